@@ -34,7 +34,6 @@ ask, and how the box is started. A section uses those above it, never those belo
 import argparse
 import asyncio
 import base64
-import bisect
 import collections
 import concurrent.futures
 import configparser
@@ -46,14 +45,11 @@ import functools
 import getpass
 import hashlib
 import hmac
-import html
-import io
 import json
 import logging
 import logging.handlers
 import os
 import queue
-import random
 import re
 import secrets
 import shutil
@@ -70,9 +66,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-import warnings
 import zoneinfo
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -669,7 +663,8 @@ PREGNANCY_STATUS = {1: "not pregnant", 2: "possibly pregnant", 3: "definitely pr
 #
 # Every setting is one row of SETTINGS; reading, checking, the printed reference and config.ini
 # come from it. An environment variable MINRIS_SECTION_KEY goes before the file.
-# For others: SETTINGS, DEVICE_SETTINGS, Config, ConfigError, load_config, settings_reference.
+# For others: SETTINGS, DEVICE_SETTINGS, Config, Device, ConfigError, load_config,
+# settings_reference.
 
 
 class ConfigError(Exception):
@@ -911,6 +906,34 @@ class Config:
         return (self.directory / self.store.url.removeprefix("sqlite:///")).absolute()
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A machine that may call us, or that we call."""
+
+    name: str
+    ae_titles: tuple[str, ...]
+    host: str = ""
+    port: int = 104
+    check_address: bool = False
+    modality: str = ""
+    station_name: str = ""
+    location: str = ""
+    character_set: tuple[str, ...] = ()
+    fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
+    role: str = "modality"
+
+    @property
+    def ae_title(self) -> str:
+        """The title it is scheduled under."""
+        return self.ae_titles[0]
+
+    @classmethod
+    def from_settings(cls, name: str, settings: types.SimpleNamespace) -> "Device":
+        """A device as config.ini describes it."""
+        given = dict(vars(settings))
+        return cls(name=name, ae_titles=given.pop("ae_title"), **given)
+
+
 def read_setting(setting: Setting, text: str) -> Any:
     """The value of a setting; ValueError says what is wrong with it."""
     name, *arguments = setting.kind.split(" ")
@@ -1148,7 +1171,7 @@ class _Recoder:
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data, self.limits, self.count = data, limits, 0
-        self.damaged: list[int] = []
+        self.asked: CharacterSet | None = None
 
     def elements(
         self, pos: int, end: int, explicit: bool, charset: CharacterSet, depth: int, until: int = 0
@@ -1170,6 +1193,8 @@ class _Recoder:
             element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
             if tag == SPECIFIC_CHARACTER_SET:
                 charset = self.declared(element, charset)
+                if depth == 1:
+                    self.asked = charset
             elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired and tell nothing
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
@@ -1284,19 +1309,15 @@ def recode(
     charset   what texts are in where (0008,0005) does not say
     Raises    Malformed
     """
-    return _Recoder(data, limits).elements(0, len(data), explicit, charset, 1)[0]
+    return recode_declared(data, explicit, charset, limits)[0]
 
 
-def declared_character_set(data: bytes, explicit: bool) -> CharacterSet | None:
-    """The set that a peer's data set declares at its top; None where it declares none."""
-    head = struct.pack("<HH", 0x0008, 0x0005)
-    at = data.find(head, 0, 64)
-    if at < 0:
-        return None
-    length = int.from_bytes(data[at + 6 : at + 8] if explicit else data[at + 4 : at + 8], "little")
-    value = data[at + 8 : at + 8 + length].decode("ascii", "replace")
-    terms = tuple(term.strip(" \0") for term in value.split("\\"))
-    return character_set(terms) if any(terms) else None
+def recode_declared(
+    data: bytes, explicit: bool, charset: CharacterSet, limits: Limits
+) -> tuple[bytes, CharacterSet | None]:
+    """As `recode`, with the set that (0008,0005) declares at the top; None where it is absent."""
+    recoder = _Recoder(data, limits)
+    return recoder.elements(0, len(data), explicit, charset, 1)[0], recoder.asked
 
 
 class ElementIndex:
@@ -2559,6 +2580,7 @@ class Context:
     actor: Actor = Actor("minris")
     now: Callable[[], datetime.datetime] = utc_now
     new_uid: Callable[[], str] = new_uid
+    devices: tuple[Device, ...] = ()
 
     def by(self, actor: Actor) -> "Context":
         """The same circumstances for somebody else."""
@@ -2591,34 +2613,6 @@ def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
 # open_session, find_session, end_session, make_user, make_token, find_token, permit.
 
 ROLES = ("desk", "technologist", "admin")  # each may do what those before it may
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A machine that may call us, or that we call."""
-
-    name: str
-    ae_titles: tuple[str, ...]
-    host: str = ""
-    port: int = 104
-    check_address: bool = False
-    modality: str = ""
-    station_name: str = ""
-    location: str = ""
-    character_set: tuple[str, ...] = ()
-    fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
-    role: str = "modality"
-
-    @property
-    def ae_title(self) -> str:
-        """The title it is scheduled under."""
-        return self.ae_titles[0]
-
-    @classmethod
-    def from_settings(cls, name: str, settings: types.SimpleNamespace) -> "Device":
-        """A device as config.ini describes it."""
-        given = dict(vars(settings))
-        return cls(name=name, ae_titles=given.pop("ae_title"), **given)
 
 
 class AccessRules:
@@ -2829,3 +2823,4475 @@ def find_token(secret: str) -> Login | None:
 def permit(role: str, least: str) -> bool:
     """Whether a role may do what another may."""
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)
+
+
+# 9. WORKLIST ----------------------------------------------------------------------------------
+#
+# Patients, requested procedures and scheduled procedure steps; the modality worklist.
+# Source: PS3.4 annex K, PS3.3 C.4.10 to C.4.12.
+# For others: schedule, reschedule, cancel_step, arrive, find_step, find_worklist, AnswerCache.
+
+STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
+STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
+PROCEDURE_IN_GROUP_0010 = frozenset({tag_of("PregnancyStatus")})
+
+
+def name_key(name: str) -> str:
+    """A name as it is looked for: lower case, letters and digits of all groups, run together."""
+    return "=".join(
+        "".join(c for c in group.casefold() if c.isalnum()) for group in name.split("=")
+    )
+
+
+def same_person(index: ElementIndex, patient: Patient) -> bool:
+    """Whether name and birth date are those of a patient: any group of the name, if both have it."""
+    ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
+    birth_dates = {patient.patient_birth_date, index.get("PatientBirthDate")} - {""}
+    return any(a == b for a, b in pairs) and len(birth_dates) < 2
+
+
+def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
+    """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
+    patient = [
+        tag for tag in index if tag >> 16 == 0x0010 and tag not in PROCEDURE_IN_GROUP_0010
+    ]
+    procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
+    return index.only(patient), procedure, index.items(STEP_SEQUENCE)
+
+
+def fold(patient: bytes, procedure: bytes, step: bytes) -> bytes:
+    """The complete worklist data set of one scheduled procedure step."""
+    sequence = encode_items(STEP_SEQUENCE, [step])
+    return ElementIndex(patient).merged(ElementIndex(procedure), ElementIndex(sequence))
+
+
+def step_columns(data: bytes) -> dict[str, str]:
+    """The columns of a scheduled procedure step, all from its data set, normalised."""
+    index = ElementIndex(data)
+    step = index.item("ScheduledProcedureStepSequence")
+    return {
+        "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
+        "study_instance_uid": index.get("StudyInstanceUID"),
+        "requested_procedure_id": index.get("RequestedProcedureID"),
+        "accession_number": index.get("AccessionNumber"),
+        "patient_id": index.get("PatientID"),
+        "name_key": name_key(index.get("PatientName")),
+        "modality": step.get("Modality"),
+        "start_date": step.get("ScheduledProcedureStepStartDate"),
+        "start_time": _time_start(step.get("ScheduledProcedureStepStartTime")),
+        "status": step.get("ScheduledProcedureStepStatus"),
+    }
+
+
+def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) -> str:
+    """The next identifier of a pattern that is not in use; numbers start anew with its dates."""
+    now = ctx.local_now()
+    day = re.sub(r"\{number[^}]*\}", "#", pattern)
+    name = f"{pattern} {format_identifier(day, now, 0)}"
+    while True:
+        number = database.execute_sql(
+            "INSERT INTO counter (name, last) VALUES (?, 1)"
+            " ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last",
+            (name,),
+        ).fetchone()[0]
+        identifier = format_identifier(pattern, now, number)
+        if not taken(identifier):
+            return identifier
+
+
+def _exists(model: type[Stored], **columns: str) -> bool:
+    return model.select().where(*[getattr(model, k) == v for k, v in columns.items()]).exists()
+
+
+def text_elements(**texts: str) -> ElementIndex:
+    """A data set of text elements by keyword; those without a text are left out."""
+    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
+    return ElementIndex(b"".join(_by_tag(elements)))
+
+
+def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex) -> ElementIndex:
+    """A step with what can be known though it was not given: device, modality, time, state."""
+    title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
+    modality = step.get("Modality")
+    devices = [d for d in ctx.devices if title in d.ae_titles] if title else [
+        d for d in ctx.devices if modality and d.modality == modality
+    ]
+    device = devices[0] if len(devices) == 1 else Device("", ("",))
+    now = ctx.local_now()
+    known = text_elements(
+        ScheduledStationAETitle=device.ae_title,
+        Modality=device.modality,
+        ScheduledStationName=device.station_name,
+        ScheduledProcedureStepLocation=device.location,
+        ScheduledProcedureStepStartDate=f"{now:%Y%m%d}",
+        ScheduledProcedureStepStartTime=f"{now:%H%M%S}",
+        ScheduledProcedureStepDescription=procedure.get("RequestedProcedureDescription"),
+    )
+    given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
+    empty = ElementIndex(step.without(given.found))
+    merged = ElementIndex(empty.merged(known, given))
+    status = text_elements(ScheduledProcedureStepStatus=step.text(STEP_STATUS) or "SCHEDULED")
+    return ElementIndex(merged.merged(status))
+
+
+REQUIRED_STEP_KEYWORDS = (
+    "ScheduledStationAETitle",
+    "Modality",
+    "ScheduledProcedureStepStartDate",
+    "ScheduledProcedureStepStartTime",
+)
+
+
+def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:
+    """Everything that keeps a worklist item from being stored."""
+    problems = list(value_problems(index))
+    if not name_key(index.get("PatientName")).replace("=", ""):
+        problems.append(Problem(tag_of("PatientName"), Message("is missing")))
+    if not steps:
+        problems.append(Problem(STEP_SEQUENCE, Message("is missing")))
+    for step in steps:
+        problems += [
+            Problem(tag_of(keyword), Message("is missing"))
+            for keyword in REQUIRED_STEP_KEYWORDS
+            if not step.get(keyword)
+        ]
+        if (status := step.text(STEP_STATUS)) not in STEP_STATES:
+            problems.append(Problem(STEP_STATUS, Message("{value} is not a state", value=status)))
+    return problems
+
+
+def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+    """The patient an item is for; None where there is none yet.
+
+    same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
+             patient, or keep both as `separate` patients
+    """
+    patient_id = index.get("PatientID")
+    if not patient_id:
+        return None
+    candidates = list(
+        Patient.select()
+        .where(
+            (Patient.patient_id == patient_id)
+            & (Patient.issuer_of_patient_id == index.get("IssuerOfPatientID"))
+        )
+        .order_by(Patient.id)
+    )
+    for patient in candidates:
+        if same_person(index, patient):
+            return patient
+    if not candidates or same_id == "separate":
+        if candidates:
+            log.warning("patient ID %s: a second patient of this ID is kept apart", patient_id)
+        return None
+    if same_id == "update":
+        return candidates[0]
+    words = Message(
+        "{value} belongs to {name}, born {birth_date}",
+        value=patient_id,
+        name=candidates[0].patient_name,
+        birth_date=candidates[0].patient_birth_date or "?",
+    )
+    raise Refusal(
+        Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)]
+    )
+
+
+def patient_columns(data: bytes) -> dict[str, Any]:
+    """The columns of a patient, all from its data set."""
+    index = ElementIndex(data)
+    return {
+        "patient_id": index.get("PatientID"),
+        "issuer_of_patient_id": index.get("IssuerOfPatientID"),
+        "patient_name": index.get("PatientName"),
+        "name_key": name_key(index.get("PatientName")),
+        "patient_birth_date": index.get("PatientBirthDate"),
+        "data": data,
+    }
+
+
+def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+    """Find or make the patient of an item; what it newly tells of a known patient is taken."""
+    index = ElementIndex(given)
+    patient = _find_patient(ctx, index, same_id)
+    if patient:
+        update_patient(ctx, patient, given)
+        return patient
+    if not index.get("PatientID"):
+        made = next_identifier(
+            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, patient_id=i)
+        )
+        given = index.merged(text_elements(PatientID=made))
+    now = ctx.stamp()
+    return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
+
+
+def update_patient(ctx: Context, patient: Patient, given: bytes) -> None:
+    """Take what is newly told of a patient; open steps follow. What is empty changes nothing."""
+    index, old = ElementIndex(given), bytes(patient.data)
+    told = ElementIndex(index.only(tag for tag in index if index.has_value(tag)))
+    new = ElementIndex(old).merged(told)
+    if new == old:
+        return
+    for column, value in patient_columns(new).items():
+        setattr(patient, column, value)
+    patient.updated_at = ctx.stamp()
+    patient.save()
+    audit(ctx, "patient updated", patient.patient_id)
+    steps = (
+        ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
+        .join(RequestedProcedure)
+        .where(
+            (RequestedProcedure.patient == patient)
+            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES)
+        )
+    )
+    for step in steps:
+        _refold(step, patient, step.procedure, bytes(step_item(step)))
+
+
+def step_item(step: ScheduledProcedureStep) -> ElementIndex:
+    """The one item of a stored step's Scheduled Procedure Step Sequence."""
+    return ElementIndex(bytes(step.data)).item("ScheduledProcedureStepSequence")
+
+
+def _refold(
+    step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
+) -> None:
+    """Fold a step's data set anew and write it with a new version."""
+    data = fold(bytes(patient.data), bytes(procedure.data), item)
+    columns = step_columns(data)
+    changed = ScheduledProcedureStep.update(
+        data=data, version=ScheduledProcedureStep.version + 1, **columns
+    ).where(ScheduledProcedureStep.id == step.id)
+    changed.execute()
+    stations = ElementIndex(item).values(tag_of("ScheduledStationAETitle"))
+    old = step_item(step)
+    if (stations, columns["start_date"]) != (
+        old.values(tag_of("ScheduledStationAETitle")),
+        step.start_date,
+    ):
+        ScheduledStation.delete().where(ScheduledStation.step == step).execute()
+        _save_stations(step.id, stations, columns["start_date"])
+    step.data, step.status = data, columns["status"]
+
+
+def _save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+    for title in dict.fromkeys(stations):
+        database.execute_sql(
+            "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
+            (title, start_date, step_id),
+        )
+
+
+def _save_procedure(ctx: Context, patient: Patient, given: bytes) -> RequestedProcedure:
+    """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
+    index = ElementIndex(given)
+    uid = index.get("StudyInstanceUID")
+    known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
+    if known:
+        if known.patient_id != patient.id:
+            words = Message("{value} belongs to another patient", value=uid)
+            raise Refusal(
+                Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("StudyInstanceUID"), words)]
+            )
+        return known
+    accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
+    clinic = ctx.config.clinic
+    made = text_elements(
+        StudyInstanceUID=uid or ctx.new_uid(),
+        AccessionNumber=accession
+        or next_identifier(
+            ctx,
+            clinic.accession_number_format,
+            lambda i: _exists(RequestedProcedure, accession_number=i),
+        ),
+        RequestedProcedureID=procedure_id
+        or next_identifier(
+            ctx,
+            clinic.requested_procedure_id_format,
+            lambda i: _exists(RequestedProcedure, requested_procedure_id=i),
+        ),
+    )
+    return RequestedProcedure.create(
+        patient=patient,
+        study_instance_uid=made.get("StudyInstanceUID"),
+        requested_procedure_id=made.get("RequestedProcedureID"),
+        accession_number=made.get("AccessionNumber"),
+        data=index.merged(made),
+        created_at=ctx.stamp(),
+    )
+
+
+def _save_step(
+    ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
+) -> bytes:
+    """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    step_id = step.get("ScheduledProcedureStepID") or next_identifier(
+        ctx,
+        ctx.config.clinic.scheduled_procedure_step_id_format,
+        lambda i: _exists(ScheduledProcedureStep, scheduled_procedure_step_id=i),
+    )
+    item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
+    data = fold(bytes(patient.data), bytes(procedure.data), item)
+    columns = step_columns(data)
+    arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
+    try:
+        row = ScheduledProcedureStep.create(
+            procedure=procedure, data=data, created_at=ctx.stamp(), arrived_at=arrived, **columns
+        )
+    except peewee.IntegrityError:
+        words = Message("{value} is on the worklist already", value=step_id)
+        raise Refusal(
+            Status.DUPLICATE_SOP_INSTANCE,
+            problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
+        ) from None
+    _save_stations(row.id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
+    return data
+
+
+def schedule(ctx: Context, data: bytes, same_id: str = "refuse") -> list[bytes]:
+    """Put a worklist item on the worklist: the complete data set of each of its steps.
+
+    data      patient, request and Scheduled Procedure Step Sequence of one item or more, stored
+              form; identifiers that are not given are made
+    same_id   `refuse`, `update` or `separate`, when the Patient ID belongs to another name
+    Refuses   0106 with every attribute that is wrong or missing, 0111 for what exists already
+    Source    PS3.4 Table K.6-1 (return types)
+    """
+    index = ElementIndex(data)
+    patient_data, procedure_data, steps = split_item(index)
+    procedure_index = ElementIndex(procedure_data)
+    steps = [step_with_defaults(ctx, step, procedure_index) for step in steps]
+    if problems := item_problems(index, steps):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    with database.atomic():
+        patient = _save_patient(ctx, patient_data, same_id)
+        procedure = _save_procedure(ctx, patient, procedure_data)
+        stored = [_save_step(ctx, patient, procedure, step) for step in steps]
+        audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
+    log.info(
+        "accession %s: %d steps scheduled by %s", procedure.accession_number, len(stored), ctx.actor
+    )
+    return stored
+
+
+def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
+    """A scheduled procedure step by its study and ID. Refuses 0112 where there is none."""
+    step = ScheduledProcedureStep.get_or_none(
+        (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
+        & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
+    )
+    if not step:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return step
+
+
+def step_data(study_instance_uid: str, step_id: str) -> bytes:
+    """The complete data set of a step. Refuses 0112."""
+    return bytes(find_step(study_instance_uid, step_id).data)
+
+
+# What a person may do to a step, and in which states.
+STEP_TRANSITIONS = transition_table(
+    "local; terms of PS3.3 C.4.10",
+    """
+    event      | SCHEDULED | ARRIVED   | READY     | STARTED | DEPARTED  | COMPLETED | DISCONTINUED | CANCELED  | NO SHOW
+    arrive     | ARRIVED   | ARRIVED   | READY     | 0110    | ARRIVED   | 0110      | 0110         | 0110      | ARRIVED
+    ready      | READY     | READY     | READY     | 0110    | READY     | 0110      | 0110         | 0110      | READY
+    depart     | DEPARTED  | DEPARTED  | DEPARTED  | 0110    | DEPARTED  | 0110      | 0110         | 0110      | 0110
+    cancel     | CANCELED  | CANCELED  | CANCELED  | 0110    | CANCELED  | 0110      | CANCELED     | CANCELED  | CANCELED
+    no show    | NO SHOW   | NO SHOW   | NO SHOW   | 0110    | NO SHOW   | 0110      | 0110         | 0110      | NO SHOW
+    reschedule | SCHEDULED | ARRIVED   | READY     | 0110    | SCHEDULED | 0110      | SCHEDULED    | SCHEDULED | SCHEDULED
+    """,
+    STEP_STATES,
+)
+
+
+def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
+    """The state a step goes to. Refuses 0110 where STEP_TRANSITIONS has no way."""
+    outcome = STEP_TRANSITIONS[event, step.status]
+    if isinstance(outcome, Status):
+        raise Refusal(outcome, Message("The step is {state}", state=step.status))
+    return outcome
+
+
+STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
+
+
+def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str) -> None:
+    """Move a step to a state, in its data set and its columns, with the time it got there."""
+    if step.status == state:
+        return
+    old, item = step.status, step_item(step)
+    changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
+    data = ElementIndex(bytes(step.data)).merged(
+        ElementIndex(encode_items(STEP_SEQUENCE, [changed]))
+    )
+    stamps = {"ended_at": "" if state in OPEN_STEP_STATES else ctx.stamp()}
+    if state in STAMP_OF_STATE:
+        stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    ScheduledProcedureStep.update(
+        data=data, status=state, version=ScheduledProcedureStep.version + 1, **stamps
+    ).where(ScheduledProcedureStep.id == step.id).execute()
+    step.data, step.status = data, state
+    log.info(
+        "step %s of %s: %s -> %s by %s",
+        step.scheduled_procedure_step_id,
+        step.accession_number,
+        old,
+        state,
+        ctx.actor,
+    )
+    audit(ctx, "step", step.study_instance_uid, f"{step.scheduled_procedure_step_id} {state}")
+
+
+def change_step(
+    ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
+) -> bytes:
+    """Let a person's event happen to a step: its new data set. Refuses 0112, 0110.
+
+    event   arrive, ready, depart, cancel, no show
+    remark  a reason, kept with the step
+    """
+    with database.atomic():
+        step = find_step(study_instance_uid, step_id)
+        enter_state(ctx, step, step_outcome(event, step))
+        if remark:
+            ScheduledProcedureStep.update(remark=remark[:1024]).where(
+                ScheduledProcedureStep.id == step.id
+            ).execute()
+    return bytes(step.data)
+
+
+def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
+    """Cancel a step that has not begun; it is kept. Refuses 0112, 0110."""
+    return change_step(ctx, "cancel", study_instance_uid, step_id, reason)
+
+
+IDENTITY_OF_STEP = ("StudyInstanceUID", "ScheduledProcedureStepID", "PatientID")
+
+
+def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes) -> bytes:
+    """Change what is given of a step, its procedure and its patient: the new data set.
+
+    data     attributes to change, as for `schedule`; what is absent stays, what is empty is emptied
+    Refuses  0112; 0110 for a step that has begun or ended; 0106; 0105 for another Study Instance
+             UID, step ID or Patient ID
+    """
+    index = ElementIndex(data)
+    patient_data, procedure_data, items = split_item(index)
+    with database.atomic():
+        step = find_step(study_instance_uid, step_id)
+        state = step_outcome("reschedule", step)
+        given = items[0] if items else EMPTY
+        check_identity(index, given, step)
+        procedure = step.procedure
+        changed = ElementIndex(step_item(step).merged(given))
+        new_state = given.text(STEP_STATUS) or state
+        changed = ElementIndex(
+            changed.merged(text_elements(ScheduledProcedureStepStatus=new_state))
+        )
+        patient_merged = ElementIndex(bytes(procedure.patient.data)).merged(
+            ElementIndex(patient_data)
+        )
+        everything = ElementIndex(fold(patient_merged, procedure_data, bytes(changed)))
+        if problems := item_problems(everything, [changed]):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
+        told = ElementIndex(bytes(procedure.data))
+        procedure.accession_number = told.get("AccessionNumber")
+        procedure.requested_procedure_id = told.get("RequestedProcedureID")
+        procedure.save()
+        update_patient(ctx, procedure.patient, patient_data)
+        siblings = ScheduledProcedureStep.select().where(
+            (ScheduledProcedureStep.procedure == procedure)
+            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
+        )
+        for sibling in siblings:
+            item = bytes(changed) if sibling.id == step.id else bytes(step_item(sibling))
+            _refold(sibling, procedure.patient, procedure, item)
+        audit(ctx, "rescheduled", study_instance_uid, step_id)
+    return step_data(study_instance_uid, step_id)
+
+
+def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
+    """Refuse (0105) a change of what a step is known by."""
+    known = {
+        "StudyInstanceUID": (index, step.study_instance_uid),
+        "PatientID": (index, step.patient_id),
+        "ScheduledProcedureStepID": (item, step.scheduled_procedure_step_id),
+    }
+    problems = [
+        Problem(tag_of(keyword), Message("cannot be changed here"))
+        for keyword, (where, stored) in known.items()
+        if where.get(keyword) not in ("", stored)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+
+
+# The search. SQL narrows by the columns below, Search.answer decides.
+
+_STEP_KEY_COLUMNS = {
+    (tag_of("PatientID"),): "s.patient_id",
+    (tag_of("AccessionNumber"),): "s.accession_number",
+    (tag_of("RequestedProcedureID"),): "s.requested_procedure_id",
+    (tag_of("StudyInstanceUID"),): "s.study_instance_uid",
+    (STEP_SEQUENCE, tag_of("Modality")): "s.modality",
+    (STEP_SEQUENCE, tag_of("ScheduledProcedureStepID")): "s.scheduled_procedure_step_id",
+    (STEP_SEQUENCE, STEP_STATUS): "s.status",
+}
+STATION_AE_TITLE = tag_of("ScheduledStationAETitle")
+
+
+def _narrow(search: Search) -> tuple[list[str], list[Any]]:
+    """Conditions that let through at least every match of a search."""
+    index = search.index
+    items = index.items(STEP_SEQUENCE)
+    item = items[0] if items else EMPTY
+    where, values = [], []
+    for path, column in _STEP_KEY_COLUMNS.items():
+        wanted = (item if len(path) > 1 else index).values(path[-1])
+        if wanted and all(wanted) and not any("*" in w or "?" in w for w in wanted):
+            where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values += wanted
+    name = index.get("PatientName")
+    if chunks := [name_key(chunk) for chunk in re.split(r"[*?=^ ]", name)]:
+        longest = max(chunks, key=len)
+        if longest:
+            where.append("instr(s.name_key, ?)")
+            values.append(longest)
+    nested = search.nested.get(STEP_SEQUENCE)
+    if nested and (date := nested.intervals.get(START_DATE)):
+        where.append("s.start_date BETWEEN ? AND ?")
+        values += [date.low, date.high or "99999999"]
+    return where, values
+
+
+def worklist_ids(ctx: Context, search: Search) -> list[tuple[int, int]]:
+    """Ids and versions of the steps that may match, in order of their start."""
+    where, values = _narrow(search)
+    hidden = sorted(ctx.config.dicom.hide_steps)
+    if hidden:
+        where.append(f"s.status NOT IN ({', '.join('?' * len(hidden))})")
+        values += hidden
+    source = "scheduled_procedure_step s"
+    nested = search.nested.get(STEP_SEQUENCE)
+    title = nested.index.text(STATION_AE_TITLE) if nested else ""
+    if title.strip("*") and not set(title) & set("*?\\"):
+        source = "scheduled_station t JOIN scheduled_procedure_step s ON s.id = t.step_id"
+        where.append("t.ae_title = ?")
+        values.append(title)
+        if date := nested.intervals.get(START_DATE):
+            where.append("t.start_date BETWEEN ? AND ?")
+            values += [date.low, date.high or "99999999"]
+    sql = f"SELECT s.id, s.version FROM {source}"
+    if where:
+        sql += f" WHERE {' AND '.join(where)}"
+    cursor = database.execute_sql(f"{sql} ORDER BY s.start_date, s.start_time, s.id", values)
+    return cursor.fetchall()
+
+
+class AnswerCache:
+    """Rendered answers by search and row version, the searches used least dropped first.
+
+    Modalities repeat the same query every few seconds; a row that has changed has a new version.
+    """
+
+    def __init__(self, limit: int = 16 << 20) -> None:
+        self.limit, self.size = limit, 0
+        self.searches: collections.OrderedDict[object, dict[int, tuple[int, bytes | None]]] = (
+            collections.OrderedDict()
+        )
+        self.sizes: dict[object, int] = {}
+        self.lock = threading.Lock()
+
+    def of(self, key: object) -> dict[int, tuple[int, bytes | None]]:
+        """The answers known to a search: row id → version and answer, None for no match."""
+        with self.lock:
+            answers = self.searches.setdefault(key, {})
+            self.searches.move_to_end(key)
+            return answers
+
+    def grown(self, key: object, added: int) -> None:
+        """Account for what a search has put in, and drop others until all fits."""
+        with self.lock:
+            if key not in self.searches:
+                return
+            self.sizes[key] = self.sizes.get(key, 0) + added
+            self.size += added
+            while self.size > self.limit and self.searches:
+                oldest, _ = self.searches.popitem(last=False)
+                self.size -= self.sizes.pop(oldest, 0)
+
+
+SLICE = 250
+
+
+def find_worklist(
+    ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
+) -> Iterator[list[bytes]]:
+    """The encoded answers of a worklist search, slice by slice.
+
+    Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
+    Refuses  A700 after [dicom] answer_limit answers. Source: PS3.4 K.4.1.3
+    """
+    left = ctx.config.dicom.answer_limit
+    found = worklist_ids(ctx, search)
+    known = cache.of(key) if cache else {}
+    for start in range(0, len(found), SLICE):
+        chunk = found[start : start + SLICE]
+        missing = [i for i, version in chunk if known.get(i, (0,))[0] != version]
+        if missing:
+            added = _answer_rows(search, known, missing)
+            if cache:
+                cache.grown(key, added)
+        answers = [known[i][1] for i, _ in chunk if i in known and known[i][1] is not None]
+        if not cache:
+            known.clear()
+        if len(answers) > left:
+            yield answers[:left]
+            raise Refusal(
+                Status.OUT_OF_RESOURCES,
+                Message("more than {limit} matches", limit=ctx.config.dicom.answer_limit),
+            )
+        left -= len(answers)
+        yield answers
+
+
+def _answer_rows(
+    search: Search, known: dict[int, tuple[int, bytes | None]], missing: list[int]
+) -> int:
+    """Answer some rows into `known`: the bytes it grew by."""
+    added = 0
+    cursor = database.execute_sql(
+        "SELECT id, version, data FROM scheduled_procedure_step"
+        f" WHERE id IN ({','.join(map(str, missing))})"
+    )
+    for row_id, version, data in cursor:
+        answer = search.answer(bytes(data))
+        known[row_id] = version, answer
+        added += 100 + len(answer or b"")
+    return added
+
+
+# 10. MPPS -------------------------------------------------------------------------------------
+#
+# What modalities report of what they did, and what it does to the scheduled steps.
+# Source: PS3.4 F.7. For others: create_mpps, set_mpps.
+
+MAY_NO_LONGER_BE_UPDATED = 0xA710  # PS3.4 Table F.7.2-2
+MPPS_STATUS = tag_of("PerformedProcedureStepStatus")
+STEP_ATTRIBUTES = tag_of("ScheduledStepAttributesSequence")
+SERIES = tag_of("PerformedSeriesSequence")
+DISCONTINUATION_REASON = tag_of("PerformedProcedureStepDiscontinuationReasonCodeSequence")
+NOT_SETTABLE = frozenset(
+    attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
+)
+
+
+def check_uid(uid: str) -> None:
+    """Refuse (0117) what is no UID."""
+    if value_problem("UI", uid) or not uid:
+        raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
+
+
+def _noted(problems: Iterable[Problem]) -> str:
+    """What was forgiven, for the log and the step's page."""
+    return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
+
+
+def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
+    """Take a new performed procedure step: its SOP Instance UID, made where none is given.
+
+    uid      Affected SOP Instance UID (0000,1000), or ""
+    data     the attribute list, stored form
+    Refuses  0111, 0117, 0120, 0121; 0106 for a status other than IN PROGRESS
+    Source   PS3.4 F.7.2.1, PS3.7 10.1.5
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index = ElementIndex(data)
+    strict = ctx.config.dicom.strict_mpps
+    forgiven = check_attributes(index, MPPS_ATTRIBUTES, "create", lenient=not strict)
+    if index.text(MPPS_STATUS) != "IN PROGRESS":
+        words = Message("{value} is not IN PROGRESS", value=index.text(MPPS_STATUS))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
+    with database.atomic():
+        try:
+            performed = PerformedProcedureStep.create(
+                sop_instance_uid=uid,
+                status=MPPS_TRANSITIONS["create", "none"],
+                performed_station_ae_title=index.get("PerformedStationAETitle"),
+                data=index.without([SPECIFIC_CHARACTER_SET]),
+                created_at=ctx.stamp(),
+                updated_at=ctx.stamp(),
+                remark=_noted(forgiven),
+            )
+        except peewee.IntegrityError:
+            raise Refusal(
+                Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid)
+            ) from None
+        links = [link_step(performed, item) for item in index.items(STEP_ATTRIBUTES)]
+        settle_steps(ctx, performed)
+        audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
+    if forgiven:
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+    log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
+    return uid
+
+
+def link_step(performed: PerformedProcedureStep, item: ElementIndex) -> bool:
+    """Link a performed step to the scheduled one that an item names; whether one was found.
+
+    Found by study with procedure and step ID, else by accession number, else by the step ID alone
+    where it is the only one; never by the patient's name (PS3.4 F.7.2.1.2).
+    """
+    step, found_by = find_scheduled(item, ElementIndex(bytes(performed.data)).get("PatientID"))
+    if not step:
+        return False
+    database.execute_sql(
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed.id, step.id, found_by, step.status),
+    )
+    return True
+
+
+def find_scheduled(
+    item: ElementIndex, patient_id: str
+) -> tuple[ScheduledProcedureStep | None, str]:
+    """The one scheduled step that an item of Scheduled Step Attributes means, and how it was found.
+
+    A step of another patient is never taken, unless the study with procedure and step ID say so.
+    """
+    study, accession = item.get("StudyInstanceUID"), item.get("AccessionNumber")
+    procedure_id, step_id = item.get("RequestedProcedureID"), item.get("ScheduledProcedureStepID")
+    s = ScheduledProcedureStep
+    of_step = (s.scheduled_procedure_step_id == step_id) if step_id else None
+    of_procedure = (s.requested_procedure_id == procedure_id) if procedure_id else None
+    of_patient = (s.patient_id == patient_id) if patient_id else None
+    attempts = (
+        ("study", [s.study_instance_uid == study, of_procedure, of_step] if study else []),
+        (
+            "accession number",
+            [s.accession_number == accession, of_step, of_patient] if accession else [],
+        ),
+        (
+            "accession number",
+            [s.accession_number == accession, of_patient] if accession else [],
+        ),
+        ("step ID", [of_step, of_patient] if step_id else []),
+    )
+    for found_by, conditions in attempts:
+        conditions = [condition for condition in conditions if condition is not None]
+        if conditions:
+            steps = list(s.select().where(*conditions).limit(2))
+            if len(steps) == 1:
+                return steps[0], found_by
+    return None, ""
+
+
+def settle_steps(ctx: Context, performed: PerformedProcedureStep) -> None:
+    """Bring every scheduled step that a performed one satisfies to the state that follows."""
+    links = PerformedScheduledStep.select().where(PerformedScheduledStep.performed == performed)
+    for link in links:
+        settle_step(ctx, link.scheduled_id)
+
+
+def settle_step(ctx: Context, step_id: int) -> None:
+    """The state of a scheduled step from all its performed ones, as STEP_STATUS_AFTER says.
+
+    Where none counts, since the wrong entry was chosen, it is again what it was before.
+    """
+    rows_ = list(
+        PerformedScheduledStep.select(PerformedScheduledStep, PerformedProcedureStep)
+        .join(PerformedProcedureStep)
+        .where(PerformedScheduledStep.scheduled == step_id)
+        .order_by(PerformedProcedureStep.id)
+    )
+    counted = {row.performed.status for row in rows_ if not is_wrong_entry(row.performed)}
+    state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
+    if not state:
+        before = rows_[0].status_before
+        state = before if before in WAITING_STEP_STATES else "SCHEDULED"
+    step = ScheduledProcedureStep.get_by_id(step_id)
+    enter_state(ctx, step, state)
+
+
+def is_wrong_entry(performed: PerformedProcedureStep) -> bool:
+    """Whether it was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
+    if performed.status != "DISCONTINUED":
+        return False
+    return discontinuation_reason(bytes(performed.data)) == INCORRECT_WORKLIST_ENTRY
+
+
+def discontinuation_reason(data: bytes) -> str:
+    """The code of the reason a performed step was discontinued for, or nothing."""
+    keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
+    return ElementIndex(data).item(keyword).get("CodeValue")
+
+
+def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
+    """Change a performed procedure step that is IN PROGRESS.
+
+    uid      Requested SOP Instance UID (0000,1001)
+    data     the modification list, stored form; a sequence replaces the stored one
+    Refuses  0112; 0110 with A710 after the end; 0105 for what may not be set, if it differs;
+             0106 for another status; 0120, 0121 for what the end needs
+    Source   PS3.4 F.7.2.2
+    """
+    index = ElementIndex(data)
+    with database.atomic():
+        performed = PerformedProcedureStep.get_or_none(
+            PerformedProcedureStep.sop_instance_uid == uid
+        )
+        status = index.text(MPPS_STATUS)
+        state = mpps_outcome(performed, status, uid)
+        stored = ElementIndex(bytes(performed.data))
+        check_settable(index, stored)
+        told = ElementIndex(index.without(NOT_SETTABLE | {SPECIFIC_CHARACTER_SET}))
+        merged = stored.merged(told)
+        remark = check_mpps(ctx, merged, state)
+        changed = PerformedProcedureStep.update(
+            data=merged,
+            status=state,
+            updated_at=ctx.stamp(),
+            remark=performed.remark if remark in performed.remark else remark,
+        ).where(
+            (PerformedProcedureStep.id == performed.id)
+            & (PerformedProcedureStep.status == performed.status)
+        )
+        if not changed.execute():
+            raise Refusal(Status.PROCESSING_FAILURE, Message("It was changed meanwhile"))
+        if state != performed.status:
+            settle_steps(ctx, performed)
+        audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
+    log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
+    if remark:
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
+
+
+def mpps_outcome(performed: PerformedProcedureStep | None, status: str, uid: str) -> str:
+    """The state an N-SET leads to. Refuses as MPPS_TRANSITIONS says, 0106 for another status."""
+    event = f"set {status}" if status else "set"
+    outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
+    if performed and performed.status in FINAL_MPPS_STATES:
+        raise Refusal(
+            Status.PROCESSING_FAILURE,
+            "Performed Procedure Step Object may no longer be updated",
+            error_id=MAY_NO_LONGER_BE_UPDATED,
+        )
+    if not performed:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    if outcome is None:
+        words = Message("{value} is not a state", value=status)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
+    return outcome
+
+
+def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
+    """Refuse (0105) what may not be set, where it is not what is stored (PS3.4 Table F.7.2-1)."""
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in NOT_SETTABLE and index.text(tag) != stored.text(tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+
+
+def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
+    """Hold a performed step against the table for its state: what was forgiven, in words.
+
+    DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
+    Source: PS3.4 F.7.2.2.2
+    """
+    index, lenient = ElementIndex(merged), not ctx.config.dicom.strict_mpps
+    final = state in FINAL_MPPS_STATES
+    forgiven: list[Problem] = []
+    if final and lenient and state == "DISCONTINUED":
+        ends = ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime")
+        for tag in (*map(tag_of, ends), SERIES):
+            if not index.has_value(tag):
+                forgiven.append(Problem(tag, Message("has no value")))
+        index = ElementIndex(index.without(problem.tag for problem in forgiven))
+    series = index.items(SERIES)
+    column = "final" if final else "create"
+    for item in series:
+        forgiven += check_attributes(item, MPPS_ATTRIBUTES, column, lenient, (SERIES,))
+    if final:
+        wanted = [tag for tag in FINAL_TAGS if tag not in {problem.tag for problem in forgiven}]
+        for status, holds in (
+            (Status.MISSING_ATTRIBUTE, index.__contains__),
+            (Status.MISSING_ATTRIBUTE_VALUE, index.has_value),
+        ):
+            words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
+            if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
+                raise Refusal(status, problems=problems)
+    return _noted(forgiven)
+
+
+FINAL_TAGS = tuple(
+    attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["final"] == "1"
+)
+
+
+# 14. INTERCHANGE ------------------------------------------------------------------------------
+#
+# Worklist items from files: DICOM (.wl, .dcm), DICOM JSON. For others: read_items, import_items.
+
+
+def read_dicom_file(content: bytes) -> bytes:
+    """The data set of a DICOM file, with or without preamble, in the stored form.
+
+    Refuses 0106 for what cannot be read
+    """
+    at = 132 if content[128:132] == b"DICM" else 0
+    try:
+        syntax, at = _file_meta(content, at)
+        syntax = syntax or guess_syntax(content[at:])
+        if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
+            raise Malformed(f"transfer syntax {syntax} is not taken")
+        return recode(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+    except (Malformed, struct.error) as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
+        ) from None
+
+
+def _file_meta(content: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax that a file meta group names, and where the data set begins."""
+    start, syntax = at, ""
+    while content[at : at + 2] == b"\x02\x00":
+        _, number, vr, length = _HEADER.unpack_from(content, at)
+        at += 8
+        if vr in _LONG_VRS:
+            length = int.from_bytes(content[at : at + 4], "little")
+            at += 4
+        if number == 0x0010:
+            syntax = content[at : at + length].decode("ascii", "replace").strip(" \0")
+        at += length
+    if at > start and not syntax:
+        raise Malformed("the file does not name its transfer syntax")
+    return syntax, at
+
+
+def guess_syntax(data: bytes) -> str:
+    """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
+    explicit = data[4:6] in _KNOWN_VRS
+    return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
+
+
+def read_items(name: str, content: bytes) -> list[bytes]:
+    """The worklist items of one file, in the stored form.
+
+    name     its name, for its kind: .json is DICOM JSON, one data set or an array; others DICOM
+    Refuses  0106, with "item N" where the file has several
+    """
+    if content[:3] == b"\xef\xbb\xbf":
+        content = content[3:]
+    if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
+        return items_from_json(content)
+    return [read_dicom_file(content)]
+
+
+def items_from_json(content: bytes) -> list[bytes]:
+    """The data sets of a DICOM JSON text: an object or an array. Refuses 0106."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("is not JSON: {error}", error=error)
+        ) from None
+    values = value if isinstance(value, list) else [value]
+    items = []
+    for number, one in enumerate(values, 1):
+        try:
+            items.append(from_json(one))
+        except Refusal as refusal:
+            raise numbered(refusal, number) from None
+    return items
+
+
+def numbered(refusal: Refusal, number: int, name: str = "") -> Refusal:
+    """A refusal that says which item of which file it is about, and all that is wrong with it."""
+    words = "; ".join(map(str, refusal.problems)) or refusal.detail
+    where = f"{name}: " if name else ""
+    return Refusal(refusal.status, f"{where}item {number}: {words}", refusal.problems)
+
+
+def import_items(ctx: Context, items: Iterable[bytes], same_id: str = "separate") -> int:
+    """Put items on the worklist, all or none: how many.
+
+    Refuses as `schedule`, with "item N: …"
+    """
+    count = 0
+    with database.atomic():
+        for count, item in enumerate(items, 1):
+            try:
+                schedule(ctx, item, same_id)
+            except Refusal as refusal:
+                raise numbered(refusal, count) from None
+    return count
+
+
+# 16. ASSOCIATION ------------------------------------------------------------------------------
+#
+# The upper layer of DICOM for those who call us: one protocol object a connection, all in one
+# event loop; nothing here knows a service. pynetdicom's classes decode and encode A-ASSOCIATE and
+# decide contexts and roles. Source: PS3.8 section 9, PS3.7 annex D.
+# For others: AssociationServer, Association, Request, encode_command.
+
+A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
+A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
+_PDU_HEADER = struct.Struct(">BBI")
+_PDV_HEADER = struct.Struct(">IBB")
+NO_DATA_SET = 0x0101
+C_CANCEL_RQ = 0x0FFF
+
+OPERATIONS = {
+    0x0001: "C-STORE",
+    0x0010: "C-GET",
+    0x0020: "C-FIND",
+    0x0021: "C-MOVE",
+    0x0030: "C-ECHO",
+    0x0100: "N-EVENT-REPORT",
+    0x0110: "N-GET",
+    0x0120: "N-SET",
+    0x0130: "N-ACTION",
+    0x0140: "N-CREATE",
+    0x0150: "N-DELETE",
+}
+
+# The acceptor's half of the state machine: what happens, and the state after it.
+# Source: PS3.8 Table 9-10
+ASSOCIATION_STATES = {
+    (event, state): cell.split(" ")
+    for head, *body in [
+        list(
+            rows("""
+    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
+    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
+    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
+    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
+    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
+    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
+    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
+    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
+    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
+    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
+    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
+    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
+    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+            """)
+        )
+    ]
+    for event, *cells in body
+    for state, cell in zip(head[1:], cells, strict=True)
+    if cell
+}  # local: "abort" in Sta2 is ours, for a connection past a limit
+
+PDU_EVENTS = {
+    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
+    A_ASSOCIATE_AC: "ASSOCIATE-AC",
+    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
+    P_DATA_TF: "P-DATA",
+    A_RELEASE_RQ: "RELEASE-RQ",
+    A_RELEASE_RP: "RELEASE-RP",
+    A_ABORT: "ABORT",
+}
+
+
+class ProtocolError(Exception):
+    """A peer broke a rule of the upper layer or a limit: the association is aborted."""
+
+
+class Rejection(Exception):
+    """An association is not accepted: result, source and reason of A-ASSOCIATE-RJ."""
+
+    def __init__(self, result: int, source: int, reason: int, words: str) -> None:
+        super().__init__(words)
+        self.pdu = _PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
+
+
+class AcceptedContext(NamedTuple):
+    """A presentation context both sides agreed on."""
+
+    id: int
+    abstract_syntax: str
+    explicit: bool
+
+
+class Negotiated(NamedTuple):
+    """What an A-ASSOCIATE-RQ led to."""
+
+    answer: bytes
+    contexts: Mapping[int, AcceptedContext]
+    maximum_length: int
+    called: str
+    calling: str
+
+
+def abort_pdu(source: int, reason: int = 0) -> bytes:
+    """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
+    return _PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
+
+
+RELEASE_RQ_PDU = _PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
+RELEASE_RP_PDU = _PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
+
+
+def decode_command(data: bytes) -> dict[str, Any]:
+    """A command set (implicit little endian) by keyword; ProtocolError for what is none."""
+    fields: dict[str, Any] = {}
+    pos = 0
+    while pos < len(data):
+        if pos + 8 > len(data):
+            raise ProtocolError("a command set ends in the middle of an element")
+        group, element, length = _TAG_LENGTH.unpack_from(data, pos)
+        pos += 8 + length
+        if group or pos > len(data):
+            raise ProtocolError("a command set holds something that is no command element")
+        try:
+            keyword, vr = datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
+        except KeyError:
+            continue
+        value = data[pos - length : pos]
+        if vr == "US":
+            fields[keyword] = int.from_bytes(value[:2], "little")
+        elif vr == "AT":
+            count = length // 4
+            words = struct.unpack_from(f"<{count * 2}H", value)
+            fields[keyword] = [g << 16 | e for g, e in zip(words[::2], words[1::2], strict=True)]
+        else:
+            fields[keyword] = value.decode("ascii", "replace").strip(" \0")
+    if not {"CommandField", "CommandDataSetType"} <= fields.keys():
+        raise ProtocolError("a command set lacks its command field")
+    return fields
+
+
+def encode_command(**fields: Any) -> bytes:
+    """A command set from keywords; what is None is left out. Source: PS3.7 6.3.1, annex E."""
+    elements = {}
+    for keyword, value in fields.items():
+        if value is None:
+            continue
+        tag = tag_of(keyword)
+        vr = datadict.dictionary_VR(tag)
+        if vr == "US":
+            raw = int(value).to_bytes(2, "little")
+        elif vr == "AT":
+            raw = b"".join(_TAG.pack(one >> 16, one & 0xFFFF) for one in value)
+        else:
+            raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
+        elements[tag] = _TAG_LENGTH.pack(0, tag, len(raw)) + raw
+    body = b"".join(_by_tag(elements))
+    return _TAG_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
+
+
+class Request:
+    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+
+    def __init__(
+        self, context: AcceptedContext, command: dict[str, Any], data: bytes | None
+    ) -> None:
+        self.context, self.command, self.data = context, command, data
+        self.too_large = False
+        self.cancelled = False
+        self.index: ElementIndex | None = None
+        self.charset: CharacterSet | None = None
+
+    @property
+    def operation(self) -> str:
+        """C-FIND, N-SET …; the number of a command that is none of them."""
+        field = self.command["CommandField"]
+        return OPERATIONS.get(field, f"{field:04X}")
+
+    @property
+    def message_id(self) -> int:
+        """Message ID (0000,0110)."""
+        return self.command.get("MessageID", 0)
+
+
+def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of each item of an A-ASSOCIATE PDU; ProtocolError past the end."""
+    while pos < end:
+        if pos + 4 > end:
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is cut short")
+        length = int.from_bytes(data[pos + 2 : pos + 4], "big")
+        if pos + 4 + length > end:
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is longer than the PDU")
+        yield data[pos], pos + 4, pos + 4 + length
+        pos += 4 + length
+
+
+def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
+    """Look an A-ASSOCIATE-RQ over before it is decoded; the PDU with odd context IDs alone.
+
+    Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
+    Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
+    """
+    if len(pdu) < 74:
+        raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+    places, kinds = {}, collections.Counter()
+    for kind, start, end in _items(pdu, 74, len(pdu)):
+        kinds[kind] += 1
+        if kind == 0x20:
+            if end - start < 4 or pdu[start] in places or not pdu[start]:
+                raise ProtocolError("a presentation context has no ID of its own")
+            inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
+            if inner[0x30] != 1 or not inner[0x40]:
+                raise ProtocolError("a presentation context lacks its syntaxes")
+            places[pdu[start]] = start
+        elif kind == 0x50:
+            list(_items(pdu, start, end))
+    if not places or len(places) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
+        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(places)} presentation contexts")
+    free = (number for number in range(255, 0, -2) if number not in places)
+    renumbered, changed = {}, bytearray(pdu)
+    for number, place in places.items():
+        if number % 2 == 0:
+            changed[place] = odd = next(free)
+            renumbered[odd] = number
+    return bytes(changed), renumbered
+
+
+class Negotiator:
+    """Decides on A-ASSOCIATE-RQs, by pynetdicom's classes; remembers what it has decided.
+
+    contexts  abstract syntaxes we serve, with (SCU, SCP) roles we take where they are proposed
+    extended  service class application information we answer, by SOP class
+    """
+
+    REMEMBERED = 256
+
+    def __init__(
+        self,
+        contexts: Mapping[str, tuple[bool, bool] | None],
+        extended: Mapping[str, bytes],
+        maximum_length: int,
+    ) -> None:
+        from pynetdicom.presentation import build_context
+
+        self.extended, self.maximum_length = extended, maximum_length
+        self.supported = []
+        for uid, roles in contexts.items():
+            syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+            context = build_context(uid, syntaxes)
+            if roles:
+                context.scu_role, context.scp_role = roles
+            self.supported.append(context)
+        self.known: collections.OrderedDict[object, Negotiated | Rejection] = (
+            collections.OrderedDict()
+        )
+
+    def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
+        """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
+        key = pdu, address, access.version
+        outcome = self.known.get(key)
+        if outcome is None:
+            try:
+                outcome = self._negotiate(pdu, address, access)
+            except Rejection as rejection:
+                outcome = rejection
+            if len(pdu) <= 8192 and not self._has_user_identity(pdu):
+                self.known[key] = outcome
+                if len(self.known) > self.REMEMBERED:
+                    self.known.popitem(last=False)
+        if isinstance(outcome, Rejection):
+            raise outcome
+        return outcome
+
+    @staticmethod
+    def _has_user_identity(pdu: bytes) -> bool:
+        return any(
+            kind == 0x58
+            for outer, start, end in _items(pdu, 74, len(pdu))
+            if outer == 0x50
+            for kind, _, _ in _items(pdu, start, end)
+        )
+
+    def _negotiate(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
+        from pynetdicom import pdu as pdus
+
+        pdu, renumbered = check_associate_rq(pdu)
+        called, calling = (pdu[at : at + 16].decode("ascii", "replace") for at in (10, 26))
+        called, calling = called.strip(" \0"), calling.strip(" \0")
+        if not int.from_bytes(pdu[6:8], "big") & 1:
+            raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
+        if not calling:
+            raise Rejection(1, 1, 3, "the caller has no AE title set")
+        if refusal := access.refusal(called, calling, address):
+            raise Rejection(1, 1, *refusal)
+        request = pdus.A_ASSOCIATE_RQ()
+        try:
+            request.decode(pdu)
+            primitive = request.to_primitive()
+        except Exception as error:  # whatever pynetdicom says of bytes that are not in order
+            raise ProtocolError(f"A-ASSOCIATE-RQ cannot be decoded: {error}") from None
+        if str(primitive.application_context_name) != "1.2.840.10008.3.1.1.1":
+            raise Rejection(1, 1, 2, "the application context is not that of DICOM")
+        return self._accept(primitive, called, calling, renumbered)
+
+    def _accept(
+        self, primitive: Any, called: str, calling: str, renumbered: Mapping[int, int]
+    ) -> Negotiated:
+        from pynetdicom import pdu as pdus
+        from pynetdicom import pdu_primitives as items
+        from pynetdicom.presentation import negotiate_as_acceptor
+
+        roles, extended, maximum = {}, [], 0
+        for item in primitive.user_information:
+            if isinstance(item, items.MaximumLengthNotification):
+                maximum = item.maximum_length_received
+            elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+                roles[item.sop_class_uid] = item.scu_role, item.scp_role
+            elif isinstance(item, items.SOPClassExtendedNegotiation):
+                extended += self._extended(item)
+        if 0 < maximum < 1024:
+            raise Rejection(1, 2, 1, f"a maximum PDU length of {maximum} bytes is too small")
+        results, role_items = negotiate_as_acceptor(
+            primitive.presentation_context_definition_list, self.supported, roles
+        )
+        length, implementation = (
+            items.MaximumLengthNotification(),
+            items.ImplementationClassUIDNotification(),
+        )
+        length.maximum_length_received = self.maximum_length
+        implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        version = items.ImplementationVersionNameNotification()
+        version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        answer = items.A_ASSOCIATE()
+        answer.application_context_name = primitive.application_context_name
+        answer.calling_ae_title = primitive.calling_ae_title
+        answer.called_ae_title = primitive.called_ae_title
+        answer.result, answer.result_source = 0, 1
+        answer.presentation_context_definition_results_list = results
+        answer.user_information = [length, implementation, version, *role_items, *extended]
+        pdu = pdus.A_ASSOCIATE_AC()
+        pdu.from_primitive(answer)
+        contexts = {}
+        for context in results:
+            number = renumbered.get(context.context_id, context.context_id)
+            if context.result == 0:
+                explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+                contexts[number] = AcceptedContext(number, str(context.abstract_syntax), explicit)
+        encoded = self._renumber(pdu.encode(), renumbered)
+        return Negotiated(encoded, contexts, maximum, called, calling)
+
+    def _extended(self, item: Any) -> list[Any]:
+        """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
+        ours = self.extended.get(str(item.sop_class_uid))
+        if ours is None:
+            return []
+        asked = len(item.service_class_application_information)
+        answer = type(item)()
+        answer.sop_class_uid = item.sop_class_uid
+        answer.service_class_application_information = ours[: max(3, asked)]
+        return [answer]
+
+    @staticmethod
+    def _renumber(pdu: bytes, renumbered: Mapping[int, int]) -> bytes:
+        changed = bytearray(pdu)
+        for kind, start, _ in _items(pdu, 74, len(pdu)):
+            if kind == 0x21 and pdu[start] in renumbered:
+                changed[start] = renumbered[pdu[start]]
+        return bytes(changed)
+
+
+IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
+IMPLEMENTATION_VERSION_NAME = "MINRIS_" + __version__.replace(".", "")
+IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
+
+
+class Association(asyncio.Protocol):
+    """One connection of a peer, from the first byte to the last.
+
+    The state machine decides what a PDU or an event means; `_aa_8` and its like are the actions
+    of PS3.8 Tables 9-6 to 9-9 by their names.
+    """
+
+    QUEUE = 16  # messages waiting before reading is paused
+
+    def __init__(self, server: "AssociationServer") -> None:
+        self.server, self.limits = server, server.limits
+        self.loop = server.loop
+        self.state = "Sta1"
+        self.buffer = bytearray()
+        self.command, self.fragments, self.received = bytearray(), [], 0
+        self.request: Request | None = None
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.current: Request | None = None
+        self.task: asyncio.Task | None = None
+        self.artim: asyncio.TimerHandle | None = None
+        self.pdu_timer: asyncio.TimerHandle | None = None
+        self.idle_timer: asyncio.TimerHandle | None = None
+        self.send_timer: asyncio.TimerHandle | None = None
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.peer: Negotiated | None = None
+        self.address, self.counted = "", ""
+        self.active = 0.0
+        self.paused = False
+
+    # Events of the transport
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.address = (transport.get_extra_info("peername") or ("", 0))[0]
+        self.socket = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(high=256 << 10)
+        self._quick_ack()
+        self.happens("connected")
+        if words := self.server.enter(self, "pending"):
+            self.refuse(words)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.happens("closed")
+        for timer in (self.artim, self.pdu_timer, self.idle_timer, self.send_timer):
+            if timer:
+                timer.cancel()
+        self._forget_data()
+        self.server.leave(self)
+        self.writable.set()
+        if self.task:
+            self.task.cancel()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+        self.send_timer = self.loop.call_later(self.limits.send_timeout, self._send_timed_out)
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+        if self.send_timer:
+            self.send_timer.cancel()
+
+    def _send_timed_out(self) -> None:
+        self.server.complain(self.address, "%s does not take what it asked for", self)
+        self.transport.abort()
+
+    def _quick_ack(self) -> None:
+        if quick := getattr(socket, "TCP_QUICKACK", None):
+            with contextlib.suppress(OSError, AttributeError):
+                self.socket.setsockopt(socket.IPPROTO_TCP, quick, 1)
+
+    def data_received(self, data: bytes) -> None:
+        self.active = self.loop.time()
+        self._quick_ack()
+        buffer = self.buffer
+        buffer += data
+        pos, have = 0, len(buffer)
+        try:
+            while have - pos >= 6 and self.state != "Sta1":
+                kind, _, length = _PDU_HEADER.unpack_from(buffer, pos)
+                if kind not in PDU_EVENTS:
+                    raise ProtocolError(f"PDU type {kind:02X} is not known")
+                if length > self._longest(kind):
+                    raise ProtocolError(f"a PDU of {length} bytes is past the limit")
+                if have - pos < 6 + length:
+                    break
+                end = pos + 6 + length
+                self._pdu(kind, bytes(memoryview(buffer)[pos:end]))
+                pos = end
+        except ProtocolError as error:
+            self.server.complain(self.address, "%s: %s", self, error)
+            self.happens("invalid")
+            pos = have
+        if pos:
+            del buffer[:pos]
+        self._time_pdu()
+
+    def _longest(self, kind: int) -> int:
+        if kind == P_DATA_TF:
+            return self.limits.maximum_pdu_length
+        return max(65536, self.limits.maximum_pdu_length) if kind <= A_ASSOCIATE_AC else 4
+
+    def _time_pdu(self) -> None:
+        """A PDU that has begun must end: its timer runs from its first byte."""
+        if not self.buffer or self.state in ("Sta1", "Sta13"):
+            if self.pdu_timer:
+                self.pdu_timer.cancel()
+                self.pdu_timer = None
+        elif not self.pdu_timer:
+            length = int.from_bytes(self.buffer[2:6], "big") if len(self.buffer) >= 6 else 0
+            seconds = self.limits.pdu_timeout + length / 16384
+            self.pdu_timer = self.loop.call_later(seconds, self._pdu_timed_out)
+
+    def _pdu_timed_out(self) -> None:
+        self.server.complain(self.address, "%s: a PDU that has begun does not end", self)
+        self.pdu_timer = None
+        self.happens("invalid")
+
+    # The state machine
+
+    def happens(self, event: str, *arguments: Any) -> None:
+        """Let an event happen: the action of the table, and the state after it."""
+        cell = ASSOCIATION_STATES.get((event, self.state))
+        if cell:
+            action, self.state = cell
+            getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
+
+    def _pdu(self, kind: int, pdu: bytes) -> None:
+        if self.pdu_timer:
+            self.pdu_timer.cancel()
+            self.pdu_timer = None
+        self.happens(PDU_EVENTS[kind], pdu)
+
+    def _start_artim(self, seconds: float) -> None:
+        if self.artim:
+            self.artim.cancel()
+        self.artim = self.loop.call_later(seconds, self.happens, "ARTIM")
+
+    def _stop_artim(self) -> None:
+        if self.artim:
+            self.artim.cancel()
+
+    def _write_last(self, pdu: bytes) -> None:
+        """Write what ends the association; the peer is to close, for so long we wait."""
+        self._stop_work()
+        self.transport.write(pdu)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_artim(min(2.0, self.limits.associate_timeout))
+
+    def _stop_work(self) -> None:
+        self._forget_data()
+        self.waiting.clear()
+        if self.current:
+            self.current.cancelled = True
+        self.writable.set()
+
+    def _close(self) -> None:
+        self._stop_artim()
+        self._stop_work()
+        self.transport.close()
+
+    def _ae_5(self) -> None:
+        self._start_artim(self.limits.associate_timeout)
+
+    def _ae_6(self, pdu: bytes) -> None:
+        self._stop_artim()
+        server = self.server
+        try:
+            negotiated = server.negotiator.decide(pdu, self.address, server.access())
+            if words := server.enter(self, "associated"):
+                raise Rejection(2, 3, 2, words)
+        except Rejection as rejection:
+            server.complain(self.address, "%s rejected: %s", self, rejection)
+            server.note_rejected(self.address, pdu, str(rejection))
+            self.happens("reject", rejection.pdu)
+        else:
+            self.peer = negotiated
+            self.happens("accept", negotiated.answer)
+
+    def _ae_7(self, answer: bytes) -> None:
+        log.debug("%s associated", self)
+        self.transport.write(answer)
+        self.active = self.loop.time()
+        self._watch_idle()
+
+    def _ae_8(self, rejection: bytes) -> None:
+        self._write_last(rejection)
+
+    def _dt_1(self, pdus: bytes) -> None:
+        self.transport.write(pdus)
+
+    _ar_7 = _dt_1
+
+    def _dt_2(self, pdu: bytes) -> None:
+        self._fragments(pdu)
+
+    _ar_6 = _dt_2
+
+    def _ar_1(self) -> None:
+        self.transport.write(RELEASE_RQ_PDU)
+
+    def _ar_2(self, pdu: bytes) -> None:
+        if self.current:  # PS3.8: nothing asked before it is owed after it
+            self.current.cancelled = True
+        self.happens("released")
+
+    def _ar_3(self, pdu: bytes) -> None:
+        self._close()
+
+    def _ar_4(self) -> None:
+        self._write_last(RELEASE_RP_PDU)
+
+    def _ar_5(self) -> None:
+        self._stop_artim()
+
+    def _ar_8(self, pdu: bytes) -> None:
+        """A release collision; as the acceptor we wait for the peer's answer first."""
+
+    def _ar_10(self, pdu: bytes) -> None:
+        self.happens("released")
+
+    def _aa_1(self, pdu: bytes = b"") -> None:
+        self._write_last(abort_pdu(0))
+
+    def _aa_2(self, pdu: bytes = b"") -> None:
+        self._close()
+
+    def _aa_3(self, pdu: bytes) -> None:
+        log.debug("%s aborted by the peer", self)
+        self._close()
+
+    def _aa_4(self) -> None:
+        self._stop_work()
+
+    def _aa_5(self) -> None:
+        self._stop_artim()
+
+    def _aa_6(self, pdu: bytes) -> None:
+        """What comes after our last PDU is ignored."""
+
+    def _aa_7(self, pdu: bytes = b"") -> None:
+        """PS3.8 wants another A-ABORT here; our half is closed already, so nothing can follow."""
+
+    def _aa_8(self, pdu: bytes = b"") -> None:
+        self._write_last(abort_pdu(2, 2 if pdu else 6))
+
+    # Limits of time
+
+    def _watch_idle(self) -> None:
+        if self.state not in ("Sta6", "Sta7"):
+            return
+        idle = self.loop.time() - self.active
+        left = self.limits.idle_timeout - (0 if self.current else idle)
+        if left <= 0:
+            log.info("%s was idle for %.0f s: aborted", self, idle)
+            self.happens("abort")
+        else:
+            self.idle_timer = self.loop.call_later(left, self._watch_idle)
+
+    def refuse(self, words: str) -> None:
+        """Abort since a limit is reached, with a line in the log."""
+        self.server.complain(self.address, "%s refused: %s", self, words)
+        self.happens("abort")
+
+    # Messages
+
+    def _fragments(self, pdu: bytes) -> None:
+        """Take the presentation data values of a P-DATA-TF PDU (PS3.8 9.3.5, annex E)."""
+        pos, end = 6, len(pdu)
+        if pos == end:
+            raise ProtocolError("a P-DATA PDU is empty")
+        while pos < end:
+            if pos + 6 > end:
+                raise ProtocolError("a presentation data value is cut short")
+            length, context_id, control = _PDV_HEADER.unpack_from(pdu, pos)
+            if length < 2 or pos + 4 + length > end:
+                raise ProtocolError("a presentation data value has a wrong length")
+            fragment = pdu[pos + 6 : pos + 4 + length]
+            pos += 4 + length
+            context = self.peer.contexts.get(context_id)
+            if not context:
+                raise ProtocolError(f"presentation context {context_id} was not accepted")
+            if control & 1:
+                self._command_fragment(context, fragment, bool(control & 2))
+            else:
+                self._data_fragment(context, fragment, bool(control & 2))
+
+    def _command_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
+        if self.request:
+            raise ProtocolError("a command comes before the data set of the one before")
+        self.command += fragment
+        if len(self.command) > self.limits.maximum_command_length:
+            raise ProtocolError("a command set is past the limit")
+        if last:
+            fields = decode_command(bytes(self.command))
+            self.command.clear()
+            request = Request(context, fields, None)
+            if fields["CommandDataSetType"] == NO_DATA_SET:
+                self._complete(request)
+            else:
+                self.request = request
+
+    def _data_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
+        request = self.request
+        if not request or request.context.id != context.id:
+            raise ProtocolError("a data set comes without its command")
+        self.received += len(fragment)
+        if not request.too_large:
+            self.fragments.append(fragment)
+            self.server.receiving += len(fragment)
+            if (
+                self.received > self.limits.maximum_dataset_length
+                or self.server.receiving > AssociationServer.RECEIVING
+            ):
+                request.too_large = True
+                self._drop_fragments()
+        if self.received > self.limits.maximum_drained_length:
+            raise ProtocolError(f"a data set of {self.received} bytes and more")
+        if last:
+            request.data = None if request.too_large else b"".join(self.fragments)
+            self._forget_data()
+            self._complete(request)
+
+    def _drop_fragments(self) -> None:
+        self.server.receiving -= sum(map(len, self.fragments))
+        self.fragments = []
+
+    def _forget_data(self) -> None:
+        self._drop_fragments()
+        self.request, self.received = None, 0
+
+    def _complete(self, request: Request) -> None:
+        """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
+        if request.command["CommandField"] == C_CANCEL_RQ:
+            wanted = request.command.get("MessageIDBeingRespondedTo")
+            for one in (self.current, *self.waiting):
+                if one and one.message_id == wanted:
+                    one.cancelled = True
+            return
+        if request.command["CommandField"] & 0x8000:
+            raise ProtocolError("a response came to nothing that was asked")
+        self.waiting.append(request)
+        if not self.task:
+            self.task = self.loop.create_task(self._serve())
+            self.task.add_done_callback(self._served)
+        elif len(self.waiting) >= self.QUEUE and not self.paused:
+            self.paused = True
+            self.transport.pause_reading()
+
+    async def _serve(self) -> None:
+        while self.waiting:
+            self.current = self.waiting.popleft()
+            await self.server.dispatch(self, self.current)
+            self.active = self.loop.time()
+            if self.paused and len(self.waiting) < self.QUEUE and self.state != "Sta1":
+                self.paused = False
+                self.transport.resume_reading()
+
+    def _served(self, task: asyncio.Task) -> None:
+        self.task = self.current = None
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s: a message could not be served", self, exc_info=error)
+            self.happens("abort")
+
+    async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
+        """Write messages in one go and wait while the peer does not read; whether it is there."""
+        self.happens("send data", b"".join(self._pdus(*message) for message in messages))
+        await self.writable.wait()
+        return self.state == "Sta6"
+
+    async def send_answers(
+        self, context: AcceptedContext, command: bytes, answers: Iterable[bytes]
+    ) -> bool:
+        """Write many messages with the same command set, 64 KiB and more at a time."""
+        pdus, size = [], 0
+        prefix = _PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
+        extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length
+        for data in answers:
+            length = extra + len(data)
+            if length <= longest:
+                pdus.append(
+                    b"%b%b%b%b"
+                    % (
+                        _PDU_HEADER.pack(P_DATA_TF, 0, length),
+                        prefix,
+                        _PDV_HEADER.pack(len(data) + 2, context.id, 2),
+                        data,
+                    )
+                )
+            else:
+                pdus.append(self._pdus(context, command, data))
+            size += length
+            if size > 65536:
+                self.happens("send data", b"".join(pdus))
+                pdus, size = [], 0
+                await self.writable.wait()
+                if self.state != "Sta6":
+                    return False
+        if pdus:
+            self.happens("send data", b"".join(pdus))
+            await self.writable.wait()
+        return self.state == "Sta6"
+
+    def _pdus(self, context: AcceptedContext, command: bytes, data: bytes | None) -> bytes:
+        """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
+        longest = (self.peer.maximum_length or self.limits.maximum_pdu_length) - 6
+        parts = [(command[i : i + longest], 1) for i in range(0, len(command), longest)]
+        if data:
+            parts += [(data[i : i + longest], 0) for i in range(0, len(data), longest)]
+        last = {len(parts) - 1, (len(command) - 1) // longest}
+        values = [
+            _PDV_HEADER.pack(len(part) + 2, context.id, kind | (2 if number in last else 0)) + part
+            for number, (part, kind) in enumerate(parts)
+        ]
+        pdus, together = [], b""
+        for value in values:
+            if together and len(together) + len(value) > longest + 6:
+                pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
+                together = b""
+            together += value
+        return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
+
+    def __str__(self) -> str:
+        name = f"{self.peer.calling}@" if self.peer else ""
+        return f"{name}{self.address}"
+
+
+class AssociationServer:
+    """All associations that others open to us.
+
+    limits      the settings of [dicom]
+    access      gives the AccessRules of the moment
+    negotiator  decides on presentation contexts
+    dispatch    coroutine function (association, request) that answers a message
+    """
+
+    RECEIVING = 64 << 20  # bytes of data sets that are coming in, over all associations
+
+    def __init__(
+        self,
+        limits: types.SimpleNamespace,
+        access: Callable[[], AccessRules],
+        negotiator: Negotiator,
+        dispatch: Callable[[Association, Request], Any],
+    ) -> None:
+        self.limits, self.access = limits, access
+        self.negotiator, self.dispatch = negotiator, dispatch
+        self.loop = asyncio.get_running_loop()
+        self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.associations: set[Association] = set()
+        self.complaints: dict[str, tuple[float, int]] = {}
+        self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
+            collections.OrderedDict()
+        )
+        self.receiving = 0
+        self.servers: list[asyncio.Server] = []
+
+    async def listen(self, host: str, port: int, tls: Any = None) -> int:
+        """Open a port: its number."""
+        server = await self.loop.create_server(
+            lambda: Association(self),
+            host or None,
+            port,
+            backlog=512,
+            ssl=tls,
+            ssl_handshake_timeout=5 if tls else None,
+        )
+        self.servers.append(server)
+        return server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and abort what is open."""
+        for server in self.servers:
+            server.close()
+        for association in list(self.associations):
+            association.happens("abort")
+        await asyncio.sleep(0)
+        for association in list(self.associations):
+            association.transport.abort()
+        await asyncio.sleep(0)
+
+    def enter(self, association: Association, kind: str) -> str:
+        """Count a connection as `pending` or `associated`; why it is one too many, or nothing."""
+        limits, address = self.limits, association.address
+        most, most_of_one = {
+            "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
+            "associated": (
+                limits.maximum_associations,
+                limits.maximum_associations_per_address,
+            ),
+        }[kind]
+        self.leave(association)
+        association.counted = kind
+        self.associations.add(association)
+        self.counts[kind, ""] += 1
+        self.counts[kind, address] += 1
+        if self.counts[kind, ""] > most or self.counts[kind, address] > most_of_one:
+            return f"{self.counts[kind, address]} of {self.counts[kind, '']} {kind} are its own"
+        return ""
+
+    def leave(self, association: Association) -> None:
+        """Count a connection no longer."""
+        self.associations.discard(association)
+        if kind := association.counted:
+            association.counted = ""
+            for key in ((kind, ""), (kind, association.address)):
+                self.counts[key] -= 1
+                if not self.counts[key]:
+                    del self.counts[key]
+
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
+        """Remember whom we turned away, for the page of devices."""
+        calling = pdu[26:42].decode("ascii", "replace").strip(" \0")
+        self.rejected[calling, address] = time.time(), words
+        self.rejected.move_to_end((calling, address))
+        if len(self.rejected) > 100:
+            self.rejected.popitem(last=False)
+
+    def complain(self, address: str, words: str, *values: object) -> None:
+        """Log what a peer did wrong: one line for each address and minute, and how many more."""
+        now = self.loop.time()
+        since, more = self.complaints.get(address, (-60.0, 0))
+        if now - since < 60:
+            self.complaints[address] = since, more + 1
+            return
+        if more:
+            log.warning("%s: %d more complaints in the minute before", address, more)
+        if len(self.complaints) > 1000:
+            self.complaints.clear()
+        self.complaints[address] = now, 0
+        log.warning(words, *values)
+
+
+# 17. DIMSE ------------------------------------------------------------------------------------
+#
+# Door 1: each message of each SOP class calls one core function. Source: PS3.7 chapters 9, 10.
+# For others: SERVICES, Dimse.
+
+Core = Callable[..., Any]
+
+
+class Service(NamedTuple):
+    """An operation of a SOP class: which core function it calls, and how.
+
+    access  `none`, `read` (a generator of answers) or `write` (in the store thread)
+    read    turns a request into the arguments of the core function behind ctx
+    answer  turns its result into further fields of the response
+    """
+
+    sop_class: str
+    operation: str
+    core: Core | None
+    access: str
+    read: Callable[[Request], tuple[Any, ...]]
+    answer: Callable[[Any], dict[str, Any]]
+    clause: str
+
+
+def _affected(request: Request) -> tuple[str, bytes]:
+    return request.command.get("AffectedSOPInstanceUID", ""), bytes(request.index)
+
+
+def _requested(request: Request) -> tuple[str, bytes]:
+    return request.command.get("RequestedSOPInstanceUID", ""), bytes(request.index)
+
+
+SERVICES = (
+    Service(VERIFICATION, "C-ECHO", None, "none", lambda r: (), lambda r: {}, "PS3.4 A"),
+    Service(
+        MODALITY_WORKLIST,
+        "C-FIND",
+        find_worklist,
+        "read",
+        lambda r: (),
+        lambda r: {},
+        "PS3.4 K.4.1",
+    ),
+    Service(
+        MPPS,
+        "N-CREATE",
+        create_mpps,
+        "write",
+        _affected,
+        lambda uid: {"AffectedSOPInstanceUID": uid},
+        "PS3.4 F.7.2.1",
+    ),
+    Service(MPPS, "N-SET", set_mpps, "write", _requested, lambda r: {}, "PS3.4 F.7.2.2"),
+)
+
+# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
+PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
+    VERIFICATION: None,
+    MODALITY_WORKLIST: None,
+    MPPS: (True, False),
+}
+# PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
+EXTENDED_NEGOTIATION = {MODALITY_WORKLIST: b"\1\1\0\0"}
+
+
+class Dimse:
+    """Door 1: answers the messages of associations.
+
+    context  gives a Context for an Actor
+    access   gives the AccessRules of the moment
+    writer   the store's one writer
+    readers  threads that search
+    """
+
+    def __init__(
+        self,
+        context: Callable[[Actor], Context],
+        access: Callable[[], AccessRules],
+        writer: Writer,
+        readers: concurrent.futures.Executor,
+    ) -> None:
+        self.context, self.access = context, access
+        self.writer, self.readers = writer, readers
+        self.cache = AnswerCache()
+        self.services = {(s.sop_class, s.operation): s for s in SERVICES}
+        self.classes = {s.sop_class for s in SERVICES}
+
+    async def dispatch(self, association: Association, request: Request) -> None:
+        """Answer one message; every failure is a status, never silence."""
+        actor = Actor(association.peer.calling, association.address)
+        ctx = self.context(actor)
+        try:
+            service = self._service(request)
+            if request.too_large:
+                find = request.operation == "C-FIND"
+                status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
+                raise Refusal(status, "The data set is larger than this system takes")
+            if service.access == "read":
+                await self._find(ctx, association, request)
+                return
+            fields, data = await self._call(ctx, service, request)
+        except Refusal as refusal:
+            fields, data = self._refused(request, refusal)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            log.exception("%s from %s failed", request.operation, association)
+            fields, data = self._refused(
+                request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
+            )
+        await association.send((request.context, self._response(request, data, **fields), data))
+
+    def _service(self, request: Request) -> Service:
+        """What a message calls. Refuses 0118, 0211 (PS3.7 10.1)."""
+        command = request.command
+        named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
+        if named != request.context.abstract_syntax:
+            raise Refusal(
+                Status.NO_SUCH_SOP_CLASS, f"{named} is not the SOP class of its context"
+            )
+        service = self.services.get((named, request.operation))
+        if not service:
+            raise Refusal(
+                Status.UNRECOGNIZED_OPERATION,
+                f"{request.operation} is not part of this SOP class",
+            )
+        return service
+
+    async def _call(
+        self, ctx: Context, service: Service, request: Request
+    ) -> tuple[dict[str, Any], bytes | None]:
+        if not service.core:
+            return {"Status": Status.SUCCESS}, None
+        if len(request.data or b"") > 65536:
+            await asyncio.get_running_loop().run_in_executor(
+                self.readers, self.decode, ctx, request
+            )
+        future = self.writer.submit(self._run, ctx, service, request)
+        result = await asyncio.wrap_future(future)
+        return {"Status": Status.SUCCESS, **service.answer(result)}, None
+
+    def _run(self, ctx: Context, service: Service, request: Request) -> Any:
+        if request.index is None:
+            self.decode(ctx, request)
+        return service.core(ctx, *service.read(request))
+
+    def decode(self, ctx: Context, request: Request) -> None:
+        """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+        limits = ctx.config.dicom
+        device = self.access().device(ctx.actor.name)
+        charset = character_set(device.character_set) if device else ASCII
+        try:
+            data, request.charset = recode_declared(
+                request.data or b"",
+                request.context.explicit,
+                charset,
+                Limits(limits.maximum_nesting, limits.maximum_elements),
+            )
+        except Malformed as error:
+            raise Refusal(
+                Status.PROCESSING_FAILURE, f"The data set cannot be read: {error}"
+            ) from None
+        request.index = ElementIndex(data)
+
+    def _refused(
+        self, request: Request, refusal: Refusal
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """The fields of a failure, and the attributes to blame where the status has them."""
+        fields: dict[str, Any] = {
+            "Status": refusal.status,
+            "ErrorComment": refusal.detail.encode("ascii", "backslashreplace")[:64].decode(),
+            "ErrorID": refusal.error_id,
+        }
+        data = None
+        if request.operation == "C-FIND":
+            fields["OffendingElement"] = refusal.tags or None
+        elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
+            fields["AttributeIdentifierList"] = refusal.tags or None
+        elif request.index and refusal.status in (
+            Status.INVALID_ATTRIBUTE_VALUE,
+            Status.MISSING_ATTRIBUTE_VALUE,
+        ):
+            data = to_syntax(request.index.only(refusal.tags), request.context.explicit) or None
+        return fields, data
+
+    @staticmethod
+    def _response(request: Request, data: bytes | None, **fields: Any) -> bytes:
+        """The command set of a response (PS3.7 9.3, 10.3)."""
+        command = request.command
+        uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
+        if request.operation.startswith("N-"):
+            fields.setdefault("AffectedSOPInstanceUID", uid or None)
+        return encode_command(
+            AffectedSOPClassUID=command.get("AffectedSOPClassUID")
+            or command.get("RequestedSOPClassUID"),
+            CommandField=command["CommandField"] | 0x8000,
+            MessageIDBeingRespondedTo=request.message_id,
+            CommandDataSetType=1 if data else NO_DATA_SET,
+            **fields,
+        )
+
+    async def _find(self, ctx: Context, association: Association, request: Request) -> None:
+        """Answer a C-FIND slice by slice, looking for C-CANCEL in between."""
+        run = asyncio.get_running_loop().run_in_executor
+        slices = self._slices(ctx, request)
+        pending: bytes | None = None
+        try:
+            while (answers := await run(self.readers, next, slices, None)) is not None:
+                if request.cancelled:
+                    status = Status.CANCEL
+                    break
+                status, found = answers
+                pending = pending or self._response(request, b"-", Status=status)
+                if not await association.send_answers(request.context, pending, found):
+                    return
+            else:
+                status = Status.SUCCESS
+        finally:
+            # a generator is closed in a thread of its own, never while it still runs there
+            self.readers.submit(slices.close)
+        await association.send((request.context, self._response(request, None, Status=status), None))
+
+    def _slices(self, ctx: Context, request: Request) -> Iterator[tuple[Status, list[bytes]]]:
+        """The status of all answers with each slice of them; in a reader's thread."""
+        search = self.search(ctx, request)
+        key = (
+            request.data,
+            search.explicit,
+            search.charset.terms,
+            search.fallback.terms,
+        )
+        with reading():
+            for answers in find_worklist(ctx, search, self.cache, key):
+                yield search.status, answers
+
+    def search(self, ctx: Context, request: Request) -> Search:
+        """Compile the identifier of a C-FIND. Refuses A900."""
+        device = self.access().device(ctx.actor.name)
+        if not request.data:
+            raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
+        try:
+            self.decode(ctx, request)
+        except Refusal as refusal:
+            raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
+        explicit, index = request.context.explicit, request.index
+        charset = self._answer_set(ctx, device, request.charset)
+        fallback = character_set(device.fallback_character_set) if device else UTF_8
+        if request.charset:
+            asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
+            index = ElementIndex(asked.merged(index))
+        extra = {0x00080201: self._timezone(ctx, explicit)}
+        return Search(index, MWL_ATTRIBUTES, explicit, charset, fallback, extra)
+
+    @staticmethod
+    def _answer_set(
+        ctx: Context, device: Device | None, asked: CharacterSet | None
+    ) -> CharacterSet:
+        """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
+        if device and device.character_set:
+            return character_set(device.character_set)
+        if asked and asked.terms:
+            return asked
+        return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
+
+    @staticmethod
+    def _timezone(ctx: Context, explicit: bool) -> bytes:
+        value = f"{ctx.local_now():%z}".encode()[:5]
+        return to_syntax(encode_element(0x00080201, b"SH", value), explicit)
+
+
+# 18. DICOMWEB ---------------------------------------------------------------------------------
+#
+# Door 2: the JSON API, and the web server that it shares with the pages: uvicorn's HTTP protocol in
+# our own event loop, bottle's routes behind it in threads, the page's event stream beside them.
+# Source: PS3.18 8 and annex F.
+# For others: ROUTES, Web, WebServer, Changes.
+
+
+class Route(NamedTuple):
+    """A path of the API: who may call it and what it answers with."""
+
+    method: str
+    path: str
+    function: Callable[..., Any]
+    role: str
+    success: int
+    meaning: str
+
+
+class Web:
+    """What the routes and pages work with.
+
+    context  gives a Context for an Actor
+    writer   the store's one writer
+    health   gives {check: problem or ""}
+    control  the secret by which commands beside a running appliance are known
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        context: Callable[[Actor], Context],
+        access: Callable[[], AccessRules],
+        writer: Writer,
+        health: Callable[[], dict[str, str]] = dict,
+        control: str = "",
+    ) -> None:
+        self.config, self.context, self.access = config, context, access
+        self.writer, self.health, self.control = writer, health, control
+        self.static = find_static()
+
+    def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
+        """Call a core function in the store thread and wait for its commit."""
+        return self.writer.submit(core, ctx, *arguments).result(60)
+
+    @staticmethod
+    def read(core: Core, *arguments: Any) -> Any:
+        """Call a core function that only reads."""
+        with reading():
+            return core(*arguments)
+
+
+def find_static() -> Path | None:
+    """The folder of style, script and catalogues, beside this file; None for a lone minris.py."""
+    here = Path(__file__).resolve().parent
+    return next((d for d in (here / "static", here / "minris_static") if d.is_dir()), None)
+
+
+def client_address(request: Any) -> str:
+    """Where a request comes from: the peer of the connection, never a header."""
+    return request.environ.get("REMOTE_ADDR", "")
+
+
+def find_login(web: Web, request: Any) -> Login | None:
+    """Who a request comes from: a bearer token, a session, or loopback where that is allowed."""
+    kind, _, secret = request.get_header("Authorization", "").partition(" ")
+    ctx = web.context(Actor("web"))
+    if kind.lower() == "bearer" and secret:
+        if web.control and hmac.compare_digest(secret.encode(), web.control.encode()):
+            return Login("console", "admin")
+        return web.read(find_token, secret.strip())
+    if cookie := request.get_cookie("minris"):
+        return web.read(find_session, ctx, cookie)
+    if web.config.web.anonymous_loopback and not web.config.web.public_url:
+        forwarded = any(request.get_header(h) for h in ("X-Forwarded-For", "Forwarded", "Via"))
+        path = request.path.startswith(("/api/", "/dicom-web/"))
+        if path and not forwarded and client_address(request) in ("127.0.0.1", "::1"):
+            return Login("loopback", "admin")
+    return None
+
+
+def check_origin(web: Web, request: Any) -> None:
+    """Refuse (0124) a request that another site had a browser send."""
+    origin = request.get_header("Origin")
+    if origin and origin != "null":
+        host = urllib.parse.urlsplit(origin).netloc
+        ours = {request.get_header("Host"), urllib.parse.urlsplit(web.config.web.public_url).netloc}
+        if host in ours:
+            return
+    elif not origin and request.get_header("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return
+    raise Refusal(Status.NOT_AUTHORIZED, Message("The request comes from another site"))
+
+
+def check_csrf(login: Login, request: Any) -> None:
+    """Refuse (0124) a change without the token of its session."""
+    given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
+    if login.csrf and not hmac.compare_digest(given.encode(), login.csrf.encode()):
+        raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
+
+
+def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
+    """The login of a request that may do what `least` may. Refuses 0124."""
+    login = find_login(web, request)
+    if not login:
+        raise Refusal(Status.NOT_AUTHORIZED, Message("Log in first"))
+    if not permit(login.role, least):
+        raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+    if request.method not in ("GET", "HEAD") and login.csrf:
+        check_origin(web, request)
+        check_csrf(login, request)
+    return login, web.context(Actor(login.name, client_address(request), login.role))
+
+
+def body_of(request: Any) -> bytes:
+    """The whole body; the server has bounded it."""
+    return request.body.read()
+
+
+def check_json_type(request: Any) -> None:
+    """Refuse (0212, HTTP 415) a body that does not say it is DICOM JSON."""
+    kind = (request.content_type or "").partition(";")[0].strip().lower()
+    if kind not in ("application/dicom+json", "application/json"):
+        raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind or 'no content type'} is not DICOM JSON")
+
+
+def as_json(*data: bytes) -> list[dict[str, Any]]:
+    """Stored data sets as DICOM JSON."""
+    return [to_json(ElementIndex(one)) for one in data]
+
+
+def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+    """POST /api/worklist: one item or an array, all or none."""
+    check_json_type(request)
+    same_id = request.query.get("patient", "refuse")
+    if same_id not in ("refuse", "update", "separate"):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient is not refuse, update or separate")
+    items = items_from_json(body_of(request))
+
+    def schedule_all(ctx: Context) -> list[bytes]:
+        stored: list[bytes] = []
+        for number, item in enumerate(items, 1):
+            try:
+                stored += schedule(ctx, item, same_id)
+            except Refusal as refusal:
+                raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
+        return stored
+
+    return as_json(*web.write(schedule_all, ctx))
+
+
+def api_list(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+    """GET /api/worklist?date=YYYYMMDD: the steps of a day, in every state."""
+    date = request.query.get("date") or ctx.today()
+    if words := value_problem("DA", date):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    return as_json(*web.read(data_of_day, date))
+
+
+def data_of_day(date: str) -> list[bytes]:
+    """The complete data sets of a day's steps, in order of their start."""
+    cursor = database.execute_sql(
+        "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
+        (date,),
+    )
+    return [bytes(row[0]) for row in cursor]
+
+
+def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """GET /api/worklist/…: one step."""
+    return as_json(web.read(step_data, study, step))
+
+
+def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """PUT /api/worklist/…: change what is given."""
+    check_json_type(request)
+    items = items_from_json(body_of(request))
+    if len(items) != 1:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
+    return as_json(web.write(reschedule, ctx, study, step, items[0]))
+
+
+def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """DELETE /api/worklist/…: cancel; nothing is erased."""
+    reason = request.query.getunicode("reason") or ""
+    return as_json(web.write(cancel_step, ctx, study, step, reason))
+
+
+STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step>"
+ROUTES = (
+    Route("POST", "/api/worklist", api_schedule, "desk", 201, "schedule items"),
+    Route("GET", "/api/worklist", api_list, "desk", 200, "the steps of a day"),
+    Route("GET", STEP_PATH, api_get, "desk", 200, "one step"),
+    Route("PUT", STEP_PATH, api_put, "desk", 200, "change a step"),
+    Route("DELETE", STEP_PATH, api_delete, "desk", 200, "cancel a step"),
+)
+
+
+def problem_json(refusal: Refusal) -> dict[str, Any]:
+    """A refusal as the API tells it."""
+    return {
+        "status": f"{refusal.status:04X}",
+        "error": refusal.detail,
+        "problems": [
+            {"attribute": f"{p.tag:08X}", "name": attribute_name(p.tag), "text": str(p.words)}
+            for p in refusal.problems
+            if p.tag
+        ],
+    }
+
+
+def http_status(operation: str, refusal: Refusal, known: bool = True) -> int:
+    """The HTTP code of a refusal: 401 for nobody, 415 for a wrong content type, else OUTCOMES."""
+    if refusal.status is Status.NOT_AUTHORIZED and not known:
+        return 401
+    if refusal.status is Status.MISTYPED_ARGUMENT:
+        return 415
+    return outcome(operation, refusal.status).http
+
+
+def add_api(app: Any, web: Web) -> None:
+    """Put the routes of the API and /healthz into a bottle application."""
+    import bottle
+
+    def answer(route: Route) -> Callable[..., str]:
+        @functools.wraps(route.function)
+        def view(**arguments: str) -> str:
+            response = bottle.response
+            response.content_type = "application/dicom+json; charset=UTF-8"
+            known = True
+            try:
+                known = find_login(web, bottle.request) is not None
+                _, ctx = enter(web, bottle.request, route.role)
+                result = route.function(web, bottle.request, ctx, **arguments)
+                response.status = route.success
+                return json.dumps(result, ensure_ascii=False)
+            except Refusal as refusal:
+                operation = route.function.__name__.removeprefix("api_")
+                response.status = http_status(operation, refusal, known)
+                response.content_type = "application/json"
+                if response.status_code == 401:
+                    response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+                text = outcome(operation, refusal.status).text
+                response.set_header("Warning", f'299 minris: "{text}"')
+                return json.dumps(problem_json(refusal), ensure_ascii=False)
+
+        return view
+
+    for route in ROUTES:
+        app.route(route.path, route.method, answer(route), name=None)
+
+    @app.get("/healthz")
+    def healthz() -> str:
+        checks = web.health()
+        good = not any(checks.values())
+        bottle.response.status = 200 if good else 503
+        bottle.response.content_type = "application/json"
+        shown = {name: problem or "ok" for name, problem in checks.items()}
+        return json.dumps({"status": "ok" if good else "failing", **shown})
+
+
+class Changes:
+    """Tells open pages that something has changed; `bump` may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop, self.number = loop, 0
+        self.waiting: set[asyncio.Event] = set()
+        self.pending = False
+
+    def bump(self) -> None:
+        """Something has been committed."""
+        if not self.pending:
+            self.pending = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self.loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self.pending = False
+        self.number += 1
+        for event in self.waiting:
+            event.set()
+
+
+class WebServer:
+    """The ASGI application: bounds a request, then hands it to bottle or to the event stream."""
+
+    KEEP_ALIVE = 15.0
+    CALM = 0.25  # seconds between two events of one stream
+
+    def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
+        import a2wsgi
+
+        self.web, self.changes = web, changes
+        self.limits = web.config.web
+        self.wsgi = a2wsgi.WSGIMiddleware(app, workers=workers)
+        self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
+        self.addresses: collections.Counter[str] = collections.Counter()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/events":
+            await self._events(scope, receive, send)
+            return
+        body = await self._body(scope, receive, send)
+        if body is None:
+            return
+        asked = False
+
+        async def replay() -> dict[str, Any]:
+            nonlocal asked
+            if asked:
+                return await receive()
+            asked = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.wsgi(scope, replay, self._with_headers(send))
+
+    def _with_headers(self, send: Any) -> Any:
+        """Send with the headers that every answer has."""
+
+        async def sender(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        return sender
+
+    async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
+        """The whole body; None where it was too large or too slow, and that was answered."""
+        headers = dict(scope["headers"])
+        most, parts, size = self.limits.maximum_body, [], 0
+        if int(headers.get(b"content-length") or 0) > most:
+            await self._plain(send, 413, "larger than this system takes")
+            return None
+        try:
+            async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        await self._plain(send, 413, "larger than this system takes")
+                        return None
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            await self._plain(send, 408, "too slow")
+            return None
+
+    @staticmethod
+    async def _plain(send: Any, status: int, text: str) -> None:
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        start = {"type": "http.response.start", "status": status}
+        await send({**start, "headers": [*headers, *SECURITY_HEADERS]})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    async def _events(self, scope: Any, receive: Any, send: Any) -> None:
+        """The page's event stream: the number of each change, calmly; a remark keeps it open."""
+        cookie = cookie_of(scope, "minris")
+        ctx = self.web.context(Actor("web"))
+        run = asyncio.get_running_loop().run_in_executor
+        if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
+            await self._plain(send, 401, "log in first")
+            return
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        event = asyncio.Event()
+        self.changes.waiting.add(event)
+        gone = asyncio.ensure_future(self._until_gone(receive, event))
+        try:
+            text = f"retry: 2000\ndata: {self.changes.number}\n\n"
+            while not gone.done():
+                chunk = {"type": "http.response.body", "body": text.encode(), "more_body": True}
+                await send(chunk)
+                await asyncio.sleep(self.CALM)
+                try:
+                    async with asyncio.timeout(self.KEEP_ALIVE):
+                        await event.wait()
+                    event.clear()
+                    text = f"data: {self.changes.number}\n\n"
+                except TimeoutError:
+                    text = ": still here\n\n"
+        finally:
+            gone.cancel()
+            self.changes.waiting.discard(event)
+
+    @staticmethod
+    async def _until_gone(receive: Any, event: asyncio.Event) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        event.set()
+
+    async def listen(self, host: str, port: int, tls: Any = None) -> int:
+        """Open the web port: its number."""
+        import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+        from uvicorn.server import ServerState
+
+        config = uvicorn.Config(
+            self,
+            lifespan="off",
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=10,
+            h11_max_incomplete_event_size=32768,
+        )
+        config.load()
+        self.state = ServerState()
+        protocol = bounded_protocol(H11Protocol, self)
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(
+            lambda: protocol(config=config, server_state=self.state, app_state={}),
+            host or None,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=5 if tls else None,
+        )
+        return self.server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        self.server.close()
+        for connection in list(self.state.connections):
+            connection.transport.abort()
+        for task in list(self.state.tasks):
+            task.cancel()
+        self.readers.shutdown(wait=False)
+
+
+def bounded_protocol(base: type, server: WebServer) -> type:
+    """uvicorn's HTTP protocol with a time for each request to begin, and a bound for each address."""
+
+    class BoundedProtocol(base):
+        counted, timer = "", None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            address = (transport.get_extra_info("peername") or ("", 0))[0]
+            server.addresses[address] += 1
+            self.counted = address
+            if server.addresses[address] > server.limits.maximum_connections_per_address:
+                log.warning("web: too many connections from %s", address)
+                transport.write(b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                transport.close()
+            else:
+                self._time_request()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            if self.timer:
+                self.timer.cancel()
+            server.addresses[self.counted] -= 1
+            if not server.addresses[self.counted]:
+                del server.addresses[self.counted]
+            super().connection_lost(error)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._time_request()
+            elif self.timer:
+                self.timer.cancel()
+                self.timer = None
+
+        def _time_request(self) -> None:
+            if not self.timer:
+                seconds = server.limits.request_timeout
+                self.timer = self.loop.call_later(seconds, self._too_slow)
+
+        def _too_slow(self) -> None:
+            self.timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return BoundedProtocol
+
+
+def cookie_of(scope: Any, name: str) -> str:
+    """The value of a cookie in an ASGI scope, or nothing."""
+    for key, value in scope["headers"]:
+        if key == b"cookie":
+            for part in value.decode("latin-1").split(";"):
+                found, _, secret = part.strip().partition("=")
+                if found == name:
+                    return secret.strip('"')
+    return ""
+
+
+SECURITY_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; form-action 'self'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+# 19. PAGES ------------------------------------------------------------------------------------
+#
+# The browser's side: the board, registration, login. Every form works without script; static/
+# makes it handsome and live. For others: add_pages, Translator.
+
+
+class Translator:
+    """Gives a sentence in a language; English itself is the key of the catalogue."""
+
+    def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
+        self.language, self.catalogue = language, catalogue
+
+    def __call__(self, text: str, **values: object) -> str:
+        if isinstance(text, Message):
+            text, values = text.key, {k: self(v) if isinstance(v, Message) else v for k, v in text.values.items()}
+        found = self.catalogue.get(text, text)
+        return found.format_map(values) if values else found
+
+
+def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
+    """The catalogues of static/i18n by language."""
+    found: dict[str, Mapping[str, str]] = {"en": {}}
+    for path in sorted((static / "i18n").glob("*.json")) if static else ():
+        found[path.stem] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
+    """The language of a page: the one chosen, else the browser's, else the setting."""
+    known = list(languages)
+    if wanted in known:
+        return wanted
+    for part in accepted.split(","):
+        tag = part.partition(";")[0].strip().lower()
+        for language in known:
+            if tag and language.lower().startswith(tag.partition("-")[0]):
+                return language
+    return default if default in known else "en"
+
+
+LAYOUT = """<!DOCTYPE html>
+<html lang="{{t.language}}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{title}} - {{clinic}}</title>
+% if refresh and not static:
+<meta http-equiv="refresh" content="15">
+% end
+% if static:
+<link rel="stylesheet" href="/static/minris.css">
+<script src="/static/minris.js" defer></script>
+% end
+% if refresh and static:
+<noscript><meta http-equiv="refresh" content="15"></noscript>
+% end
+</head>
+<body>
+<header>
+<strong>{{clinic}}</strong>
+% if login:
+<nav aria-label="{{t('Pages')}}">
+% for path, words in navigation:
+<a href="{{path}}"{{!' aria-current="page"' if path == here else ''}}>{{words}}</a>
+% end
+</nav>
+<form method="post" action="/logout" class="logout"><input type="hidden" name="csrf" value="{{login.csrf}}">
+<span>{{login.name}}</span> <button>{{t('Log out')}}</button></form>
+% end
+<form method="get" action="/language" class="language"><input type="hidden" name="back" value="{{here}}">
+% for language, name in languages:
+% if language != t.language:
+<button name="language" value="{{language}}" lang="{{language}}">{{name}}</button>
+% end
+% end
+</form>
+</header>
+<main>
+<h1>{{title}}</h1>
+{{!base}}
+</main>
+</body>
+</html>
+"""
+
+LOGIN_PAGE = """
+% if problem:
+<p role="alert" class="problem">{{t(problem)}}</p>
+% end
+<form method="post" action="/login" class="login">
+<input type="hidden" name="next" value="{{next}}">
+<label>{{t('User name')}} <input name="name" required autocomplete="username" autofocus></label>
+<label>{{t('Password')}} <input name="password" type="password" required autocomplete="current-password"></label>
+<button>{{t('Log in')}}</button>
+</form>
+"""
+
+ERROR_PAGE = """
+<p role="alert" class="problem">{{words}}</p>
+<p><a href="/">{{t('To the board')}}</a></p>
+"""
+
+BOARD_PAGE = """
+<form method="get" action="/" class="day">
+<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label> <button>{{t('Show')}}</button>
+</form>
+<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+<div id="board" data-part="{{part}}">
+{{!board}}
+</div>
+"""
+
+BOARD_PART = """
+<p class="summary" role="status" aria-live="polite">{{t('{count} exams', count=count)}}:
+% for state, number in totals:
+<span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
+% end
+</p>
+% for device, steps in devices:
+<section>
+<h2>{{device}}</h2>
+<table>
+<thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Patient ID')}}</th>
+<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th>
+<th scope="col">{{t('Since')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
+<tbody>
+% for step in steps:
+<tr data-state="{{step['state']}}">
+<td>{{step['time']}}</td>
+<th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
+% if step['priority']:
+<strong class="urgent">{{step['priority']}}</strong>
+% end
+</th>
+<td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
+<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}}</span></td>
+<td>{{step['since']}}</td>
+<td class="actions">
+% for event, words in step['actions']:
+<form method="post" action="{{step['path']}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="event" value="{{event}}">{{words}}</button></form>
+% end
+</td>
+</tr>
+% end
+</tbody>
+</table>
+</section>
+% end
+% if not devices:
+<p>{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
+% end
+"""
+
+FORM_PAGE = """
+% if problems:
+<div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+<form method="post" action="{{action}}" class="fields" novalidate>
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in hidden:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% for legend, fields in groups:
+<fieldset><legend>{{legend}}</legend>
+% for f in fields:
+<div class="field">
+<label for="{{f.name}}">{{f.label}}{{' *' if f.required else ''}}</label>
+% described = ' aria-invalid="true" aria-describedby="' + f.name + '-problem"' if f.problem else ''
+% if f.kind == 'select':
+<select id="{{f.name}}" name="{{f.name}}"{{!described}}>
+% for value, words in f.choices:
+<option value="{{value}}"{{!' selected' if value == f.value else ''}}>{{words}}</option>
+% end
+</select>
+% elif f.kind == 'area':
+<textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
+% else:
+<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}}
+ {{!'list="' + f.name + '-list"' if f.choices else ''}}>
+% if f.choices:
+<datalist id="{{f.name}}-list">
+% for value, words in f.choices:
+<option value="{{value}}">{{words}}</option>
+% end
+</datalist>
+% end
+% end
+% if f.problem:
+<p class="problem" id="{{f.name}}-problem">{{f.problem}}</p>
+% end
+</div>
+% end
+</fieldset>
+% end
+<button class="main">{{submit}}</button>
+</form>
+"""
+
+STEP_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+<dl>
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+% for words in warnings:
+<p class="warning">{{words}}</p>
+% end
+<div class="actions">
+% for event, words in actions:
+<form method="post" action="{{path}}"><input type="hidden" name="csrf" value="{{csrf}}">
+% if event == 'cancel':
+<label>{{t('Reason')}} <input name="remark"></label>
+% end
+<button name="event" value="{{event}}">{{words}}</button></form>
+% end
+</div>
+% for heading, facts in performed:
+<h2>{{heading}}</h2>
+<dl>
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+% end
+<p><a href="/register">{{t('Register another patient')}}</a> · <a href="/">{{t('To the board')}}</a></p>
+"""
+
+LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
+
+# What a person reads for a state; the keys are the states themselves.
+PERSON_EVENTS = {
+    "arrive": Message("Arrived"),
+    "cancel": Message("Cancel exam"),
+    "no show": Message("Did not come"),
+    "reschedule": Message("Back on the list"),
+}
+EVENTS_OF_STATE = {
+    "SCHEDULED": ("arrive", "no show", "cancel"),
+    "ARRIVED": ("cancel",),
+    "READY": ("cancel",),
+    "DEPARTED": ("arrive", "cancel"),
+    "CANCELED": ("reschedule",),
+    "NO SHOW": ("arrive", "reschedule"),
+    "DISCONTINUED": ("reschedule",),
+}
+
+
+class Field(NamedTuple):
+    """One field of a form, ready to show."""
+
+    name: str
+    label: str
+    kind: str
+    value: str
+    required: bool
+    problem: str
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+# The registration form: its fields, what they fill, and how they are shown.
+REGISTER_FIELDS = tuple(
+    list(
+        rows("""
+    name           | group   | keyword                             | kind   | label
+    family_name    | patient | PatientName                         | text   | Family name (Latin letters)
+    given_name     | patient | PatientName                         | text   | Given name (Latin letters)
+    chinese_name   | patient | PatientName                         | text   | Chinese name
+    patient_id     | patient | PatientID                           | text   | Patient ID (made if empty)
+    birth_date     | patient | PatientBirthDate                    | date   | Birth date
+    sex            | patient | PatientSex                          | select | Sex
+    weight         | patient | PatientWeight                       | text   | Weight (kg)
+    height         | patient | PatientSize                         | text   | Height (cm)
+    allergies      | patient | Allergies                           | text   | Allergies
+    alerts         | patient | MedicalAlerts                       | text   | Medical alerts
+    pregnancy      | patient | PregnancyStatus                     | select | Pregnancy
+    device         | exam    | ScheduledStationAETitle             | select | Device
+    modality       | exam    | Modality                            | select | Modality (that of the device if empty)
+    procedure      | exam    | RequestedProcedureDescription       | text   | Exam
+    date           | exam    | ScheduledProcedureStepStartDate     | date   | Date
+    time           | exam    | ScheduledProcedureStepStartTime     | time   | Time
+    priority       | exam    | RequestedProcedurePriority          | select | Priority
+    physician      | exam    | ReferringPhysicianName              | text   | Referring physician
+    accession      | exam    | AccessionNumber                     | text   | Accession number (made if empty)
+    comment        | exam    | RequestedProcedureComments          | area   | Comment
+    """)
+    )[1:]
+)
+REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
+
+# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+COMPOUND_SURNAMES = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳"
+    " 公冶 太叔 申屠 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+)
+
+
+def chinese_name(text: str) -> str:
+    """`王小东` or `王 小东` as components `王^小东`."""
+    parts = text.replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
+        name = parts[0]
+        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
+        parts = [name[:cut], name[cut:]]
+    return "^".join(parts)
+
+
+def person_name(family: str, given: str, chinese: str) -> str:
+    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
+    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
+    return f"{latin}={chinese_name(chinese)}".rstrip("=")
+
+
+def shown_name(name: str) -> str:
+    """A PN value as people read it: 王小东 Wang XiaoDong."""
+    groups = [group.replace("^", " ").strip() for group in name.split("=")]
+    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
+    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
+
+
+def shown_date(value: str) -> str:
+    """A DA value as 2026-07-05."""
+    return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
+
+
+def shown_time(value: str) -> str:
+    """A TM value as 09:30."""
+    return f"{value[:2]}:{value[2:4]}" if len(value) >= 4 else value
+
+
+def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
+    """A worklist item from the registration form, and what can be said against it already."""
+    problems: list[Problem] = []
+    texts = {
+        "PatientName": person_name(form["family_name"], form["given_name"], form["chinese_name"]),
+        "PatientBirthDate": form["birth_date"].replace("-", ""),
+        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1),
+    }
+    step = {
+        "ScheduledStationAETitle": form["device"],
+        "Modality": form["modality"],
+        "ScheduledProcedureStepStartDate": form["date"].replace("-", ""),
+        "ScheduledProcedureStepStartTime": form["time"].replace(":", ""),
+    }
+    for name, _, keyword, _, _ in REGISTER_FIELDS:
+        if keyword not in texts and keyword not in step and keyword != "PregnancyStatus":
+            texts[keyword] = form[name].strip()
+    if height := texts["PatientSize"]:
+        try:
+            texts["PatientSize"] = f"{float(height.replace(',', '.')) / 100:g}"
+        except ValueError:
+            words = Message("{value} is not a number", value=height)
+            problems.append(Problem(tag_of("PatientSize"), words))
+            texts["PatientSize"] = ""
+    texts["PatientWeight"] = texts["PatientWeight"].replace(",", ".")
+    texts["StudyInstanceUID"] = form.get("study", "")
+    if not any(form[name].strip() for name in ("family_name", "given_name", "chinese_name")):
+        texts["PatientName"] = ""
+    for name in REQUIRED_FIELDS:
+        if not form[name].strip():
+            keyword = next(row[2] for row in REGISTER_FIELDS if row[0] == name)
+            problems.append(Problem(tag_of(keyword), Message("is missing")))
+    parts = [text_elements(**texts)]
+    if form["pregnancy"].isdigit():
+        value = int(form["pregnancy"]).to_bytes(2, "little")
+        parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
+    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
+    return EMPTY.merged(*parts, ElementIndex(sequence)), problems
+
+
+def shown_at(device: Device | None, data: bytes) -> str:
+    """The patient's name as a device will be shown it; nothing where that is all of it."""
+    if not device or not device.character_set:
+        return ""
+    query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
+    search = Search(
+        query,
+        MWL_ATTRIBUTES,
+        True,
+        character_set(device.character_set),
+        character_set(device.fallback_character_set),
+    )
+    answer = ElementIndex(recode(search.select(ElementIndex(data))))
+    name = ElementIndex(data).get("PatientName")
+    return answer.get("PatientName") if answer.get("PatientName") != name else ""
+
+
+def elapsed(ctx: Context, stamp: str) -> str:
+    """How long ago a time of the store was, in minutes or hours."""
+    if not stamp:
+        return ""
+    then = datetime.datetime.fromisoformat(stamp)
+    minutes = max(0, int((ctx.now() - then).total_seconds() // 60))
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def steps_of_day(date: str) -> list[tuple[Any, ...]]:
+    """What the board shows of a day's steps, with the station each stands under."""
+    return database.execute_sql(
+        "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
+        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
+        " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
+        (date,),
+    ).fetchall()
+
+
+def board_step(ctx: Context, t: Translator, row: tuple[Any, ...]) -> dict[str, Any]:
+    """One row of the board."""
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
+    index = ElementIndex(bytes(data))
+    item = index.item("ScheduledProcedureStepSequence")
+    since = ended_at or (started_at if state == "STARTED" else arrived_at)
+    priority = index.get("RequestedProcedurePriority")
+    events = EVENTS_OF_STATE.get(state, ())
+    return {
+        "path": f"/step/{step_id}",
+        "state": state,
+        "time": shown_time(start_time),
+        "name": shown_name(index.get("PatientName")),
+        "patient_id": index.get("PatientID"),
+        "exam": item.get("ScheduledProcedureStepDescription")
+        or index.get("RequestedProcedureDescription"),
+        "accession": index.get("AccessionNumber"),
+        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
+        "since": elapsed(ctx, since),
+        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
+    }
+
+
+def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) -> str:
+    """The board of a day, by device."""
+    import bottle
+
+    names = {title: d.name for d in web.access().devices for title in d.ae_titles}
+    by_device: dict[str, list[dict[str, Any]]] = {}
+    found = web.read(steps_of_day, date)
+    for row in found:
+        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        by_device.setdefault(device, []).append(board_step(ctx, t, row))
+    counted = collections.Counter(row[1] for row in found)
+    return bottle.template(
+        BOARD_PART,
+        t=t,
+        csrf=csrf,
+        count=len(found),
+        totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
+        devices=sorted(by_device.items()),
+    )
+
+
+STEP_FACTS = tuple(
+    list(
+        rows("""
+    label                | keyword
+    Patient              | PatientName
+    Patient ID           | PatientID
+    Birth date           | PatientBirthDate
+    Sex                  | PatientSex
+    Weight (kg)          | PatientWeight
+    Allergies            | Allergies
+    Medical alerts       | MedicalAlerts
+    Exam                 | RequestedProcedureDescription
+    Referring physician  | ReferringPhysicianName
+    Priority             | RequestedProcedurePriority
+    Comment              | RequestedProcedureComments
+    Accession number     | AccessionNumber
+    Requested procedure ID | RequestedProcedureID
+    Study Instance UID   | StudyInstanceUID
+    """)
+    )[1:]
+)
+STEP_ITEM_FACTS = tuple(
+    list(
+        rows("""
+    label                | keyword
+    Step ID              | ScheduledProcedureStepID
+    Device               | ScheduledStationAETitle
+    Modality             | Modality
+    Date                 | ScheduledProcedureStepStartDate
+    Time                 | ScheduledProcedureStepStartTime
+    State                | ScheduledProcedureStepStatus
+    """)
+    )[1:]
+)
+
+
+def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
+    """A value as people read it."""
+    text, vr = index.get(keyword), vr_of(tag_of(keyword))
+    readers = {"PN": shown_name, "DA": shown_date, "TM": shown_time}
+    return readers.get(vr, lambda text: text.replace("\\", ", "))(text) if vr != "CS" else t(text)
+
+
+def facts_of(
+    index: ElementIndex, table: Iterable[list[str]], t: Translator
+) -> list[tuple[str, str]]:
+    """Label and value of what a data set has of a table's rows."""
+    found = [(t(label), shown_value(index, keyword, t)) for label, keyword in table]
+    return [(label, value) for label, value in found if value]
+
+
+PERFORMED_FACTS = tuple(
+    list(
+        rows("""
+    label       | keyword
+    Device      | PerformedStationAETitle
+    Step ID     | PerformedProcedureStepID
+    State       | PerformedProcedureStepStatus
+    Exam        | PerformedProcedureStepDescription
+    Date        | PerformedProcedureStepStartDate
+    Begin       | PerformedProcedureStepStartTime
+    End         | PerformedProcedureStepEndTime
+    """)
+    )[1:]
+)
+
+
+def performed_of(step_id: int) -> list[tuple[bytes, str, str]]:
+    """Data set, remark and the way it was found of each performed step of a scheduled one."""
+    return database.execute_sql(
+        "SELECT p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        " JOIN performed_scheduled_step l ON l.performed_id = p.id"
+        " WHERE l.scheduled_id = ? ORDER BY p.id",
+        (step_id,),
+    ).fetchall()
+
+
+def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[str, str]]:
+    """What a performed step's page part says."""
+    index = ElementIndex(bytes(row[0]))
+    facts = facts_of(index, PERFORMED_FACTS, t)
+    reason = index.item("PerformedProcedureStepDiscontinuationReasonCodeSequence")
+    if reason.found:
+        code = reason.get("CodeValue")
+        words = DISCONTINUATION_REASONS.get(code, reason.get("CodeMeaning"))
+        facts.append((t("Reason"), f"{t(words)} ({code})"))
+    series = index.items(SERIES)
+    images = sum(len(item.items(tag_of("ReferencedImageSequence"))) for item in series)
+    facts.append((t("Series and images"), f"{len(series)} / {images}"))
+    if row[1]:
+        facts.append((t("Left out by the device"), row[1]))
+    return facts
+
+
+def get_step(row_id: int) -> tuple[bytes, str, str]:
+    """Data set, state and remark of a step by its row. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return bytes(row[0]), row[1], row[2]
+
+
+def step_known(study: str) -> int | None:
+    """The row of the first step of a study, None where there is none."""
+    row = database.execute_sql(
+        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+class Pages:
+    """The pages, as methods that bottle calls; `add_pages` binds them to their paths."""
+
+    def __init__(self, web: Web) -> None:
+        import bottle
+
+        self.web, self.bottle = web, bottle
+        self.catalogues = load_catalogues(web.static)
+
+    # What all pages share
+
+    @property
+    def request(self) -> Any:
+        """The request being served."""
+        return self.bottle.request
+
+    def translator(self) -> Translator:
+        """The language of the one who asks."""
+        request = self.request
+        language = choose_language(
+            self.catalogues,
+            request.get_cookie("language") or "",
+            request.get_header("Accept-Language", ""),
+            self.web.config.clinic.language,
+        )
+        return Translator(language, self.catalogues[language])
+
+    def page(self, template: str, title: str, login: Login | None = None, **values: Any) -> str:
+        """A whole page around a template."""
+        t = self.translator()
+        here = self.request.path
+        navigation = [("/", t("Board")), ("/register", t("Register"))]
+        return self.bottle.template(
+            "% rebase(layout)\n" + template,
+            layout=self.bottle.SimpleTemplate(LAYOUT),
+            t=t,
+            title=t(title),
+            login=login,
+            clinic=self.web.config.clinic.name,
+            static=self.web.static,
+            here=here,
+            refresh=values.pop("refresh", False),
+            navigation=navigation,
+            languages=[(code, LANGUAGES.get(code, code)) for code in self.catalogues],
+            **values,
+        )
+
+    def form(self, name: str) -> str:
+        """A field of the form that was sent, as text."""
+        return self.request.forms.getunicode(name) or ""
+
+    def redirect(self, path: str) -> str:
+        """Answer with 303, so that the back button repeats nothing."""
+        response = self.bottle.response
+        response.status = 303
+        response.set_header("Location", path)
+        return ""
+
+    def set_cookie(self, name: str, value: str, **options: Any) -> None:
+        """A cookie that scripts cannot read, for this site alone."""
+        secure = self.request.urlparts.scheme == "https" or (
+            self.web.config.web.public_url.startswith("https")
+        )
+        self.bottle.response.set_cookie(
+            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
+        )
+
+    # Login
+
+    def login_page(self, problem: str = "") -> str:
+        """GET /login."""
+        following = safe_path(self.request.query.getunicode("next") or self.form("next"))
+        return self.page(LOGIN_PAGE, "Log in", problem=problem, next=following)
+
+    def log_in(self) -> str:
+        """POST /login."""
+        web, name = self.web, self.form("name").strip()
+        ctx = web.context(Actor(name[:64] or "nobody", client_address(self.request)))
+        try:
+            check_origin(web, self.request)
+            user_id = web.read(authenticate, ctx, name, self.form("password"))
+        except Refusal as refusal:
+            if refusal.status is Status.NOT_AUTHORIZED:
+                web.write(note_login_failure, ctx, name)
+            self.bottle.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+            return self.login_page(refusal.detail)
+        secret = web.write(open_session, ctx, user_id)
+        self.set_cookie("minris", secret, max_age=web.config.web.session_hours * 3600)
+        return self.redirect(safe_path(self.form("next")))
+
+    def log_out(self) -> str:
+        """POST /logout."""
+        _, ctx = enter(self.web, self.request, "desk")
+        if cookie := self.request.get_cookie("minris"):
+            self.web.write(end_session, ctx, cookie)
+        self.bottle.response.delete_cookie("minris", path="/")
+        return self.redirect("/login")
+
+    def language(self) -> str:
+        """GET /language: remember the language chosen."""
+        wanted = self.request.query.getunicode("language") or ""
+        if wanted in self.catalogues:
+            self.set_cookie("language", wanted, max_age=365 * 86400)
+        return self.redirect(safe_path(self.request.query.getunicode("back")))
+
+    # The board and a step
+
+    def board(self) -> str:
+        """GET /: the day by device; with ?part=board the board alone."""
+        login, ctx = enter(self.web, self.request, "desk")
+        date = (self.request.query.getunicode("date") or "").replace("-", "")
+        day = date if is_date(date) else ctx.today()
+        board = render_board(self.web, ctx, self.translator(), login.csrf, day)
+        if self.request.query.get("part") == "board":
+            return board
+        part = "/?part=board" + (f"&date={day}" if is_date(date) else "")
+        return self.page(
+            BOARD_PAGE,
+            "Board",
+            login,
+            refresh=True,
+            board=board,
+            part=part,
+            day=shown_date(day),
+        )
+
+    def step(self, row_id: int) -> str:
+        """GET /step/…: all that is known of one step."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        data, state, remark = self.web.read(get_step, row_id)
+        index = ElementIndex(data)
+        item = index.item("ScheduledProcedureStepSequence")
+        facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
+        if remark:
+            facts.append((t("Remark"), remark))
+        told = self.request.query.get("registered")
+        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
+        shown, warnings = shown_at(device, data), []
+        if shown:
+            warnings.append(
+                t("{device} will show the name as {name}", device=device.name, name=shown)
+            )
+        return self.page(
+            STEP_PAGE,
+            "Exam",
+            login,
+            told=t("Registered. The device finds the patient on its worklist.") if told else "",
+            facts=facts,
+            warnings=warnings,
+            actions=[(e, t(PERSON_EVENTS[e])) for e in EVENTS_OF_STATE.get(state, ())],
+            performed=[
+                (t("Performed step {number}", number=number), performed_facts(row, t))
+                for number, row in enumerate(self.web.read(performed_of, row_id), 1)
+            ],
+            path=f"/step/{row_id}",
+            csrf=login.csrf,
+        )
+
+    def step_event(self, row_id: int) -> str:
+        """POST /step/…: arrived, cancelled, did not come, back on the list."""
+        _, ctx = enter(self.web, self.request, "desk")
+        event = self.form("event")
+        if event not in PERSON_EVENTS:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        item = index.item("ScheduledProcedureStepSequence")
+        self.web.write(
+            change_step,
+            ctx,
+            event,
+            index.get("StudyInstanceUID"),
+            item.get("ScheduledProcedureStepID"),
+            self.form("remark"),
+        )
+        return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
+
+    # Registration
+
+    def register_page(
+        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    ) -> str:
+        """GET /register, and the form again with words beside each field that is wrong."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        now = ctx.local_now()
+        form = form or {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": ctx.new_uid()}
+        by_tag = collections.defaultdict(list)
+        for problem in problems:
+            by_tag[problem.tag].append(t(problem.words))
+        shown: set[int] = set()
+        groups: dict[str, list[Field]] = {t("Patient"): [], t("Exam"): []}
+        for name, group, keyword, kind, label in REGISTER_FIELDS:
+            tag = tag_of(keyword)
+            words = "; ".join(by_tag[tag]) if tag not in shown else ""
+            shown.add(tag)
+            required = name in REQUIRED_FIELDS
+            choices = self.choices(name, t)
+            field = Field(name, t(label), kind, form.get(name, ""), required, words, choices)
+            groups[t(group.capitalize())].append(field)
+        others = [t(p.words) for p in problems if p.tag not in shown]
+        asks = any(p.tag == tag_of("PatientID") for p in problems) and "same_id" not in form
+        if asks or form.get("same_id"):
+            groups[t("Patient")].insert(4, self._same_id_field(t, form))
+        listed = [f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem]
+        return self.page(
+            FORM_PAGE,
+            "Register",
+            login,
+            action="/register",
+            submit=t("Register"),
+            csrf=login.csrf,
+            hidden=[("study", form.get("study", ""))],
+            groups=list(groups.items()),
+            problems=listed + others,
+        )
+
+    @staticmethod
+    def _same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
+        """Shown when the Patient ID belongs to another name: who is right must be said."""
+        choices = (
+            ("", t("Please choose")),
+            ("update", t("The same patient: correct the name")),
+            ("new", t("Another patient: make a new ID")),
+        )
+        label = t("This Patient ID is known with another name")
+        return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
+
+    def choices(self, name: str, t: Translator) -> tuple[tuple[str, str], ...]:
+        """What may be chosen in a field of the registration form."""
+        devices = [d for d in self.web.access().devices if d.role == "modality"]
+        return {
+            "sex": (("", ""), ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
+            "pregnancy": (
+                ("", ""),
+                *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
+            ),
+            "device": (("", ""), *((d.ae_title, f"{d.name} ({d.ae_title})") for d in devices)),
+            "modality": (("", ""), *((m, m) for m in MODALITIES)),
+            "priority": (("", ""), *((p, t(p)) for p in ("ROUTINE", "HIGH", "STAT"))),
+        }.get(name, ())
+
+    def register(self) -> str:
+        """POST /register: the step's page, or the form again with nothing saved."""
+        _, ctx = enter(self.web, self.request, "desk")
+        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
+        form |= {"study": self.form("study"), "same_id": self.form("same_id")}
+        if value_problem("UI", form["study"]) or not form["study"]:
+            form["study"] = ctx.new_uid()
+        known = self.web.read(step_known, form["study"])
+        if known:  # the same form a second time: a double click, the back button
+            return self.redirect(f"/step/{known}?registered=1")
+        if form["same_id"] == "new":
+            form |= {"patient_id": "", "same_id": ""}
+        item, problems = item_from_form(form)
+        same_id = "update" if form["same_id"] == "update" else "refuse"
+        try:
+            if problems:
+                self._add_problems(ctx, item, problems)
+            self.web.write(schedule, ctx, item, same_id)
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            if not form["same_id"]:
+                form.pop("same_id")
+            return self.register_page(form, refusal.problems)
+        return self.redirect(f"/step/{self.web.read(step_known, form['study'])}?registered=1")
+
+    @staticmethod
+    def _add_problems(ctx: Context, item: bytes, problems: list[Problem]) -> None:
+        """Refuse with what the form found and what the item itself shows, each once."""
+        index = ElementIndex(item)
+        _, procedure, steps = split_item(index)
+        steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
+        found = {problem.tag: problem for problem in item_problems(index, steps)}
+        found |= {problem.tag: problem for problem in problems}
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
+
+
+def safe_path(path: str | None, default: str = "/") -> str:
+    """A path of this site to go back to; never another site."""
+    parts = urllib.parse.urlsplit(path or "")
+    if not parts.path.startswith("/") or parts.path.startswith(("//", "/\\")):
+        return default
+    return parts.path + (f"?{parts.query}" if parts.query else "")
+
+
+def add_pages(app: Any, web: Web) -> None:
+    """Put the pages into a bottle application."""
+    import bottle
+
+    pages = Pages(web)
+    bindings = (
+        ("GET", "/", pages.board),
+        ("GET", "/login", pages.login_page),
+        ("POST", "/login", pages.log_in),
+        ("POST", "/logout", pages.log_out),
+        ("GET", "/language", pages.language),
+        ("GET", "/register", pages.register_page),
+        ("POST", "/register", pages.register),
+        ("GET", "/step/<row_id:int>", pages.step),
+        ("POST", "/step/<row_id:int>", pages.step_event),
+    )
+
+    def guarded(function: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(function)
+        def view(**arguments: Any) -> str:
+            try:
+                return function(**arguments)
+            except Refusal as refusal:
+                login = find_login(web, bottle.request)
+                if refusal.status is Status.NOT_AUTHORIZED and not login:
+                    following = urllib.parse.quote(bottle.request.path)
+                    return pages.redirect(f"/login?next={following}")
+                bottle.response.status = http_status("page", refusal)
+                t = pages.translator()
+                return pages.page(ERROR_PAGE, "That did not work", login, words=t(refusal.detail))
+
+        return view
+
+    for method, path, function in bindings:
+        app.route(path, method, guarded(function))
+
+    @app.get("/static/<name:path>")
+    def static_file(name: str) -> Any:
+        if not web.static:
+            return bottle.HTTPError(404)
+        return bottle.static_file(name, root=str(web.static))
+
+    def failed(error: Any) -> str:
+        t = pages.translator()
+        words = {404: t("There is no such page."), 405: t("This cannot be done here.")}
+        text = words.get(error.status_code, t("Something went wrong. It is in the log."))
+        if bottle.request.path.startswith(("/api", "/dicom-web")):
+            bottle.response.content_type = "application/json"
+            return json.dumps({"error": text})
+        return pages.page(ERROR_PAGE, "That did not work", words=text)
+
+    app.default_error_handler = failed
+
+
+def build_app(web: Web) -> Any:
+    """The bottle application of both."""
+    import bottle
+
+    bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
+    app = bottle.Bottle()
+    add_api(app, web)
+    add_pages(app, web)
+    return app
+
+
+# 21. SIMULATOR --------------------------------------------------------------------------------
+#
+# A modality to try the box with: it knows nothing but DICOM, like the real ones. pynetdicom is its
+# stack. For others: Modality, SCENARIOS, play_day.
+
+
+class SimulationError(Exception):
+    """A scenario could not be played to its end."""
+
+
+class Modality:
+    """A machine that finds its patients on the worklist and reports what it does.
+
+    ae_title, modality  what it is
+    host, port, called  where the worklist is
+    say                 takes each line of the conversation
+    """
+
+    def __init__(
+        self,
+        ae_title: str,
+        modality: str,
+        host: str,
+        port: int,
+        called: str,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        from pynetdicom import AE
+
+        self.ae_title, self.modality, self.say = ae_title, modality, say
+        self.address, self.called = (host, port), called
+        self.ae = AE(ae_title=ae_title)
+        for uid in (VERIFICATION, MODALITY_WORKLIST, MPPS):
+            self.ae.add_requested_context(
+                uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+            )
+
+    @contextlib.contextmanager
+    def association(self) -> Iterator[Any]:
+        """An association to the worklist; SimulationError where there is none."""
+        association = self.ae.associate(*self.address, ae_title=self.called)
+        if not association.is_established:
+            raise SimulationError(f"{self.ae_title} was not let in by {self.called}")
+        try:
+            yield association
+        finally:
+            association.release()
+
+    def echo(self) -> None:
+        """C-ECHO."""
+        with self.association() as association:
+            status = association.send_c_echo()
+        self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
+
+    def worklist(self, date: str = "") -> list[Any]:
+        """The steps scheduled for this machine, as data sets; of a day, or of any."""
+        from pydicom.dataset import Dataset
+
+        query, step = Dataset(), Dataset()
+        query.SpecificCharacterSet = "ISO_IR 192"
+        for keyword in ("PatientName PatientID PatientBirthDate PatientSex AccessionNumber"
+                        " RequestedProcedureID RequestedProcedureDescription"
+                        " StudyInstanceUID").split():  # fmt: skip
+            setattr(query, keyword, "")
+        step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
+        step.ScheduledProcedureStepStartDate = date
+        for keyword in ("ScheduledProcedureStepStartTime ScheduledProcedureStepID"
+                        " ScheduledProcedureStepDescription").split():  # fmt: skip
+            setattr(step, keyword, "")
+        query.ScheduledProcedureStepSequence = [step]
+        found = []
+        with self.association() as association:
+            for status, identifier in association.send_c_find(query, MODALITY_WORKLIST):
+                if not status or status.Status not in (0x0000, 0xFF00, 0xFF01):
+                    raise SimulationError(f"C-FIND: {status}")
+                if identifier:
+                    found.append(identifier)
+        names = ", ".join(shown_name(str(ds.PatientName)) for ds in found) or "nobody"
+        self.say(f"{self.ae_title} -> {self.called}  C-FIND worklist: {names}")
+        return found
+
+    def start(self, item: Any, uid: str) -> None:
+        """N-CREATE of a performed procedure step for a worklist item."""
+        from pydicom.dataset import Dataset
+
+        now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
+        scheduled, ds = Dataset(), Dataset()
+        for keyword in ("StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
+                        "RequestedProcedureDescription"):  # fmt: skip
+            setattr(scheduled, keyword, item.get(keyword, ""))
+        scheduled.ScheduledProcedureStepID = step.ScheduledProcedureStepID
+        scheduled.ScheduledProcedureStepDescription = step.get(
+            "ScheduledProcedureStepDescription", ""
+        )
+        scheduled.ScheduledProtocolCodeSequence, scheduled.ReferencedStudySequence = [], []
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.ScheduledStepAttributesSequence = [scheduled]
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex"):
+            setattr(ds, keyword, item.get(keyword, ""))
+        ds.PerformedProcedureStepID = f"P{now:%H%M%S}"
+        ds.PerformedStationAETitle, ds.Modality = self.ae_title, self.modality
+        ds.PerformedProcedureStepStartDate = f"{now:%Y%m%d}"
+        ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
+        ds.PerformedProcedureStepStatus = "IN PROGRESS"
+        ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
+        for keyword in ("PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
+                        " PerformedProcedureStepEndDate PerformedProcedureStepEndTime"
+                        " StudyID").split():  # fmt: skip
+            setattr(ds, keyword, "")
+        for keyword in ("ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
+                        " PerformedProtocolCodeSequence"
+                        " PerformedProcedureStepDiscontinuationReasonCodeSequence"
+                        ).split():  # fmt: skip
+            setattr(ds, keyword, [])
+        with self.association() as association:
+            status, _ = association.send_n_create(ds, MPPS, uid)
+        self._report("N-CREATE", "IN PROGRESS", item, status)
+
+    def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> None:
+        """N-SET to COMPLETED with a series, or to DISCONTINUED with a reason (DCM code)."""
+        from pydicom.dataset import Dataset
+
+        now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
+        ds.PerformedProcedureStepStatus = "DISCONTINUED" if reason else "COMPLETED"
+        ds.PerformedProcedureStepEndDate = f"{now:%Y%m%d}"
+        ds.PerformedProcedureStepEndTime = f"{now:%H%M%S}"
+        series.PerformingPhysicianName = series.OperatorsName = ""
+        series.ProtocolName, series.SeriesInstanceUID = "Standard", new_uid()
+        series.SeriesDescription = series.RetrieveAETitle = ""
+        series.ReferencedImageSequence = [self._image() for _ in range(0 if reason else images)]
+        series.ReferencedNonImageCompositeSOPInstanceSequence = []
+        ds.PerformedSeriesSequence = [series]
+        if reason:
+            code = Dataset()
+            code.CodeValue, code.CodingSchemeDesignator = reason, "DCM"
+            code.CodeMeaning = DISCONTINUATION_REASONS[reason]
+            ds.PerformedProcedureStepDiscontinuationReasonCodeSequence = [code]
+        with self.association() as association:
+            status, _ = association.send_n_set(ds, MPPS, uid)
+        words = ds.PerformedProcedureStepStatus
+        self._report("N-SET", f"{words} ({DISCONTINUATION_REASONS[reason]})" if reason else words, item, status)
+
+    @staticmethod
+    def _image() -> Any:
+        from pydicom.dataset import Dataset
+
+        image = Dataset()
+        image.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        image.ReferencedSOPInstanceUID = new_uid()
+        return image
+
+    def _report(self, operation: str, words: str, item: Any, status: Any) -> None:
+        code = f"{status.Status:04X}" if status else "no answer"
+        name = shown_name(str(item.PatientName))
+        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}, {name}: {code}")
+        if code != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            raise SimulationError(f"{operation} was answered {code} {comment}")
+
+
+def scenario_echo(machine: Modality) -> None:
+    """C-ECHO."""
+    machine.echo()
+
+
+def scenario_modality(machine: Modality) -> None:
+    """Find the worklist, perform its first step, report start and end."""
+    found = machine.worklist()
+    if not found:
+        raise SimulationError("the worklist is empty for this AE title and modality")
+    uid = new_uid()
+    machine.start(found[0], uid)
+    machine.end(found[0], uid)
+
+
+def scenario_discontinue(machine: Modality) -> None:
+    """Begin the first step of the worklist and give it up."""
+    found = machine.worklist()
+    if not found:
+        raise SimulationError("the worklist is empty for this AE title and modality")
+    uid = new_uid()
+    machine.start(found[0], uid)
+    machine.end(found[0], uid, reason="110513")
+
+
+SCENARIOS: dict[str, Callable[[Modality], None]] = {
+    "echo": scenario_echo,
+    "modality": scenario_modality,
+    "discontinue": scenario_discontinue,
+}
+
+DEMO_CONFIG = """
+[clinic]
+name = Lakeside Clinic (invented)
+[device CT room]
+ae_title = CT1
+modality = CT
+[device X-ray room]
+ae_title = DX1
+modality = DX
+[device Ultrasound]
+ae_title = US1
+modality = US
+character_set = GB18030
+"""
+
+DEMO_DAY = tuple(
+    list(
+        rows("""
+    name                            | birth    | sex | device | modality | exam              | minutes
+    Wang^XiaoDong=王^小东           | 19780312 | M   | CT1    | CT       | CT chest          | 10
+    Li^Na=李^娜                     | 19900721 | F   | US1    | US       | Abdomen           | 15
+    Miller^Anna                     | 19651102 | F   | DX1    | DX       | Chest PA, lateral | 20
+    Zhang^Wei=张^伟                 | 19550918 | M   | DX1    | DX       | Left hand         | 30
+    Garcia^Luis                     | 20010105 | M   | CT1    | CT       | CT abdomen        | 45
+    Ouyang^Jing=欧阳^静             | 19830627 | F   | US1    | US       | Thyroid           | 60
+    """)
+    )[1:]
+)
+
+
+def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
+    """The patients of the invented day as DICOM JSON."""
+    items = []
+    for name, birth, sex, device, modality, exam, minutes in DEMO_DAY:
+        at = now + datetime.timedelta(minutes=int(minutes))
+        step = text_elements(
+            ScheduledStationAETitle=device,
+            Modality=modality,
+            ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
+            ScheduledProcedureStepStartTime=f"{at:%H%M}00",
+        )
+        patient = text_elements(
+            PatientName=name,
+            PatientBirthDate=birth,
+            PatientSex=sex,
+            RequestedProcedureDescription=exam,
+        )
+        sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
+        items.append(to_json(ElementIndex(patient.merged(sequence))))
+    return items
+
+
+def play_day(
+    web_url: str, token: str, host: str, port: int, called: str, say: Callable[[str], None], pause: float
+) -> None:
+    """Play a department's day: reception over the JSON API, the machines over DICOM."""
+
+    def wait() -> None:
+        time.sleep(pause)
+
+    now = datetime.datetime.now()
+    say("08:00  Reception registers six patients.")
+    body = json.dumps(demo_items(now)).encode()
+    request = urllib.request.Request(
+        f"{web_url}/api/worklist",
+        body,
+        {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        for item in json.load(response):
+            index = ElementIndex(from_json(item))
+            say(f"       {shown_name(index.get('PatientName'))}: ID {index.get('PatientID')},"
+                f" accession number {index.get('AccessionNumber')}")  # fmt: skip
+    wait()
+    machines = {
+        title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
+        for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
+    }
+    say("08:10  Each machine proves that it reaches us.")
+    for machine in machines.values():
+        machine.echo()
+    wait()
+    say("08:15  Each machine asks for its worklist, and no name is typed there.")
+    lists = {title: machine.worklist() for title, machine in machines.items()}
+    wait()
+    ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
+    say("08:20  The CT and the ultrasound begin.")
+    uids = {title: new_uid() for title in machines}
+    ct.start(lists["CT1"][0], uids["CT1"])
+    us.start(lists["US1"][0], uids["US1"])
+    wait()
+    say("08:30  The CT is done. The X-ray operator picks the wrong line, and takes it back:")
+    ct.end(lists["CT1"][0], uids["CT1"], images=12)
+    dx.start(lists["DX1"][1], uids["DX1"])
+    dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
+    say("       that patient is on the worklist again:")
+    dx.worklist()
+    wait()
+    say("08:35  Now the right one. The ultrasound patient cannot go on.")
+    uid = new_uid()
+    dx.start(lists["DX1"][0], uid)
+    us.end(lists["US1"][0], uids["US1"], reason="110515")
+    wait()
+    dx.end(lists["DX1"][0], uid, images=2)
+    say("08:45  What is left on the worklists:")
+    for machine in machines.values():
+        machine.worklist()
+
+
+# 22. APPLIANCE --------------------------------------------------------------------------------
+#
+# Start, stop, command line. For others: Appliance, main.
+
+
+class JsonFormatter(logging.Formatter):
+    """A log line as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(config: Config) -> None:
+    """Log as [log] says; other libraries only what is a warning."""
+    settings = config.log
+    if settings.file:
+        path = config.directory / settings.file
+        handler: logging.Handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
+        )
+    else:
+        handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(settings.level)
+
+
+class Appliance:
+    """The whole box: store, writer, both doors.
+
+    config  the settings; `say` takes the lines for whoever started it
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
+        self.config, self.say = config, say
+        self.access_rules = AccessRules(config)
+        self.lock = StoreLock(config.store_path)
+        try:
+            open_store(config.store_path)
+        except BaseException:
+            self.lock.release()
+            raise
+        self.writer: Writer | None = None
+        self.control = secrets.token_urlsafe(32)
+        self.started = threading.Event()
+        self.dicom_port = self.web_port = 0
+
+    def context(self, actor: Actor = Actor("minris")) -> Context:
+        """The circumstances of a request."""
+        return Context(self.config, actor, devices=self.access_rules.devices)
+
+    def access(self) -> AccessRules:
+        """The access rules of the moment."""
+        return self.access_rules
+
+    async def start(self) -> None:
+        """Open both doors; OSError where a port is taken."""
+        config, loop = self.config, asyncio.get_running_loop()
+        self.changes = Changes(loop)
+        self.writer = Writer(self.changes.bump)
+        self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
+        dimse = Dimse(self.context, self.access, self.writer, self.readers)
+        negotiator = Negotiator(
+            PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
+        )
+        self.associations = AssociationServer(
+            config.dicom, self.access, negotiator, dimse.dispatch
+        )
+        self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
+        web = Web(config, self.context, self.access, self.writer, self.health, self.control)
+        app = build_app(web)
+        add_control(app, web)
+        self.web_server = WebServer(web, app, self.changes)
+        self.web_port = await self.web_server.listen(config.web.host, config.web.port)
+        self.write_control_file()
+        await asyncio.wrap_future(self.writer.submit(self.first_start))
+        self.started.set()
+
+    @property
+    def web_url(self) -> str:
+        """Where a browser on this machine finds the pages."""
+        host = self.config.web.host
+        return f"http://{'127.0.0.1' if host in ('0.0.0.0', '', '::') else host}:{self.web_port}"
+
+    @property
+    def control_file(self) -> Path:
+        """Where commands beside a running appliance find it."""
+        return self.config.store_path.with_name(self.config.store_path.name + ".control")
+
+    def write_control_file(self) -> None:
+        """Tell commands beside us where we are and the secret of this run; for our user alone."""
+        write_private(
+            self.control_file, json.dumps({"url": self.web_url, "secret": self.control})
+        )
+
+    def first_start(self) -> None:
+        """Make the administrator where there is no user yet, with a random password."""
+        if User.select().exists():
+            return
+        password = secrets.token_urlsafe(9)
+        make_user(self.context(), "admin", "admin", password)
+        if sys.stdout.isatty():
+            self.say(f"First start: log in as admin with the password {password}")
+        else:
+            path = self.config.store_path.with_name("minris-admin-password.txt")
+            write_private(path, password + "\n")
+            self.say(f"First start: the password of admin is in {path}")
+
+    def health(self) -> dict[str, str]:
+        """Each check, and what is wrong with it or nothing."""
+        checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+        try:
+            with reading():
+                database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
+        except Exception as error:
+            checks["store"] = str(error)
+        if not self.writer or not self.writer.thread.is_alive():
+            checks["writer"] = "not running"
+        if not all(server.is_serving() for server in self.associations.servers):
+            checks["dicom"] = "not listening"
+        if shutil.disk_usage(self.config.store_path.parent).free < 64 << 20:
+            checks["disk"] = "less than 64 MiB free"
+        return checks
+
+    async def stop(self) -> None:
+        """Close both doors, finish what has been promised, let go of the store."""
+        await self.associations.close()
+        await self.web_server.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
+        self.readers.shutdown(wait=False, cancel_futures=True)
+        self.control_file.unlink(missing_ok=True)
+        self.lock.release()
+
+    async def serve(self, until: asyncio.Event) -> None:
+        """Run from start to stop."""
+        config = self.config
+        try:
+            await self.start()
+        except OSError as error:
+            self.lock.release()
+            raise SystemExit(f"minris: cannot listen: {error}") from None
+        self.say(
+            f"minris {__version__}: DICOM {config.dicom.ae_title} at {config.dicom.host}:"
+            f"{self.dicom_port}, pages at {self.web_url}, store {config.store_path},"
+            f" configuration {config.path or 'defaults'}"
+        )
+        try:
+            await until.wait()
+        finally:
+            await self.stop()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only our user may read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(text)
+
+
+async def _serve_until_signal(appliance: Appliance) -> None:
+    until, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop(*_: object) -> None:
+        loop.call_soon_threadsafe(until.set)
+
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    await appliance.serve(until)
+
+
+# Commands that change the store. Beside a running appliance they go through it.
+
+
+def run_import(ctx: Context, name: str, content: bytes) -> str:
+    """Import one file, all of it or nothing: what was done."""
+    count = import_items(ctx, read_items(name, content))
+    return f"{name}: {count} imported"
+
+
+def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
+    """Make, change or delete a login."""
+    if delete:
+        delete_user(ctx, name)
+        return f"user {name} is deleted"
+    make_user(ctx, name, role, password)
+    return f"user {name} is set, role {role}"
+
+
+def run_token(ctx: Context, name: str, role: str, delete: bool) -> str:
+    """Make or delete a token; the token itself is shown this once."""
+    if delete:
+        delete_token(ctx, name)
+        return f"token {name} is deleted"
+    return make_token(ctx, name, role)
+
+
+STORE_COMMANDS: dict[str, Callable[..., str]] = {
+    "import": run_import,
+    "user": run_user,
+    "token": run_token,
+}
+
+
+def add_control(app: Any, web: Web) -> None:
+    """Let commands beside a running appliance have their work done by it."""
+    import bottle
+
+    @app.post("/control/<command>")
+    def control(command: str) -> str:
+        bottle.response.content_type = "application/json"
+        login = find_login(web, bottle.request)
+        if not login or login.name != "console" or command not in STORE_COMMANDS:
+            bottle.response.status = 403
+            return json.dumps({"error": "not for you"})
+        arguments = json.loads(body_of(bottle.request))
+        if "content" in arguments:
+            arguments["content"] = base64.b64decode(arguments["content"])
+        ctx = web.context(Actor("console", role="admin"))
+
+        def run(ctx: Context) -> str:
+            return STORE_COMMANDS[command](ctx, **arguments)
+
+        try:
+            return json.dumps({"done": web.writer.submit(run, ctx).result()})
+        except Refusal as refusal:
+            return json.dumps({"refused": refusal.detail})
+
+
+class CommandError(Exception):
+    """A command could not do what it was asked: exit status 1."""
+
+
+def run_store_command(config: Config, command: str, **arguments: Any) -> str:
+    """Run a command on the store, by the running appliance where there is one."""
+    try:
+        lock = StoreLock(config.store_path)
+    except StoreError:
+        return ask_running(config, command, arguments)
+    with lock:
+        open_store(config.store_path)
+        devices = AccessRules(config).devices
+        ctx = Context(config, Actor("console", role="admin"), devices=devices)
+        with database.connection_context(), database.atomic():
+            try:
+                return STORE_COMMANDS[command](ctx, **arguments)
+            except Refusal as refusal:
+                raise CommandError(refusal.detail) from None
+
+
+def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
+    """Have the running appliance run a command."""
+    path = config.store_path.with_name(config.store_path.name + ".control")
+    try:
+        where = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise CommandError(f"{config.store_path} is in use by another minris") from None
+    if "content" in arguments:
+        arguments["content"] = base64.b64encode(arguments["content"]).decode()
+    request = urllib.request.Request(
+        f"{where['url']}/control/{command}",
+        json.dumps(arguments).encode(),
+        {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=3600) as response:
+            answer = json.load(response)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"the running minris does not answer: {error}") from None
+    if "refused" in answer:
+        raise CommandError(answer["refused"])
+    return answer["done"]
+
+
+def command_serve(config: Config, arguments: argparse.Namespace) -> None:
+    """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
+    set_up_logging(config)
+    asyncio.run(_serve_until_signal(Appliance(config, say=lambda line: print(line, flush=True))))
+
+
+def command_settings(config: Config, arguments: argparse.Namespace) -> None:
+    """Print config.ini with every setting, its default and meaning."""
+    print(settings_reference(), end="")
+
+
+def command_import(config: Config, arguments: argparse.Namespace) -> None:
+    """Load worklist items: DICOM files (.wl, .dcm) or DICOM JSON; all of a file or nothing."""
+    failed = 0
+    for name in arguments.files:
+        try:
+            content = Path(name).read_bytes()
+            print(run_store_command(config, "import", name=Path(name).name, content=content))
+        except (OSError, CommandError) as error:
+            failed += 1
+            print(f"{name}: nothing imported: {error}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def command_user(config: Config, arguments: argparse.Namespace) -> None:
+    """Make or change a login."""
+    password = ""
+    if not arguments.delete:
+        if arguments.password_stdin:
+            password = sys.stdin.readline().rstrip("\r\n")
+        else:
+            password = getpass.getpass(f"Password of {arguments.name}: ")
+    print(
+        run_store_command(
+            config,
+            "user",
+            name=arguments.name,
+            role=arguments.role,
+            password=password,
+            delete=arguments.delete,
+        )
+    )
+
+
+def command_token(config: Config, arguments: argparse.Namespace) -> None:
+    """Make an API token; it is printed this once."""
+    role, name = arguments.role, arguments.name
+    print(run_store_command(config, "token", name=name, role=role, delete=arguments.delete))
+
+
+def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
+    """Play scenarios against a running appliance, or any other worklist."""
+    machine = Modality(
+        arguments.calling,
+        arguments.modality,
+        arguments.host,
+        arguments.port or config.dicom.port,
+        arguments.called or config.dicom.ae_title,
+    )
+    for name in arguments.scenarios:
+        if name not in SCENARIOS:
+            raise CommandError(f"{name}: not one of {', '.join(SCENARIOS)}")
+        try:
+            SCENARIOS[name](machine)
+        except SimulationError as error:
+            raise CommandError(str(error)) from None
+
+
+def command_check(config: Config, arguments: argparse.Namespace) -> None:
+    """Check configuration, ports, store, disk and devices, one line each."""
+    problems = 0
+    for what, problem in check_lines(config):
+        problems += bool(problem)
+        print(f"{what}: {problem or 'ok'}")
+    if problems:
+        raise SystemExit(1)
+
+
+def check_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """What is checked, and what is wrong with it or nothing."""
+    yield f"configuration {config.path or 'defaults'}", ""
+    running = ""
+    try:
+        with StoreLock(config.store_path):
+            yield from check_store_lines(config)
+    except StoreError as error:
+        running = str(error)
+        yield f"store {config.store_path} (in use by a running minris)", ""
+    for name, section in (("dicom", config.dicom), ("web", config.web)):
+        problem = "" if running else port_problem(section.host, section.port)
+        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    folder = config.store_path.parent
+    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
+    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    year = datetime.datetime.now().year
+    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
+    for name, device in config.devices.items():
+        if device.host:
+            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+
+
+def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """The checks of a store that no appliance holds."""
+    if not config.store_path.exists():
+        yield f"store {config.store_path} (is made at the first start)", ""
+        return
+    try:
+        open_store(config.store_path)
+        with database.connection_context():
+            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+        yield f"store {config.store_path}", "" if answer == "ok" else answer
+    except (StoreError, peewee.DatabaseError) as error:
+        yield f"store {config.store_path}", str(error)
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why a port cannot be listened on, or nothing."""
+    try:
+        with socket.create_server((host, port)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def reach(host: str, port: int) -> str:
+    """Why a TCP connection cannot be made, or nothing."""
+    try:
+        with socket.create_connection((host, port), 3):
+            return ""
+    except OSError as error:
+        return f"not reached: {error.strerror or error}"
+
+
+def command_demo(config: Config, arguments: argparse.Namespace) -> None:
+    """Play an invented department's day over real DICOM, then stay up for a look at the page."""
+    with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
+        path = Path(folder, "config.ini")
+        web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
+        path.write_text(
+            f"{DEMO_CONFIG}[dicom]\nhost = 127.0.0.1\nport = 0\n"
+            f"[web]\nhost = 127.0.0.1\nport = {web_port}\n[log]\nlevel = WARNING\n",
+            "utf-8",
+        )
+        demo_config = load_config(path)
+        set_up_logging(demo_config)
+        logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+        try:
+            asyncio.run(_demo(demo_config, arguments.once))
+        except KeyboardInterrupt:
+            print()
+
+
+async def _demo(config: Config, once: bool) -> None:
+    lines: list[str] = []
+    appliance = Appliance(config, lines.append)
+    await appliance.start()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    password, token = "demo-admin", ""
+
+    def logins() -> str:
+        ctx = appliance.context()
+        make_user(ctx, "admin", "admin", password)
+        return make_token(ctx, "demo", "desk")
+
+    try:
+        token = await asyncio.wrap_future(appliance.writer.submit(logins))
+        say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
+        say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
+            f" pages at {appliance.web_url}\n")  # fmt: skip
+        await asyncio.get_running_loop().run_in_executor(
+            None,
+            play_day,
+            appliance.web_url,
+            token,
+            "127.0.0.1",
+            appliance.dicom_port,
+            config.dicom.ae_title,
+            say,
+            0.2 if once else 1.5,
+        )
+        say("\nThe day has been played.")
+        if not once:
+            say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
+            say("It stays up until Ctrl-C; then all of it is gone.")
+            until = asyncio.Event()
+            for name in ("SIGTERM", "SIGINT"):
+                signal.signal(
+                    getattr(signal, name),
+                    lambda *_: appliance.changes.loop.call_soon_threadsafe(until.set),
+                )
+            await until.wait()
+    finally:
+        await appliance.stop()
+
+
+def find_config(given: str | None) -> Path | None:
+    """The config.ini to use: the one given, else in the working directory, else by the program."""
+    if given:
+        return Path(given)
+    beside = Path(sys.argv[0]).absolute().parent / "config.ini"
+    return next((path for path in (Path.cwd() / "config.ini", beside) if path.is_file()), None)
+
+
+COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
+    "serve": command_serve,
+    "demo": command_demo,
+    "simulate": command_simulate,
+    "import": command_import,
+    "check": command_check,
+    "user": command_user,
+    "token": command_token,
+    "settings": command_settings,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        "minris", description="A worklist and MPPS server for a small clinic.", parents=[common]
+    )
+    parser.add_argument("--version", action="version", version=f"minris {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    found = {
+        name: commands.add_parser(name, help=function.__doc__, parents=[common])
+        for name, function in COMMANDS.items()
+    }
+    found["demo"].add_argument("--once", action="store_true", help="end when the day is played")
+    found["import"].add_argument("files", nargs="+", metavar="FILE")
+    for name in ("user", "token"):
+        found[name].add_argument("name", metavar="NAME")
+        found[name].add_argument("--role", choices=ROLES, default="desk")
+        found[name].add_argument("--delete", action="store_true")
+    found["user"].add_argument("--password-stdin", action="store_true")
+    simulate = found["simulate"]
+    simulate.add_argument("scenarios", nargs="+", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    simulate.add_argument("--host", default="127.0.0.1")
+    simulate.add_argument("--port", type=int, default=0)
+    simulate.add_argument("--called", default="")
+    simulate.add_argument("--calling", default="CT1")
+    simulate.add_argument("--modality", default="CT")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: exit status 0 done, 1 could not, 2 wrong usage or configuration."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        config = load_config(find_config(getattr(arguments, "config", None)), os.environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"minris: {problem}", file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[arguments.command or "serve"](config, arguments)
+    except (StoreError, CommandError) as error:
+        print(f"minris: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
