@@ -843,7 +843,7 @@ SETTINGS = setting_table(r"""
     dicom | maximum_associations | 256 | int 1 10000 | associations at once
     dicom | maximum_associations_per_address | 128 | int 1 10000 | of them from one address
     dicom | maximum_pending | 256 | int 1 10000 | connections not yet associated
-    dicom | maximum_pending_per_address | 64 | int 1 10000 | of them from one address
+    dicom | maximum_pending_per_address | 128 | int 1 10000 | of them from one address
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
     web | public_url | | url | address that browsers use, where a proxy stands before this port
@@ -2438,7 +2438,9 @@ class StoreLock:
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        self.connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
         try:
             self.connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
@@ -2463,6 +2465,30 @@ def reading() -> Iterator[None]:
     yield
 
 
+# Plain SQL for what modalities wait for: building a query costs peewee ten times its execution.
+
+
+def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
+    """The rows of a model under a condition, as plain objects with its columns as fields."""
+    table = model._meta.table_name
+    cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
+    names = [column[0] for column in cursor.description]
+    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+
+
+def insert_row(model: type[Stored], **columns: Any) -> int:
+    """Insert a row: its id."""
+    table, places = model._meta.table_name, ", ".join("?" * len(columns))
+    sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
+    return database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+
+
+def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
+    """Change columns of a row."""
+    table, places = model._meta.table_name, ", ".join(f"{name} = ?" for name in columns)
+    database.execute_sql(f"UPDATE {table} SET {places} WHERE id = ?", (*columns.values(), row_id))
+
+
 class _Job(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -2482,6 +2508,7 @@ class Writer:
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
+        self.commits = 0  # counted before anybody hears of the commit
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
@@ -2522,6 +2549,7 @@ class Writer:
                 log.error("store: %s failed", jobs[0].function.__name__, exc_info=error)
                 jobs[0].future.set_exception(error)
             return
+        self.commits += 1
         for job, (result, error) in zip(jobs, outcomes, strict=True):
             if error:
                 job.future.set_exception(error)
@@ -2900,8 +2928,9 @@ def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) ->
             return identifier
 
 
-def _exists(model: type[Stored], **columns: str) -> bool:
-    return model.select().where(*[getattr(model, k) == v for k, v in columns.items()]).exists()
+def _exists(model: type[Stored], column: str, value: str) -> bool:
+    sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
+    return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
 def text_elements(**texts: str) -> ElementIndex:
@@ -3020,7 +3049,7 @@ def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
         return patient
     if not index.get("PatientID"):
         made = next_identifier(
-            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, patient_id=i)
+            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, "patient_id", i)
         )
         given = index.merged(text_elements(PatientID=made))
     now = ctx.stamp()
@@ -3105,13 +3134,13 @@ def _save_procedure(ctx: Context, patient: Patient, given: bytes) -> RequestedPr
         or next_identifier(
             ctx,
             clinic.accession_number_format,
-            lambda i: _exists(RequestedProcedure, accession_number=i),
+            lambda i: _exists(RequestedProcedure, "accession_number", i),
         ),
         RequestedProcedureID=procedure_id
         or next_identifier(
             ctx,
             clinic.requested_procedure_id_format,
-            lambda i: _exists(RequestedProcedure, requested_procedure_id=i),
+            lambda i: _exists(RequestedProcedure, "requested_procedure_id", i),
         ),
     )
     return RequestedProcedure.create(
@@ -3131,15 +3160,24 @@ def _save_step(
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
         ctx,
         ctx.config.clinic.scheduled_procedure_step_id_format,
-        lambda i: _exists(ScheduledProcedureStep, scheduled_procedure_step_id=i),
+        lambda i: _exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     data = fold(bytes(patient.data), bytes(procedure.data), item)
     columns = step_columns(data)
     arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
     try:
-        row = ScheduledProcedureStep.create(
-            procedure=procedure, data=data, created_at=ctx.stamp(), arrived_at=arrived, **columns
+        row_id = insert_row(
+            ScheduledProcedureStep,
+            procedure_id=procedure.id,
+            data=data,
+            version=1,
+            created_at=ctx.stamp(),
+            arrived_at=arrived,
+            started_at="",
+            ended_at="",
+            remark="",
+            **columns,
         )
     except peewee.IntegrityError:
         words = Message("{value} is on the worklist already", value=step_id)
@@ -3147,7 +3185,7 @@ def _save_step(
             Status.DUPLICATE_SOP_INSTANCE,
             problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
         ) from None
-    _save_stations(row.id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
+    _save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
     return data
 
 
@@ -3232,10 +3270,15 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str) -> None:
     stamps = {"ended_at": "" if state in OPEN_STEP_STATES else ctx.stamp()}
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
-    ScheduledProcedureStep.update(
-        data=data, status=state, version=ScheduledProcedureStep.version + 1, **stamps
-    ).where(ScheduledProcedureStep.id == step.id).execute()
-    step.data, step.status = data, state
+    update_row(
+        ScheduledProcedureStep,
+        step.id,
+        data=data,
+        status=state,
+        version=step.version + 1,
+        **stamps,
+    )
+    step.data, step.status, step.version = data, state, step.version + 1
     log.info(
         "step %s of %s: %s -> %s by %s",
         step.scheduled_procedure_step_id,
@@ -3521,11 +3564,12 @@ def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
     with database.atomic():
         try:
-            performed = PerformedProcedureStep.create(
+            performed_id = insert_row(
+                PerformedProcedureStep,
                 sop_instance_uid=uid,
                 status=MPPS_TRANSITIONS["create", "none"],
                 performed_station_ae_title=index.get("PerformedStationAETitle"),
-                data=index.without([SPECIFIC_CHARACTER_SET]),
+                data=data,
                 created_at=ctx.stamp(),
                 updated_at=ctx.stamp(),
                 remark=_noted(forgiven),
@@ -3534,8 +3578,10 @@ def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
             raise Refusal(
                 Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid)
             ) from None
-        links = [link_step(performed, item) for item in index.items(STEP_ATTRIBUTES)]
-        settle_steps(ctx, performed)
+        patient_id = index.get("PatientID")
+        items = index.items(STEP_ATTRIBUTES)
+        links = [link_step(performed_id, item, patient_id) for item in items]
+        settle_steps(ctx, performed_id)
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
         log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
@@ -3543,62 +3589,60 @@ def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
     return uid
 
 
-def link_step(performed: PerformedProcedureStep, item: ElementIndex) -> bool:
+def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
     """Link a performed step to the scheduled one that an item names; whether one was found.
 
     Found by study with procedure and step ID, else by accession number, else by the step ID alone
     where it is the only one; never by the patient's name (PS3.4 F.7.2.1.2).
     """
-    step, found_by = find_scheduled(item, ElementIndex(bytes(performed.data)).get("PatientID"))
-    if not step:
-        return False
-    database.execute_sql(
-        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed.id, step.id, found_by, step.status),
-    )
-    return True
+    step, found_by = find_scheduled(item, patient_id)
+    if step:
+        database.execute_sql(
+            "INSERT INTO performed_scheduled_step"
+            " (performed_id, scheduled_id, found_by, status_before)"
+            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (performed_id, step.id, found_by, step.status),
+        )
+    return step is not None
 
 
-def find_scheduled(
-    item: ElementIndex, patient_id: str
-) -> tuple[ScheduledProcedureStep | None, str]:
-    """The one scheduled step that an item of Scheduled Step Attributes means, and how it was found.
+# How a scheduled step is looked for: each attempt needs its first column, and the others where
+# the item has them. A step of another patient is taken only on the word of its study.
+STEP_ATTEMPTS = (
+    ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
+    ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
+    ("accession number", "accession_number", "patient_id"),
+    ("step ID", "scheduled_procedure_step_id", "patient_id"),
+)
 
-    A step of another patient is never taken, unless the study with procedure and step ID say so.
-    """
-    study, accession = item.get("StudyInstanceUID"), item.get("AccessionNumber")
-    procedure_id, step_id = item.get("RequestedProcedureID"), item.get("ScheduledProcedureStepID")
-    s = ScheduledProcedureStep
-    of_step = (s.scheduled_procedure_step_id == step_id) if step_id else None
-    of_procedure = (s.requested_procedure_id == procedure_id) if procedure_id else None
-    of_patient = (s.patient_id == patient_id) if patient_id else None
-    attempts = (
-        ("study", [s.study_instance_uid == study, of_procedure, of_step] if study else []),
-        (
-            "accession number",
-            [s.accession_number == accession, of_step, of_patient] if accession else [],
-        ),
-        (
-            "accession number",
-            [s.accession_number == accession, of_patient] if accession else [],
-        ),
-        ("step ID", [of_step, of_patient] if step_id else []),
-    )
-    for found_by, conditions in attempts:
-        conditions = [condition for condition in conditions if condition is not None]
-        if conditions:
-            steps = list(s.select().where(*conditions).limit(2))
+
+def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str]:
+    """The one scheduled step an item of Scheduled Step Attributes means, and how it was found."""
+    known = {
+        "study_instance_uid": item.get("StudyInstanceUID"),
+        "requested_procedure_id": item.get("RequestedProcedureID"),
+        "scheduled_procedure_step_id": item.get("ScheduledProcedureStepID"),
+        "accession_number": item.get("AccessionNumber"),
+        "patient_id": patient_id,
+    }
+    for found_by, *columns in STEP_ATTEMPTS:
+        if known[columns[0]]:
+            given = [column for column in columns if known[column]]
+            where = " AND ".join(f"{column} = ?" for column in given) + " LIMIT 2"
+            values = [known[column] for column in given]
+            steps = fetch_rows(ScheduledProcedureStep, where, *values)
             if len(steps) == 1:
                 return steps[0], found_by
     return None, ""
 
 
-def settle_steps(ctx: Context, performed: PerformedProcedureStep) -> None:
+def settle_steps(ctx: Context, performed_id: int) -> None:
     """Bring every scheduled step that a performed one satisfies to the state that follows."""
-    links = PerformedScheduledStep.select().where(PerformedScheduledStep.performed == performed)
-    for link in links:
-        settle_step(ctx, link.scheduled_id)
+    cursor = database.execute_sql(
+        "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
+    )
+    for (step_id,) in cursor.fetchall():
+        settle_step(ctx, step_id)
 
 
 def settle_step(ctx: Context, step_id: int) -> None:
@@ -3606,26 +3650,23 @@ def settle_step(ctx: Context, step_id: int) -> None:
 
     Where none counts, since the wrong entry was chosen, it is again what it was before.
     """
-    rows_ = list(
-        PerformedScheduledStep.select(PerformedScheduledStep, PerformedProcedureStep)
-        .join(PerformedProcedureStep)
-        .where(PerformedScheduledStep.scheduled == step_id)
-        .order_by(PerformedProcedureStep.id)
-    )
-    counted = {row.performed.status for row in rows_ if not is_wrong_entry(row.performed)}
+    links = database.execute_sql(
+        "SELECT l.status_before, p.status, p.data FROM performed_scheduled_step l"
+        " JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " WHERE l.scheduled_id = ? ORDER BY p.id",
+        (step_id,),
+    ).fetchall()
+    counted = {status for _, status, data in links if not is_wrong_entry(status, bytes(data))}
     state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
     if not state:
-        before = rows_[0].status_before
+        before = links[0][0]
         state = before if before in WAITING_STEP_STATES else "SCHEDULED"
-    step = ScheduledProcedureStep.get_by_id(step_id)
-    enter_state(ctx, step, state)
+    enter_state(ctx, fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0], state)
 
 
-def is_wrong_entry(performed: PerformedProcedureStep) -> bool:
-    """Whether it was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
-    if performed.status != "DISCONTINUED":
-        return False
-    return discontinuation_reason(bytes(performed.data)) == INCORRECT_WORKLIST_ENTRY
+def is_wrong_entry(status: str, data: bytes) -> bool:
+    """Whether a step was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
+    return status == "DISCONTINUED" and discontinuation_reason(data) == INCORRECT_WORKLIST_ENTRY
 
 
 def discontinuation_reason(data: bytes) -> str:
@@ -3645,36 +3686,32 @@ def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
     """
     index = ElementIndex(data)
     with database.atomic():
-        performed = PerformedProcedureStep.get_or_none(
-            PerformedProcedureStep.sop_instance_uid == uid
-        )
+        found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        performed = found[0] if found else None
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
         stored = ElementIndex(bytes(performed.data))
         check_settable(index, stored)
-        told = ElementIndex(index.without(NOT_SETTABLE | {SPECIFIC_CHARACTER_SET}))
+        told = ElementIndex(index.without(NOT_SETTABLE))
         merged = stored.merged(told)
         remark = check_mpps(ctx, merged, state)
-        changed = PerformedProcedureStep.update(
+        update_row(
+            PerformedProcedureStep,
+            performed.id,
             data=merged,
             status=state,
             updated_at=ctx.stamp(),
             remark=performed.remark if remark in performed.remark else remark,
-        ).where(
-            (PerformedProcedureStep.id == performed.id)
-            & (PerformedProcedureStep.status == performed.status)
         )
-        if not changed.execute():
-            raise Refusal(Status.PROCESSING_FAILURE, Message("It was changed meanwhile"))
         if state != performed.status:
-            settle_steps(ctx, performed)
+            settle_steps(ctx, performed.id)
         audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
     log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
     if remark:
         log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
 
 
-def mpps_outcome(performed: PerformedProcedureStep | None, status: str, uid: str) -> str:
+def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
     """The state an N-SET leads to. Refuses as MPPS_TRANSITIONS says, 0106 for another status."""
     event = f"set {status}" if status else "set"
     outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
@@ -4823,6 +4860,8 @@ class Dimse:
     readers  threads that search
     """
 
+    RECENT = 128
+
     def __init__(
         self,
         context: Callable[[Actor], Context],
@@ -4833,6 +4872,7 @@ class Dimse:
         self.context, self.access = context, access
         self.writer, self.readers = writer, readers
         self.cache = AnswerCache()
+        self.recent: collections.OrderedDict[object, Any] = collections.OrderedDict()
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
         self.classes = {s.sop_class for s in SERVICES}
 
@@ -4953,23 +4993,50 @@ class Dimse:
     async def _find(self, ctx: Context, association: Association, request: Request) -> None:
         """Answer a C-FIND slice by slice, looking for C-CANCEL in between."""
         run = asyncio.get_running_loop().run_in_executor
-        slices = self._slices(ctx, request)
+        key = request.data, request.context.explicit, ctx.actor.name, self.access().version
+        commits, day = self.writer.commits, ctx.today()
+        kept = self.recent.get(key)
+        if kept and kept[:2] == (commits, day):
+            slices, found = iter(()), kept[2]
+        else:
+            slices, found = self._slices(ctx, request), []
+        answers: tuple[Status, list[bytes]] | None = (found[0], found[1]) if found else None
         pending: bytes | None = None
+        whole, status = [], Status.SUCCESS
         try:
-            while (answers := await run(self.readers, next, slices, None)) is not None:
+            while answers or (answers := await run(self.readers, self._next, slices)):
                 if request.cancelled:
                     status = Status.CANCEL
                     break
-                status, found = answers
-                pending = pending or self._response(request, b"-", Status=status)
-                if not await association.send_answers(request.context, pending, found):
+                pending = pending or self._response(request, b"-", Status=answers[0])
+                if not await association.send_answers(request.context, pending, answers[1]):
                     return
-            else:
-                status = Status.SUCCESS
+                whole.append(answers)
+                answers = None
+                if found:
+                    break
         finally:
-            # a generator is closed in a thread of its own, never while it still runs there
-            self.readers.submit(slices.close)
-        await association.send((request.context, self._response(request, None, Status=status), None))
+            if not found:
+                # closed in a reader's thread, where it never runs at the same time
+                self.readers.submit(slices.close)
+        if len(whole) == 1 and len(whole[0][1]) < SLICE and status is Status.SUCCESS:
+            self._remember(key, (commits, day, whole[0]))
+        final = self._response(request, None, Status=status)
+        await association.send((request.context, final, None))
+
+    def _remember(self, key: object, found: tuple[int, str, tuple[Status, list[bytes]]]) -> None:
+        """Keep a small result whole: it holds until the next commit, or the next day."""
+        self.recent[key] = found
+        self.recent.move_to_end(key)
+        if len(self.recent) > self.RECENT:
+            self.recent.popitem(last=False)
+
+    @staticmethod
+    def _next(
+        slices: Iterator[tuple[Status, list[bytes]]],
+    ) -> tuple[Status, list[bytes]] | None:
+        with reading():  # any of the threads may come next, each has its own connection
+            return next(slices, None)
 
     def _slices(self, ctx: Context, request: Request) -> Iterator[tuple[Status, list[bytes]]]:
         """The status of all answers with each slice of them; in a reader's thread."""
@@ -4979,10 +5046,10 @@ class Dimse:
             search.explicit,
             search.charset.terms,
             search.fallback.terms,
+            ctx.today(),
         )
-        with reading():
-            for answers in find_worklist(ctx, search, self.cache, key):
-                yield search.status, answers
+        for answers in find_worklist(ctx, search, self.cache, key):
+            yield search.status, answers
 
     def search(self, ctx: Context, request: Request) -> Search:
         """Compile the identifier of a C-FIND. Refuses A900."""

@@ -1,0 +1,312 @@
+"""Measure minris against wlmscpfs (DCMTK) and, for MPPS, against the obvious pynetdicom server.
+
+    python tests/bench/run.py [--quick] [--sizes 100,1000,10000,100000] [--rounds 5]
+                              [--minris PATH] [--only query,stream,...] [--out FILE.json]
+
+Starts everything itself, on free loopback ports and in a temporary folder (TMPDIR says on which
+disk), and prints a Markdown table. Each round visits product and peer in turn, so the machine's
+drift hits both alike; figures are medians over the rounds, ratios medians of the rounds' ratios
+and say how many times better minris is. Nothing else should run on the machine. Needs Linux,
+pynetdicom and DCMTK's wlmscpfs. Exit status 0: every goal met, 1: not, 2: wrong usage.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import itertools
+import json
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import entries
+import fsync_rate
+import load
+import wire
+from servers import WLMSCPFS, Server, Site, stock_server
+
+SOURCE = Path(__file__).resolve().parents[2] / "minris.py"
+QUERY_GOALS = {100: 40, 1000: 100, 10_000: 400}  # entries: times faster than wlmscpfs
+MPPS_GOALS = {1: (300, 0.15), 8: (400, 0.25)}  # clients: operations/s, or share of disk commits/s
+EXAMINATIONS = {1: 200, 8: 50}  # clients: pairs of N-CREATE and N-SET that each sends
+
+
+class Bench:
+    """The options, the sites made when first needed, and the rows gathered so far."""
+
+    COLUMNS = ("what", "minris", "peer", "ratio", "goal", "met")
+
+    def __init__(self, options, stack):
+        self.options, self.quick, self.stack = options, options.quick, stack
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self.today = datetime.date.today()
+        self.day = wire.c_find(entries.days_query(self.today))
+        self.everything = wire.c_find(entries.worklist_query())
+        self.rows, self.raw, self.sites = [], {}, {}
+
+    def site(self, size, purpose="query"):
+        """The site with so many entries; one whose steps are performed needs its own."""
+        if (size, purpose) not in self.sites:
+            progress(f"{size} entries: writing, importing, starting")
+            site = Site(self.folder, self.options.minris, size, self.today)
+            for server in (site.minris, site.wlmscpfs):
+                self.run(server)
+            site.check(self.day, entries.planted_ids(site.entries, self.today))
+            self.raw[f"import of {size} entries for {purpose}, s"] = site.import_s
+            self.sites[size, purpose] = site
+        return self.sites[size, purpose]
+
+    def run(self, server):
+        """Start a server that is stopped at the end at the latest."""
+        self.stack.callback(server.stop)
+        server.start()
+        return server
+
+    def turns(self, figure):
+        """Count the rounds, aloud."""
+        for turn in range(self.options.rounds):
+            progress(f"{figure}: round {turn + 1} of {self.options.rounds}")
+            yield turn
+
+    def row(self, what, unit, mine, peer=(), better=None, goal="", met=None):
+        """Add a row; `mine` and `peer` are the rounds' figures."""
+        texts = [number(statistics.median(each), unit) if each else "" for each in (mine, peer)]
+        verdict = {None: "", True: "yes", False: "**no**"}[met]
+        self.rows.append((what, *texts, "" if better is None else number(better), goal, verdict))
+        self.raw[what] = {"unit": unit, "minris": mine, "peer": peer}
+
+    def markdown(self):
+        """The table."""
+        rows = [self.COLUMNS, ("---",) * len(self.COLUMNS), *self.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def progress(text):
+    """Say what is being done, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def number(value, unit=""):
+    """A figure with about three digits."""
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def ratio(tops, bottoms):
+    """Median of the rounds' ratios."""
+    return statistics.median(top / bottom for top, bottom in zip(tops, bottoms, strict=True))
+
+
+# Figures ----------------------------------------------------------------------------------------
+
+
+def query(bench):
+    """One query of ten matches, associate to release, by size and client profile."""
+    sizes, times = bench.options.sizes, collections.defaultdict(list)
+    sites = [bench.site(size) for size in sizes]
+    limits = (15, 0.5) if bench.quick else (50, 1.5)
+    for turn in bench.turns("query"):
+        for site, profile in itertools.product(sites, wire.PROFILES):
+            for name, port in site.in_turn(turn):
+                took = load.query_ms(port, bench.day, entries.MATCHES, profile, *limits)
+                times[site.number, profile, name].append(took)
+    for size, profile in itertools.product(sizes, wire.PROFILES):
+        query_row(bench, times, size, profile)
+    mine, peer = (
+        [large / small for large, small in zip(times[large], times[small], strict=True)]
+        for large, small in (
+            ((max(sizes), "lean", name), (min(sizes), "lean", name))
+            for name in ("minris", "wlmscpfs")
+        )
+    )
+    what = f"the same, growth from {min(sizes):,} to {max(sizes):,} entries, lean client"
+    bench.row(what, "times", mine, peer, None, "≤ 2.5 times", statistics.median(mine) <= 2.5)
+
+
+def query_row(bench, times, size, profile):
+    """The row of one size and profile: lean is held to a ratio, split to lean."""
+    mine, peer = times[size, profile, "minris"], times[size, profile, "wlmscpfs"]
+    better, goal, met = ratio(peer, mine), "", None
+    if profile == "lean" and size in QUERY_GOALS:
+        goal, met = f"ratio ≥ {QUERY_GOALS[size]}", better >= QUERY_GOALS[size]
+    elif profile == "split":
+        to_lean = ratio(mine, times[size, "lean", "minris"])
+        goal, met = f"≤ 1.3 of lean ({number(to_lean)})", to_lean <= 1.3
+    what = f"one query, 10 matches of {size:,}, {profile} client"
+    bench.row(what, "ms", mine, peer, better, goal, met)
+
+
+def stream(bench):
+    """Answers a second of a universal query, right after a start and again."""
+    site, rates = bench.site(1000), collections.defaultdict(list)
+    for turn in bench.turns("stream"):
+        site.minris.restart()
+        for when, runs in (("first time", 1), ("repeated", 3)):
+            for name, port in site.in_turn(turn):
+                rate = load.answers_per_second(port, bench.everything, site.number, runs)
+                rates[when, name].append(rate)
+    for when, least in (("first time", 3), ("repeated", 20)):
+        mine, peer = rates[when, "minris"], rates[when, "wlmscpfs"]
+        what, better = f"answers a second, {site.number:,} matches, {when}", ratio(mine, peer)
+        bench.row(what, "/s", mine, peer, better, f"ratio ≥ {least}", better >= least)
+
+
+def crowd(bench):
+    """A hundred clients at once."""
+    site, figures = bench.site(1000), collections.defaultdict(list)
+    for turn in bench.turns("crowd"):
+        for name, port in site.in_turn(turn):
+            clients = load.Crowd(port, bench.day, entries.MATCHES)
+            for key, value in clients.run(100, 1 if bench.quick else 5).items():
+                figures[key, name].append(value)
+    late, rates, errors = (
+        (figures[key, "minris"], figures[key, "wlmscpfs"]) for key in ("p99", "rate", "errors")
+    )
+    what, met = "100 clients at once", statistics.median(late[0]) <= 100
+    bench.row(f"{what}, 99 % answered in", "ms", *late, ratio(*late[::-1]), "≤ 100 ms", met)
+    bench.row(f"{what}, queries", "/s", *rates, ratio(*rates))
+    counts = [[sum(error.total() for error in each)] for each in errors]
+    met = counts[0] == [0]
+    bench.row(f"{what}, errors, rejects, hangs", "", *counts, goal="0", met=met)
+    bench.raw[f"{what}, kinds of errors"] = errors
+
+
+def idle(bench):
+    """What open associations cost that say nothing."""
+    site, seconds = bench.site(1000), 5 if bench.quick else 20
+    progress("idle")
+    share = 100 * load.idle_share(site.minris.process.pid, site.minris.port, 50, seconds)
+    bench.row("50 idle associations", "% of a core", [share], goal="≤ 0.3 %", met=share <= 0.3)
+
+
+def start(bench):
+    """Start to first C-ECHO and memory: as installed, and as a lone copied file."""
+    small, site = bench.site(100), bench.site(1000 if bench.quick else 10_000)
+    start_rows(bench, "minris", small, small.minris, 0.4, 60)
+    start_rows(bench, "minris", site, site.minris, 0.4, 60)
+    site.minris.stop()
+    start_rows(bench, "lone minris.py", site, lone_server(bench, site), 0.8, 80)
+    site.minris.start()
+
+
+def lone_server(bench, site):
+    """A lone copy of the file on the store of a site, compiled anew at each start."""
+    file, given = bench.folder / "lone" / "minris.py", bench.options.minris[-1]
+    file.parent.mkdir()
+    shutil.copy(given if given.suffix == ".py" else SOURCE, file)
+    command = [sys.executable, "-B", file, "serve", *site.config]
+    return Server(command, site.minris.port, file.with_suffix(".log"))
+
+
+def start_rows(bench, who, site, server, limit_s, limit_mib):
+    """The two rows of one way to start."""
+    seconds, memory, what = [], [], f"{who}, {site.number:,} entries"
+    bench.stack.callback(server.stop)
+    for _ in bench.turns(f"start of {what}"):
+        seconds.append(server.restart())
+        memory.append(site.resident_mib(server))
+    if server is not site.minris:
+        server.stop()
+    met = statistics.median(seconds) <= limit_s, statistics.median(memory) <= limit_mib
+    what_s, what_mib = f"{what}: start to first C-ECHO", f"{what}: memory, both doors"
+    bench.row(what_s, "s", seconds, goal=f"≤ {limit_s} s", met=met[0])
+    bench.row(what_mib, "MiB", memory, goal=f"≤ {limit_mib} MiB", met=met[1])
+
+
+def mpps(bench):
+    """N-CREATE and N-SET with one and eight clients, for unscheduled and for scheduled steps."""
+    site = bench.site(1000 if bench.quick else 10_000, "mpps")
+    ports = {"minris": site.minris.port, "stock": bench.run(stock_server(bench.folder)).port}
+    steps = {
+        "unscheduled": map(entries.unscheduled, entries.entries(10**7, bench.today, 10**7)),
+        "scheduled": itertools.cycle(site.entries),
+    }
+    rates, commits = collections.defaultdict(list), []
+    for turn in bench.turns("mpps"):
+        commits.append(fsync_rate.commits_per_second(bench.folder, 0.5 if bench.quick else 2))
+        for clients, kind in itertools.product(MPPS_GOALS, steps):
+            count = EXAMINATIONS[clients] // (5 if bench.quick else 1)
+            messages = [examinations(steps[kind], count) for _ in range(clients)]
+            for name in sorted(ports, reverse=turn % 2):
+                rate = load.performed_per_second(ports[name], messages)
+                rates[clients, kind, name].append(rate)
+    for clients, kind in itertools.product(MPPS_GOALS, steps):
+        mine, peer = rates[clients, kind, "minris"], rates[clients, kind, "stock"]
+        what = f"MPPS operations, {kind} steps, clients: {clients}"
+        mpps_row(bench, what, mine, peer, MPPS_GOALS[clients], statistics.median(commits))
+    bench.row("for comparison: one-row commits of this disk", "/s", (), commits)
+
+
+def examinations(steps, count):
+    """The messages of the next so many steps."""
+    return [entries.performed(step) for step in itertools.islice(steps, count)]
+
+
+def mpps_row(bench, what, mine, peer, goal, commits):
+    """One row: held to a rate of its own, lower on a slow disk, and to twice the peer's."""
+    least, better = min(goal[0], goal[1] * commits), ratio(mine, peer)
+    met = statistics.median(mine) >= least and better >= 2
+    bench.row(what, "/s", mine, peer, better, f"≥ {number(least)} /s, ratio ≥ 2", met)
+
+
+FIGURES = {figure.__name__: figure for figure in (query, stream, crowd, idle, start, mpps)}
+
+
+# Command line -----------------------------------------------------------------------------------
+
+
+def arguments():
+    """The command line; `minris` becomes the command that starts it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two short rounds, small stores")
+    parser.add_argument("--sizes", help="numbers of entries, with commas")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--minris", type=Path, help="the console script or minris.py")
+    parser.add_argument("--only", default=",".join(FIGURES), help="some of %(default)s")
+    parser.add_argument("--out", type=Path, help="raw figures as JSON")
+    options = parser.parse_args()
+    sizes = options.sizes or ("100,1000" if options.quick else "100,1000,10000,100000")
+    options.sizes = sorted(map(int, sizes.split(",")))
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.only = options.only.split(",")
+    options.minris = minris_command(options.minris)
+    if unknown := set(options.only) - set(FIGURES):
+        parser.error(f"no figure {', '.join(unknown)}")
+    if not Path(WLMSCPFS).exists():
+        parser.error(f"{WLMSCPFS} is missing: apt install dcmtk")
+    return options
+
+
+def minris_command(path):
+    """How minris is started: the given path, the installed script, or the file in this tree."""
+    installed = Path(sys.executable).with_name("minris")
+    path = (path or (installed if installed.exists() else SOURCE)).absolute()
+    return [sys.executable, path] if path.suffix == ".py" else [path]
+
+
+def main():
+    """Measure, print the table; 0 if every goal was met."""
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are stopped
+    with contextlib.ExitStack() as stack:
+        bench = Bench(options, stack)
+        for name in options.only:
+            try:
+                FIGURES[name](bench)
+            except Exception:
+                traceback.print_exc()
+                bench.row(f"{name}: could not be measured", "", (), met=False)
+    print(bench.markdown())
+    if options.out:
+        rows = [dict(zip(bench.COLUMNS, row, strict=True)) for row in bench.rows]
+        options.out.write_text(json.dumps({"rows": rows, "raw": bench.raw}, indent=1))
+    return int(any("no" in row[-1] for row in bench.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

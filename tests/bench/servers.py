@@ -1,0 +1,143 @@
+"""Starts and stops the servers under test: minris, wlmscpfs (DCMTK) and stock_scp.py."""
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import entries
+import load
+import wire
+
+HERE = Path(__file__).resolve().parent
+WLMSCPFS = "/usr/bin/wlmscpfs"  # in full: pynetdicom installs apps named like DCMTK's tools
+START_LIMIT_S, STOP_LIMIT_S, IMPORT_LIMIT_S = 60, 15, 3600
+CONFIG = """\
+[dicom]
+ae_title = BENCH
+host = 127.0.0.1
+port = {dicom}
+accept_unknown_devices = yes
+[web]
+host = 127.0.0.1
+port = {web}
+[store]
+url = sqlite:///bench.db
+"""
+
+
+def free_port():
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((wire.HOST, 0))
+        return probe.getsockname()[1]
+
+
+def detached(log):
+    """How programs are started: no terminal to ask on, no settings from the environment."""
+    return {
+        "env": {key: value for key, value in os.environ.items() if not key.startswith("MINRIS_")},
+        "stdin": subprocess.DEVNULL,
+        "stdout": log,
+        "stderr": subprocess.STDOUT,
+        "start_new_session": True,
+    }
+
+
+class Server:
+    """A program that answers C-ECHO on a port; its output goes to a log."""
+
+    def __init__(self, command, port, log):
+        self.command, self.port, self.log = [*map(str, command)], port, log
+        self.process = None
+
+    def start(self):
+        """Start it; the seconds until the first C-ECHO was answered."""
+        begin = time.perf_counter()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, **detached(log))
+        while time.perf_counter() - begin < START_LIMIT_S and self.process.poll() is None:
+            with contextlib.suppress(OSError, wire.PeerError):
+                load.echo(self.port)
+                return time.perf_counter() - begin
+            time.sleep(0.002)
+        self.stop()
+        raise RuntimeError(f"{self.command} did not start: {self.log.read_text()[-800:]}")
+
+    def stop(self):
+        """End it, politely first."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def restart(self):
+        """Stop and start; the seconds until the first C-ECHO."""
+        self.stop()
+        return self.start()
+
+
+class Site:
+    """A folder with so many entries, and minris and wlmscpfs with them loaded.
+
+    minris  the command that starts it, without its subcommand
+    """
+
+    def __init__(self, folder, minris, number, today):
+        self.number, self.web_port, port, peer_port = number, *(free_port() for _ in range(3))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
+        self.entries = list(entries.entries(number, today))
+        self.config = ["--config", self.folder / "config.ini"]
+        self.config[1].write_text(CONFIG.format(dicom=port, web=self.web_port))
+        serve = [*minris, "serve", *self.config]
+        self.minris = Server(serve, port, self.folder / "minris.log")
+        self.import_s = self.load([*minris, "import"])
+        entries.write_worklist_files(self.folder / "wl", self.entries)
+        peer = [WLMSCPFS, "-q", "-dhl", "-dfp", self.folder / "wl", "--max-associations", 200]
+        self.wlmscpfs = Server([*peer, peer_port], peer_port, self.folder / "wlmscpfs.log")
+
+    def load(self, command):
+        """Import the entries into the store of minris; the seconds."""
+        file = self.folder / "entries.json"
+        entries.write_json(file, self.entries)
+        command, begin = [*command, file, *self.config], time.perf_counter()
+        with self.minris.log.open("ab") as log:
+            code = subprocess.call(command, timeout=IMPORT_LIMIT_S, **detached(log))
+        if code:
+            raise RuntimeError(f"import: status {code}: {self.minris.log.read_text()[-800:]}")
+        return time.perf_counter() - begin
+
+    def in_turn(self, turn):
+        """The servers' names and ports, each round in the other order."""
+        pair = [("minris", self.minris.port), ("wlmscpfs", self.wlmscpfs.port)]
+        return pair[:: -1 if turn % 2 else 1]
+
+    def check(self, request, step_ids):
+        """Insist that both servers answer the query with these entries and no others."""
+        for name, port in self.in_turn(0):
+            datasets = load.answers(port, request)
+            right = sum(any(step_id in dataset for step_id in step_ids) for dataset in datasets)
+            if not right == len(datasets) == len(step_ids):
+                raise RuntimeError(f"{name}: {len(datasets)} answers, {right} of them right")
+
+    def resident_mib(self, server):
+        """Memory of a minris on this store once both doors have answered."""
+        with contextlib.closing(http.client.HTTPConnection(wire.HOST, self.web_port, 10)) as web:
+            web.request("GET", "/healthz")
+            web.getresponse().read()
+        return load.resident_mib(server.process.pid)
+
+
+def stock_server(folder):
+    """The pynetdicom server on a new database."""
+    port = free_port()
+    command = [sys.executable, HERE / "stock_scp.py", port, folder / "stock.db"]
+    return Server(command, port, folder / "stock.log")

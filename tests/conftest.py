@@ -1,0 +1,203 @@
+"""What all tests share: a store, a clock that stands still, a running appliance, real clients."""
+
+import asyncio
+import contextlib
+import datetime
+import itertools
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+import minris
+
+NOON = datetime.datetime(2026, 7, 5, 12, 0, tzinfo=datetime.UTC)
+
+CONFIG = """
+[dicom]
+host = 127.0.0.1
+port = 0
+[web]
+host = 127.0.0.1
+port = 0
+[clinic]
+name = Lakeside Clinic
+timezone = UTC
+[device CT room]
+ae_title = CT1
+modality = CT
+[device Ultrasound]
+ae_title = US1
+modality = US
+character_set = GB18030
+[device X-ray]
+ae_title = DX1
+modality = DX
+character_set = ISO_IR 100
+"""
+
+
+def write_config(folder: Path, text: str = "") -> Path:
+    """A config.ini in a folder; sections given again in `text` are merged into the usual ones."""
+    import configparser
+
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    parser.read_string(CONFIG)
+    parser.read_string(text)
+    path = folder / "config.ini"
+    with path.open("w", encoding="utf-8") as file:
+        parser.write(file)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The settings of a test, in a folder of its own."""
+    return minris.load_config(write_config(tmp_path))
+
+
+@pytest.fixture
+def ctx(config):
+    """A Context on a new store, with a clock that stands at noon and UIDs that count."""
+    minris.open_store(config.store_path)
+    numbers = itertools.count(1)
+    devices = minris.AccessRules(config).devices
+    with minris.database.connection_context():
+        yield minris.Context(
+            config,
+            minris.Actor("CT1", "127.0.0.1"),
+            now=lambda: NOON,
+            new_uid=lambda: f"2.25.1000{next(numbers)}",
+            devices=devices,
+        )
+
+
+class Running:
+    """An appliance that runs in a thread of this process."""
+
+    def __init__(self, config):
+        self.config = config
+        self.lines = []
+        self.until = None
+        self.appliance = minris.Appliance(config, self.lines.append)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.thread.start()
+        assert self.appliance.started.wait(20), "the appliance did not start"
+
+    async def _serve(self):
+        self.until = asyncio.Event()
+        await self.appliance.serve(self.until)
+
+    @property
+    def port(self):
+        """The DICOM port."""
+        return self.appliance.dicom_port
+
+    @property
+    def url(self):
+        """The web address."""
+        return self.appliance.web_url
+
+    def write(self, function, *arguments):
+        """Run a core function in the store thread."""
+        return self.appliance.writer.submit(function, *arguments).result(20)
+
+    def context(self, name="desk"):
+        """A Context of this appliance."""
+        return self.appliance.context(minris.Actor(name, "127.0.0.1", "admin"))
+
+    def read(self, function, *arguments):
+        """Run a function that reads the store, in a connection of its own."""
+        with minris.reading():
+            return function(*arguments)
+
+    def schedule(self, *items, same_id="separate"):
+        """Put DICOM JSON items on the worklist: the stored data sets."""
+        stored = []
+        for item in items:
+            stored += self.write(
+                minris.schedule, self.context(), minris.from_json(item), same_id
+            )
+        return [minris.ElementIndex(data) for data in stored]
+
+    def token(self, role="admin"):
+        """A new API token."""
+        return self.write(minris.make_token, self.context(), f"test {role}", role)
+
+    def stop(self):
+        """Stop it, and wait for its end."""
+        if self.thread.is_alive():
+            self.appliance.changes.loop.call_soon_threadsafe(self.until.set)
+            self.thread.join(20)
+            assert not self.thread.is_alive(), "the appliance did not stop"
+
+
+@pytest.fixture
+def run_appliance(tmp_path):
+    """Gives a function that starts an appliance: run_appliance("[dicom]\\nstrict_mpps = yes")."""
+    with contextlib.ExitStack() as stack:
+
+        def run(text="", folder=tmp_path):
+            folder.mkdir(exist_ok=True)
+            running = Running(minris.load_config(write_config(folder, text)))
+            stack.callback(running.stop)
+            return running
+
+        yield run
+
+
+@pytest.fixture
+def appliance(run_appliance):
+    """A running appliance with the usual devices."""
+    return run_appliance()
+
+
+@pytest.fixture
+def web(appliance):
+    """An HTTP client of the running appliance with an administrator's token."""
+    headers = {"Authorization": f"Bearer {appliance.token()}"}
+    with httpx.Client(base_url=appliance.url, headers=headers, trust_env=False) as client:
+        yield client
+
+
+def item(name="Wang^XiaoDong=王^小东", **texts):
+    """A worklist item as DICOM JSON by keywords; a step attribute goes into the sequence."""
+    step = {
+        "ScheduledStationAETitle": "CT1",
+        "Modality": "CT",
+        "ScheduledProcedureStepStartDate": "20260705",
+        "ScheduledProcedureStepStartTime": "0930",
+    }
+    step_keywords = {
+        attribute.keyword
+        for path, attribute in minris.MWL_ATTRIBUTES.items()
+        if len(path) == 2 and path[0] == minris.STEP_SEQUENCE
+    }
+    outer = {"PatientName": name, "RequestedProcedureDescription": "CT chest"}
+    for keyword, value in texts.items():
+        (step if keyword in step_keywords else outer)[keyword] = value
+    found = {k: {"vr": vr(k), "Value": values(k, v)} for k, v in outer.items()}
+    inner = {k: {"vr": vr(k), "Value": values(k, v)} for k, v in step.items() if v is not None}
+    found["ScheduledProcedureStepSequence"] = {"vr": "SQ", "Value": [inner]}
+    return found
+
+
+def vr(keyword):
+    """The VR of a keyword."""
+    return minris.vr_of(minris.tag_of(keyword))
+
+
+def values(keyword, value):
+    """A value, or several separated by backslashes, as DICOM JSON has them."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return [value]
+    names = ("Alphabetic", "Ideographic", "Phonetic")
+    parts = value.split("\\")
+    if vr(keyword) == "PN":
+        return [
+            {n: g for n, g in zip(names, part.split("="), strict=False) if g} for part in parts
+        ]
+    return parts
