@@ -652,11 +652,16 @@ STEP_STATUS_AFTER = (
 )
 
 MODALITIES = tuple(
-    "CR CT DX ES IO MG MR NM OP OT PT PX RF US XA XC ECG EPS BMD DMS OCT RTIMAGE".split()
+    ["CR", "CT", "DX", "ES", "IO", "MG", "MR", "NM", "OP", "OT", "PT", "PX", "RF", "US", "XA", "XC", "ECG", "EPS", "BMD", "DMS", "OCT", "RTIMAGE"]
 )
 SEXES = ("F", "M", "O")
 PRIORITIES = ("STAT", "HIGH", "ROUTINE", "MEDIUM", "LOW")  # PS3.3 C.4.11
-PREGNANCY_STATUS = {1: "not pregnant", 2: "possibly pregnant", 3: "definitely pregnant", 4: "unknown"}
+PREGNANCY_STATUS = {
+    1: "not pregnant",
+    2: "possibly pregnant",
+    3: "definitely pregnant",
+    4: "unknown",
+}
 
 
 # 3. CONFIG ------------------------------------------------------------------------------------
@@ -1037,7 +1042,9 @@ _TAG_LENGTH = struct.Struct("<HHI")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_KNOWN_VRS = _LONG_VRS | frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_KNOWN_VRS = _LONG_VRS | frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)
 _TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
 _ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
 _NUL_PADDED = frozenset(b"UI OB UN".split())
@@ -1137,7 +1144,9 @@ def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One element in Explicit VR Little Endian; the value is padded to even length."""
     value = pad(value, vr)
     if vr in _LONG_VRS:
-        return _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + len(value).to_bytes(4, "little") + value
+        return (
+            _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + len(value).to_bytes(4, "little") + value
+        )
     if len(value) > 0xFFFF:
         raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
     return _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
@@ -1465,7 +1474,7 @@ def is_date(text: str) -> bool:
 def value_problem(vr: str, text: str) -> Message | None:
     """What is wrong with one value of a VR, None where nothing is (PS3.5 Table 6.2-1)."""
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
-    if pattern and not pattern.fullmatch(text) or vr == "DA" and not is_date(text):
+    if (pattern and not pattern.fullmatch(text)) or (vr == "DA" and not is_date(text)):
         return Message("{value} " + words, value=text)
     longest = VALUE_LENGTHS.get(vr)
     if longest and len(text) > longest:
@@ -1510,7 +1519,7 @@ def check_attributes(
     for attribute in table.children(path):
         kind = attribute.cells[column].partition("/")[0]
         if attribute.tag not in index:
-            if kind == "1" or kind == "2" and not lenient:
+            if kind == "1" or (kind == "2" and not lenient):
                 absent.append(Problem(attribute.tag, Message("is missing")))
             elif kind == "2":
                 forgiven.append(Problem(attribute.tag, Message("is missing")))
@@ -1535,9 +1544,7 @@ _RANGE_VRS = frozenset(b"DA TM DT".split())
 
 
 def _refuse_key(tag: int, words: str) -> Refusal:
-    return Refusal(
-        Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))]
-    )
+    return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
 def wildcard_pattern(text: str, flags: int = 0) -> re.Pattern[str]:
@@ -1601,7 +1608,9 @@ def text_test(text: str, vr: bytes) -> Test:
         def test(value: bytes) -> bool:
             if value.strip(b" \0") == wanted:
                 return True
-            return b"\\" in value and not one_value and wanted in map(bytes.strip, value.split(b"\\"))
+            return (
+                b"\\" in value and not one_value and wanted in map(bytes.strip, value.split(b"\\"))
+            )
 
     return test
 
@@ -1609,9 +1618,7 @@ def text_test(text: str, vr: bytes) -> Test:
 def uid_test(uids: list[str]) -> Test:
     """A key of VR UI: any of the UIDs listed (PS3.4 C.2.2.2.2)."""
     wanted = frozenset(uid.encode() for uid in uids)
-    return lambda value: not wanted.isdisjoint(
-        one.strip(b" \0") for one in value.split(b"\\")
-    )
+    return lambda value: not wanted.isdisjoint(one.strip(b" \0") for one in value.split(b"\\"))
 
 
 def number_test(text: str, vr: bytes) -> Test:
@@ -1833,9 +1840,7 @@ class Search:
     @functools.cached_property
     def restricts(self) -> bool:
         """Whether any key is not universal."""
-        return bool(
-            self.tests or self.combined or any(n.restricts for n in self.nested.values())
-        )
+        return bool(self.tests or self.combined or any(n.restricts for n in self.nested.values()))
 
     def first_mismatch(self, index: ElementIndex) -> int | None:
         """The tag of the first key that a stored data set does not satisfy; None if it matches."""
@@ -2513,9 +2518,7 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
-    def submit(
-        self, function: Callable[..., Any], *arguments: Any
-    ) -> concurrent.futures.Future:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
         """Have a core call run and committed; its future holds the result or the exception."""
         future: concurrent.futures.Future = concurrent.futures.Future()
         self.queue.put(_Job(function, arguments, future))
@@ -2821,9 +2824,7 @@ def end_session(ctx: Context, secret: str) -> None:
 def make_token(ctx: Context, name: str, role: str) -> str:
     """A new API token, shown once; one of the same name is replaced. Refuses 0106."""
     if not name or role not in ROLES:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role")
-        )
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
     secret = secrets.token_urlsafe(32)
     Token.delete().where(Token.name == name).execute()
     Token.create(name=name, role=role, digest=digest_of(secret), created_at=ctx.stamp())
@@ -2834,9 +2835,7 @@ def make_token(ctx: Context, name: str, role: str) -> str:
 def delete_token(ctx: Context, name: str) -> None:
     """End a token. Refuses 0112 for an unknown one."""
     if not Token.delete().where(Token.name == name).execute():
-        raise Refusal(
-            Status.NO_SUCH_SOP_INSTANCE, Message("There is no token {name}", name=name)
-        )
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no token {name}", name=name))
     audit(ctx, "token deleted", name)
 
 
@@ -2881,9 +2880,7 @@ def same_person(index: ElementIndex, patient: Patient) -> bool:
 
 def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
     """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
-    patient = [
-        tag for tag in index if tag >> 16 == 0x0010 and tag not in PROCEDURE_IN_GROUP_0010
-    ]
+    patient = [tag for tag in index if tag >> 16 == 0x0010 and tag not in PROCEDURE_IN_GROUP_0010]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
 
@@ -2943,9 +2940,11 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     """A step with what can be known though it was not given: device, modality, time, state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
-    devices = [d for d in ctx.devices if title in d.ae_titles] if title else [
-        d for d in ctx.devices if modality and d.modality == modality
-    ]
+    devices = (
+        [d for d in ctx.devices if title in d.ae_titles]
+        if title
+        else [d for d in ctx.devices if modality and d.modality == modality]
+    )
     device = devices[0] if len(devices) == 1 else Device("", ("",))
     now = ctx.local_now()
     known = text_elements(
@@ -3022,9 +3021,7 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
         name=candidates[0].patient_name,
         birth_date=candidates[0].patient_birth_date or "?",
     )
-    raise Refusal(
-        Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)]
-    )
+    raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
 def patient_columns(data: bytes) -> dict[str, Any]:
@@ -4906,9 +4903,7 @@ class Dimse:
         command = request.command
         named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
         if named != request.context.abstract_syntax:
-            raise Refusal(
-                Status.NO_SUCH_SOP_CLASS, f"{named} is not the SOP class of its context"
-            )
+            raise Refusal(Status.NO_SUCH_SOP_CLASS, f"{named} is not the SOP class of its context")
         service = self.services.get((named, request.operation))
         if not service:
             raise Refusal(
@@ -4953,9 +4948,7 @@ class Dimse:
             ) from None
         request.index = ElementIndex(data)
 
-    def _refused(
-        self, request: Request, refusal: Refusal
-    ) -> tuple[dict[str, Any], bytes | None]:
+    def _refused(self, request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
         """The fields of a failure, and the attributes to blame where the status has them."""
         fields: dict[str, Any] = {
             "Status": refusal.status,
@@ -5535,7 +5528,9 @@ def bounded_protocol(base: type, server: WebServer) -> type:
             self.counted = address
             if server.addresses[address] > server.limits.maximum_connections_per_address:
                 log.warning("web: too many connections from %s", address)
-                transport.write(b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                transport.write(
+                    b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                )
                 transport.close()
             else:
                 self._time_request()
@@ -5602,7 +5597,10 @@ class Translator:
 
     def __call__(self, text: str, **values: object) -> str:
         if isinstance(text, Message):
-            text, values = text.key, {k: self(v) if isinstance(v, Message) else v for k, v in text.values.items()}
+            text, values = (
+                text.key,
+                {k: self(v) if isinstance(v, Message) else v for k, v in text.values.items()},
+            )
         found = self.catalogue.get(text, text)
         return found.format_map(values) if values else found
 
@@ -5887,8 +5885,7 @@ REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
 
 # Family names of two characters, so that a Chinese name written in one run can be taken apart.
 COMPOUND_SURNAMES = frozenset(
-    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳"
-    " 公冶 太叔 申屠 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+    ["欧阳", "太史", "端木", "上官", "司马", "东方", "独孤", "南宫", "万俟", "闻人", "夏侯", "诸葛", "尉迟", "公羊", "赫连", "澹台", "皇甫", "宗政", "濮阳", "公冶", "太叔", "申屠", "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐", "百里", "呼延", "东郭", "南门", "西门"]
 )
 
 
@@ -6241,7 +6238,9 @@ class Pages:
         except Refusal as refusal:
             if refusal.status is Status.NOT_AUTHORIZED:
                 web.write(note_login_failure, ctx, name)
-            self.bottle.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+            self.bottle.response.status = (
+                429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+            )
             return self.login_page(refusal.detail)
         secret = web.write(open_session, ctx, user_id)
         self.set_cookie("minris", secret, max_age=web.config.web.session_hours * 3600)
@@ -6361,7 +6360,9 @@ class Pages:
         asks = any(p.tag == tag_of("PatientID") for p in problems) and "same_id" not in form
         if asks or form.get("same_id"):
             groups[t("Patient")].insert(4, self._same_id_field(t, form))
-        listed = [f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem]
+        listed = [
+            f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem
+        ]
         return self.page(
             FORM_PAGE,
             "Register",
@@ -6568,14 +6569,11 @@ class Modality:
 
         query, step = Dataset(), Dataset()
         query.SpecificCharacterSet = "ISO_IR 192"
-        for keyword in ("PatientName PatientID PatientBirthDate PatientSex AccessionNumber"
-                        " RequestedProcedureID RequestedProcedureDescription"
-                        " StudyInstanceUID").split():  # fmt: skip
+        for keyword in ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "RequestedProcedureID", "RequestedProcedureDescription", "StudyInstanceUID"]:  # fmt: skip
             setattr(query, keyword, "")
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
-        for keyword in ("ScheduledProcedureStepStartTime ScheduledProcedureStepID"
-                        " ScheduledProcedureStepDescription").split():  # fmt: skip
+        for keyword in ["ScheduledProcedureStepStartTime", "ScheduledProcedureStepID", "ScheduledProcedureStepDescription"]:  # fmt: skip
             setattr(step, keyword, "")
         query.ScheduledProcedureStepSequence = [step]
         found = []
@@ -6613,14 +6611,9 @@ class Modality:
         ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
         ds.PerformedProcedureStepStatus = "IN PROGRESS"
         ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
-        for keyword in ("PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
-                        " PerformedProcedureStepEndDate PerformedProcedureStepEndTime"
-                        " StudyID").split():  # fmt: skip
+        for keyword in ["PerformedStationName", "PerformedLocation", "PerformedProcedureTypeDescription", "PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime", "StudyID"]:  # fmt: skip
             setattr(ds, keyword, "")
-        for keyword in ("ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
-                        " PerformedProtocolCodeSequence"
-                        " PerformedProcedureStepDiscontinuationReasonCodeSequence"
-                        ).split():  # fmt: skip
+        for keyword in ["ReferencedPatientSequence", "ProcedureCodeSequence", "PerformedSeriesSequence", "PerformedProtocolCodeSequence", "PerformedProcedureStepDiscontinuationReasonCodeSequence"]:  # fmt: skip
             setattr(ds, keyword, [])
         with self.association() as association:
             status, _ = association.send_n_create(ds, MPPS, uid)
@@ -6648,7 +6641,12 @@ class Modality:
         with self.association() as association:
             status, _ = association.send_n_set(ds, MPPS, uid)
         words = ds.PerformedProcedureStepStatus
-        self._report("N-SET", f"{words} ({DISCONTINUATION_REASONS[reason]})" if reason else words, item, status)
+        self._report(
+            "N-SET",
+            f"{words} ({DISCONTINUATION_REASONS[reason]})" if reason else words,
+            item,
+            status,
+        )
 
     @staticmethod
     def _image() -> Any:
@@ -6752,7 +6750,13 @@ def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
 
 
 def play_day(
-    web_url: str, token: str, host: str, port: int, called: str, say: Callable[[str], None], pause: float
+    web_url: str,
+    token: str,
+    host: str,
+    port: int,
+    called: str,
+    say: Callable[[str], None],
+    pause: float,
 ) -> None:
     """Play a department's day: reception over the JSON API, the machines over DICOM."""
 
@@ -6882,9 +6886,7 @@ class Appliance:
         negotiator = Negotiator(
             PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
         )
-        self.associations = AssociationServer(
-            config.dicom, self.access, negotiator, dimse.dispatch
-        )
+        self.associations = AssociationServer(config.dicom, self.access, negotiator, dimse.dispatch)
         self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
         web = Web(config, self.context, self.access, self.writer, self.health, self.control)
         app = build_app(web)
@@ -6908,9 +6910,7 @@ class Appliance:
 
     def write_control_file(self) -> None:
         """Tell commands beside us where we are and the secret of this run; for our user alone."""
-        write_private(
-            self.control_file, json.dumps({"url": self.web_url, "secret": self.control})
-        )
+        write_private(self.control_file, json.dumps({"url": self.web_url, "secret": self.control}))
 
     def first_start(self) -> None:
         """Make the administrator where there is no user yet, with a random password."""

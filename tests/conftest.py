@@ -116,9 +116,7 @@ class Running:
         """Put DICOM JSON items on the worklist: the stored data sets."""
         stored = []
         for item in items:
-            stored += self.write(
-                minris.schedule, self.context(), minris.from_json(item), same_id
-            )
+            stored += self.write(minris.schedule, self.context(), minris.from_json(item), same_id)
         return [minris.ElementIndex(data) for data in stored]
 
     def token(self, role="admin"):
@@ -197,7 +195,5 @@ def values(keyword, value):
     names = ("Alphabetic", "Ideographic", "Phonetic")
     parts = value.split("\\")
     if vr(keyword) == "PN":
-        return [
-            {n: g for n, g in zip(names, part.split("="), strict=False) if g} for part in parts
-        ]
+        return [{n: g for n, g in zip(names, part.split("="), strict=False) if g} for part in parts]
     return parts

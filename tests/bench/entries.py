@@ -13,9 +13,8 @@ import struct
 import uuid
 from pathlib import Path
 
-from pydicom import datadict
-
 import wire
+from pydicom import datadict
 
 MATCHES = 10
 DAYS = 60  # today and after: no rule about yesterday's steps can take one away
