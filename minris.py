@@ -652,7 +652,7 @@ STEP_STATUS_AFTER = (
 )
 
 MODALITIES = tuple(
-    ["CR", "CT", "DX", "ES", "IO", "MG", "MR", "NM", "OP", "OT", "PT", "PX", "RF", "US", "XA", "XC", "ECG", "EPS", "BMD", "DMS", "OCT", "RTIMAGE"]
+    "CR CT DX ES IO MG MR NM OP OT PT PX RF US XA XC ECG EPS BMD DMS OCT RTIMAGE".split()
 )
 SEXES = ("F", "M", "O")
 PRIORITIES = ("STAT", "HIGH", "ROUTINE", "MEDIUM", "LOW")  # PS3.3 C.4.11
@@ -5885,7 +5885,8 @@ REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
 
 # Family names of two characters, so that a Chinese name written in one run can be taken apart.
 COMPOUND_SURNAMES = frozenset(
-    ["欧阳", "太史", "端木", "上官", "司马", "东方", "独孤", "南宫", "万俟", "闻人", "夏侯", "诸葛", "尉迟", "公羊", "赫连", "澹台", "皇甫", "宗政", "濮阳", "公冶", "太叔", "申屠", "公孙", "慕容", "仲孙", "钟离", "长孙", "宇文", "司徒", "鲜于", "司空", "令狐", "百里", "呼延", "东郭", "南门", "西门"]
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
+    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
 )
 
 
@@ -6515,6 +6516,24 @@ def build_app(web: Web) -> Any:
 # stack. For others: Modality, SCENARIOS, play_day.
 
 
+# What the simulated modality asks for, and what it leaves empty in its reports.
+QUERY_KEYWORDS = (
+    "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
+    " RequestedProcedureDescription StudyInstanceUID"
+).split()
+QUERY_STEP_KEYWORDS = (
+    "ScheduledProcedureStepStartTime ScheduledProcedureStepID ScheduledProcedureStepDescription"
+).split()
+EMPTY_MPPS_TEXTS = (
+    "PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
+    " PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"
+).split()
+EMPTY_MPPS_SEQUENCES = (
+    "ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
+    " PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"
+).split()
+
+
 class SimulationError(Exception):
     """A scenario could not be played to its end."""
 
@@ -6569,11 +6588,11 @@ class Modality:
 
         query, step = Dataset(), Dataset()
         query.SpecificCharacterSet = "ISO_IR 192"
-        for keyword in ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "RequestedProcedureID", "RequestedProcedureDescription", "StudyInstanceUID"]:  # fmt: skip
+        for keyword in QUERY_KEYWORDS:
             setattr(query, keyword, "")
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
-        for keyword in ["ScheduledProcedureStepStartTime", "ScheduledProcedureStepID", "ScheduledProcedureStepDescription"]:  # fmt: skip
+        for keyword in QUERY_STEP_KEYWORDS:
             setattr(step, keyword, "")
         query.ScheduledProcedureStepSequence = [step]
         found = []
@@ -6611,9 +6630,9 @@ class Modality:
         ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
         ds.PerformedProcedureStepStatus = "IN PROGRESS"
         ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
-        for keyword in ["PerformedStationName", "PerformedLocation", "PerformedProcedureTypeDescription", "PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime", "StudyID"]:  # fmt: skip
+        for keyword in EMPTY_MPPS_TEXTS:
             setattr(ds, keyword, "")
-        for keyword in ["ReferencedPatientSequence", "ProcedureCodeSequence", "PerformedSeriesSequence", "PerformedProtocolCodeSequence", "PerformedProcedureStepDiscontinuationReasonCodeSequence"]:  # fmt: skip
+        for keyword in EMPTY_MPPS_SEQUENCES:
             setattr(ds, keyword, [])
         with self.association() as association:
             status, _ = association.send_n_create(ds, MPPS, uid)
