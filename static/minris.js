@@ -1,0 +1,58 @@
+// minris: keeps the board live. Every page works without this file.
+"use strict";
+
+(function () {
+  const board = document.getElementById("board");
+  const offline = document.getElementById("offline");
+  if (!board || !window.EventSource) return;
+
+  let shown = board.innerHTML;
+  let waiting = false;
+  let again = false;
+
+  // Fetch the board and put it in place, unless nothing has changed or someone is in the middle
+  // of something there.
+  async function refresh() {
+    if (waiting) { again = true; return; }
+    waiting = true;
+    try {
+      const answer = await fetch(board.dataset.part, { credentials: "same-origin", redirect: "manual" });
+      if (answer.type === "opaqueredirect" || answer.status === 401) { location.reload(); return; }
+      if (!answer.ok) throw new Error(answer.status);
+      const text = await answer.text();
+      offline.hidden = true;
+      if (text !== shown) put(text);
+    } catch (error) {
+      offline.hidden = false;
+    } finally {
+      waiting = false;
+      if (again) { again = false; refresh(); }
+    }
+  }
+
+  // Keep the focus where it was: the same control in the same place of the new board.
+  function put(text) {
+    const focused = document.activeElement;
+    const inside = board.contains(focused);
+    const controls = () => Array.from(board.querySelectorAll("a, button"));
+    const place = inside ? controls().indexOf(focused) : -1;
+    shown = text;
+    board.innerHTML = text;
+    if (place >= 0 && controls()[place]) controls()[place].focus();
+  }
+
+  const stream = new EventSource("/events");
+  stream.onmessage = refresh;
+  stream.onopen = () => { offline.hidden = true; };
+  stream.onerror = () => { offline.hidden = false; };
+  // Minutes since an event go on though nothing happens.
+  setInterval(refresh, 30000);
+})();
+
+// A form is sent once: the second click of a double click finds its button asleep.
+document.addEventListener("submit", (event) => {
+  for (const button of event.target.querySelectorAll("button")) {
+    setTimeout(() => { button.disabled = true; }, 0);
+    setTimeout(() => { button.disabled = false; }, 5000);
+  }
+});
