@@ -22,11 +22,14 @@ ask, and how the box is started. A section uses those above it, never those belo
  7. ACCESS       devices, users, sessions, tokens, roles
  9. WORKLIST     patients, requested procedures, scheduled procedure steps
 10. MPPS         performed procedure steps and what they do to the scheduled ones
-14. INTERCHANGE  import of worklist items
+13. WORKFLOW     what happens of itself: retention
+14. INTERCHANGE  import and export: DICOM files, DICOM JSON, CSV
+15. DELIVERY     calls to other systems
 16. ASSOCIATION  the DICOM upper layer: PDUs, negotiation, timers, limits
 17. DIMSE        door 1: which message calls which core function
 18. DICOMWEB     door 2: the JSON API, the web server
 19. PAGES        the browser's side
+20. CONFORMANCE  the conformance statement, printed from the tables
 21. SIMULATOR    a modality to try the box with
 22. APPLIANCE    start, stop, command line
 """
@@ -38,6 +41,7 @@ import collections
 import concurrent.futures
 import configparser
 import contextlib
+import csv
 import dataclasses
 import datetime
 import enum
@@ -45,6 +49,8 @@ import functools
 import getpass
 import hashlib
 import hmac
+import html
+import io
 import json
 import logging
 import logging.handlers
@@ -56,12 +62,14 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import struct
 import sys
 import tempfile
 import threading
 import time
 import types
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -72,7 +80,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import peewee
-from pydicom import charset as pydicom_charset
 from pydicom import datadict
 
 __version__ = "0.1.0"
@@ -91,6 +98,7 @@ class Status(enum.IntEnum):
     """The DIMSE statuses that minris answers (PS3.7 annex C; PS3.4 K.4.1.1.4, F.7.2.2.2)."""
 
     SUCCESS = 0x0000
+    OPTIONAL_ATTRIBUTES_NOT_SUPPORTED = 0x0001
     NO_SUCH_ATTRIBUTE = 0x0105
     INVALID_ATTRIBUTE_VALUE = 0x0106
     PROCESSING_FAILURE = 0x0110
@@ -233,6 +241,7 @@ def outcome(operation: str, status: Status) -> Outcome:
 VERIFICATION = "1.2.840.10008.1.1"
 MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 MPPS = "1.2.840.10008.3.1.2.3.3"
+MPPS_RETRIEVE = "1.2.840.10008.3.1.2.3.4"
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -714,6 +723,11 @@ def read_int(text: str, low: str, high: str) -> int:
     return int(text)
 
 
+def read_optional(text: str, low: str, high: str) -> int | None:
+    """A whole number from low to high, or nothing."""
+    return read_int(text, low, high) if text else None
+
+
 def read_seconds(text: str, low: str, high: str) -> float:
     """A number of seconds from low to high."""
     try:
@@ -746,6 +760,14 @@ def read_zone(text: str) -> str:
         return text and zoneinfo.ZoneInfo(text).key
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
         raise ValueError("is not a time zone such as Asia/Shanghai") from None
+
+
+def read_clock(text: str) -> tuple[int, int] | None:
+    """Hour and minute, or nothing."""
+    found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
+    if text and not found:
+        raise ValueError("is not a time such as 02:30")
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def read_choice(text: str, *choices: str) -> str:
@@ -816,12 +838,15 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "ae": read_ae_title,
     "aes": read_ae_titles,
     "zone": read_zone,
+    "clock": read_clock,
     "choice": read_choice,
     "states": read_states,
     "charset": read_character_set,
     "store": read_store_url,
     "url": read_public_url,
     "id": read_id_format,
+    "days": lambda text: read_optional(text, "0", "3650"),
+    "limit": lambda text: read_optional(text, "1", "1000000"),
 }
 
 SETTINGS = setting_table(r"""
@@ -849,8 +874,14 @@ SETTINGS = setting_table(r"""
     dicom | maximum_associations_per_address | 128 | int 1 10000 | of them from one address
     dicom | maximum_pending | 256 | int 1 10000 | connections not yet associated
     dicom | maximum_pending_per_address | 128 | int 1 10000 | of them from one address
+    dicom | tls_port | 0 | int 0 65535 | port for associations over TLS (0: none; 2762 is the registered one)
+    dicom | tls_certificate | | text | file with our certificate and those above it, PEM
+    dicom | tls_key | | text | file with its private key, PEM
+    dicom | tls_client_ca | | text | callers must show a certificate of one of the authorities in this file, PEM
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
+    web | tls_certificate | | text | file with the certificate of the pages, PEM: they are served by https
+    web | tls_key | | text | file with its private key, PEM
     web | public_url | | url | address that browsers use, where a proxy stands before this port
     web | anonymous_loopback | no | bool | calls from 127.0.0.1 to /api and /dicom-web need no token
     web | session_hours | 12 | int 1 720 | a login ends after so many hours
@@ -866,6 +897,13 @@ SETTINGS = setting_table(r"""
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | Accession Number made when none is given
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | Requested Procedure ID made when none is given
     clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | Scheduled Procedure Step ID made when none is given
+    housekeeping | backup_time | 02:30 | clock | time of the nightly backup; empty: none
+    housekeeping | backup_folder | backups | text | where backups go; a relative path counts from config.ini
+    housekeeping | backups_kept | 14 | int 1 1000 | as many backups are kept, the oldest goes
+    housekeeping | keep_queries_days | 7 | int 1 3650 | worklist queries are remembered for so many days
+    housekeeping | keep_steps_days | 0 | int 0 36500 | steps that ended so many days ago are erased, with what was performed for them (0: never)
+    housekeeping | keep_patients_days | 0 | int 0 36500 | patients without any step, unchanged for so many days, are erased (0: never)
+    housekeeping | keep_audit_days | 0 | int 0 36500 | audit lines are erased after so many days (0: never)
     log | level | INFO | choice DEBUG INFO WARNING ERROR | least level that is written
     log | format | text | choice text json | form of a line
     log | file | | text | file to write to, rotated at 10 MB; empty: standard error
@@ -884,6 +922,13 @@ DEVICE_SETTINGS = setting_table(r"""
     device | character_set | | charset | set of answers to it and of its texts without one; empty: as its query says, else UTF-8
     device | fallback_character_set | ISO_IR 192 | charset | set of an answer that character_set cannot carry
     device | role | modality | choice modality archive workstation | what it is
+    device | own_steps_only | no | bool | show it only steps scheduled for its own AE titles, whatever it asks for
+    device | days_back | | days | show it no step from before so many days ago; empty: no limit
+    device | days_ahead | | days | show it no step from more than so many days ahead; empty: no limit
+    device | answer_limit | | limit | most answers to one query of it; empty: as [dicom] answer_limit
+    device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
+    device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
+    device | combined_pdvs | yes | bool | send command and data set in one PDU
     """)
 
 
@@ -895,6 +940,7 @@ class Config:
     web: types.SimpleNamespace
     store: types.SimpleNamespace
     clinic: types.SimpleNamespace
+    housekeeping: types.SimpleNamespace
     log: types.SimpleNamespace
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None
@@ -904,6 +950,11 @@ class Config:
     def zone(self) -> datetime.tzinfo | None:
         """The zone of the clinic, None for that of the machine."""
         return zoneinfo.ZoneInfo(self.clinic.timezone) if self.clinic.timezone else None
+
+    @property
+    def backup_folder(self) -> Path:
+        """Where nightly backups go, absolute."""
+        return (self.directory / self.housekeeping.backup_folder).absolute()
 
     @property
     def store_path(self) -> Path:
@@ -926,6 +977,14 @@ class Device:
     character_set: tuple[str, ...] = ()
     fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
     role: str = "modality"
+    own_steps_only: bool = False
+    days_back: int | None = None
+    days_ahead: int | None = None
+    answer_limit: int | None = None
+    empty_sequences: bool = True
+    name_groups: str = "all"
+    combined_pdvs: bool = True
+    from_file: bool = True
 
     @property
     def ae_title(self) -> str:
@@ -933,10 +992,13 @@ class Device:
         return self.ae_titles[0]
 
     @classmethod
-    def from_settings(cls, name: str, settings: types.SimpleNamespace) -> "Device":
-        """A device as config.ini describes it."""
+    def from_settings(
+        cls, name: str, settings: types.SimpleNamespace, from_file: bool = True
+    ) -> "Device":
+        """A device as config.ini or the page of devices describes it."""
         given = dict(vars(settings))
-        return cls(name=name, ae_titles=given.pop("ae_title"), **given)
+        titles = given.pop("ae_title")
+        return cls(name=name, ae_titles=titles, from_file=from_file, **given)
 
 
 def read_setting(setting: Setting, text: str) -> Any:
@@ -969,6 +1031,19 @@ def read_ini(path: Path) -> configparser.ConfigParser:
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from None
     return parser
+
+
+def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) -> Iterator[str]:
+    """A line for each file of TLS that is named and not there, or needed and not named."""
+    for name in ("dicom", "web"):
+        section = sections[name]
+        for key in ("tls_certificate", "tls_key", "tls_client_ca"):
+            if (text := getattr(section, key, "")) and not (directory / text).is_file():
+                yield f"[{name}] {key}: there is no file {directory / text}"
+        if getattr(section, "tls_key", "") and not getattr(section, "tls_certificate", ""):
+            yield f"[{name}] tls_certificate: is needed with tls_key"
+    if getattr(sections["dicom"], "tls_port", 0) and not sections["dicom"].tls_certificate:
+        yield "[dicom] tls_certificate: is needed with tls_port"
 
 
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
@@ -1008,9 +1083,11 @@ def load_config(
         devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), problems)
     problems.extend(f"[{name}]: there is no such section" for name in given if name)
     problems.extend(check_devices(devices))
+    directory = path.absolute().parent if path else Path.cwd()
+    if not problems:
+        problems.extend(check_files(sections, directory))
     if problems:
         raise ConfigError(problems)
-    directory = path.absolute().parent if path else Path.cwd()
     return Config(**sections, devices=devices, path=path, directory=directory)
 
 
@@ -1055,6 +1132,84 @@ class Malformed(ValueError):
     """Bytes that are no data set, or one past a limit."""
 
 
+class Repertoire(NamedTuple):
+    """One coded character set of ISO 2022: where it is invoked, its escape, how it is decoded.
+
+    place   G0 (bytes below 80H) or G1 (above)
+    escape  the sequence that designates it, without ESC
+    width   bytes of a character
+    codec   Python's codec for `prefix` and the bytes with their high bit set or, for G0 of one
+            byte, as they are
+    """
+
+    place: str
+    escape: bytes
+    width: int
+    codec: str
+    prefix: bytes = b""
+
+    def decode(self, raw: bytes) -> str:
+        """The text of one or more characters. Raises UnicodeDecodeError"""
+        if self.place == "G0" and self.width == 2:
+            high = (bytes(byte | 0x80 for byte in raw[i : i + 2]) for i in range(0, len(raw), 2))
+            return b"".join(self.prefix + pair for pair in high).decode(self.codec)
+        return raw.decode(self.codec)
+
+    def encode(self, character: str) -> bytes | None:
+        """The bytes of a character, None where this set does not have it."""
+        try:
+            raw = character.encode(self.codec)
+        except UnicodeEncodeError:
+            return None
+        if not raw.startswith(self.prefix) or len(raw) - len(self.prefix) != self.width:
+            return None
+        raw = raw.removeprefix(self.prefix)
+        if self.place == "G0":
+            raw = bytes(byte & 0x7F for byte in raw)
+        elif raw[0] < 0x80:
+            return None
+        return raw
+
+
+def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
+    """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
+    table: dict[str, tuple[Repertoire, ...]] = {}
+    for number, place, escape, width, codec, prefix in list(rows(text))[1:]:
+        b"".decode(codec)
+        found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
+        table[number] = (*table.get(number, ()), found)
+    return table
+
+
+REPERTOIRES = repertoire_table(
+    "PS3.3 Tables C.12-2, C.12-3, C.12-4",
+    """
+    number | place | escape | width | codec       | prefix
+    6      | G0    | (B     | 1     | ascii       |
+    100    | G1    | -A     | 1     | iso8859_1   |
+    101    | G1    | -B     | 1     | iso8859_2   |
+    109    | G1    | -C     | 1     | iso8859_3   |
+    110    | G1    | -D     | 1     | iso8859_4   |
+    144    | G1    | -L     | 1     | iso8859_5   |
+    127    | G1    | -G     | 1     | iso8859_6   |
+    126    | G1    | -F     | 1     | iso8859_7   |
+    138    | G1    | -H     | 1     | iso8859_8   |
+    148    | G1    | -M     | 1     | iso8859_9   |
+    203    | G1    | -b     | 1     | iso8859_15  |
+    166    | G1    | -T     | 1     | tis_620     |
+    13     | G1    | )I     | 1     | shift_jis   |
+    13     | G0    | (J     | 1     | ascii       |
+    87     | G0    | $B     | 2     | euc_jp      |
+    159    | G0    | $(D    | 2     | euc_jp      | 8f
+    149    | G1    | $)C    | 2     | euc_kr      |
+    58     | G1    | $)A    | 2     | gb2312      |
+    """,
+)
+DESIGNATIONS = {one.escape: one for found in REPERTOIRES.values() for one in found}
+ASCII_REPERTOIRE = REPERTOIRES["6"][0]
+_ESCAPE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
+
+
 class CharacterSet:
     """Specific Character Set (0008,0005): decodes and encodes text values.
 
@@ -1063,74 +1218,171 @@ class CharacterSet:
     """
 
     ALONE = types.MappingProxyType({"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"})
+    NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
 
     def __init__(self, terms: tuple[str, ...] = ()) -> None:
         self.terms = terms
-        self.codec = self.ALONE.get(terms[0]) if len(terms) == 1 else None
-        if not self.codec and len(terms) <= 1:
-            python = _single_byte_codec(terms[0]) if terms else "ascii"
-            self.codec = python
+        self.codec = self.ALONE.get(terms[0]) if terms else "ascii"
+        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        if not self.codec:
+            for term in terms:
+                self.sets += REPERTOIRES[self.NUMBER.fullmatch(term)[2]] if term else ()
+        self.first = self._first() if not self.codec else (ASCII_REPERTOIRE, None)
+        g1 = self.first[1]
+        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
+            self.codec = g1.codec  # without extensions Python's codec does it all at once
 
-    @staticmethod
-    def problem_of(terms: Iterable[str]) -> str:
+    def _first(self) -> tuple[Repertoire, Repertoire | None]:
+        """G0 and G1 as the first term has them."""
+        number = self.NUMBER.fullmatch(self.terms[0])[2] if self.terms[0] else "6"
+        found = {one.place: one for one in REPERTOIRES[number] if one.width == 1}
+        return found.get("G0", ASCII_REPERTOIRE), found.get("G1")
+
+    @classmethod
+    def problem_of(cls, terms: Iterable[str]) -> str:
         """Why these terms are no legal character set, or nothing."""
         terms = tuple(terms)
         for number, term in enumerate(terms):
-            if term in CharacterSet.ALONE:
+            found = cls.NUMBER.fullmatch(term)
+            if term in cls.ALONE:
                 if len(terms) > 1:
                     return f"{term} stands alone"
-            elif not (term == "" and number == 0) and not _single_byte_codec(term):
+            elif not (found and found[2] in REPERTOIRES) and not (term == "" and number == 0):
                 return f"{term!r} is not a character set known here"
-        if len(terms) > 1:
-            return "more than one term is not supported yet"
         return ""
 
-    def decode(self, raw: bytes) -> str:
-        """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
-        return raw.decode(self.codec or "ascii")
+    def delimiters(self, vr: bytes) -> bytes:
+        """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
+        return b"\r\n\f\t" + (b"" if vr in _ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
 
-    def encode(self, text: str) -> bytes:
+    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
+        """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
+        if self.codec:
+            text = raw.decode(self.codec)
+            if self.codec.startswith("iso8859") and re.search(r"[\x80-\x9f]", text):
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
+            if "\x1b" in text and self.codec not in self.ALONE.values():
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
+            return text
+        return self._decode_extended(raw, self.delimiters(vr))
+
+    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
+        g0, g1 = self.first
+        parts, pos = [], 0
+        while pos < len(raw):
+            byte = raw[pos]
+            if byte == 0x1B:
+                found = _ESCAPE.match(raw, pos)
+                one = DESIGNATIONS.get(found[1]) if found else None
+                if not one:
+                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+                pos = found.end()
+                continue
+            active = g1 if byte >= 0x80 else g0
+            width = 1 if byte < 0x21 or not active else active.width
+            if byte >= 0x80 and not active:
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
+            piece = raw[pos : pos + width]
+            parts.append(active.decode(piece) if byte >= 0x21 else chr(byte))
+            pos += width
+            if width == 1 and byte in delimiters:
+                g0, g1 = self.first
+        return "".join(parts)
+
+    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
         """The bytes of a text; UnicodeEncodeError where this set cannot carry it."""
-        return text.encode(self.codec or "ascii")
+        if self.codec:
+            return text.encode(self.codec)
+        delimiters = self.delimiters(vr)
+        g0, g1 = first0, first1 = self.first
+        out = bytearray()
+        for character in text:
+            if character.isascii():
+                if g0.width == 2:
+                    out += b"\x1b" + first0.escape
+                    g0 = first0
+                out += character.encode()
+                if character.encode() in delimiters:
+                    g0, g1 = first0, first1
+                continue
+            one, raw = self._find(character, g0, g1, text)
+            if one not in (g0, g1):
+                out += b"\x1b" + one.escape
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+            out += raw
+        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
+
+    def _find(
+        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
+    ) -> tuple[Repertoire, bytes]:
+        """The set to write a character in: one that is active, else the first that has it."""
+        for one in (*filter(None, (g0, g1)), *self.sets):
+            if raw := one.encode(character):
+                return one, raw
+        at = text.index(character)
+        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
+
+    def carries(self, text: str) -> bool:
+        """Whether a text can be encoded in it."""
+        try:
+            self.encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def __bytes__(self) -> bytes:
         """The value of (0008,0005)."""
         return "\\".join(self.terms).encode("ascii", "replace")
 
-
-def _single_byte_codec(term: str) -> str | None:
-    """Python's codec of a single-byte set, None for a term that is not one."""
-    if term in ("ISO_IR 6", "ISO 2022 IR 6"):
-        return "ascii"
-    codec = pydicom_charset.python_encoding.get(term)
-    return codec if term.startswith("ISO_IR") and term != "ISO_IR 13" else None
+    def __str__(self) -> str:
+        return "\\".join(self.terms) or "ISO_IR 6"
 
 
 @functools.lru_cache(256)
-def character_set(terms: tuple[str, ...]) -> CharacterSet:
-    """The CharacterSet of some terms; one that is unknown reads as ASCII and says so on decoding."""
-    return CharacterSet(() if CharacterSet.problem_of(terms) else terms)
+def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
+    """The CharacterSet of some terms; None where one is not known.
 
-
-ASCII = character_set(())
-UTF_8 = character_set(("ISO_IR 192",))
-
-
-def decode_text(raw: bytes, charset: CharacterSet) -> str:
-    """The text of a value, recovered where the declared set is contradicted by the bytes.
-
-    Tried after the declared one: UTF-8, GB18030 where the set declared is multi-byte or absent,
-    and ISO_IR 100. Bytes beyond any of them become \\nnn, as PS3.5 6.1.2.3 wants them shown.
+    A set that stands alone does so although others are named behind it.
     """
-    attempts = [charset.decode, lambda raw: raw.decode("utf-8")]
-    if charset.codec in ("utf-8", "gb18030", "gbk"):
-        attempts.append(lambda raw: raw.decode("gb18030"))
-    attempts.append(lambda raw: raw.decode("latin-1"))
-    for attempt in attempts:
+    if terms and terms[0] in CharacterSet.ALONE:
+        terms = terms[:1]
+    return None if CharacterSet.problem_of(terms) else CharacterSet(terms)
+
+
+ASCII = CharacterSet()
+UTF_8 = CharacterSet(("ISO_IR 192",))
+ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
+
+
+class DecodedText(NamedTuple):
+    """A text, and how sure it is: `declared`, `recovered` in another set, or `damaged`."""
+
+    text: str
+    how: str
+
+
+def decode_text(raw: bytes, charset: CharacterSet | None, vr: bytes) -> DecodedText:
+    """The text of a value, recovered where the bytes contradict the declared set.
+
+    Tried behind it: UTF-8, whose form hardly comes about by chance; GB18030 where the set declared
+    is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
+    guess. What none of them has becomes \\nnn, as PS3.5 6.1.2.3 wants it shown.
+    """
+    if charset:
         with contextlib.suppress(UnicodeDecodeError):
-            text = attempt(raw)
-            return re.sub(r"[\x80-\x9f]", lambda c: f"\\{ord(c[0]):03o}", text)
-    raise AssertionError("ISO_IR 100 decodes any bytes")
+            return DecodedText(charset.decode(raw, vr), "declared")
+    if b"\x1b" in raw:  # its escapes say what it is
+        with contextlib.suppress(UnicodeDecodeError):
+            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
+    multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
+    for codec in ("utf-8", "gb18030"):
+        if codec == "utf-8" or multi_byte or re.search(rb"[\x80-\x9f]", raw):
+            with contextlib.suppress(UnicodeDecodeError):
+                if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
+                    return DecodedText(text, "recovered")
+    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"\\{ord(c[0]):03o}", raw.decode("latin-1"))
+    return DecodedText(text, "damaged")
 
 
 def pad(value: bytes, vr: bytes) -> bytes:
@@ -1180,7 +1432,9 @@ class _Recoder:
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data, self.limits, self.count = data, limits, 0
-        self.asked: CharacterSet | None = None
+        self.asked: tuple[str, ...] | None = None
+        self.recovered: list[int] = []
+        self.damaged: list[int] = []
 
     def elements(
         self, pos: int, end: int, explicit: bool, charset: CharacterSet, depth: int, until: int = 0
@@ -1201,9 +1455,7 @@ class _Recoder:
                 raise Malformed(f"more than {self.limits.elements} elements")
             element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
             if tag == SPECIFIC_CHARACTER_SET:
-                charset = self.declared(element, charset)
-                if depth == 1:
-                    self.asked = charset
+                charset = self.declared(element, charset, depth)
             elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired and tell nothing
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
@@ -1252,7 +1504,7 @@ class _Recoder:
             return self.sequence(tag, start, start + length, explicit, charset, depth)
         value = self.data[start : start + length]
         if vr in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
-            value = decode_text(value, charset).encode()
+            value = self.text(tag, vr, value, charset)
             if len(value) > 0xFFFE and vr not in _LONG_VRS:
                 raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
         return encode_element(tag, vr, value), start + length
@@ -1289,11 +1541,21 @@ class _Recoder:
             raise Malformed(f"{attribute_name(tag)} has no end")
         return encode_items(tag, items), pos
 
-    @staticmethod
-    def declared(element: bytes, outer: CharacterSet) -> CharacterSet:
-        """The set that (0008,0005) declares; the outer one where it is empty."""
+    def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
+        """A text value in UTF-8; notes where it had to be recovered."""
+        text, how = decode_text(value, charset, vr)
+        if how != "declared":
+            (self.recovered if how == "recovered" else self.damaged).append(tag)
+        return text.encode()
+
+    def declared(
+        self, element: bytes, outer: CharacterSet | None, depth: int
+    ) -> CharacterSet | None:
+        """The set that (0008,0005) declares; the outer one where it is empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
         terms = tuple(term.strip(" \0") for term in value.split("\\"))
+        if depth == 1:
+            self.asked = terms if any(terms) else ()
         if not any(terms):
             return outer
         if problem := CharacterSet.problem_of(terms):
@@ -1318,15 +1580,31 @@ def recode(
     charset   what texts are in where (0008,0005) does not say
     Raises    Malformed
     """
-    return recode_declared(data, explicit, charset, limits)[0]
+    return recode_noting(data, explicit, charset, limits).data
 
 
-def recode_declared(
-    data: bytes, explicit: bool, charset: CharacterSet, limits: Limits
-) -> tuple[bytes, CharacterSet | None]:
-    """As `recode`, with the set that (0008,0005) declares at the top; None where it is absent."""
+class Recoded(NamedTuple):
+    """A peer's data set in the stored form, and what became of its texts.
+
+    asked      the terms of (0008,0005) at its top, () where it is empty, None where it is absent
+    recovered  tags of texts that the declared set was contradicted by, read in another
+    damaged    tags of texts that could only be guessed at
+    """
+
+    data: bytes
+    asked: tuple[str, ...] | None
+    recovered: tuple[int, ...]
+    damaged: tuple[int, ...]
+
+
+def recode_noting(
+    data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
+) -> Recoded:
+    """As `recode`, with what was noted on the way."""
     recoder = _Recoder(data, limits)
-    return recoder.elements(0, len(data), explicit, charset, 1)[0], recoder.asked
+    stored, _ = recoder.elements(0, len(data), explicit, charset, 1)
+    recovered, damaged = tuple(recoder.recovered), tuple(recoder.damaged)
+    return Recoded(stored, recoder.asked, recovered, damaged)
 
 
 class ElementIndex:
@@ -1553,15 +1831,52 @@ def wildcard_pattern(text: str, flags: int = 0) -> re.Pattern[str]:
     return re.compile("".join({r"\*": ".*", r"\?": "."}.get(p, p) for p in parts), flags | re.S)
 
 
+def plain(text: str) -> str:
+    """Lower case without accents and tones; the letter behind a mark stays."""
+    if text.isascii():
+        return text.casefold()
+    decomposed = unicodedata.normalize("NFKD", text)
+    bare = "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
+    return unicodedata.normalize("NFC", bare).casefold()
+
+
+def name_key(name: str) -> str:
+    """A name as it is looked for: each group in plain letters and digits, run together.
+
+    ü is written lü, lv, lyu or lu in pinyin; all are lu here, and likewise nu.
+    """
+    groups = []
+    for group in name.split("="):
+        letters = "".join(c for c in plain(group) if c.isalnum())
+        groups.append(re.sub("([ln])(yu|v)", r"\1u", letters))
+    return "=".join(groups)
+
+
+def loose_name_test(text: str) -> Callable[[str], bool]:
+    """A test of a Chinese name in any spelling: with and without spaces, tones and carets."""
+    if "=" in text or "?" in text:
+        return lambda name: False
+    parts = [name_key(part) for part in text.split("*")]
+    if not any(parts):
+        return lambda name: False
+    pattern = re.compile(".*".join(map(re.escape, parts)))
+    return lambda name: any(map(pattern.fullmatch, filter(None, name_key(name).split("="))))
+
+
 def name_groups(text: str) -> list[str]:
     """The component groups of a person name, in lower case, empty components at the end gone."""
-    return [group.strip(" ").rstrip("^ ").casefold() for group in text.split("=")]
+    return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
 
 
 def name_test(text: str) -> Test:
-    """A key of VR PN: any case; without `=` tried against each group (PS3.4 C.2.2.2.1.1)."""
+    """A key of VR PN: any case, accents left out; without `=` tried against each group.
+
+    A name with an ideographic group is found in any spelling of its Latin one.
+    Source: PS3.4 C.2.2.2.1.1, C.2.2.2.4
+    """
+    loosely = loose_name_test(text)
     if "*" in text or "?" in text:
-        groups = [group.strip(" ").casefold() for group in text.split("=")]
+        groups = [plain(group).strip(" ") for group in text.split("=")]
         patterns = [wildcard_pattern(group) if group.strip("*") else None for group in groups]
 
         def fits(number: int, group: str) -> bool:
@@ -1586,6 +1901,8 @@ def name_test(text: str) -> Test:
                 fits(number, stored[number] if number < len(stored) else "")
                 for number in range(len(groups))
             ):
+                return True
+            if "=" in name and loosely(name):
                 return True
         return False
 
@@ -1734,13 +2051,45 @@ def key_interval(tag: int, vr: bytes, text: str) -> Interval:
 START_DATE, START_TIME = 0x00400002, 0x00400003
 
 
+class AnswerStyle(NamedTuple):
+    """How the answers to one device are written; a device's profile gives it.
+
+    charset          what texts are in, `fallback` where it cannot carry one
+    name_groups      `all`, or the one component group of a name that is sent
+    empty_sequences  whether a sequence without items is sent
+    """
+
+    charset: CharacterSet = UTF_8
+    fallback: CharacterSet = UTF_8
+    name_groups: str = "all"
+    empty_sequences: bool = True
+
+
+def one_group(value: bytes, name_groups: str) -> bytes:
+    """Each name of a PN value with one of its groups alone; the other where it has none."""
+    names = []
+    for name in value.decode("utf-8", "replace").split("\\"):
+        alphabetic, _, rest = name.strip(" ").partition("=")
+        ideographic = rest.partition("=")[0]
+        wanted = (
+            (ideographic, alphabetic)
+            if name_groups == "ideographic"
+            else (
+                alphabetic,
+                ideographic,
+            )
+        )
+        names.append(wanted[0] or wanted[1])
+    return pad("\\".join(names).encode(), b"PN")
+
+
 class Search:
     """A query, compiled: `answer(data)` is the encoded answer of a stored data set that matches.
 
     index     the identifier in the stored form
     table     which attributes are supported (columns match and return)
     explicit  whether answers are Explicit or Implicit VR Little Endian
-    charset   what the texts of answers are in, `fallback` where it cannot carry one
+    style     how texts and empty sequences are answered
     extra     elements put into every answer when they are asked for, by tag (stored form)
     Refuses   A900 for two items in a sequence, a wrong date or range, several values
     Source    PS3.4 C.2.2.2, K.2.2, K.4.1.1.3.2
@@ -1751,13 +2100,12 @@ class Search:
         index: ElementIndex,
         table: AttributeTable,
         explicit: bool = True,
-        charset: CharacterSet = UTF_8,
-        fallback: CharacterSet = UTF_8,
+        style: AnswerStyle = AnswerStyle(),
         extra: Mapping[int, bytes] = types.MappingProxyType({}),
         path: tuple[int, ...] = (),
     ) -> None:
         self.index, self.explicit, self.path = index, explicit, path
-        self.charset, self.fallback, self.extra = charset, fallback, extra
+        self.style, self.extra = style, extra
         self.tests: list[tuple[int, Test]] = []
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
@@ -1787,6 +2135,8 @@ class Search:
             if vr in (b"DA", b"TM") and (text := self.index.text(tag).strip("*")):
                 self.intervals[tag] = key_interval(tag, vr, text)
         kind = attribute.cells["return"] if attribute else "3"
+        if vr == b"SQ" and not self.style.empty_sequences:
+            kind = "3"
         absent = b"" if kind == "3" else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
 
@@ -1799,9 +2149,7 @@ class Search:
         if len(items) > 1:
             raise _refuse_key(tag, "has more than one item")  # PS3.4 C.2.2.2.6
         if items and items[0].found:
-            nested = Search(
-                items[0], table, self.explicit, self.charset, self.fallback, self.extra, path
-            )
+            nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
             self.nested[tag] = nested
 
@@ -1862,7 +2210,7 @@ class Search:
 
     def select(self, index: ElementIndex) -> bytes:
         """The attributes asked for, with (0008,0005) where it is needed or was asked for."""
-        for charset in (self.charset, self.fallback, UTF_8):
+        for charset in (self.style.charset, self.style.fallback, UTF_8):
             try:
                 return self._select(index, charset)
             except UnicodeEncodeError:
@@ -1880,6 +2228,7 @@ class Search:
         """The elements asked for from one data set or item, in the syntax and set of the answer."""
         data, found, parts = index.data, index.found, []
         verbatim = self.explicit and charset.codec == "utf-8"
+        one_name = self.style.name_groups != "all"
         for tag, raw_tag, absent in self.shape:
             entry = found.get(tag)
             if entry is None:
@@ -1889,10 +2238,12 @@ class Search:
             vr, head, start, end = entry
             if vr == b"SQ":
                 parts.append(self._sequence(tag, index, charset))
-            elif verbatim:
+            elif verbatim and not (one_name and vr == b"PN"):
                 parts.append(data[head:end])
             else:
                 value = data[start:end]
+                if one_name and vr == b"PN":
+                    value = one_group(value, self.style.name_groups)
                 if vr in _TEXT_VRS and not value.isascii():
                     value = self._text(vr, value, charset)
                 if self.explicit:
@@ -1907,17 +2258,17 @@ class Search:
             return value
         text = value.decode().rstrip(" ")
         try:
-            return pad(charset.encode(text), vr)
+            return pad(charset.encode(text, vr), vr)
         except UnicodeEncodeError:
             if vr != b"PN":
                 raise
         names = []
         for name in text.split("\\"):
-            groups = [group if _carries(charset, group) else "" for group in name.split("=")]
+            groups = [group if charset.carries(group) else "" for group in name.split("=")]
             if not groups[0]:
-                charset.encode(name)  # raises: the next set is tried
+                charset.encode(name, vr)  # raises: the next set is tried
             names.append("=".join(groups).rstrip("="))
-        return pad(charset.encode("\\".join(names)), vr)
+        return pad(charset.encode("\\".join(names), vr), vr)
 
     def _sequence(self, tag: int, index: ElementIndex, charset: CharacterSet) -> bytes:
         nested = self.nested.get(tag)
@@ -1926,10 +2277,12 @@ class Search:
             if nested.restricts:  # PS3.4 C.2.2.2.6: the items that match, and of them what is asked
                 items = [item for item in items if nested.matches(item)]
             contents = [b"".join(nested._elements(item, charset)) for item in items]
-        elif self.explicit and charset.codec == "utf-8":
+        elif self.explicit and charset.codec == "utf-8" and self.style.name_groups == "all":
             return index.element(tag)
         else:
             contents = [self._whole(item, charset) for item in items]
+        if not contents and not self.style.empty_sequences:
+            return b""
         value = b"".join(map(encode_item, contents))
         return self._encode(tag, b"SQ", value, charset)
 
@@ -1941,6 +2294,8 @@ class Search:
             if vr == b"SQ":
                 contents = [self._whole(inner, charset) for inner in item.items(tag)]
                 value = b"".join(map(encode_item, contents))
+            elif vr == b"PN" and self.style.name_groups != "all":
+                value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
             elif vr in _TEXT_VRS:
                 value = self._text(vr, item.value(tag), charset)
             else:
@@ -1953,14 +2308,6 @@ class Search:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
         return _TAG_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
-
-
-def _carries(charset: CharacterSet, text: str) -> bool:
-    try:
-        charset.encode(text)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:
@@ -2098,7 +2445,7 @@ def _json_member(key: str, vr: bytes, member: Mapping[str, Any], depth: int) -> 
 #
 # What is kept, and the one thread that changes it. SQLite in WAL mode with synchronous=FULL;
 # what gathers while a commit runs is committed together with the next. Nothing is hard-deleted.
-# For others: the models, open_store, StoreLock, reading, Writer.
+# For others: the models, open_store, backup_store, restore_store, StoreLock, reading, Writer.
 
 APPLICATION_ID = 0x6D726973  # "mris"
 database = peewee.DatabaseProxy()
@@ -2173,6 +2520,7 @@ class ScheduledProcedureStep(Stored):
             (("accession_number",), False),
             (("patient_id",), False),
             (("study_instance_uid",), False),
+            (("status", "start_date"), False),
         )
 
 
@@ -2197,6 +2545,8 @@ class PerformedProcedureStep(Stored):
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
     remark = peewee.TextField(default="")
+    raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
+    settled = peewee.TextField(default="")  # why a person left it without an order
 
 
 class PerformedScheduledStep(Stored):
@@ -2209,6 +2559,46 @@ class PerformedScheduledStep(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("performed", "scheduled")
+
+
+class DeviceRecord(Stored):
+    """A device made on the page; `settings` is JSON of texts by key of DEVICE_SETTINGS."""
+
+    name = peewee.TextField(unique=True)
+    settings = peewee.TextField()
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+
+
+class Procedure(Stored):
+    """A row of the procedure catalogue."""
+
+    code = peewee.TextField(unique=True)
+    scheme = peewee.TextField(default="L")
+    meaning = peewee.TextField()
+    modality = peewee.TextField(default="")
+    ae_title = peewee.TextField(default="")
+    minutes = peewee.IntegerField(default=15)
+    protocol_code = peewee.TextField(default="")
+    protocol_meaning = peewee.TextField(default="")
+    retired = peewee.IntegerField(default=0)
+
+
+class QueryTrace(Stored):
+    """Worklist queries of one device with the same keys in one hour, folded."""
+
+    hour = peewee.TextField()
+    ae_title = peewee.TextField()
+    address = peewee.TextField()
+    keys = peewee.BlobField()
+    raw = peewee.BlobField()
+    count = peewee.IntegerField()
+    answers = peewee.IntegerField()
+    status = peewee.IntegerField()
+    last_at = peewee.TextField()
+
+    class Meta:
+        indexes = ((("hour", "ae_title", "address", "keys"), True),)
 
 
 class User(Stored):
@@ -2270,6 +2660,9 @@ MODELS = (
     ScheduledStation,
     PerformedProcedureStep,
     PerformedScheduledStep,
+    DeviceRecord,
+    Procedure,
+    QueryTrace,
     User,
     Session,
     Token,
@@ -2365,6 +2758,29 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX audit_at ON audit (at);
         """,
     ),
+    (
+        2,
+        "devices, procedure catalogue, query trace, raw bytes of recovered texts",
+        """
+        CREATE TABLE device_record (
+            id INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE, settings TEXT NOT NULL,
+            created_at TEXT NOT NULL, updated_at TEXT NOT NULL);
+        CREATE TABLE procedure (
+            id INTEGER NOT NULL PRIMARY KEY, code TEXT NOT NULL UNIQUE, scheme TEXT NOT NULL,
+            meaning TEXT NOT NULL, modality TEXT NOT NULL, ae_title TEXT NOT NULL,
+            minutes INTEGER NOT NULL, protocol_code TEXT NOT NULL, protocol_meaning TEXT NOT NULL,
+            retired INTEGER NOT NULL);
+        CREATE TABLE query_trace (
+            id INTEGER NOT NULL PRIMARY KEY, hour TEXT NOT NULL, ae_title TEXT NOT NULL,
+            address TEXT NOT NULL, keys BLOB NOT NULL, raw BLOB NOT NULL, count INTEGER NOT NULL,
+            answers INTEGER NOT NULL, status INTEGER NOT NULL, last_at TEXT NOT NULL);
+        CREATE UNIQUE INDEX query_trace_once ON query_trace (hour, ae_title, address, keys);
+        ALTER TABLE performed_procedure_step ADD COLUMN raw BLOB;
+        ALTER TABLE performed_procedure_step ADD COLUMN settled TEXT NOT NULL DEFAULT '';
+        CREATE INDEX scheduled_procedure_step_status
+            ON scheduled_procedure_step (status, start_date);
+        """,
+    ),
 )
 
 
@@ -2431,6 +2847,48 @@ def open_store(path: Path) -> None:
     database.initialize(store)
     with database.connection_context():
         _migrate(database.connection())
+
+
+def backup_store(path: Path, to: Path) -> None:
+    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
+
+    Raises StoreError where the copy is not in order, OSError where it cannot be written
+    """
+    _check_store(path)
+    part = to.with_name(to.name + ".part")
+    part.unlink(missing_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source,
+        contextlib.closing(sqlite3.connect(part)) as copy,
+    ):
+        source.backup(copy, pages=2000, sleep=0.01)
+        copy.execute("PRAGMA journal_mode=DELETE")
+        (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+    if answer != "ok":
+        part.unlink()
+        raise StoreError(f"the copy of {path} is not in order: {answer}")
+    os.replace(part, to)
+
+
+def restore_store(path: Path, backup: Path) -> Path | None:
+    """Put a backup in the place of the store, after checking it; where the old one went, if any.
+
+    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
+    """
+    if not backup.is_file():
+        raise StoreError(f"there is no file {backup}")
+    new = path.with_name(path.name + ".restored")
+    backup_store(backup, new)
+    kept = None
+    if path.exists():
+        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        backup_store(path, kept)  # with what is still in its journal
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    os.replace(new, path)
+    return kept
 
 
 class StoreLock:
@@ -2649,11 +3107,12 @@ ROLES = ("desk", "technologist", "admin")  # each may do what those before it ma
 class AccessRules:
     """A frozen picture of who may associate; `version` tells two pictures apart."""
 
-    def __init__(self, config: Config, version: int = 1) -> None:
+    def __init__(self, config: Config, stored: Iterable[Device] = (), version: int = 1) -> None:
         self.version = version
         self.accept_unknown = config.dicom.accept_unknown_devices
         self.called = config.dicom.ae_title if config.dicom.check_called_ae_title else None
-        self.devices = tuple(Device.from_settings(n, d) for n, d in config.devices.items())
+        of_file = [Device.from_settings(n, d) for n, d in config.devices.items()]
+        self.devices = (*of_file, *stored)
         self.by_title = {title: d for d in self.devices for title in d.ae_titles}
 
     def device(self, calling: str) -> Device | None:
@@ -2673,6 +3132,94 @@ class AccessRules:
         if device and device.check_address and not same_host(device.host, address):
             return 3, f"{calling!r} is registered for {device.host}"
         return None
+
+
+def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
+    """How answers to a device are written, `charset` being decided already."""
+    if not device:
+        return AnswerStyle(charset)
+    fallback = character_set(device.fallback_character_set)
+    return AnswerStyle(charset, fallback, device.name_groups, device.empty_sequences)
+
+
+def stored_devices() -> list[Device]:
+    """The devices made on the page; one that is no longer in order is left out and logged."""
+    found = []
+    for name, text in database.execute_sql(
+        "SELECT name, settings FROM device_record ORDER BY name"
+    ):
+        problems: list[str] = []
+        section = read_section(f"device {name}", DEVICE_SETTINGS, json.loads(text), problems)
+        if problems:
+            log.error("%s", "; ".join(problems))
+        else:
+            found.append(Device.from_settings(name, section, from_file=False))
+    return found
+
+
+def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
+    """Make or change a device of the page.
+
+    settings  texts by key of DEVICE_SETTINGS; what is empty has its default
+    Refuses   0106 with a line for each setting that is wrong, 0111 for a name or AE title of
+              another device
+    """
+    given = {key: text for key, text in settings.items() if text}
+    problems: list[str] = []
+    section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
+    if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
+        problems.append(f"[device {name}]: a name has 1 to 64 characters")
+    if section.__dict__.get("check_address") and not section.host:
+        problems.append(f"[device {name}] check_address: needs host")
+    if problems:
+        words = [Problem(0, Message(problem.partition("] ")[2] or problem)) for problem in problems]
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=words)
+    for other in ctx.devices:
+        taken = set(other.ae_titles) & set(section.ae_title)
+        if other.name != old_name and (other.name == name or taken):
+            words = Message(
+                "{value} belongs to {name} already",
+                value=", ".join(sorted(taken)) or name,
+                name=other.name,
+            )
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words, [Problem(0, words)])
+    text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
+    record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
+    if record:
+        DeviceRecord.update(name=name, settings=text, updated_at=now).where(
+            DeviceRecord.id == record.id
+        ).execute()
+    else:
+        DeviceRecord.create(name=name, settings=text, created_at=now, updated_at=now)
+    audit(ctx, "device saved", name, text)
+
+
+def delete_device(ctx: Context, name: str) -> None:
+    """Forget a device of the page. Refuses 0112 for one that is not."""
+    if not DeviceRecord.delete().where(DeviceRecord.name == name).execute():
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+    audit(ctx, "device deleted", name)
+
+
+# Ready settings for a new device, to start from.
+DEVICE_PROFILES = {
+    name: dict(pair.split(": ", 1) for pair in pairs.split("; "))
+    for name, pairs in list(
+        rows("""
+    name                        | settings
+    Modern, UTF-8               | character_set: ISO_IR 192
+    Chinese, GB18030            | character_set: GB18030
+    Chinese, GBK                | character_set: GBK
+    Chinese, ISO 2022 IR 58     | character_set: \\ISO 2022 IR 58
+    Chinese screen, one name    | character_set: GB18030; name_groups: ideographic
+    Western Europe, ISO_IR 100  | character_set: ISO_IR 100; fallback_character_set: ISO_IR 100; name_groups: alphabetic
+    Cyrillic, ISO_IR 144        | character_set: ISO_IR 144
+    Japanese, ISO 2022 IR 87    | character_set: \\ISO 2022 IR 87
+    Korean, ISO 2022 IR 149     | character_set: \\ISO 2022 IR 149
+    Old: ASCII, plain answers   | character_set: ISO_IR 6; fallback_character_set: ISO_IR 6; name_groups: alphabetic; empty_sequences: no; combined_pdvs: no
+    """)
+    )[1:]
+}
 
 
 @functools.lru_cache(256)
@@ -2856,18 +3403,64 @@ def permit(role: str, least: str) -> bool:
 #
 # Patients, requested procedures and scheduled procedure steps; the modality worklist.
 # Source: PS3.4 annex K, PS3.3 C.4.10 to C.4.12.
-# For others: schedule, reschedule, cancel_step, arrive, find_step, find_worklist, AnswerCache.
+# For others: schedule, reschedule, change_step, cancel_step, find_step, find_worklist, AnswerCache,
+# QueryLog, save_queries, exclusion, find_steps, recent_queries.
 
 STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
 STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
 PROCEDURE_IN_GROUP_0010 = frozenset({tag_of("PregnancyStatus")})
 
 
-def name_key(name: str) -> str:
-    """A name as it is looked for: lower case, letters and digits of all groups, run together."""
-    return "=".join(
-        "".join(c for c in group.casefold() if c.isalnum()) for group in name.split("=")
-    )
+# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+COMPOUND_SURNAMES = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
+    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+)
+
+
+# How family names are read where they are read otherwise than the same character in a word.
+SURNAMES = dict(
+    pair.split("=")
+    for pair in (
+        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
+        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
+        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
+        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
+    ).split()
+)
+
+
+def latin_name(components: str) -> str:
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
+
+    ü is written yu, as in passports.
+    """
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        return ""
+    family, _, given = components.partition("^")
+    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
+    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
+    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
+    return "^".join(parts).rstrip("^").replace("v", "yu")
+
+
+def chinese_name(text: str) -> str:
+    """`王小东` or `王 小东` as components `王^小东`."""
+    parts = text.replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
+        name = parts[0]
+        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
+        parts = [name[:cut], name[cut:]]
+    return "^".join(parts)
+
+
+def person_name(family: str, given: str, chinese: str) -> str:
+    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
+    ideographic = chinese_name(chinese)
+    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
+    return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
@@ -2989,6 +3582,10 @@ def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Proble
     return problems
 
 
+SAME_ID = "{value} belongs to {name}, born {birth_date}"
+SAME_PERSON = "A patient of this name and birth date has the ID {value}"
+
+
 def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
     """The patient an item is for; None where there is none yet.
 
@@ -3016,7 +3613,7 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
     if same_id == "update":
         return candidates[0]
     words = Message(
-        "{value} belongs to {name}, born {birth_date}",
+        SAME_ID,
         value=patient_id,
         name=candidates[0].patient_name,
         birth_date=candidates[0].patient_birth_date or "?",
@@ -3065,6 +3662,11 @@ def update_patient(ctx: Context, patient: Patient, given: bytes) -> None:
     patient.updated_at = ctx.stamp()
     patient.save()
     audit(ctx, "patient updated", patient.patient_id)
+    _refold_open(patient)
+
+
+def _refold_open(patient: Patient) -> None:
+    """Let the open steps of a patient follow what is known of the patient."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
         .join(RequestedProcedure)
@@ -3111,19 +3713,27 @@ def _save_stations(step_id: int, stations: Iterable[str], start_date: str) -> No
         )
 
 
-def _save_procedure(ctx: Context, patient: Patient, given: bytes) -> RequestedProcedure:
+def _belongs_to_another(keyword: str, value: str) -> Refusal:
+    words = Message("{value} belongs to another patient", value=value)
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
+
+
+def _save_procedure(
+    ctx: Context, patient: Patient, given: bytes, same_id: str = "refuse"
+) -> RequestedProcedure:
     """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
     index = ElementIndex(given)
     uid = index.get("StudyInstanceUID")
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
         if known.patient_id != patient.id:
-            words = Message("{value} belongs to another patient", value=uid)
-            raise Refusal(
-                Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("StudyInstanceUID"), words)]
-            )
+            raise _belongs_to_another("StudyInstanceUID", uid)
         return known
     accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
+    if accession and same_id != "separate":
+        sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
+        if database.execute_sql(sql, (accession, patient.id)).fetchone():
+            raise _belongs_to_another("AccessionNumber", accession)
     clinic = ctx.config.clinic
     made = text_elements(
         StudyInstanceUID=uid or ctx.new_uid(),
@@ -3203,7 +3813,7 @@ def schedule(ctx: Context, data: bytes, same_id: str = "refuse") -> list[bytes]:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
         patient = _save_patient(ctx, patient_data, same_id)
-        procedure = _save_procedure(ctx, patient, procedure_data)
+        procedure = _save_procedure(ctx, patient, procedure_data, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     log.info(
@@ -3372,6 +3982,247 @@ def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProce
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
+def step_key(row_id: int) -> tuple[str, str]:
+    """Study Instance UID and step ID of a row. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT study_instance_uid, scheduled_procedure_step_id FROM scheduled_procedure_step"
+        " WHERE id = ?",
+        (row_id,),
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return row
+
+
+def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = "") -> int:
+    """Let an event happen to many steps, to all or none; `today` moves them to today."""
+    count = 0
+    with database.atomic():
+        for count, row_id in enumerate(row_ids, 1):  # noqa: B007
+            study, step_id = step_key(row_id)
+            if event == "today":
+                move_step(ctx, row_id, ScheduledProcedureStepStartDate=ctx.today())
+            else:
+                change_step(ctx, event, study, step_id, remark)
+    return count
+
+
+def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
+    """Give a step another date, time, station or modality by keyword; all else stays."""
+    if title := texts.get("ScheduledStationAETitle"):
+        device = next((d for d in ctx.devices if title in d.ae_titles), None)
+        if device:
+            texts.setdefault("Modality", device.modality)
+            texts["ScheduledStationName"] = device.station_name
+            texts["ScheduledProcedureStepLocation"] = device.location
+    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
+    sequence = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(elements))])
+    return reschedule(ctx, *step_key(row_id), sequence)
+
+
+def leftovers(today: str) -> list[Any]:
+    """The steps of days before that are still waiting or begun, the oldest first."""
+    states = sorted(OPEN_STEP_STATES)
+    return fetch_rows(
+        ScheduledProcedureStep,
+        f"status IN ({', '.join('?' * len(states))}) AND start_date < ?"
+        " ORDER BY start_date, start_time LIMIT 500",
+        *states,
+        today,
+    )
+
+
+def similar_patients(index: ElementIndex) -> list[Any]:
+    """Patients of the same name and birth date under another Patient ID."""
+    birth_date, found = index.get("PatientBirthDate"), []
+    if not birth_date:
+        return []
+    for patient in fetch_rows(Patient, "patient_birth_date = ?", birth_date):
+        if patient.patient_id != index.get("PatientID") and same_person(index, patient):
+            found.append(patient)
+    return found
+
+
+def find_patients(text: str, limit: int = 50) -> list[Any]:
+    """Patients by any part of the name in any spelling, by ID or birth date."""
+    key, date = name_key(text), text.replace("-", "").strip()
+    return fetch_rows(
+        Patient,
+        "patient_id = ? OR patient_birth_date = ? OR (? <> '' AND instr(name_key, ?))"
+        " ORDER BY updated_at DESC LIMIT ?",
+        text.strip(),
+        date,
+        key,
+        key,
+        limit,
+    )
+
+
+def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
+    """Correct what is known of a patient; open steps follow. What is given empty is emptied.
+
+    Another Patient ID is taken too; where a patient has it already, and is the same person by
+    name and birth date, the orders of this one go over to that one (the unknown emergency patient
+    who has been identified).
+    Refuses  0112, 0106; 0111 for the ID of somebody else
+    """
+    with database.atomic():
+        patient = Patient.get_or_none(Patient.id == row_id)
+        if not patient:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        new = ElementIndex(ElementIndex(bytes(patient.data)).merged(ElementIndex(given)))
+        problems = list(value_problems(new))
+        for keyword in ("PatientName", "PatientID"):
+            if not new.get(keyword).strip("^= "):
+                problems.append(Problem(tag_of(keyword), Message("is missing")))
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        known = (
+            _find_patient(ctx, new, "refuse")
+            if new.get("PatientID") != patient.patient_id
+            else None
+        )
+        target = known or patient
+        if known:
+            RequestedProcedure.update(patient=known).where(
+                RequestedProcedure.patient == patient
+            ).execute()
+            audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
+        for column, value in patient_columns(bytes(new)).items():
+            setattr(target, column, value)
+        target.updated_at = ctx.stamp()
+        target.save()
+        audit(ctx, "patient corrected", target.patient_id)
+        _refold_open(target)
+
+
+# The procedure catalogue.
+
+
+def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
+    """Make or change a row of the catalogue, known by its code.
+
+    row      texts by column: code, meaning, and any of scheme, modality, ae_title, minutes,
+             protocol_code, protocol_meaning
+    Refuses  0106
+    """
+    columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
+    problems = (
+        [Message("{value} is not a number of minutes", value=columns["minutes"])]
+        if not re.fullmatch(r"\d{1,4}", columns["minutes"])
+        else []
+    )
+    for key, longest in (("code", 16), ("scheme", 16), ("meaning", 64), ("protocol_code", 16)):
+        if len(columns[key]) > longest:
+            problems.append(
+                Message(
+                    "{value} is longer than {longest} characters",
+                    value=columns[key],
+                    longest=longest,
+                )
+            )
+    if not columns["code"] or not columns["meaning"]:
+        problems.append(Message("A procedure needs a code and a meaning"))
+    if problems:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words) for words in problems]
+        )
+    minutes = int(columns.pop("minutes"))
+    Procedure.insert(**columns, minutes=minutes, retired=0).on_conflict(
+        conflict_target=[Procedure.code], update={**columns, "minutes": minutes, "retired": 0}
+    ).execute()
+    audit(ctx, "procedure saved", columns["code"])
+
+
+PROCEDURE_COLUMNS = {
+    "code": "",
+    "scheme": "99MINRIS",
+    "meaning": "",
+    "modality": "",
+    "ae_title": "",
+    "minutes": "15",
+    "protocol_code": "",
+    "protocol_meaning": "",
+}
+
+
+def code_in_use(code: str) -> bool:
+    """Whether an open step is of a procedure with this code."""
+    states = sorted(OPEN_STEP_STATES)
+    return any(
+        ElementIndex(bytes(step.data)).item("RequestedProcedureCodeSequence").get("CodeValue")
+        == code
+        for step in fetch_rows(
+            ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
+        )
+    )
+
+
+def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
+    """Take a procedure out of use, or out of the catalogue. Refuses 0112, 0110 for one in use."""
+    if not Procedure.get_or_none(Procedure.code == code):
+        raise Refusal(
+            Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
+        )
+    if delete and code_in_use(code):
+        raise Refusal(
+            Status.PROCESSING_FAILURE,
+            Message("{code} is used by open exams: it can only be retired", code=code),
+        )
+    if delete:
+        Procedure.delete().where(Procedure.code == code).execute()
+    else:
+        Procedure.update(retired=1).where(Procedure.code == code).execute()
+    audit(ctx, "procedure deleted" if delete else "procedure retired", code)
+
+
+def find_procedure(text: str) -> Any | None:
+    """The procedure in use that has this code, or this meaning; None where there is none."""
+    found = fetch_rows(
+        Procedure, "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code", text, text
+    )
+    return found[0] if found else None
+
+
+def apply_procedure(data: bytes) -> bytes:
+    """An item whose procedure is named as in the catalogue, with code, modality, station, protocol."""
+    index = ElementIndex(data)
+    procedure = find_procedure(index.get("RequestedProcedureDescription"))
+    if not procedure:
+        return data
+    code = text_elements(
+        CodeValue=procedure.code,
+        CodingSchemeDesignator=procedure.scheme,
+        CodeMeaning=procedure.meaning,
+    )
+    known = [text_elements(RequestedProcedureDescription=procedure.meaning)]
+    known.append(
+        ElementIndex(encode_items(tag_of("RequestedProcedureCodeSequence"), [bytes(code)]))
+    )
+    steps = []
+    for step in index.items(STEP_SEQUENCE) or [EMPTY]:
+        given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
+        defaults = text_elements(
+            Modality=procedure.modality,
+            ScheduledStationAETitle=procedure.ae_title,
+            ScheduledProcedureStepDescription=procedure.meaning,
+        )
+        parts = [defaults, _protocol(procedure), given]
+        steps.append(step.merged(*parts))
+    return index.merged(*known, ElementIndex(encode_items(STEP_SEQUENCE, steps)))
+
+
+def _protocol(procedure: Any) -> ElementIndex:
+    if not procedure.protocol_code:
+        return EMPTY
+    code = text_elements(
+        CodeValue=procedure.protocol_code,
+        CodingSchemeDesignator=procedure.scheme,
+        CodeMeaning=procedure.protocol_meaning or procedure.protocol_code,
+    )
+    return ElementIndex(encode_items(tag_of("ScheduledProtocolCodeSequence"), [bytes(code)]))
+
+
 # The search. SQL narrows by the columns below, Search.answer decides.
 
 _STEP_KEY_COLUMNS = {
@@ -3410,9 +4261,58 @@ def _narrow(search: Search) -> tuple[list[str], list[Any]]:
     return where, values
 
 
-def worklist_ids(ctx: Context, search: Search) -> list[tuple[int, int]]:
+class WorklistView(NamedTuple):
+    """What part of the worklist a caller is shown, whatever it asks for."""
+
+    ae_titles: tuple[str, ...] = ()  # steps of these stations alone; () for all
+    first_day: str = ""
+    last_day: str = ""
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, ctx: Context, device: Device | None) -> "WorklistView":
+        """The part that a device's profile lets it see."""
+        if not device:
+            return cls()
+        today = ctx.local_now().date()
+
+        def day(days: int | None, sign: int) -> str:
+            if days is None:
+                return ""
+            return f"{today + datetime.timedelta(days=sign * days):%Y%m%d}"
+
+        titles = device.ae_titles if device.own_steps_only else ()
+        return cls(
+            titles, day(device.days_back, -1), day(device.days_ahead, 1), device.answer_limit
+        )
+
+    def conditions(self) -> tuple[list[str], list[str]]:
+        """The same in SQL."""
+        where, values = [], []
+        if self.ae_titles:
+            places = ", ".join("?" * len(self.ae_titles))
+            where.append(
+                "EXISTS (SELECT 1 FROM scheduled_station o WHERE o.step_id = s.id"
+                f" AND o.ae_title IN ({places}))"
+            )
+            values += self.ae_titles
+        if self.first_day:
+            where.append("s.start_date >= ?")
+            values.append(self.first_day)
+        if self.last_day:
+            where.append("s.start_date <= ?")
+            values.append(self.last_day)
+        return where, values
+
+
+def worklist_ids(
+    ctx: Context, search: Search, view: WorklistView = WorklistView()
+) -> list[tuple[int, int]]:
     """Ids and versions of the steps that may match, in order of their start."""
     where, values = _narrow(search)
+    seen, of_view = view.conditions()
+    where += seen
+    values += of_view
     hidden = sorted(ctx.config.dicom.hide_steps)
     if hidden:
         where.append(f"s.status NOT IN ({', '.join('?' * len(hidden))})")
@@ -3471,15 +4371,20 @@ SLICE = 250
 
 
 def find_worklist(
-    ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
+    ctx: Context,
+    search: Search,
+    cache: AnswerCache | None = None,
+    key: object = None,
+    view: WorklistView = WorklistView(),
 ) -> Iterator[list[bytes]]:
     """The encoded answers of a worklist search, slice by slice.
 
     Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
-    Refuses  A700 after [dicom] answer_limit answers. Source: PS3.4 K.4.1.3
+    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    Source   PS3.4 K.4.1.3
     """
-    left = ctx.config.dicom.answer_limit
-    found = worklist_ids(ctx, search)
+    left = limit = view.limit or ctx.config.dicom.answer_limit
+    found = worklist_ids(ctx, search, view)
     known = cache.of(key) if cache else {}
     for start in range(0, len(found), SLICE):
         chunk = found[start : start + SLICE]
@@ -3495,7 +4400,7 @@ def find_worklist(
             yield answers[:left]
             raise Refusal(
                 Status.OUT_OF_RESOURCES,
-                Message("more than {limit} matches", limit=ctx.config.dicom.answer_limit),
+                Message("more than {limit} matches", limit=limit),
             )
         left -= len(answers)
         yield answers
@@ -3517,10 +4422,121 @@ def _answer_rows(
     return added
 
 
+class QueryLog:
+    """Worklist queries, folded by hour, device and keys in memory until they are saved.
+
+    What is lost with the power is no harm; a query never waits for it.
+    """
+
+    LIMIT = 2000
+
+    def __init__(self) -> None:
+        self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
+        self.lock = threading.Lock()
+
+    def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
+        """Count one query: its keys in the stored form and as they came, its answers."""
+        hour = f"{ctx.local_now():%Y-%m-%d %H}"
+        key = hour, ctx.actor.name, ctx.actor.address, keys
+        with self.lock:
+            known = self.folded.get(key)
+            if known:
+                known[1:] = [known[1] + 1, answers, int(status), ctx.stamp()]
+            elif len(self.folded) < self.LIMIT:
+                self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """What has gathered, to be saved; it is counted from nothing again."""
+        with self.lock:
+            folded, self.folded = self.folded, {}
+        return [(*key, *values) for key, values in folded.items()]
+
+
+def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
+    """Keep what a QueryLog has gathered."""
+    for query in queries:
+        database.execute_sql(
+            "INSERT INTO query_trace"
+            " (hour, ae_title, address, keys, raw, count, answers, status, last_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
+            " count = count + excluded.count, answers = excluded.answers,"
+            " status = excluded.status, last_at = excluded.last_at",
+            query,
+        )
+
+
+class Exclusion(NamedTuple):
+    """Why a query did not find a step: the key, what it asked for, what the step has.
+
+    tag    the attribute; 0 where the device's profile keeps the step from it
+    """
+
+    tag: int
+    asked: str
+    has: str
+
+    @property
+    def name(self) -> str:
+        """The attribute's name."""
+        return datadict.dictionary_description(self.tag) if self.tag else ""
+
+
+def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -> Exclusion | None:
+    """The first thing that keeps a step from the answers to a search; None where it is one."""
+    index = ElementIndex(data)
+    item = index.item("ScheduledProcedureStepSequence")
+    state, day = item.text(STEP_STATUS), item.text(START_DATE)
+    if state in config.dicom.hide_steps:
+        return Exclusion(STEP_STATUS, "", state)
+    stations = item.values(STATION_AE_TITLE)
+    if view.ae_titles and not set(view.ae_titles) & set(stations):
+        return Exclusion(STATION_AE_TITLE, ", ".join(view.ae_titles), ", ".join(stations))
+    if not view.first_day <= day <= (view.last_day or "9"):
+        return Exclusion(START_DATE, f"{view.first_day}-{view.last_day}", day)
+    tag = search.first_mismatch(index)
+    if tag is None:
+        return None
+    keys = search.index.item("ScheduledProcedureStepSequence")
+    inside = tag in keys and tag not in search.index
+    asked = (keys if inside else search.index).text(tag)
+    return Exclusion(tag, asked, (item if inside else index).text(tag))
+
+
+def find_steps(text: str, limit: int = 50) -> list[Any]:
+    """The steps of a patient by any part of the name in any spelling, ID or accession number."""
+    key = name_key(text)
+    return fetch_rows(
+        ScheduledProcedureStep,
+        "patient_id = ? OR accession_number = ? OR (? <> '' AND instr(name_key, ?))"
+        " ORDER BY start_date DESC, start_time DESC LIMIT ?",
+        text.strip(),
+        text.strip(),
+        key,
+        key,
+        limit,
+    )
+
+
+def recent_queries(since: str, limit: int = 100) -> list[Any]:
+    """The queries since a time of the store, the newest first."""
+    return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
+
+
+def latest_by_device(queries: Iterable[Any]) -> list[Any]:
+    """Of each calling AE title its different queries, the newest first, three at most."""
+    found: dict[str, list[Any]] = collections.defaultdict(list)
+    for query in queries:
+        of_device = found[query.ae_title]
+        if len(of_device) < 3 and all(other.keys != query.keys for other in of_device):
+            of_device.append(query)
+    return [query for of_device in found.values() for query in of_device]
+
+
 # 10. MPPS -------------------------------------------------------------------------------------
 #
 # What modalities report of what they did, and what it does to the scheduled steps.
-# Source: PS3.4 F.7. For others: create_mpps, set_mpps.
+# Source: PS3.4 F.7, F.8. For others: create_mpps, set_mpps, get_mpps, link_by_hand.
 
 MAY_NO_LONGER_BE_UPDATED = 0xA710  # PS3.4 Table F.7.2-2
 MPPS_STATUS = tag_of("PerformedProcedureStepStatus")
@@ -3543,11 +4559,12 @@ def _noted(problems: Iterable[Problem]) -> str:
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
 
-def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
+def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> str:
     """Take a new performed procedure step: its SOP Instance UID, made where none is given.
 
     uid      Affected SOP Instance UID (0000,1000), or ""
     data     the attribute list, stored form
+    raw      as it came, where texts of it had to be recovered
     Refuses  0111, 0117, 0120, 0121; 0106 for a status other than IN PROGRESS
     Source   PS3.4 F.7.2.1, PS3.7 10.1.5
     """
@@ -3570,6 +4587,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes) -> str:
                 created_at=ctx.stamp(),
                 updated_at=ctx.stamp(),
                 remark=_noted(forgiven),
+                raw=raw,
             )
         except peewee.IntegrityError:
             raise Refusal(
@@ -3642,10 +4660,12 @@ def settle_steps(ctx: Context, performed_id: int) -> None:
         settle_step(ctx, step_id)
 
 
-def settle_step(ctx: Context, step_id: int) -> None:
+def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
     """The state of a scheduled step from all its performed ones, as STEP_STATUS_AFTER says.
 
     Where none counts, since the wrong entry was chosen, it is again what it was before.
+
+    before  that state, where the link which knew it is gone
     """
     links = database.execute_sql(
         "SELECT l.status_before, p.status, p.data FROM performed_scheduled_step l"
@@ -3656,9 +4676,63 @@ def settle_step(ctx: Context, step_id: int) -> None:
     counted = {status for _, status, data in links if not is_wrong_entry(status, bytes(data))}
     state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
     if not state:
-        before = links[0][0]
+        before = links[0][0] if links else before
         state = before if before in WAITING_STEP_STATES else "SCHEDULED"
     enter_state(ctx, fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0], state)
+
+
+def unscheduled_steps(limit: int = 200) -> list[Any]:
+    """Performed steps that no scheduled one was found for and nobody has settled, newest first."""
+    return fetch_rows(
+        PerformedProcedureStep,
+        "settled = '' AND NOT EXISTS (SELECT 1 FROM performed_scheduled_step l"
+        " WHERE l.performed_id = performed_procedure_step.id) ORDER BY id DESC LIMIT ?",
+        limit,
+    )
+
+
+def link_by_hand(ctx: Context, performed_id: int, step_row: int) -> None:
+    """Let a person say which scheduled step a performed one was. Refuses 0112."""
+    with database.atomic():
+        performed = fetch_rows(PerformedProcedureStep, "id = ?", performed_id)
+        step = fetch_rows(ScheduledProcedureStep, "id = ?", step_row)
+        if not performed or not step:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+        database.execute_sql(
+            "INSERT INTO performed_scheduled_step"
+            " (performed_id, scheduled_id, found_by, status_before)"
+            " VALUES (?, ?, 'by hand', ?) ON CONFLICT DO NOTHING",
+            (performed_id, step_row, step[0].status),
+        )
+        settle_step(ctx, step_row)
+        uid = performed[0].sop_instance_uid
+        audit(ctx, "performed step matched", uid, step[0].scheduled_procedure_step_id)
+
+
+def unlink_step(ctx: Context, performed_id: int, step_row: int) -> None:
+    """Undo a match; the scheduled step is again what it was. Refuses 0112."""
+    with database.atomic():
+        links = database.execute_sql(
+            "SELECT status_before FROM performed_scheduled_step"
+            " WHERE performed_id = ? AND scheduled_id = ?",
+            (performed_id, step_row),
+        ).fetchall()
+        if not links:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
+        database.execute_sql(
+            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
+            (performed_id, step_row),
+        )
+        settle_step(ctx, step_row, links[0][0])
+        audit(ctx, "performed step unmatched", str(performed_id), str(step_row))
+
+
+def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
+    """Leave a performed step without an order, for a reason. Refuses 0106 without one."""
+    if not reason.strip():
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
+    audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 
 
 def is_wrong_entry(status: str, data: bytes) -> bool:
@@ -3706,6 +4780,43 @@ def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
     log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
     if remark:
         log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
+
+
+def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
+    """A performed procedure step, or some of its attributes: the status and the data set.
+
+    uid      Requested SOP Instance UID (0000,1001)
+    tags     Attribute Identifier List (0000,1005), top level; none for all
+    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Refuses  0112
+    Source   PS3.4 F.8.2.1, Table F.8.2-1
+    """
+    found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    index = ElementIndex(bytes(found[0].data))
+    wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
+    if not wanted:
+        return Status.SUCCESS, with_character_set(bytes(index))
+    parts, missing = {}, False
+    for tag in wanted:
+        attribute = MPPS_ATTRIBUTES.get((tag,))
+        if tag in index:
+            parts[tag] = index.element(tag)
+        elif attribute and attribute.cells["get"] == "3/2":
+            parts[tag] = encode_element(tag, attribute.vr.encode(), b"")
+        else:
+            missing = True
+    status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
+    return status, with_character_set(b"".join(_by_tag(parts)))
+
+
+def with_character_set(data: bytes) -> bytes:
+    """A stored data set with (0008,0005) in front of it, where a text in it needs that."""
+    if data.isascii():
+        return data
+    element = encode_element(SPECIFIC_CHARACTER_SET, b"CS", bytes(UTF_8))
+    return ElementIndex(element).merged(ElementIndex(data))
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
@@ -3773,9 +4884,70 @@ FINAL_TAGS = tuple(
 )
 
 
+# 13. WORKFLOW ---------------------------------------------------------------------------------
+#
+# What happens of itself: retention, as [housekeeping] says. For others: purge.
+
+
+def purge(ctx: Context) -> dict[str, int]:
+    """Erase what [housekeeping] lets go: how many rows of what. What is 0 there is kept."""
+    keep, erased = ctx.config.housekeeping, {}
+    with database.atomic():
+        if keep.keep_steps_days:
+            erased["steps"] = _purge_steps(ctx.stamp(days=-keep.keep_steps_days))
+        if keep.keep_patients_days:
+            erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
+        old = ctx.stamp(days=-keep.keep_queries_days)
+        erased["queries"] = _erase("query_trace WHERE last_at < ?", old)
+        if keep.keep_audit_days:
+            old = ctx.stamp(days=-keep.keep_audit_days)
+            erased["audit lines"] = _erase("audit WHERE at < ?", old)
+        if erased := {what: count for what, count in erased.items() if count}:
+            words = ", ".join(f"{count} {what}" for what, count in erased.items())
+            audit(ctx, "purged", "store", words)
+            log.info("purged: %s", words)
+    return erased
+
+
+def _erase(what: str, *values: Any) -> int:
+    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
+
+
+def _purge_steps(old: str) -> int:
+    """Erase steps that ended before a time, with what was performed for them alone."""
+    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
+    performed = database.execute_sql(
+        "SELECT p.id FROM performed_procedure_step p WHERE p.updated_at < ? AND NOT EXISTS"
+        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
+        f" AND l.scheduled_id NOT IN ({ended}))",
+        (old, old),
+    ).fetchall()
+    _erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
+    for (row_id,) in performed:
+        _erase("performed_procedure_step WHERE id = ?", row_id)
+    _erase(f"scheduled_station WHERE step_id IN ({ended})", old)
+    count = _erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
+    _erase(
+        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
+        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
+        old,
+    )
+    return count
+
+
+def _purge_patients(old: str) -> int:
+    return _erase(
+        "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+        " WHERE r.patient_id = patient.id)",
+        old,
+    )
+
+
 # 14. INTERCHANGE ------------------------------------------------------------------------------
 #
-# Worklist items from files: DICOM (.wl, .dcm), DICOM JSON. For others: read_items, import_items.
+# Worklist items from files: DICOM (.wl, .dcm), DICOM JSON, CSV; everything as JSON and back.
+# For others: read_items, import_items, items_from_csv, preview_csv, export_store, export_csv,
+# import_export.
 
 
 def read_dicom_file(content: bytes) -> bytes:
@@ -3827,6 +4999,8 @@ def read_items(name: str, content: bytes) -> list[bytes]:
     """
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
+    if name.lower().endswith(".csv"):
+        return items_from_csv(content)
     if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
         return items_from_json(content)
     return [read_dicom_file(content)]
@@ -3850,26 +5024,314 @@ def items_from_json(content: bytes) -> list[bytes]:
     return items
 
 
-def numbered(refusal: Refusal, number: int, name: str = "") -> Refusal:
-    """A refusal that says which item of which file it is about, and all that is wrong with it."""
+def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
+    """A refusal that says which item it is about, and all that is wrong with it."""
     words = "; ".join(map(str, refusal.problems)) or refusal.detail
-    where = f"{name}: " if name else ""
-    return Refusal(refusal.status, f"{where}item {number}: {words}", refusal.problems)
+    return Refusal(refusal.status, f"{word} {number}: {words}", refusal.problems)
 
 
-def import_items(ctx: Context, items: Iterable[bytes], same_id: str = "separate") -> int:
+def import_items(
+    ctx: Context, items: Iterable[bytes], same_id: str = "separate", word: str = "item"
+) -> int:
     """Put items on the worklist, all or none: how many.
 
-    Refuses as `schedule`, with "item N: …"
+    Refuses as `schedule`, with "item N: …" for each that is wrong, a line each
     """
-    count = 0
+    count, refusals = 0, []
     with database.atomic():
         for count, item in enumerate(items, 1):
             try:
                 schedule(ctx, item, same_id)
             except Refusal as refusal:
-                raise numbered(refusal, count) from None
+                refusals.append(numbered(refusal, count, word))
+        if refusals:
+            lines = [str(refusal) for refusal in refusals[:100]]
+            if len(refusals) > 100:
+                lines.append(f"and {len(refusals) - 100} more")
+            problems = [problem for refusal in refusals for problem in refusal.problems]
+            raise Refusal(refusals[0].status, "\n".join(lines), problems)
     return count
+
+
+# The columns of a CSV file: names they may have, and what they fill. A keyword does too.
+CSV_COLUMNS = {
+    name: keyword
+    for names, keyword in list(
+        rows("""
+    names                                           | keyword
+    family_name, family name, 姓拼音                | family
+    given_name, given name, 名拼音                  | given
+    name, patient name, patient_name, 姓名          | PatientName
+    patient_id, patient id, id, 病人编号, 患者编号, 病历号 | PatientID
+    birth_date, birth date, date of birth, 出生日期 | PatientBirthDate
+    sex, gender, 性别                               | PatientSex
+    weight, 体重                                    | PatientWeight
+    exam, procedure, 检查, 检查项目                 | RequestedProcedureDescription
+    device, station, ae_title, 设备                 | ScheduledStationAETitle
+    modality, 检查类型, 设备类型                    | Modality
+    date, 日期, 检查日期                            | ScheduledProcedureStepStartDate
+    time, 时间, 检查时间                            | ScheduledProcedureStepStartTime
+    priority, 优先级                                | RequestedProcedurePriority
+    physician, referring physician, 申请医生        | ReferringPhysicianName
+    accession, accession number, accession_number, 检查号 | AccessionNumber
+    comment, 备注                                   | RequestedProcedureComments
+    allergies, 过敏史                               | Allergies
+    """)
+    )[1:]
+    for name in names.split(", ")
+}
+CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
+
+
+def decode_csv(content: bytes) -> str:
+    """The text of a CSV file: UTF-8 with or without mark, else GB18030. Refuses 0106."""
+    for codec in ("utf-8-sig", "gb18030"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode(codec)
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is neither UTF-8 nor GB18030"))
+
+
+def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
+    text = decode_csv(content)
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)
+    try:
+        lines = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    except csv.Error as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
+        ) from None
+    if len(lines) < 2:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
+    return [name.strip() for name in lines[0]], lines[1:]
+
+
+def csv_keyword(name: str) -> str:
+    """What a column fills: a keyword, or "" for a column that is not known."""
+    known = CSV_COLUMNS.get(name.strip().casefold())
+    return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
+
+
+def csv_value(keyword: str, text: str) -> str:
+    """A cell as DICOM writes it: dates without dashes, times without colons."""
+    text = text.strip().lstrip("'")  # a spreadsheet's way to keep a number a text
+    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
+        parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
+        return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
+    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "TM":
+        parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
+        return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
+    if keyword == "PatientSex":
+        return CSV_SEXES.get(text.casefold(), text)
+    if keyword == "PatientName" and "^" not in text and "=" not in text and not text.isascii():
+        return person_name("", "", text)
+    if keyword == "PatientName" and "^" not in text and "=" not in text:
+        return "^".join(reversed(text.rsplit(" ", 1))) if " " in text else text
+    return text
+
+
+def items_from_csv(content: bytes) -> list[bytes]:
+    """The worklist items of a CSV file, one a row, procedures by the catalogue.
+
+    Refuses 0106 for a file without a column for the name, or with columns that are not known
+    """
+    names, lines = read_csv(content)
+    keywords = [csv_keyword(name) for name in names]
+    problems = [
+        Message("There is no column {value}", value=name)
+        for name, keyword in zip(names, keywords, strict=True)
+        if not keyword
+    ]
+    if not {"PatientName", "family"} & set(keywords):
+        problems.append(Message("There is no column for the patient's name"))
+    if problems:
+        text = "\n".join(problems)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
+    return [_item_from_row(keywords, line) for line in lines]
+
+
+def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
+    cells = {
+        keyword: csv_value(keyword, text) for keyword, text in zip(keywords, line, strict=False)
+    }
+    if "family" in cells or "given" in cells:
+        latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
+        rest = cells.get("PatientName", "")
+        ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
+        cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
+    step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
+    texts = {k: v for k, v in cells.items() if v}
+    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
+    return apply_procedure(text_elements(**texts).merged(ElementIndex(sequence)))
+
+
+STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
+
+
+def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], list[str]]:
+    """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
+    names, lines = read_csv(content)
+    try:
+        with database.atomic() as trial:
+            import_items(ctx, items_from_csv(content), word="row")
+            trial.rollback()
+    except Refusal as refusal:
+        return [names, *lines], refusal.detail.split("\n")
+    return [names, *lines], []
+
+
+# Everything, in open form.
+
+
+def export_store() -> dict[str, Any]:
+    """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
+    steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
+    links = collections.defaultdict(list)
+    for performed, study, step_id, found_by, before in database.execute_sql(
+        "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
+        " l.status_before FROM performed_scheduled_step l"
+        " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+    ):
+        links[performed].append([study, step_id, found_by, before])
+    return {
+        "minris": __version__,
+        "worklist": [
+            {
+                "data": to_json(ElementIndex(bytes(step.data))),
+                "arrived_at": step.arrived_at,
+                "started_at": step.started_at,
+                "ended_at": step.ended_at,
+                "remark": step.remark,
+            }
+            for step in steps
+        ],
+        "performed": [
+            {
+                "uid": row.sop_instance_uid,
+                "data": to_json(ElementIndex(bytes(row.data))),
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+                "remark": row.remark,
+                "settled": row.settled,
+                "links": links[row.id],
+            }
+            for row in fetch_rows(PerformedProcedureStep, "1 = 1 ORDER BY id")
+        ],
+        "devices": [
+            {"name": row.name, "settings": json.loads(row.settings)}
+            for row in fetch_rows(DeviceRecord, "1 = 1 ORDER BY name")
+        ],
+        "procedures": [
+            {key: getattr(row, key) for key in (*PROCEDURE_COLUMNS, "retired")}
+            for row in fetch_rows(Procedure, "1 = 1 ORDER BY code")
+        ],
+    }
+
+
+def import_export(ctx: Context, content: dict[str, Any]) -> str:
+    """Read back what export_store gave, all or nothing: what was done. Refuses as `schedule`."""
+    with database.atomic():
+        for number, step in enumerate(content.get("worklist", []), 1):
+            try:
+                [data] = schedule(ctx, from_json(step["data"]), "separate")
+            except Refusal as refusal:
+                raise numbered(refusal, number, "worklist") from None
+            index = ElementIndex(data)
+            row = find_step(
+                index.get("StudyInstanceUID"),
+                index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID"),
+            )
+            stamps = ("arrived_at", "started_at", "ended_at", "remark")
+            update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
+        for performed in content.get("performed", []):
+            _import_performed(performed)
+        for device in content.get("devices", []):
+            save_device(ctx, device["name"], device["settings"], device["name"])
+        for procedure in content.get("procedures", []):
+            save_procedure(ctx, {key: str(procedure.get(key, "")) for key in PROCEDURE_COLUMNS})
+            if procedure.get("retired"):
+                retire_procedure(ctx, procedure["code"])
+    counts = (f"{len(content.get(key, []))} {key}" for key in
+              ("worklist", "performed", "devices", "procedures"))  # fmt: skip
+    return ", ".join(counts)
+
+
+def _import_performed(performed: dict[str, Any]) -> None:
+    data = from_json(performed["data"])
+    index = ElementIndex(data)
+    check_uid(performed["uid"])
+    try:
+        row_id = insert_row(
+            PerformedProcedureStep,
+            sop_instance_uid=performed["uid"],
+            status=index.text(MPPS_STATUS),
+            performed_station_ae_title=index.get("PerformedStationAETitle"),
+            data=data,
+            created_at=performed["created_at"],
+            updated_at=performed["updated_at"],
+            remark=performed.get("remark", ""),
+            settled=performed.get("settled", ""),
+        )
+    except peewee.IntegrityError:
+        words = Message("{uid} exists already", uid=performed["uid"])
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+    for study, step_id, found_by, before in performed.get("links", []):
+        database.execute_sql(
+            "INSERT INTO performed_scheduled_step"
+            " (performed_id, scheduled_id, found_by, status_before) VALUES (?, ?, ?, ?)",
+            (row_id, find_step(study, step_id).id, found_by, before),
+        )
+
+
+EXPORT_COLUMNS = (
+    "PatientID PatientName PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
+    " StudyInstanceUID RequestedProcedureDescription ReferringPhysicianName"
+    " ScheduledProcedureStepID ScheduledStationAETitle Modality ScheduledProcedureStepStartDate"
+    " ScheduledProcedureStepStartTime ScheduledProcedureStepStatus"
+).split()
+
+
+def export_csv() -> str:
+    """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(EXPORT_COLUMNS)
+    for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
+        index = ElementIndex(bytes(step.data))
+        item = index.item("ScheduledProcedureStepSequence")
+        cells = [
+            (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
+        ]
+        writer.writerow("'" + cell if cell[:1] in "=+-@\t" and cell else cell for cell in cells)
+    return out.getvalue()
+
+
+# 15. DELIVERY ---------------------------------------------------------------------------------
+#
+# Calls to other systems. pynetdicom is the stack. For others: echo.
+
+
+def echo(our_ae_title: str, device: Device) -> Message:
+    """C-ECHO to a device: what came of it, in a sentence."""
+    from pynetdicom import AE
+
+    if not device.host:
+        return Message("{name} has no address here", name=device.name)
+    ae = AE(ae_title=our_ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
+    ae.add_requested_context(VERIFICATION)
+    where = {"name": device.name, "host": device.host, "port": device.port}
+    association = ae.associate(device.host, device.port, ae_title=device.ae_title)
+    if association.is_rejected:
+        return Message("{name} rejects us: is {ae} known to it?", ae=our_ae_title, **where)
+    if not association.is_established:
+        return Message("{name} is not reached at {host}, port {port}", **where)
+    status = association.send_c_echo()
+    association.release()
+    if status and status.Status == Status.SUCCESS:
+        return Message("{name} answers", **where)
+    return Message("{name} was reached, but did not answer C-ECHO", **where)
 
 
 # 16. ASSOCIATION ------------------------------------------------------------------------------
@@ -4041,7 +5503,8 @@ class Request:
         self.too_large = False
         self.cancelled = False
         self.index: ElementIndex | None = None
-        self.charset: CharacterSet | None = None
+        self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
+        self.raw: bytes | None = None  # kept where texts had to be recovered
 
     @property
     def operation(self) -> str:
@@ -4275,6 +5738,7 @@ class Association(asyncio.Protocol):
         self.address, self.counted = "", ""
         self.active = 0.0
         self.paused = False
+        self.combined = True  # command and data set in one PDU, as nearly all peers take it
 
     # Events of the transport
 
@@ -4426,6 +5890,9 @@ class Association(asyncio.Protocol):
             self.happens("reject", rejection.pdu)
         else:
             self.peer = negotiated
+            server.accepted += 1
+            device = server.access().device(negotiated.calling)
+            self.combined = device.combined_pdvs if device else True
             self.happens("accept", negotiated.answer)
 
     def _ae_7(self, answer: bytes) -> None:
@@ -4628,7 +6095,7 @@ class Association(asyncio.Protocol):
         extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length
         for data in answers:
             length = extra + len(data)
-            if length <= longest:
+            if length <= longest and self.combined:
                 pdus.append(
                     b"%b%b%b%b"
                     % (
@@ -4665,7 +6132,7 @@ class Association(asyncio.Protocol):
         ]
         pdus, together = [], b""
         for value in values:
-            if together and len(together) + len(value) > longest + 6:
+            if together and (len(together) + len(value) > longest + 6 or not self.combined):
                 pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
                 together = b""
             together += value
@@ -4703,7 +6170,7 @@ class AssociationServer:
         self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
             collections.OrderedDict()
         )
-        self.receiving = 0
+        self.receiving = self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
@@ -4761,6 +6228,7 @@ class AssociationServer:
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
         """Remember whom we turned away, for the page of devices."""
+        self.turned_away += 1
         calling = pdu[26:42].decode("ascii", "replace").strip(" \0")
         self.rejected[calling, address] = time.time(), words
         self.rejected.move_to_end((calling, address))
@@ -4793,7 +6261,7 @@ Core = Callable[..., Any]
 class Service(NamedTuple):
     """An operation of a SOP class: which core function it calls, and how.
 
-    access  `none`, `read` (a generator of answers) or `write` (in the store thread)
+    access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
     read    turns a request into the arguments of the core function behind ctx
     answer  turns its result into further fields of the response
     """
@@ -4807,12 +6275,18 @@ class Service(NamedTuple):
     clause: str
 
 
-def _affected(request: Request) -> tuple[str, bytes]:
-    return request.command.get("AffectedSOPInstanceUID", ""), bytes(request.index)
+def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
+    uid = request.command.get("AffectedSOPInstanceUID", "")
+    return uid, bytes(request.index), request.raw
 
 
 def _requested(request: Request) -> tuple[str, bytes]:
     return request.command.get("RequestedSOPInstanceUID", ""), bytes(request.index)
+
+
+def _wanted(request: Request) -> tuple[str, list[int]]:
+    command = request.command
+    return command.get("RequestedSOPInstanceUID", ""), command.get("AttributeIdentifierList", [])
 
 
 SERVICES = (
@@ -4821,7 +6295,7 @@ SERVICES = (
         MODALITY_WORKLIST,
         "C-FIND",
         find_worklist,
-        "read",
+        "find",
         lambda r: (),
         lambda r: {},
         "PS3.4 K.4.1",
@@ -4836,6 +6310,15 @@ SERVICES = (
         "PS3.4 F.7.2.1",
     ),
     Service(MPPS, "N-SET", set_mpps, "write", _requested, lambda r: {}, "PS3.4 F.7.2.2"),
+    Service(
+        MPPS_RETRIEVE,
+        "N-GET",
+        get_mpps,
+        "read",
+        _wanted,
+        lambda found: {"Status": found[0], "data": found[1]},
+        "PS3.4 F.8.2.1",
+    ),
 )
 
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
@@ -4843,9 +6326,20 @@ PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
     VERIFICATION: None,
     MODALITY_WORKLIST: None,
     MPPS: (True, False),
+    MPPS_RETRIEVE: (True, False),
 }
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
 EXTENDED_NEGOTIATION = {MODALITY_WORKLIST: b"\1\1\0\0"}
+
+
+class KeptAnswers(NamedTuple):
+    """A small result as it was at a commit, on a day."""
+
+    commits: int
+    day: str
+    status: Status
+    answers: list[bytes]
+    keys: bytes
 
 
 class Dimse:
@@ -4869,7 +6363,9 @@ class Dimse:
         self.context, self.access = context, access
         self.writer, self.readers = writer, readers
         self.cache = AnswerCache()
-        self.recent: collections.OrderedDict[object, Any] = collections.OrderedDict()
+        self.recent: collections.OrderedDict[object, KeptAnswers] = collections.OrderedDict()
+        self.queries = QueryLog()
+        self.counts: collections.Counter[str] = collections.Counter()
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
         self.classes = {s.sop_class for s in SERVICES}
 
@@ -4877,13 +6373,14 @@ class Dimse:
         """Answer one message; every failure is a status, never silence."""
         actor = Actor(association.peer.calling, association.address)
         ctx = self.context(actor)
+        self.counts[request.operation] += 1
         try:
             service = self._service(request)
             if request.too_large:
                 find = request.operation == "C-FIND"
                 status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
                 raise Refusal(status, "The data set is larger than this system takes")
-            if service.access == "read":
+            if service.access == "find":
                 await self._find(ctx, association, request)
                 return
             fields, data = await self._call(ctx, service, request)
@@ -4921,9 +6418,20 @@ class Dimse:
             await asyncio.get_running_loop().run_in_executor(
                 self.readers, self.decode, ctx, request
             )
-        future = self.writer.submit(self._run, ctx, service, request)
-        result = await asyncio.wrap_future(future)
-        return {"Status": Status.SUCCESS, **service.answer(result)}, None
+        if service.access == "read":
+            run = asyncio.get_running_loop().run_in_executor
+            result = await run(self.readers, self._read, service, request)
+        else:
+            future = self.writer.submit(self._run, ctx, service, request)
+            result = await asyncio.wrap_future(future)
+        fields = {"Status": Status.SUCCESS, **service.answer(result)}
+        data = fields.pop("data", None)
+        return fields, to_syntax(data, request.context.explicit) if data else None
+
+    @staticmethod
+    def _read(service: Service, request: Request) -> Any:
+        with reading():
+            return service.core(*service.read(request))
 
     def _run(self, ctx: Context, service: Service, request: Request) -> Any:
         if request.index is None:
@@ -4936,7 +6444,7 @@ class Dimse:
         device = self.access().device(ctx.actor.name)
         charset = character_set(device.character_set) if device else ASCII
         try:
-            data, request.charset = recode_declared(
+            recoded = recode_noting(
                 request.data or b"",
                 request.context.explicit,
                 charset,
@@ -4946,7 +6454,28 @@ class Dimse:
             raise Refusal(
                 Status.PROCESSING_FAILURE, f"The data set cannot be read: {error}"
             ) from None
-        request.index = ElementIndex(data)
+        if recoded.recovered or recoded.damaged:
+            self._note_texts(ctx, request, recoded)
+        request.asked = recoded.asked
+        request.index = ElementIndex(recoded.data)
+
+    @staticmethod
+    def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
+        """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+
+        A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
+        wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+        """
+        words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
+        how = "guessed at" if recoded.damaged else "recovered"
+        log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
+        unknown = recoded.asked and character_set(recoded.asked) is None
+        if recoded.damaged and unknown and request.operation != "C-FIND":
+            words = Message("is in a character set that is not known here")
+            problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        if request.operation != "C-FIND":
+            request.raw = request.data
 
     def _refused(self, request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
         """The fields of a failure, and the attributes to blame where the status has them."""
@@ -4984,40 +6513,53 @@ class Dimse:
         )
 
     async def _find(self, ctx: Context, association: Association, request: Request) -> None:
-        """Answer a C-FIND slice by slice, looking for C-CANCEL in between."""
-        run = asyncio.get_running_loop().run_in_executor
-        key = request.data, request.context.explicit, ctx.actor.name, self.access().version
+        """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
+        key = request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, ctx.today()
         kept = self.recent.get(key)
-        if kept and kept[:2] == (commits, day):
-            slices, found = iter(()), kept[2]
-        else:
-            slices, found = self._slices(ctx, request), []
-        answers: tuple[Status, list[bytes]] | None = (found[0], found[1]) if found else None
-        pending: bytes | None = None
-        whole, status = [], Status.SUCCESS
+        if kept and kept.commits == commits and kept.day == day:
+            await self._send_slice(association, request, kept.status, kept.answers)
+            self.queries.note(ctx, kept.keys, request.data, len(kept.answers), Status.SUCCESS)
+            await self._end_find(association, request, Status.SUCCESS)
+            return
+        slices = self._slices(ctx, request)
+        count, last, status = 0, None, Status.UNABLE_TO_PROCESS
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            while answers or (answers := await run(self.readers, self._next, slices)):
+            while found := await run(self.readers, self._next, slices):
                 if request.cancelled:
                     status = Status.CANCEL
                     break
-                pending = pending or self._response(request, b"-", Status=answers[0])
-                if not await association.send_answers(request.context, pending, answers[1]):
+                last, count = found, count + len(found[1])
+                if not await self._send_slice(association, request, *found):
                     return
-                whole.append(answers)
-                answers = None
-                if found:
-                    break
+            else:
+                status = Status.SUCCESS
+        except Refusal as refusal:
+            status = refusal.status
+            raise
         finally:
-            if not found:
-                # closed in a reader's thread, where it never runs at the same time
-                self.readers.submit(slices.close)
-        if len(whole) == 1 and len(whole[0][1]) < SLICE and status is Status.SUCCESS:
-            self._remember(key, (commits, day, whole[0]))
+            # closed in a reader's thread, where it never runs at the same time
+            self.readers.submit(slices.close)
+            if request.index:
+                self.queries.note(ctx, bytes(request.index), request.data, count, status)
+        if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
+            self._remember(key, KeptAnswers(commits, day, *last, bytes(request.index)))
+        await self._end_find(association, request, status)
+
+    async def _send_slice(
+        self, association: Association, request: Request, status: Status, answers: list[bytes]
+    ) -> bool:
+        if not answers:
+            return True
+        pending = self._response(request, b"-", Status=status)
+        return await association.send_answers(request.context, pending, answers)
+
+    async def _end_find(self, association: Association, request: Request, status: Status) -> None:
         final = self._response(request, None, Status=status)
         await association.send((request.context, final, None))
 
-    def _remember(self, key: object, found: tuple[int, str, tuple[Status, list[bytes]]]) -> None:
+    def _remember(self, key: object, found: "KeptAnswers") -> None:
         """Keep a small result whole: it holds until the next commit, or the next day."""
         self.recent[key] = found
         self.recent.move_to_end(key)
@@ -5033,15 +6575,12 @@ class Dimse:
 
     def _slices(self, ctx: Context, request: Request) -> Iterator[tuple[Status, list[bytes]]]:
         """The status of all answers with each slice of them; in a reader's thread."""
+        rules = self.access()
+        device = rules.device(ctx.actor.name)
         search = self.search(ctx, request)
-        key = (
-            request.data,
-            search.explicit,
-            search.charset.terms,
-            search.fallback.terms,
-            ctx.today(),
-        )
-        for answers in find_worklist(ctx, search, self.cache, key):
+        key = request.data, search.explicit, device and device.name, rules.version
+        view = WorklistView.of(ctx, device)
+        for answers in find_worklist(ctx, search, self.cache, key, view):
             yield search.status, answers
 
     def search(self, ctx: Context, request: Request) -> Search:
@@ -5054,23 +6593,22 @@ class Dimse:
         except Refusal as refusal:
             raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
         explicit, index = request.context.explicit, request.index
-        charset = self._answer_set(ctx, device, request.charset)
-        fallback = character_set(device.fallback_character_set) if device else UTF_8
-        if request.charset:
+        style = style_of(device, self._answer_set(ctx, device, request.asked))
+        if request.asked is not None:
             asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
             index = ElementIndex(asked.merged(index))
         extra = {0x00080201: self._timezone(ctx, explicit)}
-        return Search(index, MWL_ATTRIBUTES, explicit, charset, fallback, extra)
+        return Search(index, MWL_ATTRIBUTES, explicit, style, extra)
 
     @staticmethod
     def _answer_set(
-        ctx: Context, device: Device | None, asked: CharacterSet | None
+        ctx: Context, device: Device | None, asked: tuple[str, ...] | None
     ) -> CharacterSet:
         """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
         if device and device.character_set:
             return character_set(device.character_set)
-        if asked and asked.terms:
-            return asked
+        if asked and (known := character_set(asked)):
+            return known
         return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
 
     @staticmethod
@@ -5102,9 +6640,10 @@ class Web:
     """What the routes and pages work with.
 
     context  gives a Context for an Actor
+    access   gives the AccessRules of the moment
     writer   the store's one writer
-    health   gives {check: problem or ""}
-    control  the secret by which commands beside a running appliance are known
+    box      the appliance: health(), metrics(), notices(), reload_access(), control (the secret of
+             commands beside it), associations, dimse
     """
 
     def __init__(
@@ -5113,11 +6652,10 @@ class Web:
         context: Callable[[Actor], Context],
         access: Callable[[], AccessRules],
         writer: Writer,
-        health: Callable[[], dict[str, str]] = dict,
-        control: str = "",
+        box: Any,
     ) -> None:
         self.config, self.context, self.access = config, context, access
-        self.writer, self.health, self.control = writer, health, control
+        self.writer, self.box = writer, box
         self.static = find_static()
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
@@ -5147,7 +6685,7 @@ def find_login(web: Web, request: Any) -> Login | None:
     kind, _, secret = request.get_header("Authorization", "").partition(" ")
     ctx = web.context(Actor("web"))
     if kind.lower() == "bearer" and secret:
-        if web.control and hmac.compare_digest(secret.encode(), web.control.encode()):
+        if hmac.compare_digest(secret.encode(), web.box.control.encode()):
             return Login("console", "admin")
         return web.read(find_token, secret.strip())
     if cookie := request.get_cookie("minris"):
@@ -5332,12 +6870,17 @@ def add_api(app: Any, web: Web) -> None:
 
     @app.get("/healthz")
     def healthz() -> str:
-        checks = web.health()
+        checks = web.box.health()
         good = not any(checks.values())
         bottle.response.status = 200 if good else 503
         bottle.response.content_type = "application/json"
         shown = {name: problem or "ok" for name, problem in checks.items()}
         return json.dumps({"status": "ok" if good else "failing", **shown})
+
+    @app.get("/metrics")
+    def metrics() -> str:
+        bottle.response.content_type = "text/plain; version=0.0.4; charset=utf-8"
+        return "".join(f"{name} {value:g}\n" for name, value in web.box.metrics().items())
 
 
 class Changes:
@@ -5664,6 +7207,9 @@ LAYOUT = """<!DOCTYPE html>
 </form>
 </header>
 <main>
+% for words in notices:
+<p role="alert" class="problem">{{words}}</p>
+% end
 <h1>{{title}}</h1>
 {{!base}}
 </main>
@@ -5785,8 +7331,22 @@ FORM_PAGE = """
 % end
 </fieldset>
 % end
+<div class="actions">
+% if submit:
 <button class="main">{{submit}}</button>
+% end
+% for event, words in get('extra', []):
+<button name="event" value="{{event}}">{{words}}</button>
+% end
+</div>
 </form>
+% if get('after'):
+<ul class="after">
+% for path, words in after:
+<li><a href="{{path}}">{{words}}</a></li>
+% end
+</ul>
+% end
 """
 
 STEP_PAGE = """
@@ -5818,8 +7378,172 @@ STEP_PAGE = """
 % end
 </dl>
 % end
-<p><a href="/register">{{t('Register another patient')}}</a> · <a href="/">{{t('To the board')}}</a></p>
+<nav class="links" aria-label="{{t('Further')}}">
+% for path, words in links:
+% if path:
+<a href="{{path}}">{{words}}</a>
+% end
+% end
+<a href="/register">{{t('Register another patient')}}</a> <a href="/">{{t('To the board')}}</a>
+</nav>
 """
+
+LIST_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+% if intro:
+<p>{{intro}}</p>
+% end
+% if search is not None:
+<form method="get" action="{{here}}" class="day" role="search">
+<label>{{search}} <input name="q" value="{{query}}" autofocus></label> <button>{{t('Search')}}</button>
+</form>
+% end
+% for part in parts:
+<section>
+% if part.heading:
+<h2>{{part.heading}}</h2>
+% end
+% if part.rows:
+<div class="wide"><table>
+<thead><tr>
+% for words in part.columns:
+<th scope="col">{{words}}</th>
+% end
+<th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
+<tbody>
+% for row in part.rows:
+<tr>
+% for number, cell in enumerate(row.cells):
+% if number == 0 and row.link:
+<th scope="row"><a href="{{row.link}}">{{cell}}</a></th>
+% else:
+<td>{{cell}}</td>
+% end
+% end
+<td class="actions">
+% for action in row.actions:
+<form method="post" action="{{action.path}}"><input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in action.fields:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% if action.choices:
+<label class="inline"><span class="hidden">{{action.label}}</span><select name="{{action.name}}">
+% for value, words in action.choices:
+<option value="{{value}}">{{words}}</option>
+% end
+</select></label>
+% elif action.name:
+<label class="inline"><span class="hidden">{{action.label}}</span><input name="{{action.name}}" placeholder="{{action.label}}"></label>
+% end
+<button>{{action.words}}</button></form>
+% end
+</td></tr>
+% end
+</tbody></table></div>
+% elif part.empty:
+<p>{{part.empty}}</p>
+% end
+</section>
+% end
+% for path, words in links:
+<p><a href="{{path}}">{{words}}</a></p>
+% end
+"""
+
+LEFTOVERS_PAGE = """
+<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
+% if not steps:
+<p>{{t('There are none.')}}</p>
+% else:
+<form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
+<div class="wide"><table>
+<thead><tr><th scope="col"><span class="hidden">{{t('Chosen')}}</span></th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Date')}}</th>
+<th scope="col">{{t('State')}}</th></tr></thead>
+<tbody>
+% for row_id, name, patient_id, exam, date, state in steps:
+<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}" checked></td>
+<th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
+<td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
+% end
+</tbody></table></div>
+<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
+<button name="event" value="today">{{t('Move to today')}}</button>
+<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
+</form>
+% end
+"""
+
+IMPORT_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+% if problems:
+<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+% if lines:
+<h2>{{t('Preview of {file}', file=file)}}</h2>
+<div class="wide"><table><thead><tr>
+% for cell in lines[0]:
+<th scope="col">{{cell}}</th>
+% end
+</tr></thead><tbody>
+% for line in lines[1:51]:
+<tr>
+% for cell in line:
+<td>{{cell}}</td>
+% end
+</tr>
+% end
+</tbody></table></div>
+<p>{{t('{count} rows', count=len(lines) - 1)}}</p>
+% end
+% if content:
+<form method="post" action="/import"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="content" value="{{content}}"><input type="hidden" name="file" value="{{file}}">
+<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button></form>
+% end
+<form method="post" action="/import" enctype="multipart/form-data" class="login">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>{{t('File: CSV, DICOM JSON or a DICOM worklist file')}} <input type="file" name="upload" required></label>
+<button>{{t('Look at it first')}}</button>
+</form>
+"""
+
+
+class Part(NamedTuple):
+    """A table of a list page."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: list["Row"]
+    empty: str = ""
+
+
+class Row(NamedTuple):
+    """A line of such a table: cells, where the first one leads, what can be done."""
+
+    cells: tuple[str, ...]
+    link: str = ""
+    actions: tuple["Action", ...] = ()
+
+
+class Action(NamedTuple):
+    """A small form of one button, perhaps with a choice or a text."""
+
+    path: str
+    words: str
+    fields: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    label: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
+
 
 LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
 
@@ -5883,28 +7607,6 @@ REGISTER_FIELDS = tuple(
 )
 REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
 
-# Family names of two characters, so that a Chinese name written in one run can be taken apart.
-COMPOUND_SURNAMES = frozenset(
-    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
-    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
-)
-
-
-def chinese_name(text: str) -> str:
-    """`王小东` or `王 小东` as components `王^小东`."""
-    parts = text.replace("^", " ").replace("·", " ").split()
-    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
-        name = parts[0]
-        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
-        parts = [name[:cut], name[cut:]]
-    return "^".join(parts)
-
-
-def person_name(family: str, given: str, chinese: str) -> str:
-    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
-    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
-    return f"{latin}={chinese_name(chinese)}".rstrip("=")
-
 
 def shown_name(name: str) -> str:
     """A PN value as people read it: 王小东 Wang XiaoDong."""
@@ -5965,16 +7667,11 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
 
 def shown_at(device: Device | None, data: bytes) -> str:
     """The patient's name as a device will be shown it; nothing where that is all of it."""
-    if not device or not device.character_set:
+    if not device:
         return ""
     query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
-    search = Search(
-        query,
-        MWL_ATTRIBUTES,
-        True,
-        character_set(device.character_set),
-        character_set(device.fallback_character_set),
-    )
+    charset = character_set(device.character_set or ("ISO_IR 192",))
+    search = Search(query, MWL_ATTRIBUTES, True, style_of(device, charset))
     answer = ElementIndex(recode(search.select(ElementIndex(data))))
     name = ElementIndex(data).get("PatientName")
     return answer.get("PatientName") if answer.get("PatientName") != name else ""
@@ -6110,6 +7807,33 @@ PERFORMED_FACTS = tuple(
 )
 
 
+DOSE_FACTS = tuple(
+    list(
+        rows("""
+    label                                   | keyword
+    Exposures                               | TotalNumberOfExposures
+    Fluoroscopy (s)                         | TotalTimeOfFluoroscopy
+    Dose area product (dGy·cm²)             | ImageAndFluoroscopyAreaDoseProduct
+    Entrance dose (dGy)                     | EntranceDose
+    Entrance dose (mGy)                     | EntranceDoseInmGy
+    Distance source to detector (mm)        | DistanceSourceToDetector
+    Remark on dose                          | CommentsOnRadiationDose
+    """)
+    )[1:]
+)
+EXPOSURE_FACTS = tuple(
+    list(
+        rows("""
+    label            | keyword
+    Radiation mode   | RadiationMode
+    KVP              | KVP
+    Tube current     | XRayTubeCurrentInuA
+    Exposure time    | ExposureTime
+    """)
+    )[1:]
+)
+
+
 def performed_of(step_id: int) -> list[tuple[bytes, str, str]]:
     """Data set, remark and the way it was found of each performed step of a scheduled one."""
     return database.execute_sql(
@@ -6129,9 +7853,18 @@ def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[st
         code = reason.get("CodeValue")
         words = DISCONTINUATION_REASONS.get(code, reason.get("CodeMeaning"))
         facts.append((t("Reason"), f"{t(words)} ({code})"))
-    series = index.items(SERIES)
-    images = sum(len(item.items(tag_of("ReferencedImageSequence"))) for item in series)
-    facts.append((t("Series and images"), f"{len(series)} / {images}"))
+    for number, item in enumerate(index.items(SERIES), 1):
+        images = len(item.items(tag_of("ReferencedImageSequence")))
+        others = len(item.items(tag_of("ReferencedNonImageCompositeSOPInstanceSequence")))
+        words = (item.get("ProtocolName"), item.get("SeriesDescription"),
+                 shown_name(item.get("OperatorsName")))  # fmt: skip
+        counts = t("{images} images, {others} others", images=images, others=others)
+        told = ", ".join(filter(None, (*words, counts)))
+        facts.append((t("Series {number}", number=number), told))
+    facts += facts_of(index, DOSE_FACTS, t)
+    for exposure in index.items(tag_of("ExposureDoseSequence")):
+        words = ", ".join(value for _, value in facts_of(exposure, EXPOSURE_FACTS, t))
+        facts.append((t("Exposure"), words))
     if row[1]:
         facts.append((t("Left out by the device"), row[1]))
     return facts
@@ -6153,6 +7886,24 @@ def step_known(study: str) -> int | None:
         "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
     ).fetchone()
     return row[0] if row else None
+
+
+NAVIGATION = tuple(
+    list(
+        rows("""
+    path         | words                 | role
+    /            | Board                 | desk
+    /register    | Register              | desk
+    /patients    | Patients              | desk
+    /leftovers   | Leftovers             | desk
+    /unscheduled | Unscheduled           | desk
+    /why         | Why not there?        | desk
+    /import      | Import                | desk
+    /catalogue   | Catalogue             | technologist
+    /devices     | Devices               | technologist
+    """)
+    )[1:]
+)
 
 
 class Pages:
@@ -6186,20 +7937,20 @@ class Pages:
         """A whole page around a template."""
         t = self.translator()
         here = self.request.path
-        navigation = [("/", t("Board")), ("/register", t("Register"))]
+        role = login.role if login else ""
+        navigation = [(path, t(words)) for path, words, least in NAVIGATION if permit(role, least)]
+        notices = [t(notice) for notice in self.web.box.notices()] if login else []
+        shared = {"t": t, "here": here, "login": login, "static": self.web.static}
         return self.bottle.template(
-            "% rebase(layout)\n" + template,
-            layout=self.bottle.SimpleTemplate(LAYOUT),
-            t=t,
+            LAYOUT,
+            **shared,
+            base=self.bottle.template(template, **shared, **values),
             title=t(title),
-            login=login,
             clinic=self.web.config.clinic.name,
-            static=self.web.static,
-            here=here,
-            refresh=values.pop("refresh", False),
+            refresh=values.get("refresh", False),
             navigation=navigation,
+            notices=notices,
             languages=[(code, LANGUAGES.get(code, code)) for code in self.catalogues],
-            **values,
         )
 
     def form(self, name: str) -> str:
@@ -6308,6 +8059,14 @@ class Pages:
             facts=facts,
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in EVENTS_OF_STATE.get(state, ())],
+            links=[
+                (f"/step/{row_id}/edit", t("Change exam"))
+                if isinstance(STEP_TRANSITIONS["reschedule", state], str)
+                else ("", ""),
+                (f"/register?order={row_id}", t("Another exam in this order")),
+                (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
+                (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
+            ],
             performed=[
                 (t("Performed step {number}", number=number), performed_facts(row, t))
                 for number, row in enumerate(self.web.read(performed_of, row_id), 1)
@@ -6336,14 +8095,33 @@ class Pages:
 
     # Registration
 
+    def prefilled(self, ctx: Context) -> dict[str, str]:
+        """The form as it is first shown: for nobody yet, a known patient, or a known order."""
+        now, query = ctx.local_now(), self.request.query
+        form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": ctx.new_uid()}
+        if query.get("emergency"):
+            form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
+                     "priority": "STAT"}  # fmt: skip
+        row_id = query.get("order") or query.get("patient") or ""
+        if not row_id.isdigit():
+            return form
+        if query.get("order"):
+            index = ElementIndex(self.web.read(get_step, int(row_id))[0])
+            form |= {
+                "accession": index.get("AccessionNumber"),
+                "physician": index.get("ReferringPhysicianName").replace("^", " "),
+            }
+        else:
+            index = ElementIndex(self.web.read(get_patient, int(row_id)))
+        return form | form_of_patient(index)
+
     def register_page(
         self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
     ) -> str:
         """GET /register, and the form again with words beside each field that is wrong."""
         login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
-        now = ctx.local_now()
-        form = form or {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": ctx.new_uid()}
+        form = form or self.prefilled(ctx)
         by_tag = collections.defaultdict(list)
         for problem in problems:
             by_tag[problem.tag].append(t(problem.words))
@@ -6358,9 +8136,10 @@ class Pages:
             field = Field(name, t(label), kind, form.get(name, ""), required, words, choices)
             groups[t(group.capitalize())].append(field)
         others = [t(p.words) for p in problems if p.tag not in shown]
-        asks = any(p.tag == tag_of("PatientID") for p in problems) and "same_id" not in form
-        if asks or form.get("same_id"):
+        if any(p.words.key == SAME_ID for p in problems) or form.get("same_id"):
             groups[t("Patient")].insert(4, self._same_id_field(t, form))
+        if similar := [p for p in problems if p.words.key == SAME_PERSON]:
+            groups[t("Patient")].insert(4, self._same_person_field(t, similar))
         listed = [
             f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem
         ]
@@ -6387,6 +8166,18 @@ class Pages:
         label = t("This Patient ID is known with another name")
         return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
 
+    @staticmethod
+    def _same_person_field(t: Translator, similar: list[Problem]) -> Field:
+        """Shown when someone of this name and birth date has another Patient ID."""
+        known = [str(problem.words.values["value"]) for problem in similar]
+        choices = (
+            ("", t("Please choose")),
+            *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
+            ("another", t("Another patient of the same name")),
+        )
+        label = t("This name and birth date are known")
+        return Field("same_person", label, "select", "", True, "", choices)
+
     def choices(self, name: str, t: Translator) -> tuple[tuple[str, str], ...]:
         """What may be chosen in a field of the registration form."""
         devices = [d for d in self.web.access().devices if d.role == "modality"]
@@ -6399,13 +8190,14 @@ class Pages:
             "device": (("", ""), *((d.ae_title, f"{d.name} ({d.ae_title})") for d in devices)),
             "modality": (("", ""), *((m, m) for m in MODALITIES)),
             "priority": (("", ""), *((p, t(p)) for p in ("ROUTINE", "HIGH", "STAT"))),
+            "procedure": tuple((row.meaning, row.code) for row in self.web.read(procedures_in_use)),
         }.get(name, ())
 
     def register(self) -> str:
         """POST /register: the step's page, or the form again with nothing saved."""
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
-        form |= {"study": self.form("study"), "same_id": self.form("same_id")}
+        form |= {name: self.form(name) for name in ("study", "same_id", "same_person")}
         if value_problem("UI", form["study"]) or not form["study"]:
             form["study"] = ctx.new_uid()
         known = self.web.read(step_known, form["study"])
@@ -6413,18 +8205,31 @@ class Pages:
             return self.redirect(f"/step/{known}?registered=1")
         if form["same_id"] == "new":
             form |= {"patient_id": "", "same_id": ""}
+        if form["same_person"] not in ("", "another"):
+            form["patient_id"] = form["same_person"]
         item, problems = item_from_form(form)
+        item = self.web.read(apply_procedure, item)
         same_id = "update" if form["same_id"] == "update" else "refuse"
         try:
             if problems:
                 self._add_problems(ctx, item, problems)
+            if not form["same_person"]:
+                self._ask_who(item)
             self.web.write(schedule, ctx, item, same_id)
         except Refusal as refusal:
             self.bottle.response.status = 422
-            if not form["same_id"]:
-                form.pop("same_id")
             return self.register_page(form, refusal.problems)
         return self.redirect(f"/step/{self.web.read(step_known, form['study'])}?registered=1")
+
+    def _ask_who(self, item: bytes) -> None:
+        """Refuse, so that it is asked, where somebody of this name and birth date is known."""
+        index = ElementIndex(item)
+        problems = [
+            Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
+            for patient in self.web.read(similar_patients, index)
+        ]
+        if problems:
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
 
     @staticmethod
     def _add_problems(ctx: Context, item: bytes, problems: list[Problem]) -> None:
@@ -6435,6 +8240,715 @@ class Pages:
         found = {problem.tag: problem for problem in item_problems(index, steps)}
         found |= {problem.tag: problem for problem in problems}
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
+
+    # Patients
+
+    def listing(self, title: str, login: Login, parts: list[Part], **values: Any) -> str:
+        """A list page."""
+        settings = {"told": "", "intro": "", "search": None, "query": "", "links": []} | values
+        settings["told"] = settings["told"] or self.told()
+        return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.csrf, **settings)
+
+    def told(self) -> str:
+        """What the action before this page says of itself, once, from a cookie."""
+        text = self.request.get_cookie("told")
+        if not text:
+            return ""
+        self.bottle.response.delete_cookie("told", path="/")
+        return urllib.parse.unquote(text)
+
+    def tell(self, path: str, text: str) -> str:
+        """Go to a page that says what has been done."""
+        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
+        return self.redirect(path)
+
+    def patients(self) -> str:
+        """GET /patients: find a patient."""
+        login, _ = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query.getunicode("q") or ""
+        found = self.web.read(find_patients, query) if query.strip() else []
+        found_rows = [
+            Row(
+                (shown_name(p.patient_name), p.patient_id, shown_date(p.patient_birth_date)),
+                f"/patient/{p.id}",
+            )
+            for p in found
+        ]
+        columns = (t("Patient"), t("Patient ID"), t("Birth date"))
+        empty = t("Nobody was found.") if query else ""
+        label = t("Name, ID or birth date")
+        part = Part("", columns, found_rows, empty)
+        return self.listing("Patients", login, [part], search=label, query=query)
+
+    def patient(self, row_id: int, form: Mapping[str, str] | None = None,
+                problems: Iterable[Problem] = ()) -> str:  # fmt: skip
+        """GET /patient/…: what is known of a patient, to correct, and the exams."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_patient, row_id))
+        form = form or form_of_patient(index)
+        by_tag = {problem.tag: t(problem.words) for problem in problems}
+        fields = []
+        for name, group, keyword, kind, label in REGISTER_FIELDS:
+            if group == "patient" and name != "pregnancy":
+                words = by_tag.pop(tag_of(keyword), "")
+                field = Field(name, t(label), kind, form.get(name, ""), False, words,
+                              self.choices(name, t))  # fmt: skip
+                fields.append(field)
+        shown = self.page(
+            FORM_PAGE,
+            "Patient",
+            login,
+            action=f"/patient/{row_id}",
+            submit=t("Save"),
+            csrf=login.csrf,
+            hidden=[],
+            groups=[(t("Patient"), fields)],
+            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
+            + list(by_tag.values()),
+            after=self.steps_of_patient(row_id, t),
+        )
+        return shown
+
+    def steps_of_patient(self, row_id: int, t: Translator) -> list[tuple[str, str]]:
+        """A link to each exam of a patient, and to a new one."""
+        links = [(f"/register?patient={row_id}", t("New exam for this patient"))]
+        for step in self.web.read(steps_of, row_id):
+            item = step_item(step)
+            words = (shown_date(step.start_date), shown_time(step.start_time),
+                     item.get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
+            links.append((f"/step/{step.id}", " ".join(words)))
+        return links
+
+    def correct(self, row_id: int) -> str:
+        """POST /patient/…: correct a patient."""
+        _, ctx = enter(self.web, self.request, "desk")
+        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
+        given, problems = patient_from_form(form)
+        try:
+            if problems:
+                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+            self.web.write(correct_patient, ctx, row_id, given)
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            self.bottle.response.status = 422
+            return self.patient(row_id, form, refusal.problems)
+        t = self.translator()
+        where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
+        return self.tell(where, t("Saved. Open exams follow."))
+
+    def edit_step(self, row_id: int, form: Mapping[str, str] | None = None,
+                  problems: Iterable[Problem] = ()) -> str:  # fmt: skip
+        """GET /step/…/edit: another date, device, exam."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        form = form or form_of_step(index)
+        by_tag = {problem.tag: t(problem.words) for problem in problems}
+        fields = [
+            Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
+                  by_tag.pop(tag_of(keyword), ""), self.choices(name, t))
+            for name, group, keyword, kind, label in REGISTER_FIELDS
+            if group == "exam"
+        ]  # fmt: skip
+        return self.page(
+            FORM_PAGE,
+            "Change exam",
+            login,
+            action=f"/step/{row_id}/edit",
+            submit=t("Save"),
+            csrf=login.csrf,
+            hidden=[],
+            groups=[(shown_name(index.get("PatientName")), fields)],
+            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
+            + list(by_tag.values()),
+            after=[(f"/step/{row_id}", t("Back"))],
+        )
+
+    def change(self, row_id: int) -> str:
+        """POST /step/…/edit: reschedule, move to another device."""
+        _, ctx = enter(self.web, self.request, "desk")
+        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
+        data = exam_from_form(form, self.web.access().device(form["device"]))
+        try:
+            study, step_id = self.web.read(step_key, row_id)
+            self.web.write(reschedule, ctx, study, step_id, data)
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            self.bottle.response.status = 422
+            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
+            return self.edit_step(row_id, form, problems)
+        return self.redirect(f"/step/{row_id}")
+
+    # The days before, and what came without an order
+
+    def leftovers_page(self) -> str:
+        """GET /leftovers: what is still open from days before."""
+        login, ctx = enter(self.web, self.request, "desk")
+        steps = [
+            (
+                step.id,
+                shown_name(ElementIndex(bytes(step.data)).get("PatientName")),
+                step.patient_id,
+                step_item(step).get("ScheduledProcedureStepDescription"),
+                shown_date(step.start_date),
+                step.status,
+            )
+            for step in self.web.read(leftovers, ctx.today())
+        ]
+        return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.csrf)
+
+    def end_leftovers(self) -> str:
+        """POST /leftovers: did not come, cancelled, or moved to today; all or none."""
+        _, ctx = enter(self.web, self.request, "desk")
+        event = self.form("event")
+        if event not in ("no show", "cancel", "today"):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        chosen = [int(row) for row in self.request.forms.getall("row") if row.isdigit()]
+        self.web.write(change_rows, ctx, event, chosen)
+        return self.redirect("/leftovers")
+
+    def unscheduled(self) -> str:
+        """GET /unscheduled: performed steps without an order, to be matched by a person."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        steps = self.web.read(steps_of_day, ctx.today())
+        choices = [
+            (str(row[0]), f"{shown_time(row[2])} {shown_name(index.get('PatientName'))}"
+             f" {index.get('AccessionNumber')}")
+            for row in steps
+            for index in [ElementIndex(bytes(row[3]))]
+        ]  # fmt: skip
+        found_rows = []
+        for row in self.web.read(unscheduled_steps):
+            index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
+            cells = (
+                shown_name(index.get("PatientName")) or "?",
+                index.get("PatientID"),
+                row.performed_station_ae_title,
+                shown_date(index.get("PerformedProcedureStepStartDate"))
+                + " "
+                + shown_time(index.get("PerformedProcedureStepStartTime")),
+                index.get("PerformedProcedureStepDescription"),
+                t(row.status),
+            )
+            near = similar_first(choices, index)
+            match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
+            leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
+            found_rows.append(Row(cells, "", (match, leave) if near else (leave,)))
+        columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
+        intro = t("Devices reported these exams, and no order of ours was found for them.")
+        part = Part("", columns, found_rows, t("There are none."))
+        return self.listing("Unscheduled", login, [part], intro=intro)
+
+    def match(self) -> str:
+        """POST /unscheduled/match."""
+        _, ctx = enter(self.web, self.request, "desk")
+        performed, step = self.number("performed"), self.number("step")
+        self.web.write(link_by_hand, ctx, performed, step)
+        return self.tell("/unscheduled", self.translator()("Matched."))
+
+    def settle(self) -> str:
+        """POST /unscheduled/settle."""
+        _, ctx = enter(self.web, self.request, "desk")
+        self.web.write(settle_unscheduled, ctx, self.number("performed"), self.form("reason"))
+        return self.tell("/unscheduled", self.translator()("Saved."))
+
+    def unmatch(self) -> str:
+        """POST /step/…/unmatch: undo a match."""
+        _, ctx = enter(self.web, self.request, "desk")
+        step = self.number("step")
+        self.web.write(unlink_step, ctx, self.number("performed"), step)
+        return self.redirect(f"/step/{step}")
+
+    def number(self, name: str) -> int:
+        """A field that holds the number of a row. Refuses 0106."""
+        if not self.form(name).isdigit():
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
+        return int(self.form(name))
+
+    # Why is my patient not on the machine?
+
+    def why(self) -> str:
+        """GET /why: which device asked when, and the first key that kept each exam from it."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query.getunicode("q") or ""
+        self.web.write(save_queries, ctx, self.web.box.dimse.queries.take())
+        since = ctx.stamp(days=-self.web.config.housekeeping.keep_queries_days)
+        queries = self.web.read(recent_queries, since)
+        parts = []
+        if query.strip():
+            steps = self.web.read(find_steps, query)[:10]
+            parts = [self.explained(ctx, t, step, queries) for step in steps]
+            if not steps:
+                parts = [Part("", (), [], t("Nobody was found."))]
+        columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+        asked = [
+            Row(
+                (
+                    f"{q.ae_title} {q.address}",
+                    f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
+                    str(q.count),
+                    str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+                    asked_for(ElementIndex(bytes(q.keys))),
+                )
+            )
+            for q in queries[:50]
+        ]
+        parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+        label = t("Patient: name, ID or accession number")
+        intro = t("Why is my patient not on the machine?")
+        return self.listing("Why not there?", login, parts, search=label, query=query, intro=intro)
+
+    def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
+        """For one exam, each device's last different queries and what kept it from them."""
+        data, found_rows = bytes(step.data), []
+        for query in latest_by_device(queries):
+            device = self.web.access().device(query.ae_title)
+            try:
+                search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
+            except Refusal as refusal:
+                found_rows.append(
+                    Row((query.ae_title, t("The query was refused: {words}", words=refusal.detail)))
+                )
+                continue
+            seen = Context(
+                ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
+            )
+            why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
+            sentence, actions = reason_of(t, why, step)
+            when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
+            found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
+        index = ElementIndex(data)
+        heading = f"{shown_name(index.get('PatientName'))}, {shown_date(step.start_date)} {step.accession_number}"
+        columns = (t("Device"), t("Asked"), t("What came of it"))
+        return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
+
+    def mend(self) -> str:
+        """POST /why/mend: give the exam what the device asked for."""
+        _, ctx = enter(self.web, self.request, "desk")
+        row_id, keyword, value = self.number("step"), self.form("keyword"), self.form("value")
+        if keyword == "ScheduledProcedureStepStatus":
+            study, step_id = self.web.read(step_key, row_id)
+            self.web.write(reschedule, ctx, study, step_id, b"")
+        elif keyword in MENDABLE:
+            self.web.write(mend_step, ctx, row_id, keyword, value)
+        else:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        t = self.translator()
+        following = safe_path(self.request.get_header("Referer"), "/why")
+        return self.tell(following, t("Mended: the next query of the device finds the exam."))
+
+    # Catalogue, import
+
+    def catalogue(
+        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    ) -> str:
+        """GET /catalogue: the procedures, and a form for one."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t = self.translator()
+        listed = self.web.read(fetch_rows, Procedure, "1 = 1 ORDER BY retired, code")
+        code = self.request.query.getunicode("code") or ""
+        form = form or next(
+            ({k: str(getattr(p, k)) for k in PROCEDURE_COLUMNS} for p in listed if p.code == code),
+            PROCEDURE_COLUMNS,
+        )
+        labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
+                  t("Protocol code"), t("Protocol"))  # fmt: skip
+        fields = [
+            Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"), "", ())
+            for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
+        ]
+        after = [
+            (
+                f"/catalogue?code={urllib.parse.quote(p.code)}",
+                f"{p.code} {p.meaning}{' · ' + t('retired') if p.retired else ''}",
+            )
+            for p in listed
+        ]
+        return self.page(
+            FORM_PAGE,
+            "Catalogue",
+            login,
+            action="/catalogue",
+            submit=t("Save"),
+            csrf=login.csrf,
+            hidden=[],
+            groups=[(t("Procedure"), fields)],
+            problems=[t(problem.words) for problem in problems],
+            after=after,
+            extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
+        )
+
+    def save_catalogue(self) -> str:
+        """POST /catalogue: save, retire or delete a procedure."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        form = {key: self.form(key) for key in PROCEDURE_COLUMNS}
+        try:
+            if (event := self.form("event")) in ("retire", "delete"):
+                self.web.write(retire_procedure, ctx, form["code"], event == "delete")
+            else:
+                self.web.write(save_procedure, ctx, form)
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
+            return self.catalogue(form, problems)
+        return self.redirect("/catalogue")
+
+    def import_page(self, **values: Any) -> str:
+        """GET /import."""
+        login, _ = enter(self.web, self.request, "desk")
+        settings: dict[str, Any] = {"told": self.told(), "problems": [], "lines": [], "content": "",
+                                    "file": ""}  # fmt: skip
+        return self.page(IMPORT_PAGE, "Import", login, csrf=login.csrf, **settings | values)
+
+    def import_file(self) -> str:
+        """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
+        _, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        if self.form("confirmed"):
+            name, content = self.form("file"), base64.b64decode(self.form("content"))
+        else:
+            upload = self.request.files.get("upload")
+            if not upload:
+                return self.import_page(problems=[t("Nothing was chosen")])
+            name, content = upload.raw_filename or "file", upload.file.read()
+        try:
+            if self.form("confirmed"):
+                done = self.web.write(import_file, ctx, name, content)
+                return self.tell("/import", t("{count} imported", count=done))
+            lines, problems = self.web.write(preview_file, ctx, name, content)
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            return self.import_page(problems=[t(refusal.detail)], file=name)
+        kept = "" if problems else base64.b64encode(content).decode()
+        return self.import_page(lines=lines, problems=problems, content=kept, file=name)
+
+    # Devices
+
+    def devices(self) -> str:
+        """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t = self.translator()
+        known = [
+            Row(
+                (
+                    device.name,
+                    ", ".join(device.ae_titles),
+                    device.modality,
+                    f"{device.host}:{device.port}" if device.host else "",
+                    "\\".join(device.character_set) or t("as asked"),
+                    t("config.ini") if device.from_file else "",
+                ),
+                f"/devices/edit?name={urllib.parse.quote(device.name)}",
+                (Action("/devices/echo", "C-ECHO", (("name", device.name),)),),
+            )
+            for device in self.web.access().devices
+        ]
+        columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
+        tried = [
+            Row(
+                (
+                    calling or "?",
+                    address,
+                    words,
+                    f"{datetime.datetime.fromtimestamp(at):%d.%m. %H:%M}",
+                ),
+                "",
+                (
+                    Action(
+                        "/devices/save",
+                        t("Register"),
+                        (("name", calling), ("ae_title", calling), ("host", address)),
+                    ),
+                )
+                if calling and not self.web.access().device(calling)
+                else (),
+            )
+            for (calling, address), (at, words) in reversed(
+                self.web.box.associations.rejected.items()
+            )
+        ]
+        parts = [
+            Part("", columns, known, t("There are none.")),
+            Part(t("Turned away since the start"),
+                 (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
+        ]  # fmt: skip
+        links = [("/devices/edit", t("New device"))]
+        return self.listing("Devices", login, parts, links=links)
+
+    def edit_device(
+        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    ) -> str:
+        """GET /devices/edit: the settings of a device, those of the file to look at."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t = self.translator()
+        name = self.request.query.getunicode("name") or ""
+        device = next((d for d in self.web.access().devices if d.name == name), None)
+        profile = self.request.query.getunicode("profile") or ""
+        form = form or {
+            "name": name,
+            "old_name": name if device else "",
+            **(settings_of(device) if device else {}),
+            **DEVICE_PROFILES.get(profile, {}),
+        }
+        fields = [Field("name", t("Name"), "text", form.get("name", ""), True, "", ())]
+        for setting in DEVICE_SETTINGS:
+            choices = setting_choices(setting, t)
+            kind = "select" if choices else "text"
+            value = form.get(setting.key) or (setting.default if choices else "")
+            label = f"{setting.key}: {t(setting.meaning)}"
+            fields.append(
+                Field(setting.key, label, kind, value, setting.key == "ae_title", "", choices)
+            )
+        editable = not (device and device.from_file)
+        known = urllib.parse.quote(name)
+        after = [
+            (
+                f"/devices/edit?name={known}&profile={urllib.parse.quote(p)}",
+                t("Use: {profile}", profile=p),
+            )
+            for p in DEVICE_PROFILES
+        ]
+        return self.page(
+            FORM_PAGE,
+            "Device",
+            login,
+            action="/devices/save",
+            submit=t("Save") if editable else "",
+            csrf=login.csrf,
+            hidden=[("old_name", form.get("old_name", ""))],
+            groups=[
+                (t("Device") if editable else t("From config.ini, to be changed there"), fields)
+            ],
+            problems=[t(problem.words) for problem in problems],
+            after=after if editable else [("/devices", t("Back"))],
+            extra=[("delete", t("Delete"))] if device and editable else [],
+        )
+
+    def save_device_form(self) -> str:
+        """POST /devices/save: make, change or delete a device; the next call is judged by it."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        form = {setting.key: self.form(setting.key).strip() for setting in DEVICE_SETTINGS}
+        name, old_name = self.form("name").strip(), self.form("old_name")
+        try:
+            if self.form("event") == "delete":
+                self.web.write(delete_device, ctx, old_name)
+            else:
+                self.web.write(save_device, ctx, name, form, old_name)
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
+            return self.edit_device({"name": name, "old_name": old_name, **form}, problems)
+        self.web.box.reload_access()
+        return self.tell("/devices", self.translator()("Saved."))
+
+    def echo_device(self) -> str:
+        """POST /devices/echo: C-ECHO to a device."""
+        enter(self.web, self.request, "technologist")
+        name = self.form("name")
+        device = next((d for d in self.web.access().devices if d.name == name), None)
+        if not device:
+            raise Refusal(
+                Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name)
+            )
+        words = echo(self.web.config.dicom.ae_title, device)
+        return self.tell("/devices", self.translator()(words))
+
+
+def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
+    """What may be chosen for a setting of few words."""
+    kind, *words = setting.kind.split(" ")
+    if kind == "bool":
+        return (("yes", t("yes")), ("no", t("no")))
+    return tuple((word, t(word)) for word in words) if kind == "choice" else ()
+
+
+def settings_of(device: Device) -> dict[str, str]:
+    """A device's settings as texts, as a form or config.ini has them."""
+    given: dict[str, str] = {"ae_title": ", ".join(device.ae_titles)}
+    for setting in DEVICE_SETTINGS[1:]:
+        value = getattr(device, setting.key)
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, tuple):
+            value = "\\".join(value)
+        given[setting.key] = "" if value is None else str(value)
+    return given
+
+
+MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
+
+
+def mend_step(ctx: Context, row_id: int, keyword: str, value: str) -> bytes:
+    """Give a step what a query asked for: its station, modality or day."""
+    return move_step(ctx, row_id, **{keyword: value})
+
+
+def reason_of(t: Translator, why: Exclusion | None, step: Any) -> tuple[str, tuple[Action, ...]]:
+    """Why a query did not find an exam, in a sentence, and the click that mends it."""
+    if why is None:
+        return t("It is found."), ()
+    name, fields = (
+        why.name,
+        (("step", str(step.id)), ("keyword", datadict.keyword_for_tag(why.tag))),
+    )
+    if why.tag == STEP_STATUS:
+        sentence = t("The exam is {state}; that is not shown to devices.", state=t(why.has))
+        again = isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
+        words = t("Back on the list")
+        return sentence, (Action("/why/mend", words, fields),) if again else ()
+    values = {"name": t(name), "asked": why.asked, "has": why.has or t("nothing")}
+    sentence = t("It asked for {name} {asked}; the exam has {has}.", **values)
+    single = why.asked and not set("*?-\\") & set(why.asked)
+    keyword = datadict.keyword_for_tag(why.tag)
+    if (
+        keyword in MENDABLE
+        and single
+        and isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
+    ):
+        words = t("Give the exam {asked}", asked=why.asked)
+        return sentence, (Action("/why/mend", words, (*fields, ("value", why.asked))),)
+    return sentence, ()
+
+
+def asked_for(index: ElementIndex, inside: str = "") -> str:
+    """The keys of a query that are not universal, in words."""
+    words = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            words += [asked_for(item) for item in index.items(tag)]
+        elif text := index.text(tag).strip("*"):
+            words.append(
+                f"{datadict.dictionary_description(tag)} {index.text(tag)}" if text else ""
+            )
+    return ", ".join(filter(None, words))
+
+
+def similar_first(
+    choices: list[tuple[str, str]], index: ElementIndex
+) -> tuple[tuple[str, str], ...]:
+    """Exams to choose from, those of the same patient by name or accession number before others."""
+    wanted = {shown_name(index.get("PatientName")), *(
+        item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
+    return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
+
+
+def form_of_patient(index: ElementIndex) -> dict[str, str]:
+    """The patient's fields of the registration form from a data set."""
+    latin, _, rest = index.get("PatientName").partition("=")
+    family, _, given = latin.partition("^")
+    size = index.get("PatientSize")
+    return {
+        "family_name": family,
+        "given_name": given.replace("^", " ").strip(),
+        "chinese_name": rest.partition("=")[0].replace("^", " "),
+        "patient_id": index.get("PatientID"),
+        "birth_date": shown_date(index.get("PatientBirthDate")),
+        "sex": index.get("PatientSex"),
+        "weight": index.get("PatientWeight"),
+        "height": f"{float(size) * 100:g}" if re.fullmatch(r"[\d.]+", size) else "",
+        "allergies": index.get("Allergies"),
+        "alerts": index.get("MedicalAlerts"),
+    }
+
+
+def form_of_step(index: ElementIndex) -> dict[str, str]:
+    """The exam's fields of the registration form from a step's data set."""
+    item = index.item("ScheduledProcedureStepSequence")
+    return {
+        "device": item.get("ScheduledStationAETitle").partition("\\")[0],
+        "modality": item.get("Modality"),
+        "procedure": index.get("RequestedProcedureDescription"),
+        "date": shown_date(item.text(START_DATE)),
+        "time": shown_time(item.text(START_TIME)),
+        "priority": index.get("RequestedProcedurePriority"),
+        "physician": index.get("ReferringPhysicianName").replace("^", " "),
+        "accession": index.get("AccessionNumber"),
+        "comment": index.get("RequestedProcedureComments"),
+    }
+
+
+def patient_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
+    """The patient's attributes from a form, empty ones too, so that they are emptied."""
+    whole = dict.fromkeys((row[0] for row in REGISTER_FIELDS), "") | dict(form)
+    item, problems = item_from_form(whole)
+    required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
+    index = ElementIndex(split_item(ElementIndex(item))[0])
+    keywords = {row[2] for row in REGISTER_FIELDS if row[1] == "patient"} - {"PregnancyStatus"}
+    empty = ElementIndex(b"".join(_by_tag({tag_of(k): encode_text(k, "") for k in keywords})))
+    return empty.merged(index), [problem for problem in problems if problem.tag not in required]
+
+
+def exam_from_form(form: Mapping[str, str], device: Device | None) -> bytes:
+    """The exam's attributes from a form, empty ones too."""
+    step = {
+        "ScheduledStationAETitle": form["device"],
+        "Modality": form["modality"] or (device.modality if device else ""),
+        "ScheduledProcedureStepStartDate": form["date"].replace("-", ""),
+        "ScheduledProcedureStepStartTime": form["time"].replace(":", ""),
+        "ScheduledProcedureStepDescription": form["procedure"],
+        "ScheduledStationName": device.station_name if device else "",
+        "ScheduledProcedureStepLocation": device.location if device else "",
+    }
+    texts = {
+        "RequestedProcedureDescription": form["procedure"],
+        "RequestedProcedurePriority": form["priority"],
+        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1),
+        "AccessionNumber": form["accession"].strip(),
+        "RequestedProcedureComments": form["comment"],
+    }
+    inner = b"".join(_by_tag({tag_of(k): encode_text(k, v) for k, v in step.items()}))
+    outer = {tag_of(k): encode_text(k, v) for k, v in texts.items()}
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [inner])
+    return b"".join(_by_tag(outer))
+
+
+def get_patient(row_id: int) -> bytes:
+    """What is known of a patient by its row. Refuses 0112."""
+    found = fetch_rows(Patient, "id = ?", row_id)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    return bytes(found[0].data)
+
+
+def steps_of(patient_row: int) -> list[Any]:
+    """The steps of a patient, the newest first."""
+    return fetch_rows(
+        ScheduledProcedureStep,
+        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"
+        " ORDER BY start_date DESC, start_time DESC LIMIT 100",
+        patient_row,
+    )
+
+
+def procedures_in_use() -> list[Any]:
+    """The procedures of the catalogue that can be chosen."""
+    return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
+
+
+def import_file(ctx: Context, name: str, content: bytes) -> int:
+    """Import a file of the page: how many items. Refuses as import_items."""
+    word = "row" if name.lower().endswith(".csv") else "item"
+    return import_items(ctx, read_items(name, content), word=word)
+
+
+def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], list[str]]:
+    """What an import would do: its lines, and what is wrong; nothing is kept."""
+    if name.lower().endswith(".csv"):
+        return preview_csv(ctx, content)
+    items = read_items(name, content)
+    lines = [["PatientID", "PatientName", "AccessionNumber"]]
+    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
+    try:
+        with database.atomic() as trial:
+            import_items(ctx, items)
+            trial.rollback()
+    except Refusal as refusal:
+        return lines, refusal.detail.split("\n")
+    return lines, []
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
@@ -6460,6 +8974,27 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/register", pages.register),
         ("GET", "/step/<row_id:int>", pages.step),
         ("POST", "/step/<row_id:int>", pages.step_event),
+        ("GET", "/step/<row_id:int>/edit", pages.edit_step),
+        ("POST", "/step/<row_id:int>/edit", pages.change),
+        ("POST", "/unmatch", pages.unmatch),
+        ("GET", "/patients", pages.patients),
+        ("GET", "/patient/<row_id:int>", pages.patient),
+        ("POST", "/patient/<row_id:int>", pages.correct),
+        ("GET", "/leftovers", pages.leftovers_page),
+        ("POST", "/leftovers", pages.end_leftovers),
+        ("GET", "/unscheduled", pages.unscheduled),
+        ("POST", "/unscheduled/match", pages.match),
+        ("POST", "/unscheduled/settle", pages.settle),
+        ("GET", "/why", pages.why),
+        ("POST", "/why/mend", pages.mend),
+        ("GET", "/catalogue", pages.catalogue),
+        ("POST", "/catalogue", pages.save_catalogue),
+        ("GET", "/import", pages.import_page),
+        ("POST", "/import", pages.import_file),
+        ("GET", "/devices", pages.devices),
+        ("GET", "/devices/edit", pages.edit_device),
+        ("POST", "/devices/save", pages.save_device_form),
+        ("POST", "/devices/echo", pages.echo_device),
     )
 
     def guarded(function: Callable[..., str]) -> Callable[..., str]:
@@ -6508,6 +9043,338 @@ def build_app(web: Web) -> Any:
     add_api(app, web)
     add_pages(app, web)
     return app
+
+
+# 20. CONFORMANCE ------------------------------------------------------------------------------
+#
+# The conformance statement, printed from the tables that the program runs by, in the order of
+# PS3.2 annex N. For others: conformance_statement.
+
+
+class Block(NamedTuple):
+    """A piece of a document: a heading of a level, a paragraph, or a table with its head."""
+
+    kind: str
+    text: str = ""
+    rows: tuple[tuple[str, ...], ...] = ()
+    level: int = 0
+
+
+def table_block(*lines: Iterable[object]) -> Block:
+    """A table; the first line is its head."""
+    return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
+
+
+def statement_overview(config: Config) -> list[Block]:
+    """What is supported, in a table of yes and no."""
+    from pydicom.uid import UID
+
+    services: dict[str, list[str]] = collections.defaultdict(list)
+    for service in SERVICES:
+        services[service.sop_class].append(service.operation)
+    lines = [
+        (UID(uid).name, uid, "Yes", "No", ", ".join(operations))
+        for uid, operations in services.items()
+    ]
+    head = ("SOP class", "UID", "Provider (SCP)", "User (SCU)", "Operations")
+    lines.append(
+        (UID(VERIFICATION).name, VERIFICATION, "", "Yes, from the page of devices", "C-ECHO")
+    )
+    return [
+        Block("heading", "1 Conformance statement overview", level=2),
+        Block(
+            "paragraph",
+            "minris registers patients and exams, offers them to modalities as a modality worklist,"
+            " and takes the performed procedure steps that modalities report. It stores no images.",
+        ),
+        table_block(head, *lines),
+    ]
+
+
+def statement_introduction(config: Config) -> list[Block]:
+    """What the document is of."""
+    return [
+        Block("heading", "3 Introduction", level=2),
+        table_block(
+            ("Item", "Value"),
+            ("Product", f"minris {__version__}"),
+            ("Implementation class UID", IMPLEMENTATION_CLASS_UID),
+            ("Implementation version name", IMPLEMENTATION_VERSION_NAME),
+            ("AE title", config.dicom.ae_title),
+        ),
+    ]
+
+
+def statement_model(config: Config) -> list[Block]:
+    """What the application entity does and when."""
+    return [
+        Block("heading", "4 Implementation model", level=2),
+        Block(
+            "paragraph",
+            f"One application entity, {config.dicom.ae_title}, waits for associations. A worklist"
+            " query is answered from what was registered on the page, by the JSON API or by"
+            " import. A performed procedure step changes the state of the scheduled steps that it"
+            " names; the answer follows the commit to disk.",
+        ),
+        Block("heading", "4.1 What a performed step does to a scheduled one", level=3),
+        table_block(
+            ("Performed step", "Scheduled step"),
+            *STEP_STATUS_AFTER,
+            (
+                f"DISCONTINUED, reason {INCORRECT_WORKLIST_ENTRY} (DCM)",
+                "as it was before the performed step began",
+            ),
+        ),
+        Block(
+            "paragraph",
+            "A scheduled step is found by: "
+            + "; else by ".join(
+                f"{how} ({', '.join(column.replace('_', ' ') for column in columns)})"
+                for how, *columns in STEP_ATTEMPTS
+            )
+            + ". Of several that fit none is taken, and a person decides.",
+        ),
+    ]
+
+
+def statement_worklist(config: Config) -> list[Block]:
+    """The worklist's keys and rules."""
+    lines = [
+        (
+            ">" * (len(path) - 1) + attribute.keyword,
+            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
+            attribute.vr,
+            matching_kinds(attribute),
+            attribute.cells["return"],
+        )
+        for path, attribute in MWL_ATTRIBUTES.items()
+    ]
+    hidden = ", ".join(sorted(config.dicom.hide_steps)) or "none"
+    rules = (
+        "Names match in any case and without accents; a name with an ideographic group is also found"
+        " in any spelling of its Latin group: spaces, carets, tones, ü as lü, lv or lyu.",
+        "Other texts match exactly, with * and ? as wildcards. Wildcards in names stand for any"
+        " characters of a component group, carets included. There is no fuzzy matching.",
+        "A start date range and a start time range of the same form are one continuous interval.",
+        "The end of a time range covers its whole unit: 1000-1800 includes 18:00:59.",
+        "Several values in a key that is not a UID, an invalid date or range, and two items in a"
+        " sequence key are refused with A900.",
+        f"Steps in these states are not shown, whatever the status key says: {hidden}.",
+        f"More than {config.dicom.answer_limit} matches end with A700 after as many answers; a"
+        " device may have a lower limit.",
+        "An attribute asked for that is not in the table above makes all answers FF01.",
+        "Priority (0000,0700) is ignored. Timezone Offset From UTC (0008,0201) in a query is not"
+        " used; asked for, it is answered as that of the clinic.",
+        "Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.",
+    )
+    return [
+        Block("heading", "5.1 Modality worklist (PS3.4 annex K)", level=3),
+        table_block(("Attribute", "Tag", "VR", "Matching", "Return type"), *lines),
+        *(Block("paragraph", rule) for rule in rules),
+    ]
+
+
+def matching_kinds(attribute: Attribute) -> str:
+    """How a key is matched, in words."""
+    if attribute.cells["match"] == "-":
+        return "not matched"
+    vr = attribute.vr.encode()
+    kinds = {b"SQ": "sequence", b"UI": "list of UIDs", b"DA": "single value, range",
+             b"TM": "single value, range"}  # fmt: skip
+    required = "required" if attribute.cells["match"] == "R" else "optional"
+    kind = kinds.get(vr, "single value, wildcard" if vr in _WILDCARD_VRS else "single value")
+    return f"{required}: {kind}"
+
+
+def statement_mpps(config: Config) -> list[Block]:
+    """The attributes and rules of performed steps."""
+    lines = [
+        (
+            ">" * (len(path) - 1) + attribute.keyword,
+            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
+            *attribute.cells.values(),
+        )
+        for path, attribute in MPPS_ATTRIBUTES.items()
+    ]
+    head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET")
+    absent = "refused with 0120" if config.dicom.strict_mpps else "taken as empty and noted"
+    discontinued = "refused" if config.dicom.strict_mpps else "taken and noted"
+    rules = (
+        f"An absent type 2 attribute is {absent}. DISCONTINUED without end or series is"
+        f" {discontinued}.",
+        "Attributes beyond the table are stored.",
+        "An attribute that may not be set is refused with 0105 where it differs from what is"
+        " stored, and ignored where it does not.",
+        "N-SET after the end is refused with 0110 and Error ID A710.",
+        "An N-CREATE without SOP Instance UID is given one.",
+        "All texts are stored in Unicode, whatever set each message came in.",
+    )
+    return [
+        Block("heading", "5.2 Modality performed procedure step (PS3.4 F.7, F.8)", level=3),
+        table_block(head, *lines),
+        *(Block("paragraph", rule) for rule in rules),
+        Block("heading", "5.2.1 States", level=4),
+        table_block(
+            ("Event", "State", "Outcome"),
+            *(
+                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
+                for (event, state), outcome in MPPS_TRANSITIONS.items()
+            ),
+        ),
+    ]
+
+
+def statement_web(config: Config) -> list[Block]:
+    """The JSON API."""
+    lines = [(r.method, r.path, r.meaning, r.role, r.success) for r in ROUTES]
+    return [
+        Block("heading", "5.3 Web interface (not DICOMweb: the product's own)", level=3),
+        table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
+        Block("heading", "5.4 Statuses", level=3),
+        table_block(
+            ("Operation", "Status", "HTTP", "Text"),
+            *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
+        ),
+    ]
+
+
+def statement_configuration(config: Config) -> list[Block]:
+    """The settings, and the devices of the file."""
+    return [
+        Block("heading", "6 Configuration", level=2),
+        table_block(
+            ("Setting", "Default", "Meaning"),
+            *(
+                (f"[{s.section}] {s.key}", s.default, s.meaning)
+                for s in (*SETTINGS, *DEVICE_SETTINGS)
+            ),
+        ),
+    ]
+
+
+def statement_network(config: Config) -> list[Block]:
+    """Contexts, syntaxes, limits."""
+    dicom = config.dicom
+    contexts = [
+        (
+            uid,
+            f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}",
+            "SCP",
+            "answered" if roles else "not answered: default roles",
+            EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none",
+        )
+        for uid, roles in PRESENTATION_CONTEXTS.items()
+    ]
+    head = (
+        "Abstract syntax",
+        "Transfer syntaxes",
+        "Role",
+        "Role selection",
+        "Extended negotiation",
+    )
+    limits = [
+        (s.key, getattr(dicom, s.key), s.meaning)
+        for s in SETTINGS
+        if s.section == "dicom"
+        and s.key.startswith(("maximum_", "answer_limit")) | s.key.endswith("_timeout")
+    ]
+    sets = sorted({*CharacterSet.ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
+                   ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
+    return [
+        Block("heading", "7 Network communication details", level=2),
+        Block("heading", "7.1 Association acceptance", level=3),
+        table_block(head, *contexts),
+        Block(
+            "paragraph",
+            "Application context 1.2.840.10008.3.1.1.1. One operation at a time; requests that come"
+            " before an answer wait. Explicit VR is chosen where both are proposed.",
+        ),
+        table_block(("Limit", "Value", "Meaning"), *limits),
+        Block("heading", "7.2 Character sets", level=3),
+        Block("paragraph", ", ".join(sets)),
+        Block(
+            "paragraph",
+            "Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a"
+            " name, groups that a set cannot carry are left out if the alphabetic one remains; else"
+            " the answer is in the device's fallback set. Bytes that contradict the declared set"
+            " are read as UTF-8 or GB18030 where that is certain, and logged.",
+        ),
+    ]
+
+
+def statement_security(config: Config) -> list[Block]:
+    """Who may associate, TLS."""
+    unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
+    tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
+    return [
+        Block("heading", "8 Security", level=2),
+        table_block(
+            ("Item", "Value"),
+            ("Calling AE titles that are not registered", unknown),
+            ("Another called AE title", "rejected (1, 1, 7)" if config.dicom.check_called_ae_title
+             else "accepted"),
+            ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
+            ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
+            ("User identity negotiation", "accepted, not verified, no answer"),
+        ),
+    ]  # fmt: skip
+
+
+STATEMENT = (
+    statement_overview,
+    lambda config: [Block("contents")],
+    statement_introduction,
+    statement_model,
+    lambda config: [Block("heading", "5 Service and interoperability description", level=2)],
+    statement_worklist,
+    statement_mpps,
+    statement_web,
+    statement_configuration,
+    statement_network,
+    statement_security,
+)
+
+
+def conformance_statement(config: Config, form: str = "md") -> str:
+    """The DICOM conformance statement of a configuration, as `md`, `html` or `json`."""
+    blocks = [Block("heading", f"DICOM conformance statement of minris {__version__}", level=1)]
+    for part in STATEMENT:
+        blocks += part(config)
+    blocks = [block for one in blocks for block in _contents(one, blocks)]
+    if form == "json":
+        return json.dumps([block._asdict() for block in blocks], indent=1) + "\n"
+    return "".join({"md": _markdown, "html": _html}[form](block) for block in blocks)
+
+
+def _contents(block: Block, blocks: list[Block]) -> list[Block]:
+    if block.kind != "contents":
+        return [block]
+    headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
+    return [Block("heading", "2 Contents", level=2), table_block(("Section",), *headings)]
+
+
+def _markdown(block: Block) -> str:
+    if block.kind == "heading":
+        return f"{'#' * block.level} {block.text}\n\n"
+    if block.kind == "paragraph":
+        return f"{block.text}\n\n"
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in block.rows
+    ]
+    lines.insert(1, "|" + " --- |" * len(block.rows[0]))
+    return "\n".join(lines) + "\n\n"
+
+
+def _html(block: Block) -> str:
+    if block.kind == "heading":
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
+    if block.kind == "paragraph":
+        return f"<p>{html.escape(block.text)}</p>\n"
+    head, *body = block.rows
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    body_rows = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return f"<table><thead><tr>{cells}</tr></thead>\n<tbody>\n{body_rows}</tbody></table>\n"
 
 
 # 21. SIMULATOR --------------------------------------------------------------------------------
@@ -6867,6 +9734,115 @@ def set_up_logging(config: Config) -> None:
     log.setLevel(settings.level)
 
 
+class Certificate:
+    """A TLS server context that follows its files: a renewed certificate needs no restart."""
+
+    def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None = None) -> None:
+        self.files = (certificate, key, client_ca)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if client_ca:
+            self.context.verify_mode = ssl.CERT_REQUIRED
+        self.read_at: tuple[float, ...] = ()
+        self.renew()
+
+    def renew(self) -> bool:
+        """Read the files where they have changed; whether they had. ssl.SSLError, OSError"""
+        changed = tuple(path.stat().st_mtime for path in self.files if path)
+        if changed == self.read_at:
+            return False
+        certificate, key, client_ca = self.files
+        self.context.load_cert_chain(certificate, key)
+        if client_ca:
+            self.context.load_verify_locations(client_ca)
+        self.read_at = changed
+        return True
+
+    def ends(self) -> datetime.datetime:
+        """When the certificate expires."""
+        decoded = ssl._ssl._test_decode_cert(str(self.files[0]))  # the one reader in the library
+        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+    def notice(self, now: datetime.datetime) -> Message | None:
+        """What people must know of it: that it has expired, or will within two weeks."""
+        end = self.ends()
+        if end > now + datetime.timedelta(days=14):
+            return None
+        words = (
+            "The certificate {file} has expired on {day}"
+            if end <= now
+            else ("The certificate {file} expires on {day}")
+        )
+        return Message(words, file=self.files[0].name, day=f"{end:%Y-%m-%d}")
+
+
+def open_certificate(config: Config, section: types.SimpleNamespace) -> Certificate | None:
+    """The certificate of a door, None where it has none. ConfigError where it cannot be read."""
+    if not section.tls_certificate:
+        return None
+    names = (section.tls_certificate, section.tls_key, getattr(section, "tls_client_ca", ""))
+    paths = [config.directory / name if name else None for name in names]
+    try:
+        return Certificate(*paths)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError([f"tls_certificate: {paths[0]}: {error}"]) from None
+
+
+class Job(NamedTuple):
+    """Something the appliance does by the clock: an APScheduler trigger, and what."""
+
+    name: str
+    trigger: str
+    when: Mapping[str, Any]
+    function: Callable[["Appliance"], None]
+
+
+def job_save_queries(appliance: "Appliance") -> None:
+    """Keep the worklist queries that have gathered."""
+    if queries := appliance.dimse.queries.take():
+        appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
+
+
+def job_purge(appliance: "Appliance") -> None:
+    """Erase what [housekeeping] lets go."""
+    appliance.writer.submit(purge, appliance.context()).result(600)
+
+
+def job_renew(appliance: "Appliance") -> None:
+    """Read renewed certificates; say which are about to expire."""
+    for certificate in appliance.certificates:
+        try:
+            if certificate.renew():
+                log.info("certificate %s is read anew", certificate.files[0])
+        except (ssl.SSLError, OSError) as error:
+            log.error("certificate %s cannot be read: %s", certificate.files[0], error)
+
+
+def job_backup(appliance: "Appliance") -> None:
+    """Copy the store into the folder of backups, and drop the oldest there."""
+    config = appliance.config
+    folder, now = config.backup_folder, appliance.context().local_now()
+    try:
+        backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
+    except (StoreError, OSError) as error:
+        log.error("backup: %s", error)
+        appliance.backup_problem = str(error)
+        return
+    appliance.backup_problem = ""
+    kept = sorted(folder.glob("minris-????????-??????.db"))
+    for old in kept[: -config.housekeeping.backups_kept]:
+        old.unlink()
+    log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
+
+
+JOBS = (
+    Job("queries", "interval", {"seconds": 10}, job_save_queries),
+    Job("certificates", "interval", {"minutes": 1}, job_renew),
+    Job("purge", "cron", {"hour": 3, "minute": 10}, job_purge),
+)
+
+
 class Appliance:
     """The whole box: store, writer, both doors.
 
@@ -6875,17 +9851,24 @@ class Appliance:
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
-        self.access_rules = AccessRules(config)
+        self.dicom_tls = open_certificate(config, config.dicom)
+        self.web_tls = open_certificate(config, config.web)
+        self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
+        self.backup_problem = ""
         self.lock = StoreLock(config.store_path)
         try:
             open_store(config.store_path)
+            self.access_rules = AccessRules(config)
+            self.reload_access()
         except BaseException:
             self.lock.release()
             raise
         self.writer: Writer | None = None
+        self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
         self.started = threading.Event()
-        self.dicom_port = self.web_port = 0
+        self.dicom_port = self.dicom_tls_port = self.web_port = 0
+        self.start_time = time.time()
 
     def context(self, actor: Actor = Actor("minris")) -> Context:
         """The circumstances of a request."""
@@ -6895,32 +9878,111 @@ class Appliance:
         """The access rules of the moment."""
         return self.access_rules
 
+    def reload_access(self) -> None:
+        """Take the devices of the page anew; called when one has been changed."""
+        with reading():
+            stored = stored_devices()
+        self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
+
+    def notices(self) -> list[Message]:
+        """What every page says on top: certificates that expire, a backup that failed."""
+        now = utc_now()
+        found = [notice for one in self.certificates if (notice := one.notice(now))]
+        if self.backup_problem:
+            found.append(Message("The last backup failed: {problem}", problem=self.backup_problem))
+        return found
+
     async def start(self) -> None:
         """Open both doors; OSError where a port is taken."""
         config, loop = self.config, asyncio.get_running_loop()
         self.changes = Changes(loop)
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
-        dimse = Dimse(self.context, self.access, self.writer, self.readers)
+        self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
         negotiator = Negotiator(
             PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
         )
-        self.associations = AssociationServer(config.dicom, self.access, negotiator, dimse.dispatch)
+        self.associations = AssociationServer(
+            config.dicom, self.access, negotiator, self.dimse.dispatch
+        )
         self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
-        web = Web(config, self.context, self.access, self.writer, self.health, self.control)
+        if self.dicom_tls and config.dicom.tls_port:
+            self.dicom_tls_port = await self.associations.listen(
+                config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
+            )
+        web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
         add_control(app, web)
         self.web_server = WebServer(web, app, self.changes)
-        self.web_port = await self.web_server.listen(config.web.host, config.web.port)
+        tls = self.web_tls.context if self.web_tls else None
+        self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         self.write_control_file()
         await asyncio.wrap_future(self.writer.submit(self.first_start))
+        for notice in self.notices():
+            log.warning("%s", notice)
+        self.start_jobs()
         self.started.set()
+
+    def start_jobs(self) -> None:
+        """Start what is done by the clock; a job that missed its time is done once."""
+        from apscheduler.schedulers.background import BackgroundScheduler
+
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        zone = self.config.zone or datetime.datetime.now().astimezone().tzinfo
+        self.scheduler = BackgroundScheduler(job_defaults=defaults, timezone=zone)
+        jobs = list(JOBS)
+        if at := self.config.housekeeping.backup_time:
+            jobs.append(Job("backup", "cron", {"hour": at[0], "minute": at[1]}, job_backup))
+        for job in jobs:
+            self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
+        self.scheduler.start()
+
+    def run_job(self, job: Job) -> None:
+        """Run a job; what goes wrong is logged whole, and the next time comes."""
+        try:
+            job.function(self)
+        except Exception:
+            log.exception("job %s failed", job.name)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for /metrics, by name; none of them is about a patient."""
+        with reading():
+            today = self.context().today()
+            states = database.execute_sql(
+                "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
+                " GROUP BY status",
+                (today,),
+            ).fetchall()
+            (unscheduled,) = database.execute_sql(
+                "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
+                " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
+            ).fetchone()
+        counts = self.associations.counts
+        figures = {
+            "minris_associations": counts["associated", ""],
+            "minris_connections_pending": counts["pending", ""],
+            "minris_associations_total": self.associations.accepted,
+            "minris_rejections_total": self.associations.turned_away,
+            "minris_commits_total": self.writer.commits,
+            "minris_event_streams": len(self.changes.waiting),
+            "minris_unscheduled_performed_steps": unscheduled,
+            "minris_store_bytes": self.config.store_path.stat().st_size,
+            "minris_start_time_seconds": self.start_time,
+        }
+        figures |= {
+            f'minris_requests_total{{operation="{operation}"}}': count
+            for operation, count in sorted(self.dimse.counts.items())
+        }
+        figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
+        return figures
 
     @property
     def web_url(self) -> str:
         """Where a browser on this machine finds the pages."""
         host = self.config.web.host
-        return f"http://{'127.0.0.1' if host in ('0.0.0.0', '', '::') else host}:{self.web_port}"
+        host = "127.0.0.1" if host in ("0.0.0.0", "", "::") else host
+        return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
     @property
     def control_file(self) -> Path:
@@ -6962,6 +10024,8 @@ class Appliance:
 
     async def stop(self) -> None:
         """Close both doors, finish what has been promised, let go of the store."""
+        if self.scheduler:
+            self.scheduler.shutdown(wait=False)
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
@@ -6979,7 +10043,8 @@ class Appliance:
             raise SystemExit(f"minris: cannot listen: {error}") from None
         self.say(
             f"minris {__version__}: DICOM {config.dicom.ae_title} at {config.dicom.host}:"
-            f"{self.dicom_port}, pages at {self.web_url}, store {config.store_path},"
+            f"{self.dicom_port}{f', TLS {self.dicom_tls_port}' if self.dicom_tls_port else ''},"
+            f" pages at {self.web_url}, store {config.store_path},"
             f" configuration {config.path or 'defaults'}"
         )
         try:
@@ -7012,7 +10077,10 @@ async def _serve_until_signal(appliance: Appliance) -> None:
 
 def run_import(ctx: Context, name: str, content: bytes) -> str:
     """Import one file, all of it or nothing: what was done."""
-    count = import_items(ctx, read_items(name, content))
+    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
+        return f"{name}: {import_export(ctx, json.loads(content))}"
+    word = "row" if name.lower().endswith(".csv") else "item"
+    count = import_items(ctx, read_items(name, content), word=word)
     return f"{name}: {count} imported"
 
 
@@ -7100,7 +10168,11 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         json.dumps(arguments).encode(),
         {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
     )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    here = ssl.create_default_context()
+    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the file says it is ours
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
+    )
     try:
         with opener.open(request, timeout=3600) as response:
             answer = json.load(response)
@@ -7134,6 +10206,50 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
             print(f"{name}: nothing imported: {error}", file=sys.stderr)
     if failed:
         raise SystemExit(1)
+
+
+def command_export(config: Config, arguments: argparse.Namespace) -> None:
+    """Write everything in open form: JSON, which import reads back, or the steps as CSV."""
+    open_store_to_read(config)
+    with database.connection_context(), database.atomic("DEFERRED"):
+        if arguments.format == "csv":
+            text = "\ufeff" + export_csv()
+        else:
+            text = json.dumps(export_store(), ensure_ascii=False, indent=1) + "\n"
+    if arguments.file:
+        write_private(Path(arguments.file), text)
+    else:
+        sys.stdout.write(text)
+
+
+def open_store_to_read(config: Config) -> None:
+    """Open the store beside a running appliance or without one. CommandError where none is."""
+    if not config.store_path.exists():
+        raise CommandError(f"there is no store {config.store_path}")
+    open_store(config.store_path)
+
+
+def command_backup(config: Config, arguments: argparse.Namespace) -> None:
+    """Make a consistent copy of the store, running or not."""
+    name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
+    to = Path(arguments.file) if arguments.file else config.backup_folder / name
+    if not config.store_path.exists():
+        raise CommandError(f"there is no store {config.store_path}")
+    backup_store(config.store_path, to)
+    print(f"{to}: {to.stat().st_size} bytes, in order")
+
+
+def command_restore(config: Config, arguments: argparse.Namespace) -> None:
+    """Put a backup back after checking it; refused while the appliance runs."""
+    with StoreLock(config.store_path):
+        kept = restore_store(config.store_path, Path(arguments.file))
+        open_store(config.store_path)
+    print(f"{arguments.file} is restored" + (f"; the store before is {kept}" if kept else ""))
+
+
+def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
+    """Print the DICOM conformance statement of this configuration."""
+    print(conformance_statement(config, arguments.format), end="")
 
 
 def command_user(config: Config, arguments: argparse.Namespace) -> None:
@@ -7323,6 +10439,10 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
     "demo": command_demo,
     "simulate": command_simulate,
     "import": command_import,
+    "export": command_export,
+    "backup": command_backup,
+    "restore": command_restore,
+    "conformance": command_conformance,
     "check": command_check,
     "user": command_user,
     "token": command_token,
@@ -7345,6 +10465,11 @@ def build_parser() -> argparse.ArgumentParser:
     }
     found["demo"].add_argument("--once", action="store_true", help="end when the day is played")
     found["import"].add_argument("files", nargs="+", metavar="FILE")
+    found["export"].add_argument("--format", choices=("json", "csv"), default="json")
+    found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
+    for name in ("export", "backup"):
+        found[name].add_argument("file", nargs="?", metavar="FILE")
+    found["restore"].add_argument("file", metavar="FILE")
     for name in ("user", "token"):
         found[name].add_argument("name", metavar="NAME")
         found[name].add_argument("--role", choices=ROLES, default="desk")

@@ -1,0 +1,939 @@
+"""Section 19: the pages, asked by httpx as a browser without script would, and by Chromium."""
+
+import concurrent.futures
+import contextlib
+import datetime
+import html
+import re
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import peers
+import pytest
+from conftest import item
+
+import minris
+
+ARTEFACTS = Path(__file__).parent.parent / "artefacts"
+
+
+# Without a browser: forms as they are sent.
+
+
+@contextlib.contextmanager
+def visiting(appliance, address="127.0.0.1", url="", **how):
+    """An HTTP client that keeps cookies and follows nothing by itself."""
+    transport = httpx.HTTPTransport(local_address=address)
+    base = url or appliance.url
+    with httpx.Client(base_url=base, transport=transport, trust_env=False, **how) as client:
+        yield client
+
+
+def admin_password(appliance):
+    """What the first start wrote down."""
+    path = appliance.config.store_path.with_name("minris-admin-password.txt")
+    return path.read_text().strip()
+
+
+def log_in(client, name, password, **fields):
+    """Send the login form."""
+    return client.post("/login", data={"name": name, "password": password, **fields})
+
+
+@pytest.fixture
+def guest(appliance):
+    """Somebody who has not logged in."""
+    with visiting(appliance) as client:
+        yield client
+
+
+@pytest.fixture
+def desk(appliance, guest):
+    """Reception, logged in."""
+    appliance.write(minris.make_user, appliance.context(), "anna", "desk", "blue-kettle-9")
+    log_in(guest, "anna", "blue-kettle-9")
+    return guest
+
+
+def csrf_of(text):
+    """The token in the forms of a page."""
+    return re.search(r'name="csrf" value="([^"]+)"', text)[1]
+
+
+def words_of(answer):
+    """What a person reads on a page, in one line."""
+    text = re.sub(r"<(script|style).*?</\1>", " ", answer.text, flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def hidden_fields(text):
+    """What a form carries without showing it."""
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', text))
+
+
+def filled(client, **texts):
+    """The registration form as it is shown, filled in for Wang XiaoDong at the CT."""
+    page = client.get("/register").text
+    form = {row[0]: "" for row in minris.REGISTER_FIELDS}
+    form |= {
+        "family_name": "Wang",
+        "given_name": "XiaoDong",
+        "chinese_name": "王小东",
+        "device": "CT1",
+        "procedure": "CT chest",
+        "date": "2026-07-05",
+        "time": "09:30",
+    }
+    shown = page[page.index('action="/register"') :]
+    return form | hidden_fields(shown) | texts
+
+
+def register(client, **texts):
+    """Send the registration form."""
+    return client.post("/register", data=filled(client, **texts))
+
+
+def stored_steps(appliance):
+    """The data sets of all steps, in order."""
+    found = appliance.read(
+        lambda: [bytes(step.data) for step in minris.ScheduledProcedureStep.select()]
+    )
+    return [minris.ElementIndex(data) for data in found]
+
+
+def problem_at(text, name):
+    """The words beside a field of a form, None where there are none."""
+    found = re.search(rf'<p class="problem" id="{name}-problem">(.*?)</p>', text, re.S)
+    return found and html.unescape(found[1])
+
+
+def value_of(text, name):
+    """What stands in an input of a form."""
+    found = re.search(rf'<input id="{name}" name="{name}"[^>]*value="([^"]*)"', text)
+    return found and html.unescape(found[1])
+
+
+# Logging in.
+
+PAGES = ["/", "/register", "/step/1"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_is_shown_without_a_login(appliance, guest, path):
+    appliance.schedule(item())
+    answer = guest.get(path)
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == f"/login?next={path}"
+    assert "Wang" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/register", "/step/1", "/logout"])
+def test_no_form_is_taken_without_a_login(appliance, guest, path):
+    appliance.schedule(item())
+    answer = guest.post(path, data={"event": "cancel"})
+    assert answer.status_code == 303
+    [step] = stored_steps(appliance)
+    assert step.item("ScheduledProcedureStepSequence").text(minris.STEP_STATUS) == "SCHEDULED"
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for(appliance, guest):
+    asked = guest.get("/register", follow_redirects=True)
+    fields = hidden_fields(asked.text[asked.text.index('action="/login"') :])
+    answer = log_in(guest, "admin", admin_password(appliance), **fields)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/register")
+
+
+def test_a_login_leads_to_the_day_that_was_asked_for(appliance, guest):
+    asked = guest.get("/?date=2026-07-06", follow_redirects=True)
+    fields = hidden_fields(asked.text[asked.text.index('action="/login"') :])
+    answer = log_in(guest, "admin", admin_password(appliance), **fields)
+    assert answer.headers["Location"] == "/?date=2026-07-06"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example/",
+        "//evil.example/",
+        "/\\evil.example/",
+        "\\\\evil.example",
+        "///evil.example",
+        "////evil.example",
+        "/\t/evil.example",
+        "\t//evil.example",
+        " //evil.example",
+        "http:evil.example",
+        "https:/\\evil.example",
+        "javascript:alert(1)",
+        "/\r\nSet-Cookie: minris=1",
+        "",
+    ],
+)
+def test_a_login_leads_to_no_other_site(appliance, guest, target):
+    answer = log_in(guest, "admin", admin_password(appliance), next=target)
+    location = answer.headers["Location"]
+    assert answer.status_code == 303
+    assert httpx.URL("http://127.0.0.1/").join(location).host == "127.0.0.1"
+    assert re.match(r"/(?![/\\])", location)
+
+
+def cookie_flags(answer):
+    """The flags of the login's cookie, in lower case."""
+    return {flag.strip().lower() for flag in answer.headers["Set-Cookie"].split(";")[1:]}
+
+
+def test_the_cookie_of_a_login_is_kept_from_scripts_and_other_sites(appliance, guest):
+    flags = cookie_flags(log_in(guest, "admin", admin_password(appliance)))
+    assert {"httponly", "samesite=lax", "path=/"} <= flags
+    assert f"max-age={12 * 3600}" in flags
+
+
+def test_the_cookie_of_a_login_is_secure_behind_https(run_appliance):
+    appliance = run_appliance("[web]\npublic_url = https://ris.clinic.example")
+    with visiting(appliance) as client:
+        assert "secure" in cookie_flags(log_in(client, "admin", admin_password(appliance)))
+
+
+def test_each_login_has_a_secret_of_its_own(appliance):
+    secrets = set()
+    for _ in range(2):
+        with visiting(appliance) as client:
+            log_in(client, "admin", admin_password(appliance))
+            secrets.add(client.cookies["minris"])
+    assert len(secrets) == 2
+    assert all(len(secret) >= 32 for secret in secrets)
+
+
+@pytest.mark.parametrize("name", ["admin", "nobody"])
+def test_a_wrong_password_and_a_wrong_name_are_refused_in_the_same_words(guest, name):
+    answer = log_in(guest, name, "letmein")
+    assert answer.status_code == 403
+    assert "The name or the password is wrong" in words_of(answer)
+    assert "Set-Cookie" not in answer.headers
+    assert guest.get("/").status_code == 303
+
+
+def test_after_a_wrong_password_the_name_need_not_be_typed_again(guest):
+    assert 'value="anna"' in log_in(guest, "anna", "letmein").text
+
+
+def test_ten_wrong_passwords_slow_the_eleventh(appliance, guest):
+    for _ in range(10):
+        assert log_in(guest, "admin", "letmein").status_code == 403
+    answer = log_in(guest, "admin", admin_password(appliance))
+    assert answer.status_code == 429
+    assert "wait 15 minutes" in words_of(answer)
+    assert "minris" not in guest.cookies
+
+
+def test_nine_wrong_passwords_are_forgiven(appliance, guest):
+    for _ in range(9):
+        log_in(guest, "admin", "letmein")
+    assert log_in(guest, "admin", admin_password(appliance)).status_code == 303
+
+
+def test_wrong_passwords_of_one_do_not_keep_another_out(appliance, guest):
+    appliance.write(minris.make_user, appliance.context(), "anna", "desk", "blue-kettle-9")
+    for _ in range(10):
+        log_in(guest, "admin", "letmein")
+    with visiting(appliance, "127.0.0.2") as elsewhere:
+        assert log_in(elsewhere, "anna", "blue-kettle-9").status_code == 303
+
+
+def test_one_address_is_slowed_whatever_names_it_tries(guest):
+    for number in range(10):
+        log_in(guest, f"user{number}", "letmein")
+    assert log_in(guest, "user10", "letmein").status_code == 429
+
+
+def test_one_user_is_protected_wherever_it_is_tried_from(appliance):
+    for number in range(10):
+        with visiting(appliance, f"127.0.0.{number + 2}") as client:
+            log_in(client, "Admin" if number % 2 else "admin", "letmein")
+    with visiting(appliance, "127.0.0.99") as client:
+        assert log_in(client, "admin", "letmein").status_code == 429
+
+
+def test_a_slowed_login_is_not_slowed_for_ever(ctx):
+    address = ctx.by(minris.Actor("admin", "192.0.2.7"))
+    minris.make_user(ctx, "admin", "admin", "green-lamp-4")
+    for _ in range(10):
+        minris.note_login_failure(address, "admin")
+    with pytest.raises(minris.Refusal):
+        minris.authenticate(address, "admin", "green-lamp-4")
+    later = datetime.timedelta(minutes=15, seconds=1)
+    then = minris.Context(ctx.config, address.actor, now=lambda: ctx.now() + later)
+    assert minris.authenticate(then, "admin", "green-lamp-4")
+
+
+def test_logging_out_ends_the_login_itself(appliance, desk):
+    secret = desk.cookies["minris"]
+    answer = desk.post("/logout", data={"csrf": csrf_of(desk.get("/").text)})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/login")
+    with visiting(appliance) as thief:
+        thief.cookies.set("minris", secret)
+        assert thief.get("/").status_code == 303
+
+
+def test_a_login_ends_after_its_hours(appliance, desk):
+    def age():
+        minris.Session.update(expires_at=appliance.context().stamp(seconds=-1)).execute()
+
+    appliance.write(age)
+    assert desk.get("/").headers["Location"] == "/login?next=/"
+
+
+def test_a_new_password_ends_the_logins_with_the_old(appliance, desk):
+    appliance.write(minris.make_user, appliance.context(), "anna", "desk", "red-bicycle-3")
+    assert desk.get("/").status_code == 303
+
+
+def test_a_deleted_user_is_out(appliance, desk):
+    appliance.write(minris.delete_user, appliance.context(), "anna")
+    assert desk.get("/").status_code == 303
+
+
+ROLE_PAGES = [(role, path) for role in minris.ROLES for path in ("/", "/register")]
+
+
+@pytest.mark.parametrize(("role", "path"), ROLE_PAGES)
+def test_every_role_sees_the_board_and_registers(appliance, guest, role, path):
+    appliance.write(minris.make_user, appliance.context(), "anna", role, "blue-kettle-9")
+    log_in(guest, "anna", "blue-kettle-9")
+    assert guest.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("least", minris.ROLES)
+@pytest.mark.parametrize("role", [*minris.ROLES, "", "root"])
+def test_a_role_may_do_what_those_before_it_may(role, least):
+    order = ["desk", "technologist", "admin"]
+    expected = role in order and order.index(role) >= order.index(least)
+    assert minris.permit(role, least) == expected
+
+
+# Requests that a page of ours did not send.
+
+
+@pytest.mark.parametrize("token", [None, "", "guessed", "another's"])
+@pytest.mark.parametrize("path", ["/register", "/step/1", "/logout"])
+def test_a_form_without_the_token_of_its_login_changes_nothing(appliance, desk, path, token):
+    [stored] = appliance.schedule(item("Li^Na=李^娜"))
+    form = filled(desk) | {"event": "cancel"}
+    form.pop("csrf")
+    if token == "another's":
+        with visiting(appliance) as other:
+            log_in(other, "admin", admin_password(appliance))
+            token = csrf_of(other.get("/").text)
+    if token is not None:
+        form["csrf"] = token
+    answer = desk.post(path, data=form)
+    assert answer.status_code == 403
+    assert [bytes(step) for step in stored_steps(appliance)] == [bytes(stored)]
+    assert desk.get("/").status_code == 200
+
+
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("path", ["/register", "/step/1", "/logout"])
+def test_a_form_that_another_site_sent_changes_nothing(appliance, desk, path, headers):
+    [stored] = appliance.schedule(item("Li^Na=李^娜"))
+    answer = desk.post(path, data=filled(desk) | {"event": "cancel"}, headers=headers)
+    assert answer.status_code == 403
+    assert [bytes(step) for step in stored_steps(appliance)] == [bytes(stored)]
+    assert desk.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_another_site_logs_nobody_in(appliance, guest, headers):
+    form = {"name": "admin", "password": admin_password(appliance)}
+    answer = guest.post("/login", data=form, headers=headers)
+    assert answer.status_code == 403
+    assert "minris" not in guest.cookies
+
+
+def test_a_form_of_ours_is_taken_with_its_origin(appliance, desk):
+    headers = {"Origin": appliance.url, "Sec-Fetch-Site": "same-origin"}
+    answer = desk.post("/register", data=filled(desk), headers=headers)
+    assert answer.status_code == 303
+
+
+def test_a_form_of_ours_is_taken_behind_a_proxy(run_appliance):
+    appliance = run_appliance("[web]\npublic_url = https://ris.clinic.example")
+    with visiting(appliance) as client:
+        headers = {"Origin": "https://ris.clinic.example", "Sec-Fetch-Site": "same-origin"}
+        form = {"name": "admin", "password": admin_password(appliance)}
+        assert client.post("/login", data=form, headers=headers).status_code == 303
+
+
+# Registering.
+
+
+def test_a_registered_patient_is_on_the_worklist(appliance, desk):
+    answer = register(desk)
+    page = desk.get(answer.headers["Location"])
+    assert answer.status_code == 303
+    assert "Registered" in words_of(page)
+    assert "王小东" in page.text
+    [found] = peers.run_findscu(appliance.port, "MINRIS", "CT1", peers.WORKLIST_KEYS).datasets
+    assert found.PatientName == "Wang^XiaoDong=王^小东"
+    assert found.PatientID and found.AccessionNumber and found.StudyInstanceUID
+
+
+@pytest.mark.parametrize(
+    ("title", "asked", "answered", "name"),
+    [
+        ("CT1", "", "ISO_IR 192", "Wang^XiaoDong=王^小东"),
+        ("CT1", "GB18030", "GB18030", "Wang^XiaoDong=王^小东"),
+        ("US1", "ISO_IR 192", "GB18030", "Wang^XiaoDong=王^小东"),
+        ("DX1", "ISO_IR 192", "ISO_IR 100", "Wang^XiaoDong"),
+    ],
+)
+def test_each_device_finds_the_name_in_its_own_set(appliance, desk, title, asked, answered, name):
+    """T-MWL-23."""
+    register(desk, device=title)
+    found = peers.run_findscu(
+        appliance.port, "MINRIS", title, ["PatientName"], character_set=asked or None
+    ).datasets
+    assert [(ds.SpecificCharacterSet, str(ds.PatientName)) for ds in found] == [(answered, name)]
+
+
+# What is typed, and what the machine is told.
+TYPED = (
+    ({"family_name": " Miller ", "given_name": "Anna", "chinese_name": ""}, "PatientName", "Miller^Anna"),
+    ({"family_name": "Miller", "given_name": "", "chinese_name": ""}, "PatientName", "Miller"),
+    ({"family_name": "García López", "given_name": "José", "chinese_name": ""}, "PatientName", "García López^José"),
+    ({"family_name": "", "given_name": "", "chinese_name": "王 小东"}, "PatientName", None),
+    ({"chinese_name": "欧阳静", "family_name": "Ouyang", "given_name": "Jing"}, "PatientName", "Ouyang^Jing=欧阳^静"),
+    ({"birth_date": "1978-03-12"}, "PatientBirthDate", "19780312"),
+    ({"weight": "71,5"}, "PatientWeight", "71.5"),
+    ({"height": "172"}, "PatientSize", "1.72"),
+    ({"sex": "M"}, "PatientSex", "M"),
+    ({"pregnancy": "4"}, "PregnancyStatus", "4"),
+    ({"allergies": "青霉素"}, "Allergies", "青霉素"),
+    ({"alerts": "Pacemaker"}, "MedicalAlerts", "Pacemaker"),
+    ({"priority": "STAT"}, "RequestedProcedurePriority", "STAT"),
+    ({"physician": "Zhao Min"}, "ReferringPhysicianName", "Zhao^Min"),
+    ({"accession": "A-2026-0001"}, "AccessionNumber", "A-2026-0001"),
+    ({"patient_id": "K100023"}, "PatientID", "K100023"),
+    ({"comment": "Metal in the left eye?\r\nAsk first."}, "RequestedProcedureComments", None),
+    ({"procedure": "头颅平扫"}, "RequestedProcedureDescription", "头颅平扫"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "keyword", "told"), TYPED, ids=lambda x: str(x)[:40])
+def test_what_is_typed_is_what_the_machine_is_told(appliance, desk, typed, keyword, told):
+    answer = register(desk, **typed)
+    assert answer.status_code == 303, words_of(answer)
+    [stored] = stored_steps(appliance)
+    if told is None:
+        assert stored.get(keyword)
+    else:
+        assert stored.get(keyword) == told
+
+
+def test_a_chinese_name_alone_is_enough(appliance, desk):
+    register(desk, family_name="", given_name="", chinese_name="王小东")
+    [stored] = stored_steps(appliance)
+    assert stored.get("PatientName").split("=")[1] == "王^小东"
+
+
+def test_a_physician_with_a_chinese_name_is_in_the_ideographic_group(appliance, desk):
+    """PS3.5 6.2.1.1: else a machine without Chinese is sent all of it in another set."""
+    register(desk, physician="赵敏", device="DX1")
+    [stored] = stored_steps(appliance)
+    assert stored.get("ReferringPhysicianName").split("=")[1] == "赵^敏"
+
+
+def test_an_empty_time_is_now(appliance, desk):
+    register(desk, time="")
+    [stored] = stored_steps(appliance)
+    step = stored.item("ScheduledProcedureStepSequence")
+    assert step.get("ScheduledProcedureStepStartTime")
+
+
+def test_the_form_begins_with_today_and_now(appliance, desk):
+    page = desk.get("/register").text
+    now = appliance.context().local_now()
+    assert value_of(page, "date") in (f"{now:%Y-%m-%d}",)
+    assert re.fullmatch(r"\d\d:\d\d", value_of(page, "time"))
+
+
+def test_every_field_has_a_label(desk):
+    page = desk.get("/register").text
+    for name, *_ in minris.REGISTER_FIELDS:
+        assert f'<label for="{name}">' in page
+
+
+# What the desk may get wrong. The form comes again, with words beside the field; nothing is saved.
+WRONG = (
+    ({"family_name": "", "given_name": "", "chinese_name": ""}, "family_name", "is missing"),
+    ({"family_name": " ", "given_name": "^", "chinese_name": "　"}, "family_name", "is missing"),
+    ({"family_name": "W" * 65}, "family_name", "longer than 64"),
+    ({"birth_date": "1980-02-31"}, "birth_date", "is not a date"),
+    ({"birth_date": "31.02.1980"}, "birth_date", "is not a date"),
+    ({"accession": "A2026070500000017"}, "accession", "longer than 16"),
+    ({"patient_id": "P" * 65}, "patient_id", "longer than 64"),
+    ({"procedure": ""}, "procedure", "is missing"),
+    ({"procedure": "x" * 65}, "procedure", "longer than 64"),
+    ({"device": ""}, "device", "is missing"),
+    ({"date": ""}, "date", "is missing"),
+    ({"date": "2026-06-31"}, "date", "is not a date"),
+    ({"time": "25:00"}, "time", "is not a time"),
+    ({"weight": "heavy"}, "weight", "is not a number"),
+    ({"height": "tall"}, "height", "is not a number"),
+    ({"height": "nan"}, "height", "is not a number"),
+    ({"physician": "Z" * 65}, "physician", "longer than 64"),
+)
+
+
+@pytest.mark.parametrize(("typed", "field", "words"), WRONG, ids=lambda x: str(x)[:40])
+def test_what_is_wrong_is_said_beside_its_field_and_nothing_is_saved(
+    appliance, desk, typed, field, words
+):
+    answer = register(desk, allergies="Penicillin", **typed)
+    assert answer.status_code == 422
+    assert words in (problem_at(answer.text, field) or "")
+    assert "Nothing was saved" in words_of(answer)
+    assert stored_steps(appliance) == []
+    assert appliance.read(lambda: minris.Patient.select().count()) == 0
+
+
+def test_what_was_typed_still_stands_in_the_form(desk):
+    answer = register(desk, birth_date="1980-02-31", allergies='"latex" & more', weight="71,5")
+    assert value_of(answer.text, "family_name") == "Wang"
+    assert value_of(answer.text, "chinese_name") == "王小东"
+    assert value_of(answer.text, "allergies") == '"latex" & more'
+    assert value_of(answer.text, "weight") == "71,5"
+    assert '<option value="CT1" selected>' in answer.text
+
+
+def test_a_corrected_form_is_saved(appliance, desk):
+    again = register(desk, birth_date="1980-02-31").text
+    form = filled(desk, birth_date="1980-02-28")
+    form |= hidden_fields(again[again.index('action="/register"') :])
+    assert desk.post("/register", data=form).status_code == 303
+    assert len(stored_steps(appliance)) == 1
+
+
+def test_everything_wrong_is_said_at_once(desk):
+    answer = register(desk, birth_date="1980-02-31", accession="A" * 17, procedure="", height="x")
+    fields = ("birth_date", "accession", "procedure", "height")
+    assert all(problem_at(answer.text, field) for field in fields)
+
+
+def test_a_wrong_field_is_named_to_those_who_do_not_see_it(desk):
+    answer = register(desk, birth_date="1980-02-31")
+    field = re.search(r'<input id="birth_date"[^>]*>', answer.text)[0]
+    assert 'aria-invalid="true"' in field
+    assert 'aria-describedby="birth_date-problem"' in field
+
+
+@pytest.mark.parametrize("field", ["procedure", "allergies", "alerts", "family_name", "physician"])
+def test_a_backslash_does_not_make_two_values(appliance, desk, field):
+    """On a Chinese keyboard it lies where 、 is; in DICOM it separates values."""
+    answer = register(desk, **{field: "chest\\abdomen"})
+    if answer.status_code == 303:
+        [stored] = stored_steps(appliance)
+        assert not any(b"chest\\" in stored.value(tag) for tag in stored)
+    else:
+        assert problem_at(answer.text, field)
+
+
+def test_an_equals_sign_in_a_name_does_not_make_a_group(appliance, desk):
+    answer = register(desk, family_name="Wang=Li", chinese_name="")
+    if answer.status_code == 303:
+        [stored] = stored_steps(appliance)
+        assert "Li" not in stored.get("PatientName").partition("=")[2]
+    else:
+        assert problem_at(answer.text, "family_name")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"pregnancy": "99999999"},
+        {"pregnancy": "²"},
+        {"device": "NOT A DEVICE BUT A LONG NAME"},
+        {"modality": "ct"},
+        {"sex": "X" * 40},
+        {"study": "not a uid"},
+        {"same_id": "merge"},
+        {"family_name": "Wa\0ng"},
+        {"priority": "x" * 100},
+    ],
+    ids=str,
+)
+def test_a_form_that_was_tampered_with_is_no_mistake_of_ours(desk, sent):
+    assert register(desk, **sent).status_code in (303, 422)
+
+
+# Names a device cannot show.
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {},
+        {"family_name": "", "given_name": "", "chinese_name": "王小东"},
+        {"family_name": "Wałęsa", "given_name": "Lech", "chinese_name": ""},
+    ],
+    ids=["both", "Chinese alone", "Polish"],
+)
+def test_a_name_the_device_cannot_show_is_saved_with_words_on_what_it_will(appliance, desk, typed):
+    """DX1 takes ISO_IR 100, which has neither Chinese nor ł."""
+    answer = register(desk, device="DX1", **typed)
+    assert answer.status_code == 303
+    page = desk.get(answer.headers["Location"])
+    [words] = re.findall(r'<p class="warning">(.*?)</p>', page.text)
+    assert "X-ray" in words
+    assert len(stored_steps(appliance)) == 1
+
+
+def test_a_name_without_chinese_is_what_the_device_will_show(appliance, desk):
+    page = desk.get(register(desk, device="DX1").headers["Location"])
+    [words] = re.findall(r'<p class="warning">(.*?)</p>', page.text)
+    [shown] = peers.run_findscu(appliance.port, "MINRIS", "DX1", ["PatientName"]).datasets
+    assert all(part in words for part in str(shown.PatientName).split("^"))
+    assert "王" not in words
+
+
+@pytest.mark.parametrize("title", ["CT1", "US1"])
+def test_a_name_the_device_can_show_needs_no_words(desk, title):
+    page = desk.get(register(desk, device=title).headers["Location"])
+    assert 'class="warning"' not in page.text
+
+
+# The same form twice, and the same patient ID.
+
+
+def test_a_form_sent_twice_registers_once(appliance, desk):
+    form = filled(desk)
+    answers = [desk.post("/register", data=form) for _ in range(2)]
+    assert {answer.headers["Location"] for answer in answers} == {
+        answers[0].headers["Location"],
+    }
+    assert len(stored_steps(appliance)) == 1
+
+
+@pytest.mark.parametrize("patient_id", ["", "P7"])
+def test_a_double_click_registers_once(appliance, desk, patient_id):
+    """Both requests are under way before either is answered."""
+    forms = [filled(desk, patient_id=patient_id) for _ in range(6)]
+    barrier = threading.Barrier(2)
+
+    def send(form):
+        with visiting(appliance, cookies=desk.cookies) as client:
+            client.get("/healthz")
+            barrier.wait(10)
+            return client.post("/register", data=form).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for form in forms:
+            codes = list(pool.map(send, [form, form]))
+            assert codes == [303, 303]
+    assert len(stored_steps(appliance)) == len(forms)
+
+
+def test_another_patient_in_a_form_that_was_sent_is_not_lost(appliance, desk):
+    """Back in the browser, the next patient typed over the last: the form has its old number."""
+    form = filled(desk)
+    desk.post("/register", data=form)
+    answer = desk.post(
+        "/register",
+        data=form | {"family_name": "Miller", "given_name": "Anna", "chinese_name": ""},
+        follow_redirects=True,
+    )
+    registered = [stored.get("PatientName") for stored in stored_steps(appliance)]
+    assert "Miller^Anna" in registered or answer.status_code >= 400
+
+
+def test_a_known_patient_id_with_another_name_asks_who_is_right(appliance, desk):
+    register(desk, patient_id="P7", birth_date="1978-03-12")
+    answer = register(
+        desk, patient_id="P7", family_name="Miller", given_name="Anna", chinese_name=""
+    )
+    assert answer.status_code == 422
+    assert "王小东" in problem_at(answer.text, "patient_id")
+    assert '<select id="same_id"' in answer.text
+    assert len(stored_steps(appliance)) == 1
+
+
+def test_a_known_patient_is_named_as_people_read_it(desk):
+    register(desk, patient_id="P7", birth_date="1978-03-12")
+    answer = register(
+        desk, patient_id="P7", family_name="Miller", given_name="Anna", chinese_name=""
+    )
+    words = problem_at(answer.text, "patient_id")
+    assert "^" not in words
+    assert "=" not in words
+    assert "1978-03-12" in words
+
+
+def ask_again(client, choice):
+    """Wang has P7; Miller is registered with P7 and the desk chooses."""
+    register(client, patient_id="P7")
+    texts = {"family_name": "Miller", "given_name": "Anna", "chinese_name": "", "patient_id": "P7"}
+    again = register(client, **texts)
+    form = filled(client, **texts) | hidden_fields(
+        again.text[again.text.index('action="/register"') :]
+    )
+    return client.post("/register", data=form | {"same_id": choice})
+
+
+def test_the_name_of_a_known_patient_is_corrected_on_demand(appliance, desk):
+    assert ask_again(desk, "update").status_code == 303
+    names = {stored.get("PatientName") for stored in stored_steps(appliance)}
+    assert names == {"Miller^Anna"}
+
+
+def test_another_patient_gets_another_id_on_demand(appliance, desk):
+    assert ask_again(desk, "new").status_code == 303
+    wang, miller = stored_steps(appliance)
+    assert (wang.get("PatientID"), wang.get("PatientName")) == ("P7", "Wang^XiaoDong=王^小东")
+    assert miller.get("PatientName") == "Miller^Anna"
+    assert miller.get("PatientID") not in ("", "P7")
+
+
+def test_nothing_is_saved_before_the_desk_has_chosen(appliance, desk):
+    assert ask_again(desk, "").status_code == 422
+    assert len(stored_steps(appliance)) == 1
+
+
+def test_a_known_patient_comes_again(appliance, desk):
+    for procedure in ("CT chest", "CT abdomen"):
+        assert register(desk, patient_id="P7", procedure=procedure).status_code == 303
+    assert appliance.read(lambda: minris.Patient.select().count()) == 1
+
+
+def test_a_patient_id_that_is_too_long_is_not_a_known_one(desk):
+    answer = register(desk, patient_id="P" * 65)
+    assert "known with another name" not in words_of(answer)
+
+
+# The board, and what is done on it.
+
+
+def test_the_board_shows_the_day_by_device_and_time(appliance, desk):
+    today = appliance.context().today()
+    for name, title, modality, time_of_day in (
+        ("Li^Na=李^娜", "US1", "US", "1015"),
+        ("Miller^Anna", "CT1", "CT", "0930"),
+        ("Zhang^Wei=张^伟", "CT1", "CT", "0815"),
+    ):
+        appliance.schedule(
+            item(
+                name,
+                ScheduledStationAETitle=title,
+                Modality=modality,
+                ScheduledProcedureStepStartDate=today,
+                ScheduledProcedureStepStartTime=time_of_day,
+            )
+        )
+    words = words_of(desk.get("/"))
+    shown = [
+        "CT room (CT1)",
+        "08:15",
+        "张伟",
+        "09:30",
+        "Miller",
+        "Ultrasound (US1)",
+        "10:15",
+        "李娜",
+    ]
+    places = [words.index(one) for one in shown]
+    assert places == sorted(places)
+    assert "3 exams" in words
+
+
+def test_another_day_is_shown_on_demand(appliance, desk):
+    appliance.schedule(item(ScheduledProcedureStepStartDate="20300101"))
+    assert "王小东" not in desk.get("/").text
+    assert "王小东" in desk.get("/?date=2030-01-01").text
+
+
+@pytest.mark.parametrize("date", ["", "2026-02-31", "tomorrow", "<script>", "99999999"])
+def test_a_day_that_is_none_is_today(desk, date):
+    answer = desk.get("/", params={"date": date})
+    assert answer.status_code == 200
+    assert "<script>" not in answer.text
+
+
+def test_an_urgent_exam_is_marked(appliance, desk):
+    register(desk, priority="STAT", date=f"{appliance.context().local_now():%Y-%m-%d}")
+    assert "STAT" in words_of(desk.get("/"))
+
+
+def test_what_has_ended_stays_on_the_board(appliance, desk):
+    appliance.schedule(item(ScheduledProcedureStepStatus="COMPLETED"))
+    page = desk.get("/?date=2026-07-05")
+    assert 'data-state="COMPLETED"' in page.text
+    assert "王小东" in page.text
+
+
+def test_an_empty_day_leads_to_the_form(desk):
+    assert 'href="/register"' in desk.get("/?date=2031-01-01").text
+
+
+def test_an_exam_at_an_unknown_device_is_shown(appliance, desk):
+    appliance.schedule(item(ScheduledStationAETitle="OLD_CT"))
+    assert "OLD_CT" in desk.get("/?date=2026-07-05").text
+
+
+EVENTS = [(state, event) for state, events in minris.EVENTS_OF_STATE.items() for event in events]
+
+
+@pytest.mark.parametrize(("state", "event"), EVENTS)
+def test_a_button_moves_an_exam_as_the_table_says(appliance, desk, state, event):
+    appliance.schedule(item(ScheduledProcedureStepStatus=state))
+    page = desk.get("/step/1").text
+    assert f'name="event" value="{event}"' in page
+    answer = desk.post("/step/1", data={"csrf": csrf_of(page), "event": event})
+    assert answer.status_code == 303
+    [stored] = stored_steps(appliance)
+    step = stored.item("ScheduledProcedureStepSequence")
+    assert step.text(minris.STEP_STATUS) == minris.STEP_TRANSITIONS[event, state]
+
+
+def test_a_button_leads_back_to_where_it_was_pressed(appliance, desk):
+    appliance.schedule(item())
+    token = csrf_of(desk.get("/register").text)
+    for path in ("/?date=2026-07-05", "/step/1"):
+        answer = desk.post(
+            "/step/1",
+            data={"csrf": token, "event": "arrive"},
+            headers={"Referer": f"{appliance.url}{path}"},
+        )
+        assert answer.headers["Location"] == path
+
+
+def test_what_has_begun_is_not_cancelled(appliance, desk):
+    appliance.schedule(item(ScheduledProcedureStepStatus="STARTED"))
+    token = csrf_of(desk.get("/register").text)
+    answer = desk.post("/step/1", data={"csrf": token, "event": "cancel"})
+    assert answer.status_code == 409
+    assert "STARTED" in words_of(answer) or "in progress" in words_of(answer).lower()
+
+
+@pytest.mark.parametrize("event", ["", "explode", "STARTED"])
+def test_an_action_that_is_none_is_400(appliance, desk, event):
+    appliance.schedule(item())
+    token = csrf_of(desk.get("/register").text)
+    assert desk.post("/step/1", data={"csrf": token, "event": event}).status_code == 400
+
+
+def test_the_reason_of_a_cancelled_exam_is_kept(appliance, desk):
+    appliance.schedule(item())
+    token = csrf_of(desk.get("/register").text)
+    desk.post("/step/1", data={"csrf": token, "event": "cancel", "remark": "Patient has flu"})
+    assert "Patient has flu" in words_of(desk.get("/step/1"))
+
+
+# Texts are texts.
+
+SCRIPT = "<script>alert('王')</script>"
+
+
+@pytest.mark.parametrize(
+    "field", ["family_name", "procedure", "allergies", "comment", "patient_id"]
+)
+def test_markup_in_a_field_is_shown_as_text(desk, field):
+    answer = register(desk, date="2026-07-05", **{field: SCRIPT})
+    for page in (desk.get(answer.headers["Location"]), desk.get("/?date=2026-07-05")):
+        assert "<script>alert" not in page.text
+    assert html.escape(SCRIPT, quote=True).partition("(")[0] in desk.get("/step/1").text
+
+
+def test_markup_in_a_form_that_comes_again_is_shown_as_text(desk):
+    answer = register(desk, family_name=f'"{SCRIPT}', birth_date=SCRIPT)
+    assert answer.status_code == 422
+    assert "<script>alert" not in answer.text
+
+
+def test_markup_from_a_modality_is_shown_as_text(appliance, desk):
+    appliance.schedule(item(f"Evil^{SCRIPT}", RequestedProcedureComments=SCRIPT))
+    for path in ("/step/1", "/?date=2026-07-05"):
+        assert "<script>alert" not in desk.get(path).text
+
+
+# Pages that are not there, and languages.
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/step/999", 404),
+        ("GET", "/step/one", 404),
+        ("GET", "/static/nothing.css", 404),
+        ("GET", "/static/../minris.py", 404),
+        ("GET", "/static/%2e%2e/minris.py", 404),
+        ("DELETE", "/", 405),
+        ("POST", "/", 405),
+    ],
+)
+def test_what_is_not_there_is_said_on_a_page_with_a_way_back(desk, method, path, status):
+    answer = desk.request(method, path)
+    assert answer.status_code in (status, 403)
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert 'href="/"' in answer.text
+
+
+def test_a_lone_file_has_pages_too(run_appliance, monkeypatch):
+    monkeypatch.setattr(minris, "find_static", lambda: None)
+    appliance = run_appliance()
+    with visiting(appliance) as client:
+        log_in(client, "admin", admin_password(appliance))
+        board = client.get("/").text
+        assert register(client).status_code == 303
+    assert "/static/" not in board
+    assert 'http-equiv="refresh"' in board
+
+
+def test_the_board_loads_itself_anew_without_script(desk):
+    assert re.search(r'<noscript>\s*<meta http-equiv="refresh"', desk.get("/").text)
+    assert 'http-equiv="refresh"' not in desk.get("/register").text
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("", "en"),
+        ("en-US,en;q=0.9,zh;q=0.8", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN"),
+        ("zh", "zh-CN"),
+        ("fr", "en"),
+        ("fr,zh-CN;q=0.8", "zh-CN"),
+        ("*", "en"),
+        ("e", "en"),
+        (";;,,", "en"),
+    ],
+)
+def test_the_language_is_the_browsers(accepted, language):
+    assert minris.choose_language(["en", "zh-CN"], "", accepted, "en") == language
+
+
+def test_the_language_chosen_goes_before_the_browsers():
+    assert minris.choose_language(["en", "zh-CN"], "zh-CN", "en-US", "en") == "zh-CN"
+
+
+def test_the_pages_are_there_in_chinese(desk):
+    desk.get("/language", params={"language": "zh-CN", "back": "/register"})
+    page = desk.get("/register").text
+    assert '<html lang="zh-CN">' in page
+    assert "Family name" not in page
+
+
+def test_changing_the_language_leads_to_no_other_site(desk):
+    answer = desk.get("/language", params={"language": "en", "back": "//evil.example/"})
+    assert answer.headers["Location"] == "/"
+    assert {"httponly", "samesite=lax"} <= cookie_flags(answer)
