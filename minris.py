@@ -131,10 +131,18 @@ class Message(str):
     key: str
     values: Mapping[str, object]
 
-    def __new__(cls, key: str, **values: object) -> "Message":
+    def __new__(cls, key: str, /, **values: object) -> "Message":
         text = super().__new__(cls, key.format_map(values) if values else key)
         text.key, text.values = key, values
         return text
+
+
+def description_of(tag: int) -> str:
+    """The name of an attribute in the data dictionary."""
+    try:
+        return datadict.dictionary_description(tag)
+    except KeyError:
+        return "Unknown attribute"
 
 
 class Problem(NamedTuple):
@@ -143,8 +151,25 @@ class Problem(NamedTuple):
     tag: int
     words: Message
 
+    @property
+    def message(self) -> Message:
+        """The whole sentence: Patient's Birth Date (0010,0030) 19800231 is not a date."""
+        if not self.tag:
+            return self.words
+        name = Message(description_of(self.tag))
+        number = f"{self.tag >> 16:04X},{self.tag & 0xFFFF:04X}"
+        return Message("{name} ({number}) {words}", name=name, number=number, words=self.words)
+
     def __str__(self) -> str:
-        return f"{attribute_name(self.tag)} {self.words}" if self.tag else str(self.words)
+        return str(self.message)
+
+
+def joined(messages: Iterable[Message], between: str) -> Message:
+    """Several sentences as one that can still be translated."""
+    first, *rest = messages
+    for message in rest:
+        first = Message("{first}" + between + "{second}", first=first, second=message)
+    return first
 
 
 class Refusal(Exception):
@@ -165,7 +190,7 @@ class Refusal(Exception):
         error_id: int | None = None,
     ) -> None:
         self.problems = tuple(problems)
-        super().__init__(detail or (str(self.problems[0]) if self.problems else status.name))
+        super().__init__(detail or (self.problems[0].message if self.problems else status.name))
         self.status, self.error_id = status, error_id
         self.detail: str = self.args[0]
 
@@ -315,11 +340,7 @@ def vr_of(tag: int) -> str:
 
 def attribute_name(tag: int) -> str:
     """`Patient's Birth Date (0010,0030)`, for people."""
-    try:
-        name = datadict.dictionary_description(tag) + " "
-    except KeyError:
-        name = ""
-    return f"{name}({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
 class Attribute(NamedTuple):
@@ -713,13 +734,13 @@ def read_bool(text: str) -> bool:
     try:
         return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
     except KeyError:
-        raise ValueError("is neither yes nor no") from None
+        raise ValueError(Message("is neither yes nor no")) from None
 
 
 def read_int(text: str, low: str, high: str) -> int:
     """A whole number from low to high."""
     if not re.fullmatch(r"-?\d+", text) or not int(low) <= int(text) <= int(high):
-        raise ValueError(f"is not a whole number from {low} to {high}")
+        raise ValueError(Message("is not a whole number from {low} to {high}", low=low, high=high))
     return int(text)
 
 
@@ -743,9 +764,11 @@ def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     titles = tuple(title.strip() for title in text.split(",") if title.strip())
     for title in titles:
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-            raise ValueError(f"{title!r} is not an AE title (1 to 16 ASCII characters)")
+            raise ValueError(
+                Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
+            )
     if not 1 <= len(titles) <= int(most):
-        raise ValueError("is not an AE title" if int(most) == 1 else "has no AE title")
+        raise ValueError(Message("is not an AE title"))
     return titles
 
 
@@ -775,7 +798,7 @@ def read_choice(text: str, *choices: str) -> str:
     for choice in choices:
         if text.lower() == choice.lower():
             return choice
-    raise ValueError(f"is not one of {', '.join(choices)}")
+    raise ValueError(Message("is not one of {choices}", choices=", ".join(choices)))
 
 
 def read_states(text: str) -> frozenset[str]:
@@ -1018,7 +1041,10 @@ def read_section(
         try:
             setattr(section, setting.key, read_setting(setting, text))
         except ValueError as error:
-            problems.append(f"[{name}] {setting.key}: {text or 'nothing'!r} {error}")
+            where = {"section": name, "key": setting.key, "value": repr(text or "nothing")}
+            problems.append(
+                Message("[{section}] {key}: {value} {words}", **where, words=error.args[0])
+            )
     problems.extend(f"[{name}] {key}: there is no such setting" for key in set(given) - known)
     return section
 
@@ -1246,9 +1272,9 @@ class CharacterSet:
             found = cls.NUMBER.fullmatch(term)
             if term in cls.ALONE:
                 if len(terms) > 1:
-                    return f"{term} stands alone"
+                    return Message("{term} stands alone", term=term)
             elif not (found and found[2] in REPERTOIRES) and not (term == "" and number == 0):
-                return f"{term!r} is not a character set known here"
+                return Message("{term!r} is not a character set known here", term=term)
         return ""
 
     def delimiters(self, vr: bytes) -> bytes:
@@ -3165,15 +3191,15 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
               another device
     """
     given = {key: text for key, text in settings.items() if text}
-    problems: list[str] = []
-    section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
+    wrong: list[str] = []
+    section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
+    words = [Message("{key}: {value} {words}", **dict(message.values)) for message in wrong]
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
-        problems.append(f"[device {name}]: a name has 1 to 64 characters")
+        words.append(Message("A name has 1 to 64 characters"))
     if section.__dict__.get("check_address") and not section.host:
-        problems.append(f"[device {name}] check_address: needs host")
-    if problems:
-        words = [Problem(0, Message(problem.partition("] ")[2] or problem)) for problem in problems]
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=words)
+        words.append(Message("check_address needs host"))
+    if words:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
     for other in ctx.devices:
         taken = set(other.ae_titles) & set(section.ae_title)
         if other.name != old_name and (other.name == name or taken):
@@ -4479,7 +4505,7 @@ class Exclusion(NamedTuple):
     @property
     def name(self) -> str:
         """The attribute's name."""
-        return datadict.dictionary_description(self.tag) if self.tag else ""
+        return description_of(self.tag) if self.tag else ""
 
 
 def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -> Exclusion | None:
@@ -5026,8 +5052,10 @@ def items_from_json(content: bytes) -> list[bytes]:
 
 def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
     """A refusal that says which item it is about, and all that is wrong with it."""
-    words = "; ".join(map(str, refusal.problems)) or refusal.detail
-    return Refusal(refusal.status, f"{word} {number}: {words}", refusal.problems)
+    found = [problem.message for problem in refusal.problems]
+    words = joined(found, "; ") if found else Message(refusal.detail)
+    line = Message("{word} {number}: {words}", word=Message(word), number=number, words=words)
+    return Refusal(refusal.status, line, refusal.problems)
 
 
 def import_items(
@@ -5045,11 +5073,11 @@ def import_items(
             except Refusal as refusal:
                 refusals.append(numbered(refusal, count, word))
         if refusals:
-            lines = [str(refusal) for refusal in refusals[:100]]
+            lines = [refusal.detail for refusal in refusals[:100]]
             if len(refusals) > 100:
-                lines.append(f"and {len(refusals) - 100} more")
+                lines.append(Message("and {count} more", count=len(refusals) - 100))
             problems = [problem for refusal in refusals for problem in refusal.problems]
-            raise Refusal(refusals[0].status, "\n".join(lines), problems)
+            raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
     return count
 
 
@@ -5146,7 +5174,7 @@ def items_from_csv(content: bytes) -> list[bytes]:
     if not {"PatientName", "family"} & set(keywords):
         problems.append(Message("There is no column for the patient's name"))
     if problems:
-        text = "\n".join(problems)
+        text = joined(problems, "\n")
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
     return [_item_from_row(keywords, line) for line in lines]
 
@@ -5169,7 +5197,7 @@ def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
 STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
 
 
-def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], list[str]]:
+def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
     """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
     names, lines = read_csv(content)
     try:
@@ -5177,8 +5205,8 @@ def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], list[str
             import_items(ctx, items_from_csv(content), word="row")
             trial.rollback()
     except Refusal as refusal:
-        return [names, *lines], refusal.detail.split("\n")
-    return [names, *lines], []
+        return [names, *lines], refusal.detail
+    return [names, *lines], ""
 
 
 # Everything, in open form.
@@ -7140,12 +7168,13 @@ class Translator:
 
     def __call__(self, text: str, **values: object) -> str:
         if isinstance(text, Message):
-            text, values = (
-                text.key,
-                {k: self(v) if isinstance(v, Message) else v for k, v in text.values.items()},
-            )
+            text, values = text.key, dict(text.values)
         found = self.catalogue.get(text, text)
-        return found.format_map(values) if values else found
+        if not values:
+            return found
+        return found.format_map(
+            {k: self(v) if isinstance(v, Message) else v for k, v in values.items()}
+        )
 
 
 def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
@@ -7677,13 +7706,15 @@ def shown_at(device: Device | None, data: bytes) -> str:
     return answer.get("PatientName") if answer.get("PatientName") != name else ""
 
 
-def elapsed(ctx: Context, stamp: str) -> str:
+def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
     """How long ago a time of the store was, in minutes or hours."""
     if not stamp:
         return ""
     then = datetime.datetime.fromisoformat(stamp)
     minutes = max(0, int((ctx.now() - then).total_seconds() // 60))
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 120:
+        return t("{minutes} min", minutes=minutes)
+    return t("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
 
 
 def steps_of_day(date: str) -> list[tuple[Any, ...]]:
@@ -7714,7 +7745,7 @@ def board_step(ctx: Context, t: Translator, row: tuple[Any, ...]) -> dict[str, A
         or index.get("RequestedProcedureDescription"),
         "accession": index.get("AccessionNumber"),
         "priority": t(priority) if priority in ("STAT", "HIGH") else "",
-        "since": elapsed(ctx, since),
+        "since": elapsed(ctx, t, since),
         "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
     }
 
@@ -8492,7 +8523,7 @@ class Pages:
                     f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
                     str(q.count),
                     str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                    asked_for(ElementIndex(bytes(q.keys))),
+                    asked_for(t, ElementIndex(bytes(q.keys))),
                 )
             )
             for q in queries[:50]
@@ -8622,9 +8653,10 @@ class Pages:
             lines, problems = self.web.write(preview_file, ctx, name, content)
         except Refusal as refusal:
             self.bottle.response.status = 422
-            return self.import_page(problems=[t(refusal.detail)], file=name)
+            return self.import_page(problems=t(refusal.detail).split("\n"), file=name)
         kept = "" if problems else base64.b64encode(content).decode()
-        return self.import_page(lines=lines, problems=problems, content=kept, file=name)
+        listed = t(problems).split("\n") if problems else []
+        return self.import_page(lines=lines, problems=listed, content=kept, file=name)
 
     # Devices
 
@@ -8814,16 +8846,14 @@ def reason_of(t: Translator, why: Exclusion | None, step: Any) -> tuple[str, tup
     return sentence, ()
 
 
-def asked_for(index: ElementIndex, inside: str = "") -> str:
+def asked_for(t: Translator, index: ElementIndex) -> str:
     """The keys of a query that are not universal, in words."""
     words = []
     for tag in index:
         if index.vr(tag) == b"SQ":
-            words += [asked_for(item) for item in index.items(tag)]
-        elif text := index.text(tag).strip("*"):
-            words.append(
-                f"{datadict.dictionary_description(tag)} {index.text(tag)}" if text else ""
-            )
+            words += [asked_for(t, item) for item in index.items(tag)]
+        elif index.text(tag).strip("*"):
+            words.append(f"{t(description_of(tag))} {index.text(tag)}")
     return ", ".join(filter(None, words))
 
 
@@ -8935,7 +8965,7 @@ def import_file(ctx: Context, name: str, content: bytes) -> int:
     return import_items(ctx, read_items(name, content), word=word)
 
 
-def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], list[str]]:
+def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
     """What an import would do: its lines, and what is wrong; nothing is kept."""
     if name.lower().endswith(".csv"):
         return preview_csv(ctx, content)
@@ -8947,8 +8977,8 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
             import_items(ctx, items)
             trial.rollback()
     except Refusal as refusal:
-        return lines, refusal.detail.split("\n")
-    return lines, []
+        return lines, refusal.detail
+    return lines, ""
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
@@ -9769,12 +9799,10 @@ class Certificate:
         end = self.ends()
         if end > now + datetime.timedelta(days=14):
             return None
-        words = (
-            "The certificate {file} has expired on {day}"
-            if end <= now
-            else ("The certificate {file} expires on {day}")
-        )
-        return Message(words, file=self.files[0].name, day=f"{end:%Y-%m-%d}")
+        where = {"file": self.files[0].name, "day": f"{end:%Y-%m-%d}"}
+        if end <= now:
+            return Message("The certificate {file} has expired on {day}", **where)
+        return Message("The certificate {file} expires on {day}", **where)
 
 
 def open_certificate(config: Config, section: types.SimpleNamespace) -> Certificate | None:
