@@ -9826,6 +9826,25 @@ class Job(NamedTuple):
     function: Callable[["Appliance"], None]
 
 
+def notify_systemd(text: str) -> None:
+    """Tell systemd something (sd_notify), where it has started us and listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+            contextlib.suppress(OSError),
+        ):
+            channel.sendto(text.encode(), address)
+
+
+def job_watchdog(appliance: "Appliance") -> None:
+    """Tell systemd that all is well, while it is."""
+    if not any(appliance.health().values()):
+        notify_systemd("WATCHDOG=1")
+
+
 def job_save_queries(appliance: "Appliance") -> None:
     """Keep the worklist queries that have gathered."""
     if queries := appliance.dimse.queries.take():
@@ -9866,6 +9885,7 @@ def job_backup(appliance: "Appliance") -> None:
 
 JOBS = (
     Job("queries", "interval", {"seconds": 10}, job_save_queries),
+    Job("watchdog", "interval", {"seconds": 20}, job_watchdog),
     Job("certificates", "interval", {"minutes": 1}, job_renew),
     Job("purge", "cron", {"hour": 3, "minute": 10}, job_purge),
 )
@@ -10075,9 +10095,11 @@ class Appliance:
             f" pages at {self.web_url}, store {config.store_path},"
             f" configuration {config.path or 'defaults'}"
         )
+        notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
         try:
             await until.wait()
         finally:
+            notify_systemd("STOPPING=1")
             await self.stop()
 
 
