@@ -7035,6 +7035,8 @@ class WebServer:
                     text = f"data: {self.changes.number}\n\n"
                 except TimeoutError:
                     text = ": still here\n\n"
+        except asyncio.CancelledError:
+            pass  # we are stopping; the page will look for us again
         finally:
             gone.cancel()
             self.changes.waiting.discard(event)
