@@ -74,6 +74,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+import warnings
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -3021,7 +3022,8 @@ class Writer:
                 while len(batch) < self.BATCH and not self.queue.empty():
                     batch.append(self.queue.get())
                 going = None not in batch
-                if jobs := [job for job in batch if job]:
+                jobs = [job for job in batch if job and job.future.set_running_or_notify_cancel()]
+                if jobs:
                     self._commit(jobs)
 
     def _commit(self, jobs: list[_Job]) -> None:
@@ -3145,6 +3147,15 @@ class AccessRules:
         """The device of an AE title, None where it is not registered."""
         return self.by_title.get(calling)
 
+    def host_to_look_up(self, calling: str) -> str:
+        """The name of a host that must be known before `refusal` is asked, or nothing."""
+        device = self.by_title.get(calling)
+        if not device or not device.check_address:
+            return ""
+        return (
+            "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", device.host) else device.host
+        )
+
     def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
         """Why an association is not for us: the reason of A-ASSOCIATE-RJ and words; or None.
 
@@ -3248,6 +3259,11 @@ DEVICE_PROFILES = {
 }
 
 
+def this_minute() -> int:
+    """A number that is another one each minute, on a clock that is not set."""
+    return int(time.monotonic() // 60)
+
+
 @functools.lru_cache(256)
 def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once a minute."""
@@ -3260,7 +3276,7 @@ def host_addresses(host: str, minute: int) -> frozenset[str]:
 def same_host(host: str, address: str) -> bool:
     """Whether an address is one of a host's."""
     address = address.removeprefix("::ffff:")
-    return address == host or address in host_addresses(host, int(time.monotonic() // 60))
+    return address == host or address in host_addresses(host, this_minute())
 
 
 def hash_password(password: str) -> str:
@@ -5435,7 +5451,19 @@ PDU_EVENTS = {
 
 
 class ProtocolError(Exception):
-    """A peer broke a rule of the upper layer or a limit: the association is aborted."""
+    """A peer broke a rule of the upper layer or a limit: the association is aborted.
+
+    reason  of A-ABORT: 1 unrecognized PDU, 2 unexpected PDU, 6 invalid parameter (PS3.8 9.3.8)
+    """
+
+    def __init__(self, words: str, reason: int = 6) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in words))
+        self.reason = reason
+
+
+def calling_ae_title(pdu: bytes) -> str:
+    """The calling AE title of an A-ASSOCIATE-RQ, without padding."""
+    return pdu[26:42].decode("ascii", "replace").strip(" \0")
 
 
 class Rejection(Exception):
@@ -5586,7 +5614,26 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
         if number % 2 == 0:
             changed[place] = odd = next(free)
             renumbered[odd] = number
-    return bytes(changed), renumbered
+    for at in (10, 26):
+        changed[at : at + 16] = bytes(changed[at : at + 16]).strip(b" \0").ljust(16)
+    return _known_items(bytes(changed)), renumbered
+
+
+USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
+
+
+def _known_items(pdu: bytes) -> bytes:
+    """The PDU without items that are not known, which PS3.8 9.3.1 wants ignored."""
+    parts = []
+    for kind, start, end in _items(pdu, 74, len(pdu)):
+        content = pdu[start:end]
+        if kind == 0x50:
+            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
+            content = b"".join(kept)
+        if kind in (0x10, 0x20, 0x50):
+            parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    body = pdu[6:74] + b"".join(parts)
+    return _PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
 
 
 class Negotiator:
@@ -5606,6 +5653,9 @@ class Negotiator:
     ) -> None:
         from pynetdicom.presentation import build_context
 
+        for library in ("pynetdicom", "pydicom"):  # what they say of a peer's bytes, we say once
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+            warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
         self.supported = []
         for uid, roles in contexts.items():
@@ -5614,26 +5664,35 @@ class Negotiator:
             if roles:
                 context.scu_role, context.scp_role = roles
             self.supported.append(context)
-        self.known: collections.OrderedDict[object, Negotiated | Rejection] = (
-            collections.OrderedDict()
-        )
+        self.known: collections.OrderedDict[object, Negotiated] = collections.OrderedDict()
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
+        if len(pdu) < 74:
+            raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+        called = pdu[10:26].decode("ascii", "replace").strip(" \0")
+        calling = calling_ae_title(pdu)
+        self._check_titles(called, calling, address, access)
         key = pdu, address, access.version
-        outcome = self.known.get(key)
-        if outcome is None:
-            try:
-                outcome = self._negotiate(pdu, address, access)
-            except Rejection as rejection:
-                outcome = rejection
+        negotiated = self.known.get(key)
+        if negotiated is None:
+            negotiated = self._negotiate(pdu, address, access)
             if len(pdu) <= 8192 and not self._has_user_identity(pdu):
-                self.known[key] = outcome
+                self.known[key] = negotiated
                 if len(self.known) > self.REMEMBERED:
                     self.known.popitem(last=False)
-        if isinstance(outcome, Rejection):
-            raise outcome
-        return outcome
+        return negotiated
+
+    @staticmethod
+    def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
+        """Reject who may not call, each time anew (PS3.8 Table 9-21)."""
+        if not calling:
+            raise Rejection(1, 1, 3, "the caller has no AE title set")
+        for reason, title in ((3, calling), (7, called)):
+            if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
+                raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
+        if refusal := access.refusal(called, calling, address):
+            raise Rejection(1, 1, *refusal)
 
     @staticmethod
     def _has_user_identity(pdu: bytes) -> bool:
@@ -5647,15 +5706,11 @@ class Negotiator:
     def _negotiate(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         from pynetdicom import pdu as pdus
 
+        called = pdu[10:26].decode("ascii", "replace").strip(" \0")
+        calling = calling_ae_title(pdu)
         pdu, renumbered = check_associate_rq(pdu)
-        called, calling = (pdu[at : at + 16].decode("ascii", "replace") for at in (10, 26))
-        called, calling = called.strip(" \0"), calling.strip(" \0")
         if not int.from_bytes(pdu[6:8], "big") & 1:
             raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
-        if not calling:
-            raise Rejection(1, 1, 3, "the caller has no AE title set")
-        if refusal := access.refusal(called, calling, address):
-            raise Rejection(1, 1, *refusal)
         request = pdus.A_ASSOCIATE_RQ()
         try:
             request.decode(pdu)
@@ -5745,13 +5800,14 @@ class Association(asyncio.Protocol):
     """
 
     QUEUE = 16  # messages waiting before reading is paused
+    EMPTY = 1024  # fragments of one association that carry nothing
 
     def __init__(self, server: "AssociationServer") -> None:
         self.server, self.limits = server, server.limits
         self.loop = server.loop
         self.state = "Sta1"
         self.buffer = bytearray()
-        self.command, self.fragments, self.received = bytearray(), [], 0
+        self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
         self.request: Request | None = None
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
@@ -5764,8 +5820,9 @@ class Association(asyncio.Protocol):
         self.writable.set()
         self.peer: Negotiated | None = None
         self.address, self.counted = "", ""
-        self.active = 0.0
-        self.paused = False
+        self.refused = False
+        self.active = self.pdu_began = 0.0
+        self.paused = self.pdu_sized = False
         self.combined = True  # command and data set in one PDU, as nearly all peers take it
 
     # Events of the transport
@@ -5781,6 +5838,7 @@ class Association(asyncio.Protocol):
         self.happens("connected")
         if words := self.server.enter(self, "pending"):
             self.refuse(words)
+            transport.close()  # none of a flood is waited for
 
     def connection_lost(self, error: Exception | None) -> None:
         self.happens("closed")
@@ -5821,7 +5879,7 @@ class Association(asyncio.Protocol):
             while have - pos >= 6 and self.state != "Sta1":
                 kind, _, length = _PDU_HEADER.unpack_from(buffer, pos)
                 if kind not in PDU_EVENTS:
-                    raise ProtocolError(f"PDU type {kind:02X} is not known")
+                    raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
                 if length > self._longest(kind):
                     raise ProtocolError(f"a PDU of {length} bytes is past the limit")
                 if have - pos < 6 + length:
@@ -5831,7 +5889,7 @@ class Association(asyncio.Protocol):
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
-            self.happens("invalid")
+            self.happens("invalid", error.reason)
             pos = have
         if pos:
             del buffer[:pos]
@@ -5843,15 +5901,23 @@ class Association(asyncio.Protocol):
         return max(65536, self.limits.maximum_pdu_length) if kind <= A_ASSOCIATE_AC else 4
 
     def _time_pdu(self) -> None:
-        """A PDU that has begun must end: its timer runs from its first byte."""
-        if not self.buffer or self.state in ("Sta1", "Sta13"):
-            if self.pdu_timer:
-                self.pdu_timer.cancel()
-                self.pdu_timer = None
-        elif not self.pdu_timer:
-            length = int.from_bytes(self.buffer[2:6], "big") if len(self.buffer) >= 6 else 0
-            seconds = self.limits.pdu_timeout + length / 16384
-            self.pdu_timer = self.loop.call_later(seconds, self._pdu_timed_out)
+        """A PDU that has begun must end: its timer runs from its first byte, while we read."""
+        whole_header = len(self.buffer) >= 6
+        if not self.buffer or self.paused or self.state in ("Sta1", "Sta13"):
+            self._stop_pdu_timer()
+        elif not self.pdu_timer or whole_header != self.pdu_sized:
+            if not self.pdu_timer:
+                self.pdu_began = self.loop.time()
+            self._stop_pdu_timer()
+            self.pdu_sized = whole_header
+            length = int.from_bytes(self.buffer[2:6], "big") if whole_header else 0
+            until = self.pdu_began + self.limits.pdu_timeout + length / 16384
+            self.pdu_timer = self.loop.call_at(until, self._pdu_timed_out)
+
+    def _stop_pdu_timer(self) -> None:
+        if self.pdu_timer:
+            self.pdu_timer.cancel()
+            self.pdu_timer = None
 
     def _pdu_timed_out(self) -> None:
         self.server.complain(self.address, "%s: a PDU that has begun does not end", self)
@@ -5868,9 +5934,7 @@ class Association(asyncio.Protocol):
             getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
 
     def _pdu(self, kind: int, pdu: bytes) -> None:
-        if self.pdu_timer:
-            self.pdu_timer.cancel()
-            self.pdu_timer = None
+        self._stop_pdu_timer()
         self.happens(PDU_EVENTS[kind], pdu)
 
     def _start_artim(self, seconds: float) -> None:
@@ -5885,9 +5949,11 @@ class Association(asyncio.Protocol):
     def _write_last(self, pdu: bytes) -> None:
         """Write what ends the association; the peer is to close, for so long we wait."""
         self._stop_work()
+        self.refused = True
         self.transport.write(pdu)
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the peer has left a moment ago
+                self.transport.write_eof()
         self._start_artim(min(2.0, self.limits.associate_timeout))
 
     def _stop_work(self) -> None:
@@ -5900,13 +5966,24 @@ class Association(asyncio.Protocol):
     def _close(self) -> None:
         self._stop_artim()
         self._stop_work()
-        self.transport.close()
+        self.transport.abort()  # what has not been read by now is not wanted
 
     def _ae_5(self) -> None:
         self._start_artim(self.limits.associate_timeout)
 
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
+        host = self.server.access().host_to_look_up(calling_ae_title(pdu))
+        if host:  # a name server may be slow, and nothing blocks in the loop
+            run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
+            run.add_done_callback(lambda _: self._decide(pdu))
+        else:
+            self._decide(pdu)
+
+    def _decide(self, pdu: bytes) -> None:
+        """Accept or reject, if the peer is still there."""
+        if self.state != "Sta3":
+            return
         server = self.server
         try:
             negotiated = server.negotiator.decide(pdu, self.address, server.access())
@@ -5916,6 +5993,9 @@ class Association(asyncio.Protocol):
             server.complain(self.address, "%s rejected: %s", self, rejection)
             server.note_rejected(self.address, pdu, str(rejection))
             self.happens("reject", rejection.pdu)
+        except ProtocolError as error:
+            server.complain(self.address, "%s: %s", self, error)
+            self.happens("invalid", error.reason)
         else:
             self.peer = negotiated
             server.accepted += 1
@@ -5946,9 +6026,11 @@ class Association(asyncio.Protocol):
         self.transport.write(RELEASE_RQ_PDU)
 
     def _ar_2(self, pdu: bytes) -> None:
-        if self.current:  # PS3.8: nothing asked before it is owed after it
-            self.current.cancelled = True
-        self.happens("released")
+        if self.task:  # what came before it is still done; a search has nobody to hear it
+            if self.current:
+                self.current.cancelled = True
+        else:
+            self.happens("released")
 
     def _ar_3(self, pdu: bytes) -> None:
         self._close()
@@ -5965,10 +6047,12 @@ class Association(asyncio.Protocol):
     def _ar_10(self, pdu: bytes) -> None:
         self.happens("released")
 
-    def _aa_1(self, pdu: bytes = b"") -> None:
+    def _aa_1(self, cause: bytes | int = b"") -> None:
         self._write_last(abort_pdu(0))
 
     def _aa_2(self, pdu: bytes = b"") -> None:
+        if not self.peer and not self.refused and not pdu:
+            self.server.complain(self.address, "%s asked for no association in time", self)
         self._close()
 
     def _aa_3(self, pdu: bytes) -> None:
@@ -5984,22 +6068,21 @@ class Association(asyncio.Protocol):
     def _aa_6(self, pdu: bytes) -> None:
         """What comes after our last PDU is ignored."""
 
-    def _aa_7(self, pdu: bytes = b"") -> None:
+    def _aa_7(self, cause: bytes | int = b"") -> None:
         """PS3.8 wants another A-ABORT here; our half is closed already, so nothing can follow."""
 
-    def _aa_8(self, pdu: bytes = b"") -> None:
-        self._write_last(abort_pdu(2, 2 if pdu else 6))
+    def _aa_8(self, cause: bytes | int = 6) -> None:
+        self._write_last(abort_pdu(2, cause if isinstance(cause, int) else 2))
 
     # Limits of time
 
     def _watch_idle(self) -> None:
-        if self.state not in ("Sta6", "Sta7"):
+        if self.state in ("Sta1", "Sta13"):
             return
         idle = self.loop.time() - self.active
         left = self.limits.idle_timeout - (0 if self.current else idle)
         if left <= 0:
-            log.info("%s was idle for %.0f s: aborted", self, idle)
-            self.happens("abort")
+            self.refuse(f"idle for {idle:.0f} s")
         else:
             self.idle_timer = self.loop.call_later(left, self._watch_idle)
 
@@ -6026,6 +6109,10 @@ class Association(asyncio.Protocol):
             context = self.peer.contexts.get(context_id)
             if not context:
                 raise ProtocolError(f"presentation context {context_id} was not accepted")
+            if not fragment and not control & 2:
+                self.empty += 1
+                if self.empty > self.EMPTY:
+                    raise ProtocolError("fragments without end carry nothing")
             if control & 1:
                 self._command_fragment(context, fragment, bool(control & 2))
             else:
@@ -6052,27 +6139,27 @@ class Association(asyncio.Protocol):
             raise ProtocolError("a data set comes without its command")
         self.received += len(fragment)
         if not request.too_large:
-            self.fragments.append(fragment)
+            self.data += fragment
             self.server.receiving += len(fragment)
             if (
                 self.received > self.limits.maximum_dataset_length
                 or self.server.receiving > AssociationServer.RECEIVING
             ):
                 request.too_large = True
-                self._drop_fragments()
+                self._drop_data()
         if self.received > self.limits.maximum_drained_length:
             raise ProtocolError(f"a data set of {self.received} bytes and more")
         if last:
-            request.data = None if request.too_large else b"".join(self.fragments)
+            request.data = None if request.too_large else bytes(self.data)
             self._forget_data()
             self._complete(request)
 
-    def _drop_fragments(self) -> None:
-        self.server.receiving -= sum(map(len, self.fragments))
-        self.fragments = []
+    def _drop_data(self) -> None:
+        self.server.receiving -= len(self.data)
+        self.data = bytearray()
 
     def _forget_data(self) -> None:
-        self._drop_fragments()
+        self._drop_data()
         self.request, self.received = None, 0
 
     def _complete(self, request: Request) -> None:
@@ -6088,31 +6175,39 @@ class Association(asyncio.Protocol):
         self.waiting.append(request)
         if not self.task:
             self.task = self.loop.create_task(self._serve())
-            self.task.add_done_callback(self._served)
         elif len(self.waiting) >= self.QUEUE and not self.paused:
             self.paused = True
             self.transport.pause_reading()
+            self._stop_pdu_timer()
 
     async def _serve(self) -> None:
-        while self.waiting:
-            self.current = self.waiting.popleft()
-            await self.server.dispatch(self, self.current)
-            self.active = self.loop.time()
-            if self.paused and len(self.waiting) < self.QUEUE and self.state != "Sta1":
-                self.paused = False
-                self.transport.resume_reading()
-
-    def _served(self, task: asyncio.Task) -> None:
-        self.task = self.current = None
-        if not task.cancelled() and (error := task.exception()):
-            log.error("%s: a message could not be served", self, exc_info=error)
+        """Answer what waits, one after the other; a release that came meanwhile is answered last."""
+        try:
+            while self.waiting and self.state in ("Sta6", "Sta7", "Sta8"):
+                self.current = self.waiting.popleft()
+                await self.server.dispatch(self, self.current)
+                self.active = self.loop.time()
+                if self.paused and len(self.waiting) < self.QUEUE:
+                    self._resume_reading()
+        except Exception:
+            log.exception("%s: a message could not be served", self)
             self.happens("abort")
+        finally:
+            self.task = self.current = None
+        if self.state == "Sta8":
+            self.happens("released")
+
+    def _resume_reading(self) -> None:
+        self.paused = False
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        self._time_pdu()
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
         """Write messages in one go and wait while the peer does not read; whether it is there."""
         self.happens("send data", b"".join(self._pdus(*message) for message in messages))
         await self.writable.wait()
-        return self.state == "Sta6"
+        return self.state in ("Sta6", "Sta8")
 
     async def send_answers(
         self, context: AcceptedContext, command: bytes, answers: Iterable[bytes]
@@ -6140,12 +6235,12 @@ class Association(asyncio.Protocol):
                 self.happens("send data", b"".join(pdus))
                 pdus, size = [], 0
                 await self.writable.wait()
-                if self.state != "Sta6":
+                if self.state not in ("Sta6", "Sta8"):
                     return False
         if pdus:
             self.happens("send data", b"".join(pdus))
             await self.writable.wait()
-        return self.state == "Sta6"
+        return self.state in ("Sta6", "Sta8")
 
     def _pdus(self, context: AcceptedContext, command: bytes, data: bytes | None) -> bytes:
         """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
@@ -6235,13 +6330,15 @@ class AssociationServer:
                 limits.maximum_associations_per_address,
             ),
         }[kind]
-        self.leave(association)
-        association.counted = kind
+        count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)
+        if count >= most or of_one >= most_of_one:
+            return f"{of_one} of {count} {kind} are its own"
+        self.leave(association)
+        self.associations.add(association)
+        association.counted = kind
         self.counts[kind, ""] += 1
         self.counts[kind, address] += 1
-        if self.counts[kind, ""] > most or self.counts[kind, address] > most_of_one:
-            return f"{self.counts[kind, address]} of {self.counts[kind, '']} {kind} are its own"
         return ""
 
     def leave(self, association: Association) -> None:
@@ -6257,7 +6354,9 @@ class AssociationServer:
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
         """Remember whom we turned away, for the page of devices."""
         self.turned_away += 1
-        calling = pdu[26:42].decode("ascii", "replace").strip(" \0")
+        calling = calling_ae_title(pdu)
+        if not calling.isprintable():
+            return
         self.rejected[calling, address] = time.time(), words
         self.rejected.move_to_end((calling, address))
         if len(self.rejected) > 100:
