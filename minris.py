@@ -3006,6 +3006,7 @@ class Writer:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
         """Have a core call run and committed; its future holds the result or the exception."""
         future: concurrent.futures.Future = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
         self.queue.put(_Job(function, arguments, future))
         return future
 
@@ -3022,8 +3023,7 @@ class Writer:
                 while len(batch) < self.BATCH and not self.queue.empty():
                     batch.append(self.queue.get())
                 going = None not in batch
-                jobs = [job for job in batch if job and job.future.set_running_or_notify_cancel()]
-                if jobs:
+                if jobs := [job for job in batch if job]:
                     self._commit(jobs)
 
     def _commit(self, jobs: list[_Job]) -> None:
@@ -4596,6 +4596,18 @@ def check_uid(uid: str) -> None:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
+def check_instance(index: ElementIndex, uid: str) -> None:
+    """Refuse (0106) a data set that names another instance than its command set does (local)."""
+    known = {"SOPClassUID": MPPS, "SOPInstanceUID": uid}
+    problems = [
+        Problem(tag_of(keyword), Message("is not that of the command set"))
+        for keyword, value in known.items()
+        if index.get(keyword) not in ("", value)
+    ]
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+
+
 def _noted(problems: Iterable[Problem]) -> str:
     """What was forgiven, for the log and the step's page."""
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
@@ -4613,6 +4625,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
     uid = uid or ctx.new_uid()
     check_uid(uid)
     index = ElementIndex(data)
+    check_instance(index, uid)
     strict = ctx.config.dicom.strict_mpps
     forgiven = check_attributes(index, MPPS_ATTRIBUTES, "create", lenient=not strict)
     if index.text(MPPS_STATUS) != "IN PROGRESS":
@@ -4719,7 +4732,9 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
     state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
     if not state:
         before = links[0][0] if links else before
-        state = before if before in WAITING_STEP_STATES else "SCHEDULED"
+        state = (
+            "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
+        )
     enter_state(ctx, fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0], state)
 
 
@@ -4779,7 +4794,12 @@ def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
 
 def is_wrong_entry(status: str, data: bytes) -> bool:
     """Whether a step was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
-    return status == "DISCONTINUED" and discontinuation_reason(data) == INCORRECT_WORKLIST_ENTRY
+    keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
+    reason = ElementIndex(data).item(keyword)
+    known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY
+    return (
+        status == "DISCONTINUED" and known and reason.get("CodingSchemeDesignator") in ("DCM", "")
+    )
 
 
 def discontinuation_reason(data: bytes) -> str:
@@ -4803,9 +4823,11 @@ def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
         performed = found[0] if found else None
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
+        check_instance(index, uid)
         stored = ElementIndex(bytes(performed.data))
         check_settable(index, stored)
-        told = ElementIndex(index.without(NOT_SETTABLE))
+        blank = {MPPS_STATUS} if not status else set()
+        told = ElementIndex(index.without(NOT_SETTABLE | blank))
         merged = stored.merged(told)
         remark = check_mpps(ctx, merged, state)
         update_row(
@@ -4814,7 +4836,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
             data=merged,
             status=state,
             updated_at=ctx.stamp(),
-            remark=performed.remark if remark in performed.remark else remark,
+            remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
@@ -4879,12 +4901,20 @@ def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
     return outcome
 
 
+def comparable(index: ElementIndex, tag: int) -> str:
+    """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
+    text = index.text(tag)
+    if tag not in index or index.vr(tag) != b"PN":
+        return text
+    return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
+
+
 def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
     """Refuse (0105) what may not be set, where it is not what is stored (PS3.4 Table F.7.2-1)."""
     problems = [
         Problem(tag, Message("may not be set"))
         for tag in index
-        if tag in NOT_SETTABLE and index.text(tag) != stored.text(tag)
+        if tag in NOT_SETTABLE and comparable(index, tag) != comparable(stored, tag)
     ]
     if problems:
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
@@ -6469,6 +6499,15 @@ class KeptAnswers(NamedTuple):
     keys: bytes
 
 
+def error_comment(refusal: Refusal) -> str:
+    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    words = refusal.detail
+    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
+        tag, words = refusal.problems[0]
+        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
+    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]
+
+
 class Dimse:
     """Door 1: answers the messages of associations.
 
@@ -6527,7 +6566,11 @@ class Dimse:
         command = request.command
         named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
         if named != request.context.abstract_syntax:
-            raise Refusal(Status.NO_SUCH_SOP_CLASS, f"{named} is not the SOP class of its context")
+            c_service = request.operation.startswith("C-")  # PS3.7 9.1: theirs is 0122
+            raise Refusal(
+                Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
+                f"{named or 'nothing'} is not the SOP class of its context",
+            )
         service = self.services.get((named, request.operation))
         if not service:
             raise Refusal(
@@ -6608,7 +6651,7 @@ class Dimse:
         """The fields of a failure, and the attributes to blame where the status has them."""
         fields: dict[str, Any] = {
             "Status": refusal.status,
-            "ErrorComment": refusal.detail.encode("ascii", "backslashreplace")[:64].decode(),
+            "ErrorComment": error_comment(refusal),
             "ErrorID": refusal.error_id,
         }
         data = None
