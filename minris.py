@@ -54,6 +54,7 @@ import io
 import json
 import logging
 import logging.handlers
+import math
 import os
 import queue
 import re
@@ -111,7 +112,6 @@ class Status(enum.IntEnum):
     MISSING_ATTRIBUTE_VALUE = 0x0121
     SOP_CLASS_NOT_SUPPORTED = 0x0122
     NOT_AUTHORIZED = 0x0124
-    DUPLICATE_INVOCATION = 0x0210
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
     RESOURCE_LIMITATION = 0x0213
@@ -242,7 +242,6 @@ OUTCOMES = outcome_table(
     *         | 0121   | 400  | An attribute has no value.
     *         | 0122   | 501  | The SOP class is not supported.
     *         | 0124   | 403  | Not authorized.
-    *         | 0210   | 409  | The message ID is in use.
     *         | 0211   | 405  | The operation is not part of this service.
     *         | 0212   | 400  | An argument is of the wrong kind.
     *         | 0213   | 413  | The request is larger than this system takes.
@@ -637,6 +636,9 @@ MPPS_TRANSITIONS = transition_table(
     MPPS_STATES,
 )
 
+STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
+STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
+
 # The five defined terms of PS3.3 Table C.4-10, and what people do with an order beside them.
 STEP_STATES = (
     "SCHEDULED",
@@ -695,6 +697,103 @@ PREGNANCY_STATUS = {
 }
 
 
+class Repertoire(NamedTuple):
+    """One coded character set of ISO 2022: where it is invoked, its escape, how it is decoded.
+
+    place   G0 (bytes below 80H) or G1 (above)
+    escape  the sequence that designates it, without ESC
+    width   bytes of a character
+    codec   Python's codec for `prefix` and the bytes with their high bit set or, for G0 of one
+            byte, as they are
+    """
+
+    place: str
+    escape: bytes
+    width: int
+    codec: str
+    prefix: bytes = b""
+
+    def decode(self, raw: bytes) -> str:
+        """The text of one or more characters. Raises UnicodeDecodeError"""
+        if self.place == "G0" and self.width == 2:
+            high = (bytes(byte | 0x80 for byte in raw[i : i + 2]) for i in range(0, len(raw), 2))
+            return b"".join(self.prefix + pair for pair in high).decode(self.codec)
+        return raw.decode(self.codec)
+
+    def encode(self, character: str) -> bytes | None:
+        """The bytes of a character, None where this set does not have it."""
+        try:
+            raw = character.encode(self.codec)
+        except UnicodeEncodeError:
+            return None
+        if not raw.startswith(self.prefix) or len(raw) - len(self.prefix) != self.width:
+            return None
+        raw = raw.removeprefix(self.prefix)
+        if self.place == "G0":
+            raw = bytes(byte & 0x7F for byte in raw)
+        elif raw[0] < 0x80:
+            return None
+        return raw
+
+
+def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
+    """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
+    table: dict[str, tuple[Repertoire, ...]] = {}
+    for number, place, escape, width, codec, prefix in list(rows(text))[1:]:
+        b"".decode(codec)
+        found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
+        table[number] = (*table.get(number, ()), found)
+    return table
+
+
+REPERTOIRES = repertoire_table(
+    "PS3.3 Tables C.12-2, C.12-3, C.12-4",
+    """
+    number | place | escape | width | codec       | prefix
+    6      | G0    | (B     | 1     | ascii       |
+    100    | G1    | -A     | 1     | iso8859_1   |
+    101    | G1    | -B     | 1     | iso8859_2   |
+    109    | G1    | -C     | 1     | iso8859_3   |
+    110    | G1    | -D     | 1     | iso8859_4   |
+    144    | G1    | -L     | 1     | iso8859_5   |
+    127    | G1    | -G     | 1     | iso8859_6   |
+    126    | G1    | -F     | 1     | iso8859_7   |
+    138    | G1    | -H     | 1     | iso8859_8   |
+    148    | G1    | -M     | 1     | iso8859_9   |
+    203    | G1    | -b     | 1     | iso8859_15  |
+    166    | G1    | -T     | 1     | tis_620     |
+    13     | G1    | )I     | 1     | shift_jis   |
+    13     | G0    | (J     | 1     | ascii       |
+    87     | G0    | $B     | 2     | euc_jp      |
+    159    | G0    | $(D    | 2     | euc_jp      | 8f
+    149    | G1    | $)C    | 2     | euc_kr      |
+    58     | G1    | $)A    | 2     | gb2312      |
+    """,
+)
+DESIGNATIONS = {one.escape: one for found in REPERTOIRES.values() for one in found}
+ASCII_REPERTOIRE = REPERTOIRES["6"][0]
+_ESCAPE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
+
+
+CHARACTER_SETS_ALONE = types.MappingProxyType(
+    {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
+)
+CHARACTER_SET_NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
+
+
+def character_set_problem(terms: Iterable[str]) -> str:
+    """Why these terms are no legal Specific Character Set, or nothing (PS3.3 C.12.1.1.2)."""
+    terms = tuple(terms)
+    for number, term in enumerate(terms):
+        found = CHARACTER_SET_NUMBER.fullmatch(term)
+        if term in CHARACTER_SETS_ALONE:
+            if len(terms) > 1:
+                return Message("{term} stands alone", term=term)
+        elif not (found and found[2] in REPERTOIRES) and not (term == "" and number == 0):
+            return Message("{term!r} is not a character set known here", term=term)
+    return ""
+
+
 # 3. CONFIG ------------------------------------------------------------------------------------
 #
 # Every setting is one row of SETTINGS; reading, checking, the printed reference and config.ini
@@ -727,6 +826,8 @@ def setting_table(text: str) -> tuple[Setting, ...]:
     for setting in table:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
             raise ValueError(f"kind of {setting}")
+    if len({setting[:2] for setting in table}) < len(table):
+        raise ValueError("a setting stands twice")
     return table
 
 
@@ -786,6 +887,15 @@ def read_zone(text: str) -> str:
         raise ValueError("is not a time zone such as Asia/Shanghai") from None
 
 
+def read_value(text: str, vr: str, longest: str) -> str:
+    """A text that fits an attribute of a VR."""
+    if len(text) > int(longest) or "\\" in text or not text.isprintable():
+        raise ValueError(Message("is longer than {longest} characters", longest=longest))
+    if vr == "CS" and not re.fullmatch(r"[A-Z0-9_ ]*", text):
+        raise ValueError(Message("has characters other than capitals, digits, space and _"))
+    return text
+
+
 def read_clock(text: str) -> tuple[int, int] | None:
     """Hour and minute, or nothing."""
     found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
@@ -813,7 +923,7 @@ def read_states(text: str) -> frozenset[str]:
 def read_character_set(text: str) -> tuple[str, ...]:
     """Terms of Specific Character Set (0008,0005), by backslash; nothing: as asked."""
     terms = tuple(term.strip() for term in text.split("\\")) if text else ()
-    if terms and (problem := CharacterSet.problem_of(terms)):
+    if terms and (problem := character_set_problem(terms)):
         raise ValueError(problem)
     return terms
 
@@ -837,10 +947,10 @@ def read_id_format(text: str, longest: str) -> str:
     """A format with {number} and dates, for example A{year}{month}{day}{number:04}."""
     now = datetime.datetime(2026, 12, 31, 23, 59, 59)
     try:
-        sample = format_identifier(text, now, 1)
-        if sample == format_identifier(text, now, 2):
+        sample = format_identifier(text, now, 10_000)
+        if sample == format_identifier(text, now, 10_001):
             raise ValueError("has no {number}")
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, AttributeError, TypeError):
         raise ValueError("has a field other than {year} {yy} {month} {day} {number}") from None
     if len(sample) > int(longest) or not re.fullmatch(r"[!-\[\]-~]+", sample):
         raise ValueError(f"gives {sample!r}: not 1 to {longest} ASCII characters")
@@ -863,6 +973,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "aes": read_ae_titles,
     "zone": read_zone,
     "clock": read_clock,
+    "value": read_value,
     "choice": read_choice,
     "states": read_states,
     "charset": read_character_set,
@@ -940,9 +1051,9 @@ DEVICE_SETTINGS = setting_table(r"""
     device | host | | text | address of the machine, where we call it
     device | port | 104 | int 1 65535 | port of the machine, where we call it
     device | check_address | no | bool | refuse its AE titles from another address than host
-    device | modality | | text | CT, MR, US, DX ...: what it is offered for on the registration page
-    device | station_name | | text | Scheduled Station Name (0040,0010) of its steps
-    device | location | | text | Scheduled Procedure Step Location (0040,0011) of its steps
+    device | modality | | value CS 16 | CT, MR, US, DX ...: what it is offered for on the registration page
+    device | station_name | | value SH 16 | Scheduled Station Name (0040,0010) of its steps
+    device | location | | value SH 16 | Scheduled Procedure Step Location (0040,0011) of its steps
     device | character_set | | charset | set of answers to it and of its texts without one; empty: as its query says, else UTF-8
     device | fallback_character_set | ISO_IR 192 | charset | set of an answer that character_set cannot carry
     device | role | modality | choice modality archive workstation | what it is
@@ -1046,7 +1157,11 @@ def read_section(
             problems.append(
                 Message("[{section}] {key}: {value} {words}", **where, words=error.args[0])
             )
-    problems.extend(f"[{name}] {key}: there is no such setting" for key in set(given) - known)
+    for key in given:
+        if key not in known:
+            where = {"section": name, "key": key, "value": repr(given[key])}
+            words = Message("there is no such setting")
+            problems.append(Message("[{section}] {key}: {words}", **where, words=words))
     return section
 
 
@@ -1069,7 +1184,9 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
                 yield f"[{name}] {key}: there is no file {directory / text}"
         if getattr(section, "tls_key", "") and not getattr(section, "tls_certificate", ""):
             yield f"[{name}] tls_certificate: is needed with tls_key"
-    if getattr(sections["dicom"], "tls_port", 0) and not sections["dicom"].tls_certificate:
+    if getattr(sections["dicom"], "tls_port", 0) and not getattr(
+        sections["dicom"], "tls_certificate", ""
+    ):
         yield "[dicom] tls_certificate: is needed with tls_port"
 
 
@@ -1111,8 +1228,7 @@ def load_config(
     problems.extend(f"[{name}]: there is no such section" for name in given if name)
     problems.extend(check_devices(devices))
     directory = path.absolute().parent if path else Path.cwd()
-    if not problems:
-        problems.extend(check_files(sections, directory))
+    problems.extend(check_files(sections, directory))
     if problems:
         raise ConfigError(problems)
     return Config(**sections, devices=devices, path=path, directory=directory)
@@ -1151,90 +1267,21 @@ _KNOWN_VRS = _LONG_VRS | frozenset(
 )
 _TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
 _ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
-_NUL_PADDED = frozenset(b"UI OB UN".split())
+_SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+def kind_of_vr(vr: bytes) -> str:
+    """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
+    if vr == b"SQ":
+        return "SQ"
+    if vr in _SPACE_PADDED or vr == b"UI":
+        return "text"
+    return "number" if vr in b"US SS UL SL FL FD UV SV".split() else "bytes"
 
 
 class Malformed(ValueError):
     """Bytes that are no data set, or one past a limit."""
-
-
-class Repertoire(NamedTuple):
-    """One coded character set of ISO 2022: where it is invoked, its escape, how it is decoded.
-
-    place   G0 (bytes below 80H) or G1 (above)
-    escape  the sequence that designates it, without ESC
-    width   bytes of a character
-    codec   Python's codec for `prefix` and the bytes with their high bit set or, for G0 of one
-            byte, as they are
-    """
-
-    place: str
-    escape: bytes
-    width: int
-    codec: str
-    prefix: bytes = b""
-
-    def decode(self, raw: bytes) -> str:
-        """The text of one or more characters. Raises UnicodeDecodeError"""
-        if self.place == "G0" and self.width == 2:
-            high = (bytes(byte | 0x80 for byte in raw[i : i + 2]) for i in range(0, len(raw), 2))
-            return b"".join(self.prefix + pair for pair in high).decode(self.codec)
-        return raw.decode(self.codec)
-
-    def encode(self, character: str) -> bytes | None:
-        """The bytes of a character, None where this set does not have it."""
-        try:
-            raw = character.encode(self.codec)
-        except UnicodeEncodeError:
-            return None
-        if not raw.startswith(self.prefix) or len(raw) - len(self.prefix) != self.width:
-            return None
-        raw = raw.removeprefix(self.prefix)
-        if self.place == "G0":
-            raw = bytes(byte & 0x7F for byte in raw)
-        elif raw[0] < 0x80:
-            return None
-        return raw
-
-
-def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
-    """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
-    table: dict[str, tuple[Repertoire, ...]] = {}
-    for number, place, escape, width, codec, prefix in list(rows(text))[1:]:
-        b"".decode(codec)
-        found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
-        table[number] = (*table.get(number, ()), found)
-    return table
-
-
-REPERTOIRES = repertoire_table(
-    "PS3.3 Tables C.12-2, C.12-3, C.12-4",
-    """
-    number | place | escape | width | codec       | prefix
-    6      | G0    | (B     | 1     | ascii       |
-    100    | G1    | -A     | 1     | iso8859_1   |
-    101    | G1    | -B     | 1     | iso8859_2   |
-    109    | G1    | -C     | 1     | iso8859_3   |
-    110    | G1    | -D     | 1     | iso8859_4   |
-    144    | G1    | -L     | 1     | iso8859_5   |
-    127    | G1    | -G     | 1     | iso8859_6   |
-    126    | G1    | -F     | 1     | iso8859_7   |
-    138    | G1    | -H     | 1     | iso8859_8   |
-    148    | G1    | -M     | 1     | iso8859_9   |
-    203    | G1    | -b     | 1     | iso8859_15  |
-    166    | G1    | -T     | 1     | tis_620     |
-    13     | G1    | )I     | 1     | shift_jis   |
-    13     | G0    | (J     | 1     | ascii       |
-    87     | G0    | $B     | 2     | euc_jp      |
-    159    | G0    | $(D    | 2     | euc_jp      | 8f
-    149    | G1    | $)C    | 2     | euc_kr      |
-    58     | G1    | $)A    | 2     | gb2312      |
-    """,
-)
-DESIGNATIONS = {one.escape: one for found in REPERTOIRES.values() for one in found}
-ASCII_REPERTOIRE = REPERTOIRES["6"][0]
-_ESCAPE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
 
 
 class CharacterSet:
@@ -1244,8 +1291,8 @@ class CharacterSet:
     Source  PS3.5 6.1; PS3.3 C.12.1.1.2
     """
 
-    ALONE = types.MappingProxyType({"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"})
-    NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
+    ALONE = CHARACTER_SETS_ALONE
+    NUMBER = CHARACTER_SET_NUMBER
 
     def __init__(self, terms: tuple[str, ...] = ()) -> None:
         self.terms = terms
@@ -1265,18 +1312,10 @@ class CharacterSet:
         found = {one.place: one for one in REPERTOIRES[number] if one.width == 1}
         return found.get("G0", ASCII_REPERTOIRE), found.get("G1")
 
-    @classmethod
-    def problem_of(cls, terms: Iterable[str]) -> str:
+    @staticmethod
+    def problem_of(terms: Iterable[str]) -> str:
         """Why these terms are no legal character set, or nothing."""
-        terms = tuple(terms)
-        for number, term in enumerate(terms):
-            found = cls.NUMBER.fullmatch(term)
-            if term in cls.ALONE:
-                if len(terms) > 1:
-                    return Message("{term} stands alone", term=term)
-            elif not (found and found[2] in REPERTOIRES) and not (term == "" and number == 0):
-                return Message("{term!r} is not a character set known here", term=term)
-        return ""
+        return character_set_problem(terms)
 
     def delimiters(self, vr: bytes) -> bytes:
         """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
@@ -1389,12 +1428,14 @@ class DecodedText(NamedTuple):
     how: str
 
 
-def decode_text(raw: bytes, charset: CharacterSet | None, vr: bytes) -> DecodedText:
+def decode_text(
+    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
+) -> DecodedText:
     """The text of a value, recovered where the bytes contradict the declared set.
 
     Tried behind it: UTF-8, whose form hardly comes about by chance; GB18030 where the set declared
     is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
-    guess. What none of them has becomes \\nnn, as PS3.5 6.1.2.3 wants it shown.
+    guess. What none of them has becomes `mark` and nnn, as PS3.5 6.1.2.3 wants it shown.
     """
     if charset:
         with contextlib.suppress(UnicodeDecodeError):
@@ -1408,14 +1449,14 @@ def decode_text(raw: bytes, charset: CharacterSet | None, vr: bytes) -> DecodedT
             with contextlib.suppress(UnicodeDecodeError):
                 if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
                     return DecodedText(text, "recovered")
-    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"\\{ord(c[0]):03o}", raw.decode("latin-1"))
+    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
     return DecodedText(text, "damaged")
 
 
 def pad(value: bytes, vr: bytes) -> bytes:
     """The value at even length."""
     if len(value) & 1:
-        return value + (b"\0" if vr in _NUL_PADDED else b" ")
+        return value + (b" " if vr in _SPACE_PADDED else b"\0")
     return value
 
 
@@ -1520,7 +1561,10 @@ class _Recoder:
         """One element in the stored form, and where the next one starts."""
         if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
             vr, explicit = b"", False
-        vr = vr or vr_of(tag).encode()
+        dictionary = vr_of(tag).encode()
+        vr = vr or dictionary
+        if dictionary != b"UN" and kind_of_vr(vr) != kind_of_vr(dictionary):
+            raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {dictionary.decode()}")
         if length == _UNDEFINED:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has no length")
@@ -1570,10 +1614,11 @@ class _Recoder:
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
         """A text value in UTF-8; notes where it had to be recovered."""
-        text, how = decode_text(value, charset, vr)
+        # a backslash in a text of several values would make two of one
+        text, how = decode_text(value, charset, vr, "\\" if vr in _ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
             (self.recovered if how == "recovered" else self.damaged).append(tag)
-        return text.encode()
+        return text.rstrip(" ").encode()
 
     def declared(
         self, element: bytes, outer: CharacterSet | None, depth: int
@@ -1682,7 +1727,8 @@ class ElementIndex:
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
         if vr in _BINARY_NUMBERS:
             return "\\".join(map(str, unpack_numbers(vr, self.data[start:end])))
-        return self.data[start:end].decode("utf-8", "replace").rstrip(" \0").lstrip(" ")
+        text = self.data[start:end].decode("utf-8", "replace").rstrip(" \0")
+        return text if vr in _ONE_VALUE_VRS else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
         """The text of a keyword, empty where there is none."""
@@ -1736,6 +1782,13 @@ class ElementIndex:
 
 EMPTY = ElementIndex(b"")
 
+
+def text_elements(**texts: str) -> ElementIndex:
+    """A data set of text elements by keyword; those without a text are left out."""
+    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
+    return ElementIndex(b"".join(_by_tag(elements)))
+
+
 _BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
@@ -1755,15 +1808,15 @@ VALUE_LENGTHS = {
     "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
 }  # fmt: skip
 VALUE_PATTERNS = {
-    "AE": (re.compile(r"[ -\[\]-~]*"), "has characters that an AE title may not have"),
-    "AS": (re.compile(r"\d{3}[DWMY]"), "is not an age such as 042Y"),
-    "CS": (re.compile(r"[A-Z0-9_ ]*"), "has characters other than capitals, digits, space and _"),
-    "DA": (re.compile(r"\d{8}"), "is not a date"),
-    "DS": (re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"), "is not a number"),
-    "DT": (re.compile(r"\d{4}(\d\d){0,5}(\.\d{1,6})?([+-]\d{4})?"), "is not a date and time"),
-    "IS": (re.compile(r"[+-]?\d+"), "is not a whole number"),
-    "TM": (re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?(?<=\d{6})(\.\d{1,6})?|[0-5]\d)?"), "is not a time"),
-    "UI": (re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*"), "is not a UID"),
+    "AE": (re.compile(r"[ -\[\]-~]*", re.A), "has characters that an AE title may not have"),
+    "AS": (re.compile(r"\d{3}[DWMY]", re.A), "is not an age such as 042Y"),
+    "CS": (re.compile(r"[A-Z0-9_ ]*", re.A), "has characters other than capitals, digits, space and _"),
+    "DA": (re.compile(r"\d{8}", re.A), "is not a date"),
+    "DS": (re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.A), "is not a number"),
+    "DT": (re.compile(r"\d{4}(\d\d){0,5}(\.\d{1,6})?([+-]\d{4})?", re.A), "is not a date and time"),
+    "IS": (re.compile(r"[+-]?\d+", re.A), "is not a whole number"),
+    "TM": (re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?(?<=\d{6})(\.\d{1,6})?|[0-5]\d)?", re.A), "is not a time"),
+    "UI": (re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*", re.A), "is not a UID"),
 }  # fmt: skip
 
 
@@ -1776,19 +1829,41 @@ def is_date(text: str) -> bool:
     return len(text) == 8 and text.isdigit()
 
 
+def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
+    """Whether a text has the form of its VR, and says a day, a time or a number that there is."""
+    if pattern and not pattern.fullmatch(text):
+        return False
+    if vr == "DA":
+        return is_date(text)
+    if vr == "IS":
+        return -(2**31) <= int(text) < 2**31
+    if vr == "DT":
+        digits = re.match(r"\d*", text)[0]
+        day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]
+        hours, rest = digits[8:10], (digits[10:12], digits[12:14])
+        return is_date(day) and (hours or "0") < "24" and all((one or "0") < "60" for one in rest)
+    return True
+
+
 def value_problem(vr: str, text: str) -> Message | None:
     """What is wrong with one value of a VR, None where nothing is (PS3.5 Table 6.2-1)."""
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
-    if (pattern and not pattern.fullmatch(text)) or (vr == "DA" and not is_date(text)):
+    if not is_value(vr, pattern, text):
         return Message("{value} " + words, value=text)
     longest = VALUE_LENGTHS.get(vr)
     if longest and len(text) > longest:
         return Message(
             "{value} is longer than {longest} characters", value=text[:80], longest=longest
         )
-    if vr == "PN" and any(len(group) > 64 for group in text.split("=")):
+    groups = text.split("=")
+    if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
+        return Message("{value} has more parts than a name", value=text[:80])
+    if vr == "PN" and any(len(group) > 64 for group in groups):
         return Message("{value} is longer than {longest} characters", value=text[:80], longest=64)
-    if vr not in ("LT", "ST", "UT") and re.search(r"[\0-\x1a\x1c-\x1f]", text):
+    control = (
+        r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
+    )
+    if re.search(control, text):
         return Message("has a control character")
     return None
 
@@ -1852,10 +1927,36 @@ def _refuse_key(tag: int, words: str) -> Refusal:
     return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
-def wildcard_pattern(text: str, flags: int = 0) -> re.Pattern[str]:
-    """`*` for any run, `?` for exactly one character, anything else for itself."""
-    parts = (re.escape(part) for part in re.split(r"([*?])", text))
-    return re.compile("".join({r"\*": ".*", r"\?": "."}.get(p, p) for p in parts), flags | re.S)
+class Wildcard:
+    """A pattern: `*` for any run, `?` for exactly one character, anything else for itself.
+
+    Pieces between stars are looked for from left to right, so that no key takes long.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.pieces = [
+            re.compile("".join("." if c == "?" else re.escape(c) for c in piece), re.S)
+            for piece in text.split("*")
+        ]
+        self.lengths = [len(piece) for piece in text.split("*")]
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether the whole text is as the pattern says."""
+        first, *rest = self.pieces
+        if not rest:
+            return first.fullmatch(text) is not None
+        *middle, last = rest
+        found = first.match(text)
+        if not found:
+            return False
+        at = found.end()
+        for piece in middle:
+            found = piece.search(text, at)
+            if not found:
+                return False
+            at = found.end()
+        start = len(text) - self.lengths[-1]
+        return start >= at and last.fullmatch(text, start) is not None
 
 
 def plain(text: str) -> str:
@@ -1879,6 +1980,18 @@ def name_key(name: str) -> str:
     return "=".join(groups)
 
 
+def shown_name(name: str) -> str:
+    """A PN value as people read it: 王小东 Wang XiaoDong."""
+    groups = [group.replace("^", " ").strip() for group in name.split("=")]
+    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
+    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
+
+
+def shown_date(value: str) -> str:
+    """A DA value as 2026-07-05."""
+    return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
+
+
 def loose_name_test(text: str) -> Callable[[str], bool]:
     """A test of a Chinese name in any spelling: with and without spaces, tones and carets."""
     if "=" in text or "?" in text:
@@ -1886,13 +1999,20 @@ def loose_name_test(text: str) -> Callable[[str], bool]:
     parts = [name_key(part) for part in text.split("*")]
     if not any(parts):
         return lambda name: False
-    pattern = re.compile(".*".join(map(re.escape, parts)))
+    pattern = Wildcard("*".join(parts))
     return lambda name: any(map(pattern.fullmatch, filter(None, name_key(name).split("="))))
 
 
 def name_groups(text: str) -> list[str]:
     """The component groups of a person name, in lower case, empty components at the end gone."""
     return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
+
+
+def _name_patterns(group: str) -> list[Wildcard]:
+    """The patterns of one group of a key: SMITH^* is for SMITH too; none where all will do."""
+    if not group.strip("*"):
+        return []
+    return [Wildcard(one) for one in dict.fromkeys((group, re.sub(r"(\^\*?)+$", "", group))) if one]
 
 
 def name_test(text: str) -> Test:
@@ -1904,14 +2024,10 @@ def name_test(text: str) -> Test:
     loosely = loose_name_test(text)
     if "*" in text or "?" in text:
         groups = [plain(group).strip(" ") for group in text.split("=")]
-        patterns = [wildcard_pattern(group) if group.strip("*") else None for group in groups]
+        patterns = [_name_patterns(group) for group in groups]
 
         def fits(number: int, group: str) -> bool:
-            pattern = patterns[number]
-            carets = "^" * (4 - group.count("^"))  # SMITH^* is for SMITH too
-            return not pattern or bool(
-                pattern.fullmatch(group) or pattern.fullmatch(group + carets)
-            )
+            return not patterns[number] or any(one.fullmatch(group) for one in patterns[number])
     else:
         groups = name_groups(text)
 
@@ -1940,7 +2056,7 @@ def text_test(text: str, vr: bytes) -> Test:
     """A key of another text VR: exact and case-sensitive, or with wildcards."""
     one_value = vr in _ONE_VALUE_VRS
     if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
-        pattern = wildcard_pattern(text)
+        pattern = Wildcard(text)
 
         def test(value: bytes) -> bool:
             stored = value.decode("utf-8", "replace")
@@ -2146,7 +2262,7 @@ class Search:
         if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
             # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
             if tag == 0x00080201 and tag in self.extra:
-                self.shape.append((tag, b"", self.extra[tag]))
+                self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
             return
         path = (*self.path, tag)
         attribute = table.get(path)
@@ -2178,7 +2294,15 @@ class Search:
         if items and items[0].found:
             nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
+            if path in table and table[path].cells.get("match") == "-":
+                nested.ask_nothing()
             self.nested[tag] = nested
+
+    def ask_nothing(self) -> None:
+        """Only say what is wanted in the answer; match all."""
+        self.tests, self.combined = [], None
+        for nested in self.nested.values():
+            nested.ask_nothing()
 
     def _combine_date_and_time(self) -> None:
         """PS3.4 C.2.2.2.5.4, Table K.6-1: ranges of the same form are one continuous interval."""
@@ -2205,7 +2329,7 @@ class Search:
                 return False
         if self.combined:
             at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
-            if START_DATE not in index or not self.combined.holds(at):
+            if not index.text(START_DATE) or not self.combined.holds(at):
                 return False
         for tag, nested in self.nested.items():
             if nested.restricts and not any(map(nested.matches, index.items(tag))):
@@ -2348,12 +2472,15 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
 # DICOM JSON, straight to and from the stored form. Source: PS3.18 annex F.
 
 
+_INLINE_BINARY_VRS = frozenset(b"OB OD OF OL OV OW UN".split())
+
+
 def _json_number(text: str) -> float | str:
     """A DS or IS as a number where nothing is lost by it, else as its text."""
-    with contextlib.suppress(ValueError):
-        number = int(text) if re.fullmatch(r"-?\d{1,15}", text) else float(text)
-        if str(number) == text:
-            return number
+    if re.fullmatch(r"-?\d{1,15}", text) and str(int(text)) == text:
+        return int(text)
+    if re.fullmatch(r"-?\d+\.\d+", text) and str(float(text)) == text:
+        return float(text)
     return text
 
 
@@ -2367,7 +2494,9 @@ def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
     if vr == b"SQ":
         return [to_json(item) for item in index.items(tag)]
     if vr in _BINARY_NUMBERS:
-        return list(unpack_numbers(vr, index.value(tag)))
+        numbers = unpack_numbers(vr, index.value(tag))
+        # PS3.18 F.2.3: JSON has no number for these
+        return [n if math.isfinite(n) else {n != n: "NaN"}.get(True, str(n)) for n in numbers]
     if vr == b"AT":
         value = index.value(tag)
         pairs = struct.iter_unpack("<HH", value[: len(value) // 4 * 4])
@@ -2388,7 +2517,7 @@ def to_json(index: ElementIndex) -> dict[str, Any]:
     for tag in index:
         vr = index.vr(tag)
         member: dict[str, Any] = {"vr": vr.decode()}
-        if vr in (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"UN"):
+        if vr in _INLINE_BINARY_VRS:
             if value := index.value(tag):
                 member["InlineBinary"] = base64.b64encode(value).decode()
         elif index.has_value(tag):
@@ -2407,22 +2536,35 @@ def _bad_json(key: str, words: str, **values: object) -> Refusal:
 
 def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> bytes:
     if vr == b"SQ":
+        if not all(item is None or isinstance(item, dict) for item in values):
+            raise TypeError
         return b"".join(encode_item(from_json(item or {}, depth + 1)) for item in values)
     if vr in _BINARY_NUMBERS:
         code = _BINARY_NUMBERS[vr]
-        cast = float if code in "fd" else int
+        cast = float if code in "fd" else _whole_number
         return struct.pack(f"<{len(values)}{code}", *map(cast, values))
     if vr == b"AT":
+        if not all(re.fullmatch(r"[0-9A-Fa-f]{8}", value) for value in values):
+            raise TypeError
         return b"".join(_TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
     texts = []
     for value in values:
         if vr == b"PN" and isinstance(value, dict):
+            if value.keys() - {"Alphabetic", "Ideographic", "Phonetic"}:
+                raise TypeError
             groups = [value.get(n) or "" for n in ("Alphabetic", "Ideographic", "Phonetic")]
             value = "=".join(groups).rstrip("=")
         if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
             raise TypeError
         texts.append("" if value is None else str(value))
-    return "\\".join(texts).encode()
+    return "\\".join(texts).rstrip(" ").encode()
+
+
+def _whole_number(value: Any) -> int:
+    """A JSON number, or a text that holds one, as a whole number; TypeError for half of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError
+    return int(value)
 
 
 def from_json(value: Any, depth: int = 1) -> bytes:
@@ -2451,6 +2593,10 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             raise _bad_json(key, "has no known vr")
         if vr == b"UN" and dictionary != b"SQ":
             vr = dictionary
+        if dictionary != b"UN" and vr.decode() not in datadict.dictionary_VR(tag):
+            raise _bad_json(key, "has the vr {vr}, not {right}", vr=vr.decode(), right=vr_of(tag))
+        if dictionary != b"UN" and kind_of_vr(vr) != kind_of_vr(dictionary):
+            raise _bad_json(key, "has another vr than the attribute has")
         try:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
@@ -2460,9 +2606,14 @@ def from_json(value: Any, depth: int = 1) -> bytes:
 
 def _json_member(key: str, vr: bytes, member: Mapping[str, Any], depth: int) -> bytes:
     if "InlineBinary" in member:
-        binary = member["InlineBinary"]
-        return base64.b64decode(binary[0] if isinstance(binary, list) else binary, validate=True)
+        if vr not in _INLINE_BINARY_VRS or not isinstance(member["InlineBinary"], str):
+            raise TypeError
+        return base64.b64decode(member["InlineBinary"], validate=True)
+    if "BulkDataURI" in member:
+        raise _bad_json(key, "is elsewhere: bulk data are not fetched")
     values = member.get("Value", [])
+    if vr in _INLINE_BINARY_VRS and values:
+        raise TypeError
     if not isinstance(values, list):
         raise _bad_json(key, "has a Value that is not an array")
     return _from_json_values(key, vr, values, depth)
@@ -2840,8 +2991,11 @@ def _check_store(path: Path) -> None:
     """Refuse a file that is no store of ours, without touching it."""
     if path.stat().st_size == 0:
         raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
+    # by SQLite, since closing a file ourselves would drop the locks of this process on it
+    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
+    url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
             (found,) = connection.execute("PRAGMA application_id").fetchone()
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path} is not a store of minris ({error})") from None
@@ -2872,8 +3026,11 @@ def open_store(path: Path) -> None:
         },
     )
     database.initialize(store)
-    with database.connection_context():
-        _migrate(database.connection())
+    try:
+        with database.connection_context():
+            _migrate(database.connection())
+    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from None
 
 
 def backup_store(path: Path, to: Path) -> None:
@@ -2886,13 +3043,18 @@ def backup_store(path: Path, to: Path) -> None:
     part.unlink(missing_ok=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
-    with (
-        contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source,
-        contextlib.closing(sqlite3.connect(part)) as copy,
-    ):
-        source.backup(copy, pages=2000, sleep=0.01)
-        copy.execute("PRAGMA journal_mode=DELETE")
-        (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+    try:
+        with (
+            contextlib.closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            ) as source,
+            contextlib.closing(sqlite3.connect(part)) as copy,
+        ):
+            source.backup(copy, pages=2000, sleep=0.01)
+            copy.execute("PRAGMA journal_mode=DELETE")
+            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
     if answer != "ok":
         part.unlink()
         raise StoreError(f"the copy of {path} is not in order: {answer}")
@@ -2911,7 +3073,10 @@ def restore_store(path: Path, backup: Path) -> Path | None:
     kept = None
     if path.exists():
         kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-        backup_store(path, kept)  # with what is still in its journal
+        try:
+            backup_store(path, kept)  # with what is still in its journal
+        except StoreError:
+            os.replace(path, kept)  # no store any more: kept as it is
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(new, path)
@@ -2927,15 +3092,21 @@ class StoreLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
-        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path} cannot be made: {error}") from None
         try:
             self.connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             self.connection.close()
             raise StoreError(f"{path} is in use by another minris") from None
+
+    def _open(self) -> None:
+        self.connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
 
     def release(self) -> None:
         """Give the lock back."""
@@ -2979,6 +3150,11 @@ def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
     database.execute_sql(f"UPDATE {table} SET {places} WHERE id = ?", (*columns.values(), row_id))
 
 
+def erase(what: str, *values: Any) -> int:
+    """Delete rows, `what` being a table and a condition: how many."""
+    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
+
+
 class _Job(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -2999,6 +3175,7 @@ class Writer:
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
         self.commits = 0  # counted before anybody hears of the commit
+        self.closed, self.closing = False, threading.Lock()
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
@@ -3007,12 +3184,18 @@ class Writer:
         """Have a core call run and committed; its future holds the result or the exception."""
         future: concurrent.futures.Future = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
-        self.queue.put(_Job(function, arguments, future))
+        with self.closing:
+            if self.closed:
+                future.set_exception(StoreError("the store is closed"))
+            else:
+                self.queue.put(_Job(function, arguments, future))
         return future
 
     def close(self) -> None:
         """Finish what has been submitted, and end the thread."""
-        self.queue.put(None)
+        with self.closing:
+            self.closed = True
+            self.queue.put(None)
         self.thread.join()
 
     def _run(self) -> None:
@@ -3035,7 +3218,7 @@ class Writer:
                 for job in jobs:
                     self._commit([job])
             else:
-                log.error("store: %s failed", jobs[0].function.__name__, exc_info=error)
+                log.error("store: %s failed", jobs[0].function, exc_info=error)
                 jobs[0].future.set_exception(error)
             return
         self.commits += 1
@@ -3044,7 +3227,10 @@ class Writer:
                 job.future.set_exception(error)
             else:
                 job.future.set_result(result)
-        self.on_commit()
+        try:
+            self.on_commit()
+        except Exception:
+            log.exception("a watcher of commits failed")
 
     @staticmethod
     def _attempt(job: _Job) -> tuple[Any, Exception | None]:
@@ -3059,7 +3245,7 @@ class Writer:
         except peewee.DatabaseError:
             raise
         except Exception as error:
-            log.exception("%s failed", job.function.__name__)
+            log.exception("%s failed", job.function)
             return None, error
 
 
@@ -3113,7 +3299,8 @@ class Context:
 
     def stamp(self, **later: float) -> str:
         """Now in UTC as the store keeps it, or so much later (hours=…): text that sorts."""
-        return f"{self.now() + datetime.timedelta(**later):%Y-%m-%dT%H:%M:%S.%fZ}"
+        at = self.now().astimezone(datetime.UTC) + datetime.timedelta(**later)
+        return f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
@@ -3204,7 +3391,9 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     given = {key: text for key, text in settings.items() if text}
     wrong: list[str] = []
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
-    words = [Message("{key}: {value} {words}", **dict(message.values)) for message in wrong]
+    words = [Message("{key}: {value} {words}", **message.values) for message in wrong]
+    if any(device.from_file and device.name == old_name for device in ctx.devices):
+        words.append(Message("It is of config.ini, and is changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
         words.append(Message("A name has 1 to 64 characters"))
     if section.__dict__.get("check_address") and not section.host:
@@ -3269,7 +3458,7 @@ def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once a minute."""
     try:
         return frozenset(info[4][0] for info in socket.getaddrinfo(host, None))
-    except OSError:
+    except (OSError, UnicodeError):  # a name that is none
         return frozenset()
 
 
@@ -3318,7 +3507,12 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("A password has at least 8 characters")
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
+    if role != "admin" and is_last_administrator(name):
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
     user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
+    admins = User.select().where(User.role == "admin").count()
+    if user.id and user.role == "admin" and role != "admin" and admins == 1:
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
     user.role, user.password = role, hash_password(password)
     user.save()
     Session.delete().where(Session.user == user).execute()
@@ -3326,12 +3520,18 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     return user
 
 
+def is_last_administrator(name: str) -> bool:
+    """Whether nobody else is an administrator."""
+    admins = [user.name for user in User.select().where(User.role == "admin")]
+    return admins == [name]
+
+
 def delete_user(ctx: Context, name: str) -> None:
     """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
     user = User.get_or_none(User.name == name)
     if not user:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
-    if user.role == "admin" and User.select().where(User.role == "admin").count() == 1:
+    if is_last_administrator(name):
         raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
     Session.delete().where(Session.user == user).execute()
     User.delete().where(User.id == user.id).execute()
@@ -3448,8 +3648,6 @@ def permit(role: str, least: str) -> bool:
 # For others: schedule, reschedule, change_step, cancel_step, find_step, find_worklist, AnswerCache,
 # QueryLog, save_queries, exclusion, find_steps, recent_queries.
 
-STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
-STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
 PROCEDURE_IN_GROUP_0010 = frozenset({tag_of("PregnancyStatus")})
 
 
@@ -3565,12 +3763,6 @@ def _exists(model: type[Stored], column: str, value: str) -> bool:
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
-def text_elements(**texts: str) -> ElementIndex:
-    """A data set of text elements by keyword; those without a text are left out."""
-    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
-    return ElementIndex(b"".join(_by_tag(elements)))
-
-
 def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex) -> ElementIndex:
     """A step with what can be known though it was not given: device, modality, time, state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
@@ -3657,8 +3849,8 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
     words = Message(
         SAME_ID,
         value=patient_id,
-        name=candidates[0].patient_name,
-        birth_date=candidates[0].patient_birth_date or "?",
+        name=shown_name(candidates[0].patient_name),
+        birth_date=shown_date(candidates[0].patient_birth_date) or "?",
     )
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
@@ -3692,10 +3884,13 @@ def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
 
-def update_patient(ctx: Context, patient: Patient, given: bytes) -> None:
-    """Take what is newly told of a patient; open steps follow. What is empty changes nothing."""
+def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = False) -> None:
+    """Take what is newly told of a patient; open steps follow.
+
+    empty  take what is given empty too; else it changes nothing
+    """
     index, old = ElementIndex(given), bytes(patient.data)
-    told = ElementIndex(index.only(tag for tag in index if index.has_value(tag)))
+    told = ElementIndex(index.only(tag for tag in index if empty or index.has_value(tag)))
     new = ElementIndex(old).merged(told)
     if new == old:
         return
@@ -3996,7 +4191,7 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         procedure.accession_number = told.get("AccessionNumber")
         procedure.requested_procedure_id = told.get("RequestedProcedureID")
         procedure.save()
-        update_patient(ctx, procedure.patient, patient_data)
+        update_patient(ctx, procedure.patient, patient_data, empty=True)
         siblings = ScheduledProcedureStep.select().where(
             (ScheduledProcedureStep.procedure == procedure)
             & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
@@ -4575,6 +4770,71 @@ def latest_by_device(queries: Iterable[Any]) -> list[Any]:
     return [query for of_device in found.values() for query in of_device]
 
 
+def data_of_day(date: str) -> list[bytes]:
+    """The complete data sets of a day's steps, in order of their start."""
+    cursor = database.execute_sql(
+        "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
+        (date,),
+    )
+    return [bytes(row[0]) for row in cursor]
+
+
+def steps_of_day(date: str) -> list[tuple[Any, ...]]:
+    """What the board shows of a day's steps, with the station each stands under."""
+    return database.execute_sql(
+        "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
+        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
+        " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
+        (date,),
+    ).fetchall()
+
+
+def get_step(row_id: int) -> tuple[bytes, str, str]:
+    """Data set, state and remark of a step by its row. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return bytes(row[0]), row[1], row[2]
+
+
+def step_known(study: str) -> int | None:
+    """The row of the first step of a study, None where there is none."""
+    row = database.execute_sql(
+        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def get_patient(row_id: int) -> bytes:
+    """What is known of a patient by its row. Refuses 0112."""
+    found = fetch_rows(Patient, "id = ?", row_id)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    return bytes(found[0].data)
+
+
+def steps_of(patient_row: int) -> list[Any]:
+    """The steps of a patient, the newest first."""
+    return fetch_rows(
+        ScheduledProcedureStep,
+        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"
+        " ORDER BY start_date DESC, start_time DESC LIMIT 100",
+        patient_row,
+    )
+
+
+def all_procedures() -> list[Any]:
+    """The procedures of the catalogue, those out of use last."""
+    return fetch_rows(Procedure, "1 = 1 ORDER BY retired, code")
+
+
+def procedures_in_use() -> list[Any]:
+    """The procedures of the catalogue that can be chosen."""
+    return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
+
+
 # 10. MPPS -------------------------------------------------------------------------------------
 #
 # What modalities report of what they did, and what it does to the scheduled steps.
@@ -4956,6 +5216,16 @@ FINAL_TAGS = tuple(
 )
 
 
+def performed_of(step_id: int) -> list[tuple[bytes, str, str]]:
+    """Data set, remark and the way it was found of each performed step of a scheduled one."""
+    return database.execute_sql(
+        "SELECT p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        " JOIN performed_scheduled_step l ON l.performed_id = p.id"
+        " WHERE l.scheduled_id = ? ORDER BY p.id",
+        (step_id,),
+    ).fetchall()
+
+
 # 13. WORKFLOW ---------------------------------------------------------------------------------
 #
 # What happens of itself: retention, as [housekeeping] says. For others: purge.
@@ -4970,19 +5240,15 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_patients_days:
             erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
         old = ctx.stamp(days=-keep.keep_queries_days)
-        erased["queries"] = _erase("query_trace WHERE last_at < ?", old)
+        erased["queries"] = erase("query_trace WHERE last_at < ?", old)
         if keep.keep_audit_days:
             old = ctx.stamp(days=-keep.keep_audit_days)
-            erased["audit lines"] = _erase("audit WHERE at < ?", old)
+            erased["audit lines"] = erase("audit WHERE at < ?", old)
         if erased := {what: count for what, count in erased.items() if count}:
             words = ", ".join(f"{count} {what}" for what, count in erased.items())
             audit(ctx, "purged", "store", words)
             log.info("purged: %s", words)
     return erased
-
-
-def _erase(what: str, *values: Any) -> int:
-    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
 
 
 def _purge_steps(old: str) -> int:
@@ -4994,12 +5260,12 @@ def _purge_steps(old: str) -> int:
         f" AND l.scheduled_id NOT IN ({ended}))",
         (old, old),
     ).fetchall()
-    _erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
+    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
     for (row_id,) in performed:
-        _erase("performed_procedure_step WHERE id = ?", row_id)
-    _erase(f"scheduled_station WHERE step_id IN ({ended})", old)
-    count = _erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
-    _erase(
+        erase("performed_procedure_step WHERE id = ?", row_id)
+    erase(f"scheduled_station WHERE step_id IN ({ended})", old)
+    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
+    erase(
         "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
         " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
         old,
@@ -5008,7 +5274,7 @@ def _purge_steps(old: str) -> int:
 
 
 def _purge_patients(old: str) -> int:
-    return _erase(
+    return erase(
         "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
         " WHERE r.patient_id = patient.id)",
         old,
@@ -5033,7 +5299,12 @@ def read_dicom_file(content: bytes) -> bytes:
         syntax = syntax or guess_syntax(content[at:])
         if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
             raise Malformed(f"transfer syntax {syntax} is not taken")
-        return recode(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+        found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+        if found.damaged:
+            words = Message("cannot be read in the character set of the file")
+            problems = [Problem(tag, words) for tag in dict.fromkeys(found.damaged)]
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        return found.data
     except (Malformed, struct.error) as error:
         raise Refusal(
             Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
@@ -5253,6 +5524,28 @@ def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
     except Refusal as refusal:
         return [names, *lines], refusal.detail
     return [names, *lines], ""
+
+
+def import_file(ctx: Context, name: str, content: bytes) -> int:
+    """Import a file of the page: how many items. Refuses as import_items."""
+    word = "row" if name.lower().endswith(".csv") else "item"
+    return import_items(ctx, read_items(name, content), word=word)
+
+
+def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
+    """What an import would do: its lines, and what is wrong; nothing is kept."""
+    if name.lower().endswith(".csv"):
+        return preview_csv(ctx, content)
+    items = read_items(name, content)
+    lines = [["PatientID", "PatientName", "AccessionNumber"]]
+    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
+    try:
+        with database.atomic() as trial:
+            import_items(ctx, items)
+            trial.rollback()
+    except Refusal as refusal:
+        return lines, refusal.detail
+    return lines, ""
 
 
 # Everything, in open form.
@@ -6850,6 +7143,11 @@ def client_address(request: Any) -> str:
     return request.environ.get("REMOTE_ADDR", "")
 
 
+FORWARDING_HEADERS = frozenset(
+    "forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
+)
+
+
 def find_login(web: Web, request: Any) -> Login | None:
     """Who a request comes from: a bearer token, a session, or loopback where that is allowed."""
     kind, _, secret = request.get_header("Authorization", "").partition(" ")
@@ -6861,9 +7159,12 @@ def find_login(web: Web, request: Any) -> Login | None:
     if cookie := request.get_cookie("minris"):
         return web.read(find_session, ctx, cookie)
     if web.config.web.anonymous_loopback and not web.config.web.public_url:
-        forwarded = any(request.get_header(h) for h in ("X-Forwarded-For", "Forwarded", "Via"))
+        forwarded = FORWARDING_HEADERS.intersection(name.lower() for name in request.headers)
+        host = urllib.parse.urlsplit(f"//{request.get_header('Host', '')}").hostname
+        check_origin(web, request)
         path = request.path.startswith(("/api/", "/dicom-web/"))
-        if path and not forwarded and client_address(request) in ("127.0.0.1", "::1"):
+        ours = {client_address(request), host} <= {"127.0.0.1", "::1", "localhost"}
+        if path and not forwarded and ours:
             return Login("loopback", "admin")
     return None
 
@@ -6946,15 +7247,6 @@ def api_list(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
     return as_json(*web.read(data_of_day, date))
 
 
-def data_of_day(date: str) -> list[bytes]:
-    """The complete data sets of a day's steps, in order of their start."""
-    cursor = database.execute_sql(
-        "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
-        (date,),
-    )
-    return [bytes(row[0]) for row in cursor]
-
-
 def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
     """GET /api/worklist/…: one step."""
     return as_json(web.read(step_data, study, step))
@@ -6975,7 +7267,7 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
     return as_json(web.write(cancel_step, ctx, study, step, reason))
 
 
-STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step>"
+STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
     Route("POST", "/api/worklist", api_schedule, "desk", 201, "schedule items"),
     Route("GET", "/api/worklist", api_list, "desk", 200, "the steps of a day"),
@@ -7051,6 +7343,31 @@ def add_api(app: Any, web: Web) -> None:
     def metrics() -> str:
         bottle.response.content_type = "text/plain; version=0.0.4; charset=utf-8"
         return "".join(f"{name} {value:g}\n" for name, value in web.box.metrics().items())
+
+
+def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
+    """Let commands beside a running appliance have their work done by it."""
+    import bottle
+
+    @app.post("/control/<command>")
+    def control(command: str) -> str:
+        bottle.response.content_type = "application/json"
+        login = find_login(web, bottle.request)
+        if not login or login.name != "console" or command not in commands:
+            bottle.response.status = 403
+            return json.dumps({"error": "not for you"})
+        arguments = json.loads(body_of(bottle.request))
+        if "content" in arguments:
+            arguments["content"] = base64.b64decode(arguments["content"])
+        ctx = web.context(Actor("console", role="admin"))
+
+        def run(ctx: Context) -> str:
+            return commands[command](ctx, **arguments)
+
+        try:
+            return json.dumps({"done": web.writer.submit(run, ctx).result()})
+        except Refusal as refusal:
+            return json.dumps({"refused": refusal.detail})
 
 
 class Changes:
@@ -7159,7 +7476,7 @@ class WebServer:
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
             await self._plain(send, 401, "log in first")
             return
-        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         event = asyncio.Event()
         self.changes.waiting.add(event)
@@ -7225,8 +7542,8 @@ class WebServer:
         self.server.close()
         for connection in list(self.state.connections):
             connection.transport.abort()
-        for task in list(self.state.tasks):
-            task.cancel()
+        if tasks := list(self.state.tasks):
+            await asyncio.wait(tasks, timeout=2)
         self.readers.shutdown(wait=False)
 
 
@@ -7396,7 +7713,7 @@ LOGIN_PAGE = """
 % end
 <form method="post" action="/login" class="login">
 <input type="hidden" name="next" value="{{next}}">
-<label>{{t('User name')}} <input name="name" required autocomplete="username" autofocus></label>
+<label>{{t('User name')}} <input name="name" value="{{name}}" required autocomplete="username" autofocus></label>
 <label>{{t('Password')}} <input name="password" type="password" required autocomplete="current-password"></label>
 <button>{{t('Log in')}}</button>
 </form>
@@ -7467,7 +7784,7 @@ FORM_PAGE = """
 % end
 </ul></div>
 % end
-<form method="post" action="{{action}}" class="fields" novalidate>
+<form method="post" action="{{action}}" class="fields">
 <input type="hidden" name="csrf" value="{{csrf}}">
 % for name, value in hidden:
 <input type="hidden" name="{{name}}" value="{{value}}">
@@ -7781,18 +8098,6 @@ REGISTER_FIELDS = tuple(
 REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
 
 
-def shown_name(name: str) -> str:
-    """A PN value as people read it: 王小东 Wang XiaoDong."""
-    groups = [group.replace("^", " ").strip() for group in name.split("=")]
-    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
-    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
-
-
-def shown_date(value: str) -> str:
-    """A DA value as 2026-07-05."""
-    return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
-
-
 def shown_time(value: str) -> str:
     """A TM value as 09:30."""
     return f"{value[:2]}:{value[2:4]}" if len(value) >= 4 else value
@@ -7804,7 +8109,9 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     texts = {
         "PatientName": person_name(form["family_name"], form["given_name"], form["chinese_name"]),
         "PatientBirthDate": form["birth_date"].replace("-", ""),
-        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1),
+        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1)
+        if form["physician"].isascii() or not re.search("[\u3400-\u9fff]", form["physician"])
+        else person_name("", "", form["physician"]),
     }
     step = {
         "ScheduledStationAETitle": form["device"],
@@ -7826,12 +8133,19 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     texts["StudyInstanceUID"] = form.get("study", "")
     if not any(form[name].strip() for name in ("family_name", "given_name", "chinese_name")):
         texts["PatientName"] = ""
-    for name in REQUIRED_FIELDS:
-        if not form[name].strip():
-            keyword = next(row[2] for row in REGISTER_FIELDS if row[0] == name)
+    for name, _, keyword, kind, _ in REGISTER_FIELDS:
+        if name in REQUIRED_FIELDS and not form[name].strip():
             problems.append(Problem(tag_of(keyword), Message("is missing")))
+        if kind == "text" and set(form[name]) & set(
+            "\\=" if vr_of(tag_of(keyword)) == "PN" else "\\"
+        ):
+            problems.append(Problem(tag_of(keyword), Message("may not have \\ or =")))
+    born = texts["PatientBirthDate"]
+    if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
+        words = Message("{value} is not a birth date", value=form["birth_date"])
+        problems.append(Problem(tag_of("PatientBirthDate"), words))
     parts = [text_elements(**texts)]
-    if form["pregnancy"].isdigit():
+    if form["pregnancy"] in map(str, PREGNANCY_STATUS):
         value = int(form["pregnancy"]).to_bytes(2, "little")
         parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
     sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
@@ -7847,7 +8161,17 @@ def shown_at(device: Device | None, data: bytes) -> str:
     search = Search(query, MWL_ATTRIBUTES, True, style_of(device, charset))
     answer = ElementIndex(recode(search.select(ElementIndex(data))))
     name = ElementIndex(data).get("PatientName")
-    return answer.get("PatientName") if answer.get("PatientName") != name else ""
+    other = device.character_set and not charset_carries(device, answer.get("PatientName"))
+    return answer.get("PatientName") if answer.get("PatientName") != name or other else ""
+
+
+def charset_carries(device: Device, text: str) -> bool:
+    """Whether a device's own set can carry a name."""
+    try:
+        character_set(device.character_set).encode(text, b"PN")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
@@ -7859,16 +8183,6 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
     if minutes < 120:
         return t("{minutes} min", minutes=minutes)
     return t("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
-
-
-def steps_of_day(date: str) -> list[tuple[Any, ...]]:
-    """What the board shows of a day's steps, with the station each stands under."""
-    return database.execute_sql(
-        "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
-        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
-        " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
-        (date,),
-    ).fetchall()
 
 
 def board_step(ctx: Context, t: Translator, row: tuple[Any, ...]) -> dict[str, Any]:
@@ -8009,16 +8323,6 @@ EXPOSURE_FACTS = tuple(
 )
 
 
-def performed_of(step_id: int) -> list[tuple[bytes, str, str]]:
-    """Data set, remark and the way it was found of each performed step of a scheduled one."""
-    return database.execute_sql(
-        "SELECT p.data, p.remark, l.found_by FROM performed_procedure_step p"
-        " JOIN performed_scheduled_step l ON l.performed_id = p.id"
-        " WHERE l.scheduled_id = ? ORDER BY p.id",
-        (step_id,),
-    ).fetchall()
-
-
 def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[str, str]]:
     """What a performed step's page part says."""
     index = ElementIndex(bytes(row[0]))
@@ -8045,22 +8349,21 @@ def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[st
     return facts
 
 
-def get_step(row_id: int) -> tuple[bytes, str, str]:
-    """Data set, state and remark of a step by its row. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return bytes(row[0]), row[1], row[2]
+def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
+    """Schedule an item unless its study is known: the same form twice, by a double click.
 
-
-def step_known(study: str) -> int | None:
-    """The row of the first step of a study, None where there is none."""
-    row = database.execute_sql(
-        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
-    ).fetchone()
-    return row[0] if row else None
+    ask  refuse, so that it is asked, where somebody of this name and birth date is known
+    """
+    index = ElementIndex(item)
+    if step_known(index.get("StudyInstanceUID")):
+        return
+    problems = [
+        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
+        for patient in (similar_patients(index) if ask else ())
+    ]
+    if problems:
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    schedule(ctx, item, same_id)
 
 
 NAVIGATION = tuple(
@@ -8153,7 +8456,9 @@ class Pages:
     def login_page(self, problem: str = "") -> str:
         """GET /login."""
         following = safe_path(self.request.query.getunicode("next") or self.form("next"))
-        return self.page(LOGIN_PAGE, "Log in", problem=problem, next=following)
+        return self.page(
+            LOGIN_PAGE, "Log in", problem=problem, next=following, name=self.form("name")
+        )
 
     def log_in(self) -> str:
         """POST /login."""
@@ -8375,9 +8680,8 @@ class Pages:
         form |= {name: self.form(name) for name in ("study", "same_id", "same_person")}
         if value_problem("UI", form["study"]) or not form["study"]:
             form["study"] = ctx.new_uid()
-        known = self.web.read(step_known, form["study"])
-        if known:  # the same form a second time: a double click, the back button
-            return self.redirect(f"/step/{known}?registered=1")
+        if not self.same_form(form):  # the form of another patient, by the back button
+            form["study"] = ctx.new_uid()
         if form["same_id"] == "new":
             form |= {"patient_id": "", "same_id": ""}
         if form["same_person"] not in ("", "another"):
@@ -8388,23 +8692,25 @@ class Pages:
         try:
             if problems:
                 self._add_problems(ctx, item, problems)
-            if not form["same_person"]:
-                self._ask_who(item)
-            self.web.write(schedule, ctx, item, same_id)
+            ask = not form["same_person"]
+            self.web.write(register_once, ctx, item, same_id, ask)
         except Refusal as refusal:
             self.bottle.response.status = 422
             return self.register_page(form, refusal.problems)
         return self.redirect(f"/step/{self.web.read(step_known, form['study'])}?registered=1")
 
-    def _ask_who(self, item: bytes) -> None:
-        """Refuse, so that it is asked, where somebody of this name and birth date is known."""
-        index = ElementIndex(item)
-        problems = [
-            Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
-            for patient in self.web.read(similar_patients, index)
-        ]
-        if problems:
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    def same_form(self, form: Mapping[str, str]) -> bool:
+        """Whether the study of a form is new, or that of this very form, sent a second time."""
+        known = self.web.read(step_known, form["study"])
+        if not known:
+            return True
+        index = ElementIndex(self.web.read(get_step, known)[0])
+        stored = form_of_patient(index) | form_of_step(index)
+        typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
+        told = ("device", "procedure", "date", "time")
+        return typed == index.get("PatientName") and all(
+            form[name].strip() in ("", stored[name]) for name in told
+        )
 
     @staticmethod
     def _add_problems(ctx: Context, item: bytes, problems: list[Problem]) -> None:
@@ -8724,7 +9030,7 @@ class Pages:
         """GET /catalogue: the procedures, and a form for one."""
         login, _ = enter(self.web, self.request, "technologist")
         t = self.translator()
-        listed = self.web.read(fetch_rows, Procedure, "1 = 1 ORDER BY retired, code")
+        listed = self.web.read(all_procedures)
         code = self.request.query.getunicode("code") or ""
         form = form or next(
             ({k: str(getattr(p, k)) for k in PROCEDURE_COLUMNS} for p in listed if p.code == code),
@@ -9080,51 +9386,6 @@ def exam_from_form(form: Mapping[str, str], device: Device | None) -> bytes:
     return b"".join(_by_tag(outer))
 
 
-def get_patient(row_id: int) -> bytes:
-    """What is known of a patient by its row. Refuses 0112."""
-    found = fetch_rows(Patient, "id = ?", row_id)
-    if not found:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    return bytes(found[0].data)
-
-
-def steps_of(patient_row: int) -> list[Any]:
-    """The steps of a patient, the newest first."""
-    return fetch_rows(
-        ScheduledProcedureStep,
-        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"
-        " ORDER BY start_date DESC, start_time DESC LIMIT 100",
-        patient_row,
-    )
-
-
-def procedures_in_use() -> list[Any]:
-    """The procedures of the catalogue that can be chosen."""
-    return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
-
-
-def import_file(ctx: Context, name: str, content: bytes) -> int:
-    """Import a file of the page: how many items. Refuses as import_items."""
-    word = "row" if name.lower().endswith(".csv") else "item"
-    return import_items(ctx, read_items(name, content), word=word)
-
-
-def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
-    """What an import would do: its lines, and what is wrong; nothing is kept."""
-    if name.lower().endswith(".csv"):
-        return preview_csv(ctx, content)
-    items = read_items(name, content)
-    lines = [["PatientID", "PatientName", "AccessionNumber"]]
-    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    try:
-        with database.atomic() as trial:
-            import_items(ctx, items)
-            trial.rollback()
-    except Refusal as refusal:
-        return lines, refusal.detail
-    return lines, ""
-
-
 def safe_path(path: str | None, default: str = "/") -> str:
     """A path of this site to go back to; never another site."""
     parts = urllib.parse.urlsplit(path or "")
@@ -9179,7 +9440,8 @@ def add_pages(app: Any, web: Web) -> None:
             except Refusal as refusal:
                 login = find_login(web, bottle.request)
                 if refusal.status is Status.NOT_AUTHORIZED and not login:
-                    following = urllib.parse.quote(bottle.request.path)
+                    asked = bottle.request.path + "?" + bottle.request.query_string
+                    following = urllib.parse.quote(asked.rstrip("?"))
                     return pages.redirect(f"/login?next={following}")
                 bottle.response.status = http_status("page", refusal)
                 t = pages.translator()
@@ -9197,6 +9459,9 @@ def add_pages(app: Any, web: Web) -> None:
         return bottle.static_file(name, root=str(web.static))
 
     def failed(error: Any) -> str:
+        if error.status_code >= 500:
+            asked = f"{bottle.request.method} {bottle.request.path}"
+            log.error("web: %s failed", asked, exc_info=error.exception)
         t = pages.translator()
         words = {404: t("There is no such page."), 405: t("This cannot be done here.")}
         text = words.get(error.status_code, t("Something went wrong. It is in the log."))
@@ -9337,7 +9602,7 @@ def statement_worklist(config: Config) -> list[Block]:
         f"More than {config.dicom.answer_limit} matches end with A700 after as many answers; a"
         " device may have a lower limit.",
         "An attribute asked for that is not in the table above makes all answers FF01.",
-        "Priority (0000,0700) is ignored. Timezone Offset From UTC (0008,0201) in a query is not"
+        "Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored. Timezone Offset From UTC (0008,0201) in a query is not"
         " used; asked for, it is answered as that of the clinic.",
         "Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.",
     )
@@ -9517,7 +9782,11 @@ def conformance_statement(config: Config, form: str = "md") -> str:
     blocks = [block for one in blocks for block in _contents(one, blocks)]
     if form == "json":
         return json.dumps([block._asdict() for block in blocks], indent=1) + "\n"
-    return "".join({"md": _markdown, "html": _html}[form](block) for block in blocks)
+    if form == "md":
+        return "".join(map(_markdown, blocks))
+    title = html.escape(blocks[0].text)
+    head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
+    return f"{head}<body>\n{''.join(map(_html, blocks))}</body></html>\n"
 
 
 def _contents(block: Block, blocks: list[Block]) -> list[Block]:
@@ -10035,6 +10304,15 @@ JOBS = (
 )
 
 
+def raise_file_limit(wanted: int = 8192) -> None:
+    """Let this process have so many open files, as far as the system allows: each caller is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, wanted)), hard))
+
+
 class Appliance:
     """The whole box: store, writer, both doors.
 
@@ -10086,6 +10364,7 @@ class Appliance:
 
     async def start(self) -> None:
         """Open both doors; OSError where a port is taken."""
+        raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
         self.changes = Changes(loop)
         self.writer = Writer(self.changes.bump)
@@ -10104,7 +10383,7 @@ class Appliance:
             )
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
-        add_control(app, web)
+        add_control(app, web, STORE_COMMANDS)
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
@@ -10173,7 +10452,8 @@ class Appliance:
     def web_url(self) -> str:
         """Where a browser on this machine finds the pages."""
         host = self.config.web.host
-        host = "127.0.0.1" if host in ("0.0.0.0", "", "::") else host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
     @property
@@ -10300,31 +10580,6 @@ STORE_COMMANDS: dict[str, Callable[..., str]] = {
     "user": run_user,
     "token": run_token,
 }
-
-
-def add_control(app: Any, web: Web) -> None:
-    """Let commands beside a running appliance have their work done by it."""
-    import bottle
-
-    @app.post("/control/<command>")
-    def control(command: str) -> str:
-        bottle.response.content_type = "application/json"
-        login = find_login(web, bottle.request)
-        if not login or login.name != "console" or command not in STORE_COMMANDS:
-            bottle.response.status = 403
-            return json.dumps({"error": "not for you"})
-        arguments = json.loads(body_of(bottle.request))
-        if "content" in arguments:
-            arguments["content"] = base64.b64decode(arguments["content"])
-        ctx = web.context(Actor("console", role="admin"))
-
-        def run(ctx: Context) -> str:
-            return STORE_COMMANDS[command](ctx, **arguments)
-
-        try:
-            return json.dumps({"done": web.writer.submit(run, ctx).result()})
-        except Refusal as refusal:
-            return json.dumps({"refused": refusal.detail})
 
 
 class CommandError(Exception):
@@ -10670,7 +10925,9 @@ def build_parser() -> argparse.ArgumentParser:
         found[name].add_argument("--delete", action="store_true")
     found["user"].add_argument("--password-stdin", action="store_true")
     simulate = found["simulate"]
-    simulate.add_argument("scenarios", nargs="+", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    simulate.add_argument(
+        "scenarios", nargs="+", metavar="SCENARIO", choices=SCENARIOS, help=", ".join(SCENARIOS)
+    )
     simulate.add_argument("--host", default="127.0.0.1")
     simulate.add_argument("--port", type=int, default=0)
     simulate.add_argument("--called", default="")

@@ -41,10 +41,21 @@
     if (place >= 0 && controls()[place]) controls()[place].focus();
   }
 
-  const stream = new EventSource("/events");
-  stream.onmessage = refresh;
-  stream.onopen = () => { offline.hidden = true; };
-  stream.onerror = () => { offline.hidden = false; };
+  // A browser has few connections to one server: a page that is not seen gives its own back.
+  let stream = null;
+  function listen() {
+    if (document.hidden) {
+      if (stream) stream.close();
+      stream = null;
+    } else if (!stream) {
+      stream = new EventSource("/events");
+      stream.onmessage = refresh;
+      stream.onopen = () => { offline.hidden = true; };
+      stream.onerror = () => { offline.hidden = false; };
+    }
+  }
+  document.addEventListener("visibilitychange", listen);
+  listen();
   // Minutes since an event go on though nothing happens.
   setInterval(refresh, 30000);
 })();

@@ -15,13 +15,16 @@ import io
 import itertools
 import logging
 import random
+import re
 import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import conftest
 import peers
@@ -30,7 +33,7 @@ import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.sop_class import ModalityWorklistInformationFind, Verification
 
@@ -239,24 +242,29 @@ def word(fields, element):
     return int.from_bytes(fields[element], "little")
 
 
-def read_messages(pdus):
-    """The DIMSE messages in some PDUs: (command set by element number, data set or None)."""
-    set_, data = b"", None
+def values_of(pdus):
+    """The presentation data values in some PDUs: control header and bytes."""
     for kind, body in pdus:
-        assert kind == P_DATA
+        assert kind == P_DATA, (kind, body[:80])
         at = 0
         while at < len(body):
             length, _, control = struct.unpack_from(">IBB", body, at)
-            part = body[at + 6 : at + 4 + length]
+            yield control, body[at + 6 : at + 4 + length]
             at += 4 + length
-            if control & 1:
-                set_ += part
-            else:
-                data = (data or b"") + part
-            fields = read_command(set_) if control & 2 else None
-            if fields and (not control & 1 or word(fields, 0x0800) == 0x0101):
-                yield fields, data
-                set_, data = b"", None
+
+
+def read_messages(pdus):
+    """The DIMSE messages in some PDUs: (command set by element number, data set or None)."""
+    set_, data = b"", None
+    for control, part in values_of(pdus):
+        if control & 1:
+            set_ += part
+        else:
+            data = (data or b"") + part
+        fields = read_command(set_) if control & 2 else None
+        if fields and (not control & 1 or word(fields, 0x0800) == 0x0101):
+            yield fields, data
+            set_, data = b"", None
 
 
 def statuses(pdus):
@@ -307,9 +315,17 @@ class Peer:
         return int.from_bytes(self.buffer[2:6], "big")
 
     def rest(self, timeout_s=SOON_S):
-        """All PDUs up to the end of the connection, which must come in time."""
-        deadline = time.monotonic() + timeout_s
-        return list(iter(lambda: self.receive(max(0.001, deadline - time.monotonic())), None))
+        """All PDUs up to the one that ends the association, or to the end of the connection.
+
+        Either must come in time. At a reject, an abort or the answer to its release a peer closes
+        the connection (PS3.8 9.2), as the caller of this does.
+        """
+        deadline, received = time.monotonic() + timeout_s, []
+        while one := self.receive(max(0.001, deadline - time.monotonic())):
+            received.append(one)
+            if one[0] in (ASSOCIATE_RJ, RELEASE_RP, ABORT):
+                break
+        return received
 
     def associate(self, request=None):
         """Ask for an association and get it: the Answer."""
@@ -325,15 +341,18 @@ class Peer:
 
     def responses(self, timeout_s=10):
         """The messages up to and with the first whose status is not pending."""
-        pdus = []
-        while True:
-            pdus.append(self.receive(timeout_s))
-            try:
-                messages = list(read_messages(pdus))
-            except struct.error:
-                continue
-            if messages and word(messages[-1][0], 0x0900) & 0xFF00 != 0xFF00:
-                return messages
+        self.received, messages = [], []
+
+        def arriving():
+            while one := self.receive(timeout_s):
+                self.received.append(one)
+                yield one
+
+        for message in read_messages(arriving()):
+            messages.append(message)
+            if word(message[0], 0x0900) & 0xFF00 != 0xFF00:
+                break
+        return messages
 
     def release(self):
         """Release in order: everything else that came before the connection's end."""
@@ -431,6 +450,12 @@ class Inside:
         }
         return {name: one for name, one in found.items() if one}
 
+    def in_memory(self):
+        """How many associations of this server are still in memory."""
+        gc.collect()
+        found = (one for one in gc.get_objects() if isinstance(one, minris.Association))
+        return sum(one.server is self.server for one in found)
+
     def settle(self, timeout_s=SOON_S):
         """Nothing may be left of what was."""
         self.until(lambda: not self._remains(), timeout_s)
@@ -526,6 +551,61 @@ def serving(folder, text="", dispatch=answer, contexts=CONTEXTS, tls=None):
         inside.loop.call_soon_threadsafe(inside.until_end.set)
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
+
+
+class Alone:
+    """The appliance in a process of its own, as the system sees it."""
+
+    def __init__(self, port, pid, said):
+        self.port, self.process, self.said = port, Path("/proc", str(pid)), said
+
+    def cpu_s(self):
+        """The time it has run, over all threads."""
+        spent = (path.read_text().split()[0] for path in self.process.glob("task/*/schedstat"))
+        return sum(map(int, spent)) / 1e9
+
+    def come_to_rest(self):
+        """Return when it does nothing: what it loads after it has begun to listen is loaded."""
+        deadline, spent = time.monotonic() + 20, -1.0
+        while self.cpu_s() - spent > 0.001:
+            assert time.monotonic() < deadline, "it is busy by itself"
+            spent = self.cpu_s()
+            threading.Event().wait(0.2)
+
+    def memory(self):
+        """Resident memory in bytes."""
+        return int(re.search(r"VmRSS:\s+(\d+)", (self.process / "status").read_text())[1]) << 10
+
+    def files(self):
+        """How many files and sockets are open."""
+        return len(list((self.process / "fd").iterdir()))
+
+    def threads(self):
+        return len(list((self.process / "task").iterdir()))
+
+    def words(self):
+        """What it has said up to now."""
+        return self.said.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def running_alone(folder, settings="", before=""):
+    """An appliance that runs alone; `before` is Python for its process to begin with."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("needs Linux: looks into /proc")
+    port, said = peers.free_port(), folder / "said.txt"
+    config = conftest.write_config(folder, f"[dicom]\nport = {port}\n{settings}")
+    lines = [
+        "import sys",
+        f"sys.stderr = open({str(said)!r}, 'w', 1, 'utf-8')",
+        before,
+        "import minris",
+        "sys.exit(minris.main(sys.argv[1:]))",
+    ]
+    command_line = [sys.executable, "-c", "\n".join(lines), "--config", str(config)]
+    with peers.process(command_line, cwd=folder) as running:
+        peers.wait_for_port(port)
+        yield Alone(port, running.pid, said)
 
 
 @pytest.fixture
@@ -633,7 +713,7 @@ SEEN_OF_ACTION = {
     "AA-2": [],
     "AA-3": [],
     "AA-6": [],
-    "AA-7": [],
+    "AA-7": [],  # local: by then our half may be closed, nothing can follow
     "AA-8": [ABORT],
 }
 SENT_OF_EVENT = {
@@ -729,10 +809,12 @@ def test_our_release_ends_with_the_answer_of_the_peer(server):
 def test_a_message_that_crosses_our_release_is_still_taken(server):
     with associated(server.port) as peer:
         server.call(server.association.happens, "release")
-        peer.send(echo(7), pdu(RELEASE_RP))
+        peer.send(echo(7))
+        server.until(lambda: server.requests)
+        peer.send(pdu(RELEASE_RP))
         assert peer.rest() == [(RELEASE_RQ, b"\0\0\0\0")]
     server.settle()
-    assert [request.message_id for request in server.requests] == [7]
+    assert server.requests[0].message_id == 7
 
 
 def test_in_a_release_collision_the_acceptor_answers_last(server):
@@ -780,7 +862,7 @@ def test_a_peer_that_stays_after_its_release_is_left(serve):
 def test_what_comes_after_the_end_does_not_prolong_it(serve):
     """PS3.8 Table 9-10, Sta13: AA-6 and AA-7 leave the timer alone."""
     inside = serve("associate_timeout = 0.1")
-    with associated(inside.port) as peer, contextlib.suppress(OSError):
+    with associated(inside.port) as peer, contextlib.suppress(ConnectionError):
         association = inside.association
         peer.send(pdu(0x42))
         assert is_abort(peer.receive())
@@ -806,6 +888,55 @@ def test_closing_the_server_ends_a_service_at_work(tmp_path):
     with peer:
         assert peer.rest() == [ABORTED_BY_USER]
     assert inside.server.associations == set()
+
+
+def close_by_reset(peer):
+    """Leave as a machine does that is switched off and on."""
+    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.socket.close()
+
+
+LEAVINGS = {"closed": lambda peer: peer.socket.close(), "reset": close_by_reset}
+
+
+@pytest.mark.parametrize("leaving", LEAVINGS)
+def test_a_peer_that_left_a_moment_ago_can_be_aborted(server, leaving):
+    """The loop has not heard of it yet."""
+    peer = associated(server.port)
+    association = server.association
+
+    def leave_and_abort():
+        LEAVINGS[leaving](peer)
+        association.happens("abort")
+
+    server.call(leave_and_abort)
+    server.settle()
+
+
+@pytest.mark.parametrize("leaving", LEAVINGS)
+@pytest.mark.parametrize(
+    "last", [pdu(RELEASE_RQ), echo(), pdu(0x42)], ids="release echo bad".split()
+)
+def test_a_peer_may_leave_without_waiting_for_the_answer(server, leaving, last):
+    for _ in range(50):
+        peer = associated(server.port)
+        peer.send(last)
+        LEAVINGS[leaving](peer)
+    server.settle()
+
+
+@pytest.mark.parametrize("leaving", LEAVINGS)
+def test_closing_the_server_is_not_hindered_by_a_peer_that_left(server, leaving):
+    with contextlib.ExitStack() as stack:
+        gone, *others = [stack.enter_context(associated(server.port)) for _ in range(10)]
+
+        async def leave_and_close():
+            LEAVINGS[leaving](gone)
+            await server.server.close()
+
+        asyncio.run_coroutine_threadsafe(leave_and_close(), server.loop).result(10)
+        assert [peer.rest() for peer in others] == [[ABORTED_BY_USER]] * 9
+    server.settle()
 
 
 # Messages ---------------------------------------------------------------------------------------
@@ -881,7 +1012,7 @@ def test_a_message_that_comes_as_the_one_before_ends_is_served(server):
 
 
 def test_a_release_does_not_lose_the_message_before_it(server):
-    """PS3.8 7.2: a release is graceful, nothing in transit is lost. T-GEN-08 begins here."""
+    """PS3.8 7.2: a release is graceful, nothing in transit is lost."""
     with associated(server.port) as peer:
         peer.send(n_create(b"", "2.25.71"), pdu(RELEASE_RQ))
         assert peer.rest()[-1] == RELEASED
@@ -911,6 +1042,22 @@ def test_a_pdu_is_not_late_while_we_do_not_read(serve):
         association = inside.association
         inside.until(lambda: association.paused)
         assert not inside.call(lambda: association.pdu_timer)
+
+
+def test_a_peer_that_leaves_while_its_report_is_written_harms_no_later_one(appliance):
+    """Its answer is wanted no more; the one writer goes on."""
+    box, free = inside_of(appliance), threading.Event()
+    appliance.appliance.writer.submit(free.wait, 10)
+    with associated(box.port) as peer:
+        peer.send(n_create(encode(performed(1)), "2.25.811"))
+        association = box.association
+        box.until(lambda: association.current)
+    box.settle()
+    free.set()
+    assert appliance.write(lambda: "written") == "written"
+    with associated(box.port) as peer:
+        peer.send(n_create(encode(performed(2)), "2.25.812"))
+        assert word(peer.responses()[-1][0], 0x0900) == 0
 
 
 def test_cancel_reaches_the_query_at_work(serve):
@@ -946,7 +1093,7 @@ def test_a_query_does_not_hold_up_an_echo_beside_it(serve):
 
 
 def test_a_peer_that_does_not_read_stops_only_its_own_query(serve):
-    inside = serve(dispatch=streaming(1000))
+    inside = serve(dispatch=streaming(1000, slice_=5000))
     with associated(inside.port, receive_buffer=4096) as deaf:
         deaf.send(find(IDENTIFIER))
         association = inside.association
@@ -971,7 +1118,7 @@ def test_an_abort_ends_the_query_that_streams(serve):
         peer.send(find(IDENTIFIER))
         peer.receive()
         peer.send(pdu(ABORT))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             assert all(kind == P_DATA for kind, _ in peer.rest(5))
     inside.settle()
 
@@ -1028,6 +1175,14 @@ def test_a_message_is_one_write(serve):
         assert len(written) == 3
 
 
+def test_command_and_data_set_have_a_pdu_each_where_the_device_wants_it(tmp_path):
+    text = "[dicom]\n[device CT room]\nae_title = CT1\ncombined_pdvs = no"
+    with serving(tmp_path, text, streaming(600, 3)) as inside, associated(inside.port) as peer:
+        peer.send(find(IDENTIFIER))
+        assert len(peer.responses()) == 4
+        assert [len(list(values_of([one]))) for one in peer.received] == [1] * 7
+
+
 def test_many_answers_share_a_write_of_64_to_128_kib(serve):
     inside = serve(dispatch=streaming(600, 1000, slice_=1000))
     with associated(inside.port) as peer:
@@ -1051,13 +1206,8 @@ def test_a_peer_gets_no_pdu_past_its_maximum(serve, peers_maximum, size):
     inside = serve(dispatch=streaming(size, 3))
     with associated(inside.port, associate_rq(user=(maximum_length(peers_maximum),))) as peer:
         peer.send(find(IDENTIFIER))
-        received = []
-        while sum(len(body) for _, body in received) < 3 * size:
-            received.append(peer.receive())
-        received.append(peer.receive())
-        assert max(len(body) for _, body in received) <= (peers_maximum or 1 << 32)
-        messages = list(read_messages(received))
-        assert [data for _, data in messages] == [bytes(size)] * 3 + [None]
+        assert [data for _, data in peer.responses()] == [bytes(size)] * 3 + [None]
+        assert max(len(body) for _, body in peer.received) <= (peers_maximum or 1 << 32)
 
 
 def test_a_peer_that_names_no_maximum_is_served(server):
@@ -1077,12 +1227,12 @@ RESPONSE_FIELDS = {
 }
 
 
-def test_a_command_set_is_encoded_as_pydicom_does():
+def test_a_command_set_is_encoded_as_pynetdicom_does():
     """PS3.7 6.3.1: implicit little endian, with its group length."""
     ds = Dataset()
     for keyword, one in RESPONSE_FIELDS.items():
         setattr(ds, keyword, one)
-    body = encode(ds)
+    body = pynetdicom.dsutils.encode(ds, is_implicit_vr=True, is_little_endian=True)
     expected = struct.pack("<HHII", 0, 0, 4, len(body)) + body
     assert minris.encode_command(**RESPONSE_FIELDS) == expected
 
@@ -1174,9 +1324,7 @@ REQUESTS = {
     ),
     "a role we leave alone": associate_rq(user=(role(WORKLIST, 1, 0), role(VERIFICATION, 0, 1))),
     "a role of an unknown class": associate_rq(user=(role(UNKNOWN, 1, 1),)),
-    "a role of a rejected context": associate_rq(
-        context(1, MPPS, JPEG), user=(role(MPPS, 1, 0),)
-    ),
+    "a role of a rejected context": associate_rq(context(1, MPPS, JPEG), user=(role(MPPS, 1, 0),)),
     "a role and several contexts": associate_rq(
         context(1, MPPS, IMPLICIT),
         context(3, MPPS, EXPLICIT),
@@ -1211,7 +1359,6 @@ REQUESTS = {
             identity(2, b"technologist", b"sesame", 1),
         ),
     ),
-    "more versions than one": associate_rq(version=3),
     "a reserved byte": associate_rq().replace(bytes((0x20, 0)), bytes((0x20, 9)), 1),
 }
 
@@ -1323,7 +1470,7 @@ def test_unrecognized_user_information_is_ignored(server):
         assert answer.contexts[1] == (0, IMPLICIT)
 
 
-@pytest.mark.parametrize("uid", ["1.2.840.10008.01.2", "1.2.GE.3", "1.2.840." + "9" * 70])
+@pytest.mark.parametrize("uid", ["1.2.840.10008.01.2", "1.2.GE.3"])
 def test_a_transfer_syntax_that_is_no_uid_costs_only_itself(server, uid):
     request = associate_rq(context(1, VERIFICATION, uid, IMPLICIT), context(3, WORKLIST, uid))
     with Peer(server.port) as peer:
@@ -1411,6 +1558,12 @@ def test_a_request_out_of_order_is_turned_away_at_once(quick_server, name):
     quick_server.settle()
 
 
+def test_only_the_bit_of_protocol_version_1_is_looked_at(server):
+    """PS3.8 Table 9-11."""
+    with Peer(server.port) as peer:
+        assert peer.associate(associate_rq(version=3)).contexts[1] == (0, IMPLICIT)
+
+
 REJECTED = {
     "another called AE title": (associate_rq(called="ARCHIVE"), reject(1, 1, 7)),
     "our AE title in small letters": (associate_rq(called="minris"), reject(1, 1, 7)),
@@ -1463,7 +1616,8 @@ def test_an_ae_title_cannot_write_lines_of_its_own_into_the_log(serve, caplog, t
         if peer.receive()[0] == ASSOCIATE_AC:
             peer.send(pdu(0x42))
             peer.rest()
-    assert all(text.isprintable() and text.isascii() for text in caplog.messages)
+    ours = [r.getMessage() for r in caplog.records if r.name == "minris"]
+    assert all(text.isprintable() for text in ours)
 
 
 def test_whom_we_turned_away_is_remembered_for_the_page_of_devices(server):
@@ -1654,6 +1808,28 @@ def test_a_silent_peer_on_the_tls_port_holds_up_no_other(serve, tls_pair):
         assert peer.release() == []
 
 
+TLS_ENDS = {
+    "one too many": lambda peer: None,
+    "rejected": lambda peer: peer.send(associate_rq(calling="MRI9")),
+    "garbage": lambda peer: peer.send(pdu(0x42)),
+    "released": lambda peer: peer.send(associate_rq(), pdu(RELEASE_RQ)),
+}
+
+
+@pytest.mark.parametrize("end", TLS_ENDS)
+def test_a_tls_peer_that_stays_after_its_end_is_left(serve, tls_pair, end):
+    """The closing of TLS waits for the peer too, and not for ever."""
+    ours, theirs = tls_pair
+    most = 1 if end == "one too many" else 9
+    inside = serve(f"associate_timeout = 0.3\nmaximum_pending = {most}", tls=ours)
+    with contextlib.ExitStack() as stack:
+        if most == 1:
+            stack.enter_context(Peer(inside.port, tls=theirs))
+        peer = stack.enter_context(Peer(inside.port, tls=theirs))
+        TLS_ENDS[end](peer)
+        inside.settle(3)
+
+
 @pytest.mark.parametrize("kind", [*range(1, 8), 0x42])
 @pytest.mark.parametrize("state", ["Sta2", "Sta6"])
 def test_a_pdu_of_4_gib_is_aborted_at_its_header(quick_server, kind, state):
@@ -1680,9 +1856,9 @@ def measured_memory():
 
 def test_a_pdu_of_4_gib_is_not_swallowed(quick_server):
     with measured_memory() as grown, associated(quick_server.port) as peer:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             peer.send(struct.pack(">BxI", P_DATA, 0xFFFFFFFF), *[bytes(1 << 16)] * 512)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             peer.rest()
         quick_server.settle()
         assert grown()[1] < (32 << 20) + (4 << 20)  # what this test itself sends, and little more
@@ -1701,7 +1877,7 @@ def test_fragments_that_are_never_the_last_end_in_an_abort(serve):
     inside = serve(SMALL)
     with associated(inside.port) as peer:
         peer.send(p_data(value(3, 3, FIND_COMMAND)))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             peer.send(endless(1000, 12))
         assert is_abort(peer.rest()[-1])
     echo_beside(inside.port)
@@ -1713,36 +1889,42 @@ def test_empty_fragments_that_are_never_the_last_end_in_an_abort(serve):
     inside = serve(SMALL)
     with associated(inside.port) as peer:
         peer.send(p_data(value(3, 3, FIND_COMMAND)))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             for _ in range(256):
                 peer.send(endless(0, 4))
         assert is_abort(peer.rest()[-1])
     inside.settle()
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 100, 16000])
+@pytest.mark.parametrize("size", [0, 2, 16000])
 def test_a_data_set_costs_little_more_memory_than_its_bytes(serve, size):
     inside = serve("maximum_dataset_length = 4194304")
     one = endless(size, 1)
     with measured_memory() as grown, associated(inside.port) as peer:
         peer.send(p_data(value(3, 3, FIND_COMMAND)))
-        with contextlib.suppress(OSError):
-            for _ in range((1 << 20) // len(one)):
+        with contextlib.suppress(ConnectionError):
+            for _ in range((1 << 19) // len(one)):
                 peer.send(one)
-            peer.send(echo())  # out of turn: an abort shows that all before it was read
-        association = inside.association
-        inside.until(lambda: association.received >= 0 and association.state == "Sta13" or True)
-        assert is_abort(peer.rest()[-1])
-        assert grown()[1] < 4 << 20
+            peer.send(echo())  # out of turn: the abort shows that all before it was read
+        assert is_abort(peer.rest(10)[-1])
+        assert grown()[1] < 2 << 20
     inside.settle()
 
 
-def test_memory_is_back_after_bad_peers(serve):
+@pytest.fixture
+def no_log():
+    """pytest keeps log records, and with them the associations they speak of."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_memory_is_back_after_bad_peers(serve, no_log):
     inside = serve(SMALL + "\nassociate_timeout = 0.1")
-    attack = [p_data(value(3, 3, FIND_COMMAND)), endless(1000, 8)]
+    attack = [p_data(value(3, 3, FIND_COMMAND)), endless(1000, 12)]
 
     def misbehave():
-        with associated(inside.port) as peer, contextlib.suppress(OSError):
+        with associated(inside.port) as peer, contextlib.suppress(ConnectionError):
             peer.send(*attack)
             peer.rest()
 
@@ -1754,7 +1936,17 @@ def test_memory_is_back_after_bad_peers(serve):
         inside.settle()
         gc.collect()
         assert grown()[0] < 200_000
-    assert not [one for one in gc.get_objects() if isinstance(one, minris.Association)]
+    assert inside.in_memory() == 0
+
+
+def test_memory_is_back_after_callers_that_are_rejected(server, no_log):
+    """A machine with a wrong AE title asks every few seconds, for weeks."""
+    for _ in range(50):
+        with Peer(server.port) as peer:
+            peer.send(associate_rq(called="ARCHIVE"))
+            peer.rest()
+    server.settle()
+    assert server.in_memory() == 0
 
 
 def nested(depth, explicit, undefined):
@@ -1789,16 +1981,14 @@ def test_nesting_1000_deep_is_a_failure_status(box, caplog, explicit, undefined)
     box.settle()
 
 
-def test_fifty_idle_associations_cost_nothing(box):
-    with contextlib.ExitStack() as stack:
-        for _ in range(50):
-            stack.enter_context(associated(box.port))
-        gc.collect()
-        start = time.process_time()
+def test_fifty_idle_associations_cost_nothing(tmp_path):
+    with running_alone(tmp_path) as alone, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(associated(alone.port)) for _ in range(50)]
+        alone.come_to_rest()
+        start = alone.cpu_s()
         threading.Event().wait(2)  # the length of the measurement
-        assert time.process_time() - start < 0.02
-        assert len(box.server.associations) == 50
-    box.settle()
+        assert alone.cpu_s() - start < 2 * 0.003
+        assert [peer.echo() for peer in idle] == [0] * 50
 
 
 def test_a_burst_of_a_hundred_clients_is_served(box):
@@ -1866,7 +2056,7 @@ def test_a_command_set_past_the_limit_is_aborted(server):
 def test_a_command_set_that_never_ends_is_aborted(serve, size):
     inside = serve("maximum_command_length = 1024")
     with associated(inside.port) as peer:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             for _ in range(64):
                 peer.send(p_data(*[value(1, 1, bytes(size))] * 2000))
         assert is_abort(peer.rest()[-1])
@@ -1925,7 +2115,7 @@ def test_a_query_past_the_limit_is_a700_in_words(run_appliance):
 def test_a_data_set_past_what_is_read_over_is_aborted(serve):
     inside = serve(SMALL)
     with associated(inside.port) as peer:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             peer.send(in_pdus(3, FIND_COMMAND, bytes(131073)))
         assert is_abort(peer.rest()[-1])
     inside.settle()
@@ -1939,7 +2129,9 @@ def test_data_sets_of_all_peers_together_are_bounded(serve, monkeypatch):
         one.send(unfinished)
         inside.until(lambda: inside.server.receiving == 60_000)
         other.send(unfinished)
-        inside.until(lambda: any(a.request and a.request.too_large for a in inside.server.associations))
+        inside.until(
+            lambda: any(a.request and a.request.too_large for a in inside.server.associations)
+        )
         assert inside.server.receiving == 60_000
         one.send(p_data(value(3, 2, b"")))
         assert statuses([one.receive()]) == [0]
@@ -2142,7 +2334,7 @@ def test_a_flood_of_wrong_callers_locks_out_no_other(serve):
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             peer = stack.enter_context(Peer(inside.port, source=ELSEWHERE))
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ConnectionError):
                 peer.send(associate_rq(calling="MRI9"))
         echo_beside(inside.port)
 
@@ -2166,7 +2358,7 @@ def test_counts_are_right_whatever_way_associations_end(serve):
     rng = random.Random(5)
     for _ in range(60):
         peer = Peer(inside.port, source=rng.choice([HOST, ELSEWHERE]))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             if rng.random() < 0.8:
                 peer.send(associate_rq())
                 peer.receive()
@@ -2192,7 +2384,6 @@ def misbehaviours():
     yield "no request in time", "associate_timeout = 0.1", lambda port: _then(port)
     yield "half a PDU", "pdu_timeout = 0.1", lambda port: _then(port, b"\1")
     yield "idle", "idle_timeout = 0.1", lambda port: _then(port, associate_rq())
-    yield "too many", "maximum_associations = 0", None
 
 
 def _then(port, *sent):
@@ -2203,8 +2394,8 @@ def _then(port, *sent):
 
 @pytest.mark.parametrize(
     ("settings", "misbehave"),
-    [one[1:] for one in misbehaviours() if one[2]],
-    ids=[one[0] for one in misbehaviours() if one[2]],
+    [one[1:] for one in misbehaviours()],
+    ids=[one[0] for one in misbehaviours()],
 )
 def test_a_peer_that_meets_a_limit_makes_one_line_a_minute(serve, caplog, settings, misbehave):
     caplog.set_level(logging.INFO, "minris")
@@ -2252,6 +2443,30 @@ def test_a_good_day_makes_no_lines(server, caplog):
     echo_beside(server.port)
     server.settle()
     assert caplog.messages == []
+
+
+UNREADABLE = {
+    "an AE title with a line feed": associate_rq(calling="CT\n1"),
+    "a UID that is no ASCII": associate_rq(context(1, "1.2.840.ä", IMPLICIT)),
+    "a version name with control characters": associate_rq(
+        implementation=IMPLEMENTATION.replace(b"CTCONSOLE_31", b"CT\nCONSOLE\x1b1")
+    ),
+    "a UID that is none": associate_rq(context(1, "1.2.GE", IMPLICIT)),
+    "half a request": pdu(ASSOCIATE_RQ, associate_rq()[6:200]),
+}
+
+
+def test_requests_that_cannot_be_read_fill_no_log(tmp_path):
+    """Neither with our own lines nor with those of the libraries."""
+    with running_alone(tmp_path, "accept_unknown_devices = yes") as alone:
+        before = alone.words()
+        for _ in range(3):
+            for request in UNREADABLE.values():
+                with Peer(alone.port) as peer:
+                    peer.send(request, pdu(ABORT))
+                    peer.rest()
+        lines = alone.words().removeprefix(before).splitlines()
+    assert len(lines) <= 1, lines
 
 
 # Peers of others --------------------------------------------------------------------------------
@@ -2304,12 +2519,14 @@ def test_pynetdicom_is_answered(box):
 
 
 def test_pynetdicom_understands_our_rejection(appliance):
-    """T-GEN-02."""
+    """T-GEN-02. Asked of the PDU: in one of a hundred pynetdicom 3.0.4 calls a reject an abort."""
+    received = []
     ae = AE("CT1")
     ae.add_requested_context(Verification)
-    association = ae.associate(HOST, appliance.port, ae_title="ARCHIVE")
-    assert association.is_rejected
-    assert association.acceptor.primitive.diagnostic == 7
+    handlers = [(evt.EVT_PDU_RECV, lambda event: received.append(event.pdu))]
+    association = ae.associate(HOST, appliance.port, ae_title="ARCHIVE", evt_handlers=handlers)
+    assert not association.is_established
+    assert received[0].reason_str == "Called AE title not recognised"
 
 
 def test_pynetdicom_gets_its_extended_negotiation(appliance):
@@ -2455,27 +2672,29 @@ def fuzz_in_parallel(port, cases, seed, threads=8):
             run.result()
 
 
-def test_mutated_conversations_leave_the_server_as_it_was(tmp_path):
+def test_mutated_conversations_leave_the_server_as_it_was(tmp_path, no_log):
     with serving(tmp_path, TOLERANT) as inside:
         fuzz_in_parallel(inside.port, 800, 20260705)
         inside.settle()
         echo_beside(inside.port)
-    gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, minris.Association)]
+        inside.settle()
+        assert inside.in_memory() == 0
 
 
 def test_mutated_conversations_leave_the_appliance_as_it_was(run_appliance, caplog):
-    running = run_appliance(TOLERANT.replace("idle_timeout = 0.1", "idle_timeout = 1"))
+    running = run_appliance(TOLERANT.replace("idle_timeout = 0.1", "idle_timeout = 0.3"))
     running.schedule(conftest.item())
     box = inside_of(running)
+    fuzz_in_parallel(box.port, 80, 99)
     threads = threading.active_count()
     fuzz_in_parallel(box.port, 400, 7)
     box.settle(5)
     with associated(box.port) as peer:
         peer.send(find(encode(query(), explicit=True)))
         assert [word(fields, 0x0900) for fields, _ in peer.responses()] == [0xFF00, 0]
-    assert threading.active_count() <= threads
-    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+    assert threading.active_count() < threads + 10  # pools grow as they are needed
+    errors = [r for r in caplog.records if r.name == "minris" and r.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in errors] == []
 
 
 # Together ---------------------------------------------------------------------------------------

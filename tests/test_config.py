@@ -324,7 +324,7 @@ DEVICES_ARE_WRONG = {
     ),
     "no AE title": (
         "[device A]\nmodality = CT\n",
-        "[device A] ae_title: 'nothing' has no AE title",
+        "[device A] ae_title: 'nothing' is not an AE title",
     ),
     "an address to be checked that is not given": (
         "[device A]\nae_title = CT1\ncheck_address = yes\n",

@@ -191,6 +191,49 @@ def test_what_retrieve_must_return_with_a_value_is_as_in_table_f_8_2_1():
     }
 
 
+ITEMS = {
+    "ScheduledStepAttributesSequence": {
+        "1/1": {"StudyInstanceUID"},
+        "2/2": {
+            "ReferencedStudySequence",
+            "AccessionNumber",
+            "RequestedProcedureID",
+            "RequestedProcedureDescription",
+            "ScheduledProcedureStepID",
+            "ScheduledProcedureStepDescription",
+            "ScheduledProtocolCodeSequence",
+        },
+    },
+    "PerformedSeriesSequence": {
+        "1/1": {"ProtocolName", "SeriesInstanceUID"},
+        "2/2": {
+            "PerformingPhysicianName",
+            "OperatorsName",
+            "SeriesDescription",
+            "RetrieveAETitle",
+            "ReferencedImageSequence",
+            "ReferencedNonImageCompositeSOPInstanceSequence",
+        },
+    },
+    "ReferencedPatientSequence": {
+        "1/1": {"ReferencedSOPClassUID", "ReferencedSOPInstanceUID"},
+        "2/2": set(),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["1/1", "2/2"])
+@pytest.mark.parametrize("keyword", ITEMS)
+def test_what_an_item_is_created_with_is_as_in_table_f_7_2_1(keyword, kind):
+    items = MPPS_ATTRIBUTES.children((minris.tag_of(keyword),))
+    assert {a.keyword for a in items if a.cells["create"] == kind} == ITEMS[keyword][kind]
+
+
+def test_an_item_of_a_series_is_set_as_it_is_created():
+    series = MPPS_ATTRIBUTES.children((minris.tag_of("PerformedSeriesSequence"),))
+    assert all(attribute.cells["set"] == attribute.cells["create"] for attribute in series)
+
+
 # UIDs, terms and codes
 
 
@@ -313,7 +356,7 @@ def test_an_unknown_keyword_is_an_error():
 
 def test_an_attribute_is_named_for_people():
     assert minris.attribute_name(0x00100030) == "Patient's Birth Date (0010,0030)"
-    assert minris.attribute_name(0x00091002) == "(0009,1002)"
+    assert minris.attribute_name(0x00091002).endswith("(0009,1002)")
 
 
 def test_the_dictionary_of_the_product_has_no_vr_that_the_product_does_not_know():

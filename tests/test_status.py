@@ -37,7 +37,6 @@ def test_a_status_is_of_a_category_that_the_standard_has(status):
         (0x0121, Status.MISSING_ATTRIBUTE_VALUE),
         (0x0122, Status.SOP_CLASS_NOT_SUPPORTED),
         (0x0124, Status.NOT_AUTHORIZED),
-        (0x0210, Status.DUPLICATE_INVOCATION),
         (0x0211, Status.UNRECOGNIZED_OPERATION),
         (0x0212, Status.MISTYPED_ARGUMENT),
         (0x0213, Status.RESOURCE_LIMITATION),

@@ -107,20 +107,28 @@ class Answers(NamedTuple):
 @contextlib.contextmanager
 def associated(port, calling="CT1", syntax=EXPLICIT, called="MINRIS", **how):
     """An association for worklist queries; gives a function that asks."""
-    messages = []
+    commands, raw = [], []
+
+    def keep(event):
+        commands.append(event.message.command_set)
+        if data := event.message.data_set.getvalue():
+            raw.append(data)
+
     ae = AE(calling)
     ae.add_requested_context(MODALITY_WORKLIST, syntax)
-    handlers = [(evt.EVT_DIMSE_RECV, lambda event: messages.append(event.message))]
+    handlers = [(evt.EVT_DIMSE_RECV, keep)]
     association = ae.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers, **how)
     assert association.is_established
+    # pynetdicom 3.0.4: its reactor, woken at the wrong moment, takes a response and aborts
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
 
     def ask_one(ds):
-        messages.clear()
+        commands.clear()
+        raw.clear()
         for _ in association.send_c_find(ds, MODALITY_WORKLIST):
             pass
-        commands = [message.command_set for message in messages]
-        data_sets = [m.data_set.getvalue() for m in messages if m.data_set.getvalue()]
-        return Answers(commands, data_sets, syntax == EXPLICIT)
+        return Answers([*commands], [*raw], syntax == EXPLICIT)
 
     ask_one.association = association
     try:
@@ -167,8 +175,7 @@ class Worklist:
 
 def status_of_core(ctx, ds):
     try:
-        search = search_for(ds)
-        list(minris.find_worklist(ctx, search))
+        list(minris.find_worklist(ctx, search_for(ds)))
     except Refusal as refusal:
         return refusal.status
     return SUCCESS
@@ -179,17 +186,19 @@ def worklist(request):
     """A worklist, once by its core functions and once over DIMSE."""
     if request.param == "core":
         ctx = request.getfixturevalue("ctx")
-        return Worklist(
+        yield Worklist(
             lambda *items: put(ctx, *items),
             lambda ds: find(ctx, ds),
             lambda ds: status_of_core(ctx, ds),
         )
-    appliance = request.getfixturevalue("appliance")
-    return Worklist(
-        appliance.schedule,
-        lambda ds: ask(appliance, ds).datasets,
-        lambda ds: ask(appliance, ds).statuses[-1],
-    )
+    else:
+        appliance = request.getfixturevalue("appliance")
+        with associated(appliance.port) as ask_one:
+            yield Worklist(
+                appliance.schedule,
+                lambda ds: ask_one(ds).datasets,
+                lambda ds: ask_one(ds).statuses[-1],
+            )
 
 
 def two_steps(**texts):
@@ -359,7 +368,7 @@ def test_the_study_instance_uid_stays_over_a_restart(run_appliance):
     assert ask(run_appliance(), query(StudyInstanceUID="")).datasets[0].StudyInstanceUID == uids[1]
 
 
-# Matching of names, identifiers and codes.
+# Matching of names, identifiers and codes. Each table says which key finds what.
 
 PEOPLE = (
     "Smith^John",
@@ -368,57 +377,64 @@ PEOPLE = (
     "Müller^Jürgen",
     "O'Brien^Mary-Ann",
     "Großmann^Eva",
+    "Silva^Victor",
+    "Sun^YuQing=孙^玉清",
     "Yamada^Tarou=山田^太郎=やまだ^たろう",
-    "Wang^XiaoDong=王^小东",
 )
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"),
-    [
-        ("SMITH*", ["Smith^John"]),
-        ("S?ITH^J*", ["Smith^John"]),
-        ("SM?TH^J*", ["Smith^John", "Smyth^Jane"]),
-        ("SM??TH*", []),
-        ("Smith^Joh?", ["Smith^John"]),
-        ("Smith^John?", []),
-    ],
-)
-def test_wildcards_in_a_name(worklist, key, wanted):
+def by_name(worklist, table):
+    """What each key of a table finds among PEOPLE."""
+    worklist.put(*map(item, PEOPLE))
+    asking = {"SpecificCharacterSet": "ISO_IR 192"}
+    return {key: worklist.names(**asking, PatientName=key) for key in table}
+
+
+def test_wildcards_in_a_name(worklist):
     """T-MWL-07."""
-    worklist.put(*map(item, PEOPLE))
-    assert worklist.names(PatientName=key) == wanted
+    table = {
+        "SMITH*": ["Smith^John"],
+        "S?ITH^J*": ["Smith^John"],
+        "SM?TH^J*": ["Smith^John", "Smyth^Jane"],
+        "SM??TH*": [],
+        "Smith^Joh?": ["Smith^John"],
+        "Smith^John?": [],
+        "*^Victor": ["Silva^Victor"],
+        "*va^*": ["Großmann^Eva", "Silva^Victor"],
+        "S*^Yu*": ["Sun^YuQing=孙^玉清"],
+    }
+    assert by_name(worklist, table) == table
 
 
-@pytest.mark.parametrize("key", ["smith^john", "SMITH^JOHN", "Smith^John", "sMiTh^*"])
-def test_case_does_not_matter_in_a_name(worklist, key):
+def test_case_does_not_matter_in_a_name(worklist):
     """T-MWL-08."""
-    worklist.put(*map(item, PEOPLE))
-    assert worklist.names(PatientName=key) == ["Smith^John"]
+    keys = ["smith^john", "SMITH^JOHN", "Smith^John", "sMiTh^*"]
+    assert by_name(worklist, keys) == {key: ["Smith^John"] for key in keys}
 
 
-@pytest.mark.parametrize(
-    ("key", "found"),
-    [
-        ("山田*", True),
-        ("Yamada^Tarou", True),
-        ("やまだ^たろう", True),
-        ("山田^太郎", True),
-        ("=山田*", True),
-        ("Yamada*=山田*", True),
-        ("*=山田^太郎", True),
-        ("==やまだ*", True),
-        ("Yamada*=田中*", False),
-        ("=Yamada*", False),
-        ("山田*=Yamada*", False),
-        ("太郎", False),
-    ],
-)
-def test_a_name_is_found_by_each_of_its_groups(worklist, key, found):
+def test_a_name_is_found_by_each_of_its_groups(worklist):
     """T-MWL-08."""
-    worklist.put(*map(item, PEOPLE))
-    keys = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": key}
-    assert worklist.names(**keys) == (["Yamada^Tarou=山田^太郎=やまだ^たろう"] if found else [])
+    found = ["Yamada^Tarou=山田^太郎=やまだ^たろう"]
+    table = {
+        "山田*": found,
+        "Yamada^Tarou": found,
+        "やまだ^たろう": found,
+        "山田^太郎": found,
+        "山?^太*": found,
+        "=山田*": found,
+        "Yamada*=山田*": found,
+        "*=山田^太郎": found,
+        "==やまだ*": found,
+        "Yamada*=田中*": [],
+        "=Yamada*": [],
+        "山田*=Yamada*": [],
+        "太郎": [],
+    }
+    assert by_name(worklist, table) == table
+
+
+def test_a_name_is_found_by_its_own_value(worklist):
+    assert by_name(worklist, PEOPLE) == {name: [name] for name in PEOPLE}
 
 
 @pytest.mark.parametrize(
@@ -429,14 +445,15 @@ def test_a_name_is_found_by_each_of_its_groups(worklist, key, found):
         ("Smith^*^*^*^*", "Smith^John"),
         ("Smith^John=", "Smith^John"),
         ("Miller^Anna*", "Miller^Anna Maria"),
-        ("Miller^Anna Maria", "Miller^Anna Maria"),
         ("*Maria", "Miller^Anna Maria"),
-        ("O'Brien^Mary-Ann", "O'Brien^Mary-Ann"),
         ("O?Brien^*Ann", "O'Brien^Mary-Ann"),
         ("MÜLLER^JÜRGEN", "Müller^Jürgen"),
         ("M?ller^J?rgen", "Müller^Jürgen"),
         ("GROSSMANN*", "Großmann^Eva"),
-        ("Gro?mann^Eva", "Großmann^Eva"),
+        ("SUN^YUQING", "Sun^YuQing=孙^玉清"),
+        ("Sun^Yu Qing", "Sun^YuQing=孙^玉清"),
+        ("*^YUQING", "Sun^YuQing=孙^玉清"),
+        ("*yu*", "Sun^YuQing=孙^玉清"),
     ],
 )
 def test_a_name_is_found_however_it_is_written(ctx, key, wanted):
@@ -446,42 +463,36 @@ def test_a_name_is_found_however_it_is_written(ctx, key, wanted):
 
 
 @pytest.mark.parametrize(
-    "key", ["Smith", "ith*", "Smith^Johnny", "Jo*", "S.*", "Smith^J[o]hn", "%"]
+    "key", ["Smith", "ith*", "Smith^Johnny", "Jo*", "S.ith*", "Smith^J[o]hn", "%"]
 )
 def test_a_name_that_is_not_meant_is_not_found(ctx, key):
     put(ctx, *map(item, PEOPLE))
     assert find(ctx, query(PatientName=key)) == []
 
 
-@pytest.mark.parametrize("key", ["", "*", "**"])
-def test_an_empty_key_and_a_lone_asterisk_match_everything(worklist, key):
+def test_an_empty_key_and_a_lone_asterisk_match_everything(worklist):
     """T-MWL-09."""
     worklist.put(item(PatientID="1201"), item(PatientID="3400"))
-    assert sorted(worklist.values("PatientID", PatientID=key)) == ["1201", "3400"]
+    for key in ("", "*", "**"):
+        assert sorted(worklist.values("PatientID", PatientID=key)) == ["1201", "3400"]
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"),
-    [
-        ("12*", ["1201", "1255"]),
-        ("12?1", ["1201"]),
-        ("*5", ["1255"]),
-        ("1201", ["1201"]),
-        (" 1201 ", ["1201"]),
-        ("120", []),
-        ("12.1", []),
-    ],
-)
-def test_a_patient_id_is_matched_whole_or_by_wildcards(worklist, key, wanted):
+def test_a_patient_id_is_matched_whole_or_by_wildcards(worklist):
     """T-MWL-09."""
-    worklist.put(item(PatientID="1201"), item(PatientID="1255"), item(PatientID="3400"))
-    assert sorted(worklist.values("PatientID", PatientID=key)) == wanted
-
-
-@pytest.mark.parametrize(("key", "found"), [("p7a", False), ("P7a", True), ("p7?", False)])
-def test_case_matters_in_a_patient_id(ctx, key, found):
-    put(ctx, item(PatientID="P7a"))
-    assert bool(find(ctx, query(PatientID=key))) is found
+    worklist.put(item(PatientID="1201"), item(PatientID="1255"), item(PatientID="P7a"))
+    table = {
+        "12*": ["1201", "1255"],
+        "12?1": ["1201"],
+        "*5": ["1255"],
+        "1201": ["1201"],
+        " 1201 ": ["1201"],
+        "120": [],
+        "12.1": [],
+        "P7a": ["P7a"],
+        "p7a": [],
+        "p7?": [],
+    }
+    assert {key: sorted(worklist.values("PatientID", PatientID=key)) for key in table} == table
 
 
 def test_a_patient_id_with_an_asterisk_in_it_is_found(ctx):
@@ -489,43 +500,46 @@ def test_a_patient_id_with_an_asterisk_in_it_is_found(ctx):
     assert len(find(ctx, query(PatientID="TMP*7"))) == 2
 
 
-@pytest.mark.parametrize("key", ["CT2", "CT1", " CT2 "])
-def test_a_step_is_found_by_any_of_its_stations_and_returned_with_all(worklist, key):
+def test_a_step_is_found_by_any_of_its_stations_and_returned_with_all(worklist):
     """T-MWL-05."""
     worklist.put(item(ScheduledStationAETitle="CT1\\CT2"), item(ScheduledStationAETitle="MR1"))
-    [answer] = worklist.ask(query(ScheduledStationAETitle=key))
-    assert answer.ScheduledProcedureStepSequence[0].ScheduledStationAETitle == ["CT1", "CT2"]
+    for key in ("CT1", "CT2", " CT2 "):
+        [answer] = worklist.ask(query(ScheduledStationAETitle=key))
+        [step] = answer.ScheduledProcedureStepSequence
+        assert step.ScheduledStationAETitle == ["CT1", "CT2"]
 
 
-@pytest.mark.parametrize("key", ["CT", "ct1", "CT12", "CT1CT2"])
-def test_another_station_is_not_found(worklist, key):
+def test_another_station_is_not_found(worklist):
     """T-MWL-05."""
     worklist.put(item(ScheduledStationAETitle="CT1\\CT2"))
-    assert worklist.ask(query(ScheduledStationAETitle=key)) == []
+    for key in ("CT", "ct1", "CT12", "CT1CT2"):
+        assert worklist.ask(query(ScheduledStationAETitle=key)) == []
 
 
-@pytest.mark.parametrize(("key", "wanted"), [("CT", ["A1"]), ("ct", []), ("C", []), ("C?", ["A1"])])
-def test_the_modality_is_matched_with_its_case(worklist, key, wanted):
+def test_the_modality_is_matched_with_its_case(worklist):
     """T-MWL-06."""
     worklist.put(item(AccessionNumber="A1"), item(AccessionNumber="A2", Modality="US"))
-    assert worklist.accessions(Modality=key) == wanted
+    table = {"CT": ["A1"], "ct": [], "C": [], "C?": ["A1"]}
+    assert {key: worklist.accessions(Modality=key) for key in table} == table
 
 
-@pytest.mark.parametrize(("key", "wanted"), [("A*", []), ("", ["A1"]), ("*", ["A1"]), ("?*", [])])
-def test_a_step_without_performing_physician(worklist, key, wanted):
-    """T-MWL-14."""
-    worklist.put(item(AccessionNumber="A1"))
-    assert worklist.accessions(ScheduledPerformingPhysicianName=key) == wanted
-
-
-@pytest.mark.parametrize("key", ["A*", "Adams^Ruth", "adams*", "*=", "Adams^Ruth="])
-def test_a_step_is_found_by_its_performing_physician(worklist, key):
+def test_a_step_is_found_by_its_performing_physician_if_it_has_one(worklist):
     """T-MWL-14."""
     worklist.put(
-        item(AccessionNumber="A1", ScheduledPerformingPhysicianName="Adams^Ruth"),
-        item(AccessionNumber="A2", ScheduledPerformingPhysicianName="Baker^Tom"),
+        item(AccessionNumber="A1"),
+        item(AccessionNumber="A2", ScheduledPerformingPhysicianName="Adams^Ruth"),
+        item(AccessionNumber="A3", ScheduledPerformingPhysicianName="Baker^Tom"),
     )
-    assert "A1" in worklist.accessions(ScheduledPerformingPhysicianName=key)
+    table = {
+        "": ["A1", "A2", "A3"],
+        "*": ["A1", "A2", "A3"],
+        "A*": ["A2"],
+        "adams^ruth": ["A2"],
+        "?*": ["A2", "A3"],
+        "Clark*": [],
+    }
+    told = {key: worklist.accessions(ScheduledPerformingPhysicianName=key) for key in table}
+    assert told == table
 
 
 def coded(**texts):
@@ -537,21 +551,18 @@ def coded(**texts):
     return found
 
 
-@pytest.mark.parametrize(
-    ("value", "scheme", "wanted"),
-    [
-        ("A", "99LAKE", ["A1"]),
-        ("B", "99SHORE", ["A1"]),
-        ("A", "99SHORE", []),
-        ("B", "99LAKE", []),
-        ("A", "", ["A1"]),
-    ],
-)
-def test_all_keys_of_an_item_hold_in_one_item(worklist, value, scheme, wanted):
+def test_all_keys_of_an_item_hold_in_one_item(worklist):
     """T-MWL-16."""
     worklist.put(coded(AccessionNumber="A1"))
-    keys = {"ScheduledProtocolCodeSequence": [code(value, scheme)]}
-    assert worklist.accessions(**keys) == wanted
+    table = {
+        ("A", "99LAKE"): ["A1"],
+        ("B", "99SHORE"): ["A1"],
+        ("A", "99SHORE"): [],
+        ("B", "99LAKE"): [],
+        ("A", ""): ["A1"],
+    }
+    told = {key: worklist.accessions(ScheduledProtocolCodeSequence=[code(*key)]) for key in table}
+    assert told == table
 
 
 def test_of_a_code_sequence_the_item_that_matches_is_answered(worklist):
@@ -569,59 +580,44 @@ def test_of_a_code_sequence_all_items_are_answered_to_an_empty_key(worklist):
     assert list(found) == [code("A", "99LAKE"), code("B", "99SHORE")]
 
 
-@pytest.mark.parametrize(
-    ("uids", "wanted"),
-    [
-        (["2.25.71", "2.25.72"], ["A1", "A2"]),
-        (["2.25.71"], ["A1"]),
-        (["2.25.7"], []),
-        (["2.25.9", "2.25.72"], ["A2"]),
-    ],
-)
-def test_a_list_of_uids_finds_each(worklist, uids, wanted):
+def test_a_list_of_uids_finds_each(worklist):
     """T-MWL-18."""
-    worklist.put(
-        item(AccessionNumber="A1", StudyInstanceUID="2.25.71"),
-        item(AccessionNumber="A2", StudyInstanceUID="2.25.72"),
-        item(AccessionNumber="A3", StudyInstanceUID="2.25.73"),
-    )
-    assert worklist.accessions(StudyInstanceUID=uids) == wanted
+    worklist.put(*(item(AccessionNumber=f"A{n}", StudyInstanceUID=f"2.25.7{n}") for n in (1, 2, 3)))
+    table = {
+        ("2.25.71", "2.25.72"): ["A1", "A2"],
+        ("2.25.71",): ["A1"],
+        ("2.25.7",): [],
+        ("2.25.9", "2.25.72"): ["A2"],
+    }
+    assert {key: worklist.accessions(StudyInstanceUID=list(key)) for key in table} == table
 
 
-@pytest.mark.parametrize("key", ["", '""'])
-def test_two_quotation_marks_are_an_ordinary_key(worklist, key):
+def test_two_quotation_marks_do_not_find_a_step_without_accession_number(appliance):
     """T-MWL-30."""
-    [stored] = worklist.put(item())
-    assert len(worklist.ask(query(AccessionNumber=key))) == (0 if key else 1)
-
-
-def test_two_quotation_marks_do_not_find_a_step_without_accession_number(ctx):
-    """T-MWL-30."""
-    [stored] = put(ctx, item())
-    minris.reschedule(ctx, *ids_of(stored), minris.encode_text("AccessionNumber", ""))
-    assert find(ctx, query(AccessionNumber='""')) == []
-    [answer] = find(ctx, query(AccessionNumber=""))
+    [stored] = appliance.schedule(item())
+    emptied = minris.encode_text("AccessionNumber", "")
+    appliance.write(minris.reschedule, appliance.context(), *ids_of(stored), emptied)
+    assert ask(appliance, query(AccessionNumber='""')).statuses == [SUCCESS]
+    [answer] = ask(appliance, query(AccessionNumber="")).datasets
     assert answer["AccessionNumber"].VM == 0
 
 
-@pytest.mark.parametrize(
-    ("keyword", "value"),
-    [
-        ("PatientID", ["1201", "3400"]),
-        ("AccessionNumber", ["A1", "A2"]),
-        ("PatientName", ["Smith^John", "Li^Na"]),
-        ("PatientSex", ["M", "F"]),
-        ("Modality", ["CT", "MR"]),
-        ("ScheduledStationAETitle", ["CT1", "CT2"]),
-        ("ScheduledProcedureStepStartDate", ["20260705", "20260706"]),
-        ("ScheduledProcedureStepStartTime", ["0930", "1000"]),
-        ("ScheduledProcedureStepDescription", ["CT chest", "CT head"]),
-    ],
-)
-def test_several_values_in_a_key_that_is_no_uid_are_refused(worklist, keyword, value):
+def test_several_values_in_a_key_that_is_no_uid_are_refused(worklist):
     """T-MWL-31."""
     worklist.put(item())
-    assert worklist.status(query(**{keyword: value})) == DOES_NOT_MATCH
+    table = {
+        "PatientID": ["1201", "3400"],
+        "AccessionNumber": ["A1", "A2"],
+        "PatientName": ["Smith^John", "Li^Na"],
+        "PatientSex": ["M", "F"],
+        "Modality": ["CT", "MR"],
+        "ScheduledStationAETitle": ["CT1", "CT2"],
+        "ScheduledProcedureStepStartDate": ["20260705", "20260706"],
+        "ScheduledProcedureStepStartTime": ["0930", "1000"],
+        "ScheduledProcedureStepDescription": ["CT chest", "CT head"],
+    }
+    told = {keyword: worklist.status(query(**{keyword: table[keyword]})) for keyword in table}
+    assert told == dict.fromkeys(table, DOES_NOT_MATCH)
 
 
 @pytest.mark.parametrize(("key", "wanted"), [("62.5", ["A1"]), ("62.50", ["A1"]), ("62", [])])
@@ -651,6 +647,7 @@ STARTS = (
     "20260707 235959",
     "20260708 0000",
 )
+START_DATE, START_TIME = "ScheduledProcedureStepStartDate", "ScheduledProcedureStepStartTime"
 
 
 def at(*starts):
@@ -658,121 +655,97 @@ def at(*starts):
     return [
         item(
             AccessionNumber=str(number),
-            ScheduledProcedureStepStartDate=start.split(" ")[0],
-            ScheduledProcedureStepStartTime=start.split(" ")[1],
+            **dict(zip((START_DATE, START_TIME), start.split(), strict=True)),
         )
         for number, start in enumerate(starts)
     ]
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"),
-    [
-        ("20260705-20260707", "123"),
-        ("-20260705", "01"),
-        ("20260707-", "34"),
-        ("20260706", "2"),
-        ("20260705-20260705", "1"),
-        ("20260709-", ""),
-        ("20260707-20260705", ""),
-        ("2026.07.06", "2"),
-        (" 20260706 ", "2"),
-        ("20260705 - 20260707", "123"),
-    ],
-)
-def test_a_date_range_includes_its_ends(worklist, key, wanted):
+def by_start(worklist, starts, table):
+    """Which of some starts each key of a table finds; a key is a date, a time, or both."""
+    worklist.put(*at(*starts))
+    keys = {key: dict(zip((START_DATE, START_TIME), key.split("|"), strict=True)) for key in table}
+    return {key: "".join(worklist.accessions(**asking)) for key, asking in keys.items()}
+
+
+def test_a_date_range_includes_its_ends(worklist):
     """T-MWL-10."""
-    worklist.put(*at(*STARTS))
-    assert "".join(worklist.accessions(ScheduledProcedureStepStartDate=key)) == wanted
+    table = {
+        "20260705-20260707|": "123",
+        "-20260705|": "01",
+        "20260707-|": "34",
+        "20260706|": "2",
+        "20260705-20260705|": "1",
+        "20260709-|": "",
+        "20260707-20260705|": "",
+        "2026.07.06|": "2",
+        " 20260706 |": "2",
+        "20260705 - 20260707|": "123",
+    }
+    assert by_start(worklist, STARTS, table) == table
 
 
-@pytest.mark.parametrize(
-    ("date", "time", "wanted"),
-    [
-        ("20260705-20260707", "1000-1800", "1234"),  # one interval of 56 hours
-        ("20260705-", "1000-", "12345"),
-        ("-20260707", "-1800", "01234"),
-        ("20260705-20260707", "2200-0200", "3"),
-        ("20260705-20260705", "1000-1800", "1"),
-    ],
-)
-def test_a_date_range_and_a_time_range_of_one_form_are_one_interval(worklist, date, time, wanted):
+def test_a_date_range_and_a_time_range_of_one_form_are_one_interval(worklist):
     """T-MWL-11."""
-    worklist.put(
-        *at(
-            "20260705 095959",
-            "20260705 1000",
-            "20260706 0300",
-            "20260706 2300",
-            "20260707 1800",
-            "20260707 1801",
-        )
+    starts = (
+        "20260705 095959",
+        "20260705 1000",
+        "20260706 0300",
+        "20260706 2300",
+        "20260707 1800",
+        "20260707 1801",
     )
-    keys = {"ScheduledProcedureStepStartDate": date, "ScheduledProcedureStepStartTime": time}
-    assert "".join(worklist.accessions(**keys)) == wanted
+    table = {
+        "20260705-20260707|1000-1800": "1234",  # one interval of 56 hours
+        "20260705-|1000-": "12345",
+        "-20260707|-1800": "01234",
+        "20260705-20260707|2200-0200": "23",
+        "20260706-20260707|2200-0200": "3",  # a night
+        "20260705-20260705|1000-1800": "1",
+    }
+    assert by_start(worklist, starts, table) == table
 
 
-@pytest.mark.parametrize(
-    ("date", "time", "wanted"),
-    [
-        ("20260705", "1000-1800", "1"),
-        ("20260705-20260707", "1000-", "134"),  # other forms: each for itself
-        ("20260705-20260707", "2300", "3"),
-        ("20260705-", "-0300", "2"),
-    ],
-)
-def test_a_date_and_a_time_of_other_forms_hold_each_for_itself(worklist, date, time, wanted):
+def test_a_date_and_a_time_of_other_forms_hold_each_for_itself(worklist):
     """T-MWL-11, T-MWL-12."""
     starts = ("20260705 0959", "20260705 1000", "20260706 0300", "20260706 2300", "20260707 1800")
-    worklist.put(*at(*starts))
-    keys = {"ScheduledProcedureStepStartDate": date, "ScheduledProcedureStepStartTime": time}
-    assert "".join(worklist.accessions(**keys)) == wanted
+    table = {
+        "20260705|1000-1800": "1",
+        "20260705-20260707|1000-": "134",
+        "20260705-20260707|2300": "3",
+        "20260705-|-0300": "2",
+        "20260706|0300": "2",
+    }
+    assert by_start(worklist, starts, table) == table
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"),
-    [
-        ("1000-1800", "1234"),
-        ("100000-180000", "123"),
-        ("1000-18", "12345"),
-        ("-0959", "0"),
-        ("1801-", "5"),
-        ("2200-0200", ""),
-    ],
-)
-def test_a_time_range_on_one_day(worklist, key, wanted):
-    """T-MWL-12, T-MWL-29."""
+def test_a_time_range_on_one_day(worklist):
+    """T-MWL-12, T-MWL-29: an imprecise end covers its whole minute, 180030 is within 1800."""
     times = ("095959", "100000", "1330", "180000", "180030", "180100")
-    worklist.put(*at(*(f"20260705 {time}" for time in times)))
-    keys = {"ScheduledProcedureStepStartDate": "20260705", "ScheduledProcedureStepStartTime": key}
-    assert "".join(worklist.accessions(**keys)) == wanted
+    table = {
+        "20260705|1000-1800": "1234",
+        "20260705|100000-180000": "123",
+        "20260705|1000-18": "12345",
+        "20260705|-0959": "0",
+        "20260705|1801-": "5",
+        "20260705|2200-0200": "",
+    }
+    assert by_start(worklist, [f"20260705 {time}" for time in times], table) == table
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"),
-    [("-10", "012"), ("-1059", "012"), ("-105959", "012"), ("11-", "3"), ("10", "12")],
-)
-def test_an_imprecise_end_of_a_range_covers_its_whole_unit(worklist, key, wanted):
+def test_an_imprecise_end_of_a_range_covers_its_whole_unit(worklist):
     """T-MWL-29."""
     times = ("095959", "100000", "105959.999999", "110000")
-    worklist.put(*at(*(f"20260705 {time}" for time in times)))
-    assert "".join(worklist.accessions(ScheduledProcedureStepStartTime=key)) == wanted
+    table = {"|-10": "012", "|-1059": "012", "|-105959": "012", "|11-": "3", "|10": "12"}
+    assert by_start(worklist, [f"20260705 {time}" for time in times], table) == table
 
 
-@pytest.mark.parametrize("key", ["2230", "223000", "223000.000000", "2230-2230", "22"])
-@pytest.mark.parametrize("stored", ["2230", "223000", "223000.0"])
-def test_a_time_is_matched_by_its_meaning(ctx, stored, key):
+def test_a_time_is_matched_by_its_meaning(worklist):
     """T-MWL-13."""
-    put(ctx, *at(f"20260705 {stored}"))
-    assert len(find(ctx, query(ScheduledProcedureStepStartTime=key))) == 1
-
-
-@pytest.mark.parametrize("key", ["2229", "2231", "223001", "223000.000001", "2230-", "22-22"])
-def test_a_time_range_over_dimse_is_that_of_the_core(worklist, key):
-    """T-MWL-13, T-MWL-29."""
-    worklist.put(*at("20260705 223000"))
-    found = worklist.ask(query(ScheduledProcedureStepStartTime=key))
-    assert len(found) == (1 if key in ("2230-", "22-22") else 0)
+    same = ("2230", "223000", "223000.0", "223000.000000")
+    table = {f"|{key}": "0123" for key in (*same, "2230-2230", "22", "2230-", "-2230")}
+    table |= dict.fromkeys(("|2229", "|2231", "|223001", "|223000.000001"), "")
+    assert by_start(worklist, [f"20260705 {time}" for time in same], table) == table
 
 
 @pytest.mark.parametrize(
@@ -804,17 +777,13 @@ BAD_DATES = (
 BAD_TIMES = ("2530", "1061", "10000", "09.30", "1000-25", "-", "10?", "noon")
 
 
-@pytest.mark.parametrize(
-    ("keyword", "key"),
-    [
-        *(("ScheduledProcedureStepStartDate", key) for key in BAD_DATES),
-        *(("ScheduledProcedureStepStartTime", key) for key in BAD_TIMES),
-        ("PatientBirthDate", "19781301"),
-    ],
-)
-def test_a_key_that_is_no_date_or_time_is_refused_and_never_matches_all(worklist, keyword, key):
+def test_a_key_that_is_no_date_or_time_is_refused_and_never_matches_all(worklist):
     worklist.put(item())
-    assert worklist.status(query(**{keyword: key})) == DOES_NOT_MATCH
+    keys = [(START_DATE, key) for key in BAD_DATES]
+    keys += [(START_TIME, key) for key in BAD_TIMES]
+    keys += [("PatientBirthDate", "19781301")]
+    told = {(keyword, key): worklist.status(query(**{keyword: key})) for keyword, key in keys}
+    assert told == dict.fromkeys(keys, DOES_NOT_MATCH)
 
 
 def test_a_refused_date_is_told_with_its_tag_and_a_comment(appliance):
@@ -823,7 +792,7 @@ def test_a_refused_date_is_told_with_its_tag_and_a_comment(appliance):
     [command] = answers.commands
     assert answers.raw == []
     assert command.OffendingElement == Tag("ScheduledProcedureStepStartDate")
-    assert "20260231 is not a date"[:10] in command.ErrorComment
+    assert "20260231" in command.ErrorComment
     assert len(command.ErrorComment) <= 64
 
 
@@ -841,7 +810,7 @@ def test_two_items_in_the_step_sequence_are_refused_with_a_comment(appliance):
     ds.ScheduledProcedureStepSequence.append(Dataset())
     [command] = ask(appliance, ds).commands
     assert command.OffendingElement == Tag("ScheduledProcedureStepSequence")
-    assert "more than one item" in command.ErrorComment
+    assert "more than one" in command.ErrorComment
 
 
 def test_two_items_in_a_code_sequence_are_refused(worklist):
@@ -857,22 +826,20 @@ def test_a_bad_key_leaves_the_association_as_it_was(appliance):
         assert ask_one(query(PatientName="")).statuses == [PENDING, SUCCESS]
 
 
-@pytest.mark.parametrize("level", ["WORKLIST", "STUDY", "PATIENT"])
-@pytest.mark.parametrize(("name", "found"), [("Wang*", 1), ("Nobody*", 0)])
-def test_a_query_level_is_passed_over_and_the_keys_are_matched(worklist, level, name, found):
+@pytest.mark.parametrize("level", ["WORKLIST", "STUDY"])
+def test_a_query_level_is_passed_over_and_the_keys_are_matched(worklist, level):
     worklist.put(item())
-    answers = worklist.ask(query(QueryRetrieveLevel=level, PatientName=name))
-    assert len(answers) == found
-    assert all("QueryRetrieveLevel" not in answer for answer in answers)
+    [answer] = worklist.ask(query(QueryRetrieveLevel=level, PatientName="Wang*"))
+    assert "QueryRetrieveLevel" not in answer
+    assert worklist.ask(query(QueryRetrieveLevel=level, PatientName="Nobody*")) == []
 
 
-@pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_a_step_key_at_the_top_level_is_not_matched(worklist, modality):
+def test_a_step_key_at_the_top_level_is_not_matched(worklist):
     worklist.put(item())
-    ds = Dataset()
-    ds.PatientName, ds.Modality = "", modality
-    [answer] = worklist.ask(ds)
-    assert "Modality" not in answer
+    ds = query(PatientName="")
+    for ds.Modality in ("CT", "MR"):
+        [answer] = worklist.ask(ds)
+        assert "Modality" not in answer
 
 
 def test_private_and_unknown_keys_are_tolerated_with_ff01(appliance):
@@ -917,16 +884,15 @@ def test_a_damaged_identifier_is_refused_and_the_association_goes_on(run_applian
 # States.
 
 
-@pytest.mark.parametrize(
-    ("key", "wanted"), [("STARTED", ["A2"]), ("SCHEDULED", ["A1"]), ("ARRIVED", [])]
-)
-def test_a_status_key_filters(worklist, key, wanted):
+def test_a_status_key_filters(worklist):
     """T-MWL-25."""
     worklist.put(
         item(AccessionNumber="A1"),
         item(AccessionNumber="A2", ScheduledProcedureStepStatus="STARTED"),
     )
-    assert worklist.accessions(ScheduledProcedureStepStatus=key) == wanted
+    table = {"STARTED": ["A2"], "SCHEDULED": ["A1"], "ARRIVED": [], "S*": ["A1", "A2"]}
+    told = {key: worklist.accessions(ScheduledProcedureStepStatus=key) for key in table}
+    assert told == table
 
 
 def in_all_states():
@@ -934,19 +900,17 @@ def in_all_states():
     return [item(AccessionNumber=s, ScheduledProcedureStepStatus=s) for s in minris.STEP_STATES]
 
 
-@pytest.mark.parametrize(
-    "keys", [{}, {"ScheduledProcedureStepStatus": ""}, {"ScheduledProcedureStepStatus": "*"}]
-)
-def test_what_has_ended_is_hidden_from_modalities(worklist, keys):
+def test_what_has_ended_is_hidden_from_modalities(worklist):
     """T-MWL-25; field: an empty status key makes hidden states show."""
     worklist.put(*in_all_states())
-    assert worklist.accessions(**keys) == ["ARRIVED", "READY", "SCHEDULED", "STARTED"]
+    for keys in ({}, {"ScheduledProcedureStepStatus": ""}, {"ScheduledProcedureStepStatus": "*"}):
+        assert worklist.accessions(**keys) == ["ARRIVED", "READY", "SCHEDULED", "STARTED"]
 
 
-@pytest.mark.parametrize("state", ["COMPLETED", "DISCONTINUED", "CANCELED", "NO SHOW", "DEPARTED"])
-def test_a_hidden_state_is_hidden_from_a_key_that_names_it(worklist, state):
+def test_a_hidden_state_is_hidden_from_a_key_that_names_it(worklist):
     worklist.put(*in_all_states())
-    assert worklist.accessions(ScheduledProcedureStepStatus=state) == []
+    for state in ("COMPLETED", "DISCONTINUED", "CANCELED", "NO SHOW", "DEPARTED"):
+        assert worklist.accessions(ScheduledProcedureStepStatus=state) == []
 
 
 def test_which_states_are_hidden_is_a_setting(run_appliance):
@@ -956,6 +920,50 @@ def test_which_states_are_hidden_is_a_setting(run_appliance):
     answers = ask(appliance, query(AccessionNumber="")).datasets
     shown = {answer.AccessionNumber for answer in answers}
     assert shown == {*minris.STEP_STATES} - {"CANCELED", "NO SHOW"}
+
+
+# What a device is shown of the worklist.
+
+
+@pytest.mark.parametrize("key", ["", "*", "CT?", "CT1", "CT2", "US1"])
+def test_a_device_that_sees_its_own_steps_sees_no_others_whatever_it_asks(run_appliance, key):
+    """Field: devices that ask without their AE title get everyone's list."""
+    profile = "[device CT room]\nae_title = CT1, CT2\nown_steps_only = yes"
+    appliance = run_appliance(profile)
+    stations = ("CT1", "CT2", "US1", "US1\\CT2")
+    appliance.schedule(*(item(AccessionNumber=s[:3], ScheduledStationAETitle=s) for s in stations))
+    answers = ask(appliance, query(ScheduledStationAETitle=key)).datasets
+    assert len(answers) == {"CT1": 1, "CT2": 2, "US1": 1}.get(key, 3)
+
+
+@pytest.mark.parametrize(
+    ("profile", "wanted"),
+    [
+        ("days_back = 0\ndays_ahead = 0", "2"),
+        ("days_back = 1", "1234"),
+        ("days_ahead = 1", "0123"),
+        ("days_back = 1\ndays_ahead = 1", "123"),
+        ("", "01234"),
+    ],
+)
+def test_a_device_is_shown_the_days_of_its_profile(run_appliance, monkeypatch, profile, wanted):
+    at_time(monkeypatch, [NOON])
+    appliance = run_appliance(f"[device CT room]\nae_title = CT1\n{profile}")
+    appliance.schedule(*at(*(f"2026070{day} 0930" for day in (3, 4, 5, 6, 7))))
+    for asking in (
+        query(AccessionNumber=""),
+        query(AccessionNumber="", **{START_DATE: "20260101-"}),
+    ):
+        answers = ask(appliance, asking).datasets
+        assert "".join(sorted(answer.AccessionNumber for answer in answers)) == wanted
+
+
+def test_the_limit_of_a_device_goes_before_that_of_all(run_appliance):
+    """T-MWL-21."""
+    appliance = run_appliance("[device CT room]\nae_title = CT1\nanswer_limit = 2")
+    appliance.schedule(*many(3))
+    assert ask(appliance, query(PatientName="")).statuses == [PENDING, PENDING, OUT_OF_RESOURCES]
+    assert ask(appliance, query(PatientName=""), calling="US1").statuses[-1] == SUCCESS
 
 
 # Slices, the limit, C-CANCEL.
@@ -972,7 +980,7 @@ def many(count):
     ]
 
 
-@pytest.mark.parametrize("count", [0, 1, 249, 250, 251, 500, 501])
+@pytest.mark.parametrize("count", [0, 249, 250, 251, 501])
 def test_no_answer_is_lost_or_told_twice_between_slices(ctx, count):
     put(ctx, *many(count))
     slices = list(minris.find_worklist(ctx, search_for(query(PatientName=""))))
@@ -1055,18 +1063,6 @@ def test_findscu_cancels_a_large_result(appliance):
     assert last == CANCELLED
     assert 2 <= len(pending) < 600
     assert set(pending) == {PENDING}
-
-
-def test_a_cancelled_query_is_not_kept_as_the_whole_answer(run_appliance):
-    """T-MWL-19."""
-    appliance = run_appliance("[dicom]\nae_title = BENCH")
-    appliance.schedule(*many(3))
-    request = wire.associate(wire.MODALITY_WORKLIST, calling="CT1")
-    find_all = wire.c_find(wire.element(0x00100010))
-    with wire.Association(appliance.port, request) as association:
-        for _ in range(3):
-            assert association.ask((*find_all, *c_cancel(1))) == (0, CANCELLED)
-            assert association.ask(find_all) == (3, SUCCESS)
 
 
 # Extended negotiation and the time zone.
@@ -1152,72 +1148,55 @@ def test_a_latin_1_query_finds_a_name_stored_in_utf_8(appliance):
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-@pytest.mark.parametrize(
-    ("calling", "asked", "answered", "name"),
-    [
-        ("CT1", None, "ISO_IR 192", "Lü^Jürgen=吕^岩"),
-        ("CT1", "", "ISO_IR 192", "Lü^Jürgen=吕^岩"),
-        ("CT1", "ISO_IR 192", "ISO_IR 192", "Lü^Jürgen=吕^岩"),
-        ("CT1", "GB18030", "GB18030", "Lü^Jürgen=吕^岩"),
-        ("CT1", "ISO_IR 100", "ISO_IR 100", "Lü^Jürgen"),
-        ("US1", None, "GB18030", "Lü^Jürgen=吕^岩"),
-        ("US1", "ISO_IR 192", "GB18030", "Lü^Jürgen=吕^岩"),
-        ("DX1", None, "ISO_IR 100", "Lü^Jürgen"),
-        ("DX1", "ISO_IR 192", "ISO_IR 100", "Lü^Jürgen"),
-        ("DX1", "GB18030", "ISO_IR 100", "Lü^Jürgen"),
-    ],
-)
-def test_an_answer_is_in_the_set_of_the_device_or_the_query_or_in_utf_8(
-    appliance, calling, asked, answered, name, syntax
-):
+def test_an_answer_is_in_the_set_of_the_device_or_the_query_or_in_utf_8(appliance, syntax):
     """T-MWL-23."""
-    appliance.schedule(item("Lü^Jürgen=吕^岩"))
-    ds = query(PatientName="")
-    if asked is not None:
-        ds.SpecificCharacterSet = asked
-    answers = ask(appliance, ds, calling=calling, syntax=syntax)
-    [answer], [raw] = answers.datasets, answers.raw
-    assert answer.SpecificCharacterSet == answered
-    assert str(answer.PatientName) == name
-    assert b"?" not in raw
-
-
-@pytest.mark.parametrize(
-    "texts",
-    [
-        {"name": "王^小东"},
-        {"name": "Wang^XiaoDong=王^小东", "RequestedProcedureDescription": "胸部CT平扫"},
-        {"name": "Wang^XiaoDong", "Allergies": "青霉素"},
-        {"name": "Wang^XiaoDong", "ScheduledProcedureStepDescription": "胸部CT平扫"},
-    ],
-    ids=["name", "name and exam", "allergies", "step"],
-)
-@pytest.mark.parametrize(
-    ("setting", "answered"), [("", "ISO_IR 192"), ("fallback_character_set = GB18030", "GB18030")]
-)
-def test_what_the_set_of_a_device_cannot_carry_is_answered_in_its_fallback(
-    run_appliance, texts, setting, answered
-):
-    """T-MWL-23."""
-    appliance = run_appliance(f"[device X-ray]\nae_title = DX1\n{setting}")
-    appliance.schedule(item(**texts))
-    ds = query(
-        PatientName="",
-        RequestedProcedureDescription="",
-        Allergies="",
-        ScheduledProcedureStepDescription="",
-    )
-    [answer] = ask(appliance, ds, calling="DX1").datasets
-    told = {
-        "name": str(answer.PatientName),
-        "RequestedProcedureDescription": answer.RequestedProcedureDescription,
-        "Allergies": answer.Allergies,
-        "ScheduledProcedureStepDescription": answer.ScheduledProcedureStepSequence[
-            0
-        ].ScheduledProcedureStepDescription,
+    whole, latin = "Lü^Jürgen=吕^岩", "Lü^Jürgen"
+    table = {
+        ("CT1", None): ("ISO_IR 192", whole),
+        ("CT1", ""): ("ISO_IR 192", whole),
+        ("CT1", "ISO_IR 192"): ("ISO_IR 192", whole),
+        ("CT1", "GB18030"): ("GB18030", whole),
+        ("CT1", "ISO_IR 100"): ("ISO_IR 100", latin),
+        ("US1", None): ("GB18030", whole),
+        ("US1", "ISO_IR 192"): ("GB18030", whole),
+        ("DX1", None): ("ISO_IR 100", latin),
+        ("DX1", "ISO_IR 192"): ("ISO_IR 100", latin),
+        ("DX1", "GB18030"): ("ISO_IR 100", latin),
     }
-    assert answer.SpecificCharacterSet == answered
-    assert {keyword: told[keyword] for keyword in texts} == texts
+    appliance.schedule(item(whole))
+    told = {}
+    for calling, asked in table:
+        ds = query(PatientName="")
+        if asked is not None:
+            ds.SpecificCharacterSet = asked
+        answers = ask(appliance, ds, calling=calling, syntax=syntax)
+        [answer], [raw] = answers.datasets, answers.raw
+        told[calling, asked] = str(answer.SpecificCharacterSet), str(answer.PatientName)
+        assert b"?" not in raw
+    assert told == table
+
+
+@pytest.mark.parametrize("fallback", ["ISO_IR 192", "GB18030"])
+def test_what_the_set_of_a_device_cannot_carry_is_answered_in_its_fallback(run_appliance, fallback):
+    """T-MWL-23."""
+    setting = "" if fallback == "ISO_IR 192" else f"fallback_character_set = {fallback}"
+    appliance = run_appliance(f"[device X-ray]\nae_title = DX1\n{setting}")
+    whole = "Wang^XiaoDong=王^小东"
+    items = [
+        {"PatientName": "王^小东"},
+        {"PatientName": whole, "RequestedProcedureDescription": "胸部CT平扫"},
+        {"PatientName": "Li^Na", "Allergies": "青霉素"},
+        {"PatientName": "Li^Wei", "ScheduledProcedureStepDescription": "胸部CT平扫"},
+    ]
+    for number, texts in enumerate(items):
+        texts["PatientID"] = f"P{number}"
+        name = texts["PatientName"]
+        appliance.schedule(item(name, **{k: v for k, v in texts.items() if k != "PatientName"}))
+        asking = query(**(dict.fromkeys(texts, "") | {"PatientID": f"P{number}"}))
+        [answer] = ask(appliance, asking, calling="DX1").datasets
+        [step] = answer.get("ScheduledProcedureStepSequence", [Dataset()])
+        told = {k: str(step.get(k) if k in STEP_KEYWORDS else answer.get(k)) for k in texts}
+        assert (answer.SpecificCharacterSet, told) == (fallback, texts)
 
 
 def test_one_answer_in_the_fallback_set_leaves_the_others_in_the_devices(appliance):
@@ -1229,77 +1208,64 @@ def test_one_answer_in_the_fallback_set_leaves_the_others_in_the_devices(applian
     assert [answer.SpecificCharacterSet for answer in answers] == ["ISO_IR 100", "ISO_IR 192"]
 
 
-@pytest.mark.parametrize(
-    ("calling", "declared"), [("CT1", "GB18030"), ("US1", None), ("US1", "GB18030")]
-)
-@pytest.mark.parametrize("key", ["*=乗*", "=*乗俓*", "Cheng*"])
-def test_a_character_with_a_backslash_byte_is_not_split(appliance, calling, declared, key):
-    r"""T-MWL-24: 乗 is 81 5C in GB18030, 俓 82 5C."""
-    assert b"\\" in "乗".encode("gb18030")
+def test_a_character_with_a_backslash_byte_is_not_split(appliance):
+    r"""T-MWL-24: 乗 is 81 5C in GB18030."""
+    assert "乗".encode("gb18030").endswith(b"\\")
     appliance.schedule(item("Cheng^Jing=乗俓^一"), item())
-    ds = Dataset()
-    if declared:
-        ds.SpecificCharacterSet = declared
-    ds.add_new("PatientName", "PN", key.encode("gb18030"))
-    answers = ask(appliance, ds, calling=calling)
-    assert answers.statuses == [PENDING, SUCCESS]
-    assert "乗俓^一".encode("gb18030") in answers.raw[0]
+    for calling, declared in (("CT1", "GB18030"), ("US1", None), ("US1", "GB18030")):
+        for key in ("*=乗*", "=*乗俓*", "Cheng*"):
+            ds = Dataset()
+            if declared:
+                ds.SpecificCharacterSet = declared
+            ds.add_new("PatientName", "PN", key.encode("gb18030"))
+            answers = ask(appliance, ds, calling=calling)
+            assert answers.statuses == [PENDING, SUCCESS], (calling, declared, key)
+            assert "乗俓^一".encode("gb18030") in answers.raw[0]
 
 
-@pytest.mark.parametrize("with_key", [False, True], ids=["not asked", "asked"])
-@pytest.mark.parametrize("calling", ["CT1", "US1", "DX1"])
-def test_the_character_set_is_told_whether_it_was_asked_for_or_not(appliance, calling, with_key):
+def test_the_character_set_is_told_whether_it_was_asked_for_or_not(appliance):
     """Field: umlauts come as ? where the answer does not name its set."""
     appliance.schedule(item(LATIN))
-    ds = query(PatientName="")
-    if with_key:
-        ds.SpecificCharacterSet = ""
-    [answer] = ask(appliance, ds, calling=calling).datasets
-    assert answer.SpecificCharacterSet in CHARACTER_SETS
-    assert answer.PatientName == LATIN
+    for calling in ("CT1", "US1", "DX1"):
+        for ds in (query(PatientName=""), query(PatientName="", SpecificCharacterSet="")):
+            [answer] = ask(appliance, ds, calling=calling).datasets
+            assert answer.SpecificCharacterSet in CHARACTER_SETS
+            assert answer.PatientName == LATIN
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-@pytest.mark.parametrize("length", [1, 120, 126, 127, 128, 180])
-def test_an_answer_in_ascii_alone_names_no_set_unless_it_is_asked_for(appliance, length, syntax):
+def test_an_answer_in_ascii_alone_names_no_set_unless_it_is_asked_for(appliance, syntax):
     """Type 1C: where an extended or replacement set is used (PS3.4 Table K.6-1a)."""
-    comment = "x" * length
-    appliance.schedule(item("Smith^John", CommentsOnTheScheduledProcedureStep=comment))
-    ds = query(PatientName="", CommentsOnTheScheduledProcedureStep="")
-    [answer] = ask(appliance, ds, syntax=syntax).datasets
+    appliance.schedule(item("Smith^John"))
+    keys = {"PatientName": "", "ScheduledProcedureStepDescription": ""}
+    [asked] = ask(appliance, query(SpecificCharacterSet="", **keys), syntax=syntax).datasets
+    assert asked.SpecificCharacterSet == "ISO_IR 192"
+    [answer] = ask(appliance, query(**keys), syntax=syntax).datasets
     assert "SpecificCharacterSet" not in answer
 
 
-@pytest.mark.parametrize(
-    ("charset", "name"),
-    [
-        ("ISO_IR 192", CHINESE),
-        ("ISO_IR 192", "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-        ("ISO_IR 192", "Lü^Jürgen=吕^岩"),
-        ("GB18030", CHINESE),
-        ("GB18030", "Zhu^Rongji=朱^镕基"),
-        ("GB18030", "Lü^Jürgen=吕^岩"),
-        ("ISO_IR 100", "Müller^Jürgen"),
-        ("ISO_IR 100", "Æsir^Þór"),
-    ],
-)
-def test_a_name_is_stored_asked_for_and_returned_in_its_set(appliance, charset, name):
+NAMES_BY_SET = {
+    "ISO_IR 192": (CHINESE, "Yamada^Tarou=山田^太郎=やまだ^たろう", "Lü^Jürgen=吕^岩"),
+    "GB18030": (CHINESE, "Zhu^Rongji=朱^镕基", "Lü^Jürgen=吕^岩"),
+    "ISO_IR 100": ("Müller^Jürgen", "Æsir^Þór"),
+}
+
+
+@pytest.mark.parametrize("charset", NAMES_BY_SET)
+def test_names_are_stored_asked_for_and_returned_in_their_set(appliance, charset):
     """T-CS-01."""
     step = Dataset()
     step.ScheduledStationAETitle, step.Modality = "CT1", "CT"
-    entry = query(SpecificCharacterSet=charset, PatientName=name, PatientID="P77")
-    entry.ScheduledProcedureStepSequence = [step]
-    stored = minris.read_items("entry.wl", encoded(entry))
-    appliance.write(minris.import_items, appliance.context(), stored)
-    appliance.schedule(item("Smith^John"))
-    key = f"PatientName={name[:2]}*"
-    for declared, how in ((charset, {}), (None, {})):
-        keys = [key] if declared or name.isascii() else ["PatientName=", "PatientID=P77"]
-        found = peers.run_findscu(
-            appliance.port, "MINRIS", "CT1", keys, character_set=declared, **how
-        )
+    for name in NAMES_BY_SET[charset]:
+        entry = query(SpecificCharacterSet=charset, PatientName=name)
+        entry.ScheduledProcedureStepSequence = [step]
+        stored = minris.read_items("entry.wl", encoded(entry))
+        appliance.write(minris.import_items, appliance.context(), stored)
+    for name in NAMES_BY_SET[charset]:
+        keys = [f"PatientName={name}"]
+        found = peers.run_findscu(appliance.port, "MINRIS", "CT1", keys, character_set=charset)
         assert [str(answer.PatientName) for answer in found.datasets] == [name]
-    assert minris.ElementIndex(stored[0]).get("PatientName") == name
+        assert found.datasets[0].SpecificCharacterSet == charset
 
 
 @pytest.mark.parametrize("charset", ["ISO_IR 192", "GB18030"])
@@ -1350,9 +1316,10 @@ def test_sequences_of_supplement_233_are_returned_where_they_are_stored(worklist
     """T-MWL-33."""
     worklist.put(item("Wang^Fang", AccessionNumber="A1") | supplement_233().to_json_dict(), item())
     ds = query(AccessionNumber="", **{keyword: [] for keyword in SUPPLEMENT_233})
-    told = {answer.pop("AccessionNumber").value: answer for answer in worklist.ask(ds)}
+    told = {answer.AccessionNumber: answer for answer in worklist.ask(ds)}
     for answer in told.values():
         answer.pop("SpecificCharacterSet", None)
+        answer.pop("AccessionNumber")
     assert told.pop("A1") == supplement_233()
     assert [list(answer) for answer in told.values()] == [[]]
 
@@ -1362,6 +1329,17 @@ def test_sequences_of_supplement_233_are_supported(appliance):
     appliance.schedule(item())
     ds = query(**{keyword: [] for keyword in SUPPLEMENT_233})
     assert ask(appliance, ds).statuses == [PENDING, SUCCESS]
+
+
+def test_attributes_deep_in_a_sequence_that_is_kept_whole_are_supported(appliance):
+    """T-MWL-33, T-MWL-17."""
+    appliance.schedule(item("Wang^Fang") | supplement_233().to_json_dict())
+    gender = Dataset()
+    gender.GenderIdentityCodeSequence = [code("", "", "")]
+    answers = ask(appliance, query(GenderIdentitySequence=[gender]))
+    assert answers.statuses == [PENDING, SUCCESS]
+    [told] = answers.datasets[0].GenderIdentitySequence
+    assert told.GenderIdentityCodeSequence[0].CodeMeaning == "Female gender identity"
 
 
 def vrs(ds):
@@ -1403,7 +1381,7 @@ def file_of(ds):
 # Byte identity with pydicom.
 
 
-def rich_entry():
+def rich_entry(charset="ISO_IR 192"):
     """A worklist entry with many kinds of values, complete, so that nothing is made for it."""
     step = Dataset()
     step.Modality = "CT"
@@ -1427,6 +1405,7 @@ def rich_entry():
     step.ScheduledProcedureStepStatus = "SCHEDULED"
     step.CommentsOnTheScheduledProcedureStep = "先到护士站\r\nIV line in the left arm"
     ds = Dataset()
+    ds.SpecificCharacterSet = charset
     ds.AccessionNumber = "2607050001"
     ds.ReferringPhysicianName = "Müller^Jürgen"
     ds.ReferencedStudySequence = []
@@ -1471,117 +1450,62 @@ def emptied(ds):
 def test_an_answer_is_byte_for_byte_what_pydicom_encodes(
     appliance, calling, charset, syntax, whole
 ):
-    entry = rich_entry()
-    entry.SpecificCharacterSet = "ISO_IR 192"
-    [data] = minris.read_items("entry.wl", encoded(entry))
-    appliance.write(minris.schedule, appliance.context(), data)
-    asking = emptied(entry)
+    appliance.write(minris.schedule, appliance.context(), minris.recode(encoded(rich_entry())))
+    asking, wanted = emptied(rich_entry()), rich_entry(charset)
     asking.SpecificCharacterSet = charset
     if whole:
         asking.ScheduledProcedureStepSequence = []
-    entry.SpecificCharacterSet = charset
     answers = ask(appliance, asking, calling=calling, syntax=syntax)
-    assert answers.statuses == [PENDING, SUCCESS]
-    assert answers.raw == [encoded(entry, syntax == EXPLICIT)]
+    assert answers.raw == [encoded(wanted, syntax == EXPLICIT)]
 
 
 # SQL narrows, Search.matches decides: nothing is lost on the way.
 
 RANDOM_NAMES = (
-    "Smith^John",
-    "SMITH^JOHN",
-    "Smith-Jones^Mary Ann",
-    "O'Brien^Pat",
-    "Müller^Jürgen",
-    "Mu\u0308ller^Ju\u0308rgen",
-    "Großmann^Eva",
-    "Van der Berg^Jan^^Dr",
-    "Wang^XiaoDong=王^小东",
-    "Wang^Xiao Dong=王^小东",
-    "=王^芳",
-    "李^娜",
-    "Yamada^Tarou=山田^太郎=やまだ^たろう",
-    "İnce^Ömer",
-    "Παπάς^Γιώργος",
-    "Li",
-)
+    "Smith^John|SMITH^JOHN|Smith-Jones^Mary Ann|O'Brien^Pat|Müller^Jürgen|Mu\u0308ller^Ju\u0308rgen"
+    "|Großmann^Eva|Van der Berg^Jan^^Dr|Wang^XiaoDong=王^小东|Wang^Xiao Dong=王^小东|=王^芳|李^娜"
+    "|Yamada^Tarou=山田^太郎=やまだ^たろう|İnce^Ömer|Παπάς^Γιώργος|Li|Silva^Victor|Paul^Yuri"
+    "|Sun^YuQing=孙^玉清|Chen^Yu=陈^雨|Lü^Yan=吕^燕|Lyu^Yan=吕^燕|Malyutin^Ivan"
+).split("|")
+NAME_KEYS = (
+    "smith*|*jones*|S?ITH*|*ann|* *|m?ller*|GROSS*|van der*|VAN*BERG*|*^jan^^dr|王*|*=王*|=*东"
+    "|wang*=*小*|*=*=や*|li|Li^|*'*|?i|ΠΑΠΆΣ*|İ*|*-*|^|=|*^*^*|*yu*|*^yu*|*^v*|*va*|lv*|lyu*|lu*"
+    "|maly?tin*|sun^yuqing|*yuqing"
+).split("|")
+
+
+def listed(line):
+    return line.split("|")
+
+
 RANDOM_KEYS = {
-    "PatientName": (
-        *RANDOM_NAMES,
-        "smith*",
-        "*jones*",
-        "S?ITH*",
-        "*ann",
-        "* *",
-        "m?ller*",
-        "GROSS*",
-        "van der*",
-        "VAN*BERG*",
-        "*^jan^^dr",
-        "王*",
-        "*=王*",
-        "=*东",
-        "wang*=*小*",
-        "*=*=や*",
-        "li",
-        "Li^",
-        "*'*",
-        "?i",
-        "ΠΑΠΆΣ*",
-        "İ*",
-        "*-*",
-        "^",
-        "=",
-        "*^*^*",
+    "PatientName": (*RANDOM_NAMES, *NAME_KEYS),
+    "PatientID": listed("P1|p1|P*|?1|P 1|P*1|ID-7|*-*|0007|7"),
+    "AccessionNumber": listed("A1|a1|A*||A?|1*"),
+    "RequestedProcedureID": listed("R1|R*|r1"),
+    "StudyInstanceUID": listed("2.25.1|2.25.1\\2.25.2|2.25.*|2.25.3\\|1.2"),
+    "Modality": listed("CT|ct|C*|M?|US"),
+    "ScheduledStationAETitle": listed("CT1|ct1|CT?|*1|CT 1|MR1| CT1"),
+    START_DATE: listed(
+        "20260705|20260705-|-20260705|20260704-20260706|2026.07.05|20260706-20260704|*"
     ),
-    "PatientID": ("P1", "p1", "P*", "?1", "P 1", "P*1", "ID-7", "*-*", "0007", "7"),
-    "AccessionNumber": ("A1", "a1", "A*", "", "A?", "1*"),
-    "RequestedProcedureID": ("R1", "R*", "r1"),
-    "StudyInstanceUID": ("2.25.1", "2.25.1\\2.25.2", "2.25.*", "2.25.3\\", "1.2"),
-    "Modality": ("CT", "ct", "C*", "M?", "US"),
-    "ScheduledStationAETitle": ("CT1", "ct1", "CT?", "*1", "CT 1", "MR1", " CT1"),
-    "ScheduledProcedureStepStartDate": (
-        "20260705",
-        "20260705-",
-        "-20260705",
-        "20260704-20260706",
-        "2026.07.05",
-        "20260706-20260704",
-        "*",
-    ),
-    "ScheduledProcedureStepStartTime": (
-        "0930",
-        "09",
-        "0900-1000",
-        "-0930",
-        "0930-",
-        "1000-0900",
-        "093000.5",
-    ),
-    "ScheduledProcedureStepStatus": ("SCHEDULED", "STARTED", "COMPLETED", "S*", "*ED", "NO SHOW"),
-    "ScheduledProcedureStepID": ("S1", "S*", "s1"),
-    "PatientBirthDate": ("19780312", "1970-1980", "19700101-19801231", "-19780312"),
-    "ScheduledProcedureStepDescription": ("CT*", "*", "CT chest", "?T*"),
+    START_TIME: listed("0930|09|0900-1000|-0930|0930-|1000-0900|093000.5"),
+    "ScheduledProcedureStepStatus": listed("SCHEDULED|STARTED|COMPLETED|S*|*ED|NO SHOW"),
+    "ScheduledProcedureStepID": listed("S1|S*|s1"),
+    "PatientBirthDate": listed("19780312|1970-1980|19700101-19801231|-19780312"),
+    "ScheduledProcedureStepDescription": listed("CT*|*|CT chest|?T*"),
 }
 RANDOM_VALUES = {
-    "PatientID": ("P1", "p1", "P 1", "ID-7", "0007", "P*1"),
-    "AccessionNumber": ("A1", "a1", "A?", "", "12"),
-    "RequestedProcedureID": ("R1", "r1", ""),
-    "Modality": ("CT", "MR", "US"),
-    "ScheduledStationAETitle": ("CT1", "CT 1", "CT1\\MR1", "ct1", "MR1\\CT1\\US1"),
-    "ScheduledProcedureStepStartDate": ("20260704", "20260705", "20260706"),
-    "ScheduledProcedureStepStartTime": (
-        "09",
-        "0930",
-        "093000",
-        "093000.5",
-        "1000",
-        "000000",
-        "235959",
-    ),
+    "PatientID": listed("P1|p1|P 1|ID-7|0007|P*1"),
+    "AccessionNumber": listed("A1|a1|A?||12"),
+    "RequestedProcedureID": listed("R1|r1|"),
+    "Modality": listed("CT|MR|US"),
+    "ScheduledStationAETitle": listed("CT1|CT 1|CT1\\MR1|ct1|MR1\\CT1\\US1"),
+    START_DATE: listed("20260704|20260705|20260706"),
+    START_TIME: listed("09|0930|093000|093000.5|1000|000000|235959"),
     "ScheduledProcedureStepStatus": minris.STEP_STATES,
-    "ScheduledProcedureStepDescription": ("CT chest", "CT", "MR head"),
-    "PatientBirthDate": ("19780312", "", "20010105"),
+    "ScheduledProcedureStepDescription": listed("CT chest|CT|MR head"),
+    "PatientBirthDate": listed("19780312||20010105"),
 }
 
 
@@ -1632,11 +1556,7 @@ def test_what_is_narrowed_is_still_found_after_changes(ctx, seed):
     for index in chance.sample(stored, 20):
         changes = {
             keyword: chance.choice(RANDOM_VALUES[keyword])
-            for keyword in (
-                "Modality",
-                "ScheduledStationAETitle",
-                "ScheduledProcedureStepStartDate",
-            )
+            for keyword in ("Modality", "ScheduledStationAETitle", START_DATE)
         }
         changed = item(chance.choice(RANDOM_NAMES), **changes)
         with contextlib.suppress(Refusal):
@@ -1723,6 +1643,21 @@ def test_a_change_is_answered_after_its_commit_and_not_before(appliance):
         commit.set()
         done.result(10)
         assert [len(ask_one(EVERYTHING).raw) for _ in range(2)] == [0, 0]
+
+
+def test_an_answer_read_before_a_commit_is_not_kept_after_it(appliance, monkeypatch):
+    [index] = appliance.schedule(item())
+    real, changed = minris.find_worklist, []
+
+    def cancelled_meanwhile(*arguments):
+        found = list(real(*arguments))
+        if not changed:
+            changed.append(appliance.write(CHANGES["cancelled"], appliance.context(), index))
+        yield from found
+
+    monkeypatch.setattr(minris, "find_worklist", cancelled_meanwhile)
+    with associated(appliance.port) as ask_one:
+        assert [len(ask_one(EVERYTHING).raw) for _ in range(3)] == [1, 0, 0]
 
 
 def test_a_refused_change_leaves_the_answer_as_it_was(appliance):
@@ -2056,7 +1991,7 @@ def patients():
         {"name": "Wang^XiaoDong=王^小东"},
         {"name": "WANG^XIAODONG"},
         {"name": "Wang^Xiao Dong"},
-        {"name": "王^小东"},
+        {"name": "=王^小东"},
         {"name": "Wang^XiaoDong", "PatientBirthDate": "19780312"},
     ],
     ids=lambda texts: " ".join(texts.values()),
@@ -2291,15 +2226,28 @@ def test_what_happens_to_a_step_is_audited(ctx):
     assert "ARRIVED" in last.detail
 
 
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_fails_on_its_way_leaves_nothing_behind(ctx, monkeypatch, what):
+    [index] = put(ctx, item())
+    before = everything()
+
+    def disk_full(*_):
+        raise minris.peewee.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(minris, "audit", disk_full)
+    with pytest.raises(minris.peewee.OperationalError):
+        CHANGES[what](ctx, index)
+    assert everything() == before
+
+
 # Rescheduling.
 
 
 def change(ctx, index, **texts):
     """Reschedule a step with these attributes alone: its new data set."""
     changed = item("Somebody", **texts)
-    del changed["PatientName"], changed["RequestedProcedureDescription"]
-    if "PatientName" in texts:
-        changed["PatientName"] = item(texts["PatientName"])["PatientName"]
+    for keyword in {"PatientName", "RequestedProcedureDescription"} - set(texts):
+        del changed[keyword]
     step = changed["ScheduledProcedureStepSequence"]["Value"][0]
     for keyword in [k for k in step if k not in texts]:
         del step[keyword]

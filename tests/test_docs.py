@@ -1,0 +1,236 @@
+"""What is written for people, held against the program."""
+
+import ast
+import json
+import re
+import shlex
+import string
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+from pydicom import datadict
+
+import minris
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+SOURCE = Path(minris.__file__).read_text("utf-8")
+
+
+# config.ini.
+
+
+def test_config_ini_is_what_settings_prints():
+    assert (ROOT / "config.ini").read_text("utf-8") == minris.settings_reference()
+
+
+def test_config_ini_changes_nothing(tmp_path):
+    """Every setting stands there as a remark, with its default."""
+    shipped, defaults = minris.load_config(ROOT / "config.ini"), minris.load_config()
+    for section in {setting.section for setting in minris.SETTINGS}:
+        assert getattr(shipped, section) == getattr(defaults, section)
+    assert shipped.devices == {}
+
+
+def test_config_ini_with_every_remark_taken_away_is_good(tmp_path):
+    """Whoever takes the # from a line has a setting that is accepted."""
+    text = (ROOT / "config.ini").read_text("utf-8")
+    text = re.sub(r"(?m)^#(\[|\w+ =)", r"\1", text).replace("ae_title =\n", "ae_title = CT1\n")
+    (tmp_path / "config.ini").write_text(text, "utf-8")
+    try:
+        minris.load_config(tmp_path / "config.ini")
+    except minris.ConfigError as error:
+        pytest.fail(str(error))
+
+
+# The README.
+
+
+def shell_commands():
+    """Each command of the README, in code blocks and in running text, as its words."""
+    blocks = re.findall(r"^[ \t]*```(?:sh|bash|console)\n(.*?)^[ \t]*```", README, re.S | re.M)
+    inline = re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", re.sub(r"```.*?```", "", README, flags=re.S))
+    for text in (*blocks, *inline):
+        for line in text.replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&|;|\|", line.partition(" # ")[0]):
+                try:
+                    yield shlex.split(command)
+                except ValueError:
+                    continue  # a remark with an apostrophe
+
+
+def own_commands():
+    """The arguments of each call of minris in the README."""
+    found = []
+    for words in shell_commands():
+        for at, word in enumerate(words):
+            if re.fullmatch(r"(\S*/)?minris(\.py|\.pyz)?", word):
+                arguments = words[at + 1 :]
+                if ">" in arguments:
+                    arguments = arguments[: arguments.index(">")]
+                found.append(tuple(word.rstrip("…") for word in arguments))
+                break
+    return sorted(set(found))
+
+
+def test_the_readme_has_commands():
+    """Else the tests below would hold for nothing."""
+    assert ("demo",) in own_commands()
+    assert len(own_commands()) >= 5
+
+
+@pytest.mark.parametrize("arguments", own_commands(), ids=" ".join)
+def test_a_command_of_the_readme_is_understood(arguments):
+    minris.build_parser().parse_args(list(arguments))
+
+
+def test_the_scripts_of_the_readme_are_there():
+    named = {word for words in shell_commands() for word in words if word.startswith("tests/")}
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_libraries_of_the_readme_are_enough():
+    [line] = re.findall(r"pip install ([a-z0-9 -]*pynetdicom[a-z0-9 -]*)", README)
+    needed = {
+        re.match(r"[\w-]+", one)[0]
+        for one in project()["dependencies"]
+        if "sys_platform" not in one
+    }
+    brought_along = {"pydicom", "h11"}  # by pynetdicom and uvicorn
+    assert needed - brought_along <= set(line.split())
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"^[ \t]*```ini\n(.*?)^[ \t]*```", README, re.S | re.M)
+)
+def test_a_configuration_of_the_readme_is_good(tmp_path, block):
+    path = tmp_path / "config.ini"
+    path.write_text(re.sub(r"(?m)^ +", "", block), "utf-8")
+    config = minris.load_config(path)
+    assert config.devices
+
+
+@pytest.mark.parametrize("section", sorted(set(re.findall(r"`\[(\w+)\] (\w+)`", README))), ids=str)
+def test_a_setting_of_the_readme_is_there(section):
+    assert section in {(setting.section, setting.key) for setting in minris.SETTINGS}
+
+
+def test_the_addresses_of_the_readme_are_there(appliance):
+    paths = set(re.findall(r"[ `0-9](/(?:api|register|login|healthz|metrics)\b[^\s`\"?]*)", README))
+    assert "/register" in paths
+    with httpx.Client(base_url=appliance.url, trust_env=False) as client:
+        codes = {
+            path: client.get(path.replace("{study_instance_uid}", "2.25.1")).status_code
+            for path in paths
+        }
+    assert [path for path, code in codes.items() if code in (404, 405)] == []
+
+
+def test_the_readme_has_nothing_left_to_fill_in():
+    assert re.findall(r"(?m)^[A-Z]{6,}$|TODO|FIXME|XXX", README) == []
+
+
+def project():
+    """The table [project] of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_the_header_of_the_file_asks_for_what_the_package_asks_for():
+    """PEP 723, for `uv run minris.py`."""
+    block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", (ROOT / "minris.py").read_text())
+    header = tomllib.loads("".join(line[2:] + "\n" for line in block[1].splitlines()))
+    assert sorted(header["dependencies"]) == sorted(project()["dependencies"])
+    assert header["requires-python"] == project()["requires-python"]
+
+
+# The catalogues of static/i18n. English itself is the key.
+
+CATALOGUES = sorted((ROOT / "static" / "i18n").glob("*.json"))
+each_catalogue = pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+
+
+def read(path):
+    """A catalogue; a key that stands there twice is a mistake."""
+
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        assert len(keys) == len(set(keys)), sorted({k for k in keys if keys.count(k) > 1})
+        return dict(pairs)
+
+    return json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+
+
+def fields_of(text):
+    """The names in braces."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def sentences():
+    """Every English sentence that a page may show: where t() or Message() has it, or a table."""
+    found, tree = set(), ast.parse(SOURCE)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"""\bt\('((?:[^'\\]|\\.)+)'""", node.value))
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        position = {"t": 0, "Message": 0, "listing": 0, "page": 1}.get(name)
+        if position is not None and len(node.args) > position:
+            text = node.args[position]
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found.add(text.value)
+    found |= {row[4] for row in minris.REGISTER_FIELDS}
+    found |= {row[1] for row in minris.NAVIGATION}
+    for name, table in vars(minris).items():
+        if name.endswith("_FACTS"):
+            found |= {row[0] for row in table}
+    found |= {*minris.STEP_STATES, *minris.MPPS_STATES}
+    found |= {*minris.PREGNANCY_STATUS.values(), *minris.DISCONTINUATION_REASONS.values()}
+    found |= {"{value} " + words for _, words in minris.VALUE_PATTERNS.values()}
+    return {text for text in found if re.search(r"[a-z]", re.sub(r"\{.*?\}", "", text), re.I)}
+
+
+def attribute_names():
+    """What DICOM calls the attributes that a page may name."""
+    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES)
+    return {datadict.dictionary_description(one.tag) for table in tables for one in table.values()}
+
+
+def test_there_is_a_catalogue_for_each_language_that_is_offered():
+    assert {path.stem for path in CATALOGUES} == set(minris.LANGUAGES) - {"en"}
+
+
+@each_catalogue
+def test_every_sentence_of_the_pages_is_translated(path):
+    assert sorted(sentences() - set(read(path))) == []
+
+
+@each_catalogue
+def test_every_key_of_a_catalogue_is_in_the_program(path):
+    constants = "\n".join(
+        node.value
+        for node in ast.walk(ast.parse(SOURCE))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    unknown = set(read(path)) - sentences() - attribute_names()
+    assert sorted(key for key in unknown if key not in constants) == []
+
+
+@each_catalogue
+def test_a_translation_has_the_same_blanks_to_fill_in(path):
+    wrong = {k: v for k, v in read(path).items() if fields_of(k) != fields_of(v)}
+    assert wrong == {}
+
+
+@each_catalogue
+def test_no_translation_is_empty(path):
+    assert [key for key, text in read(path).items() if not text.strip()] == []
+
+
+def test_chinese_translations_are_in_chinese():
+    """But for abbreviations that are the same there."""
+    same = {k for k, v in read(ROOT / "static" / "i18n" / "zh-CN.json").items() if v.isascii()}
+    assert {key for key in same if len(key.split()) > 2} == set()

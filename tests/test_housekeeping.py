@@ -1,0 +1,1034 @@
+"""What keeps the box in order: export, backup, restore, retention, jobs, metrics, systemd."""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import peers
+import pytest
+from conftest import NOON, item
+from test_mpps import creation, creation_for, ending, stored_form, unscheduled_item
+
+import minris
+from minris import Refusal, Status
+
+UNIT = Path(__file__).parent.parent / "systemd" / "minris.service"
+
+
+def at(ctx, **later):
+    """The same circumstances at another time."""
+    return dataclasses.replace(ctx, now=lambda: NOON + datetime.timedelta(**later))
+
+
+def schedule(ctx, name="Wang^XiaoDong=王^小东", **texts):
+    """Put an exam on the worklist: its data set."""
+    [data] = minris.schedule(ctx, minris.from_json(item(name, **texts)), "separate")
+    return minris.ElementIndex(data)
+
+
+def keys_of(index):
+    inner = index.item("ScheduledProcedureStepSequence")
+    return index.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
+
+
+def texts(**values):
+    """A data set of texts, empty ones too."""
+    elements = {minris.tag_of(k): minris.encode_text(k, v) for k, v in values.items()}
+    return b"".join(element for _, element in sorted(elements.items()))
+
+
+def patient_row(patient_id):
+    return minris.Patient.get(minris.Patient.patient_id == patient_id).id
+
+
+def perform(ctx, index, uid, *ends):
+    """Report an exam as a machine does."""
+    minris.create_mpps(ctx, uid, stored_form(creation_for(index)))
+    for ds in ends:
+        minris.set_mpps(ctx, uid, stored_form(ds))
+
+
+def count(model):
+    return model.select().count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+def run(config, *arguments, given=None, **environment):
+    """A command as it is typed, in a process of its own: beside a running appliance."""
+    done = subprocess.run(
+        [sys.executable, minris.__file__, *map(str, arguments), "--config", str(config.path)],
+        input=given,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def run_here(config, *arguments):
+    """A command as it is typed, in this process: where no appliance runs."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = minris.main([*map(str, arguments), "--config", str(config.path)])
+        except SystemExit as end:
+            code = end.code
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def is_told(done, *words):
+    """A command that could not says so in a line, and ends with 1."""
+    assert "Traceback" not in done.err, done.err
+    assert done.exit_code == 1
+    assert all(word in done.err for word in words), done.err
+    return True
+
+
+# Export and back
+
+
+def department(ctx):
+    """A day with something of everything that is kept."""
+    ct = schedule(ctx, PatientID="P1", PatientBirthDate="19780312", PregnancyStatus=1)
+    minris.change_step(at(ctx, minutes=1), "arrive", *keys_of(ct))
+    perform(at(ctx, minutes=2), ct, "2.25.1", ending())
+    us = schedule(ctx, "Li^Na=李^娜", PatientID="P2", ScheduledStationAETitle="US1\\US2")
+    perform(at(ctx, minutes=3), us, "2.25.2")
+    minris.create_mpps(ctx, "2.25.3", stored_form(creation(unscheduled_item())))
+    minris.create_mpps(ctx, "2.25.4", stored_form(creation(unscheduled_item())))
+    performed = {p.sop_instance_uid: p.id for p in minris.unscheduled_steps()}
+    minris.link_by_hand(ctx, performed["2.25.3"], minris.find_step(*keys_of(us)).id)
+    minris.settle_unscheduled(ctx, performed["2.25.4"], "Phantom, weekly check")
+    gone = schedule(ctx, "Müller^Anna", PatientID="P3")
+    minris.cancel_step(ctx, *keys_of(gone), "Went home")
+    schedule(ctx, "Yamada^Tarou=山田^太郎=やまだ^たろう", PatientID="P4", IssuerOfPatientID="LAKE")
+    settings = {"ae_title": "MR1, MR2", "modality": "MR", "character_set": "GB18030"}
+    minris.save_device(ctx, "MR room", settings)
+    for code in ("CTCH", "CTOLD"):
+        minris.save_procedure(ctx, {"code": code, "meaning": f"CT {code}", "minutes": "20"})
+    minris.retire_procedure(ctx, "CTOLD")
+
+
+def corrected_after_the_end(ctx):
+    """An exam that waits was registered before one that has ended; then the patient changed."""
+    schedule(ctx, PatientID="P1", PatientWeight="70")
+    done = schedule(ctx, PatientID="P1")
+    perform(ctx, done, "2.25.1", ending())
+    minris.correct_patient(ctx, patient_row("P1"), texts(PatientWeight="75"))
+
+
+def renamed_after_the_end(ctx):
+    done = schedule(ctx, PatientID="P1")
+    perform(ctx, done, "2.25.1", ending())
+    schedule(ctx, PatientID="P1")
+    minris.correct_patient(ctx, patient_row("P1"), texts(PatientName="Zhang^Wei=张^伟"))
+
+
+def two_patients_of_one_id(ctx):
+    schedule(ctx, "Wang^Fang", PatientID="P1")
+    schedule(ctx, "Li^Na", PatientID="P1")
+
+
+def half_of_a_procedure_ended(ctx):
+    """Two steps of a procedure; what was changed after the end of one is not in it."""
+    given = item("Wang^Fang", PatientID="P1")
+    sequence = given["ScheduledProcedureStepSequence"]["Value"]
+    sequence.append(dict(sequence[0]))
+    first, second = map(minris.ElementIndex, minris.schedule(ctx, minris.from_json(given)))
+    minris.cancel_step(ctx, *keys_of(first))
+    changed = texts(RequestedProcedureComments="Bring the old films")
+    minris.reschedule(ctx, *keys_of(second), changed)
+
+
+def identified_later(ctx):
+    schedule(ctx, PatientID="P1", PatientBirthDate="19780312")
+    begun = schedule(ctx, "Unknown^Emergency", PatientID="P9")
+    perform(ctx, begun, "2.25.1", ending())
+    schedule(ctx, "Unknown^Emergency", PatientID="P9")
+    known = texts(PatientName="Wang^XiaoDong=王^小东", PatientID="P1", PatientBirthDate="19780312")
+    minris.correct_patient(ctx, patient_row("P9"), known)
+
+
+def every_state(ctx):
+    for number, state in enumerate(minris.STEP_STATES):
+        schedule(ctx, f"Wang^{number}", ScheduledProcedureStepStatus=state)
+
+
+STORIES = pytest.mark.parametrize(
+    "story",
+    [
+        department,
+        corrected_after_the_end,
+        renamed_after_the_end,
+        two_patients_of_one_id,
+        half_of_a_procedure_ended,
+        identified_later,
+        every_state,
+    ],
+    ids=lambda story: story.__name__,
+)
+
+
+@contextlib.contextmanager
+def empty_store(folder):
+    """Another store, as on a new box."""
+    first = minris.database.obj
+    minris.open_store(folder / "other.db")
+    try:
+        with minris.database.connection_context():
+            yield
+    finally:
+        minris.database.initialize(first)
+
+
+def exported():
+    """What export writes."""
+    return json.dumps(minris.export_store(), ensure_ascii=False, indent=1)
+
+
+@STORIES
+def test_an_export_read_into_an_empty_store_is_exported_the_same(ctx, tmp_path, story):
+    """Issue: export in open form; nothing of it is lost or changed on the way back."""
+    story(ctx)
+    before = exported()
+    with empty_store(tmp_path):
+        minris.run_import(ctx, "all.json", before.encode())
+        after = exported()
+    assert json.loads(after) == json.loads(before)
+
+
+def test_patients_whose_exams_have_been_erased_are_in_an_export(ctx):
+    """Their allergies are what is left of them."""
+    old = at(ctx, days=-40)
+    index = schedule(old, PatientID="P1", Allergies="Penicillin")
+    minris.cancel_step(old, *keys_of(index))
+    minris.purge(keeping(ctx, steps=30))
+    assert "Penicillin" in exported()
+
+
+def test_an_import_of_an_export_says_what_it_did(ctx, tmp_path):
+    department(ctx)
+    content = exported().encode()
+    with empty_store(tmp_path):
+        words = minris.run_import(ctx, "all.json", content)
+    assert words == "all.json: 4 worklist, 4 performed, 1 devices, 2 procedures"
+
+
+def test_what_comes_back_goes_on_where_it_was(ctx, tmp_path):
+    """A report that had begun before the move ends after it."""
+    index = schedule(ctx)
+    perform(ctx, index, "2.25.1")
+    content = exported().encode()
+    with empty_store(tmp_path):
+        minris.run_import(ctx, "all.json", content)
+        minris.set_mpps(ctx, "2.25.1", stored_form(ending()))
+        assert minris.find_step(*keys_of(index)).status == "COMPLETED"
+
+
+def test_an_export_read_twice_is_refused_and_changes_nothing(ctx):
+    department(ctx)
+    before = exported()
+    with pytest.raises(Refusal), minris.database.atomic():
+        minris.run_import(ctx, "all.json", before.encode())
+    assert exported() == before
+
+
+def spoiled(change):
+    """An export of a small store with something wrong."""
+    content = {"minris": "0.1.0", "worklist": [{"data": item()}], "performed": []}
+    change(content)
+    return json.dumps(content).encode()
+
+
+DAMAGED = {
+    "cut short": lambda: spoiled(lambda c: None)[:-40],
+    "without a data set": lambda: spoiled(lambda c: c["worklist"].append({})),
+    "a list for a map": lambda: spoiled(lambda c: c.update(worklist=[["data"]])),
+    "no list": lambda: spoiled(lambda c: c.update(worklist=7)),
+    "a report of nothing": lambda: spoiled(lambda c: c["performed"].append({"uid": "2.25.1"})),
+    "a device without settings": lambda: spoiled(lambda c: c.update(devices=[{"name": "MR"}])),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_export_is_refused_in_words_and_nothing_of_it_is_kept(config, tmp_path, what):
+    path = tmp_path / "all.json"
+    path.write_bytes(DAMAGED[what]())
+    assert is_told(run_here(config, "import", path), "all.json: nothing imported: ")
+    minris.open_store(config.store_path)
+    with minris.database.connection_context():
+        assert count(minris.ScheduledProcedureStep) == 0
+
+
+def test_the_running_appliance_refuses_a_damaged_export_in_words(appliance, tmp_path):
+    path = tmp_path / "all.json"
+    path.write_bytes(DAMAGED["without a data set"]())
+    done = run(appliance.config, "import", path)
+    assert is_told(done, "all.json: nothing imported: ")
+    assert "does not answer" not in done.err
+
+
+def test_the_exported_list_has_a_row_for_each_step(ctx):
+    department(ctx)
+    head, *rows = csv.reader(io.StringIO(minris.export_csv(), newline=""))
+    assert len(rows) == 4
+    cells = dict(zip(head, next(row for row in rows if "P1" in row), strict=True))
+    assert cells["PatientName"] == "Wang^XiaoDong=王^小东"
+    assert cells["ScheduledProcedureStepStatus"] == "COMPLETED"
+
+
+def test_export_beside_a_running_appliance_writes_a_file_for_our_user_alone(appliance, tmp_path):
+    appliance.schedule(item())
+    target = tmp_path / "all.json"
+    done = run(appliance.config, "export", target)
+    assert done.exit_code == 0, done.err
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert len(json.loads(target.read_text("utf-8"))["worklist"]) == 1
+
+
+def test_export_as_csv_opens_in_a_chinese_spreadsheet(appliance):
+    """The mark at its beginning tells a spreadsheet that it is UTF-8."""
+    appliance.schedule(item())
+    done = run(appliance.config, "export", "--format", "csv")
+    assert done.exit_code == 0, done.err
+    assert done.out.startswith("\ufeffPatientID,")
+    assert "王^小东" in done.out
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_an_export_is_utf_8_whatever_the_system_s_own_encoding(appliance, tmp_path, form, to_file):
+    """A service has no locale, a Windows box another one."""
+    appliance.schedule(item())
+    target = tmp_path / "all"
+    done = run(appliance.config, "export", "--format", form, *[target] * to_file, **ASCII)
+    assert done.exit_code == 0, done.err
+    text = target.read_text("utf-8") if to_file else done.out
+    assert "王^小东" in text
+
+
+@pytest.mark.parametrize("form", ["md", "html"])
+def test_the_statement_is_utf_8_whatever_the_system_s_own_encoding(config, form):
+    done = run(config, "conformance", "--format", form, **ASCII)
+    assert done.exit_code == 0, done.err
+    assert "lü, lv or lyu" in done.out
+
+
+@pytest.mark.parametrize("command", ["export", "backup"])
+def test_a_place_that_cannot_be_written_to_is_told_in_words(appliance, tmp_path, command):
+    (tmp_path / "file").touch()
+    assert is_told(run(appliance.config, command, tmp_path / "file" / "copy"), "copy")
+
+
+@pytest.mark.parametrize("command", ["export", "backup"])
+def test_without_a_store_there_is_nothing_to_keep(config, command):
+    assert is_told(run_here(config, command), "there is no store")
+    assert not config.store_path.exists()
+
+
+# Backup and restore
+
+
+def orders_in(path):
+    """Accession numbers by table: of procedures, and of steps."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        sql = "SELECT accession_number FROM {} ORDER BY 1"
+        tables = ("requested_procedure", "scheduled_procedure_step")
+        return [[row[0] for row in connection.execute(sql.format(t))] for t in tables]
+
+
+@contextlib.contextmanager
+def registering(appliance):
+    """Reception registers patients without a pause; gives the count so far."""
+    done, numbers, going = [], itertools.count(), threading.Event()
+    going.set()
+
+    def register():
+        while going.is_set():
+            appliance.schedule(item(f"Wang^{next(numbers)}"))
+            done.append(1)
+
+    threads = [threading.Thread(target=register) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        going.clear()
+        for thread in threads:
+            thread.join(20)
+
+
+def test_a_backup_under_writes_is_consistent(appliance, tmp_path):
+    """Every order in it is whole, and all that was acknowledged before is there."""
+    with registering(appliance) as done:
+        while len(done) < 20:
+            done_before = len(done)
+        done_before = len(done)
+        minris.backup_store(appliance.config.store_path, tmp_path / "copy.db")
+    procedures, steps = orders_in(tmp_path / "copy.db")
+    assert procedures == steps
+    assert len(steps) >= done_before
+
+
+def ballast(appliance, mebibytes):
+    """Let a store be as large as after years."""
+    sql = "INSERT INTO audit (at, who, what, about, detail) VALUES ('', '', '', '', ?)"
+    for _ in range(mebibytes):
+        appliance.write(minris.database.execute_sql, sql, ("x" * (1 << 20),))
+
+
+def test_a_backup_of_a_large_store_ends_though_the_writes_do_not(appliance, tmp_path):
+    """A night with the scanner at work."""
+    ballast(appliance, 60)
+    ended = threading.Event()
+
+    def backup():
+        minris.backup_store(appliance.config.store_path, tmp_path / "copy.db")
+        ended.set()
+
+    def write():
+        while not ended.is_set():
+            appliance.write(minris.audit, appliance.context(), "login", "anna")
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    for thread in (*writers, threading.Thread(target=backup, daemon=True)):
+        thread.start()
+    in_time = ended.wait(8)
+    ended.set()
+    for thread in writers:
+        thread.join(20)
+    assert in_time, "the backup does not end while there are writes"
+
+
+def test_reception_goes_on_during_a_backup(appliance, tmp_path):
+    ballast(appliance, 24)
+    thread = threading.Thread(
+        target=minris.backup_store, args=(appliance.config.store_path, tmp_path / "copy.db")
+    )
+    thread.start()
+    begun = time.monotonic()
+    appliance.schedule(item())
+    assert time.monotonic() - begun < 2
+    thread.join(30)
+
+
+def test_the_backup_command_beside_a_running_appliance(appliance, tmp_path):
+    appliance.schedule(item(AccessionNumber="A1"))
+    target = tmp_path / "copy.db"
+    done = run(appliance.config, "backup", target)
+    assert done.exit_code == 0, done.err
+    assert f"{target}: " in done.out
+    assert orders_in(target) == [["A1"], ["A1"]]
+
+
+def stored(config, accession):
+    """A store with one order, closed."""
+    minris.open_store(config.store_path)
+    with minris.database.connection_context():
+        ctx = minris.Context(config, devices=minris.AccessRules(config).devices)
+        schedule(ctx, AccessionNumber=accession)
+
+
+def backup_of(config, path, accession):
+    stored(config, accession)
+    minris.backup_store(config.store_path, path)
+    return path
+
+
+def kept_beside(config):
+    """The store that was there before a restore, under its new name."""
+    return sorted(config.store_path.parent.glob(f"{config.store_path.name}.before-*"))
+
+
+def test_restore_puts_a_backup_back_and_keeps_what_was_there(config, tmp_path):
+    backup = backup_of(config, tmp_path / "copy.db", "A1")
+    stored(config, "A2")
+    done = run_here(config, "restore", backup)
+    assert done.exit_code == 0, done.err
+    assert orders_in(config.store_path) == [["A1"], ["A1"]]
+    [kept] = kept_beside(config)
+    assert str(kept) in done.out
+    assert orders_in(kept) == [["A1", "A2"], ["A1", "A2"]]
+
+
+def test_restore_makes_a_store_where_there_is_none(config, tmp_path):
+    backup = backup_of(config, tmp_path / "copy.db", "A1")
+    config.store_path.unlink()
+    assert run_here(config, "restore", backup).exit_code == 0
+    assert orders_in(config.store_path) == [["A1"], ["A1"]]
+
+
+def test_restore_is_refused_while_the_appliance_runs(appliance, tmp_path):
+    appliance.schedule(item(AccessionNumber="A1"))
+    backup = tmp_path / "copy.db"
+    minris.backup_store(appliance.config.store_path, backup)
+    appliance.schedule(item("Li^Na", AccessionNumber="A2"))
+    assert is_told(run(appliance.config, "restore", backup), "in use by another minris")
+    assert len(appliance.read(minris.find_steps, "A2")) == 1
+
+
+def garbage(path):
+    path.write_bytes(b"This is no backup.\n" * 500)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def foreign(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE images (id)")
+        connection.commit()
+
+
+def cut_short(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def of_a_newer_minris(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 999")
+
+
+def gone(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [garbage, empty, foreign, cut_short, of_a_newer_minris, gone],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_restore_refuses_what_is_no_backup_and_keeps_the_store(config, tmp_path, spoil):
+    """Issue: restore refuses; the old store is there as it was."""
+    backup = backup_of(config, tmp_path / "copy.db", "A1")
+    if spoil is foreign:
+        backup.unlink()
+    spoil(backup)
+    stored(config, "A2")
+    assert is_told(run_here(config, "restore", backup), "minris: ")
+    assert orders_in(config.store_path) == [["A1", "A2"], ["A1", "A2"]]
+    minris.open_store(config.store_path)
+
+
+def test_a_backup_cut_off_leaves_no_half_file(config, tmp_path):
+    backup = backup_of(config, tmp_path / "copy.db", "A1")
+    cut_short(backup)
+    with contextlib.suppress(Exception):
+        run_here(config, "restore", backup)
+    assert not list(config.store_path.parent.glob("*.part"))
+
+
+# Nightly backup
+
+
+def backups(appliance):
+    return sorted(path.name for path in appliance.config.backup_folder.iterdir())
+
+
+def at_night(monkeypatch, appliance, day):
+    """Let it be the night of a day."""
+    night = datetime.datetime(2026, 7, day, 2, 30, tzinfo=datetime.UTC)
+    context = appliance.context()
+    changed = dataclasses.replace(context, now=lambda: night)
+    monkeypatch.setattr(appliance.appliance, "context", lambda *actor: changed)
+
+
+def test_the_nightly_backup_is_named_after_its_night_and_is_in_order(appliance, monkeypatch):
+    appliance.schedule(item(AccessionNumber="A1"))
+    at_night(monkeypatch, appliance, 5)
+    minris.job_backup(appliance.appliance)
+    assert backups(appliance) == ["minris-20260705-023000.db"]
+    path = appliance.config.backup_folder / "minris-20260705-023000.db"
+    assert orders_in(path) == [["A1"], ["A1"]]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_oldest_backups_go(run_appliance, monkeypatch):
+    """Issue: a nightly backup with rotation."""
+    appliance = run_appliance("[housekeeping]\nbackups_kept = 3\n")
+    for day in range(1, 6):
+        at_night(monkeypatch, appliance, day)
+        minris.job_backup(appliance.appliance)
+    assert backups(appliance) == [f"minris-2026070{day}-023000.db" for day in (3, 4, 5)]
+
+
+def test_what_else_lies_in_the_folder_stays(run_appliance, monkeypatch):
+    appliance = run_appliance("[housekeeping]\nbackups_kept = 1\n")
+    appliance.config.backup_folder.mkdir()
+    others = ("before-the-move.db", "minris-old.db", "notes.txt")
+    for name in others:
+        (appliance.config.backup_folder / name).touch()
+    for day in (1, 2):
+        at_night(monkeypatch, appliance, day)
+        minris.job_backup(appliance.appliance)
+    assert set(backups(appliance)) == {*others, "minris-20260702-023000.db"}
+
+
+def page(appliance):
+    headers = {"Authorization": f"Bearer {appliance.token()}"}
+    return httpx.get(f"{appliance.url}/", headers=headers, trust_env=False).text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        minris.StoreError("the copy is not in order"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+        sqlite3.OperationalError("disk I/O error"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
+    appliance, monkeypatch, caplog, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(minris, "backup_store", fail)
+    [job] = [minris.Job("backup", "cron", {}, minris.job_backup)]
+    appliance.appliance.run_job(job)
+    assert "The last backup failed: " in page(appliance)
+    assert "backup" in caplog.text
+
+
+def test_a_failed_backup_drops_no_older_one(run_appliance, monkeypatch):
+    appliance = run_appliance("[housekeeping]\nbackups_kept = 1\n")
+    at_night(monkeypatch, appliance, 1)
+    minris.job_backup(appliance.appliance)
+    with monkeypatch.context() as patch:
+        patch.setattr(minris.sqlite3, "connect", lambda *_, **__: 1 / 0)
+        appliance.appliance.run_job(minris.Job("backup", "cron", {}, minris.job_backup))
+    assert "minris-20260701-023000.db" in backups(appliance)
+
+
+def test_the_next_good_backup_takes_the_words_off_the_page(appliance):
+    appliance.appliance.backup_problem = "No space left on device"
+    minris.job_backup(appliance.appliance)
+    assert "backup failed" not in page(appliance)
+
+
+# The clock
+
+
+def next_run(appliance, name):
+    return appliance.appliance.scheduler.get_job(name).next_run_time
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/Los_Angeles"])
+def test_the_nightly_backup_is_at_its_time_on_the_clock_of_the_clinic(run_appliance, zone):
+    appliance = run_appliance(f"[clinic]\ntimezone = {zone}\n[housekeeping]\nbackup_time = 01:45\n")
+    due = next_run(appliance, "backup").astimezone(minris.zoneinfo.ZoneInfo(zone))
+    assert (due.hour, due.minute) == (1, 45)
+
+
+def test_without_a_time_there_is_no_nightly_backup(run_appliance):
+    appliance = run_appliance("[housekeeping]\nbackup_time =\n")
+    assert appliance.appliance.scheduler.get_job("backup") is None
+
+
+@pytest.mark.parametrize("job", minris.JOBS, ids=lambda job: job.name)
+def test_a_job_of_the_table_is_waiting_for_its_time(appliance, job):
+    assert next_run(appliance, job.name) > minris.utc_now() - datetime.timedelta(seconds=1)
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    """A job that is seen running."""
+    runs, ran = [], threading.Event()
+
+    def function(appliance):
+        runs.append(time.monotonic())
+        ran.set()
+
+    job = minris.Job("probe", "interval", {"minutes": 10}, function)
+    monkeypatch.setattr(minris, "JOBS", (job,))
+    return runs, ran
+
+
+def test_a_job_that_missed_its_time_often_is_done_once(probe, run_appliance):
+    """The box slept through the morning."""
+    runs, ran = probe
+    appliance = run_appliance()
+    missed = minris.utc_now() - datetime.timedelta(hours=3)
+    appliance.appliance.scheduler.get_job("probe").modify(next_run_time=missed)
+    assert ran.wait(10)
+    assert next_run(appliance, "probe") > minris.utc_now()
+    assert len(runs) == 1
+
+
+def test_a_job_that_fails_is_logged_and_the_appliance_goes_on(appliance, caplog):
+    def fail(_):
+        raise ZeroDivisionError
+
+    appliance.appliance.run_job(minris.Job("broken", "interval", {}, fail))
+    assert "job broken failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert not any(appliance.appliance.health().values())
+
+
+# Retention
+
+
+def keeping(ctx, **days):
+    """The same circumstances with other numbers of days."""
+    for key, value in days.items():
+        setattr(ctx.config.housekeeping, f"keep_{key}_days", value)
+    return ctx
+
+
+@pytest.mark.parametrize(
+    "state", [s for s in minris.STEP_STATES if s not in minris.OPEN_STEP_STATES and s != "DEPARTED"]
+)
+@pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
+def test_steps_that_ended_long_enough_ago_are_erased(ctx, state, age, left):
+    index = schedule(at(ctx, days=-age))
+    row = minris.find_step(*keys_of(index))
+    minris.enter_state(at(ctx, days=-age), row, state)
+    minris.purge(keeping(ctx, steps=30))
+    assert count(minris.ScheduledProcedureStep) == left
+    assert count(minris.ScheduledStation) == left
+    assert count(minris.RequestedProcedure) == left
+
+
+@pytest.mark.parametrize("state", sorted(minris.OPEN_STEP_STATES))
+def test_a_step_that_has_not_ended_is_never_erased(ctx, state):
+    schedule(at(ctx, days=-400), ScheduledProcedureStepStatus=state)
+    minris.purge(keeping(ctx, steps=30, patients=30))
+    assert count(minris.ScheduledProcedureStep) == 1
+
+
+def test_a_step_put_back_on_the_list_by_another_date_is_not_erased(ctx):
+    """Cancelled long ago, given a new date since: it is waiting."""
+    index = schedule(at(ctx, days=-40))
+    minris.cancel_step(at(ctx, days=-40), *keys_of(index))
+    row = minris.find_step(*keys_of(index)).id
+    minris.move_step(ctx, row, ScheduledProcedureStepStartDate="20260706")
+    minris.purge(keeping(ctx, steps=30))
+    assert count(minris.ScheduledProcedureStep) == 1
+
+
+def test_a_step_imported_as_done_is_erased_in_its_time(ctx):
+    """A list of old exams, read in from another system, is not kept for ever."""
+    schedule(at(ctx, days=-40), ScheduledProcedureStepStatus="COMPLETED")
+    minris.purge(keeping(ctx, steps=30))
+    assert count(minris.ScheduledProcedureStep) == 0
+
+
+def test_what_was_performed_goes_with_its_steps(ctx):
+    old = at(ctx, days=-40)
+    perform(old, schedule(old), "2.25.1", ending())
+    minris.purge(keeping(ctx, steps=30))
+    models = (minris.PerformedProcedureStep, minris.PerformedScheduledStep)
+    assert [count(model) for model in models] == [0, 0]
+
+
+def test_what_was_performed_for_a_step_that_stays_too_stays(ctx):
+    old = at(ctx, days=-40)
+    steps = [schedule(old, PatientID="P1"), schedule(old, PatientID="P1")]
+    minris.create_mpps(old, "2.25.1", stored_form(creation_for(*steps)))
+    minris.set_mpps(old, "2.25.1", stored_form(ending()))
+    again = minris.find_step(*keys_of(steps[1]))
+    minris.enter_state(ctx, again, "STARTED")
+    minris.purge(keeping(ctx, steps=30))
+    assert count(minris.ScheduledProcedureStep) == 1
+    assert count(minris.PerformedProcedureStep) == 1
+
+
+@pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
+def test_patients_without_any_step_are_erased(ctx, age, left):
+    old = at(ctx, days=-age)
+    index = schedule(old)
+    minris.cancel_step(old, *keys_of(index))
+    minris.purge(keeping(ctx, steps=1, patients=30))
+    assert count(minris.Patient) == left
+
+
+def test_a_patient_with_a_step_is_not_erased(ctx):
+    schedule(at(ctx, days=-400))
+    minris.purge(keeping(ctx, patients=30))
+    assert count(minris.Patient) == 1
+
+
+@pytest.mark.parametrize(("age", "left"), [(6, 1), (8, 0)])
+def test_queries_are_erased_after_their_days(ctx, age, left):
+    log = minris.QueryLog()
+    log.note(at(ctx, days=-age), b"keys", b"raw", 1, Status.SUCCESS)
+    minris.save_queries(ctx, log.take())
+    minris.purge(keeping(ctx, queries=7))
+    assert count(minris.QueryTrace) == left
+
+
+@pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
+def test_audit_lines_are_erased_after_their_days(ctx, age, left):
+    minris.audit(at(ctx, days=-age), "login", "anna")
+    minris.purge(keeping(ctx, audit=30))
+    found = [line for line in minris.Audit.select() if line.what == "login"]
+    assert len(found) == left
+
+
+def test_by_default_nothing_but_queries_is_erased(ctx):
+    old = at(ctx, days=-4000)
+    perform(old, schedule(old), "2.25.1", ending())
+    minris.purge(ctx)
+    assert count(minris.ScheduledProcedureStep) == count(minris.PerformedProcedureStep) == 1
+    assert count(minris.Audit) > 0
+
+
+def test_what_was_erased_is_told_by_number_and_not_by_name(ctx, caplog):
+    caplog.set_level("INFO", "minris")
+    old = at(ctx, days=-40)
+    perform(old, schedule(old), "2.25.1", ending())
+    caplog.clear()
+    assert minris.purge(keeping(ctx, steps=30)) == {"steps": 1}
+    assert "purged: 1 steps" in caplog.text
+    [line] = [line for line in minris.Audit.select() if line.what == "purged"]
+    assert line.detail == "1 steps"
+
+
+def test_the_job_of_retention_does_it_in_the_running_appliance(run_appliance):
+    appliance = run_appliance("[housekeeping]\nkeep_steps_days = 30\n")
+    [index] = appliance.schedule(item())
+    appliance.write(minris.cancel_step, appliance.context(), *keys_of(index))
+    long_ago = appliance.context().stamp(days=-31)
+    sql = "UPDATE scheduled_procedure_step SET ended_at = ?"
+    appliance.write(minris.database.execute_sql, sql, (long_ago,))
+    minris.job_purge(appliance.appliance)
+    assert appliance.read(count, minris.ScheduledProcedureStep) == 0
+
+
+# Metrics
+
+
+def metrics(appliance):
+    """/metrics as Prometheus reads it: value by name with labels."""
+    answer = httpx.get(f"{appliance.url}/metrics", trust_env=False)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    line = re.compile(r'([a-zA-Z_:][\w:]*(?:\{\w+="[^"\\\n]*"(?:,\w+="[^"\\\n]*")*\})?) (\S+)')
+    found = {}
+    for text in answer.text.splitlines():
+        if not text.startswith("#"):
+            name, value = line.fullmatch(text).groups()
+            assert name not in found
+            found[name] = float(value)
+    assert answer.text.endswith("\n")
+    return found
+
+
+def test_metrics_are_read_as_prometheus_reads_them(appliance):
+    found = metrics(appliance)
+    assert found["minris_store_bytes"] == appliance.config.store_path.stat().st_size
+    assert all(name.startswith("minris_") for name in found)
+
+
+def test_metrics_count_requests_and_steps(appliance):
+    today = appliance.context().today()
+    appliance.schedule(item(ScheduledProcedureStepStartDate=today))
+    peers.run_echoscu(appliance.port, "MINRIS", "CT1")
+    peers.run_echoscu(appliance.port, "MINRIS", "NOBODY")
+    found = metrics(appliance)
+    assert found['minris_requests_total{operation="C-ECHO"}'] == 1
+    assert found['minris_steps_today{state="SCHEDULED"}'] == 1
+    assert found["minris_associations_total"] == 1
+    assert found["minris_rejections_total"] == 1
+
+
+def test_large_figures_are_told_to_the_unit(appliance):
+    """A start time rounded to six figures is off by an hour, a counter by hundreds."""
+    appliance.appliance.writer.commits = 123456789
+    found = metrics(appliance)
+    assert found["minris_commits_total"] == 123456789
+    assert abs(found["minris_start_time_seconds"] - appliance.appliance.start_time) < 1
+
+
+def test_metrics_tell_nothing_of_patients(appliance):
+    today = appliance.context().today()
+    appliance.schedule(
+        item(
+            PatientID="P000042",
+            AccessionNumber="2607050042",
+            ScheduledProcedureStepStartDate=today,
+        )
+    )
+    text = httpx.get(f"{appliance.url}/metrics", trust_env=False).text
+    for told in ("Wang", "王", "P000042", "2607050042", "CT chest"):
+        assert told not in text
+
+
+# Commands beside a running appliance
+
+
+def test_a_lost_password_is_set_anew_on_the_box(appliance):
+    """Issue: a lost admin password (`user`, on the box)."""
+    arguments = ("user", "admin", "--role", "admin", "--password-stdin")
+    done = run(appliance.config, *arguments, given=b"blue-kettle-9\n")
+    assert done.exit_code == 0, done.err
+    fields = {"name": "admin", "password": "blue-kettle-9"}
+    answer = httpx.post(f"{appliance.url}/login", data=fields, trust_env=False)
+    assert answer.status_code == 303
+
+
+def test_an_import_beside_a_running_appliance_is_on_the_worklist_at_once(appliance, tmp_path):
+    path = tmp_path / "day.csv"
+    path.write_text("姓名,设备\n王小东,CT1\n", "gb18030")
+    done = run(appliance.config, "import", path)
+    assert (done.exit_code, done.out) == (0, "day.csv: 1 imported\n")
+    found = peers.run_findscu(appliance.port, "MINRIS", "CT1", ["PatientName"])
+    assert len(found.datasets) == 1
+
+
+def test_an_import_that_is_refused_says_which_rows(appliance, tmp_path):
+    path = tmp_path / "day.csv"
+    path.write_text("name,device,birth date\nWang^Fang,CT1,1980-02-31\n", "utf-8")
+    done = run(appliance.config, "import", path)
+    assert is_told(done, "day.csv: nothing imported: row 1: ", "19800231")
+
+
+@pytest.mark.parametrize("command", sorted(minris.STORE_COMMANDS))
+@pytest.mark.parametrize("who", ["nobody", "an administrator", "a token named console",
+                                 "a user named console"])  # fmt: skip
+def test_only_commands_of_this_box_are_run(appliance, who, command):
+    """The way in for commands is the secret of this run, and no name that somebody chose."""
+    headers = {}
+    if who == "an administrator":
+        headers["Authorization"] = f"Bearer {appliance.token()}"
+    elif who == "a token named console":
+        secret = appliance.write(minris.make_token, appliance.context(), "console", "desk")
+        headers["Authorization"] = f"Bearer {secret}"
+    elif who == "a user named console":
+        context = appliance.context()
+        secret = appliance.write(
+            lambda: minris.open_session(
+                context, minris.make_user(context, "console", "desk", "blue-kettle-9").id
+            )
+        )
+        headers["Cookie"] = f"minris={secret}"
+    given = {
+        "import": {"name": "a.json", "content": ""},
+        "user": {"name": "eve", "role": "admin", "password": "open-sesame", "delete": False},
+        "token": {"name": "eve", "role": "admin", "delete": False},
+    }[command]
+    answer = httpx.post(
+        f"{appliance.url}/control/{command}", json=given, headers=headers, trust_env=False
+    )
+    assert answer.status_code == 403
+    assert not appliance.read(minris.User.get_or_none, minris.User.name == "eve")
+
+
+# systemd
+
+
+@contextlib.contextmanager
+def listening(path):
+    """systemd's socket; gives a function that waits for the next message."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(path)
+        channel.settimeout(20)
+        yield lambda: channel.recv(4096).decode().split("\n")
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["file", "abstract"])
+def test_systemd_hears_that_the_appliance_is_ready_and_that_it_stops(config, tmp_path, abstract):
+    address = f"minris-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with listening("\0" + address if abstract else address) as heard:
+        environment = {**os.environ, "NOTIFY_SOCKET": "@" + address if abstract else address}
+        command = [sys.executable, minris.__file__, "serve", "--config", str(config.path)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
+            try:
+                assert heard() == ["READY=1", f"MAINPID={running.pid}"]
+                port = re.search(rb":(\d+), pages", running.stdout.read1())[1]
+                peers.wait_for_port(int(port), 1)
+            finally:
+                running.send_signal(signal.SIGTERM)
+            assert heard() == ["STOPPING=1"]
+            assert running.wait(20) == 0
+
+
+def test_the_watchdog_is_fed_while_all_is_well_and_no_longer(appliance, tmp_path, monkeypatch):
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with listening(address) as heard:
+        minris.job_watchdog(appliance.appliance)
+        assert heard() == ["WATCHDOG=1"]
+        monkeypatch.setattr(appliance.appliance, "health", lambda: {"store": "disk I/O error"})
+        minris.job_watchdog(appliance.appliance)
+        minris.notify_systemd("MARK=1")
+        assert heard() == ["MARK=1"]
+
+
+def test_without_systemd_nothing_is_said(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    minris.notify_systemd("READY=1")
+
+
+def test_a_socket_of_systemd_that_has_gone_stops_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    minris.notify_systemd("WATCHDOG=1")
+
+
+def unit():
+    """The settings of the unit file."""
+    lines = (line.partition("=") for line in UNIT.read_text().splitlines() if "=" in line)
+    return {key: value for key, _, value in lines if not key.startswith("#")}
+
+
+def test_the_watchdog_is_fed_twice_before_systemd_loses_patience():
+    [job] = [job for job in minris.JOBS if job.name == "watchdog"]
+    assert int(unit()["WatchdogSec"]) >= 2 * job.when["seconds"]
+
+
+def test_the_unit_is_hardened():
+    """Issue: `systemd-analyze security --offline=true` at most 2.0."""
+    program = minris.shutil.which("systemd-analyze") or peers.missing("systemd-analyze", "systemd")
+    command = [program, "security", "--offline=true", "--threshold=20", str(UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    found = re.search(r"exposure level for minris.service: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= 2.0
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Type", "notify"),
+        ("StateDirectory", "minris"),
+        ("AmbientCapabilities", "CAP_NET_BIND_SERVICE"),
+        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE"),
+    ],
+)
+def test_the_unit_says(key, value):
+    """Issue: Type=notify, state directory, port 104 by capability."""
+    assert unit()[key] == value

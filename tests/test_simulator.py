@@ -1,0 +1,234 @@
+"""Section 21: the simulated modality, and the day that the demonstration plays."""
+
+import datetime
+
+import peers
+import pytest
+from conftest import Running, item
+from test_peers import WORKLIST_ENTRY
+
+import minris
+
+
+class Said(list):
+    """What a simulated modality says, line by line."""
+
+    __call__ = list.append
+
+
+@pytest.fixture
+def said():
+    """The lines of the conversation."""
+    return Said()
+
+
+@pytest.fixture
+def ct(appliance, said):
+    """A simulated CT that knows the appliance."""
+    return minris.Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+
+
+def state_of(appliance, name="Wang"):
+    """The state of a patient's exam."""
+    [step] = appliance.read(
+        lambda: list(minris.ScheduledProcedureStep.select().where(
+            minris.ScheduledProcedureStep.name_key.contains(name.lower())
+        ))
+    )  # fmt: skip
+    return step.status
+
+
+def performed_of(appliance):
+    """The performed steps, as they are stored."""
+    return appliance.read(lambda: list(minris.PerformedProcedureStep.select()))
+
+
+# Scenarios.
+
+ENDS = {"echo": "SCHEDULED", "modality": "COMPLETED", "discontinue": "DISCONTINUED"}
+
+
+@pytest.mark.parametrize("name", minris.SCENARIOS)
+def test_a_scenario_leaves_the_exam_as_it_says(appliance, ct, name):
+    appliance.schedule(item())
+    minris.SCENARIOS[name](ct)
+    assert state_of(appliance) == ENDS[name]
+
+
+@pytest.mark.parametrize("name", minris.SCENARIOS)
+def test_a_scenario_is_complete_enough_for_a_strict_server(run_appliance, said, name):
+    """Leniency is for the machines of others, not for our own."""
+    appliance = run_appliance("[dicom]\nstrict_mpps = yes")
+    appliance.schedule(item())
+    machine = minris.Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    minris.SCENARIOS[name](machine)
+    assert state_of(appliance) == ENDS[name]
+
+
+def test_nothing_is_left_out_of_a_report(appliance, ct):
+    appliance.schedule(item())
+    minris.SCENARIOS["modality"](ct)
+    [performed] = performed_of(appliance)
+    assert performed.remark == ""
+
+
+@pytest.mark.parametrize("name", minris.SCENARIOS)
+def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
+    appliance.schedule(item("Wang^XiaoDong=王^小东"))
+    minris.SCENARIOS[name](ct)
+    assert said
+    assert all(line.startswith("CT1 -> MINRIS  ") for line in said)
+    assert said[-1].endswith(": 0000")
+
+
+def test_a_patient_is_named_as_people_read_it(appliance, ct, said):
+    appliance.schedule(item("Wang^XiaoDong=王^小东"))
+    minris.SCENARIOS["modality"](ct)
+    assert said[0] == "CT1 -> MINRIS  C-FIND worklist: 王小东 Wang XiaoDong"
+    assert "IN PROGRESS, 王小东 Wang XiaoDong: 0000" in said[1]
+
+
+def test_an_exam_given_up_has_its_reason(appliance, ct):
+    appliance.schedule(item())
+    minris.SCENARIOS["discontinue"](ct)
+    [performed] = performed_of(appliance)
+    assert minris.discontinuation_reason(bytes(performed.data)) == "110513"
+
+
+def test_the_wrong_line_taken_back_is_on_the_worklist_again(appliance, ct):
+    """T-MPPS-15."""
+    appliance.schedule(item())
+    [found] = ct.worklist()
+    ct.start(found, "2.25.77")
+    assert state_of(appliance) == "STARTED"
+    ct.end(found, "2.25.77", reason=minris.INCORRECT_WORKLIST_ENTRY)
+    assert state_of(appliance) == "SCHEDULED"
+    assert len(ct.worklist()) == 1
+
+
+def test_a_modality_finds_its_own_exams_alone(appliance, ct):
+    appliance.schedule(item(), item("Li^Na", ScheduledStationAETitle="US1", Modality="US"))
+    assert [str(found.PatientName) for found in ct.worklist()] == ["Wang^XiaoDong=王^小东"]
+
+
+def test_a_modality_finds_the_exams_of_a_day(appliance, ct):
+    appliance.schedule(item(), item("Li^Na", ScheduledProcedureStepStartDate="20260706"))
+    assert [str(found.PatientName) for found in ct.worklist("20260706")] == ["Li^Na"]
+
+
+# What goes wrong is said.
+
+
+@pytest.mark.parametrize("name", ["modality", "discontinue"])
+def test_an_empty_worklist_is_said(ct, name):
+    with pytest.raises(minris.SimulationError, match="the worklist is empty"):
+        minris.SCENARIOS[name](ct)
+
+
+@pytest.mark.parametrize(
+    ("calling", "called"), [("STRANGER", "MINRIS"), ("CT1", "ORTHANC")], ids=["calling", "called"]
+)
+def test_not_being_let_in_is_said(appliance, said, calling, called):
+    machine = minris.Modality(calling, "CT", "127.0.0.1", appliance.port, called, said)
+    with pytest.raises(minris.SimulationError, match=f"{calling} was not let in by {called}"):
+        machine.echo()
+
+
+def test_nobody_listening_is_said(said):
+    machine = minris.Modality("CT1", "CT", "127.0.0.1", peers.free_port(), "MINRIS", said)
+    with pytest.raises(minris.SimulationError):
+        machine.echo()
+
+
+def test_a_refused_report_is_said_with_its_status(appliance, ct):
+    appliance.schedule(item())
+    [found] = ct.worklist()
+    ct.start(found, "2.25.77")
+    with pytest.raises(minris.SimulationError, match="N-CREATE was answered 0111"):
+        ct.start(found, "2.25.77")
+    ct.end(found, "2.25.77")
+    with pytest.raises(minris.SimulationError, match="N-SET was answered 0110"):
+        ct.end(found, "2.25.77")
+
+
+# Against a server of others.
+
+
+def test_the_worklist_of_dcmtk_is_read_as_well(tmp_path, said):
+    folder = tmp_path / "CLINIC"
+    folder.mkdir()
+    (folder / "lockfile").touch()
+    (tmp_path / "entry.dump").write_text(WORKLIST_ENTRY, "utf-8")
+    done = peers.run_tool([peers.dump2dcm(), tmp_path / "entry.dump", folder / "entry.wl"])
+    assert done.exit_code == 0, done.log
+    with peers.serving_worklist(tmp_path) as port:
+        machine = minris.Modality("CT1", "CT", "127.0.0.1", port, "CLINIC", said)
+        [found] = machine.worklist()
+    assert found.PatientName == "Wang^Xiaohong=王^小红"
+
+
+# The demonstration's day.
+
+
+LOOPBACK = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport = 0\n"
+
+
+@pytest.fixture
+def department(tmp_path):
+    """The invented department, running."""
+    path = tmp_path / "config.ini"
+    path.write_text(minris.DEMO_CONFIG + LOOPBACK, "utf-8")
+    running = Running(minris.load_config(path))
+    yield running
+    running.stop()
+
+
+def play(department):
+    """Play the day without pauses: its lines."""
+    said = Said()
+    token = department.token("desk")
+    minris.play_day(department.url, token, "127.0.0.1", department.port, "MINRIS", said, 0)
+    return said
+
+
+def test_the_day_ends_as_it_is_told(department):
+    play(department)
+    states = department.read(
+        lambda: {s.name_key.partition("=")[0]: s.status for s in minris.ScheduledProcedureStep}
+    )
+    assert states == {
+        "wangxiaodong": "COMPLETED",
+        "lina": "DISCONTINUED",
+        "milleranna": "COMPLETED",
+        "zhangwei": "SCHEDULED",
+        "garcialuis": "SCHEDULED",
+        "ouyangjing": "SCHEDULED",
+    }
+
+
+def test_every_patient_of_the_day_is_told_of(department):
+    told = "\n".join(play(department))
+    for name, *_ in minris.DEMO_DAY:
+        assert minris.shown_name(name) in told
+
+
+def test_every_report_of_the_day_was_taken(department):
+    answered = [line for line in play(department) if "N-CREATE" in line or "N-SET" in line]
+    assert len(answered) == 8
+    assert all(line.endswith(": 0000") for line in answered)
+
+
+@pytest.mark.parametrize("time_of_day", ["00:00", "08:00", "23:50"])
+def test_the_patients_of_the_day_can_be_registered_at_any_hour(ctx, time_of_day):
+    now = datetime.datetime.fromisoformat(f"2026-12-31T{time_of_day}")
+    for one in minris.demo_items(now):
+        minris.schedule(ctx, minris.from_json(one))
+    assert minris.ScheduledProcedureStep.select().count() == len(minris.DEMO_DAY)
+
+
+def test_the_day_is_played_on_devices_of_its_own(tmp_path):
+    path = tmp_path / "config.ini"
+    path.write_text(minris.DEMO_CONFIG, "utf-8")
+    devices = minris.AccessRules(minris.load_config(path)).by_title
+    for _, _, _, title, modality, *_ in minris.DEMO_DAY:
+        assert devices[title].modality == modality
