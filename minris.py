@@ -2341,18 +2341,27 @@ class Search:
         """Whether any key is not universal."""
         return bool(self.tests or self.combined or any(n.restricts for n in self.nested.values()))
 
+    def mismatches(self, index: ElementIndex) -> list[tuple[int, str, str]]:
+        """Each key that a stored data set does not satisfy: its tag, what it asks for, what is there."""
+        found = [
+            (tag, self.index.text(tag), index.text(tag))
+            for tag, test in self.tests
+            if tag not in index or not test(index.value(tag))
+        ]
+        if self.combined:
+            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            if not index.text(START_DATE) or not self.combined.holds(at):
+                found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
+        for tag, nested in self.nested.items():
+            items = index.items(tag)
+            if nested.restricts and not any(map(nested.matches, items)):
+                found += nested.mismatches(items[0] if items else EMPTY)
+        return found
+
     def first_mismatch(self, index: ElementIndex) -> int | None:
         """The tag of the first key that a stored data set does not satisfy; None if it matches."""
-        for tag, test in self.tests:
-            if tag not in index or not test(index.value(tag)):
-                return tag
-        if self.combined and not self.matches(index):
-            return START_DATE
-        for tag, nested in self.nested.items():
-            if nested.restricts and not any(map(nested.matches, index.items(tag))):
-                items = index.items(tag) or [EMPTY]
-                return nested.first_mismatch(items[0])
-        return None
+        found = self.mismatches(index)
+        return found[0][0] if found else None
 
     def answer(self, data: bytes) -> bytes | None:
         """The encoded answer of a stored data set, None where it does not match."""
@@ -3833,7 +3842,9 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
         Patient.select()
         .where(
             (Patient.patient_id == patient_id)
-            & (Patient.issuer_of_patient_id == index.get("IssuerOfPatientID"))
+            & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
+            if index.get("IssuerOfPatientID")
+            else Patient.patient_id == patient_id  # who names none means the only one
         )
         .order_by(Patient.id)
     )
@@ -3927,6 +3938,8 @@ def _refold(
     """Fold a step's data set anew and write it with a new version."""
     data = fold(bytes(patient.data), bytes(procedure.data), item)
     columns = step_columns(data)
+    if columns["status"] in OPEN_STEP_STATES:
+        columns["ended_at"] = ""
     changed = ScheduledProcedureStep.update(
         data=data, version=ScheduledProcedureStep.version + 1, **columns
     ).where(ScheduledProcedureStep.id == step.id)
@@ -3955,6 +3968,13 @@ def _belongs_to_another(keyword: str, value: str) -> Refusal:
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
 
 
+def check_accession(accession: str, patient_row: int) -> None:
+    """Refuse (0111) the accession number of another patient."""
+    sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
+    if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
+        raise _belongs_to_another("AccessionNumber", accession)
+
+
 def _save_procedure(
     ctx: Context, patient: Patient, given: bytes, same_id: str = "refuse"
 ) -> RequestedProcedure:
@@ -3967,10 +3987,8 @@ def _save_procedure(
             raise _belongs_to_another("StudyInstanceUID", uid)
         return known
     accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
-    if accession and same_id != "separate":
-        sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
-        if database.execute_sql(sql, (accession, patient.id)).fetchone():
-            raise _belongs_to_another("AccessionNumber", accession)
+    if same_id != "separate":
+        check_accession(accession, patient.id)
     clinic = ctx.config.clinic
     made = text_elements(
         StudyInstanceUID=uid or ctx.new_uid(),
@@ -4033,12 +4051,15 @@ def _save_step(
     return data
 
 
-def schedule(ctx: Context, data: bytes, same_id: str = "refuse") -> list[bytes]:
+def schedule(
+    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
+) -> list[bytes]:
     """Put a worklist item on the worklist: the complete data set of each of its steps.
 
     data      patient, request and Scheduled Procedure Step Sequence of one item or more, stored
               form; identifiers that are not given are made
     same_id   `refuse`, `update` or `separate`, when the Patient ID belongs to another name
+    trial     it will be undone, and is not logged
     Refuses   0106 with every attribute that is wrong or missing, 0111 for what exists already
     Source    PS3.4 Table K.6-1 (return types)
     """
@@ -4053,9 +4074,13 @@ def schedule(ctx: Context, data: bytes, same_id: str = "refuse") -> list[bytes]:
         procedure = _save_procedure(ctx, patient, procedure_data, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
-    log.info(
-        "accession %s: %d steps scheduled by %s", procedure.accession_number, len(stored), ctx.actor
-    )
+    if not trial:
+        log.info(
+            "accession %s: %d steps scheduled by %s",
+            procedure.accession_number,
+            len(stored),
+            ctx.actor,
+        )
     return stored
 
 
@@ -4188,6 +4213,8 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
         told = ElementIndex(bytes(procedure.data))
+        if told.get("AccessionNumber") != procedure.accession_number:
+            check_accession(told.get("AccessionNumber"), procedure.patient_id)
         procedure.accession_number = told.get("AccessionNumber")
         procedure.requested_procedure_id = told.get("RequestedProcedureID")
         procedure.save()
@@ -4321,6 +4348,10 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         )
         target = known or patient
         if known:
+            told = ElementIndex(given)
+            told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
+            new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
+        if known:
             RequestedProcedure.update(patient=known).where(
                 RequestedProcedure.patient == patient
             ).execute()
@@ -4344,20 +4375,14 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     Refuses  0106
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
-    problems = (
-        [Message("{value} is not a number of minutes", value=columns["minutes"])]
-        if not re.fullmatch(r"\d{1,4}", columns["minutes"])
-        else []
-    )
-    for key, longest in (("code", 16), ("scheme", 16), ("meaning", 64), ("protocol_code", 16)):
-        if len(columns[key]) > longest:
-            problems.append(
-                Message(
-                    "{value} is longer than {longest} characters",
-                    value=columns[key],
-                    longest=longest,
-                )
-            )
+    problems = []
+    if not re.fullmatch(r"\d{1,4}", columns["minutes"]):
+        problems.append(Message("{value} is not a number of minutes", value=columns["minutes"]))
+    for key, vr in PROCEDURE_VRS.items():
+        words = value_problem(vr, columns[key]) if columns[key] else None
+        if "\\" in columns[key]:
+            words = Message("{value} may not have a backslash", value=columns[key])
+        problems += [words] if words else []
     if not columns["code"] or not columns["meaning"]:
         problems.append(Message("A procedure needs a code and a meaning"))
     if problems:
@@ -4371,6 +4396,10 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     audit(ctx, "procedure saved", columns["code"])
 
 
+PROCEDURE_VRS = {
+    "code": "SH", "scheme": "SH", "meaning": "LO", "modality": "CS", "ae_title": "AE",
+    "protocol_code": "SH", "protocol_meaning": "LO",
+}  # fmt: skip
 PROCEDURE_COLUMNS = {
     "code": "",
     "scheme": "99MINRIS",
@@ -4731,13 +4760,8 @@ def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -
         return Exclusion(STATION_AE_TITLE, ", ".join(view.ae_titles), ", ".join(stations))
     if not view.first_day <= day <= (view.last_day or "9"):
         return Exclusion(START_DATE, f"{view.first_day}-{view.last_day}", day)
-    tag = search.first_mismatch(index)
-    if tag is None:
-        return None
-    keys = search.index.item("ScheduledProcedureStepSequence")
-    inside = tag in keys and tag not in search.index
-    asked = (keys if inside else search.index).text(tag)
-    return Exclusion(tag, asked, (item if inside else index).text(tag))
+    found = search.mismatches(index)
+    return Exclusion(*found[0]) if found else None
 
 
 def find_steps(text: str, limit: int = 50) -> list[Any]:
@@ -5293,6 +5317,8 @@ def read_dicom_file(content: bytes) -> bytes:
 
     Refuses 0106 for what cannot be read
     """
+    if not content:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
     at = 132 if content[128:132] == b"DICM" else 0
     try:
         syntax, at = _file_meta(content, at)
@@ -5376,17 +5402,25 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
 
 
 def import_items(
-    ctx: Context, items: Iterable[bytes], same_id: str = "separate", word: str = "item"
+    ctx: Context,
+    items: Iterable[bytes],
+    same_id: str = "separate",
+    word: str = "item",
+    trial: bool = False,
 ) -> int:
     """Put items on the worklist, all or none: how many.
 
-    Refuses as `schedule`, with "item N: …" for each that is wrong, a line each
+    trial    it will be undone, and is not logged
+    Refuses  as `schedule`, with "item N: …" for each that is wrong, a line each
     """
-    count, refusals = 0, []
+    imported, refusals = 0, []
     with database.atomic():
         for count, item in enumerate(items, 1):
+            if not item:
+                continue  # an empty line of a table, which has its number too
             try:
-                schedule(ctx, item, same_id)
+                schedule(ctx, item, same_id, trial)
+                imported += 1
             except Refusal as refusal:
                 refusals.append(numbered(refusal, count, word))
         if refusals:
@@ -5395,7 +5429,7 @@ def import_items(
                 lines.append(Message("and {count} more", count=len(refusals) - 100))
             problems = [problem for refusal in refusals for problem in refusal.problems]
             raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
-    return count
+    return imported
 
 
 # The columns of a CSV file: names they may have, and what they fill. A keyword does too.
@@ -5442,11 +5476,13 @@ def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     try:
-        lines = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
         raise Refusal(
             Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
         ) from None
+    while lines and not any(cell.strip() for cell in lines[-1]):
+        lines.pop()
     if len(lines) < 2:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
     return [name.strip() for name in lines[0]], lines[1:]
@@ -5493,7 +5529,10 @@ def items_from_csv(content: bytes) -> list[bytes]:
     if problems:
         text = joined(problems, "\n")
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
-    return [_item_from_row(keywords, line) for line in lines]
+    return [
+        _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
+        for line in lines
+    ]
 
 
 def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
@@ -5519,7 +5558,7 @@ def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
     names, lines = read_csv(content)
     try:
         with database.atomic() as trial:
-            import_items(ctx, items_from_csv(content), word="row")
+            import_items(ctx, items_from_csv(content), word="row", trial=True)
             trial.rollback()
     except Refusal as refusal:
         return [names, *lines], refusal.detail
@@ -5541,7 +5580,7 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
     try:
         with database.atomic() as trial:
-            import_items(ctx, items)
+            import_items(ctx, items, trial=True)
             trial.rollback()
     except Refusal as refusal:
         return lines, refusal.detail
@@ -7954,7 +7993,7 @@ LEFTOVERS_PAGE = """
 <th scope="col">{{t('State')}}</th></tr></thead>
 <tbody>
 % for row_id, name, patient_id, exam, date, state in steps:
-<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}" checked></td>
+<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{!' checked' if state != 'STARTED' else ''}}></td>
 <th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
 <td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
 % end
@@ -8053,6 +8092,13 @@ EVENTS_OF_STATE = {
     "NO SHOW": ("arrive", "reschedule"),
     "DISCONTINUED": ("reschedule",),
 }
+
+
+def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple[str, str], ...]:
+    """The choices of a field, and what it holds, though that is not among them."""
+    if not choices or any(one == value for one, _ in choices):
+        return choices
+    return (*choices, (value, value))
 
 
 class Field(NamedTuple):
@@ -8628,6 +8674,7 @@ class Pages:
             "Register",
             login,
             action="/register",
+            after=[("/register?emergency=1", t("Unknown emergency patient"))],
             submit=t("Register"),
             csrf=login.csrf,
             hidden=[("study", form.get("study", ""))],
@@ -8805,7 +8852,8 @@ class Pages:
         """POST /patient/…: correct a patient."""
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
-        given, problems = patient_from_form(form)
+        shown = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
+        given, problems = patient_from_form(form, shown)
         try:
             if problems:
                 raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
@@ -8829,7 +8877,7 @@ class Pages:
         by_tag = {problem.tag: t(problem.words) for problem in problems}
         fields = [
             Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
-                  by_tag.pop(tag_of(keyword), ""), self.choices(name, t))
+                  by_tag.pop(tag_of(keyword), ""), with_choice(self.choices(name, t), form.get(name, "")))
             for name, group, keyword, kind, label in REGISTER_FIELDS
             if group == "exam"
         ]  # fmt: skip
@@ -8851,7 +8899,10 @@ class Pages:
         """POST /step/…/edit: reschedule, move to another device."""
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
-        data = exam_from_form(form, self.web.access().device(form["device"]))
+        shown = form_of_step(ElementIndex(self.web.read(get_step, row_id)[0]))
+        data = exam_from_form(form, shown, self.web.access().device(form["device"]))
+        if form["procedure"].strip() != shown["procedure"]:
+            data = self.web.read(apply_procedure, data)
         try:
             study, step_id = self.web.read(step_key, row_id)
             self.web.write(reschedule, ctx, study, step_id, data)
@@ -8999,7 +9050,8 @@ class Pages:
                 ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
             )
             why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
-            sentence, actions = reason_of(t, why, step)
+            others = search.mismatches(ElementIndex(data))
+            sentence, actions = reason_of(t, why, step, others)
             when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
             found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
         index = ElementIndex(data)
@@ -9010,12 +9062,13 @@ class Pages:
     def mend(self) -> str:
         """POST /why/mend: give the exam what the device asked for."""
         _, ctx = enter(self.web, self.request, "desk")
-        row_id, keyword, value = self.number("step"), self.form("keyword"), self.form("value")
-        if keyword == "ScheduledProcedureStepStatus":
+        row_id, forms = self.number("step"), self.request.forms
+        given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
+        if "ScheduledProcedureStepStatus" in given:
             study, step_id = self.web.read(step_key, row_id)
             self.web.write(reschedule, ctx, study, step_id, b"")
-        elif keyword in MENDABLE:
-            self.web.write(mend_step, ctx, row_id, keyword, value)
+        elif given and MENDABLE.issuperset(given):
+            self.web.write(mend_step, ctx, row_id, given)
         else:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         t = self.translator()
@@ -9090,7 +9143,7 @@ class Pages:
         _, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
         if self.form("confirmed"):
-            name, content = self.form("file"), base64.b64decode(self.form("content"))
+            name, content = self.form("file"), decoded(self.form("content"))
         else:
             upload = self.request.files.get("upload")
             if not upload:
@@ -9264,36 +9317,46 @@ def settings_of(device: Device) -> dict[str, str]:
 MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
 
 
-def mend_step(ctx: Context, row_id: int, keyword: str, value: str) -> bytes:
-    """Give a step what a query asked for: its station, modality or day."""
-    return move_step(ctx, row_id, **{keyword: value})
+def mend_step(ctx: Context, row_id: int, given: Mapping[str, str]) -> bytes:
+    """Give a step what a query asked for: its station, modality or day, by keyword."""
+    return move_step(ctx, row_id, **given)
 
 
-def reason_of(t: Translator, why: Exclusion | None, step: Any) -> tuple[str, tuple[Action, ...]]:
-    """Why a query did not find an exam, in a sentence, and the click that mends it."""
+def reason_of(
+    t: Translator, why: Exclusion | None, step: Any, others: list[tuple[int, str, str]]
+) -> tuple[str, tuple[Action, ...]]:
+    """Why a query did not find an exam, in a sentence, and the click that mends it.
+
+    others  every key that the exam does not satisfy
+    """
     if why is None:
         return t("It is found."), ()
-    name, fields = (
-        why.name,
-        (("step", str(step.id)), ("keyword", datadict.keyword_for_tag(why.tag))),
-    )
-    if why.tag == STEP_STATUS:
+    again = isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
+    fields = [("step", str(step.id))]
+    if why.tag == STEP_STATUS and not why.asked:
         sentence = t("The exam is {state}; that is not shown to devices.", state=t(why.has))
-        again = isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
+        fields += [("keyword", "ScheduledProcedureStepStatus"), ("value", "")]
         words = t("Back on the list")
-        return sentence, (Action("/why/mend", words, fields),) if again else ()
-    values = {"name": t(name), "asked": why.asked, "has": why.has or t("nothing")}
+        return sentence, (Action("/why/mend", words, tuple(fields)),) if again else ()
+    values = {"name": t(why.name), "asked": why.asked, "has": why.has or t("nothing")}
     sentence = t("It asked for {name} {asked}; the exam has {has}.", **values)
-    single = why.asked and not set("*?-\\") & set(why.asked)
-    keyword = datadict.keyword_for_tag(why.tag)
-    if (
-        keyword in MENDABLE
-        and single
-        and isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
-    ):
-        words = t("Give the exam {asked}", asked=why.asked)
-        return sentence, (Action("/why/mend", words, (*fields, ("value", why.asked))),)
-    return sentence, ()
+    given = []
+    for tag, asked, _ in [why[:3], *others]:
+        keyword = datadict.keyword_for_tag(tag)
+        wild = set("*?\\") | (set("-") if tag == START_DATE else set())
+        if (
+            keyword in MENDABLE
+            and asked
+            and not wild & set(asked)
+            and (keyword, asked) not in given
+        ):
+            given.append((keyword, asked))
+    if not given or not again:
+        return sentence, ()
+    for keyword, asked in given:
+        fields += [("keyword", keyword), ("value", asked)]
+    words = t("Give the exam {asked}", asked=", ".join(asked for _, asked in given))
+    return sentence, (Action("/why/mend", words, tuple(fields)),)
 
 
 def asked_for(t: Translator, index: ElementIndex) -> str:
@@ -9351,39 +9414,79 @@ def form_of_step(index: ElementIndex) -> dict[str, str]:
     }
 
 
-def patient_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
-    """The patient's attributes from a form, empty ones too, so that they are emptied."""
+def changed_keywords(form: Mapping[str, str], shown: Mapping[str, str], group: str) -> set[str]:
+    """What the fields of a group fill that are not as they were shown; the rest stays as it is."""
+    return {
+        keyword
+        for name, of, keyword, _, _ in REGISTER_FIELDS
+        if of == group and name in form and form[name].strip() != shown.get(name, "").strip()
+    }
+
+
+def patient_from_form(
+    form: Mapping[str, str], shown: Mapping[str, str]
+) -> tuple[bytes, list[Problem]]:
+    """The patient's attributes that were changed in a form, empty ones too."""
     whole = dict.fromkeys((row[0] for row in REGISTER_FIELDS), "") | dict(form)
     item, problems = item_from_form(whole)
+    changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
     required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
     index = ElementIndex(split_item(ElementIndex(item))[0])
-    keywords = {row[2] for row in REGISTER_FIELDS if row[1] == "patient"} - {"PregnancyStatus"}
-    empty = ElementIndex(b"".join(_by_tag({tag_of(k): encode_text(k, "") for k in keywords})))
-    return empty.merged(index), [problem for problem in problems if problem.tag not in required]
+    empty = ElementIndex(b"".join(_by_tag({tag_of(k): encode_text(k, "") for k in changed})))
+    told = ElementIndex(index.only(map(tag_of, changed)))
+    return empty.merged(told), [problem for problem in problems if problem.tag not in required]
 
 
-def exam_from_form(form: Mapping[str, str], device: Device | None) -> bytes:
-    """The exam's attributes from a form, empty ones too."""
-    step = {
+def exam_from_form(
+    form: Mapping[str, str], shown: Mapping[str, str], device: Device | None
+) -> bytes:
+    """The exam's attributes that were changed in a form, empty ones too.
+
+    Another device brings its modality, name and place; another procedure loses the codes of the
+    one before.
+    """
+    changed = changed_keywords(form, shown, "exam")
+    physician = form["physician"].strip()
+    texts = {
+        "RequestedProcedureDescription": form["procedure"],
+        "RequestedProcedurePriority": form["priority"],
+        "ReferringPhysicianName": physician.replace(" ", "^", 1)
+        if physician.isascii()
+        else person_name("", "", physician),
+        "AccessionNumber": form["accession"].strip(),
+        "RequestedProcedureComments": form["comment"],
         "ScheduledStationAETitle": form["device"],
         "Modality": form["modality"] or (device.modality if device else ""),
         "ScheduledProcedureStepStartDate": form["date"].replace("-", ""),
         "ScheduledProcedureStepStartTime": form["time"].replace(":", ""),
-        "ScheduledProcedureStepDescription": form["procedure"],
-        "ScheduledStationName": device.station_name if device else "",
-        "ScheduledProcedureStepLocation": device.location if device else "",
     }
-    texts = {
-        "RequestedProcedureDescription": form["procedure"],
-        "RequestedProcedurePriority": form["priority"],
-        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1),
-        "AccessionNumber": form["accession"].strip(),
-        "RequestedProcedureComments": form["comment"],
-    }
-    inner = b"".join(_by_tag({tag_of(k): encode_text(k, v) for k, v in step.items()}))
-    outer = {tag_of(k): encode_text(k, v) for k, v in texts.items()}
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [inner])
+    texts = {keyword: text for keyword, text in texts.items() if keyword in changed}
+    if "ScheduledStationAETitle" in changed and device:
+        texts.setdefault("Modality", device.modality)
+        texts["ScheduledStationName"] = device.station_name
+        texts["ScheduledProcedureStepLocation"] = device.location
+    if "RequestedProcedureDescription" in changed:
+        texts["ScheduledProcedureStepDescription"] = form["procedure"]
+    outer = {tag_of(k): encode_text(k, v) for k, v in texts.items() if k not in STEP_KEYWORDS}
+    inner = {tag_of(k): encode_text(k, v) for k, v in texts.items() if k in STEP_KEYWORDS}
+    if "RequestedProcedureDescription" in changed:
+        for keyword, where in (
+            ("RequestedProcedureCodeSequence", outer),
+            ("ScheduledProtocolCodeSequence", inner),
+        ):
+            where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(inner))])
     return b"".join(_by_tag(outer))
+
+
+def decoded(text: str) -> bytes:
+    """The bytes of a hidden field. Refuses 0106."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
+        ) from None
 
 
 def safe_path(path: str | None, default: str = "/") -> str:

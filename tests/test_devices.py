@@ -15,6 +15,7 @@ import peers
 import pytest
 from bench import wire
 from conftest import item
+from playwright.sync_api import sync_playwright
 from pynetdicom import AE, evt
 
 import minris
@@ -326,7 +327,7 @@ FROM_2 = "[device CT room]\nhost = 127.0.0.2\ncheck_address = yes\n"
 
 @pytest.mark.parametrize(("address", "answer"), [("127.0.0.2", True), ("127.0.0.1", 3)])
 def test_a_machine_is_taken_from_its_own_address_alone(run_appliance, address, answer):
-    """T-GEN-02 for the calling side: PS3.8 Table 9-21, reason 3."""
+    """PS3.8 Table 9-21, reason 3."""
     assert calls(run_appliance(FROM_2), "CT1", address) == answer
 
 
@@ -564,9 +565,9 @@ def words_of(text):
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
-def save(client, name="", **settings):
-    """Fill in the form of a device, of a new one without a name, and send it."""
-    page = client.get("/devices/edit", params={"name": name} if name else {}).text
+def save(client, of="", **settings):
+    """Fill in the form of a device, or of a new one, and send it."""
+    page = client.get("/devices/edit", params={"name": of} if of else {}).text
     return client.post("/devices/save", data=form_of(page, "/devices/save") | settings)
 
 
@@ -613,7 +614,7 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "combined_pdvs": "no",
     }
     assert set(given) == {setting.key for setting in DEVICE_SETTINGS}
-    sent(technologist, save(technologist, name="Mammography", **given))
+    sent(technologist, save(technologist, **given, name="Mammography"))
     assert made(appliance) == {"Mammography": given}
     page = technologist.get("/devices/edit", params={"name": "Mammography"}).text
     form = form_of(page, "/devices/save")
@@ -627,7 +628,7 @@ def test_each_setting_is_explained_on_the_page(technologist):
 
 def test_a_device_that_is_changed_is_judged_anew(appliance, technologist):
     sent(technologist, save(technologist, **MG))
-    sent(technologist, save(technologist, name="Mammography", ae_title="MG2"))
+    sent(technologist, save(technologist, "Mammography", ae_title="MG2"))
     assert (calls(appliance, "MG1"), calls(appliance, "MG2")) == (3, True)
 
 
@@ -649,7 +650,7 @@ def test_a_deleted_device_is_refused_again(appliance, technologist):
     sent(technologist, save(technologist, **MG))
     page = technologist.get("/devices/edit", params={"name": "Mammography"}).text
     assert '<button name="event" value="delete"' in page
-    page = sent(technologist, save(technologist, name="Mammography", event="delete"))
+    page = sent(technologist, save(technologist, "Mammography", event="delete"))
     assert made(appliance) == {}
     assert calls(appliance, "MG1") == 3
 
@@ -676,7 +677,7 @@ def test_a_device_of_the_file_is_not_changed_by_a_form_that_was_tampered_with(
     appliance, technologist, change
 ):
     before = appliance.context().devices
-    assert save(technologist, name="X-ray", **change).status_code in (403, 404, 422)
+    assert save(technologist, "X-ray", **change).status_code in (403, 404, 422)
     assert appliance.context().devices == before
     assert made(appliance) == {}
 
@@ -720,7 +721,7 @@ def test_everything_that_is_wrong_with_a_device_is_said_at_once(technologist):
 
 def test_an_ae_title_that_was_given_up_may_be_another_device_s(appliance, technologist):
     sent(technologist, save(technologist, **MG))
-    sent(technologist, save(technologist, name="Mammography", ae_title="MG2"))
+    sent(technologist, save(technologist, "Mammography", ae_title="MG2"))
     sent(technologist, save(technologist, **MG | {"name": "Mammography 2"}))
     assert set(made(appliance)) == {"Mammography", "Mammography 2"}
 
@@ -728,7 +729,7 @@ def test_an_ae_title_that_was_given_up_may_be_another_device_s(appliance, techno
 def test_a_refused_change_leaves_the_device_as_it_was(appliance, technologist):
     sent(technologist, save(technologist, **MG))
     before = made(appliance)
-    assert save(technologist, name="Mammography", ae_title="CT1").status_code == 422
+    assert save(technologist, "Mammography", ae_title="CT1").status_code == 422
     assert made(appliance) == before
     assert calls(appliance, "MG1") is True
 
@@ -892,9 +893,23 @@ def test_a_device_without_an_address_is_said_to_have_none(appliance, technologis
     assert echo(appliance, technologist, "X-ray") == "X-ray has no address here"
 
 
-def test_a_host_that_does_not_exist_is_said_not_to_be_reached(appliance, technologist):
-    told = echo(appliance, technologist, host="mg.invalid", port="104")
-    assert told == "Mammography is not reached at mg.invalid, port 104"
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label empty")]
+)
+def test_a_host_without_an_address_is_said_not_to_be_reached(
+    appliance, technologist, monkeypatch, error
+):
+    """As `mg.local`, or `mg..local`, would have it."""
+    look_up = socket.getaddrinfo
+
+    def fails(host, *arguments, **how):
+        if host == "mg.local":
+            raise error
+        return look_up(host, *arguments, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    told = echo(appliance, technologist, host="mg.local", port="104")
+    assert told == "Mammography is not reached at mg.local, port 104"
 
 
 def test_while_we_wait_for_a_device_others_are_served(appliance, technologist):
@@ -903,8 +918,10 @@ def test_while_we_wait_for_a_device_others_are_served(appliance, technologist):
         set_device(appliance, host=peers.HOST, port=str(silent.getsockname()[1]))
         asking = threading.Thread(target=echo, args=(appliance, technologist), daemon=True)
         asking.start()
-        silent.accept()[0].close()
-        assert calls(appliance, "CT1") is True
+        with silent.accept()[0], browser(appliance, "desk") as other:
+            assert calls(appliance, "CT1") is True
+            assert other.get("/healthz").status_code == 200
+            assert asking.is_alive()
         asking.join(10)
     assert not asking.is_alive()
 
@@ -977,3 +994,23 @@ def test_who_changed_a_device_is_kept(appliance, technologist):
     )
     [(who, about)] = rows
     assert who.startswith("anna-technologist") and about == "Mammography"
+
+
+# In a browser.
+
+
+def test_one_click_in_a_browser_registers_who_tried(appliance):
+    peers.run_echoscu(appliance.port, "MINRIS", "MG1")
+    with browser(appliance, "technologist") as client, sync_playwright() as playwright:
+        cookie = {"name": "minris", "value": client.cookies["minris"], "url": appliance.url}
+        chromium = playwright.chromium.launch(
+            executable_path=peers.chromium(), args=["--no-sandbox"]
+        )
+        context = chromium.new_context(base_url=appliance.url, locale="en-GB")
+        context.add_cookies([cookie])
+        page = context.new_page()
+        page.goto("/devices")
+        page.get_by_role("row", name="MG1").get_by_role("button", name="Register").click()
+        page.get_by_role("link", name="MG1").wait_for()
+        chromium.close()
+    assert peers.run_echoscu(appliance.port, "MINRIS", "MG1").exit_code == 0
