@@ -51,6 +51,7 @@ import hashlib
 import hmac
 import html
 import io
+import itertools
 import json
 import logging
 import logging.handlers
@@ -729,11 +730,9 @@ class Repertoire(NamedTuple):
         if not raw.startswith(self.prefix) or len(raw) - len(self.prefix) != self.width:
             return None
         raw = raw.removeprefix(self.prefix)
-        if self.place == "G0":
-            raw = bytes(byte & 0x7F for byte in raw)
-        elif raw[0] < 0x80:
+        if min(raw) < 0xA0:  # ASCII, and the half-width katakana of EUC-JP behind 8EH
             return None
-        return raw
+        return bytes(byte & 0x7F for byte in raw) if self.place == "G0" else raw
 
 
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
@@ -1325,7 +1324,7 @@ class CharacterSet:
         """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
         if self.codec:
             text = raw.decode(self.codec)
-            if self.codec.startswith("iso8859") and re.search(r"[\x80-\x9f]", text):
+            if self.codec not in self.ALONE.values() and re.search(r"[\x80-\x9f]", text):
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
             if "\x1b" in text and self.codec not in self.ALONE.values():
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
@@ -1347,7 +1346,7 @@ class CharacterSet:
                 continue
             active = g1 if byte >= 0x80 else g0
             width = 1 if byte < 0x21 or not active else active.width
-            if byte >= 0x80 and not active:
+            if byte >= 0x80 and (byte < 0xA0 or not active):
                 raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
             piece = raw[pos : pos + width]
             parts.append(active.decode(piece) if byte >= 0x21 else chr(byte))
@@ -1355,6 +1354,14 @@ class CharacterSet:
             if width == 1 and byte in delimiters:
                 g0, g1 = self.first
         return "".join(parts)
+
+    def loose(self) -> Iterator["CharacterSet"]:
+        """The same with its one set of two bytes active from the start: its escapes are often left out."""
+        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
+        if not self.codec and len(wide) == 1 and not self.first[1]:
+            found = CharacterSet(self.terms)
+            found.first = self.first[0], wide[0]
+            yield found
 
     def encode(self, text: str, vr: bytes = b"LO") -> bytes:
         """The bytes of a text; UnicodeEncodeError where this set cannot carry it."""
@@ -1428,6 +1435,23 @@ class DecodedText(NamedTuple):
     how: str
 
 
+def is_utf_8_of_hanzi(raw: bytes) -> bool:
+    """Whether bytes are UTF-8 of Chinese: text in GB18030 hardly ever has that form by chance."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return False
+    high = [c for c in text if not c.isascii()]
+    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
+
+
+def looks_like_gb18030(raw: bytes) -> bool:
+    """Whether pairs of common hanzi outnumber single high bytes, as Western texts have them."""
+    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
+    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
+    return len(pairs) > len(single)
+
+
 def decode_text(
     raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
 ) -> DecodedText:
@@ -1437,18 +1461,30 @@ def decode_text(
     is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
     guess. What none of them has becomes `mark` and nnn, as PS3.5 6.1.2.3 wants it shown.
     """
+    multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
+    if b"\x1b" in raw and (multi_byte or not charset):  # its escapes say what it is
+        with contextlib.suppress(UnicodeDecodeError):
+            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
+    if charset and charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        return DecodedText(raw.decode(), "recovered")
     if charset:
         with contextlib.suppress(UnicodeDecodeError):
             return DecodedText(charset.decode(raw, vr), "declared")
-    if b"\x1b" in raw:  # its escapes say what it is
+        for one in charset.loose():
+            with contextlib.suppress(UnicodeDecodeError):
+                return DecodedText(one.decode(raw, vr), "recovered")
+    if b"\x1b" in raw:
         with contextlib.suppress(UnicodeDecodeError):
             return DecodedText(ISO_2022.decode(raw, vr), "recovered")
-    multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
-    for codec in ("utf-8", "gb18030"):
-        if codec == "utf-8" or multi_byte or re.search(rb"[\x80-\x9f]", raw):
-            with contextlib.suppress(UnicodeDecodeError):
-                if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
-                    return DecodedText(text, "recovered")
+    with contextlib.suppress(UnicodeDecodeError):
+        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
+            return DecodedText(text, "recovered")
+    if multi_byte or re.search(rb"[\x80-\x9f]", raw):
+        with contextlib.suppress(UnicodeDecodeError):
+            if looks_like_gb18030(raw) and not re.search(
+                r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")
+            ):
+                return DecodedText(text, "recovered")
     text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
     return DecodedText(text, "damaged")
 
@@ -1877,6 +1913,12 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
                 yield from value_problems(item)
         elif vr not in _BINARY_VRS:
             texts = [index.text(tag)] if vr in _ONE_VALUE_VRS else index.values(tag)
+            if (
+                len(texts) > 1
+                and datadict.dictionary_has_tag(tag)
+                and datadict.dictionary_VM(tag) == "1"
+            ):
+                yield Problem(tag, Message("has more than one value"))
             for text in filter(None, texts):
                 if words := value_problem(vr.decode(), text):
                     yield Problem(tag, words)
@@ -2012,7 +2054,10 @@ def _name_patterns(group: str) -> list[Wildcard]:
     """The patterns of one group of a key: SMITH^* is for SMITH too; none where all will do."""
     if not group.strip("*"):
         return []
-    return [Wildcard(one) for one in dict.fromkeys((group, re.sub(r"(\^\*?)+$", "", group))) if one]
+    found = [group]
+    while (shorter := re.sub(r"\^\*?$", "", found[-1])) != found[-1]:
+        found.append(shorter)
+    return [Wildcard(one) for one in found if one]
 
 
 def name_test(text: str) -> Test:
@@ -2280,12 +2325,15 @@ class Search:
         kind = attribute.cells["return"] if attribute else "3"
         if vr == b"SQ" and not self.style.empty_sequences:
             kind = "3"
-        absent = b"" if kind == "3" else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
+        absent = (
+            b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
+        )
         self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
         """Below a sequence that the table names without saying what is in it, all is known."""
-        return bool(self.path) and self.path in table and not table.children(self.path)
+        outer = (self.path[:depth] for depth in range(1, len(self.path) + 1))
+        return any(path in table and not table.children(path) for path in outer)
 
     def _add_sequence(self, tag: int, table: AttributeTable, path: tuple[int, ...]) -> None:
         items = self.index.items(tag)
@@ -2379,10 +2427,26 @@ class Search:
 
     def _select(self, index: ElementIndex, charset: CharacterSet) -> bytes:
         body = b"".join(self._elements(index, charset))
-        if charset.terms and (SPECIFIC_CHARACTER_SET in self.index or not body.isascii()):
+        named = charset.terms not in ((), ("ISO_IR 6",))  # PS3.3 Table C.12-2 has no term for ASCII
+        if named and (SPECIFIC_CHARACTER_SET in self.index or self._extended(index)):
             head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
             return head + body
         return body
+
+    def _extended(self, index: ElementIndex) -> bool:
+        """Whether a text that is asked for is more than ASCII."""
+        for tag, _, _ in self.shape:
+            if tag not in index:
+                continue
+            vr, _, start, end = index.found[tag]
+            if vr == b"SQ":
+                nested = self.nested.get(tag)
+                extended = nested._extended if nested else has_extended_text
+                if any(map(extended, index.items(tag))):
+                    return True
+            elif vr in _TEXT_VRS and not index.data[start:end].isascii():
+                return True
+        return False
 
     def _elements(self, index: ElementIndex, charset: CharacterSet) -> list[bytes]:
         """The elements asked for from one data set or item, in the syntax and set of the answer."""
@@ -2468,6 +2532,16 @@ class Search:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
         return _TAG_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def has_extended_text(index: ElementIndex) -> bool:
+    """Whether any text of a data set is more than ASCII."""
+    return any(
+        any(map(has_extended_text, index.items(tag)))
+        if index.vr(tag) == b"SQ"
+        else index.vr(tag) in _TEXT_VRS and not index.value(tag).isascii()
+        for tag in index
+    )
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:
@@ -3358,12 +3432,18 @@ class AccessRules:
         Source: PS3.8 Table 9-21 (service user: 3 calling, 7 called AE title not recognized)
         """
         if self.called and called != self.called:
-            return 7, f"it called {called!r}, our AE title is {self.called!r}"
+            return 7, Message(
+                "it called {called}, our AE title is {ours}",
+                called=repr(called),
+                ours=repr(self.called),
+            )
         device = self.by_title.get(calling)
         if not device and not self.accept_unknown:
-            return 3, f"{calling!r} is not registered as a device"
+            return 3, Message("{calling} is not registered as a device", calling=repr(calling))
         if device and device.check_address and not same_host(device.host, address):
-            return 3, f"{calling!r} is registered for {device.host}"
+            return 3, Message(
+                "{calling} is registered for {host}", calling=repr(calling), host=device.host
+            )
         return None
 
 
@@ -3460,6 +3540,14 @@ DEVICE_PROFILES = {
 def this_minute() -> int:
     """A number that is another one each minute, on a clock that is not set."""
     return int(time.monotonic() // 60)
+
+
+def profile_settings(name: str) -> dict[str, str]:
+    """The settings of a ready profile, with the defaults of those that only others name."""
+    if name not in DEVICE_PROFILES:
+        return {}
+    named = {key for profile in DEVICE_PROFILES.values() for key in profile}
+    return {s.key: s.default for s in DEVICE_SETTINGS if s.key in named} | DEVICE_PROFILES[name]
 
 
 @functools.lru_cache(256)
@@ -3884,6 +3972,12 @@ def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
     index = ElementIndex(given)
     patient = _find_patient(ctx, index, same_id)
     if patient:
+        if same_person(index, patient):  # a group that is not told is not told to be empty
+            told = index.get("PatientName").split("=")
+            known = patient.patient_name.split("=")
+            groups = itertools.zip_longest(told, known, fillvalue="")
+            name = "=".join(new or old for new, old in groups)
+            given = index.merged(text_elements(PatientName=name))
         update_patient(ctx, patient, given)
         return patient
     if not index.get("PatientID"):
@@ -3920,7 +4014,7 @@ def _refold_open(patient: Patient) -> None:
         .join(RequestedProcedure)
         .where(
             (RequestedProcedure.patient == patient)
-            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES)
+            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {"DEPARTED", "NO SHOW"})
         )
     )
     for step in steps:
@@ -3985,6 +4079,14 @@ def _save_procedure(
     if known:
         if known.patient_id != patient.id:
             raise _belongs_to_another("StudyInstanceUID", uid)
+        stored = ElementIndex(bytes(known.data))
+        problems = [
+            Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
+            for k in ("AccessionNumber", "RequestedProcedureID")
+            if index.get(k) not in ("", stored.get(k))
+        ]
+        if problems:
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
         return known
     accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
     if same_id != "separate":
@@ -4139,6 +4241,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str) -> None:
     stamps = {"ended_at": "" if state in OPEN_STEP_STATES else ctx.stamp()}
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    if state == "READY" and not step.arrived_at:
+        stamps["arrived_at"] = ctx.stamp()
     update_row(
         ScheduledProcedureStep,
         step.id,
@@ -4199,6 +4303,23 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         state = step_outcome("reschedule", step)
         given = items[0] if items else EMPTY
         check_identity(index, given, step)
+        problems = [
+            Problem(tag_of(k), Message("is missing"))
+            for where, k in (
+                (index, "StudyInstanceUID"),
+                (index, "PatientID"),
+                (index, "RequestedProcedureID"),
+                (given, "ScheduledProcedureStepID"),
+            )
+            if tag_of(k) in where and not where.get(k)
+        ]
+        if len(items) > 1:
+            problems.append(Problem(STEP_SEQUENCE, Message("has more than one item")))
+        wanted = given.text(STEP_STATUS)
+        if wanted in STEP_STATES and wanted not in WAITING_STEP_STATES | {step.status}:
+            problems.append(Problem(STEP_STATUS, Message("cannot be changed here")))
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         procedure = step.procedure
         changed = ElementIndex(step_item(step).merged(given))
         new_state = given.text(STEP_STATUS) or state
@@ -4515,7 +4636,9 @@ def _narrow(search: Search) -> tuple[list[str], list[Any]]:
             where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
             values += wanted
     name = index.get("PatientName")
-    if chunks := [name_key(chunk) for chunk in re.split(r"[*?=^ ]", name)]:
+    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
+    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
+    if chunks := [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]:
         longest = max(chunks, key=len)
         if longest:
             where.append("instr(s.name_key, ?)")
@@ -5069,9 +5192,11 @@ def unlink_step(ctx: Context, performed_id: int, step_row: int) -> None:
 
 
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
-    """Leave a performed step without an order, for a reason. Refuses 0106 without one."""
+    """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
     if not reason.strip():
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    if not fetch_rows(PerformedProcedureStep, "id = ?", performed_id):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
     audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 
@@ -5092,7 +5217,7 @@ def discontinuation_reason(data: bytes) -> str:
     return ElementIndex(data).item(keyword).get("CodeValue")
 
 
-def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
+def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> None:
     """Change a performed procedure step that is IN PROGRESS.
 
     uid      Requested SOP Instance UID (0000,1001)
@@ -5121,6 +5246,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes) -> None:
             status=state,
             updated_at=ctx.stamp(),
             remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
+            raw=(bytes(performed.raw or b"") + raw) if raw else performed.raw,
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
@@ -5240,10 +5366,10 @@ FINAL_TAGS = tuple(
 )
 
 
-def performed_of(step_id: int) -> list[tuple[bytes, str, str]]:
-    """Data set, remark and the way it was found of each performed step of a scheduled one."""
+def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
+    """Row, data set, remark and the way it was found of each performed step of a scheduled one."""
     return database.execute_sql(
-        "SELECT p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
         " JOIN performed_scheduled_step l ON l.performed_id = p.id"
         " WHERE l.scheduled_id = ? ORDER BY p.id",
         (step_id,),
@@ -5728,11 +5854,17 @@ def echo(our_ae_title: str, device: Device) -> Message:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
     ae.add_requested_context(VERIFICATION)
     where = {"name": device.name, "host": device.host, "port": device.port}
-    association = ae.associate(device.host, device.port, ae_title=device.ae_title)
+    unreached = Message("{name} is not reached at {host}, port {port}", **where)
+    try:
+        association = ae.associate(device.host, device.port, ae_title=device.ae_title)
+    except (OSError, UnicodeError):  # the host has no address, or is no name
+        return unreached
     if association.is_rejected:
         return Message("{name} rejects us: is {ae} known to it?", ae=our_ae_title, **where)
+    if association.rejected_contexts:
+        return Message("{name} was reached, but did not answer C-ECHO", **where)
     if not association.is_established:
-        return Message("{name} is not reached at {host}, port {port}", **where)
+        return unreached
     status = association.send_c_echo()
     association.release()
     if status and status.Status == Status.SUCCESS:
@@ -6353,7 +6485,7 @@ class Association(asyncio.Protocol):
                 raise Rejection(2, 3, 2, words)
         except Rejection as rejection:
             server.complain(self.address, "%s rejected: %s", self, rejection)
-            server.note_rejected(self.address, pdu, str(rejection))
+            server.note_rejected(self.address, pdu, rejection.args[0])
             self.happens("reject", rejection.pdu)
         except ProtocolError as error:
             server.complain(self.address, "%s: %s", self, error)
@@ -6769,8 +6901,9 @@ def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
     return uid, bytes(request.index), request.raw
 
 
-def _requested(request: Request) -> tuple[str, bytes]:
-    return request.command.get("RequestedSOPInstanceUID", ""), bytes(request.index)
+def _requested(request: Request) -> tuple[str, bytes, bytes | None]:
+    uid = request.command.get("RequestedSOPInstanceUID", "")
+    return uid, bytes(request.index), request.raw
 
 
 def _wanted(request: Request) -> tuple[str, list[int]]:
@@ -7017,7 +7150,7 @@ class Dimse:
     async def _find(self, ctx: Context, association: Association, request: Request) -> None:
         """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
         key = request.data, request.context.explicit, ctx.actor, self.access().version
-        commits, day = self.writer.commits, ctx.today()
+        commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
         kept = self.recent.get(key)
         if kept and kept.commits == commits and kept.day == day:
             await self._send_slice(association, request, kept.status, kept.answers)
@@ -7080,7 +7213,8 @@ class Dimse:
         rules = self.access()
         device = rules.device(ctx.actor.name)
         search = self.search(ctx, request)
-        key = request.data, search.explicit, device and device.name, rules.version
+        zone = f"{ctx.local_now():%z}"
+        key = request.data, search.explicit, device and device.name, rules.version, zone
         view = WorklistView.of(ctx, device)
         for answers in find_worklist(ctx, search, self.cache, key, view):
             yield search.status, answers
@@ -7899,13 +8033,17 @@ STEP_PAGE = """
 <button name="event" value="{{event}}">{{words}}</button></form>
 % end
 </div>
-% for heading, facts in performed:
+% for heading, number, facts in performed:
 <h2>{{heading}}</h2>
 <dl>
 % for words, value in facts:
 <dt>{{words}}</dt><dd>{{value}}</dd>
 % end
 </dl>
+<form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="performed" value="{{number}}">
+<input type="hidden" name="step" value="{{row_id}}">
+<button>{{t('This was another exam')}}</button></form>
 % end
 <nav class="links" aria-label="{{t('Further')}}">
 % for path, words in links:
@@ -8359,19 +8497,21 @@ DOSE_FACTS = tuple(
 EXPOSURE_FACTS = tuple(
     list(
         rows("""
-    label            | keyword
-    Radiation mode   | RadiationMode
-    KVP              | KVP
-    Tube current     | XRayTubeCurrentInuA
-    Exposure time    | ExposureTime
+    label             | keyword
+    Radiation mode    | RadiationMode
+    KVP               | KVP
+    Tube current (µA) | XRayTubeCurrentInuA
+    Exposure time (ms) | ExposureTime
     """)
     )[1:]
 )
 
 
-def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[str, str]]:
+def performed_facts(
+    data: bytes, remark: str, found_by: str, t: Translator
+) -> list[tuple[str, str]]:
     """What a performed step's page part says."""
-    index = ElementIndex(bytes(row[0]))
+    index = ElementIndex(data)
     facts = facts_of(index, PERFORMED_FACTS, t)
     reason = index.item("PerformedProcedureStepDiscontinuationReasonCodeSequence")
     if reason.found:
@@ -8388,10 +8528,12 @@ def performed_facts(row: tuple[bytes, str, str], t: Translator) -> list[tuple[st
         facts.append((t("Series {number}", number=number), told))
     facts += facts_of(index, DOSE_FACTS, t)
     for exposure in index.items(tag_of("ExposureDoseSequence")):
-        words = ", ".join(value for _, value in facts_of(exposure, EXPOSURE_FACTS, t))
+        words = ", ".join(map(" ".join, facts_of(exposure, EXPOSURE_FACTS, t)))
         facts.append((t("Exposure"), words))
-    if row[1]:
-        facts.append((t("Left out by the device"), row[1]))
+    if remark:
+        facts.append((t("Left out by the device"), remark))
+    if found_by != "study":  # to be doubted
+        facts.append((t("Matched by"), t(found_by)))
     return facts
 
 
@@ -8594,10 +8736,11 @@ class Pages:
                 (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
             ],
             performed=[
-                (t("Performed step {number}", number=number), performed_facts(row, t))
-                for number, row in enumerate(self.web.read(performed_of, row_id), 1)
+                (t("Performed step {number}", number=number), performed, performed_facts(*row, t))
+                for number, (performed, *row) in enumerate(self.web.read(performed_of, row_id), 1)
             ],
             path=f"/step/{row_id}",
+            row_id=row_id,
             csrf=login.csrf,
         )
 
@@ -8857,6 +9000,12 @@ class Pages:
         try:
             if problems:
                 raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+            known = ElementIndex(self.web.read(get_patient, row_id))
+            before = form_of_patient(known)
+            if all(form[n] == before[n] for n in ("family_name", "given_name", "chinese_name")):
+                # the form shows less of a name than there is: middle names, a phonetic group
+                name = ElementIndex(known.only([tag_of("PatientName")]))
+                given = ElementIndex(given).merged(name)
             self.web.write(correct_patient, ctx, row_id, given)
         except Refusal as refusal:
             if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
@@ -8946,13 +9095,7 @@ class Pages:
         """GET /unscheduled: performed steps without an order, to be matched by a person."""
         login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
-        steps = self.web.read(steps_of_day, ctx.today())
-        choices = [
-            (str(row[0]), f"{shown_time(row[2])} {shown_name(index.get('PatientName'))}"
-             f" {index.get('AccessionNumber')}")
-            for row in steps
-            for index in [ElementIndex(bytes(row[3]))]
-        ]  # fmt: skip
+        choices_of = functools.cache(self.choices_of_day)
         found_rows = []
         for row in self.web.read(unscheduled_steps):
             index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
@@ -8966,6 +9109,8 @@ class Pages:
                 index.get("PerformedProcedureStepDescription"),
                 t(row.status),
             )
+            days = {index.get("PerformedProcedureStepStartDate"), ctx.today()} - {""}
+            choices = [choice for day in sorted(days) for choice in choices_of(day)]
             near = similar_first(choices, index)
             match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
             leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
@@ -8974,6 +9119,15 @@ class Pages:
         intro = t("Devices reported these exams, and no order of ours was found for them.")
         part = Part("", columns, found_rows, t("There are none."))
         return self.listing("Unscheduled", login, [part], intro=intro)
+
+    def choices_of_day(self, day: str) -> list[tuple[str, str]]:
+        """The exams of a day to choose from: row and words."""
+        return [
+            (str(row[0]), f"{shown_date(day)} {shown_time(row[2])}"
+             f" {shown_name(index.get('PatientName'))} {index.get('AccessionNumber')}")
+            for row in self.web.read(steps_of_day, day)
+            for index in [ElementIndex(bytes(row[3]))]
+        ]  # fmt: skip
 
     def match(self) -> str:
         """POST /unscheduled/match."""
@@ -8989,7 +9143,7 @@ class Pages:
         return self.tell("/unscheduled", self.translator()("Saved."))
 
     def unmatch(self) -> str:
-        """POST /step/…/unmatch: undo a match."""
+        """POST /unmatch: undo a match."""
         _, ctx = enter(self.web, self.request, "desk")
         step = self.number("step")
         self.web.write(unlink_step, ctx, self.number("performed"), step)
@@ -9188,8 +9342,8 @@ class Pages:
                 (
                     calling or "?",
                     address,
-                    words,
-                    f"{datetime.datetime.fromtimestamp(at):%d.%m. %H:%M}",
+                    t(words),
+                    f"{datetime.datetime.fromtimestamp(at, self.web.config.zone):%d.%m. %H:%M}",
                 ),
                 "",
                 (
@@ -9227,7 +9381,7 @@ class Pages:
             "name": name,
             "old_name": name if device else "",
             **(settings_of(device) if device else {}),
-            **DEVICE_PROFILES.get(profile, {}),
+            **profile_settings(profile),
         }
         fields = [Field("name", t("Name"), "text", form.get("name", ""), True, "", ())]
         for setting in DEVICE_SETTINGS:

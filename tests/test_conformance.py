@@ -12,7 +12,9 @@ from pydicom import datadict
 from pydicom.dataset import Dataset
 from pydicom.uid import UID_dictionary
 from pynetdicom import AE, build_context, evt, sop_class
+from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation, SOPClassExtendedNegotiation
+from test_dimse import Wire, find_request, pdus
 
 import minris
 from minris import Status
@@ -252,7 +254,6 @@ def test_extended_negotiation_is_answered_as_the_statement_says(appliance, uid):
 
 SOMETHING = Dataset.from_json({"00400253": {"vr": "SH", "Value": ["PPS0930"]}})
 OPERATIONS = {
-    "C-ECHO": lambda one, uid: one.send_c_echo() if uid == minris.VERIFICATION else None,
     "N-CREATE": lambda one, uid: one.send_n_create(SOMETHING, uid, "2.25.1")[0],
     "N-SET": lambda one, uid: one.send_n_set(SOMETHING, uid, "2.25.1")[0],
     "N-GET": lambda one, uid: one.send_n_get([], uid, "2.25.1")[0],
@@ -266,8 +267,6 @@ OPERATIONS = {
 def test_an_operation_is_known_where_the_overview_has_it(appliance, operation, uid):
     rows = table_under(appliance.config, "1 Conformance statement overview")
     [stated] = [r["Operations"] for r in rows if r["UID"] == uid and r["Provider (SCP)"]]
-    if operation == "C-ECHO" and uid != minris.VERIFICATION:
-        pytest.skip("pynetdicom sends C-ECHO in its own context alone")
     with association(appliance, [build_context(uid)]) as one:
         status = OPERATIONS[operation](one, uid).Status
     known = operation in stated.split(", ")
@@ -373,17 +372,26 @@ def rich_step():
 
 
 class Asker:
-    """A machine that asks one worklist question after the other."""
+    """A machine that asks one worklist question after the other.
 
-    def __init__(self, one):
-        self.one = one
+    On a bare socket: of hundreds of answers pynetdicom 3.0.4 loses one now and then, when its own
+    reactor takes a response that its caller waits for.
+    """
+
+    def __init__(self, wire):
+        self.wire = wire
 
     def ask(self, ds):
         """The statuses and the answers."""
         ds.SpecificCharacterSet = "ISO_IR 192"
-        *pending, last = self.one.send_c_find(ds, minris.MODALITY_WORKLIST)
-        statuses = {status.Status for status, _ in pending}
-        return statuses | {last[0].Status}, [answer for _, answer in pending]
+        self.wire.send(pdus(find_request(encode(ds, True, True))))
+        statuses, answers = set(), []
+        while True:
+            command, answer = self.wire.answer()
+            statuses.add(command.Status)
+            if answer is None:
+                return statuses, answers
+            answers.append(answer)
 
     def count(self, path, value):
         """How many answers a key has."""
@@ -396,9 +404,8 @@ class Asker:
 def asker(appliance):
     """A machine, and one step on its worklist that has everything."""
     appliance.schedule(rich_step())
-    with association(appliance, [build_context(minris.MODALITY_WORKLIST)]) as one:
-        assert one.is_established
-        yield Asker(one)
+    with Wire(appliance.port) as wire:
+        yield Asker(wire)
 
 
 def named(path):
@@ -498,8 +505,8 @@ def test_a_key_is_matched_as_the_statement_says(asker):
 def test_names_match_as_the_statement_says(appliance):
     """T-MWL-08."""
     appliance.schedule(item("Lyu^XiaoDong=吕^小东"), item("Müller^Jörg"))
-    with association(appliance, [build_context(minris.MODALITY_WORKLIST)]) as one:
-        machine = Asker(one)
+    with Wire(appliance.port) as wire:
+        machine = Asker(wire)
         path = (minris.tag_of("PatientName"),)
         for key in ("lyu xiao dong", "LÜ^XIAODONG", "lv^xiaodong", "Muller^Jorg", "mül*rg"):
             assert machine.count(path, key) == 1, key
@@ -538,7 +545,10 @@ def test_each_set_of_dicom_is_in_the_statement(term):
 
 @pytest.mark.parametrize("term", SETS)
 def test_each_set_of_the_statement_is_taken_in_a_query(appliance, term):
-    """An ASCII name is found whatever set the query declares, in that set or in none."""
+    """An ASCII name is found whatever set the query declares, and answered in it.
+
+    ISO_IR 6 is no term of DICOM's: the default repertoire has none (PS3.3 Table C.12-2).
+    """
     appliance.schedule(item("Wang^Fang"))
     query = Dataset()
     query.PatientName = "Wang^Fang"
@@ -547,4 +557,4 @@ def test_each_set_of_the_statement_is_taken_in_a_query(appliance, term):
         [(status, answer), (last, _)] = one.send_c_find(query, minris.MODALITY_WORKLIST)
     assert (status.Status, last.Status) == (Status.PENDING, Status.SUCCESS)
     assert answer.PatientName == "Wang^Fang"
-    assert answer.get("SpecificCharacterSet") == term
+    assert answer.get("SpecificCharacterSet") == (term if term != "ISO_IR 6" else None)

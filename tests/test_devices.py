@@ -523,13 +523,13 @@ def test_a_ready_profile_leaves_nothing_of_the_one_before(appliance, technologis
 def browser(appliance, role, language="en"):
     """A browser in which somebody of a role has logged in."""
 
-    def session():
+    def logged_in():
         context = appliance.context()
         name = f"anna-{role}"
         user = minris.make_user(context, name, role, "blue-kettle-9")
         return minris.open_session(context, user.id)
 
-    cookies = {"minris": appliance.write(session)} if role else {}
+    cookies = {"minris": appliance.write(logged_in)} if role else {}
     headers = {"Accept-Language": language}
     return httpx.Client(base_url=appliance.url, cookies=cookies, headers=headers, trust_env=False)
 

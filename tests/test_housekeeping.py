@@ -601,36 +601,43 @@ def page(appliance):
     return httpx.get(f"{appliance.url}/", headers=headers, trust_env=False).text
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        minris.StoreError("the copy is not in order"),
-        sqlite3.DatabaseError("database disk image is malformed"),
-        sqlite3.OperationalError("disk I/O error"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
-    appliance, monkeypatch, caplog, error
-):
+def folder_is_a_file(appliance, monkeypatch):
+    appliance.config.backup_folder.write_text("")
+
+
+def copy_is_damaged(appliance, monkeypatch):
     def fail(*_):
-        raise error
+        raise minris.StoreError("the copy is not in order")
 
     monkeypatch.setattr(minris, "backup_store", fail)
-    [job] = [minris.Job("backup", "cron", {}, minris.job_backup)]
-    appliance.appliance.run_job(job)
+
+
+def disk_is_full(appliance, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(minris, "backup_store", fail)
+
+
+@pytest.mark.parametrize(
+    "what", [folder_is_a_file, copy_is_damaged, disk_is_full], ids=lambda what: what.__name__
+)
+def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
+    appliance, monkeypatch, caplog, what
+):
+    what(appliance, monkeypatch)
+    appliance.appliance.run_job(minris.Job("backup", "cron", {}, minris.job_backup))
     assert "The last backup failed: " in page(appliance)
-    assert "backup" in caplog.text
+    assert "backup: " in caplog.text
 
 
 def test_a_failed_backup_drops_no_older_one(run_appliance, monkeypatch):
     appliance = run_appliance("[housekeeping]\nbackups_kept = 1\n")
     at_night(monkeypatch, appliance, 1)
     minris.job_backup(appliance.appliance)
-    with monkeypatch.context() as patch:
-        patch.setattr(minris.sqlite3, "connect", lambda *_, **__: 1 / 0)
-        appliance.appliance.run_job(minris.Job("backup", "cron", {}, minris.job_backup))
+    disk_is_full(appliance, monkeypatch)
+    at_night(monkeypatch, appliance, 2)
+    minris.job_backup(appliance.appliance)
     assert "minris-20260701-023000.db" in backups(appliance)
 
 
