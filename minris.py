@@ -3058,11 +3058,17 @@ def _create_store(path: Path) -> None:
     os.replace(new, path)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a store to the newest schema, one transaction for each migration."""
+def _check_version(connection: sqlite3.Connection) -> int:
+    """The schema of a store; StoreError for one that this program does not know yet."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > MIGRATIONS[-1][0]:
         raise StoreError(f"the store is of a newer minris (schema {version})")
+    return version
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a store to the newest schema, one transaction for each migration."""
+    version = _check_version(connection)
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("store: schema %d, %s", number, what)
@@ -3129,10 +3135,14 @@ def backup_store(path: Path, to: Path) -> None:
     try:
         with (
             contextlib.closing(
-                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+                sqlite3.connect(
+                    f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
+                )
             ) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
+            source.execute("BEGIN")  # a copy of one moment: no write makes it start anew
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             source.backup(copy, pages=2000, sleep=0.01)
             copy.execute("PRAGMA journal_mode=DELETE")
             (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
@@ -3153,6 +3163,12 @@ def restore_store(path: Path, backup: Path) -> Path | None:
         raise StoreError(f"there is no file {backup}")
     new = path.with_name(path.name + ".restored")
     backup_store(backup, new)
+    try:
+        with contextlib.closing(sqlite3.connect(new)) as connection:
+            _check_version(connection)
+    except StoreError:
+        new.unlink()
+        raise
     kept = None
     if path.exists():
         kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
@@ -4130,6 +4146,7 @@ def _save_step(
     data = fold(bytes(patient.data), bytes(procedure.data), item)
     columns = step_columns(data)
     arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
+    ended = "" if columns["status"] in OPEN_STEP_STATES else ctx.stamp()
     try:
         row_id = insert_row(
             ScheduledProcedureStep,
@@ -4139,7 +4156,7 @@ def _save_step(
             created_at=ctx.stamp(),
             arrived_at=arrived,
             started_at="",
-            ended_at="",
+            ended_at=ended,
             remark="",
             **columns,
         )
@@ -5555,6 +5572,8 @@ def import_items(
                 lines.append(Message("and {count} more", count=len(refusals) - 100))
             problems = [problem for refusal in refusals for problem in refusal.problems]
             raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
+    if not imported:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no item"))
     return imported
 
 
@@ -5719,6 +5738,10 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
 def export_store() -> dict[str, Any]:
     """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
     steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
+    patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
+    requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
+    place_of_patient = {row.id: place for place, row in enumerate(patients)}
+    place_of_requested = {row.id: place for place, row in enumerate(requested)}
     links = collections.defaultdict(list)
     for performed, study, step_id, found_by, before in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
@@ -5728,9 +5751,25 @@ def export_store() -> dict[str, Any]:
         links[performed].append([study, step_id, found_by, before])
     return {
         "minris": __version__,
+        "patients": [
+            {
+                "data": to_json(ElementIndex(bytes(row.data))),
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+            }
+            for row in patients
+        ],
+        "requested": [
+            {
+                "data": to_json(ElementIndex(bytes(row.data))),
+                "patient": place_of_patient[row.patient_id],
+            }
+            for row in requested
+        ],
         "worklist": [
             {
                 "data": to_json(ElementIndex(bytes(step.data))),
+                "requested": place_of_requested[step.procedure_id],
                 "arrived_at": step.arrived_at,
                 "started_at": step.started_at,
                 "ended_at": step.ended_at,
@@ -5764,9 +5803,12 @@ def export_store() -> dict[str, Any]:
 def import_export(ctx: Context, content: dict[str, Any]) -> str:
     """Read back what export_store gave, all or nothing: what was done. Refuses as `schedule`."""
     with database.atomic():
+        patients = [(_import_patient(ctx, one), one) for one in content.get("patients", [])]
+        steps = []
         for number, step in enumerate(content.get("worklist", []), 1):
+            given = from_json(step["data"])
             try:
-                [data] = schedule(ctx, from_json(step["data"]), "separate")
+                [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
             except Refusal as refusal:
                 raise numbered(refusal, number, "worklist") from None
             index = ElementIndex(data)
@@ -5776,6 +5818,13 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             )
             stamps = ("arrived_at", "started_at", "ended_at", "remark")
             update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
+            if row.status not in OPEN_STEP_STATES:
+                steps.append((row.id, given))
+        for patient, one in patients:  # a step that has ended told of an earlier time
+            if patient:
+                _restore_patient(patient, one)
+        for row_id, given in steps:
+            update_row(ScheduledProcedureStep, row_id, data=given, **step_columns(given))
         for performed in content.get("performed", []):
             _import_performed(performed)
         for device in content.get("devices", []):
@@ -5787,6 +5836,35 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
     counts = (f"{len(content.get(key, []))} {key}" for key in
               ("worklist", "performed", "devices", "procedures"))  # fmt: skip
     return ", ".join(counts)
+
+
+def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> bytes:
+    """A step that has ended, with what is known of its patient and procedure since."""
+    if "requested" not in step:
+        return data
+    requested = content["requested"][step["requested"]]
+    patient = content["patients"][requested["patient"]]
+    item = bytes(ElementIndex(data).item("ScheduledProcedureStepSequence"))
+    return fold(from_json(patient["data"]), from_json(requested["data"]), item)
+
+
+def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
+    """Make the patient of an export, or tell one who is known of it: who was made."""
+    data = from_json(given["data"])
+    known = _find_patient(ctx, ElementIndex(data), "separate")
+    if known:
+        update_patient(ctx, known, data)
+        return None
+    stamps = {key: given[key] for key in ("created_at", "updated_at")}
+    return Patient.create(**patient_columns(data), **stamps)
+
+
+def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
+    for column, value in patient_columns(from_json(given["data"])).items():
+        setattr(patient, column, value)
+    patient.updated_at = given["updated_at"]
+    patient.save()
+    _refold_open(patient)
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -7326,7 +7404,7 @@ def find_login(web: Web, request: Any) -> Login | None:
     kind, _, secret = request.get_header("Authorization", "").partition(" ")
     ctx = web.context(Actor("web"))
     if kind.lower() == "bearer" and secret:
-        if hmac.compare_digest(secret.encode(), web.box.control.encode()):
+        if holds_control(web, request):
             return Login("console", "admin")
         return web.read(find_token, secret.strip())
     if cookie := request.get_cookie("minris"):
@@ -7515,7 +7593,15 @@ def add_api(app: Any, web: Web) -> None:
     @app.get("/metrics")
     def metrics() -> str:
         bottle.response.content_type = "text/plain; version=0.0.4; charset=utf-8"
-        return "".join(f"{name} {value:g}\n" for name, value in web.box.metrics().items())
+        return "".join(f"{name} {value!r}\n" for name, value in web.box.metrics().items())
+
+
+def holds_control(web: Web, request: Any) -> bool:
+    """Whether a request bears the secret of this run, which is in a file of our user's alone."""
+    kind, _, secret = request.get_header("Authorization", "").partition(" ")
+    return kind.lower() == "bearer" and hmac.compare_digest(
+        secret.encode(), web.box.control.encode()
+    )
 
 
 def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
@@ -7525,8 +7611,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
     @app.post("/control/<command>")
     def control(command: str) -> str:
         bottle.response.content_type = "application/json"
-        login = find_login(web, bottle.request)
-        if not login or login.name != "console" or command not in commands:
+        if not holds_control(web, bottle.request) or command not in commands:
             bottle.response.status = 403
             return json.dumps({"error": "not for you"})
         arguments = json.loads(body_of(bottle.request))
@@ -10452,21 +10537,20 @@ class Certificate:
         if changed == self.read_at:
             return False
         certificate, key, client_ca = self.files
-        self.context.load_cert_chain(certificate, key)
-        if client_ca:
-            self.context.load_verify_locations(client_ca)
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for context in (trial, self.context):  # what fails half-way must not be in use
+            context.load_cert_chain(certificate, key)
+            if client_ca:
+                context.load_verify_locations(client_ca)
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
+        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
+        self.end = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         self.read_at = changed
         return True
 
-    def ends(self) -> datetime.datetime:
-        """When the certificate expires."""
-        decoded = ssl._ssl._test_decode_cert(str(self.files[0]))  # the one reader in the library
-        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-
     def notice(self, now: datetime.datetime) -> Message | None:
         """What people must know of it: that it has expired, or will within two weeks."""
-        end = self.ends()
+        end = self.end
         if end > now + datetime.timedelta(days=14):
             return None
         where = {"file": self.files[0].name, "day": f"{end:%Y-%m-%d}"}
@@ -10787,7 +10871,8 @@ class Appliance:
 def write_private(path: Path, text: str) -> None:
     """Write a file that only our user may read."""
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
@@ -10809,7 +10894,11 @@ async def _serve_until_signal(appliance: Appliance) -> None:
 def run_import(ctx: Context, name: str, content: bytes) -> str:
     """Import one file, all of it or nothing: what was done."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
-        return f"{name}: {import_export(ctx, json.loads(content))}"
+        try:
+            return f"{name}: {import_export(ctx, json.loads(content))}"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            words = Message("The export is damaged: {problem}", problem=repr(error))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     word = "row" if name.lower().endswith(".csv") else "item"
     count = import_items(ctx, read_items(name, content), word=word)
     return f"{name}: {count} imported"
@@ -11195,16 +11284,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: exit status 0 done, 1 could not, 2 wrong usage or configuration."""
+    for stream in (sys.stdout, sys.stderr):  # names are written in UTF-8 in any locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
         config = load_config(find_config(getattr(arguments, "config", None)), os.environ)
+        COMMANDS[arguments.command or "serve"](config, arguments)
     except ConfigError as error:
         for problem in error.problems:
             print(f"minris: {problem}", file=sys.stderr)
         return 2
-    try:
-        COMMANDS[arguments.command or "serve"](config, arguments)
-    except (StoreError, CommandError) as error:
+    except (StoreError, CommandError, OSError) as error:
         print(f"minris: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

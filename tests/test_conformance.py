@@ -288,12 +288,12 @@ def test_who_is_rejected_is_told_as_the_statement_says(appliance, who, calling, 
     rows = table_under(appliance.config, "8 Security")
     [stated] = [row["Value"] for row in rows if row["Item"] == who]
     received = []
-    handlers = [(evt.EVT_ACSE_RECV, lambda event: received.append(event.primitive))]
+    handlers = [(evt.EVT_PDU_RECV, lambda event: received.append(event.pdu))]
     contexts = [build_context(minris.VERIFICATION)]
     with association(appliance, contexts, calling, called, evt_handlers=handlers) as one:
-        assert one.is_rejected
+        assert not one.is_established
     [answer] = received
-    assert stated == f"rejected ({answer.result}, {answer.result_source}, {answer.diagnostic})"
+    assert stated == f"rejected ({answer.result}, {answer.source}, {answer.reason_diagnostic})"
 
 
 # Worklist keys, against a running appliance

@@ -616,7 +616,7 @@ def test_a_message_without_its_class_is_answered(wire):
 def test_an_error_of_ours_is_0110_and_says_no_more(appliance, wire, caplog):
     """What went wrong is in the log with its traceback, and nothing of it is kept."""
 
-    def broken(ctx, uid, data):
+    def broken(ctx, uid, *data):
         minris.audit(ctx, "half done", uid)
         raise KeyError("inner secret")
 

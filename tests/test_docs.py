@@ -66,7 +66,8 @@ def own_commands():
     found = []
     for words in shell_commands():
         for at, word in enumerate(words):
-            if re.fullmatch(r"(\S*/)?minris(\.py|\.pyz)?", word):
+            called = re.fullmatch(r"(\S*/)?minris(\.py|\.pyz)?", word)
+            if called and words[at - 1] not in ("-c", "-o"):  # made by shiv, not run
                 arguments = words[at + 1 :]
                 if ">" in arguments:
                     arguments = arguments[: arguments.index(">")]

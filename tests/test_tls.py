@@ -239,10 +239,12 @@ def test_tls_1_2_and_later_is_spoken_and_nothing_before(secured, clinic, version
     assert echoes(tls_port(appliance), context) is served
 
 
-def test_unknown_callers_are_turned_away_over_tls_too(secured, clinic):
+def test_unknown_callers_are_turned_away_over_tls_too(secured, clinic, client):
     appliance = secured()
-    with associated(tls_port(appliance), trusting(clinic), "NOBODY") as association:
-        assert association.is_rejected
+    options = ["+tls", client.key, client.certificate, "+cf", clinic.certificate]
+    done = peers.run_echoscu(tls_port(appliance), "MINRIS", "NOBODY", options=options)
+    assert done.exit_code != 0
+    assert "Calling AE Title Not Recognized" in done.log
 
 
 # Client certificates
