@@ -3761,9 +3761,6 @@ def permit(role: str, least: str) -> bool:
 # For others: schedule, reschedule, change_step, cancel_step, find_step, find_worklist, AnswerCache,
 # QueryLog, save_queries, exclusion, find_steps, recent_queries.
 
-PROCEDURE_IN_GROUP_0010 = frozenset({tag_of("PregnancyStatus")})
-
-
 # Family names of two characters, so that a Chinese name written in one run can be taken apart.
 COMPOUND_SURNAMES = frozenset(
     "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
@@ -3817,16 +3814,27 @@ def person_name(family: str, given: str, chinese: str) -> str:
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
-    """Whether name and birth date are those of a patient: any group of the name, if both have it."""
+    """Whether name and birth date are those of a patient.
+
+    The ideographic group decides where both have one: many names sound alike. Else any group.
+    """
     ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
+    if all(len(groups) > 1 and groups[1] for groups in (ours, theirs)):
+        pairs = [(ours[1], theirs[1])]
     birth_dates = {patient.patient_birth_date, index.get("PatientBirthDate")} - {""}
     return any(a == b for a, b in pairs) and len(birth_dates) < 2
 
 
+def is_of_patient(tag: int) -> bool:
+    """Whether an attribute is of the patient, not of the procedure; by group where no table says."""
+    row = MWL_ATTRIBUTES.get((tag,))
+    return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
+
+
 def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
     """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
-    patient = [tag for tag in index if tag >> 16 == 0x0010 and tag not in PROCEDURE_IN_GROUP_0010]
+    patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
 

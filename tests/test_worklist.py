@@ -2061,6 +2061,22 @@ def test_what_is_newly_told_of_a_patient_is_in_all_open_steps(ctx):
     assert (told.get("Allergies"), told.get("PatientWeight")) == ("Penicillin", "62.5")
 
 
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        attribute.keyword
+        for attribute in minris.MWL_ATTRIBUTES.children()
+        if attribute.cells["entity"] == "patient" and attribute.vr == "LO"
+        if attribute.keyword not in ("PatientID", "IssuerOfPatientID")
+    ],
+)
+def test_what_the_table_calls_the_patients_is_in_all_open_steps(ctx, keyword):
+    """PS3.4 Table K.6-1, column entity of MWL_ATTRIBUTES."""
+    [first] = put(ctx, item(PatientID="P7"))
+    put(ctx, item(PatientID="P7", **{keyword: "Wheelchair"}))
+    assert minris.ElementIndex(minris.step_data(*ids_of(first))).get(keyword) == "Wheelchair"
+
+
 @pytest.mark.parametrize("allergies", [None, ""], ids=["absent", "empty"])
 def test_what_is_not_told_again_of_a_patient_stays(ctx, allergies):
     [first] = put(ctx, item(PatientID="P7", Allergies="Penicillin"))
