@@ -1265,6 +1265,8 @@ _KNOWN_VRS = _LONG_VRS | frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
 _TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
+_LENGTH = struct.Struct("<I")
+_MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
 _ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
 _SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -2298,6 +2300,7 @@ class Search:
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
         self.shape: list[tuple[int, bytes, bytes | None]] = []
+        self.texts: list[int] = []  # tags of shape that may hold more than ASCII
         self.unsupported: list[int] = []
         for tag in index:
             self._add(tag, table)
@@ -2329,6 +2332,8 @@ class Search:
             b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         )
         self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
+        if vr in _MAY_BE_TEXT:
+            self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
         """Below a sequence that the table names without saying what is in it, all is known."""
@@ -2435,23 +2440,29 @@ class Search:
 
     def _extended(self, index: ElementIndex) -> bool:
         """Whether a text that is asked for is more than ASCII."""
-        for tag, _, _ in self.shape:
-            if tag not in index:
+        data, found = index.data, index.found
+        for tag in self.texts:
+            if tag not in found:
                 continue
-            vr, _, start, end = index.found[tag]
+            vr, _, start, end = found[tag]
             if vr == b"SQ":
+                # past the item's length, tags and lengths are ASCII but for the delimiters,
+                # whose bytes alone are no UTF-8: mostly there is no need to look closer
+                if data[start + 8 : end].translate(None, b"\xdd\xe0\xfe\xff").isascii():
+                    continue
                 nested = self.nested.get(tag)
                 extended = nested._extended if nested else has_extended_text
                 if any(map(extended, index.items(tag))):
                     return True
-            elif vr in _TEXT_VRS and not index.data[start:end].isascii():
+            elif vr in _TEXT_VRS and not data[start:end].isascii():
                 return True
         return False
 
     def _elements(self, index: ElementIndex, charset: CharacterSet) -> list[bytes]:
         """The elements asked for from one data set or item, in the syntax and set of the answer."""
         data, found, parts = index.data, index.found, []
-        verbatim = self.explicit and charset.codec == "utf-8"
+        plain = charset.codec == "utf-8"
+        verbatim = self.explicit and plain
         one_name = self.style.name_groups != "all"
         for tag, raw_tag, absent in self.shape:
             entry = found.get(tag)
@@ -2468,12 +2479,12 @@ class Search:
                 value = data[start:end]
                 if one_name and vr == b"PN":
                     value = one_group(value, self.style.name_groups)
-                if vr in _TEXT_VRS and not value.isascii():
+                if not plain and vr in _TEXT_VRS and not value.isascii():
                     value = self._text(vr, value, charset)
                 if self.explicit:
                     parts.append(encode_element(tag, vr, value))
                 else:
-                    parts.append(raw_tag + len(value).to_bytes(4, "little") + value)
+                    parts += raw_tag, _LENGTH.pack(len(value)), value
         return parts
 
     def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:

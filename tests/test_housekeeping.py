@@ -368,36 +368,37 @@ def orders_in(path):
 
 @contextlib.contextmanager
 def registering(appliance):
-    """Reception registers patients without a pause; gives the count so far."""
-    done, numbers, going = [], itertools.count(), threading.Event()
-    going.set()
+    """Reception registers patients without a pause; gives what counts those acknowledged."""
+    done, numbers = [], itertools.count()
+    many, enough = threading.Event(), threading.Event()
 
     def register():
-        while going.is_set():
+        while not enough.is_set():
             appliance.schedule(item(f"Wang^{next(numbers)}"))
             done.append(1)
+            if len(done) >= 20:
+                many.set()
 
     threads = [threading.Thread(target=register) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
-        yield done
+        assert many.wait(20)
+        yield lambda: len(done)
     finally:
-        going.clear()
+        enough.set()
         for thread in threads:
             thread.join(20)
 
 
 def test_a_backup_under_writes_is_consistent(appliance, tmp_path):
     """Every order in it is whole, and all that was acknowledged before is there."""
-    with registering(appliance) as done:
-        while len(done) < 20:
-            done_before = len(done)
-        done_before = len(done)
+    with registering(appliance) as acknowledged:
+        before = acknowledged()
         minris.backup_store(appliance.config.store_path, tmp_path / "copy.db")
     procedures, steps = orders_in(tmp_path / "copy.db")
     assert procedures == steps
-    assert len(steps) >= done_before
+    assert len(steps) >= before
 
 
 def ballast(appliance, mebibytes):

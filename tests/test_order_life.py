@@ -1027,8 +1027,9 @@ def upload(web, content, name="day.csv"):
     return web.post("/import", files={"upload": (name, content, "text/csv")})
 
 
-def test_a_list_is_shown_first_and_imported_when_confirmed(appliance, web):
-    shown = upload(web, table(CHINESE_HEAD, CHINESE_ROW).encode("gb18030"))
+@ENCODINGS
+def test_a_list_is_shown_first_and_imported_when_confirmed(appliance, web, codec):
+    shown = upload(web, table(CHINESE_HEAD, CHINESE_ROW).encode(codec))
     assert "王小东" in shown.text
     assert "1 rows" in words_of(shown.text)
     assert steps_in(appliance) == []
