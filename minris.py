@@ -10656,6 +10656,16 @@ def job_backup(appliance: "Appliance") -> None:
     log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
 
 
+def backup_missed(appliance: "Appliance") -> bool:
+    """Whether neither the last backup nor the store is of the last 25 hours."""
+    copies = appliance.config.backup_folder.glob("minris-????????-??????.db")
+    newest = max((copy.stat().st_mtime for copy in copies), default=0)
+    with reading():
+        (begun,) = database.execute_sql("SELECT min(at) FROM audit").fetchone()
+    old = bool(begun) and begun < appliance.context().stamp(hours=-25)
+    return old and newest < time.time() - 25 * 3600
+
+
 JOBS = (
     Job("queries", "interval", {"seconds": 10}, job_save_queries),
     Job("watchdog", "interval", {"seconds": 20}, job_watchdog),
@@ -10765,6 +10775,9 @@ class Appliance:
         jobs = list(JOBS)
         if at := self.config.housekeeping.backup_time:
             jobs.append(Job("backup", "cron", {"hour": at[0], "minute": at[1]}, job_backup))
+        if at and backup_missed(self):  # this box is off at night
+            soon = datetime.datetime.now(zone) + datetime.timedelta(seconds=30)
+            jobs.append(Job("missed backup", "date", {"run_date": soon}, job_backup))
         for job in jobs:
             self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
         self.scheduler.start()

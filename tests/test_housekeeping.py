@@ -585,6 +585,19 @@ def test_the_oldest_backups_go(run_appliance, monkeypatch):
     assert backups(appliance) == [f"minris-2026070{day}-023000.db" for day in (3, 4, 5)]
 
 
+def test_a_backup_missed_at_night_is_made_up_for_after_the_start(run_appliance):
+    """The clinic's PC is off at half past two."""
+    first = run_appliance()
+    assert not first.appliance.scheduler.get_job("missed backup")
+    first.write(minris.database.execute_sql, "UPDATE audit SET at = '2026-01-01T00:00:00.0Z'")
+    first.stop()
+    again = run_appliance()
+    assert again.appliance.scheduler.get_job("missed backup")
+    minris.job_backup(again.appliance)
+    again.stop()
+    assert not run_appliance().appliance.scheduler.get_job("missed backup")
+
+
 def test_what_else_lies_in_the_folder_stays(run_appliance, monkeypatch):
     appliance = run_appliance("[housekeeping]\nbackups_kept = 1\n")
     appliance.config.backup_folder.mkdir()

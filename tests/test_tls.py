@@ -541,7 +541,7 @@ def serve(folder, text):
         [sys.executable, minris.__file__, "serve", "--config", str(config)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
 
