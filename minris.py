@@ -5754,13 +5754,20 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
 # Everything, in open form.
 
 
+def _exported(row: Any, *columns: str) -> dict[str, Any]:
+    """The data set of a row in the DICOM JSON Model, and some of its columns."""
+    return {
+        "data": to_json(ElementIndex(bytes(row.data))),
+        **{column: getattr(row, column) for column in columns},
+    }
+
+
 def export_store() -> dict[str, Any]:
     """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
-    steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
     patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
     requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
-    place_of_patient = {row.id: place for place, row in enumerate(patients)}
-    place_of_requested = {row.id: place for place, row in enumerate(requested)}
+    patient_at = {row.id: place for place, row in enumerate(patients)}
+    requested_at = {row.id: place for place, row in enumerate(requested)}
     links = collections.defaultdict(list)
     for performed, study, step_id, found_by, before in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
@@ -5768,44 +5775,22 @@ def export_store() -> dict[str, Any]:
         " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
     ):
         links[performed].append([study, step_id, found_by, before])
+    stamps = ("created_at", "updated_at")
     return {
         "minris": __version__,
-        "patients": [
-            {
-                "data": to_json(ElementIndex(bytes(row.data))),
-                "created_at": row.created_at,
-                "updated_at": row.updated_at,
-            }
-            for row in patients
-        ],
+        "patients": [_exported(row, *stamps) for row in patients],
         "requested": [
-            {
-                "data": to_json(ElementIndex(bytes(row.data))),
-                "patient": place_of_patient[row.patient_id],
-            }
-            for row in requested
+            _exported(row) | {"patient": patient_at[row.patient_id]} for row in requested
         ],
         "worklist": [
-            {
-                "data": to_json(ElementIndex(bytes(step.data))),
-                "requested": place_of_requested[step.procedure_id],
-                "arrived_at": step.arrived_at,
-                "started_at": step.started_at,
-                "ended_at": step.ended_at,
-                "remark": step.remark,
-            }
-            for step in steps
+            _exported(row, "arrived_at", "started_at", "ended_at", "remark")
+            | {"requested": requested_at[row.procedure_id]}
+            for row in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
         ],
         "performed": [
-            {
-                "uid": row.sop_instance_uid,
-                "data": to_json(ElementIndex(bytes(row.data))),
-                "created_at": row.created_at,
-                "updated_at": row.updated_at,
-                "remark": row.remark,
-                "settled": row.settled,
-                "links": links[row.id],
-            }
+            {"uid": row.sop_instance_uid}
+            | _exported(row, *stamps, "remark", "settled")
+            | {"links": links[row.id]}
             for row in fetch_rows(PerformedProcedureStep, "1 = 1 ORDER BY id")
         ],
         "devices": [
@@ -8235,7 +8220,7 @@ LEFTOVERS_PAGE = """
 <th scope="col">{{t('State')}}</th></tr></thead>
 <tbody>
 % for row_id, name, patient_id, exam, date, state in steps:
-<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{!' checked' if state != 'STARTED' else ''}}></td>
+<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{' checked' if state != 'STARTED' else ''}}></td>
 <th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
 <td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
 % end

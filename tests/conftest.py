@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import itertools
+import logging
 import threading
 from pathlib import Path
 
@@ -143,6 +144,16 @@ def run_appliance(tmp_path):
             return running
 
         yield run
+
+
+@pytest.fixture(autouse=True)
+def logs_of_this_test_alone():
+    """A command run within a test logs to a stream that is closed when the test ends."""
+    before = list(logging.root.handlers)
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in before and type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture
