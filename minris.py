@@ -1031,7 +1031,7 @@ SETTINGS = setting_table(r"""
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | Accession Number made when none is given
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | Requested Procedure ID made when none is given
     clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | Scheduled Procedure Step ID made when none is given
-    housekeeping | backup_time | 02:30 | clock | time of the nightly backup; empty: none
+    housekeeping | backup_time | 02:30 | clock | time of the nightly backup, made up for at the next start if it was missed; empty: none
     housekeeping | backup_folder | backups | text | where backups go; a relative path counts from config.ini
     housekeeping | backups_kept | 14 | int 1 1000 | as many backups are kept, the oldest goes
     housekeeping | keep_queries_days | 7 | int 1 3650 | worklist queries are remembered for so many days
@@ -1258,6 +1258,7 @@ def settings_reference() -> str:
 _HEADER = struct.Struct("<HH2sH")
 _TAG = struct.Struct("<HH")
 _TAG_LENGTH = struct.Struct("<HHI")
+_LENGTH = struct.Struct("<I")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -1265,7 +1266,6 @@ _KNOWN_VRS = _LONG_VRS | frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
 _TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
-_LENGTH = struct.Struct("<I")
 _MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
 _ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
 _SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
@@ -2261,15 +2261,10 @@ def one_group(value: bytes, name_groups: str) -> bytes:
     for name in value.decode("utf-8", "replace").split("\\"):
         alphabetic, _, rest = name.strip(" ").partition("=")
         ideographic = rest.partition("=")[0]
-        wanted = (
-            (ideographic, alphabetic)
-            if name_groups == "ideographic"
-            else (
-                alphabetic,
-                ideographic,
-            )
-        )
-        names.append(wanted[0] or wanted[1])
+        if name_groups == "ideographic":
+            names.append(ideographic or alphabetic)
+        else:
+            names.append(alphabetic or ideographic)
     return pad("\\".join(names).encode(), b"PN")
 
 
@@ -2332,7 +2327,7 @@ class Search:
             b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         )
         self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
-        if vr in _MAY_BE_TEXT:
+        if vr_of(tag).encode() in _MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
@@ -3146,15 +3141,11 @@ def backup_store(path: Path, to: Path) -> None:
     try:
         with (
             contextlib.closing(
-                sqlite3.connect(
-                    f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-                )
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             ) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
-            source.execute("BEGIN")  # a copy of one moment: no write makes it start anew
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            source.backup(copy, pages=2000, sleep=0.01)
+            source.backup(copy)  # in one step: a copy of one moment, that no write delays
             copy.execute("PRAGMA journal_mode=DELETE")
             (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
     except sqlite3.DatabaseError as error:
@@ -5253,6 +5244,14 @@ def discontinuation_reason(data: bytes) -> str:
     return ElementIndex(data).item(keyword).get("CodeValue")
 
 
+def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
+    """Bytes as received, behind those known; alone where a peer sends them without end."""
+    if not (known and raw):
+        return raw or known
+    kept = bytes(known) + raw
+    return kept if len(kept) <= ctx.config.dicom.maximum_dataset_length else raw
+
+
 def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> None:
     """Change a performed procedure step that is IN PROGRESS.
 
@@ -5282,7 +5281,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
             status=state,
             updated_at=ctx.stamp(),
             remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
-            raw=(bytes(performed.raw or b"") + raw) if raw else performed.raw,
+            raw=_kept_raw(ctx, performed.raw, raw),
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
@@ -10541,13 +10540,13 @@ class Certificate:
         if changed == self.read_at:
             return False
         certificate, key, client_ca = self.files
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
+        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         for context in (trial, self.context):  # what fails half-way must not be in use
             context.load_cert_chain(certificate, key)
             if client_ca:
                 context.load_verify_locations(client_ca)
-        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
-        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         self.end = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         self.read_at = changed
         return True
@@ -10643,8 +10642,10 @@ def job_backup(appliance: "Appliance") -> None:
 
 def backup_missed(appliance: "Appliance") -> bool:
     """Whether neither the last backup nor the store is of the last 25 hours."""
-    copies = appliance.config.backup_folder.glob("minris-????????-??????.db")
-    newest = max((copy.stat().st_mtime for copy in copies), default=0)
+    newest = 0.0
+    with contextlib.suppress(OSError):  # a folder that is gone: the backup will say so
+        copies = appliance.config.backup_folder.glob("minris-????????-??????.db")
+        newest = max((copy.stat().st_mtime for copy in copies), default=0)
     with reading():
         (begun,) = database.execute_sql("SELECT min(at) FROM audit").fetchone()
     old = bool(begun) and begun < appliance.context().stamp(hours=-25)

@@ -455,6 +455,22 @@ def test_how_an_exam_was_found_is_read_on_its_page_where_it_was_not_by_its_study
     assert "accession number" in words_of(text).lower()
 
 
+@pytest.mark.parametrize(
+    ("known", "came", "kept"),
+    [
+        (None, None, None),
+        (None, b"new", b"new"),
+        (b"old", None, b"old"),
+        (b"old", b"new", b"oldnew"),
+        (b"o" * 65534, b"new", b"new"),
+    ],
+)
+def test_bytes_as_received_are_kept_and_do_not_grow_without_end(run_appliance, known, came, kept):
+    """A modality may send N-SET for as long as it likes."""
+    appliance = run_appliance("[dicom]\nmaximum_dataset_length = 65536\n")
+    assert minris._kept_raw(appliance.context(), known, came) == kept
+
+
 # Without an order: matched or left by a person on the page.
 
 

@@ -1243,6 +1243,15 @@ def test_an_answer_in_ascii_alone_names_no_set_unless_it_is_asked_for(appliance,
     assert "SpecificCharacterSet" not in answer
 
 
+@pytest.mark.parametrize("vr", [b"PN", b"CS", b"UI"])
+def test_a_key_under_a_wrong_vr_has_the_set_of_its_answer_named(vr):
+    """王^小东 is more than ASCII, whatever VR a modality gave its empty key."""
+    key = minris.ElementIndex(minris.encode_element(0x00100010, vr, b""))
+    stored = minris.text_elements(PatientName="Wang^XiaoDong=王^小东")
+    answer = minris.Search(key, minris.MWL_ATTRIBUTES).answer(bytes(stored))
+    assert b"ISO_IR 192" in answer
+
+
 NAMES_BY_SET = {
     "ISO_IR 192": (CHINESE, "Yamada^Tarou=山田^太郎=やまだ^たろう", "Lü^Jürgen=吕^岩"),
     "GB18030": (CHINESE, "Zhu^Rongji=朱^镕基", "Lü^Jürgen=吕^岩"),
