@@ -5101,13 +5101,17 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
     """
     step, found_by = find_scheduled(item, patient_id)
     if step:
-        database.execute_sql(
-            "INSERT INTO performed_scheduled_step"
-            " (performed_id, scheduled_id, found_by, status_before)"
-            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (performed_id, step.id, found_by, step.status),
-        )
+        insert_link(performed_id, step.id, found_by, step.status)
     return step is not None
+
+
+def insert_link(performed_id: int, step_row: int, found_by: str, before: str) -> None:
+    """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
+    database.execute_sql(
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_row, found_by, before),
+    )
 
 
 # How a scheduled step is looked for: each attempt needs its first column, and the others where
@@ -5189,12 +5193,7 @@ def link_by_hand(ctx: Context, performed_id: int, step_row: int) -> None:
         step = fetch_rows(ScheduledProcedureStep, "id = ?", step_row)
         if not performed or not step:
             raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-        database.execute_sql(
-            "INSERT INTO performed_scheduled_step"
-            " (performed_id, scheduled_id, found_by, status_before)"
-            " VALUES (?, ?, 'by hand', ?) ON CONFLICT DO NOTHING",
-            (performed_id, step_row, step[0].status),
-        )
+        insert_link(performed_id, step_row, "by hand", step[0].status)
         settle_step(ctx, step_row)
         uid = performed[0].sop_instance_uid
         audit(ctx, "performed step matched", uid, step[0].scheduled_procedure_step_id)
@@ -5890,11 +5889,7 @@ def _import_performed(performed: dict[str, Any]) -> None:
         words = Message("{uid} exists already", uid=performed["uid"])
         raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
     for study, step_id, found_by, before in performed.get("links", []):
-        database.execute_sql(
-            "INSERT INTO performed_scheduled_step"
-            " (performed_id, scheduled_id, found_by, status_before) VALUES (?, ?, ?, ?)",
-            (row_id, find_step(study, step_id).id, found_by, before),
-        )
+        insert_link(row_id, find_step(study, step_id).id, found_by, before)
 
 
 EXPORT_COLUMNS = (
@@ -10909,12 +10904,16 @@ async def _serve_until_signal(appliance: Appliance) -> None:
 # Commands that change the store. Beside a running appliance they go through it.
 
 
+# What SQLite says of a value that has no place in a column.
+NOT_STORABLE = (peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError)
+
+
 def run_import(ctx: Context, name: str, content: bytes) -> str:
     """Import one file, all of it or nothing: what was done."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
             return f"{name}: {import_export(ctx, json.loads(content))}"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     word = "row" if name.lower().endswith(".csv") else "item"

@@ -271,6 +271,12 @@ DAMAGED = {
     "a list for a map": lambda: spoiled(lambda c: c.update(worklist=[["data"]])),
     "no list": lambda: spoiled(lambda c: c.update(worklist=7)),
     "a report of nothing": lambda: spoiled(lambda c: c["performed"].append({"uid": "2.25.1"})),
+    "an order that is not there": lambda: spoiled(
+        lambda c: c.update(patients=[], requested=[], worklist=[{"data": item(), "requested": 7}])
+    ),
+    "a patient since nobody knows when": lambda: spoiled(
+        lambda c: c.update(patients=[{"data": item(), "created_at": None, "updated_at": []}])
+    ),
     "a device without settings": lambda: spoiled(lambda c: c.update(devices=[{"name": "MR"}])),
 }
 
