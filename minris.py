@@ -1964,7 +1964,6 @@ def check_attributes(
 
 Test = Callable[[bytes], bool]
 _WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
-_RANGE_VRS = frozenset(b"DA TM DT".split())
 
 
 def _refuse_key(tag: int, words: str) -> Refusal:
@@ -2405,11 +2404,6 @@ class Search:
             if nested.restricts and not any(map(nested.matches, items)):
                 found += nested.mismatches(items[0] if items else EMPTY)
         return found
-
-    def first_mismatch(self, index: ElementIndex) -> int | None:
-        """The tag of the first key that a stored data set does not satisfy; None if it matches."""
-        found = self.mismatches(index)
-        return found[0][0] if found else None
 
     def answer(self, data: bytes) -> bytes | None:
         """The encoded answer of a stored data set, None where it does not match."""
@@ -4313,9 +4307,6 @@ def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str
     return change_step(ctx, "cancel", study_instance_uid, step_id, reason)
 
 
-IDENTITY_OF_STEP = ("StudyInstanceUID", "ScheduledProcedureStepID", "PatientID")
-
-
 def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes) -> bytes:
     """Change what is given of a step, its procedure and its patient: the new data set.
 
@@ -5018,7 +5009,6 @@ MAY_NO_LONGER_BE_UPDATED = 0xA710  # PS3.4 Table F.7.2-2
 MPPS_STATUS = tag_of("PerformedProcedureStepStatus")
 STEP_ATTRIBUTES = tag_of("ScheduledStepAttributesSequence")
 SERIES = tag_of("PerformedSeriesSequence")
-DISCONTINUATION_REASON = tag_of("PerformedProcedureStepDiscontinuationReasonCodeSequence")
 NOT_SETTABLE = frozenset(
     attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
 )
@@ -5235,12 +5225,6 @@ def is_wrong_entry(status: str, data: bytes) -> bool:
     return (
         status == "DISCONTINUED" and known and reason.get("CodingSchemeDesignator") in ("DCM", "")
     )
-
-
-def discontinuation_reason(data: bytes) -> str:
-    """The code of the reason a performed step was discontinued for, or nothing."""
-    keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
-    return ElementIndex(data).item(keyword).get("CodeValue")
 
 
 def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:

@@ -1266,8 +1266,8 @@ def test_an_answer_is_read_by_pydicom_as_it_is_stored(explicit):
 
 def test_what_does_not_match_first_is_named():
     search = query({"Modality": "MR"}, PatientID="P01")
-    assert search.first_mismatch(ElementIndex(entry())) == tag_of("Modality")
-    assert query(PatientID="P01").first_mismatch(ElementIndex(entry())) is None
+    assert search.mismatches(ElementIndex(entry()))[0][0] == tag_of("Modality")
+    assert query(PatientID="P01").mismatches(ElementIndex(entry())) == []
 
 
 # DICOM JSON

@@ -92,7 +92,9 @@ def test_an_exam_given_up_has_its_reason(appliance, ct):
     appliance.schedule(item())
     minris.SCENARIOS["discontinue"](ct)
     [performed] = performed_of(appliance)
-    assert minris.discontinuation_reason(bytes(performed.data)) == "110513"
+    keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
+    reason = minris.ElementIndex(bytes(performed.data)).item(keyword)
+    assert reason.get("CodeValue") == "110513"
 
 
 def test_the_wrong_line_taken_back_is_on_the_worklist_again(appliance, ct):
