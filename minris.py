@@ -217,10 +217,15 @@ def rows(text: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in line.split("|")]
 
 
+def body_rows(text: str) -> tuple[list[str], ...]:
+    """The rows of a text table below its head."""
+    return tuple(rows(text))[1:]
+
+
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
     """Read `operation | status | HTTP | text`; refuses an unknown status or HTTP code."""
     table: dict[tuple[str, Status], Outcome] = {}
-    for operation, status, code, words in list(rows(text))[1:]:
+    for operation, status, code, words in body_rows(text):
         key = operation, Status(int(status, 16))
         if key in table or not 200 <= int(code) <= 599:
             raise ValueError(f"{source}: {operation} {status}")
@@ -738,7 +743,7 @@ class Repertoire(NamedTuple):
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
     """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
     table: dict[str, tuple[Repertoire, ...]] = {}
-    for number, place, escape, width, codec, prefix in list(rows(text))[1:]:
+    for number, place, escape, width, codec, prefix in body_rows(text):
         b"".decode(codec)
         found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
         table[number] = (*table.get(number, ()), found)
@@ -821,7 +826,7 @@ class Setting(NamedTuple):
 
 def setting_table(text: str) -> tuple[Setting, ...]:
     """Read `section | key | default | kind | meaning`; an unknown kind is refused."""
-    table = tuple(Setting(*cells) for cells in list(rows(text))[1:])
+    table = tuple(Setting(*cells) for cells in body_rows(text))
     for setting in table:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
             raise ValueError(f"kind of {setting}")
@@ -3531,8 +3536,7 @@ def delete_device(ctx: Context, name: str) -> None:
 # Ready settings for a new device, to start from.
 DEVICE_PROFILES = {
     name: dict(pair.split(": ", 1) for pair in pairs.split("; "))
-    for name, pairs in list(
-        rows("""
+    for name, pairs in body_rows("""
     name                        | settings
     Modern, UTF-8               | character_set: ISO_IR 192
     Chinese, GB18030            | character_set: GB18030
@@ -3545,7 +3549,6 @@ DEVICE_PROFILES = {
     Korean, ISO 2022 IR 149     | character_set: \\ISO 2022 IR 149
     Old: ASCII, plain answers   | character_set: ISO_IR 6; fallback_character_set: ISO_IR 6; name_groups: alphabetic; empty_sequences: no; combined_pdvs: no
     """)
-    )[1:]
 }
 
 
@@ -5581,8 +5584,7 @@ def import_items(
 # The columns of a CSV file: names they may have, and what they fill. A keyword does too.
 CSV_COLUMNS = {
     name: keyword
-    for names, keyword in list(
-        rows("""
+    for names, keyword in body_rows("""
     names                                           | keyword
     family_name, family name, 姓拼音                | family
     given_name, given name, 名拼音                  | given
@@ -5602,7 +5604,6 @@ CSV_COLUMNS = {
     comment, 备注                                   | RequestedProcedureComments
     allergies, 过敏史                               | Allergies
     """)
-    )[1:]
     for name in names.split(", ")
 }
 CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
@@ -8319,9 +8320,7 @@ class Field(NamedTuple):
 
 
 # The registration form: its fields, what they fill, and how they are shown.
-REGISTER_FIELDS = tuple(
-    list(
-        rows("""
+REGISTER_FIELDS = body_rows("""
     name           | group   | keyword                             | kind   | label
     family_name    | patient | PatientName                         | text   | Family name (Latin letters)
     given_name     | patient | PatientName                         | text   | Given name (Latin letters)
@@ -8344,8 +8343,6 @@ REGISTER_FIELDS = tuple(
     accession      | exam    | AccessionNumber                     | text   | Accession number (made if empty)
     comment        | exam    | RequestedProcedureComments          | area   | Comment
     """)
-    )[1:]
-)
 REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
 
 
@@ -8480,9 +8477,7 @@ def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) ->
     )
 
 
-STEP_FACTS = tuple(
-    list(
-        rows("""
+STEP_FACTS = body_rows("""
     label                | keyword
     Patient              | PatientName
     Patient ID           | PatientID
@@ -8499,11 +8494,7 @@ STEP_FACTS = tuple(
     Requested procedure ID | RequestedProcedureID
     Study Instance UID   | StudyInstanceUID
     """)
-    )[1:]
-)
-STEP_ITEM_FACTS = tuple(
-    list(
-        rows("""
+STEP_ITEM_FACTS = body_rows("""
     label                | keyword
     Step ID              | ScheduledProcedureStepID
     Device               | ScheduledStationAETitle
@@ -8512,8 +8503,6 @@ STEP_ITEM_FACTS = tuple(
     Time                 | ScheduledProcedureStepStartTime
     State                | ScheduledProcedureStepStatus
     """)
-    )[1:]
-)
 
 
 def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
@@ -8531,9 +8520,7 @@ def facts_of(
     return [(label, value) for label, value in found if value]
 
 
-PERFORMED_FACTS = tuple(
-    list(
-        rows("""
+PERFORMED_FACTS = body_rows("""
     label       | keyword
     Device      | PerformedStationAETitle
     Step ID     | PerformedProcedureStepID
@@ -8543,13 +8530,9 @@ PERFORMED_FACTS = tuple(
     Begin       | PerformedProcedureStepStartTime
     End         | PerformedProcedureStepEndTime
     """)
-    )[1:]
-)
 
 
-DOSE_FACTS = tuple(
-    list(
-        rows("""
+DOSE_FACTS = body_rows("""
     label                                   | keyword
     Exposures                               | TotalNumberOfExposures
     Fluoroscopy (s)                         | TotalTimeOfFluoroscopy
@@ -8559,19 +8542,13 @@ DOSE_FACTS = tuple(
     Distance source to detector (mm)        | DistanceSourceToDetector
     Remark on dose                          | CommentsOnRadiationDose
     """)
-    )[1:]
-)
-EXPOSURE_FACTS = tuple(
-    list(
-        rows("""
+EXPOSURE_FACTS = body_rows("""
     label             | keyword
     Radiation mode    | RadiationMode
     KVP               | KVP
     Tube current (µA) | XRayTubeCurrentInuA
     Exposure time (ms) | ExposureTime
     """)
-    )[1:]
-)
 
 
 def performed_facts(
@@ -8621,9 +8598,7 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
     schedule(ctx, item, same_id)
 
 
-NAVIGATION = tuple(
-    list(
-        rows("""
+NAVIGATION = body_rows("""
     path         | words                 | role
     /            | Board                 | desk
     /register    | Register              | desk
@@ -8635,8 +8610,6 @@ NAVIGATION = tuple(
     /catalogue   | Catalogue             | technologist
     /devices     | Devices               | technologist
     """)
-    )[1:]
-)
 
 
 class Pages:
@@ -10140,8 +10113,8 @@ def _html(block: Block) -> str:
     head, *body = block.rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
-    body_rows = "".join(f"<tr>{line}</tr>\n" for line in lines)
-    return f"<table><thead><tr>{cells}</tr></thead>\n<tbody>\n{body_rows}</tbody></table>\n"
+    trs = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return f"<table><thead><tr>{cells}</tr></thead>\n<tbody>\n{trs}</tbody></table>\n"
 
 
 # 21. SIMULATOR --------------------------------------------------------------------------------
@@ -10365,9 +10338,7 @@ modality = US
 character_set = GB18030
 """
 
-DEMO_DAY = tuple(
-    list(
-        rows("""
+DEMO_DAY = body_rows("""
     name                            | birth    | sex | device | modality | exam              | minutes
     Wang^XiaoDong=王^小东           | 19780312 | M   | CT1    | CT       | CT chest          | 10
     Li^Na=李^娜                     | 19900721 | F   | US1    | US       | Abdomen           | 15
@@ -10376,8 +10347,6 @@ DEMO_DAY = tuple(
     Garcia^Luis                     | 20010105 | M   | CT1    | CT       | CT abdomen        | 45
     Ouyang^Jing=欧阳^静             | 19830627 | F   | US1    | US       | Thyroid           | 60
     """)
-    )[1:]
-)
 
 
 def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ LONG_FUNCTIONS = {
 
 # What may be called while the file is imported: readers of tables and builders of constants.
 CALLED_AT_IMPORT = {
-    "rows", "tag_of", "logging.getLogger", "re.compile", "struct.Struct", "peewee.DatabaseProxy",
+    "rows", "body_rows", "tag_of", "logging.getLogger", "re.compile", "struct.Struct", "peewee.DatabaseProxy",
     "types.MappingProxyType", "datadict.add_dict_entries", "datadict.dictionary_has_tag",
     "functools.lru_cache", "dataclasses.dataclass", "dataclasses.field", "peewee.CompositeKey",
     "frozenset", "set", "dict", "list", "tuple", "map", "zip", "bytes", "str", "int", "len",
