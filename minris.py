@@ -20,8 +20,10 @@ ask, and how the box is started. A section uses those above it, never those belo
  5. STORE        models, migrations, the one writer
  6. CONTEXT      who asks and when; the audit line
  7. ACCESS       devices, users, sessions, tokens, roles
+ 8. EVENTS       subscriptions, and what subscribers are told
  9. WORKLIST     patients, requested procedures, scheduled procedure steps
 10. MPPS         performed procedure steps and what they do to the scheduled ones
+11. UPS          the workitem's life
 13. WORKFLOW     what happens of itself: retention
 14. INTERCHANGE  import and export: DICOM files, DICOM JSON, CSV
 15. DELIVERY     calls to other systems
@@ -107,18 +109,36 @@ class Status(enum.IntEnum):
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_SOP_INSTANCE = 0x0112
+    INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_SOP_INSTANCE = 0x0117
     NO_SUCH_SOP_CLASS = 0x0118
     MISSING_ATTRIBUTE = 0x0120
     MISSING_ATTRIBUTE_VALUE = 0x0121
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORIZED = 0x0124
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
     RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     IDENTIFIER_DOES_NOT_MATCH = 0xA900
+    DELETION_LOCK_NOT_GRANTED = 0xB301
+    ALREADY_CANCELED = 0xB304
+    ALREADY_COMPLETED = 0xB306
     UNABLE_TO_PROCESS = 0xC000
+    MAY_NO_LONGER_BE_UPDATED = 0xC300
+    TRANSACTION_UID_INCORRECT = 0xC301
+    ALREADY_IN_PROGRESS = 0xC302
+    SCHEDULED_ONLY_BY_CREATE = 0xC303
+    FINAL_STATE_REQUIREMENTS_NOT_MET = 0xC304
+    NO_SUCH_UPS = 0xC307
+    RECEIVING_AE_UNKNOWN = 0xC308
+    NOT_CREATED_SCHEDULED = 0xC309
+    NOT_YET_IN_PROGRESS = 0xC310
+    COMPLETED_ALREADY = 0xC311
+    PERFORMER_CANNOT_BE_CONTACTED = 0xC312
+    PERFORMER_CHOOSES_NOT_TO_CANCEL = 0xC313
+    ACTION_NOT_APPROPRIATE = 0xC314
     CANCEL = 0xFE00
     PENDING = 0xFF00
     PENDING_OPTIONAL_KEYS_UNSUPPORTED = 0xFF01
@@ -197,6 +217,11 @@ class Refusal(Exception):
         self.detail: str = self.args[0]
 
     @property
+    def lines(self) -> list[Message]:
+        """Each problem as a sentence; the detail where there are none."""
+        return [problem.message for problem in self.problems] or [Message(self.detail)]
+
+    @property
     def tags(self) -> tuple[int, ...]:
         """The tags to blame, each once, ascending."""
         return tuple(sorted({problem.tag for problem in self.problems if problem.tag}))
@@ -251,6 +276,21 @@ OUTCOMES = outcome_table(
     *         | 0211   | 405  | The operation is not part of this service.
     *         | 0212   | 400  | An argument is of the wrong kind.
     *         | 0213   | 413  | The request is larger than this system takes.
+    *         | 0115   | 400  | An argument has an invalid value.
+    *         | 0123   | 400  | There is no such action.
+    *         | C300   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *         | C301   | 400  | The Transaction UID is incorrect.
+    *         | C302   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *         | C303   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *         | C304   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *         | C307   | 404  | The Target Workitem was not found.
+    *         | C308   | 404  | The Receiving AE is not known.
+    *         | C309   | 400  | A Workitem is created SCHEDULED.
+    *         | C310   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *         | C311   | 409  | The UPS is already COMPLETED.
+    *         | C312   | 409  | The performer cannot be contacted.
+    *         | C313   | 409  | Performer chooses not to cancel.
+    *         | C314   | 404  | The action is not appropriate for this Workitem.
     *         | A700   | 413  | More matches than the limit.
     *         | A900   | 400  | The query is not valid.
     *         | C000   | 500  | The query could not be carried out.
@@ -272,7 +312,17 @@ def outcome(operation: str, status: Status) -> Outcome:
 VERIFICATION = "1.2.840.10008.1.1"
 MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 MPPS = "1.2.840.10008.3.1.2.3.3"
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 MPPS_RETRIEVE = "1.2.840.10008.3.1.2.3.4"
+
+UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
+UPS_WATCH = "1.2.840.10008.5.1.4.34.6.2"
+UPS_PULL = "1.2.840.10008.5.1.4.34.6.3"
+UPS_EVENT = "1.2.840.10008.5.1.4.34.6.4"
+UPS_QUERY = "1.2.840.10008.5.1.4.34.6.5"
+UPS_CLASSES = frozenset({UPS_PUSH, UPS_WATCH, UPS_PULL, UPS_EVENT, UPS_QUERY})
+UPS_GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"
+UPS_FILTERED_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5.1"
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -645,6 +695,237 @@ MPPS_TRANSITIONS = transition_table(
 STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
 STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
 
+# create, set: as above; final: R always, RC if known, P for COMPLETED, P2 the same but it may be
+# empty, X for CANCELED; match: R, O, U unique key; get, return: types.
+UPS_ATTRIBUTES = attribute_table(
+    "PS3.4 Table CC.2.5-3",
+    """
+    keyword                                           | create | set   | final | get  | match | return
+    TransactionUID                                    | 2/2    | NA    | O     | NA   | -     | -
+    SpecificCharacterSet                              | 1C/1C  | 1C/1C | RC    | 3/1  | -     | 1C
+    SOPClassUID                                       | -      | NA    | -     | NA   | O     | 1
+    SOPInstanceUID                                    | -      | NA    | -     | NA   | U     | 1
+    ScheduledProcedureStepPriority                    | 1/1    | 3/1   | R     | 3/1  | R     | 1
+    ScheduledProcedureStepModificationDateTime        | -/1    | -/1   | R     | 3/1  | O     | 3
+    ProcedureStepLabel                                | 1/1    | 3/1   | O     | 3/1  | R     | 1
+    WorklistLabel                                     | 2/1    | 3/1   | O     | 3/1  | R     | 1
+    ScheduledProcessingParametersSequence             | 2/2    | 3/2   | O     | 3/2  | -     | 2
+    ScheduledStationNameCodeSequence                  | 2/2    | 3/2   | O     | 3/2  | R     | 2
+    ScheduledStationClassCodeSequence                 | 2/2    | 3/2   | O     | 3/2  | R     | 2
+    ScheduledStationGeographicLocationCodeSequence    | 2/2    | 3/2   | O     | 3/2  | R     | 2
+    ScheduledHumanPerformersSequence                  | 2C/2C  | 3/2   | O     | 3/2  | R     | 2
+    > HumanPerformerCodeSequence                      | 1/1    | 1/1   | O     | -/1  | R     | 1
+    > HumanPerformerName                              | 1/1    | 1/1   | O     | -/1  | O     | 3
+    > HumanPerformerOrganization                      | 1/1    | 1/1   | O     | -/1  | O     | 3
+    ScheduledProcedureStepStartDateTime               | 1/1    | 3/1   | R     | 3/1  | R     | 1
+    ExpectedCompletionDateTime                        | 3/1    | 3/1   | O     | 3/1  | R     | 3
+    ScheduledProcedureStepExpirationDateTime          | 3/3    | 3/3   | O     | 3/3  | O     | 3
+    ScheduledWorkitemCodeSequence                     | 2/2    | 3/1   | O     | 3/1  | R     | 2
+    CommentsOnTheScheduledProcedureStep               | 2/2    | 3/1   | O     | 3/1  | O     | 3
+    InputReadinessState                               | 1/1    | 3/1   | R     | 3/1  | R     | 1
+    InputInformationSequence                          | 2/2    | 3/2   | O     | 3/2  | O     | 2
+    StudyInstanceUID                                  | 1C/2   | 3/2   | O     | 3/2  | O     | 2
+    OutputDestinationSequence                         | 3/3    | 3/3   | O     | 3/3  | O     | 3
+    PatientName                                       | 2/2    | NA    | O     | 3/2  | R     | 2
+    PatientID                                         | 1C/2   | NA    | O     | 3/2  | R     | 2
+    IssuerOfPatientID                                 | 2/2    | NA    | O     | 3/2  | R     | 2
+    IssuerOfPatientIDQualifiersSequence               | 2/2    | NA    | O     | 3/2  | O     | 2
+    OtherPatientIDsSequence                           | 2/2    | 3/3   | O     | 3/2  | O     | 2
+    PatientBirthDate                                  | 2/2    | NA    | O     | 3/2  | R     | 2
+    PatientSex                                        | 2/2    | NA    | O     | 3/2  | R     | 2
+    GenderIdentitySequence                            | 3/3    | NA    | O     | 3/3  | O     | 3
+    > GenderIdentityCodeSequence                      | 1/1    | NA    | O     | -/1  | O     | 1
+    > EffectiveStartDateTime                          | 3/3    | NA    | O     | -/3  | O     | 3
+    > EffectiveStopDateTime                           | 3/3    | NA    | O     | -/3  | O     | 3
+    > GenderIdentityComment                           | 3/3    | NA    | O     | -/3  | O     | 3
+    SexParametersForClinicalUseCategorySequence       | 3/3    | NA    | O     | 3/3  | O     | 3
+    > SexParametersForClinicalUseCategoryCodeSequence | 1/1    | NA    | O     | -/1  | O     | 1
+    > EffectiveStartDateTime                          | 3/3    | NA    | O     | -/3  | O     | 3
+    > EffectiveStopDateTime                           | 3/3    | NA    | O     | -/3  | O     | 3
+    > SexParametersForClinicalUseCategoryComment      | 2C/2C  | NA    | O     | -/2C | O     | 3
+    > SexParametersForClinicalUseCategoryReference    | 2C/2C  | NA    | O     | -/2C | O     | 3
+    PersonNamesToUseSequence                          | 3/3    | NA    | O     | 3/3  | O     | 3
+    > NameToUse                                       | 1/1    | NA    | O     | -/1  | O     | 1
+    > EffectiveStartDateTime                          | 3/3    | NA    | O     | -/3  | O     | 3
+    > EffectiveStopDateTime                           | 3/3    | NA    | O     | -/3  | O     | 3
+    > NameToUseComment                                | 3/3    | NA    | O     | -/3  | O     | 3
+    ThirdPersonPronounsSequence                       | 3/3    | NA    | O     | 3/3  | O     | 3
+    > PronounCodeSequence                             | 1/1    | NA    | O     | -/1  | O     | 1
+    > EffectiveStartDateTime                          | 3/3    | NA    | O     | -/3  | O     | 3
+    > EffectiveStopDateTime                           | 3/3    | NA    | O     | -/3  | O     | 3
+    > PronounComment                                  | 3/3    | NA    | O     | -/3  | O     | 3
+    ReferencedPatientPhotoSequence                    | 3/3    | 3/3   | O     | 3/3  | -     | 3
+    AdmissionID                                       | 2/2    | NA    | O     | 3/2  | R     | 2
+    IssuerOfAdmissionIDSequence                       | 2/2    | NA    | O     | 3/2  | R     | 2
+    AdmittingDiagnosesDescription                     | 2/2    | NA    | O     | 3/2  | O     | 2
+    AdmittingDiagnosesCodeSequence                    | 2/2    | NA    | O     | 3/2  | O     | 2
+    ReferencedRequestSequence                         | 2/2    | NA    | O     | 3/2  | R     | 2
+    > StudyInstanceUID                                | 1/1    | NA    | O     | -/1  | O     | 1
+    > AccessionNumber                                 | 2/2    | NA    | O     | -/2  | R     | 2
+    > IssuerOfAccessionNumberSequence                 | 2/2    | NA    | O     | -/2  | R     | 2
+    > PlacerOrderNumberImagingServiceRequest          | 3/1    | NA    | O     | -/1  | O     | 1C
+    > OrderPlacerIdentifierSequence                   | 2/2    | NA    | O     | -/2  | O     | 2
+    > FillerOrderNumberImagingServiceRequest          | 3/1    | NA    | O     | -/1  | O     | 1C
+    > OrderFillerIdentifierSequence                   | 2/2    | NA    | O     | -/2  | O     | 2
+    > RequestedProcedureID                            | 2/2    | NA    | O     | -/2  | R     | 2
+    > RequestedProcedureDescription                   | 2/2    | NA    | O     | -/2  | O     | 2
+    > RequestedProcedureCodeSequence                  | 2/2    | NA    | O     | -/2  | O     | 2
+    > ReasonForTheRequestedProcedure                  | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > ReasonForRequestedProcedureCodeSequence         | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > RequestedProcedureComments                      | 3/3    | 3/3   | O     | -/3  | O     | 1C
+    > ConfidentialityCode                             | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > NamesOfIntendedRecipientsOfResults              | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > ImagingServiceRequestComments                   | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > RequestingPhysician                             | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > RequestingService                               | 3/1    | 3/1   | O     | -/3  | R     | 3
+    > RequestingServiceCodeSequence                   | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > IssueDateOfImagingServiceRequest                | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > IssueTimeOfImagingServiceRequest                | 3/3    | 3/3   | O     | -/3  | O     | 3
+    > ReferringPhysicianName                          | 3/3    | 3/3   | O     | -/3  | O     | 3
+    ReplacedProcedureStepSequence                     | 1C/1C  | NA    | O     | 3/2  | R     | 3
+    MedicalAlerts                                     | 3/2    | 3/2   | O     | 3/2  | O     | 2C
+    PregnancyStatus                                   | 3/2    | 3/2   | O     | 3/2  | O     | 2C
+    SpecialNeeds                                      | 3/2    | 3/2   | O     | 3/2  | O     | 2C
+    ProcedureStepState                                | 1/1    | NA    | R     | 3/1  | R     | 1
+    ProcedureStepProgressInformationSequence          | 2/2    | 3/2   | X     | 3/2  | -     | 2
+    > ProcedureStepProgress                           | NA     | 3/1   | O     | -/1  | -     | -
+    > ProcedureStepProgressDescription                | NA     | 3/1   | O     | -/1  | -     | -
+    > ProcedureStepProgressParametersSequence         | NA     | 3/3   | O     | -/3  | -     | -
+    > ProcedureStepCommunicationsURISequence          | NA     | 3/1   | O     | -/1  | -     | -
+    >> ContactURI                                     | NA     | 1/1   | O     | -/1  | -     | -
+    >> ContactDisplayName                             | NA     | 3/1   | O     | -/1  | -     | -
+    > ProcedureStepCancellationDateTime               | NA     | 3/1   | X     | -/1  | -     | -
+    > ReasonForCancellation                           | NA     | 3/1   | O     | -/1  | -     | -
+    > ProcedureStepDiscontinuationReasonCodeSequence  | NA     | 3/1   | X     | -/1  | -     | -
+    UnifiedProcedureStepPerformedProcedureSequence    | 2/2    | 3/2   | P     | 3/2  | -     | -
+    > ActualHumanPerformersSequence                   | NA     | 3/1   | RC    | -/1  | O     | 1C
+    >> HumanPerformerCodeSequence                     | NA     | 3/1   | RC    | -/1  | -     | -
+    >> HumanPerformerName                             | NA     | 3/1   | RC    | -/1  | -     | -
+    >> HumanPerformerOrganization                     | NA     | 3/1   | O     | -/1  | -     | -
+    > PerformedStationNameCodeSequence                | NA     | 3/2   | P     | -/2  | O     | 3
+    > PerformedStationClassCodeSequence               | NA     | 3/2   | O     | -/2  | -     | -
+    > PerformedStationGeographicLocationCodeSequence  | NA     | 3/2   | O     | -/2  | -     | -
+    > PerformedProcedureStepStartDateTime             | NA     | 3/1   | P     | -/1  | -     | -
+    > PerformedProcedureStepDescription               | NA     | 3/1   | O     | -/1  | -     | -
+    > CommentsOnThePerformedProcedureStep             | NA     | 3/1   | O     | -/1  | -     | -
+    > PerformedWorkitemCodeSequence                   | NA     | 3/1   | P     | -/1  | -     | -
+    > PerformedProcessingParametersSequence           | NA     | 3/1   | O     | -/1  | -     | -
+    > PerformedProcedureStepEndDateTime               | NA     | 3/1   | P     | -/1  | O     | 1C
+    > OutputInformationSequence                       | NA     | 2/2   | P2    | -/2  | -     | -
+    """,
+)
+
+UPS_STATES = ("SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED")
+FINAL_UPS_STATES = frozenset({"COMPLETED", "CANCELED"})
+
+# right UID: that of who claimed it; for a SCHEDULED one any UID, since it becomes the right one.
+UPS_TRANSITIONS = transition_table(
+    "PS3.4 Tables CC.1.1-2, CC.2.1-2, CC.2.2-2, CC.2.6-1",
+    """
+    event                  | none      | SCHEDULED   | IN PROGRESS | COMPLETED | CANCELED
+    create                 | SCHEDULED | 0111        | 0111        | 0111      | 0111
+    IN PROGRESS, right UID | C307      | IN PROGRESS | C302        | C300      | C300
+    IN PROGRESS, wrong UID | C307      | C301        | C301        | C301      | C301
+    SCHEDULED, right UID   | C307      | C303        | C303        | C303      | C303
+    SCHEDULED, wrong UID   | C307      | C303        | C303        | C303      | C303
+    COMPLETED, right UID   | C307      | C310        | COMPLETED   | B306      | C300
+    COMPLETED, wrong UID   | C307      | C301        | C301        | C301      | C301
+    CANCELED, right UID    | C307      | C310        | CANCELED    | C300      | B304
+    CANCELED, wrong UID    | C307      | C301        | C301        | C301      | C301
+    request cancel         | C307      | CANCELED    | IN PROGRESS | C311      | B304
+    set, no UID            | C307      | SCHEDULED   | C301        | C300      | C300
+    set, right UID         | C307      | C310        | IN PROGRESS | C300      | C300
+    set, wrong UID         | C307      | C310        | C301        | C300      | C300
+    """,
+    UPS_STATES,
+)
+
+SUBSCRIPTION_STATES = ("Not Subscribed", "with Lock", "without Lock")
+
+
+def subscription_table(source: str, text: str) -> dict[tuple[str, str], tuple[str, bool]]:
+    """Read `request | state | …`: a cell is the new state, with `+` where a state report is due."""
+    head, *body = rows(text)
+    table: dict[tuple[str, str], tuple[str, bool]] = {}
+    for request, *cells in body:
+        for state, cell in zip(head[1:], cells, strict=True):
+            if cell == "-":  # cannot be
+                continue
+            new = cell.removesuffix(" +")
+            if not {state, new} <= set(SUBSCRIPTION_STATES) or (request, state) in table:
+                raise ValueError(f"{source}: {request}, {state}")
+            table[request, state] = new, cell.endswith(" +")
+    return table
+
+
+# Request by the own state of one AE for one workitem; a workitem that is created has no
+# subscribers yet. Local: CC.2.4.3 wants a report of every workitem for a global lock, the table
+# of those alone that were not subscribed.
+SUBSCRIPTION_TRANSITIONS = subscription_table(
+    "PS3.4 Table CC.2.3-2",
+    """
+    request                  | Not Subscribed | with Lock      | without Lock
+    created, global lock     | with Lock +    | -              | -
+    created, global          | without Lock + | -              | -
+    subscribe globally, lock | with Lock +    | with Lock +    | without Lock +
+    subscribe globally       | without Lock   | with Lock      | without Lock
+    subscribe, lock          | with Lock +    | with Lock +    | with Lock +
+    subscribe                | without Lock + | without Lock + | without Lock +
+    unsubscribe              | Not Subscribed | Not Subscribed | Not Subscribed
+    unsubscribe globally     | Not Subscribed | Not Subscribed | Not Subscribed
+    suspend globally         | Not Subscribed | with Lock      | without Lock
+    """,
+)
+
+EVENT_TYPES = {  # PS3.4 Table CC.2.4-1
+    "UPS State Report": 1,
+    "UPS Cancel Requested": 2,
+    "UPS Progress Report": 3,
+    "SCP Status Change": 4,
+    "UPS Assigned": 5,
+}
+UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
+    1: ("change state", frozenset({UPS_PULL})),
+    2: ("request cancel", frozenset({UPS_PUSH, UPS_WATCH})),
+    3: ("subscribe", frozenset({UPS_WATCH})),
+    4: ("unsubscribe", frozenset({UPS_WATCH})),
+    5: ("suspend", frozenset({UPS_WATCH})),
+}
+UPS_ENUMERATIONS = {
+    "ScheduledProcedureStepPriority": ("HIGH", "MEDIUM", "LOW"),
+    "InputReadinessState": ("INCOMPLETE", "UNAVAILABLE", "READY"),
+}
+
+TRANSACTION_UID = tag_of("TransactionUID")
+TIMEZONE_OFFSET = tag_of("TimezoneOffsetFromUTC")
+UPS_STATE = tag_of("ProcedureStepState")
+PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
+PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
+LOCAL_SCHEME = "99MINRIS"
+
+# For people who make a workitem: PS3.16 CID 9231 and, under a scheme of our own, what it lacks.
+WORKITEM_CODES = {
+    code: (scheme, meaning)
+    for code, scheme, meaning in body_rows("""
+    code    | scheme   | meaning
+    110001  | DCM      | Image Processing
+    110002  | DCM      | Quality Control
+    110003  | DCM      | Computer Aided Diagnosis
+    110004  | DCM      | Computer Aided Detection
+    110005  | DCM      | Interpretation
+    110006  | DCM      | Transcription
+    110007  | DCM      | Report Verification
+    110008  | DCM      | Print
+    110013  | DCM      | Media Import
+    128001  | DCM      | Add Addendum to Report
+    3D      | 99MINRIS | 3D views
+    CD      | 99MINRIS | Write a CD
+    FETCH   | 99MINRIS | Prefetch of earlier images
+    ROUTE   | 99MINRIS | Sending of images
+    DISPLAY | 99MINRIS | Display calibration
+    """)
+}
+
 # The five defined terms of PS3.3 Table C.4-10, and what people do with an order beside them.
 STEP_STATES = (
     "SCHEDULED",
@@ -680,6 +961,12 @@ DISCONTINUATION_REASONS = {
     "110514": "Incorrect worklist entry selected",
     "110515": "Patient condition prevented continuing",
     "110516": "Equipment change",
+}
+# The same context group, for workitems.
+UPS_CANCELLATION_REASONS = DISCONTINUATION_REASONS | {
+    "110527": "Resource inadequate",
+    "110530": "Workitem assignment rejected by assigned resource",
+    "110533": "Workitem expired",
 }
 
 # What the sum of its performed steps makes of a scheduled one; the first row that holds decides.
@@ -975,6 +1262,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "seconds": read_seconds,
     "ae": read_ae_title,
     "aes": read_ae_titles,
+    "titles": lambda text: read_ae_titles(text, "100") if text else (),
     "zone": read_zone,
     "clock": read_clock,
     "value": read_value,
@@ -1017,6 +1305,12 @@ SETTINGS = setting_table(r"""
     dicom | tls_certificate | | text | file with our certificate and those above it, PEM
     dicom | tls_key | | text | file with its private key, PEM
     dicom | tls_client_ca | | text | callers must show a certificate of one of the authorities in this file, PEM
+    ups | worklist_label | MAIN | text | Worklist Label (0074,1202) of workitems created without one
+    ups | strict | no | bool | refuse a workitem without its type 2 attributes (0120)
+    ups | grant_locks | yes | bool | grant deletion locks; no: subscribers get none (B301)
+    ups | restart_receivers | | titles | AE titles told of our restart beside all subscribers, separated by commas
+    ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
+    ups | tell_going_down | yes | bool | tell subscribers when the appliance is stopped
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
     web | tls_certificate | | text | file with the certificate of the pages, PEM: they are served by https
@@ -1042,6 +1336,16 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_queries_days | 7 | int 1 3650 | worklist queries are remembered for so many days
     housekeeping | keep_steps_days | 0 | int 0 36500 | steps that ended so many days ago are erased, with what was performed for them (0: never)
     housekeeping | keep_patients_days | 0 | int 0 36500 | patients without any step, unchanged for so many days, are erased (0: never)
+    housekeeping | keep_workitems_days | 7 | int 1 36500 | a workitem that has ended stays so many days at least, and as long as a deletion lock
+    housekeeping | keep_workitem_history_days | 0 | int 0 36500 | events of purged workitems are erased after so many days (0: never)
+    housekeeping | keep_deliveries_days | 30 | int 1 3650 | who was told of an event, and when, is remembered for so many days
+    housekeeping | stuck_lock_hours | 24 | int 1 8760 | a deletion lock on what ended so many hours ago is listed as stuck
+    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | a workitem in progress without news for so many hours is listed as stuck
+    housekeeping | stuck_events_minutes | 10 | int 1 10080 | events that could not be delivered for so many minutes are listed as stuck
+    housekeeping | give_up_events_hours | 72 | int 1 8760 | an event that cannot be delivered is given up after so many hours
+    housekeeping | release_locks_days | 0 | int 0 3650 | deletion locks on ended workitems are released after so many days (0: only by a person)
+    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | workitems in progress without news for so many hours are canceled (0: only by a person)
+    housekeeping | cancel_expired_workitems | no | bool | scheduled workitems past their expiration are canceled
     housekeeping | keep_audit_days | 0 | int 0 36500 | audit lines are erased after so many days (0: never)
     log | level | INFO | choice DEBUG INFO WARNING ERROR | least level that is written
     log | format | text | choice text json | form of a line
@@ -1067,6 +1371,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | answer_limit | | limit | most answers to one query of it; empty: as [dicom] answer_limit
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
+    device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
     device | combined_pdvs | yes | bool | send command and data set in one PDU
     """)
 
@@ -1076,6 +1381,7 @@ class Config:
     """The checked settings: config.dicom.port, and one mapping of settings for each device."""
 
     dicom: types.SimpleNamespace
+    ups: types.SimpleNamespace
     web: types.SimpleNamespace
     store: types.SimpleNamespace
     clinic: types.SimpleNamespace
@@ -1123,6 +1429,7 @@ class Device:
     empty_sequences: bool = True
     name_groups: str = "all"
     combined_pdvs: bool = True
+    events_without_role: bool = False
     from_file: bool = True
 
     @property
@@ -1832,6 +2139,36 @@ def text_elements(**texts: str) -> ElementIndex:
     return ElementIndex(b"".join(_by_tag(elements)))
 
 
+def code_item(value: str, meaning: str, scheme: str = "DCM") -> bytes:
+    """An item of a code sequence (PS3.3 Table 8.8-1)."""
+    kind = "CodeValue" if len(value) <= 16 else "LongCodeValue"
+    code = {kind: value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
+    return bytes(text_elements(**code))
+
+
+def workitem_code(code: str) -> bytes:
+    """An item with a code of WORKITEM_CODES."""
+    scheme, meaning = WORKITEM_CODES[code]
+    return code_item(code, meaning, scheme)
+
+
+def cancellation_reason(remark: str, code: str) -> ElementIndex:
+    """Why something is cancelled: words, and a key of UPS_CANCELLATION_REASONS. Refuses 0106."""
+    if code not in UPS_CANCELLATION_REASONS:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
+    item = code_item(code, UPS_CANCELLATION_REASONS[code])
+    codes = encode_items(tag_of("ProcedureStepDiscontinuationReasonCodeSequence"), [item])
+    texts = text_elements(ReasonForCancellation=remark.strip()) if remark.strip() else EMPTY
+    return ElementIndex(well_formed(texts.merged(ElementIndex(codes))))
+
+
+def well_formed(data: bytes) -> bytes:
+    """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
+    if problems := list(value_problems(ElementIndex(data))):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    return data
+
+
 _BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
@@ -1962,6 +2299,41 @@ def check_attributes(
     if empty:
         raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=empty)
     return forgiven
+
+
+def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
+    """A data set with the type 2 attributes of a column that it lacks, empty."""
+    index = ElementIndex(data)
+    absent = {
+        attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
+        for attribute in table.children()
+        if attribute.cells[column].startswith("2/") and attribute.tag not in index
+    }
+    return index.merged(ElementIndex(b"".join(_by_tag(absent))))
+
+
+def selected_attributes(
+    index: ElementIndex, tags: Iterable[int], table: AttributeTable
+) -> tuple[Status, bytes]:
+    """What N-GET answers of a data set: the attributes asked for, or all; 0001 where one is not kept.
+
+    tags  Attribute Identifier List (0000,1005), top level
+    """
+    tags = list(tags)
+    wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
+    if not tags:
+        return Status.SUCCESS, bytes(index)
+    parts, missing = {}, False
+    for tag in wanted:
+        attribute = table.get((tag,))
+        if tag in index:
+            parts[tag] = index.element(tag)
+        elif attribute and attribute.cells["get"] == "3/2":
+            parts[tag] = encode_element(tag, attribute.vr.encode(), b"")
+        else:
+            missing = True
+    status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
+    return status, b"".join(_by_tag(parts))
 
 
 # Searching. A query is compiled once into a Search: tests by tag, and the shape of the answer.
@@ -2214,7 +2586,9 @@ class TimeInterval(Interval):
         return text >= self.low and (not self.high or text <= self.high)
 
 
-def key_test(tag: int, vr: bytes, index: ElementIndex) -> Test | None:
+def key_test(
+    tag: int, vr: bytes, index: ElementIndex, zone: datetime.tzinfo | None = None
+) -> Test | None:
     """The test of one key, None where it is universal. Refuses A900 for a key that is no key."""
     text = index.text(tag)
     if not text or not text.strip("*"):
@@ -2228,6 +2602,8 @@ def key_test(tag: int, vr: bytes, index: ElementIndex) -> Test | None:
         return name_test(text)
     if vr in (b"DA", b"TM"):
         return key_interval(tag, vr, text).test
+    if vr == b"DT":
+        return instants(tag, text, zone).test
     if vr in _BINARY_NUMBERS or vr in (b"DS", b"IS"):
         try:
             return number_test(text, vr)
@@ -2242,7 +2618,114 @@ def key_interval(tag: int, vr: bytes, text: str) -> Interval:
     return TimeInterval(*found) if vr == b"TM" else found
 
 
+_DATETIME = re.compile(
+    r"(?P<y>\d{4})(?P<m>\d\d)?(?P<d>\d\d)?(?P<H>\d\d)?(?P<M>\d\d)?(?P<S>\d\d)?(\.(?P<f>\d{1,6}))?"
+    r"(?P<z>[+-](0\d|1[0-4])[0-5]\d)?"
+)
+
+
+def datetime_bounds(
+    text: str, zone: datetime.tzinfo | None
+) -> tuple[datetime.datetime, datetime.datetime]:
+    """The first and the last instant that a DT value covers, in UTC; ValueError for no DT value.
+
+    zone  that of a value without an offset, None for that of the machine
+    """
+    found = _DATETIME.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    parts = [int(found[name]) if found[name] else None for name in "ymdHMS"]
+    known = [part for part in parts if part is not None]
+    year, month, day, *clock = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
+    micro = int((found["f"] or "").ljust(6, "0"))
+    start = datetime.datetime(year, month, day, *clock[:2], min(clock[2], 59), micro)
+    try:
+        if found["f"]:
+            end = start + datetime.timedelta(microseconds=10 ** (6 - len(found["f"])) - 1)
+        else:
+            end = _next_unit(start, len(known)) - datetime.timedelta(microseconds=1)
+    except (ValueError, OverflowError):  # the end of the last year
+        end = datetime.datetime.max
+    if found["z"]:
+        sign = -1 if found["z"][0] == "-" else 1
+        minutes = int(found["z"][1:3]) * 60 + int(found["z"][3:5])
+        zone = datetime.timezone(sign * datetime.timedelta(minutes=minutes))
+    return in_utc(start, zone), in_utc(end, zone)
+
+
+def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.datetime:
+    """A time of a zone, None for that of the machine, in UTC; at the ends of the calendar as it is."""
+    try:
+        return (at.replace(tzinfo=zone) if zone else at.astimezone()).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        return at.replace(tzinfo=datetime.UTC)
+
+
+def utc_stamp(at: datetime.datetime) -> str:
+    """A time in UTC as the store keeps it: text that sorts."""
+    return f"{at.year:04d}-{at:%m-%dT%H:%M:%S.%fZ}"
+
+
+def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
+    """The beginning of the next year, month, day, hour, minute or second."""
+    if known == 1:
+        return start.replace(year=start.year + 1)
+    if known == 2:
+        return (start.replace(day=28) + datetime.timedelta(days=4)).replace(day=1)
+    units = ("days", "hours", "minutes", "seconds")
+    return start + datetime.timedelta(**{units[known - 3]: 1})
+
+
+def split_datetime_range(text: str) -> tuple[str, str, str]:
+    """A DT key as low end, dash, high end; a dash before an offset is no range.
+
+    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 behind a dash are an offset
+    """
+    for match in re.finditer("-", text):
+        low, high = text[: match.start()], text[match.end() :]
+        offset = low and re.fullmatch(r"(0\d|1[0-4])[0-5]\d(-.*)?", high)
+        if not offset:
+            return low, "-", high
+    return text, "", ""
+
+
+class Instants(NamedTuple):
+    """A range of instants; None for an open end."""
+
+    low: datetime.datetime | None
+    high: datetime.datetime | None
+    zone: datetime.tzinfo | None
+
+    def test(self, value: bytes) -> bool:
+        """Whether a stored DT value begins in it."""
+        text = value.decode("ascii", "replace").strip(" \0")
+        if not text:
+            return False
+        try:
+            start, _ = datetime_bounds(text, self.zone)
+        except (ValueError, OverflowError):
+            return False
+        return not (self.low and start < self.low) and not (self.high and start > self.high)
+
+
+def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
+    """A key of VR DT, single or range. Refuses A900."""
+    low, dash, high = split_datetime_range(text.strip())
+    try:
+        first = datetime_bounds(low, zone) if low else None
+        last = datetime_bounds(high, zone) if high else None
+    except (ValueError, OverflowError):
+        raise _refuse_key(tag, "is not a date and time or a range of them") from None
+    if not (first or last):
+        raise _refuse_key(tag, "is not a range")
+    if not dash:
+        return Instants(first[0], first[1], zone)
+    return Instants(first[0] if first else None, last[1] if last else None, zone)
+
+
 START_DATE, START_TIME = 0x00400002, 0x00400003
+# PS3.4 Table CC.2.5-3: in code sequences that a table does not spell out
+NEVER_MATCHED_IN_CODES = frozenset({tag_of("CodeMeaning"), tag_of("CodingSchemeVersion")})
 
 
 class AnswerStyle(NamedTuple):
@@ -2251,12 +2734,14 @@ class AnswerStyle(NamedTuple):
     charset          what texts are in, `fallback` where it cannot carry one
     name_groups      `all`, or the one component group of a name that is sent
     empty_sequences  whether a sequence without items is sent
+    zone             that of times without an offset, None for that of the machine
     """
 
     charset: CharacterSet = UTF_8
     fallback: CharacterSet = UTF_8
     name_groups: str = "all"
     empty_sequences: bool = True
+    zone: datetime.tzinfo | None = None
 
 
 def one_group(value: bytes, name_groups: str) -> bytes:
@@ -2320,12 +2805,14 @@ class Search:
         if vr == b"SQ":
             self._add_sequence(tag, table, path)
         elif known and (not attribute or attribute.cells.get("match", "O") != "-"):
-            if test := key_test(tag, vr, self.index):
+            if not attribute and tag in NEVER_MATCHED_IN_CODES:
+                pass
+            elif test := key_test(tag, vr, self.index, self.style.zone):
                 self.tests.append((tag, test))
             if vr in (b"DA", b"TM") and (text := self.index.text(tag).strip("*")):
                 self.intervals[tag] = key_interval(tag, vr, text)
         kind = attribute.cells["return"] if attribute else "3"
-        if vr == b"SQ" and not self.style.empty_sequences:
+        if kind == "-" or (vr == b"SQ" and not self.style.empty_sequences):
             kind = "3"
         absent = (
             b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
@@ -2346,7 +2833,8 @@ class Search:
         if items and items[0].found:
             nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
-            if path in table and table[path].cells.get("match") == "-":
+            matched = (one.cells.get("match") != "-" for one in table.children(path))
+            if path in table and table[path].cells.get("match") == "-" and not any(matched):
                 nested.ask_nothing()
             self.nested[tag] = nested
 
@@ -2545,6 +3033,28 @@ def has_extended_text(index: ElementIndex) -> bool:
         any(map(has_extended_text, index.items(tag)))
         if index.vr(tag) == b"SQ"
         else index.vr(tag) in _TEXT_VRS and not index.value(tag).isascii()
+        for tag in index
+    )
+
+
+def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
+    """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
+    index = ElementIndex(ElementIndex(data).without([SPECIFIC_CHARACTER_SET]))
+    search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
+    if not has_extended_text(index):
+        return search._whole(index, UTF_8)
+    sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
+    charset = next(sets, UTF_8)
+    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+    return head + search._whole(index, charset)
+
+
+def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
+    """Whether a set carries every text of a data set."""
+    return all(
+        all(carries_all(charset, item) for item in index.items(tag))
+        if index.vr(tag) == b"SQ"
+        else index.vr(tag) not in _TEXT_VRS or charset.carries(index.text(tag))
         for tag in index
     )
 
@@ -2867,6 +3377,123 @@ class QueryTrace(Stored):
         indexes = ((("hour", "ae_title", "address", "keys"), True),)
 
 
+class Workitem(Stored):
+    """A unified procedure step; the Transaction UID, its lock, is in no data set.
+
+    accession_number  that of its request, * where it has several
+    performer  the AE title or, `by_person`, the user that claimed it
+    declined   why that person does not have it cancelled
+    """
+
+    sop_instance_uid = peewee.TextField(unique=True)
+    state = peewee.TextField()
+    transaction_uid = peewee.TextField(default="")
+    performer = peewee.TextField(default="")
+    by_person = peewee.IntegerField(default=0)
+    declined = peewee.TextField(default="")
+    worklist_label = peewee.TextField()
+    priority = peewee.TextField()
+    readiness = peewee.TextField()
+    start_at = peewee.TextField()
+    expires_at = peewee.TextField(default="")
+    patient_id = peewee.TextField(default="")
+    accession_number = peewee.TextField(default="")
+    name_key = peewee.TextField(default="")
+    label = peewee.TextField()
+    data = peewee.BlobField()
+    version = peewee.IntegerField(default=1)
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+    claimed_at = peewee.TextField(default="")
+    ended_at = peewee.TextField(default="")
+
+    class Meta:
+        indexes = (
+            (("state", "worklist_label", "start_at"), False),
+            (("start_at",), False),
+            (("patient_id",), False),
+            (("accession_number",), False),
+        )
+
+
+class PurgedWorkitem(Stored):
+    """The UID of a workitem that was deleted, so that it is known to have been."""
+
+    sop_instance_uid = peewee.TextField(primary_key=True)
+    purged_at = peewee.TextField()
+
+
+class Subscription(Stored):
+    """An AE that hears of one workitem, with or without a deletion lock."""
+
+    workitem = peewee.ForeignKeyField(Workitem)
+    ae_title = peewee.TextField(index=True)
+    deletion_lock = peewee.IntegerField()
+    created_at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("workitem", "ae_title")
+
+
+class GlobalSubscription(Stored):
+    """An AE that is subscribed to what is created; `keys` holds the filter of a filtered one."""
+
+    ae_title = peewee.TextField()
+    uid = peewee.TextField()
+    deletion_lock = peewee.IntegerField()
+    keys = peewee.BlobField()
+    created_at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("ae_title", "uid")
+
+
+class WorkitemEvent(Stored):
+    """Something that happened to a workitem, as watchers are told it; kept as history.
+
+    initial  it is what a new subscriber is told, and no happening
+    """
+
+    sop_instance_uid = peewee.TextField(index=True)
+    event_type = peewee.IntegerField()
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    who = peewee.TextField()
+    initial = peewee.IntegerField(default=0)
+
+
+class OutboxEvent(Stored):
+    """An event that one receiver is to hear of."""
+
+    event = peewee.ForeignKeyField(WorkitemEvent)
+    receiver = peewee.TextField()
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        indexes = ((("receiver", "id"), False),)
+
+
+class Receiver(Stored):
+    """How deliveries to an AE go: failures in a row, the seconds they have cost, the next try."""
+
+    ae_title = peewee.TextField(primary_key=True)
+    failures = peewee.IntegerField(default=0)
+    failing_s = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+    heard_at = peewee.TextField(default="")
+
+
+class Mark(Stored):
+    """What the store remembers of the box: its last start, when a job last ran."""
+
+    name = peewee.TextField(primary_key=True)
+    value = peewee.TextField()
+
+
 class User(Stored):
     """Someone who logs in."""
 
@@ -2926,6 +3553,14 @@ MODELS = (
     ScheduledStation,
     PerformedProcedureStep,
     PerformedScheduledStep,
+    Workitem,
+    PurgedWorkitem,
+    Subscription,
+    GlobalSubscription,
+    WorkitemEvent,
+    OutboxEvent,
+    Receiver,
+    Mark,
     DeviceRecord,
     Procedure,
     QueryTrace,
@@ -3045,6 +3680,58 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         ALTER TABLE performed_procedure_step ADD COLUMN settled TEXT NOT NULL DEFAULT '';
         CREATE INDEX scheduled_procedure_step_status
             ON scheduled_procedure_step (status, start_date);
+        """,
+    ),
+    (
+        3,
+        "workitems, subscriptions, events and their delivery",
+        """
+        CREATE TABLE workitem (
+            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL, state TEXT NOT NULL,
+            transaction_uid TEXT NOT NULL, performer TEXT NOT NULL, by_person INTEGER NOT NULL,
+            declined TEXT NOT NULL, worklist_label TEXT NOT NULL,
+            priority TEXT NOT NULL, readiness TEXT NOT NULL, start_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL, patient_id TEXT NOT NULL,
+            accession_number TEXT NOT NULL, name_key TEXT NOT NULL, label TEXT NOT NULL, data BLOB NOT NULL, version INTEGER NOT NULL,
+            created_at TEXT NOT NULL, updated_at TEXT NOT NULL, claimed_at TEXT NOT NULL,
+            ended_at TEXT NOT NULL);
+        CREATE INDEX workitem_ended_at ON workitem (ended_at) WHERE ended_at <> '';
+        CREATE UNIQUE INDEX workitem_sop_instance_uid ON workitem (sop_instance_uid);
+        CREATE INDEX workitem_state ON workitem (state, worklist_label, start_at);
+        CREATE INDEX workitem_start_at ON workitem (start_at);
+        CREATE INDEX workitem_patient_id ON workitem (patient_id);
+        CREATE INDEX workitem_accession_number ON workitem (accession_number);
+        CREATE INDEX workitem_silent ON workitem (updated_at) WHERE state = 'IN PROGRESS';
+        CREATE TABLE purged_workitem (
+            sop_instance_uid TEXT NOT NULL PRIMARY KEY, purged_at TEXT NOT NULL);
+        CREATE TABLE subscription (
+            workitem_id INTEGER NOT NULL REFERENCES workitem (id), ae_title TEXT NOT NULL,
+            deletion_lock INTEGER NOT NULL, created_at TEXT NOT NULL,
+            PRIMARY KEY (workitem_id, ae_title)) WITHOUT ROWID;
+        CREATE INDEX subscription_ae_title ON subscription (ae_title);
+        CREATE TABLE global_subscription (
+            ae_title TEXT NOT NULL, uid TEXT NOT NULL, deletion_lock INTEGER NOT NULL,
+            keys BLOB NOT NULL, created_at TEXT NOT NULL, PRIMARY KEY (ae_title, uid));
+        CREATE TABLE workitem_event (
+            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL,
+            event_type INTEGER NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
+            who TEXT NOT NULL, initial INTEGER NOT NULL DEFAULT 0);
+        CREATE INDEX workitem_event_sop_instance_uid ON workitem_event (sop_instance_uid);
+        CREATE TABLE outbox_event (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            event_id INTEGER NOT NULL REFERENCES workitem_event (id), receiver TEXT NOT NULL,
+            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
+            given_up_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '');
+        CREATE INDEX outbox_event_receiver ON outbox_event (receiver, id);
+        CREATE INDEX outbox_event_due ON outbox_event (receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        CREATE INDEX outbox_event_event_id ON outbox_event (event_id);
+        CREATE TABLE receiver (
+            ae_title TEXT NOT NULL PRIMARY KEY, failures INTEGER NOT NULL DEFAULT 0,
+            failing_s INTEGER NOT NULL DEFAULT 0,
+            try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
+            heard_at TEXT NOT NULL DEFAULT '');
+        CREATE TABLE mark (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
         """,
     ),
 )
@@ -3180,6 +3867,9 @@ def restore_store(path: Path, backup: Path) -> Path | None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(new, path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] >= 3:
+            connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
     return kept
 
 
@@ -3244,10 +3934,37 @@ def insert_row(model: type[Stored], **columns: Any) -> int:
     return database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
 
 
+def first_version() -> int:
+    """The version of a new row: none that an earlier row of its id, since purged, has had.
+
+    Answers are kept by id and version, and SQLite gives an id again.
+    """
+    return secrets.randbits(48)
+
+
+def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
+    """Insert many rows, `what` being a table with its columns and what follows their values."""
+    head, _, tail = what.partition(" VALUES")
+    places = ", ".join("?" * (head.count(",") + 1))
+    database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
+
+
 def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
     """Change columns of a row."""
     table, places = model._meta.table_name, ", ".join(f"{name} = ?" for name in columns)
     database.execute_sql(f"UPDATE {table} SET {places} WHERE id = ?", (*columns.values(), row_id))
+
+
+def get_mark(name: str) -> str:
+    """Something remembered in the store, empty if it never was."""
+    row = database.execute_sql("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else ""
+
+
+def set_mark(name: str, value: str) -> None:
+    """Remember something in the store."""
+    columns = "mark (name, value) VALUES ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    insert_rows(columns, [(name, value)])
 
 
 def erase(what: str, *values: Any) -> int:
@@ -3399,8 +4116,7 @@ class Context:
 
     def stamp(self, **later: float) -> str:
         """Now in UTC as the store keeps it, or so much later (hours=…): text that sorts."""
-        at = self.now().astimezone(datetime.UTC) + datetime.timedelta(**later)
-        return f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"
+        return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
@@ -3470,6 +4186,13 @@ def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
         return AnswerStyle(charset)
     fallback = character_set(device.fallback_character_set)
     return AnswerStyle(charset, fallback, device.name_groups, device.empty_sequences)
+
+
+def written_for(device: Device | None, data: bytes, explicit: bool) -> bytes:
+    """A whole stored data set as a device reads it."""
+    named = device.character_set if device else ()
+    charset = character_set(named) if named else UTF_8
+    return encode_whole(data, explicit, style_of(device, charset))
 
 
 def stored_devices() -> list[Device]:
@@ -3753,6 +4476,369 @@ def permit(role: str, least: str) -> bool:
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)
 
 
+# 8. EVENTS ------------------------------------------------------------------------------------
+#
+# Who wants to hear of a workitem, and what they are told. Events are rows written in the
+# transaction that caused them; section 15 sends them. Source: PS3.4 CC.2.3, CC.2.4.
+# For others: subscribe, unsubscribe, suspend_global_subscription, record_event, announce.
+
+
+def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iterable[str]) -> None:
+    """Write an event and a row for each receiver, in the transaction at hand.
+
+    name       a key of EVENT_TYPES
+    data       the event information, stored form
+    receivers  AE titles; without any the event is history alone
+    """
+    now = ctx.stamp()
+    event_id = insert_row(
+        WorkitemEvent,
+        sop_instance_uid=uid,
+        event_type=EVENT_TYPES[name],
+        data=data,
+        created_at=now,
+        who=str(ctx.actor),
+    )
+    to_tell = [(event_id, receiver, now) for receiver in receivers]
+    insert_rows("outbox_event (event_id, receiver, created_at)", to_tell)
+
+
+def subscribers(workitem_id: int) -> list[str]:
+    """The AE titles subscribed to a workitem."""
+    cursor = database.execute_sql(
+        "SELECT ae_title FROM subscription WHERE workitem_id = ? ORDER BY ae_title", (workitem_id,)
+    )
+    return [title for (title,) in cursor]
+
+
+def state_report(index: ElementIndex) -> bytes:
+    """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
+    told = {UPS_STATE, tag_of("InputReadinessState")}
+    progress = index.item("ProcedureStepProgressInformationSequence")
+    reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
+    final = index.text(UPS_STATE) == "CANCELED"
+    why = progress.only(map(tag_of, reasons)) if final else b""
+    return ElementIndex(index.only(told)).merged(ElementIndex(why))
+
+
+def assigned_reports(index: ElementIndex) -> list[bytes]:
+    """The information of UPS Assigned: one for each performer, one where only a station is named."""
+    station = ElementIndex(index.only([tag_of("ScheduledStationNameCodeSequence")]))
+    station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
+    keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
+    performers = index.items(tag_of("ScheduledHumanPerformersSequence"))
+    told = [
+        station.merged(ElementIndex(performer.only(map(tag_of, keywords))))
+        for performer in performers
+    ]
+    return told or ([bytes(station)] if station.found else [])
+
+
+def can_be_told(ctx: Context, ae_title: str) -> bool:
+    """Whether an AE title is that of a device whose address we know."""
+    return any(ae_title in device.ae_titles and device.host for device in ctx.devices)
+
+
+def known_receiver(ctx: Context, ae_title: str) -> None:
+    """Refuse (C308) an AE title that we could not call."""
+    if not can_be_told(ctx, ae_title):
+        raise Refusal(
+            Status.RECEIVING_AE_UNKNOWN,
+            Message("{ae} is not registered with an address", ae=ae_title),
+        )
+
+
+def stored_workitem(uid: str) -> Any:
+    """A workitem by its UID, None where there is none."""
+    return next(iter(fetch_rows(Workitem, "sop_instance_uid = ?", uid)), None)
+
+
+def find_workitem(uid: str) -> Any:
+    """A workitem by its UID. Refuses C307."""
+    if not (found := stored_workitem(uid)):
+        raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
+    return found
+
+
+def name_chunk(name: str) -> str:
+    """The longest part of a name key that is in the `name_key` of every name that it matches."""
+    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
+    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
+    chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
+    return max(chunks, key=len)
+
+
+_WORKITEM_KEY_COLUMNS = {
+    "SOPInstanceUID": "sop_instance_uid",
+    "ProcedureStepState": "state",
+    "WorklistLabel": "worklist_label",
+    "ScheduledProcedureStepPriority": "priority",
+    "InputReadinessState": "readiness",
+    "PatientID": "patient_id",
+    "ProcedureStepLabel": "label",
+}
+
+
+def workitem_ids(search: Search) -> list[tuple[int, int]]:
+    """Ids and versions of the workitems that may match, in order of their start."""
+    index, where, values = search.index, [], []
+    for keyword, column in _WORKITEM_KEY_COLUMNS.items():
+        wanted = index.values(tag_of(keyword))
+        stem = wanted[0].removesuffix("*") if len(wanted) == 1 else ""
+        if wanted and all(wanted) and not any("*" in w or "?" in w for w in wanted):
+            where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values += wanted
+        elif stem and "*" not in stem and "?" not in stem:  # text*
+            where.append(f"{column} >= ? AND {column} < ?")
+            values += stem, stem + "\U0010ffff"
+    request = index.item("ReferencedRequestSequence").get("AccessionNumber")
+    if request and "*" not in request and "?" not in request:
+        where.append("accession_number IN (?, '*')")
+        values.append(request)
+    if chunk := name_chunk(index.get("PatientName")):
+        where.append("instr(name_key, ?)")
+        values.append(chunk)
+    tag = tag_of("ScheduledProcedureStepStartDateTime")
+    if text := index.text(tag).strip("*"):
+        span = instants(tag, text, search.style.zone)
+        for sign, bound in ((">=", span.low), ("<=", span.high)):
+            if bound:
+                where.append(f"start_at {sign} ?")
+                values.append(utc_stamp(bound))
+    sql = "SELECT id, version FROM workitem" + (f" WHERE {' AND '.join(where)}" if where else "")
+    return database.execute_sql(f"{sql} ORDER BY start_at, id", values).fetchall()
+
+
+def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
+    """The search of a filtered subscription. Refuses A900."""
+    return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))
+
+
+def matching_workitems(search: Search) -> set[int]:
+    """Ids of the workitems that match."""
+    found = set()
+    ids = [row_id for row_id, _ in workitem_ids(search)]
+    for start in range(0, len(ids), 500):
+        some = ",".join(map(str, ids[start : start + 500]))
+        cursor = database.execute_sql(f"SELECT id, data FROM workitem WHERE id IN ({some})")
+        found |= {i for i, data in cursor if search.matches(ElementIndex(bytes(data)))}
+    return found
+
+
+def own_state(deletion_lock: int | None) -> str:
+    """The state of SUBSCRIPTION_STATES that a row of `subscription`, or none, stands for."""
+    return SUBSCRIPTION_STATES[0 if deletion_lock is None else 1 if deletion_lock else 2]
+
+
+def change_subscriptions(
+    ctx: Context, request: str, ae_title: str, only: set[int] | None = None
+) -> None:
+    """Let a request change what an AE hears of some workitems, or all, as the table says.
+
+    request  a row of SUBSCRIPTION_TRANSITIONS
+    only     ids of workitems; None for all
+    """
+    nothing = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"] == ("Not Subscribed", False)
+    one = only is not None and len(only) == 1
+    cursor = database.execute_sql(
+        "SELECT w.id, w.sop_instance_uid, w.state, w.readiness, s.deletion_lock FROM workitem w"
+        f" {'' if nothing else 'LEFT '}JOIN subscription s"
+        " ON s.workitem_id = w.id AND s.ae_title = ?"
+        + (f" WHERE w.id = {min(only)}" if one else " ORDER BY w.id"),
+        (ae_title,),
+    )
+    entered, left, reports = [], [], []
+    for row_id, uid, state, readiness, lock in cursor.fetchall():
+        if only is not None and row_id not in only:
+            continue
+        new, report = SUBSCRIPTION_TRANSITIONS[request, own_state(lock)]
+        if new == "Not Subscribed":
+            left.append((row_id, ae_title))
+        elif new != own_state(lock):
+            entered.append((row_id, ae_title, int(new == "with Lock"), ctx.stamp()))
+        if report:
+            reports.append((uid, state, readiness))
+    enter_subscriptions(entered)
+    delete = "DELETE FROM subscription WHERE workitem_id = ? AND ae_title = ?"
+    database.connection().executemany(delete, left)
+    _record_initial_reports(ctx, ae_title, reports)
+
+
+def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
+    """Write subscriptions as (workitem's id, AE title, deletion lock, time)."""
+    insert_rows(
+        "subscription (workitem_id, ae_title, deletion_lock, created_at) VALUES"
+        " ON CONFLICT (workitem_id, ae_title) DO UPDATE SET deletion_lock = excluded.deletion_lock",
+        values,
+    )
+
+
+def _record_initial_reports(
+    ctx: Context, ae_title: str, reports: list[tuple[str, str, str]]
+) -> None:
+    """State reports for a new subscriber: UID, state, readiness of each (PS3.4 CC.2.3.2)."""
+    if not reports:
+        return
+    now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
+    told = {
+        (state, readiness): bytes(
+            text_elements(ProcedureStepState=state, InputReadinessState=readiness)
+        )
+        for _, state, readiness in reports
+    }
+    (last,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM workitem_event").fetchone()
+    insert_rows(
+        "workitem_event (id, sop_instance_uid, event_type, data, created_at, who, initial)",
+        (
+            (event_id, uid, kind, told[state, readiness], now, who, 1)
+            for event_id, (uid, state, readiness) in enumerate(reports, last + 1)
+        ),
+    )
+    insert_rows(
+        "outbox_event (event_id, receiver, created_at)",
+        ((last + n, ae_title, now) for n in range(1, len(reports) + 1)),
+    )
+
+
+WELL_KNOWN_UPS = frozenset({UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION})
+
+
+def subscribe(ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b"") -> Status:
+    """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
+
+    Returns  B301 where a lock was asked for and [ups] grant_locks is off
+    Refuses  C307, C308; 0120 for a filtered subscription without keys, A900 for wrong ones
+    Source   PS3.4 CC.2.3, Table CC.2.3-2
+    """
+    granted = lock and ctx.config.ups.grant_locks
+    ending = ", lock" if granted else ""
+    with database.atomic():
+        if uid in WELL_KNOWN_UPS:
+            known_receiver(ctx, ae_title)
+            only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
+            change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
+        else:
+            workitem = find_workitem(uid)
+            known_receiver(ctx, ae_title)
+            change_subscriptions(ctx, f"subscribe{ending}", ae_title, {workitem.id})
+        # who subscribes is there: what it has missed is tried at once
+        try_again(ae_title)
+        audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}")
+    log.info("%s subscribed to %s by %s", ae_title, uid, ctx.actor)
+    return Status.SUCCESS if granted or not lock else Status.DELETION_LOCK_NOT_GRANTED
+
+
+def try_again(receiver: str) -> None:
+    """Have what a receiver has not heard tried again now, as if it had never failed."""
+    database.execute_sql(
+        "UPDATE receiver SET try_at = '', failures = 0, failing_s = 0 WHERE ae_title = ?",
+        (receiver,),
+    )
+
+
+def _subscribe_globally(
+    ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes
+) -> set[int] | None:
+    """Keep a global subscription: ids of the workitems that it is of, None for all."""
+    only = None
+    if uid == UPS_FILTERED_SUBSCRIPTION:
+        if not keys:
+            raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
+        try:
+            only = matching_workitems(filter_search(keys, ctx.config.zone))
+        except Refusal as refusal:  # A900 is none of N-ACTION's
+            status = Status.INVALID_ARGUMENT_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
+    insert_rows(
+        "global_subscription (ae_title, uid, deletion_lock, keys, created_at) VALUES"
+        " ON CONFLICT (ae_title, uid) DO UPDATE SET deletion_lock = excluded.deletion_lock,"
+        " keys = excluded.keys",
+        [(ae_title, uid, int(lock), keys if only is not None else b"", ctx.stamp())],
+    )
+    return only
+
+
+def unsubscribe(ctx: Context, uid: str, ae_title: str) -> None:
+    """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
+
+    Refuses  C307. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
+    """
+    with database.atomic():
+        if uid in WELL_KNOWN_UPS:
+            erase("global_subscription WHERE ae_title = ?", ae_title)
+            change_subscriptions(ctx, "unsubscribe globally", ae_title)
+        else:
+            change_subscriptions(ctx, "unsubscribe", ae_title, {find_workitem(uid).id})
+        database.execute_sql(
+            "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
+            " AND sent_at = '' AND given_up_at = '' AND event_id IN"
+            " (SELECT id FROM workitem_event WHERE event_type <> ? AND (? OR sop_instance_uid = ?))",
+            (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
+        )
+        audit(ctx, "unsubscribed", uid, ae_title)
+    log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
+
+
+def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
+    """End what an AE hears of workitems to come; its subscriptions to those there are stay.
+
+    Refuses  C307; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
+    """
+    if uid not in WELL_KNOWN_UPS:
+        find_workitem(uid)
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription is suspended")
+    with database.atomic():
+        erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
+        change_subscriptions(ctx, "suspend globally", ae_title)
+        audit(ctx, "suspended", uid, ae_title)
+    log.info("%s suspended its subscription to %s by %s", ae_title, uid, ctx.actor)
+
+
+def subscribe_created(ctx: Context, workitem_id: int, data: bytes) -> list[str]:
+    """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
+    index, locks = ElementIndex(data), {}
+    for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
+        keys = bytes(row.keys)
+        if not keys or filter_search(keys, ctx.config.zone).matches(index):
+            locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
+    entered, now = [], ctx.stamp()
+    for ae_title, lock in locks.items():
+        request = "created, global lock" if lock else "created, global"
+        new, _ = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"]
+        entered.append((workitem_id, ae_title, int(new == "with Lock"), now))
+    enter_subscriptions(entered)
+    return list(locks)
+
+
+def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
+    """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
+
+    scp_status  RESTARTED or GOING DOWN
+    cold        whether the lists may not be what they were
+    Source      PS3.4 CC.2.4.3; local: one report for an AE, of the UID of global subscriptions;
+                an earlier one that has not been delivered is given up for it
+    """
+    start = "COLD START" if cold else "WARM START"
+    data = text_elements(
+        SCPStatus=scp_status,
+        SubscriptionListStatus=start,
+        UnifiedProcedureStepListStatus=start,
+    )
+    cursor = database.execute_sql(
+        "SELECT ae_title FROM subscription UNION SELECT ae_title FROM global_subscription"
+    )
+    receivers = sorted({title for (title,) in cursor} | set(ctx.config.ups.restart_receivers))
+    database.execute_sql(
+        "UPDATE outbox_event SET given_up_at = ?, problem = 'superseded' WHERE sent_at = ''"
+        " AND given_up_at = '' AND event_id IN (SELECT id FROM workitem_event WHERE event_type = ?)",
+        (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
+    )
+    if receivers:
+        uid = UPS_GLOBAL_SUBSCRIPTION
+        record_event(ctx, "SCP Status Change", uid, bytes(data), receivers)
+    return receivers
+
+
 # 9. WORKLIST ----------------------------------------------------------------------------------
 #
 # Patients, requested procedures and scheduled procedure steps; the modality worklist.
@@ -3810,6 +4896,12 @@ def person_name(family: str, given: str, chinese: str) -> str:
     ideographic = chinese_name(chinese)
     latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
     return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
+
+
+def typed_name(text: str) -> str:
+    """A PN value from one line: hanzi alone are the ideographic group, all else is as it is."""
+    hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
+    return person_name("", "", text) if hanzi else text
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
@@ -4159,7 +5251,7 @@ def _save_step(
             ScheduledProcedureStep,
             procedure_id=procedure.id,
             data=data,
-            version=1,
+            version=first_version(),
             created_at=ctx.stamp(),
             arrived_at=arrived,
             started_at="",
@@ -4656,14 +5748,9 @@ def _narrow(search: Search) -> tuple[list[str], list[Any]]:
         if wanted and all(wanted) and not any("*" in w or "?" in w for w in wanted):
             where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
             values += wanted
-    name = index.get("PatientName")
-    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
-    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
-    if chunks := [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]:
-        longest = max(chunks, key=len)
-        if longest:
-            where.append("instr(s.name_key, ?)")
-            values.append(longest)
+    if chunk := name_chunk(index.get("PatientName")):
+        where.append("instr(s.name_key, ?)")
+        values.append(chunk)
     nested = search.nested.get(STEP_SEQUENCE)
     if nested and (date := nested.intervals.get(START_DATE)):
         where.append("s.start_date BETWEEN ? AND ?")
@@ -4793,14 +5880,26 @@ def find_worklist(
     Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
     Source   PS3.4 K.4.1.3
     """
-    left = limit = view.limit or ctx.config.dicom.answer_limit
+    limit = view.limit or ctx.config.dicom.answer_limit
     found = worklist_ids(ctx, search, view)
-    known = cache.of(key) if cache else {}
+    yield from answer_slices(search, ScheduledProcedureStep, found, limit, cache, key)
+
+
+def answer_slices(
+    search: Search,
+    model: type[Stored],
+    found: list[tuple[int, int]],
+    left: int,
+    cache: AnswerCache | None,
+    key: object,
+) -> Iterator[list[bytes]]:
+    """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
+    known, limit = cache.of(key) if cache else {}, left
     for start in range(0, len(found), SLICE):
         chunk = found[start : start + SLICE]
         missing = [i for i, version in chunk if known.get(i, (0,))[0] != version]
         if missing:
-            added = _answer_rows(search, known, missing)
+            added = _answer_rows(search, model, known, missing)
             if cache:
                 cache.grown(key, added)
         answers = [known[i][1] for i, _ in chunk if i in known and known[i][1] is not None]
@@ -4809,20 +5908,22 @@ def find_worklist(
         if len(answers) > left:
             yield answers[:left]
             raise Refusal(
-                Status.OUT_OF_RESOURCES,
-                Message("more than {limit} matches", limit=limit),
+                Status.OUT_OF_RESOURCES, Message("more than {limit} matches", limit=limit)
             )
         left -= len(answers)
         yield answers
 
 
 def _answer_rows(
-    search: Search, known: dict[int, tuple[int, bytes | None]], missing: list[int]
+    search: Search,
+    model: type[Stored],
+    known: dict[int, tuple[int, bytes | None]],
+    missing: list[int],
 ) -> int:
     """Answer some rows into `known`: the bytes it grew by."""
     added = 0
     cursor = database.execute_sql(
-        "SELECT id, version, data FROM scheduled_procedure_step"
+        f"SELECT id, version, data FROM {model._meta.table_name}"
         f" WHERE id IN ({','.join(map(str, missing))})"
     )
     for row_id, version, data in cursor:
@@ -5023,9 +6124,9 @@ def check_uid(uid: str) -> None:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
-def check_instance(index: ElementIndex, uid: str) -> None:
+def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
     """Refuse (0106) a data set that names another instance than its command set does (local)."""
-    known = {"SOPClassUID": MPPS, "SOPInstanceUID": uid}
+    known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
     problems = [
         Problem(tag_of(keyword), Message("is not that of the command set"))
         for keyword, value in known.items()
@@ -5052,7 +6153,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
     uid = uid or ctx.new_uid()
     check_uid(uid)
     index = ElementIndex(data)
-    check_instance(index, uid)
+    check_instance(index, MPPS, uid)
     strict = ctx.config.dicom.strict_mpps
     forgiven = check_attributes(index, MPPS_ATTRIBUTES, "create", lenient=not strict)
     if index.text(MPPS_STATUS) != "IN PROGRESS":
@@ -5253,7 +6354,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         performed = found[0] if found else None
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
-        check_instance(index, uid)
+        check_instance(index, MPPS, uid)
         stored = ElementIndex(bytes(performed.data))
         check_settable(index, stored)
         blank = {MPPS_STATUS} if not status else set()
@@ -5289,29 +6390,7 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
     if not found:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
-    index = ElementIndex(bytes(found[0].data))
-    wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
-    if not wanted:
-        return Status.SUCCESS, with_character_set(bytes(index))
-    parts, missing = {}, False
-    for tag in wanted:
-        attribute = MPPS_ATTRIBUTES.get((tag,))
-        if tag in index:
-            parts[tag] = index.element(tag)
-        elif attribute and attribute.cells["get"] == "3/2":
-            parts[tag] = encode_element(tag, attribute.vr.encode(), b"")
-        else:
-            missing = True
-    status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
-    return status, with_character_set(b"".join(_by_tag(parts)))
-
-
-def with_character_set(data: bytes) -> bytes:
-    """A stored data set with (0008,0005) in front of it, where a text in it needs that."""
-    if data.isascii():
-        return data
-    element = encode_element(SPECIFIC_CHARACTER_SET, b"CS", bytes(UTF_8))
-    return ElementIndex(element).merged(ElementIndex(data))
+    return selected_attributes(ElementIndex(bytes(found[0].data)), tags, MPPS_ATTRIBUTES)
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
@@ -5338,6 +6417,14 @@ def comparable(index: ElementIndex, tag: int) -> str:
     if tag not in index or index.vr(tag) != b"PN":
         return text
     return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
+
+
+def same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
+    """Whether an attribute that may not be set is as it is stored."""
+    if index.vr(tag) != b"SQ":
+        return comparable(index, tag) == comparable(stored, tag)
+    empty = not index.has_value(tag) and not stored.has_value(tag)
+    return empty or index.element(tag) == stored.element(tag)
 
 
 def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
@@ -5397,9 +6484,885 @@ def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
     ).fetchall()
 
 
+# 11. UPS --------------------------------------------------------------------------------------
+#
+# The workitem's life: create, find, claim, report on, cancel, finish, purge.
+# Source: PS3.4 annex CC. For others: create_workitem, update_workitem, change_state,
+# request_cancel, get_workitem, find_workitems, purge_workitems, orphans, release_lock.
+
+UPS_NOT_SETTABLE = frozenset(
+    attribute.tag for attribute in UPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
+) - {TRANSACTION_UID, UPS_STATE}
+UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
+MODIFIED_AT = tag_of("ScheduledProcedureStepModificationDateTime")
+DEFAULT_CANCELLATION_REASON = "110513"
+
+
+def dicom_now(ctx: Context) -> str:
+    """Now as a DT value, with its offset."""
+    return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
+
+
+def workitem_columns(ctx: Context, data: bytes) -> dict[str, str]:
+    """The columns of a workitem, all from its data set; times in UTC."""
+    index = ElementIndex(data)
+
+    requests = index.items(tag_of("ReferencedRequestSequence"))
+    numbers = {item.get("AccessionNumber") for item in requests} - {""}
+
+    def instant(keyword: str, which: int = 0) -> str:
+        try:
+            at = datetime_bounds(index.get(keyword), ctx.config.zone)[which]
+        except (ValueError, OverflowError):
+            return ""
+        return utc_stamp(at.replace(microsecond=0) if which else at)
+
+    return {
+        "state": index.text(UPS_STATE),
+        "worklist_label": index.get("WorklistLabel"),
+        "priority": index.get("ScheduledProcedureStepPriority"),
+        "readiness": index.get("InputReadinessState"),
+        "start_at": instant("ScheduledProcedureStepStartDateTime"),
+        "expires_at": instant("ScheduledProcedureStepExpirationDateTime", 1),
+        "patient_id": index.get("PatientID"),
+        "accession_number": "*" if len(numbers) > 1 else "".join(numbers),
+        "name_key": name_key(index.get("PatientName")),
+        "label": index.get("ProcedureStepLabel"),
+    }
+
+
+def enumeration_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each value that is none of its few; empty ones are judged elsewhere."""
+    return [
+        Problem(tag_of(keyword), Message("{value} is not one of {choices}",
+                value=index.get(keyword), choices=", ".join(allowed)))
+        for keyword, allowed in UPS_ENUMERATIONS.items()
+        if index.get(keyword) and index.get(keyword) not in allowed
+    ]  # fmt: skip
+
+
+def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
+    """A problem for each time of a workitem that is no DT value, nested ones included."""
+    problems = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            for item in index.items(tag):
+                problems += datetime_problems(item, zone)
+        elif index.vr(tag) == b"DT":
+            one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+            for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
+                try:
+                    datetime_bounds(text, zone)
+                except (ValueError, OverflowError):
+                    words = Message("{value} is not a date and time", value=text[:64])
+                    problems.append(Problem(tag, words))
+    return problems
+
+
+def lock_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each Transaction UID within an item: it would be given to everybody."""
+    problems = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            for item in index.items(tag):
+                if item.has_value(TRANSACTION_UID):
+                    problems.append(Problem(TRANSACTION_UID, Message("must be empty")))
+                problems += lock_problems(item)
+    return problems
+
+
+def count_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each sequence with more items than one that may have one (PS3.4 CC.2.5-3)."""
+    words = Message("has more than one item")
+    return [
+        Problem(tag, words)
+        for tag in (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+        if len(index.items(tag)) > 1
+    ]
+
+
+def with_offsets(index: ElementIndex, offset: str) -> bytes:
+    """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
+    elements = {}
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            items = [with_offsets(item, offset) for item in index.items(tag)]
+            elements[tag] = encode_items(tag, items)
+        elif index.vr(tag) == b"DT" and index.has_value(tag):
+            texts = [
+                text if re.search(r"[+-]\d{4}$", text) or not text else text + offset
+                for text in index.values(tag)
+            ]
+            elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
+        elif tag != TIMEZONE_OFFSET:
+            elements[tag] = index.element(tag)
+    return b"".join(_by_tag(elements))
+
+
+def in_own_zone(index: ElementIndex) -> ElementIndex:
+    """A data set without (0008,0201), whose times say their offset. Refuses 0106 for a wrong one."""
+    offset = index.text(TIMEZONE_OFFSET)
+    if TIMEZONE_OFFSET not in index:
+        return index
+    if offset and not re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", offset):
+        problem = Problem(TIMEZONE_OFFSET, Message("is not an offset"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    return ElementIndex(with_offsets(index, offset))
+
+
+def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
+    """What is wrong with the values of a workitem, or of a change of one."""
+    return [
+        *enumeration_problems(index),
+        *datetime_problems(index, ctx.config.zone),
+        *lock_problems(index),
+        *count_problems(index),
+    ]
+
+
+def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
+    """Hold a new workitem against the table: what was forgiven.
+
+    Refuses C309 for another state than SCHEDULED; 0106 for a Transaction UID, progress or
+    performed procedure with a value, and for a value that is none of its few; 0120, 0121
+    """
+    state = index.text(UPS_STATE)
+    if state and state != "SCHEDULED":
+        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
+    forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
+    given = [
+        Problem(tag, Message("must be empty"))
+        for tag in (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+        if index.has_value(tag)
+    ]
+    problems = given + workitem_problems(ctx, index)
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    return forgiven
+
+
+def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
+    """Take a new workitem: its UID, made where none is given, and the status.
+
+    data     the attribute list, stored form
+    Refuses  as check_created; 0111, 0117
+    Source   PS3.4 CC.2.5
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index, known = in_own_zone(ElementIndex(data)), stored_workitem(uid)
+    check_instance(index, UPS_PUSH, uid)
+    if known or is_purged(uid):
+        state = known.state if known else "COMPLETED"
+        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} exists already", uid=uid))
+    forgiven = check_created(ctx, index)
+    made = text_elements(
+        SOPClassUID=UPS_PUSH,
+        SOPInstanceUID=uid,
+        ProcedureStepState=UPS_TRANSITIONS["create", "none"],
+        ScheduledProcedureStepModificationDateTime=dicom_now(ctx),
+        WorklistLabel=index.get("WorklistLabel") or ctx.config.ups.worklist_label,
+    )
+    stored = ElementIndex(index.without([TRANSACTION_UID])).merged(made)
+    with database.atomic():
+        row_id = insert_row(
+            Workitem,
+            sop_instance_uid=uid,
+            transaction_uid="",
+            performer="",
+            by_person=0,
+            declined="",
+            data=stored,
+            version=first_version(),
+            created_at=ctx.stamp(),
+            updated_at=ctx.stamp(),
+            claimed_at="",
+            ended_at="",
+            **workitem_columns(ctx, stored),
+        )
+        told = subscribe_created(ctx, row_id, stored)
+        auto = ctx.config.ups.auto_subscribe_creator and can_be_told(ctx, ctx.actor.name)
+        if auto and ctx.actor.name not in told:
+            enter_subscriptions([(row_id, ctx.actor.name, 0, ctx.stamp())])
+            told.append(ctx.actor.name)
+        created = ElementIndex(stored)
+        record_event(ctx, "UPS State Report", uid, state_report(created), told)
+        for report in assigned_reports(created):
+            record_event(ctx, "UPS Assigned", uid, report, told)
+        audit(ctx, "workitem created", uid)
+    if forgiven:
+        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+    log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
+    return uid, Status.SUCCESS
+
+
+def key_state(workitem: Any, transaction_uid: str) -> str:
+    """Whether a Transaction UID is the right one; compared in constant time.
+
+    workitem  None where there is none: as one that nobody has claimed, any UID is right
+    """
+    if not workitem or workitem.state == "SCHEDULED":
+        well_formed = transaction_uid and not value_problem("UI", transaction_uid)
+        return "right UID" if well_formed else "wrong UID"
+    right = hmac.compare_digest(workitem.transaction_uid.encode(), transaction_uid.encode())
+    return "right UID" if right and transaction_uid else "wrong UID"
+
+
+def ups_outcome(event: str, workitem: Any | None) -> str | Status:
+    """What UPS_TRANSITIONS says: a state, or a warning to answer. Refuses a failure."""
+    outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
+    if isinstance(outcome, Status) and outcome >> 12 != 0xB:
+        raise Refusal(outcome, OUTCOMES["*", outcome].text)
+    return outcome
+
+
+def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
+    """Change attributes of a workitem; in progress with the lock of its performer in the data.
+
+    data     the modification list, stored form; a sequence replaces the stored one
+    Refuses  C307, C300, C301, C310; C303 for SCHEDULED, 0105 for another state and for what may
+             not be set, if it differs; 0106, 0121
+    Source   PS3.4 CC.2.6
+    """
+    index = in_own_zone(ElementIndex(data))
+    with database.atomic():
+        workitem, key = stored_workitem(uid), index.text(TRANSACTION_UID)
+        ups_outcome(f"set, {key_state(workitem, key) if key else 'no UID'}", workitem)
+        stored = ElementIndex(bytes(workitem.data))
+        check_ups_settable(index, stored)
+        leave = UPS_NOT_SETTABLE | UPS_IDENTITY | {TRANSACTION_UID, UPS_STATE, MODIFIED_AT}
+        told = ElementIndex(index.without(leave))
+        if problems := workitem_problems(ctx, told):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        check_items(told, not ctx.config.ups.strict)
+        merged = stored.merged(told)
+        _save_workitem(ctx, workitem, merged)
+        _report_changes(ctx, workitem, stored, ElementIndex(merged))
+        audit(ctx, "workitem set", uid)
+    return Status.SUCCESS
+
+
+def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
+    """Refuse a change of state (C303, 0105), of what may not be set (0105), emptied needs (0121)."""
+    if state := index.text(UPS_STATE):
+        if state == "SCHEDULED":
+            raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
+        words = Message("is changed by N-ACTION")
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in UPS_NOT_SETTABLE | UPS_IDENTITY and not same_value(index, stored, tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+    emptied = [
+        Problem(attribute.tag, Message("has no value"))
+        for attribute in UPS_ATTRIBUTES.children()
+        if attribute.cells["final"] == "R" and attribute.tag in index
+        and not index.has_value(attribute.tag) and attribute.tag != MODIFIED_AT
+    ]  # fmt: skip
+    if emptied:
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=emptied)
+
+
+def check_items(index: ElementIndex, lenient: bool) -> None:
+    """Hold the items of a modification list against the table (their types in N-SET)."""
+    for attribute in UPS_ATTRIBUTES.children():
+        if attribute.vr == "SQ" and attribute.tag in index:
+            for item in index.items(attribute.tag):
+                check_attributes(item, UPS_ATTRIBUTES, "set", lenient, attribute.path)
+
+
+def _save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+    """Write a workitem's data set with a new modification time and version."""
+    now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
+    data = ElementIndex(data).merged(now)
+    update_row(
+        Workitem,
+        workitem.id,
+        data=data,
+        version=workitem.version + 1,
+        updated_at=ctx.stamp(),
+        **workitem_columns(ctx, data) | columns,
+    )
+    workitem.data, workitem.version = data, workitem.version + 1
+    return data
+
+
+PROGRESS_TOLD = tuple(
+    map(
+        tag_of,
+        (
+            "ProcedureStepProgress",
+            "ProcedureStepProgressDescription",
+            "ProcedureStepCommunicationsURISequence",
+        ),
+    )
+)
+
+
+def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
+    """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
+    uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
+
+    def changed(*keywords: str) -> bool:
+        return any(old.element(tag_of(k)) != new.element(tag_of(k)) for k in keywords)
+
+    if changed("InputReadinessState"):
+        record_event(ctx, "UPS State Report", uid, state_report(new), told)
+    before = old.item("ProcedureStepProgressInformationSequence")
+    after = new.item("ProcedureStepProgressInformationSequence")
+    if any(before.element(tag) != after.element(tag) for tag in PROGRESS_TOLD):
+        parameters = tag_of("ProcedureStepProgressParametersSequence")
+        report = encode_items(PROGRESS_INFORMATION, [after.only((*PROGRESS_TOLD, parameters))])
+        record_event(ctx, "UPS Progress Report", uid, report, told)
+    if changed("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence"):
+        for report in assigned_reports(new) or [b""]:
+            record_event(ctx, "UPS Assigned", uid, report, told)
+
+
+def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
+    """Move a workitem to `state` and tell its subscribers; SUCCESS, or a warning if already there.
+
+    state            Procedure Step State (0074,1000); None where it is absent
+    transaction_uid  Transaction UID (0008,1195), the lock of whoever claims or has claimed it
+    Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; 0120, 0121,
+                     0115 for a state that is absent, empty or none
+    Source           PS3.4 CC.2.1
+    """
+    with database.atomic():
+        workitem = stored_workitem(uid)
+        key = key_state(workitem, transaction_uid)
+        if workitem and state not in UPS_STATES:
+            _refuse_state(state, key)
+        outcome = ups_outcome(f"{state if workitem else 'SCHEDULED'}, {key}", workitem)
+        if isinstance(outcome, Status):
+            return outcome
+        index = ElementIndex(bytes(workitem.data))
+        columns = {}
+        if outcome == "IN PROGRESS":
+            columns = {
+                "transaction_uid": transaction_uid,
+                "performer": ctx.actor.name,
+                "by_person": int(bool(ctx.actor.role)),
+                "claimed_at": ctx.stamp(),
+            }
+        else:
+            index = ElementIndex(
+                with_cancellation(ctx, index) if outcome == "CANCELED" else bytes(index)
+            )
+            check_final(index, outcome)
+        enter_ups_state(ctx, workitem, index, outcome, **columns)
+    return Status.SUCCESS
+
+
+def _refuse_state(state: str | None, key: str) -> None:
+    """Refuse a state that is absent, empty or none of the four; a wrong lock before all else."""
+    if key == "wrong UID":
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
+    if state is None:
+        words = Message("is missing")
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
+    if not state:
+        words = Message("has no value")
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[Problem(UPS_STATE, words)])
+    words = Message("{value} is not a state", value=state[:64])
+    raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[Problem(UPS_STATE, words)])
+
+
+def enter_ups_state(
+    ctx: Context, workitem: Any, index: ElementIndex, state: str, **columns: Any
+) -> None:
+    """Write a new state with its report to the subscribers."""
+    changed = index.merged(text_elements(ProcedureStepState=state))
+    if state in FINAL_UPS_STATES:
+        columns["ended_at"] = ctx.stamp()
+    data = _save_workitem(ctx, workitem, changed, **columns)
+    uid, old = workitem.sop_instance_uid, workitem.state
+    workitem.state = state
+    record_event(
+        ctx, "UPS State Report", uid, state_report(ElementIndex(data)), subscribers(workitem.id)
+    )
+    audit(ctx, "workitem", uid, f"{old} -> {state}")
+    log.info("workitem %s: %s -> %s by %s", uid, old, state, ctx.actor)
+
+
+def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY) -> bytes:
+    """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
+
+    info  what the request to cancel said
+    Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
+    """
+    progress = index.item("ProcedureStepProgressInformationSequence")
+    keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
+    told = ElementIndex(info.only(map(tag_of, keywords)))
+    progress = ElementIndex(progress.merged(told))
+    made = []
+    if not progress.get("ProcedureStepCancellationDateTime"):
+        made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
+    reason = tag_of("ProcedureStepDiscontinuationReasonCodeSequence")
+    if not progress.items(reason):
+        code = DEFAULT_CANCELLATION_REASON
+        item = code_item(code, UPS_CANCELLATION_REASONS[code])
+        made.append(ElementIndex(encode_items(reason, [item])))
+    sequence = encode_items(PROGRESS_INFORMATION, [progress.merged(*made)])
+    return index.merged(ElementIndex(sequence))
+
+
+def check_final(index: ElementIndex, state: str) -> None:
+    """Refuse (C304) a final state whose requirements are not met (PS3.4 Table CC.2.5-1)."""
+    needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
+    problems = list(_final_problems(index, needed, ()))
+    if problems:
+        words = ", ".join(attribute_name(problem.tag) for problem in problems)
+        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, f"Missing: {words}", problems)
+
+
+def _final_problems(
+    index: ElementIndex, needed: set[str], path: tuple[int, ...]
+) -> Iterator[Problem]:
+    for attribute in UPS_ATTRIBUTES.children(path):
+        code = attribute.cells["final"]
+        if code not in needed:
+            continue
+        met = attribute.tag in index if code == "P2" else has_content(index, attribute)
+        if not met:
+            yield Problem(attribute.tag, Message("has no value"))
+        for item in index.items(attribute.tag):
+            yield from _final_problems(item, needed, attribute.path)
+
+
+def has_content(index: ElementIndex, attribute: Attribute) -> bool:
+    """Whether an attribute has a value; one that holds codes, whether each item has one."""
+    if not attribute.keyword.endswith("CodeSequence"):
+        return index.has_value(attribute.tag)
+    items = index.items(attribute.tag)
+    codes = ("CodeValue", "LongCodeValue", "URNCodeValue")
+    return bool(items) and all(any(item.get(code) for code in codes) for item in items)
+
+
+def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
+    """Ask for a workitem's end: done at once where nobody has begun, else its watchers are told.
+
+    data     reason, reason code, contact, stored form; all of it optional
+    Returns  B304 where it is CANCELED already
+    Refuses  C307, C311; C312 where neither a subscriber nor a person at this box could be told;
+             C313 where that person has declined
+    Source   PS3.4 CC.2.2
+    """
+    info = ElementIndex(data)
+    with database.atomic():
+        workitem = stored_workitem(uid)
+        outcome = ups_outcome("request cancel", workitem)
+        if isinstance(outcome, Status):
+            return outcome
+        told = subscribers(workitem.id)
+        if outcome == "IN PROGRESS":
+            _refuse_to_ask(workitem, told)
+        keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
+                    "ContactURI", "ContactDisplayName")  # fmt: skip
+        asked = ElementIndex(info.only(tag for tag in map(tag_of, keywords) if info.has_value(tag)))
+        requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
+        record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
+        audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
+        if outcome == "CANCELED":
+            _cancel(ctx, workitem, info)
+    return Status.SUCCESS
+
+
+def our_or_calling_ae(ctx: Context) -> str:
+    """The AE title that asks: the caller's, ours for a user or a job."""
+    calling = ctx.actor.address and not ctx.actor.role
+    return ctx.actor.name if calling else ctx.config.dicom.ae_title
+
+
+def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
+    """Refuse what the performer of a workitem will not do (C313) or cannot be told (C312)."""
+    if workitem.declined:
+        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, f"Declined: {workitem.declined}")
+    if not told and not workitem.by_person:
+        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, "The performer cannot be contacted.")
+
+
+def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
+    """A workitem, or some of its attributes, never the Transaction UID: status and data set.
+
+    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Refuses  C307. Source: PS3.4 CC.2.7
+    """
+    index = ElementIndex(bytes(find_workitem(uid).data))
+    index = ElementIndex(index.without(UPS_IDENTITY))
+    return selected_attributes(index, tags, UPS_ATTRIBUTES)
+
+
+def find_workitems(
+    ctx: Context,
+    search: Search,
+    cache: AnswerCache | None = None,
+    key: object = None,
+    view: WorklistView = WorklistView(),
+) -> Iterator[list[bytes]]:
+    """The encoded answers of a workitem search, slice by slice.
+
+    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    Source   PS3.4 CC.2.8
+    """
+    limit = view.limit or ctx.config.dicom.answer_limit
+    yield from answer_slices(search, Workitem, workitem_ids(search), limit, cache, key)
+
+
+def purge_workitems(ctx: Context, most: int = 200) -> int:
+    """Delete what has ended long enough ago and no deletion lock holds: how many, `most` at once.
+
+    What is still to be told of a workitem keeps it too; its events stay as history.
+    """
+    gone = fetch_rows(
+        Workitem,
+        "ended_at <> '' AND ended_at < ? AND NOT EXISTS (SELECT 1 FROM subscription s"
+        " WHERE s.workitem_id = workitem.id AND s.deletion_lock = 1)"
+        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox_event o ON o.event_id = e.id"
+        " WHERE e.sop_instance_uid = workitem.sop_instance_uid"
+        " AND o.sent_at = '' AND o.given_up_at = '') ORDER BY ended_at LIMIT ?",
+        ctx.stamp(days=-ctx.config.housekeeping.keep_workitems_days),
+        most,
+    )
+    now = ctx.stamp()
+    with database.atomic():
+        for workitem in gone:
+            erase("subscription WHERE workitem_id = ?", workitem.id)
+            erase("workitem WHERE id = ?", workitem.id)
+            audit(ctx, "workitem purged", workitem.sop_instance_uid)
+        insert_rows(
+            "purged_workitem (sop_instance_uid, purged_at)",
+            ((workitem.sop_instance_uid, now) for workitem in gone),
+        )
+    return len(gone)
+
+
+def is_purged(uid: str) -> bool:
+    """Whether a workitem of this UID was here and has been deleted."""
+    sql = "SELECT 1 FROM purged_workitem WHERE sop_instance_uid = ?"
+    return database.execute_sql(sql, (uid,)).fetchone() is not None
+
+
+def claim_by_person(ctx: Context, uid: str) -> None:
+    """Let a user claim a workitem; the lock is kept here. Refuses as change_state."""
+    change_state(ctx, uid, "IN PROGRESS", ctx.new_uid())
+
+
+def claimed_by(ctx: Context, uid: str) -> Any:
+    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    workitem = find_workitem(uid)
+    if workitem.state == "SCHEDULED":
+        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
+    if workitem.state in FINAL_UPS_STATES:
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    if not workitem.by_person or workitem.performer != ctx.actor.name:
+        words = Message("It is {performer}'s", performer=workitem.performer)
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
+    return workitem
+
+
+def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
+    """Complete a workitem for the user who claimed it. Refuses as claimed_by, change_state."""
+    with database.atomic():
+        workitem = claimed_by(ctx, uid)
+        told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
+        _save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
+
+
+def performed_by_person(ctx: Context, workitem: Any, remark: str) -> bytes:
+    """The item of the performed procedure that COMPLETED needs, for a person at this box."""
+    began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
+    codes = ElementIndex(bytes(workitem.data)).items(tag_of("ScheduledWorkitemCodeSequence"))
+    person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
+    sequences = {
+        "PerformedStationNameCodeSequence": [code_item("DESK", "Desk", LOCAL_SCHEME)],
+        "PerformedWorkitemCodeSequence": list(map(bytes, codes)) or [workitem_code("110005")],
+        "ActualHumanPerformersSequence": [bytes(person)],
+        "OutputInformationSequence": [],
+    }
+    texts = text_elements(
+        PerformedProcedureStepStartDateTime=f"{began:%Y%m%d%H%M%S%z}",
+        PerformedProcedureStepEndDateTime=dicom_now(ctx),
+        CommentsOnThePerformedProcedureStep=remark,
+    )
+    return well_formed(
+        texts.merged(
+            *(ElementIndex(encode_items(tag_of(k), items)) for k, items in sequences.items())
+        )
+    )
+
+
+def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513") -> None:
+    """Cancel a workitem for the user who claimed it. Refuses as claimed_by, change_state.
+
+    code  a key of UPS_CANCELLATION_REASONS
+    """
+    with database.atomic():
+        workitem = claimed_by(ctx, uid)
+        data = with_cancellation(
+            ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
+        )
+        _save_workitem(ctx, workitem, data)
+        change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
+
+
+def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
+    """Keep on with what somebody wants cancelled: who asks again hears C313. Refuses 0106.
+
+    Refuses also as claimed_by. Source: PS3.4 CC.2.2.3
+    """
+    needs_reason(remark)
+    workitem = claimed_by(ctx, uid)
+    asked = EVENT_TYPES["UPS Cancel Requested"]
+    if not any(one.event_type == asked for one in history_of(uid)):
+        words = Message("Nobody has asked for its cancellation")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
+    update_row(Workitem, workitem.id, declined=remark.strip()[:500])
+    audit(ctx, "workitem cancellation declined", uid, remark.strip()[:500])
+
+
+def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = "") -> None:
+    """Name the station or the person that a workitem is for; its watchers hear.
+
+    station    name of a device
+    performer  name of a person
+    Refuses    C307, C300 after its end, 0106
+    """
+    with database.atomic():
+        workitem = find_workitem(uid)
+        if workitem.state in FINAL_UPS_STATES:
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        old = ElementIndex(bytes(workitem.data))
+        stations = [code_item(station, station, LOCAL_SCHEME)] if station else []
+        people = [_performer_item(ctx, performer)] if performer else []
+        new = old.merged(
+            ElementIndex(encode_items(tag_of("ScheduledStationNameCodeSequence"), stations)),
+            ElementIndex(encode_items(tag_of("ScheduledHumanPerformersSequence"), people)),
+        )
+        well_formed(new)
+        _save_workitem(ctx, workitem, new)
+        _report_changes(ctx, workitem, old, ElementIndex(new))
+        audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
+
+
+def _performer_item(ctx: Context, name: str) -> bytes:
+    code = code_item(name, name, LOCAL_SCHEME)
+    organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
+    texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
+    return texts.merged(ElementIndex(encode_items(tag_of("HumanPerformerCodeSequence"), [code])))
+
+
+def relationship_of_step(step: bytes) -> bytes:
+    """The patient and the request of a scheduled procedure step, as a workitem has them.
+
+    Source: PS3.3 C.30.4
+    """
+    index = ElementIndex(step)
+    patient = index.only(map(tag_of, (
+        "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+        "AdmissionID", "MedicalAlerts", "SpecialNeeds", "StudyInstanceUID",
+    )))  # fmt: skip
+    request = ElementIndex(index.only(map(tag_of, (
+        "StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
+        "RequestedProcedureDescription", "RequestedProcedureCodeSequence",
+        "ReasonForTheRequestedProcedure", "RequestedProcedureComments", "RequestingPhysician",
+        "ReferringPhysicianName",
+    ))))  # fmt: skip
+    request_item = encode_items(tag_of("ReferencedRequestSequence"), [bytes(request)])
+    return ElementIndex(patient).merged(ElementIndex(request_item))
+
+
+def needs_reason(words: str) -> None:
+    """Refuse (0106) what is done without a reason."""
+    if not words.strip():
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+
+
+def workitems_of(state: str, label: str, limit: int = 200) -> list[Any]:
+    """Workitems of a state and a worklist label, any where empty, the next to begin first."""
+    return fetch_rows(
+        Workitem,
+        "(? = '' OR state = ?) AND (? = '' OR worklist_label = ?) ORDER BY start_at DESC LIMIT ?",
+        state, state, label, label, limit,
+    )  # fmt: skip
+
+
+def worklist_labels() -> list[str]:
+    """The worklist labels in use."""
+    cursor = database.execute_sql("SELECT DISTINCT worklist_label FROM workitem ORDER BY 1")
+    return [label for (label,) in cursor]
+
+
+class Happening(NamedTuple):
+    """An event in the history of a workitem: when, by whom, what, and how many have been told."""
+
+    at: str
+    who: str
+    event_type: int
+    data: bytes
+    receivers: int
+    heard: int
+
+
+def history_of(uid: str) -> list[Happening]:
+    """What happened to a workitem; also of one that has been purged."""
+    cursor = database.execute_sql(
+        "SELECT e.created_at, e.who, e.event_type, e.data, count(o.id), coalesce(sum(o.sent_at <>"
+        " ''), 0) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
+        " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id",
+        (uid,),
+    )
+    return [Happening(at, who, kind, bytes(data), n, m) for at, who, kind, data, n, m in cursor]
+
+
+def watchers_of(uid: str) -> list[tuple[str, int]]:
+    """The AE titles subscribed to a workitem, with their locks."""
+    return database.execute_sql(
+        "SELECT s.ae_title, s.deletion_lock FROM subscription s JOIN workitem w"
+        " ON w.id = s.workitem_id WHERE w.sop_instance_uid = ? ORDER BY s.ae_title",
+        (uid,),
+    ).fetchall()
+
+
+class Watcher(NamedTuple):
+    """An AE that is subscribed to what is created, and how it goes with telling it."""
+
+    ae_title: str
+    uid: str
+    deletion_lock: int
+    single: int
+    waiting: int
+    heard_at: str
+    problem: str
+
+
+def watchers() -> list[Watcher]:
+    """The global subscriptions, then the other receivers that something is or was to be told."""
+    cursor = database.execute_sql(
+        "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
+        " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
+        " (SELECT count(*) FROM outbox_event o"
+        " WHERE o.receiver = a.ae_title AND o.sent_at = '' AND o.given_up_at = ''),"
+        " coalesce(r.heard_at, ''), coalesce(r.problem, '') FROM"
+        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver"
+        " UNION SELECT ae_title FROM subscription) a"
+        " LEFT JOIN global_subscription g ON g.ae_title = a.ae_title"
+        " LEFT JOIN receiver r ON r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
+    )
+    return [Watcher(*row) for row in cursor]
+
+
+class Orphan(NamedTuple):
+    """Something that is stuck: what kind, what it is about, since when, what is known."""
+
+    kind: str
+    uid: str
+    about: str
+    since: str
+    known: str
+
+
+def orphans(ctx: Context) -> list[Orphan]:
+    """What is stuck: locks on what has ended, silent or expired workitems, events not told."""
+    keep = ctx.config.housekeeping
+    found = database.execute_sql(
+        "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
+        " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+        " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
+        " AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at",
+        (ctx.stamp(hours=-keep.stuck_lock_hours),),
+    ).fetchall()
+    found += database.execute_sql(
+        "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
+        " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at",
+        (ctx.stamp(hours=-keep.stuck_workitem_hours),),
+    ).fetchall()
+    found += database.execute_sql(
+        "SELECT 'expired', sop_instance_uid, worklist_label, expires_at, label FROM workitem"
+        " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ? ORDER BY expires_at",
+        (ctx.stamp(),),
+    ).fetchall()
+    found += database.execute_sql(
+        "SELECT 'events', o.receiver, count(*), min(o.created_at), coalesce(max(r.problem), '')"
+        " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
+        " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
+        " HAVING min(o.created_at) < ? ORDER BY 4",
+        (ctx.stamp(minutes=-keep.stuck_events_minutes),),
+    ).fetchall()
+    return [Orphan(kind, uid, str(about), since, known) for kind, uid, about, since, known in found]
+
+
+def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
+    """End the deletion lock of a watcher that does not; its subscription stays. Refuses 0106, C307."""
+    needs_reason(why)
+    workitem = find_workitem(uid)
+    cursor = database.execute_sql(
+        "UPDATE subscription SET deletion_lock = 0"
+        " WHERE workitem_id = ? AND ae_title = ? AND deletion_lock = 1",
+        (workitem.id, ae_title),
+    )
+    if not cursor.rowcount:
+        words = Message("{ae} holds no lock on it", ae=ae_title)
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
+    audit(ctx, "lock released", uid, f"{ae_title}: {why.strip()[:500]}")
+    log.info("workitem %s: the lock of %s released by %s", uid, ae_title, ctx.actor)
+
+
+def end_workitem(
+    ctx: Context, uid: str, why: str, code: str = "110513", state: str = "", before: str = ""
+) -> None:
+    """Cancel a workitem that is stuck, whoever has claimed it. Refuses 0106, C307, C300.
+
+    code           a key of UPS_CANCELLATION_REASONS
+    state, before  only if it is in this state, and has not been changed since (C300)
+    """
+    needs_reason(why)
+    with database.atomic():
+        workitem = find_workitem(uid)
+        if workitem.state in FINAL_UPS_STATES:
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        if (state and workitem.state != state) or (before and workitem.updated_at >= before):
+            words = Message("It is not stuck any more")
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
+        _cancel(ctx, workitem, cancellation_reason(why, code))
+        audit(ctx, "workitem ended", uid, why.strip()[:500])
+
+
+def _cancel(ctx: Context, workitem: Any, info: ElementIndex) -> None:
+    """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
+    index = ElementIndex(bytes(workitem.data))
+    if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
+        enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
+        index = ElementIndex(bytes(workitem.data))
+    index = ElementIndex(with_cancellation(ctx, index, info))
+    enter_ups_state(ctx, workitem, index, "CANCELED")
+
+
+def give_up_events(ctx: Context, receiver: str, why: str) -> int:
+    """Give up what one receiver has not been told: how many events. Refuses 0106."""
+    needs_reason(why)
+    cursor = database.execute_sql(
+        "UPDATE outbox_event SET given_up_at = ?, problem = ?"
+        " WHERE receiver = ? AND sent_at = '' AND given_up_at = ''",
+        (ctx.stamp(), why.strip()[:500], receiver),
+    )
+    audit(ctx, "events given up", receiver, f"{cursor.rowcount}: {why.strip()[:500]}")
+    return cursor.rowcount
+
+
+def retry_events(ctx: Context, receiver: str) -> None:
+    """Try a receiver that has not been reached again now."""
+    try_again(receiver)
+    audit(ctx, "events tried again", receiver)
+
+
 # 13. WORKFLOW ---------------------------------------------------------------------------------
 #
-# What happens of itself: retention, as [housekeeping] says. For others: purge.
+# What happens of itself: retention, as [housekeeping] says. For others: purge, due_to_end.
 
 
 def purge(ctx: Context) -> dict[str, int]:
@@ -5415,6 +7378,22 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_audit_days:
             old = ctx.stamp(days=-keep.keep_audit_days)
             erased["audit lines"] = erase("audit WHERE at < ?", old)
+        old = ctx.stamp(days=-keep.keep_deliveries_days)
+        erased["deliveries"] = erase(
+            "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+        )
+        erased["initial reports"] = erase(
+            "workitem_event WHERE initial = 1 AND NOT EXISTS"
+            " (SELECT 1 FROM outbox_event o WHERE o.event_id = workitem_event.id)"
+        )
+        if keep.keep_workitem_history_days:
+            old = ctx.stamp(days=-keep.keep_workitem_history_days)
+            erased["workitem events"] = erase(
+                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox_event o"
+                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
+                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
+                old,
+            )
         if erased := {what: count for what, count in erased.items() if count}:
             words = ", ".join(f"{count} {what}" for what, count in erased.items())
             audit(ctx, "purged", "store", words)
@@ -5450,6 +7429,53 @@ def _purge_patients(old: str) -> int:
         " WHERE r.patient_id = patient.id)",
         old,
     )
+
+
+def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
+    """What [housekeeping] ends of itself now: core functions with their arguments."""
+    keep, due = ctx.config.housekeeping, []
+    if keep.release_locks_days:
+        locks = database.execute_sql(
+            "SELECT w.sop_instance_uid, s.ae_title FROM subscription s JOIN workitem w"
+            " ON w.id = s.workitem_id WHERE s.deletion_lock = 1 AND w.ended_at <> ''"
+            " AND w.ended_at < ?",
+            (ctx.stamp(days=-keep.release_locks_days),),
+        ).fetchall()
+        why = "[housekeeping] release_locks_days"
+        due += [(release_lock, (uid, ae_title, why)) for uid, ae_title in locks]
+    if keep.cancel_silent_workitems_hours:
+        old = ctx.stamp(hours=-keep.cancel_silent_workitems_hours)
+        why = "[housekeeping] cancel_silent_workitems_hours", "110513", "IN PROGRESS", old
+        uids = _workitems_where("state = 'IN PROGRESS' AND updated_at < ?", old)
+        due += [(end_workitem, (uid, *why)) for uid in uids]
+    if keep.cancel_expired_workitems:
+        where = "state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ?"
+        why = "[housekeeping] cancel_expired_workitems", "110533", "SCHEDULED"
+        uids = _workitems_where(where, ctx.stamp())
+        due += [(end_workitem, (uid, *why)) for uid in uids]
+    return due
+
+
+def correct_stamps(began: float, leap: float) -> None:
+    """Move what this run has written of workitems by a clock that was behind.
+
+    began  when it began, in seconds since 1970, by that clock; leap  how far it was behind
+    """
+    until = time.time() - leap
+    first, last = (
+        utc_stamp(datetime.datetime.fromtimestamp(at, datetime.UTC)) for at in (began, until)
+    )
+    for column in ("updated_at", "claimed_at", "ended_at"):
+        database.execute_sql(
+            f"UPDATE workitem SET {column} = strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, ?)"
+            f" WHERE {column} BETWEEN ? AND ?",
+            (f"{leap:+.3f} seconds", first, last),
+        )
+
+
+def _workitems_where(where: str, *values: Any) -> list[str]:
+    cursor = database.execute_sql(f"SELECT sop_instance_uid FROM workitem WHERE {where}", values)
+    return [uid for (uid,) in cursor]
 
 
 # 14. INTERCHANGE ------------------------------------------------------------------------------
@@ -5784,7 +7810,84 @@ def export_store() -> dict[str, Any]:
             {key: getattr(row, key) for key in (*PROCEDURE_COLUMNS, "retired")}
             for row in fetch_rows(Procedure, "1 = 1 ORDER BY code")
         ],
+    } | export_workitems()
+
+
+WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "updated_at",
+                       "claimed_at", "ended_at")  # fmt: skip
+
+
+def export_workitems() -> dict[str, Any]:
+    """The workitems with their history and subscribers; without the locks of their performers."""
+    subscriptions = database.execute_sql(
+        "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
+        " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
+    ).fetchall()
+    return {
+        "workitems": [
+            _exported(row, *WORKITEM_FACTS_KEPT)
+            for row in fetch_rows(Workitem, "1 = 1 ORDER BY id")
+        ],
+        "workitem_events": [
+            {"uid": row.sop_instance_uid} | _exported(row, "event_type", "created_at", "who")
+            for row in fetch_rows(WorkitemEvent, "initial = 0 ORDER BY id")
+        ],
+        "purged_workitems": [
+            [row.sop_instance_uid, row.purged_at]
+            for row in fetch_rows(PurgedWorkitem, "1 = 1 ORDER BY sop_instance_uid")
+        ],
+        "subscriptions": list(map(list, subscriptions)),
+        "global_subscriptions": [
+            {"keys": to_json(ElementIndex(bytes(row.keys)))}
+            | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
+            for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
+        ],
     }
+
+
+def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
+    """Read back what export_workitems gave. Refuses 0111.
+
+    Nobody is told; who had claimed a workitem over DICOM has to have it ended and made again.
+    """
+    ids = {}
+    for one in content.get("workitems", []):
+        data = from_json(one["data"])
+        uid = ElementIndex(data).get("SOPInstanceUID")
+        check_uid(uid)
+        if stored_workitem(uid) or is_purged(uid):
+            words = Message("{uid} exists already", uid=uid)
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
+        ids[uid] = insert_row(
+            Workitem,
+            sop_instance_uid=uid,
+            transaction_uid=ctx.new_uid(),
+            data=data,
+            version=first_version(),
+            **workitem_columns(ctx, data) | {key: one[key] for key in WORKITEM_FACTS_KEPT},
+        )
+    for one in content.get("workitem_events", []):
+        insert_row(
+            WorkitemEvent,
+            sop_instance_uid=one["uid"],
+            data=from_json(one["data"]),
+            **{key: one[key] for key in ("event_type", "created_at", "who")},
+        )
+    purged = map(tuple, content.get("purged_workitems", []))
+    insert_rows(
+        "purged_workitem (sop_instance_uid, purged_at) VALUES ON CONFLICT DO NOTHING", purged
+    )
+    told = content.get("subscriptions", [])
+    enter_subscriptions((ids[uid], ae, lock, at) for uid, ae, lock, at in told if uid in ids)
+    insert_rows(
+        "global_subscription (ae_title, uid, deletion_lock, keys, created_at) VALUES"
+        " ON CONFLICT DO NOTHING",
+        (
+            (one["ae_title"], one["uid"], one["deletion_lock"], from_json(one["keys"]),
+             one["created_at"])
+            for one in content.get("global_subscriptions", [])
+        ),
+    )  # fmt: skip
 
 
 def import_export(ctx: Context, content: dict[str, Any]) -> str:
@@ -5820,8 +7923,9 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             save_procedure(ctx, {key: str(procedure.get(key, "")) for key in PROCEDURE_COLUMNS})
             if procedure.get("retired"):
                 retire_procedure(ctx, procedure["code"])
+        import_workitems(ctx, content)
     counts = (f"{len(content.get(key, []))} {key}" for key in
-              ("worklist", "performed", "devices", "procedures"))  # fmt: skip
+              ("worklist", "performed", "devices", "procedures", "workitems"))  # fmt: skip
     return ", ".join(counts)
 
 
@@ -5902,7 +8006,185 @@ def export_csv() -> str:
 
 # 15. DELIVERY ---------------------------------------------------------------------------------
 #
-# Calls to other systems. pynetdicom is the stack. For others: echo.
+# Calls to other systems: takes outbox rows and hands them to the sender it is given; C-ECHO.
+# For others: Delivery, RETRY_AFTER, echo.
+
+# Seconds to wait after so many failures in a row; the last for all that follow.
+RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Event(NamedTuple):
+    """An event as a sender is given it."""
+
+    outbox_id: int
+    uid: str
+    event_type: int
+    data: bytes
+
+    @property
+    def message_id(self) -> int:
+        """Message ID (0000,0110): the same whenever it is sent, so that a repeat is known."""
+        return self.outbox_id % 65535 + 1
+
+
+def due_receivers(ctx: Context) -> list[str]:
+    """The receivers that have something to hear and are to be tried now."""
+    unsent = "FROM outbox_event WHERE sent_at = '' AND given_up_at = ''"
+    cursor = database.execute_sql(
+        # from one receiver to the next in the index, past its thousands of events
+        f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
+        f" SELECT (SELECT min(receiver) {unsent} AND receiver > w.ae_title) FROM waiting w"
+        " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w LEFT JOIN receiver r"
+        " ON r.ae_title = w.ae_title WHERE w.ae_title IS NOT NULL"
+        # a time further off than any wait is of a clock that has been set back
+        " AND (coalesce(r.try_at, '') <= ? OR r.try_at > ?)",
+        (ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
+    )
+    return [title for (title,) in cursor]
+
+
+MOST_EVENTS = 50  # that are read at once for one receiver
+
+
+def due_events(receiver: str, most: int = MOST_EVENTS) -> list[Event]:
+    """The events a receiver is to hear of next, in order."""
+    cursor = database.execute_sql(
+        "SELECT o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+        " JOIN workitem_event e ON e.id = o.event_id"
+        " WHERE o.receiver = ? AND o.sent_at = '' AND o.given_up_at = '' ORDER BY o.id LIMIT ?",
+        (receiver, most),
+    )
+    return [Event(i, uid, kind, bytes(data)) for i, uid, kind, data in cursor]
+
+
+def note_sent(ctx: Context, receiver: str, outbox_ids: Iterable[int]) -> None:
+    """Events have been heard of."""
+    now = ctx.stamp()
+    sent = [(now, outbox_id) for outbox_id in outbox_ids]
+    database.connection().executemany("UPDATE outbox_event SET sent_at = ? WHERE id = ?", sent)
+    database.execute_sql(
+        "INSERT INTO receiver (ae_title, heard_at) VALUES (?, ?) ON CONFLICT (ae_title) DO UPDATE"
+        " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
+        (receiver, now),
+    )
+
+
+def note_failed(ctx: Context, receiver: str, problem: str) -> int:
+    """A receiver could not be told: seconds until it is tried again.
+
+    After [housekeeping] give_up_events_hours of failing, counted by the waits and not by the
+    clock, what is as old as that is given up.
+    """
+    row = database.execute_sql(
+        "SELECT failures, failing_s FROM receiver WHERE ae_title = ?", (receiver,)
+    ).fetchone()
+    failures, failing_s = row or (0, 0)
+    wait = RETRY_AFTER[min(failures, len(RETRY_AFTER) - 1)]
+    database.execute_sql(
+        "INSERT INTO receiver (ae_title, failures, failing_s, try_at, problem)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (ae_title) DO UPDATE SET"
+        " failures = excluded.failures, failing_s = excluded.failing_s,"
+        " try_at = excluded.try_at, problem = excluded.problem",
+        (receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
+    )
+    hours = ctx.config.housekeeping.give_up_events_hours
+    if failing_s >= hours * 3600:
+        cursor = database.execute_sql(
+            "UPDATE outbox_event SET given_up_at = ?, problem = ? WHERE receiver = ?"
+            " AND sent_at = '' AND given_up_at = '' AND created_at < ?",
+            (ctx.stamp(), problem[:500], receiver, ctx.stamp(hours=-hours)),
+        )
+        if cursor.rowcount:
+            audit(ctx, "events given up", receiver, f"{cursor.rowcount}: {problem[:200]}")
+    return wait
+
+
+class Delivery:
+    """Tells receivers what happened: each in its own order, none waiting for another.
+
+    send     coroutine function (receiver, events, heard): calls heard(event) for each event that
+             was taken; raises DeliveryError
+    read     runs a function in a reader's thread; `write` runs a core function in the store thread
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], Context],
+        send: Callable[..., Any],
+        read: Callable[..., Any],
+        write: Callable[..., Any],
+    ) -> None:
+        self.context, self.send, self.read, self.write = context, send, read, write
+        self.busy: set[str] = set()
+        self.tasks: set[asyncio.Task] = set()
+        self.wanted = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may be due; called in the loop."""
+        self.wanted.set()
+
+    async def run(self, pause: float = 5.0) -> None:
+        """Deliver what is due, whenever woken and every few seconds."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                await self.deliver_due()
+            except Exception:
+                log.exception("delivery failed")
+
+    async def deliver_due(self, wait: bool = False) -> None:
+        """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
+        busy = set(self.busy)  # what fails while we look is not due any more
+        for receiver in await self.read(due_receivers, self.context()):
+            if receiver not in self.busy | busy:
+                self.busy.add(receiver)
+                task = asyncio.get_running_loop().create_task(self._deliver(receiver))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+        if wait and self.tasks:
+            await asyncio.wait(self.tasks)
+
+    async def _deliver(self, receiver: str) -> None:
+        """Tell one receiver all that is due to it."""
+        try:
+            events = await self.read(due_events, receiver)
+            while events:
+                await self._send(receiver, events)
+                more = len(events) == MOST_EVENTS  # else wake() sees what came meanwhile
+                events = await self.read(due_events, receiver) if more else []
+        except DeliveryError as error:
+            await self._failed(receiver, str(error))
+        except Exception as error:
+            log.exception("delivery to %s failed", receiver)
+            await self._failed(receiver, f"internal error: {error}")
+        finally:
+            self.busy.discard(receiver)
+        self.wake()  # for what was written while it was busy
+
+    async def _send(self, receiver: str, events: list[Event]) -> None:
+        heard: list[int] = []
+        try:
+            await self.send(receiver, events, lambda event: heard.append(event.outbox_id))
+        finally:
+            if heard:
+                await self.write(note_sent, self.context(), receiver, heard)
+
+    async def _failed(self, receiver: str, problem: str) -> None:
+        wait = await self.write(note_failed, self.context(), receiver, problem)
+        log.warning("events for %s: %s; again in %d s", receiver, problem, wait)
+
+    async def close(self) -> None:
+        """Leave what is being told where it is: it is told again after the next start."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+class DeliveryError(Exception):
+    """A receiver could not be told."""
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -6056,6 +8338,12 @@ RELEASE_RQ_PDU = _PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
 RELEASE_RP_PDU = _PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
 
 
+@functools.lru_cache(maxsize=256)
+def command_element(element: int) -> tuple[str, str]:
+    """Keyword and VR of an element of group 0000. Raises KeyError"""
+    return datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
+
+
 def decode_command(data: bytes) -> dict[str, Any]:
     """A command set (implicit little endian) by keyword; ProtocolError for what is none."""
     fields: dict[str, Any] = {}
@@ -6068,7 +8356,7 @@ def decode_command(data: bytes) -> dict[str, Any]:
         if group or pos > len(data):
             raise ProtocolError("a command set holds something that is no command element")
         try:
-            keyword, vr = datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
+            keyword, vr = command_element(element)
         except KeyError:
             continue
         value = data[pos - length : pos]
@@ -6092,7 +8380,7 @@ def encode_command(**fields: Any) -> bytes:
         if value is None:
             continue
         tag = tag_of(keyword)
-        vr = datadict.dictionary_VR(tag)
+        vr = vr_of(tag)
         if vr == "US":
             raw = int(value).to_bytes(2, "little")
         elif vr == "AT":
@@ -6272,7 +8560,7 @@ class Negotiator:
             primitive = request.to_primitive()
         except Exception as error:  # whatever pynetdicom says of bytes that are not in order
             raise ProtocolError(f"A-ASSOCIATE-RQ cannot be decoded: {error}") from None
-        if str(primitive.application_context_name) != "1.2.840.10008.3.1.1.1":
+        if str(primitive.application_context_name) != APPLICATION_CONTEXT:
             raise Rejection(1, 1, 2, "the application context is not that of DICOM")
         return self._accept(primitive, called, calling, renumbered)
 
@@ -6345,6 +8633,31 @@ class Negotiator:
 IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
 IMPLEMENTATION_VERSION_NAME = "MINRIS_" + __version__.replace(".", "")
 IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
+
+
+def message_pdus(
+    context: AcceptedContext,
+    command: bytes,
+    data: bytes | None,
+    longest: int,
+    combined: bool = True,
+) -> bytes:
+    """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
+    room = longest - 6
+    parts = [(command[i : i + room], 1) for i in range(0, len(command), room)]
+    last = {len(parts) - 1}
+    if data:
+        parts += [(data[i : i + room], 0) for i in range(0, len(data), room)]
+        last.add(len(parts) - 1)
+    pdus, together = [], b""
+    for number, (part, kind) in enumerate(parts):
+        control = kind | (2 if number in last else 0)
+        value = _PDV_HEADER.pack(len(part) + 2, context.id, control) + part
+        if together and (len(together) + len(value) > longest or not combined):
+            pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
+            together = b""
+        together += value
+    return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
 
 
 class Association(asyncio.Protocol):
@@ -6798,23 +9111,8 @@ class Association(asyncio.Protocol):
         return self.state in ("Sta6", "Sta8")
 
     def _pdus(self, context: AcceptedContext, command: bytes, data: bytes | None) -> bytes:
-        """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
-        longest = (self.peer.maximum_length or self.limits.maximum_pdu_length) - 6
-        parts = [(command[i : i + longest], 1) for i in range(0, len(command), longest)]
-        if data:
-            parts += [(data[i : i + longest], 0) for i in range(0, len(data), longest)]
-        last = {len(parts) - 1, (len(command) - 1) // longest}
-        values = [
-            _PDV_HEADER.pack(len(part) + 2, context.id, kind | (2 if number in last else 0)) + part
-            for number, (part, kind) in enumerate(parts)
-        ]
-        pdus, together = [], b""
-        for value in values:
-            if together and (len(together) + len(value) > longest + 6 or not self.combined):
-                pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
-                together = b""
-            together += value
-        return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
+        longest = self.peer.maximum_length or self.limits.maximum_pdu_length
+        return message_pdus(context, command, data, longest, self.combined)
 
     def __str__(self) -> str:
         name = f"{self.peer.calling}@" if self.peer else ""
@@ -6932,6 +9230,175 @@ class AssociationServer:
         log.warning(words, *values)
 
 
+# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
+
+
+@functools.lru_cache(maxsize=512)
+def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
+    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+    from pynetdicom.presentation import build_context
+
+    primitive = items.A_ASSOCIATE()
+    primitive.application_context_name = APPLICATION_CONTEXT
+    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
+    contexts, information = [], [items.MaximumLengthNotification()]
+    information[0].maximum_length_received = 65536
+    implementation = items.ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    information.append(implementation)
+    for number, (uid, roles) in enumerate(proposed):
+        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
+        context.context_id = 2 * number + 1
+        contexts.append(context)
+        if roles:
+            item = items.SCP_SCU_RoleSelectionNegotiation()
+            item.sop_class_uid = uid
+            item.scu_role, item.scp_role = roles
+            information.append(item)
+    primitive.presentation_context_definition_list = contexts
+    primitive.user_information = information
+    pdu = pdus.A_ASSOCIATE_RQ()
+    pdu.from_primitive(primitive)
+    return pdu.encode()
+
+
+class Accepted(NamedTuple):
+    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+
+    maximum_length: int
+    contexts: Mapping[str, AcceptedContext]
+    roles: Mapping[str, tuple[bool, bool]]
+
+
+@functools.lru_cache(maxsize=512)
+def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
+    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+
+    answer = pdus.A_ASSOCIATE_AC()
+    answer.decode(pdu)
+    primitive = answer.to_primitive()
+    longest, roles, contexts = 16384, {}, {}
+    for item in primitive.user_information:
+        if isinstance(item, items.MaximumLengthNotification):
+            longest = item.maximum_length_received or 1 << 20
+        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
+    for context in primitive.presentation_context_definition_results_list:
+        if context.result == 0:
+            uid, _ = proposed[(context.context_id - 1) // 2]
+            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
+    return Accepted(max(longest, 64), contexts, roles)
+
+
+class Caller:
+    """The requestor's half: an association that we open, in the same event loop.
+
+    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
+    is a DeliveryError, and closes the connection.
+    """
+
+    LONGEST = 1 << 20
+
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
+        self.accepted = Accepted(16384, {}, {})
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def open(
+        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+    ) -> None:
+        """Associate; `accepted` is then what the peer takes.
+
+        ours, theirs  calling and called AE title
+        """
+        request = associate_request(ours, theirs, proposed)
+        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        if kind != A_ASSOCIATE_AC:
+            self.close()
+            rejected = kind == A_ASSOCIATE_RJ
+            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+        try:
+            self.accepted = associate_answer(pdu, proposed)
+        except Exception as error:
+            self.close()
+            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+
+    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
+        self.reader, self.writer = await asyncio.open_connection(*address)
+        self.writer.write(request)
+        return await self._pdu()
+
+    async def _bounded(self, work: Any, words: str) -> Any:
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await work
+        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
+            self.close()
+            late = isinstance(error, TimeoutError)
+            raise DeliveryError(f"{words}: {'no answer' if late else error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    async def _pdu(self) -> tuple[int, bytes]:
+        header = await self.reader.readexactly(6)
+        kind, _, length = _PDU_HEADER.unpack(header)
+        if length > self.LONGEST:
+            raise ProtocolError("it sent a PDU past the limit")
+        return kind, header + await self.reader.readexactly(length)
+
+    async def call(
+        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
+    ) -> int:
+        """Send one message and wait for its response: the status."""
+        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
+        return await self._bounded(self._call(pdus), "no response")
+
+    async def _call(self, pdus: bytes) -> int:
+        self.writer.write(pdus)
+        await self.writer.drain()
+        command = b""
+        while len(command) <= self.LONGEST:
+            kind, pdu = await self._pdu()
+            if kind != P_DATA_TF:
+                raise ProtocolError("it ended the association")
+            pos = 6
+            while pos + 6 <= len(pdu):
+                length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
+                command += pdu[pos + 6 : pos + 4 + length] if control & 1 else b""
+                pos += 4 + max(length, 2)
+                if control & 3 == 3:
+                    return decode_command(command).get("Status", Status.PROCESSING_FAILURE)
+        raise ProtocolError("its response is past the limit")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has not closed, as far as is known."""
+        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
+
+    async def release(self) -> None:
+        """Release and close; never raises."""
+        self.timeout = 2.0
+        with contextlib.suppress(DeliveryError):
+            await self._bounded(self._release(), "no release")
+        self.close()
+
+    async def _release(self) -> None:
+        self.writer.write(RELEASE_RQ_PDU)
+        await self._pdu()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self.writer:
+            self.writer.close()
+
+
 # 17. DIMSE ------------------------------------------------------------------------------------
 #
 # Door 1: each message of each SOP class calls one core function. Source: PS3.7 chapters 9, 10.
@@ -6972,37 +9439,108 @@ def _wanted(request: Request) -> tuple[str, list[int]]:
     return command.get("RequestedSOPInstanceUID", ""), command.get("AttributeIdentifierList", [])
 
 
+def _action(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, action type, action information."""
+    command = request.command
+    kind = command.get("ActionTypeID", 0)
+    index = request.index if request.data else EMPTY
+    return command.get("RequestedSOPInstanceUID", ""), kind, index
+
+
+def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
+    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115, C314."""
+    name = UPS_ACTIONS[kind][0]
+    well_known = uid in (UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION)
+    if well_known and name in ("change state", "request cancel"):
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, f"{name} is not for a subscription")
+    if name == "change state":
+        state = index.text(UPS_STATE) if UPS_STATE in index else None
+        return change_state(ctx, uid, state, index.text(TRANSACTION_UID))
+    if name == "request cancel":
+        return request_cancel(ctx, uid, bytes(index))
+    receiver = _required(index, "ReceivingAE")
+    if name == "suspend":
+        suspend_global_subscription(ctx, uid, receiver)
+        return Status.SUCCESS
+    if name == "unsubscribe":
+        unsubscribe(ctx, uid, receiver)
+        return Status.SUCCESS
+    lock = _required(index, "DeletionLock")
+    if lock not in ("TRUE", "FALSE"):
+        words = Message("{value} is neither TRUE nor FALSE", value=lock[:64])
+        problem = Problem(tag_of("DeletionLock"), words)
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
+    return subscribe(ctx, uid, receiver, lock == "TRUE", keys)
+
+
+def _required(index: ElementIndex, keyword: str) -> str:
+    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
+    tag = tag_of(keyword)
+    if tag not in index:
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
+    if not index.text(tag):
+        problem = Problem(tag, Message("has no value"))
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[problem])
+    return index.text(tag)
+
+
+def _created_mpps(uid: str) -> dict[str, Any]:
+    return {"AffectedSOPInstanceUID": uid}
+
+
+def _created_workitem(made: tuple[str, Status]) -> dict[str, Any]:
+    return {"AffectedSOPInstanceUID": made[0], "Status": made[1]}
+
+
+def _found(found: tuple[Status, bytes]) -> dict[str, Any]:
+    return {"Status": found[0], "data": found[1]}
+
+
+def _status(status: Status | None) -> dict[str, Any]:
+    return {} if status is None else {"Status": status}
+
+
+def _nothing(result: Any) -> Any:
+    return {}
+
+
+def _no_arguments(request: Request) -> tuple[()]:
+    return ()
+
+
+def _affected_workitem(request: Request) -> tuple[str, bytes]:
+    return _affected(request)[:2]
+
+
+def _requested_workitem(request: Request) -> tuple[str, bytes]:
+    return _requested(request)[:2]
+
+
 SERVICES = (
-    Service(VERIFICATION, "C-ECHO", None, "none", lambda r: (), lambda r: {}, "PS3.4 A"),
+    Service(VERIFICATION, "C-ECHO", None, "none", _no_arguments, _nothing, "PS3.4 A"),
     Service(
-        MODALITY_WORKLIST,
-        "C-FIND",
-        find_worklist,
-        "find",
-        lambda r: (),
-        lambda r: {},
-        "PS3.4 K.4.1",
+        MODALITY_WORKLIST, "C-FIND", find_worklist, "find", _no_arguments, _nothing, "PS3.4 K.4.1"
     ),
+    Service(MPPS, "N-CREATE", create_mpps, "write", _affected, _created_mpps, "PS3.4 F.7.2.1"),
+    Service(MPPS, "N-SET", set_mpps, "write", _requested, _status, "PS3.4 F.7.2.2"),
+    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", _wanted, _found, "PS3.4 F.8.2.1"),
     Service(
-        MPPS,
-        "N-CREATE",
-        create_mpps,
-        "write",
-        _affected,
-        lambda uid: {"AffectedSOPInstanceUID": uid},
-        "PS3.4 F.7.2.1",
+        UPS_PUSH, "N-CREATE", create_workitem, "write", _affected_workitem, _created_workitem,
+        "PS3.4 CC.2.5"
     ),
-    Service(MPPS, "N-SET", set_mpps, "write", _requested, lambda r: {}, "PS3.4 F.7.2.2"),
-    Service(
-        MPPS_RETRIEVE,
-        "N-GET",
-        get_mpps,
-        "read",
-        _wanted,
-        lambda found: {"Status": found[0], "data": found[1]},
-        "PS3.4 F.8.2.1",
-    ),
-)
+    Service(UPS_PUSH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2"),
+    Service(UPS_PUSH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_PULL, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(UPS_PULL, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_PULL, "N-SET", update_workitem, "write", _requested_workitem, _status, "PS3.4 CC.2.6"),
+    Service(UPS_PULL, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.1"),
+    Service(UPS_WATCH, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(UPS_WATCH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_WATCH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2, CC.2.3"),
+    Service(UPS_QUERY, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+)  # fmt: skip
+SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
 
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
@@ -7010,9 +9548,107 @@ PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
     MODALITY_WORKLIST: None,
     MPPS: (True, False),
     MPPS_RETRIEVE: (True, False),
+    UPS_PUSH: (True, False),
+    UPS_WATCH: (True, False),
+    UPS_PULL: (True, False),
+    UPS_EVENT: (True, False),
+    UPS_QUERY: (True, False),
 }
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
-EXTENDED_NEGOTIATION = {MODALITY_WORKLIST: b"\1\1\0\0"}
+EXTENDED_NEGOTIATION = {
+    MODALITY_WORKLIST: b"\1\1\0\0",
+    UPS_PULL: b"\1\1\0\0",
+    UPS_WATCH: b"\1\1\0\0",
+    UPS_QUERY: b"\1\1\0\0",
+}
+
+
+class EventSender:
+    """Sends N-EVENT-REPORT on associations of our own, as SCP (PS3.4 CC.2.4, PS3.7 D.3.3.4).
+
+    An association stays open for a while, for what follows in a burst.
+    """
+
+    KEEP = 3.0  # seconds
+
+    def __init__(self, config: Config, access: Callable[[], AccessRules]) -> None:
+        self.config, self.access = config, access
+        self.kept: dict[str, Caller] = {}
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.tasks: set[asyncio.Task] = set()
+
+    async def __call__(
+        self, receiver: str, events: list[Event], heard: Callable[[Event], None]
+    ) -> None:
+        """Tell one receiver events in order. Raises DeliveryError."""
+        device = self.access().device(receiver)
+        if not device or not device.host:
+            raise DeliveryError(f"{receiver} is not registered with an address")
+        caller = self.kept.pop(receiver, None)
+        if timer := self.timers.pop(receiver, None):
+            timer.cancel()
+        was_kept = bool(caller and caller.is_open)
+        if not was_kept:
+            if caller:
+                caller.close()
+            caller = await self._open(device, receiver)
+        for event in events:
+            try:
+                await self._report(caller, device, event)
+            except DeliveryError:
+                if not was_kept:
+                    raise
+                caller = await self._open(device, receiver)  # it has closed a kept one
+                await self._report(caller, device, event)
+            was_kept = True  # it has served
+            heard(event)
+        self._keep(receiver, caller)
+
+    async def _open(self, device: Device, receiver: str) -> Caller:
+        caller = Caller()
+        ours = self.config.dicom.ae_title
+        await caller.open((device.host, device.port), ours, receiver, ((UPS_EVENT, (False, True)),))
+        role = caller.accepted.roles.get(UPS_EVENT)
+        if UPS_EVENT in caller.accepted.contexts and (
+            device.events_without_role or (role and role[1])
+        ):
+            return caller
+        await caller.release()
+        raise DeliveryError("it does not take the UPS Event SOP class with us as SCP")
+
+    def _keep(self, receiver: str, caller: Caller) -> None:
+        """Leave an association open for a while."""
+        self.kept[receiver] = caller
+        loop = asyncio.get_running_loop()
+        self.timers[receiver] = loop.call_later(self.KEEP, self._let_go, receiver)
+
+    def _let_go(self, receiver: str) -> None:
+        self.timers.pop(receiver).cancel()
+        task = asyncio.get_running_loop().create_task(self.kept.pop(receiver).release())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def close(self) -> None:
+        """Release what is kept."""
+        for receiver in list(self.kept):
+            self._let_go(receiver)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    @staticmethod
+    async def _report(caller: Caller, device: Device, event: Event) -> None:
+        context = caller.accepted.contexts[UPS_EVENT]
+        data = written_for(device, event.data, context.explicit)
+        command = encode_command(
+            AffectedSOPClassUID=UPS_PUSH,
+            CommandField=0x0100,
+            MessageID=event.message_id,
+            CommandDataSetType=1 if data else NO_DATA_SET,
+            AffectedSOPInstanceUID=event.uid,
+            EventTypeID=event.event_type,
+        )
+        status = await caller.call(context, command, data, device.combined_pdvs)
+        if status != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
+            log.warning("event %d of %s: answered %04X", event.event_type, event.uid, status)
 
 
 class KeptAnswers(NamedTuple):
@@ -7058,6 +9694,7 @@ class Dimse:
         self.recent: collections.OrderedDict[object, KeptAnswers] = collections.OrderedDict()
         self.queries = QueryLog()
         self.counts: collections.Counter[str] = collections.Counter()
+        self.on_events: Callable[[], None] = lambda: None
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
         self.classes = {s.sop_class for s in SERVICES}
 
@@ -7066,6 +9703,7 @@ class Dimse:
         actor = Actor(association.peer.calling, association.address)
         ctx = self.context(actor)
         self.counts[request.operation] += 1
+        service = None
         try:
             service = self._service(request)
             if request.too_large:
@@ -7073,7 +9711,7 @@ class Dimse:
                 status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
                 raise Refusal(status, "The data set is larger than this system takes")
             if service.access == "find":
-                await self._find(ctx, association, request)
+                await self._find(ctx, association, request, service.core)
                 return
             fields, data = await self._call(ctx, service, request)
         except Refusal as refusal:
@@ -7086,18 +9724,29 @@ class Dimse:
                 request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
             )
         await association.send((request.context, self._response(request, data, **fields), data))
+        ups = request.context.abstract_syntax in UPS_CLASSES
+        if ups and service and service.access == "write":  # once it is answered
+            self.on_events()
 
     def _service(self, request: Request) -> Service:
-        """What a message calls. Refuses 0118, 0211 (PS3.7 10.1)."""
-        command = request.command
+        """What a message calls. Refuses 0118, 0211, 0123 (PS3.7 10.1; PS3.4 CC.3.1.1)."""
+        command, syntax = request.command, request.context.abstract_syntax
         named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
-        if named != request.context.abstract_syntax:
-            c_service = request.operation.startswith("C-")  # PS3.7 9.1: theirs is 0122
+        c_service = request.operation.startswith("C-")
+        # PS3.4 CC.3.1.1: the Push UID in any of them; C-FIND names the class of its context
+        any_ups = syntax in UPS_CLASSES and named in UPS_CLASSES and not c_service
+        if named != syntax and not any_ups:  # PS3.7 9.1: for C-services it is 0122
             raise Refusal(
                 Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
                 f"{named or 'nothing'} is not the SOP class of its context",
             )
-        service = self.services.get((named, request.operation))
+        service = self.services.get((syntax, request.operation))
+        if service and service.core is ups_action:
+            kind = command.get("ActionTypeID", 0)
+            if kind not in UPS_ACTIONS:
+                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
+            if syntax not in UPS_ACTIONS[kind][1]:
+                service = None
         if not service:
             raise Refusal(
                 Status.UNRECOGNIZED_OPERATION,
@@ -7122,7 +9771,8 @@ class Dimse:
             result = await asyncio.wrap_future(future)
         fields = {"Status": Status.SUCCESS, **service.answer(result)}
         data = fields.pop("data", None)
-        return fields, to_syntax(data, request.context.explicit) if data else None
+        device = self.access().device(ctx.actor.name)
+        return fields, written_for(device, data, request.context.explicit) if data else None
 
     @staticmethod
     def _read(service: Service, request: Request) -> Any:
@@ -7189,13 +9839,16 @@ class Dimse:
             Status.INVALID_ATTRIBUTE_VALUE,
             Status.MISSING_ATTRIBUTE_VALUE,
         ):
-            data = to_syntax(request.index.only(refusal.tags), request.context.explicit) or None
+            tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+            data = to_syntax(request.index.only(tags), request.context.explicit) or None
         return fields, data
 
     @staticmethod
     def _response(request: Request, data: bytes | None, **fields: Any) -> bytes:
         """The command set of a response (PS3.7 9.3, 10.3)."""
         command = request.command
+        if request.operation == "N-ACTION":
+            fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
         uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
         if request.operation.startswith("N-"):
             fields.setdefault("AffectedSOPInstanceUID", uid or None)
@@ -7208,17 +9861,20 @@ class Dimse:
             **fields,
         )
 
-    async def _find(self, ctx: Context, association: Association, request: Request) -> None:
+    async def _find(
+        self, ctx: Context, association: Association, request: Request, core: Core
+    ) -> None:
         """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
-        key = request.data, request.context.explicit, ctx.actor, self.access().version
+        key = core, request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
         kept = self.recent.get(key)
         if kept and kept.commits == commits and kept.day == day:
             await self._send_slice(association, request, kept.status, kept.answers)
-            self.queries.note(ctx, kept.keys, request.data, len(kept.answers), Status.SUCCESS)
+            if core is find_worklist:
+                self.queries.note(ctx, kept.keys, request.data, len(kept.answers), Status.SUCCESS)
             await self._end_find(association, request, Status.SUCCESS)
             return
-        slices = self._slices(ctx, request)
+        slices = self._slices(ctx, request, core)
         count, last, status = 0, None, Status.UNABLE_TO_PROCESS
         run = asyncio.get_running_loop().run_in_executor
         try:
@@ -7237,7 +9893,7 @@ class Dimse:
         finally:
             # closed in a reader's thread, where it never runs at the same time
             self.readers.submit(slices.close)
-            if request.index:
+            if request.index and core is find_worklist:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
             self._remember(key, KeptAnswers(commits, day, *last, bytes(request.index)))
@@ -7269,18 +9925,20 @@ class Dimse:
         with reading():  # any of the threads may come next, each has its own connection
             return next(slices, None)
 
-    def _slices(self, ctx: Context, request: Request) -> Iterator[tuple[Status, list[bytes]]]:
+    def _slices(
+        self, ctx: Context, request: Request, core: Core
+    ) -> Iterator[tuple[Status, list[bytes]]]:
         """The status of all answers with each slice of them; in a reader's thread."""
         rules = self.access()
         device = rules.device(ctx.actor.name)
-        search = self.search(ctx, request)
+        search = self.search(ctx, request, SEARCHED[core])
         zone = f"{ctx.local_now():%z}"
-        key = request.data, search.explicit, device and device.name, rules.version, zone
-        view = WorklistView.of(ctx, device)
-        for answers in find_worklist(ctx, search, self.cache, key, view):
+        key = core, request.data, search.explicit, device and device.name, rules.version, zone
+        view = WorklistView.of(ctx, device) if core is find_worklist else WorklistView()
+        for answers in core(ctx, search, self.cache, key, view):
             yield search.status, answers
 
-    def search(self, ctx: Context, request: Request) -> Search:
+    def search(self, ctx: Context, request: Request, table: AttributeTable) -> Search:
         """Compile the identifier of a C-FIND. Refuses A900."""
         device = self.access().device(ctx.actor.name)
         if not request.data:
@@ -7295,7 +9953,7 @@ class Dimse:
             asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
             index = ElementIndex(asked.merged(index))
         extra = {0x00080201: self._timezone(ctx, explicit)}
-        return Search(index, MWL_ATTRIBUTES, explicit, style, extra)
+        return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
 
     @staticmethod
     def _answer_set(
@@ -7340,7 +9998,7 @@ class Web:
     access   gives the AccessRules of the moment
     writer   the store's one writer
     box      the appliance: health(), metrics(), notices(), reload_access(), control (the secret of
-             commands beside it), associations, dimse
+             commands beside it), associations, dimse, wake_delivery()
     """
 
     def __init__(
@@ -7357,7 +10015,10 @@ class Web:
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
-        return self.writer.submit(core, ctx, *arguments).result(60)
+        try:
+            return self.writer.submit(core, ctx, *arguments).result(60)
+        finally:
+            self.box.wake_delivery()
 
     @staticmethod
     def read(core: Core, *arguments: Any) -> Any:
@@ -8017,6 +10678,70 @@ BOARD_PART = """
 % end
 """
 
+WORKITEM_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+% for words in warnings:
+<p class="warning">{{words}}</p>
+% end
+% for heading, facts in modules:
+<section><h2>{{heading}}</h2>
+% if facts:
+<dl>
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+% else:
+<p>{{t('Nothing yet.')}}</p>
+% end
+</section>
+% end
+% if forms:
+<section><h2>{{t('What to do')}}</h2>
+% for event, words, fields in forms:
+% if fields:
+<details class="deed"><summary>{{words}}</summary>
+% end
+<form method="post" action="{{here}}" class="deed"><input type="hidden" name="csrf" value="{{csrf}}">
+% for f in fields:
+% if f.choices:
+<label>{{f.label}} <select name="{{f.name}}">
+% for value, meaning in f.choices:
+<option value="{{value}}">{{meaning}}</option>
+% end
+</select></label>
+% else:
+<label>{{f.label}} <input name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"></label>
+% end
+% end
+<button name="event" value="{{event}}">{{words}}</button></form>
+% if fields:
+</details>
+% end
+% end
+</section>
+% end
+<section><h2>{{t('Watched by')}}</h2>
+% if watched:
+<ul>
+% for ae_title, lock in watched:
+<li>{{ae_title}}{{', ' + t('with deletion lock') if lock else ''}}</li>
+% end
+</ul>
+% else:
+<p>{{t('Nobody.')}}</p>
+% end
+</section>
+<section><h2>{{t('Time line')}}</h2>
+<ol class="timeline">
+% for at, who, words, heard in events:
+<li><time>{{at}}</time> {{words}} <span class="who">{{who}}</span>{{' · ' + heard if heard else ''}}</li>
+% end
+</ol></section>
+<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a> <a href="/">{{t('To the board')}}</a></nav>
+"""
 FORM_PAGE = """
 % if problems:
 <div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
@@ -8134,6 +10859,13 @@ LIST_PAGE = """
 <form method="get" action="{{here}}" class="day" role="search">
 <label>{{search}} <input name="q" value="{{query}}" autofocus></label> <button>{{t('Search')}}</button>
 </form>
+% end
+% if filters:
+<nav class="links" aria-label="{{t('Filter')}}">
+% for path, words, current in filters:
+<a href="{{path}}"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% end
+</nav>
 % end
 % for part in parts:
 <section>
@@ -8603,13 +11335,188 @@ NAVIGATION = body_rows("""
     /            | Board                 | desk
     /register    | Register              | desk
     /patients    | Patients              | desk
+    /workitems   | Workitems             | desk
     /leftovers   | Leftovers             | desk
     /unscheduled | Unscheduled           | desk
     /why         | Why not there?        | desk
     /import      | Import                | desk
     /catalogue   | Catalogue             | technologist
+    /watchers    | Watchers              | technologist
+    /orphans     | Stuck                 | technologist
     /devices     | Devices               | technologist
     """)
+
+
+# What a person may do with a workitem: in which states, who, and what is asked for.
+WORKITEM_ACTIONS = body_rows("""
+    event     | states                | who    | role         | asks              | words
+    claim     | SCHEDULED             | anyone | desk         |                   | Claim it
+    complete  | IN PROGRESS           | holder | desk         | remark            | It is done
+    give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
+    decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
+    cancel    | SCHEDULED, IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
+    assign    | SCHEDULED, IN PROGRESS | anyone | desk         | station performer | Assign it
+    readiness | SCHEDULED             | anyone | desk         | readiness         | Set its inputs
+    subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
+    unsubscribe | any                 | anyone | technologist | watcher           | End a subscription
+    release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
+    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
+    """)
+WORKITEM_QUESTIONS = {
+    "remark": Message("Remark"),
+    "reason": Message("Reason"),
+    "code": Message("Kind of reason"),
+    "uri": Message("Contact (telephone or e-mail)"),
+    "contact": Message("Contact's name"),
+    "station": Message("Station"),
+    "performer": Message("Person"),
+    "readiness": Message("Inputs"),
+    "receiver": Message("Device"),
+    "watcher": Message("Device"),
+    "lock": Message("Deletion lock"),
+}
+ORPHAN_WORDS = {
+    "lock": Message("Deletion lock on what has ended"),
+    "silent": Message("In progress without news"),
+    "expired": Message("Past its expiration"),
+    "events": Message("Events not delivered"),
+}
+ORPHAN_ACTIONS = {
+    "lock": Message("Release the lock"),
+    "silent": Message("End it"),
+    "expired": Message("End it"),
+    "events": Message("Give them up"),
+}
+WORKITEM_FIELDS = body_rows("""
+    name       | keyword                             | kind   | label
+    label      | ProcedureStepLabel                  | text   | What is to be done
+    code       | ScheduledWorkitemCodeSequence       | select | Kind of work
+    worklist   | WorklistLabel                       | text   | Worklist
+    priority   | ScheduledProcedureStepPriority      | select | Priority
+    readiness  | InputReadinessState                 | select | Inputs
+    date       | ScheduledProcedureStepStartDateTime | date   | Date
+    time       | ScheduledProcedureStepStartDateTime | time   | Time
+    expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
+    patient    | PatientName                         | text   | Patient's name
+    patient_id | PatientID                           | text   | Patient ID
+    comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
+    """)
+# The four modules of PS3.3 C.30; the first item where a path leads through a sequence.
+WORKITEM_FACTS = body_rows("""
+    module       | label               | path
+    Scheduled    | What is to be done  | ProcedureStepLabel
+    Scheduled    | Kind of work        | ScheduledWorkitemCodeSequence
+    Scheduled    | Worklist            | WorklistLabel
+    Scheduled    | Priority            | ScheduledProcedureStepPriority
+    Scheduled    | Inputs              | InputReadinessState
+    Scheduled    | Begin               | ScheduledProcedureStepStartDateTime
+    Scheduled    | Expected end        | ExpectedCompletionDateTime
+    Scheduled    | Expires after       | ScheduledProcedureStepExpirationDateTime
+    Scheduled    | Station             | ScheduledStationNameCodeSequence
+    Scheduled    | Kind of station     | ScheduledStationClassCodeSequence
+    Scheduled    | Place               | ScheduledStationGeographicLocationCodeSequence
+    Scheduled    | Person              | ScheduledHumanPerformersSequence > HumanPerformerName
+    Scheduled    | Input sets          | InputInformationSequence
+    Scheduled    | Comment             | CommentsOnTheScheduledProcedureStep
+    Relationship | Patient             | PatientName
+    Relationship | Patient ID          | PatientID
+    Relationship | Birth date          | PatientBirthDate
+    Relationship | Sex                 | PatientSex
+    Relationship | Accession number    | ReferencedRequestSequence > AccessionNumber
+    Relationship | Exam                | ReferencedRequestSequence > RequestedProcedureDescription
+    Relationship | Requested procedure ID | ReferencedRequestSequence > RequestedProcedureID
+    Relationship | Study Instance UID  | StudyInstanceUID
+    Progress     | State               | ProcedureStepState
+    Progress     | Progress (%)        | ProcedureStepProgressInformationSequence > ProcedureStepProgress
+    Progress     | Progress            | ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription
+    Progress     | Contact             | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactURI
+    Progress     | Contact's name      | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactDisplayName
+    Progress     | Canceled            | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
+    Progress     | Kind of reason      | ProcedureStepProgressInformationSequence > ProcedureStepDiscontinuationReasonCodeSequence
+    Progress     | Reason              | ProcedureStepProgressInformationSequence > ReasonForCancellation
+    Performed    | Station             | UnifiedProcedureStepPerformedProcedureSequence > PerformedStationNameCodeSequence
+    Performed    | Person              | UnifiedProcedureStepPerformedProcedureSequence > ActualHumanPerformersSequence > HumanPerformerName
+    Performed    | Begin               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
+    Performed    | End                 | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepEndDateTime
+    Performed    | Kind of work        | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
+    Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
+    Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
+    """)
+# What the time line says of an event of each type, beside its name.
+HAPPENING_PATHS = {
+    1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
+    2: ("RequestingAE", "ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
+        "ContactDisplayName", "ContactURI"),
+    3: ("ProcedureStepProgressInformationSequence > ProcedureStepProgress",
+        "ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription"),
+    5: ("ScheduledStationNameCodeSequence", "HumanPerformerCodeSequence"),
+}  # fmt: skip
+
+
+def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:
+    """What a data set says at a path of keywords, as people read it; codes by their meaning."""
+    *outer, keyword = path.split(" > ")
+    for sequence in outer:
+        index = index.item(sequence)
+    tag = tag_of(keyword)
+    if vr_of(tag) == "SQ":
+        items = index.items(tag)
+        meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
+        return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
+    if vr_of(tag) == "DT" and index.get(keyword):
+        try:
+            at, _ = datetime_bounds(index.get(keyword), zone)
+        except (ValueError, OverflowError):
+            return index.get(keyword)
+        return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
+    return shown_value(index, keyword, t)
+
+
+def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
+    """An event of the time line in words."""
+    name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
+    index = ElementIndex(happening.data)
+    said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
+    return f"{t(name)}: {', '.join(filter(None, said))}"
+
+
+def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
+    """A workitem from the form. Refuses 0106.
+
+    step  the scheduled procedure step that it is for, whose patient and request it has
+    """
+    if form["code"] not in WORKITEM_CODES:
+        problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(form["code"])])
+    day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
+    texts = text_elements(
+        ProcedureStepState="SCHEDULED",
+        ProcedureStepLabel=form["label"],
+        WorklistLabel=form["worklist"],
+        ScheduledProcedureStepPriority=form["priority"],
+        InputReadinessState=form["readiness"],
+        ScheduledProcedureStepStartDateTime=day and day + clock,
+        ScheduledProcedureStepExpirationDateTime=form["expires"].replace("-", ""),
+        PatientName=typed_name(form["patient"]),
+        PatientID=form["patient_id"],
+        CommentsOnTheScheduledProcedureStep=form["comment"],
+    )
+    relationship = ElementIndex(relationship_of_step(step) if step else b"")
+    made = texts.merged(ElementIndex(codes), relationship)
+    return with_empty(well_formed(made), UPS_ATTRIBUTES, "create")
+
+
+def workitems_path(state: str, label: str) -> str:
+    """Where workitems of a state and a worklist label are listed."""
+    return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
+
+
+def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
+    """A time of the store as the clinic's clock shows it."""
+    if not stamp:
+        return ""
+    return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"
 
 
 class Pages:
@@ -8772,6 +11679,7 @@ class Pages:
                 if isinstance(STEP_TRANSITIONS["reschedule", state], str)
                 else ("", ""),
                 (f"/register?order={row_id}", t("Another exam in this order")),
+                (f"/workitems/new?step={row_id}", t("New workitem")),
                 (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
                 (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
             ],
@@ -8956,7 +11864,8 @@ class Pages:
 
     def listing(self, title: str, login: Login, parts: list[Part], **values: Any) -> str:
         """A list page."""
-        settings = {"told": "", "intro": "", "search": None, "query": "", "links": []} | values
+        settings = {"told": "", "intro": "", "search": None, "query": "", "links": [],
+                    "filters": []} | values  # fmt: skip
         settings["told"] = settings["told"] or self.told()
         return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.csrf, **settings)
 
@@ -9268,6 +12177,324 @@ class Pages:
         t = self.translator()
         following = safe_path(self.request.get_header("Referer"), "/why")
         return self.tell(following, t("Mended: the next query of the device finds the exam."))
+
+    # Workitems
+
+    def workitems(self) -> str:
+        """GET /workitems: what comes after, by state and worklist label."""
+        login, _ = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query
+        state = query.getunicode("state") or ""
+        label = query.getunicode("label") or ""
+        found = self.web.read(workitems_of, state, label)
+        found_rows = [
+            Row(
+                (
+                    w.label,
+                    shown_name(ElementIndex(bytes(w.data)).get("PatientName")),
+                    w.patient_id,
+                    w.worklist_label,
+                    t(w.state),
+                    t(w.priority),
+                    shown_instant(w.start_at, self.web.config.zone),
+                    w.performer,
+                ),
+                f"/workitem/{w.sop_instance_uid}",
+            )
+            for w in found
+        ]
+        columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
+                   t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
+        part = Part("", columns, found_rows, t("There are none."))
+        labels = self.web.read(worklist_labels)
+        filters = [("/workitems", t("All"), not state and not label)]
+        filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+        filters += [
+            (workitems_path(state, one), one, one == label) for one in labels if len(labels) > 1
+        ]
+        links = [("/workitems/new", t("New workitem"))]
+        return self.listing("Workitems", login, [part], links=links, filters=filters)
+
+    def workitem(self, uid: str) -> str:
+        """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+        login, _ = enter(self.web, self.request, "desk")
+        t, zone = self.translator(), self.web.config.zone
+        workitem = self.web.read(stored_workitem, uid)
+        happenings = self.web.read(history_of, uid)
+        if not workitem and not happenings:
+            raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
+        index = ElementIndex(bytes(workitem.data) if workitem else b"")
+        modules: dict[str, list[tuple[str, str]]] = {}
+        for module, label, path in WORKITEM_FACTS:
+            facts = modules.setdefault(module, [])
+            if value := fact(index, path, t, zone):
+                facts.append((t(label), value))
+        if workitem and workitem.performer:
+            modules["Progress"].append((t("Performer"), workitem.performer))
+        events = [
+            (
+                shown_instant(one.at, zone),
+                one.who,
+                happening_words(one, t, zone),
+                t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
+                if one.receivers
+                else "",
+            )
+            for one in happenings
+        ]
+        asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
+        warnings = [] if workitem else [t("It has been purged; its history remains.")]
+        if asked and workitem and workitem.state == "IN PROGRESS":
+            warnings.append(t("Somebody wants it to be canceled; see the time line."))
+        return self.page(
+            WORKITEM_PAGE,
+            "Workitem",
+            login,
+            told=self.told(),
+            warnings=warnings,
+            modules=[(t(module), facts) for module, facts in modules.items()],
+            forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
+            watched=self.web.read(watchers_of, uid),
+            events=events,
+            csrf=login.csrf,
+        )
+
+    def _workitem_forms(
+        self, login: Login, workitem: Any, asked_to_cancel: bool, t: Translator
+    ) -> list[tuple[str, str, list[Field]]]:
+        """What this person may do with a workitem now."""
+        holder = workitem.by_person and workitem.performer == login.name
+        who_may = {"anyone": True, "holder": holder, "asked": holder and asked_to_cancel}
+        choices = self._workitem_choices(workitem, t)
+        forms = []
+        for event, states, who, role, asks, words in WORKITEM_ACTIONS:
+            in_state = states == "any" or workitem.state in states.split(", ")
+            fields = [
+                Field(
+                    name, t(WORKITEM_QUESTIONS[name]), "text", "", False, "", choices.get(name, ())
+                )
+                for name in asks.split()
+            ]
+            askable = all(choices.get(name, True) for name in asks.split())
+            if in_state and askable and who_may[who] and permit(login.role, role):
+                forms.append((event, t(words), fields))
+        return forms
+
+    def _workitem_choices(self, workitem: Any, t: Translator) -> dict[str, Any]:
+        """What the questions about a workitem are answered from."""
+        callable_ = [d for d in self.web.access().devices if d.host]
+        return {
+            "code": tuple(
+                (code, t(words))
+                for code, words in sorted(
+                    UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513"
+                )
+            ),
+            "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
+            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
+            "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
+            "watcher": tuple(
+                (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
+            ),
+            "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
+        }
+
+    def workitem_event(self, uid: str) -> str:
+        """POST /workitem/…: what a person does with it."""
+        event = self.form("event")
+        least = next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin")
+        _, ctx = enter(self.web, self.request, least)
+        self._do_with_workitem(ctx, uid, event)
+        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+
+    def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
+        asked, write = self.form, self.web.write
+        if event in ("give up", "end", "release", "decline"):
+            needs_reason(asked("reason"))
+        calls: dict[str, Callable[[], Any]] = {
+            "claim": lambda: write(claim_by_person, ctx, uid),
+            "complete": lambda: write(finish_by_person, ctx, uid, asked("remark")),
+            "give up": lambda: write(give_up_by_person, ctx, uid, asked("reason"), asked("code")),
+            "decline": lambda: write(decline_cancellation, ctx, uid, asked("reason")),
+            "cancel": lambda: write(request_cancel, ctx, uid, self._cancel_request()),
+            "assign": lambda: write(
+                assign_workitem, ctx, uid, asked("station"), asked("performer")
+            ),
+            "readiness": lambda: write(
+                update_workitem,
+                ctx,
+                uid,
+                bytes(text_elements(InputReadinessState=asked("readiness"))),
+            ),
+            "subscribe": lambda: write(
+                subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
+            ),
+            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher")),
+            "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
+            "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
+        }
+        if event not in calls:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        calls[event]()
+
+    def _cancel_request(self) -> bytes:
+        """The information of a request to cancel, from the form."""
+        contact = text_elements(
+            ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
+        )
+        asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
+        return asked.merged(contact)
+
+    def new_workitem(
+        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    ) -> str:
+        """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t, now = self.translator(), ctx.local_now()
+        form = form or {
+            "step": self.request.query.getunicode("step") or "",
+            "date": f"{now:%Y-%m-%d}",
+            "time": f"{now:%H:%M}",
+            "priority": "MEDIUM",
+            "readiness": "READY",
+        }
+        step = ElementIndex(self._step_data(form.get("step", "")))
+        fixed = {
+            "patient": shown_name(step.get("PatientName")), "patient_id": step.get("PatientID")
+        } if step.found else {}  # fmt: skip
+        choices = {
+            "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
+            "worklist": tuple((label, label) for label in self.web.read(worklist_labels)),
+            "priority": tuple(
+                (p, t(p)) for p in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
+            ),
+            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
+        }
+        by_tag = {problem.tag: t(problem.words) for problem in problems}
+        fields = [
+            Field(name, t(label), kind, form.get(name, ""), name == "label",
+                  by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
+            for name, keyword, kind, label in WORKITEM_FIELDS
+            if name not in fixed
+        ]  # fmt: skip
+        words = " · ".join(filter(None, fixed.values()))
+        return self.page(
+            FORM_PAGE,
+            "New workitem",
+            login,
+            action="/workitems/new",
+            submit=t("Create"),
+            csrf=login.csrf,
+            hidden=[("step", form.get("step", ""))],
+            groups=[(words or t("Workitem"), fields)],
+            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
+            + list(by_tag.values()),
+        )
+
+    def _step_data(self, row_id: str) -> bytes:
+        """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+        return (
+            self.web.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+        )
+
+    def create_workitem(self) -> str:
+        """POST /workitems/new."""
+        _, ctx = enter(self.web, self.request, "desk")
+        form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
+        form["step"] = self.form("step")
+        step = self._step_data(form["step"])
+        try:
+            uid, _ = self.web.write(create_workitem, ctx, "", workitem_from_form(form, step))
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            return self.new_workitem(form, refusal.problems)
+        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+
+    def watchers_page(self) -> str:
+        """GET /watchers: who hears of workitems, and how it goes with telling them."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t, zone = self.translator(), self.web.config.zone
+        kinds = {
+            UPS_GLOBAL_SUBSCRIPTION: t("all workitems"),
+            UPS_FILTERED_SUBSCRIPTION: t("workitems that match its filter"),
+        }
+        found_rows = []
+        for one in self.web.read(watchers):
+            fields = (("receiver", one.ae_title), ("uid", one.uid))
+            actions = [Action("/watchers", t("End its subscriptions"), (*fields, ("do", "end")))]
+            if one.waiting:
+                actions.append(Action("/watchers", t("Try again now"), (*fields, ("do", "retry"))))
+            cells = (
+                one.ae_title,
+                kinds.get(one.uid, ""),
+                str(one.single),
+                t("yes") if one.deletion_lock else t("no"),
+                str(one.waiting),
+                shown_instant(one.heard_at, zone),
+                one.problem,
+            )
+            found_rows.append(Row(cells, "", tuple(actions)))
+        columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"),
+                   t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
+        part = Part("", columns, found_rows, t("Nobody is subscribed."))
+        new = tuple((one, one) for d in self.web.access().devices if d.host for one in d.ae_titles)
+        add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
+                     "receiver", t("Device"), new)  # fmt: skip
+        adding = Part("", (t("New subscription"),), [Row(("",), "", (add,))] if new else [])
+        return self.listing("Watchers", login, [part, adding])
+
+    def change_watcher(self) -> str:
+        """POST /watchers: subscribe a device, end its subscriptions, try again."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        receiver, deed = self.form("receiver"), self.form("do")
+        if deed == "subscribe":
+            self.web.write(subscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
+        elif deed == "end":
+            self.web.write(unsubscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver)
+        elif deed == "retry":
+            self.web.write(retry_events, ctx, receiver)
+        else:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        return self.tell("/watchers", self.translator()("Saved."))
+
+    def stuck(self) -> str:
+        """GET /orphans: what is stuck, with what is known, to be ended with a reason."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, zone = self.translator(), self.web.config.zone
+        found_rows = []
+        for orphan in self.web.read(orphans, ctx):
+            fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
+            words = t(ORPHAN_ACTIONS[orphan.kind])
+            action = Action("/orphans", words, fields, "reason", t("Reason"))
+            known = orphan.known
+            if orphan.kind == "lock":
+                heard = shown_instant(orphan.known, zone) or t("never")
+                known = t("last told: {at}", at=heard)
+            cells = (t(ORPHAN_WORDS[orphan.kind]), orphan.uid, orphan.about,
+                     shown_instant(orphan.since, zone), known)  # fmt: skip
+            actions = (action,) if permit(login.role, "admin") else ()
+            found_rows.append(Row(cells, "", actions))
+        columns = (t("What"), t("Workitem or device"), t("About"), t("Since"), t("Known"))
+        part = Part("", columns, found_rows, t("Nothing is stuck."))
+        links = [("/watchers", t("Watchers"))]
+        return self.listing("Stuck", login, [part], links=links)
+
+    def end_stuck(self) -> str:
+        """POST /orphans: release a lock, end a workitem, give up events; with a reason."""
+        _, ctx = enter(self.web, self.request, "admin")
+        kind, uid, why = self.form("kind"), self.form("uid"), self.form("reason")
+        if kind == "lock":
+            self.web.write(release_lock, ctx, uid, self.form("about"), why)
+        elif kind == "expired":
+            self.web.write(end_workitem, ctx, uid, why, "110533", "SCHEDULED")
+        elif kind == "silent":
+            old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
+            self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
+        elif kind == "events":
+            self.web.write(give_up_events, ctx, uid, why)
+        else:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        return self.tell("/orphans", self.translator()("Saved."))
 
     # Catalogue, import
 
@@ -9712,6 +12939,15 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/patients", pages.patients),
         ("GET", "/patient/<row_id:int>", pages.patient),
         ("POST", "/patient/<row_id:int>", pages.correct),
+        ("GET", "/workitems", pages.workitems),
+        ("GET", "/workitems/new", pages.new_workitem),
+        ("POST", "/workitems/new", pages.create_workitem),
+        ("GET", "/workitem/<uid:re:[0-9.]+>", pages.workitem),
+        ("POST", "/workitem/<uid:re:[0-9.]+>", pages.workitem_event),
+        ("GET", "/watchers", pages.watchers_page),
+        ("POST", "/watchers", pages.change_watcher),
+        ("GET", "/orphans", pages.stuck),
+        ("POST", "/orphans", pages.end_stuck),
         ("GET", "/leftovers", pages.leftovers_page),
         ("POST", "/leftovers", pages.end_leftovers),
         ("GET", "/unscheduled", pages.unscheduled),
@@ -9808,6 +13044,7 @@ def statement_overview(config: Config) -> list[Block]:
     services: dict[str, list[str]] = collections.defaultdict(list)
     for service in SERVICES:
         services[service.sop_class].append(service.operation)
+    services[UPS_EVENT].append("N-EVENT-REPORT, on associations of ours")
     lines = [
         (UID(uid).name, uid, "Yes", "No", ", ".join(operations))
         for uid, operations in services.items()
@@ -9821,7 +13058,9 @@ def statement_overview(config: Config) -> list[Block]:
         Block(
             "paragraph",
             "minris registers patients and exams, offers them to modalities as a modality worklist,"
-            " and takes the performed procedure steps that modalities report. It stores no images.",
+            " and takes the performed procedure steps that modalities report. It manages the"
+            " workitems (unified procedure steps) of what comes after, and tells subscribers what"
+            " becomes of them. It stores no images.",
         ),
         table_block(head, *lines),
     ]
@@ -9960,13 +13199,119 @@ def statement_mpps(config: Config) -> list[Block]:
     ]
 
 
+def statement_workitems(config: Config) -> list[Block]:
+    """Workitems: attributes, states, what PS3.4 CC.4.2.1 wants to be documented."""
+    ups, keep = config.ups, config.housekeeping
+    head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET", "Matching", "Return type")
+    absent = "refused with 0120" if ups.strict else "taken as empty and noted"
+    rules = (
+        f"An absent type 2 attribute is {absent}; an empty Worklist Label becomes"
+        f" {ups.worklist_label}. Nothing else is changed at creation. Attributes beyond the table are"
+        " stored. The Modification DateTime is ours, whatever was sent.",
+        "The Transaction UID is the lock: it is compared alone, whoever brings it, is kept after the"
+        " end, and is neither returned nor matched nor logged. A Transaction UID given at creation is"
+        " refused with 0106; one in an N-SET of a SCHEDULED workitem with C310.",
+        "N-SET of the state is refused with C303 (SCHEDULED) or 0105; of an attribute that may not"
+        " be set with 0105 where it differs from what is stored.",
+        "A canceled workitem gets the time and, where there is none, the reason 110513 (DCM):"
+        " a cancellation never fails for want of them.",
+        "A request to cancel a SCHEDULED workitem is carried out at once: event 2, then IN PROGRESS,"
+        " then CANCELED. In progress, its subscribers are told; C312 where there are none and no"
+        " person at this system has claimed it, C313 where that person has declined.",
+        "Persons may create, claim, finish, assign and end workitems on the page; the same rules and"
+        " events apply, and the lock of a person's workitem stays in this system.",
+        "C-FIND without a state key finds all states. Names match as in the worklist; codes by value"
+        " and scheme, never by meaning. Times with an offset are compared as instants, without one"
+        " as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone"
+        " adjustment is negotiated.",
+        "N-GET and event reports are in the device's character set, else in ISO_IR 192.",
+    )
+    return [
+        Block("heading", "5.3 Unified procedure step (PS3.4 annex CC)", level=3),
+        table_block(head, *((
+            ">" * (len(path) - 1) + attribute.keyword,
+            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
+            *attribute.cells.values(),
+        ) for path, attribute in UPS_ATTRIBUTES.items())),
+        *(Block("paragraph", rule) for rule in rules),
+        Block("heading", "5.3.1 States", level=4),
+        table_block(
+            ("Event", "State", "Outcome"),
+            *(
+                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
+                for (event, state), outcome in UPS_TRANSITIONS.items()
+            ),
+        ),
+        Block("heading", "5.3.2 Subscriptions", level=4),
+        table_block(
+            ("Request", "State", "New state", "State report"),
+            *((request, state, new, "yes" if report else "no")
+              for (request, state), (new, report) in SUBSCRIPTION_TRANSITIONS.items()),
+        ),
+        *(Block("paragraph", rule) for rule in _subscription_rules(config)),
+        Block("heading", "5.3.3 Retention and orphans", level=4),
+        *(Block("paragraph", rule) for rule in _retention_rules(keep)),
+    ]  # fmt: skip
+
+
+def _subscription_rules(config: Config) -> tuple[str, ...]:
+    ups = config.ups
+    told = ", ".join(ups.restart_receivers) or "nobody else"
+    creator = "is" if ups.auto_subscribe_creator else "is not"
+    return (
+        f"Deletion locks are {'granted' if ups.grant_locks else 'not granted (B301)'}. Whoever"
+        f" creates a workitem {creator} subscribed to it. A Receiving AE must be registered with an"
+        " address (else C308); it need not be the caller. Filtered global subscription is supported;"
+        " the filter is applied to what there is and to what is created, not again to what changes."
+        " Unsubscribe on either well-known UID ends all subscriptions of the AE, suspend the one of"
+        " that UID.",
+        "Events are written in the transaction that caused them, and sent after its commit and its"
+        " response, as N-EVENT-REPORT on an association of ours that proposes the UPS Event SOP"
+        " class with the SCP role. Where the role is not accepted nothing is sent, unless the"
+        " device's switch events_without_role is on. Events of a receiver are sent in order, at"
+        " least once, with a Message ID that a repeat keeps; whatever status it answers counts as"
+        " heard.",
+        f"A receiver that is not reached is tried again after {', '.join(map(str, RETRY_AFTER))}"
+        " seconds, the last over and over; after"
+        f" {config.housekeeping.give_up_events_hours} hours of failing its events are given up."
+        " Subscriptions and locks stay as they are.",
+        "UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,"
+        " with the UID of the global subscription: RESTARTED at every start, with COLD START where"
+        " the store is new or was restored, else WARM START"
+        f"{'; GOING DOWN when stopped' if ups.tell_going_down else ''}. Beside the subscribers it is"
+        f" sent to {told}.",
+    )
+
+
+def _retention_rules(keep: types.SimpleNamespace) -> tuple[str, ...]:
+    locks = (
+        f"after {keep.release_locks_days} days" if keep.release_locks_days else "never of itself"
+    )
+    silent = keep.cancel_silent_workitems_hours
+    return (
+        f"A workitem that has ended stays {keep.keep_workitems_days} days at least, as long as any"
+        " deletion lock on it, and as long as an event of it is to be delivered; then it is deleted."
+        " Its UID is not taken again, and its events stay as history"
+        f" {f'for {keep.keep_workitem_history_days} days' if keep.keep_workitem_history_days else 'for good'}.",
+        f"A deletion lock is listed as stuck {keep.stuck_lock_hours} hours after the end, and"
+        f" released {locks}. A workitem in progress is listed after {keep.stuck_workitem_hours} hours"
+        f" without news, and canceled {f'after {silent} hours' if silent else 'never of itself'}. A"
+        " SCHEDULED one past its expiration is listed, and"
+        f" {'canceled' if keep.cancel_expired_workitems else 'never canceled of itself'}. Events are"
+        f" listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end a"
+        " workitem and give up events, with a reason that is kept in the audit log.",
+        "While the clock of the machine has leapt, or within ten minutes of a start, nothing is"
+        " deleted, released or canceled of itself.",
+    )
+
+
 def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
     lines = [(r.method, r.path, r.meaning, r.role, r.success) for r in ROUTES]
     return [
-        Block("heading", "5.3 Web interface (not DICOMweb: the product's own)", level=3),
+        Block("heading", "5.4 Web interface (not DICOMweb: the product's own)", level=3),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
-        Block("heading", "5.4 Statuses", level=3),
+        Block("heading", "5.5 Statuses", level=3),
         table_block(
             ("Operation", "Status", "HTTP", "Text"),
             *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
@@ -10022,7 +13367,7 @@ def statement_network(config: Config) -> list[Block]:
         table_block(head, *contexts),
         Block(
             "paragraph",
-            "Application context 1.2.840.10008.3.1.1.1. One operation at a time; requests that come"
+            f"Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come"
             " before an answer wait. Explicit VR is chosen where both are proposed.",
         ),
         table_block(("Limit", "Value", "Meaning"), *limits),
@@ -10064,6 +13409,7 @@ STATEMENT = (
     lambda config: [Block("heading", "5 Service and interoperability description", level=2)],
     statement_worklist,
     statement_mpps,
+    statement_workitems,
     statement_web,
     statement_configuration,
     statement_network,
@@ -10119,8 +13465,8 @@ def _html(block: Block) -> str:
 
 # 21. SIMULATOR --------------------------------------------------------------------------------
 #
-# A modality to try the box with: it knows nothing but DICOM, like the real ones. pynetdicom is its
-# stack. For others: Modality, SCENARIOS, play_day.
+# Peers to try the box with: they know nothing but DICOM, like the real ones. pynetdicom is their
+# stack. For others: Modality, Workstation, SCENARIOS, play_day.
 
 
 # What the simulated modality asks for, and what it leaves empty in its reports.
@@ -10145,18 +13491,18 @@ class SimulationError(Exception):
     """A scenario could not be played to its end."""
 
 
-class Modality:
-    """A machine that finds its patients on the worklist and reports what it does.
+class Peer:
+    """Somebody who associates with the box.
 
-    ae_title, modality  what it is
-    host, port, called  where the worklist is
+    host, port, called  where it is
     say                 takes each line of the conversation
     """
+
+    CLASSES: tuple[str, ...] = ()
 
     def __init__(
         self,
         ae_title: str,
-        modality: str,
         host: str,
         port: int,
         called: str,
@@ -10164,17 +13510,17 @@ class Modality:
     ) -> None:
         from pynetdicom import AE
 
-        self.ae_title, self.modality, self.say = ae_title, modality, say
+        self.ae_title, self.say = ae_title, say
         self.address, self.called = (host, port), called
         self.ae = AE(ae_title=ae_title)
-        for uid in (VERIFICATION, MODALITY_WORKLIST, MPPS):
+        for uid in self.CLASSES:
             self.ae.add_requested_context(
                 uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
             )
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
-        """An association to the worklist; SimulationError where there is none."""
+        """An association to the box; SimulationError where there is none."""
         association = self.ae.associate(*self.address, ae_title=self.called)
         if not association.is_established:
             raise SimulationError(f"{self.ae_title} was not let in by {self.called}")
@@ -10182,6 +13528,19 @@ class Modality:
             yield association
         finally:
             association.release()
+
+
+class Modality(Peer):
+    """A machine that finds its patients on the worklist and reports what it does.
+
+    ae_title, modality  what it is
+    """
+
+    CLASSES = (VERIFICATION, MODALITY_WORKLIST, MPPS)
+
+    def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
+        super().__init__(ae_title, *address)
+        self.modality = modality
 
     def echo(self) -> None:
         """C-ECHO."""
@@ -10292,6 +13651,235 @@ class Modality:
             raise SimulationError(f"{operation} was answered {code} {comment}")
 
 
+class Workstation(Peer):
+    """A system that creates, performs and watches workitems.
+
+    listen  the port where it hears of events; it must be registered at the box with it
+    label   worklist label of the workitems it makes and looks for
+    """
+
+    CLASSES = (UPS_PUSH, UPS_PULL, UPS_WATCH)
+    PATIENCE = 20.0
+
+    def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
+        super().__init__(ae_title, *address)
+        self.listen, self.label = listen, f"SIM {secrets.token_hex(4)}"
+        self.events: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self.made: dict[str, str] = {}
+
+    # What it says
+
+    def create(self, words: str, code: str, source: str = "", station: str = "") -> str:
+        """N-CREATE of a workitem: its UID.
+
+        source   UID of the workitem whose outputs are its inputs
+        station  for which it is
+        """
+        now = datetime.datetime.now().astimezone()
+        codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
+        texts = text_elements(
+            ProcedureStepState="SCHEDULED",
+            ProcedureStepLabel=words,
+            WorklistLabel=self.label,
+            ScheduledProcedureStepPriority="MEDIUM",
+            InputReadinessState="READY",
+            ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d%H%M%S%z}",
+            CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
+        )
+        data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
+        ds = _dataset(ElementIndex(data))
+        if station:
+            code_ds = _dataset(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
+            ds.ScheduledStationNameCodeSequence = [code_ds]
+        uid = new_uid()
+        with self.association() as association:
+            status, _ = association.send_n_create(ds, UPS_PUSH, uid)
+        self._said(f"N-CREATE          {words}", status)
+        self.made[uid] = words
+        return uid
+
+    def find(self, state: str = "SCHEDULED") -> list[str]:
+        """C-FIND of the workitems of its label in a state: their UIDs."""
+        from pydicom.dataset import Dataset
+
+        query = Dataset()
+        query.SOPInstanceUID = query.ProcedureStepLabel = ""
+        query.ProcedureStepState, query.WorklistLabel = state, self.label
+        with self.association() as association:
+            answers = list(association.send_c_find(query, UPS_PULL))
+        found = [ds for _, ds in answers if ds]
+        words = ", ".join(ds.ProcedureStepLabel for ds in found) or "nothing"
+        self._said(f"C-FIND            {state}: {words}", answers[-1][0])
+        return [ds.SOPInstanceUID for ds in found]
+
+    def get(self, uid: str) -> Any:
+        """N-GET of a workitem: its data set."""
+        with self.association() as association:
+            status, ds = association.send_n_get([], UPS_PUSH, uid, meta_uid=UPS_WATCH)
+        self._said(f"N-GET             {ds.ProcedureStepState if ds else ''}", status)
+        return ds
+
+    def claim(self, uid: str) -> str:
+        """N-ACTION to IN PROGRESS: the lock, a Transaction UID of its own."""
+        lock = new_uid()
+        self.change_state(uid, "IN PROGRESS", lock)
+        return lock
+
+    def change_state(self, uid: str, state: str, lock: str) -> None:
+        """N-ACTION of type 1."""
+        action = text_elements(ProcedureStepState=state, TransactionUID=lock)
+        self._act(f"change state      {state}", 1, uid, action, UPS_PULL)
+
+    def progress(self, uid: str, lock: str, percent: int, words: str) -> None:
+        """N-SET of how far it is."""
+        item = text_elements(
+            ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
+        )
+        sequence = encode_items(PROGRESS_INFORMATION, [bytes(item)])
+        self._set(uid, lock, sequence, f"{percent} %, {words}")
+
+    def complete(self, uid: str, lock: str, code: str) -> None:
+        """N-SET of what was performed, and N-ACTION to COMPLETED."""
+        now = f"{datetime.datetime.now().astimezone():%Y%m%d%H%M%S%z}"
+        times = text_elements(
+            PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
+        )
+        station = code_item(self.ae_title, self.ae_title, LOCAL_SCHEME)
+        item = times.merged(
+            *(
+                ElementIndex(encode_items(tag_of(keyword), items))
+                for keyword, items in (
+                    ("PerformedWorkitemCodeSequence", [workitem_code(code)]),
+                    ("PerformedStationNameCodeSequence", [station]),
+                    ("OutputInformationSequence", []),
+                )
+            )
+        )
+        self._set(uid, lock, encode_items(PERFORMED_PROCEDURE, [item]), "what was performed")
+        self.change_state(uid, "COMPLETED", lock)
+
+    def request_cancel(self, uid: str, words: str) -> None:
+        """N-ACTION of type 2 with a reason and a contact."""
+        contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
+        asked = cancellation_reason(words, "110513").merged(contact)
+        self._act(f"request cancel    {words}", 2, uid, ElementIndex(asked), UPS_WATCH)
+
+    def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
+        """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
+        action = text_elements(
+            ReceivingAE=self.ae_title,
+            DeletionLock="TRUE" if lock else "FALSE",
+            WorklistLabel=self.label if only_own else "",
+        )
+        what = "with deletion lock" if lock else "without deletion lock"
+        self._act(f"subscribe         {what}", 3, uid, action, UPS_WATCH)
+
+    def end_subscriptions(self) -> None:
+        """N-ACTION of types 5 and 4: it hears of nothing more, and holds no lock."""
+        action = text_elements(ReceivingAE=self.ae_title)
+        self._act("suspend", 5, UPS_FILTERED_SUBSCRIPTION, action, UPS_WATCH)
+        for uid in self.made:
+            self._act("unsubscribe", 4, uid, action, UPS_WATCH)
+
+    def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
+        ds = _dataset(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+        with self.association() as association:
+            status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
+        self._said(f"N-SET             {words}", status)
+
+    def _act(
+        self, words: str, kind: int, uid: str, information: ElementIndex, sop_class: str
+    ) -> None:
+        with self.association() as association:
+            status, _ = association.send_n_action(
+                _dataset(information), kind, UPS_PUSH, uid, meta_uid=sop_class
+            )
+        self._said(f"N-ACTION          {words}", status)
+
+    def _said(self, words: str, status: Any) -> None:
+        code = f"{status.Status:04X}" if status else "no answer"
+        self.say(f"{self.ae_title:<12} -> {self.called:<12} {words}: {code}")
+        if code != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
+            raise SimulationError(f"{words.split('  ')[0]} was answered {code} {comment}{hint}")
+
+    # What it hears
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be there for events; nothing where it has no port."""
+        if not self.listen:
+            yield
+            return
+        from pynetdicom import AE, evt
+
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(UPS_EVENT, scu_role=True, scp_role=True)
+        try:
+            server = ae.start_server(
+                ("", self.listen), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._hear)]
+            )
+        except OSError as error:
+            raise SimulationError(f"port {self.listen}: {error}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+    def _hear(self, event: Any) -> tuple[int, None]:
+        request = event.request
+        uid = str(request.AffectedSOPInstanceUID)
+        self.events.put((uid, request.EventTypeID, event.event_information))
+        return 0x0000, None
+
+    def hear(self, uid: str, words: str) -> None:
+        """Wait for an event of a workitem that has these words in it; say what comes."""
+        if not self.listen:
+            return
+        until = time.monotonic() + self.PATIENCE
+        names = {number: name for name, number in EVENT_TYPES.items()}
+        while True:
+            try:
+                left = max(0.0, until - time.monotonic())
+                found, kind, ds = self.events.get(timeout=left)
+            except queue.Empty:
+                raise SimulationError(f"{self.ae_title} has not heard: {words}") from None
+            if found not in self.made:
+                continue
+            told = f"{names[kind]}: {_event_words(ds)}"
+            self.say(
+                f"{self.called:<12} -> {self.ae_title:<12} N-EVENT-REPORT    {told}"
+                f"  ({self.made[found]})"
+            )
+            if found == uid and words in told:
+                return
+
+
+def _dataset(index: ElementIndex) -> Any:
+    """A stored data set as pydicom's."""
+    from pydicom.filereader import read_dataset
+
+    ds = read_dataset(io.BytesIO(bytes(index)), is_implicit_VR=False, is_little_endian=True)
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    return ds
+
+
+def _event_words(ds: Any) -> str:
+    """What an event says, in a line."""
+    if "ProcedureStepProgressInformationSequence" in ds:
+        item = ds.ProcedureStepProgressInformationSequence[0]
+        return f"{item.get('ProcedureStepProgress', '')} %, " + item.get(
+            "ProcedureStepProgressDescription", ""
+        )
+    texts = ("RequestingAE", "ProcedureStepState", "InputReadinessState", "ReasonForCancellation",
+             "ContactDisplayName", "ContactURI")  # fmt: skip
+    codes = ("ScheduledStationNameCodeSequence", "ProcedureStepDiscontinuationReasonCodeSequence")
+    said = [str(ds.get(keyword, "")) for keyword in texts]
+    said += [item.CodeMeaning for keyword in codes for item in ds.get(keyword, [])]
+    return ", ".join(filter(None, said))
+
+
 def scenario_echo(machine: Modality) -> None:
     """C-ECHO."""
     machine.echo()
@@ -10317,11 +13905,117 @@ def scenario_discontinue(machine: Modality) -> None:
     machine.end(found[0], uid, reason="110513")
 
 
-SCENARIOS: dict[str, Callable[[Modality], None]] = {
+@contextlib.contextmanager
+def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
+    """Let a workstation hear of the workitems of its label, and leave nothing behind."""
+    with station.listening():
+        if station.listen:
+            station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock, only_own=True)
+        yield
+        if station.listen:
+            station.end_subscriptions()
+
+
+def scenario_pull(station: Workstation) -> None:
+    """PS3.17 GGG.3.1, pull: a performer finds a workitem, claims it, reports, completes it."""
+    with watching(station):
+        uid = station.create("3D views", "3D")
+        station.hear(uid, "SCHEDULED")
+        [found] = station.find()
+        lock = station.claim(found)
+        station.hear(uid, "IN PROGRESS")
+        station.get(uid)
+        station.progress(uid, lock, 50, "half of the views")
+        station.hear(uid, "50 %")
+        station.complete(uid, lock, "3D")
+        station.hear(uid, "COMPLETED")
+        station.get(uid)
+
+
+def scenario_push(station: Workstation) -> None:
+    """PS3.17 GGG.3.2, push: a workitem is made for a station, which hears of it and does it."""
+    with watching(station):
+        uid = station.create("CAD", "110004", station=station.ae_title)
+        station.hear(uid, "UPS Assigned")
+        lock = station.claim(uid)
+        station.complete(uid, lock, "110004")
+        station.hear(uid, "COMPLETED")
+        station.get(uid)
+
+
+def scenario_watch(station: Workstation) -> None:
+    """PS3.17 GGG.3.4, watch: who hears that one thing has ended makes the next of it."""
+    with watching(station):
+        first = station.create("CAD", "110004")
+        lock = station.claim(first)
+        station.complete(first, lock, "110004")
+        station.hear(first, "COMPLETED")
+        station.get(first)
+        second = station.create("Reading", "110005", source=first)
+        station.hear(second, "SCHEDULED")
+        lock = station.claim(second)
+        station.complete(second, lock, "110005")
+        station.hear(second, "COMPLETED")
+
+
+def scenario_cancel(station: Workstation) -> None:
+    """A request to cancel in its three endings: direct, honoured, declined."""
+    if not station.listen:
+        raise SimulationError("nobody would hear of the request: give --listen PORT")
+    with watching(station):
+        station.say("Nobody has begun: it is canceled at once.")
+        uid = station.create("Prefetch", "FETCH")
+        station.request_cancel(uid, "not needed any more")
+        station.hear(uid, "UPS Cancel Requested")
+        station.hear(uid, "CANCELED")
+        station.say("The performer hears of the request, and cancels.")
+        uid = station.create("3D views", "3D")
+        lock = station.claim(uid)
+        station.request_cancel(uid, "wrong series")
+        station.hear(uid, "UPS Cancel Requested")
+        station.change_state(uid, "CANCELED", lock)
+        station.hear(uid, "CANCELED")
+        station.say("The performer hears of the request, and completes all the same.")
+        uid = station.create("Write a CD", "CD")
+        lock = station.claim(uid)
+        station.request_cancel(uid, "patient has left")
+        station.hear(uid, "UPS Cancel Requested")
+        station.complete(uid, lock, "CD")
+        station.hear(uid, "COMPLETED")
+
+
+def scenario_reliable_watcher(station: Workstation) -> None:
+    """PS3.17 GGG.1: a watcher with deletion locks goes away, comes back, and has missed nothing."""
+    if not station.listen:
+        raise SimulationError("a watcher must be reached: give --listen PORT")
+    with station.listening():
+        station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock=True, only_own=True)
+    station.say(f"{station.ae_title} goes away.")
+    uids = [station.create(f"Reading {number}", "110005") for number in (1, 2, 3)]
+    for uid in uids:
+        station.complete(uid, station.claim(uid), "110005")
+    station.say(f"{station.ae_title} is back, and hears of all of it as soon as it is tried again.")
+    with station.listening():
+        for uid in uids:
+            station.hear(uid, "COMPLETED")
+        for uid in uids:
+            station.get(uid)
+        station.end_subscriptions()
+
+
+MODALITY_SCENARIOS: dict[str, Callable[[Modality], None]] = {
     "echo": scenario_echo,
     "modality": scenario_modality,
     "discontinue": scenario_discontinue,
 }
+WORKSTATION_SCENARIOS: dict[str, Callable[[Workstation], None]] = {
+    "pull": scenario_pull,
+    "push": scenario_push,
+    "watch": scenario_watch,
+    "cancel": scenario_cancel,
+    "reliable-watcher": scenario_reliable_watcher,
+}
+SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS)
 
 DEMO_CONFIG = """
 [clinic]
@@ -10336,6 +14030,11 @@ modality = DX
 ae_title = US1
 modality = US
 character_set = GB18030
+[device 3D workstation]
+ae_title = WS1
+role = workstation
+host = 127.0.0.1
+port = {listen}
 """
 
 DEMO_DAY = body_rows("""
@@ -10379,6 +14078,7 @@ def play_day(
     called: str,
     say: Callable[[str], None],
     pause: float,
+    listen: int = 0,
 ) -> None:
     """Play a department's day: reception over the JSON API, the machines over DICOM."""
 
@@ -10432,6 +14132,11 @@ def play_day(
     say("08:45  What is left on the worklists:")
     for machine in machines.values():
         machine.worklist()
+    wait()
+    say("08:50  The 3D workstation finds its workitem, claims it, and hears of what it does.")
+    scenario_pull(
+        Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
+    )
 
 
 # 22. APPLIANCE --------------------------------------------------------------------------------
@@ -10561,6 +14266,50 @@ def job_purge(appliance: "Appliance") -> None:
     appliance.writer.submit(purge, appliance.context()).result(600)
 
 
+def job_workitems(appliance: "Appliance") -> None:
+    """Say what is newly stuck; purge workitems, and end what [housekeeping] ends of itself."""
+    ctx, writer = appliance.context(), appliance.writer
+    with reading():
+        found, due = orphans(ctx), due_to_end(ctx)
+    stuck = {(o.kind, o.uid, "" if o.kind == "events" else o.about) for o in found}
+    for kind, uid, about in sorted(stuck - appliance.stuck):
+        log.warning("stuck: %s", ", ".join(filter(None, (kind, uid, about))))
+    appliance.stuck = stuck
+    if not appliance.clock.steady:
+        return
+    for core, arguments in due:
+        try:
+            writer.submit(core, ctx, *arguments).result(60)
+        except Refusal as refusal:  # it has ended meanwhile
+            log.info("%s: %s", arguments[0], refusal)
+    while writer.submit(purge_workitems, ctx).result(60):
+        pass  # in slices: others write between them
+    appliance.wake_delivery()
+
+
+def job_clock(appliance: "Appliance") -> None:
+    """Remember what time it is, for the next start; not while the clock is in doubt."""
+    if not appliance.clock.steady:
+        return
+    appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
+
+
+def job_daily(appliance: "Appliance") -> None:
+    """Do what is due today and has not been done."""
+    if not appliance.clock.steady:
+        return
+    for daily in DAILY:
+        ctx = appliance.context()
+        with reading():
+            due = daily_due(ctx, daily)
+        if due:
+            try:
+                daily.function(appliance)
+            except Exception:
+                log.exception("%s failed", daily.name)
+            appliance.writer.submit(set_mark, f"daily {daily.name}", ctx.today()).result(60)
+
+
 def job_renew(appliance: "Appliance") -> None:
     """Read renewed certificates; say which are about to expire."""
     for certificate in appliance.certificates:
@@ -10588,23 +14337,89 @@ def job_backup(appliance: "Appliance") -> None:
     log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
 
 
-def backup_missed(appliance: "Appliance") -> bool:
-    """Whether neither the last backup nor the store is of the last 25 hours."""
-    newest = 0.0
-    with contextlib.suppress(OSError):  # a folder that is gone: the backup will say so
-        copies = appliance.config.backup_folder.glob("minris-????????-??????.db")
-        newest = max((copy.stat().st_mtime for copy in copies), default=0)
-    with reading():
-        (begun,) = database.execute_sql("SELECT min(at) FROM audit").fetchone()
-    old = bool(begun) and begun < appliance.context().stamp(hours=-25)
-    return old and newest < time.time() - 25 * 3600
+class Daily(NamedTuple):
+    """Something done once a day, from a time of the clinic's clock on."""
+
+    name: str
+    at: Callable[[Config], tuple[int, int] | None]
+    function: Callable[["Appliance"], None]
+
+
+DAILY = (
+    Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
+    Daily("purge", lambda config: (3, 10), job_purge),
+)
+
+
+def daily_due(ctx: Context, daily: Daily) -> bool:
+    """Whether its time has come and it was not done today; a box off at night does it when on.
+
+    A day done that lies a little ahead is of a clock that has been set back.
+    """
+    at, now = daily.at(ctx.config), ctx.local_now()
+    done = get_mark(f"daily {daily.name}")
+    if not at or not done:
+        return False
+    days = (datetime.date.fromisoformat(done) - now.date()).days
+    return (now.hour, now.minute) >= at and not 0 <= days <= 2
+
+
+class ClockWatch:
+    """Whether the clock of this machine runs evenly; while it does not, nothing is destroyed.
+
+    A board without a clock of its own starts in the past and leaps when it reaches a time server.
+
+    last_seen  what a clock that was believed last showed, in seconds since 1970; None for never
+    """
+
+    LEAP, FAR = 60.0, 7 * 86400.0
+    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a leap until the clock is believed
+
+    def __init__(
+        self,
+        last_seen: float | None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.wall, self.monotonic, self.last_seen = wall, monotonic, last_seen
+        self.began = self.seen = wall(), monotonic()
+        self.believed_from = monotonic() + self._wait(wall())
+
+    def _wait(self, now: float) -> float:
+        """How long a clock is watched that shows this: longer where it is far from the last run."""
+        away = now - self.last_seen if self.last_seen else 0.0
+        return self.CALM if -self.LEAP <= away <= self.FAR else self.LONG
+
+    def leap(self) -> float:
+        """The seconds by which the clock has leapt since it was looked at, 0 for none."""
+        wall, monotonic = self.seen
+        leap = (self.wall() - wall) - (self.monotonic() - monotonic)
+        return leap if abs(leap) > self.LEAP else 0.0
+
+    def check(self) -> float:
+        """Look at the clock: the seconds by which it has leapt since the last time, 0 for none."""
+        leap = self.leap()
+        self.seen = self.wall(), self.monotonic()
+        if leap:
+            wait = self.CALM if abs(leap) <= self.FAR else self._wait(self.seen[0])
+            until = self.seen[1] + wait
+            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # it is right again
+            self.believed_from = until if back else max(self.believed_from, until)
+        return leap
+
+    @property
+    def steady(self) -> bool:
+        """Whether the clock is believed."""
+        return self.monotonic() >= self.believed_from and not self.leap()
 
 
 JOBS = (
     Job("queries", "interval", {"seconds": 10}, job_save_queries),
     Job("watchdog", "interval", {"seconds": 20}, job_watchdog),
+    Job("clock", "interval", {"hours": 1}, job_clock),
     Job("certificates", "interval", {"minutes": 1}, job_renew),
-    Job("purge", "cron", {"hour": 3, "minute": 10}, job_purge),
+    Job("daily", "interval", {"minutes": 1}, job_daily),
+    Job("workitems", "interval", {"minutes": 5}, job_workitems),
 )
 
 
@@ -10637,6 +14452,10 @@ class Appliance:
         except BaseException:
             self.lock.release()
             raise
+        with reading():
+            last_seen = get_mark("clock")
+        self.clock = ClockWatch(float(last_seen) if last_seen else None)
+        self.stuck: set[tuple[str, str, str]] = set()
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
@@ -10670,6 +14489,7 @@ class Appliance:
         """Open both doors; OSError where a port is taken."""
         raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
+        self.loop = loop
         self.changes = Changes(loop)
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
@@ -10685,6 +14505,13 @@ class Appliance:
             self.dicom_tls_port = await self.associations.listen(
                 config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
             )
+        # of its own: a hundred deliveries would keep queries waiting
+        self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
+        self.event_sender = EventSender(config, self.access)
+        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
+        self.delivery_task = loop.create_task(self.delivery.run())
+        self.dimse.on_events = self.delivery.wake
+        self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
         add_control(app, web, STORE_COMMANDS)
@@ -10693,10 +14520,68 @@ class Appliance:
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         self.write_control_file()
         await asyncio.wrap_future(self.writer.submit(self.first_start))
+        await self.write_async(self.begin_marks)
+        await self.write_async(self.tell_of_restart)
+        self.delivery.wake()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
         self.started.set()
+
+    async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that reads in a reader's thread."""
+
+        def read() -> Any:
+            with reading():
+                return function(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self.delivery_reader, read)
+
+    async def write_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a core function in the store thread."""
+        return await asyncio.wrap_future(self.writer.submit(function, *arguments))
+
+    async def _watch_clock(self) -> None:
+        """See the clock leap: in the loop, which goes by another clock."""
+        while True:
+            await asyncio.sleep(15)
+            began = self.clock.began[0]
+            if leap := self.clock.check():
+                log.warning("the clock has leapt by %+.0f s", leap)
+                self.reschedule()
+                self.clock.began = self.clock.seen
+                if leap > 0:
+                    await self.write_async(correct_stamps, began, leap)
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(self.delivery.wake)
+
+    def begin_marks(self) -> None:
+        """A new store has done all of today: its first night is the next."""
+        for daily in DAILY:
+            if not get_mark(f"daily {daily.name}"):
+                set_mark(f"daily {daily.name}", self.context().today())
+
+    def tell_of_restart(self) -> None:
+        """Event 4 to all subscribers; COLD START where the store is new or was put back."""
+        ctx = self.context()
+        for title in ctx.config.ups.restart_receivers:
+            if not can_be_told(ctx, title):
+                log.warning("[ups] restart_receivers: %s is not registered with an address", title)
+        database.execute_sql("UPDATE receiver SET try_at = ''")
+        announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
+        set_mark("started", ctx.stamp())
+
+    async def _tell_of_going_down(self) -> None:
+        """Event 4 to all subscribers, as far as they hear it within two seconds."""
+        if not self.config.ups.tell_going_down:
+            return
+        with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
+            async with asyncio.timeout(2):
+                if await self.write_async(announce, self.context(), "GOING DOWN"):
+                    await self.delivery.deliver_due(wait=True)
 
     def start_jobs(self) -> None:
         """Start what is done by the clock; a job that missed its time is done once."""
@@ -10706,15 +14591,17 @@ class Appliance:
         defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         zone = self.config.zone or datetime.datetime.now().astimezone().tzinfo
         self.scheduler = BackgroundScheduler(job_defaults=defaults, timezone=zone)
-        jobs = list(JOBS)
-        if at := self.config.housekeeping.backup_time:
-            jobs.append(Job("backup", "cron", {"hour": at[0], "minute": at[1]}, job_backup))
-        if at and backup_missed(self):  # this box is off at night
-            soon = datetime.datetime.now(zone) + datetime.timedelta(seconds=30)
-            jobs.append(Job("missed backup", "date", {"run_date": soon}, job_backup))
-        for job in jobs:
+        for job in JOBS:
             self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
         self.scheduler.start()
+
+    def reschedule(self) -> None:
+        """Begin all intervals anew: APScheduler counts them by the clock, which has leapt."""
+        if not self.scheduler:
+            return
+        now = datetime.datetime.now(self.scheduler.timezone)
+        for job in self.scheduler.get_jobs():
+            job.modify(next_run_time=now)
 
     def run_job(self, job: Job) -> None:
         """Run a job; what goes wrong is logged whole, and the next time comes."""
@@ -10736,6 +14623,12 @@ class Appliance:
                 "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
                 " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
             ).fetchone()
+            (waiting,) = database.execute_sql(
+                "SELECT count(*) FROM outbox_event WHERE sent_at = '' AND given_up_at = ''"
+            ).fetchone()
+            workitems = database.execute_sql(
+                "SELECT state, count(*) FROM workitem GROUP BY state"
+            ).fetchall()
         counts = self.associations.counts
         figures = {
             "minris_associations": counts["associated", ""],
@@ -10745,6 +14638,8 @@ class Appliance:
             "minris_commits_total": self.writer.commits,
             "minris_event_streams": len(self.changes.waiting),
             "minris_unscheduled_performed_steps": unscheduled,
+            "minris_events_waiting": waiting,
+            "minris_stuck": len(self.stuck),
             "minris_store_bytes": self.config.store_path.stat().st_size,
             "minris_start_time_seconds": self.start_time,
         }
@@ -10753,6 +14648,7 @@ class Appliance:
             for operation, count in sorted(self.dimse.counts.items())
         }
         figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
+        figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
         return figures
 
     @property
@@ -10805,10 +14701,16 @@ class Appliance:
         """Close both doors, finish what has been promised, let go of the store."""
         if self.scheduler:
             self.scheduler.shutdown(wait=False)
+        await self._tell_of_going_down()
+        self.clock_task.cancel()
+        self.delivery_task.cancel()
+        await self.delivery.close()
+        await self.event_sender.close()
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
         self.readers.shutdown(wait=False, cancel_futures=True)
+        self.delivery_reader.shutdown(wait=False, cancel_futures=True)
         self.control_file.unlink(missing_ok=True)
         self.lock.release()
 
@@ -11045,18 +14947,25 @@ def command_token(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     """Play scenarios against a running appliance, or any other worklist."""
-    machine = Modality(
-        arguments.calling,
-        arguments.modality,
+    calling = arguments.calling
+    address = (
         arguments.host,
         arguments.port or config.dicom.port,
         arguments.called or config.dicom.ae_title,
+        print,
     )
+    machine = Modality(calling, arguments.modality, *address)
+    device = AccessRules(config).device(calling)
+    listen = arguments.listen or (device.port if device and device.host else 0)
+    station = Workstation(calling, *address, listen=listen)
     for name in arguments.scenarios:
         if name not in SCENARIOS:
             raise CommandError(f"{name}: not one of {', '.join(SCENARIOS)}")
         try:
-            SCENARIOS[name](machine)
+            if name in MODALITY_SCENARIOS:
+                MODALITY_SCENARIOS[name](machine)
+            else:
+                WORKSTATION_SCENARIOS[name](station)
         except SimulationError as error:
             raise CommandError(str(error)) from None
 
@@ -11131,8 +15040,10 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
         path = Path(folder, "config.ini")
         web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = free.getsockname()[1]
         path.write_text(
-            f"{DEMO_CONFIG}[dicom]\nhost = 127.0.0.1\nport = 0\n"
+            f"{DEMO_CONFIG.format(listen=listen)}[dicom]\nhost = 127.0.0.1\nport = 0\n"
             f"[web]\nhost = 127.0.0.1\nport = {web_port}\n[log]\nlevel = WARNING\n",
             "utf-8",
         )
@@ -11140,12 +15051,12 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
         set_up_logging(demo_config)
         logging.getLogger("pynetdicom").setLevel(logging.ERROR)
         try:
-            asyncio.run(_demo(demo_config, arguments.once))
+            asyncio.run(_demo(demo_config, arguments.once, listen))
         except KeyboardInterrupt:
             print()
 
 
-async def _demo(config: Config, once: bool) -> None:
+async def _demo(config: Config, once: bool, listen: int) -> None:
     lines: list[str] = []
     appliance = Appliance(config, lines.append)
     await appliance.start()
@@ -11175,6 +15086,7 @@ async def _demo(config: Config, once: bool) -> None:
             config.dicom.ae_title,
             say,
             0.2 if once else 1.5,
+            listen,
         )
         say("\nThe day has been played.")
         if not once:
@@ -11249,6 +15161,9 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--called", default="")
     simulate.add_argument("--calling", default="CT1")
     simulate.add_argument("--modality", default="CT")
+    simulate.add_argument(
+        "--listen", type=int, default=0, metavar="PORT", help="where it hears of events"
+    )
     return parser
 
 

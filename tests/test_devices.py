@@ -1,6 +1,8 @@
 """Devices: what each setting of a profile does to the machine that has it, and the page of devices."""
 
+import asyncio
 import contextlib
+import dataclasses
 import datetime
 import html
 import itertools
@@ -8,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+import types
 import urllib.parse
 
 import httpx
@@ -227,6 +230,34 @@ def pdu_of_an_answer(appliance):
     return values_in_pdus(appliance, "MG1", query("PatientName"))[:-1]
 
 
+def told_of_an_event(appliance):
+    """The types of the events that a watcher hears of which does not negotiate roles."""
+    heard = []
+
+    def take(event):
+        heard.append(event.request.EventTypeID)
+        return 0x0000, None
+
+    ae = AE()
+    ae.add_supported_context(minris.UPS_EVENT)  # without roles: ours is not answered
+    server = ae.start_server(
+        (peers.HOST, 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, take)]
+    )
+    try:
+        device = appliance.appliance.access().device("MG1")
+        reached = dataclasses.replace(device, host=peers.HOST, port=server.server_address[1])
+        rules = types.SimpleNamespace(device=lambda title: reached)
+        sender = minris.EventSender(appliance.config, lambda: rules)
+        event = minris.Event(
+            1, "2.25.1", 1, bytes(minris.text_elements(ProcedureStepState="SCHEDULED"))
+        )
+        with contextlib.suppress(minris.DeliveryError):
+            asyncio.run(sender("MG1", [event], lambda event: None))
+    finally:
+        server.shutdown()
+    return heard
+
+
 def offered(appliance):
     """The devices that the registration page offers."""
     page = browser(appliance, "desk").get("/register").text
@@ -256,6 +287,7 @@ EFFECTS = {
     "answer_limit": ("2", {}, answers_and_status, (3, SUCCESS), (2, OUT_OF_RESOURCES)),
     "empty_sequences": ("no", {}, empty_sequence, True, False),
     "name_groups": ("ideographic", {}, names_of(WANG), [WANG], ["王^小东"]),
+    "events_without_role": ("yes", {}, told_of_an_event, [], [1]),
     "combined_pdvs": ("no", {}, pdu_of_an_answer, [[1, 0]], [[1], [0]]),
 }  # fmt: skip
 
@@ -611,6 +643,7 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "answer_limit": "200",
         "empty_sequences": "no",
         "name_groups": "ideographic",
+        "events_without_role": "yes",
         "combined_pdvs": "no",
     }
     assert set(given) == {setting.key for setting in DEVICE_SETTINGS}

@@ -196,7 +196,7 @@ def sentences():
 
 def attribute_names():
     """What DICOM calls the attributes that a page may name."""
-    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES)
+    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES, minris.UPS_ATTRIBUTES)
     return {datadict.dictionary_description(one.tag) for table in tables for one in table.values()}
 
 

@@ -236,7 +236,7 @@ def test_an_import_of_an_export_says_what_it_did(ctx, tmp_path):
     content = exported().encode()
     with empty_store(tmp_path):
         words = minris.run_import(ctx, "all.json", content)
-    assert words == "all.json: 4 worklist, 4 performed, 1 devices, 2 procedures"
+    assert words == "all.json: 4 worklist, 4 performed, 1 devices, 2 procedures, 0 workitems"
 
 
 def test_what_comes_back_goes_on_where_it_was(ctx, tmp_path):
@@ -561,7 +561,8 @@ def test_a_backup_cut_off_leaves_no_half_file(config, tmp_path):
 
 
 def backups(appliance):
-    return sorted(path.name for path in appliance.config.backup_folder.iterdir())
+    folder = appliance.config.backup_folder
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def at_night(monkeypatch, appliance, day):
@@ -591,17 +592,37 @@ def test_the_oldest_backups_go(run_appliance, monkeypatch):
     assert backups(appliance) == [f"minris-2026070{day}-023000.db" for day in (3, 4, 5)]
 
 
-def test_a_backup_missed_at_night_is_made_up_for_after_the_start(run_appliance):
+def believe_the_clock(appliance):
+    """As ten minutes after the start."""
+    appliance.appliance.clock.believed_from = 0.0
+
+
+def mark(appliance, name, value):
+    appliance.write(minris.set_mark, f"daily {name}", value)
+
+
+def at_daily_time(monkeypatch, hour):
+    """Every daily job at the same hour."""
+    daily = tuple(one._replace(at=lambda config: (hour, 0)) for one in minris.DAILY)
+    monkeypatch.setattr(minris, "DAILY", daily)
+
+
+def test_a_backup_missed_at_night_is_made_up_for_after_the_start(run_appliance, monkeypatch):
     """The clinic's PC is off at half past two."""
+    at_daily_time(monkeypatch, 0)
     first = run_appliance()
-    assert not first.appliance.scheduler.get_job("missed backup")
-    first.write(minris.database.execute_sql, "UPDATE audit SET at = '2026-01-01T00:00:00.0Z'")
+    believe_the_clock(first)
+    minris.job_daily(first.appliance)
+    assert backups(first) == []  # a new store
+    mark(first, "backup", "20260101")
     first.stop()
     again = run_appliance()
-    assert again.appliance.scheduler.get_job("missed backup")
-    minris.job_backup(again.appliance)
-    again.stop()
-    assert not run_appliance().appliance.scheduler.get_job("missed backup")
+    minris.job_daily(again.appliance)
+    assert backups(again) == []  # not while the clock is in doubt
+    believe_the_clock(again)
+    minris.job_daily(again.appliance)
+    minris.job_daily(again.appliance)
+    assert len(backups(again)) == 1
 
 
 def test_what_else_lies_in_the_folder_stays(run_appliance, monkeypatch):
@@ -677,13 +698,25 @@ def next_run(appliance, name):
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/Los_Angeles"])
 def test_the_nightly_backup_is_at_its_time_on_the_clock_of_the_clinic(run_appliance, zone):
     appliance = run_appliance(f"[clinic]\ntimezone = {zone}\n[housekeeping]\nbackup_time = 01:45\n")
-    due = next_run(appliance, "backup").astimezone(minris.zoneinfo.ZoneInfo(zone))
-    assert (due.hour, due.minute) == (1, 45)
+    mark(appliance, "backup", "20260630")
+    [backup] = [daily for daily in minris.DAILY if daily.name == "backup"]
+    midnight = datetime.datetime(2026, 7, 1, tzinfo=minris.zoneinfo.ZoneInfo(zone))
+
+    def due(minutes):
+        ctx = minris.Context(
+            appliance.config, now=lambda: midnight + datetime.timedelta(minutes=minutes)
+        )
+        return appliance.read(minris.daily_due, ctx, backup)
+
+    assert (due(104), due(105)) == (False, True)
 
 
 def test_without_a_time_there_is_no_nightly_backup(run_appliance):
     appliance = run_appliance("[housekeeping]\nbackup_time =\n")
-    assert appliance.appliance.scheduler.get_job("backup") is None
+    believe_the_clock(appliance)
+    mark(appliance, "backup", "20260101")
+    minris.job_daily(appliance.appliance)
+    assert backups(appliance) == []
 
 
 @pytest.mark.parametrize("job", minris.JOBS, ids=lambda job: job.name)

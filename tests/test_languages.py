@@ -65,6 +65,13 @@ def texts_in_tables():
         minris.EXPOSURE_FACTS,
     ):
         found |= {row[0] for row in table}
+    found |= {cell for row in minris.WORKITEM_FACTS for cell in row[:2]}
+    found |= {row[3] for row in minris.WORKITEM_FIELDS} | {
+        row[5] for row in minris.WORKITEM_ACTIONS
+    }
+    found |= {meaning for _, meaning in minris.WORKITEM_CODES.values()} | set(minris.EVENT_TYPES)
+    found |= set(minris.UPS_CANCELLATION_REASONS.values()) | set(minris.UPS_STATES)
+    found |= {value for values in minris.UPS_ENUMERATIONS.values() for value in values}
     found |= set(minris.STEP_STATES) | set(minris.MPPS_STATES) | set(minris.SEXES)
     found |= {"item", "row", "Unknown attribute"}  # words of numbered(), description_of()
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
@@ -74,7 +81,7 @@ def texts_in_tables():
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()
     found |= {words for _, words in minris.VALUE_PATTERNS.values() if words}
-    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES)
+    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES, minris.UPS_ATTRIBUTES)
     found |= {minris.description_of(a.tag) for table in tables for a in table.values()}
     return found
 

@@ -48,34 +48,34 @@ def performed_of(appliance):
 ENDS = {"echo": "SCHEDULED", "modality": "COMPLETED", "discontinue": "DISCONTINUED"}
 
 
-@pytest.mark.parametrize("name", minris.SCENARIOS)
+@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
 def test_a_scenario_leaves_the_exam_as_it_says(appliance, ct, name):
     appliance.schedule(item())
-    minris.SCENARIOS[name](ct)
+    minris.MODALITY_SCENARIOS[name](ct)
     assert state_of(appliance) == ENDS[name]
 
 
-@pytest.mark.parametrize("name", minris.SCENARIOS)
+@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
 def test_a_scenario_is_complete_enough_for_a_strict_server(run_appliance, said, name):
     """Leniency is for the machines of others, not for our own."""
     appliance = run_appliance("[dicom]\nstrict_mpps = yes")
     appliance.schedule(item())
     machine = minris.Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
-    minris.SCENARIOS[name](machine)
+    minris.MODALITY_SCENARIOS[name](machine)
     assert state_of(appliance) == ENDS[name]
 
 
 def test_nothing_is_left_out_of_a_report(appliance, ct):
     appliance.schedule(item())
-    minris.SCENARIOS["modality"](ct)
+    minris.MODALITY_SCENARIOS["modality"](ct)
     [performed] = performed_of(appliance)
     assert performed.remark == ""
 
 
-@pytest.mark.parametrize("name", minris.SCENARIOS)
+@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
 def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
     appliance.schedule(item("Wang^XiaoDong=王^小东"))
-    minris.SCENARIOS[name](ct)
+    minris.MODALITY_SCENARIOS[name](ct)
     assert said
     assert all(line.startswith("CT1 -> MINRIS  ") for line in said)
     assert said[-1].endswith(": 0000")
@@ -83,14 +83,14 @@ def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
 
 def test_a_patient_is_named_as_people_read_it(appliance, ct, said):
     appliance.schedule(item("Wang^XiaoDong=王^小东"))
-    minris.SCENARIOS["modality"](ct)
+    minris.MODALITY_SCENARIOS["modality"](ct)
     assert said[0] == "CT1 -> MINRIS  C-FIND worklist: 王小东 Wang XiaoDong"
     assert "IN PROGRESS, 王小东 Wang XiaoDong: 0000" in said[1]
 
 
 def test_an_exam_given_up_has_its_reason(appliance, ct):
     appliance.schedule(item())
-    minris.SCENARIOS["discontinue"](ct)
+    minris.MODALITY_SCENARIOS["discontinue"](ct)
     [performed] = performed_of(appliance)
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     reason = minris.ElementIndex(bytes(performed.data)).item(keyword)
@@ -124,7 +124,7 @@ def test_a_modality_finds_the_exams_of_a_day(appliance, ct):
 @pytest.mark.parametrize("name", ["modality", "discontinue"])
 def test_an_empty_worklist_is_said(ct, name):
     with pytest.raises(minris.SimulationError, match="the worklist is empty"):
-        minris.SCENARIOS[name](ct)
+        minris.MODALITY_SCENARIOS[name](ct)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ LOOPBACK = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport =
 def department(tmp_path):
     """The invented department, running."""
     path = tmp_path / "config.ini"
-    path.write_text(minris.DEMO_CONFIG + LOOPBACK, "utf-8")
+    path.write_text(minris.DEMO_CONFIG.format(listen=peers.free_port()) + LOOPBACK, "utf-8")
     running = Running(minris.load_config(path))
     yield running
     running.stop()
@@ -216,7 +216,7 @@ def test_every_patient_of_the_day_is_told_of(department):
 
 def test_every_report_of_the_day_was_taken(department):
     answered = [line for line in play(department) if "N-CREATE" in line or "N-SET" in line]
-    assert len(answered) == 8
+    assert len(answered) == 11
     assert all(line.endswith(": 0000") for line in answered)
 
 
@@ -230,7 +230,7 @@ def test_the_patients_of_the_day_can_be_registered_at_any_hour(ctx, time_of_day)
 
 def test_the_day_is_played_on_devices_of_its_own(tmp_path):
     path = tmp_path / "config.ini"
-    path.write_text(minris.DEMO_CONFIG, "utf-8")
+    path.write_text(minris.DEMO_CONFIG.format(listen=11113), "utf-8")
     devices = minris.AccessRules(minris.load_config(path)).by_title
     for _, _, _, title, modality, *_ in minris.DEMO_DAY:
         assert devices[title].modality == modality

@@ -13,6 +13,7 @@ TREE = ast.parse(Path(minris.__file__).read_text("utf-8"))
 
 TRANSITIONS = {
     "MPPS_TRANSITIONS": (minris.MPPS_TRANSITIONS, ("none", *minris.MPPS_STATES)),
+    "UPS_TRANSITIONS": (minris.UPS_TRANSITIONS, ("none", *minris.UPS_STATES)),
     "STEP_TRANSITIONS": (minris.STEP_TRANSITIONS, minris.STEP_STATES),
 }
 CELLS = [(name, *cell) for name, (table, _) in TRANSITIONS.items() for cell in table]
@@ -58,10 +59,12 @@ def test_a_transition_table_has_a_cell_for_every_event_in_every_state(name):
 
 
 @pytest.mark.parametrize(("name", "event", "state"), CELLS)
-def test_a_cell_is_a_state_or_a_failure(name, event, state):
+def test_a_cell_is_a_state_a_warning_or_a_failure(name, event, state):
     table, states = TRANSITIONS[name]
     cell = table[event, state]
-    if isinstance(cell, Status):
+    if cell in (Status.ALREADY_CANCELED, Status.ALREADY_COMPLETED):
+        assert pynetdicom_status.code_to_category(int(cell)) == "Warning"
+    elif isinstance(cell, Status):
         assert ("*", cell) in minris.OUTCOMES
     else:
         assert cell in states

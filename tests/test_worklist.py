@@ -1665,7 +1665,9 @@ def test_an_answer_read_before_a_commit_is_not_kept_after_it(appliance, monkeypa
             changed.append(appliance.write(CHANGES["cancelled"], appliance.context(), index))
         yield from found
 
-    monkeypatch.setattr(minris, "find_worklist", cancelled_meanwhile)
+    services, door = appliance.appliance.dimse.services, (minris.MODALITY_WORKLIST, "C-FIND")
+    monkeypatch.setitem(minris.SEARCHED, cancelled_meanwhile, minris.MWL_ATTRIBUTES)
+    monkeypatch.setitem(services, door, services[door]._replace(core=cancelled_meanwhile))
     with associated(appliance.port) as ask_one:
         assert [len(ask_one(EVERYTHING).raw) for _ in range(3)] == [1, 0, 0]
 

@@ -9,6 +9,7 @@ import os
 import selectors
 import socket
 import statistics
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,9 +17,12 @@ import wire
 
 WORKLIST = wire.associate(wire.MODALITY_WORKLIST, wire.VERIFICATION)
 PERFORMED = wire.associate(wire.MPPS, wire.VERIFICATION)
+WORKITEMS = wire.associate(wire.UPS_PUSH, wire.UPS_PULL)
+WATCH = wire.associate(wire.UPS_WATCH)
 ECHO = wire.associate(wire.VERIFICATION)
 DRAIN_S = 30  # a client that has not ended this long after the end hangs
 PAUSE_S = 0.02  # a rejected client asks again after this
+TAKEN, HELD = 0xC301, 0xC302  # what a claim of a claimed workitem hears: another's, one's own
 
 
 def ask(association, request, matches=0):
@@ -42,12 +46,17 @@ def answers(port, request):
     return datasets
 
 
-def query_ms(port, request, matches, profile, runs, budget_s):
-    """Median ms of a query from connect to release; fewer runs than `runs` past the budget."""
+def query_ms(port, request, matches, profile, runs, budget_s, proposal=WORKLIST, before=None):
+    """Median ms of a query from connect to release; fewer runs than `runs` past the budget.
+
+    before  is called before each query, and not timed
+    """
     times, begin = [], time.perf_counter()
     while len(times) < runs and (not times or time.perf_counter() - begin < budget_s):
+        if before:
+            before()
         start = time.perf_counter()
-        with wire.Association(port, WORKLIST, profile) as association:
+        with wire.Association(port, proposal, profile) as association:
             ask(association, request, matches)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
@@ -103,6 +112,81 @@ def resident_mib(process_id):
     with open(f"/proc/{process_id}/status") as file:
         (line,) = (line for line in file if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
+
+
+# Workitems --------------------------------------------------------------------------------------
+
+
+def ask_all(port, requests, proposal=WORKITEMS):
+    """Send requests one after the other and insist on success; how many a second."""
+    with wire.Association(port, proposal) as association:
+        begin = time.perf_counter()
+        for request in requests:
+            ask(association, request)
+        return len(requests) / (time.perf_counter() - begin)
+
+
+def race(port, claims):
+    """Let several clients claim each workitem at once, and insist that one of them wins it.
+
+    claims   for each workitem the requests of the clients
+    Returns  the workitems claimed a second, and the requests that won them
+    """
+    won, clients = [], len(claims[0])
+    with contextlib.ExitStack() as stack:
+        racers = [stack.enter_context(wire.Association(port, WORKITEMS)) for _ in range(clients)]
+        begin = time.perf_counter()
+        for requests in claims:
+            for racer, request in zip(racers, requests, strict=True):
+                racer.send(request)
+            statuses = [racer.answer()[1] for racer in racers]
+            if sorted(statuses) != [0, *[TAKEN] * (clients - 1)]:
+                raise wire.PeerError(f"not one winner: {statuses}")
+            won.append(requests[statuses.index(0)])
+            racers.append(racers.pop(0))  # each is the first to send in its turn
+        return len(claims) / (time.perf_counter() - begin), won
+
+
+def check_held(port, claims):
+    """Insist that the locks of these claims are those that hold."""
+    with wire.Association(port, WORKITEMS) as association:
+        for claim in claims:
+            if association.ask(claim) != (0, HELD):
+                raise wire.PeerError("a claim that succeeded does not hold")
+
+
+class Asker(threading.Thread):
+    """A client that sends one query after the other, associate to release, within `with`."""
+
+    def __init__(self, port, request, matches):
+        super().__init__(daemon=True)
+        self.port, self.request, self.matches = port, request, matches
+        self.times, self.error, self.ended = [], None, threading.Event()
+
+    def run(self):
+        """Ask until told to end."""
+        try:
+            while not self.ended.is_set():
+                begin = time.perf_counter()
+                with wire.Association(self.port, WORKLIST) as association:
+                    ask(association, self.request, self.matches)
+                self.times.append((begin, 1000 * (time.perf_counter() - begin)))
+        except Exception as error:
+            self.error = error
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.join()
+        if self.error:
+            raise self.error
+
+    def within(self, begin, end):
+        """Ms of the queries that were under way between two times."""
+        return [ms for start, ms in self.times if start < end and start + ms / 1000 > begin]
 
 
 # Many clients at once ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Measure minris against wlmscpfs (DCMTK) and, for MPPS, against the obvious pynetdicom server.
+"""Measure minris against wlmscpfs (DCMTK) and, for MPPS and UPS, the obvious pynetdicom server.
 
     python tests/bench/run.py [--quick] [--sizes 100,1000,10000,100000] [--rounds 5]
                               [--minris PATH] [--only query,stream,...] [--out FILE.json]
@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import functools
 import itertools
 import json
 import shutil
@@ -21,19 +22,25 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
 import entries
 import fsync_rate
 import load
+import ups
 import wire
-from servers import WLMSCPFS, Server, Site, stock_server
+from servers import WLMSCPFS, Box, Server, Site, Watchers, stock_server
 
 SOURCE = Path(__file__).resolve().parents[2] / "minris.py"
 QUERY_GOALS = {100: 40, 1000: 100, 10_000: 400}  # entries: times faster than wlmscpfs
 MPPS_GOALS = {1: (300, 0.15), 8: (400, 0.25)}  # clients: operations/s, or share of disk commits/s
 EXAMINATIONS = {1: 200, 8: 50}  # clients: pairs of N-CREATE and N-SET that each sends
+CLAIM_GOAL = (300, 0.15)  # claims/s, or share of disk commits/s
+RACERS, WATCHERS = 8, 100
+LET_GO_S = 4  # an association kept for a burst of events is released before this
+WORKITEMS = (1000, 100_000)  # in the stores that are searched
 
 
 class Bench:
@@ -47,7 +54,8 @@ class Bench:
         self.today = datetime.date.today()
         self.day = wire.c_find(entries.days_query(self.today))
         self.everything = wire.c_find(entries.worklist_query())
-        self.rows, self.raw, self.sites = [], {}, {}
+        self.rows, self.raw, self.sites, self.boxes = [], {}, {}, {}
+        self.unclaimed = ups.unclaimed(self.today)
 
     def site(self, size, purpose="query"):
         """The site with so many entries; one whose steps are performed needs its own."""
@@ -60,6 +68,31 @@ class Bench:
             self.raw[f"import of {size} entries for {purpose}, s"] = site.import_s
             self.sites[size, purpose] = site
         return self.sites[size, purpose]
+
+    def box(self, name, number=0):
+        """A minris alone, with so many workitems."""
+        if name not in self.boxes:
+            progress(f"{number} workitems: writing, starting")
+            box = self.boxes[name] = Box(self.folder, self.options.minris, name)
+            if number:
+                self.raw[f"writing {number} workitems, s"] = box.fill(number, ups.MATCHES)
+            self.run(box.minris)
+        return self.boxes[name]
+
+    @functools.cached_property
+    def stock(self):
+        """The pynetdicom server."""
+        return self.run(stock_server(self.folder))
+
+    def commit_rate(self):
+        """One-row commits a second of the disk, now."""
+        return fsync_rate.commits_per_second(self.folder, 0.5 if self.quick else 2)
+
+    def create_workitems(self, port, number):
+        """Create so many more; their UIDs."""
+        made = [ups.creation(each) for each in itertools.islice(self.unclaimed, number)]
+        load.ask_all(port, [request for _, request in made])
+        return [uid for uid, _ in made]
 
     def run(self, server):
         """Start a server that is stopped at the end at the latest."""
@@ -221,14 +254,14 @@ def start_rows(bench, who, site, server, limit_s, limit_mib):
 def mpps(bench):
     """N-CREATE and N-SET with one and eight clients, for unscheduled and for scheduled steps."""
     site = bench.site(1000 if bench.quick else 10_000, "mpps")
-    ports = {"minris": site.minris.port, "stock": bench.run(stock_server(bench.folder)).port}
+    ports = {"minris": site.minris.port, "stock": bench.stock.port}
     steps = {
         "unscheduled": map(entries.unscheduled, entries.entries(10**7, bench.today, 10**7)),
         "scheduled": itertools.cycle(site.entries),
     }
     rates, commits = collections.defaultdict(list), []
     for turn in bench.turns("mpps"):
-        commits.append(fsync_rate.commits_per_second(bench.folder, 0.5 if bench.quick else 2))
+        commits.append(bench.commit_rate())
         for clients, kind in itertools.product(MPPS_GOALS, steps):
             count = EXAMINATIONS[clients] // (5 if bench.quick else 1)
             messages = [examinations(steps[kind], count) for _ in range(clients)]
@@ -254,7 +287,131 @@ def mpps_row(bench, what, mine, peer, goal, commits):
     bench.row(what, "/s", mine, peer, better, f"≥ {number(least)} /s, ratio ≥ 2", met)
 
 
-FIGURES = {figure.__name__: figure for figure in (query, stream, crowd, idle, start, mpps)}
+def claims(bench):
+    """Claims of workitems by one client."""
+    ports = {"minris": bench.box("claims").minris.port, "stock": bench.stock.port}
+    rates, commits = collections.defaultdict(list), []
+    for turn in bench.turns("claims"):
+        commits.append(bench.commit_rate())
+        for name in sorted(ports, reverse=turn % 2):
+            uids = bench.create_workitems(ports[name], 50 if bench.quick else 500)
+            rates[name].append(load.ask_all(ports[name], [ups.claim(uid) for uid in uids]))
+    mine, peer, what = rates["minris"], rates["stock"], "workitems claimed, clients: 1"
+    least = min(CLAIM_GOAL[0], CLAIM_GOAL[1] * statistics.median(commits))
+    met = statistics.median(mine) >= least
+    bench.row(what, "/s", mine, peer, ratio(mine, peer), f"≥ {number(least)} /s", met)
+    shares = [
+        [rate / commit for rate, commit in zip(r, commits, strict=True)] for r in (mine, peer)
+    ]
+    bench.row("the same, for each one-row commit of this disk", "", *shares)
+    bench.row("for comparison: one-row commits of this disk", "/s", (), commits)
+
+
+def racers(bench):
+    """Claims of workitems that several clients want at once; who wins one does so alone."""
+    ports = {"minris": bench.box("claims").minris.port, "stock": bench.stock.port}
+    rates = collections.defaultdict(list)
+    for turn in bench.turns("racers"):
+        for name in sorted(ports, reverse=turn % 2):
+            uids = bench.create_workitems(ports[name], 20 if bench.quick else 200)
+            rate, won = load.race(
+                ports[name], [[ups.claim(u) for _ in range(RACERS)] for u in uids]
+            )
+            rates[name].append(rate)
+            if name == "minris":
+                load.check_held(ports[name], won)
+    mine, peer = rates["minris"], rates["stock"]
+    what = f"workitems claimed, {RACERS} clients after each, one winner each"
+    bench.row(what, "/s", mine, peer, ratio(mine, peer))
+
+
+def watchers(bench):
+    """What it takes to tell many watchers of one change, for them and for who asks meanwhile."""
+    told = bench.run(Watchers(bench.folder, WATCHERS))
+    site = Site(bench.folder, bench.options.minris, 1000, bench.today, told.devices())
+    port = bench.run(site.minris).port
+    load.ask_all(port, [ups.subscription(title) for title in told.titles], load.WATCH)
+    figures = collections.defaultdict(list)
+    for _ in bench.turns("watchers"):
+        uids = bench.create_workitems(port, 4 if bench.quick else 25)
+        for uid in uids:
+            told.last_told(uid, 1)
+        with load.Asker(port, bench.day, entries.MATCHES) as asker:
+            begin = time.perf_counter()
+            time.sleep(LET_GO_S)
+            spans = [(begin, time.perf_counter())]
+            spans += [claim_told(port, told, uid) for uid in uids]
+        first, *others = [end - begin for begin, end in spans[1:]]
+        figures["first"].append(first)
+        figures["next"].append(statistics.median(others))
+        figures["quiet"].append(load.p99(asker.within(*spans[0])))
+        busy = [ms for span in spans[1:] for ms in asker.within(*span)]
+        figures["busy"].append(load.p99(busy))
+        figures["queries"].append(len(busy))
+    watchers_rows(bench, figures)
+    progress("watchers: idle")
+    time.sleep(LET_GO_S)
+    share = 100 * load.idle_share(site.minris.process.pid, port, 0, 5 if bench.quick else 20)
+    what = f"{WATCHERS} watchers, nothing to tell"
+    bench.row(what, "% of a core", [share], goal="≤ 0.3 %", met=share <= 0.3)
+
+
+def claim_told(port, told, uid):
+    """Claim a workitem: when that was, and when the last watcher had been told."""
+    begin = time.perf_counter()
+    load.ask_all(port, [ups.claim(uid)])
+    return begin, told.last_told(uid, 2)
+
+
+def watchers_rows(bench, figures):
+    """The rows of what was told, and of what was asked meanwhile."""
+    what = f"a change told to {WATCHERS} watchers, the last after"
+    for key, how in (("first", "associations opened"), ("next", "associations kept")):
+        met = statistics.median(figures[key]) <= 2
+        bench.row(f"{what}, {how}", "s", figures[key], goal="≤ 2 s", met=met)
+    met = statistics.median(figures["busy"]) <= 100
+    what = "queries of one client, 99 % answered in"
+    bench.row(f"{what}, meanwhile", "ms", figures["busy"], goal="≤ 100 ms", met=met)
+    bench.row(f"{what}, with nothing to tell", "ms", figures["quiet"])
+    bench.raw["queries meanwhile"] = figures["queries"]
+
+
+def workitems(bench):
+    """One query for what is to be done, of ten matches, by number of workitems."""
+    sizes = [each // 10 for each in WORKITEMS] if bench.quick else WORKITEMS
+    ports = {size: bench.box(f"{size}-workitems", size).minris.port for size in sizes}
+    request, times = ups.query(bench.today), collections.defaultdict(list)
+    limits = (15, 0.5) if bench.quick else (100, 3)
+    for turn in bench.turns("workitems"):
+        for size in sizes[:: -1 if turn % 2 else 1]:
+
+            def change(port=ports[size]):
+                bench.create_workitems(port, 1)
+
+            for when, before in (("repeated", None), ("after a change", change)):
+                settings = ("lean", *limits, load.WORKITEMS, before)
+                took = load.query_ms(ports[size], request, ups.MATCHES, *settings)
+                times[when, size].append(took)
+    for when in ("repeated", "after a change"):
+        workitems_rows(bench, when, [(size, times[when, size]) for size in sizes])
+
+
+def workitems_rows(bench, when, figures):
+    """The rows of one way to ask, and how it grows."""
+    for size, times in figures:
+        bench.row(f"workitems, 10 matches of {size:,}, {when}", "ms", times)
+    (small, before), (large, after) = figures
+    growth = [high / low for high, low in zip(after, before, strict=True)]
+    what, met = f"growth from {small:,} to {large:,}", statistics.median(growth) <= 2.5
+    bench.row(f"the same, {what} workitems", "times", growth, goal="≤ 2.5 times", met=met)
+
+
+FIGURES = {
+    figure.__name__: figure
+    for figure in (
+        query, stream, crowd, idle, start, mpps, claims, racers, watchers, workitems,
+    )
+}  # fmt: skip
 
 
 # Command line -----------------------------------------------------------------------------------

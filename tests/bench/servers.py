@@ -1,5 +1,6 @@
-"""Starts and stops the servers under test: minris, wlmscpfs (DCMTK) and stock_scp.py."""
+"""Starts and stops minris, the servers it is compared with and those that it calls."""
 
+import collections
 import contextlib
 import http.client
 import os
@@ -85,21 +86,46 @@ class Server:
         return self.start()
 
 
-class Site:
-    """A folder with so many entries, and minris and wlmscpfs with them loaded.
+class Box:
+    """A folder with a config.ini, and the minris that runs by it.
 
-    minris  the command that starts it, without its subcommand
+    command  what starts it, without its subcommand
+    devices  further sections of config.ini
     """
 
-    def __init__(self, folder, minris, number, today):
-        self.number, self.web_port, port, peer_port = number, *(free_port() for _ in range(3))
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
-        self.entries = list(entries.entries(number, today))
+    def __init__(self, folder, command, name, devices=""):
+        self.command, self.web_port, port = command, free_port(), free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
         self.config = ["--config", self.folder / "config.ini"]
-        self.config[1].write_text(CONFIG.format(dicom=port, web=self.web_port))
-        serve = [*minris, "serve", *self.config]
-        self.minris = Server(serve, port, self.folder / "minris.log")
-        self.import_s = self.load([*minris, "import"])
+        self.config[1].write_text(CONFIG.format(dicom=port, web=self.web_port) + devices)
+        self.minris = Server([*command, "serve", *self.config], port, self.folder / "minris.log")
+
+    def call(self, command):
+        """Run a program on the folder to its end; the seconds."""
+        begin = time.perf_counter()
+        with self.minris.log.open("ab") as log:
+            command = [*map(str, command)]
+            code = subprocess.call(command, timeout=IMPORT_LIMIT_S, **detached(log))
+        if code:
+            raise RuntimeError(f"{command}: status {code}: {self.minris.log.read_text()[-800:]}")
+        return time.perf_counter() - begin
+
+    def fill(self, number, planted):
+        """Write so many workitems into its store, `planted` of them by the standard query."""
+        *python, path = self.command
+        python = python or [path.with_name("python")]
+        file = path if path.suffix == ".py" else "installed"
+        return self.call([*python, HERE / "fill.py", file, self.config[1], number, planted])
+
+
+class Site(Box):
+    """A folder with so many entries, and minris and wlmscpfs with them loaded."""
+
+    def __init__(self, folder, command, number, today, devices=""):
+        super().__init__(folder, command, number, devices)
+        self.number, peer_port = number, free_port()
+        self.entries = list(entries.entries(number, today))
+        self.import_s = self.load([*command, "import"])
         entries.write_worklist_files(self.folder / "wl", self.entries)
         peer = [WLMSCPFS, "-q", "-dhl", "-dfp", self.folder / "wl", "--max-associations", 200]
         self.wlmscpfs = Server([*peer, peer_port], peer_port, self.folder / "wlmscpfs.log")
@@ -108,12 +134,7 @@ class Site:
         """Import the entries into the store of minris; the seconds."""
         file = self.folder / "entries.json"
         entries.write_json(file, self.entries)
-        command, begin = [*command, file, *self.config], time.perf_counter()
-        with self.minris.log.open("ab") as log:
-            code = subprocess.call(command, timeout=IMPORT_LIMIT_S, **detached(log))
-        if code:
-            raise RuntimeError(f"import: status {code}: {self.minris.log.read_text()[-800:]}")
-        return time.perf_counter() - begin
+        return self.call([*command, file, *self.config])
 
     def in_turn(self, turn):
         """The servers' names and ports, each round in the other order."""
@@ -141,3 +162,44 @@ def stock_server(folder):
     port = free_port()
     command = [sys.executable, HERE / "stock_scp.py", port, folder / "stock.db"]
     return Server(command, port, folder / "stock.log")
+
+
+class Watchers(Server):
+    """A program that plays so many watchers on one port, and writes down what each is told."""
+
+    def __init__(self, folder, number):
+        port = free_port()
+        command = [sys.executable, HERE / "watchers.py", port]
+        super().__init__(command, port, folder / "watchers.log")
+        self.titles = [f"W{index:03}" for index in range(1, number + 1)]
+        self.read = 0  # bytes of the log
+        self.counts = collections.Counter()  # reports by AE title and workitem
+        self.told = collections.defaultdict(dict)  # (n, workitem): when each had its n-th report
+
+    def devices(self):
+        """Their sections of config.ini."""
+        return "".join(
+            f"[device {title}]\nae_title = {title}\nhost = {wire.HOST}\nport = {self.port}\n"
+            for title in self.titles
+        )
+
+    def last_told(self, uid, reports, patience_s=60):
+        """When the last watcher had so many reports of a workitem, by time.perf_counter()."""
+        begin = time.perf_counter()
+        while len(told := self.told[reports, uid]) < len(self.titles):
+            if time.perf_counter() > begin + patience_s:
+                raise RuntimeError(f"only {len(told)} of the watchers were told")
+            time.sleep(0.01)
+            self.follow()
+        return max(told.values())
+
+    def follow(self):
+        """Read what has been written down since."""
+        with self.log.open("rb") as log:
+            log.seek(self.read)
+            new = log.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self.read += len(whole)
+        for title, uid, at in map(str.split, whole.decode().splitlines()):
+            self.counts[title, uid] += 1
+            self.told[self.counts[title, uid], uid][title] = float(at)

@@ -1,6 +1,6 @@
-"""The obvious MPPS server: pynetdicom at its stock settings, rows in SQLite, synchronous FULL.
+"""The obvious MPPS and UPS server: pynetdicom at its stock settings, rows in SQLite, synchronous FULL.
 
-The peer for the MPPS figures, since wlmscpfs takes no MPPS.
+The peer for these figures, since wlmscpfs takes neither.
 
     python tests/bench/stock_scp.py PORT DATABASE
 """
@@ -11,13 +11,19 @@ import threading
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import ModalityPerformedProcedureStep, Verification
+from pynetdicom.sop_class import (
+    ModalityPerformedProcedureStep,
+    UnifiedProcedureStepPull,
+    UnifiedProcedureStepPush,
+    Verification,
+)
 
 SUCCESS, PROCESSING_FAILURE, DUPLICATE, NO_SUCH_INSTANCE = 0x0000, 0x0110, 0x0111, 0x0112
+TRANSACTION_UID_INCORRECT, NO_SUCH_UPS = 0xC301, 0xC307
 
 
 class Store:
-    """Performed procedure steps as rows of DICOM JSON; each change is a transaction."""
+    """Steps, performed or to be done, as rows of DICOM JSON; each change is a transaction."""
 
     def __init__(self, path):
         self.lock = threading.Lock()
@@ -29,11 +35,9 @@ class Store:
     def create(self, event):
         """Handle N-CREATE."""
         dataset = event.attribute_list
-        row = (
-            event.request.AffectedSOPInstanceUID,
-            dataset.PerformedProcedureStepStatus,
-            dataset.to_json(),
-        )
+        keyword = "PerformedProcedureStepStatus"
+        status = dataset[keyword if keyword in dataset else "ProcedureStepState"].value
+        row = (event.request.AffectedSOPInstanceUID, status, dataset.to_json())
         try:
             with self.lock:
                 self.database.execute("INSERT INTO step VALUES (?, ?, ?)", row)
@@ -59,13 +63,37 @@ class Store:
             )
         return SUCCESS, None
 
+    def claim(self, event):
+        """Handle N-ACTION that claims a workitem."""
+        uid, claim = event.request.RequestedSOPInstanceUID, event.action_information
+        with self.lock:
+            query = self.database.execute("SELECT status, body FROM step WHERE uid = ?", (uid,))
+            row = query.fetchone()
+            if row is None:
+                return NO_SUCH_UPS, None
+            if row[0] != "SCHEDULED":
+                return TRANSACTION_UID_INCORRECT, None
+            dataset = Dataset.from_json(row[1])
+            dataset.update(claim)
+            self.database.execute(
+                "UPDATE step SET status = ?, body = ? WHERE uid = ?",
+                (dataset.ProcedureStepState, dataset.to_json(), uid),
+            )
+        return SUCCESS, None
+
 
 def main(port, path):
     """Serve until killed."""
     store, server = Store(path), AE("BENCH")
     server.add_supported_context(Verification)
     server.add_supported_context(ModalityPerformedProcedureStep)
-    handlers = [(evt.EVT_N_CREATE, store.create), (evt.EVT_N_SET, store.set)]
+    server.add_supported_context(UnifiedProcedureStepPush)
+    server.add_supported_context(UnifiedProcedureStepPull)
+    handlers = [
+        (evt.EVT_N_CREATE, store.create),
+        (evt.EVT_N_SET, store.set),
+        (evt.EVT_N_ACTION, store.claim),
+    ]
     server.start_server(("127.0.0.1", port), evt_handlers=handlers)
 
 

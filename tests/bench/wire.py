@@ -22,9 +22,14 @@ TIMEOUT_S = 120
 VERIFICATION = "1.2.840.10008.1.1"
 MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 MPPS = "1.2.840.10008.3.1.2.3.3"
+UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
+UPS_WATCH = "1.2.840.10008.5.1.4.34.6.2"
+UPS_PULL = "1.2.840.10008.5.1.4.34.6.3"
+UPS_GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"
 IMPLEMENTATION = "2.25.20260101"
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-CONTEXT_ID = {MODALITY_WORKLIST: 1, VERIFICATION: 3, MPPS: 5}
+CLASSES = (MODALITY_WORKLIST, VERIFICATION, MPPS, UPS_PUSH, UPS_WATCH, UPS_PULL)
+CONTEXT_ID = {sop_class: 2 * index + 1 for index, sop_class in enumerate(CLASSES)}
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 RELEASE = struct.pack(">BxIxxxx", RELEASE_RQ, 4)
@@ -32,6 +37,7 @@ PDU_HEADER = struct.Struct(">BxI")
 PDV_HEADER = struct.Struct(">IxB")  # length, (context), control
 STATUS = struct.pack("<HHI", 0x0000, 0x0900, 2)
 DATA_SET_TYPE = struct.pack("<HHI", 0x0000, 0x0800, 2)
+NO_DATA_SET = b"\1\1"
 PENDING = (0xFF00, 0xFF01)
 
 
@@ -57,11 +63,15 @@ def message(sop_class, command, dataset=None):
 
     Everything sent here fits the smallest PDU a server may ask for, so nothing is fragmented.
     """
-    command = {**command, 0x0800: 0x0101 if dataset is None else 1}
-    body = b"".join(element(tag, value, b"\0") for tag, value in sorted(command.items()))
-    body = element(0x00000000, struct.pack("<I", len(body))) + body
+    body = command_set({**command, 0x0800: NO_DATA_SET if dataset is None else 1})
     parts = [(3, body)] if dataset is None else [(3, body), (2, dataset)]
     return tuple(data_pdu(CONTEXT_ID[sop_class], *part) for part in parts)
+
+
+def command_set(command):
+    """A command set with its group length."""
+    body = b"".join(element(tag, value, b"\0") for tag, value in sorted(command.items()))
+    return element(0x00000000, struct.pack("<I", len(body))) + body
 
 
 def data_pdu(context_id, control, data):
@@ -75,20 +85,27 @@ def c_echo():
     return message(VERIFICATION, {0x0002: VERIFICATION, 0x0100: 0x0030, 0x0110: 1})
 
 
-def c_find(identifier):
-    """A C-FIND request on the modality worklist."""
-    command = {0x0002: MODALITY_WORKLIST, 0x0100: 0x0020, 0x0110: 1, 0x0700: 0}
-    return message(MODALITY_WORKLIST, command, identifier)
+def c_find(identifier, sop_class=MODALITY_WORKLIST):
+    """A C-FIND request."""
+    command = {0x0002: sop_class, 0x0100: 0x0020, 0x0110: 1, 0x0700: 0}
+    return message(sop_class, command, identifier)
 
 
-def n_create(instance_uid, dataset):
-    """An N-CREATE request of a performed procedure step."""
-    return message(MPPS, {0x0002: MPPS, 0x0100: 0x0140, 0x0110: 1, 0x1000: instance_uid}, dataset)
+def n_create(instance_uid, dataset, sop_class=MPPS):
+    """An N-CREATE request: of a performed procedure step, or of UPS_PUSH."""
+    command = {0x0002: sop_class, 0x0100: 0x0140, 0x0110: 1, 0x1000: instance_uid}
+    return message(sop_class, command, dataset)
 
 
 def n_set(instance_uid, dataset):
     """An N-SET request of a performed procedure step."""
     return message(MPPS, {0x0003: MPPS, 0x0100: 0x0120, 0x0110: 1, 0x1001: instance_uid}, dataset)
+
+
+def n_action(sop_class, instance_uid, action_type, dataset):
+    """An N-ACTION request on a workitem, in the context of a SOP class (PS3.4 CC.3.1.1)."""
+    command = {0x0003: UPS_PUSH, 0x0100: 0x0130, 0x0110: 1, 0x1001: instance_uid}
+    return message(sop_class, {**command, 0x1008: action_type}, dataset)
 
 
 def item(kind, body):
@@ -160,7 +177,7 @@ class Scanner:
         at = command.index(STATUS) + 8
         self._status = int.from_bytes(command[at : at + 2], "little")
         at = command.index(DATA_SET_TYPE) + 8
-        return command[at : at + 2] != b"\x01\x01"
+        return command[at : at + 2] != NO_DATA_SET
 
     def _keep(self, fragment, last):
         self._dataset += fragment
@@ -169,15 +186,28 @@ class Scanner:
             self._dataset = b""
 
 
-def accepted(body):
-    """True if every proposed context of an A-ASSOCIATE-AC was accepted."""
-    results, position = [], 68
+def items(body, position=68):
+    """Kind and body of each item of an A-ASSOCIATE PDU, whose own begin at 68."""
     while position + 4 <= len(body):
         kind, length = struct.unpack_from(">BxH", body, position)
-        if kind == 0x21:
-            results.append(body[position + 6])
+        yield kind, body[position + 4 : position + 4 + length]
         position += 4 + length
+
+
+def accepted(body):
+    """True if every proposed context of an A-ASSOCIATE-AC was accepted."""
+    results = [context[2] for kind, context in items(body) if kind == 0x21]
     return bool(results) and not any(results)
+
+
+def command_elements(command):
+    """The elements of a command set, encoded, by their number in group 0000."""
+    elements, position = {}, 0
+    while position < len(command):
+        _, number, length = struct.unpack_from("<HHI", command, position)
+        elements[number] = command[position + 8 : position + 8 + length]
+        position += 8 + length
+    return elements
 
 
 class Association:
@@ -223,8 +253,16 @@ class Association:
 
     def ask(self, request):
         """Send a request; (number of pending responses, final status)."""
+        self.send(request)
+        return self.answer()
+
+    def send(self, request):
+        """Send a request."""
         for part in request if self.profile == "split" else (b"".join(request),):
             self.socket.sendall(part)
+
+    def answer(self):
+        """Wait for the answer; (number of pending responses, final status)."""
         matches = 0
         while True:
             for kind, status in self._receive():
