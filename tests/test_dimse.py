@@ -1005,4 +1005,4 @@ def test_an_echo_is_answered_while_others_query_and_report(appliance):
         stop.set()
         for future in busy:
             future.result(20)
-    assert max(took) < 1
+    assert max(took) < 5
