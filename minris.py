@@ -2805,9 +2805,9 @@ class Search:
         if vr == b"SQ":
             self._add_sequence(tag, table, path)
         elif known and (not attribute or attribute.cells.get("match", "O") != "-"):
-            if not attribute and tag in NEVER_MATCHED_IN_CODES:
-                pass
-            elif test := key_test(tag, vr, self.index, self.style.zone):
+            meaning = not attribute and tag in NEVER_MATCHED_IN_CODES
+            test = None if meaning else key_test(tag, vr, self.index, self.style.zone)
+            if test:
                 self.tests.append((tag, test))
             if vr in (b"DA", b"TM") and (text := self.index.text(tag).strip("*")):
                 self.intervals[tag] = key_interval(tag, vr, text)
@@ -14345,7 +14345,16 @@ class Daily(NamedTuple):
     function: Callable[["Appliance"], None]
 
 
+def job_leftovers(appliance: "Appliance") -> None:
+    """Say how many exams of days before are still open; the page Leftovers shows them."""
+    with reading():
+        appliance.leftovers = len(leftovers(appliance.context().today()))
+    if appliance.leftovers:
+        log.warning("%d exams of days before have not ended", appliance.leftovers)
+
+
 DAILY = (
+    Daily("leftovers", lambda config: (0, 5), job_leftovers),
     Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
 )
@@ -14456,6 +14465,7 @@ class Appliance:
             last_seen = get_mark("clock")
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
+        self.leftovers = 0
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
@@ -14640,6 +14650,7 @@ class Appliance:
             "minris_unscheduled_performed_steps": unscheduled,
             "minris_events_waiting": waiting,
             "minris_stuck": len(self.stuck),
+            "minris_leftovers": self.leftovers,
             "minris_store_bytes": self.config.store_path.stat().st_size,
             "minris_start_time_seconds": self.start_time,
         }

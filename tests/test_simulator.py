@@ -1,6 +1,7 @@
 """Section 21: the simulated modality, and the day that the demonstration plays."""
 
 import datetime
+import socket
 
 import peers
 import pytest
@@ -234,3 +235,103 @@ def test_the_day_is_played_on_devices_of_its_own(tmp_path):
     devices = minris.AccessRules(minris.load_config(path)).by_title
     for _, _, _, title, modality, *_ in minris.DEMO_DAY:
         assert devices[title].modality == modality
+
+
+# Workstations
+
+
+@pytest.fixture
+def workstation(run_appliance):
+    """A simulated workstation that the appliance can call, and what it says."""
+    port, said = peers.free_port(), Said()
+    appliance = run_appliance(f"[device WS]\nae_title = WS1\nhost = 127.0.0.1\nport = {port}\n")
+    address = ("127.0.0.1", appliance.port, "MINRIS", said)
+    return minris.Workstation("WS1", *address, listen=port), said, appliance
+
+
+def told_events(said):
+    """What the workstation heard: the words of each event."""
+    lines = [line.partition("N-EVENT-REPORT")[2].strip() for line in said]
+    return [line.rpartition("  (")[0] for line in lines if line]
+
+
+@pytest.mark.parametrize("name", minris.WORKSTATION_SCENARIOS)
+def test_a_workflow_is_played_to_its_end_and_leaves_no_subscription(workstation, name):
+    """PS3.17 GGG, as `minris simulate` prints it."""
+    station, said, appliance = workstation
+    minris.WORKSTATION_SCENARIOS[name](station)
+    answered = [line for line in said if line.startswith("WS1 ") and " -> MINRIS " in line]
+    assert answered
+    assert all(line.endswith(": 0000") for line in answered)
+    assert told_events(said)
+    assert appliance.read(lambda: minris.Subscription.select().count()) == 0
+    assert appliance.read(lambda: minris.GlobalSubscription.select().count()) == 0
+    open_ones = minris.Workitem.state.in_(["SCHEDULED", "IN PROGRESS"])
+    assert appliance.read(lambda: minris.Workitem.select().where(open_ones).count()) == 0
+
+
+def test_a_cancellation_has_three_endings(workstation):
+    station, said, _ = workstation
+    minris.scenario_cancel(station)
+    reason = "Discontinued for unspecified reason"
+    asked = "UPS Cancel Requested: WS1, {}, WS1, tel:+1-555-0100, " + reason
+    assert told_events(said) == [
+        "UPS State Report: SCHEDULED, READY",
+        asked.format("not needed any more"),
+        "UPS State Report: IN PROGRESS, READY",
+        f"UPS State Report: CANCELED, READY, not needed any more, {reason}",
+        "UPS State Report: SCHEDULED, READY",
+        "UPS State Report: IN PROGRESS, READY",
+        asked.format("wrong series"),
+        f"UPS State Report: CANCELED, READY, {reason}",
+        "UPS State Report: SCHEDULED, READY",
+        "UPS State Report: IN PROGRESS, READY",
+        asked.format("patient has left"),
+        "UPS State Report: COMPLETED, READY",
+    ]
+
+
+def test_a_watcher_that_was_away_hears_of_all_of_it_in_order(workstation):
+    station, said, _ = workstation
+    minris.scenario_reliable_watcher(station)
+    away = said.index("WS1 goes away.")
+    by_item = {
+        number: [line for line in said[away:] if line.endswith(f"(Reading {number})")]
+        for number in (1, 2, 3)
+    }
+    for lines in by_item.values():
+        states = [line.partition("UPS State Report: ")[2].partition(",")[0] for line in lines]
+        assert states == ["SCHEDULED", "IN PROGRESS", "COMPLETED"]
+
+
+def test_a_workstation_without_a_port_pulls_and_hears_nothing(workstation):
+    station, said, _ = workstation
+    station.listen = 0
+    minris.scenario_pull(station)
+    assert told_events(said) == []
+    assert [line for line in said if "COMPLETED" in line]
+
+
+@pytest.mark.parametrize("name", ["cancel", "reliable-watcher"])
+def test_a_workflow_of_events_needs_a_port(workstation, name):
+    station, _, _ = workstation
+    station.listen = 0
+    with pytest.raises(minris.SimulationError, match="--listen PORT"):
+        minris.WORKSTATION_SCENARIOS[name](station)
+
+
+def test_a_workstation_that_is_not_registered_with_an_address_is_told_so(appliance, said):
+    port = peers.free_port()
+    address = ("127.0.0.1", appliance.port, "MINRIS", said)
+    station = minris.Workstation("CT1", *address, listen=port)
+    with pytest.raises(minris.SimulationError, match=f"C308 .*register it .* port {port}"):
+        minris.scenario_pull(station)
+
+
+def test_a_port_that_is_taken_is_said(workstation):
+    station, _, _ = workstation
+    with (
+        socket.create_server(("", station.listen)),
+        pytest.raises(minris.SimulationError, match=f"port {station.listen}"),
+    ):
+        minris.scenario_pull(station)
