@@ -5329,6 +5329,8 @@ STEP_TRANSITIONS = transition_table(
     cancel     | CANCELED  | CANCELED  | CANCELED  | 0110    | CANCELED  | 0110      | CANCELED     | CANCELED  | CANCELED
     no show    | NO SHOW   | NO SHOW   | NO SHOW   | 0110    | NO SHOW   | 0110      | 0110         | 0110      | NO SHOW
     reschedule | SCHEDULED | ARRIVED   | READY     | 0110    | SCHEDULED | 0110      | SCHEDULED    | SCHEDULED | SCHEDULED
+    finish     | COMPLETED | COMPLETED | COMPLETED | COMPLETED | 0110    | 0110      | 0110         | 0110      | 0110
+    stop       | 0110      | 0110      | 0110      | DISCONTINUED | 0110 | 0110      | 0110         | 0110      | 0110
     """,
     STEP_STATES,
 )
@@ -5384,7 +5386,8 @@ def change_step(
 ) -> bytes:
     """Let a person's event happen to a step: its new data set. Refuses 0112, 0110.
 
-    event   arrive, ready, depart, cancel, no show
+    event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
+            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): what it reports later counts
     remark  a reason, kept with the step
     """
     with database.atomic():
@@ -10820,7 +10823,7 @@ STEP_PAGE = """
 <div class="actions">
 % for event, words in actions:
 <form method="post" action="{{path}}"><input type="hidden" name="csrf" value="{{csrf}}">
-% if event == 'cancel':
+% if event in ('cancel', 'stop'):
 <label>{{t('Reason')}} <input name="remark"></label>
 % end
 <button name="event" value="{{event}}">{{words}}</button></form>
@@ -10937,6 +10940,7 @@ LEFTOVERS_PAGE = """
 % end
 </tbody></table></div>
 <div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
+<button name="event" value="finish">{{t('Exam is done')}}</button>
 <button name="event" value="today">{{t('Move to today')}}</button>
 <button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
 </form>
@@ -11020,11 +11024,14 @@ PERSON_EVENTS = {
     "cancel": Message("Cancel exam"),
     "no show": Message("Did not come"),
     "reschedule": Message("Back on the list"),
+    "finish": Message("Exam is done"),
+    "stop": Message("Exam was given up"),
 }
 EVENTS_OF_STATE = {
     "SCHEDULED": ("arrive", "no show", "cancel"),
-    "ARRIVED": ("cancel",),
-    "READY": ("cancel",),
+    "ARRIVED": ("finish", "cancel"),
+    "READY": ("finish", "cancel"),
+    "STARTED": ("finish", "stop"),
     "DEPARTED": ("arrive", "cancel"),
     "CANCELED": ("reschedule",),
     "NO SHOW": ("arrive", "reschedule"),
@@ -12031,10 +12038,10 @@ class Pages:
         return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.csrf)
 
     def end_leftovers(self) -> str:
-        """POST /leftovers: did not come, cancelled, or moved to today; all or none."""
+        """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
         _, ctx = enter(self.web, self.request, "desk")
         event = self.form("event")
-        if event not in ("no show", "cancel", "today"):
+        if event not in ("no show", "finish", "cancel", "today"):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         chosen = [int(row) for row in self.request.forms.getall("row") if row.isdigit()]
         self.web.write(change_rows, ctx, event, chosen)

@@ -1582,3 +1582,14 @@ def states_in(path):
             " LEFT JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
         ).fetchall()
     return {uid: (performed, scheduled) for uid, performed, scheduled in found}
+
+
+@pytest.mark.parametrize(("event", "ended"), [("finish", "COMPLETED"), ("stop", "DISCONTINUED")])
+def test_what_a_machine_reports_after_a_person_ended_its_exam_counts(ctx, step, event, ended):
+    """PS3.4 F.7.2.2.3 note 2: the machine was silent for an hour, not dead."""
+    create(ctx, creation_for(step))
+    [found] = minris.fetch_rows(minris.ScheduledProcedureStep, "id > 0")
+    minris.change_step(ctx, event, found.study_instance_uid, found.scheduled_procedure_step_id)
+    assert states() == [ended]
+    change(ctx, discontinuation("110515"))
+    assert states() == ["DISCONTINUED"]

@@ -319,7 +319,10 @@ def test_leftovers_are_told_the_oldest_first(ctx):
     assert days == ["20260701", "20260702", "20260703"]
 
 
-@pytest.mark.parametrize(("event", "state"), [("no show", "NO SHOW"), ("cancel", "CANCELED")])
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [("no show", "NO SHOW"), ("cancel", "CANCELED"), ("finish", "COMPLETED")],
+)
 def test_leftovers_end_in_bulk(ctx, week, event, state):
     rows = [week["SCHEDULED"], week["ARRIVED"]]
     assert minris.change_rows(ctx, event, [row.id for row in rows]) == 2
@@ -332,6 +335,12 @@ def test_leftovers_move_to_today_in_bulk(ctx, week):
     days = [step_of(data_of(row)).get("ScheduledProcedureStepStartDate") for row in rows]
     assert days == [TODAY, TODAY]
     assert [state_of(row) for row in rows] == ["SCHEDULED", "ARRIVED"]
+
+
+def test_an_exam_whose_machine_has_gone_silent_is_ended_by_a_person(ctx, week):
+    """PS3.4 F.7.2.2.3 note 2."""
+    assert minris.change_rows(ctx, "finish", [week["STARTED"].id]) == 1
+    assert state_of(week["STARTED"]) == "COMPLETED"
 
 
 @pytest.mark.parametrize("event", ["no show", "cancel", "today"])
