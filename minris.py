@@ -294,8 +294,32 @@ OUTCOMES = outcome_table(
     *         | A700   | 413  | More matches than the limit.
     *         | A900   | 400  | The query is not valid.
     *         | C000   | 500  | The query could not be carried out.
+    update       | 0105   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0106   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0117   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0120   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0121   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C300   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C303   | 409  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C307   | 404  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C310   | 409  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C301   | 400  | The target URI did not reference a claimed Workitem.
+    change state | 0115   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0120   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0121   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | C307   | 404  | The submitted request is inconsistent with the state of the UPS Instance.
+    update mpps  | 0105   | 409  | An attribute may not be changed.
+    update mpps  | 0110   | 409  | The performed procedure step has ended.
     """,
 )
+
+
+# The texts of warnings that come with success (PS3.18 11.4.3 to 11.10.3).
+WARNINGS = {
+    Status.DELETION_LOCK_NOT_GRANTED: "Deletion Lock not granted.",
+    Status.ALREADY_CANCELED: "The UPS is already in the requested state of CANCELED.",
+    Status.ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED.",
+}
 
 
 def outcome(operation: str, status: Status) -> Outcome:
@@ -4779,6 +4803,18 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str) -> None:
     log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
 
 
+def known_subscription(uid: str, ae_title: str) -> None:
+    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3)."""
+    if uid in WELL_KNOWN_UPS:
+        where = "global_subscription WHERE uid = ? AND ae_title = ?"
+    else:
+        find_workitem(uid)
+        where = ("subscription s JOIN workitem w ON w.id = s.workitem_id"
+                 " WHERE w.sop_instance_uid = ? AND s.ae_title = ?")  # fmt: skip
+    if not database.execute_sql(f"SELECT 1 FROM {where}", (uid, ae_title)).fetchone():
+        raise Refusal(Status.NO_SUCH_UPS, Message("There is no such subscription"))
+
+
 def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
     """End what an AE hears of workitems to come; its subscriptions to those there are stay.
 
@@ -5888,6 +5924,14 @@ def find_worklist(
     yield from answer_slices(search, ScheduledProcedureStep, found, limit, cache, key)
 
 
+def page_of_worklist(
+    ctx: Context, search: Search, shape: Search, offset: int, limit: int
+) -> tuple[list[bytes], int]:
+    """A page of a worklist search: `shape` of each match, and how many match in all."""
+    found = worklist_ids(ctx, search, WorklistView())
+    return page_of_matches(search, shape, ScheduledProcedureStep, found, offset, limit)
+
+
 def answer_slices(
     search: Search,
     model: type[Stored],
@@ -5915,6 +5959,31 @@ def answer_slices(
             )
         left -= len(answers)
         yield answers
+
+
+def page_of_matches(
+    search: Search,
+    shape: Search,
+    model: type[Stored],
+    rows_: list[tuple[int, int]],
+    offset: int,
+    limit: int,
+) -> tuple[list[bytes], int]:
+    """Some of the matches of a search, as `shape` selects of each, and how many there are in all."""
+    found, count = [], 0
+    for start in range(0, len(rows_), SLICE):
+        chunk = [row_id for row_id, _ in rows_[start : start + SLICE]]
+        cursor = database.execute_sql(
+            f"SELECT id, data FROM {model._meta.table_name}"
+            f" WHERE id IN ({','.join(map(str, chunk))})"
+        )
+        data = {row_id: bytes(one) for row_id, one in cursor}
+        for index in (ElementIndex(data[row_id]) for row_id in chunk if row_id in data):
+            if search.matches(index):
+                count += 1
+                if offset < count <= offset + limit:
+                    found.append(shape.select(index))
+    return found, count
 
 
 def _answer_rows(
@@ -6762,8 +6831,9 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
     emptied = [
         Problem(attribute.tag, Message("has no value"))
         for attribute in UPS_ATTRIBUTES.children()
-        if attribute.cells["final"] == "R" and attribute.tag in index
-        and not index.has_value(attribute.tag) and attribute.tag != MODIFIED_AT
+        if (attribute.cells["final"] == "R" or attribute.cells["create"] in ("1/1", "2/1"))
+        and attribute.tag in index and not index.has_value(attribute.tag)
+        and attribute.tag != MODIFIED_AT
     ]  # fmt: skip
     if emptied:
         raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=emptied)
@@ -7013,6 +7083,13 @@ def find_workitems(
     """
     limit = view.limit or ctx.config.dicom.answer_limit
     yield from answer_slices(search, Workitem, workitem_ids(search), limit, cache, key)
+
+
+def page_of_workitems(
+    ctx: Context, search: Search, shape: Search, offset: int, limit: int
+) -> tuple[list[bytes], int]:
+    """A page of a workitem search: `shape` of each match, and how many match in all."""
+    return page_of_matches(search, shape, Workitem, workitem_ids(search), offset, limit)
 
 
 def purge_workitems(ctx: Context, most: int = 200) -> int:
@@ -9977,10 +10054,10 @@ class Dimse:
 
 # 18. DICOMWEB ---------------------------------------------------------------------------------
 #
-# Door 2: the JSON API, and the web server that it shares with the pages: uvicorn's HTTP protocol in
+# Door 2: DICOMweb, the JSON API, and the web server that it shares with the pages: uvicorn's HTTP protocol in
 # our own event loop, bottle's routes behind it in threads, the page's event stream beside them.
 # Source: PS3.18 8 and annex F.
-# For others: ROUTES, Web, WebServer, Changes.
+# For others: ROUTES, DICOM_ROUTES, Web, WebServer, Changes.
 
 
 class Route(NamedTuple):
@@ -10188,8 +10265,18 @@ def problem_json(refusal: Refusal) -> dict[str, Any]:
     }
 
 
+class HttpRefusal(Refusal):
+    """A refusal that DIMSE has no status of its own for."""
+
+    def __init__(self, http: int, detail: str) -> None:
+        super().__init__(Status.INVALID_ARGUMENT_VALUE, detail)
+        self.http = http
+
+
 def http_status(operation: str, refusal: Refusal, known: bool = True) -> int:
     """The HTTP code of a refusal: 401 for nobody, 415 for a wrong content type, else OUTCOMES."""
+    if isinstance(refusal, HttpRefusal):
+        return refusal.http
     if refusal.status is Status.NOT_AUTHORIZED and not known:
         return 401
     if refusal.status is Status.MISTYPED_ARGUMENT:
@@ -10241,6 +10328,629 @@ def add_api(app: Any, web: Web) -> None:
     def metrics() -> str:
         bottle.response.content_type = "text/plain; version=0.0.4; charset=utf-8"
         return "".join(f"{name} {value!r}\n" for name, value in web.box.metrics().items())
+
+
+# DICOMweb: workitems (PS3.18 11), scheduled and performed procedure steps (14, 15).
+
+BASE = "/dicom-web"
+DICOM_JSON, DICOM_XML = "application/dicom+json", "application/dicom+xml"
+MEDIA_TYPES = {  # what is accepted, and how it is answered: form, whether in parts
+    DICOM_JSON: (DICOM_JSON, False),
+    "application/json": (DICOM_JSON, False),
+    DICOM_XML: (DICOM_XML, False),
+    f"multipart/related; {DICOM_JSON}": (DICOM_JSON, True),
+    f"multipart/related; {DICOM_XML}": (DICOM_XML, True),
+}
+DEFAULT_MEDIA_TYPE = MEDIA_TYPES[DICOM_JSON]
+
+
+class WebAnswer(NamedTuple):
+    """What a transaction is answered with: the code, data sets in the stored form, headers."""
+
+    http: int
+    data: tuple[bytes, ...] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def media_type(text: str) -> str:
+    """A media type as a key of MEDIA_TYPES: in lower case, of its parameters the type of parts."""
+    kind, *parameters = (part.strip() for part in text.split(";"))
+    found = dict(p.lower().replace('"', "").partition("=")[::2] for p in parameters)
+    if kind.lower() == "multipart/related":
+        return f"multipart/related; {found.get('type', DICOM_JSON).strip()}"
+    return kind.lower()
+
+
+def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
+    """The form of an answer. Refuses 406; local: no Accept header is any (PS3.18 8.7.4, 8.7.7)."""
+    if parameter:
+        wanted = [MEDIA_TYPES.get(media_type(one)) for one in split_list(parameter)]
+        return next(filter(None, wanted), DEFAULT_MEDIA_TYPE)
+    ranked = []
+    for place, one in enumerate(split_list(header or "*/*")):
+        quality = re.search(r";\s*q=([0-9.]+)", one)
+        try:
+            weight = float(quality[1]) if quality else 1.0
+        except ValueError:
+            weight = 0.0
+        any_type = media_type(one) in ("*/*", "application/*")
+        form = DEFAULT_MEDIA_TYPE if any_type else MEDIA_TYPES.get(media_type(one))
+        if form and weight > 0:
+            ranked.append((-weight, place, form))
+    if not ranked:
+        raise HttpRefusal(406, f"None of {header[:100]} is answered; {DICOM_JSON} is")
+    return min(ranked)[2]
+
+
+def split_list(text: str) -> list[str]:
+    """The members of a comma-separated list, commas within quotes left alone."""
+    return [one.strip() for one in re.findall(r'(?:[^,"]|"[^"]*")+', text) if one.strip()]
+
+
+def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, bytes]:
+    """Content type and body of data sets."""
+    values = [to_json(ElementIndex(one)) for one in data]
+    if form == DICOM_XML:
+        bodies = [to_xml(value) for value in values]
+        in_parts = in_parts or len(bodies) != 1
+    else:
+        bodies = [json.dumps(values, ensure_ascii=False).encode()]
+    if not in_parts:
+        return f"{form}{'' if form == DICOM_XML else '; charset=UTF-8'}", bodies[0]
+    boundary = secrets.token_hex(16)
+    parts = [
+        f"--{boundary}\r\nContent-Type: {form}\r\n\r\n".encode() + body + b"\r\n" for body in bodies
+    ]
+    head = f'multipart/related; type="{form}"; boundary={boundary}'
+    return head, b"".join(parts) + f"--{boundary}--\r\n".encode()
+
+
+def payload(request: Any) -> list[bytes]:
+    """The data sets of a request's body, stored form. Refuses 415 and, with words, 400."""
+    header = request.content_type or ""
+    kind, content = media_type(header), body_of(request)
+    if kind not in MEDIA_TYPES:
+        raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind[:80] or 'no content type'} is not taken")
+    form, in_parts = MEDIA_TYPES[kind]
+    if not in_parts:
+        return data_sets_of(content, form)
+    import email.parser
+
+    head = f"Content-Type: {header}\r\n\r\n".encode("latin-1", "replace")
+    message = email.parser.BytesParser().parsebytes(head + content)
+    if not message.is_multipart():
+        raise HttpRefusal(400, "The body has no parts")
+    bodies = (part.get_payload(decode=True) or b"" for part in message.get_payload())
+    return [data for body in bodies for data in data_sets_of(body, form)]
+
+
+def data_sets_of(content: bytes, form: str) -> list[bytes]:
+    """The data sets of one part. Refuses 0106."""
+    if form == DICOM_XML:
+        return [from_json(from_xml(content))]
+    return items_from_json(content)
+
+
+def one_data_set(request: Any) -> bytes:
+    """The one data set of a request's body. Refuses 0106 where there are none or several."""
+    data = payload(request)
+    if len(data) != 1:
+        raise HttpRefusal(400, f"One data set is expected, not {len(data)}")
+    return data[0]
+
+
+# The Native DICOM Model of PS3.19 A.1, by way of the JSON model.
+
+NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
+NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
+
+
+def to_xml(value: Mapping[str, Any]) -> bytes:
+    """An object of the DICOM JSON Model as a document of the Native DICOM Model."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
+    _xml_data_set(root, value)
+    return ElementTree.tostring(root, "utf-8", xml_declaration=True)
+
+
+def _xml_data_set(parent: Any, value: Mapping[str, Any]) -> None:
+    from xml.etree.ElementTree import SubElement
+
+    for key, member in value.items():
+        tag = int(key, 16)
+        names = {"tag": key, "vr": member["vr"]}
+        if datadict.dictionary_has_tag(tag):
+            names["keyword"] = datadict.dictionary_keyword(tag)
+        element = SubElement(parent, "DicomAttribute", names)
+        if "InlineBinary" in member:
+            SubElement(element, "InlineBinary").text = member["InlineBinary"]
+        for number, one in enumerate(member.get("Value", []), 1):
+            if member["vr"] == "SQ":
+                _xml_data_set(SubElement(element, "Item", number=str(number)), one or {})
+            elif member["vr"] == "PN":
+                _xml_name(SubElement(element, "PersonName", number=str(number)), one or {})
+            else:
+                text = "" if one is None else str(one)
+                SubElement(element, "Value", number=str(number)).text = text
+
+
+def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
+    from xml.etree.ElementTree import SubElement
+
+    for group in NAME_GROUPS:
+        if text := groups.get(group):
+            parent = SubElement(element, group)
+            for name, part in zip(NAME_PARTS, text.split("^"), strict=False):
+                if part:
+                    SubElement(parent, name).text = part
+
+
+def from_xml(content: bytes) -> dict[str, Any]:
+    """A document of the Native DICOM Model as an object of the JSON Model. Refuses 400 with the line."""
+    import xml.parsers.expat
+    from xml.etree.ElementTree import TreeBuilder
+
+    builder, depth = TreeBuilder(), 0
+    parser = xml.parsers.expat.ParserCreate()
+
+    def refuse(*_: Any) -> None:
+        raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: a document type is not taken")
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > 64:
+            raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: nested too deep")
+        builder.start(tag.rpartition(":")[2], attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag.rpartition(":")[2])
+
+    parser.StartDoctypeDeclHandler = refuse  # no entities, whatever they are for
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(content, True)
+        root = builder.close()
+    except xml.parsers.expat.ExpatError as error:
+        raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
+    if root.tag != "NativeDicomModel":
+        raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
+    return _xml_members(root)
+
+
+def _xml_members(parent: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for element in parent.findall("DicomAttribute"):
+        member: dict[str, Any] = {"vr": element.get("vr")}
+        values = [_xml_value(one) for one in element if one.tag in ("Value", "Item", "PersonName")]
+        if values:
+            member["Value"] = values
+        if (binary := element.find("InlineBinary")) is not None:
+            member["InlineBinary"] = (binary.text or "").strip()
+        if (elsewhere := element.find("BulkData")) is not None:
+            member["BulkDataURI"] = elsewhere.get("uri", "")
+        found[element.get("tag") or element.get("keyword") or "?"] = member
+    return found
+
+
+def _xml_value(element: Any) -> Any:
+    if element.tag == "Item":
+        return _xml_members(element)
+    if element.tag == "Value":
+        return element.text or ""
+    groups = {}
+    for group in NAME_GROUPS:
+        if (parent := element.find(group)) is not None:
+            parts = (parent.findtext(name) or "" for name in NAME_PARTS)
+            groups[group] = "^".join(parts).rstrip("^")
+    return groups
+
+
+# What a search asks for (PS3.18 8.3.4).
+
+FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+LITERAL_ONLY = (
+    "The fuzzymatching parameter is not supported. Only literal matching has been performed.",
+    "The emptyvaluematching parameter is not supported."
+    " Empty Value Matching has not been performed.",
+    "The multiplevaluematching parameter is not supported."
+    " Multiple Value Matching has not been performed.",
+)
+
+
+def query_parameters(request: Any) -> list[tuple[str, str]]:
+    """Names and raw values of the query, split before they are decoded."""
+    parts = (part.partition("=") for part in request.query_string.split("&") if part)
+    return [(urllib.parse.unquote(name), value) for name, _, value in parts]
+
+
+def parameter(request: Any, name: str) -> str:
+    """The decoded value of a parameter, empty where it is not given."""
+    found = [value for key, value in query_parameters(request) if key == name]
+    return urllib.parse.unquote_plus(found[-1]) if found else ""
+
+
+def flag(request: Any, name: str) -> bool:
+    """A parameter that is true or false. Refuses 400."""
+    text = parameter(request, name) or "false"
+    if text not in ("true", "false"):
+        raise HttpRefusal(400, f"{name} is true or false")
+    return text == "true"
+
+
+def number(request: Any, name: str) -> int | None:
+    """A parameter that is a whole number. Refuses 400."""
+    text = parameter(request, name)
+    if text and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise HttpRefusal(400, f"{name} is a whole number")
+    return int(text) if text else None
+
+
+@functools.lru_cache(maxsize=1)
+def known_keywords() -> frozenset[str]:
+    """Every keyword of the dictionary in lower case, to tell a slip from what is to be ignored."""
+    return frozenset(entry[4].lower() for entry in datadict.DicomDictionary.values() if entry[4])
+
+
+def attribute_path(name: str) -> tuple[int, ...] | None:
+    """The tags of a name such as `ReferencedRequestSequence.AccessionNumber`, None for another word.
+
+    Refuses 400 for what looks like an attribute and is none, or has another case than its keyword
+    """
+    first = name.partition(".")[0]
+    looks = re.fullmatch(r"[A-Z]\w*|[0-9A-Fa-f]{8}", first) or first.lower() in known_keywords()
+    if not looks:
+        return None
+    tags = []
+    for one in name.split("."):
+        tag = (
+            int(one, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", one) else datadict.tag_for_keyword(one)
+        )
+        if tag is None or not tag >> 16:
+            raise HttpRefusal(400, f"{name[:80]} is not an attribute")
+        tags.append(tag)
+    return tuple(tags)
+
+
+def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The keys of a search as an object of the JSON Model. Refuses 400."""
+    keys: dict[str, Any] = {}
+    for name, raw in parameters:
+        path = attribute_path(name)
+        if path is None:
+            continue
+        level = keys
+        for tag in path[:-1]:
+            if vr_of(tag) != "SQ":
+                raise HttpRefusal(400, f"{name[:80]} leads through what is no sequence")
+            member = level.setdefault(f"{tag:08X}", {"vr": "SQ", "Value": [{}]})
+            level = member["Value"][0]
+        key, vr = f"{path[-1]:08X}", vr_of(path[-1])
+        if key in level:
+            raise HttpRefusal(400, f"{name[:80]} is given twice")
+        decode = urllib.parse.unquote if vr == "DT" else urllib.parse.unquote_plus  # +0800
+        texts = [decode(one) for one in raw.split(",")] if vr == "UI" else [decode(raw)]
+        level[key] = {"vr": vr, "Value": [text for text in texts if text]}
+    return keys
+
+
+def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search gives of each match: return types 1 and 2, what was matched, includefield."""
+    wanted = [one for name, one in query_parameters(request) if name == "includefield"]
+    names = [name for one in wanted for name in split_list(urllib.parse.unquote_plus(one))]
+    if "all" in names and len(names) > 1:
+        raise HttpRefusal(400, "includefield is all, or attributes")
+    kinds = ("1", "1C", "2", "2C", "3") if names == ["all"] else ("1", "1C", "2", "2C")
+    tags = {one.tag for one in table.children() if one.cells["return"] in kinds}
+    tags |= {int(key, 16) for key in keys}
+    for name in names if names != ["all"] else []:
+        path = attribute_path(name)
+        if path is None:
+            raise HttpRefusal(400, f"{name[:80]} is not an attribute")
+        tags.add(path[0])
+    return {f"{tag:08X}": {"vr": vr_of(tag)} for tag in sorted(tags)}
+
+
+def search_web(
+    web: Web,
+    request: Any,
+    ctx: Context,
+    table: AttributeTable,
+    page: Callable[..., tuple[list[bytes], int]],
+) -> WebAnswer:
+    """The matches of a search, a page of them (PS3.18 8.3.4.4)."""
+    keys = match_keys(query_parameters(request))
+    style = AnswerStyle(zone=ctx.config.zone)
+    search = Search(ElementIndex(from_json(keys)), table, True, style)
+    returned = from_json(returned_keys(request, table, keys))
+    shape = Search(ElementIndex(returned), table, True, style)
+    offset, limit = number(request, "offset") or 0, number(request, "limit")
+    most = ctx.config.dicom.answer_limit
+    limit = most if limit is None else min(limit, most)
+    warnings = [text for name, text in zip(FLAGS, LITERAL_ONLY, strict=True) if flag(request, name)]
+
+    found, count = web.read(page, ctx, search, shape, offset, limit)
+    if (left := count - offset - len(found)) > 0 and found:
+        warnings.append(f"There are {left} additional results that can be requested")
+    headers = tuple(warning(web, request, text) for text in warnings)
+    return WebAnswer(200 if found else 204, tuple(found) if found else None, headers)
+
+
+def service_url(web: Web, request: Any) -> str:
+    """The base of the service as the caller sees it; `[web] public_url` behind a proxy."""
+    public = web.config.web.public_url.rstrip("/")
+    parts = request.urlparts
+    return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
+
+
+def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
+    """A Warning header (PS3.18 11.4.3 and others)."""
+    return "Warning", f"299 {service_url(web, request)}: {text}"
+
+
+def warned(web: Web, request: Any, http: int, status: Status) -> WebAnswer:
+    """Success, with its warning where there is one."""
+    text = WARNINGS.get(status)
+    return WebAnswer(http, None, (warning(web, request, text),) if text else ())
+
+
+# The transactions.
+
+
+def is_uid(name: str) -> bool:
+    """Whether the name of a parameter is a UID that stands alone."""
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)+", name) is not None
+
+
+LOCK_PARAMETERS = {"transaction-uid", "transaction", "transactionuid", "00081195"}
+
+
+def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
+    """POST /workitems: UID as ?workitem=, as the bare query, or in the data set (PS3.18 11.4)."""
+    data = one_data_set(request)
+    names = ("workitem", "AffectedSOPInstanceUID")
+    given = {parameter(request, name) for name in names}
+    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
+    given = (given | {ElementIndex(data).get("SOPInstanceUID")}) - {""}
+    if len(given) > 1:
+        raise HttpRefusal(400, "Two different UIDs are given")
+    uid, _ = web.write(create_workitem, ctx, "".join(given), data)
+    return WebAnswer(201, None, (("Location", f"{service_url(web, request)}/workitems/{uid}"),))
+
+
+def web_retrieve(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """GET /workitems/…: without its Transaction UID (PS3.18 11.5)."""
+    return WebAnswer(200, (web.read(get_workitem, uid)[1],))
+
+
+def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """POST /workitems/…: the lock as a parameter in any of its spellings, or inside (PS3.18 11.6)."""
+    index = ElementIndex(one_data_set(request))
+    given = {urllib.parse.unquote(value) for name, value in query_parameters(request)
+             if name.lower() in LOCK_PARAMETERS}  # fmt: skip
+    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
+    given = (given | {index.text(TRANSACTION_UID)}) - {""}
+    if len(given) > 1:
+        raise HttpRefusal(400, "Two different Transaction UIDs are given")
+    lock = text_elements(TransactionUID="".join(given)) if given else EMPTY
+    merged = ElementIndex(index.without([TRANSACTION_UID])).merged(lock)
+    return warned(web, request, 200, web.write(update_workitem, ctx, uid, merged))
+
+
+def web_change_state(
+    web: Web, request: Any, ctx: Context, uid: str, requester: str = ""
+) -> WebAnswer:
+    """PUT /workitems/…/state: state and lock in the body (PS3.18 11.7)."""
+    index = ElementIndex(one_data_set(request))
+    state = index.text(UPS_STATE) if UPS_STATE in index else None
+    lock = index.text(TRANSACTION_UID)
+    ctx = asked_by(request, ctx, requester)
+    return warned(web, request, 200, web.write(change_state, ctx, uid, state, lock))
+
+
+def web_cancel(web: Web, request: Any, ctx: Context, uid: str, requester: str = "") -> WebAnswer:
+    """POST /workitems/…/cancelrequest: reason and contact in the body, if any (PS3.18 11.8)."""
+    data = one_data_set(request) if body_of(request).strip() else b""
+    ctx = asked_by(request, ctx, requester)
+    return warned(web, request, 202, web.write(request_cancel, ctx, uid, data))
+
+
+def asked_by(request: Any, ctx: Context, path: str) -> Context:
+    """The context of the AE that asks: ?requester= or a part of the path. Refuses 400."""
+    title = (path or parameter(request, "requester")).strip()
+    if value_problem("AE", title):
+        raise HttpRefusal(400, "requester is not an AE title")
+    return ctx.by(ctx.actor._replace(name=title)) if title else ctx
+
+
+def web_search(web: Web, request: Any, ctx: Context) -> WebAnswer:
+    """GET /workitems: search (PS3.18 11.9)."""
+    return search_web(web, request, ctx, UPS_ATTRIBUTES, page_of_workitems)
+
+
+def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
+    """POST /workitems/…/subscribers/…: with ?deletionlock=, ?filter= (PS3.18 11.10)."""
+    keys = b""
+    if uid == UPS_FILTERED_SUBSCRIPTION:
+        text = parameter(request, "filter")
+        pairs = (one.partition("=") for one in split_list(text))
+        found = match_keys([(name.strip(), value) for name, _, value in pairs] if text
+                           else query_parameters(request))  # fmt: skip
+        if not found:
+            raise HttpRefusal(400, "A filtered subscription needs a filter")
+        keys = from_json(found)
+    status = web.write(subscribe, ctx, uid, ae_title, flag(request, "deletionlock"), keys)
+    return warned(web, request, 201, status)
+
+
+def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
+    """DELETE /workitems/…/subscribers/…; 404 where there is none (PS3.18 11.11)."""
+
+    def end(ctx: Context) -> None:
+        known_subscription(uid, ae_title)
+        unsubscribe(ctx, uid, ae_title)
+
+    web.write(end, ctx)
+    return WebAnswer(200)
+
+
+def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
+    """POST /workitems/…/subscribers/…/suspend; 404 where there is none (PS3.18 11.12)."""
+
+    def end(ctx: Context) -> None:
+        if uid in WELL_KNOWN_UPS:
+            known_subscription(uid, ae_title)
+        suspend_global_subscription(ctx, uid, ae_title)
+
+    web.write(end, ctx)
+    return WebAnswer(200)
+
+
+def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
+    """GET /modality-scheduled-procedure-steps: search, as the worklist's C-FIND (PS3.18 14.4)."""
+    return search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
+
+
+def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """POST /modality-performed-procedure-steps/…: create, or with ?update change (PS3.18 15.4, 15.5)."""
+    data = one_data_set(request)
+    if any(name == "update" for name, _ in query_parameters(request)):
+        web.write(set_mpps, ctx, uid, data)
+        return WebAnswer(200)
+    web.write(create_mpps, ctx, uid, data)
+    return WebAnswer(201, None, (("Location", f"{service_url(web, request)}{MPPS_PATH}/{uid}"),))
+
+
+def web_get_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """GET /modality-performed-procedure-steps/… (PS3.18 15.6)."""
+    return WebAnswer(200, (web.read(get_mpps, uid)[1],))
+
+
+class DicomRoute(NamedTuple):
+    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts."""
+
+    method: str
+    path: str
+    function: Callable[..., WebAnswer]
+    operation: str
+    role: str
+    clause: str
+
+
+MPPS_PATH = "/modality-performed-procedure-steps"
+DICOM_ROUTES = (
+    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4"),
+    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9"),
+    DicomRoute("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
+    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "desk", "PS3.18 11.6"),
+    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "desk",
+               "PS3.18 11.7"),
+    DicomRoute("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
+               "desk", "PS3.18 11.7"),
+    DicomRoute("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
+               "PS3.18 11.8"),
+    DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
+               "desk", "PS3.18 11.8"),
+    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
+               "technologist", "PS3.18 11.10"),
+    DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
+               "technologist", "PS3.18 11.11"),
+    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
+               "technologist", "PS3.18 11.12"),
+    DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
+               "PS3.18 14.4"),
+    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "desk", "PS3.18 15.4, 15.5"),
+    DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
+)  # fmt: skip
+
+
+def openapi(server: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 description of DICOM_ROUTES."""
+    paths: dict[str, Any] = {}
+    for route in DICOM_ROUTES:
+        parts = re.findall(r"{(\w+)}", route.path)
+        content = {kind: {} for kind in (DICOM_JSON, DICOM_XML)}
+        described: dict[str, Any] = {
+            "summary": (route.function.__doc__ or "").splitlines()[0],
+            "description": route.clause,
+            "parameters": [
+                {"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
+                for one in parts
+            ],
+            "responses": {"2XX": {"description": "done", "content": content},
+                          "4XX": {"description": "refused, with a Warning header"}},
+        }  # fmt: skip
+        if route.method in ("POST", "PUT") and "subscribers" not in route.path:
+            described["requestBody"] = {"content": content}
+        paths.setdefault(route.path, {})[route.method.lower()] = described
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "minris", "version": __version__},
+        "servers": [{"url": server}],
+        "paths": paths,
+    }
+
+
+def add_dicomweb(app: Any, web: Web) -> None:
+    """Put DICOM_ROUTES into a bottle application."""
+    import bottle
+
+    def view(route: DicomRoute) -> Callable[..., bytes]:
+        def answer(**arguments: str) -> bytes:
+            request, response, known = bottle.request, bottle.response, True
+            try:
+                known = find_login(web, request) is not None
+                login, ctx = enter(web, request, route.role)
+                form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
+                who = Actor(ctx.config.dicom.ae_title, f"{client_address(request)} {login.name}")
+                found = route.function(web, request, ctx.by(who), **arguments)
+            except Refusal as refusal:
+                return refused(route, request, response, refusal, known, arguments.get("uid", ""))
+            response.status = found.http
+            for name, value in found.headers:
+                response.add_header(name, value)
+            if found.data is None:
+                response.content_type = DICOM_JSON
+                return b""
+            response.content_type, body = rendered(found.data, *form)
+            return body
+
+        return answer
+
+    def refused(
+        route: DicomRoute, request: Any, response: Any, refusal: Refusal, known: bool, uid: str
+    ) -> bytes:
+        code = http_status(route.operation, refusal, known)
+        if code == 404 and uid and web.read(is_purged, uid):
+            code = 410
+        response.status, response.content_type = code, "application/json"
+        if code == 401:
+            response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+        text = outcome(route.operation, refusal.status).text
+        if route.operation == "change state" and "incorrect" in text and no_lock(request):
+            text = "The Transaction UID is missing."
+        response.set_header(*warning(web, request, text))
+        return json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+
+    def no_lock(request: Any) -> bool:
+        with contextlib.suppress(Refusal):
+            return not ElementIndex(one_data_set(request)).has_value(TRANSACTION_UID)
+        return False
+
+    def describe() -> str:
+        bottle.response.content_type = "application/json"
+        return json.dumps(openapi(service_url(web, bottle.request)))
+
+    for route in DICOM_ROUTES:
+        path = re.sub(r"{(\w+)}", r"<\1>", route.path)
+        app.route(BASE + path, route.method, view(route))
+    for path in (BASE, BASE + "/"):
+        app.route(path, "OPTIONS", describe)
+    app.route(BASE + "/openapi.json", "GET", describe)
 
 
 def holds_control(web: Web, request: Any) -> bool:
@@ -13020,6 +13730,7 @@ def build_app(web: Web) -> Any:
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
     app = bottle.Bottle()
     add_api(app, web)
+    add_dicomweb(app, web)
     add_pages(app, web)
     return app
 
@@ -13312,13 +14023,36 @@ def _retention_rules(keep: types.SimpleNamespace) -> tuple[str, ...]:
     )
 
 
+def statement_dicomweb(config: Config) -> list[Block]:
+    """DICOMweb: its transactions and choices."""
+    lines = [(r.method, BASE + r.path, r.clause, r.role) for r in DICOM_ROUTES]
+    rules = (
+        f"Media types: {', '.join(MEDIA_TYPES)}. Without an Accept header {DICOM_JSON} is answered."
+        " A document type in XML is refused.",
+        "A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data"
+        " set; without any, one is made. The Transaction UID of an update is taken from"
+        f" ?{', ?'.join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.",
+        "Requesting AE is ?requester= or the last part of the path, else that of this system.",
+        "A parameter that looks like an attribute and is none is refused with 400; others are"
+        " ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come in"
+        " the order of their start; a page ends after limit, or after"
+        f" {config.dicom.answer_limit} matches.",
+        "A subscriber is reached over DIMSE; there is no notification channel yet.",
+    )
+    return [
+        Block("heading", "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)", level=3),
+        table_block(("Method", "Path", "Source", "Least role"), *lines),
+        *(Block("paragraph", rule) for rule in rules),
+    ]
+
+
 def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
     lines = [(r.method, r.path, r.meaning, r.role, r.success) for r in ROUTES]
     return [
-        Block("heading", "5.4 Web interface (not DICOMweb: the product's own)", level=3),
+        Block("heading", "5.5 Web interface (not DICOMweb: the product's own)", level=3),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
-        Block("heading", "5.5 Statuses", level=3),
+        Block("heading", "5.6 Statuses", level=3),
         table_block(
             ("Operation", "Status", "HTTP", "Text"),
             *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
@@ -13417,6 +14151,7 @@ STATEMENT = (
     statement_worklist,
     statement_mpps,
     statement_workitems,
+    statement_dicomweb,
     statement_web,
     statement_configuration,
     statement_network,

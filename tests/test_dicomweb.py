@@ -441,7 +441,11 @@ def test_a_cancelled_step_comes_back_by_put(web, wang):
 
 @pytest.mark.parametrize(
     ("operation", "status"),
-    [key for key in minris.OUTCOMES if key[1] is not minris.Status.MISTYPED_ARGUMENT],
+    [
+        (operation, status)
+        for operation, status in minris.OUTCOMES
+        if operation == "*" and status is not minris.Status.MISTYPED_ARGUMENT
+    ],
     ids=lambda x: f"{x:04X}" if isinstance(x, int) else x,
 )
 def test_a_refusal_has_the_code_and_the_words_of_its_outcome(
