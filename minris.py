@@ -1329,7 +1329,7 @@ SETTINGS = setting_table(r"""
     dicom | tls_certificate | | text | file with our certificate and those above it, PEM
     dicom | tls_key | | text | file with its private key, PEM
     dicom | tls_client_ca | | text | callers must show a certificate of one of the authorities in this file, PEM
-    ups | worklist_label | MAIN | text | Worklist Label (0074,1202) of workitems created without one
+    ups | worklist_label | MAIN | value LO 64 | Worklist Label (0074,1202) of workitems created without one
     ups | strict | no | bool | refuse a workitem without its type 2 attributes (0120)
     ups | grant_locks | yes | bool | grant deletion locks; no: subscribers get none (B301)
     ups | restart_receivers | | titles | AE titles told of our restart beside all subscribers, separated by commas
@@ -4563,8 +4563,15 @@ def can_be_told(ctx: Context, ae_title: str) -> bool:
     return any(ae_title in device.ae_titles and device.host for device in ctx.devices)
 
 
+def check_receiver(ae_title: str) -> None:
+    """Refuse (0115) what is no AE title."""
+    if not ae_title or value_problem("AE", ae_title) or not ae_title.isprintable():
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
+
+
 def known_receiver(ctx: Context, ae_title: str) -> None:
-    """Refuse (C308) an AE title that we could not call."""
+    """Refuse (0115, C308) an AE title that we could not call."""
+    check_receiver(ae_title)
     if not can_be_told(ctx, ae_title):
         raise Refusal(
             Status.RECEIVING_AE_UNKNOWN,
@@ -4633,6 +4640,7 @@ def workitem_ids(search: Search) -> list[tuple[int, int]]:
     return database.execute_sql(f"{sql} ORDER BY start_at, id", values).fetchall()
 
 
+@functools.lru_cache(maxsize=64)
 def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
     """The search of a filtered subscription. Refuses A900."""
     return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))
@@ -4656,8 +4664,10 @@ def own_state(deletion_lock: int | None) -> str:
 
 def change_subscriptions(
     ctx: Context, request: str, ae_title: str, only: set[int] | None = None
-) -> None:
+) -> str:
     """Let a request change what an AE hears of some workitems, or all, as the table says.
+
+    Returns what the audit line says of locks that it released.
 
     request  a row of SUBSCRIPTION_TRANSITIONS
     only     ids of workitems; None for all
@@ -4671,11 +4681,12 @@ def change_subscriptions(
         + (f" WHERE w.id = {min(only)}" if one else " ORDER BY w.id"),
         (ae_title,),
     )
-    entered, left, reports = [], [], []
+    entered, left, reports, released = [], [], [], 0
     for row_id, uid, state, readiness, lock in cursor.fetchall():
         if only is not None and row_id not in only:
             continue
         new, report = SUBSCRIPTION_TRANSITIONS[request, own_state(lock)]
+        released += bool(lock) and new != "with Lock"
         if new == "Not Subscribed":
             left.append((row_id, ae_title))
         elif new != own_state(lock):
@@ -4686,6 +4697,7 @@ def change_subscriptions(
     delete = "DELETE FROM subscription WHERE workitem_id = ? AND ae_title = ?"
     database.connection().executemany(delete, left)
     _record_initial_reports(ctx, ae_title, reports)
+    return f", {released} locks released" if released else ""
 
 
 def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
@@ -4740,14 +4752,14 @@ def subscribe(ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b
         if uid in WELL_KNOWN_UPS:
             known_receiver(ctx, ae_title)
             only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
-            change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
+            released = change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
         else:
             workitem = find_workitem(uid)
             known_receiver(ctx, ae_title)
-            change_subscriptions(ctx, f"subscribe{ending}", ae_title, {workitem.id})
+            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, {workitem.id})
         # who subscribes is there: what it has missed is tried at once
         try_again(ae_title)
-        audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}")
+        audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
     log.info("%s subscribed to %s by %s", ae_title, uid, ctx.actor)
     return Status.SUCCESS if granted or not lock else Status.DELETION_LOCK_NOT_GRANTED
 
@@ -4766,6 +4778,9 @@ def _subscribe_globally(
     """Keep a global subscription: ids of the workitems that it is of, None for all."""
     only = None
     if uid == UPS_FILTERED_SUBSCRIPTION:
+        keys = ElementIndex(keys).only(
+            tag for tag in ElementIndex(keys) if (tag,) in UPS_ATTRIBUTES
+        )
         if not keys:
             raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
         try:
@@ -4785,21 +4800,23 @@ def _subscribe_globally(
 def unsubscribe(ctx: Context, uid: str, ae_title: str) -> None:
     """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
 
-    Refuses  C307. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
+    Refuses  C307, 0115. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
     """
+    check_receiver(ae_title)
     with database.atomic():
         if uid in WELL_KNOWN_UPS:
             erase("global_subscription WHERE ae_title = ?", ae_title)
-            change_subscriptions(ctx, "unsubscribe globally", ae_title)
+            released = change_subscriptions(ctx, "unsubscribe globally", ae_title)
         else:
-            change_subscriptions(ctx, "unsubscribe", ae_title, {find_workitem(uid).id})
+            row_id = find_workitem(uid).id
+            released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
         database.execute_sql(
             "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
             " AND sent_at = '' AND given_up_at = '' AND event_id IN"
             " (SELECT id FROM workitem_event WHERE event_type <> ? AND (? OR sop_instance_uid = ?))",
             (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
         )
-        audit(ctx, "unsubscribed", uid, ae_title)
+        audit(ctx, "unsubscribed", uid, f"{ae_title}{released}")
     log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
 
 
@@ -4818,8 +4835,9 @@ def known_subscription(uid: str, ae_title: str) -> None:
 def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
     """End what an AE hears of workitems to come; its subscriptions to those there are stay.
 
-    Refuses  C307; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
+    Refuses  C307, 0115; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
     """
+    check_receiver(ae_title)
     if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription is suspended")
@@ -4830,12 +4848,20 @@ def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
     log.info("%s suspended its subscription to %s by %s", ae_title, uid, ctx.actor)
 
 
+def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
+    """Whether a global subscription is of a workitem; one whose filter cannot be read is of none."""
+    try:
+        return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
+    except Refusal as refusal:
+        log.error("the filter of %s cannot be read: %s", row.ae_title, refusal)
+        return False
+
+
 def subscribe_created(ctx: Context, workitem_id: int, data: bytes) -> list[str]:
     """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
     index, locks = ElementIndex(data), {}
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
-        keys = bytes(row.keys)
-        if not keys or filter_search(keys, ctx.config.zone).matches(index):
+        if _is_wanted(ctx, row, index):
             locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
     entered, now = [], ctx.stamp()
     for ae_title, lock in locks.items():
@@ -7288,15 +7314,19 @@ class Happening(NamedTuple):
     heard: int
 
 
+MOST_HAPPENINGS = 500
+
+
 def history_of(uid: str) -> list[Happening]:
-    """What happened to a workitem; also of one that has been purged."""
+    """What happened to a workitem, of late if it was much; also of one that has been purged."""
     cursor = database.execute_sql(
         "SELECT e.created_at, e.who, e.event_type, e.data, count(o.id), coalesce(sum(o.sent_at <>"
         " ''), 0) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
-        " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id",
-        (uid,),
+        " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id DESC LIMIT ?",
+        (uid, MOST_HAPPENINGS),
     )
-    return [Happening(at, who, kind, bytes(data), n, m) for at, who, kind, data, n, m in cursor]
+    found = [Happening(at, who, kind, bytes(data), n, m) for at, who, kind, data, n, m in cursor]
+    return found[::-1]
 
 
 def watchers_of(uid: str) -> list[tuple[str, int]]:
@@ -7346,6 +7376,9 @@ class Orphan(NamedTuple):
     known: str
 
 
+MOST_STUCK = 100  # that are listed of a kind, the oldest first
+
+
 def orphans(ctx: Context) -> list[Orphan]:
     """What is stuck: locks on what has ended, silent or expired workitems, events not told."""
     keep = ctx.config.housekeeping
@@ -7353,17 +7386,18 @@ def orphans(ctx: Context) -> list[Orphan]:
         "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
         " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
         " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
-        " AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at",
+        f" AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at LIMIT {MOST_STUCK}",
         (ctx.stamp(hours=-keep.stuck_lock_hours),),
     ).fetchall()
     found += database.execute_sql(
         "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
-        " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at",
+        f" WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at LIMIT {MOST_STUCK}",
         (ctx.stamp(hours=-keep.stuck_workitem_hours),),
     ).fetchall()
     found += database.execute_sql(
         "SELECT 'expired', sop_instance_uid, worklist_label, expires_at, label FROM workitem"
-        " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ? ORDER BY expires_at",
+        " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ?"
+        f" ORDER BY expires_at LIMIT {MOST_STUCK}",
         (ctx.stamp(),),
     ).fetchall()
     found += database.execute_sql(
@@ -7926,48 +7960,97 @@ def export_workitems() -> dict[str, Any]:
 
 
 def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
-    """Read back what export_workitems gave. Refuses 0111.
+    """Read back what export_workitems gave. Refuses 0111, 0106.
 
     Nobody is told; who had claimed a workitem over DICOM has to have it ended and made again.
     """
-    ids = {}
-    for one in content.get("workitems", []):
-        data = from_json(one["data"])
-        uid = ElementIndex(data).get("SOPInstanceUID")
-        check_uid(uid)
-        if stored_workitem(uid) or is_purged(uid):
-            words = Message("{uid} exists already", uid=uid)
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
-        ids[uid] = insert_row(
-            Workitem,
-            sop_instance_uid=uid,
-            transaction_uid=ctx.new_uid(),
-            data=data,
-            version=first_version(),
-            **workitem_columns(ctx, data) | {key: one[key] for key in WORKITEM_FACTS_KEPT},
-        )
+    ids = dict(_import_workitem(ctx, one) for one in content.get("workitems", []))
     for one in content.get("workitem_events", []):
-        insert_row(
-            WorkitemEvent,
-            sop_instance_uid=one["uid"],
-            data=from_json(one["data"]),
-            **{key: one[key] for key in ("event_type", "created_at", "who")},
-        )
-    purged = map(tuple, content.get("purged_workitems", []))
+        _import_happening(one)
+    purged = [(uid, at) for uid, at in content.get("purged_workitems", [])]
+    check_stamps(at for _, at in purged)
     insert_rows(
         "purged_workitem (sop_instance_uid, purged_at) VALUES ON CONFLICT DO NOTHING", purged
     )
-    told = content.get("subscriptions", [])
-    enter_subscriptions((ids[uid], ae, lock, at) for uid, ae, lock, at in told if uid in ids)
+    _import_subscriptions(ctx, content, ids)
+
+
+def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
+    """Take a workitem of an export: its UID and its row."""
+    data = ElementIndex(from_json(given["data"])).without([TRANSACTION_UID])
+    uid = ElementIndex(data).get("SOPInstanceUID")
+    check_uid(uid)
+    if stored_workitem(uid) or is_purged(uid):
+        words = Message("{uid} exists already", uid=uid)
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
+    if problems := workitem_problems(ctx, ElementIndex(data)):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    columns = workitem_columns(ctx, data)
+    if columns["state"] not in UPS_STATES:
+        raise ValueError(columns["state"])
+    check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
+    row_id = insert_row(
+        Workitem,
+        sop_instance_uid=uid,
+        transaction_uid=ctx.new_uid(),
+        data=data,
+        version=first_version(),
+        **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
+    )
+    return uid, row_id
+
+
+def _import_happening(given: dict[str, Any]) -> None:
+    if given["event_type"] not in EVENT_TYPES.values():
+        raise ValueError(given["event_type"])
+    check_stamps([given["created_at"]])
+    insert_row(
+        WorkitemEvent,
+        sop_instance_uid=given["uid"],
+        data=from_json(given["data"]),
+        **{key: given[key] for key in ("event_type", "created_at", "who")},
+    )
+
+
+def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, int]) -> None:
+    told = [(ids[uid], ae, lock, at) for uid, ae, lock, at in content.get("subscriptions", [])]
+    globally = [
+        (
+            one["ae_title"],
+            one["uid"],
+            one["deletion_lock"],
+            from_json(one["keys"]),
+            one["created_at"],
+        )
+        for one in content.get("global_subscriptions", [])
+    ]
+    for _, uid, _, keys, _ in globally:
+        if uid not in WELL_KNOWN_UPS:
+            raise ValueError(uid)
+        if keys:
+            filter_search(keys, ctx.config.zone)
+    for ae_title, lock in [(row[1], row[2]) for row in told] + [
+        (row[0], row[2]) for row in globally
+    ]:
+        check_receiver(ae_title)
+        if lock not in (0, 1):
+            raise ValueError(lock)
+    check_stamps(row[-1] for row in (*told, *globally))
+    enter_subscriptions(told)
     insert_rows(
         "global_subscription (ae_title, uid, deletion_lock, keys, created_at) VALUES"
         " ON CONFLICT DO NOTHING",
-        (
-            (one["ae_title"], one["uid"], one["deletion_lock"], from_json(one["keys"]),
-             one["created_at"])
-            for one in content.get("global_subscriptions", [])
-        ),
-    )  # fmt: skip
+        globally,
+    )
+
+
+def check_stamps(stamps: Iterable[str]) -> None:
+    """ValueError for what is no time as the store keeps it, nor empty."""
+    for stamp in stamps:
+        if stamp:
+            datetime.datetime.fromisoformat(stamp)
+        elif stamp != "":
+            raise ValueError(stamp)
 
 
 def import_export(ctx: Context, content: dict[str, Any]) -> str:
@@ -8196,6 +8279,8 @@ class Delivery:
     ) -> None:
         self.context, self.send, self.read, self.write = context, send, read, write
         self.busy: set[str] = set()
+        self.unnoted: dict[str, set[int]] = collections.defaultdict(set)  # heard, not written yet
+        self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
         self.tasks: set[asyncio.Task] = set()
         self.wanted = asyncio.Event()
 
@@ -8218,10 +8303,12 @@ class Delivery:
     async def deliver_due(self, wait: bool = False) -> None:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
         busy = set(self.busy)  # what fails while we look is not due any more
+        loop = asyncio.get_running_loop()
         for receiver in await self.read(due_receivers, self.context()):
-            if receiver not in self.busy | busy:
+            paused = loop.time() < self.not_before.get(receiver, 0.0)
+            if receiver not in self.busy | busy and not paused:
                 self.busy.add(receiver)
-                task = asyncio.get_running_loop().create_task(self._deliver(receiver))
+                task = loop.create_task(self._deliver(receiver))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
         if wait and self.tasks:
@@ -8230,6 +8317,7 @@ class Delivery:
     async def _deliver(self, receiver: str) -> None:
         """Tell one receiver all that is due to it."""
         try:
+            await self._note(receiver)
             events = await self.read(due_events, receiver)
             while events:
                 await self._send(receiver, events)
@@ -8245,15 +8333,24 @@ class Delivery:
         self.wake()  # for what was written while it was busy
 
     async def _send(self, receiver: str, events: list[Event]) -> None:
-        heard: list[int] = []
         try:
-            await self.send(receiver, events, lambda event: heard.append(event.outbox_id))
+            await self.send(receiver, events, lambda e: self.unnoted[receiver].add(e.outbox_id))
         finally:
-            if heard:
-                await self.write(note_sent, self.context(), receiver, heard)
+            await self._note(receiver)
+
+    async def _note(self, receiver: str) -> None:
+        """Write down what a receiver has heard."""
+        if heard := self.unnoted.get(receiver):
+            await self.write(note_sent, self.context(), receiver, sorted(heard))
+            del self.unnoted[receiver]
 
     async def _failed(self, receiver: str, problem: str) -> None:
-        wait = await self.write(note_failed, self.context(), receiver, problem)
+        try:
+            wait = await self.write(note_failed, self.context(), receiver, problem)
+        except Exception as error:  # a full disk: nothing is told again before it can be noted
+            wait = RETRY_AFTER[2]
+            self.not_before[receiver] = asyncio.get_running_loop().time() + wait
+            problem = f"{problem}; {error}"
         log.warning("events for %s: %s; again in %d s", receiver, problem, wait)
 
     async def close(self) -> None:
@@ -9325,7 +9422,7 @@ def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
     primitive.application_context_name = APPLICATION_CONTEXT
     primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
     contexts, information = [], [items.MaximumLengthNotification()]
-    information[0].maximum_length_received = 65536
+    information[0].maximum_length_received = Caller.LONGEST
     implementation = items.ImplementationClassUIDNotification()
     implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     information.append(implementation)
@@ -9353,7 +9450,7 @@ class Accepted(NamedTuple):
     roles: Mapping[str, tuple[bool, bool]]
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
     from pynetdicom import pdu as pdus
@@ -9383,7 +9480,8 @@ class Caller:
     is a DeliveryError, and closes the connection.
     """
 
-    LONGEST = 1 << 20
+    LONGEST = 65536  # of a PDU, as we announce
+    LONGEST_COMMAND = 16384
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
@@ -9443,8 +9541,8 @@ class Caller:
     async def _call(self, pdus: bytes) -> int:
         self.writer.write(pdus)
         await self.writer.drain()
-        command = b""
-        while len(command) <= self.LONGEST:
+        command = bytearray()
+        while True:
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
                 raise ProtocolError("it ended the association")
@@ -9453,9 +9551,11 @@ class Caller:
                 length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
                 command += pdu[pos + 6 : pos + 4 + length] if control & 1 else b""
                 pos += 4 + max(length, 2)
+                if len(command) > self.LONGEST_COMMAND:
+                    raise ProtocolError("its response is past the limit")
                 if control & 3 == 3:
-                    return decode_command(command).get("Status", Status.PROCESSING_FAILURE)
-        raise ProtocolError("its response is past the limit")
+                    fields = decode_command(bytes(command))
+                    return fields.get("Status", Status.PROCESSING_FAILURE)
 
     @property
     def is_open(self) -> bool:
@@ -9474,9 +9574,9 @@ class Caller:
         await self._pdu()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what the peer has not read is not kept for it."""
         if self.writer:
-            self.writer.close()
+            self.writer.transport.abort()
 
 
 # 17. DIMSE ------------------------------------------------------------------------------------
@@ -9783,7 +9883,7 @@ class Dimse:
         actor = Actor(association.peer.calling, association.address)
         ctx = self.context(actor)
         self.counts[request.operation] += 1
-        service = None
+        changed = False
         try:
             service = self._service(request)
             if request.too_large:
@@ -9794,6 +9894,7 @@ class Dimse:
                 await self._find(ctx, association, request, service.core)
                 return
             fields, data = await self._call(ctx, service, request)
+            changed = service.access == "write" and service.sop_class in UPS_CLASSES
         except Refusal as refusal:
             fields, data = self._refused(request, refusal)
         except (asyncio.CancelledError, GeneratorExit):
@@ -9804,8 +9905,7 @@ class Dimse:
                 request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
             )
         await association.send((request.context, self._response(request, data, **fields), data))
-        ups = request.context.abstract_syntax in UPS_CLASSES
-        if ups and service and service.access == "write":  # once it is answered
+        if changed:  # once it is answered
             self.on_events()
 
     def _service(self, request: Request) -> Service:
@@ -15513,7 +15613,11 @@ async def _serve_until_signal(appliance: Appliance) -> None:
 
 
 # What SQLite says of a value that has no place in a column.
-NOT_STORABLE = (peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError)
+NOT_STORABLE = (
+    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, RecursionError,
+)  # fmt: skip
 
 
 def run_import(ctx: Context, name: str, content: bytes) -> str:
@@ -15521,6 +15625,12 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
             return f"{name}: {import_export(ctx, json.loads(content))}"
+        except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
+                raise
+            raise Refusal(
+                Status.INVALID_ATTRIBUTE_VALUE, refusal.detail, refusal.problems
+            ) from None
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
