@@ -902,6 +902,7 @@ SUBSCRIPTION_TRANSITIONS = subscription_table(
 )
 
 EVENT_TYPES = {  # PS3.4 Table CC.2.4-1
+    "Cancellation declined": 0,  # local: in the history alone, told to nobody
     "UPS State Report": 1,
     "UPS Cancel Requested": 2,
     "UPS Progress Report": 3,
@@ -4797,8 +4798,10 @@ def _subscribe_globally(
     return only
 
 
-def unsubscribe(ctx: Context, uid: str, ae_title: str) -> None:
+def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
     """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
+
+    why      what a person says who does it for the AE
 
     Refuses  C307, 0115. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
     """
@@ -4816,7 +4819,8 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str) -> None:
             " (SELECT id FROM workitem_event WHERE event_type <> ? AND (? OR sop_instance_uid = ?))",
             (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
         )
-        audit(ctx, "unsubscribed", uid, f"{ae_title}{released}")
+        reason = f": {why.strip()[:500]}" if why.strip() else ""
+        audit(ctx, "unsubscribed", uid, f"{ae_title}{released}{reason}")
     log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
 
 
@@ -7014,7 +7018,7 @@ def check_final(index: ElementIndex, state: str) -> None:
     needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
     problems = list(_final_problems(index, needed, ()))
     if problems:
-        words = ", ".join(attribute_name(problem.tag) for problem in problems)
+        words = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
         raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, f"Missing: {words}", problems)
 
 
@@ -7079,9 +7083,13 @@ def our_or_calling_ae(ctx: Context) -> str:
 def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
     """Refuse what the performer of a workitem will not do (C313) or cannot be told (C312)."""
     if workitem.declined:
-        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, f"Declined: {workitem.declined}")
+        words = Message("The performer has declined: {reason}", reason=workitem.declined)
+        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
     if not told and not workitem.by_person:
-        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, "The performer cannot be contacted.")
+        words = Message(
+            "{performer} does not watch it and cannot be told", performer=workitem.performer
+        )
+        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
 
 
 def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
@@ -7154,6 +7162,10 @@ def is_purged(uid: str) -> bool:
 
 def claim_by_person(ctx: Context, uid: str) -> None:
     """Let a user claim a workitem; the lock is kept here. Refuses as change_state."""
+    workitem = find_workitem(uid)
+    if workitem.state == "IN PROGRESS":
+        words = Message("{performer} has claimed it already", performer=workitem.performer)
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
     change_state(ctx, uid, "IN PROGRESS", ctx.new_uid())
 
 
@@ -7228,27 +7240,33 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
         words = Message("Nobody has asked for its cancellation")
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     update_row(Workitem, workitem.id, declined=remark.strip()[:500])
+    said = well_formed(bytes(text_elements(ReasonForCancellation=remark.strip())))
+    record_event(ctx, "Cancellation declined", uid, said, [])
     audit(ctx, "workitem cancellation declined", uid, remark.strip()[:500])
 
 
 def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = "") -> None:
     """Name the station or the person that a workitem is for; its watchers hear.
 
-    station    name of a device
-    performer  name of a person
+    station    AE title of a device
+    performer  name of a person; who or what is not named stays
     Refuses    C307, C300 after its end, 0106
     """
+    if not station and not performer:
+        words = Message("Choose a station or name a person")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     with database.atomic():
         workitem = find_workitem(uid)
         if workitem.state in FINAL_UPS_STATES:
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
         old = ElementIndex(bytes(workitem.data))
-        stations = [code_item(station, station, LOCAL_SCHEME)] if station else []
-        people = [_performer_item(ctx, performer)] if performer else []
-        new = old.merged(
-            ElementIndex(encode_items(tag_of("ScheduledStationNameCodeSequence"), stations)),
-            ElementIndex(encode_items(tag_of("ScheduledHumanPerformersSequence"), people)),
-        )
+        items = {}
+        if station:
+            code = code_item(station, station, LOCAL_SCHEME)
+            items[tag_of("ScheduledStationNameCodeSequence")] = [code]
+        if performer:
+            items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
+        new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
         well_formed(new)
         _save_workitem(ctx, workitem, new)
         _report_changes(ctx, workitem, old, ElementIndex(new))
@@ -7288,13 +7306,24 @@ def needs_reason(words: str) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
 
 
-def workitems_of(state: str, label: str, limit: int = 200) -> list[Any]:
-    """Workitems of a state and a worklist label, any where empty, the next to begin first."""
-    return fetch_rows(
-        Workitem,
-        "(? = '' OR state = ?) AND (? = '' OR worklist_label = ?) ORDER BY start_at DESC LIMIT ?",
-        state, state, label, label, limit,
-    )  # fmt: skip
+MOST_LISTED = 200
+
+
+def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
+    """Workitems of a state, open ones where empty, and of a worklist label: some, and how many.
+
+    Those that wait come with the oldest begin first, those that have ended with the last end.
+    """
+    states = [state] if state in UPS_STATES else ["SCHEDULED", "IN PROGRESS"]
+    where = f"state IN ({', '.join('?' * len(states))}) AND (? = '' OR worklist_label = ?)"
+    order = "ended_at DESC" if state in FINAL_UPS_STATES else "start_at"
+    found = fetch_rows(
+        Workitem, f"{where} ORDER BY {order} LIMIT {MOST_LISTED}", *states, label, label
+    )
+    cursor = database.execute_sql(
+        f"SELECT count(*) FROM workitem WHERE {where}", (*states, label, label)
+    )
+    return found, cursor.fetchone()[0]
 
 
 def worklist_labels() -> list[str]:
@@ -8281,12 +8310,27 @@ class Delivery:
         self.busy: set[str] = set()
         self.unnoted: dict[str, set[int]] = collections.defaultdict(set)  # heard, not written yet
         self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
+        self.failing: dict[str, float] = {}  # receivers not reached, and when one was last heard of
         self.tasks: set[asyncio.Task] = set()
         self.wanted = asyncio.Event()
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
         self.wanted.set()
+
+    def heard_from(self, ae_title: str) -> None:
+        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
+        now = asyncio.get_running_loop().time()
+        if ae_title in self.failing and now >= self.failing[ae_title]:
+            self.failing[ae_title] = now + 30
+            task = asyncio.get_running_loop().create_task(self._try_now(ae_title))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _try_now(self, ae_title: str) -> None:
+        with contextlib.suppress(Exception):  # a full disk: it is tried later
+            await self.write(try_again, ae_title)
+        self.wake()
 
     async def run(self, pause: float = 5.0) -> None:
         """Deliver what is due, whenever woken and every few seconds."""
@@ -8343,8 +8387,10 @@ class Delivery:
         if heard := self.unnoted.get(receiver):
             await self.write(note_sent, self.context(), receiver, sorted(heard))
             del self.unnoted[receiver]
+            self.failing.pop(receiver, None)
 
     async def _failed(self, receiver: str, problem: str) -> None:
+        self.failing.setdefault(receiver, 0.0)
         try:
             wait = await self.write(note_failed, self.context(), receiver, problem)
         except Exception as error:  # a full disk: nothing is told again before it can be noted
@@ -9518,8 +9564,10 @@ class Caller:
                 return await work
         except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
             self.close()
-            late = isinstance(error, TimeoutError)
-            raise DeliveryError(f"{words}: {'no answer' if late else error}") from None
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number).lower() if number and number > 0 else str(error)
+            late = isinstance(error, TimeoutError) and not number
+            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
         except BaseException:
             self.close()
             raise
@@ -9875,6 +9923,7 @@ class Dimse:
         self.queries = QueryLog()
         self.counts: collections.Counter[str] = collections.Counter()
         self.on_events: Callable[[], None] = lambda: None
+        self.on_caller: Callable[[str], None] = lambda ae_title: None
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
         self.classes = {s.sop_class for s in SERVICES}
 
@@ -9883,6 +9932,7 @@ class Dimse:
         actor = Actor(association.peer.calling, association.address)
         ctx = self.context(actor)
         self.counts[request.operation] += 1
+        self.on_caller(actor.name)
         changed = False
         try:
             service = self._service(request)
@@ -12172,10 +12222,10 @@ WORKITEM_ACTIONS = body_rows("""
     give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
     decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
     cancel    | SCHEDULED, IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
-    assign    | SCHEDULED, IN PROGRESS | anyone | desk         | station performer | Assign it
+    assign    | SCHEDULED             | anyone | desk         | station performer | Assign it
     readiness | SCHEDULED             | anyone | desk         | readiness         | Set its inputs
     subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
-    unsubscribe | any                 | anyone | technologist | watcher           | End a subscription
+    unsubscribe | any                 | anyone | admin        | watcher reason    | End a subscription
     release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
     end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
     """)
@@ -12261,6 +12311,7 @@ WORKITEM_FACTS = body_rows("""
     """)
 # What the time line says of an event of each type, beside its name.
 HAPPENING_PATHS = {
+    0: ("ReasonForCancellation",),
     1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
     2: ("RequestingAE", "ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
         "ContactDisplayName", "ContactURI"),
@@ -12321,6 +12372,10 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     )
     relationship = ElementIndex(relationship_of_step(step) if step else b"")
     made = texts.merged(ElementIndex(codes), relationship)
+    if form["expires"] and form["date"] > form["expires"]:
+        tag = tag_of("ScheduledProcedureStepExpirationDateTime")
+        problem = Problem(tag, Message("is before its begin"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
     return with_empty(well_formed(made), UPS_ATTRIBUTES, "create")
 
 
@@ -13003,7 +13058,7 @@ class Pages:
         t, query = self.translator(), self.request.query
         state = query.getunicode("state") or ""
         label = query.getunicode("label") or ""
-        found = self.web.read(workitems_of, state, label)
+        found, count = self.web.read(workitems_of, state, label)
         found_rows = [
             Row(
                 (
@@ -13024,13 +13079,22 @@ class Pages:
                    t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
         part = Part("", columns, found_rows, t("There are none."))
         labels = self.web.read(worklist_labels)
-        filters = [("/workitems", t("All"), not state and not label)]
+        intro = (
+            t(
+                "The first {shown} of {count}. Choose a state or a worklist.",
+                shown=len(found),
+                count=count,
+            )
+            if count > len(found)
+            else ""
+        )
+        filters = [(workitems_path("", label), t("Open"), not state)]
         filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
-        filters += [
-            (workitems_path(state, one), one, one == label) for one in labels if len(labels) > 1
-        ]
+        if len(labels) > 1:
+            filters.append((workitems_path(state, ""), t("All worklists"), not label))
+            filters += [(workitems_path(state, one), one, one == label) for one in labels]
         links = [("/workitems/new", t("New workitem"))]
-        return self.listing("Workitems", login, [part], links=links, filters=filters)
+        return self.listing("Workitems", login, [part], links=links, filters=filters, intro=intro)
 
     def workitem(self, uid: str) -> str:
         """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
@@ -13062,7 +13126,11 @@ class Pages:
         asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
         warnings = [] if workitem else [t("It has been purged; its history remains.")]
         if asked and workitem and workitem.state == "IN PROGRESS":
-            warnings.append(t("Somebody wants it to be canceled; see the time line."))
+            warnings.append(
+                t("The cancellation was declined: {reason}", reason=workitem.declined)
+                if workitem.declined
+                else t("Somebody wants it to be canceled; see the time line.")
+            )
         return self.page(
             WORKITEM_PAGE,
             "Workitem",
@@ -13081,7 +13149,11 @@ class Pages:
     ) -> list[tuple[str, str, list[Field]]]:
         """What this person may do with a workitem now."""
         holder = workitem.by_person and workitem.performer == login.name
-        who_may = {"anyone": True, "holder": holder, "asked": holder and asked_to_cancel}
+        who_may = {
+            "anyone": True,
+            "holder": holder,
+            "asked": holder and asked_to_cancel and not workitem.declined,
+        }
         choices = self._workitem_choices(workitem, t)
         forms = []
         for event, states, who, role, asks, words in WORKITEM_ACTIONS:
@@ -13108,7 +13180,12 @@ class Pages:
                 )
             ),
             "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
-            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
+            "readiness": tuple(
+                (r, t(r))
+                for r in sorted(
+                    UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness
+                )
+            ),
             "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
             "watcher": tuple(
                 (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
@@ -13126,7 +13203,7 @@ class Pages:
 
     def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
         asked, write = self.form, self.web.write
-        if event in ("give up", "end", "release", "decline"):
+        if event in ("give up", "end", "release", "decline", "unsubscribe"):
             needs_reason(asked("reason"))
         calls: dict[str, Callable[[], Any]] = {
             "claim": lambda: write(claim_by_person, ctx, uid),
@@ -13146,7 +13223,7 @@ class Pages:
             "subscribe": lambda: write(
                 subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
             ),
-            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher")),
+            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher"), asked("reason")),
             "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
             "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
         }
@@ -13238,7 +13315,17 @@ class Pages:
         found_rows = []
         for one in self.web.read(watchers):
             fields = (("receiver", one.ae_title), ("uid", one.uid))
-            actions = [Action("/watchers", t("End its subscriptions"), (*fields, ("do", "end")))]
+            actions = []
+            if permit(login.role, "admin") and (one.uid or one.single):
+                actions.append(
+                    Action(
+                        "/watchers",
+                        t("End its subscriptions"),
+                        (*fields, ("do", "end")),
+                        "reason",
+                        t("Reason"),
+                    )
+                )
             if one.waiting:
                 actions.append(Action("/watchers", t("Try again now"), (*fields, ("do", "retry"))))
             cells = (
@@ -13262,12 +13349,15 @@ class Pages:
 
     def change_watcher(self) -> str:
         """POST /watchers: subscribe a device, end its subscriptions, try again."""
-        _, ctx = enter(self.web, self.request, "technologist")
         receiver, deed = self.form("receiver"), self.form("do")
+        least = "admin" if deed == "end" else "technologist"
+        _, ctx = enter(self.web, self.request, least)
         if deed == "subscribe":
             self.web.write(subscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
         elif deed == "end":
-            self.web.write(unsubscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver)
+            why = self.form("reason")
+            needs_reason(why)
+            self.web.write(unsubscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver, why)
         elif deed == "retry":
             self.web.write(retry_events, ctx, receiver)
         else:
@@ -13287,14 +13377,18 @@ class Pages:
             if orphan.kind == "lock":
                 heard = shown_instant(orphan.known, zone) or t("never")
                 known = t("last told: {at}", at=heard)
-            cells = (t(ORPHAN_WORDS[orphan.kind]), orphan.uid, orphan.about,
-                     shown_instant(orphan.since, zone), known)  # fmt: skip
+            of_events = orphan.kind == "events"
+            about = f"{orphan.uid}: {orphan.about}" if of_events else orphan.about
+            cells = (t(ORPHAN_WORDS[orphan.kind]), about, shown_instant(orphan.since, zone), known)
             actions = (action,) if permit(login.role, "admin") else ()
-            found_rows.append(Row(cells, "", actions))
-        columns = (t("What"), t("Workitem or device"), t("About"), t("Since"), t("Known"))
+            found_rows.append(
+                Row(cells, "/watchers" if of_events else f"/workitem/{orphan.uid}", actions)
+            )
+        columns = (t("What"), t("About"), t("Since when"), t("Known"))
         part = Part("", columns, found_rows, t("Nothing is stuck."))
         links = [("/watchers", t("Watchers"))]
-        return self.listing("Stuck", login, [part], links=links)
+        intro = "" if permit(login.role, "admin") else t("An administrator can end these.")
+        return self.listing("Stuck", login, [part], links=links, intro=intro)
 
     def end_stuck(self) -> str:
         """POST /orphans: release a lock, end a workitem, give up events; with a reason."""
@@ -14052,7 +14146,29 @@ def statement_workitems(config: Config) -> list[Block]:
             *attribute.cells.values(),
         ) for path, attribute in UPS_ATTRIBUTES.items())),
         *(Block("paragraph", rule) for rule in rules),
+        Block("paragraph", "Final: R with a value in each final state, RC if known, P for COMPLETED,"
+              " P2 the same though it may be empty, X for CANCELED, O never."),
+        table_block(
+            ("Action type", "Action", "In the contexts of"),
+            *((kind, name, ", ".join(sorted(classes)))
+              for kind, (name, classes) in UPS_ACTIONS.items()),
+        ),
+        table_block(("Event type", "Event"), *((n, name) for name, n in EVENT_TYPES.items() if n)),
+        Block("paragraph", f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
+              f" workitems are to {UPS_GLOBAL_SUBSCRIPTION}, filtered ones to"
+              f" {UPS_FILTERED_SUBSCRIPTION}, the keys beside Receiving AE and Deletion Lock."),
+        *_workitem_tables(),
+        *(Block("paragraph", rule) for rule in _subscription_rules(config)),
+        Block("heading", "5.3.3 Retention and orphans", level=4),
+        *(Block("paragraph", rule) for rule in _retention_rules(keep)),
+    ]  # fmt: skip
+
+
+def _workitem_tables() -> list[Block]:
+    """The transition tables of workitems and subscriptions."""
+    return [
         Block("heading", "5.3.1 States", level=4),
+        Block("paragraph", "Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
         table_block(
             ("Event", "State", "Outcome"),
             *(
@@ -14066,9 +14182,6 @@ def statement_workitems(config: Config) -> list[Block]:
             *((request, state, new, "yes" if report else "no")
               for (request, state), (new, report) in SUBSCRIPTION_TRANSITIONS.items()),
         ),
-        *(Block("paragraph", rule) for rule in _subscription_rules(config)),
-        Block("heading", "5.3.3 Retention and orphans", level=4),
-        *(Block("paragraph", rule) for rule in _retention_rules(keep)),
     ]  # fmt: skip
 
 
@@ -14091,7 +14204,8 @@ def _subscription_rules(config: Config) -> tuple[str, ...]:
         " heard.",
         f"A receiver that is not reached is tried again after {', '.join(map(str, RETRY_AFTER))}"
         " seconds, the last over and over; after"
-        f" {config.housekeeping.give_up_events_hours} hours of failing its events are given up."
+        f" {config.housekeeping.give_up_events_hours} hours of failing its events are given up. A call"
+        " of the receiver's ends its wait."
         " Subscriptions and locks stay as they are.",
         "UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,"
         " with the UID of the global subscription: RESTARTED at every start, with COLD START where"
@@ -14118,8 +14232,8 @@ def _retention_rules(keep: types.SimpleNamespace) -> tuple[str, ...]:
         f" {'canceled' if keep.cancel_expired_workitems else 'never canceled of itself'}. Events are"
         f" listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end a"
         " workitem and give up events, with a reason that is kept in the audit log.",
-        "While the clock of the machine has leapt, or within ten minutes of a start, nothing is"
-        " deleted, released or canceled of itself.",
+        "Until ten minutes after a start or a leap of the clock, six hours where it was by more than a"
+        " week, nothing is deleted, released or canceled of itself.",
     )
 
 
@@ -14212,6 +14326,12 @@ def statement_network(config: Config) -> list[Block]:
             " before an answer wait. Explicit VR is chosen where both are proposed.",
         ),
         table_block(("Limit", "Value", "Meaning"), *limits),
+        Block(
+            "paragraph",
+            "Associations are opened for events, one for each receiver, kept for"
+            f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
+            f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; and for C-ECHO.",
+        ),
         Block("heading", "7.2 Character sets", level=3),
         Block("paragraph", ", ".join(sets)),
         Block(
@@ -14364,8 +14484,12 @@ class Peer:
     def association(self) -> Iterator[Any]:
         """An association to the box; SimulationError where there is none."""
         association = self.ae.associate(*self.address, ae_title=self.called)
+        if association.is_rejected:
+            why = association.acceptor.primitive.reason_str
+            raise SimulationError(f"{self.ae_title} was not let in by {self.called}: {why}")
         if not association.is_established:
-            raise SimulationError(f"{self.ae_title} was not let in by {self.called}")
+            host, port = self.address
+            raise SimulationError(f"{self.called} is not reached at {host}, port {port}")
         try:
             yield association
         finally:
@@ -14753,7 +14877,13 @@ def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
     with station.listening():
         if station.listen:
             station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock, only_own=True)
-        yield
+        try:
+            yield
+        except SimulationError:
+            if station.listen:
+                with contextlib.suppress(SimulationError):
+                    station.end_subscriptions()
+            raise
         if station.listen:
             station.end_subscriptions()
 
@@ -14787,6 +14917,8 @@ def scenario_push(station: Workstation) -> None:
 
 def scenario_watch(station: Workstation) -> None:
     """PS3.17 GGG.3.4, watch: who hears that one thing has ended makes the next of it."""
+    if not station.listen:
+        raise SimulationError("a watcher must be reached: give --listen PORT")
     with watching(station):
         first = station.create("CAD", "110004")
         lock = station.claim(first)
@@ -15363,6 +15495,7 @@ class Appliance:
         self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
         self.delivery_task = loop.create_task(self.delivery.run())
         self.dimse.on_events = self.delivery.wake
+        self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
@@ -15811,6 +15944,11 @@ def command_token(config: Config, arguments: argparse.Namespace) -> None:
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     """Play scenarios against a running appliance, or any other worklist."""
     calling = arguments.calling
+    if not calling.strip() or value_problem("AE", calling) or not calling.isascii():
+        raise CommandError(f"--calling: {calling} is not an AE title (1 to 16 ASCII characters)")
+    for name in ("port", "listen"):
+        if not 0 <= getattr(arguments, name) <= 65535:
+            raise CommandError(f"--{name}: {getattr(arguments, name)} is not a port (1 to 65535)")
     address = (
         arguments.host,
         arguments.port or config.dicom.port,
@@ -15995,7 +16133,9 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
-        "minris", description="A worklist and MPPS server for a small clinic.", parents=[common]
+        "minris",
+        description="Worklist, MPPS and workitems (UPS) for a small clinic.",
+        parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"minris {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

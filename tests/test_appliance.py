@@ -639,6 +639,12 @@ def test_simulate_plays_against_a_running_appliance(serve, folder):
     [
         (("echo", "--calling", "STRANGER"), "was not let in"),
         (("modality", "--calling", "US1", "--modality", "US"), "the worklist is empty"),
+        (("echo", "--calling", "A" * 17), "is not an AE title"),
+        (("echo", "--calling", "工作站"), "is not an AE title"),
+        (("watch", "--listen", "99999"), "is not a port"),
+        (("watch", "--calling", "CT1"), "--listen PORT"),
+        (("echo", "--called", "WRONG"), "Called AE title not recognised"),
+        (("echo", "--host", "127.0.0.9"), "is not reached"),
     ],
 )
 def test_simulate_says_what_did_not_work(served, arguments, words):

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import struct
 import threading
+import time
 from typing import NamedTuple
 
 import peers
@@ -1322,3 +1323,22 @@ def long_ago(path):
         connection.execute(
             "UPDATE workitem SET ended_at = '2025-07-05T12:00:00.000000Z' WHERE ended_at <> ''"
         )
+
+
+def test_a_watcher_that_calls_is_tried_at_once(run_appliance, watcher):
+    """It was away for an hour: its back-off ends when it associates, not half an hour later."""
+    port = peers.free_port()
+    appliance = run_appliance(with_receivers("WATCH1", WATCH1=port))
+    delivery = appliance.appliance.delivery
+    until = time.monotonic() + 20
+    while "WATCH1" not in delivery.failing and time.monotonic() < until:
+        time.sleep(0.05)
+    far = appliance.context().stamp(seconds=1700)
+    appliance.write(minris.database.execute_sql, "UPDATE receiver SET try_at = ?", (far,))
+    back = watcher(port=port)
+    ae = AE("WATCH1")
+    ae.add_requested_context(minris.VERIFICATION)
+    association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
+    assert association.send_c_echo().Status == 0x0000
+    association.release()
+    assert restart_values(back.next(10)) == COLD

@@ -134,7 +134,16 @@ def value_of(text, name):
 
 # Logging in.
 
-OPEN = ("/login", "/language", "/healthz", "/metrics", "/static/", "/api/", "/control/")
+OPEN = (
+    "/login",
+    "/language",
+    "/healthz",
+    "/metrics",
+    "/static/",
+    "/api/",
+    "/control/",
+    "/dicom-web",
+)
 
 
 def page_routes(appliance, method):

@@ -889,9 +889,12 @@ def test_nothing_is_stuck_on_a_new_box(technologist):
 
 def test_what_is_stuck_is_listed_with_what_is_known(appliance, technologist):
     stick(appliance)
-    words = words_of(technologist.get("/orphans"))
-    for known in ("2.25.71", "2.25.72", "2.25.73", "RIS", "CT1", "3D views of the hip"):
+    answer = technologist.get("/orphans")
+    words = words_of(answer)
+    for known in ("RIS", "CT1", "3D views of the hip", "An administrator can end these."):
         assert known in words
+    for uid in ("2.25.71", "2.25.72", "2.25.73"):
+        assert f'href="/workitem/{uid}"' in answer.text
 
 
 @pytest.mark.parametrize("kind", STUCK)
@@ -960,3 +963,67 @@ def test_a_receiver_is_tried_again_at_once_on_the_page(appliance, technologist):
     appliance.write(minris.note_failed, ctx, "RIS", "not reached")
     send(technologist, "/watchers", receiver="RIS", uid="", do="retry")
     assert appliance.read(audited, "events tried again") == [("RIS", "", "anna@127.0.0.1")]
+
+
+# What a stranger found
+
+
+def watched_and_locked(appliance):
+    """RIS holds a lock on the workitem."""
+    put(appliance)
+    put(appliance, lambda ctx: minris.subscribe(ctx, UID, "RIS", True))
+
+
+def test_only_an_administrator_ends_the_subscriptions_of_a_device(appliance, technologist):
+    watched_and_locked(appliance)
+    answer = send(technologist, "/watchers", do="end", receiver="RIS", reason="Tidying")
+    assert answer.status_code == 403
+    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+
+
+def test_the_end_of_subscriptions_has_a_reason_in_the_audit_log(appliance, boss):
+    watched_and_locked(appliance)
+    send(boss, "/watchers", do="end", receiver="RIS", reason=" ")
+    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+    send(boss, "/watchers", do="end", receiver="RIS", reason="Scrapped")
+    assert appliance.read(minris.watchers_of, UID) == []
+    lines = appliance.read(lambda: [line.detail for line in minris.Audit.select()])
+    assert "RIS, 1 locks released: Scrapped" in lines
+
+
+def test_a_decline_is_on_the_time_line_and_is_not_asked_again(appliance, desk):
+    put(appliance)
+    act(desk, "claim")
+    act(desk, "cancel", reason="The patient has left", code="110513")
+    assert "decline" in buttons(desk)
+    act(desk, "decline", reason="Nearly done")
+    words = words_of(desk.get(f"/workitem/{UID}"))
+    assert "Cancellation declined: Nearly done" in words
+    assert "The cancellation was declined: Nearly done" in words
+    assert "decline" not in buttons(desk)
+
+
+def test_the_second_to_claim_reads_who_was_first(appliance, desk):
+    put(appliance)
+    by(appliance, "ben")
+    assert "ben has claimed it already" in words_of(act(desk, "claim"))
+
+
+def test_nothing_is_assigned_to_nobody(appliance, desk):
+    put(appliance)
+    assert "Choose a station or name a person" in words_of(act(desk, "assign"))
+
+
+def test_a_long_list_says_that_it_is_not_whole(appliance, desk, monkeypatch):
+    monkeypatch.setattr(minris, "MOST_LISTED", 2)
+    for number in range(3):
+        put(appliance, lambda ctx, number=number: workitem(ctx, f"2.25.9{number}"))
+    assert "The first 2 of 3." in words_of(desk.get("/workitems"))
+
+
+def test_a_form_that_expires_before_it_begins_is_refused(appliance, desk):
+    form = {"label": "3D", "code": "3D", "priority": "HIGH", "readiness": "READY",
+            "date": "2026-07-05", "time": "09:30", "expires": "2026-07-04"}  # fmt: skip
+    answer = send(desk, "/workitems/new", **form)
+    assert answer.status_code == 422
+    assert "is before its begin" in words_of(answer)
