@@ -7306,6 +7306,15 @@ def needs_reason(words: str) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
 
 
+def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:
+    """UID, what is to be done, and state of the workitems of a request, the first twenty."""
+    return database.execute_sql(
+        "SELECT sop_instance_uid, label, state FROM workitem"
+        " WHERE accession_number = ? AND accession_number <> '' ORDER BY start_at LIMIT 20",
+        (accession_number,),
+    ).fetchall()
+
+
 MOST_LISTED = 200
 
 
@@ -11603,7 +11612,11 @@ WORKITEM_PAGE = """
 <li><time>{{at}}</time> {{words}} <span class="who">{{who}}</span>{{' · ' + heard if heard else ''}}</li>
 % end
 </ol></section>
-<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a> <a href="/">{{t('To the board')}}</a></nav>
+<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a>
+% if patient_id:
+<a href="/patients?q={{patient_id}}">{{t('Patient')}}</a>
+% end
+<a href="/">{{t('To the board')}}</a></nav>
 """
 FORM_PAGE = """
 % if problems:
@@ -12221,7 +12234,8 @@ WORKITEM_ACTIONS = body_rows("""
     complete  | IN PROGRESS           | holder | desk         | remark            | It is done
     give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
     decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
-    cancel    | SCHEDULED, IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
+    cancel    | SCHEDULED | anyone | desk         | code reason uri contact | Cancel it
+    cancel    | IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
     assign    | SCHEDULED             | anyone | desk         | station performer | Assign it
     readiness | SCHEDULED             | anyone | desk         | readiness         | Set its inputs
     subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
@@ -12552,6 +12566,12 @@ class Pages:
                 else ("", ""),
                 (f"/register?order={row_id}", t("Another exam in this order")),
                 (f"/workitems/new?step={row_id}", t("New workitem")),
+                *(
+                    (f"/workitem/{uid}", f"{label}: {t(state_)}")
+                    for uid, label, state_ in self.web.read(
+                        workitems_of_request, index.get("AccessionNumber")
+                    )
+                ),
                 (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
                 (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
             ],
@@ -13140,6 +13160,7 @@ class Pages:
             modules=[(t(module), facts) for module, facts in modules.items()],
             forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
             watched=self.web.read(watchers_of, uid),
+            patient_id=index.get("PatientID"),
             events=events,
             csrf=login.csrf,
         )
@@ -13279,7 +13300,7 @@ class Pages:
             action="/workitems/new",
             submit=t("Create"),
             csrf=login.csrf,
-            hidden=[("step", form.get("step", ""))],
+            hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
             groups=[(words or t("Workitem"), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
             + list(by_tag.values()),
@@ -13295,11 +13316,15 @@ class Pages:
         """POST /workitems/new."""
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
-        form["step"] = self.form("step")
+        form |= {"step": self.form("step"), "uid": self.form("uid")}
         step = self._step_data(form["step"])
         try:
-            uid, _ = self.web.write(create_workitem, ctx, "", workitem_from_form(form, step))
+            uid, _ = self.web.write(
+                create_workitem, ctx, form["uid"], workitem_from_form(form, step)
+            )
         except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+                return self.redirect(f"/workitem/{form['uid']}")
             self.bottle.response.status = 422
             return self.new_workitem(form, refusal.problems)
         return self.tell(f"/workitem/{uid}", self.translator()("Saved."))

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import html
+import re
 
 import pytest
 from conftest import item
@@ -1027,3 +1028,23 @@ def test_a_form_that_expires_before_it_begins_is_refused(appliance, desk):
     answer = send(desk, "/workitems/new", **form)
     assert answer.status_code == 422
     assert "is before its begin" in words_of(answer)
+
+
+def test_a_form_sent_twice_makes_one_workitem(appliance, desk):
+    page = desk.get("/workitems/new").text
+    uid = re.search(r'name="uid" value="([0-9.]+)"', page)[1]
+    form = {"uid": uid, "label": "3D", "code": "3D", "priority": "HIGH", "readiness": "READY",
+            "date": "2026-07-05", "time": "09:30"}  # fmt: skip
+    answers = [send(desk, "/workitems/new", **form) for _ in range(2)]
+    assert [one.headers["location"] for one in answers] == [f"/workitem/{uid}"] * 2
+    assert appliance.read(lambda: minris.Workitem.select().count()) == 1
+
+
+def test_an_exam_and_its_workitems_lead_to_each_other(appliance, desk):
+    [step] = appliance.schedule(item())
+    form = {"step": "1", "label": "Views of the hip", "code": "3D", "priority": "HIGH",
+            "readiness": "READY", "date": "2026-07-05", "time": "09:30"}  # fmt: skip
+    made = send(desk, "/workitems/new", "/workitems/new?step=1", **form).headers["location"]
+    assert f'href="{made}"' in desk.get("/step/1").text
+    patient = step.get("PatientID")
+    assert f'href="/patients?q={patient}"' in desk.get(made).text
