@@ -1028,7 +1028,7 @@ class Desk:
         self.appliance, self.complaints, self.hosts = appliance, [], set()
         how = {"locale": "en-GB", "base_url": appliance.url, **how}
         self.context = chromium.new_context(**how)
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.new_page()
 
     def new_page(self):
@@ -1212,6 +1212,7 @@ def test_reception_works_with_the_keyboard_alone(window):
     """The name field of the login is ready to type in, and Enter sends a form."""
     desk = window()
     desk.page.goto("/")
+    desk.page.locator("input:focus").wait_for()
     keyboard = desk.page.keyboard
     for text in ("admin", admin_password(desk.appliance)):
         keyboard.type(text)
