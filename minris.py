@@ -217,11 +217,6 @@ class Refusal(Exception):
         self.detail: str = self.args[0]
 
     @property
-    def lines(self) -> list[Message]:
-        """Each problem as a sentence; the detail where there are none."""
-        return [problem.message for problem in self.problems] or [Message(self.detail)]
-
-    @property
     def tags(self) -> tuple[int, ...]:
         """The tags to blame, each once, ascending."""
         return tuple(sorted({problem.tag for problem in self.problems if problem.tag}))
@@ -3952,6 +3947,26 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
+def matching_rows(
+    model: type[Stored], rows_: list[tuple[int, int]], search: Search
+) -> Iterator[tuple[int, ElementIndex]]:
+    """Id and data set of each row that matches, in the order given, read slice by slice.
+
+    rows_  ids, with their versions, of the rows that may match
+    """
+    for start in range(0, len(rows_), 250):
+        chunk = [row_id for row_id, _ in rows_[start : start + 250]]
+        cursor = database.execute_sql(
+            f"SELECT id, data FROM {model._meta.table_name}"
+            f" WHERE id IN ({','.join(map(str, chunk))})"
+        )
+        data = {row_id: bytes(one) for row_id, one in cursor}
+        for row_id in filter(data.__contains__, chunk):
+            index = ElementIndex(data[row_id])
+            if search.matches(index):
+                yield row_id, index
+
+
 def insert_row(model: type[Stored], **columns: Any) -> int:
     """Insert a row: its id."""
     table, places = model._meta.table_name, ", ".join("?" * len(columns))
@@ -4649,13 +4664,7 @@ def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
 
 def matching_workitems(search: Search) -> set[int]:
     """Ids of the workitems that match."""
-    found = set()
-    ids = [row_id for row_id, _ in workitem_ids(search)]
-    for start in range(0, len(ids), 500):
-        some = ",".join(map(str, ids[start : start + 500]))
-        cursor = database.execute_sql(f"SELECT id, data FROM workitem WHERE id IN ({some})")
-        found |= {i for i, data in cursor if search.matches(ElementIndex(bytes(data)))}
-    return found
+    return {row_id for row_id, _ in matching_rows(Workitem, workitem_ids(search), search)}
 
 
 def own_state(deletion_lock: int | None) -> str:
@@ -4815,8 +4824,8 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
             released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
         database.execute_sql(
             "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
-            " AND sent_at = '' AND given_up_at = '' AND event_id IN"
-            " (SELECT id FROM workitem_event WHERE event_type <> ? AND (? OR sop_instance_uid = ?))",
+            " AND sent_at = '' AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+            " WHERE e.id = event_id AND e.event_type <> ? AND (? OR e.sop_instance_uid = ?))",
             (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
         )
         reason = f": {why.strip()[:500]}" if why.strip() else ""
@@ -4896,7 +4905,8 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     receivers = sorted({title for (title,) in cursor} | set(ctx.config.ups.restart_receivers))
     database.execute_sql(
         "UPDATE outbox_event SET given_up_at = ?, problem = 'superseded' WHERE sent_at = ''"
-        " AND given_up_at = '' AND event_id IN (SELECT id FROM workitem_event WHERE event_type = ?)",
+        " AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+        " WHERE e.id = event_id AND e.event_type = ?)",
         (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
     )
     if receivers:
@@ -6001,18 +6011,9 @@ def page_of_matches(
 ) -> tuple[list[bytes], int]:
     """Some of the matches of a search, as `shape` selects of each, and how many there are in all."""
     found, count = [], 0
-    for start in range(0, len(rows_), SLICE):
-        chunk = [row_id for row_id, _ in rows_[start : start + SLICE]]
-        cursor = database.execute_sql(
-            f"SELECT id, data FROM {model._meta.table_name}"
-            f" WHERE id IN ({','.join(map(str, chunk))})"
-        )
-        data = {row_id: bytes(one) for row_id, one in cursor}
-        for index in (ElementIndex(data[row_id]) for row_id in chunk if row_id in data):
-            if search.matches(index):
-                count += 1
-                if offset < count <= offset + limit:
-                    found.append(shape.select(index))
+    for count, (_, index) in enumerate(matching_rows(model, rows_, search), 1):
+        if offset < count <= offset + limit:
+            found.append(shape.select(index))
     return found, count
 
 
@@ -6893,16 +6894,10 @@ def _save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> 
     return data
 
 
-PROGRESS_TOLD = tuple(
-    map(
-        tag_of,
-        (
-            "ProcedureStepProgress",
-            "ProcedureStepProgressDescription",
-            "ProcedureStepCommunicationsURISequence",
-        ),
-    )
-)
+PROGRESS_TOLD = tuple(map(tag_of, (
+    "ProcedureStepProgress", "ProcedureStepProgressDescription",
+    "ProcedureStepCommunicationsURISequence",
+)))  # fmt: skip
 
 
 def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
@@ -8329,10 +8324,12 @@ class Delivery:
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
-        now = asyncio.get_running_loop().time()
-        if ae_title in self.failing and now >= self.failing[ae_title]:
-            self.failing[ae_title] = now + 30
-            task = asyncio.get_running_loop().create_task(self._try_now(ae_title))
+        if ae_title not in self.failing:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self.failing[ae_title]:
+            self.failing[ae_title] = loop.time() + 30
+            task = loop.create_task(self._try_now(ae_title))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -10676,6 +10673,8 @@ def from_xml(content: bytes) -> dict[str, Any]:
         root = builder.close()
     except xml.parsers.expat.ExpatError as error:
         raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
+    except (ValueError, LookupError):  # of the encoding that its first line declares
+        raise HttpRefusal(400, "line 1: its encoding is not taken") from None
     if root.tag != "NativeDicomModel":
         raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
     return _xml_members(root)

@@ -272,6 +272,8 @@ def test_a_workitem_comes_back_from_xml_as_it_went(door, accept):
         (b'<!DOCTYPE a [<!ENTITY b "c">]>\n<NativeDicomModel/>', XML, "line 1: a document type"),
         (b"<NativeDicomModel>\n<DicomAttribute tag='zz'/></NativeDicomModel>", XML, "zz"),
         (b"<NativeDicomModel>" + b"<a>" * 100, XML, "nested too deep"),
+        (b'<?xml version="1.0" encoding="shift_jis"?><NativeDicomModel/>', XML, "line 1"),
+        (b'<?xml version="1.0" encoding="nonsense"?><NativeDicomModel/>', XML, "line 1"),
         (b"no parts", {"Content-Type": XML_PARTS}, "no parts"),
     ],
 )
