@@ -49,6 +49,7 @@ import datetime
 import enum
 import functools
 import getpass
+import gzip
 import hashlib
 import hmac
 import html
@@ -79,6 +80,7 @@ import urllib.parse
 import urllib.request
 import uuid
 import warnings
+import zlib
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -1254,6 +1256,16 @@ def read_public_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def read_origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages, such as https://viewer.example, separated by commas."""
+    origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
+    for origin in origins:
+        parts = urllib.parse.urlsplit(read_public_url(origin))
+        if origin != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError("is not an origin such as https://viewer.example")
+    return origins
+
+
 def read_id_format(text: str, longest: str) -> str:
     """A format with {number} and dates, for example A{year}{month}{day}{number:04}."""
     now = datetime.datetime(2026, 12, 31, 23, 59, 59)
@@ -1291,6 +1303,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "charset": read_character_set,
     "store": read_store_url,
     "url": read_public_url,
+    "origins": read_origins,
     "id": read_id_format,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
@@ -1341,7 +1354,10 @@ SETTINGS = setting_table(r"""
     web | login_attempts | 10 | int 3 1000 | wrong passwords from one address or for one user in 15 minutes before both must wait
     web | maximum_body | 16777216 | int 65536 1073741824 | largest request, bytes
     web | request_timeout | 20 | seconds 1 600 | time for a request to come in
-    web | maximum_connections_per_address | 128 | int 1 10000 | connections from one address
+    web | maximum_connections_per_address | 128 | int 1 10000 | connections from one address, without WebSockets
+    web | maximum_websockets | 1000 | int 1 100000 | WebSockets open at once
+    web | requests_per_second | 1000 | int 0 100000 | requests from one address, before it is told to wait (429); 0: no limit
+    web | cors_origins | | origins | sites whose pages may call /api and /dicom-web with a token, https://viewer.example and so on
     store | url | sqlite:///minris.db | store | where everything is kept; a relative path counts from config.ini
     clinic | name | minris | text | shown on the pages
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
@@ -1391,6 +1407,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | answer_limit | | limit | most answers to one query of it; empty: as [dicom] answer_limit
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
+    device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
     device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
     device | combined_pdvs | yes | bool | send command and data set in one PDU
     """)
@@ -1449,6 +1466,7 @@ class Device:
     empty_sequences: bool = True
     name_groups: str = "all"
     combined_pdvs: bool = True
+    events: str = "as_subscribed"
     events_without_role: bool = False
     from_file: bool = True
 
@@ -3487,6 +3505,7 @@ class OutboxEvent(Stored):
 
     event = peewee.ForeignKeyField(WorkitemEvent)
     receiver = peewee.TextField()
+    channel = peewee.TextField(default="dimse")
     created_at = peewee.TextField()
     sent_at = peewee.TextField(default="")
     given_up_at = peewee.TextField(default="")
@@ -3496,8 +3515,18 @@ class OutboxEvent(Stored):
         indexes = ((("receiver", "id"), False),)
 
 
+class EventChannel(Stored):
+    """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
+
+    ae_title = peewee.TextField()
+    channel = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("ae_title", "channel")
+
+
 class Receiver(Stored):
-    """How deliveries to an AE go: failures in a row, the seconds they have cost, the next try."""
+    """How deliveries to an AE by DIMSE go: failures in a row, the seconds they have cost, the next try."""
 
     ae_title = peewee.TextField(primary_key=True)
     failures = peewee.IntegerField(default=0)
@@ -3534,12 +3563,16 @@ class Session(Stored):
 
 
 class Token(Stored):
-    """An API token; only its hash is kept."""
+    """An API token; only its hash is kept.
+
+    ae_titles  those that it may subscribe, and hear of, separated by backslashes
+    """
 
     name = peewee.TextField(unique=True)
     role = peewee.TextField()
     digest = peewee.TextField(unique=True)
     created_at = peewee.TextField()
+    ae_titles = peewee.TextField(default="")
 
 
 class LoginFailure(Stored):
@@ -3580,6 +3613,7 @@ MODELS = (
     WorkitemEvent,
     OutboxEvent,
     Receiver,
+    EventChannel,
     Mark,
     DeviceRecord,
     Procedure,
@@ -3752,6 +3786,22 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
             heard_at TEXT NOT NULL DEFAULT '');
         CREATE TABLE mark (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
+        """,
+    ),
+    (
+        4,
+        "events by WebSocket, tokens of AE titles",
+        """
+        CREATE TABLE event_channel (
+            ae_title TEXT NOT NULL, channel TEXT NOT NULL,
+            PRIMARY KEY (ae_title, channel)) WITHOUT ROWID;
+        INSERT INTO event_channel SELECT ae_title, 'dimse' FROM subscription
+            UNION SELECT ae_title, 'dimse' FROM global_subscription;
+        ALTER TABLE outbox_event ADD COLUMN channel TEXT NOT NULL DEFAULT 'dimse';
+        DROP INDEX outbox_event_due;
+        CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        ALTER TABLE token ADD COLUMN ae_titles TEXT NOT NULL DEFAULT '';
         """,
     ),
 )
@@ -4462,11 +4512,19 @@ def open_session(ctx: Context, user_id: int) -> str:
 
 
 class Login(NamedTuple):
-    """Who a request comes from."""
+    """Who a request comes from.
+
+    ae_titles  of a token: those that it speaks for
+    """
 
     name: str
     role: str
     csrf: str = ""
+    ae_titles: tuple[str, ...] = ()
+
+    def speaks_for(self, ae_title: str) -> bool:
+        """Whether it may subscribe an AE, or hear what the AE is told."""
+        return self.role == "admin" or ae_title in self.ae_titles
 
 
 def find_session(ctx: Context, secret: str) -> Login | None:
@@ -4485,14 +4543,28 @@ def end_session(ctx: Context, secret: str) -> None:
     audit(ctx, "logout", ctx.actor.name)
 
 
-def make_token(ctx: Context, name: str, role: str) -> str:
-    """A new API token, shown once; one of the same name is replaced. Refuses 0106."""
+def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()) -> str:
+    """A new API token, shown once; one of the same name is replaced. Refuses 0106.
+
+    ae_titles  those that it may subscribe and open WebSockets for; an administrator's needs none
+    """
     if not name or role not in ROLES:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
+    titles = [title.strip() for title in ae_titles]
+    for title in titles:
+        if not is_ae_title(title):
+            words = Message("{ae} is no AE title", ae=repr(title))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     secret = secrets.token_urlsafe(32)
     Token.delete().where(Token.name == name).execute()
-    Token.create(name=name, role=role, digest=digest_of(secret), created_at=ctx.stamp())
-    audit(ctx, "token made", name, role)
+    Token.create(
+        name=name,
+        role=role,
+        digest=digest_of(secret),
+        created_at=ctx.stamp(),
+        ae_titles="\\".join(titles),
+    )
+    audit(ctx, "token made", name, f"{role}{' for ' if titles else ''}{', '.join(titles)}")
     return secret
 
 
@@ -4506,9 +4578,17 @@ def delete_token(ctx: Context, name: str) -> None:
 def find_token(secret: str) -> Login | None:
     """Whose API token this is."""
     row = database.execute_sql(
-        "SELECT name, role FROM token WHERE digest = ?", (digest_of(secret),)
+        "SELECT name, role, ae_titles FROM token WHERE digest = ?", (digest_of(secret),)
     ).fetchone()
-    return Login(*row) if row else None
+    if not row:
+        return None
+    name, role, titles = row
+    return Login(name, role, ae_titles=tuple(titles.split("\\")) if titles else ())
+
+
+def is_ae_title(text: str) -> bool:
+    """Whether a text may be an AE title (PS3.5 6.2)."""
+    return bool(text) and not value_problem("AE", text) and text.isprintable()
 
 
 def permit(role: str, least: str) -> bool:
@@ -4521,6 +4601,9 @@ def permit(role: str, least: str) -> bool:
 # Who wants to hear of a workitem, and what they are told. Events are rows written in the
 # transaction that caused them; section 15 sends them. Source: PS3.4 CC.2.3, CC.2.4.
 # For others: subscribe, unsubscribe, suspend_global_subscription, record_event, announce.
+
+# How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
+EVENT_CHANNELS = ("dimse", "websocket")
 
 
 def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iterable[str]) -> None:
@@ -4539,8 +4622,31 @@ def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iter
         created_at=now,
         who=str(ctx.actor),
     )
-    to_tell = [(event_id, receiver, now) for receiver in receivers]
-    insert_rows("outbox_event (event_id, receiver, created_at)", to_tell)
+    to_tell = [(event_id, *way, now) for way in ways_to_tell(receivers)]
+    insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
+
+
+def ways_to_tell(receivers: Iterable[str]) -> list[tuple[str, str]]:
+    """Each receiver with each channel by which it is told; DIMSE where none is known."""
+    if not (receivers := list(receivers)):
+        return []
+    known = collections.defaultdict(list)
+    for ae_title, channel in database.execute_sql("SELECT ae_title, channel FROM event_channel"):
+        known[ae_title].append(channel)
+    return [(title, one) for title in receivers for one in known.get(title, EVENT_CHANNELS[:1])]
+
+
+def enter_channel(ctx: Context, ae_title: str, channel: str) -> None:
+    """An AE is to be told by a channel too; its device's `events` goes before that."""
+    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    chosen = device.events if device else "as_subscribed"
+    channels = {"as_subscribed": [channel], "both": EVENT_CHANNELS}.get(chosen, [chosen])
+    if chosen != "as_subscribed":
+        erase("event_channel WHERE ae_title = ?", ae_title)
+    insert_rows(
+        "event_channel (ae_title, channel) VALUES ON CONFLICT DO NOTHING",
+        [(ae_title, one) for one in channels],
+    )
 
 
 def subscribers(workitem_id: int) -> list[str]:
@@ -4575,13 +4681,16 @@ def assigned_reports(index: ElementIndex) -> list[bytes]:
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
-    """Whether an AE title is that of a device whose address we know."""
-    return any(ae_title in device.ae_titles and device.host for device in ctx.devices)
+    """Whether an AE is a device whose address we know, or one that is told by WebSocket."""
+    if any(ae_title in device.ae_titles and device.host for device in ctx.devices):
+        return True
+    known = "SELECT 1 FROM event_channel WHERE ae_title = ? AND channel = 'websocket'"
+    return database.execute_sql(known, (ae_title,)).fetchone() is not None
 
 
 def check_receiver(ae_title: str) -> None:
     """Refuse (0115) what is no AE title."""
-    if not ae_title or value_problem("AE", ae_title) or not ae_title.isprintable():
+    if not is_ae_title(ae_title):
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
 
 
@@ -4740,17 +4849,27 @@ def _record_initial_reports(
             for event_id, (uid, state, readiness) in enumerate(reports, last + 1)
         ),
     )
+    ways = ways_to_tell([ae_title])
     insert_rows(
-        "outbox_event (event_id, receiver, created_at)",
-        ((last + n, ae_title, now) for n in range(1, len(reports) + 1)),
+        "outbox_event (event_id, receiver, channel, created_at)",
+        ((last + n, *way, now) for n in range(1, len(reports) + 1) for way in ways),
     )
 
 
 WELL_KNOWN_UPS = frozenset({UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION})
 
 
-def subscribe(ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b"") -> Status:
+def subscribe(
+    ctx: Context,
+    uid: str,
+    ae_title: str,
+    lock: bool,
+    keys: bytes = b"",
+    channel: str = EVENT_CHANNELS[0],
+) -> Status:
     """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
+
+    channel  how it is told from now on, too; any AE may be told by WebSocket
 
     Returns  B301 where a lock was asked for and [ups] grant_locks is off
     Refuses  C307, C308; 0120 for a filtered subscription without keys, A900 for wrong ones
@@ -4759,14 +4878,17 @@ def subscribe(ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b
     granted = lock and ctx.config.ups.grant_locks
     ending = ", lock" if granted else ""
     with database.atomic():
+        if uid not in WELL_KNOWN_UPS:
+            find_workitem(uid)
+        check_receiver(ae_title)
+        enter_channel(ctx, ae_title, channel)
+        known_receiver(ctx, ae_title)
         if uid in WELL_KNOWN_UPS:
-            known_receiver(ctx, ae_title)
             only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
             released = change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
         else:
-            workitem = find_workitem(uid)
-            known_receiver(ctx, ae_title)
-            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, {workitem.id})
+            only = {find_workitem(uid).id}
+            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, only)
         # who subscribes is there: what it has missed is tried at once
         try_again(ae_title)
         audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
@@ -4822,6 +4944,13 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
         else:
             row_id = find_workitem(uid).id
             released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
+        # who comes back over HTTP alone must not be called by DIMSE for ever
+        erase(
+            "event_channel WHERE ae_title = ? AND channel = 'dimse' AND NOT EXISTS (SELECT 1 FROM"
+            " subscription s WHERE s.ae_title = event_channel.ae_title) AND NOT EXISTS (SELECT 1"
+            " FROM global_subscription g WHERE g.ae_title = event_channel.ae_title)",
+            ae_title,
+        )
         database.execute_sql(
             "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
             " AND sent_at = '' AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
@@ -7353,8 +7482,8 @@ MOST_HAPPENINGS = 500
 def history_of(uid: str) -> list[Happening]:
     """What happened to a workitem, of late if it was much; also of one that has been purged."""
     cursor = database.execute_sql(
-        "SELECT e.created_at, e.who, e.event_type, e.data, count(o.id), coalesce(sum(o.sent_at <>"
-        " ''), 0) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
+        "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
+        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
         " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id DESC LIMIT ?",
         (uid, MOST_HAPPENINGS),
     )
@@ -7381,6 +7510,7 @@ class Watcher(NamedTuple):
     waiting: int
     heard_at: str
     problem: str
+    channels: str
 
 
 def watchers() -> list[Watcher]:
@@ -7390,7 +7520,9 @@ def watchers() -> list[Watcher]:
         " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
         " (SELECT count(*) FROM outbox_event o"
         " WHERE o.receiver = a.ae_title AND o.sent_at = '' AND o.given_up_at = ''),"
-        " coalesce(r.heard_at, ''), coalesce(r.problem, '') FROM"
+        " coalesce(r.heard_at, ''), coalesce(r.problem, ''),"
+        " (SELECT coalesce(group_concat(c.channel, ' '), '') FROM event_channel c"
+        " WHERE c.ae_title = a.ae_title) FROM"
         " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver"
         " UNION SELECT ae_title FROM subscription) a"
         " LEFT JOIN global_subscription g ON g.ae_title = a.ae_title"
@@ -8225,7 +8357,7 @@ class Event(NamedTuple):
 
 def due_receivers(ctx: Context) -> list[str]:
     """The receivers that have something to hear and are to be tried now."""
-    unsent = "FROM outbox_event WHERE sent_at = '' AND given_up_at = ''"
+    unsent = "FROM outbox_event WHERE channel = 'dimse' AND sent_at = '' AND given_up_at = ''"
     cursor = database.execute_sql(
         # from one receiver to the next in the index, past its thousands of events
         f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
@@ -8247,7 +8379,8 @@ def due_events(receiver: str, most: int = MOST_EVENTS) -> list[Event]:
     cursor = database.execute_sql(
         "SELECT o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
         " JOIN workitem_event e ON e.id = o.event_id"
-        " WHERE o.receiver = ? AND o.sent_at = '' AND o.given_up_at = '' ORDER BY o.id LIMIT ?",
+        " WHERE o.channel = 'dimse' AND o.receiver = ? AND o.sent_at = '' AND o.given_up_at = ''"
+        " ORDER BY o.id LIMIT ?",
         (receiver, most),
     )
     return [Event(i, uid, kind, bytes(data)) for i, uid, kind, data in cursor]
@@ -8287,7 +8420,7 @@ def note_failed(ctx: Context, receiver: str, problem: str) -> int:
     if failing_s >= hours * 3600:
         cursor = database.execute_sql(
             "UPDATE outbox_event SET given_up_at = ?, problem = ? WHERE receiver = ?"
-            " AND sent_at = '' AND given_up_at = '' AND created_at < ?",
+            " AND channel = 'dimse' AND sent_at = '' AND given_up_at = '' AND created_at < ?",
             (ctx.stamp(), problem[:500], receiver, ctx.stamp(hours=-hours)),
         )
         if cursor.rowcount:
@@ -8302,6 +8435,8 @@ class Delivery:
              was taken; raises DeliveryError
     read     runs a function in a reader's thread; `write` runs a core function in the store thread
     """
+
+    CALM = 0.01  # seconds between two looks at what is due, while much is written
 
     def __init__(
         self,
@@ -8349,6 +8484,7 @@ class Delivery:
                 await self.deliver_due()
             except Exception:
                 log.exception("delivery failed")
+            await asyncio.sleep(self.CALM)
 
     async def deliver_due(self, wait: bool = False) -> None:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
@@ -8414,6 +8550,264 @@ class Delivery:
 
 class DeliveryError(Exception):
     """A receiver could not be told."""
+
+
+# Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
+
+
+def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
+    """The outbox row after which a new socket is told, and the newest there is.
+
+    alone  no other socket of the AE is open: what came while there was none is told first
+    """
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (oldest,) = database.execute_sql(
+        "SELECT min(id) FROM outbox_event WHERE channel = 'websocket' AND receiver = ?"
+        " AND sent_at = '' AND given_up_at = ''",
+        (ae_title,),
+    ).fetchone()
+    return (oldest - 1 if alone and oldest else newest), newest
+
+
+_SOCKET_EVENTS = (
+    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+    " JOIN workitem_event e ON e.id = o.event_id"
+    " WHERE o.channel = 'websocket' AND o.given_up_at = '' AND o.id > ?"
+)
+
+
+def socket_events(ae_title: str, after: int) -> list[Event]:
+    """What an AE is to be told by WebSocket after an outbox row, in order."""
+    sql = f"{_SOCKET_EVENTS} AND o.receiver = ? ORDER BY o.id LIMIT {MOST_EVENTS}"
+    cursor = database.execute_sql(sql, (after, ae_title))
+    return [Event(i, uid, kind, bytes(data)) for _, i, uid, kind, data in cursor]
+
+
+def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
+    """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    cursor = database.execute_sql(
+        f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
+    )
+    found = [(ae, Event(i, uid, kind, bytes(data))) for ae, i, uid, kind, data in cursor]
+    if len(found) == 10 * MOST_EVENTS:
+        newest = found[-1][1].outbox_id
+    return max([newest, *(event.outbox_id for _, event in found[-1:])]), found
+
+
+def open_channel(ctx: Context, ae_title: str) -> None:
+    """An AE has opened a WebSocket: it is told by it from now on, too."""
+    enter_channel(ctx, ae_title, "websocket")
+    audit(ctx, "WebSocket opened", ae_title)
+
+
+def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
+    """Outbox rows by AE title that have been heard by WebSocket."""
+    now = ctx.stamp()
+    database.connection().executemany(
+        "UPDATE outbox_event SET sent_at = ? WHERE id = ? AND sent_at = '' AND given_up_at = ''",
+        [(now, outbox_id) for ids in heard.values() for outbox_id in ids],
+    )
+    insert_rows(
+        "receiver (ae_title, heard_at) VALUES"
+        " ON CONFLICT (ae_title) DO UPDATE SET heard_at = excluded.heard_at",
+        [(ae_title, now) for ae_title in heard],
+    )
+
+
+def give_up_unfetched(ctx: Context) -> int:
+    """Give up what nobody has opened a WebSocket for in [housekeeping] give_up_events_hours.
+
+    An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
+    """
+    cursor = database.execute_sql(
+        "UPDATE outbox_event SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        " WHERE channel = 'websocket' AND sent_at = '' AND given_up_at = '' AND created_at < ?"
+        " RETURNING receiver",
+        (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
+    )
+    given_up = collections.Counter(receiver for (receiver,) in cursor)
+    for ae_title, count in given_up.items():
+        audit(ctx, "events given up", ae_title, f"{count}: no WebSocket was opened")
+        erase(
+            "event_channel WHERE ae_title = ?1 AND channel = 'websocket' AND EXISTS"
+            " (SELECT 1 FROM event_channel c WHERE c.ae_title = ?1 AND c.channel = 'dimse')",
+            ae_title,
+        )
+    return given_up.total()
+
+
+class SocketDelivery:
+    """Tells AEs by the WebSockets that they have open, each socket at its own pace.
+
+    An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
+    ae_title, position and began (the outbox rows it was last told, and begins after), unheard
+    (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
+
+    read  runs a function in a reader's thread; `write` runs a core function in the store thread
+    """
+
+    KEEP_ALIVE = 20.0  # seconds between two pings
+    CALM = 0.01  # seconds between two looks at what is new, while much is written
+
+    def __init__(
+        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
+    ) -> None:
+        self.context, self.read, self.write = context, read, write
+        self.sockets: dict[str, set[Any]] = {}
+        self.seen = 0  # the newest outbox row that has been looked at
+        self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task
+        self.missed: set[Any] = set()  # lagging ones, to which something new was not told
+        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
+        self.noting: asyncio.Task | None = None
+        self.wanted = asyncio.Event()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sockets.values()))
+
+    def open(self, client: Any) -> None:
+        """Take a socket; what came while its AE had none is told first."""
+        alone = client.ae_title not in self.sockets
+        self.sockets.setdefault(client.ae_title, set()).add(client)
+        self._start(client, self._begin(client, alone))
+
+    def closed(self, client: Any) -> None:
+        """Forget a socket; what only it was told is told to the others of its AE."""
+        others = self.sockets.get(client.ae_title, set())
+        others.discard(client)
+        if not others:
+            self.sockets.pop(client.ae_title, None)
+        self.missed.discard(client)
+        if task := self.lagging.pop(client, None):
+            task.cancel()
+        oldest = min(client.unheard, default=math.inf)
+        for other in others:
+            if oldest <= other.began:
+                other.began = other.position = oldest - 1
+                self.missed.add(other)
+                self.resume(other, lags=True)
+
+    def resume(self, client: Any, lags: bool = False) -> None:
+        """A socket is ready for more, or, where it lags, is to read from its position."""
+        if (lags or client in self.lagging) and not self.lagging.get(client):
+            self._start(client, self._catch_up(client))
+
+    def has_heard(self, client: Any, outbox_ids: Iterable[int]) -> None:
+        """A pong has followed these."""
+        self.heard[client.ae_title].update(outbox_ids)
+        if not self.noting:
+            self.noting = asyncio.get_running_loop().create_task(self._note())
+
+    def wake(self) -> None:
+        """Something may be due; called in the loop."""
+        self.wanted.set()
+
+    async def run(self) -> None:
+        """Tell what is new whenever woken; ping every client now and then."""
+        loop = asyncio.get_running_loop()
+        ping_at = loop.time() + self.KEEP_ALIVE
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ping_at):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                if self.sockets:
+                    await self._tell_new()
+                if loop.time() >= ping_at:
+                    ping_at = loop.time() + self.KEEP_ALIVE
+                    await self._ping_all()
+            except Exception:
+                log.exception("delivery by WebSocket failed")
+            await asyncio.sleep(self.CALM)
+
+    async def _tell_new(self) -> None:
+        """Hand what is new to the sockets that do not lag."""
+        more = True
+        while more:
+            newest, found = await self.read(new_socket_events, self.seen)
+            self.seen, told = max(self.seen, newest), set()
+            for ae_title, event in found:
+                for client in self.sockets.get(ae_title, ()):
+                    if client in self.lagging or not client.ready:
+                        self.lagging.setdefault(client, None)
+                        self.missed.add(client)
+                    elif event.outbox_id > client.position:
+                        client.tell(event)
+                        told.add(client)
+            for client in told:
+                client.ping()
+            more = len(found) == 10 * MOST_EVENTS
+
+    async def _ping_all(self) -> None:
+        """Ping every socket; close those that are silent, or may not hear any more."""
+        sockets = [client for some in self.sockets.values() for client in some]
+        allowed = await self.read(lambda: [client.is_allowed() for client in sockets])
+        for number, (client, may) in enumerate(zip(sockets, allowed, strict=True), 1):
+            if not may:
+                client.close(1008)  # policy violation (RFC 6455 7.4.1)
+            elif client.is_alive():
+                client.ping()
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+
+    def _start(self, client: Any, work: Any) -> None:
+        task = self.lagging[client] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(functools.partial(self._done, client))
+
+    def _done(self, client: Any, task: asyncio.Task) -> None:
+        if self.lagging.get(client) is task:
+            self.lagging[client] = None  # not ready: it lags until resume()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("WebSocket of %s failed", client.ae_title, exc_info=error)
+            client.close(1011)  # an unexpected condition; the client comes back
+
+    async def _begin(self, client: Any, alone: bool) -> None:
+        await self.write(open_channel, client.ctx, client.ae_title)
+        start, newest = await self.read(socket_start, client.ae_title, alone)
+        client.began = client.position = start
+        if len(self) == 1:  # nobody has looked since the last one was closed
+            self.seen = max(self.seen, newest)
+        await self._catch_up(client)
+
+    async def _catch_up(self, client: Any) -> None:
+        """Tell a socket what is in the store, until there is no more or it is not ready."""
+        while client.ready:
+            self.missed.discard(client)
+            events = await self.read(socket_events, client.ae_title, client.position)
+            for event in events:
+                client.tell(event)
+            if events:
+                client.ping()
+            elif client not in self.missed:
+                self.lagging.pop(client, None)
+                return
+
+    async def _note(self) -> None:
+        """Write down what has been heard; a full disk is tried again."""
+        try:
+            while self.heard:
+                heard, self.heard = self.heard, collections.defaultdict(set)
+                try:
+                    await self.write(note_heard, self.context(), heard)
+                except Exception as error:
+                    log.warning("what was heard by WebSocket is not noted: %s", error)
+                    for ae_title, ids in heard.items():
+                        self.heard[ae_title] |= ids
+                    await asyncio.sleep(RETRY_AFTER[0])
+        finally:
+            self.noting = None
+
+    async def close(self) -> None:
+        """Tell what is new, then end all sockets: their clients come back."""
+        with contextlib.suppress(Exception):
+            await self._tell_new()
+        for some in list(self.sockets.values()):
+            for client in list(some):
+                client.close(1001)  # going away
+        if self.noting:
+            await asyncio.wait([self.noting], timeout=1)
+            self.noting and self.noting.cancel()
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -10321,16 +10715,23 @@ def check_csrf(login: Login, request: Any) -> None:
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
-    """The login of a request that may do what `least` may. Refuses 0124."""
+    """The login of a request that may do what `least` may. Refuses 0124; 401 where there is none."""
     login = find_login(web, request)
     if not login:
-        raise Refusal(Status.NOT_AUTHORIZED, Message("Log in first"))
+        raise HttpRefusal(401, Message("Log in first"), Status.NOT_AUTHORIZED)
     if not permit(login.role, least):
         raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
     if request.method not in ("GET", "HEAD") and login.csrf:
         check_origin(web, request)
         check_csrf(login, request)
     return login, web.context(Actor(login.name, client_address(request), login.role))
+
+
+def check_speaker(login: Login, ae_title: str) -> None:
+    """Refuse (0124) to let a login subscribe an AE, or hear of it, that it does not speak for."""
+    if not login.speaks_for(ae_title):
+        words = Message("This login does not speak for {ae}", ae=ae_title)
+        raise Refusal(Status.NOT_AUTHORIZED, words)
 
 
 def body_of(request: Any) -> bytes:
@@ -10424,17 +10825,17 @@ def problem_json(refusal: Refusal) -> dict[str, Any]:
 class HttpRefusal(Refusal):
     """A refusal that DIMSE has no status of its own for."""
 
-    def __init__(self, http: int, detail: str) -> None:
-        super().__init__(Status.INVALID_ARGUMENT_VALUE, detail)
+    def __init__(
+        self, http: int, detail: str, status: Status = Status.INVALID_ARGUMENT_VALUE
+    ) -> None:
+        super().__init__(status, detail)
         self.http = http
 
 
-def http_status(operation: str, refusal: Refusal, known: bool = True) -> int:
-    """The HTTP code of a refusal: 401 for nobody, 415 for a wrong content type, else OUTCOMES."""
+def http_status(operation: str, refusal: Refusal) -> int:
+    """The HTTP code of a refusal: 415 for a wrong content type, else OUTCOMES."""
     if isinstance(refusal, HttpRefusal):
         return refusal.http
-    if refusal.status is Status.NOT_AUTHORIZED and not known:
-        return 401
     if refusal.status is Status.MISTYPED_ARGUMENT:
         return 415
     return outcome(operation, refusal.status).http
@@ -10449,16 +10850,14 @@ def add_api(app: Any, web: Web) -> None:
         def view(**arguments: str) -> str:
             response = bottle.response
             response.content_type = "application/dicom+json; charset=UTF-8"
-            known = True
             try:
-                known = find_login(web, bottle.request) is not None
                 _, ctx = enter(web, bottle.request, route.role)
                 result = route.function(web, bottle.request, ctx, **arguments)
                 response.status = route.success
                 return json.dumps(result, ensure_ascii=False)
             except Refusal as refusal:
                 operation = route.function.__name__.removeprefix("api_")
-                response.status = http_status(operation, refusal, known)
+                response.status = http_status(operation, refusal)
                 response.content_type = "application/json"
                 if response.status_code == 401:
                     response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
@@ -10568,6 +10967,9 @@ def payload(request: Any) -> list[bytes]:
     if kind not in MEDIA_TYPES:
         raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind[:80] or 'no content type'} is not taken")
     form, in_parts = MEDIA_TYPES[kind]
+    charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
+    if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise Refusal(Status.MISTYPED_ARGUMENT, f"charset {charset[1][:40]} is not taken; UTF-8 is")
     if not in_parts:
         return data_sets_of(content, form)
     import email.parser
@@ -10845,6 +11247,12 @@ def service_url(web: Web, request: Any) -> str:
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
 
 
+def socket_url(web: Web, request: Any, ae_title: str) -> str:
+    """Where the events of an AE are to be had (PS3.18 11.10.3.2): ws or wss, as http or https."""
+    base = "ws" + service_url(web, request).removeprefix("http")
+    return f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
+
+
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
     """A Warning header (PS3.18 11.4.3 and others)."""
     return "Warning", f"299 {service_url(web, request)}: {text}"
@@ -10941,8 +11349,15 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
         if not found:
             raise HttpRefusal(400, "A filtered subscription needs a filter")
         keys = from_json(found)
-    status = web.write(subscribe, ctx, uid, ae_title, flag(request, "deletionlock"), keys)
-    return warned(web, request, 201, status)
+    lock = flag(request, "deletionlock")
+    status = web.write(subscribe, ctx, uid, ae_title, lock, keys, "websocket")
+    answer = warned(web, request, 201, status)
+    socket = socket_url(web, request, ae_title)
+    found = (
+        ("Content-Location", socket),
+        ("Location", socket),
+    )  # the latter as dcm4chee-arc has it
+    return answer._replace(headers=(*answer.headers, *found))
 
 
 def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
@@ -11014,11 +11429,11 @@ DICOM_ROUTES = (
     DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
                "desk", "PS3.18 11.8"),
     DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-               "technologist", "PS3.18 11.10"),
+               "desk", "PS3.18 11.10"),
     DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
-               "technologist", "PS3.18 11.11"),
+               "desk", "PS3.18 11.11"),
     DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
-               "technologist", "PS3.18 11.12"),
+               "desk", "PS3.18 11.12"),
     DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
                "PS3.18 14.4"),
     DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "desk", "PS3.18 15.4, 15.5"),
@@ -11053,59 +11468,91 @@ def openapi(server: str) -> dict[str, Any]:
     }
 
 
-def add_dicomweb(app: Any, web: Web) -> None:
-    """Put DICOM_ROUTES into a bottle application."""
-    import bottle
+class DicomView:
+    """Answers the requests of one route."""
 
-    def view(route: DicomRoute) -> Callable[..., bytes]:
-        def answer(**arguments: str) -> bytes:
-            request, response, known = bottle.request, bottle.response, True
-            try:
-                known = find_login(web, request) is not None
-                login, ctx = enter(web, request, route.role)
-                form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
-                who = Actor(ctx.config.dicom.ae_title, f"{client_address(request)} {login.name}")
-                found = route.function(web, request, ctx.by(who), **arguments)
-            except Refusal as refusal:
-                return refused(route, request, response, refusal, known, arguments.get("uid", ""))
-            response.status = found.http
-            for name, value in found.headers:
-                response.add_header(name, value)
-            if found.data is None:
-                response.content_type = DICOM_JSON
-                return b""
-            response.content_type, body = rendered(found.data, *form)
-            return body
+    def __init__(self, web: Web, route: DicomRoute, request: Any, response: Any) -> None:
+        self.web, self.route, self.request, self.response = web, route, request, response
 
-        return answer
+    def __call__(self, **arguments: str) -> bytes:
+        request, response = self.request, self.response
+        try:
+            ctx = self._context(arguments)
+            check_charset(request)
+            form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
+            found = self.route.function(self.web, request, ctx, **arguments)
+        except Refusal as refusal:
+            return self._refused(refusal, arguments.get("uid", ""))
+        response.status = found.http
+        for name, value in found.headers:
+            response.add_header(name, value)
+        if found.data is None:
+            response.content_type = DICOM_JSON
+            return b""
+        response.content_type, body = rendered(found.data, *form)
+        return body
 
-    def refused(
-        route: DicomRoute, request: Any, response: Any, refusal: Refusal, known: bool, uid: str
-    ) -> bytes:
-        code = http_status(route.operation, refusal, known)
-        if code == 404 and uid and web.read(is_purged, uid):
+    def _context(self, arguments: Mapping[str, str]) -> Context:
+        """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
+        login, ctx = enter(self.web, self.request, self.route.role)
+        if "ae_title" in arguments:
+            check_speaker(login, arguments["ae_title"])
+        asked = (arguments.get("requester") or parameter(self.request, "requester")).strip()
+        if asked and login.ae_titles:
+            check_speaker(login, asked)
+        title = login.ae_titles[0] if login.ae_titles else ctx.config.dicom.ae_title
+        return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
+
+    def _refused(self, refusal: Refusal, uid: str) -> bytes:
+        response, operation = self.response, self.route.operation
+        code = http_status(operation, refusal)
+        if code == 404 and uid and self.web.read(is_purged, uid):
             code = 410
         response.status, response.content_type = code, "application/json"
         if code == 401:
             response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
-        text = outcome(route.operation, refusal.status).text
-        if route.operation == "change state" and "incorrect" in text and no_lock(request):
+        text = outcome(operation, refusal.status).text
+        if operation == "change state" and "incorrect" in text and self._has_no_lock():
             text = "The Transaction UID is missing."
-        response.set_header(*warning(web, request, text))
+        response.set_header(*warning(self.web, self.request, text))
         return json.dumps(problem_json(refusal), ensure_ascii=False).encode()
 
-    def no_lock(request: Any) -> bool:
+    def _has_no_lock(self) -> bool:
         with contextlib.suppress(Refusal):
-            return not ElementIndex(one_data_set(request)).has_value(TRANSACTION_UID)
+            return not ElementIndex(one_data_set(self.request)).has_value(TRANSACTION_UID)
         return False
+
+
+def check_charset(request: Any) -> None:
+    """Refuse (400) a charset parameter without UTF-8, the one there is (PS3.18 8.3.3.2).
+
+    Local: an Accept-Charset header is not looked at, as HTTP has given it up (RFC 9110 12.5.2)
+    """
+    wanted = [
+        one.partition(";")[0].strip('" ') for one in split_list(parameter(request, "charset"))
+    ]
+    if wanted and not {"utf-8", "iso_ir 192"} & {one.lower() for one in wanted}:
+        raise HttpRefusal(400, f"charset: none of {', '.join(wanted)[:80]} is answered; UTF-8 is")
+
+
+def add_dicomweb(app: Any, web: Web) -> None:
+    """Put DICOM_ROUTES into a bottle application, and what describes them."""
+    import bottle
 
     def describe() -> str:
         bottle.response.content_type = "application/json"
         return json.dumps(openapi(service_url(web, bottle.request)))
 
+    def upgrade_needed(ae_title: str) -> str:
+        bottle.response.status, bottle.response.content_type = 426, "application/json"
+        bottle.response.set_header("Upgrade", "websocket")
+        return json.dumps({"error": "Events are told by WebSocket"})
+
     for route in DICOM_ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1>", route.path)
-        app.route(BASE + path, route.method, view(route))
+        app.route(BASE + path, route.method, DicomView(web, route, bottle.request, bottle.response))
+    for path in ("/subscribers/<ae_title>", "/ws/subscribers/<ae_title>"):
+        app.route(BASE + path, "GET", upgrade_needed)
     for path in (BASE, BASE + "/"):
         app.route(path, "OPTIONS", describe)
     app.route(BASE + "/openapi.json", "GET", describe)
@@ -11165,6 +11612,263 @@ class Changes:
             event.set()
 
 
+class RateLimit:
+    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+
+    rate  0 for no limit
+    """
+
+    BURST = 2.0  # seconds
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.due: dict[str, float] = {}  # when an address would have asked that often
+
+    def allows(self, address: str, now: float) -> bool:
+        """Whether it may ask now; if so that is counted."""
+        if not self.rate:
+            return True
+        due = max(self.due.get(address, 0.0), now)
+        if due - now > self.BURST:
+            return False
+        self.due[address] = due + 1 / self.rate
+        if len(self.due) > 4096:
+            self.due = {one: at for one, at in self.due.items() if at > now}
+        return True
+
+
+SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # /ws as dcm4chee-arc has it
+
+
+@functools.lru_cache(maxsize=64)
+def event_members(uid: str, event_type: int, data: bytes) -> str:
+    """The members of an event's JSON after its Message ID, the same for every receiver."""
+    told = {
+        "00001000": {"vr": "UI", "Value": [uid]},
+        "00001002": {"vr": "US", "Value": [event_type]},
+        **to_json(ElementIndex(data)),
+    }
+    return json.dumps(told, ensure_ascii=False)[1:]
+
+
+def event_text(event: Event) -> str:
+    """An event as one object of DICOM JSON with its command attributes (PS3.18 8.10.5)."""
+    members = event_members(event.uid, event.event_type, event.data)
+    sop_class = f'"00000002": {{"vr": "UI", "Value": ["{UPS_PUSH}"]}}'
+    return f'{{{sop_class}, "00000110": {{"vr": "US", "Value": [{event.message_id}]}}, {members}'
+
+
+class EventSocket(asyncio.Protocol):
+    """A WebSocket of events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
+
+    Its own, on wsproto, since ASGI knows neither pings nor pongs nor how much waits to be sent.
+    """
+
+    MOST_UNHEARD = 1000  # events without a pong
+    PONG_WITHIN = 15.0  # seconds
+
+    def __init__(self, server: "WebServer", **_: Any) -> None:
+        from wsproto import ConnectionType, WSConnection
+
+        self.server, self.delivery = server, server.web.box.socket_delivery
+        self.connection = WSConnection(ConnectionType.SERVER)
+        self.ae_title, self.ctx = "", None
+        self.began = self.position = 0
+        self.unheard: collections.deque[int] = collections.deque()
+        self.is_open, self.writable = False, True
+        self.pinged = 0  # the outbox row in the last ping
+        self.waits_since: float | None = None  # for a pong
+
+    # What SocketDelivery asks of a socket.
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes more events."""
+        return self.is_open and self.writable and len(self.unheard) < self.MOST_UNHEARD
+
+    def tell(self, event: Event) -> None:
+        """Send an event."""
+        from wsproto.events import TextMessage
+
+        self.position = event.outbox_id
+        self.unheard.append(event.outbox_id)
+        self._send(TextMessage(data=event_text(event)))
+
+    def ping(self) -> None:
+        """Ask whether all has arrived that was told."""
+        from wsproto.events import Ping
+
+        self.pinged = self.position
+        if self.waits_since is None:
+            self.waits_since = time.monotonic()
+        self._send(Ping(payload=str(self.position).encode()))
+
+    def is_alive(self) -> bool:
+        """Whether pings are answered; a socket that is silent is cut off."""
+        waits = self.waits_since is not None and time.monotonic() - self.waits_since
+        if waits and waits > self.PONG_WITHIN:
+            log.info("WebSocket of %s: no pong", self.ae_title)
+            self.transport.abort()
+            return False
+        return True
+
+    def is_allowed(self) -> bool:
+        """Whether its login still may hear what the AE is told."""
+        with contextlib.suppress(Refusal):
+            speak_for(self.server.web, self.request, self.ae_title)
+            return True
+        return False
+
+    def close(self, code: int) -> None:
+        """End it in order."""
+        from wsproto.events import CloseConnection
+
+        self._send(CloseConnection(code=code))
+        self.is_open = False
+        self.transport.close()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        if self.ae_title:
+            self.delivery.closed(self)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.delivery.resume(self)
+
+    def data_received(self, data: bytes) -> None:
+        from wsproto.utilities import RemoteProtocolError
+
+        try:
+            self.connection.receive_data(data)
+            for event in self.connection.events():
+                self._take(event)
+        except RemoteProtocolError as error:
+            self._wrong(error)
+
+    def _take(self, event: Any) -> None:
+        from wsproto.events import CloseConnection, Ping, Pong, Request
+
+        if isinstance(event, Request):
+            self.transport.pause_reading()
+            self.opening = asyncio.get_running_loop().create_task(self._open(event))
+        elif isinstance(event, Ping):
+            self._send(event.response())
+        elif isinstance(event, Pong):
+            self._heard(bytes(event.payload))
+        elif isinstance(event, CloseConnection):
+            if self.is_open:
+                self._send(event.response())
+            self.transport.close()
+
+    def _wrong(self, error: Any) -> None:
+        """Answer what is no WebSocket: a handshake with an HTTP code, a frame with a close."""
+        if error.event_hint is not None:
+            with contextlib.suppress(Exception):
+                self.transport.write(self.connection.send(error.event_hint))
+        self.is_open = False
+        self.transport.close()
+
+    def _send(self, event: Any) -> None:
+        if self.is_open and not self.transport.is_closing():
+            self.transport.write(self.connection.send(event))
+
+    def _heard(self, payload: bytes) -> None:
+        """A pong: all that was told before its ping has arrived."""
+        number = int(payload) if re.fullmatch(rb"[0-9]{1,18}", payload) else -1
+        if not 0 <= number <= self.pinged:
+            return  # of no ping of ours
+        self.waits_since = time.monotonic() if number < self.pinged else None
+        heard = []
+        while self.unheard and self.unheard[0] <= number:
+            heard.append(self.unheard.popleft())
+        if heard:
+            self.delivery.has_heard(self, heard)
+            self.delivery.resume(self)
+
+    # The handshake.
+
+    async def _open(self, asked: Any) -> None:
+        from wsproto.events import AcceptConnection, RejectConnection, RejectData
+
+        peer = self.transport.get_extra_info("peername") or ("", 0)
+        try:
+            run = asyncio.get_running_loop().run_in_executor
+            title, login = await run(self.server.workers, self._enter, asked, peer[0])
+        except Refusal as refusal:
+            code = http_status("subscribe", refusal)
+            headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
+            headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
+            reject = RejectConnection(status_code=code, headers=headers, has_body=True)
+            text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+            self.transport.write(self.connection.send(reject))
+            self.transport.write(self.connection.send(RejectData(data=text)))
+            self.transport.close()
+            return
+        if self.transport.is_closing():
+            return
+        offered = [one for one in asked.subprotocols if not one.startswith(BEARER)]
+        accept = AcceptConnection(subprotocol=offered[0] if offered else None)
+        self.transport.write(self.connection.send(accept))
+        self.ae_title, self.is_open = title, True
+        self.ctx = self.server.web.context(Actor(login.name, peer[0], login.role))
+        self.delivery.open(self)
+        self.transport.resume_reading()
+
+    def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
+        """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
+        web, server = self.server.web, self.server
+        path, _, query = asked.target.partition("?")
+        found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
+        if not server.rate.allows(address, time.monotonic()):
+            raise HttpRefusal(429, "Too many requests")
+        if not found:
+            raise HttpRefusal(404, "There is no WebSocket here")
+        if len(self.delivery) >= server.limits.maximum_websockets:
+            raise HttpRefusal(503, "There are too many WebSockets")
+        title = urllib.parse.unquote(found[1]).strip()
+        if not is_ae_title(title):
+            raise HttpRefusal(400, "That is no AE title")
+        self.request = handshake_request(asked, path, query, address)
+        return title, speak_for(web, self.request, title)
+
+
+def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
+    """A handshake as the request that find_login reads."""
+    import bottle
+
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
+        "HTTP_HOST": asked.host, "wsgi.input": io.BytesIO(),
+    }  # fmt: skip
+    for name, value in asked.extra_headers:
+        environ[f"HTTP_{name.decode().upper().replace('-', '_')}"] = value.decode("latin-1")
+    for one in asked.subprotocols:  # a browser can send no other header of its own
+        if one.startswith(BEARER):
+            environ["HTTP_AUTHORIZATION"] = f"Bearer {one.removeprefix(BEARER)}"
+    return bottle.BaseRequest(environ)
+
+
+BEARER = "bearer."
+
+
+def speak_for(web: "Web", request: Any, ae_title: str) -> Login:
+    """The login of a request for an AE. Refuses 0124; 401 where there is none."""
+    login, _ = enter(web, request, "desk")
+    if login.csrf:
+        check_origin(web, request)  # of a browser, which sends its cookie for any site
+    check_speaker(login, ae_title)
+    return login
+
+
 class WebServer:
     """The ASGI application: bounds a request, then hands it to bottle or to the event stream."""
 
@@ -11172,16 +11876,16 @@ class WebServer:
     CALM = 0.25  # seconds between two events of one stream
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
-        import a2wsgi
-
-        self.web, self.changes = web, changes
+        self.web, self.app, self.changes = web, app, changes
         self.limits = web.config.web
-        self.wsgi = a2wsgi.WSGIMiddleware(app, workers=workers)
+        self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
+        self.rate = RateLimit(self.limits.requests_per_second)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
         self.addresses: collections.Counter[str] = collections.Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
+            await self._plain(send, 429, "too many requests", (b"retry-after", b"1"))
             return
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
@@ -11189,26 +11893,66 @@ class WebServer:
         body = await self._body(scope, receive, send)
         if body is None:
             return
-        asked = False
+        if (preflight := self._preflight(scope)) is not None:
+            await send(preflight)
+            await send({"type": "http.response.body"})
+            return
+        run = asyncio.get_running_loop().run_in_executor
+        start, content = await run(self.workers, self._answer, scope, body)
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
 
-        async def replay() -> dict[str, Any]:
-            nonlocal asked
-            if asked:
-                return await receive()
-            asked = True
-            return {"type": "http.request", "body": body, "more_body": False}
+    def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Have bottle answer, in a thread: head and content at once, as both are bounded.
 
-        await self.wsgi(scope, replay, self._with_headers(send))
+        a2wsgi's own middleware comes back to the loop for each piece, at twice the cost
+        """
+        from a2wsgi.wsgi import build_environ
 
-    def _with_headers(self, send: Any) -> Any:
-        """Send with the headers that every answer has."""
+        head: dict[str, Any] = {}
 
-        async def sender(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
-            await send(message)
+        def start_response(status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
+            pairs = ((n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers)
+            head["status"], head["headers"] = int(status[:3]), list(pairs)
 
-        return sender
+        try:
+            body = decoded_body(scope, body, self.limits.maximum_body)
+        except HttpRefusal as refusal:
+            headers = [(b"content-type", b"application/json")]
+            content = json.dumps(problem_json(refusal)).encode()
+            return self._start(scope, refusal.http, headers), content
+        pieces = self.app(build_environ(scope, io.BytesIO(body)), start_response)
+        with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
+            content = b"".join(pieces)
+        headers, content = compressed(scope, head["headers"], content)
+        return self._start(scope, head["status"], headers), content
+
+    def _start(
+        self, scope: Any, status: int, headers: Iterable[tuple[bytes, bytes]]
+    ) -> dict[str, Any]:
+        """The head of an answer, with what every answer has, and for pages of other origins."""
+        found = [*headers, *SECURITY_HEADERS, *self._cors(scope)]
+        return {"type": "http.response.start", "status": status, "headers": found}
+
+    def _cors(self, scope: Any) -> list[tuple[bytes, bytes]]:
+        """What lets a page of a configured origin read an answer."""
+        origin = header_of(scope, b"origin").decode("latin-1")
+        if origin not in self.limits.cors_origins or not scope["path"].startswith(OPEN_TO_ORIGINS):
+            return []
+        return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin"),
+                (b"access-control-expose-headers",
+                 b"Warning, Location, Content-Location, Retry-After")]  # fmt: skip
+
+    def _preflight(self, scope: Any) -> dict[str, Any] | None:
+        """The answer to a browser that asks whether a page of another origin may call us."""
+        asks = header_of(scope, b"access-control-request-method")
+        cors = self._cors(scope)
+        if scope["method"] != "OPTIONS" or not asks or not cors:
+            return None
+        allowed = [(b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE"),
+                   (b"access-control-allow-headers", b"Authorization, Content-Type, Accept"),
+                   (b"access-control-max-age", b"600")]  # fmt: skip
+        return self._start(scope, 204, allowed)
 
     async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
         """The whole body; None where it was too large or too slow, and that was answered."""
@@ -11235,10 +11979,10 @@ class WebServer:
             return None
 
     @staticmethod
-    async def _plain(send: Any, status: int, text: str) -> None:
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    async def _plain(send: Any, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+        usual = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
         start = {"type": "http.response.start", "status": status}
-        await send({**start, "headers": [*headers, *SECURITY_HEADERS]})
+        await send({**start, "headers": [*usual, *headers, *SECURITY_HEADERS]})
         await send({"type": "http.response.body", "body": text.encode()})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
@@ -11289,7 +12033,7 @@ class WebServer:
             self,
             lifespan="off",
             http="h11",
-            ws="none",
+            ws=functools.partial(EventSocket, self),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -11317,6 +12061,7 @@ class WebServer:
             connection.transport.abort()
         if tasks := list(self.state.tasks):
             await asyncio.wait(tasks, timeout=2)
+        self.workers.shutdown(wait=False)
         self.readers.shutdown(wait=False)
 
 
@@ -11324,7 +12069,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     """uvicorn's HTTP protocol with a time for each request to begin, and a bound for each address."""
 
     class BoundedProtocol(base):
-        counted, timer = "", None
+        counted, timer, upgraded = "", None, False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -11341,15 +12086,25 @@ def bounded_protocol(base: type, server: WebServer) -> type:
                 self._time_request()
 
         def connection_lost(self, error: Exception | None) -> None:
+            self._let_go()
+            super().connection_lost(error)
+
+        def _let_go(self) -> None:
             if self.timer:
                 self.timer.cancel()
             server.addresses[self.counted] -= 1
             if not server.addresses[self.counted]:
                 del server.addresses[self.counted]
-            super().connection_lost(error)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self.upgraded = True  # EventSocket takes over
+            self._let_go()
+            super().handle_websocket_upgrade(event)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self.upgraded:
+                return
             if self.cycle is None or self.cycle.response_complete:
                 self._time_request()
             elif self.timer:
@@ -11369,14 +12124,59 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     return BoundedProtocol
 
 
+OPEN_TO_ORIGINS = (BASE, "/api/")  # what [web] cors_origins may call
+
+
+def header_of(scope: Any, name: bytes) -> bytes:
+    """A header of an ASGI scope, or nothing."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def decoded_body(scope: Any, body: bytes, most: int) -> bytes:
+    """A body without its Content-Encoding. Refuses 400, 413, 415."""
+    encoding = header_of(scope, b"content-encoding").strip().lower()
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in (b"gzip", b"x-gzip"):
+        raise HttpRefusal(415, "Of content encodings, gzip is taken")
+    unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        found = unzip.decompress(body, most + 1)
+    except zlib.error:
+        raise HttpRefusal(400, "The body is not gzip") from None
+    if len(found) > most:
+        raise HttpRefusal(413, "Larger than this system takes")
+    if not unzip.eof:
+        raise HttpRefusal(400, "The body is gzip that breaks off")
+    return found
+
+
+def compressed(
+    scope: Any, headers: list[tuple[bytes, bytes]], content: bytes
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """An answer as gzip where that is asked for and worth it; pages are not, for their secrets."""
+    asked = re.search(
+        rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", header_of(scope, b"accept-encoding")
+    )
+    if (
+        not asked
+        or len(content) < 1024
+        or not scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))
+    ):
+        return headers, content
+    content = gzip.compress(content, 5, mtime=0)
+    kept = [(name, value) for name, value in headers if name != b"content-length"]
+    added = [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding"),
+             (b"content-length", str(len(content)).encode())]  # fmt: skip
+    return [*kept, *added], content
+
+
 def cookie_of(scope: Any, name: str) -> str:
     """The value of a cookie in an ASGI scope, or nothing."""
-    for key, value in scope["headers"]:
-        if key == b"cookie":
-            for part in value.decode("latin-1").split(";"):
-                found, _, secret = part.strip().partition("=")
-                if found == name:
-                    return secret.strip('"')
+    for part in header_of(scope, b"cookie").decode("latin-1").split(";"):
+        found, _, secret = part.strip().partition("=")
+        if found == name:
+            return secret.strip('"')
     return ""
 
 
@@ -15280,6 +16080,7 @@ def job_workitems(appliance: "Appliance") -> None:
             writer.submit(core, ctx, *arguments).result(60)
         except Refusal as refusal:  # it has ended meanwhile
             log.info("%s: %s", arguments[0], refusal)
+    writer.submit(give_up_unfetched, ctx).result(60)
     while writer.submit(purge_workitems, ctx).result(60):
         pass  # in slices: others write between them
     appliance.wake_delivery()
@@ -15518,7 +16319,9 @@ class Appliance:
         self.event_sender = EventSender(config, self.access)
         self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
         self.delivery_task = loop.create_task(self.delivery.run())
-        self.dimse.on_events = self.delivery.wake
+        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
+        self.socket_task = loop.create_task(self.socket_delivery.run())
+        self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
@@ -15531,7 +16334,7 @@ class Appliance:
         await asyncio.wrap_future(self.writer.submit(self.first_start))
         await self.write_async(self.begin_marks)
         await self.write_async(self.tell_of_restart)
-        self.delivery.wake()
+        self._wake_delivery()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
@@ -15562,10 +16365,15 @@ class Appliance:
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
+    def _wake_delivery(self) -> None:
+        """Something may be to be told; called in the loop."""
+        self.delivery.wake()
+        self.socket_delivery.wake()
+
     def wake_delivery(self) -> None:
         """Something may be to be told; called from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(self.delivery.wake)
+            self.loop.call_soon_threadsafe(self._wake_delivery)
 
     def begin_marks(self) -> None:
         """A new store has done all of today: its first night is the next."""
@@ -15646,6 +16454,7 @@ class Appliance:
             "minris_rejections_total": self.associations.turned_away,
             "minris_commits_total": self.writer.commits,
             "minris_event_streams": len(self.changes.waiting),
+            "minris_websockets": len(self.socket_delivery),
             "minris_unscheduled_performed_steps": unscheduled,
             "minris_events_waiting": waiting,
             "minris_stuck": len(self.stuck),
@@ -15714,7 +16523,9 @@ class Appliance:
         await self._tell_of_going_down()
         self.clock_task.cancel()
         self.delivery_task.cancel()
+        self.socket_task.cancel()
         await self.delivery.close()
+        await self.socket_delivery.close()
         await self.event_sender.close()
         await self.associations.close()
         await self.web_server.close()
@@ -15805,12 +16616,14 @@ def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) ->
     return f"user {name} is set, role {role}"
 
 
-def run_token(ctx: Context, name: str, role: str, delete: bool) -> str:
+def run_token(
+    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
+) -> str:
     """Make or delete a token; the token itself is shown this once."""
     if delete:
         delete_token(ctx, name)
         return f"token {name} is deleted"
-    return make_token(ctx, name, role)
+    return make_token(ctx, name, role, ae_titles)
 
 
 STORE_COMMANDS: dict[str, Callable[..., str]] = {
@@ -15961,8 +16774,16 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_token(config: Config, arguments: argparse.Namespace) -> None:
     """Make an API token; it is printed this once."""
-    role, name = arguments.role, arguments.name
-    print(run_store_command(config, "token", name=name, role=role, delete=arguments.delete))
+    print(
+        run_store_command(
+            config,
+            "token",
+            name=arguments.name,
+            role=arguments.role,
+            delete=arguments.delete,
+            ae_titles=arguments.ae,
+        )
+    )
 
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
@@ -16179,6 +17000,10 @@ def build_parser() -> argparse.ArgumentParser:
         found[name].add_argument("--role", choices=ROLES, default="desk")
         found[name].add_argument("--delete", action="store_true")
     found["user"].add_argument("--password-stdin", action="store_true")
+    found["token"].add_argument(
+        "--ae", action="append", default=[], metavar="TITLE",
+        help="an AE title that it may subscribe and hear of; may be given again",
+    )  # fmt: skip
     simulate = found["simulate"]
     simulate.add_argument(
         "scenarios", nargs="+", metavar="SCENARIO", choices=SCENARIOS, help=", ".join(SCENARIOS)

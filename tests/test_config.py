@@ -434,6 +434,7 @@ def test_what_cannot_be_read_is_one_line_with_its_path(name, tmp_path):
 
 WATCH = """
 import sys
+sys.modules["requests"] = None  # a test tool brings it, and pydicom would import it
 def hook(event, arguments):
     if event in ("socket.bind", "socket.connect", "sqlite3.connect", "os.mkdir"):
         print("OPENED", event, flush=True)

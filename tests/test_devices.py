@@ -258,6 +258,13 @@ def told_of_an_event(appliance):
     return heard
 
 
+def ways_it_is_told(appliance):
+    """The channels by which a device is told that has subscribed over DIMSE."""
+    uid = minris.UPS_GLOBAL_SUBSCRIPTION
+    appliance.write(minris.subscribe, appliance.context(), uid, "MG1", False)
+    return [way for _, way in appliance.read(minris.ways_to_tell, ["MG1"])]
+
+
 def offered(appliance):
     """The devices that the registration page offers."""
     page = browser(appliance, "desk").get("/register").text
@@ -287,6 +294,13 @@ EFFECTS = {
     "answer_limit": ("2", {}, answers_and_status, (3, SUCCESS), (2, OUT_OF_RESOURCES)),
     "empty_sequences": ("no", {}, empty_sequence, True, False),
     "name_groups": ("ideographic", {}, names_of(WANG), [WANG], ["王^小东"]),
+    "events": (
+        "both",
+        {"host": peers.HOST},
+        ways_it_is_told,
+        ["dimse"],
+        ["dimse", "websocket"],
+    ),
     "events_without_role": ("yes", {}, told_of_an_event, [], [1]),
     "combined_pdvs": ("no", {}, pdu_of_an_answer, [[1, 0]], [[1], [0]]),
 }  # fmt: skip
@@ -643,6 +657,7 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "answer_limit": "200",
         "empty_sequences": "no",
         "name_groups": "ideographic",
+        "events": "both",
         "events_without_role": "yes",
         "combined_pdvs": "no",
     }

@@ -578,7 +578,6 @@ def test_a_global_subscription_is_suspended_once(watched, target):
     [
         (f"{UID}/subscribers/RIS?deletionlock=maybe", 400),
         (f"{OTHER}/subscribers/RIS", 404),
-        (f"{UID}/subscribers/NOBODY", 404),
         (f"{FILTERED}/subscribers/RIS", 400),
         (f"{FILTERED}/subscribers/RIS?filter=Foo%3D1", 400),
         (f"{UID}/subscribers/RIS/suspend", 404),
