@@ -405,14 +405,19 @@ def tag_of(keyword: str) -> int:
 
 
 @functools.lru_cache(4096)
-def vr_of(tag: int) -> str:
-    """The VR of a tag in the data dictionary, UN where it is not known; `US or SS` is US."""
+def vrs_of(tag: int) -> str:
+    """The VRs that a tag may have by the data dictionary, such as `US or SS`; UN for an unknown one."""
     try:
-        return datadict.dictionary_VR(tag)[:2]
+        return datadict.dictionary_VR(tag)
     except KeyError:
         if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
             return "LO"  # PS3.5 7.8.1: a private creator
         return "UN"
+
+
+def vr_of(tag: int) -> str:
+    """The VR of a tag in the data dictionary, UN where it is not known; `US or SS` is US."""
+    return vrs_of(tag)[:2]
 
 
 def attribute_name(tag: int) -> str:
@@ -3229,7 +3234,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             raise _bad_json(key, "has no known vr")
         if vr == b"UN" and dictionary != b"SQ":
             vr = dictionary
-        if dictionary != b"UN" and vr.decode() not in datadict.dictionary_VR(tag):
+        if dictionary != b"UN" and vr.decode() not in vrs_of(tag):
             raise _bad_json(key, "has the vr {vr}, not {right}", vr=vr.decode(), right=vr_of(tag))
         if dictionary != b"UN" and kind_of_vr(vr) != kind_of_vr(dictionary):
             raise _bad_json(key, "has another vr than the attribute has")
@@ -11129,8 +11134,10 @@ def query_parameters(request: Any) -> list[tuple[str, str]]:
 
 
 def parameter(request: Any, name: str) -> str:
-    """The decoded value of a parameter, empty where it is not given."""
+    """The decoded value of a parameter, empty where it is not given. Refuses 400 for two."""
     found = [value for key, value in query_parameters(request) if key == name]
+    if len(found) > 1:
+        raise HttpRefusal(400, f"{name} is given twice")
     return urllib.parse.unquote_plus(found[-1]) if found else ""
 
 
@@ -11391,6 +11398,8 @@ def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
 def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
     """POST /modality-performed-procedure-steps/…: create, or with ?update change (PS3.18 15.4, 15.5)."""
     data = one_data_set(request)
+    if parameter(request, "update"):
+        raise HttpRefusal(400, "update has no value")  # PS3.18 15.5.1.2
     if any(name == "update" for name, _ in query_parameters(request)):
         web.write(set_mpps, ctx, uid, data)
         return WebAnswer(200)
@@ -11404,7 +11413,12 @@ def web_get_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 
 
 class DicomRoute(NamedTuple):
-    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts."""
+    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts.
+
+    success  the codes of success
+    body     `one` data set, or `optional`
+    query    its parameters beside accept and charset: keys of WEB_PARAMETERS
+    """
 
     method: str
     path: str
@@ -11412,60 +11426,155 @@ class DicomRoute(NamedTuple):
     operation: str
     role: str
     clause: str
+    success: tuple[int, ...] = (200,)
+    body: str = ""
+    query: tuple[str, ...] = ()
 
 
 MPPS_PATH = "/modality-performed-procedure-steps"
+SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
-    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4"),
-    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9"),
+    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
+               (201,), "one", ("workitem",)),
+    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
+               (200, 204), "", SEARCH_PARAMETERS),
     DicomRoute("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
-    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "desk", "PS3.18 11.6"),
-    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "desk",
-               "PS3.18 11.7"),
+    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
+               (200,), "one", ("transaction-uid",)),
+    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
+               "PS3.18 11.7", (200,), "one", ("requester",)),
     DicomRoute("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
-               "desk", "PS3.18 11.7"),
+               "technologist", "PS3.18 11.7", (200,), "one"),
     DicomRoute("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
-               "PS3.18 11.8"),
+               "PS3.18 11.8", (202,), "optional", ("requester",)),
     DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
-               "desk", "PS3.18 11.8"),
+               "desk", "PS3.18 11.8", (202,), "optional"),
     DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-               "desk", "PS3.18 11.10"),
+               "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
     DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
                "desk", "PS3.18 11.11"),
     DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
                "desk", "PS3.18 11.12"),
     DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
-               "PS3.18 14.4"),
-    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "desk", "PS3.18 15.4, 15.5"),
+               "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
+               "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
     DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
 )  # fmt: skip
+
+WEB_PARAMETERS = {
+    name: (kind, meaning)
+    for name, kind, meaning in body_rows("""
+    name                  | type    | meaning
+    accept                | string  | media types of the answer, before the Accept header
+    charset               | string  | character sets of the answer, of which UTF-8 must be one
+    workitem              | string  | UID of the new workitem; one is made where none is given
+    transaction-uid       | string  | the lock of who has claimed the workitem
+    requester             | string  | AE title of who asks
+    deletionlock          | boolean | whether the workitem is to be kept until the lock is released
+    filter                | string  | of a filtered subscription: attribute=value, separated by commas
+    update                | flag    | the performed procedure step is changed, not created
+    limit                 | integer | most matches to answer with
+    offset                | integer | matches to leave out before the first
+    includefield          | string  | attributes to answer with beside the usual ones, or all
+    fuzzymatching         | boolean | not supported: a Warning says so
+    emptyvaluematching    | boolean | not supported: a Warning says so
+    multiplevaluematching | boolean | not supported: a Warning says so
+    """)
+}
+MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
 
 
 def openapi(server: str) -> dict[str, Any]:
     """An OpenAPI 3.1 description of DICOM_ROUTES."""
     paths: dict[str, Any] = {}
     for route in DICOM_ROUTES:
-        parts = re.findall(r"{(\w+)}", route.path)
-        content = {kind: {} for kind in (DICOM_JSON, DICOM_XML)}
-        described: dict[str, Any] = {
-            "summary": (route.function.__doc__ or "").splitlines()[0],
-            "description": route.clause,
-            "parameters": [
-                {"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
-                for one in parts
-            ],
-            "responses": {"2XX": {"description": "done", "content": content},
-                          "4XX": {"description": "refused, with a Warning header"}},
-        }  # fmt: skip
-        if route.method in ("POST", "PUT") and "subscribers" not in route.path:
-            described["requestBody"] = {"content": content}
-        paths.setdefault(route.path, {})[route.method.lower()] = described
+        paths.setdefault(route.path, {})[route.method.lower()] = described_route(route)
+    value = {"type": "object", "required": ["vr"], "properties": {
+        "vr": {"type": "string"}, "Value": {"type": "array"},
+        "InlineBinary": {"type": "string"}, "BulkDataURI": {"type": "string"}}}  # fmt: skip
+    schemas = {
+        "DataSets": {"type": "array", "items": {"$ref": "#/components/schemas/DataSet"}},
+        "OneDataSet": {"anyOf": [
+            {"type": "array", "minItems": 1, "maxItems": 1,
+             "items": {"$ref": "#/components/schemas/DataSet"}},
+            {"$ref": "#/components/schemas/DataSet"}]},
+        "DataSet": {"type": "object", "additionalProperties": False,
+                    "patternProperties": {"^[0-9A-F]{8}$": value}},
+        "Refusal": {"type": "object", "required": ["status", "error", "problems"], "properties": {
+            "status": {"type": "string", "pattern": "^[0-9A-F]{4}$"},
+            "error": {"type": "string"}, "problems": {"type": "array"}}},
+    }  # fmt: skip
     return {
         "openapi": "3.1.0",
         "info": {"title": "minris", "version": __version__},
         "servers": [{"url": server}],
+        "security": [{"token": []}],
         "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
+
+
+def described_route(route: DicomRoute) -> dict[str, Any]:
+    """A transaction as an operation of OpenAPI."""
+    search = route.operation == "search"
+    kinds = {"flag": {"type": "string", "maxLength": 0}}
+    parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
+                  for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
+    for name in ("accept", "charset", *route.query):
+        kind, meaning = WEB_PARAMETERS[name]
+        schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
+        parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
+    if search:
+        attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
+        schema = {"type": "object", "additionalProperties": {"type": "string"}}
+        words = "keywords or tags, joined by . within sequences, with what they are to match"
+        parameters.append({**attribute, "schema": schema, "description": words})
+    responses: dict[str, Any] = {str(code): {"description": "done"} for code in route.success}
+    if route.method == "GET":
+        responses["200"]["content"] = content_of("DataSets")
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    for code, words in refusals_of(route).items():
+        responses[str(code)] = {"description": words, "content": refused}
+    described: dict[str, Any] = {
+        "operationId": route.function.__name__ + ("_by" if "{requester}" in route.path else ""),
+        "summary": (route.function.__doc__ or "").splitlines()[0],
+        "description": f"{route.clause}; role {route.role}",
+        "parameters": parameters,
+        "responses": responses,
+    }
+    if route.body:
+        needed = route.body == "one"
+        described["requestBody"] = {"content": content_of("OneDataSet"), "required": needed}
+    return described
+
+
+def content_of(schema: str) -> dict[str, Any]:
+    """Data sets in each media type, with the schema where it is JSON."""
+    found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
+
+
+def refusals_of(route: DicomRoute) -> dict[int, str]:
+    """The HTTP codes by which a transaction may be refused, each with its texts."""
+    found: dict[int, list[str]] = {
+        400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
+        406: ["None of the media types that are asked for is answered."],
+        410: ["It was there, and has been deleted."] if "{uid}" in route.path else [],
+        413: ["The request is larger than this system takes."],
+        415: ["A media type that is not taken."] if route.body else [],
+        429: ["Too many requests."],
+    }  # fmt: skip
+    for operation, status in OUTCOMES:
+        if operation == route.operation or (
+            operation == "*" and (route.operation, status) not in OUTCOMES
+        ):
+            code, text = outcome(operation, status)
+            found.setdefault(code, []).append(text)
+    return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
 
 
 class DicomView:
@@ -11546,7 +11655,7 @@ def add_dicomweb(app: Any, web: Web) -> None:
     def upgrade_needed(ae_title: str) -> str:
         bottle.response.status, bottle.response.content_type = 426, "application/json"
         bottle.response.set_header("Upgrade", "websocket")
-        return json.dumps({"error": "Events are told by WebSocket"})
+        return json.dumps(problem_json(HttpRefusal(426, "Events are told by WebSocket")))
 
     for route in DICOM_ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1>", route.path)
@@ -14735,7 +14844,7 @@ def add_pages(app: Any, web: Web) -> None:
         text = words.get(error.status_code, t("Something went wrong. It is in the log."))
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
-            return json.dumps({"error": text})
+            return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
         return pages.page(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
