@@ -6818,6 +6818,15 @@ def count_problems(index: ElementIndex) -> list[Problem]:
     ]
 
 
+def datetime_with_offset(text: str, offset: str) -> str:
+    """A DT, or a range of them, with this offset where it has none."""
+    low, dash, high = split_datetime_range(text)
+    low, high = (
+        end if not end or re.search(r"[+-]\d{4}$", end) else end + offset for end in (low, high)
+    )
+    return low + dash + high
+
+
 def with_offsets(index: ElementIndex, offset: str) -> bytes:
     """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
     elements = {}
@@ -6826,10 +6835,7 @@ def with_offsets(index: ElementIndex, offset: str) -> bytes:
             items = [with_offsets(item, offset) for item in index.items(tag)]
             elements[tag] = encode_items(tag, items)
         elif index.vr(tag) == b"DT" and index.has_value(tag):
-            texts = [
-                text if re.search(r"[+-]\d{4}$", text) or not text else text + offset
-                for text in index.values(tag)
-            ]
+            texts = [datetime_with_offset(text, offset) for text in index.values(tag)]
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
         elif tag != TIMEZONE_OFFSET:
             elements[tag] = index.element(tag)
@@ -11199,7 +11205,8 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         key, vr = f"{path[-1]:08X}", vr_of(path[-1])
         if key in level:
             raise HttpRefusal(400, f"{name[:80]} is given twice")
-        decode = urllib.parse.unquote if vr == "DT" else urllib.parse.unquote_plus  # +0800
+        signed = vr == "DT" or path[-1] == TIMEZONE_OFFSET  # +0800
+        decode = urllib.parse.unquote if signed else urllib.parse.unquote_plus
         texts = [decode(one) for one in raw.split(",")] if vr == "UI" else [decode(raw)]
         level[key] = {"vr": vr, "Value": [text for text in texts if text]}
     return keys
@@ -11232,13 +11239,19 @@ def search_web(
     """The matches of a search, a page of them (PS3.18 8.3.4.4)."""
     keys = match_keys(query_parameters(request))
     style = AnswerStyle(zone=ctx.config.zone)
-    search = Search(ElementIndex(from_json(keys)), table, True, style)
+    asked = ElementIndex(from_json(keys))
+    search = Search(in_own_zone(asked), table, True, style)
     returned = from_json(returned_keys(request, table, keys))
     shape = Search(ElementIndex(returned), table, True, style)
     offset, limit = number(request, "offset") or 0, number(request, "limit")
     most = ctx.config.dicom.answer_limit
     limit = most if limit is None else min(limit, most)
     warnings = [text for name, text in zip(FLAGS, LITERAL_ONLY, strict=True) if flag(request, name)]
+    zone = asked.text(TIMEZONE_OFFSET)
+    if table is MWL_ATTRIBUTES and zone and zone != f"{ctx.local_now():%z}":
+        warnings.append(
+            "TimezoneOffsetFromUTC does not apply to dates and times without an offset."
+        )
 
     found, count = web.read(page, ctx, search, shape, offset, limit)
     if (left := count - offset - len(found)) > 0 and found:
@@ -12030,7 +12043,10 @@ class WebServer:
             headers = [(b"content-type", b"application/json")]
             content = json.dumps(problem_json(refusal)).encode()
             return self._start(scope, refusal.http, headers), content
-        pieces = self.app(build_environ(scope, io.BytesIO(body)), start_response)
+        environ = build_environ(scope, io.BytesIO(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone, as is the Content-Encoding
+        environ["CONTENT_LENGTH"] = str(len(body))
+        pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
         headers, content = compressed(scope, head["headers"], content)
