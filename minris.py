@@ -15141,7 +15141,7 @@ def _subscription_rules(config: Config) -> tuple[str, ...]:
     return (
         f"Deletion locks are {'granted' if ups.grant_locks else 'not granted (B301)'}. Whoever"
         f" creates a workitem {creator} subscribed to it. A Receiving AE must be registered with an"
-        " address (else C308); it need not be the caller. Filtered global subscription is supported;"
+        " address, or be told by WebSocket (else C308); it need not be the caller. Filtered global subscription is supported;"
         " the filter is applied to what there is and to what is created, not again to what changes."
         " Unsubscribe on either well-known UID ends all subscriptions of the AE, suspend the one of"
         " that UID.",
@@ -15195,17 +15195,46 @@ def statement_dicomweb(config: Config) -> list[Block]:
         "A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data"
         " set; without any, one is made. The Transaction UID of an update is taken from"
         f" ?{', ?'.join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.",
-        "Requesting AE is ?requester= or the last part of the path, else that of this system.",
+        "Requesting AE is ?requester= or the last part of the path, else the AE title that the token"
+        " speaks for, else that of this system. A token subscribes, opens WebSockets and asks in the"
+        " name of the AE titles it is made for alone (403); an administrator's for any.",
         "A parameter that looks like an attribute and is none is refused with 400; others are"
         " ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come in"
         " the order of their start; a page ends after limit, or after"
         f" {config.dicom.answer_limit} matches.",
-        "A subscriber is reached over DIMSE; there is no notification channel yet.",
+        "TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, with a Warning"
+        " where it is another offset than ours. A charset parameter without UTF-8 is refused with 400;"
+        " Accept-Charset is not looked at. Content-Encoding is gzip in both directions, where asked.",
+        "Limits: 429 after"
+        f" {config.web.requests_per_second or 'any number of'} requests a second from one address, 413"
+        f" after {config.web.maximum_body} bytes (unpacked, too), 16 levels of sequences.",
+    )
+    events = (
+        f"Content-Location (and Location) of a subscription name the WebSocket of the AE's events,"
+        f" {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} is the same. It may be"
+        " opened before or after the subscription, by a token in the Authorization header or in a"
+        f" subprotocol {BEARER}TOKEN, or by a session's cookie from our own pages. The first other"
+        " subprotocol is taken. Refusals: 400, 401, 403, 404, 426 without upgrade, 429, 503 past"
+        f" {config.web.maximum_websockets} WebSockets.",
+        "An AE is told by WebSocket from its first subscription over HTTP or its first WebSocket on,"
+        " by DIMSE from its first subscription over DIMSE on, or as the setting events of its device"
+        " says. Each event is one text with one object, with the UPS Push SOP class.",
+        "An event has been heard when a pong has followed it on one of the AE's WebSockets; until"
+        " then it is told again on the next one, with the same Message ID. The first WebSocket of an"
+        " AE is told first what came while there was none, another one what comes later. What nobody"
+        f" has fetched after {config.housekeeping.give_up_events_hours} hours is given up.",
+        f"Every {SocketDelivery.KEEP_ALIVE:.0f} s there is a ping; without a pong for"
+        f" {EventSocket.PONG_WITHIN:.0f} s the connection is cut. It is closed with 1008 when its login"
+        " ends, with 1001 when the appliance stops. After"
+        f" {EventSocket.MOST_UNHEARD} events without a pong it is told no more until one comes. What a"
+        " client sends is ignored.",
     )
     return [
         Block("heading", "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)", level=3),
         table_block(("Method", "Path", "Source", "Least role"), *lines),
         *(Block("paragraph", rule) for rule in rules),
+        Block("heading", "5.4.1 Notification channel (PS3.18 8.10, 11.13)", level=4),
+        *(Block("paragraph", rule) for rule in events),
     ]
 
 

@@ -59,6 +59,11 @@ def find_node() -> str | None:
     return shutil.which("node")
 
 
+def find_curl() -> str | None:
+    """curl, which the README's lines call."""
+    return next(places("curl"), None)
+
+
 def find_node_module(name: str) -> str | None:
     """The folder of a module that npm installed into tests/peers."""
     folder = NODE_MODULES / name
@@ -117,6 +122,7 @@ SYSTEM_PEERS = (
     Peer("dcmtk", find_dcmtk, ("dcmtk",)),
     Peer("chromium", find_chromium, ("chromium",)),
     Peer("openssl", find_openssl, ("openssl",)),
+    Peer("curl", find_curl, ("curl",)),
     Peer("node", find_node, ("nodejs", "npm")),
     Peer("fonts-noto-cjk", find_chinese_font, ("fontconfig", "fonts-noto-cjk")),
 )

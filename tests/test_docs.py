@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import string
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -235,3 +237,36 @@ def test_chinese_translations_are_in_chinese():
     """But for abbreviations that are the same there."""
     same = {k for k, v in read(ROOT / "static" / "i18n" / "zh-CN.json").items() if v.isascii()}
     assert {key for key in same if len(key.split()) > 2} == set()
+
+
+def dicomweb_commands():
+    """The commands of the README's chapter on DICOMweb."""
+    chapter = README.partition("\n## DICOMweb\n")[2].partition("\n## ")[0]
+    return "".join(re.findall(r"^```sh\n(.*?)^```", chapter, re.S | re.M))
+
+
+def test_the_lines_with_curl_work_as_printed(appliance, tmp_path):
+    commands = dicomweb_commands().replace("http://127.0.0.1:8080", appliance.url)
+    assert commands.count("curl ") == 11
+    assert appliance.url in commands
+    folder = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        env={"PATH": f"{folder}:/usr/bin:/bin", "NO_PROXY": "*", "LANG": "C.UTF-8"},
+        capture_output=True,
+        timeout=60,
+    )
+    told = done.stdout.decode("utf-8", "replace")
+    assert done.returncode == 0, done.stderr
+    assert told.count("HTTP/1.1 201 Created") == 2, told
+    assert (
+        f"content-location: {appliance.url.replace('http', 'ws')}/dicom-web/subscribers/WS1" in told
+    )
+    assert '"Ideographic": "王^小东"' in told
+    assert '<DicomAttribute tag="00741000" vr="CS" keyword="ProcedureStepState">' in told
+    assert '"There is no such performed procedure step"' in told or '"status": "0112"' in told
+    assert told.count('"status"') == 1  # nothing else was refused
+    events = re.findall(r'"00001002": {"vr": "US", "Value": \[(\d)\]}', told)
+    assert events == ["1", "1", "3", "1"]
+    assert '"00741000": {"vr": "CS", "Value": ["COMPLETED"]}' in told
