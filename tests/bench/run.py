@@ -30,8 +30,18 @@ import entries
 import fsync_rate
 import load
 import ups
+import web
 import wire
-from servers import WLMSCPFS, Box, Server, Site, Watchers, stock_server
+from servers import (
+    WLMSCPFS,
+    Box,
+    EmptyWeb,
+    Server,
+    Site,
+    SocketWatchers,
+    Watchers,
+    stock_server,
+)  # fmt: skip
 
 SOURCE = Path(__file__).resolve().parents[2] / "minris.py"
 QUERY_GOALS = {100: 40, 1000: 100, 10_000: 400}  # entries: times faster than wlmscpfs
@@ -40,6 +50,8 @@ EXAMINATIONS = {1: 200, 8: 50}  # clients: pairs of N-CREATE and N-SET that each
 CLAIM_GOAL = (300, 0.15)  # claims/s, or share of disk commits/s
 RACERS, WATCHERS = 8, 100
 LET_GO_S = 4  # an association kept for a burst of events is released before this
+HTTP_GOAL = 500  # requests a second
+SOCKETS, IDLE_SOCKETS = 200, 500
 WORKITEMS = (1000, 100_000)  # in the stores that are searched
 
 
@@ -376,6 +388,59 @@ def watchers_rows(bench, figures):
     bench.raw["queries meanwhile"] = figures["queries"]
 
 
+def dicomweb(bench):
+    """Retrieves and claims of workitems over HTTP."""
+    box, empty = bench.box("dicomweb"), bench.run(EmptyWeb(bench.folder))
+    token, rates = box.token(), collections.defaultdict(list)
+    number = 50 if bench.quick else 500
+    for turn in bench.turns("dicomweb"):
+        uids = bench.create_workitems(box.minris.port, number)
+
+        def ask_minris(uids=uids):
+            rates["minris"].append(web.mix(box.web_port, token, uids))
+
+        def ask_empty():
+            rates["empty"].append(web.repeat(empty.port, "/", 4 * number))
+
+        for ask in (ask_minris, ask_empty)[:: -1 if turn % 2 else 1]:
+            ask()
+    mine, peer = rates["minris"], rates["empty"]
+    what = "HTTP: three retrieves and one claim of each workitem, clients: 8"
+    met = statistics.median(mine) >= HTTP_GOAL
+    bench.row(what, "/s", mine, peer, ratio(mine, peer), f"≥ {HTTP_GOAL} /s", met)
+
+
+def sockets(bench):
+    """What it takes to tell many WebSockets of one change, and to have them open."""
+    box = bench.box("sockets")
+    process = box.minris.process.pid
+    before = load.resident_mib(process)
+    told = bench.run(SocketWatchers(bench.folder, box, SOCKETS))
+    figures = []
+    for _ in bench.turns("sockets"):
+        uids = bench.create_workitems(box.minris.port, 4 if bench.quick else 25)
+        for uid in uids:
+            told.last_told(uid, 1)
+        spans = [claim_told(box.minris.port, told, uid) for uid in uids]
+        figures.append(statistics.median(end - begin for begin, end in spans))
+    what, met = f"a change told on {SOCKETS} WebSockets", statistics.median(figures) <= 0.2
+    bench.row(f"{what}, the last after", "s", figures, goal="≤ 0.2 s", met=met)
+    told.stop()
+    bench.run(SocketWatchers(bench.folder, box, IDLE_SOCKETS))
+    progress("sockets: idle")
+    share = 100 * load.idle_share(process, box.minris.port, 0, 5 if bench.quick else 60)
+    more = load.resident_mib(process) - before
+    what = f"{IDLE_SOCKETS} open WebSockets, nothing to tell"
+    bench.row(what, "% of a core", [share], goal="≤ 1 %", met=share <= 1)
+    bench.row(
+        "the same, memory beyond that of the start",
+        "MiB",
+        [more],
+        goal="≤ 40 MiB",
+        met=more <= 40,
+    )
+
+
 def workitems(bench):
     """One query for what is to be done, of ten matches, by number of workitems."""
     sizes = [each // 10 for each in WORKITEMS] if bench.quick else WORKITEMS
@@ -410,6 +475,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         query, stream, crowd, idle, start, mpps, claims, racers, watchers, workitems,
+        dicomweb, sockets,
     )
 }  # fmt: skip
 

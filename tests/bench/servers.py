@@ -13,6 +13,7 @@ from pathlib import Path
 
 import entries
 import load
+import web as load_web
 import wire
 
 HERE = Path(__file__).resolve().parent
@@ -110,6 +111,13 @@ class Box:
             raise RuntimeError(f"{command}: status {code}: {self.minris.log.read_text()[-800:]}")
         return time.perf_counter() - begin
 
+    def token(self):
+        """A new token of an administrator's."""
+        command = [*map(str, [*self.command, "token", "bench", "--role", "admin", *self.config])]
+        settings = detached(subprocess.PIPE) | {"stdout": subprocess.PIPE}
+        done = subprocess.run(command, timeout=60, check=True, text=True, **settings)
+        return done.stdout.strip().splitlines()[-1]
+
     def fill(self, number, planted):
         """Write so many workitems into its store, `planted` of them by the standard query."""
         *python, path = self.command
@@ -203,3 +211,48 @@ class Watchers(Server):
         for title, uid, at in map(str.split, whole.decode().splitlines()):
             self.counts[title, uid] += 1
             self.told[self.counts[title, uid], uid][title] = float(at)
+
+
+class SocketWatchers(Watchers):
+    """A program that has so many WebSockets open, of an AE title each."""
+
+    def __init__(self, folder, box, number):
+        super().__init__(folder, number)
+        self.log, self.box = folder / f"sockets-{number}.log", box
+        self.command = [*map(str, [sys.executable, HERE / "web.py", box.web_port, number])]
+
+    def start(self):
+        """Subscribe them all, and open their WebSockets."""
+        token = self.box.token()
+        load_web.subscribe(self.box.web_port, token, self.titles)
+        with self.log.open("wb") as log:
+            settings = detached(log) | {"stdin": subprocess.PIPE}
+            self.process = subprocess.Popen(self.command, **settings)
+        self.process.stdin.write(f"{token}\n".encode())
+        self.process.stdin.flush()
+        begin = time.perf_counter()
+        while not self.counts["open", str(len(self.titles))]:
+            if self.process.poll() is not None or time.perf_counter() > begin + START_LIMIT_S:
+                raise RuntimeError(f"WebSockets are not open: {self.log.read_text()[-800:]}")
+            time.sleep(0.05)
+            self.follow()
+
+
+class EmptyWeb(Server):
+    """The bottle application that does nothing."""
+
+    def __init__(self, folder):
+        port = free_port()
+        super().__init__([sys.executable, HERE / "empty_web.py", port], port, folder / "empty.log")
+
+    def start(self):
+        """Start it, and wait for its first answer."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, **detached(log))
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + START_LIMIT_S:
+            with contextlib.suppress(OSError):
+                load_web.repeat(self.port, "/", 1, 1)
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"it did not start: {self.log.read_text()[-800:]}")
