@@ -7577,7 +7577,8 @@ def orphans(ctx: Context) -> list[Orphan]:
         (ctx.stamp(),),
     ).fetchall()
     found += database.execute_sql(
-        "SELECT 'events', o.receiver, count(*), min(o.created_at), coalesce(max(r.problem), '')"
+        "SELECT 'events', o.receiver, count(*), min(o.created_at),"
+        " CASE WHEN max(o.channel = 'dimse') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
         " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
         " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
         " HAVING min(o.created_at) < ? ORDER BY 4",
@@ -13180,6 +13181,7 @@ WORKITEM_QUESTIONS = {
     "watcher": Message("Device"),
     "lock": Message("Deletion lock"),
 }
+CHANNEL_WORDS = {"dimse": "DICOM", "websocket": "WebSocket"}
 ORPHAN_WORDS = {
     "lock": Message("Deletion lock on what has ended"),
     "silent": Message("In progress without news"),
@@ -14282,12 +14284,13 @@ class Pages:
                 kinds.get(one.uid, ""),
                 str(one.single),
                 t("yes") if one.deletion_lock else t("no"),
+                ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
                 str(one.waiting),
                 shown_instant(one.heard_at, zone),
                 one.problem,
             )
             found_rows.append(Row(cells, "", tuple(actions)))
-        columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"),
+        columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
                    t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
         part = Part("", columns, found_rows, t("Nobody is subscribed."))
         new = tuple((one, one) for d in self.web.access().devices if d.host for one in d.ae_titles)
@@ -14326,6 +14329,8 @@ class Pages:
             if orphan.kind == "lock":
                 heard = shown_instant(orphan.known, zone) or t("never")
                 known = t("last told: {at}", at=heard)
+            elif known == "websocket":
+                known = t("nobody opens its WebSocket")
             of_events = orphan.kind == "events"
             about = f"{orphan.uid}: {orphan.about}" if of_events else orphan.about
             cells = (t(ORPHAN_WORDS[orphan.kind]), about, shown_instant(orphan.since, zone), known)
