@@ -271,7 +271,7 @@ OUTCOMES = outcome_table(
     *         | 0122   | 501  | The SOP class is not supported.
     *         | 0124   | 403  | Not authorized.
     *         | 0211   | 405  | The operation is not part of this service.
-    *         | 0212   | 400  | An argument is of the wrong kind.
+    *         | 0212   | 415  | The media type is not taken.
     *         | 0213   | 413  | The request is larger than this system takes.
     *         | 0115   | 400  | An argument has an invalid value.
     *         | 0123   | 400  | There is no such action.
@@ -293,17 +293,25 @@ OUTCOMES = outcome_table(
     *         | C000   | 500  | The query could not be carried out.
     update       | 0105   | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | 0106   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0117   | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0115   | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | 0120   | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | 0121   | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C300   | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C303   | 409  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C307   | 404  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C310   | 409  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0124   | 403  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0212   | 415  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0213   | 413  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C301   | 400  | The target URI did not reference a claimed Workitem.
     change state | 0115   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
     change state | 0120   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
     change state | 0121   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0106   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0124   | 403  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0212   | 415  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0213   | 413  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | C314   | 404  | The submitted request is inconsistent with the state of the UPS Instance.
     change state | C307   | 404  | The submitted request is inconsistent with the state of the UPS Instance.
     update mpps  | 0105   | 409  | An attribute may not be changed.
     update mpps  | 0110   | 409  | The performed procedure step has ended.
@@ -7060,15 +7068,22 @@ def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: Element
             record_event(ctx, "UPS Assigned", uid, report, told)
 
 
+def check_is_workitem(uid: str) -> None:
+    """Refuse (C314) the UID that global subscriptions have for a workitem's (PS3.4 Table CC.2.3-3)."""
+    if uid in WELL_KNOWN_UPS:
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "This is no workitem, but for subscriptions")
+
+
 def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
     """Move a workitem to `state` and tell its subscribers; SUCCESS, or a warning if already there.
 
     state            Procedure Step State (0074,1000); None where it is absent
     transaction_uid  Transaction UID (0008,1195), the lock of whoever claims or has claimed it
-    Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; 0120, 0121,
-                     0115 for a state that is absent, empty or none
+    Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; C314; 0120,
+                     0121, 0115 for a state that is absent, empty or none
     Source           PS3.4 CC.2.1
     """
+    check_is_workitem(uid)
     with database.atomic():
         workitem = stored_workitem(uid)
         key = key_state(workitem, transaction_uid)
@@ -7185,10 +7200,11 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
 
     data     reason, reason code, contact, stored form; all of it optional
     Returns  B304 where it is CANCELED already
-    Refuses  C307, C311; C312 where neither a subscriber nor a person at this box could be told;
+    Refuses  C307, C311, C314; C312 where neither a subscriber nor a person at this box could be told;
              C313 where that person has declined
     Source   PS3.4 CC.2.2
     """
+    check_is_workitem(uid)
     info = ElementIndex(data)
     with database.atomic():
         workitem = stored_workitem(uid)
@@ -10088,11 +10104,8 @@ def _action(request: Request) -> tuple[str, int, ElementIndex]:
 
 
 def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
-    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115, C314."""
+    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
     name = UPS_ACTIONS[kind][0]
-    well_known = uid in (UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION)
-    if well_known and name in ("change state", "request cancel"):
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, f"{name} is not for a subscription")
     if name == "change state":
         state = index.text(UPS_STATE) if UPS_STATE in index else None
         return change_state(ctx, uid, state, index.text(TRANSACTION_UID))
@@ -10845,11 +10858,9 @@ class HttpRefusal(Refusal):
 
 
 def http_status(operation: str, refusal: Refusal) -> int:
-    """The HTTP code of a refusal: 415 for a wrong content type, else OUTCOMES."""
+    """The HTTP code of a refusal."""
     if isinstance(refusal, HttpRefusal):
         return refusal.http
-    if refusal.status is Status.MISTYPED_ARGUMENT:
-        return 415
     return outcome(operation, refusal.status).http
 
 
@@ -11367,8 +11378,6 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
         pairs = (one.partition("=") for one in split_list(text))
         found = match_keys([(name.strip(), value) for name, _, value in pairs] if text
                            else query_parameters(request))  # fmt: skip
-        if not found:
-            raise HttpRefusal(400, "A filtered subscription needs a filter")
         keys = from_json(found)
     lock = flag(request, "deletionlock")
     status = web.write(subscribe, ctx, uid, ae_title, lock, keys, "websocket")
