@@ -1631,6 +1631,7 @@ _KNOWN_VRS = _LONG_VRS | frozenset(
 _TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
 _MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
 _ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
+_LED_BY_SPACES = _ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
 _SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 SPECIFIC_CHARACTER_SET = 0x00080005
 
@@ -1642,6 +1643,12 @@ def kind_of_vr(vr: bytes) -> str:
     if vr in _SPACE_PADDED or vr == b"UI":
         return "text"
     return "number" if vr in b"US SS UL SL FL FD UV SV".split() else "bytes"
+
+
+def allows(tag: int, vr: bytes) -> bool:
+    """Whether the dictionary has a VR for an attribute; any where it does not know the attribute."""
+    known = vrs_of(tag)
+    return known == "UN" or vr.decode() in known
 
 
 class Malformed(ValueError):
@@ -1962,10 +1969,10 @@ class _Recoder:
         """One element in the stored form, and where the next one starts."""
         if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
             vr, explicit = b"", False
-        dictionary = vr_of(tag).encode()
-        vr = vr or dictionary
-        if dictionary != b"UN" and kind_of_vr(vr) != kind_of_vr(dictionary):
-            raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {dictionary.decode()}")
+        vr = vr or vr_of(tag).encode()
+        right = vr if allows(tag, vr) else vr_of(tag).encode()
+        if kind_of_vr(vr) != kind_of_vr(right):
+            raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
         if length == _UNDEFINED:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has no length")
@@ -1975,11 +1982,13 @@ class _Recoder:
         if vr == b"SQ":
             return self.sequence(tag, start, start + length, explicit, charset, depth)
         value = self.data[start : start + length]
-        if vr in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
-            value = self.text(tag, vr, value, charset)
-            if len(value) > 0xFFFE and vr not in _LONG_VRS:
+        if right in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
+            value = self.text(tag, right, value, charset)
+            if len(value) > 0xFFFE and right not in _LONG_VRS:
                 raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
-        return encode_element(tag, vr, value), start + length
+        if right != vr and vr in _BINARY_NUMBERS:
+            value = repacked(tag, vr, value, right)
+        return encode_element(tag, right, value), start + length
 
     def sequence(
         self,
@@ -2129,7 +2138,7 @@ class ElementIndex:
         if vr in _BINARY_NUMBERS:
             return "\\".join(map(str, unpack_numbers(vr, self.data[start:end])))
         text = self.data[start:end].decode("utf-8", "replace").rstrip(" \0")
-        return text if vr in _ONE_VALUE_VRS else text.lstrip(" ")
+        return text if vr in _LED_BY_SPACES else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
         """The text of a keyword, empty where there is none."""
@@ -2138,7 +2147,8 @@ class ElementIndex:
     def values(self, tag: int) -> list[str]:
         """Each value as text, without padding; [] where there is none."""
         text = self.text(tag)
-        return [value.strip(" ") for value in text.split("\\")] if text else []
+        strip = str.rstrip if self.found.get(tag, (b"",))[0] == b"UC" else str.strip
+        return [strip(value, " ") for value in text.split("\\")] if text else []
 
     def items(self, tag: int) -> list["ElementIndex"]:
         """The items of a sequence, [] where there is none."""
@@ -2231,6 +2241,15 @@ def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
     code = _BINARY_NUMBERS[vr]
     count = len(value) // struct.calcsize(code)
     return struct.unpack_from(f"<{count}{code}", value)
+
+
+def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
+    """Numbers of one binary VR in another. Raises Malformed"""
+    numbers, code = unpack_numbers(vr, value), _BINARY_NUMBERS[right]
+    try:
+        return struct.pack(f"<{len(numbers)}{code}", *numbers)
+    except (struct.error, OverflowError):
+        raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}") from None
 
 
 # What a value of a VR may be. Source: PS3.5 Table 6.2-1.
@@ -3122,6 +3141,7 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
 
 
 _INLINE_BINARY_VRS = frozenset(b"OB OD OF OL OV OW UN".split())
+NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
 
 def _json_number(text: str) -> float | str:
@@ -3134,18 +3154,22 @@ def _json_number(text: str) -> float | str:
 
 
 def _json_name(text: str) -> dict[str, str] | None:
-    names = ("Alphabetic", "Ideographic", "Phonetic")
-    groups = text.split("=")
-    return {n: g for n, g in zip(names, groups, strict=False) if g} or None
+    groups = text.split("=", 2)  # there are no more, but what a peer has sent is kept
+    return {n: g for n, g in zip(NAME_GROUPS, groups, strict=False) if g} or None
+
+
+def _json_whole_or_float(number: float) -> float | str:
+    """A binary number; as text where JSON has none, or readers with doubles would change it."""
+    if isinstance(number, int):
+        return number if abs(number) < 2**53 else str(number)
+    return number if math.isfinite(number) else "NaN" if number != number else str(number)
 
 
 def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
     if vr == b"SQ":
         return [to_json(item) for item in index.items(tag)]
     if vr in _BINARY_NUMBERS:
-        numbers = unpack_numbers(vr, index.value(tag))
-        # PS3.18 F.2.3: JSON has no number for these
-        return [n if math.isfinite(n) else {n != n: "NaN"}.get(True, str(n)) for n in numbers]
+        return [_json_whole_or_float(n) for n in unpack_numbers(vr, index.value(tag))]
     if vr == b"AT":
         value = index.value(tag)
         pairs = struct.iter_unpack("<HH", value[: len(value) // 4 * 4])
@@ -3169,15 +3193,15 @@ def to_json(index: ElementIndex) -> dict[str, Any]:
         if vr in _INLINE_BINARY_VRS:
             if value := index.value(tag):
                 member["InlineBinary"] = base64.b64encode(value).decode()
-        elif index.has_value(tag):
-            member["Value"] = _json_values(vr, index, tag)
+        elif index.has_value(tag) and (values := _json_values(vr, index, tag)):
+            member["Value"] = values
         result[f"{tag:08X}"] = member
     return result
 
 
 def _bad_json(key: str, words: str, **values: object) -> Refusal:
     tag = int(key, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", key) else 0
-    words = words if tag else f"{key!r}: {words}"
+    words = words if tag else f"{key[:40]!r}: {words}"
     return Refusal(
         Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(tag, Message(words, **values))]
     )
@@ -3190,30 +3214,72 @@ def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> byt
         return b"".join(encode_item(from_json(item or {}, depth + 1)) for item in values)
     if vr in _BINARY_NUMBERS:
         code = _BINARY_NUMBERS[vr]
-        cast = float if code in "fd" else _whole_number
+        cast = _float if code in "fd" else _whole_number
         return struct.pack(f"<{len(values)}{code}", *map(cast, values))
     if vr == b"AT":
         if not all(re.fullmatch(r"[0-9A-Fa-f]{8}", value) for value in values):
             raise TypeError
         return b"".join(_TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
-    texts = []
-    for value in values:
-        if vr == b"PN" and isinstance(value, dict):
-            if value.keys() - {"Alphabetic", "Ideographic", "Phonetic"}:
-                raise TypeError
-            groups = [value.get(n) or "" for n in ("Alphabetic", "Ideographic", "Phonetic")]
-            value = "=".join(groups).rstrip("=")
-        if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
-            raise TypeError
-        texts.append("" if value is None else str(value))
+    if len(values) > 1 and vr in _ONE_VALUE_VRS:
+        raise _bad_json(key, "has more than one value")
+    texts = [_json_text(vr, value) for value in values]
+    if vr not in _ONE_VALUE_VRS and any("\\" in text for text in texts):
+        raise _bad_json(key, "has a backslash, which would make two values of one")  # PS3.18 F.2.4
     return "\\".join(texts).rstrip(" ").encode()
+
+
+def _json_text(vr: bytes, value: Any) -> str:
+    """One value of a text VR. Raises TypeError"""
+    if vr == b"PN" and isinstance(value, dict):
+        if value.keys() - set(NAME_GROUPS):
+            raise TypeError
+        groups = [value.get(name, "") for name in NAME_GROUPS]
+        groups = ["" if group is None else group for group in groups]
+        if any("=" in group for group in groups[:2]):
+            raise TypeError
+        return "=".join(groups).rstrip("=")
+    if value is None or isinstance(value, str):
+        return value or ""
+    if type(value) in (int, float) and math.isfinite(value):
+        return str(value)
+    raise TypeError
 
 
 def _whole_number(value: Any) -> int:
     """A JSON number, or a text that holds one, as a whole number; TypeError for half of one."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", value):
+        return int(value)
+    if type(value) is not int:
         raise TypeError
-    return int(value)
+    return value
+
+
+def _float(value: Any) -> float:
+    """A JSON number, or a text that holds one or says that it is none; TypeError for others."""
+    if isinstance(value, str) and not re.fullmatch(
+        r"[\s0-9.eE+-]*|NaN|nan|[+-]?(inf|INF|Infinity)", value
+    ):
+        raise TypeError
+    if type(value) not in (int, float, str):
+        raise TypeError
+    number = float(value)
+    if math.isinf(number) and not (isinstance(value, str) and "n" in value.lower()):
+        raise TypeError
+    return number
+
+
+def _json_vr(key: str, tag: int, given: Any) -> bytes:
+    """The VR of a member, by the dictionary where it is not given. Refuses 0106."""
+    if given is None:
+        return vr_of(tag).encode()
+    vr = given.encode("ascii", "replace") if isinstance(given, str) else b""
+    if vr not in _KNOWN_VRS:
+        raise _bad_json(key, "has no known vr")
+    if vr == b"UN" and vr_of(tag) != "SQ":
+        return vr_of(tag).encode()
+    if not allows(tag, vr):
+        raise _bad_json(key, "has the vr {vr}, not {right}", vr=given, right=vr_of(tag))
+    return vr
 
 
 def from_json(value: Any, depth: int = 1) -> bytes:
@@ -3228,7 +3294,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
     found: dict[int, bytes] = {}
     for key, member in value.items():
         tag = int(key, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", key) else None
-        if tag is None:
+        if tag is None and key:  # the dictionary has a keyword without letters
             tag = datadict.tag_for_keyword(key)
         if tag is None or tag >> 16 in (0, 2, 0xFFFE):
             raise _bad_json(key, "is not an attribute")
@@ -3236,16 +3302,9 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             continue  # JSON is UTF-8, and so is the store
         if not isinstance(member, dict):
             raise _bad_json(key, "is not an object with vr and Value")
-        vr = str(member.get("vr") or vr_of(tag)).encode("ascii", "replace")
-        dictionary = vr_of(tag).encode()
-        if vr not in _KNOWN_VRS:
-            raise _bad_json(key, "has no known vr")
-        if vr == b"UN" and dictionary != b"SQ":
-            vr = dictionary
-        if dictionary != b"UN" and vr.decode() not in vrs_of(tag):
-            raise _bad_json(key, "has the vr {vr}, not {right}", vr=vr.decode(), right=vr_of(tag))
-        if dictionary != b"UN" and kind_of_vr(vr) != kind_of_vr(dictionary):
-            raise _bad_json(key, "has another vr than the attribute has")
+        if tag in found:
+            raise _bad_json(key, "is there twice")
+        vr = _json_vr(key, tag, member.get("vr"))
         try:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
@@ -3253,7 +3312,14 @@ def from_json(value: Any, depth: int = 1) -> bytes:
     return b"".join(_by_tag(found))
 
 
+_JSON_CONTENTS = frozenset(("Value", "InlineBinary", "BulkDataURI"))
+
+
 def _json_member(key: str, vr: bytes, member: Mapping[str, Any], depth: int) -> bytes:
+    if unknown := member.keys() - {"vr", *_JSON_CONTENTS}:
+        raise _bad_json(key, "has {name}, which is no part of it", name=repr(min(unknown)[:40]))
+    if len(member.keys() & _JSON_CONTENTS) > 1:
+        raise _bad_json(key, "has more than one of Value, InlineBinary and BulkDataURI")
     if "InlineBinary" in member:
         if vr not in _INLINE_BINARY_VRS or not isinstance(member["InlineBinary"], str):
             raise TypeError
@@ -7855,10 +7921,24 @@ def read_items(name: str, content: bytes) -> list[bytes]:
     return [read_dicom_file(content)]
 
 
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError where a key is there twice, as one of the two would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice[:40]!r} is there twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def items_from_json(content: bytes) -> list[bytes]:
     """The data sets of a DICOM JSON text: an object or an array. Refuses 0106."""
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Refusal(
             Status.INVALID_ATTRIBUTE_VALUE, Message("is not JSON: {error}", error=error)
@@ -11022,7 +11102,6 @@ def one_data_set(request: Any) -> bytes:
 
 # The Native DICOM Model of PS3.19 A.1, by way of the JSON model.
 
-NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 
 
@@ -11032,17 +11111,45 @@ def to_xml(value: Mapping[str, Any]) -> bytes:
 
     root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
     _xml_data_set(root, value)
-    return ElementTree.tostring(root, "utf-8", xml_declaration=True)
+    # a parser reads CR LF, and CR alone, as LF unless it is written as a reference (XML 1.0 2.11)
+    return ElementTree.tostring(root, "utf-8", xml_declaration=True).replace(b"\r", b"&#13;")
+
+
+def _xml_text(text: str) -> str:
+    """A text less the characters that XML does not have (XML 1.0 2.2)."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+
+
+def is_creator(key: str) -> bool:
+    """Whether a tag is where a block of a private group is reserved (PS3.5 7.8.1)."""
+    return re.fullmatch(r"[0-9A-F]{3}[13579BDF]00[1-9A-F][0-9A-F]", key) is not None
+
+
+def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
+    """Who has which block, by the tag that reserves it; less those with several blocks of a group."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key in filter(is_creator, value):
+        for name in value[key].get("Value", [])[:1]:
+            if isinstance(name, str):
+                found.setdefault((key[:4], _xml_text(name)), []).append(key)
+    return {keys[0]: name for (_, name), keys in found.items() if len(keys) == 1}
+
+
+def _xml_names(key: str, creators: Mapping[str, str]) -> dict[str, str]:
+    """How an attribute is named: a private one gggg00ee, with its creator (PS3.19 A.1.5)."""
+    tag = int(key, 16)
+    if datadict.dictionary_has_tag(tag):
+        return {"tag": key, "keyword": datadict.dictionary_keyword(tag)}
+    creator = creators.get(f"{key[:4]}00{key[4:6]}")
+    return {"tag": f"{key[:4]}00{key[6:]}", "privateCreator": creator} if creator else {"tag": key}
 
 
 def _xml_data_set(parent: Any, value: Mapping[str, Any]) -> None:
     from xml.etree.ElementTree import SubElement
 
+    creators = _private_creators(value)
     for key, member in value.items():
-        tag = int(key, 16)
-        names = {"tag": key, "vr": member["vr"]}
-        if datadict.dictionary_has_tag(tag):
-            names["keyword"] = datadict.dictionary_keyword(tag)
+        names = _xml_names(key, creators) | {"vr": member["vr"]}
         element = SubElement(parent, "DicomAttribute", names)
         if "InlineBinary" in member:
             SubElement(element, "InlineBinary").text = member["InlineBinary"]
@@ -11052,7 +11159,7 @@ def _xml_data_set(parent: Any, value: Mapping[str, Any]) -> None:
             elif member["vr"] == "PN":
                 _xml_name(SubElement(element, "PersonName", number=str(number)), one or {})
             else:
-                text = "" if one is None else str(one)
+                text = "" if one is None else _xml_text(str(one))
                 SubElement(element, "Value", number=str(number)).text = text
 
 
@@ -11062,9 +11169,9 @@ def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
     for group in NAME_GROUPS:
         if text := groups.get(group):
             parent = SubElement(element, group)
-            for name, part in zip(NAME_PARTS, text.split("^"), strict=False):
+            for name, part in zip(NAME_PARTS, text.split("^", 4), strict=False):
                 if part:
-                    SubElement(parent, name).text = part
+                    SubElement(parent, name).text = _xml_text(part)
 
 
 def from_xml(content: bytes) -> dict[str, Any]:
@@ -11105,31 +11212,100 @@ def from_xml(content: bytes) -> dict[str, Any]:
     return _xml_members(root)
 
 
+def _xml_children(parent: Any, *names: str) -> list[Any]:
+    """The elements in another. Refuses 400 for other ones, and for text beside them."""
+    tag = parent.get("tag") or parent.tag
+    for child in parent:
+        if child.tag not in names:
+            raise HttpRefusal(400, f"{tag[:40]}: {child.tag[:40]} is not expected")
+    if "".join([parent.text or "", *(child.tail or "" for child in parent)]).strip():
+        raise HttpRefusal(400, f"{tag[:40]}: there is text outside of a value")
+    return list(parent)
+
+
 def _xml_members(parent: Any) -> dict[str, Any]:
+    elements = _xml_children(parent, "DicomAttribute")
+    blocks = _Blocks(elements)
     found: dict[str, Any] = {}
-    for element in parent.findall("DicomAttribute"):
-        member: dict[str, Any] = {"vr": element.get("vr")}
-        values = [_xml_value(one) for one in element if one.tag in ("Value", "Item", "PersonName")]
-        if values:
-            member["Value"] = values
-        if (binary := element.find("InlineBinary")) is not None:
-            member["InlineBinary"] = (binary.text or "").strip()
-        if (elsewhere := element.find("BulkData")) is not None:
-            member["BulkDataURI"] = elsewhere.get("uri", "")
-        found[element.get("tag") or element.get("keyword") or "?"] = member
-    return found
+    for element in elements:
+        key = element.get("tag") or element.get("keyword") or "?"
+        key = blocks.tag(key, element.get("privateCreator"))
+        if key in found:
+            raise HttpRefusal(400, f"{key[:40]} is there twice")
+        found[key] = _xml_member(element, key)
+    return found | blocks.made
+
+
+def _xml_member(element: Any, key: str) -> dict[str, Any]:
+    member: dict[str, Any] = {"vr": element.get("vr")}
+    for one in _xml_children(element, "Value", "Item", "PersonName", "InlineBinary", "BulkData"):
+        if one.tag in ("InlineBinary", "BulkData"):
+            name = "InlineBinary" if one.tag == "InlineBinary" else "BulkDataURI"
+            if name in member:
+                raise HttpRefusal(400, f"{key[:40]} has {one.tag} twice")
+            member[name] = "".join((one.text or "").split()) or one.get("uri", "")
+            continue
+        values = member.setdefault("Value", [])
+        number = one.get("number", str(len(values) + 1))
+        if number != str(len(values) + 1):
+            raise HttpRefusal(
+                400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {len(values) + 1}"
+            )
+        values.append(_xml_value(one))
+    return member
+
+
+class _Blocks:
+    """The blocks that private creators have in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
+
+    made    what reserves those that it did not have
+    """
+
+    def __init__(self, elements: list[Any]) -> None:
+        self.made: dict[str, Any] = {}
+        self.owners: dict[str, str] = {}
+        self.blocks: dict[tuple[str, str], str] = {}
+        for element in elements:
+            key = (element.get("tag") or "").upper()
+            if is_creator(key) and not element.get("privateCreator"):
+                self._reserve(key, (element.findtext("Value") or "").strip())
+
+    def _reserve(self, key: str, creator: str) -> None:
+        self.owners[key] = creator
+        self.blocks.setdefault((key[:4], creator), key[6:])
+
+    def tag(self, key: str, creator: str | None) -> str:
+        """The tag of an element, in the block of its creator. Refuses 400 where none is free."""
+        creator = (creator or "").strip()
+        if not creator or not re.fullmatch(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}", key):
+            return key
+        key = key.upper()
+        group, block = key[:4], key[4:6]
+        if block == "00":
+            free = (
+                f"{n:02X}" for n in range(0x10, 0x100) if f"{group}00{n:02X}" not in self.owners
+            )
+            block = self.blocks.get((group, creator)) or next(free, "")
+        owner = f"{group}00{block}"
+        if not is_creator(owner) or self.owners.get(owner, creator) != creator:
+            raise HttpRefusal(400, f"{key}: there is no block for {creator[:64]!r}")
+        if owner not in self.owners:
+            self._reserve(owner, creator)
+            self.made[owner] = {"vr": "LO", "Value": [creator]}
+        return f"{group}{block}{key[6:]}"
 
 
 def _xml_value(element: Any) -> Any:
     if element.tag == "Item":
         return _xml_members(element)
     if element.tag == "Value":
+        if len(element):
+            raise HttpRefusal(400, f"Value: {element[0].tag[:40]} is not expected")
         return element.text or ""
     groups = {}
-    for group in NAME_GROUPS:
-        if (parent := element.find(group)) is not None:
-            parts = (parent.findtext(name) or "" for name in NAME_PARTS)
-            groups[group] = "^".join(parts).rstrip("^")
+    for group in _xml_children(element, *NAME_GROUPS):
+        parts = {part.tag: part.text or "" for part in _xml_children(group, *NAME_PARTS)}
+        groups[group.tag] = "^".join(parts.get(name, "") for name in NAME_PARTS).rstrip("^")
     return groups
 
 
@@ -11219,7 +11395,7 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
             raise HttpRefusal(400, f"{name[:80]} is given twice")
         signed = vr == "DT" or path[-1] == TIMEZONE_OFFSET  # +0800
         decode = urllib.parse.unquote if signed else urllib.parse.unquote_plus
-        texts = [decode(one) for one in raw.split(",")] if vr == "UI" else [decode(raw)]
+        texts = re.split(r"[,\\]", decode(raw)) if vr == "UI" else [decode(raw)]
         level[key] = {"vr": vr, "Value": [text for text in texts if text]}
     return keys
 
@@ -11587,8 +11763,6 @@ def refusals_of(route: DicomRoute) -> dict[int, str]:
         400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
         406: ["None of the media types that are asked for is answered."],
         410: ["It was there, and has been deleted."] if "{uid}" in route.path else [],
-        413: ["The request is larger than this system takes."],
-        415: ["A media type that is not taken."] if route.body else [],
         429: ["Too many requests."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
