@@ -1266,7 +1266,7 @@ def read_public_url(text: str) -> str:
     parts = urllib.parse.urlsplit(text)
     if text and not (parts.scheme in ("http", "https") and parts.netloc):
         raise ValueError("is not an address such as https://ris.clinic.example")
-    return text.rstrip("/")
+    return parts.geturl().rstrip("/")
 
 
 def read_origins(text: str) -> tuple[str, ...]:
@@ -8791,7 +8791,7 @@ class SocketDelivery:
         oldest = min(client.unheard, default=math.inf)
         for other in others:
             if oldest <= other.began:
-                other.began = other.position = oldest - 1
+                other.owed = min(other.owed, oldest - 1)
                 self.missed.add(other)
                 self.resume(other, lags=True)
 
@@ -8820,7 +8820,7 @@ class SocketDelivery:
                     await self.wanted.wait()
             self.wanted.clear()
             try:
-                if self.sockets:
+                if any(one.began < math.inf for some in self.sockets.values() for one in some):
                     await self._tell_new()
                 if loop.time() >= ping_at:
                     ping_at = loop.time() + self.KEEP_ALIVE
@@ -8874,7 +8874,8 @@ class SocketDelivery:
         await self.write(open_channel, client.ctx, client.ae_title)
         start, newest = await self.read(socket_start, client.ae_title, alone)
         client.began = client.position = start
-        if len(self) == 1:  # nobody has looked since the last one was closed
+        others = (one for some in self.sockets.values() for one in some if one is not client)
+        if all(one.began == math.inf for one in others):  # nobody is told by looking
             self.seen = max(self.seen, newest)
         await self._catch_up(client)
 
@@ -8882,6 +8883,9 @@ class SocketDelivery:
         """Tell a socket what is in the store, until there is no more or it is not ready."""
         while client.ready:
             self.missed.discard(client)
+            if client.owed < client.position:
+                client.began = client.position = client.owed
+            client.owed = math.inf
             events = await self.read(socket_events, client.ae_title, client.position)
             for event in events:
                 client.tell(event)
@@ -8913,9 +8917,12 @@ class SocketDelivery:
         for some in list(self.sockets.values()):
             for client in list(some):
                 client.close(1001)  # going away
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while self.sockets or self.noting:
+                    await asyncio.sleep(self.CALM)
         if self.noting:
-            await asyncio.wait([self.noting], timeout=1)
-            self.noting and self.noting.cancel()
+            self.noting.cancel()
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -11631,6 +11638,7 @@ class DicomRoute(NamedTuple):
 
 
 MPPS_PATH = "/modality-performed-procedure-steps"
+SLASH = "%2F"  # a slash of an AE title, which is none of the path
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
     DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
@@ -11782,6 +11790,8 @@ class DicomView:
 
     def __call__(self, **arguments: str) -> bytes:
         request, response = self.request, self.response
+        if "ae_title" in arguments:
+            arguments["ae_title"] = arguments["ae_title"].replace(SLASH, "/").strip(" ")
         try:
             ctx = self._context(arguments)
             check_charset(request)
@@ -11971,7 +11981,7 @@ class EventSocket(asyncio.Protocol):
     """
 
     MOST_UNHEARD = 1000  # events without a pong
-    PONG_WITHIN = 15.0  # seconds
+    PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
 
     def __init__(self, server: "WebServer", **_: Any) -> None:
         from wsproto import ConnectionType, WSConnection
@@ -11979,7 +11989,7 @@ class EventSocket(asyncio.Protocol):
         self.server, self.delivery = server, server.web.box.socket_delivery
         self.connection = WSConnection(ConnectionType.SERVER)
         self.ae_title, self.ctx = "", None
-        self.began = self.position = 0
+        self.began, self.position, self.owed = math.inf, 0, math.inf
         self.unheard: collections.deque[int] = collections.deque()
         self.is_open, self.writable = False, True
         self.pinged = 0  # the outbox row in the last ping
@@ -11997,8 +12007,13 @@ class EventSocket(asyncio.Protocol):
         from wsproto.events import TextMessage
 
         self.position = event.outbox_id
+        try:
+            text = event_text(event)
+        except Exception:
+            log.exception("an event of %s cannot be told", event.uid)
+            return
         self.unheard.append(event.outbox_id)
-        self._send(TextMessage(data=event_text(event)))
+        self._send(TextMessage(data=text))
 
     def ping(self) -> None:
         """Ask whether all has arrived that was told."""
@@ -12026,12 +12041,12 @@ class EventSocket(asyncio.Protocol):
         return False
 
     def close(self, code: int) -> None:
-        """End it in order."""
+        """End it in order: the client has a second to answer, with pongs of what it has heard."""
         from wsproto.events import CloseConnection
 
         self._send(CloseConnection(code=code))
         self.is_open = False
-        self.transport.close()
+        asyncio.get_running_loop().call_later(self.CLOSE_WITHIN, self.transport.abort)
 
     # What asyncio calls.
 
@@ -12051,14 +12066,16 @@ class EventSocket(asyncio.Protocol):
         self.delivery.resume(self)
 
     def data_received(self, data: bytes) -> None:
-        from wsproto.utilities import RemoteProtocolError
+        from wsproto.events import RejectConnection
+        from wsproto.utilities import ProtocolError
 
         try:
             self.connection.receive_data(data)
             for event in self.connection.events():
                 self._take(event)
-        except RemoteProtocolError as error:
-            self._wrong(error)
+        except (ProtocolError, UnicodeError) as error:  # the latter of headers beyond ASCII
+            answer = None if self.ae_title else RejectConnection()
+            self._wrong(getattr(error, "event_hint", answer))
 
     def _take(self, event: Any) -> None:
         from wsproto.events import CloseConnection, Ping, Pong, Request
@@ -12067,7 +12084,8 @@ class EventSocket(asyncio.Protocol):
             self.transport.pause_reading()
             self.opening = asyncio.get_running_loop().create_task(self._open(event))
         elif isinstance(event, Ping):
-            self._send(event.response())
+            if self.writable:  # RFC 6455 5.5.3: the last of several need be answered alone
+                self._send(event.response())
         elif isinstance(event, Pong):
             self._heard(bytes(event.payload))
         elif isinstance(event, CloseConnection):
@@ -12075,11 +12093,11 @@ class EventSocket(asyncio.Protocol):
                 self._send(event.response())
             self.transport.close()
 
-    def _wrong(self, error: Any) -> None:
+    def _wrong(self, answer: Any) -> None:
         """Answer what is no WebSocket: a handshake with an HTTP code, a frame with a close."""
-        if error.event_hint is not None:
+        if answer is not None:
             with contextlib.suppress(Exception):
-                self.transport.write(self.connection.send(error.event_hint))
+                self.transport.write(self.connection.send(answer))
         self.is_open = False
         self.transport.close()
 
@@ -12103,21 +12121,20 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        from wsproto.events import AcceptConnection, RejectConnection, RejectData
+        from wsproto.events import AcceptConnection
 
         peer = self.transport.get_extra_info("peername") or ("", 0)
         try:
+            if not self.server.rate.allows(peer[0], time.monotonic()):
+                raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
             title, login = await run(self.server.workers, self._enter, asked, peer[0])
         except Refusal as refusal:
-            code = http_status("subscribe", refusal)
-            headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
-            headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
-            reject = RejectConnection(status_code=code, headers=headers, has_body=True)
-            text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
-            self.transport.write(self.connection.send(reject))
-            self.transport.write(self.connection.send(RejectData(data=text)))
-            self.transport.close()
+            self._refuse(refusal)
+            return
+        except Exception:  # the store, or we: nobody waits for ever
+            log.exception("WebSocket handshake failed")
+            self._refuse(HttpRefusal(500, "Something is wrong here"))
             return
         if self.transport.is_closing():
             return
@@ -12129,13 +12146,24 @@ class EventSocket(asyncio.Protocol):
         self.delivery.open(self)
         self.transport.resume_reading()
 
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer a handshake with an HTTP code."""
+        from wsproto.events import RejectConnection, RejectData
+
+        code = http_status("subscribe", refusal)
+        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
+        headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
+        reject = RejectConnection(status_code=code, headers=headers, has_body=True)
+        text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        self.transport.write(self.connection.send(reject))
+        self.transport.write(self.connection.send(RejectData(data=text)))
+        self.transport.close()
+
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
         """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
         web, server = self.server.web, self.server
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
-        if not server.rate.allows(address, time.monotonic()):
-            raise HttpRefusal(429, "Too many requests")
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
         if len(self.delivery) >= server.limits.maximum_websockets:
@@ -12144,7 +12172,11 @@ class EventSocket(asyncio.Protocol):
         if not is_ae_title(title):
             raise HttpRefusal(400, "That is no AE title")
         self.request = handshake_request(asked, path, query, address)
-        return title, speak_for(web, self.request, title)
+        login = speak_for(web, self.request, title)
+        device = web.access().device(title)
+        if device and device.events == EVENT_CHANNELS[0]:
+            raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
+        return title, login
 
 
 def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
@@ -12153,8 +12185,9 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
 
     environ = {
         "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
-        "HTTP_HOST": asked.host, "wsgi.input": io.BytesIO(),
+        "HTTP_HOST": asked.host.encode("idna").decode(), "wsgi.input": io.BytesIO(),
     }  # fmt: skip
+    check_headers(asked.extra_headers)
     for name, value in asked.extra_headers:
         environ[f"HTTP_{name.decode().upper().replace('-', '_')}"] = value.decode("latin-1")
     for one in asked.subprotocols:  # a browser can send no other header of its own
@@ -12222,12 +12255,18 @@ class WebServer:
             head["status"], head["headers"] = int(status[:3]), list(pairs)
 
         try:
+            check_headers(scope["headers"])
             body = decoded_body(scope, body, self.limits.maximum_body)
         except HttpRefusal as refusal:
             headers = [(b"content-type", b"application/json")]
             content = json.dumps(problem_json(refusal)).encode()
             return self._start(scope, refusal.http, headers), content
         environ = build_environ(scope, io.BytesIO(body))
+        path = scope["raw_path"].decode("ascii", "replace")
+        if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
+            environ["PATH_INFO"] = urllib.parse.unquote(
+                re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
+            )
         environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone, as is the Content-Encoding
         environ["CONTENT_LENGTH"] = str(len(body))
         pieces = self.app(environ, start_response)
@@ -12439,6 +12478,14 @@ OPEN_TO_ORIGINS = (BASE, "/api/")  # what [web] cors_origins may call
 def header_of(scope: Any, name: bytes) -> bytes:
     """A header of an ASGI scope, or nothing."""
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse (400) headers that bottle could not read."""
+    try:
+        b"\n".join(value for _, value in headers).decode()
+    except UnicodeDecodeError:
+        raise HttpRefusal(400, "A header is not UTF-8") from None
 
 
 def decoded_body(scope: Any, body: bytes, most: int) -> bytes:
