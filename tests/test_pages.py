@@ -148,7 +148,7 @@ OPEN = (
 
 def page_routes(appliance, method):
     """The paths of all pages that the application has, with 1 for each number."""
-    rules = {r.rule for r in appliance.appliance.web_server.wsgi.app.routes if r.method == method}
+    rules = {r.rule for r in appliance.appliance.web_server.app.routes if r.method == method}
     return sorted(re.sub(r"<[^>]*>", "1", rule) for rule in rules if not rule.startswith(OPEN))
 
 
