@@ -1274,7 +1274,8 @@ def read_origins(text: str) -> tuple[str, ...]:
     origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
     for origin in origins:
         parts = urllib.parse.urlsplit(read_public_url(origin))
-        if origin != f"{parts.scheme}://{parts.netloc}":
+        usual = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+        if origin != f"{parts.scheme}://{usual}" or "@" in usual or not usual.isascii():
             raise ValueError("is not an origin such as https://viewer.example")
     return origins
 
@@ -2856,6 +2857,7 @@ class Search:
         self.shape: list[tuple[int, bytes, bytes | None]] = []
         self.texts: list[int] = []  # tags of shape that may hold more than ASCII
         self.unsupported: list[int] = []
+        self.unmatched: list[int] = []  # keys with a value that is not looked at
         for tag in index:
             self._add(tag, table)
         self._combine_date_and_time()
@@ -2874,7 +2876,9 @@ class Search:
             self.unsupported.append(tag)
         if vr == b"SQ":
             self._add_sequence(tag, table, path)
-        elif known and (not attribute or attribute.cells.get("match", "O") != "-"):
+        elif not known or (attribute and attribute.cells.get("match", "O") == "-"):
+            self.unmatched += [tag] if self.index.has_value(tag) else []
+        else:
             meaning = not attribute and tag in NEVER_MATCHED_IN_CODES
             test = None if meaning else key_test(tag, vr, self.index, self.style.zone)
             if test:
@@ -2903,8 +2907,10 @@ class Search:
         if items and items[0].found:
             nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
+            self.unmatched += nested.unmatched
             matched = (one.cells.get("match") != "-" for one in table.children(path))
             if path in table and table[path].cells.get("match") == "-" and not any(matched):
+                self.unmatched += [tag] if nested.tests else []
                 nested.ask_nothing()
             self.nested[tag] = nested
 
@@ -4701,31 +4707,36 @@ def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iter
         created_at=now,
         who=str(ctx.actor),
     )
-    to_tell = [(event_id, *way, now) for way in ways_to_tell(receivers)]
+    to_tell = [(event_id, *way, now) for way in ways_to_tell(ctx, receivers)]
     insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
 
 
-def ways_to_tell(receivers: Iterable[str]) -> list[tuple[str, str]]:
-    """Each receiver with each channel by which it is told; DIMSE where none is known."""
+def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
+    """Each receiver with each channel by which it is told: as its device says, else as is known."""
     if not (receivers := list(receivers)):
         return []
     known = collections.defaultdict(list)
     for ae_title, channel in database.execute_sql("SELECT ae_title, channel FROM event_channel"):
         known[ae_title].append(channel)
+    for device in ctx.devices:
+        if device.events != "as_subscribed":
+            ways = EVENT_CHANNELS if device.events == "both" else (device.events,)
+            known |= {title: list(ways) for title in device.ae_titles}
     return [(title, one) for title in receivers for one in known.get(title, EVENT_CHANNELS[:1])]
 
 
-def enter_channel(ctx: Context, ae_title: str, channel: str) -> None:
-    """An AE is to be told by a channel too; its device's `events` goes before that."""
-    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
-    chosen = device.events if device else "as_subscribed"
-    channels = {"as_subscribed": [channel], "both": EVENT_CHANNELS}.get(chosen, [chosen])
-    if chosen != "as_subscribed":
-        erase("event_channel WHERE ae_title = ?", ae_title)
-    insert_rows(
-        "event_channel (ae_title, channel) VALUES ON CONFLICT DO NOTHING",
-        [(ae_title, one) for one in channels],
-    )
+def device_of(ctx: Context, ae_title: str) -> Device | None:
+    """The device of an AE title, None where it is not registered."""
+    return next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+
+
+def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
+    """An AE is to be told by a channel too, by DIMSE where it has an address; whether that is new."""
+    device = device_of(ctx, ae_title)
+    if channel == "dimse" and not (device and device.host):
+        return False
+    sql = "INSERT INTO event_channel (ae_title, channel) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    return database.execute_sql(sql, (ae_title, channel)).rowcount > 0
 
 
 def subscribers(workitem_id: int) -> list[str]:
@@ -4760,11 +4771,10 @@ def assigned_reports(index: ElementIndex) -> list[bytes]:
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
-    """Whether an AE is a device whose address we know, or one that is told by WebSocket."""
-    if any(ae_title in device.ae_titles and device.host for device in ctx.devices):
-        return True
-    known = "SELECT 1 FROM event_channel WHERE ae_title = ? AND channel = 'websocket'"
-    return database.execute_sql(known, (ae_title,)).fetchone() is not None
+    """Whether an AE is told by WebSocket, or is a device whose address we know."""
+    device = device_of(ctx, ae_title)
+    has_host = bool(device and device.host)
+    return any(way == "websocket" or has_host for _, way in ways_to_tell(ctx, [ae_title]))
 
 
 def check_receiver(ae_title: str) -> None:
@@ -4928,7 +4938,7 @@ def _record_initial_reports(
             for event_id, (uid, state, readiness) in enumerate(reports, last + 1)
         ),
     )
-    ways = ways_to_tell([ae_title])
+    ways = ways_to_tell(ctx, [ae_title])
     insert_rows(
         "outbox_event (event_id, receiver, channel, created_at)",
         ((last + n, *way, now) for n in range(1, len(reports) + 1) for way in ways),
@@ -5041,15 +5051,21 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
     log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
 
 
-def known_subscription(uid: str, ae_title: str) -> None:
-    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3)."""
-    if uid in WELL_KNOWN_UPS:
-        where = "global_subscription WHERE uid = ? AND ae_title = ?"
-    else:
+def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
+    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3).
+
+    single  for a global one: one to a workitem will do, which ends with it
+    """
+    known = ["SELECT 1 FROM global_subscription WHERE uid = ?1 AND ae_title = ?2"]
+    if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
-        where = ("subscription s JOIN workitem w ON w.id = s.workitem_id"
-                 " WHERE w.sop_instance_uid = ? AND s.ae_title = ?")  # fmt: skip
-    if not database.execute_sql(f"SELECT 1 FROM {where}", (uid, ae_title)).fetchone():
+        known = ["SELECT 1 FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+                 " WHERE w.sop_instance_uid = ?1 AND s.ae_title = ?2"]  # fmt: skip
+    elif single:
+        known += [
+            f"SELECT 1 FROM {name}subscription WHERE ae_title = ?2" for name in ("", "global_")
+        ]
+    if not database.execute_sql(" UNION ALL ".join(known), (uid, ae_title)).fetchone():
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such subscription"))
 
 
@@ -7923,11 +7939,11 @@ def read_items(name: str, content: bytes) -> list[bytes]:
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; ValueError where a key is there twice, as one of the two would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice[:40]!r} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:40]!r} is there twice")
+        found[key] = value
     return found
 
 
@@ -8705,8 +8721,8 @@ def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
 
 def open_channel(ctx: Context, ae_title: str) -> None:
     """An AE has opened a WebSocket: it is told by it from now on, too."""
-    enter_channel(ctx, ae_title, "websocket")
-    audit(ctx, "WebSocket opened", ae_title)
+    if enter_channel(ctx, ae_title, "websocket"):
+        audit(ctx, "told by WebSocket", ae_title)
 
 
 def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
@@ -8775,9 +8791,8 @@ class SocketDelivery:
 
     def open(self, client: Any) -> None:
         """Take a socket; what came while its AE had none is told first."""
-        alone = client.ae_title not in self.sockets
         self.sockets.setdefault(client.ae_title, set()).add(client)
-        self._start(client, self._begin(client, alone))
+        self._start(client, self._begin(client))
 
     def closed(self, client: Any) -> None:
         """Forget a socket; what only it was told is told to the others of its AE."""
@@ -8786,9 +8801,11 @@ class SocketDelivery:
         if not others:
             self.sockets.pop(client.ae_title, None)
         self.missed.discard(client)
+        oldest = min(client.unheard, default=math.inf)
+        if client in self.lagging and client.began < math.inf:  # what it had not read yet
+            oldest = min(oldest, min(client.position, client.owed) + 1)
         if task := self.lagging.pop(client, None):
             task.cancel()
-        oldest = min(client.unheard, default=math.inf)
         for other in others:
             if oldest <= other.began:
                 other.owed = min(other.owed, oldest - 1)
@@ -8866,12 +8883,16 @@ class SocketDelivery:
     def _done(self, client: Any, task: asyncio.Task) -> None:
         if self.lagging.get(client) is task:
             self.lagging[client] = None  # not ready: it lags until resume()
+            if client.ready and not task.cancelled() and not task.exception():
+                self.resume(client)  # it was ready again before this was called
         if not task.cancelled() and (error := task.exception()):
             log.error("WebSocket of %s failed", client.ae_title, exc_info=error)
             client.close(1011)  # an unexpected condition; the client comes back
 
-    async def _begin(self, client: Any, alone: bool) -> None:
+    async def _begin(self, client: Any) -> None:
         await self.write(open_channel, client.ctx, client.ae_title)
+        same = self.sockets.get(client.ae_title, set()) - {client}
+        alone = all(one.began == math.inf for one in same)
         start, newest = await self.read(socket_start, client.ae_title, alone)
         client.began = client.position = start
         others = (one for some in self.sockets.values() for one in some if one is not client)
@@ -10847,8 +10868,24 @@ def check_speaker(login: Login, ae_title: str) -> None:
 
 
 def body_of(request: Any) -> bytes:
-    """The whole body; the server has bounded it."""
-    return request.body.read()
+    """The whole body without its Content-Encoding; bounded. Refuses 400, 413, 415."""
+    body: bytes = request.body.read()
+    request.body.seek(0)
+    encoding = request.get_header("Content-Encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip"):
+        raise HttpRefusal(415, "Of content encodings, gzip is taken")
+    unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
+    try:
+        found = unzip.decompress(body, most + 1)
+    except zlib.error:
+        raise HttpRefusal(400, "The body is not gzip") from None
+    if len(found) > most:
+        raise HttpRefusal(413, "Larger than this system takes")
+    if not unzip.eof or unzip.unused_data:
+        raise HttpRefusal(400, "The body is gzip that breaks off, or more than that")
+    return found
 
 
 def check_json_type(request: Any) -> None:
@@ -11029,6 +11066,7 @@ def media_type(text: str) -> str:
 def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
     """The form of an answer. Refuses 406; local: no Accept header is any (PS3.18 8.7.4, 8.7.7)."""
     if parameter:
+        parameter = parameter.replace("dicom ", "dicom+")  # of a + that was not escaped
         wanted = [MEDIA_TYPES.get(media_type(one)) for one in split_list(parameter)]
         return next(filter(None, wanted), DEFAULT_MEDIA_TYPE)
     ranked = []
@@ -11075,7 +11113,10 @@ def payload(request: Any) -> list[bytes]:
     header = request.content_type or ""
     kind, content = media_type(header), body_of(request)
     if kind not in MEDIA_TYPES:
-        raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind[:80] or 'no content type'} is not taken")
+        raise Refusal(
+            Status.MISTYPED_ARGUMENT,
+            f"{kind[:80] or 'A body without content type'} is not taken; {DICOM_JSON} is",
+        )
     form, in_parts = MEDIA_TYPES[kind]
     charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
     if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
@@ -11442,6 +11483,9 @@ def search_web(
     most = ctx.config.dicom.answer_limit
     limit = most if limit is None else min(limit, most)
     warnings = [text for name, text in zip(FLAGS, LITERAL_ONLY, strict=True) if flag(request, name)]
+    if search.unmatched:
+        names = ", ".join(datadict.keyword_for_tag(tag) or f"{tag:08X}" for tag in search.unmatched)
+        warnings.append(f"Not supported for matching: {names}")
     zone = asked.text(TIMEZONE_OFFSET)
     if table is MWL_ATTRIBUTES and zone and zone != f"{ctx.local_now():%z}":
         warnings.append(
@@ -11449,7 +11493,7 @@ def search_web(
         )
 
     found, count = web.read(page, ctx, search, shape, offset, limit)
-    if (left := count - offset - len(found)) > 0 and found:
+    if (left := count - offset - len(found)) > 0:
         warnings.append(f"There are {left} additional results that can be requested")
     headers = tuple(warning(web, request, text) for text in warnings)
     return WebAnswer(200 if found else 204, tuple(found) if found else None, headers)
@@ -11460,6 +11504,12 @@ def service_url(web: Web, request: Any) -> str:
     public = web.config.web.public_url.rstrip("/")
     parts = request.urlparts
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
+
+
+def is_told_by_dimse_alone(web: Web, ae_title: str) -> bool:
+    """Whether the device of an AE title says that it is not told by WebSocket."""
+    device = web.access().device(ae_title)
+    return bool(device) and device.events == EVENT_CHANNELS[0]
 
 
 def socket_url(web: Web, request: Any, ae_title: str) -> str:
@@ -11565,6 +11615,8 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
     lock = flag(request, "deletionlock")
     status = web.write(subscribe, ctx, uid, ae_title, lock, keys, "websocket")
     answer = warned(web, request, 201, status)
+    if is_told_by_dimse_alone(web, ae_title):
+        return answer
     socket = socket_url(web, request, ae_title)
     found = (
         ("Content-Location", socket),
@@ -11589,7 +11641,7 @@ def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -
 
     def end(ctx: Context) -> None:
         if uid in WELL_KNOWN_UPS:
-            known_subscription(uid, ae_title)
+            known_subscription(uid, ae_title, single=False)
         suspend_global_subscription(ctx, uid, ae_title)
 
     web.write(end, ctx)
@@ -11790,8 +11842,8 @@ class DicomView:
 
     def __call__(self, **arguments: str) -> bytes:
         request, response = self.request, self.response
-        if "ae_title" in arguments:
-            arguments["ae_title"] = arguments["ae_title"].replace(SLASH, "/").strip(" ")
+        for name in {"ae_title", "requester"} & arguments.keys():
+            arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
         try:
             ctx = self._context(arguments)
             check_charset(request)
@@ -11814,7 +11866,7 @@ class DicomView:
         if "ae_title" in arguments:
             check_speaker(login, arguments["ae_title"])
         asked = (arguments.get("requester") or parameter(self.request, "requester")).strip()
-        if asked and login.ae_titles:
+        if asked and asked != ctx.config.dicom.ae_title:
             check_speaker(login, asked)
         title = login.ae_titles[0] if login.ae_titles else ctx.config.dicom.ae_title
         return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
@@ -11990,9 +12042,10 @@ class EventSocket(asyncio.Protocol):
         self.connection = WSConnection(ConnectionType.SERVER)
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
-        self.unheard: collections.deque[int] = collections.deque()
+        self.told = 0  # events, in the order in which they were told
+        self._unheard: collections.deque[tuple[int, int]] = collections.deque()
         self.is_open, self.writable = False, True
-        self.pinged = 0  # the outbox row in the last ping
+        self.pinged = 0  # of the events told, the number in the last ping
         self.waits_since: float | None = None  # for a pong
 
     # What SocketDelivery asks of a socket.
@@ -12000,7 +12053,12 @@ class EventSocket(asyncio.Protocol):
     @property
     def ready(self) -> bool:
         """Whether it takes more events."""
-        return self.is_open and self.writable and len(self.unheard) < self.MOST_UNHEARD
+        return self.is_open and self.writable and len(self._unheard) < self.MOST_UNHEARD
+
+    @property
+    def unheard(self) -> list[int]:
+        """The outbox rows without a pong."""
+        return [outbox_id for _, outbox_id in self._unheard]
 
     def tell(self, event: Event) -> None:
         """Send an event."""
@@ -12012,17 +12070,18 @@ class EventSocket(asyncio.Protocol):
         except Exception:
             log.exception("an event of %s cannot be told", event.uid)
             return
-        self.unheard.append(event.outbox_id)
+        self.told += 1
+        self._unheard.append((self.told, event.outbox_id))
         self._send(TextMessage(data=text))
 
     def ping(self) -> None:
         """Ask whether all has arrived that was told."""
         from wsproto.events import Ping
 
-        self.pinged = self.position
+        self.pinged = self.told
         if self.waits_since is None:
             self.waits_since = time.monotonic()
-        self._send(Ping(payload=str(self.position).encode()))
+        self._send(Ping(payload=str(self.told).encode()))
 
     def is_alive(self) -> bool:
         """Whether pings are answered; a socket that is silent is cut off."""
@@ -12112,8 +12171,8 @@ class EventSocket(asyncio.Protocol):
             return  # of no ping of ours
         self.waits_since = time.monotonic() if number < self.pinged else None
         heard = []
-        while self.unheard and self.unheard[0] <= number:
-            heard.append(self.unheard.popleft())
+        while self._unheard and self._unheard[0][0] <= number:
+            heard.append(self._unheard.popleft()[1])
         if heard:
             self.delivery.has_heard(self, heard)
             self.delivery.resume(self)
@@ -12173,8 +12232,7 @@ class EventSocket(asyncio.Protocol):
             raise HttpRefusal(400, "That is no AE title")
         self.request = handshake_request(asked, path, query, address)
         login = speak_for(web, self.request, title)
-        device = web.access().device(title)
-        if device and device.events == EVENT_CHANNELS[0]:
+        if is_told_by_dimse_alone(web, title):
             raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
         return title, login
 
@@ -12183,9 +12241,13 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     """A handshake as the request that find_login reads."""
     import bottle
 
+    try:
+        host = asked.host.encode("idna").decode()
+    except UnicodeError:
+        raise HttpRefusal(400, "That is no host") from None
     environ = {
         "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
-        "HTTP_HOST": asked.host.encode("idna").decode(), "wsgi.input": io.BytesIO(),
+        "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
     }  # fmt: skip
     check_headers(asked.extra_headers)
     for name, value in asked.extra_headers:
@@ -12224,7 +12286,7 @@ class WebServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
-            await self._plain(send, 429, "too many requests", (b"retry-after", b"1"))
+            await self._refuse(scope, send, 429, "too many requests", (b"retry-after", b"1"))
             return
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
@@ -12256,7 +12318,6 @@ class WebServer:
 
         try:
             check_headers(scope["headers"])
-            body = decoded_body(scope, body, self.limits.maximum_body)
         except HttpRefusal as refusal:
             headers = [(b"content-type", b"application/json")]
             content = json.dumps(problem_json(refusal)).encode()
@@ -12267,12 +12328,13 @@ class WebServer:
             environ["PATH_INFO"] = urllib.parse.unquote(
                 re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
             )
-        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone, as is the Content-Encoding
+        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone
         environ["CONTENT_LENGTH"] = str(len(body))
+        environ["minris.maximum_body"] = self.limits.maximum_body
         pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
-        headers, content = compressed(scope, head["headers"], content)
+        headers, content = compressed(scope, head["status"], head["headers"], content)
         return self._start(scope, head["status"], headers), content
 
     def _start(
@@ -12298,7 +12360,7 @@ class WebServer:
         if scope["method"] != "OPTIONS" or not asks or not cors:
             return None
         allowed = [(b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE"),
-                   (b"access-control-allow-headers", b"Authorization, Content-Type, Accept"),
+                   (b"access-control-allow-headers", b"Authorization, Content-Type, Content-Encoding, Accept"),
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
@@ -12307,7 +12369,7 @@ class WebServer:
         headers = dict(scope["headers"])
         most, parts, size = self.limits.maximum_body, [], 0
         if int(headers.get(b"content-length") or 0) > most:
-            await self._plain(send, 413, "larger than this system takes")
+            await self._refuse(scope, send, 413, "larger than this system takes")
             return None
         try:
             async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
@@ -12318,20 +12380,22 @@ class WebServer:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
-                        await self._plain(send, 413, "larger than this system takes")
+                        await self._refuse(scope, send, 413, "larger than this system takes")
                         return None
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            await self._plain(send, 408, "too slow")
+            await self._refuse(scope, send, 408, "too slow")
             return None
 
-    @staticmethod
-    async def _plain(send: Any, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
-        usual = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-        start = {"type": "http.response.start", "status": status}
-        await send({**start, "headers": [*usual, *headers, *SECURITY_HEADERS]})
-        await send({"type": "http.response.body", "body": text.encode()})
+    async def _refuse(
+        self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
+    ) -> None:
+        """Refuse a request that bottle does not see."""
+        usual = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send(self._start(scope, status, [*usual, *headers]))
+        body = json.dumps(problem_json(HttpRefusal(status, text))).encode()
+        await send({"type": "http.response.body", "body": body})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """The page's event stream: the number of each change, calmly; a remark keeps it open."""
@@ -12339,7 +12403,7 @@ class WebServer:
         ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
-            await self._plain(send, 401, "log in first")
+            await self._refuse(scope, send, 401, "log in first")
             return
         headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -12488,37 +12552,15 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise HttpRefusal(400, "A header is not UTF-8") from None
 
 
-def decoded_body(scope: Any, body: bytes, most: int) -> bytes:
-    """A body without its Content-Encoding. Refuses 400, 413, 415."""
-    encoding = header_of(scope, b"content-encoding").strip().lower()
-    if encoding in (b"", b"identity"):
-        return body
-    if encoding not in (b"gzip", b"x-gzip"):
-        raise HttpRefusal(415, "Of content encodings, gzip is taken")
-    unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        found = unzip.decompress(body, most + 1)
-    except zlib.error:
-        raise HttpRefusal(400, "The body is not gzip") from None
-    if len(found) > most:
-        raise HttpRefusal(413, "Larger than this system takes")
-    if not unzip.eof:
-        raise HttpRefusal(400, "The body is gzip that breaks off")
-    return found
-
-
 def compressed(
-    scope: Any, headers: list[tuple[bytes, bytes]], content: bytes
+    scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """An answer as gzip where that is asked for and worth it; pages are not, for their secrets."""
-    asked = re.search(
-        rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", header_of(scope, b"accept-encoding")
+    wanted = re.search(
+        rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", header_of(scope, b"accept-encoding").lower()
     )
-    if (
-        not asked
-        or len(content) < 1024
-        or not scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))
-    ):
+    worth = status == 200 and len(content) >= 1024
+    if not (wanted and worth and scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))):
         return headers, content
     content = gzip.compress(content, 5, mtime=0)
     kept = [(name, value) for name, value in headers if name != b"content-length"]
@@ -17148,7 +17190,10 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
         if arguments.password_stdin:
             password = sys.stdin.readline().rstrip("\r\n")
         else:
-            password = getpass.getpass(f"Password of {arguments.name}: ")
+            try:
+                password = getpass.getpass(f"Password of {arguments.name}: ")
+            except EOFError:
+                raise CommandError("there is no terminal: use --password-stdin") from None
     print(
         run_store_command(
             config,

@@ -262,7 +262,7 @@ def ways_it_is_told(appliance):
     """The channels by which a device is told that has subscribed over DIMSE."""
     uid = minris.UPS_GLOBAL_SUBSCRIPTION
     appliance.write(minris.subscribe, appliance.context(), uid, "MG1", False)
-    return [way for _, way in appliance.read(minris.ways_to_tell, ["MG1"])]
+    return [way for _, way in appliance.read(minris.ways_to_tell, appliance.context(), ["MG1"])]
 
 
 def offered(appliance):

@@ -402,8 +402,8 @@ more workitems are found than an answer takes
 a lock cannot be searched for
     create         | chest        | chest                      | 0000
     change state   | chest        | IN PROGRESS, lock          | 0000
-    search         | chest        | TransactionUID=lock        | 0000
-    search         | chest        | TransactionUID=other lock  | 0000
+    search         | chest        | TransactionUID=lock        | 0000 | 200 Not supported for matching: TransactionUID
+    search         | chest        | TransactionUID=other lock  | 0000 | 200 Not supported for matching: TransactionUID
 who creates a workitem hears of it where that is asked for; ups.auto_subscribe_creator = True
     create         | chest        | chest                      | 0000
     update         | chest        | not ready                  | 0000

@@ -13,6 +13,7 @@ import minris
 
 STEPS = "/modality-scheduled-procedure-steps"
 VIEWER = "https://viewer.example"
+BROKEN = "The body is gzip that breaks off, or more than that"
 
 
 def client(appliance, token="", **headers):
@@ -124,7 +125,8 @@ def test_a_page_is_not_compressed(appliance):
         ("x-gzip", gzip.compress, 201, ""),
         ("identity", bytes, 201, ""),
         ("gzip", bytes, 400, "The body is not gzip"),
-        ("gzip", lambda body: gzip.compress(body)[:-9], 400, "The body is gzip that breaks off"),
+        ("gzip", lambda body: gzip.compress(body)[:-9], 400, BROKEN),
+        ("gzip", lambda body: gzip.compress(body) + b"more", 400, BROKEN),
         ("deflate", zlib.compress, 415, "Of content encodings, gzip is taken"),
     ],
 )
@@ -170,6 +172,16 @@ def test_who_asks_too_often_is_told_to_wait(run_appliance):
     assert codes[:10] == [204] * 10
     assert 429 in codes
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+
+
+def test_a_page_of_a_configured_origin_reads_that_it_is_to_wait(run_appliance):
+    appliance = run_appliance(f"[web]\nrequests_per_second = 1\ncors_origins = {VIEWER}\n")
+    with client(appliance) as door:  # noqa: F811
+        for _ in range(10):
+            refused = door.get("/workitems", headers={"Origin": VIEWER})
+    assert refused.status_code == 429
+    assert refused.headers["Access-Control-Allow-Origin"] == VIEWER
+    assert refused.json() == {"status": "0115", "error": "too many requests", "problems": []}
 
 
 def test_a_bucket_fills_again_and_is_an_addresss_own():
@@ -248,12 +260,51 @@ def test_a_session_is_of_no_use_to_another_origin(open_appliance):
         assert door.get("/workitems").status_code == 204
 
 
-@pytest.mark.parametrize("origin", ["viewer.example", "ftp://viewer.example", f"{VIEWER}/app", "*"])
+ORIGINS = ["viewer.example", "ftp://viewer.example", f"{VIEWER}/app", "*", "https://Viewer.example",
+           f"{VIEWER}:443", "https://a@viewer.example", "https://müller.example"]  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_an_origin_that_is_none_is_a_mistake_in_the_settings(tmp_path, origin):
     path = tmp_path / "config.ini"
     path.write_text(f"[web]\ncors_origins = {origin}\n")
     with pytest.raises(minris.ConfigError, match="cors_origins"):
         minris.load_config(path)
+
+
+# Searches
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("ProcedureStepProgressInformationSequence.ProcedureStepProgress=50",
+         "ProcedureStepProgress"),
+        ("TransactionUID=2.25.1", "TransactionUID"),
+        ("PatientBirthName=Li&WorklistLabel=*", "PatientBirthName"),
+    ],
+)  # fmt: skip
+def test_it_is_said_what_is_not_matched(door, query, names):  # noqa: F811
+    create(door)
+    answer = door.get(f"/workitems?{query}")
+    assert answer.status_code == 200
+    assert answer.headers["Warning"].endswith(f": Not supported for matching: {names}")
+
+
+def test_no_match_is_wanted_and_it_is_said_how_many_there_are(door):  # noqa: F811
+    create(door)
+    answer = door.get("/workitems?limit=0")
+    assert answer.status_code == 204
+    assert answer.headers["Warning"].endswith(
+        "There are 1 additional results that can be requested"
+    )
+
+
+@pytest.mark.parametrize("accept", ["application/dicom+xml", "application/dicom%2Bxml"])
+def test_a_media_type_is_taken_with_its_plus_as_it_stands(door, accept):  # noqa: F811
+    create(door)
+    answer = door.get(f"/workitems/{UID}?accept={accept}")
+    assert answer.headers["Content-Type"] == "application/dicom+xml"
 
 
 # Tokens
@@ -296,6 +347,47 @@ def test_a_token_asks_in_the_name_of_its_own_ae(appliance):
     told = appliance.read(minris.history_of, "2.25.702")
     asked = [h for h in told if h.event_type == minris.EVENT_TYPES["UPS Cancel Requested"]]
     assert [minris.ElementIndex(h.data).get("RequestingAE") for h in asked] == ["WS1"]
+
+
+@pytest.mark.parametrize("role", ["desk", "technologist"])
+def test_a_token_without_aes_asks_in_the_name_of_none(appliance, role):
+    with client(appliance, appliance.token()) as admin:
+        create(admin)
+    with client(appliance, token_of(appliance, role)) as door:  # noqa: F811
+        path = f"/workitems/{UID}/cancelrequest"
+        assert door.post(f"{path}?requester=WS1").status_code == 403
+        assert door.post(f"{path}/WS1").status_code == 403
+        assert door.post(f"{path}?requester=MINRIS").status_code == 202
+
+
+def test_an_ae_title_with_a_slash_asks_too(appliance):
+    with client(appliance, appliance.token()) as admin:
+        create(admin)
+    with client(appliance, token_of(appliance, "desk", "A/B")) as door:  # noqa: F811
+        assert door.post(f"/workitems/{UID}/cancelrequest/A%2FB").status_code == 202
+
+
+def test_who_has_suspended_ends_what_is_left(appliance):
+    with client(appliance, appliance.token()) as door:  # noqa: F811
+        create(door)
+        path = f"/workitems/{minris.UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1"
+        door.post(path + "?deletionlock=true")
+        assert door.post(path + "/suspend").status_code == 200
+        assert appliance.read(minris.watchers_of, UID) == [("WS1", 1)]
+        assert [door.delete(path).status_code, door.delete(path).status_code] == [200, 404]
+    assert appliance.read(minris.watchers_of, UID) == []
+
+
+def test_a_setting_of_a_device_holds_for_what_was_subscribed_before(run_appliance):
+    text = "[device Workstation]\nae_title = WS1\nhost = 127.0.0.1\nport = 11113\n"
+    before = run_appliance(text)
+    with client(before, before.token()) as door:  # noqa: F811
+        door.post(f"/workitems/{minris.UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1")
+    ways = before.read(minris.ways_to_tell, before.context(), ["WS1"])
+    before.stop()
+    after = run_appliance(text + "events = dimse\n")
+    assert ways == [("WS1", "websocket")]
+    assert after.read(minris.ways_to_tell, after.context(), ["WS1"]) == [("WS1", "dimse")]
 
 
 def test_what_a_technologist_reports_a_receptionist_does_not(appliance):

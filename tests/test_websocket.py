@@ -612,6 +612,56 @@ def test_what_a_dying_socket_did_not_hear_is_told_to_one_that_reads_on(house, mo
     assert {ears.next().uid for _ in told} == {uid for uid, _ in told}
 
 
+UIDS = [f"2.25.8{number:02}" for number in range(20)]
+
+
+def test_who_is_told_again_what_another_did_not_hear_hears_on(house, monkeypatch):
+    """Late pongs of what was told before are not mistaken for others, nor the other way."""
+    monkeypatch.setattr(minris.EventSocket, "MOST_UNHEARD", 6)
+    house.subscribe()
+    first = house.bare()
+    house.create(UIDS[0])
+    assert first.next().uid == UIDS[0]
+    house.settled(1)
+    second = house.bare()
+    house.settled(2)
+    house.create(*UIDS[1:5])
+    pings, texts = [], 0
+    while texts < 4:
+        kind, payload = second.frame()
+        texts += kind & 0xF == TEXT
+        pings += [payload] if kind & 0xF == PING else []
+    pings.append(second.until(PING))
+    first.close()
+    assert second.next().uid == UIDS[0]
+    for payload in pings:
+        second.send(PONG, payload)
+    house.create(UIDS[5])
+    heard = iter(lambda: second.next_heard().uid, UIDS[5])
+    assert set(heard) >= set(UIDS[1:5])
+    second.send(PONG, second.until(PING))
+    house.once_heard(6)
+
+
+def test_what_a_socket_had_not_read_yet_is_told_to_the_one_that_stays(house, monkeypatch):
+    monkeypatch.setattr(minris, "MOST_EVENTS", 3)
+    monkeypatch.setattr(minris.EventSocket, "MOST_UNHEARD", 6)
+    house.subscribe()
+    house.create(*UIDS[:10])
+    first = house.bare()
+    told = [first.next().uid for _ in range(6)]
+    assert told == UIDS[:6]
+    last = first.until(PING)
+    second = house.bare()
+    once(house.appliance, lambda: len(house.deliveries) == 2, "it is not open")
+    first.send(PONG, last)
+    first.close()
+    heard = iter(lambda: second.next_heard().uid, UIDS[9])  # its pong may have been lost
+    assert set(heard) >= set(UIDS[6:9])
+    second.send(PONG, second.until(PING))
+    house.once_heard(10)
+
+
 def test_an_event_that_cannot_be_written_holds_up_no_other(house, monkeypatch):
     """Whatever is wrong with it: it is one event of one AE."""
     members = minris.event_members
@@ -1265,11 +1315,11 @@ def test_what_is_given_up_is_in_the_audit_log(ctx, unfetched):
 
 
 def test_who_is_told_by_dimse_too_is_told_by_that_alone_from_then_on(ctx, unfetched):
-    minris.enter_channel(ctx, VIEWER, "dimse")
+    minris.insert_rows("event_channel (ae_title, channel)", [(VIEWER, "dimse")])
     minris.give_up_unfetched(later(ctx, hours=73))
-    assert minris.ways_to_tell([VIEWER]) == [(VIEWER, "dimse")]
+    assert minris.ways_to_tell(ctx, [VIEWER]) == [(VIEWER, "dimse")]
     minris.open_channel(ctx, VIEWER)
-    assert set(minris.ways_to_tell([VIEWER])) == {(VIEWER, "dimse"), (VIEWER, "websocket")}
+    assert set(minris.ways_to_tell(ctx, [VIEWER])) == {(VIEWER, "dimse"), (VIEWER, "websocket")}
 
 
 def test_who_is_told_by_websocket_alone_is_told_what_comes_later(ctx, unfetched):
@@ -1428,6 +1478,6 @@ def test_an_opened_socket_is_in_the_audit_log(house):
     house.open(token=viewer_token(house, VIEWER))
     house.settled(1)
     find = minris.Audit.get
-    found = house.appliance.read(lambda: find(minris.Audit.what == "WebSocket opened"))
+    found = house.appliance.read(lambda: find(minris.Audit.what == "told by WebSocket"))
     assert found.about == VIEWER
     assert re.search(r"viewer|127\.0\.0\.1", found.who)
