@@ -13,27 +13,28 @@ Reception registers the patient on a web page, the machine finds the patient on 
 The file reads from top to bottom: what DICOM says, what we hold, what may happen to it, who may
 ask, and how the box is started. A section uses those above it, never those below.
 
- 1. STATUS       every status we answer, with its HTTP code; the one exception
- 2. STANDARD     SOP classes, attribute tables, transition tables, defined terms
- 3. CONFIG       one table of settings; reading and checking config.ini
- 4. DATASETS     encoded data sets: index, character sets, matching, checks, DICOM JSON
- 5. STORE        models, migrations, the one writer
- 6. CONTEXT      who asks and when; the audit line
- 7. ACCESS       devices, users, sessions, tokens, roles
- 8. EVENTS       subscriptions, and what subscribers are told
- 9. WORKLIST     patients, requested procedures, scheduled procedure steps
-10. MPPS         performed procedure steps and what they do to the scheduled ones
-11. UPS          the workitem's life
-13. WORKFLOW     what happens of itself: retention
-14. INTERCHANGE  import and export: DICOM files, DICOM JSON, CSV
-15. DELIVERY     calls to other systems
-16. ASSOCIATION  the DICOM upper layer: PDUs, negotiation, timers, limits
-17. DIMSE        door 1: which message calls which core function
-18. DICOMWEB     door 2: the JSON API, the web server
-19. PAGES        the browser's side
-20. CONFORMANCE  the conformance statement, printed from the tables
-21. SIMULATOR    a modality to try the box with
-22. APPLIANCE    start, stop, command line
+ 1. STATUS        every status we answer, with its HTTP code; the one exception
+ 2. STANDARD      SOP classes, attribute tables, transition tables, defined terms
+ 3. CONFIG        one table of settings; reading and checking config.ini
+ 4. DATASETS      encoded data sets: index, character sets, matching, checks, DICOM JSON
+ 5. STORE         models, migrations, the one writer
+ 6. CONTEXT       who asks and when; the audit line
+ 7. ACCESS        devices, users, sessions, tokens, roles
+ 8. EVENTS        subscriptions, and what subscribers are told
+ 9. WORKLIST      patients, requested procedures, scheduled procedure steps
+10. MPPS          performed procedure steps and what they do to the scheduled ones
+11. UPS           the workitem's life
+12. AVAILABILITY  which images are where, and whether they are safe
+13. WORKFLOW      what happens of itself: retention
+14. INTERCHANGE   import and export: DICOM files, DICOM JSON, CSV
+15. DELIVERY      calls to other systems
+16. ASSOCIATION   the DICOM upper layer: PDUs, negotiation, timers, limits
+17. DIMSE         door 1: which message calls which core function
+18. DICOMWEB      door 2: the JSON API, the web server
+19. PAGES         the browser's side
+20. CONFORMANCE   the conformance statement, printed from the tables
+21. SIMULATOR     a modality to try the box with
+22. APPLIANCE     start, stop, command line
 """
 
 import argparse
@@ -88,6 +89,7 @@ from typing import Any, NamedTuple
 
 import peewee
 from pydicom import datadict
+from pydicom.uid import UID
 
 __version__ = "0.1.0"
 
@@ -350,6 +352,10 @@ UPS_PULL = "1.2.840.10008.5.1.4.34.6.3"
 UPS_EVENT = "1.2.840.10008.5.1.4.34.6.4"
 UPS_QUERY = "1.2.840.10008.5.1.4.34.6.5"
 UPS_CLASSES = frozenset({UPS_PUSH, UPS_WATCH, UPS_PULL, UPS_EVENT, UPS_QUERY})
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+INSTANCE_AVAILABILITY = "1.2.840.10008.5.1.4.33"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 UPS_GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"
 UPS_FILTERED_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5.1"
 
@@ -919,6 +925,70 @@ EVENT_TYPES = {  # PS3.4 Table CC.2.4-1
     "SCP Status Change": 4,
     "UPS Assigned": 5,
 }
+COMMITMENT_ATTRIBUTES = attribute_table(
+    "PS3.4 Table J.3-1",
+    """
+    keyword                   | action
+    StorageMediaFileSetID     | 3/3
+    StorageMediaFileSetUID    | 3/3
+    ReferencedSOPSequence     | 1/1
+    > ReferencedSOPClassUID   | 1/1
+    > ReferencedSOPInstanceUID | 1/1
+    > StorageMediaFileSetID   | 3/3
+    > StorageMediaFileSetUID  | 3/3
+    """,
+)
+COMMITMENT_BY_STUDY = attribute_table(
+    "PS3.18 Table J.1-1",
+    """
+    keyword                                | action
+    ReferencedStudySequence                | 1/1
+    > StudyInstanceUID                     | 1/1
+    > ReferencedSeriesSequence             | 1/1
+    >> SeriesInstanceUID                   | 1/1
+    >> ReferencedInstancesBySOPClassSequence | 1/1
+    >>> ReferencedSOPClassUID              | 1/1
+    >>> ReferencedInstanceSequence         | 1/1
+    >>>> ReferencedSOPInstanceUID          | 1/1
+    """,
+)
+AVAILABILITY_ATTRIBUTES = attribute_table(
+    "PS3.4 Table R.3.2-1",
+    """
+    keyword                                | create
+    SpecificCharacterSet                   | 1C/1C
+    ReferencedPerformedProcedureStepSequence | 2/2
+    > ReferencedSOPClassUID                | 1/1
+    > ReferencedSOPInstanceUID             | 1/1
+    > PerformedWorkitemCodeSequence        | 2/2
+    StudyInstanceUID                       | 1/1
+    ReferencedSeriesSequence               | 1/1
+    > SeriesInstanceUID                    | 1/1
+    > ReferencedSOPSequence                | 1/1
+    >> ReferencedSOPClassUID               | 1/1
+    >> ReferencedSOPInstanceUID            | 1/1
+    >> InstanceAvailability                | 1/1
+    >> RetrieveAETitle                     | 1/1
+    >> RetrieveLocationUID                 | 3/3
+    >> RetrieveURI                         | 3/3
+    >> RetrieveURL                         | 3/3
+    >> StorageMediaFileSetID               | 3/3
+    >> StorageMediaFileSetUID              | 3/3
+    """,
+)
+INSTANCE_AVAILABILITIES = frozenset("ONLINE NEARLINE OFFLINE UNAVAILABLE".split())
+# PS3.3 C.14.1.1: Failure Reason (0008,1197), and for people why an instance is not committed.
+NOT_CHECKED, NOT_THERE, OF_ANOTHER_CLASS = "0110", "0112", "0119"
+NOT_STORED, UID_IN_USE, COMMITTED = "0122", "0131", "0000"
+FAILURE_REASONS = {
+    NOT_CHECKED: Message("could not be checked"),
+    NOT_THERE: Message("is not in the archive"),
+    OF_ANOTHER_CLASS: Message("is in the archive as an object of another class"),
+    NOT_STORED: Message("is no object that is stored"),
+    UID_IN_USE: Message("was asked for under a number that is in use"),
+}
+COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are committed
+
 UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
     1: ("change state", frozenset({UPS_PULL})),
     2: ("request cancel", frozenset({UPS_PUSH, UPS_WATCH})),
@@ -1269,6 +1339,17 @@ def read_public_url(text: str) -> str:
     return parts.geturl().rstrip("/")
 
 
+def read_evidence(text: str) -> tuple[str, ...]:
+    """Kinds of evidence, in their order."""
+    found = tuple(one.strip() for one in text.split(",") if one.strip())
+    if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
+        raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
+    return found
+
+
+EVIDENCE = ("archive", "availability")
+
+
 def read_origins(text: str) -> tuple[str, ...]:
     """Origins of web pages, such as https://viewer.example, separated by commas."""
     origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
@@ -1318,6 +1399,8 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "store": read_store_url,
     "url": read_public_url,
     "origins": read_origins,
+    "evidence": read_evidence,
+    "ae_or_none": lambda text: read_ae_title(text) if text else "",
     "id": read_id_format,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
@@ -1358,6 +1441,13 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | AE titles told of our restart beside all subscribers, separated by commas
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | tell subscribers when the appliance is stopped
+    commitment | evidence | archive | evidence | what proves that an image is safe, in this order, separated by commas: archive, availability
+    commitment | archive | | ae_or_none | AE title of the archive that is asked; empty: the device whose role is archive
+    commitment | missing_minutes | 5 | int 0 1440 | an image that the archive does not have is looked for again for so long
+    commitment | give_up_hours | 24 | int 1 720 | without evidence, as the archive is down, images are called not safe after so many hours
+    commitment | report_hours | 72 | int 1 720 | a result that the machine does not take is given up after so many hours
+    commitment | keep_days | 90 | int 1 36500 | results are kept so many days
+    commitment | maximum_instances | 20000 | int 1 1000000 | most images in one request
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
     web | tls_certificate | | text | file with the certificate of the pages, PEM: they are served by https
@@ -1421,6 +1511,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | answer_limit | | limit | most answers to one query of it; empty: as [dicom] answer_limit
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
+    device | relational_queries | no | bool | an archive that finds images by their own UIDs alone
     device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
     device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
     device | combined_pdvs | yes | bool | send command and data set in one PDU
@@ -1433,6 +1524,7 @@ class Config:
 
     dicom: types.SimpleNamespace
     ups: types.SimpleNamespace
+    commitment: types.SimpleNamespace
     web: types.SimpleNamespace
     store: types.SimpleNamespace
     clinic: types.SimpleNamespace
@@ -1480,6 +1572,7 @@ class Device:
     empty_sequences: bool = True
     name_groups: str = "all"
     combined_pdvs: bool = True
+    relational_queries: bool = False
     events: str = "as_subscribed"
     events_without_role: bool = False
     from_file: bool = True
@@ -1654,6 +1747,10 @@ def allows(tag: int, vr: bytes) -> bool:
 
 class Malformed(ValueError):
     """Bytes that are no data set, or one past a limit."""
+
+
+class TooManyElements(Malformed):
+    """A data set with more elements than are taken."""
 
 
 class CharacterSet:
@@ -1929,7 +2026,7 @@ class _Recoder:
                 raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
             self.count += 1
             if self.count > self.limits.elements:
-                raise Malformed(f"more than {self.limits.elements} elements")
+                raise TooManyElements(f"more than {self.limits.elements} elements")
             element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
             if tag == SPECIFIC_CHARACTER_SET:
                 charset = self.declared(element, charset, depth)
@@ -2018,7 +2115,7 @@ class _Recoder:
             items.append(content)
             self.count += 1
             if self.count > self.limits.elements:
-                raise Malformed(f"more than {self.limits.elements} elements")
+                raise TooManyElements(f"more than {self.limits.elements} elements")
         if delimited:
             raise Malformed(f"{attribute_name(tag)} has no end")
         return encode_items(tag, items), pos
@@ -3621,6 +3718,68 @@ class Receiver(Stored):
     heard_at = peewee.TextField(default="")
 
 
+class Commitment(Stored):
+    """A request for storage commitment.
+
+    requester  the AE title that asked, or the login over HTTP; called: ours, as it asked
+    door       `dimse` or `web`; by_study: how its references are written
+    repeats    it asks under a Transaction UID that was in use already
+    state      `asked`, `judged`, `told`, or `given up`: nobody could be told
+    """
+
+    transaction_uid = peewee.TextField(index=True)
+    requester = peewee.TextField()
+    called = peewee.TextField()
+    door = peewee.TextField()
+    by_study = peewee.IntegerField()
+    repeats = peewee.IntegerField()
+    state = peewee.TextField()
+    data = peewee.BlobField()
+    problem = peewee.TextField(default="")
+    failures = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    created_at = peewee.TextField()
+    judged_at = peewee.TextField(default="")
+    told_at = peewee.TextField(default="")
+
+
+class CommitmentInstance(Stored):
+    """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
+
+    commitment = peewee.ForeignKeyField(Commitment)
+    sop_class_uid = peewee.TextField()
+    sop_instance_uid = peewee.TextField()
+    study_instance_uid = peewee.TextField()
+    series_instance_uid = peewee.TextField()
+    verdict = peewee.TextField(default="")
+    evidence = peewee.TextField(default="")
+
+
+class Availability(Stored):
+    """What was last notified of an instance at an AE that it can be retrieved from."""
+
+    sop_instance_uid = peewee.TextField()
+    retrieve_ae_title = peewee.TextField()
+    sop_class_uid = peewee.TextField()
+    study_instance_uid = peewee.TextField(index=True)
+    series_instance_uid = peewee.TextField()
+    availability = peewee.TextField()
+    who = peewee.TextField()
+    at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
+
+
+class AvailabilityNotice(Stored):
+    """An Instance Availability Notification: its UID is not taken twice."""
+
+    sop_instance_uid = peewee.TextField(unique=True)
+    who = peewee.TextField()
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+
+
 class Mark(Stored):
     """What the store remembers of the box: its last start, when a job last ran."""
 
@@ -3699,6 +3858,10 @@ MODELS = (
     OutboxEvent,
     Receiver,
     EventChannel,
+    Commitment,
+    CommitmentInstance,
+    Availability,
+    AvailabilityNotice,
     Mark,
     DeviceRecord,
     Procedure,
@@ -3887,6 +4050,39 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
             WHERE sent_at = '' AND given_up_at = '';
         ALTER TABLE token ADD COLUMN ae_titles TEXT NOT NULL DEFAULT '';
+        """,
+    ),
+    (
+        5,
+        "storage commitment, instance availability",
+        """
+        CREATE TABLE commitment (
+            id INTEGER NOT NULL PRIMARY KEY, transaction_uid TEXT NOT NULL,
+            requester TEXT NOT NULL, called TEXT NOT NULL, door TEXT NOT NULL,
+            by_study INTEGER NOT NULL, repeats INTEGER NOT NULL, state TEXT NOT NULL,
+            data BLOB NOT NULL, problem TEXT NOT NULL DEFAULT '',
+            failures INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
+            created_at TEXT NOT NULL, judged_at TEXT NOT NULL DEFAULT '',
+            told_at TEXT NOT NULL DEFAULT '');
+        CREATE INDEX commitment_transaction_uid ON commitment (transaction_uid);
+        CREATE INDEX commitment_due ON commitment (try_at) WHERE state IN ('asked', 'judged');
+        CREATE INDEX commitment_created_at ON commitment (created_at);
+        CREATE TABLE commitment_instance (
+            id INTEGER NOT NULL PRIMARY KEY,
+            commitment_id INTEGER NOT NULL REFERENCES commitment (id) ON DELETE CASCADE,
+            sop_class_uid TEXT NOT NULL, sop_instance_uid TEXT NOT NULL,
+            study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL,
+            verdict TEXT NOT NULL DEFAULT '', evidence TEXT NOT NULL DEFAULT '');
+        CREATE INDEX commitment_instance_commitment_id ON commitment_instance (commitment_id);
+        CREATE TABLE availability (
+            sop_instance_uid TEXT NOT NULL, retrieve_ae_title TEXT NOT NULL,
+            sop_class_uid TEXT NOT NULL, study_instance_uid TEXT NOT NULL,
+            series_instance_uid TEXT NOT NULL, availability TEXT NOT NULL, who TEXT NOT NULL,
+            at TEXT NOT NULL, PRIMARY KEY (sop_instance_uid, retrieve_ae_title)) WITHOUT ROWID;
+        CREATE INDEX availability_study_instance_uid ON availability (study_instance_uid);
+        CREATE TABLE availability_notice (
+            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL UNIQUE,
+            who TEXT NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL);
         """,
     ),
 )
@@ -4246,12 +4442,17 @@ class Writer:
 # Who asks, when, and the line that is kept of it. For others: Actor, Context, audit.
 
 
+# Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
+RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
+
+
 class Actor(NamedTuple):
     """Who asks: an AE title with its address, or a user, or a job of our own."""
 
     name: str
     address: str = ""
     role: str = ""
+    called: str = ""  # the AE title by which it called us
 
     def __str__(self) -> str:
         return f"{self.name}@{self.address}" if self.address else self.name
@@ -7749,6 +7950,543 @@ def retry_events(ctx: Context, receiver: str) -> None:
     audit(ctx, "events tried again", receiver)
 
 
+# 12. AVAILABILITY -----------------------------------------------------------------------------
+#
+# Which images are where, and whether they are safe: notifications from archives, requests for
+# storage commitment and their judgement. minris holds no images: what it says rests on evidence.
+# Source: PS3.4 annexes J and R; PS3.18 13.
+# For others: notify_availability, request_commitment, open_references, record_evidence,
+# commitment_result, commitment_by_uid, archive_of.
+
+
+class Reference(NamedTuple):
+    """An instance, and where it is if that is known."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+
+
+def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
+    """Take an Instance Availability Notification: its UID, made where none is given.
+
+    The newest of an instance at a Retrieve AE counts.
+
+    Refuses  0106, 0111, 0117, 0120, 0121. Source: PS3.4 R.3.2.1
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index = ElementIndex(data)
+    check_instance(index, INSTANCE_AVAILABILITY, uid)
+    check_attributes(index, AVAILABILITY_ATTRIBUTES, "create", lenient=True)
+    _check_availability(index)
+    study, rows_ = index.get("StudyInstanceUID"), []
+    for series in index.items(tag_of("ReferencedSeriesSequence")):
+        for one in series.items(tag_of("ReferencedSOPSequence")):
+            rows_.append(
+                (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
+                 one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
+                 one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
+            )  # fmt: skip
+    with database.atomic():
+        try:
+            insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,
+                       created_at=ctx.stamp())  # fmt: skip
+        except peewee.IntegrityError:
+            words = Message("{uid} exists already", uid=uid)
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+        insert_rows(
+            "availability (sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid,"
+            " series_instance_uid, availability, who, at) VALUES"
+            " ON CONFLICT (sop_instance_uid, retrieve_ae_title) DO UPDATE SET"
+            " sop_class_uid = excluded.sop_class_uid, availability = excluded.availability,"
+            " study_instance_uid = excluded.study_instance_uid,"
+            " series_instance_uid = excluded.series_instance_uid,"
+            " who = excluded.who, at = excluded.at",
+            rows_,
+        )
+        # what waits for it is looked at at once
+        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state = 'asked'")
+        audit(ctx, "availability notified", study, f"{len(rows_)} instances")
+    log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
+    return uid
+
+
+def _check_availability(index: ElementIndex) -> None:
+    """Refuse (0106) two performed steps, a word that is no availability, an instance twice."""
+    problems, seen = [], set()
+    performed = tag_of("ReferencedPerformedProcedureStepSequence")
+    if len(index.items(performed)) > 1:
+        problems.append(Problem(performed, Message("has more than one item")))
+    word, instance = tag_of("InstanceAvailability"), tag_of("ReferencedSOPInstanceUID")
+    for series in index.items(tag_of("ReferencedSeriesSequence")):
+        for one in series.items(tag_of("ReferencedSOPSequence")):
+            if one.text(word) not in INSTANCE_AVAILABILITIES:
+                choices = ", ".join(sorted(INSTANCE_AVAILABILITIES))
+                problems.append(Problem(word, Message("is not one of {choices}", choices=choices)))
+            place = one.text(instance), one.get("RetrieveAETitle")
+            if place in seen:
+                problems.append(Problem(instance, Message("is there twice")))
+            seen.add(place)
+    problems += _uid_problems(index)
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
+
+
+def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
+    """UIDs at any depth that are none, or several."""
+    for tag in index:
+        if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
+            yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
+        for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
+            yield from _uid_problems(item)
+
+
+def is_by_study(index: ElementIndex) -> bool:
+    """How a request for commitment names its instances. Refuses 0120, 0106 where not one way."""
+    flat, studies = tag_of("ReferencedSOPSequence"), tag_of("ReferencedStudySequence")
+    if flat in index and studies in index:
+        problem = Problem(studies, Message("is there beside (0008,1199)"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    return studies in index
+
+
+def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
+    """The instances that a request for commitment names."""
+    if not by_study:
+        items = index.items(tag_of("ReferencedSOPSequence"))
+        return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
+                for one in items]  # fmt: skip
+    found = []
+    for study in index.items(tag_of("ReferencedStudySequence")):
+        for series in study.items(tag_of("ReferencedSeriesSequence")):
+            for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence")):
+                found += [
+                    Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+                              study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
+                    for one in kind.items(tag_of("ReferencedInstanceSequence"))
+                ]  # fmt: skip
+    return found
+
+
+def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
+    """The instances of a request that is in order. Refuses 0115, 0120, 0121, 0213."""
+    if by_study:
+        check_attributes(index, COMMITMENT_BY_STUDY, "action")
+    else:
+        check_attributes(index, COMMITMENT_ATTRIBUTES, "action")
+    references = references_of(index, by_study)
+    most = ctx.config.commitment.maximum_instances
+    if len(references) > most:
+        words = Message("{count} images are more than the {most} of one request",
+                        count=len(references), most=most)  # fmt: skip
+        raise Refusal(Status.RESOURCE_LIMITATION, words)
+    uids = [one.sop_instance_uid for one in references]
+    tag = tag_of("ReferencedSOPInstanceUID")
+    wrong = [uid for one in references for uid in one if uid and value_problem("UI", uid)]
+    if len(set(uids)) < len(uids):
+        problem = Problem(tag, Message("is there twice"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    if wrong:
+        problem = Problem(tag, Message("{value} is not a UID", value=wrong[0][:64]))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    return references
+
+
+def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse") -> None:
+    """Take a request for storage commitment, to be judged.
+
+    uid      Transaction UID
+    data     the references, stored form
+    door     `dimse`: the result is told to who asks; `web`: it is asked for
+    Refuses  0115, 0120, 0121; 0213 for too many; 0124 for who could not be told; over HTTP 0111
+             for a UID in use. Over DIMSE such a request fails whole, by its report
+    Source   PS3.4 J.3.2; PS3.18 13.4
+    """
+    if not uid or value_problem("UI", uid):
+        problem = Problem(TRANSACTION_UID, Message("{value} is not a UID", value=uid[:64]))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    by_study = door == "web" and is_by_study(index)
+    references = checked_references(ctx, index, by_study)
+    requester = ctx.actor.name
+    if door == "dimse" and not any(requester in d.ae_titles and d.host for d in ctx.devices):
+        words = Message("{ae} is not registered with an address", ae=requester)
+        raise Refusal(Status.NOT_AUTHORIZED, words)
+    with database.atomic():
+        known = next(iter(fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)), None)
+        if known and door == "web":
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
+        same = known and (known.door, known.requester, bytes(known.data)) == (
+            door, requester, bytes(index)
+        )  # fmt: skip
+        if same and known.state in ("asked", "judged"):
+            log.info("commitment %s: asked again by %s", uid, ctx.actor)
+            return
+        _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
+        audit(ctx, "commitment asked", uid, f"{len(references)} instances")
+    log.info("commitment %s: %d instances, by %s", uid, len(references), ctx.actor)
+
+
+def _insert_commitment(
+    ctx: Context,
+    uid: str,
+    index: ElementIndex,
+    references: list[Reference],
+    door: str,
+    by_study: bool,
+    known: bool,
+) -> None:
+    commitment_id = insert_row(
+        Commitment,
+        transaction_uid=uid,
+        requester=ctx.actor.name,
+        called=ctx.actor.called or ctx.config.dicom.ae_title,
+        door=door,
+        by_study=int(by_study),
+        repeats=int(known),
+        state="judged" if known else "asked",
+        data=bytes(index),
+        created_at=ctx.stamp(),
+        judged_at=ctx.stamp() if known else "",
+    )
+    insert_rows(
+        "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
+        " series_instance_uid, verdict)",
+        ((commitment_id, *one, first_verdict(one.sop_class_uid, known)) for one in references),
+    )
+
+
+def first_verdict(sop_class_uid: str, repeated: bool) -> str:
+    """What can be said of an instance unseen: "", or 0131, or 0122 for a class that is not stored."""
+    if repeated:
+        return UID_IN_USE
+    known = UID(sop_class_uid)
+    if known.is_private or known.name == sop_class_uid:  # of a maker, or of a later edition
+        return ""
+    stored = (
+        known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
+    )
+    return "" if stored else NOT_STORED
+
+
+def is_still(commitment: Any) -> bool:
+    """Whether a request is in the state in which it was read."""
+    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = ?"
+    return database.execute_sql(sql, (commitment.id, commitment.state)).fetchone() is not None
+
+
+def due_commitments(ctx: Context, state: str) -> list[Any]:
+    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now."""
+    door = "" if state == "asked" else " AND door = 'dimse'"
+    return fetch_rows(
+        Commitment,
+        f"state = ?{door} AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100",
+        state,
+        ctx.stamp(),
+        ctx.stamp(seconds=RETRY_AFTER[-1]),
+    )
+
+
+def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
+    """The instances of a request that are not judged, with their places as far as they are known."""
+    cursor = database.execute_sql(
+        "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
+        " FROM commitment_instance WHERE commitment_id = ? AND verdict = ''",
+        (commitment_id,),
+    )
+    found = [Reference(*row) for row in cursor]
+    unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
+    places = places_of(ctx, unknown) if unknown else {}
+    return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
+                         series_instance_uid=places[one.sop_instance_uid][1])
+            if one.sop_instance_uid in places else one for one in found]  # fmt: skip
+
+
+MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
+
+
+def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
+    """Study and series of instances, as availability or performed steps have told them."""
+    found: dict[str, tuple[str, str]] = {}
+    wanted = sorted(uids)
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        cursor = database.execute_sql(
+            "SELECT sop_instance_uid, study_instance_uid, series_instance_uid FROM availability"
+            f" WHERE sop_instance_uid IN ({', '.join('?' * len(some))})",
+            some,
+        )
+        found |= {uid: (study, series) for uid, study, series in cursor}
+    open_ = uids - found.keys()
+    while open_:
+        row = database.execute_sql(
+            "SELECT data FROM (SELECT id, data FROM performed_procedure_step ORDER BY id DESC"
+            f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?) ORDER BY id DESC LIMIT 1",
+            (encode_text("ReferencedSOPInstanceUID", min(open_)),),
+        ).fetchone()
+        told = produced_by(ElementIndex(bytes(row[0]))) if row else {}
+        found |= {uid: told[uid] for uid in open_ & told.keys()}
+        open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
+        if not row and len(open_) > 20:
+            break  # of a machine that does not report: none of the others is known either
+    return found
+
+
+def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str]]:
+    """Study and series of each instance that a performed procedure step refers to."""
+    studies = {one.get("StudyInstanceUID") for one in performed.items(STEP_ATTRIBUTES)} - {""}
+    if len(studies) != 1:
+        return {}
+    (study,), found = studies, {}
+    for series in performed.items(tag_of("PerformedSeriesSequence")):
+        for keyword in ("ReferencedImageSequence",
+                        "ReferencedNonImageCompositeSOPInstanceSequence"):  # fmt: skip
+            for one in series.items(tag_of(keyword)):
+                found[one.get("ReferencedSOPInstanceUID")] = study, series.get("SeriesInstanceUID")
+    return found
+
+
+def notified_instances(
+    ctx: Context, references: Iterable[Reference], archive: str
+) -> dict[str, str]:
+    """The class of each instance that the archive has notified as to be had there."""
+    wanted, found = [one.sop_instance_uid for one in references], {}
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        cursor = database.execute_sql(
+            "SELECT sop_instance_uid, sop_class_uid FROM availability WHERE retrieve_ae_title = ?"
+            " AND who = ? AND availability IN ('ONLINE', 'NEARLINE')"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
+            (archive, archive, *some),
+        )
+        found |= dict(cursor)
+    return found
+
+
+class Evidence(NamedTuple):
+    """What is known of some instances.
+
+    found      by UID the class of each that was seen, empty where that was not told, and the AE
+               title that says so
+    missing    those that were looked for and not seen
+    unchecked  those that could not be looked for
+    problem    why there is no telling of the rest
+    """
+
+    found: Mapping[str, tuple[str, str]]
+    missing: frozenset[str] = frozenset()
+    unchecked: frozenset[str] = frozenset()
+    problem: str = ""
+
+
+def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
+    """Judge what evidence is of; the rest is looked at again, until its time is over.
+
+    Source  PS3.4 J.3.3.1.2: success is claimed for what was seen in the archive alone
+    """
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    if commitment.state != "asked":
+        return
+    keep = ctx.config.commitment
+    waited = commitment.created_at <= ctx.stamp(minutes=-keep.missing_minutes)
+    over = commitment.created_at <= ctx.stamp(hours=-keep.give_up_hours)
+    verdicts = []
+    for one in fetch_rows(CommitmentInstance, "commitment_id = ? AND verdict = ''", commitment_id):
+        sop_class, source = evidence.found.get(one.sop_instance_uid, (None, ""))
+        if sop_class is not None:
+            right = sop_class in ("", one.sop_class_uid)
+            verdict = COMMITTED if right else OF_ANOTHER_CLASS
+        elif one.sop_instance_uid in evidence.missing and waited:
+            verdict = NOT_THERE
+        elif (one.sop_instance_uid in evidence.unchecked and waited) or over:
+            verdict = NOT_CHECKED
+        else:
+            continue
+        verdicts.append((verdict, source, one.id))
+    sql = "UPDATE commitment_instance SET verdict = ?, evidence = ? WHERE id = ?"
+    with database.atomic():
+        database.connection().executemany(sql, verdicts)
+        _settle_commitment(ctx, commitment, evidence.problem)
+
+
+def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
+    """A request of which all is judged is judged; another one is looked at again."""
+    good, bad, open_ = commitment_counts([commitment.id])[commitment.id]
+    if open_:
+        failures = commitment.failures + 1
+        wait = RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
+        update_row(Commitment, commitment.id, failures=failures, problem=problem[:500],
+                   try_at=ctx.stamp(seconds=wait))  # fmt: skip
+        return
+    update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp(), failures=0,
+               problem="", try_at="")  # fmt: skip
+    audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
+    log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
+
+
+def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
+    """How many instances of requests are committed, refused and not judged, by id."""
+    counts = dict.fromkeys(commitment_ids, (0, 0, 0))
+    cursor = database.execute_sql(
+        "SELECT commitment_id, count(*) FILTER (WHERE verdict = '0000'),"
+        " count(*) FILTER (WHERE verdict NOT IN ('', '0000')),"
+        " count(*) FILTER (WHERE verdict = '') FROM commitment_instance"
+        f" WHERE commitment_id IN ({', '.join(map(str, counts))}) GROUP BY commitment_id"
+    )
+    return counts | {row_id: (good, bad, open_) for row_id, good, bad, open_ in cursor}
+
+
+class Result(NamedTuple):
+    """How a request was judged: what a report and the web's answer say of each instance.
+
+    archive  AE title of the archive where all was seen that is committed, if it is one
+    """
+
+    all_good: bool
+    data: bytes
+    archive: str
+
+
+def commitment_result(commitment: Any) -> Result:
+    """The result of a request that is judged, in the form of the request (PS3.4 Table J.3-2)."""
+    verdicts = fetch_rows(CommitmentInstance, "commitment_id = ? ORDER BY id", commitment.id)
+    good = [one for one in verdicts if one.verdict == COMMITTED]
+    bad = [one for one in verdicts if one.verdict != COMMITTED]
+    sources = {one.evidence for one in good}
+    write = _by_study if commitment.by_study else _flat
+    return Result(
+        bool(good) and not bad, write(good, bad), "".join(sources) if len(sources) == 1 else ""
+    )
+
+
+def _reason(verdict: str) -> bytes:
+    return encode_element(tag_of("FailureReason"), b"US", struct.pack("<H", int(verdict, 16)))
+
+
+def _flat(good: list[Any], bad: list[Any]) -> bytes:
+    def item(one: Any) -> bytes:
+        uids = {"ReferencedSOPClassUID": one.sop_class_uid,
+                "ReferencedSOPInstanceUID": one.sop_instance_uid}  # fmt: skip
+        return bytes(text_elements(**uids)) + (
+            b"" if one.verdict == COMMITTED else _reason(one.verdict)
+        )
+
+    pairs = (("FailedSOPSequence", bad), ("ReferencedSOPSequence", good))
+    return b"".join(encode_items(tag_of(name), map(item, some)) for name, some in pairs if some)
+
+
+def _by_study(good: list[Any], bad: list[Any]) -> bytes:
+    """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
+
+    def instance(one: Any) -> bytes:
+        reason = b"" if one.verdict == COMMITTED else _reason(one.verdict)
+        return ElementIndex(
+            bytes(text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid))
+        ).merged(ElementIndex(reason))
+
+    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[bytes]:
+        if not steps:
+            return [instance(one) for one in some]
+        (column, keyword, sequence), *rest = steps
+        groups: dict[str, list[Any]] = {}
+        for one in some:
+            groups.setdefault(getattr(one, column), []).append(one)
+        return [
+            text_elements(**{keyword: uid}).merged(
+                ElementIndex(encode_items(tag_of(sequence), level(members, tuple(rest))))
+            )
+            for uid, members in groups.items()
+        ]
+
+    steps = (
+        ("study_instance_uid", "StudyInstanceUID", "ReferencedSeriesSequence"),
+        ("series_instance_uid", "SeriesInstanceUID", "ReferencedInstancesBySOPClassSequence"),
+        ("sop_class_uid", "ReferencedSOPClassUID", "ReferencedInstanceSequence"),
+    )
+    pairs = (("ReferencedStudySequence", good), ("FailedStudySequence", bad))
+    return b"".join(encode_items(tag_of(name), level(some, steps)) for name, some in pairs if some)
+
+
+def commitment_by_uid(uid: str) -> Any:
+    """A request by its Transaction UID. Refuses 0112."""
+    found = fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such request"))
+    return found[0]
+
+
+def note_told(ctx: Context, commitment_id: int) -> None:
+    """The result of a request has been told."""
+    update_row(Commitment, commitment_id, state="told", told_at=ctx.stamp(), problem="", try_at="")
+
+
+def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
+    """The result could not be told: again later, until it is given up."""
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    failures = commitment.failures + 1
+    wait = RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
+    late = commitment.judged_at <= ctx.stamp(hours=-ctx.config.commitment.report_hours)
+    state = "given up" if late else "judged"
+    update_row(Commitment, commitment_id, state=state, failures=failures, problem=problem[:500],
+               try_at=ctx.stamp(seconds=wait))  # fmt: skip
+    if late:
+        audit(ctx, "commitment not told", commitment.transaction_uid, problem[:200])
+    log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
+
+
+def purge_commitments(ctx: Context) -> int:
+    """Drop results that are old enough; their Transaction UIDs stay known. How many."""
+    old = ctx.stamp(days=-ctx.config.commitment.keep_days)
+    over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
+    ended = f"({over}) AND judged_at < ?"
+    erase(
+        f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
+    )
+    erase("availability WHERE at < ?", old)
+    erase("availability_notice WHERE created_at < ?", old)
+    sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
+    return database.execute_sql(sql, (old,)).rowcount
+
+
+def try_commitment_again(ctx: Context, uid: str) -> None:
+    """Ask the archive, or tell the machine, now and not later. Refuses 0112, C300 for what is done.
+
+    A result that was told is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
+    """
+    commitment = commitment_by_uid(uid)
+    done = commitment.state in ("told", "dropped")
+    if done or (commitment.door == "web" and commitment.state != "asked"):
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    state = "judged" if commitment.state == "given up" else commitment.state
+    update_row(Commitment, commitment.id, state=state, failures=0, try_at="")
+    if commitment.state == "given up":  # it has its time anew
+        update_row(Commitment, commitment.id, judged_at=ctx.stamp())
+    audit(ctx, "commitment tried again", uid)
+
+
+def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
+    """The newest requests, each with how many are committed, refused and not judged."""
+    found = fetch_rows(Commitment, f"1 = 1 ORDER BY id DESC LIMIT {most}")
+    counts = commitment_counts(one.id for one in found)
+    return [(one, *counts[one.id]) for one in found]
+
+
+def judged_instances(commitment_id: int) -> list[Any]:
+    """The instances of a request with their verdicts, those that are refused first."""
+    where = "commitment_id = ? ORDER BY verdict = '0000', id LIMIT 1000"
+    return fetch_rows(CommitmentInstance, where, commitment_id)
+
+
+def archive_of(ctx: Context) -> Device | None:
+    """The archive that is asked: the one that is set, else the one device whose role is archive."""
+    title = ctx.config.commitment.archive
+    found = [one for one in ctx.devices
+             if (title in one.ae_titles if title else one.role == "archive")]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
 # 13. WORKFLOW ---------------------------------------------------------------------------------
 #
 # What happens of itself: retention, as [housekeeping] says. For others: purge, due_to_end.
@@ -7767,6 +8505,7 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_audit_days:
             old = ctx.stamp(days=-keep.keep_audit_days)
             erased["audit lines"] = erase("audit WHERE at < ?", old)
+        erased["commitments"] = purge_commitments(ctx)
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
             "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
@@ -8459,10 +9198,7 @@ def export_csv() -> str:
 # 15. DELIVERY ---------------------------------------------------------------------------------
 #
 # Calls to other systems: takes outbox rows and hands them to the sender it is given; C-ECHO.
-# For others: Delivery, RETRY_AFTER, echo.
-
-# Seconds to wait after so many failures in a row; the last for all that follow.
-RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
+# For others: Delivery, SocketDelivery, CommitmentDesk, echo.
 
 
 class Event(NamedTuple):
@@ -8944,6 +9680,126 @@ class SocketDelivery:
                     await asyncio.sleep(self.CALM)
         if self.noting:
             self.noting.cancel()
+
+
+# Storage commitment: the archive is asked, and who asked us is told.
+
+
+class CommitmentDesk:
+    """Has requests for storage commitment judged, and their results told; a few at once.
+
+    ask   coroutine function (archive, references) giving Evidence; raises DeliveryError
+    tell  coroutine function (commitment, result); raises DeliveryError
+    read  runs a function in a reader's thread; `write` runs a core function in the store thread
+    """
+
+    AT_ONCE = 4  # that are judged
+    TOLD_AT_ONCE = 32  # each to another requester
+
+    def __init__(
+        self,
+        context: Callable[[], Context],
+        ask: Callable[..., Any],
+        tell: Callable[..., Any],
+        read: Callable[..., Any],
+        write: Callable[..., Any],
+    ) -> None:
+        self.context, self.ask, self.tell, self.read, self.write = context, ask, tell, read, write
+        self.busy: dict[int | str, asyncio.Task] = {}  # by id, and by who is told
+        self.wanted = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may be due; called in the loop."""
+        self.wanted.set()
+
+    async def run(self, pause: float = 5.0) -> None:
+        """Judge and tell what is due, whenever woken and every few seconds."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                await self.work()
+            except Exception:
+                log.exception("storage commitment failed")
+            await asyncio.sleep(Delivery.CALM)
+
+    async def work(self, wait: bool = False) -> None:
+        """Begin what is due, as far as there is room; with `wait`, until it has ended."""
+        for commitment in await self.read(due_commitments, self.context(), "judged"):
+            if sum(isinstance(key, str) for key in self.busy) < self.TOLD_AT_ONCE:
+                self._start(commitment.requester, self._tell, commitment)
+        for commitment in await self.read(due_commitments, self.context(), "asked"):
+            if sum(isinstance(key, int) for key in self.busy) < self.AT_ONCE:
+                self._start(commitment.id, self._judge, commitment)
+        if wait and self.busy:
+            await asyncio.wait(list(self.busy.values()))
+
+    def _start(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
+        if key not in self.busy:
+            task = asyncio.get_running_loop().create_task(self._guarded(key, step, commitment))
+            self.busy[key] = task
+
+    async def _guarded(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
+        try:
+            if await self.read(is_still, commitment):  # it may have been read long before
+                await step(commitment)
+        except Exception:
+            log.exception("commitment %s failed", commitment.transaction_uid)
+            await asyncio.sleep(RETRY_AFTER[0])
+        finally:
+            del self.busy[key]
+            self.wake()
+
+    async def _judge(self, commitment: Any) -> None:
+        ctx = self.context()
+        references = await self.read(open_references, ctx, commitment.id)
+        archive, found, last = archive_of(ctx), {}, Evidence({})
+        absent: frozenset[str] = frozenset()  # what the archive itself says that it does not have
+        for kind in ctx.config.commitment.evidence:
+            settled = found.keys() | absent
+            open_ = [one for one in references if one.sop_instance_uid not in settled]
+            try:
+                evidence = await self._evidence(ctx, kind, archive, open_)
+            except DeliveryError as error:
+                last = last._replace(problem=str(error))
+                log.warning("commitment %s: %s", commitment.transaction_uid, error)
+                continue
+            found |= evidence.found
+            absent |= evidence.missing if kind == "archive" else frozenset()
+            if not last.problem:  # else what was not seen may be where nobody could look
+                last = evidence._replace(missing=evidence.missing | absent)
+        if last.problem:
+            last = Evidence({}, problem=last.problem)
+        await self.write(record_evidence, ctx, commitment.id, last._replace(found=found))
+
+    async def _evidence(
+        self, ctx: Context, kind: str, archive: Device | None, references: list[Reference]
+    ) -> Evidence:
+        uids = frozenset(one.sop_instance_uid for one in references)
+        if not archive or not references:
+            return Evidence({}, unchecked=uids)
+        if kind == "archive":
+            return await self.ask(archive, references)
+        known = await self.read(notified_instances, ctx, references, archive.ae_title)
+        found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
+        return Evidence(found, uids - found.keys())
+
+    async def _tell(self, commitment: Any) -> None:
+        result = await self.read(commitment_result, commitment)
+        try:
+            await self.tell(commitment, result)
+        except DeliveryError as error:
+            await self.write(note_not_told, self.context(), commitment.id, str(error))
+        else:
+            await self.write(note_told, self.context(), commitment.id)
+
+    async def close(self) -> None:
+        """Leave what is being done where it is: it is done after the next start."""
+        for task in list(self.busy.values()):
+            task.cancel()
+        await asyncio.gather(*self.busy.values(), return_exceptions=True)
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -10064,9 +10920,14 @@ class Caller:
 
     LONGEST = 65536  # of a PDU, as we announce
     LONGEST_COMMAND = 16384
+    LONGEST_DATA = 1 << 20
+    MOST_ANSWERS = 200_000  # of a C-FIND
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
+        self.command, self.data = bytearray(), bytearray()
+        self.fields: dict[str, Any] | None = None  # of a message whose data set is not whole
+        self.messages: collections.deque[tuple[dict[str, Any], bytes]] = collections.deque()
         self.accepted = Accepted(16384, {}, {})
         self.writer: asyncio.StreamWriter | None = None
 
@@ -10125,21 +10986,57 @@ class Caller:
     async def _call(self, pdus: bytes) -> int:
         self.writer.write(pdus)
         await self.writer.drain()
-        command = bytearray()
+        fields, _ = await self._message()
+        return fields.get("Status", Status.PROCESSING_FAILURE)
+
+    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
+        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
+                                 Priority=0, CommandDataSetType=1)  # fmt: skip
+        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
+        self.writer.write(pdus)
+        found: list[bytes] = []
         while True:
+            fields, data = await self._bounded(self._message(), "no response")
+            status = fields.get("Status", Status.PROCESSING_FAILURE)
+            if status == Status.SUCCESS:
+                return found
+            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
+                raise DeliveryError(f"it answers {status:04X} to our query")
+            found.append(data)
+            if len(found) > self.MOST_ANSWERS:
+                self.close()
+                raise DeliveryError("it answers more than we take")
+
+    async def _message(self) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer: command set and data set."""
+        while not (self.messages and self.messages[0] is not None):
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
                 raise ProtocolError("it ended the association")
-            pos = 6
-            while pos + 6 <= len(pdu):
-                length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
-                command += pdu[pos + 6 : pos + 4 + length] if control & 1 else b""
-                pos += 4 + max(length, 2)
-                if len(command) > self.LONGEST_COMMAND:
-                    raise ProtocolError("its response is past the limit")
-                if control & 3 == 3:
-                    fields = decode_command(bytes(command))
-                    return fields.get("Status", Status.PROCESSING_FAILURE)
+            self._take(pdu)
+        return self.messages.popleft()
+
+    def _take(self, pdu: bytes) -> None:
+        """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
+        pos = 6
+        while pos + 6 <= len(pdu):
+            length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
+            part = self.command if control & 1 else self.data
+            part += pdu[pos + 6 : pos + 4 + length]
+            pos += 4 + max(length, 2)
+            if len(self.command) > self.LONGEST_COMMAND or len(self.data) > self.LONGEST_DATA:
+                raise ProtocolError("its response is past the limit")
+            if control & 3 == 3:
+                self.fields = decode_command(bytes(self.command))
+                self.command.clear()
+            whole = self.fields and (
+                control == 2 or self.fields.get("CommandDataSetType") == NO_DATA_SET
+            )
+            if whole:
+                self.messages.append((self.fields, bytes(self.data)))
+                self.data.clear()
+                self.fields = None
 
     @property
     def is_open(self) -> bool:
@@ -10235,6 +11132,14 @@ def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status
     return subscribe(ctx, uid, receiver, lock == "TRUE", keys)
 
 
+def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    if uid != STORAGE_COMMITMENT_INSTANCE:
+        words = Message("{uid} is not known", uid=uid)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
+
+
 def _required(index: ElementIndex, keyword: str) -> str:
     """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
     tag = tag_of(keyword)
@@ -10300,8 +11205,15 @@ SERVICES = (
     Service(UPS_WATCH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
     Service(UPS_WATCH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2, CC.2.3"),
     Service(UPS_QUERY, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", _action, _status,
+            "PS3.4 J.3.2"),
+    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", _affected_workitem,
+            _created_mpps, "PS3.4 R.3.2"),
 )  # fmt: skip
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
+
+# Whose changes somebody is to be told of, or something is to follow.
+WATCHED_CLASSES = UPS_CLASSES | {STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
 
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
@@ -10314,6 +11226,8 @@ PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
     UPS_PULL: (True, False),
     UPS_EVENT: (True, False),
     UPS_QUERY: (True, False),
+    STORAGE_COMMITMENT: (True, True),
+    INSTANCE_AVAILABILITY: (True, False),
 }
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
 EXTENDED_NEGOTIATION = {
@@ -10412,6 +11326,139 @@ class EventSender:
             log.warning("event %d of %s: answered %04X", event.event_type, event.uid, status)
 
 
+class ArchiveSearch:
+    """Looks for instances in an archive by C-FIND (PS3.4 C, Study Root).
+
+    Within their study and series where these are known; else by instance UIDs alone, where the
+    archive's device allows relational queries
+    """
+
+    AT_ONCE = 100  # UIDs in one query
+    LONGEST = 300.0  # seconds for one request
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
+        """Raises DeliveryError where it is not reached or refuses a query"""
+        if not archive.host:
+            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
+        within = [one for one in references if one.study_instance_uid]
+        alone = [one for one in references if not one.study_instance_uid]
+        unchecked = frozenset(
+            () if archive.relational_queries else (one.sop_instance_uid for one in alone)
+        )
+        found: dict[str, str] = {}
+        if within or (alone and archive.relational_queries):
+            caller = Caller(30.0)
+            ours, address = self.config.dicom.ae_title, (archive.host, archive.port)
+            await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
+            try:
+                if STUDY_ROOT_FIND not in caller.accepted.contexts:
+                    raise DeliveryError("the archive takes no queries (Study Root FIND)")
+                async with asyncio.timeout(self.LONGEST):
+                    await self._within_studies(caller, within, found)
+                    if archive.relational_queries:
+                        await self._alone(caller, [one.sop_instance_uid for one in alone], found)
+            except TimeoutError:
+                raise DeliveryError("its answers have no end") from None
+            finally:
+                await caller.release()
+        wanted = frozenset(one.sop_instance_uid for one in references)
+        seen = {uid: (found[uid], archive.ae_title) for uid in wanted & found.keys()}
+        return Evidence(seen, wanted - seen.keys() - unchecked, unchecked)
+
+    async def _within_studies(
+        self, caller: Caller, references: list[Reference], found: dict[str, str]
+    ) -> None:
+        places: dict[str, set[str]] = {}
+        for one in references:
+            places.setdefault(one.study_instance_uid, set()).add(one.series_instance_uid)
+        for study, series in places.items():
+            if "" in series:  # not known of all
+                answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
+                                          SeriesInstanceUID="")  # fmt: skip
+                series = {one.get("SeriesInstanceUID") for one in answers}
+            for uid in sorted(series):
+                found |= await self._images(
+                    caller, "", StudyInstanceUID=study, SeriesInstanceUID=uid
+                )
+
+    async def _alone(self, caller: Caller, uids: list[str], found: dict[str, str]) -> None:
+        for start in range(0, len(uids), self.AT_ONCE):
+            found |= await self._images(caller, "\\".join(uids[start : start + self.AT_ONCE]))
+
+    async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, str]:
+        keys |= {"SOPInstanceUID": uids, "SOPClassUID": "", "RetrieveAETitle": "",
+                 "InstanceAvailability": ""}  # fmt: skip
+        answers = await self._ask(caller, "IMAGE", **keys)
+        return {
+            one.get("SOPInstanceUID"): one.get("SOPClassUID")
+            for one in answers
+            # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
+            if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
+            and one.get("InstanceAvailability") in ("", "ONLINE", "NEARLINE")
+        }
+
+    @staticmethod
+    async def _ask(caller: Caller, level: str, **keys: str) -> list[ElementIndex]:
+        context = caller.accepted.contexts[STUDY_ROOT_FIND]
+        keys["QueryRetrieveLevel"] = level
+        elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
+        data = to_syntax(b"".join(_by_tag(elements)), context.explicit)
+        answers = await caller.find(context, STUDY_ROOT_FIND, data)
+
+        def decode() -> list[ElementIndex]:
+            return [ElementIndex(recode(one, context.explicit, UTF_8)) for one in answers]
+
+        try:
+            return await asyncio.to_thread(decode)  # thousands would hold up the loop
+        except Malformed as error:
+            raise DeliveryError(f"its answer cannot be read: {error}") from None
+
+
+class CommitmentSender:
+    """Tells the result of a storage commitment by N-EVENT-REPORT, as SCP (PS3.4 J.3.3)."""
+
+    def __init__(self, access: Callable[[], AccessRules]) -> None:
+        self.access = access
+
+    async def __call__(self, commitment: Any, result: Result) -> None:
+        """On an association of ours, from the AE title that was called. Raises DeliveryError"""
+        device = self.access().device(commitment.requester)
+        if not device or not device.host:
+            raise DeliveryError(f"{commitment.requester} is not registered with an address")
+        caller = Caller()
+        proposed = ((STORAGE_COMMITMENT, (False, True)),)
+        await caller.open(
+            (device.host, device.port), commitment.called, commitment.requester, proposed
+        )
+        try:
+            role = caller.accepted.roles.get(STORAGE_COMMITMENT)
+            if STORAGE_COMMITMENT not in caller.accepted.contexts or not (
+                device.events_without_role or (role and role[1])
+            ):
+                raise DeliveryError("it does not take storage commitment with us as SCP")
+            context = caller.accepted.contexts[STORAGE_COMMITMENT]
+            told = text_elements(
+                TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
+            )
+            data = written_for(device, ElementIndex(result.data).merged(told), context.explicit)
+            command = encode_command(
+                AffectedSOPClassUID=STORAGE_COMMITMENT,
+                CommandField=0x0100,
+                MessageID=1,
+                CommandDataSetType=1,
+                AffectedSOPInstanceUID=STORAGE_COMMITMENT_INSTANCE,
+                EventTypeID=COMMITMENT_EVENTS[result.all_good],
+            )
+            status = await caller.call(context, command, data, device.combined_pdvs)
+            if status != Status.SUCCESS:  # it has heard, and knows nothing of it
+                log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
+        finally:
+            await caller.release()
+
+
 class KeptAnswers(NamedTuple):
     """A small result as it was at a commit, on a day."""
 
@@ -10462,7 +11509,8 @@ class Dimse:
 
     async def dispatch(self, association: Association, request: Request) -> None:
         """Answer one message; every failure is a status, never silence."""
-        actor = Actor(association.peer.calling, association.address)
+        peer = association.peer
+        actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
         self.counts[request.operation] += 1
         self.on_caller(actor.name)
@@ -10477,7 +11525,7 @@ class Dimse:
                 await self._find(ctx, association, request, service.core)
                 return
             fields, data = await self._call(ctx, service, request)
-            changed = service.access == "write" and service.sop_class in UPS_CLASSES
+            changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
             fields, data = self._refused(request, refusal)
         except (asyncio.CancelledError, GeneratorExit):
@@ -10510,6 +11558,9 @@ class Dimse:
                 raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
             if syntax not in UPS_ACTIONS[kind][1]:
                 service = None
+        elif service and service.core is commitment_action and command.get("ActionTypeID") != 1:
+            kind = command.get("ActionTypeID", 0)
+            raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
         if not service:
             raise Refusal(
                 Status.UNRECOGNIZED_OPERATION,
@@ -10560,9 +11611,9 @@ class Dimse:
                 Limits(limits.maximum_nesting, limits.maximum_elements),
             )
         except Malformed as error:
-            raise Refusal(
-                Status.PROCESSING_FAILURE, f"The data set cannot be read: {error}"
-            ) from None
+            many = isinstance(error, TooManyElements)
+            status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
+            raise Refusal(status, f"The data set cannot be read: {error}") from None
         if recoded.recovered or recoded.damaged:
             self._note_texts(ctx, request, recoded)
         request.asked = recoded.asked
@@ -11689,6 +12740,26 @@ class DicomRoute(NamedTuple):
     query: tuple[str, ...] = ()
 
 
+def web_commit(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """POST /commitment-requests/…: the references; the result is asked for (PS3.18 13.4)."""
+    data = one_data_set(request)
+    if TRANSACTION_UID in ElementIndex(data):
+        raise HttpRefusal(400, "The transaction UID is in the path alone")
+    web.write(request_commitment, ctx, uid, data, "web")
+    return WebAnswer(202, None, RETRY_SOON)
+
+
+def web_commitment(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
+    """GET /commitment-requests/…: the result, or 202 while there is none (PS3.18 13.5)."""
+    commitment = web.read(commitment_by_uid, uid)
+    if commitment.state == "dropped":
+        raise HttpRefusal(410, "Its result has been dropped")
+    if commitment.state == "asked":
+        return WebAnswer(202, None, RETRY_SOON)
+    return WebAnswer(200, (web.read(commitment_result, commitment).data,))
+
+
+RETRY_SOON = (("Retry-After", "5"),)
 MPPS_PATH = "/modality-performed-procedure-steps"
 SLASH = "%2F"  # a slash of an AE title, which is none of the path
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
@@ -11719,6 +12790,10 @@ DICOM_ROUTES = (
     DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
                "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
     DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
+    DicomRoute("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
+               "technologist", "PS3.18 13.4", (202,), "one"),
+    DicomRoute("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
+               "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 
 WEB_PARAMETERS = {
@@ -13419,9 +14494,33 @@ NAVIGATION = body_rows("""
     /import      | Import                | desk
     /catalogue   | Catalogue             | technologist
     /watchers    | Watchers              | technologist
+    /commitments | Are they safe?        | technologist
     /orphans     | Stuck                 | technologist
     /devices     | Devices               | technologist
     """)
+
+
+COMMITMENT_STATES = {
+    "asked": Message("being judged"),
+    "judged": Message("to be told"),
+    "told": Message("told"),
+    "given up": Message("could not be told"),
+    "dropped": Message("dropped"),
+}
+
+
+def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: int) -> str:
+    """What a judgement means for whoever stands at the machine."""
+    if commitment.state == "dropped":
+        return ""
+    words = []
+    if good:
+        words.append(t("{count} images are safe: the machine may delete them", count=good))
+    if bad:
+        words.append(t("{count} images are not safe: do not delete them", count=bad))
+    if open_:
+        words.append(t("{count} images are not judged yet: do not delete them", count=open_))
+    return "; ".join(words)
 
 
 # What a person may do with a workitem: in which states, who, and what is asked for.
@@ -14588,6 +15687,62 @@ class Pages:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         return self.tell("/watchers", self.translator()("Saved."))
 
+    def commitments(self) -> str:
+        """GET /commitments: which images machines have asked about, and what they were told."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, found_rows = self.translator(), []
+        for one, *counts in self.web.read(recent_commitments):
+            cells = (one.transaction_uid, one.requester, shown_instant(one.created_at, ctx.config.zone),
+                     verdict_words(t, one, *counts), t(COMMITMENT_STATES[one.state]), one.problem)  # fmt: skip
+            link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
+            found_rows.append(Row(cells, link, self._commitment_actions(t, one)))
+        columns = (t("Transaction UID"), t("Asked by"), t("Asked"), t("Judgement"), t("State"),
+                   t("Problem"))  # fmt: skip
+        part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
+        return self.listing("Are they safe?", login, [part], intro=self._archive_words(t, ctx))
+
+    @staticmethod
+    def _archive_words(t: Translator, ctx: Context) -> str:
+        archive = archive_of(ctx)
+        if not archive and any(device.role == "archive" for device in ctx.devices):
+            return t("There are several archives: nothing can be called safe until [commitment] archive"
+                     " names one.")  # fmt: skip
+        if not archive:
+            return t("No archive is set: nothing can be called safe. Register it as a device with the"
+                     " role archive.")  # fmt: skip
+        return t("Asked is the archive {ae}.", ae=archive.ae_title)
+
+    @staticmethod
+    def _commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
+        waits = commitment.state == "asked" or (
+            commitment.door == "dimse" and commitment.state in ("judged", "given up")
+        )
+        fields = (("uid", commitment.transaction_uid),)
+        again = waits and not commitment.repeats
+        return (Action("/commitments", t("Try again now"), fields),) if again else ()
+
+    def commitment(self, uid: str) -> str:
+        """GET /commitment/…: the judgement of each image, in words."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t, one = self.translator(), self.web.read(commitment_by_uid, uid)
+        words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
+        words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
+        rows_ = [
+            Row((each.sop_instance_uid, words[each.verdict], each.evidence))
+            for each in self.web.read(judged_instances, one.id)
+        ]
+        columns = (t("Image"), t("Judgement"), t("Says"))
+        counts = self.web.read(commitment_counts, [one.id])[one.id]
+        links = [("/commitments", t("All requests"))]
+        part, intro = Part("", columns, rows_), verdict_words(t, one, *counts)
+        return self.listing("Are they safe?", login, [part], intro=intro, links=links)
+
+    def try_commitment(self) -> str:
+        """POST /commitments: ask the archive or tell the machine now."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        self.web.write(try_commitment_again, ctx, self.form("uid"))
+        return self.tell("/commitments", self.translator()("It is tried again now."))
+
     def stuck(self) -> str:
         """GET /orphans: what is stuck, with what is known, to be ended with a reason."""
         login, ctx = enter(self.web, self.request, "technologist")
@@ -15083,6 +16238,9 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/workitem/<uid:re:[0-9.]+>", pages.workitem_event),
         ("GET", "/watchers", pages.watchers_page),
         ("POST", "/watchers", pages.change_watcher),
+        ("GET", "/commitments", pages.commitments),
+        ("POST", "/commitments", pages.try_commitment),
+        ("GET", "/commitment/<uid>", pages.commitment),
         ("GET", "/orphans", pages.stuck),
         ("POST", "/orphans", pages.end_stuck),
         ("GET", "/leftovers", pages.leftovers_page),
@@ -15529,6 +16687,54 @@ def statement_web(config: Config) -> list[Block]:
     ]
 
 
+def statement_commitment(config: Config) -> list[Block]:
+    """Storage commitment and instance availability: what success rests on, times, limits."""
+    keep, retry = config.commitment, ", ".join(map(str, RETRY_AFTER))
+    rules = (
+        "This system keeps no images. An instance is committed when it was seen, under the SOP class"
+        f" that is asked for, in the archive; evidence in this order: {', '.join(keep.evidence)}."
+        f" The archive is {keep.archive or 'the one device whose role is archive'}.",
+        "archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,"
+        " a performed procedure step or an availability notification; else by SOP Instance UIDs"
+        " alone, where the device of the archive has relational_queries; else it could not be"
+        " checked, which is failure 0110. availability: a notification by the archive itself that the"
+        " instance is ONLINE or NEARLINE there.",
+        f"An instance that is not there is looked for again for {keep.missing_minutes} minutes, then"
+        " fails with 0112. An archive that is not reached is asked again after"
+        f" {retry} seconds, the last over and over, for {keep.give_up_hours} hours; then what is not"
+        " judged fails with 0110. Never is success told without evidence.",
+        "The result is told on an association of this system's, with the AE title that was called, as"
+        " SCP by role selection (or without it, where the device has events_without_role). Any"
+        " status is taken as heard. A requester that is not reached is tried again in the same way for"
+        f" {keep.report_hours} hours, over restarts.",
+        "A requester must be registered with an address (else 0124). An identical request while the"
+        " first is judged is the same; another one under a Transaction UID that is known is"
+        f" answered with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances"
+        " are refused with 0213, an instance named twice with 0115.",
+        f"Results are kept {keep.keep_days} days, their Transaction UIDs for good (404 for an unknown,"
+        " 410 for a dropped one). Duration, retrieval and capacity of the storage are the archive's.",
+        "Retrieve AE Title is given at the top level, where all that is committed was seen in one"
+        " archive. Storage media are not looked at.",
+    )
+    classes = [(reason, str(words)) for reason, words in FAILURE_REASONS.items()]
+    lines = [
+        (">" * (len(path) - 1) + one.keyword, one.cells["create"])
+        for path, one in AVAILABILITY_ATTRIBUTES.items()
+    ]
+    return [
+        Block("heading", "5.7 Storage commitment (PS3.4 J; PS3.18 13)", level=3),
+        *(Block("paragraph", rule) for rule in rules),
+        table_block(("Failure Reason", "Meaning"), *classes),
+        Block("heading", "5.8 Instance availability notification (PS3.4 R)", level=3),
+        Block(
+            "paragraph",
+            "Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond"
+            " the table are stored. A second notification under a UID is refused with 0111.",
+        ),
+        table_block(("Attribute", "N-CREATE"), *lines),
+    ]
+
+
 def statement_configuration(config: Config) -> list[Block]:
     """The settings, and the devices of the file."""
     return [
@@ -15628,6 +16834,7 @@ STATEMENT = (
     statement_workitems,
     statement_dicomweb,
     statement_web,
+    statement_commitment,
     statement_configuration,
     statement_network,
     statement_security,
@@ -16752,6 +17959,11 @@ class Appliance:
         self.delivery_task = loop.create_task(self.delivery.run())
         self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
         self.socket_task = loop.create_task(self.socket_delivery.run())
+        self.commitments = CommitmentDesk(
+            self.context, ArchiveSearch(config), CommitmentSender(self.access),
+            self.read_async, self.write_async,
+        )  # fmt: skip
+        self.commitment_task = loop.create_task(self.commitments.run())
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
@@ -16800,6 +18012,7 @@ class Appliance:
         """Something may be to be told; called in the loop."""
         self.delivery.wake()
         self.socket_delivery.wake()
+        self.commitments.wake()
 
     def wake_delivery(self) -> None:
         """Something may be to be told; called from any thread."""
@@ -16955,6 +18168,8 @@ class Appliance:
         self.clock_task.cancel()
         self.delivery_task.cancel()
         self.socket_task.cancel()
+        self.commitment_task.cancel()
+        await self.commitments.close()
         await self.delivery.close()
         await self.socket_delivery.close()
         await self.event_sender.close()

@@ -24,7 +24,7 @@ ENVIRONMENT = ROOT / ".venv-test"
 PEERS = ROOT / "tests" / "peers"
 NODE_MODULES = PEERS / "node_modules"
 DCMTK_TOOLS = ("findscu", "echoscu", "dump2dcm", "wlmscpfs")
-USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
+USUAL_PLACES = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin")
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROME_ON_MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
@@ -57,6 +57,11 @@ def find_openssl() -> str | None:
 
 def find_node() -> str | None:
     return shutil.which("node")
+
+
+def find_orthanc() -> str | None:
+    """Orthanc, which plays the archive."""
+    return next((path for path in places("Orthanc") if "Orthanc" in version_of(path)), None)
 
 
 def find_curl() -> str | None:
@@ -123,6 +128,7 @@ SYSTEM_PEERS = (
     Peer("chromium", find_chromium, ("chromium",)),
     Peer("openssl", find_openssl, ("openssl",)),
     Peer("curl", find_curl, ("curl",)),
+    Peer("orthanc", find_orthanc, ("orthanc",)),
     Peer("node", find_node, ("nodejs", "npm")),
     Peer("fonts-noto-cjk", find_chinese_font, ("fontconfig", "fonts-noto-cjk")),
 )

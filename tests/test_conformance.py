@@ -238,7 +238,8 @@ def test_role_selection_is_answered_where_the_statement_says_so(appliance, uid):
     role.sop_class_uid, role.scu_role, role.scp_role = uid, True, True
     found = answered_items(appliance, uid, role)
     assert bool(found) is (stated == "answered")
-    assert not any(one.scp_role for one in found)
+    offered = minris.PRESENTATION_CONTEXTS[uid] or (False, False)
+    assert all(one.scp_role is offered[1] for one in found)
 
 
 @pytest.mark.parametrize("uid", minris.PRESENTATION_CONTEXTS)

@@ -265,6 +265,19 @@ def ways_it_is_told(appliance):
     return [way for _, way in appliance.read(minris.ways_to_tell, appliance.context(), ["MG1"])]
 
 
+def allowed_to_ask_by_image(appliance):
+    """Whether an image of an unknown study can be looked for (archive: MG1)."""
+    device = dataclasses.replace(appliance.appliance.access().device("MG1"), host="")
+    search = minris.ArchiveSearch(appliance.config)
+    wanted = [minris.Reference("1.2.840.10008.5.1.4.1.1.2", "2.25.9")]
+    reached = dataclasses.replace(device, host=peers.HOST, port=peers.free_port())
+    try:
+        evidence = asyncio.run(search(reached, wanted))
+    except minris.DeliveryError:
+        return [True]  # it would have asked
+    return [not evidence.unchecked]
+
+
 def offered(appliance):
     """The devices that the registration page offers."""
     page = browser(appliance, "desk").get("/register").text
@@ -294,6 +307,7 @@ EFFECTS = {
     "answer_limit": ("2", {}, answers_and_status, (3, SUCCESS), (2, OUT_OF_RESOURCES)),
     "empty_sequences": ("no", {}, empty_sequence, True, False),
     "name_groups": ("ideographic", {}, names_of(WANG), [WANG], ["王^小东"]),
+    "relational_queries": ("yes", {}, allowed_to_ask_by_image, [False], [True]),
     "events": (
         "both",
         {"host": peers.HOST},
@@ -657,6 +671,7 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "answer_limit": "200",
         "empty_sequences": "no",
         "name_groups": "ideographic",
+        "relational_queries": "yes",
         "events": "both",
         "events_without_role": "yes",
         "combined_pdvs": "no",
