@@ -977,6 +977,7 @@ AVAILABILITY_ATTRIBUTES = attribute_table(
     """,
 )
 INSTANCE_AVAILABILITIES = frozenset("ONLINE NEARLINE OFFLINE UNAVAILABLE".split())
+RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: of these a C-MOVE would work
 # PS3.3 C.14.1.1: Failure Reason (0008,1197), and for people why an instance is not committed.
 NOT_CHECKED, NOT_THERE, OF_ANOTHER_CLASS = "0110", "0112", "0119"
 NOT_STORED, UID_IN_USE, COMMITTED = "0122", "0131", "0000"
@@ -995,6 +996,9 @@ UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the class
     3: ("subscribe", frozenset({UPS_WATCH})),
     4: ("unsubscribe", frozenset({UPS_WATCH})),
     5: ("suspend", frozenset({UPS_WATCH})),
+}
+COMMITMENT_ACTIONS = {  # PS3.4 Table J.3-1
+    1: ("request commitment", frozenset({STORAGE_COMMITMENT})),
 }
 UPS_ENUMERATIONS = {
     "ScheduledProcedureStepPriority": ("HIGH", "MEDIUM", "LOW"),
@@ -1446,7 +1450,7 @@ SETTINGS = setting_table(r"""
     commitment | missing_minutes | 5 | int 0 1440 | an image that the archive does not have is looked for again for so long
     commitment | give_up_hours | 24 | int 1 720 | without evidence, as the archive is down, images are called not safe after so many hours
     commitment | report_hours | 72 | int 1 720 | a result that the machine does not take is given up after so many hours
-    commitment | keep_days | 90 | int 1 36500 | results are kept so many days
+    commitment | keep_days | 90 | int 1 36500 | results, and what was notified of availability, are kept so many days
     commitment | maximum_instances | 20000 | int 1 1000000 | most images in one request
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
@@ -4444,6 +4448,11 @@ class Writer:
 
 # Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
 RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+def retry_wait(failures: int) -> int:
+    """Seconds to wait after so many failures in a row, 1 for the first."""
+    return RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
 
 
 class Actor(NamedTuple):
@@ -8044,7 +8053,7 @@ def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
 
 
 def is_by_study(index: ElementIndex) -> bool:
-    """How a request for commitment names its instances. Refuses 0120, 0106 where not one way."""
+    """Whether a request for commitment names its instances by study. Refuses 0106 for both ways."""
     flat, studies = tag_of("ReferencedSOPSequence"), tag_of("ReferencedStudySequence")
     if flat in index and studies in index:
         problem = Problem(studies, Message("is there beside (0008,1199)"))
@@ -8072,10 +8081,7 @@ def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
 
 def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
     """The instances of a request that is in order. Refuses 0115, 0120, 0121, 0213."""
-    if by_study:
-        check_attributes(index, COMMITMENT_BY_STUDY, "action")
-    else:
-        check_attributes(index, COMMITMENT_ATTRIBUTES, "action")
+    check_attributes(index, COMMITMENT_BY_STUDY if by_study else COMMITMENT_ATTRIBUTES, "action")
     references = references_of(index, by_study)
     most = ctx.config.commitment.maximum_instances
     if len(references) > most:
@@ -8111,7 +8117,8 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
     by_study = door == "web" and is_by_study(index)
     references = checked_references(ctx, index, by_study)
     requester = ctx.actor.name
-    if door == "dimse" and not any(requester in d.ae_titles and d.host for d in ctx.devices):
+    device = device_of(ctx, requester)
+    if door == "dimse" and not (device and device.host):
         words = Message("{ae} is not registered with an address", ae=requester)
         raise Refusal(Status.NOT_AUTHORIZED, words)
     with database.atomic():
@@ -8177,16 +8184,26 @@ def is_still(commitment: Any) -> bool:
     return database.execute_sql(sql, (commitment.id, commitment.state)).fetchone() is not None
 
 
-def due_commitments(ctx: Context, state: str) -> list[Any]:
-    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now."""
-    door = "" if state == "asked" else " AND door = 'dimse'"
-    return fetch_rows(
-        Commitment,
-        f"state = ?{door} AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100",
-        state,
-        ctx.stamp(),
-        ctx.stamp(seconds=RETRY_AFTER[-1]),
+def commitment_rows(where: str, *values: Any) -> list[Any]:
+    """Requests under a condition, without the references as they came: they may be megabytes."""
+    names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
+    cursor = database.execute_sql(
+        f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
     )
+    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+
+
+def due_commitments(ctx: Context, state: str) -> list[Any]:
+    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now.
+
+    Of those to be told, the first of each requester: one that is away holds up nobody else
+    """
+    due = "state = ?1 AND (try_at <= ?2 OR try_at > ?3)"
+    if state == "judged":
+        first = f"SELECT min(id) FROM commitment WHERE {due} AND door = 'dimse' GROUP BY requester"
+        due = f"id IN ({first})"
+    times = ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])
+    return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
 
 
 def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
@@ -8257,7 +8274,7 @@ def notified_instances(
         some = wanted[start : start + 500]
         cursor = database.execute_sql(
             "SELECT sop_instance_uid, sop_class_uid FROM availability WHERE retrieve_ae_title = ?"
-            " AND who = ? AND availability IN ('ONLINE', 'NEARLINE')"
+            f" AND who = ? AND availability IN {RETRIEVABLE}"
             f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
             (archive, archive, *some),
         )
@@ -8316,9 +8333,8 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
     good, bad, open_ = commitment_counts([commitment.id])[commitment.id]
     if open_:
         failures = commitment.failures + 1
-        wait = RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
         update_row(Commitment, commitment.id, failures=failures, problem=problem[:500],
-                   try_at=ctx.stamp(seconds=wait))  # fmt: skip
+                   try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
         return
     update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp(), failures=0,
                problem="", try_at="")  # fmt: skip
@@ -8362,6 +8378,9 @@ def commitment_result(commitment: Any) -> Result:
 
 
 def _reason(verdict: str) -> bytes:
+    """Failure Reason (0008,1197), nothing for what is committed."""
+    if verdict == COMMITTED:
+        return b""
     return encode_element(tag_of("FailureReason"), b"US", struct.pack("<H", int(verdict, 16)))
 
 
@@ -8369,9 +8388,7 @@ def _flat(good: list[Any], bad: list[Any]) -> bytes:
     def item(one: Any) -> bytes:
         uids = {"ReferencedSOPClassUID": one.sop_class_uid,
                 "ReferencedSOPInstanceUID": one.sop_instance_uid}  # fmt: skip
-        return bytes(text_elements(**uids)) + (
-            b"" if one.verdict == COMMITTED else _reason(one.verdict)
-        )
+        return bytes(text_elements(**uids)) + _reason(one.verdict)
 
     pairs = (("FailedSOPSequence", bad), ("ReferencedSOPSequence", good))
     return b"".join(encode_items(tag_of(name), map(item, some)) for name, some in pairs if some)
@@ -8381,10 +8398,8 @@ def _by_study(good: list[Any], bad: list[Any]) -> bytes:
     """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
 
     def instance(one: Any) -> bytes:
-        reason = b"" if one.verdict == COMMITTED else _reason(one.verdict)
-        return ElementIndex(
-            bytes(text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid))
-        ).merged(ElementIndex(reason))
+        uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
+        return uid.merged(ElementIndex(_reason(one.verdict)))
 
     def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[bytes]:
         if not steps:
@@ -8426,11 +8441,10 @@ def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
     """The result could not be told: again later, until it is given up."""
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     failures = commitment.failures + 1
-    wait = RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
     late = commitment.judged_at <= ctx.stamp(hours=-ctx.config.commitment.report_hours)
     state = "given up" if late else "judged"
     update_row(Commitment, commitment_id, state=state, failures=failures, problem=problem[:500],
-               try_at=ctx.stamp(seconds=wait))  # fmt: skip
+               try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
     if late:
         audit(ctx, "commitment not told", commitment.transaction_uid, problem[:200])
     log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
@@ -8468,7 +8482,7 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
 
 def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
     """The newest requests, each with how many are committed, refused and not judged."""
-    found = fetch_rows(Commitment, f"1 = 1 ORDER BY id DESC LIMIT {most}")
+    found = commitment_rows(f"1 = 1 ORDER BY id DESC LIMIT {most}")
     counts = commitment_counts(one.id for one in found)
     return [(one, *counts[one.id]) for one in found]
 
@@ -9268,7 +9282,7 @@ def note_failed(ctx: Context, receiver: str, problem: str) -> int:
         "SELECT failures, failing_s FROM receiver WHERE ae_title = ?", (receiver,)
     ).fetchone()
     failures, failing_s = row or (0, 0)
-    wait = RETRY_AFTER[min(failures, len(RETRY_AFTER) - 1)]
+    wait = retry_wait(failures + 1)
     database.execute_sql(
         "INSERT INTO receiver (ae_title, failures, failing_s, try_at, problem)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT (ae_title) DO UPDATE SET"
@@ -9508,7 +9522,7 @@ class SocketDelivery:
     """
 
     KEEP_ALIVE = 20.0  # seconds between two pings
-    CALM = 0.01  # seconds between two looks at what is new, while much is written
+    CALM = Delivery.CALM
 
     def __init__(
         self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
@@ -9755,24 +9769,23 @@ class CommitmentDesk:
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
         references = await self.read(open_references, ctx, commitment.id)
-        archive, found, last = archive_of(ctx), {}, Evidence({})
+        archive, found, problem, last = archive_of(ctx), {}, "", Evidence({})
         absent: frozenset[str] = frozenset()  # what the archive itself says that it does not have
         for kind in ctx.config.commitment.evidence:
             settled = found.keys() | absent
             open_ = [one for one in references if one.sop_instance_uid not in settled]
             try:
-                evidence = await self._evidence(ctx, kind, archive, open_)
+                last = await self._evidence(ctx, kind, archive, open_)
             except DeliveryError as error:
-                last = last._replace(problem=str(error))
+                problem = str(error)
                 log.warning("commitment %s: %s", commitment.transaction_uid, error)
                 continue
-            found |= evidence.found
-            absent |= evidence.missing if kind == "archive" else frozenset()
-            if not last.problem:  # else what was not seen may be where nobody could look
-                last = evidence._replace(missing=evidence.missing | absent)
-        if last.problem:
-            last = Evidence({}, problem=last.problem)
-        await self.write(record_evidence, ctx, commitment.id, last._replace(found=found))
+            found |= last.found
+            absent |= last.missing if kind == "archive" else frozenset()
+        evidence = Evidence(found, last.missing | absent, last.unchecked)
+        if problem:  # what was not seen may be where nobody could look
+            evidence = Evidence(found, problem=problem)
+        await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
         self, ctx: Context, kind: str, archive: Device | None, references: list[Reference]
@@ -10921,7 +10934,7 @@ class Caller:
     LONGEST = 65536  # of a PDU, as we announce
     LONGEST_COMMAND = 16384
     LONGEST_DATA = 1 << 20
-    MOST_ANSWERS = 200_000  # of a C-FIND
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
@@ -10996,6 +11009,7 @@ class Caller:
         pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
         self.writer.write(pdus)
         found: list[bytes] = []
+        size = 0
         while True:
             fields, data = await self._bounded(self._message(), "no response")
             status = fields.get("Status", Status.PROCESSING_FAILURE)
@@ -11004,13 +11018,14 @@ class Caller:
             if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
                 raise DeliveryError(f"it answers {status:04X} to our query")
             found.append(data)
-            if len(found) > self.MOST_ANSWERS:
+            size += len(data)
+            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
                 self.close()
                 raise DeliveryError("it answers more than we take")
 
     async def _message(self) -> tuple[dict[str, Any], bytes]:
         """The next message of the peer: command set and data set."""
-        while not (self.messages and self.messages[0] is not None):
+        while not self.messages:
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
                 raise ProtocolError("it ended the association")
@@ -11210,6 +11225,7 @@ SERVICES = (
     Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", _affected_workitem,
             _created_mpps, "PS3.4 R.3.2"),
 )  # fmt: skip
+ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
 
 # Whose changes somebody is to be told of, or something is to follow.
@@ -11236,6 +11252,34 @@ EXTENDED_NEGOTIATION = {
     UPS_WATCH: b"\1\1\0\0",
     UPS_QUERY: b"\1\1\0\0",
 }
+
+
+async def open_as_scp(device: Device, ours: str, theirs: str, sop_class: str, words: str) -> Caller:
+    """An association to a device on which we report as SCP (PS3.7 D.3.3.4). Raises DeliveryError
+
+    ours, theirs  calling and called AE title; words: what the class is called where it is refused
+    """
+    caller = Caller()
+    await caller.open((device.host, device.port), ours, theirs, ((sop_class, (False, True)),))
+    role = caller.accepted.roles.get(sop_class)
+    if sop_class in caller.accepted.contexts and (device.events_without_role or (role and role[1])):
+        return caller
+    await caller.release()
+    raise DeliveryError(f"it does not take {words} with us as SCP")
+
+
+async def send_event_report(
+    caller: Caller, context: AcceptedContext, device: Device, data: bytes, **fields: Any
+) -> int:
+    """Send an N-EVENT-REPORT (PS3.7 10.3.1) and wait for its status. Raises DeliveryError
+
+    data    event information, stored form; fields: of the command set, beside what is always so
+    """
+    written = written_for(device, data, context.explicit)
+    command = encode_command(
+        CommandField=0x0100, CommandDataSetType=1 if written else NO_DATA_SET, **fields
+    )
+    return await caller.call(context, command, written, device.combined_pdvs)
 
 
 class EventSender:
@@ -11280,16 +11324,8 @@ class EventSender:
         self._keep(receiver, caller)
 
     async def _open(self, device: Device, receiver: str) -> Caller:
-        caller = Caller()
         ours = self.config.dicom.ae_title
-        await caller.open((device.host, device.port), ours, receiver, ((UPS_EVENT, (False, True)),))
-        role = caller.accepted.roles.get(UPS_EVENT)
-        if UPS_EVENT in caller.accepted.contexts and (
-            device.events_without_role or (role and role[1])
-        ):
-            return caller
-        await caller.release()
-        raise DeliveryError("it does not take the UPS Event SOP class with us as SCP")
+        return await open_as_scp(device, ours, receiver, UPS_EVENT, "the UPS Event SOP class")
 
     def _keep(self, receiver: str, caller: Caller) -> None:
         """Leave an association open for a while."""
@@ -11312,16 +11348,16 @@ class EventSender:
     @staticmethod
     async def _report(caller: Caller, device: Device, event: Event) -> None:
         context = caller.accepted.contexts[UPS_EVENT]
-        data = written_for(device, event.data, context.explicit)
-        command = encode_command(
+        status = await send_event_report(
+            caller,
+            context,
+            device,
+            event.data,
             AffectedSOPClassUID=UPS_PUSH,
-            CommandField=0x0100,
             MessageID=event.message_id,
-            CommandDataSetType=1 if data else NO_DATA_SET,
             AffectedSOPInstanceUID=event.uid,
             EventTypeID=event.event_type,
         )
-        status = await caller.call(context, command, data, device.combined_pdvs)
         if status != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
             log.warning("event %d of %s: answered %04X", event.event_type, event.uid, status)
 
@@ -11397,7 +11433,7 @@ class ArchiveSearch:
             for one in answers
             # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
             if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
-            and one.get("InstanceAvailability") in ("", "ONLINE", "NEARLINE")
+            and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
         }
 
     @staticmethod
@@ -11428,31 +11464,22 @@ class CommitmentSender:
         device = self.access().device(commitment.requester)
         if not device or not device.host:
             raise DeliveryError(f"{commitment.requester} is not registered with an address")
-        caller = Caller()
-        proposed = ((STORAGE_COMMITMENT, (False, True)),)
-        await caller.open(
-            (device.host, device.port), commitment.called, commitment.requester, proposed
+        told = text_elements(
+            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
         )
+        ours, theirs = commitment.called, commitment.requester
+        caller = await open_as_scp(device, ours, theirs, STORAGE_COMMITMENT, "storage commitment")
         try:
-            role = caller.accepted.roles.get(STORAGE_COMMITMENT)
-            if STORAGE_COMMITMENT not in caller.accepted.contexts or not (
-                device.events_without_role or (role and role[1])
-            ):
-                raise DeliveryError("it does not take storage commitment with us as SCP")
-            context = caller.accepted.contexts[STORAGE_COMMITMENT]
-            told = text_elements(
-                TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
-            )
-            data = written_for(device, ElementIndex(result.data).merged(told), context.explicit)
-            command = encode_command(
+            status = await send_event_report(
+                caller,
+                caller.accepted.contexts[STORAGE_COMMITMENT],
+                device,
+                ElementIndex(result.data).merged(told),
                 AffectedSOPClassUID=STORAGE_COMMITMENT,
-                CommandField=0x0100,
                 MessageID=1,
-                CommandDataSetType=1,
                 AffectedSOPInstanceUID=STORAGE_COMMITMENT_INSTANCE,
                 EventTypeID=COMMITMENT_EVENTS[result.all_good],
             )
-            status = await caller.call(context, command, data, device.combined_pdvs)
             if status != Status.SUCCESS:  # it has heard, and knows nothing of it
                 log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
         finally:
@@ -11552,15 +11579,12 @@ class Dimse:
                 f"{named or 'nothing'} is not the SOP class of its context",
             )
         service = self.services.get((syntax, request.operation))
-        if service and service.core is ups_action:
+        if service and (actions := ACTIONS.get(service.core)):
             kind = command.get("ActionTypeID", 0)
-            if kind not in UPS_ACTIONS:
+            if kind not in actions:
                 raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
-            if syntax not in UPS_ACTIONS[kind][1]:
+            if syntax not in actions[kind][1]:
                 service = None
-        elif service and service.core is commitment_action and command.get("ActionTypeID") != 1:
-            kind = command.get("ActionTypeID", 0)
-            raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
         if not service:
             raise Refusal(
                 Status.UNRECOGNIZED_OPERATION,
@@ -16706,7 +16730,7 @@ def statement_commitment(config: Config) -> list[Block]:
         "The result is told on an association of this system's, with the AE title that was called, as"
         " SCP by role selection (or without it, where the device has events_without_role). Any"
         " status is taken as heard. A requester that is not reached is tried again in the same way for"
-        f" {keep.report_hours} hours, over restarts.",
+        f" {keep.report_hours} hours, over restarts; after a crash it may be told twice.",
         "A requester must be registered with an address (else 0124). An identical request while the"
         " first is judged is the same; another one under a Transaction UID that is known is"
         f" answered with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances"
@@ -16729,7 +16753,8 @@ def statement_commitment(config: Config) -> list[Block]:
         Block(
             "paragraph",
             "Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond"
-            " the table are stored. A second notification under a UID is refused with 0111.",
+            " the table are stored. A second notification under a UID is refused with 0111. Both are"
+            f" kept {keep.keep_days} days.",
         ),
         table_block(("Attribute", "N-CREATE"), *lines),
     ]
