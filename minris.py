@@ -345,6 +345,7 @@ MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 MPPS = "1.2.840.10008.3.1.2.3.3"
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 MPPS_RETRIEVE = "1.2.840.10008.3.1.2.3.4"
+MPPS_NOTIFICATION = "1.2.840.10008.3.1.2.3.5"
 
 UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
 UPS_WATCH = "1.2.840.10008.5.1.4.34.6.2"
@@ -989,6 +990,19 @@ FAILURE_REASONS = {
     UID_IN_USE: Message("was asked for under a number that is in use"),
 }
 COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are committed
+MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the state that a performed step has entered
+    "IN PROGRESS": 1,
+    "COMPLETED": 2,
+    "DISCONTINUED": 3,
+    "": 4,  # updated, in the state it was in
+    "deleted": 5,
+}
+# What is passed on to other systems: the SOP class, and whether we are its SCP there.
+PASSED_ON = {
+    "mpps": (MPPS, False),
+    "mpps_notification": (MPPS_NOTIFICATION, True),
+    "availability": (INSTANCE_AVAILABILITY, False),
+}
 
 UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
     1: ("change state", frozenset({UPS_PULL})),
@@ -1354,6 +1368,14 @@ def read_evidence(text: str) -> tuple[str, ...]:
 EVIDENCE = ("archive", "availability")
 
 
+def read_passed_on(text: str) -> frozenset[str]:
+    """Kinds of messages that a device is passed on."""
+    found = frozenset(one.strip().lower() for one in text.split(",") if one.strip())
+    if not found <= PASSED_ON.keys():
+        raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
+    return found
+
+
 def read_origins(text: str) -> tuple[str, ...]:
     """Origins of web pages, such as https://viewer.example, separated by commas."""
     origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
@@ -1404,6 +1426,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "url": read_public_url,
     "origins": read_origins,
     "evidence": read_evidence,
+    "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
     "id": read_id_format,
     "days": lambda text: read_optional(text, "0", "3650"),
@@ -1482,11 +1505,11 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_patients_days | 0 | int 0 36500 | patients without any step, unchanged for so many days, are erased (0: never)
     housekeeping | keep_workitems_days | 7 | int 1 36500 | a workitem that has ended stays so many days at least, and as long as a deletion lock
     housekeeping | keep_workitem_history_days | 0 | int 0 36500 | events of purged workitems are erased after so many days (0: never)
-    housekeeping | keep_deliveries_days | 30 | int 1 3650 | who was told of an event, and when, is remembered for so many days
+    housekeeping | keep_deliveries_days | 30 | int 1 3650 | who was told of an event, or passed on what, and when, is remembered for so many days
     housekeeping | stuck_lock_hours | 24 | int 1 8760 | a deletion lock on what ended so many hours ago is listed as stuck
     housekeeping | stuck_workitem_hours | 8 | int 1 8760 | a workitem in progress without news for so many hours is listed as stuck
-    housekeeping | stuck_events_minutes | 10 | int 1 10080 | events that could not be delivered for so many minutes are listed as stuck
-    housekeeping | give_up_events_hours | 72 | int 1 8760 | an event that cannot be delivered is given up after so many hours
+    housekeeping | stuck_events_minutes | 10 | int 1 10080 | events, and what is passed on, that could not be delivered for so many minutes are listed as stuck
+    housekeeping | give_up_events_hours | 72 | int 1 8760 | an event, or what is passed on, that cannot be delivered is given up after so many hours
     housekeeping | release_locks_days | 0 | int 0 3650 | deletion locks on ended workitems are released after so many days (0: only by a person)
     housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | workitems in progress without news for so many hours are canceled (0: only by a person)
     housekeeping | cancel_expired_workitems | no | bool | scheduled workitems past their expiration are canceled
@@ -1516,6 +1539,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
     device | relational_queries | no | bool | an archive that finds images by their own UIDs alone
+    device | passed_on | | passed_on | what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability
     device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
     device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
     device | combined_pdvs | yes | bool | send command and data set in one PDU
@@ -1579,6 +1603,7 @@ class Device:
     relational_queries: bool = False
     events: str = "as_subscribed"
     events_without_role: bool = False
+    passed_on: frozenset[str] = frozenset()
     from_file: bool = True
 
     @property
@@ -1658,8 +1683,9 @@ def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]
             other = owners.setdefault(title, name)
             if other != name:
                 yield f"[device {name}] ae_title: {title!r} belongs to [device {other}] already"
-        if getattr(device, "check_address", False) and not device.host:
-            yield f"[device {name}] check_address: needs host"
+        for key in ("check_address", "passed_on"):
+            if getattr(device, key, False) and not getattr(device, "host", ""):
+                yield f"[device {name}] {key}: needs host"
 
 
 def load_config(
@@ -3722,6 +3748,41 @@ class Receiver(Stored):
     heard_at = peewee.TextField(default="")
 
 
+class PassedOn(Stored):
+    """A message of ours to another system: a performed step, a notification, an availability.
+
+    answer   status that it was answered with, 4 hexadecimal digits, and the comment
+    refused  how often it was answered with a failure that may pass
+    """
+
+    receiver = peewee.TextField()
+    sop_class_uid = peewee.TextField()
+    operation = peewee.TextField()
+    sop_instance_uid = peewee.TextField(index=True)
+    event_type = peewee.IntegerField(default=0)
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    answer = peewee.TextField(default="")
+    refused = peewee.IntegerField(default=0)
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        indexes = ((("receiver", "id"), False),)
+
+
+class Destination(Stored):
+    """As Receiver, of what is passed on."""
+
+    ae_title = peewee.TextField(primary_key=True)
+    failures = peewee.IntegerField(default=0)
+    failing_s = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+    heard_at = peewee.TextField(default="")
+
+
 class Commitment(Stored):
     """A request for storage commitment.
 
@@ -4087,6 +4148,27 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE TABLE availability_notice (
             id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL UNIQUE,
             who TEXT NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL);
+        """,
+    ),
+    (
+        6,
+        "what is passed on to other systems",
+        """
+        CREATE TABLE passed_on (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, receiver TEXT NOT NULL,
+            sop_class_uid TEXT NOT NULL, operation TEXT NOT NULL, sop_instance_uid TEXT NOT NULL,
+            event_type INTEGER NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
+            sent_at TEXT NOT NULL DEFAULT '', given_up_at TEXT NOT NULL DEFAULT '',
+            answer TEXT NOT NULL DEFAULT '', refused INTEGER NOT NULL DEFAULT 0,
+            problem TEXT NOT NULL DEFAULT '');
+        CREATE INDEX passed_on_due ON passed_on (receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        CREATE INDEX passed_on_sop_instance_uid ON passed_on (sop_instance_uid);
+        CREATE TABLE destination (
+            ae_title TEXT NOT NULL PRIMARY KEY, failures INTEGER NOT NULL DEFAULT 0,
+            failing_s INTEGER NOT NULL DEFAULT 0,
+            try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
+            heard_at TEXT NOT NULL DEFAULT '');
         """,
     ),
 )
@@ -4610,8 +4692,9 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
         words.append(Message("It is of config.ini, and is changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
         words.append(Message("A name has 1 to 64 characters"))
-    if section.__dict__.get("check_address") and not section.host:
-        words.append(Message("check_address needs host"))
+    for key in ("check_address", "passed_on"):
+        if section.__dict__.get(key) and not section.__dict__.get("host"):
+            words.append(Message("{key} needs host", key=key))
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
     for other in ctx.devices:
@@ -4895,7 +4978,7 @@ def permit(role: str, least: str) -> bool:
 #
 # Who wants to hear of a workitem, and what they are told. Events are rows written in the
 # transaction that caused them; section 15 sends them. Source: PS3.4 CC.2.3, CC.2.4.
-# For others: subscribe, unsubscribe, suspend_global_subscription, record_event, announce.
+# For others: subscribe, unsubscribe, suspend_global_subscription, record_event, announce, pass_on.
 
 # How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
 EVENT_CHANNELS = ("dimse", "websocket")
@@ -4919,6 +5002,55 @@ def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iter
     )
     to_tell = [(event_id, *way, now) for way in ways_to_tell(ctx, receivers)]
     insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
+
+
+def pass_on(
+    ctx: Context, kind: str, operation: str, uid: str, data: bytes = b"", event_type: int = 0
+) -> None:
+    """Write a message for each device that is passed on its kind, in the transaction at hand.
+
+    kind        a key of PASSED_ON
+    uid         SOP Instance UID of what it is about
+    data        the data set, stored form
+    Who told us is not told: two systems would tell each other without end
+    """
+    receivers = [
+        device.ae_title
+        for device in ctx.devices
+        if kind in device.passed_on and ctx.actor.name not in device.ae_titles
+    ]
+    sop_class, _ = PASSED_ON[kind]
+    insert_rows(
+        "passed_on (receiver, sop_class_uid, operation, sop_instance_uid, event_type, data,"
+        " created_at)",
+        [(receiver, sop_class, operation, uid, event_type, data, ctx.stamp())
+         for receiver in receivers],
+    )  # fmt: skip
+
+
+def recent_passed_on(most: int = 200) -> list[Any]:
+    """The newest of what is passed on."""
+    return fetch_rows(PassedOn, f"1 = 1 ORDER BY id DESC LIMIT {most}")
+
+
+def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
+    """Receiver, operation, answer, time, and when it was given up, of what is passed on of a step."""
+    return database.execute_sql(
+        "SELECT receiver, o.operation, o.answer, o.sent_at, o.given_up_at FROM passed_on o"
+        " JOIN performed_procedure_step p ON p.sop_instance_uid = o.sop_instance_uid"
+        " WHERE p.id = ? ORDER BY o.id",
+        (performed_id,),
+    ).fetchall()
+
+
+def destinations() -> list[tuple[str, int, str, str, str]]:
+    """AE title, how many messages wait, since when, last success and problem of who is passed on."""
+    return database.execute_sql(
+        "SELECT p.receiver, sum(p.sent_at = '' AND p.given_up_at = ''), coalesce(min(CASE WHEN"
+        " p.sent_at = '' AND p.given_up_at = '' THEN p.created_at END), ''),"
+        " coalesce(max(d.heard_at), ''), coalesce(max(d.problem), '') FROM passed_on p"
+        " LEFT JOIN destination d ON d.ae_title = p.receiver GROUP BY p.receiver ORDER BY 1"
+    ).fetchall()
 
 
 def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
@@ -5195,10 +5327,41 @@ def subscribe(
     return Status.SUCCESS if granted or not lock else Status.DELETION_LOCK_NOT_GRANTED
 
 
-def try_again(receiver: str) -> None:
+class Outbox(NamedTuple):
+    """A queue of what AEs are to be told by DIMSE, each in its order.
+
+    table, receivers  that of the messages, and that of how the deliveries to an AE go
+    waiting           what of the table waits; `rows`: what a sender is given of it, by receiver
+    """
+
+    table: str
+    receivers: str
+    waiting: str
+    rows: str
+
+
+EVENTS_OUTBOX = Outbox(
+    "outbox_event",
+    "receiver",
+    "channel = 'dimse' AND sent_at = '' AND given_up_at = ''",
+    "SELECT o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+    " JOIN workitem_event e ON e.id = o.event_id WHERE o.channel = 'dimse'"
+    " AND o.receiver = ? AND o.sent_at = '' AND o.given_up_at = '' ORDER BY o.id LIMIT ?",
+)
+PASSED_ON_OUTBOX = Outbox(
+    "passed_on",
+    "destination",
+    "sent_at = '' AND given_up_at = ''",
+    "SELECT id, sop_instance_uid, event_type, data, sop_class_uid, operation FROM passed_on"
+    " WHERE receiver = ? AND sent_at = '' AND given_up_at = '' ORDER BY id LIMIT ?",
+)
+
+
+def try_again(receiver: str, outbox: Outbox = EVENTS_OUTBOX) -> None:
     """Have what a receiver has not heard tried again now, as if it had never failed."""
     database.execute_sql(
-        "UPDATE receiver SET try_at = '', failures = 0, failing_s = 0 WHERE ae_title = ?",
+        f"UPDATE {outbox.receivers} SET try_at = '', failures = 0, failing_s = 0"
+        " WHERE ae_title = ?",
         (receiver,),
     )
 
@@ -6717,11 +6880,19 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         items = index.items(STEP_ATTRIBUTES)
         links = [link_step(performed_id, item, patient_id) for item in items]
         settle_steps(ctx, performed_id)
+        pass_on(ctx, "mpps", "N-CREATE", uid, data)
+        notify_of_mpps(ctx, uid, "IN PROGRESS")
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
         log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
     log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
     return uid
+
+
+def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
+    """Tell of a performed step by MPPS Notification, what it has entered being a key of MPPS_EVENTS."""
+    event_type = MPPS_EVENTS[entered]
+    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
 
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
@@ -6909,6 +7080,9 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
+        if merged != bytes(performed.data):  # else it could go round among systems for ever
+            pass_on(ctx, "mpps", "N-SET", uid, bytes(told))
+        notify_of_mpps(ctx, uid, "" if state == performed.status else state)
         audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
     log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
     if remark:
@@ -7864,7 +8038,7 @@ MOST_STUCK = 100  # that are listed of a kind, the oldest first
 
 
 def orphans(ctx: Context) -> list[Orphan]:
-    """What is stuck: locks on what has ended, silent or expired workitems, events not told."""
+    """What is stuck: locks on what has ended, silent or expired workitems, what was not told."""
     keep = ctx.config.housekeeping
     found = database.execute_sql(
         "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
@@ -7883,6 +8057,13 @@ def orphans(ctx: Context) -> list[Orphan]:
         " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ?"
         f" ORDER BY expires_at LIMIT {MOST_STUCK}",
         (ctx.stamp(),),
+    ).fetchall()
+    found += database.execute_sql(
+        "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
+        " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
+        " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
+        " HAVING min(p.created_at) < ? ORDER BY 4",
+        (ctx.stamp(minutes=-keep.stuck_events_minutes),),
     ).fetchall()
     found += database.execute_sql(
         "SELECT 'events', o.receiver, count(*), min(o.created_at),"
@@ -7941,11 +8122,11 @@ def _cancel(ctx: Context, workitem: Any, info: ElementIndex) -> None:
     enter_ups_state(ctx, workitem, index, "CANCELED")
 
 
-def give_up_events(ctx: Context, receiver: str, why: str) -> int:
+def give_up_events(ctx: Context, receiver: str, why: str, outbox: Outbox = EVENTS_OUTBOX) -> int:
     """Give up what one receiver has not been told: how many events. Refuses 0106."""
     needs_reason(why)
     cursor = database.execute_sql(
-        "UPDATE outbox_event SET given_up_at = ?, problem = ?"
+        f"UPDATE {outbox.table} SET given_up_at = ?, problem = ?"
         " WHERE receiver = ? AND sent_at = '' AND given_up_at = ''",
         (ctx.stamp(), why.strip()[:500], receiver),
     )
@@ -7953,9 +8134,9 @@ def give_up_events(ctx: Context, receiver: str, why: str) -> int:
     return cursor.rowcount
 
 
-def retry_events(ctx: Context, receiver: str) -> None:
+def retry_events(ctx: Context, receiver: str, outbox: Outbox = EVENTS_OUTBOX) -> None:
     """Try a receiver that has not been reached again now."""
-    try_again(receiver)
+    try_again(receiver, outbox)
     audit(ctx, "events tried again", receiver)
 
 
@@ -8017,6 +8198,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         )
         # what waits for it is looked at at once
         database.execute_sql("UPDATE commitment SET try_at = '' WHERE state = 'asked'")
+        pass_on(ctx, "availability", "N-CREATE", uid, data)
         audit(ctx, "availability notified", study, f"{len(rows_)} instances")
     log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
     return uid
@@ -8511,7 +8693,7 @@ def purge(ctx: Context) -> dict[str, int]:
     keep, erased = ctx.config.housekeeping, {}
     with database.atomic():
         if keep.keep_steps_days:
-            erased["steps"] = _purge_steps(ctx.stamp(days=-keep.keep_steps_days))
+            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
         if keep.keep_patients_days:
             erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
         old = ctx.stamp(days=-keep.keep_queries_days)
@@ -8523,6 +8705,9 @@ def purge(ctx: Context) -> dict[str, int]:
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
             "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+        )
+        erased["passed on"] = erase(
+            "passed_on WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
         )
         erased["initial reports"] = erase(
             "workitem_event WHERE initial = 1 AND NOT EXISTS"
@@ -8543,18 +8728,20 @@ def purge(ctx: Context) -> dict[str, int]:
     return erased
 
 
-def _purge_steps(old: str) -> int:
+def _purge_steps(ctx: Context, old: str) -> int:
     """Erase steps that ended before a time, with what was performed for them alone."""
     ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
     performed = database.execute_sql(
-        "SELECT p.id FROM performed_procedure_step p WHERE p.updated_at < ? AND NOT EXISTS"
+        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
+        " WHERE p.updated_at < ? AND NOT EXISTS"
         f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
         f" AND l.scheduled_id NOT IN ({ended}))",
         (old, old),
     ).fetchall()
     erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
-    for (row_id,) in performed:
+    for row_id, uid in performed:
         erase("performed_procedure_step WHERE id = ?", row_id)
+        notify_of_mpps(ctx, uid, "deleted")
     erase(f"scheduled_station WHERE step_id IN ({ended})", old)
     count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
     erase(
@@ -9216,12 +9403,14 @@ def export_csv() -> str:
 
 
 class Event(NamedTuple):
-    """An event as a sender is given it."""
+    """An event, or what is passed on, as a sender is given it."""
 
     outbox_id: int
     uid: str
     event_type: int
     data: bytes
+    sop_class: str = UPS_PUSH
+    operation: str = "N-EVENT-REPORT"
 
     @property
     def message_id(self) -> int:
@@ -9229,15 +9418,15 @@ class Event(NamedTuple):
         return self.outbox_id % 65535 + 1
 
 
-def due_receivers(ctx: Context) -> list[str]:
+def due_receivers(ctx: Context, outbox: Outbox = EVENTS_OUTBOX) -> list[str]:
     """The receivers that have something to hear and are to be tried now."""
-    unsent = "FROM outbox_event WHERE channel = 'dimse' AND sent_at = '' AND given_up_at = ''"
+    unsent = f"FROM {outbox.table} WHERE {outbox.waiting}"
     cursor = database.execute_sql(
         # from one receiver to the next in the index, past its thousands of events
         f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
         f" SELECT (SELECT min(receiver) {unsent} AND receiver > w.ae_title) FROM waiting w"
-        " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w LEFT JOIN receiver r"
-        " ON r.ae_title = w.ae_title WHERE w.ae_title IS NOT NULL"
+        " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w"
+        f" LEFT JOIN {outbox.receivers} r ON r.ae_title = w.ae_title WHERE w.ae_title IS NOT NULL"
         # a time further off than any wait is of a clock that has been set back
         " AND (coalesce(r.try_at, '') <= ? OR r.try_at > ?)",
         (ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
@@ -9246,45 +9435,52 @@ def due_receivers(ctx: Context) -> list[str]:
 
 
 MOST_EVENTS = 50  # that are read at once for one receiver
+MOST_REFUSALS = 5  # of one message with a failure that may pass, then the next has its turn
 
 
-def due_events(receiver: str, most: int = MOST_EVENTS) -> list[Event]:
-    """The events a receiver is to hear of next, in order."""
-    cursor = database.execute_sql(
-        "SELECT o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
-        " JOIN workitem_event e ON e.id = o.event_id"
-        " WHERE o.channel = 'dimse' AND o.receiver = ? AND o.sent_at = '' AND o.given_up_at = ''"
-        " ORDER BY o.id LIMIT ?",
-        (receiver, most),
-    )
-    return [Event(i, uid, kind, bytes(data)) for i, uid, kind, data in cursor]
+def due_events(
+    receiver: str, most: int = MOST_EVENTS, outbox: Outbox = EVENTS_OUTBOX
+) -> list[Event]:
+    """What a receiver is to hear of next, in order."""
+    cursor = database.execute_sql(outbox.rows, (receiver, most))
+    return [Event(i, uid, kind, bytes(data), *more) for i, uid, kind, data, *more in cursor]
 
 
-def note_sent(ctx: Context, receiver: str, outbox_ids: Iterable[int]) -> None:
-    """Events have been heard of."""
+def note_sent(
+    ctx: Context,
+    receiver: str,
+    answers: Mapping[int, str],
+    outbox: Outbox = EVENTS_OUTBOX,
+) -> None:
+    """Events have been heard of, each with its answer by its id in the outbox."""
     now = ctx.stamp()
-    sent = [(now, outbox_id) for outbox_id in outbox_ids]
-    database.connection().executemany("UPDATE outbox_event SET sent_at = ? WHERE id = ?", sent)
+    if outbox is EVENTS_OUTBOX:  # whatever was answered (PS3.4 CC.2.4.4)
+        sent, what = [(now, outbox_id) for outbox_id in answers], "sent_at = ?"
+    else:
+        sent = [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()]
+        what = "sent_at = ?, answer = ?"
+    database.connection().executemany(f"UPDATE {outbox.table} SET {what} WHERE id = ?", sent)
     database.execute_sql(
-        "INSERT INTO receiver (ae_title, heard_at) VALUES (?, ?) ON CONFLICT (ae_title) DO UPDATE"
+        f"INSERT INTO {outbox.receivers} (ae_title, heard_at) VALUES (?, ?)"
+        " ON CONFLICT (ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
         (receiver, now),
     )
 
 
-def note_failed(ctx: Context, receiver: str, problem: str) -> int:
+def note_failed(ctx: Context, receiver: str, problem: str, outbox: Outbox = EVENTS_OUTBOX) -> int:
     """A receiver could not be told: seconds until it is tried again.
 
     After [housekeeping] give_up_events_hours of failing, counted by the waits and not by the
     clock, what is as old as that is given up.
     """
     row = database.execute_sql(
-        "SELECT failures, failing_s FROM receiver WHERE ae_title = ?", (receiver,)
+        f"SELECT failures, failing_s FROM {outbox.receivers} WHERE ae_title = ?", (receiver,)
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
     database.execute_sql(
-        "INSERT INTO receiver (ae_title, failures, failing_s, try_at, problem)"
+        f"INSERT INTO {outbox.receivers} (ae_title, failures, failing_s, try_at, problem)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT (ae_title) DO UPDATE SET"
         " failures = excluded.failures, failing_s = excluded.failing_s,"
         " try_at = excluded.try_at, problem = excluded.problem",
@@ -9293,8 +9489,8 @@ def note_failed(ctx: Context, receiver: str, problem: str) -> int:
     hours = ctx.config.housekeeping.give_up_events_hours
     if failing_s >= hours * 3600:
         cursor = database.execute_sql(
-            "UPDATE outbox_event SET given_up_at = ?, problem = ? WHERE receiver = ?"
-            " AND channel = 'dimse' AND sent_at = '' AND given_up_at = '' AND created_at < ?",
+            f"UPDATE {outbox.table} SET given_up_at = ?, problem = ? WHERE receiver = ?"
+            f" AND {outbox.waiting} AND created_at < ?",
             (ctx.stamp(), problem[:500], receiver, ctx.stamp(hours=-hours)),
         )
         if cursor.rowcount:
@@ -9302,11 +9498,29 @@ def note_failed(ctx: Context, receiver: str, problem: str) -> int:
     return wait
 
 
+def note_refused(ctx: Context, receiver: str, outbox_id: int, answer: str) -> int:
+    """What was passed on was answered with a failure that may pass: seconds until it is tried again.
+
+    After a few it is left, so that one message that a receiver cannot take keeps none from it
+    """
+    database.execute_sql(
+        "UPDATE passed_on SET refused = refused + 1, answer = ?,"
+        " given_up_at = CASE WHEN refused + 1 >= ? THEN ? ELSE '' END WHERE id = ?",
+        (answer[:200], MOST_REFUSALS, ctx.stamp(), outbox_id),
+    )
+    [message] = fetch_rows(PassedOn, "id = ?", outbox_id)
+    if message.given_up_at:
+        audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
+        try_again(receiver, PASSED_ON_OUTBOX)
+        return 0
+    return note_failed(ctx, receiver, f"it answers {answer}", PASSED_ON_OUTBOX)
+
+
 class Delivery:
     """Tells receivers what happened: each in its own order, none waiting for another.
 
-    send     coroutine function (receiver, events, heard): calls heard(event) for each event that
-             was taken; raises DeliveryError
+    send     coroutine function (receiver, events, heard): calls heard(event, answer) for each event
+             that was taken; raises DeliveryError
     read     runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
@@ -9318,10 +9532,14 @@ class Delivery:
         send: Callable[..., Any],
         read: Callable[..., Any],
         write: Callable[..., Any],
+        outbox: Outbox = EVENTS_OUTBOX,
     ) -> None:
         self.context, self.send, self.read, self.write = context, send, read, write
+        self.outbox = outbox
         self.busy: set[str] = set()
-        self.unnoted: dict[str, set[int]] = collections.defaultdict(set)  # heard, not written yet
+        self.unnoted: dict[str, dict[int, str]] = collections.defaultdict(
+            dict
+        )  # heard, not written
         self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
         self.failing: dict[str, float] = {}  # receivers not reached, and when one was last heard of
         self.tasks: set[asyncio.Task] = set()
@@ -9344,7 +9562,7 @@ class Delivery:
 
     async def _try_now(self, ae_title: str) -> None:
         with contextlib.suppress(Exception):  # a full disk: it is tried later
-            await self.write(try_again, ae_title)
+            await self.write(try_again, ae_title, self.outbox)
         self.wake()
 
     async def run(self, pause: float = 5.0) -> None:
@@ -9364,7 +9582,7 @@ class Delivery:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
         busy = set(self.busy)  # what fails while we look is not due any more
         loop = asyncio.get_running_loop()
-        for receiver in await self.read(due_receivers, self.context()):
+        for receiver in await self.read(due_receivers, self.context(), self.outbox):
             paused = loop.time() < self.not_before.get(receiver, 0.0)
             if receiver not in self.busy | busy and not paused:
                 self.busy.add(receiver)
@@ -9378,11 +9596,14 @@ class Delivery:
         """Tell one receiver all that is due to it."""
         try:
             await self._note(receiver)
-            events = await self.read(due_events, receiver)
+            due = due_events, receiver, MOST_EVENTS, self.outbox
+            events = await self.read(*due)
             while events:
                 await self._send(receiver, events)
                 more = len(events) == MOST_EVENTS  # else wake() sees what came meanwhile
-                events = await self.read(due_events, receiver) if more else []
+                events = await self.read(*due) if more else []
+        except Answered as error:
+            await self._failed(receiver, str(error), note_refused, error.outbox_id, error.answer)
         except DeliveryError as error:
             await self._failed(receiver, str(error))
         except Exception as error:
@@ -9394,26 +9615,37 @@ class Delivery:
 
     async def _send(self, receiver: str, events: list[Event]) -> None:
         try:
-            await self.send(receiver, events, lambda e: self.unnoted[receiver].add(e.outbox_id))
+            await self.send(receiver, events, functools.partial(self._heard, receiver))
         finally:
             await self._note(receiver)
+
+    def _heard(self, receiver: str, event: Event, answer: str = "") -> None:
+        self.unnoted[receiver][event.outbox_id] = answer
 
     async def _note(self, receiver: str) -> None:
         """Write down what a receiver has heard."""
         if heard := self.unnoted.get(receiver):
-            await self.write(note_sent, self.context(), receiver, sorted(heard))
+            await self.write(note_sent, self.context(), receiver, dict(heard), self.outbox)
             del self.unnoted[receiver]
             self.failing.pop(receiver, None)
 
-    async def _failed(self, receiver: str, problem: str) -> None:
+    async def _failed(
+        self,
+        receiver: str,
+        problem: str,
+        note: Callable[..., int] = note_failed,
+        *arguments: Any,
+    ) -> None:
         self.failing.setdefault(receiver, 0.0)
+        arguments = arguments or (problem, self.outbox)
         try:
-            wait = await self.write(note_failed, self.context(), receiver, problem)
+            wait = await self.write(note, self.context(), receiver, *arguments)
         except Exception as error:  # a full disk: nothing is told again before it can be noted
             wait = RETRY_AFTER[2]
             self.not_before[receiver] = asyncio.get_running_loop().time() + wait
             problem = f"{problem}; {error}"
-        log.warning("events for %s: %s; again in %d s", receiver, problem, wait)
+        what = "events" if self.outbox is EVENTS_OUTBOX else "what is passed on"
+        log.warning("%s for %s: %s; again in %d s", what, receiver, problem, wait)
 
     async def close(self) -> None:
         """Leave what is being told where it is: it is told again after the next start."""
@@ -9424,6 +9656,14 @@ class Delivery:
 
 class DeliveryError(Exception):
     """A receiver could not be told."""
+
+
+class Answered(DeliveryError):
+    """A receiver has answered a message with a failure that may pass."""
+
+    def __init__(self, outbox_id: int, answer: str) -> None:
+        super().__init__(f"it answers {answer}")
+        self.outbox_id, self.answer = outbox_id, answer
 
 
 # Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
@@ -10989,18 +11229,18 @@ class Caller:
             raise ProtocolError("it sent a PDU past the limit")
         return kind, header + await self.reader.readexactly(length)
 
-    async def call(
+    async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
-    ) -> int:
-        """Send one message and wait for its response: the status."""
+    ) -> dict[str, Any]:
+        """Send one message and wait for its response: the command set, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._call(pdus), "no response")
+        return await self._bounded(self._ask(pdus), "no response")
 
-    async def _call(self, pdus: bytes) -> int:
+    async def _ask(self, pdus: bytes) -> dict[str, Any]:
         self.writer.write(pdus)
         await self.writer.drain()
         fields, _ = await self._message()
-        return fields.get("Status", Status.PROCESSING_FAILURE)
+        return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
         """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
@@ -11044,6 +11284,8 @@ class Caller:
                 raise ProtocolError("its response is past the limit")
             if control & 3 == 3:
                 self.fields = decode_command(bytes(self.command))
+                if not self.fields["CommandField"] & 0x8000:
+                    raise ProtocolError("it asks where it is to answer")
                 self.command.clear()
             whole = self.fields and (
                 control == 2 or self.fields.get("CommandDataSetType") == NO_DATA_SET
@@ -11229,7 +11471,7 @@ ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
 
 # Whose changes somebody is to be told of, or something is to follow.
-WATCHED_CLASSES = UPS_CLASSES | {STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
+WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
 
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
@@ -11254,6 +11496,13 @@ EXTENDED_NEGOTIATION = {
 }
 
 
+def takes_from_us(caller: Caller, device: Device, sop_class: str, as_scp: bool) -> bool:
+    """Whether a device has accepted a SOP class, and us in the role that it has there."""
+    _, scp = caller.accepted.roles.get(sop_class, (False, False))
+    accepted = sop_class in caller.accepted.contexts
+    return accepted and (scp or not as_scp or device.events_without_role)
+
+
 async def open_as_scp(device: Device, ours: str, theirs: str, sop_class: str, words: str) -> Caller:
     """An association to a device on which we report as SCP (PS3.7 D.3.3.4). Raises DeliveryError
 
@@ -11261,25 +11510,53 @@ async def open_as_scp(device: Device, ours: str, theirs: str, sop_class: str, wo
     """
     caller = Caller()
     await caller.open((device.host, device.port), ours, theirs, ((sop_class, (False, True)),))
-    role = caller.accepted.roles.get(sop_class)
-    if sop_class in caller.accepted.contexts and (device.events_without_role or (role and role[1])):
+    if takes_from_us(caller, device, sop_class, True):
         return caller
     await caller.release()
     raise DeliveryError(f"it does not take {words} with us as SCP")
 
 
-async def send_event_report(
-    caller: Caller, context: AcceptedContext, device: Device, data: bytes, **fields: Any
-) -> int:
-    """Send an N-EVENT-REPORT (PS3.7 10.3.1) and wait for its status. Raises DeliveryError
+# PS3.7 10.3: Command Field of a request, and whether it names a class and instance as requested.
+REQUESTS = {
+    "N-EVENT-REPORT": (0x0100, "Affected"),
+    "N-SET": (0x0120, "Requested"),
+    "N-ACTION": (0x0130, "Requested"),
+    "N-CREATE": (0x0140, "Affected"),
+}
 
-    data    event information, stored form; fields: of the command set, beside what is always so
+
+def request_command(
+    operation: str, sop_class: str, uid: str, has_data: bool, **fields: Any
+) -> bytes:
+    """The command set of a request of ours (PS3.7 10.3)."""
+    number, named = REQUESTS[operation]
+    fields[f"{named}SOPClassUID"], fields[f"{named}SOPInstanceUID"] = sop_class, uid
+    kind = 1 if has_data else NO_DATA_SET
+    return encode_command(CommandField=number, CommandDataSetType=kind, **fields)
+
+
+async def send_request(
+    caller: Caller,
+    context: AcceptedContext,
+    device: Device,
+    data: bytes,
+    *named: str,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Send a request without answers beside its own, and wait for it. Raises DeliveryError
+
+    data    its data set, stored form; named: operation, SOP class and instance; fields: further
+            ones of the command set
     """
     written = written_for(device, data, context.explicit)
-    command = encode_command(
-        CommandField=0x0100, CommandDataSetType=1 if written else NO_DATA_SET, **fields
-    )
-    return await caller.call(context, command, written, device.combined_pdvs)
+    command = request_command(*named, bool(written), **fields)
+    return await caller.ask(context, command, written, device.combined_pdvs)
+
+
+def answer_words(fields: Mapping[str, Any]) -> str:
+    """A response's status with its comment, as it is kept."""
+    comment = fields.get("ErrorComment", "")
+    return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
 class EventSender:
@@ -11297,7 +11574,7 @@ class EventSender:
         self.tasks: set[asyncio.Task] = set()
 
     async def __call__(
-        self, receiver: str, events: list[Event], heard: Callable[[Event], None]
+        self, receiver: str, events: list[Event], heard: Callable[[Event, str], None]
     ) -> None:
         """Tell one receiver events in order. Raises DeliveryError."""
         device = self.access().device(receiver)
@@ -11313,14 +11590,17 @@ class EventSender:
             caller = await self._open(device, receiver)
         for event in events:
             try:
-                await self._report(caller, device, event)
+                answer = await self._report(caller, device, event)
+            except Answered:
+                self._keep(receiver, caller)
+                raise
             except DeliveryError:
                 if not was_kept:
                     raise
                 caller = await self._open(device, receiver)  # it has closed a kept one
-                await self._report(caller, device, event)
+                answer = await self._report(caller, device, event)
             was_kept = True  # it has served
-            heard(event)
+            heard(event, answer)
         self._keep(receiver, caller)
 
     async def _open(self, device: Device, receiver: str) -> Caller:
@@ -11345,21 +11625,55 @@ class EventSender:
             self._let_go(receiver)
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
-    @staticmethod
-    async def _report(caller: Caller, device: Device, event: Event) -> None:
+    async def _report(self, caller: Caller, device: Device, event: Event) -> str:
+        """Send one event: its answer."""
         context = caller.accepted.contexts[UPS_EVENT]
-        status = await send_event_report(
-            caller,
-            context,
-            device,
-            event.data,
-            AffectedSOPClassUID=UPS_PUSH,
-            MessageID=event.message_id,
-            AffectedSOPInstanceUID=event.uid,
-            EventTypeID=event.event_type,
-        )
-        if status != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
-            log.warning("event %d of %s: answered %04X", event.event_type, event.uid, status)
+        fields = await send_request(
+            caller, context, device, event.data, "N-EVENT-REPORT", UPS_PUSH, event.uid,
+            MessageID=event.message_id, EventTypeID=event.event_type,
+        )  # fmt: skip
+        if fields["Status"] != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
+            words = answer_words(fields)
+            log.warning("event %d of %s: answered %s", event.event_type, event.uid, words)
+        return answer_words(fields)
+
+
+# Failures that may pass: whoever answers them is sent the same again.
+PASSING_FAILURES = frozenset(
+    {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
+)
+
+
+class PassingOnSender(EventSender):
+    """Sends what is passed on: N-CREATE and N-SET as SCU, MPPS Notification as SCP (PS3.4 F.9)."""
+
+    async def _open(self, device: Device, receiver: str) -> Caller:
+        wanted = [PASSED_ON[kind] for kind in sorted(device.passed_on)]
+        proposed = tuple((uid, (False, True) if scp else None) for uid, scp in wanted)
+        if not proposed:
+            raise DeliveryError("it is passed on nothing any more")
+        caller = Caller()
+        address = device.host, device.port
+        await caller.open(address, self.config.dicom.ae_title, receiver, proposed)
+        return caller
+
+    async def _report(self, caller: Caller, device: Device, event: Event) -> str:
+        as_scp = event.operation == "N-EVENT-REPORT"
+        if not takes_from_us(caller, device, event.sop_class, as_scp):
+            raise DeliveryError(f"it does not take {UID(event.sop_class).name}")
+        context = caller.accepted.contexts[event.sop_class]
+        fields = await send_request(
+            caller, context, device, event.data, event.operation, event.sop_class, event.uid,
+            MessageID=event.message_id, EventTypeID=event.event_type or None,
+        )  # fmt: skip
+        status, answer = fields["Status"], answer_words(fields)
+        ended = fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED
+        if status in PASSING_FAILURES and not ended:
+            raise Answered(event.outbox_id, answer)
+        repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
+        if status != Status.SUCCESS and not repeated:
+            log.warning("%s of %s: answered %s", event.operation, event.uid, answer)
+        return answer
 
 
 class ArchiveSearch:
@@ -11470,18 +11784,22 @@ class CommitmentSender:
         ours, theirs = commitment.called, commitment.requester
         caller = await open_as_scp(device, ours, theirs, STORAGE_COMMITMENT, "storage commitment")
         try:
-            status = await send_event_report(
+            fields = await send_request(
                 caller,
                 caller.accepted.contexts[STORAGE_COMMITMENT],
                 device,
                 ElementIndex(result.data).merged(told),
-                AffectedSOPClassUID=STORAGE_COMMITMENT,
+                "N-EVENT-REPORT",
+                STORAGE_COMMITMENT,
+                STORAGE_COMMITMENT_INSTANCE,
                 MessageID=1,
-                AffectedSOPInstanceUID=STORAGE_COMMITMENT_INSTANCE,
                 EventTypeID=COMMITMENT_EVENTS[result.all_good],
             )
-            if status != Status.SUCCESS:  # it has heard, and knows nothing of it
-                log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
+            if fields["Status"] in PASSING_FAILURES:
+                raise DeliveryError(f"it answers {answer_words(fields)}")
+            if fields["Status"] != Status.SUCCESS:  # it has heard, and knows nothing of it
+                answer = answer_words(fields)
+                log.warning("commitment %s: answered %s", commitment.transaction_uid, answer)
         finally:
             await caller.release()
 
@@ -14518,12 +14836,19 @@ NAVIGATION = body_rows("""
     /import      | Import                | desk
     /catalogue   | Catalogue             | technologist
     /watchers    | Watchers              | technologist
+    /passed-on   | Passed on             | technologist
     /commitments | Are they safe?        | technologist
     /orphans     | Stuck                 | technologist
     /devices     | Devices               | technologist
     """)
 
 
+PASSED_ON_WORDS = {
+    (MPPS, "N-CREATE"): Message("Exam has begun"),
+    (MPPS, "N-SET"): Message("Exam has changed or ended"),
+    (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
+    (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
+}
 COMMITMENT_STATES = {
     "asked": Message("being judged"),
     "judged": Message("to be told"),
@@ -14582,13 +14907,16 @@ ORPHAN_WORDS = {
     "silent": Message("In progress without news"),
     "expired": Message("Past its expiration"),
     "events": Message("Events not delivered"),
+    "passed on": Message("Not passed on"),
 }
 ORPHAN_ACTIONS = {
     "lock": Message("Release the lock"),
     "silent": Message("End it"),
     "expired": Message("End it"),
     "events": Message("Give them up"),
+    "passed on": Message("Give them up"),
 }
+ORPHAN_PAGES = {"events": "/watchers", "passed on": "/passed-on"}  # of who is not told
 WORKITEM_FIELDS = body_rows("""
     name       | keyword                             | kind   | label
     label      | ProcedureStepLabel                  | text   | What is to be done
@@ -14897,13 +15225,26 @@ class Pages:
                 (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
             ],
             performed=[
-                (t("Performed step {number}", number=number), performed, performed_facts(*row, t))
+                (
+                    t("Performed step {number}", number=number),
+                    performed,
+                    performed_facts(*row, t) + self._passing_facts(performed, t),
+                )
                 for number, (performed, *row) in enumerate(self.web.read(performed_of, row_id), 1)
             ],
             path=f"/step/{row_id}",
             row_id=row_id,
             csrf=login.csrf,
         )
+
+    def _passing_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
+        """To whom a performed step was passed on, and what came of it."""
+        words: dict[str, list[str]] = collections.defaultdict(list)
+        for receiver, operation, *how in self.web.read(passed_on_of, performed_id):
+            words[receiver].append(f"{operation}: {self._passing_words(t, *how)}")
+        return [
+            (t("Passed on to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
+        ]
 
     def step_event(self, row_id: int) -> str:
         """POST /step/…: arrived, cancelled, did not come, back on the list."""
@@ -15711,6 +16052,49 @@ class Pages:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         return self.tell("/watchers", self.translator()("Saved."))
 
+    def passed_on(self) -> str:
+        """GET /passed-on: what other systems are sent, and what they answered."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, zone = self.translator(), ctx.config.zone
+        to_whom = [
+            Row(
+                (ae, str(waiting), shown_instant(since, zone), shown_instant(heard, zone), problem),
+                "",
+                (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else (),
+            )
+            for ae, waiting, since, heard, problem in self.web.read(destinations)
+        ]
+        what = [
+            Row((shown_instant(one.created_at, zone), one.receiver,
+                 t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
+                 self._passing_words(t, one.answer, one.sent_at, one.given_up_at)))
+            for one in self.web.read(recent_passed_on)
+        ]  # fmt: skip
+        parts = [
+            Part("", (t("Device"), t("To be told"), t("Since when"), t("Last heard"), t("Problem")),
+                 to_whom, t("Nothing is passed on: set passed_on at a device.")),
+            Part(t("The newest"), (t("Time"), t("Device"), t("What"), t("About"), t("Answer")), what),
+        ]  # fmt: skip
+        return self.listing("Passed on", login, parts)
+
+    @staticmethod
+    def _passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
+        """What came of passing something on."""
+        if given_up_at:
+            return t("given up, {answer}", answer=answer) if answer else t("given up")
+        if not sent_at:
+            return t("waits")
+        taken = answer == "0000" or answer.startswith(("B", "0001", "0107", "0111", "0116"))
+        return (
+            t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
+        )
+
+    def retry_passing_on(self) -> str:
+        """POST /passed-on: try a receiver now."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        self.web.write(retry_events, ctx, self.form("receiver"), PASSED_ON_OUTBOX)
+        return self.tell("/passed-on", self.translator()("It is tried again now."))
+
     def commitments(self) -> str:
         """GET /commitments: which images machines have asked about, and what they were told."""
         login, ctx = enter(self.web, self.request, "technologist")
@@ -15782,13 +16166,11 @@ class Pages:
                 known = t("last told: {at}", at=heard)
             elif known == "websocket":
                 known = t("nobody opens its WebSocket")
-            of_events = orphan.kind == "events"
-            about = f"{orphan.uid}: {orphan.about}" if of_events else orphan.about
+            page = ORPHAN_PAGES.get(orphan.kind, "")
+            about = f"{orphan.uid}: {orphan.about}" if page else orphan.about
             cells = (t(ORPHAN_WORDS[orphan.kind]), about, shown_instant(orphan.since, zone), known)
             actions = (action,) if permit(login.role, "admin") else ()
-            found_rows.append(
-                Row(cells, "/watchers" if of_events else f"/workitem/{orphan.uid}", actions)
-            )
+            found_rows.append(Row(cells, page or f"/workitem/{orphan.uid}", actions))
         columns = (t("What"), t("About"), t("Since when"), t("Known"))
         part = Part("", columns, found_rows, t("Nothing is stuck."))
         links = [("/watchers", t("Watchers"))]
@@ -15806,8 +16188,9 @@ class Pages:
         elif kind == "silent":
             old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
             self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
-        elif kind == "events":
-            self.web.write(give_up_events, ctx, uid, why)
+        elif kind in ORPHAN_PAGES:
+            outbox = EVENTS_OUTBOX if kind == "events" else PASSED_ON_OUTBOX
+            self.web.write(give_up_events, ctx, uid, why, outbox)
         else:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         return self.tell("/orphans", self.translator()("Saved."))
@@ -16047,6 +16430,8 @@ def settings_of(device: Device) -> dict[str, str]:
             value = "yes" if value else "no"
         elif isinstance(value, tuple):
             value = "\\".join(value)
+        elif isinstance(value, frozenset):
+            value = ", ".join(sorted(value))
         given[setting.key] = "" if value is None else str(value)
     return given
 
@@ -16262,6 +16647,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/workitem/<uid:re:[0-9.]+>", pages.workitem_event),
         ("GET", "/watchers", pages.watchers_page),
         ("POST", "/watchers", pages.change_watcher),
+        ("GET", "/passed-on", pages.passed_on),
+        ("POST", "/passed-on", pages.retry_passing_on),
         ("GET", "/commitments", pages.commitments),
         ("POST", "/commitments", pages.try_commitment),
         ("GET", "/commitment/<uid>", pages.commitment),
@@ -16364,9 +16751,11 @@ def statement_overview(config: Config) -> list[Block]:
     services: dict[str, list[str]] = collections.defaultdict(list)
     for service in SERVICES:
         services[service.sop_class].append(service.operation)
-    services[UPS_EVENT].append("N-EVENT-REPORT, on associations of ours")
+    for uid in (UPS_EVENT, MPPS_NOTIFICATION):
+        services[uid].append("N-EVENT-REPORT, on associations of ours")
+    as_user = {uid: "Yes, passed on" for uid, scp in PASSED_ON.values() if not scp}
     lines = [
-        (UID(uid).name, uid, "Yes", "No", ", ".join(operations))
+        (UID(uid).name, uid, "Yes", as_user.get(uid, "No"), ", ".join(operations))
         for uid, operations in services.items()
     ]
     head = ("SOP class", "UID", "Provider (SCP)", "User (SCU)", "Operations")
@@ -16508,6 +16897,7 @@ def statement_mpps(config: Config) -> list[Block]:
         Block("heading", "5.2 Modality performed procedure step (PS3.4 F.7, F.8)", level=3),
         table_block(head, *lines),
         *(Block("paragraph", rule) for rule in rules),
+        *statement_passing_on(config),
         Block("heading", "5.2.1 States", level=4),
         table_block(
             ("Event", "State", "Outcome"),
@@ -16516,6 +16906,31 @@ def statement_mpps(config: Config) -> list[Block]:
                 for (event, state), outcome in MPPS_TRANSITIONS.items()
             ),
         ),
+    ]
+
+
+def statement_passing_on(config: Config) -> list[Block]:
+    """MPPS Notification, and what is passed on."""
+    hours = config.housekeeping.give_up_events_hours
+    rules = (
+        "Devices whose setting passed_on names them are passed on: mpps, each N-CREATE and N-SET as it"
+        " was taken, with the same SOP Instance UID, as SCU; availability, each availability"
+        " notification that was taken, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as SCP"
+        " by role selection. Who sent it is not sent it. An N-SET that changes nothing is not.",
+        "Messages of one receiver are sent in order, one at a time. One that is not reached is tried"
+        f" again after {', '.join(map(str, RETRY_AFTER))} seconds, the last over and over, for"
+        f" {hours} hours and over restarts; after a crash it may be sent twice, with the same Message ID."
+        f" 0110, 0211 and 0213 are tried {MOST_REFUSALS} times; 0111 of an N-CREATE is taken as success;"
+        " any other answer is kept, and the next message follows.",
+        "Events of MPPS Notification (Table F.9.2-1): "
+        + ", ".join(
+            f"{number} ({state or 'other change'})" for state, number in MPPS_EVENTS.items()
+        )
+        + ". None has a data set.",
+    )
+    return [
+        Block("heading", "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)", level=4),
+        *(Block("paragraph", rule) for rule in rules),
     ]
 
 
@@ -16816,7 +17231,8 @@ def statement_network(config: Config) -> list[Block]:
             "paragraph",
             "Associations are opened for events, one for each receiver, kept for"
             f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
-            f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; and for C-ECHO.",
+            f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
+            " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
         ),
         Block("heading", "7.2 Character sets", level=3),
         Block("paragraph", ", ".join(sets)),
@@ -17732,7 +18148,8 @@ def job_workitems(appliance: "Appliance") -> None:
     ctx, writer = appliance.context(), appliance.writer
     with reading():
         found, due = orphans(ctx), due_to_end(ctx)
-    stuck = {(o.kind, o.uid, "" if o.kind == "events" else o.about) for o in found}
+    told = ("events", "passed on")  # about how many, which changes
+    stuck = {(o.kind, o.uid, "" if o.kind in told else o.about) for o in found}
     for kind, uid, about in sorted(stuck - appliance.stuck):
         log.warning("stuck: %s", ", ".join(filter(None, (kind, uid, about))))
     appliance.stuck = stuck
@@ -17982,6 +18399,15 @@ class Appliance:
         self.event_sender = EventSender(config, self.access)
         self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
         self.delivery_task = loop.create_task(self.delivery.run())
+        self.passing_on_sender = PassingOnSender(config, self.access)
+        self.passing_on = Delivery(
+            self.context,
+            self.passing_on_sender,
+            self.read_async,
+            self.write_async,
+            PASSED_ON_OUTBOX,
+        )
+        self.passing_on_task = loop.create_task(self.passing_on.run())
         self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
         self.socket_task = loop.create_task(self.socket_delivery.run())
         self.commitments = CommitmentDesk(
@@ -17990,7 +18416,7 @@ class Appliance:
         )  # fmt: skip
         self.commitment_task = loop.create_task(self.commitments.run())
         self.dimse.on_events = self._wake_delivery
-        self.dimse.on_caller = self.delivery.heard_from
+        self.dimse.on_caller = self._heard_from
         self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
@@ -18033,9 +18459,15 @@ class Appliance:
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
+    def _heard_from(self, ae_title: str) -> None:
+        """An AE has called: it may be there again for what it could not be told."""
+        self.delivery.heard_from(ae_title)
+        self.passing_on.heard_from(ae_title)
+
     def _wake_delivery(self) -> None:
         """Something may be to be told; called in the loop."""
         self.delivery.wake()
+        self.passing_on.wake()
         self.socket_delivery.wake()
         self.commitments.wake()
 
@@ -18056,7 +18488,8 @@ class Appliance:
         for title in ctx.config.ups.restart_receivers:
             if not can_be_told(ctx, title):
                 log.warning("[ups] restart_receivers: %s is not registered with an address", title)
-        database.execute_sql("UPDATE receiver SET try_at = ''")
+        for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX):
+            database.execute_sql(f"UPDATE {outbox.receivers} SET try_at = ''")
         announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
         set_mark("started", ctx.stamp())
 
@@ -18109,9 +18542,12 @@ class Appliance:
                 "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
                 " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
             ).fetchone()
-            (waiting,) = database.execute_sql(
-                "SELECT count(*) FROM outbox_event WHERE sent_at = '' AND given_up_at = ''"
-            ).fetchone()
+            waiting, to_pass_on = (
+                database.execute_sql(
+                    f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
+                ).fetchone()[0]
+                for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
+            )
             workitems = database.execute_sql(
                 "SELECT state, count(*) FROM workitem GROUP BY state"
             ).fetchall()
@@ -18126,6 +18562,7 @@ class Appliance:
             "minris_websockets": len(self.socket_delivery),
             "minris_unscheduled_performed_steps": unscheduled,
             "minris_events_waiting": waiting,
+            "minris_passed_on_waiting": to_pass_on,
             "minris_stuck": len(self.stuck),
             "minris_leftovers": self.leftovers,
             "minris_store_bytes": self.config.store_path.stat().st_size,
@@ -18194,10 +18631,13 @@ class Appliance:
         self.delivery_task.cancel()
         self.socket_task.cancel()
         self.commitment_task.cancel()
+        self.passing_on_task.cancel()
         await self.commitments.close()
         await self.delivery.close()
+        await self.passing_on.close()
         await self.socket_delivery.close()
         await self.event_sender.close()
+        await self.passing_on_sender.close()
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
