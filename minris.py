@@ -113,6 +113,7 @@ class Status(enum.IntEnum):
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_SOP_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
     INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_SOP_INSTANCE = 0x0117
     NO_SUCH_SOP_CLASS = 0x0118
@@ -266,6 +267,7 @@ OUTCOMES = outcome_table(
     *         | 0110   | 409  | The request could not be carried out.
     *         | 0111   | 409  | It exists already.
     *         | 0112   | 404  | There is no such object.
+    *         | 0113   | 400  | There is no such event type.
     *         | 0117   | 400  | The UID is not valid.
     *         | 0118   | 501  | The SOP class is not known here.
     *         | 0120   | 400  | An attribute is missing.
@@ -981,15 +983,35 @@ INSTANCE_AVAILABILITIES = frozenset("ONLINE NEARLINE OFFLINE UNAVAILABLE".split(
 RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: of these a C-MOVE would work
 # PS3.3 C.14.1.1: Failure Reason (0008,1197), and for people why an instance is not committed.
 NOT_CHECKED, NOT_THERE, OF_ANOTHER_CLASS = "0110", "0112", "0119"
-NOT_STORED, UID_IN_USE, COMMITTED = "0122", "0131", "0000"
+NOT_STORED, UID_IN_USE, NO_ROOM, COMMITTED = "0122", "0131", "0213", "0000"
 FAILURE_REASONS = {
     NOT_CHECKED: Message("could not be checked"),
     NOT_THERE: Message("is not in the archive"),
     OF_ANOTHER_CLASS: Message("is in the archive as an object of another class"),
     NOT_STORED: Message("is no object that is stored"),
     UID_IN_USE: Message("was asked for under a number that is in use"),
+    NO_ROOM: Message("has no room in the archive"),
 }
 COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are committed
+COMMITMENT_RESULT = attribute_table(
+    "PS3.4 Table J.3-2",
+    """
+    keyword                    | report
+    RetrieveAETitle            | 3/3
+    StorageMediaFileSetID      | 3/3
+    StorageMediaFileSetUID     | 3/3
+    ReferencedSOPSequence      | 3/3
+    > ReferencedSOPClassUID    | 1/1
+    > ReferencedSOPInstanceUID | 1/1
+    > RetrieveAETitle          | 3/3
+    > StorageMediaFileSetID    | 3/3
+    > StorageMediaFileSetUID   | 3/3
+    FailedSOPSequence          | 3/3
+    > ReferencedSOPClassUID    | 1/1
+    > ReferencedSOPInstanceUID | 1/1
+    > FailureReason            | 1/1
+    """,
+)
 MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the state that a performed step has entered
     "IN PROGRESS": 1,
     "COMPLETED": 2,
@@ -1365,7 +1387,7 @@ def read_evidence(text: str) -> tuple[str, ...]:
     return found
 
 
-EVIDENCE = ("archive", "availability")
+EVIDENCE = ("archive", "commitment", "availability")
 
 
 def read_passed_on(text: str) -> frozenset[str]:
@@ -1468,8 +1490,9 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | AE titles told of our restart beside all subscribers, separated by commas
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | tell subscribers when the appliance is stopped
-    commitment | evidence | archive | evidence | what proves that an image is safe, in this order, separated by commas: archive, availability
+    commitment | evidence | archive | evidence | what proves that an image is safe, in this order, by commas: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive that is asked; empty: the device whose role is archive
+    commitment | answer_minutes | 60 | int 1 1440 | an archive that was passed a request on, for its own commitment, is asked anew after so many minutes
     commitment | missing_minutes | 5 | int 0 1440 | an image that the archive does not have is looked for again for so long
     commitment | give_up_hours | 24 | int 1 720 | without evidence, as the archive is down, images are called not safe after so many hours
     commitment | report_hours | 72 | int 1 720 | a result that the machine does not take is given up after so many hours
@@ -1539,6 +1562,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
     device | relational_queries | no | bool | an archive that finds images by their own UIDs alone
+    device | report_on_same_association | no | bool | tell it the result of storage commitment on its own association first, while that is open
     device | passed_on | | passed_on | what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability
     device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
     device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
@@ -1603,6 +1627,7 @@ class Device:
     relational_queries: bool = False
     events: str = "as_subscribed"
     events_without_role: bool = False
+    report_on_same_association: bool = False
     passed_on: frozenset[str] = frozenset()
     from_file: bool = True
 
@@ -3820,6 +3845,16 @@ class CommitmentInstance(Stored):
     evidence = peewee.TextField(default="")
 
 
+class CommitmentRelay(Stored):
+    """A request that was passed on to the archive, under a Transaction UID of ours."""
+
+    transaction_uid = peewee.TextField(unique=True)
+    commitment = peewee.ForeignKeyField(Commitment)
+    archive = peewee.TextField()
+    asked_at = peewee.TextField()
+    answered_at = peewee.TextField(default="")
+
+
 class Availability(Stored):
     """What was last notified of an instance at an AE that it can be retrieved from."""
 
@@ -4169,6 +4204,20 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             failing_s INTEGER NOT NULL DEFAULT 0,
             try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
             heard_at TEXT NOT NULL DEFAULT '');
+        """,
+    ),
+    (
+        7,
+        "requests for commitment that are passed on to the archive",
+        """
+        CREATE TABLE commitment_relay (
+            id INTEGER NOT NULL PRIMARY KEY, transaction_uid TEXT NOT NULL UNIQUE,
+            commitment_id INTEGER NOT NULL REFERENCES commitment (id) ON DELETE CASCADE,
+            archive TEXT NOT NULL, asked_at TEXT NOT NULL,
+            answered_at TEXT NOT NULL DEFAULT '');
+        CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
+        CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
+            WHERE verdict = '';
         """,
     ),
 )
@@ -8146,7 +8195,10 @@ def retry_events(ctx: Context, receiver: str, outbox: Outbox = EVENTS_OUTBOX) ->
 # storage commitment and their judgement. minris holds no images: what it says rests on evidence.
 # Source: PS3.4 annexes J and R; PS3.18 13.
 # For others: notify_availability, request_commitment, open_references, record_evidence,
-# commitment_result, commitment_by_uid, archive_of.
+# take_commitment_report, commitment_result, commitment_by_uid, archive_of.
+
+
+REFERENCED_SOP = tag_of("ReferencedSOPSequence")
 
 
 class Reference(NamedTuple):
@@ -8173,7 +8225,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
     _check_availability(index)
     study, rows_ = index.get("StudyInstanceUID"), []
     for series in index.items(tag_of("ReferencedSeriesSequence")):
-        for one in series.items(tag_of("ReferencedSOPSequence")):
+        for one in series.items(REFERENCED_SOP):
             rows_.append(
                 (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
                  one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
@@ -8196,12 +8248,20 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
             " who = excluded.who, at = excluded.at",
             rows_,
         )
-        # what waits for it is looked at at once
-        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state = 'asked'")
+        look_again({row[0] for row in rows_})
         pass_on(ctx, "availability", "N-CREATE", uid, data)
         audit(ctx, "availability notified", study, f"{len(rows_)} instances")
     log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
     return uid
+
+
+def look_again(uids: Iterable[str]) -> None:
+    """Have requests that wait for one of these instances judged now."""
+    database.connection().executemany(
+        "UPDATE commitment SET try_at = '' WHERE state = 'asked' AND id IN (SELECT commitment_id"
+        " FROM commitment_instance WHERE sop_instance_uid = ? AND verdict = '')",
+        [(uid,) for uid in uids],
+    )
 
 
 def _check_availability(index: ElementIndex) -> None:
@@ -8212,7 +8272,7 @@ def _check_availability(index: ElementIndex) -> None:
         problems.append(Problem(performed, Message("has more than one item")))
     word, instance = tag_of("InstanceAvailability"), tag_of("ReferencedSOPInstanceUID")
     for series in index.items(tag_of("ReferencedSeriesSequence")):
-        for one in series.items(tag_of("ReferencedSOPSequence")):
+        for one in series.items(REFERENCED_SOP):
             if one.text(word) not in INSTANCE_AVAILABILITIES:
                 choices = ", ".join(sorted(INSTANCE_AVAILABILITIES))
                 problems.append(Problem(word, Message("is not one of {choices}", choices=choices)))
@@ -8236,7 +8296,7 @@ def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
 
 def is_by_study(index: ElementIndex) -> bool:
     """Whether a request for commitment names its instances by study. Refuses 0106 for both ways."""
-    flat, studies = tag_of("ReferencedSOPSequence"), tag_of("ReferencedStudySequence")
+    flat, studies = REFERENCED_SOP, tag_of("ReferencedStudySequence")
     if flat in index and studies in index:
         problem = Problem(studies, Message("is there beside (0008,1199)"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
@@ -8246,7 +8306,7 @@ def is_by_study(index: ElementIndex) -> bool:
 def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
     """The instances that a request for commitment names."""
     if not by_study:
-        items = index.items(tag_of("ReferencedSOPSequence"))
+        items = index.items(REFERENCED_SOP)
         return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
                 for one in items]  # fmt: skip
     found = []
@@ -8472,12 +8532,14 @@ class Evidence(NamedTuple):
     missing    those that were looked for and not seen
     unchecked  those that could not be looked for
     problem    why there is no telling of the rest
+    reasons    of those that are missing, where the archive has said why; else 0112
     """
 
     found: Mapping[str, tuple[str, str]]
     missing: frozenset[str] = frozenset()
     unchecked: frozenset[str] = frozenset()
     problem: str = ""
+    reasons: Mapping[str, str] = types.MappingProxyType({})
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
@@ -8498,7 +8560,7 @@ def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> Non
             right = sop_class in ("", one.sop_class_uid)
             verdict = COMMITTED if right else OF_ANOTHER_CLASS
         elif one.sop_instance_uid in evidence.missing and waited:
-            verdict = NOT_THERE
+            verdict = evidence.reasons.get(one.sop_instance_uid, NOT_THERE)
         elif (one.sop_instance_uid in evidence.unchecked and waited) or over:
             verdict = NOT_CHECKED
         else:
@@ -8522,6 +8584,77 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
                problem="", try_at="")  # fmt: skip
     audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
     log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
+
+
+# What an archive's reasons become; any other is 0110.
+REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
+
+
+def relay_waits(ctx: Context, commitment_id: int) -> bool:
+    """Whether an archive that a request was passed on to may still answer."""
+    return bool(
+        fetch_rows(
+            CommitmentRelay,
+            "commitment_id = ? AND answered_at = '' AND asked_at > ?",
+            commitment_id,
+            ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
+        )
+    )
+
+
+def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
+    """Keep that a request is passed on: its Transaction UID there."""
+    uid = ctx.new_uid()
+    insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
+               asked_at=ctx.stamp(), answered_at="")  # fmt: skip
+    return uid
+
+
+def close_relay(ctx: Context, uid: str) -> None:
+    """The archive has not taken what was passed on: it is no more to be answered."""
+    sql = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
+    database.execute_sql(sql, (ctx.stamp(), uid))
+
+
+def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
+    """Take an archive's report on a request that was passed on to it: evidence of its own.
+
+    uid      Transaction UID, ours
+    Refuses  0115 for one that was not passed on to who reports, 0120, 0121
+    Source   PS3.4 J.3.3
+    """
+    found = fetch_rows(CommitmentRelay, "transaction_uid = ?", uid)
+    archive = device_of(ctx, found[0].archive) if found else None
+    if not archive or ctx.actor.name not in archive.ae_titles:
+        problem = Problem(TRANSACTION_UID, Message("is not known"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    check_attributes(index, COMMITMENT_RESULT, "report")
+    failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
+              for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
+    title = index.get("RetrieveAETitle") or found[0].archive
+    good = {
+        one.get("ReferencedSOPInstanceUID"): (
+            one.get("ReferencedSOPClassUID"), one.get("RetrieveAETitle") or title
+        )
+        for one in index.items(REFERENCED_SOP)
+        if one.get("ReferencedSOPInstanceUID") not in failed
+    }  # fmt: skip
+    with database.atomic():
+        if not found[0].answered_at:
+            close_relay(ctx, uid)
+            words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
+            audit(ctx, "commitment of the archive", uid, words)
+            reasons = {one: _failure_reason(text) for one, text in failed.items()}
+            evidence = Evidence(good, frozenset(failed), reasons=reasons)
+            record_evidence(ctx, found[0].commitment_id, evidence)
+    log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
+
+
+def _failure_reason(text: str) -> str:
+    """A Failure Reason (0008,1197), that an archive has told, as one of ours."""
+    known = f"{int(text):04X}" if text.isdigit() else ""
+    return known if known in REASONS_OF_ARCHIVE else NOT_CHECKED
 
 
 def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
@@ -8632,6 +8765,15 @@ def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
     log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
 
 
+def tell_again(requester: str) -> None:
+    """Have results that a requester could not be told tried again now."""
+    database.execute_sql(
+        "UPDATE commitment SET try_at = '' WHERE state = 'judged' AND door = 'dimse'"
+        " AND requester = ?",
+        (requester,),
+    )
+
+
 def purge_commitments(ctx: Context) -> int:
     """Drop results that are old enough; their Transaction UIDs stay known. How many."""
     old = ctx.stamp(days=-ctx.config.commitment.keep_days)
@@ -8640,6 +8782,7 @@ def purge_commitments(ctx: Context) -> int:
     erase(
         f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
     )
+    erase(f"commitment_relay WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
     erase("availability WHERE at < ?", old)
     erase("availability_notice WHERE created_at < ?", old)
     sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
@@ -9942,9 +10085,11 @@ class SocketDelivery:
 class CommitmentDesk:
     """Has requests for storage commitment judged, and their results told; a few at once.
 
-    ask   coroutine function (archive, references) giving Evidence; raises DeliveryError
-    tell  coroutine function (commitment, result); raises DeliveryError
-    read  runs a function in a reader's thread; `write` runs a core function in the store thread
+    ask      coroutine function (archive, references) giving Evidence; raises DeliveryError
+    pass_on  coroutine function (archive, Transaction UID, references): asks the archive for its own
+             commitment; raises DeliveryError
+    tell     coroutine function (commitment, result); raises DeliveryError
+    read     runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
     AT_ONCE = 4  # that are judged
@@ -9954,17 +10099,37 @@ class CommitmentDesk:
         self,
         context: Callable[[], Context],
         ask: Callable[..., Any],
+        pass_on: Callable[..., Any],
         tell: Callable[..., Any],
         read: Callable[..., Any],
         write: Callable[..., Any],
     ) -> None:
-        self.context, self.ask, self.tell, self.read, self.write = context, ask, tell, read, write
+        self.context, self.read, self.write = context, read, write
+        self.ask, self.pass_on, self.tell = ask, pass_on, tell
         self.busy: dict[int | str, asyncio.Task] = {}  # by id, and by who is told
+        self.failing: dict[str, float] = {}  # requesters not reached, and when one last called
+        self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
         self.wanted = asyncio.Event()
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
         self.wanted.set()
+
+    def heard_from(self, ae_title: str) -> None:
+        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self.failing.get(ae_title, math.inf) and ae_title not in self.busy:
+            self.failing[ae_title] = loop.time() + 30
+            self.busy[ae_title] = loop.create_task(self._try_now(ae_title))
+
+    async def _try_now(self, ae_title: str) -> None:
+        try:
+            await self.write(tell_again, ae_title)
+        except Exception as error:  # a full disk: it is tried later
+            log.warning("commitments of %s: %s", ae_title, error)
+        finally:
+            del self.busy[ae_title]
+            self.wake()
 
     async def run(self, pause: float = 5.0) -> None:
         """Judge and tell what is due, whenever woken and every few seconds."""
@@ -10009,43 +10174,84 @@ class CommitmentDesk:
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
         references = await self.read(open_references, ctx, commitment.id)
-        archive, found, problem, last = archive_of(ctx), {}, "", Evidence({})
-        absent: frozenset[str] = frozenset()  # what the archive itself says that it does not have
+        archive, found, problem = archive_of(ctx), {}, ""
+        absent: set[str] = set()  # the archive itself says that it does not have them
+        unseen = {one.sop_instance_uid for one in references}  # nothing was said of them
+        unchecked: frozenset[str] = frozenset()
+        waits = False
         for kind in ctx.config.commitment.evidence:
-            settled = found.keys() | absent
-            open_ = [one for one in references if one.sop_instance_uid not in settled]
+            open_ = [one for one in references
+                     if one.sop_instance_uid not in found.keys() | absent]  # fmt: skip
             try:
-                last = await self._evidence(ctx, kind, archive, open_)
+                evidence = await self._evidence(ctx, kind, commitment, archive, open_)
             except DeliveryError as error:
                 problem = str(error)
                 log.warning("commitment %s: %s", commitment.transaction_uid, error)
                 continue
-            found |= last.found
-            absent |= last.missing if kind == "archive" else frozenset()
-        evidence = Evidence(found, last.missing | absent, last.unchecked)
-        if problem:  # what was not seen may be where nobody could look
+            waits = waits or (kind == "commitment" and bool(open_))
+            found |= evidence.found
+            unchecked |= evidence.unchecked
+            unseen &= evidence.missing
+            absent |= evidence.missing if kind == "archive" else set()
+        missing = (absent | unseen) - unchecked - found.keys()
+        evidence = Evidence(found, frozenset(missing), unchecked - found.keys())
+        if problem or waits:  # what was not seen may be where nobody could look
             evidence = Evidence(found, problem=problem)
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
-        self, ctx: Context, kind: str, archive: Device | None, references: list[Reference]
+        self,
+        ctx: Context,
+        kind: str,
+        commitment: Any,
+        archive: Device | None,
+        references: list[Reference],
     ) -> Evidence:
+        """What one kind of evidence says of some instances. Raises DeliveryError"""
         uids = frozenset(one.sop_instance_uid for one in references)
         if not archive or not references:
             return Evidence({}, unchecked=uids)
+        if kind == "availability":
+            known = await self.read(notified_instances, ctx, references, archive.ae_title)
+            found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
+            return Evidence(found, uids - found.keys())
+        try:
+            evidence = await self._ask(ctx, kind, commitment, archive, references)
+        except DeliveryError as error:
+            self.archive_problem, self.archive_at = str(error), time.time()
+            raise
+        self.archive_problem, self.archive_at = "", time.time()
+        return evidence
+
+    async def _ask(
+        self,
+        ctx: Context,
+        kind: str,
+        commitment: Any,
+        archive: Device,
+        references: list[Reference],
+    ) -> Evidence:
         if kind == "archive":
             return await self.ask(archive, references)
-        known = await self.read(notified_instances, ctx, references, archive.ae_title)
-        found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
-        return Evidence(found, uids - found.keys())
+        if not await self.read(relay_waits, ctx, commitment.id):
+            # kept before it is sent: the report may come at once
+            uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
+            try:
+                await self.pass_on(archive, uid, references)
+            except Exception:
+                await self.write(close_relay, ctx, uid)
+                raise
+        return Evidence({})
 
     async def _tell(self, commitment: Any) -> None:
         result = await self.read(commitment_result, commitment)
         try:
             await self.tell(commitment, result)
         except DeliveryError as error:
+            self.failing.setdefault(commitment.requester, 0.0)
             await self.write(note_not_told, self.context(), commitment.id, str(error))
         else:
+            self.failing.pop(commitment.requester, None)
             await self.write(note_told, self.context(), commitment.id)
 
     async def close(self) -> None:
@@ -10547,6 +10753,7 @@ class Association(asyncio.Protocol):
         self.request: Request | None = None
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
+        self.asked: asyncio.Future[int] | None = None  # the status of what we ask the peer
         self.task: asyncio.Task | None = None
         self.artim: asyncio.TimerHandle | None = None
         self.pdu_timer: asyncio.TimerHandle | None = None
@@ -10584,6 +10791,8 @@ class Association(asyncio.Protocol):
         self._forget_data()
         self.server.leave(self)
         self.writable.set()
+        if self.asked and not self.asked.done():
+            self.asked.set_result(None)
         if self.task:
             self.task.cancel()
 
@@ -10907,7 +11116,10 @@ class Association(asyncio.Protocol):
                     one.cancelled = True
             return
         if request.command["CommandField"] & 0x8000:
-            raise ProtocolError("a response came to nothing that was asked")
+            if not self.asked or self.asked.done():
+                raise ProtocolError("a response came to nothing that was asked")
+            self.asked.set_result(request.command.get("Status"))
+            return
         self.waiting.append(request)
         if not self.task:
             self.task = self.loop.create_task(self._serve())
@@ -10938,6 +11150,24 @@ class Association(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         self._time_pdu()
+
+    async def ask(
+        self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
+    ) -> int | None:
+        """Send the peer a request, one at a time: its status, None where it gives none."""
+        if self.asked or self.state != "Sta6":
+            return None
+        self.asked = self.loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                if not await self.send((context, command, data)):
+                    return None
+                return await asyncio.shield(self.asked)
+        except TimeoutError:
+            return None
+        finally:
+            if self.asked.done():
+                self.asked = None  # else what comes late is no answer to what follows
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
         """Write messages in one go and wait while the peer does not read; whether it is there."""
@@ -11397,6 +11627,23 @@ def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) ->
     request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
 
 
+def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
+    if uid != STORAGE_COMMITMENT_INSTANCE:
+        words = Message("{uid} is not known", uid=uid)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    if kind not in COMMITMENT_EVENTS.values():
+        raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
+    take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
+
+
+def _event(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, event type, event information."""
+    command = request.command
+    index = request.index if request.data else EMPTY
+    return command.get("AffectedSOPInstanceUID", ""), command.get("EventTypeID", 0), index
+
+
 def _required(index: ElementIndex, keyword: str) -> str:
     """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
     tag = tag_of(keyword)
@@ -11464,6 +11711,8 @@ SERVICES = (
     Service(UPS_QUERY, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
     Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", _action, _status,
             "PS3.4 J.3.2"),
+    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", _event, _status,
+            "PS3.4 J.3.3"),
     Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", _affected_workitem,
             _created_mpps, "PS3.4 R.3.2"),
 )  # fmt: skip
@@ -11767,20 +12016,68 @@ class ArchiveSearch:
             raise DeliveryError(f"its answer cannot be read: {error}") from None
 
 
-class CommitmentSender:
-    """Tells the result of a storage commitment by N-EVENT-REPORT, as SCP (PS3.4 J.3.3)."""
+class CommitmentRequester:
+    """Passes a request for storage commitment on to the archive, as SCU (PS3.4 J.3.2)."""
 
-    def __init__(self, access: Callable[[], AccessRules]) -> None:
-        self.access = access
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def __call__(self, archive: Device, uid: str, references: list[Reference]) -> None:
+        """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
+        if not archive.host:
+            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
+        items = [
+            bytes(text_elements(ReferencedSOPClassUID=one.sop_class_uid,
+                                ReferencedSOPInstanceUID=one.sop_instance_uid))
+            for one in references
+        ]  # fmt: skip
+        data = text_elements(TransactionUID=uid).merged(
+            ElementIndex(encode_items(REFERENCED_SOP, items))
+        )
+        caller, ours = Caller(30.0), self.config.dicom.ae_title
+        address, proposed = (archive.host, archive.port), ((STORAGE_COMMITMENT, None),)
+        await caller.open(address, ours, archive.ae_title, proposed)
+        try:
+            context = caller.accepted.contexts.get(STORAGE_COMMITMENT)
+            if not context:
+                raise DeliveryError("the archive takes no requests for storage commitment")
+            fields = await send_request(
+                caller, context, archive, data, "N-ACTION", STORAGE_COMMITMENT,
+                STORAGE_COMMITMENT_INSTANCE, MessageID=1, ActionTypeID=1,
+            )  # fmt: skip
+            if fields["Status"] != Status.SUCCESS:
+                words = answer_words(fields)
+                raise DeliveryError(f"the archive answers {words} to our request for commitment")
+        finally:
+            await caller.release()
+
+
+class CommitmentSender:
+    """Tells the result of a storage commitment by N-EVENT-REPORT, as SCP (PS3.4 J.3.3).
+
+    associations  gives those that are open to us
+    """
+
+    def __init__(
+        self, access: Callable[[], AccessRules], associations: Callable[[], Iterable[Association]]
+    ) -> None:
+        self.access, self.associations = access, associations
 
     async def __call__(self, commitment: Any, result: Result) -> None:
-        """On an association of ours, from the AE title that was called. Raises DeliveryError"""
+        """On an association of ours, from the AE title that was called. Raises DeliveryError
+
+        On the requester's own one first, where its device wants that
+        """
         device = self.access().device(commitment.requester)
         if not device or not device.host:
             raise DeliveryError(f"{commitment.requester} is not registered with an address")
         told = text_elements(
             TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
         )
+        if device.report_on_same_association and await self._on_same(
+            commitment, device, ElementIndex(result.data).merged(told), result
+        ):
+            return
         ours, theirs = commitment.called, commitment.requester
         caller = await open_as_scp(device, ours, theirs, STORAGE_COMMITMENT, "storage commitment")
         try:
@@ -11802,6 +12099,24 @@ class CommitmentSender:
                 log.warning("commitment %s: answered %s", commitment.transaction_uid, answer)
         finally:
             await caller.release()
+
+    async def _on_same(self, commitment: Any, device: Device, data: bytes, result: Result) -> bool:
+        """Whether the requester took it on an association that it has open (PS3.4 J.3.3.1.2)."""
+        for association in self.associations():
+            peer = association.peer
+            if not peer or (peer.calling, peer.called) != (commitment.requester, commitment.called):
+                continue
+            for context in peer.contexts.values():
+                if context.abstract_syntax == STORAGE_COMMITMENT:
+                    written = written_for(device, data, context.explicit)
+                    command = request_command(
+                        "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
+                        MessageID=1, EventTypeID=COMMITMENT_EVENTS[result.all_good],
+                    )  # fmt: skip
+                    status = await association.ask(context, command, written)
+                    if status == Status.SUCCESS:
+                        return True
+        return False
 
 
 class KeptAnswers(NamedTuple):
@@ -12005,6 +12320,8 @@ class Dimse:
         command = request.command
         if request.operation == "N-ACTION":
             fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
+        if request.operation == "N-EVENT-REPORT":
+            fields.setdefault("EventTypeID", command.get("EventTypeID"))
         uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
         if request.operation.startswith("N-"):
             fields.setdefault("AffectedSOPInstanceUID", uid or None)
@@ -16109,8 +16426,8 @@ class Pages:
         part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
         return self.listing("Are they safe?", login, [part], intro=self._archive_words(t, ctx))
 
-    @staticmethod
-    def _archive_words(t: Translator, ctx: Context) -> str:
+    def _archive_words(self, t: Translator, ctx: Context) -> str:
+        """Which archive is asked, and how it was the last time."""
         archive = archive_of(ctx)
         if not archive and any(device.role == "archive" for device in ctx.devices):
             return t("There are several archives: nothing can be called safe until [commitment] archive"
@@ -16118,7 +16435,16 @@ class Pages:
         if not archive:
             return t("No archive is set: nothing can be called safe. Register it as a device with the"
                      " role archive.")  # fmt: skip
-        return t("Asked is the archive {ae}.", ae=archive.ae_title)
+        words, desk = (
+            [t("Asked is the archive {ae}.", ae=archive.ae_title)],
+            self.web.box.commitments,
+        )
+        if desk.archive_at:
+            at = datetime.datetime.fromtimestamp(desk.archive_at, ctx.config.zone)
+            when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
+            words.append(t("At {at} it failed: {problem}.", **when) if desk.archive_problem
+                         else t("At {at} it answered.", **when))  # fmt: skip
+        return " ".join(words)
 
     @staticmethod
     def _commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
@@ -16754,6 +17080,7 @@ def statement_overview(config: Config) -> list[Block]:
     for uid in (UPS_EVENT, MPPS_NOTIFICATION):
         services[uid].append("N-EVENT-REPORT, on associations of ours")
     as_user = {uid: "Yes, passed on" for uid, scp in PASSED_ON.values() if not scp}
+    as_user[STORAGE_COMMITMENT] = "Yes, passed on to the archive"
     lines = [
         (UID(uid).name, uid, "Yes", as_user.get(uid, "No"), ", ".join(operations))
         for uid, operations in services.items()
@@ -16762,6 +17089,7 @@ def statement_overview(config: Config) -> list[Block]:
     lines.append(
         (UID(VERIFICATION).name, VERIFICATION, "", "Yes, from the page of devices", "C-ECHO")
     )
+    lines.append((UID(STUDY_ROOT_FIND).name, STUDY_ROOT_FIND, "", "Yes, in the archive", "C-FIND"))
     return [
         Block("heading", "1 Conformance statement overview", level=2),
         Block(
@@ -17136,15 +17464,21 @@ def statement_commitment(config: Config) -> list[Block]:
         "archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,"
         " a performed procedure step or an availability notification; else by SOP Instance UIDs"
         " alone, where the device of the archive has relational_queries; else it could not be"
-        " checked, which is failure 0110. availability: a notification by the archive itself that the"
+        " checked, which is failure 0110. commitment: the request for what is not proved is passed on to"
+        " the archive's own storage commitment, as SCU, under a Transaction UID of ours; its report is"
+        " taken on an association that the archive opens, as SCP by role selection, from the archive's AE"
+        " titles alone (else 0115), and passed back under the original UID, with its failure reasons 0112,"
+        f" 0119, 0122 and 0213, any other as 0110. Without a report in {keep.answer_minutes} minutes it is"
+        " asked anew. availability: a notification by the archive itself that the"
         " instance is ONLINE or NEARLINE there.",
         f"An instance that is not there is looked for again for {keep.missing_minutes} minutes, then"
         " fails with 0112. An archive that is not reached is asked again after"
         f" {retry} seconds, the last over and over, for {keep.give_up_hours} hours; then what is not"
         " judged fails with 0110. Never is success told without evidence.",
         "The result is told on an association of this system's, with the AE title that was called, as"
-        " SCP by role selection (or without it, where the device has events_without_role). Any"
-        " status is taken as heard. A requester that is not reached is tried again in the same way for"
+        " SCP by role selection (or without it, where the device has events_without_role); first on the"
+        " requester's own, where its device has report_on_same_association and that is still open. 0110,"
+        " 0211 and 0213 are taken as not heard, any other status as heard. A requester that is not reached is tried again in the same way for"
         f" {keep.report_hours} hours, over restarts; after a crash it may be told twice.",
         "A requester must be registered with an address (else 0124). An identical request while the"
         " first is judged is the same; another one under a Transaction UID that is known is"
@@ -18411,7 +18745,8 @@ class Appliance:
         self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
         self.socket_task = loop.create_task(self.socket_delivery.run())
         self.commitments = CommitmentDesk(
-            self.context, ArchiveSearch(config), CommitmentSender(self.access),
+            self.context, ArchiveSearch(config), CommitmentRequester(config),
+            CommitmentSender(self.access, lambda: list(self.associations.associations)),
             self.read_async, self.write_async,
         )  # fmt: skip
         self.commitment_task = loop.create_task(self.commitments.run())
@@ -18463,6 +18798,7 @@ class Appliance:
         """An AE has called: it may be there again for what it could not be told."""
         self.delivery.heard_from(ae_title)
         self.passing_on.heard_from(ae_title)
+        self.commitments.heard_from(ae_title)
 
     def _wake_delivery(self) -> None:
         """Something may be to be told; called in the loop."""

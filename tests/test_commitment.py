@@ -1036,7 +1036,7 @@ def test_a_result_is_told_once_though_the_list_of_what_is_due_is_old(noon):
                     await asyncio.sleep(0)
             return found_
 
-        desk = minris.CommitmentDesk(lambda: at(noon, hours=24), None, tell, call, call)
+        desk = minris.CommitmentDesk(lambda: at(noon, hours=24), None, None, tell, call, call)
         await desk.work()
         desk.read = call_late
         await desk.work(wait=True)

@@ -464,6 +464,7 @@ UNREACHED = """
 operation | status | because
 *         | 0105   | update and update mpps have rows of their own
 *         | 0110   | a data set of DIMSE that is none, or an error of ours; update mpps has its own
+*         | 0113   | an archive's report on what was passed on to it: of DIMSE alone
 *         | 0118   | a class that is not of its context: of DIMSE alone
 *         | 0122   | a class that is not of its context: of DIMSE alone
 *         | 0123   | the web has no action types
