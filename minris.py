@@ -83,7 +83,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1493,6 +1493,8 @@ SETTINGS = setting_table(r"""
     commitment | evidence | archive | evidence | what proves that an image is safe, in this order, by commas: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive that is asked; empty: the device whose role is archive
     commitment | answer_minutes | 60 | int 1 1440 | an archive that was passed a request on, for its own commitment, is asked anew after so many minutes
+    commitment | look_minutes | 5 | int 0 1440 | the archive is asked every so many minutes for images that are to come (0: never)
+    commitment | quiet_minutes | 10 | int 0 1440 | the exam of a machine that does not report has ended when no image has come for so long
     commitment | missing_minutes | 5 | int 0 1440 | an image that the archive does not have is looked for again for so long
     commitment | give_up_hours | 24 | int 1 720 | without evidence, as the archive is down, images are called not safe after so many hours
     commitment | report_hours | 72 | int 1 720 | a result that the machine does not take is given up after so many hours
@@ -1531,6 +1533,7 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_deliveries_days | 30 | int 1 3650 | who was told of an event, or passed on what, and when, is remembered for so many days
     housekeeping | stuck_lock_hours | 24 | int 1 8760 | a deletion lock on what ended so many hours ago is listed as stuck
     housekeeping | stuck_workitem_hours | 8 | int 1 8760 | a workitem in progress without news for so many hours is listed as stuck
+    housekeeping | stuck_exam_hours | 4 | int 1 8760 | an exam that has begun, without news for so many hours, is listed as stuck
     housekeeping | stuck_events_minutes | 10 | int 1 10080 | events, and what is passed on, that could not be delivered for so many minutes are listed as stuck
     housekeeping | give_up_events_hours | 72 | int 1 8760 | an event, or what is passed on, that cannot be delivered is given up after so many hours
     housekeeping | release_locks_days | 0 | int 0 3650 | deletion locks on ended workitems are released after so many days (0: only by a person)
@@ -1562,6 +1565,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
     device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
     device | relational_queries | no | bool | an archive that finds images by their own UIDs alone
+    device | mpps | auto | choice auto yes no | whether it reports performed steps; auto: if it ever has; else its exams end by what the archive tells
     device | report_on_same_association | no | bool | tell it the result of storage commitment on its own association first, while that is open
     device | passed_on | | passed_on | what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability
     device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
@@ -1627,6 +1631,7 @@ class Device:
     relational_queries: bool = False
     events: str = "as_subscribed"
     events_without_role: bool = False
+    mpps: str = "auto"
     report_on_same_association: bool = False
     passed_on: frozenset[str] = frozenset()
     from_file: bool = True
@@ -3562,6 +3567,7 @@ class ScheduledProcedureStep(Stored):
     started_at = peewee.TextField(default="")
     ended_at = peewee.TextField(default="")
     remark = peewee.TextField(default="")
+    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
 
     class Meta:
         indexes = (
@@ -3871,6 +3877,15 @@ class Availability(Stored):
         primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
 
 
+class StudySeen(Stored):
+    """Of an exam that its machine does not report: its images so far, and since when so many."""
+
+    study_instance_uid = peewee.TextField(primary_key=True)
+    instances = peewee.IntegerField()
+    told_by = peewee.TextField()
+    since = peewee.TextField()
+
+
 class AvailabilityNotice(Stored):
     """An Instance Availability Notification: its UID is not taken twice."""
 
@@ -3958,10 +3973,14 @@ MODELS = (
     OutboxEvent,
     Receiver,
     EventChannel,
+    PassedOn,
+    Destination,
     Commitment,
     CommitmentInstance,
+    CommitmentRelay,
     Availability,
     AvailabilityNotice,
+    StudySeen,
     Mark,
     DeviceRecord,
     Procedure,
@@ -4218,6 +4237,21 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
         CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
             WHERE verdict = '';
+        """,
+    ),
+    (
+        8,
+        "exams whose machines do not report",
+        """
+        ALTER TABLE scheduled_procedure_step ADD COLUMN told_by TEXT NOT NULL DEFAULT '';
+        CREATE TABLE study_seen (
+            study_instance_uid TEXT NOT NULL PRIMARY KEY, instances INTEGER NOT NULL,
+            told_by TEXT NOT NULL, since TEXT NOT NULL);
+        CREATE INDEX performed_procedure_step_station
+            ON performed_procedure_step (performed_station_ae_title);
+        CREATE INDEX performed_procedure_step_updated_at ON performed_procedure_step (updated_at);
+        CREATE INDEX workitem_not_ready ON workitem (updated_at)
+            WHERE state = 'SCHEDULED' AND readiness <> 'READY';
         """,
     ),
 )
@@ -6066,11 +6100,21 @@ def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
     return outcome
 
 
+# Who says that an exam has ended, where it is no person.
+TOLD_BY = {
+    "performed step": Message("the machine's report"),
+    "availability": Message("the archive's notice of images"),
+    "archive": Message("the images found in the archive"),
+    "commitment": Message("the machine's question whether its images are safe"),
+}
 STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
 
 
-def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str) -> None:
-    """Move a step to a state, in its data set and its columns, with the time it got there."""
+def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
+    """Move a step to a state, in its data set and its columns, with the time it got there.
+
+    told_by  a key of TOLD_BY; else it is who asks
+    """
     if step.status == state:
         return
     old, item = step.status, step_item(step)
@@ -6078,7 +6122,11 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str) -> None:
     data = ElementIndex(bytes(step.data)).merged(
         ElementIndex(encode_items(STEP_SEQUENCE, [changed]))
     )
-    stamps = {"ended_at": "" if state in OPEN_STEP_STATES else ctx.stamp()}
+    ended = state not in OPEN_STEP_STATES
+    stamps = {
+        "ended_at": ctx.stamp() if ended else "",
+        "told_by": (told_by or str(ctx.actor)) if ended else "",
+    }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
     if state == "READY" and not step.arrived_at:
@@ -6807,6 +6855,12 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
+def told_by_of(row_id: int) -> str:
+    """Who has said that a step ended: a key of TOLD_BY or a person; nothing while it has not."""
+    sql = "SELECT told_by FROM scheduled_procedure_step WHERE id = ?"
+    return database.execute_sql(sql, (row_id,)).fetchone()[0]
+
+
 def get_step(row_id: int) -> tuple[bytes, str, str]:
     """Data set, state and remark of a step by its row. Refuses 0112."""
     row = database.execute_sql(
@@ -7024,7 +7078,33 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
         state = (
             "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
         )
-    enter_state(ctx, fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0], state)
+    step = fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0]
+    enter_state(ctx, step, state, "performed step")
+
+
+def reporting_stations() -> set[str]:
+    """The AE titles that have ever reported a performed step."""
+    title = "SELECT min(performed_station_ae_title) FROM performed_procedure_step"
+    cursor = database.execute_sql(  # from one title to the next in the index
+        f"WITH RECURSIVE t (title) AS ({title} UNION ALL SELECT ({title} WHERE"
+        " performed_station_ae_title > t.title) FROM t WHERE t.title IS NOT NULL)"
+        " SELECT title FROM t WHERE title IS NOT NULL"
+    )
+    return {title for (title,) in cursor}
+
+
+def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> bool:
+    """Whether a machine reports performed steps, as its device says, else as it has ever done.
+
+    stations   the AE titles that a step is scheduled for; reporting: as reporting_stations gives
+    """
+    titles: set[str] = set()
+    for station in stations:
+        device = device_of(ctx, station)
+        if device and device.mpps != "auto":
+            return device.mpps == "yes"
+        titles |= {station, *(device.ae_titles if device else ())}
+    return bool(titles & reporting)
 
 
 def unscheduled_steps(limit: int = 200) -> list[Any]:
@@ -8087,7 +8167,7 @@ MOST_STUCK = 100  # that are listed of a kind, the oldest first
 
 
 def orphans(ctx: Context) -> list[Orphan]:
-    """What is stuck: locks on what has ended, silent or expired workitems, what was not told."""
+    """What is stuck: locks on what has ended, silent exams and workitems, what was not told, …"""
     keep = ctx.config.housekeeping
     found = database.execute_sql(
         "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
@@ -8108,6 +8188,15 @@ def orphans(ctx: Context) -> list[Orphan]:
         (ctx.stamp(),),
     ).fetchall()
     found += database.execute_sql(
+        "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
+        " coalesce(max(p.updated_at), '')) AS news, s.accession_number FROM scheduled_procedure_step s"
+        " LEFT JOIN performed_scheduled_step l ON l.scheduled_id = s.id"
+        " LEFT JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " WHERE s.status = 'STARTED' GROUP BY s.id HAVING news < ?"
+        f" ORDER BY news LIMIT {MOST_STUCK}",
+        (ctx.stamp(hours=-keep.stuck_exam_hours),),
+    ).fetchall()
+    found += database.execute_sql(
         "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
         " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
         " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
@@ -8122,7 +8211,9 @@ def orphans(ctx: Context) -> list[Orphan]:
         " HAVING min(o.created_at) < ? ORDER BY 4",
         (ctx.stamp(minutes=-keep.stuck_events_minutes),),
     ).fetchall()
-    return [Orphan(kind, uid, str(about), since, known) for kind, uid, about, since, known in found]
+    return [
+        Orphan(kind, str(uid), str(about), since, known) for kind, uid, about, since, known in found
+    ]
 
 
 def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
@@ -8210,6 +8301,16 @@ class Reference(NamedTuple):
     series_instance_uid: str = ""
 
 
+ENTER_AVAILABILITY = (
+    "availability (sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid,"
+    " series_instance_uid, availability, who, at) VALUES"
+    " ON CONFLICT (sop_instance_uid, retrieve_ae_title) DO UPDATE SET"
+    " sop_class_uid = excluded.sop_class_uid, availability = excluded.availability,"
+    " study_instance_uid = excluded.study_instance_uid,"
+    " series_instance_uid = excluded.series_instance_uid, who = excluded.who, at = excluded.at"
+)
+
+
 def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
     """Take an Instance Availability Notification: its UID, made where none is given.
 
@@ -8238,17 +8339,9 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         except peewee.IntegrityError:
             words = Message("{uid} exists already", uid=uid)
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
-        insert_rows(
-            "availability (sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid,"
-            " series_instance_uid, availability, who, at) VALUES"
-            " ON CONFLICT (sop_instance_uid, retrieve_ae_title) DO UPDATE SET"
-            " sop_class_uid = excluded.sop_class_uid, availability = excluded.availability,"
-            " study_instance_uid = excluded.study_instance_uid,"
-            " series_instance_uid = excluded.series_instance_uid,"
-            " who = excluded.who, at = excluded.at",
-            rows_,
-        )
+        insert_rows(ENTER_AVAILABILITY, rows_)
         look_again({row[0] for row in rows_})
+        note_images(ctx, {study: available_of(study)}, "availability")
         pass_on(ctx, "availability", "N-CREATE", uid, data)
         audit(ctx, "availability notified", study, f"{len(rows_)} instances")
     log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
@@ -8486,15 +8579,15 @@ def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
             (encode_text("ReferencedSOPInstanceUID", min(open_)),),
         ).fetchone()
         told = produced_by(ElementIndex(bytes(row[0]))) if row else {}
-        found |= {uid: told[uid] for uid in open_ & told.keys()}
+        found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
         open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
         if not row and len(open_) > 20:
             break  # of a machine that does not report: none of the others is known either
     return found
 
 
-def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str]]:
-    """Study and series of each instance that a performed procedure step refers to."""
+def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
+    """Study, series and class of each instance that a performed procedure step refers to."""
     studies = {one.get("StudyInstanceUID") for one in performed.items(STEP_ATTRIBUTES)} - {""}
     if len(studies) != 1:
         return {}
@@ -8503,7 +8596,9 @@ def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str]]:
         for keyword in ("ReferencedImageSequence",
                         "ReferencedNonImageCompositeSOPInstanceSequence"):  # fmt: skip
             for one in series.items(tag_of(keyword)):
-                found[one.get("ReferencedSOPInstanceUID")] = study, series.get("SeriesInstanceUID")
+                found[one.get("ReferencedSOPInstanceUID")] = (
+                    study, series.get("SeriesInstanceUID"), one.get("ReferencedSOPClassUID")
+                )  # fmt: skip
     return found
 
 
@@ -8524,6 +8619,271 @@ def notified_instances(
     return found
 
 
+def available_of(study: str) -> int:
+    """How many images of a study are known to be where they can be had."""
+    sql = (
+        "SELECT count(DISTINCT sop_instance_uid) FROM availability"
+        f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
+    )
+    return database.execute_sql(sql, (study,)).fetchone()[0]
+
+
+def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
+    """Those of some instances that are known to be where they can be had.
+
+    at  the Retrieve AE Titles that will do; any if there are none
+    """
+    wanted, places, found = list(uids), list(at), set()
+    where = f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})" if places else ""
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        found |= {uid for (uid,) in database.execute_sql(
+            f"SELECT sop_instance_uid FROM availability WHERE availability IN {RETRIEVABLE}"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))}){where}",
+            (*some, *places),
+        )}  # fmt: skip
+    return found
+
+
+class Arrival(NamedTuple):
+    """A performed step, and which of the images that it names are known to be in an archive.
+
+    step_id  row of a scheduled step that it satisfies, None where there is none
+    """
+
+    step_id: int | None
+    uid: str
+    ended_at: str
+    references: list[Reference]
+    missing: list[Reference]
+
+
+def arrival_of(row: Any) -> Arrival:
+    """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
+    produced = produced_by(ElementIndex(bytes(row.data)))
+    there = available_uids(produced)
+    references = [Reference(sop_class, uid, study, series)
+                  for uid, (study, series, sop_class) in produced.items()]  # fmt: skip
+    missing = [one for one in references if one.sop_instance_uid not in there]
+    (step_id,) = database.execute_sql(
+        "SELECT min(scheduled_id) FROM performed_scheduled_step WHERE performed_id = ?", (row.id,)
+    ).fetchone()
+    return Arrival(step_id, row.sop_instance_uid, row.updated_at, references, missing)
+
+
+def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> list[Arrival]:
+    """Performed steps that ended of late, whose images are not all known to be in an archive."""
+    ended = fetch_rows(
+        PerformedProcedureStep,
+        f"updated_at > ? AND status IN {tuple(sorted(FINAL_MPPS_STATES))}"
+        " ORDER BY updated_at DESC LIMIT ?",
+        ctx.stamp(hours=-hours),
+        most,
+    )
+    return [arrival for arrival in map(arrival_of, ended) if arrival.missing]
+
+
+def performed_arrival(performed_id: int) -> Arrival:
+    """The arrival of the images of one performed step."""
+    return arrival_of(fetch_rows(PerformedProcedureStep, "id = ?", performed_id)[0])
+
+
+# Exams of machines that do not report: their images are their report.
+
+
+def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
+    """The open steps under a condition that nothing was performed for, at machines that do not report."""
+    found = fetch_rows(
+        ScheduledProcedureStep,
+        f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND {where} AND NOT EXISTS (SELECT 1 FROM"
+        " performed_scheduled_step l WHERE l.scheduled_id = scheduled_procedure_step.id)"
+        " ORDER BY start_date DESC, id DESC LIMIT 500",
+        *values,
+    )
+    if not found:
+        return []
+    reporting, stations = reporting_stations(), collections.defaultdict(list)
+    cursor = database.execute_sql(
+        "SELECT step_id, ae_title FROM scheduled_station WHERE step_id IN"
+        f" ({', '.join(str(step.id) for step in found)})"
+    )
+    for step_id, title in cursor:
+        stations[step_id].append(title)
+    for step in found:
+        step.stations = stations[step.id]
+    return [step for step in found if not does_report(ctx, step.stations, reporting)]
+
+
+def unreported_studies(ctx: Context) -> list[str]:
+    """Studies that may be in the archive though no machine has said so: of today and yesterday."""
+    yesterday = f"{ctx.local_now() - datetime.timedelta(days=1):%Y%m%d}"
+    steps = unreported_steps(
+        ctx, "((start_date >= ? AND start_date <= ?) OR status = 'STARTED')", yesterday, ctx.today()
+    )
+    return list(dict.fromkeys(step.study_instance_uid for step in steps))
+
+
+def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
+    """So many images of studies are in the archive: exams whose machine does not report have begun.
+
+    counts   by Study Instance UID; told_by: a key of TOLD_BY
+    """
+    for study, count in counts.items():
+        step = _unreported_step(ctx, study) if count else None
+        if not step:
+            continue
+        database.execute_sql(
+            "INSERT INTO study_seen (study_instance_uid, instances, told_by, since)"
+            " VALUES (?1, ?2, ?3, ?4) ON CONFLICT (study_instance_uid) DO UPDATE SET"
+            " instances = ?2, told_by = ?3, since = ?4 WHERE instances < ?2",
+            (study, count, told_by, ctx.stamp()),
+        )
+        if step.status != "STARTED":
+            enter_state(ctx, step, "STARTED")
+    end_quiet_exams(ctx)
+
+
+def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
+    """The one open step of a study whose machine does not report; of several that of a station."""
+    steps = unreported_steps(ctx, "study_instance_uid = ?", study) if study else []
+    if len(steps) > 1:
+        steps = [step for step in steps if station in step.stations]
+    return steps[0] if len(steps) == 1 else None
+
+
+def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
+    """Studies to which no image has come for [commitment] quiet_minutes, and who told of them."""
+    quiet = ctx.stamp(minutes=-ctx.config.commitment.quiet_minutes)
+    return database.execute_sql(
+        "SELECT study_instance_uid, told_by FROM study_seen WHERE since <= ? LIMIT 500", (quiet,)
+    ).fetchall()
+
+
+def end_quiet_exams(ctx: Context) -> None:
+    """End the exams whose machines do not report and whose images have all come, as it seems."""
+    for study, told_by in quiet_studies(ctx):
+        end_by_images(ctx, study, told_by)
+        erase("study_seen WHERE study_instance_uid = ?", study)
+
+
+def end_by_images(ctx: Context, study: str, told_by: str, station: str = "") -> None:
+    """End the exam of a study, if its machine does not report; told_by: a key of TOLD_BY."""
+    if step := _unreported_step(ctx, study, station):
+        enter_state(ctx, step, "COMPLETED", told_by)
+
+
+def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
+    """Keep which images have been seen in the archive; others are told of what is new.
+
+    archive  its AE title. What it notified of an image that can be had counts more than our look
+    """
+    new = evidence.places.keys() & evidence.found.keys() - available_uids(evidence.places)
+    if not new:
+        return
+    rows_ = [
+        (uid, archive, evidence.found[uid][0], *evidence.places[uid], "", ctx.stamp())
+        for uid in sorted(new)
+    ]
+    with database.atomic():
+        insert_rows(ENTER_AVAILABILITY, rows_)
+        look_again(new)
+        for study, of_study in itertools.groupby(sorted(rows_, key=lambda row: row[3:5]),
+                                                 key=lambda row: row[3]):  # fmt: skip
+            data = availability_notice(study, list(of_study))
+            pass_on(ctx, "availability", "N-CREATE", ctx.new_uid(), data)
+
+
+def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
+    """The data set of an Instance Availability Notification of a study (PS3.4 Table R.3.2-1).
+
+    rows_  as the store keeps them, in order of their series
+    """
+    performed = database.execute_sql(
+        "SELECT p.sop_instance_uid FROM performed_procedure_step p JOIN performed_scheduled_step l"
+        " ON l.performed_id = p.id JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+        " WHERE s.study_instance_uid = ? LIMIT 2",
+        (study,),
+    ).fetchall()
+    of = [
+        text_elements(ReferencedSOPClassUID=MPPS, ReferencedSOPInstanceUID=uid).merged(
+            ElementIndex(encode_items(tag_of("PerformedWorkitemCodeSequence"), []))
+        )
+        for (uid,) in performed[:1] if len(performed) == 1
+    ]  # fmt: skip
+    series = []
+    for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
+        images = [
+            bytes(text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
+                                InstanceAvailability=row[5], RetrieveAETitle=row[1]))
+            for row in of_series
+        ]  # fmt: skip
+        sequence = ElementIndex(encode_items(REFERENCED_SOP, images))
+        series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
+    return text_elements(StudyInstanceUID=study).merged(
+        ElementIndex(encode_items(tag_of("ReferencedPerformedProcedureStepSequence"), of)),
+        ElementIndex(encode_items(tag_of("ReferencedSeriesSequence"), series)),
+    )
+
+
+# Workitems whose inputs have come.
+
+
+def inputs_are_ready(index: ElementIndex) -> bool:
+    """Whether all that a workitem needs can be had, as far as is known here (local; PS3.3 C.30.2).
+
+    Each instance that it lists, at one of the AE titles where it says that it is to be had. A list
+    that is INCOMPLETE is so still, unless it is of studies whose performed steps have all ended, and
+    all that these have produced can be had.
+    """
+    items = index.items(tag_of("InputInformationSequence"))
+    whole = index.get("InputReadinessState") != "INCOMPLETE"
+    for item in items:
+        listed = [one.get("ReferencedSOPInstanceUID") for one in item.items(REFERENCED_SOP)]
+        places = {one.get("RetrieveAETitle")
+                  for one in item.items(tag_of("DICOMRetrievalSequence"))} - {""}  # fmt: skip
+        if set(listed) - available_uids(listed, places):
+            return False
+        if not (listed and whole) and not _has_all_arrived(item.get("StudyInstanceUID")):
+            return False
+    return bool(items)
+
+
+def _has_all_arrived(study: str) -> bool:
+    """Whether what was performed of a study has ended, and all of its images have come."""
+    rows_ = [
+        types.SimpleNamespace(id=row_id, sop_instance_uid="", updated_at="", status=status, data=data)
+        for row_id, status, data in database.execute_sql(
+            "SELECT p.id, p.status, p.data FROM performed_procedure_step p WHERE p.id IN (SELECT"
+            " l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+            " ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?)",
+            (study,),
+        )
+    ]  # fmt: skip
+    ended = all(row.status in FINAL_MPPS_STATES for row in rows_)
+    arrivals = [arrival_of(row) for row in rows_] if ended else []
+    produced = any(arrival.references for arrival in arrivals)
+    return produced and not any(arrival.missing for arrival in arrivals)
+
+
+def ready_workitems() -> list[str]:
+    """Workitems that wait for inputs, and have them."""
+    waiting = fetch_rows(
+        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
+    )
+    return [one.sop_instance_uid for one in waiting
+            if inputs_are_ready(ElementIndex(bytes(one.data)))]  # fmt: skip
+
+
+def make_ready(ctx: Context, uid: str) -> None:
+    """Set the Input Readiness State of a workitem whose inputs have come, and tell its subscribers."""
+    workitem = stored_workitem(uid)
+    if not workitem or workitem.state != "SCHEDULED" or workitem.readiness == "READY":
+        return
+    if inputs_are_ready(ElementIndex(bytes(workitem.data))):
+        update_workitem(ctx, uid, bytes(text_elements(InputReadinessState="READY")))
+        log.info("workitem %s: its inputs are ready", uid)
+
+
 class Evidence(NamedTuple):
     """What is known of some instances.
 
@@ -8533,6 +8893,7 @@ class Evidence(NamedTuple):
     unchecked  those that could not be looked for
     problem    why there is no telling of the rest
     reasons    of those that are missing, where the archive has said why; else 0112
+    places     study, series and Instance Availability of those found, where they are known
     """
 
     found: Mapping[str, tuple[str, str]]
@@ -8540,6 +8901,7 @@ class Evidence(NamedTuple):
     unchecked: frozenset[str] = frozenset()
     problem: str = ""
     reasons: Mapping[str, str] = types.MappingProxyType({})
+    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
@@ -8570,6 +8932,10 @@ def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> Non
     with database.atomic():
         database.connection().executemany(sql, verdicts)
         _settle_commitment(ctx, commitment, evidence.problem)
+        if evidence.places and (archive := archive_of(ctx)):
+            record_found(ctx, archive.ae_title, evidence)
+        for study in sorted({place[0] for place in evidence.places.values()}):
+            end_by_images(ctx, study, "commitment", commitment.requester)
 
 
 def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
@@ -8784,6 +9150,7 @@ def purge_commitments(ctx: Context) -> int:
     )
     erase(f"commitment_relay WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
     erase("availability WHERE at < ?", old)
+    erase("study_seen WHERE since < ?", old)
     erase("availability_notice WHERE created_at < ?", old)
     sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
     return database.execute_sql(sql, (old,)).rowcount
@@ -9278,7 +9645,7 @@ def export_store() -> dict[str, Any]:
             _exported(row) | {"patient": patient_at[row.patient_id]} for row in requested
         ],
         "worklist": [
-            _exported(row, "arrived_at", "started_at", "ended_at", "remark")
+            _exported(row, "arrived_at", "started_at", "ended_at", "remark", "told_by")
             | {"requested": requested_at[row.procedure_id]}
             for row in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
         ],
@@ -9441,7 +9808,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
                 index.get("StudyInstanceUID"),
                 index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID"),
             )
-            stamps = ("arrived_at", "started_at", "ended_at", "remark")
+            stamps = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
             update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
             if row.status not in OPEN_STEP_STATES:
                 steps.append((row.id, given))
@@ -9542,7 +9909,7 @@ def export_csv() -> str:
 # 15. DELIVERY ---------------------------------------------------------------------------------
 #
 # Calls to other systems: takes outbox rows and hands them to the sender it is given; C-ECHO.
-# For others: Delivery, SocketDelivery, CommitmentDesk, echo.
+# For others: Delivery, SocketDelivery, CommitmentDesk, ArchiveWatch, echo.
 
 
 class Event(NamedTuple):
@@ -10175,6 +10542,7 @@ class CommitmentDesk:
         ctx = self.context()
         references = await self.read(open_references, ctx, commitment.id)
         archive, found, problem = archive_of(ctx), {}, ""
+        places: dict[str, tuple[str, ...]] = {}
         absent: set[str] = set()  # the archive itself says that it does not have them
         unseen = {one.sop_instance_uid for one in references}  # nothing was said of them
         unchecked: frozenset[str] = frozenset()
@@ -10190,13 +10558,14 @@ class CommitmentDesk:
                 continue
             waits = waits or (kind == "commitment" and bool(open_))
             found |= evidence.found
+            places |= evidence.places
             unchecked |= evidence.unchecked
             unseen &= evidence.missing
             absent |= evidence.missing if kind == "archive" else set()
         missing = (absent | unseen) - unchecked - found.keys()
-        evidence = Evidence(found, frozenset(missing), unchecked - found.keys())
+        evidence = Evidence(found, frozenset(missing), unchecked - found.keys(), places=places)
         if problem or waits:  # what was not seen may be where nobody could look
-            evidence = Evidence(found, problem=problem)
+            evidence = Evidence(found, problem=problem, places=places)
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
@@ -10259,6 +10628,79 @@ class CommitmentDesk:
         for task in list(self.busy.values()):
             task.cancel()
         await asyncio.gather(*self.busy.values(), return_exceptions=True)
+
+
+class ArchiveWatch:
+    """Sees what has come to the archive: images of exams that have ended, and of unreported ones.
+
+    ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
+    count  coroutine function (archive, studies) giving their numbers of images; likewise
+    read   runs a function in a reader's thread; `write` runs a core function in the store thread
+    """
+
+    CALM = 1.0  # seconds between two looks at the store, while much is written
+
+    def __init__(
+        self,
+        context: Callable[[], Context],
+        ask: Callable[..., Any],
+        count: Callable[..., Any],
+        read: Callable[..., Any],
+        write: Callable[..., Any],
+    ) -> None:
+        self.context, self.read, self.write = context, read, write
+        self.ask, self.count = ask, count
+        self.wanted = asyncio.Event()
+        self.look_at = self.long_look_at = 0.0  # on the loop's clock
+
+    def wake(self) -> None:
+        """Something may have come; called in the loop."""
+        self.wanted.set()
+
+    async def run(self, pause: float = 30.0) -> None:
+        """Look whenever woken and now and then; in the archive as [commitment] look_minutes says."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                await self.work()
+            except Exception:
+                log.exception("the watch over the archive failed")
+            await asyncio.sleep(self.CALM)
+
+    async def work(self) -> None:
+        """Look once: in the archive if it is time, then at what follows in the store."""
+        ctx, loop = self.context(), asyncio.get_running_loop()
+        minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
+        if minutes and archive and archive.host and loop.time() >= self.look_at:
+            self.look_at = loop.time() + minutes * 60
+            try:
+                await self.look(ctx, archive)
+            except DeliveryError as error:
+                log.warning("archive %s: %s", archive.ae_title, error)
+        if await self.read(quiet_studies, ctx):
+            await self.write(end_quiet_exams, ctx)
+        for uid in await self.read(ready_workitems):
+            try:
+                await self.write(make_ready, ctx, uid)
+            except Refusal as refusal:
+                log.warning("workitem %s cannot be made ready: %s", uid, refusal)
+
+    async def look(self, ctx: Context, archive: Device) -> None:
+        """Ask the archive for what has not come yet. Raises DeliveryError"""
+        now, hours = asyncio.get_running_loop().time(), 2
+        if now >= self.long_look_at:  # for what has not come for long, it is asked each hour
+            self.long_look_at, hours = now + 3600, 48
+        arrivals = await self.read(incomplete_arrivals, ctx, hours)
+        references = [one for arrival in arrivals for one in arrival.missing]
+        if references:
+            found = await self.ask(archive, references)
+            await self.write(record_found, ctx, archive.ae_title, found)
+        if studies := await self.read(unreported_studies, ctx):
+            counts = await self.count(archive, studies)
+            await self.write(note_images, ctx, counts, "archive")
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -11947,28 +12389,51 @@ class ArchiveSearch:
         unchecked = frozenset(
             () if archive.relational_queries else (one.sop_instance_uid for one in alone)
         )
-        found: dict[str, str] = {}
+        found: dict[str, tuple[str, ...]] = {}
         if within or (alone and archive.relational_queries):
-            caller = Caller(30.0)
-            ours, address = self.config.dicom.ae_title, (archive.host, archive.port)
-            await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
-            try:
-                if STUDY_ROOT_FIND not in caller.accepted.contexts:
-                    raise DeliveryError("the archive takes no queries (Study Root FIND)")
-                async with asyncio.timeout(self.LONGEST):
-                    await self._within_studies(caller, within, found)
-                    if archive.relational_queries:
-                        await self._alone(caller, [one.sop_instance_uid for one in alone], found)
-            except TimeoutError:
-                raise DeliveryError("its answers have no end") from None
-            finally:
-                await caller.release()
+            async with self._asking(archive) as caller:
+                await self._within_studies(caller, within, found)
+                if archive.relational_queries:
+                    await self._alone(caller, [one.sop_instance_uid for one in alone], found)
         wanted = frozenset(one.sop_instance_uid for one in references)
-        seen = {uid: (found[uid], archive.ae_title) for uid in wanted & found.keys()}
-        return Evidence(seen, wanted - seen.keys() - unchecked, unchecked)
+        seen = {uid: (found[uid][0], archive.ae_title) for uid in wanted & found.keys()}
+        places = {uid: found[uid][1:] for uid in seen if all(found[uid][:3])}
+        return Evidence(seen, wanted - seen.keys() - unchecked, unchecked, places=places)
+
+    async def count(self, archive: Device, studies: list[str]) -> dict[str, int]:
+        """How many images the archive has of each of some studies, 1 where it does not say."""
+        counts: dict[str, int] = {}
+        async with self._asking(archive) as caller:
+            for start in range(0, len(studies), self.AT_ONCE):
+                some = "\\".join(studies[start : start + self.AT_ONCE])
+                answers = await self._ask(caller, "STUDY", StudyInstanceUID=some,
+                                          NumberOfStudyRelatedInstances="")  # fmt: skip
+                for one in answers:
+                    text = one.get("NumberOfStudyRelatedInstances").strip()
+                    number = int(text) if text.isascii() and text.isdigit() else 1
+                    counts[one.get("StudyInstanceUID")] = number
+        return {study: counts[study] for study in studies if study in counts}
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
+        """An association for queries. Raises DeliveryError"""
+        if not archive.host:
+            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
+        caller = Caller(30.0)
+        ours, address = self.config.dicom.ae_title, (archive.host, archive.port)
+        await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
+        try:
+            if STUDY_ROOT_FIND not in caller.accepted.contexts:
+                raise DeliveryError("the archive takes no queries (Study Root FIND)")
+            async with asyncio.timeout(self.LONGEST):
+                yield caller
+        except TimeoutError:
+            raise DeliveryError("its answers have no end") from None
+        finally:
+            await caller.release()
 
     async def _within_studies(
-        self, caller: Caller, references: list[Reference], found: dict[str, str]
+        self, caller: Caller, references: list[Reference], found: dict[str, tuple[str, ...]]
     ) -> None:
         places: dict[str, set[str]] = {}
         for one in references:
@@ -11983,21 +12448,28 @@ class ArchiveSearch:
                     caller, "", StudyInstanceUID=study, SeriesInstanceUID=uid
                 )
 
-    async def _alone(self, caller: Caller, uids: list[str], found: dict[str, str]) -> None:
+    async def _alone(
+        self, caller: Caller, uids: list[str], found: dict[str, tuple[str, ...]]
+    ) -> None:
         for start in range(0, len(uids), self.AT_ONCE):
             found |= await self._images(caller, "\\".join(uids[start : start + self.AT_ONCE]))
 
-    async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, str]:
-        keys |= {"SOPInstanceUID": uids, "SOPClassUID": "", "RetrieveAETitle": "",
-                 "InstanceAvailability": ""}  # fmt: skip
-        answers = await self._ask(caller, "IMAGE", **keys)
+    async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
+        """Class, study, series and availability of each of some images that are found."""
+        places = {"StudyInstanceUID": "", "SeriesInstanceUID": ""}
+        asked = places | keys
+        answers = await self._ask(caller, "IMAGE", SOPInstanceUID=uids, SOPClassUID="",
+                                  RetrieveAETitle="", InstanceAvailability="", **asked)  # fmt: skip
         return {
-            one.get("SOPInstanceUID"): one.get("SOPClassUID")
+            one.get("SOPInstanceUID"): (
+                one.get("SOPClassUID"), *(one.get(key) or asked[key] for key in places),
+                one.get("InstanceAvailability") or "ONLINE",
+            )
             for one in answers
             # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
             if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
             and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
-        }
+        }  # fmt: skip
 
     @staticmethod
     async def _ask(caller: Caller, level: str, **keys: str) -> list[ElementIndex]:
@@ -14976,14 +15448,26 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
     return t("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
 
 
-def board_step(ctx: Context, t: Translator, row: tuple[Any, ...]) -> dict[str, Any]:
+def person_events(
+    ctx: Context, state: str, stations: Iterable[str], reporting: set[str]
+) -> list[str]:
+    """What a person may do with an exam; of a machine that does not report, say that it is done."""
+    events = list(EVENTS_OF_STATE.get(state, ()))
+    if state == "SCHEDULED" and not does_report(ctx, stations, reporting):
+        events.insert(1, "finish")
+    return events
+
+
+def board_step(
+    ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
+) -> dict[str, Any]:
     """One row of the board."""
     step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     priority = index.get("RequestedProcedurePriority")
-    events = EVENTS_OF_STATE.get(state, ())
+    events = person_events(ctx, state, filter(None, [row[7]]), reporting)
     return {
         "path": f"/step/{step_id}",
         "state": state,
@@ -15005,10 +15489,10 @@ def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) ->
 
     names = {title: d.name for d in web.access().devices for title in d.ae_titles}
     by_device: dict[str, list[dict[str, Any]]] = {}
-    found = web.read(steps_of_day, date)
+    found, reporting = web.read(steps_of_day, date), web.read(reporting_stations)
     for row in found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        by_device.setdefault(device, []).append(board_step(ctx, t, row))
+        by_device.setdefault(device, []).append(board_step(ctx, t, row, reporting))
     counted = collections.Counter(row[1] for row in found)
     return bottle.template(
         BOARD_PART,
@@ -15225,6 +15709,7 @@ ORPHAN_WORDS = {
     "expired": Message("Past its expiration"),
     "events": Message("Events not delivered"),
     "passed on": Message("Not passed on"),
+    "exam": Message("Exam has begun, and no news since"),
 }
 ORPHAN_ACTIONS = {
     "lock": Message("Release the lock"),
@@ -15232,6 +15717,7 @@ ORPHAN_ACTIONS = {
     "expired": Message("End it"),
     "events": Message("Give them up"),
     "passed on": Message("Give them up"),
+    "exam": Message("Exam is done"),
 }
 ORPHAN_PAGES = {"events": "/watchers", "passed on": "/passed-on"}  # of who is not told
 WORKITEM_FIELDS = body_rows("""
@@ -15503,7 +15989,7 @@ class Pages:
 
     def step(self, row_id: int) -> str:
         """GET /step/…: all that is known of one step."""
-        login, _ = enter(self.web, self.request, "desk")
+        login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
         data, state, remark = self.web.read(get_step, row_id)
         index = ElementIndex(data)
@@ -15511,8 +15997,12 @@ class Pages:
         facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
         if remark:
             facts.append((t("Remark"), remark))
+        if told_by := self.web.read(told_by_of, row_id):
+            facts.append((t("Told by"), t(TOLD_BY.get(told_by, told_by))))
         told = self.request.query.get("registered")
-        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
+        stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
+        device = self.web.access().device(stations[0]) if stations else None
+        events = person_events(ctx, state, stations, self.web.read(reporting_stations))
         shown, warnings = shown_at(device, data), []
         if shown:
             warnings.append(
@@ -15525,7 +16015,7 @@ class Pages:
             told=t("Registered. The device finds the patient on its worklist.") if told else "",
             facts=facts,
             warnings=warnings,
-            actions=[(e, t(PERSON_EVENTS[e])) for e in EVENTS_OF_STATE.get(state, ())],
+            actions=[(e, t(PERSON_EVENTS[e])) for e in events],
             links=[
                 (f"/step/{row_id}/edit", t("Change exam"))
                 if isinstance(STEP_TRANSITIONS["reschedule", state], str)
@@ -15545,7 +16035,9 @@ class Pages:
                 (
                     t("Performed step {number}", number=number),
                     performed,
-                    performed_facts(*row, t) + self._passing_facts(performed, t),
+                    performed_facts(*row, t)
+                    + self._arrival_facts(performed, t)
+                    + self._passing_facts(performed, t),
                 )
                 for number, (performed, *row) in enumerate(self.web.read(performed_of, row_id), 1)
             ],
@@ -15553,6 +16045,15 @@ class Pages:
             row_id=row_id,
             csrf=login.csrf,
         )
+
+    def _arrival_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
+        """How many of the images that a performed step names have come to an archive."""
+        arrival = self.web.read(performed_arrival, performed_id)
+        if not arrival.references:
+            return []
+        count = len(arrival.references)
+        words = t("{number} of {count} images", number=count - len(arrival.missing), count=count)
+        return [(t("In the archive"), words)]
 
     def _passing_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
         """To whom a performed step was passed on, and what came of it."""
@@ -16424,7 +16925,20 @@ class Pages:
         columns = (t("Transaction UID"), t("Asked by"), t("Asked"), t("Judgement"), t("State"),
                    t("Problem"))  # fmt: skip
         part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
-        return self.listing("Are they safe?", login, [part], intro=self._archive_words(t, ctx))
+        parts, intro = [part, self._missing_images(t, ctx)], self._archive_words(t, ctx)
+        return self.listing("Are they safe?", login, parts, intro=intro)
+
+    def _missing_images(self, t: Translator, ctx: Context) -> Part:
+        """Exams of the last days whose images are not all known to be in the archive."""
+        found_rows = [
+            Row((shown_instant(one.ended_at, ctx.config.zone), one.uid,
+                 t("{number} of {count} images", number=len(one.references) - len(one.missing),
+                   count=len(one.references))), f"/step/{one.step_id}" if one.step_id else "/unscheduled")
+            for one in self.web.read(incomplete_arrivals, ctx)
+        ]  # fmt: skip
+        columns = t("Ended"), t("Performed step"), t("In the archive")
+        heading = t("Exams of the last two days whose images are not all in the archive")
+        return Part(heading, columns, found_rows, t("There are none."))
 
     def _archive_words(self, t: Translator, ctx: Context) -> str:
         """Which archive is asked, and how it was the last time."""
@@ -16494,6 +17008,7 @@ class Pages:
                 known = t("nobody opens its WebSocket")
             page = ORPHAN_PAGES.get(orphan.kind, "")
             about = f"{orphan.uid}: {orphan.about}" if page else orphan.about
+            page = f"/step/{orphan.uid}" if orphan.kind == "exam" else page
             cells = (t(ORPHAN_WORDS[orphan.kind]), about, shown_instant(orphan.since, zone), known)
             actions = (action,) if permit(login.role, "admin") else ()
             found_rows.append(Row(cells, page or f"/workitem/{orphan.uid}", actions))
@@ -16514,6 +17029,9 @@ class Pages:
         elif kind == "silent":
             old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
             self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
+        elif kind == "exam" and uid.isdigit():
+            needs_reason(why)
+            self.web.write(change_rows, ctx, "finish", [int(uid)], why)
         elif kind in ORPHAN_PAGES:
             outbox = EVENTS_OUTBOX if kind == "events" else PASSED_ON_OUTBOX
             self.web.write(give_up_events, ctx, uid, why, outbox)
@@ -17455,7 +17973,7 @@ def statement_web(config: Config) -> list[Block]:
 
 
 def statement_commitment(config: Config) -> list[Block]:
-    """Storage commitment and instance availability: what success rests on, times, limits."""
+    """Storage commitment: what success rests on, times, limits."""
     keep, retry = config.commitment, ", ".join(map(str, RETRY_AFTER))
     rules = (
         "This system keeps no images. An instance is committed when it was seen, under the SOP class"
@@ -17490,21 +18008,42 @@ def statement_commitment(config: Config) -> list[Block]:
         " archive. Storage media are not looked at.",
     )
     classes = [(reason, str(words)) for reason, words in FAILURE_REASONS.items()]
+    return [
+        Block("heading", "5.7 Storage commitment (PS3.4 J; PS3.18 13)", level=3),
+        *(Block("paragraph", rule) for rule in rules),
+        table_block(("Failure Reason", "Meaning"), *classes),
+    ]
+
+
+def statement_availability(config: Config) -> list[Block]:
+    """Instance availability: what is made of it."""
+    keep = config.commitment
+    seen = (
+        "Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond"
+        " the table are stored. A second notification under a UID is refused with 0111. Both are"
+        f" kept {keep.keep_days} days. Those of others are passed on as 5.2.2 says; of instances that were"
+        " found by C-FIND we make one, for each study.",
+        f"Every {keep.look_minutes} minutes (0: never) the archive is asked by C-FIND for the instances that"
+        " performed steps of the last two days name and that are not known to be there (those that ended"
+        " more than two hours ago, each hour), and by Study Instance UID for exams of today and yesterday"
+        " of machines that do not report.",
+        "A machine reports performed steps if its device says so, or where that says auto, if it ever has."
+        " An exam of another one has begun when an instance of its study is notified or found; it has"
+        f" ended when none more has come for {keep.quiet_minutes} minutes, when the machine has asked for"
+        " storage commitment of instances that were found in its study, or when a person says so. Which of"
+        " these told is kept with it.",
+        "The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are told, when"
+        " each instance of its Input Information Sequence is known to be ONLINE or NEARLINE (at one of the"
+        " AE titles that it names, if any). For an item that lists no instances, and for a list that is"
+        " INCOMPLETE, all performed steps of the study must have ended and all their instances be known.",
+    )
     lines = [
         (">" * (len(path) - 1) + one.keyword, one.cells["create"])
         for path, one in AVAILABILITY_ATTRIBUTES.items()
     ]
     return [
-        Block("heading", "5.7 Storage commitment (PS3.4 J; PS3.18 13)", level=3),
-        *(Block("paragraph", rule) for rule in rules),
-        table_block(("Failure Reason", "Meaning"), *classes),
         Block("heading", "5.8 Instance availability notification (PS3.4 R)", level=3),
-        Block(
-            "paragraph",
-            "Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond"
-            " the table are stored. A second notification under a UID is refused with 0111. Both are"
-            f" kept {keep.keep_days} days.",
-        ),
+        *(Block("paragraph", rule) for rule in seen),
         table_block(("Attribute", "N-CREATE"), *lines),
     ]
 
@@ -17610,6 +18149,7 @@ STATEMENT = (
     statement_dicomweb,
     statement_web,
     statement_commitment,
+    statement_availability,
     statement_configuration,
     statement_network,
     statement_security,
@@ -18728,28 +19268,7 @@ class Appliance:
             self.dicom_tls_port = await self.associations.listen(
                 config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
             )
-        # of its own: a hundred deliveries would keep queries waiting
-        self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
-        self.event_sender = EventSender(config, self.access)
-        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
-        self.delivery_task = loop.create_task(self.delivery.run())
-        self.passing_on_sender = PassingOnSender(config, self.access)
-        self.passing_on = Delivery(
-            self.context,
-            self.passing_on_sender,
-            self.read_async,
-            self.write_async,
-            PASSED_ON_OUTBOX,
-        )
-        self.passing_on_task = loop.create_task(self.passing_on.run())
-        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
-        self.socket_task = loop.create_task(self.socket_delivery.run())
-        self.commitments = CommitmentDesk(
-            self.context, ArchiveSearch(config), CommitmentRequester(config),
-            CommitmentSender(self.access, lambda: list(self.associations.associations)),
-            self.read_async, self.write_async,
-        )  # fmt: skip
-        self.commitment_task = loop.create_task(self.commitments.run())
+        self._start_deliveries()
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self._heard_from
         self.clock_task = loop.create_task(self._watch_clock())
@@ -18768,6 +19287,36 @@ class Appliance:
             log.warning("%s", notice)
         self.start_jobs()
         self.started.set()
+
+    def _start_deliveries(self) -> None:
+        """Start what calls others: each a task of its own."""
+        # of its own: a hundred deliveries would keep queries waiting
+        self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
+        self.event_sender = EventSender(self.config, self.access)
+        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
+        self.delivery_task = self.loop.create_task(self.delivery.run())
+        self.passing_on_sender = PassingOnSender(self.config, self.access)
+        self.passing_on = Delivery(
+            self.context,
+            self.passing_on_sender,
+            self.read_async,
+            self.write_async,
+            PASSED_ON_OUTBOX,
+        )
+        self.passing_on_task = self.loop.create_task(self.passing_on.run())
+        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
+        self.socket_task = self.loop.create_task(self.socket_delivery.run())
+        search = ArchiveSearch(self.config)
+        self.archive_watch = ArchiveWatch(
+            self.context, search, search.count, self.read_async, self.write_async
+        )
+        self.watch_task = self.loop.create_task(self.archive_watch.run())
+        self.commitments = CommitmentDesk(
+            self.context, search, CommitmentRequester(self.config),
+            CommitmentSender(self.access, lambda: list(self.associations.associations)),
+            self.read_async, self.write_async,
+        )  # fmt: skip
+        self.commitment_task = self.loop.create_task(self.commitments.run())
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that reads in a reader's thread."""
@@ -18806,6 +19355,7 @@ class Appliance:
         self.passing_on.wake()
         self.socket_delivery.wake()
         self.commitments.wake()
+        self.archive_watch.wake()
 
     def wake_delivery(self) -> None:
         """Something may be to be told; called from any thread."""
@@ -18967,6 +19517,7 @@ class Appliance:
         self.delivery_task.cancel()
         self.socket_task.cancel()
         self.commitment_task.cancel()
+        self.watch_task.cancel()
         self.passing_on_task.cancel()
         await self.commitments.close()
         await self.delivery.close()

@@ -783,8 +783,8 @@ def test_the_study_is_known_by_the_request(strict_box, archive):
     images = series(3)
     archive.store(*images[:2])
     with door_of(strict_box) as door:
-        found = judged(door, by_study(images))
         assert verdicts_of(judged(door, flat(images))).bad == dict.fromkeys(uids(images), UNCHECKED)
+        found = judged(door, by_study(images))
     [failed] = instances_of(found.FailedStudySequence)
     assert (failed[3].ReferencedSOPInstanceUID, failed[3].FailureReason) == (images[2].uid, MISSING)
 
