@@ -1042,6 +1042,7 @@ UPS_ENUMERATIONS = {
 }
 
 TRANSACTION_UID = tag_of("TransactionUID")
+REFERENCED_SOP = tag_of("ReferencedSOPSequence")
 TIMEZONE_OFFSET = tag_of("TimezoneOffsetFromUTC")
 UPS_STATE = tag_of("ProcedureStepState")
 PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
@@ -3497,6 +3498,27 @@ def _json_member(key: str, vr: bytes, member: Mapping[str, Any], depth: int) -> 
     return _from_json_values(key, vr, values, depth)
 
 
+def availability_data(study: str, rows_: list[tuple[str, ...]], of: list[bytes]) -> bytes:
+    """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
+
+    rows_  instance, Retrieve AE Title, class, study, series, availability, in order of the series
+    of     items of Referenced Performed Procedure Step Sequence
+    """
+    series = []
+    for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
+        images = [
+            bytes(text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
+                                InstanceAvailability=row[5], RetrieveAETitle=row[1]))
+            for row in of_series
+        ]  # fmt: skip
+        sequence = ElementIndex(encode_items(REFERENCED_SOP, images))
+        series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
+    return text_elements(StudyInstanceUID=study).merged(
+        ElementIndex(encode_items(tag_of("ReferencedPerformedProcedureStepSequence"), of)),
+        ElementIndex(encode_items(tag_of("ReferencedSeriesSequence"), series)),
+    )
+
+
 # 5. STORE -------------------------------------------------------------------------------------
 #
 # What is kept, and the one thread that changes it. SQLite in WAL mode with synchronous=FULL;
@@ -5443,7 +5465,7 @@ PASSED_ON_OUTBOX = Outbox(
 def try_again(receiver: str, outbox: Outbox = EVENTS_OUTBOX) -> None:
     """Have what a receiver has not heard tried again now, as if it had never failed."""
     database.execute_sql(
-        f"UPDATE {outbox.receivers} SET try_at = '', failures = 0, failing_s = 0"
+        f"UPDATE {outbox.receivers} SET try_at = '', failures = 0, failing_s = 0, problem = ''"
         " WHERE ae_title = ?",
         (receiver,),
     )
@@ -6992,6 +7014,20 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
     return uid
 
 
+def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
+    """Whether a change was passed on before, and comes from another than the machine.
+
+    Systems that pass on to each other would do so for ever
+    """
+    if ctx.actor.name == performed.performed_station_ae_title:
+        return False
+    sql = (
+        "SELECT 1 FROM passed_on WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
+        " LIMIT 1"
+    )
+    return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())
+
+
 def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
     """Tell of a performed step by MPPS Notification, what it has entered being a key of MPPS_EVENTS."""
     event_type = MPPS_EVENTS[entered]
@@ -7209,7 +7245,8 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
-        if merged != bytes(performed.data):  # else it could go round among systems for ever
+        changes = merged != bytes(performed.data)
+        if changes and not has_gone_round(ctx, performed, bytes(told)):
             pass_on(ctx, "mpps", "N-SET", uid, bytes(told))
         notify_of_mpps(ctx, uid, "" if state == performed.status else state)
         audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
@@ -8289,9 +8326,6 @@ def retry_events(ctx: Context, receiver: str, outbox: Outbox = EVENTS_OUTBOX) ->
 # take_commitment_report, commitment_result, commitment_by_uid, archive_of.
 
 
-REFERENCED_SOP = tag_of("ReferencedSOPSequence")
-
-
 class Reference(NamedTuple):
     """An instance, and where it is if that is known."""
 
@@ -8794,9 +8828,9 @@ def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
 
 
 def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
-    """The data set of an Instance Availability Notification of a study (PS3.4 Table R.3.2-1).
+    """An Instance Availability Notification of a study, with the performed step that made it.
 
-    rows_  as the store keeps them, in order of their series
+    rows_  as for availability_data
     """
     performed = database.execute_sql(
         "SELECT p.sop_instance_uid FROM performed_procedure_step p JOIN performed_scheduled_step l"
@@ -8810,19 +8844,7 @@ def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
         )
         for (uid,) in performed[:1] if len(performed) == 1
     ]  # fmt: skip
-    series = []
-    for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
-        images = [
-            bytes(text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
-                                InstanceAvailability=row[5], RetrieveAETitle=row[1]))
-            for row in of_series
-        ]  # fmt: skip
-        sequence = ElementIndex(encode_items(REFERENCED_SOP, images))
-        series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
-    return text_elements(StudyInstanceUID=study).merged(
-        ElementIndex(encode_items(tag_of("ReferencedPerformedProcedureStepSequence"), of)),
-        ElementIndex(encode_items(tag_of("ReferencedSeriesSequence"), series)),
-    )
+    return availability_data(study, rows_, of)
 
 
 # Workitems whose inputs have come.
@@ -9945,7 +9967,9 @@ def due_receivers(ctx: Context, outbox: Outbox = EVENTS_OUTBOX) -> list[str]:
 
 
 MOST_EVENTS = 50  # that are read at once for one receiver
-MOST_REFUSALS = 5  # of one message with a failure that may pass, then the next has its turn
+# Of one message with a failure that may pass, and ends of the association in its middle; then the
+# next has its turn.
+MOST_REFUSALS, MOST_ABORTS = 5, 20
 
 
 def due_events(
@@ -10008,22 +10032,26 @@ def note_failed(ctx: Context, receiver: str, problem: str, outbox: Outbox = EVEN
     return wait
 
 
-def note_refused(ctx: Context, receiver: str, outbox_id: int, answer: str) -> int:
+def note_refused(
+    ctx: Context, receiver: str, outbox_id: int, answer: str, most: int = MOST_REFUSALS
+) -> int:
     """What was passed on was answered with a failure that may pass: seconds until it is tried again.
 
-    After a few it is left, so that one message that a receiver cannot take keeps none from it
+    After as many as `most` it is left, so that one message that a receiver cannot take keeps none
+    from it
     """
     database.execute_sql(
         "UPDATE passed_on SET refused = refused + 1, answer = ?,"
-        " given_up_at = CASE WHEN refused + 1 >= ? THEN ? ELSE '' END WHERE id = ?",
-        (answer[:200], MOST_REFUSALS, ctx.stamp(), outbox_id),
+        " given_up_at = CASE WHEN refused + 1 >= ? THEN ? ELSE '' END"
+        " WHERE id = ? AND given_up_at = ''",
+        (answer[:200], most, ctx.stamp(), outbox_id),
     )
     [message] = fetch_rows(PassedOn, "id = ?", outbox_id)
-    if message.given_up_at:
-        audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
-        try_again(receiver, PASSED_ON_OUTBOX)
-        return 0
-    return note_failed(ctx, receiver, f"it answers {answer}", PASSED_ON_OUTBOX)
+    if not message.given_up_at:
+        return note_failed(ctx, receiver, answer, PASSED_ON_OUTBOX)
+    audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
+    try_again(receiver, PASSED_ON_OUTBOX)
+    return 0
 
 
 class Delivery:
@@ -10113,7 +10141,8 @@ class Delivery:
                 more = len(events) == MOST_EVENTS  # else wake() sees what came meanwhile
                 events = await self.read(*due) if more else []
         except Answered as error:
-            await self._failed(receiver, str(error), note_refused, error.outbox_id, error.answer)
+            noted = error.outbox_id, error.answer, error.most
+            await self._failed(receiver, str(error), note_refused, *noted)
         except DeliveryError as error:
             await self._failed(receiver, str(error))
         except Exception as error:
@@ -10169,11 +10198,14 @@ class DeliveryError(Exception):
 
 
 class Answered(DeliveryError):
-    """A receiver has answered a message with a failure that may pass."""
+    """A receiver has answered a message with a failure that may pass, or ended the association.
 
-    def __init__(self, outbox_id: int, answer: str) -> None:
-        super().__init__(f"it answers {answer}")
-        self.outbox_id, self.answer = outbox_id, answer
+    answer  status and comment, or what happened; most: after so many the message is given up
+    """
+
+    def __init__(self, outbox_id: int, answer: str, most: int) -> None:
+        super().__init__(f"it answers {answer[:4]}" if most == MOST_REFUSALS else answer)
+        self.outbox_id, self.answer, self.most = outbox_id, answer, most
 
 
 # Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
@@ -11845,7 +11877,7 @@ class Caller:
 
     LONGEST = 65536  # of a PDU, as we announce
     LONGEST_COMMAND = 16384
-    LONGEST_DATA = 1 << 20
+    LONGEST_DATA = 4 << 20
     MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
 
     def __init__(self, timeout: float = 10.0) -> None:
@@ -12245,8 +12277,8 @@ async def send_request(
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
-    """A response's status with its comment, as it is kept."""
-    comment = fields.get("ErrorComment", "")
+    """A response's status with its comment, as it is kept; not for the log: it may name a patient."""
+    comment = "".join(c if c.isprintable() else "?" for c in fields.get("ErrorComment", ""))
     return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
@@ -12279,20 +12311,20 @@ class EventSender:
             if caller:
                 caller.close()
             caller = await self._open(device, receiver)
-        for event in events:
-            try:
-                answer = await self._report(caller, device, event)
-            except Answered:
+        try:
+            for event in events:
+                try:
+                    answer = await self._report(caller, device, event)
+                except DeliveryError:
+                    if not was_kept or caller.is_open:
+                        raise
+                    caller = await self._open(device, receiver)  # it has closed a kept one
+                    answer = await self._report(caller, device, event)
+                was_kept = True  # it has served
+                heard(event, answer)
+        finally:
+            if caller.is_open:
                 self._keep(receiver, caller)
-                raise
-            except DeliveryError:
-                if not was_kept:
-                    raise
-                caller = await self._open(device, receiver)  # it has closed a kept one
-                answer = await self._report(caller, device, event)
-            was_kept = True  # it has served
-            heard(event, answer)
-        self._keep(receiver, caller)
 
     async def _open(self, device: Device, receiver: str) -> Caller:
         ours = self.config.dicom.ae_title
@@ -12324,8 +12356,8 @@ class EventSender:
             MessageID=event.message_id, EventTypeID=event.event_type,
         )  # fmt: skip
         if fields["Status"] != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
-            words = answer_words(fields)
-            log.warning("event %d of %s: answered %s", event.event_type, event.uid, words)
+            code = f"{fields['Status']:04X}"
+            log.warning("event %d of %s: answered %s", event.event_type, event.uid, code)
         return answer_words(fields)
 
 
@@ -12349,21 +12381,29 @@ class PassingOnSender(EventSender):
         return caller
 
     async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        as_scp = event.operation == "N-EVENT-REPORT"
-        if not takes_from_us(caller, device, event.sop_class, as_scp):
-            raise DeliveryError(f"it does not take {UID(event.sop_class).name}")
+        taken = {uid for uid, scp in PASSED_ON.values() if takes_from_us(caller, device, uid, scp)}
+        if event.sop_class not in taken:
+            words = f"it does not take {UID(event.sop_class).name}"
+            if not taken:
+                raise DeliveryError(words)
+            log.warning("%s: %s", device.name, words)
+            return words  # what it takes is not to wait for that
         context = caller.accepted.contexts[event.sop_class]
-        fields = await send_request(
-            caller, context, device, event.data, event.operation, event.sop_class, event.uid,
-            MessageID=event.message_id, EventTypeID=event.event_type or None,
-        )  # fmt: skip
+        try:
+            fields = await send_request(
+                caller, context, device, event.data, event.operation, event.sop_class, event.uid,
+                MessageID=event.message_id, EventTypeID=event.event_type or None,
+            )  # fmt: skip
+        except DeliveryError as error:
+            raise Answered(event.outbox_id, str(error), MOST_ABORTS) from None
         status, answer = fields["Status"], answer_words(fields)
-        ended = fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED
-        if status in PASSING_FAILURES and not ended:
-            raise Answered(event.outbox_id, answer)
+        if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
+            return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
+        if status in PASSING_FAILURES:
+            raise Answered(event.outbox_id, answer, MOST_REFUSALS)
         repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
         if status != Status.SUCCESS and not repeated:
-            log.warning("%s of %s: answered %s", event.operation, event.uid, answer)
+            log.warning("%s of %s: answered %04X", event.operation, event.uid, status)
         return answer
 
 
@@ -12517,9 +12557,9 @@ class CommitmentRequester:
                 caller, context, archive, data, "N-ACTION", STORAGE_COMMITMENT,
                 STORAGE_COMMITMENT_INSTANCE, MessageID=1, ActionTypeID=1,
             )  # fmt: skip
-            if fields["Status"] != Status.SUCCESS:
-                words = answer_words(fields)
-                raise DeliveryError(f"the archive answers {words} to our request for commitment")
+            if (status := fields["Status"]) != Status.SUCCESS:
+                words = f"the archive answers {status:04X} to our request for commitment"
+                raise DeliveryError(words)
         finally:
             await caller.release()
 
@@ -12564,11 +12604,11 @@ class CommitmentSender:
                 MessageID=1,
                 EventTypeID=COMMITMENT_EVENTS[result.all_good],
             )
-            if fields["Status"] in PASSING_FAILURES:
-                raise DeliveryError(f"it answers {answer_words(fields)}")
-            if fields["Status"] != Status.SUCCESS:  # it has heard, and knows nothing of it
-                answer = answer_words(fields)
-                log.warning("commitment %s: answered %s", commitment.transaction_uid, answer)
+            status = fields["Status"]
+            if status in PASSING_FAILURES:
+                raise DeliveryError(f"it answers {status:04X}")
+            if status != Status.SUCCESS:  # it has heard, and knows nothing of it
+                log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
         finally:
             await caller.release()
 
@@ -15644,6 +15684,8 @@ NAVIGATION = body_rows("""
     """)
 
 
+# Answers after which the receiver has what it was passed on: success, warnings, a repetition.
+TAKEN_ANSWERS = ("0000", "0001", "0107", "0111", "0116", "B", "A710")
 PASSED_ON_WORDS = {
     (MPPS, "N-CREATE"): Message("Exam has begun"),
     (MPPS, "N-SET"): Message("Exam has changed or ended"),
@@ -16902,7 +16944,7 @@ class Pages:
             return t("given up, {answer}", answer=answer) if answer else t("given up")
         if not sent_at:
             return t("waits")
-        taken = answer == "0000" or answer.startswith(("B", "0001", "0107", "0111", "0116"))
+        taken = answer.startswith(TAKEN_ANSWERS)
         return (
             t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
         )
@@ -17766,8 +17808,10 @@ def statement_passing_on(config: Config) -> list[Block]:
         "Messages of one receiver are sent in order, one at a time. One that is not reached is tried"
         f" again after {', '.join(map(str, RETRY_AFTER))} seconds, the last over and over, for"
         f" {hours} hours and over restarts; after a crash it may be sent twice, with the same Message ID."
-        f" 0110, 0211 and 0213 are tried {MOST_REFUSALS} times; 0111 of an N-CREATE is taken as success;"
-        " any other answer is kept, and the next message follows.",
+        f" 0110, 0211 and 0213 are tried {MOST_REFUSALS} times, a message in whose middle the receiver ends"
+        f" the association {MOST_ABORTS} times; 0111 of an N-CREATE, and 0110 with Error ID A710, are taken"
+        " as success; any other answer is kept, and the next message follows. Of a receiver that takes"
+        " some of what it is passed on, the rest is kept as refused.",
         "Events of MPPS Notification (Table F.9.2-1): "
         + ", ".join(
             f"{number} ({state or 'other change'})" for state, number in MPPS_EVENTS.items()
@@ -18205,7 +18249,7 @@ def _html(block: Block) -> str:
 # 21. SIMULATOR --------------------------------------------------------------------------------
 #
 # Peers to try the box with: they know nothing but DICOM, like the real ones. pynetdicom is their
-# stack. For others: Modality, Workstation, SCENARIOS, play_day.
+# stack. For others: Modality, Scanner, SimulatedArchive, Workstation, SCENARIOS, play_day.
 
 
 # What the simulated modality asks for, and what it leaves empty in its reports.
@@ -18224,6 +18268,9 @@ EMPTY_MPPS_SEQUENCES = (
     "ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
     " PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"
 ).split()
+
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class SimulationError(Exception):
@@ -18347,8 +18394,8 @@ class Modality(Peer):
             status, _ = association.send_n_create(ds, MPPS, uid)
         self._report("N-CREATE", "IN PROGRESS", item, status)
 
-    def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> None:
-        """N-SET to COMPLETED with a series, or to DISCONTINUED with a reason (DCM code)."""
+    def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> Any:
+        """N-SET to COMPLETED with a series, which is returned, or to DISCONTINUED (DCM code)."""
         from pydicom.dataset import Dataset
 
         now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
@@ -18375,13 +18422,14 @@ class Modality(Peer):
             item,
             status,
         )
+        return series
 
     @staticmethod
     def _image() -> Any:
         from pydicom.dataset import Dataset
 
         image = Dataset()
-        image.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        image.ReferencedSOPClassUID = CT_IMAGE_STORAGE
         image.ReferencedSOPInstanceUID = new_uid()
         return image
 
@@ -18392,6 +18440,303 @@ class Modality(Peer):
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
             raise SimulationError(f"{operation} was answered {code} {comment}")
+
+
+@contextlib.contextmanager
+def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Iterator[None]:
+    """A simulated AE that listens. SimulationError where the port is taken."""
+    try:
+        server = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
+    except OSError as error:
+        raise SimulationError(f"port {port}: {error}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+class Scanner(Modality):
+    """A modality that stores its images in an archive, and asks the box whether they are safe.
+
+    listen   the port where it hears the result; it must be registered at the box with it
+    archive  AE title, host and port of where it stores; None: it does not
+    """
+
+    CLASSES = (*Modality.CLASSES, STORAGE_COMMITMENT)
+    PATIENCE = 900.0  # what is missing is looked for again for [commitment] missing_minutes
+
+    def __init__(
+        self,
+        ae_title: str,
+        modality: str,
+        *address: Any,
+        listen: int = 0,
+        archive: tuple[str, str, int] | None = None,
+    ) -> None:
+        super().__init__(ae_title, modality, *address)
+        self.listen, self.archive = listen, archive
+        self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+
+    def store(self, item: Any, series: Any) -> None:
+        """C-STORE of the images of a series, one grey pixel each."""
+        from pynetdicom import AE
+
+        if not self.archive:
+            return
+        title, host, port = self.archive
+        ae = AE(ae_title=self.ae_title)
+        ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
+        association = ae.associate(host, port, ae_title=title)
+        if not association.is_established:
+            raise SimulationError(f"{title} is not reached at {host}, port {port}")
+        for number, image in enumerate(series.ReferencedImageSequence, 1):
+            ds = self._pixel(item, series, image.ReferencedSOPInstanceUID, number)
+            status = association.send_c_store(ds)
+            if not status or status.Status != Status.SUCCESS:
+                raise SimulationError(f"C-STORE: {status}")
+        association.release()
+        self.say(f"{self.ae_title} -> {title}  C-STORE {number} images: 0000")
+
+    def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
+        from pydicom.dataset import Dataset, FileMetaDataset
+
+        ds, meta = Dataset(), FileMetaDataset()
+        meta.TransferSyntaxUID = EXPLICIT_VR_LITTLE_ENDIAN
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CT_IMAGE_STORAGE, uid
+        ds.file_meta = meta
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+                        "AccessionNumber", "StudyInstanceUID"):  # fmt: skip
+            setattr(ds, keyword, item.get(keyword, ""))
+        ds.SeriesInstanceUID, ds.Modality = series.SeriesInstanceUID, self.modality
+        ds.StudyDate, ds.StudyTime, ds.StudyID = f"{datetime.date.today():%Y%m%d}", "", ""
+        ds.Rows = ds.Columns = ds.SamplesPerPixel = 1
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit, ds.PixelRepresentation = 7, 0
+        ds.PhotometricInterpretation, ds.PixelData = "MONOCHROME2", b"\x80\0"
+        return ds
+
+    def commit(self, series: Any) -> None:
+        """N-ACTION for the images of a series, and the N-EVENT-REPORT that follows."""
+        from pydicom.dataset import Dataset
+        from pynetdicom import AE, evt
+
+        if not self.listen:
+            raise SimulationError("the result would be told to nobody: give --listen PORT")
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
+        ds = Dataset()
+        ds.TransactionUID = new_uid()
+        ds.ReferencedSOPSequence = series.ReferencedImageSequence
+        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+            with self.association() as association:
+                status, _ = association.send_n_action(
+                    ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+                )
+            code = f"{status.Status:04X}" if status else "no answer"
+            count = len(series.ReferencedImageSequence)
+            words = f"N-ACTION are {count} images safe?"
+            self.say(f"{self.ae_title} -> {self.called}  {words}: {code}")
+            if code != "0000":
+                comment = status.get("ErrorComment", "") if status else ""
+                raise SimulationError(f"N-ACTION was answered {code} {comment}")
+            self._say_result(ds.TransactionUID)
+
+    def _hear(self, event: Any) -> tuple[int, None]:
+        self.results.put((event.request.EventTypeID, event.event_information))
+        return 0x0000, None
+
+    def _say_result(self, uid: str) -> None:
+        until = time.monotonic() + self.PATIENCE
+        while True:
+            try:
+                kind, ds = self.results.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise SimulationError(f"{self.ae_title} has not heard the result") from None
+            if ds.TransactionUID == uid:
+                break
+        good, bad = ds.get("ReferencedSOPSequence", []), ds.get("FailedSOPSequence", [])
+        told = [f"{len(good)} images are safe and may be deleted"] if good else []
+        reasons = collections.Counter(f"{one.FailureReason:04X}" for one in bad)
+        for reason, count in sorted(reasons.items()):
+            words = FAILURE_REASONS.get(reason, "for another reason")
+            told.append(f"{count} images are not to be deleted: {reason}, {words}")
+        self.say(f"{self.called} -> {self.ae_title}  N-EVENT-REPORT {kind}: {'; '.join(told)}")
+
+
+class SimulatedArchive(Peer):
+    """An archive: it stores, answers queries, commits, takes what is passed on, and notifies the box.
+
+    Of images it keeps the UIDs alone. It is C-STORE, C-FIND (Study Root), storage commitment, MPPS
+    and MPPS Notification provider, and sends Instance Availability Notifications
+    """
+
+    CLASSES = (VERIFICATION, INSTANCE_AVAILABILITY)
+    LEVELS = (
+        ("STUDY", "StudyInstanceUID"),
+        ("SERIES", "SeriesInstanceUID"),
+        ("IMAGE", "SOPInstanceUID"),
+    )
+
+    def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
+        super().__init__(ae_title, *address)
+        self.listen = listen
+        self.images: dict[str, tuple[str, str, str]] = {}  # study, series and class by UID
+        self.new: dict[Any, list[str]] = collections.defaultdict(list)  # by association
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be there. SimulationError without a port, or where it is taken."""
+        from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+        if not self.listen:
+            raise SimulationError("an archive must be reached: give --listen PORT")
+        ae = AE(ae_title=self.ae_title)
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(context.abstract_syntax)
+        for uid in (VERIFICATION, STUDY_ROOT_FIND, MPPS, INSTANCE_AVAILABILITY):
+            ae.add_supported_context(uid)
+        for uid in (STORAGE_COMMITMENT, MPPS_NOTIFICATION):
+            ae.add_supported_context(uid, scu_role=True, scp_role=True)
+        handlers = (
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_ACTION, self._commit),
+            (evt.EVT_N_CREATE, self._take),
+            (evt.EVT_N_SET, self._take),
+            (evt.EVT_N_EVENT_REPORT, self._take),
+            (evt.EVT_RELEASED, self._released),
+        )
+        with served(ae, self.listen, *handlers):
+            yield
+
+    def _store(self, event: Any) -> int:
+        ds = event.dataset
+        with self.lock:
+            self.images[ds.SOPInstanceUID] = (
+                ds.StudyInstanceUID,
+                ds.SeriesInstanceUID,
+                ds.SOPClassUID,
+            )
+            self.new[event.assoc].append(ds.SOPInstanceUID)
+        return 0x0000
+
+    def _released(self, event: Any) -> None:
+        """Tell the box what has been stored, from a thread of its own."""
+        with self.lock:
+            uids = self.new.pop(event.assoc, [])
+        if uids:
+            who = event.assoc.requestor.ae_title
+            self.say(f"{who} -> {self.ae_title}  C-STORE {len(uids)} images: 0000")
+            threading.Thread(target=self._guarded, args=(self.notify, uids), daemon=True).start()
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        """What fails is said."""
+        try:
+            step(*arguments)
+        except SimulationError as error:
+            self.say(str(error))
+
+    def notify(self, uids: Iterable[str]) -> None:
+        """N-CREATE of an Instance Availability Notification for each study."""
+        rows_ = sorted(
+            (uid, self.ae_title, of_class, study, series, "ONLINE")
+            for uid in uids
+            for study, series, of_class in [self.images[uid]]
+        )
+        rows_.sort(key=lambda row: row[3:5])
+        for study, of_study in itertools.groupby(rows_, key=lambda row: row[3]):
+            data = availability_data(study, list(of_study), [])
+            with self.association() as association:
+                status, _ = association.send_n_create(
+                    _dataset(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                )
+            code = f"{status.Status:04X}" if status else "no answer"
+            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
+
+    def _find(self, event: Any) -> Iterator[tuple[int, Any]]:
+        from pydicom.dataset import Dataset
+
+        query = event.identifier
+        depth = [level for level, _ in self.LEVELS].index(query.QueryRetrieveLevel) + 1
+        with self.lock:
+            images = [(study, series, uid, of_class)
+                      for uid, (study, series, of_class) in self.images.items()]  # fmt: skip
+        found: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+        for *place, of_class in images:
+            keys = [query.get(keyword, "") or "" for _, keyword in self.LEVELS]
+            wanted = [[key] if isinstance(key, str) else list(key) for key in keys]
+            if all(not any(some) or uid in some for uid, some in zip(place, wanted, strict=True)):
+                found[tuple(place[:depth])].append(of_class)
+        for place, classes in found.items():
+            answer = Dataset()
+            answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
+                query.QueryRetrieveLevel,
+                self.ae_title,
+            )
+            for uid, (_, keyword) in zip(place, self.LEVELS, strict=False):
+                setattr(answer, keyword, uid)
+            if depth == len(self.LEVELS):
+                answer.SOPClassUID = classes[0]
+            else:
+                answer.NumberOfStudyRelatedInstances = len(classes)
+            yield 0xFF00, answer
+        self.say(f"{event.assoc.requestor.ae_title} -> {self.ae_title}  C-FIND: {len(found)} found")
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        ds, who = event.action_information, event.assoc.requestor.ae_title
+        self.say(f"{who} -> {self.ae_title}  N-ACTION commitment: 0000")
+        threading.Thread(target=self._guarded, args=(self.report, ds, who), daemon=True).start()
+        return 0x0000, None
+
+    def report(self, asked: Any, who: str) -> None:
+        """N-EVENT-REPORT of what is here, on an association of its own, to the box."""
+        from pydicom.dataset import Dataset
+        from pynetdicom import AE, build_role
+
+        ds = Dataset()
+        ds.TransactionUID, ds.RetrieveAETitle = asked.TransactionUID, self.ae_title
+        good, bad = [], []
+        for one in asked.ReferencedSOPSequence:
+            item = Dataset()
+            item.ReferencedSOPClassUID = one.ReferencedSOPClassUID
+            item.ReferencedSOPInstanceUID = one.ReferencedSOPInstanceUID
+            _, _, of_class = self.images.get(one.ReferencedSOPInstanceUID, ("", "", ""))
+            if of_class == one.ReferencedSOPClassUID:
+                good.append(item)
+            else:
+                item.FailureReason = int(OF_ANOTHER_CLASS if of_class else NOT_THERE, 16)
+                bad.append(item)
+        for keyword, items in (("ReferencedSOPSequence", good), ("FailedSOPSequence", bad)):
+            if items:
+                setattr(ds, keyword, items)
+        ae = AE(ae_title=self.ae_title)
+        ae.add_requested_context(STORAGE_COMMITMENT)
+        role = build_role(STORAGE_COMMITMENT, scp_role=True)
+        association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
+        if not association.is_established:
+            raise SimulationError(f"{who} is not reached for the result of its request")
+        kind = COMMITMENT_EVENTS[not bad]
+        status, _ = association.send_n_event_report(
+            ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+        )
+        association.release()
+        code = f"{status.Status:04X}" if status else "no answer"
+        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code}"
+        self.say(f"{self.ae_title} -> {who}  {words}")
+
+    def _take(self, event: Any) -> tuple[int, Any]:
+        """What is passed on: said, and answered with success."""
+        from pydicom.dataset import Dataset
+
+        request = event.request
+        name = type(request).__name__.replace("_", "-")
+        kind = getattr(request, "EventTypeID", None)
+        words = f"{name} {kind}" if kind else name
+        self.say(f"{event.assoc.requestor.ae_title} -> {self.ae_title}  {words}: 0000")
+        return 0x0000, None if kind else Dataset()
 
 
 class Workstation(Peer):
@@ -18559,16 +18904,8 @@ class Workstation(Peer):
 
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(UPS_EVENT, scu_role=True, scp_role=True)
-        try:
-            server = ae.start_server(
-                ("", self.listen), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._hear)]
-            )
-        except OSError as error:
-            raise SimulationError(f"port {self.listen}: {error}") from None
-        try:
+        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             yield
-        finally:
-            server.shutdown()
 
     def _hear(self, event: Any) -> tuple[int, None]:
         request = event.request
@@ -18754,6 +19091,29 @@ def scenario_reliable_watcher(station: Workstation) -> None:
         station.end_subscriptions()
 
 
+def scenario_commitment(machine: Scanner) -> None:
+    """Perform the first step of the worklist, store its images, ask whether they are safe."""
+    found = machine.worklist()
+    if not found:
+        raise SimulationError("the worklist is empty for this AE title and modality")
+    uid = new_uid()
+    machine.start(found[0], uid)
+    series = machine.end(found[0], uid)
+    machine.store(found[0], series)
+    machine.commit(series)
+
+
+def scenario_archive(archive: SimulatedArchive) -> None:
+    """Be an archive, until it is ended by Ctrl-C."""
+    with archive.listening(), contextlib.suppress(KeyboardInterrupt):
+        archive.say(f"{archive.ae_title} listens at port {archive.listen}; Ctrl-C ends it.")
+        threading.Event().wait()
+
+
+ARCHIVE_SCENARIOS: dict[str, Callable[[Any], None]] = {
+    "archive": scenario_archive,
+    "commitment": scenario_commitment,
+}
 MODALITY_SCENARIOS: dict[str, Callable[[Modality], None]] = {
     "echo": scenario_echo,
     "modality": scenario_modality,
@@ -18766,7 +19126,7 @@ WORKSTATION_SCENARIOS: dict[str, Callable[[Workstation], None]] = {
     "cancel": scenario_cancel,
     "reliable-watcher": scenario_reliable_watcher,
 }
-SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS)
+SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS, *ARCHIVE_SCENARIOS)
 
 DEMO_CONFIG = """
 [clinic]
@@ -19015,6 +19375,7 @@ def job_save_queries(appliance: "Appliance") -> None:
 def job_purge(appliance: "Appliance") -> None:
     """Erase what [housekeeping] lets go."""
     appliance.writer.submit(purge, appliance.context()).result(600)
+    appliance.wake_delivery()  # MPPS Notification tells what is deleted
 
 
 def job_workitems(appliance: "Appliance") -> None:
@@ -19805,16 +20166,27 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     device = AccessRules(config).device(calling)
     listen = arguments.listen or (device.port if device and device.host else 0)
     station = Workstation(calling, *address, listen=listen)
+    where = read_destination(arguments.archive)
+    scanner = Scanner(calling, arguments.modality, *address, listen=listen, archive=where)
+    played = dict.fromkeys(MODALITY_SCENARIOS, machine) | dict.fromkeys(
+        WORKSTATION_SCENARIOS, station
+    )
+    played |= {"commitment": scanner, "archive": SimulatedArchive(calling, *address, listen=listen)}
     for name in arguments.scenarios:
         if name not in SCENARIOS:
             raise CommandError(f"{name}: not one of {', '.join(SCENARIOS)}")
         try:
-            if name in MODALITY_SCENARIOS:
-                MODALITY_SCENARIOS[name](machine)
-            else:
-                WORKSTATION_SCENARIOS[name](station)
+            (MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS)[name](played[name])
         except SimulationError as error:
             raise CommandError(str(error)) from None
+
+
+def read_destination(text: str) -> tuple[str, str, int] | None:
+    """AE@HOST:PORT, or nothing. CommandError for anything else"""
+    found = re.fullmatch(r"([^@]{1,16})@(.+):(\d{1,5})", text)
+    if text and not (found and is_ae_title(found[1]) and 0 < int(found[3]) < 65536):
+        raise CommandError(f"--archive: {text} is not AE@HOST:PORT")
+    return (found[1], found[2].strip("[]"), int(found[3])) if found else None
 
 
 def command_check(config: Config, arguments: argparse.Namespace) -> None:
@@ -20016,6 +20388,9 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--modality", default="CT")
     simulate.add_argument(
         "--listen", type=int, default=0, metavar="PORT", help="where it hears of events"
+    )
+    simulate.add_argument(
+        "--archive", default="", metavar="AE@HOST:PORT", help="where commitment stores its images"
     )
     return parser
 
