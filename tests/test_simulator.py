@@ -1,7 +1,9 @@
 """Section 21: the simulated modality, and the day that the demonstration plays."""
 
+import contextlib
 import datetime
 import socket
+import time
 
 import peers
 import pytest
@@ -335,3 +337,95 @@ def test_a_port_that_is_taken_is_said(workstation):
         pytest.raises(minris.SimulationError, match=f"port {station.listen}"),
     ):
         minris.scenario_pull(station)
+
+
+# Are my images safe? The simulated archive and the simulated scanner, through the box.
+
+
+COMMITTING = """[device CT room]
+ae_title = CT1
+modality = CT
+host = 127.0.0.1
+port = {ct}
+[device PACS]
+ae_title = PACS
+role = archive
+host = 127.0.0.1
+port = {archive}
+passed_on = mpps, mpps_notification
+[commitment]
+missing_minutes = 0
+evidence = {evidence}
+"""
+
+
+@contextlib.contextmanager
+def committing(run_appliance, said, evidence="archive", stores=True):
+    """A simulated scanner, whose archive listens."""
+    ct, port = peers.free_port(), peers.free_port()
+    text = COMMITTING.format(ct=ct, archive=port, evidence=evidence)
+    box = run_appliance(text)
+    box.schedule(item())
+    address = "127.0.0.1", box.port, "MINRIS", said
+    where = ("PACS", "127.0.0.1", port) if stores else None
+    scanner = minris.Scanner("CT1", "CT", *address, listen=ct, archive=where)
+    with minris.SimulatedArchive("PACS", *address, listen=port).listening():
+        yield scanner
+
+
+@pytest.mark.parametrize("evidence", minris.EVIDENCE)
+def test_a_scanner_that_has_stored_its_images_may_delete_them(run_appliance, said, evidence):
+    with committing(run_appliance, said, evidence) as scanner:
+        minris.scenario_commitment(scanner)
+    assert "CT1 -> PACS  C-STORE 4 images: 0000" in said
+    assert any(line.endswith("1: 4 images are safe and may be deleted") for line in said)
+
+
+@pytest.mark.parametrize("evidence", minris.EVIDENCE)
+def test_a_scanner_that_has_not_is_told_so(run_appliance, said, evidence):
+    with committing(run_appliance, said, evidence, stores=False) as scanner:
+        minris.scenario_commitment(scanner)
+    assert any("4 images are not to be deleted: 0112" in line for line in said)
+
+
+def test_the_simulated_archive_takes_what_is_passed_on(run_appliance, said):
+    with committing(run_appliance, said) as scanner:
+        minris.scenario_commitment(scanner)
+        deadline = time.monotonic() + 10
+        while (
+            len(told := [line.split("  ")[1] for line in said if "MINRIS -> PACS  N-" in line]) < 4
+        ):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.02)
+    assert told == [
+        "N-CREATE: 0000",
+        "N-EVENT-REPORT 1: 0000",
+        "N-SET: 0000",
+        "N-EVENT-REPORT 2: 0000",
+    ]
+
+
+def test_a_scanner_that_nobody_could_tell_says_so(run_appliance, said):
+    with committing(run_appliance, said) as scanner:
+        scanner.listen = 0
+        with pytest.raises(minris.SimulationError, match="--listen"):
+            minris.scenario_commitment(scanner)
+
+
+def test_an_archive_needs_a_port(said):
+    archive = minris.SimulatedArchive("PACS", "127.0.0.1", 11112, "MINRIS", said)
+    with pytest.raises(minris.SimulationError, match="--listen"), archive.listening():
+        pass
+
+
+@pytest.mark.parametrize(
+    "text", ["PACS", "PACS@host", "@host:104", "PACS@host:0", "PA\\CS@host:104"]
+)
+def test_a_wrong_archive_is_refused(text):
+    with pytest.raises(minris.CommandError, match="is not AE@HOST:PORT"):
+        minris.read_destination(text)
+
+
+def test_an_archive_is_named_by_ae_title_host_and_port():
+    assert minris.read_destination("PACS@[::1]:104") == ("PACS", "::1", 104)
+    assert minris.read_destination("") is None

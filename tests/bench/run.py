@@ -26,6 +26,7 @@ import time
 import traceback
 from pathlib import Path
 
+import commitment
 import entries
 import fsync_rate
 import load
@@ -34,12 +35,14 @@ import web
 import wire
 from servers import (
     WLMSCPFS,
+    Archive,
     Box,
     EmptyWeb,
     Server,
     Site,
     SocketWatchers,
     Watchers,
+    free_port,
     stock_server,
 )  # fmt: skip
 
@@ -52,6 +55,7 @@ RACERS, WATCHERS = 8, 100
 LET_GO_S = 4  # an association kept for a burst of events is released before this
 HTTP_GOAL = 500  # requests a second
 SOCKETS, IDLE_SOCKETS = 200, 500
+IMAGES, REQUESTS = 2000, 100
 WORKITEMS = (1000, 100_000)  # in the stores that are searched
 
 
@@ -441,6 +445,35 @@ def sockets(bench):
     )
 
 
+def commitments(bench):
+    """How soon a scanner knows that its images are safe, and what that costs who asks meanwhile."""
+    archive, listen = bench.run(Archive(bench.folder)), free_port()
+    site = Site(bench.folder, bench.options.minris, 1000, bench.today, archive.devices(listen))
+    port = bench.run(site.minris).port
+    scanner = bench.run(commitment.Scanner(port, listen))
+    number, requests = (200, 20) if bench.quick else (IMAGES, REQUESTS)
+    figures = collections.defaultdict(list)
+    for _ in bench.turns("commitments"):
+        study, series = commitment.new_uid(), commitment.new_uid()
+        uids = [commitment.new_uid() for _ in range(number)]
+        commitment.store(archive.http_port, study, series, uids)
+        scanner.report(study, series, uids)
+        begin = scanner.ask(uids)
+        figures["one"].append(scanner.results(1) - begin)
+        lists = [uids[start : start + 10] for start in range(0, 10 * requests, 10)]
+        with load.Asker(port, bench.day, entries.MATCHES) as asker:
+            time.sleep(1)
+            begin = scanner.ask_at_once(lists)
+            end = scanner.results(requests)
+        figures["all"].append(end - begin)
+        figures["busy"].append(load.p99(asker.within(begin, end)))
+    what, met = f"{number:,} images of one study", statistics.median(figures["one"]) <= 5
+    bench.row(f"{what}, judged and told after", "s", figures["one"], goal="≤ 5 s", met=met)
+    bench.row(f"{requests} requests at once, none lost, the last told after", "s", figures["all"])
+    what, met = "queries of one client, 99 % answered in", statistics.median(figures["busy"]) <= 100
+    bench.row(f"{what}, meanwhile", "ms", figures["busy"], goal="≤ 100 ms", met=met)
+
+
 def workitems(bench):
     """One query for what is to be done, of ten matches, by number of workitems."""
     sizes = [each // 10 for each in WORKITEMS] if bench.quick else WORKITEMS
@@ -475,7 +508,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         query, stream, crowd, idle, start, mpps, claims, racers, watchers, workitems,
-        dicomweb, sockets,
+        dicomweb, sockets, commitments,
     )
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import wire
 
 HERE = Path(__file__).resolve().parent
 WLMSCPFS = "/usr/bin/wlmscpfs"  # in full: pynetdicom installs apps named like DCMTK's tools
+ORTHANC = "/usr/sbin/Orthanc"
 START_LIMIT_S, STOP_LIMIT_S, IMPORT_LIMIT_S = 60, 15, 3600
 CONFIG = """\
 [dicom]
@@ -236,6 +238,30 @@ class SocketWatchers(Watchers):
                 raise RuntimeError(f"WebSockets are not open: {self.log.read_text()[-800:]}")
             time.sleep(0.05)
             self.follow()
+
+
+class Archive(Server):
+    """Orthanc, with its images in a folder."""
+
+    def __init__(self, folder):
+        port, self.http_port = free_port(), free_port()
+        images = str(folder / "archive")
+        settings = {
+            "StorageDirectory": images, "IndexDirectory": images, "DicomAet": "ARCHIVE",
+            "DicomPort": port, "DicomAlwaysAllowFind": True, "DicomCheckCalledAet": False,
+            "HttpPort": self.http_port, "AuthenticationEnabled": False, "Plugins": [],
+        }  # fmt: skip
+        path = folder / "archive.json"
+        path.write_text(json.dumps(settings))
+        super().__init__([ORTHANC, path], port, folder / "archive.log")
+
+    def devices(self, listen):
+        """The sections of config.ini of it and of the scanner that stores in it."""
+        sections = (("ARCHIVE", "archive", self.port), ("CT_1", "modality", listen))
+        return "".join(
+            f"[device {title}]\nae_title = {title}\nrole = {role}\nhost = {wire.HOST}\nport = {port}\n"
+            for title, role, port in sections
+        )
 
 
 class EmptyWeb(Server):
