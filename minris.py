@@ -12475,18 +12475,21 @@ class ArchiveSearch:
     async def _within_studies(
         self, caller: Caller, references: list[Reference], found: dict[str, tuple[str, ...]]
     ) -> None:
-        places: dict[str, set[str]] = {}
+        wanted: dict[str, dict[str, set[str]]] = {}
         for one in references:
-            places.setdefault(one.study_instance_uid, set()).add(one.series_instance_uid)
-        for study, series in places.items():
+            of_study = wanted.setdefault(one.study_instance_uid, {})
+            of_study.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
+        for study, series in wanted.items():
             if "" in series:  # not known of all
                 answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
                                           SeriesInstanceUID="")  # fmt: skip
-                series = {one.get("SeriesInstanceUID") for one in answers}
-            for uid in sorted(series):
-                found |= await self._images(
-                    caller, "", StudyInstanceUID=study, SeriesInstanceUID=uid
-                )
+                series = {one.get("SeriesInstanceUID"): set() for one in answers}
+            for uid, images in sorted(series.items()):
+                place = {"StudyInstanceUID": study, "SeriesInstanceUID": uid}
+                if 0 < len(images) <= self.AT_ONCE:  # a few of a series that may be long
+                    found |= await self._images(caller, "\\".join(sorted(images)), **place)
+                if not images or images - found.keys():
+                    found |= await self._images(caller, "", **place)
 
     async def _alone(
         self, caller: Caller, uids: list[str], found: dict[str, tuple[str, ...]]
