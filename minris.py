@@ -8682,10 +8682,12 @@ def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
 class Arrival(NamedTuple):
     """A performed step, and which of the images that it names are known to be in an archive.
 
-    step_id  row of a scheduled step that it satisfies, None where there is none
+    step_id    row of a scheduled step that it satisfies, None where there is none
+    performed  its data set
     """
 
     step_id: int | None
+    performed: ElementIndex
     uid: str
     ended_at: str
     references: list[Reference]
@@ -8694,7 +8696,8 @@ class Arrival(NamedTuple):
 
 def arrival_of(row: Any) -> Arrival:
     """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
-    produced = produced_by(ElementIndex(bytes(row.data)))
+    performed = ElementIndex(bytes(row.data))
+    produced = produced_by(performed)
     there = available_uids(produced)
     references = [Reference(sop_class, uid, study, series)
                   for uid, (study, series, sop_class) in produced.items()]  # fmt: skip
@@ -8702,7 +8705,7 @@ def arrival_of(row: Any) -> Arrival:
     (step_id,) = database.execute_sql(
         "SELECT min(scheduled_id) FROM performed_scheduled_step WHERE performed_id = ?", (row.id,)
     ).fetchone()
-    return Arrival(step_id, row.sop_instance_uid, row.updated_at, references, missing)
+    return Arrival(step_id, performed, row.sop_instance_uid, row.updated_at, references, missing)
 
 
 def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> list[Arrival]:
@@ -16976,12 +16979,17 @@ class Pages:
     def _missing_images(self, t: Translator, ctx: Context) -> Part:
         """Exams of the last days whose images are not all known to be in the archive."""
         found_rows = [
-            Row((shown_instant(one.ended_at, ctx.config.zone), one.uid,
+            Row((shown_instant(one.ended_at, ctx.config.zone),
+                 shown_name(one.performed.get("PatientName")), one.performed.get("PatientID"),
+                 one.performed.get("PerformedProcedureStepDescription"),
+                 one.performed.get("PerformedStationAETitle"),
                  t("{number} of {count} images", number=len(one.references) - len(one.missing),
-                   count=len(one.references))), f"/step/{one.step_id}" if one.step_id else "/unscheduled")
+                   count=len(one.references))),
+                f"/step/{one.step_id}" if one.step_id else "/unscheduled")
             for one in self.web.read(incomplete_arrivals, ctx)
         ]  # fmt: skip
-        columns = t("Ended"), t("Performed step"), t("In the archive")
+        columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
+                   t("In the archive"))  # fmt: skip
         heading = t("Exams of the last two days whose images are not all in the archive")
         return Part(heading, columns, found_rows, t("There are none."))
 
