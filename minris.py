@@ -1577,7 +1577,10 @@ DEVICE_SETTINGS = setting_table(r"""
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The checked settings: config.dicom.port, and one mapping of settings for each device."""
+    """The checked settings: config.dicom.port, and one mapping of settings for each device.
+
+    sources  by section and key where a setting comes from, if not from the defaults
+    """
 
     dicom: types.SimpleNamespace
     ups: types.SimpleNamespace
@@ -1590,6 +1593,7 @@ class Config:
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None
     directory: Path = Path()
+    sources: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
     @property
     def zone(self) -> datetime.tzinfo | None:
@@ -1730,10 +1734,12 @@ def load_config(
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
     problems: list[str] = []
     given = {name: dict(parser[name]) for name in parser.sections()}
+    sources = {(name, key): "config.ini" for name in given for key in given[name]}
     for setting in SETTINGS:
         variable = f"MINRIS_{setting.section}_{setting.key}".upper()
         if variable in environ:
             given.setdefault(setting.section, {})[setting.key] = environ[variable]
+            sources[setting.section, setting.key] = variable
     sections: dict[str, types.SimpleNamespace] = {}
     for name in dict.fromkeys(setting.section for setting in SETTINGS):
         table = [setting for setting in SETTINGS if setting.section == name]
@@ -1748,7 +1754,7 @@ def load_config(
     problems.extend(check_files(sections, directory))
     if problems:
         raise ConfigError(problems)
-    return Config(**sections, devices=devices, path=path, directory=directory)
+    return Config(**sections, devices=devices, path=path, directory=directory, sources=sources)
 
 
 def settings_reference() -> str:
@@ -3971,13 +3977,17 @@ class Counter(Stored):
 
 
 class Audit(Stored):
-    """Who did what to which object, append-only."""
+    """Who did what to which object: never changed, and erased by the purge alone.
+
+    digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
+    """
 
     at = peewee.TextField(index=True)
     who = peewee.TextField()
     what = peewee.TextField()
     about = peewee.TextField()
     detail = peewee.TextField(default="")
+    digest = peewee.TextField(default="")
 
 
 MODELS = (
@@ -4274,6 +4284,18 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX performed_procedure_step_updated_at ON performed_procedure_step (updated_at);
         CREATE INDEX workitem_not_ready ON workitem (updated_at)
             WHERE state = 'SCHEDULED' AND readiness <> 'READY';
+        """,
+    ),
+    (
+        9,
+        "an audit log that shows whether it was changed",
+        """
+        ALTER TABLE audit ADD COLUMN digest TEXT NOT NULL DEFAULT '';
+        CREATE TRIGGER audit_not_changed BEFORE UPDATE ON audit
+            BEGIN SELECT RAISE(ABORT, 'the audit log is never changed'); END;
+        CREATE TRIGGER audit_not_erased BEFORE DELETE ON audit
+            WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
+            BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
         """,
     ),
 )
@@ -4630,7 +4652,7 @@ class Writer:
 
 # 6. CONTEXT -----------------------------------------------------------------------------------
 #
-# Who asks, when, and the line that is kept of it. For others: Actor, Context, audit.
+# Who asks, when, and the line that is kept of it. For others: Actor, Context, audit, check_audit.
 
 
 # Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
@@ -4693,10 +4715,62 @@ class Context:
 
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
     """Keep who did what to which object; part of the transaction that does it."""
+    line = (ctx.stamp(), str(ctx.actor), what, about, detail)
+    last = database.execute_sql("SELECT digest FROM audit ORDER BY id DESC LIMIT 1").fetchone()
+    digest = audit_digest(last[0] if last else "", line)
     database.execute_sql(
-        "INSERT INTO audit (at, who, what, about, detail) VALUES (?, ?, ?, ?, ?)",
-        (ctx.stamp(), str(ctx.actor), what, about, detail),
+        "INSERT INTO audit (at, who, what, about, detail, digest) VALUES (?, ?, ?, ?, ?, ?)",
+        (*line, digest),
     )
+
+
+def audit_digest(before: str, line: tuple[str, ...]) -> str:
+    """The digest of an audit line behind another one: SHA-256 of both as a list in JSON."""
+    text = json.dumps([before, *line], ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+class AuditChain(NamedTuple):
+    """Whether the audit log is as it was written.
+
+    count   its lines; digest: of the last one, by which two copies are compared
+    broken  id and time of the first line that does not follow from the one before, None for none
+    """
+
+    count: int
+    digest: str
+    broken: tuple[int, str] | None
+
+
+def check_audit() -> AuditChain:
+    """Hold the audit log against its digests. Lines of before there were any are taken as they are."""
+    before, count, broken = None, 0, None
+    for row_id, *line, digest in database.execute_sql(
+        "SELECT id, at, who, what, about, detail, digest FROM audit ORDER BY id"
+    ):
+        if before is not None and not broken and (before or digest):
+            right = audit_digest(before, tuple(line))
+            broken = None if hmac.compare_digest(right, digest) else (row_id, line[0])
+        before, count = digest, count + 1
+    return AuditChain(count, before or "", broken)
+
+
+def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
+    """The newest audit lines in which a text stands, those before an id where one is given."""
+    where = "(? = '' OR instr(lower(who || char(10) || what || char(10) || about || char(10) || detail), ?))"
+    wanted = text.strip().lower()
+    return fetch_rows(
+        Audit, f"{where} AND (? = 0 OR id < ?) ORDER BY id DESC LIMIT ?",
+        wanted, wanted, before, before, most,
+    )  # fmt: skip
+
+
+def purge_audit(old: str) -> int:
+    """Erase the audit lines of before a time: how many."""
+    set_mark("audit purge", old)
+    count = erase("audit WHERE at < ?", old)
+    erase("mark WHERE name = 'audit purge'")
+    return count
 
 
 # 7. ACCESS ------------------------------------------------------------------------------------
@@ -5008,6 +5082,33 @@ class Login(NamedTuple):
     def speaks_for(self, ae_title: str) -> bool:
         """Whether it may subscribe an AE, or hear what the AE is told."""
         return self.role == "admin" or ae_title in self.ae_titles
+
+
+def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
+    """Name, role, number of open sessions, and when the last began, of each user."""
+    return database.execute_sql(
+        "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
+        " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
+        " GROUP BY u.id ORDER BY u.name",
+        (ctx.stamp(),),
+    ).fetchall()
+
+
+def tokens_of() -> list[tuple[str, str, str, str]]:
+    """Name, role, AE titles and time of making of each API token."""
+    return database.execute_sql(
+        "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
+    ).fetchall()
+
+
+def end_sessions(ctx: Context, name: str) -> int:
+    """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
+    user = User.get_or_none(User.name == name)
+    if not user:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    count = Session.delete().where(Session.user == user).execute()
+    audit(ctx, "sessions ended", name, str(count))
+    return count
 
 
 def find_session(ctx: Context, secret: str) -> Login | None:
@@ -9235,7 +9336,7 @@ def purge(ctx: Context) -> dict[str, int]:
         erased["queries"] = erase("query_trace WHERE last_at < ?", old)
         if keep.keep_audit_days:
             old = ctx.stamp(days=-keep.keep_audit_days)
-            erased["audit lines"] = erase("audit WHERE at < ?", old)
+            erased["audit lines"] = purge_audit(old)
         erased["commitments"] = purge_commitments(ctx)
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
@@ -15687,6 +15788,7 @@ NAVIGATION = body_rows("""
     /commitments | Are they safe?        | technologist
     /orphans     | Stuck                 | technologist
     /devices     | Devices               | technologist
+    /box         | The box               | admin
     """)
 
 
@@ -15698,6 +15800,20 @@ PASSED_ON_WORDS = {
     (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
     (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
 }
+LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
+          "bad": "\N{BLACK SQUARE}"}  # fmt: skip
+# What each role may do, in words; the pages and routes themselves say the same with `enter`.
+RIGHTS = body_rows("""
+    what                                                        | least
+    See the board, register, correct and find patients          | desk
+    Arrived, did not come, cancel, exam is done                 | desk
+    Make, claim and end workitems                               | desk
+    Match what came without an order; why not there; import     | desk
+    Devices, catalogue, watchers, what is passed on, are they safe | technologist
+    End what is stuck, end subscriptions of others              | admin
+    Users, tokens, audit log, settings, backup                  | admin
+    """)
+USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 COMMITMENT_STATES = {
     "asked": Message("being judged"),
     "judged": Message("to be told"),
@@ -17092,6 +17208,147 @@ class Pages:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         return self.tell("/orphans", self.translator()("Saved."))
 
+    # The box: health, users, audit log, settings
+
+    def box_page(self) -> str:
+        """GET /box: a light for each thing that may fail, and where the rest of it is."""
+        login, _ = enter(self.web, self.request, "admin")
+        t, lights = self.translator(), self.web.box.lights()
+        words = {"good": t("in order"), "warning": t("look at it"), "bad": t("does not work")}
+        rows_ = [
+            Row((f"{LIGHTS[light]} {words[light]}", t(what), t(said)))
+            for what, light, said in lights
+        ]
+        part = Part("", (t("Light"), t("What"), t("What is known")), rows_)
+        links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
+        backup = Action("/box", t("Back up now"), (("do", "backup"),))
+        doing = Part("", (t("What"),), [Row((t("Backup"),), "", (backup,))])
+        return self.listing("The box", login, [part, doing], links=links)
+
+    def box_action(self) -> str:
+        """POST /box: make a backup."""
+        enter(self.web, self.request, "admin")
+        self.web.box.back_up()
+        problem = self.web.box.backup_problem
+        t = self.translator()
+        words = t("The last backup failed: {problem}", problem=problem) if problem else t("Saved.")
+        return self.tell("/box", words)
+
+    def users(self, new_token: str = "") -> str:
+        """GET /users: who may log in, which programs may call, and what each role may do."""
+        login, ctx = enter(self.web, self.request, "admin")
+        t, zone = self.translator(), ctx.config.zone
+        people = [
+            Row((name, t(role), str(count), shown_instant(at, zone)), "", (
+                Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
+                Action("/users", t("Delete"), (("do", "delete"), ("name", name))),
+            ))
+            for name, role, count, at in self.web.read(logins_of, ctx)
+        ]  # fmt: skip
+        programs = [
+            Row((name, t(role), titles.replace("\\", ", "), shown_instant(at, zone)), "", (
+                Action("/users", t("Delete"), (("do", "delete token"), ("name", name))),
+            ))
+            for name, role, titles, at in self.web.read(tokens_of)
+        ]  # fmt: skip
+        rights = [
+            Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
+            for words, least in RIGHTS
+        ]
+        parts = [
+            Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),
+            Part(t("Programs (API tokens)"), (t("Name"), t("Role"), t("AE titles"), t("Made")),
+                 programs, t("There are none.")),
+            Part(t("What each role may do"), (t("What"), *(t(role) for role in ROLES)), rights),
+        ]  # fmt: skip
+        links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
+        shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
+        return self.listing("Users", login, parts, told=shown, links=links)
+
+    def new_user(self, problems: Iterable[Problem] = ()) -> str:
+        """GET /users/new: a form for a person or a token; a known name is changed."""
+        login, _ = enter(self.web, self.request, "admin")
+        t = self.translator()
+        roles = tuple((role, t(role)) for role in ROLES)
+        fields = [
+            Field("name", t("Name"), "text", self.form("name"), True, "", ()),
+            Field("role", t("Role"), "select", self.form("role") or "desk", True, "", roles),
+            Field("password", t("Password (of a person; none makes a token)"), "password", "", False,
+                  "", ()),
+            Field("ae_titles", t("AE titles (of a token)"), "text", self.form("ae_titles"), False, "",
+                  ()),
+        ]  # fmt: skip
+        return self.page(
+            FORM_PAGE, "Users", login, action="/users", submit=t("Save"), csrf=login.csrf,
+            hidden=[("do", "save")], groups=[(t("New, or changed"), fields)],
+            problems=[t(problem.words) for problem in problems], after=[("/users", t("Users"))],
+        )  # fmt: skip
+
+    def change_user(self) -> str:
+        """POST /users: set a user or make a token, end sessions, delete."""
+        _, ctx = enter(self.web, self.request, "admin")
+        name, deed = self.form("name").strip(), self.form("do")
+        try:
+            if deed == "save" and self.form("password"):
+                self.web.write(make_user, ctx, name, self.form("role"), self.form("password"))
+            elif deed == "save":
+                titles = [one for one in self.form("ae_titles").split(",") if one.strip()]
+                made = self.web.write(make_token, ctx, name, self.form("role"), titles)
+                return self.users(new_token=made)
+            elif deed in USER_DEEDS:
+                self.web.write(USER_DEEDS[deed], ctx, name)
+            else:
+                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            return self.new_user(refusal.problems or [Problem(0, Message(refusal.detail))])
+        return self.tell("/users", self.translator()("Saved."))
+
+    def audit_page(self) -> str:
+        """GET /audit: who did what, searched by any text; whether the log is as it was written."""
+        login, ctx = enter(self.web, self.request, "admin")
+        t, zone = self.translator(), ctx.config.zone
+        text, before = (
+            self.request.query.getunicode("q") or "",
+            self.request.query.get("before", ""),
+        )
+        found = self.web.read(audit_lines, text, int(before) if before.isdecimal() else 0)
+        rows_ = [Row((shown_instant(one.at, zone), one.who, one.what, one.about, one.detail))
+                 for one in found]  # fmt: skip
+        columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
+        links = [("/box", t("The box"))]
+        if len(found) == 200:
+            older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
+            links.insert(0, (f"/audit?{older}", t("Older")))
+        chain = self.web.read(check_audit)
+        words = t("{count} lines, unbroken; the last digest is {digest}.", count=chain.count,
+                  digest=chain.digest[:16])  # fmt: skip
+        if chain.broken:
+            words = t("The log was changed behind our back: the line of {at} does not follow from the"
+                      " one before it.", at=shown_instant(chain.broken[1], zone))  # fmt: skip
+        part = Part("", columns, rows_, t("Nothing found."))
+        return self.listing("Audit log", login, [part], intro=words, links=links,
+                            search=t("Text"), query=text)  # fmt: skip
+
+    def settings_page(self) -> str:
+        """GET /settings: each setting, its value and where it comes from."""
+        login, ctx = enter(self.web, self.request, "admin")
+        t, config = self.translator(), ctx.config
+        parts = []
+        for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
+            rows_ = [
+                Row((one.key, setting_text(config, one),
+                     config.sources.get((section, one.key), t("default")), t(one.meaning)))
+                for one in of_section
+            ]  # fmt: skip
+            columns = (t("Setting"), t("Value"), t("From"), t("Meaning"))
+            parts.append(Part(f"[{section}]", columns, rows_))
+        where = str(config.path) if config.path else t("no file: defaults")
+        intro = t(
+            "Settings are changed in the file, and taken at the next start: {path}", path=where
+        )
+        return self.listing("Settings", login, parts, intro=intro, links=[("/box", t("The box"))])
+
     # Catalogue, import
 
     def catalogue(
@@ -17308,6 +17565,18 @@ class Pages:
             )
         words = echo(self.web.config.dicom.ae_title, device)
         return self.tell("/devices", self.translator()(words))
+
+
+def setting_text(config: Config, setting: Setting) -> str:
+    """The value of a setting as a person reads it."""
+    value = getattr(getattr(config, setting.section), setting.key)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple) and setting.kind == "clock":
+        return f"{value[0]:02}:{value[1]:02}"
+    if isinstance(value, (tuple, frozenset)):
+        return ", ".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
+    return "" if value is None else str(value)
 
 
 def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
@@ -17562,6 +17831,13 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/catalogue", pages.save_catalogue),
         ("GET", "/import", pages.import_page),
         ("POST", "/import", pages.import_file),
+        ("GET", "/box", pages.box_page),
+        ("POST", "/box", pages.box_action),
+        ("GET", "/users", pages.users),
+        ("POST", "/users", pages.change_user),
+        ("GET", "/users/new", pages.new_user),
+        ("GET", "/audit", pages.audit_page),
+        ("GET", "/settings", pages.settings_page),
         ("GET", "/devices", pages.devices),
         ("GET", "/devices/edit", pages.edit_device),
         ("POST", "/devices/save", pages.save_device_form),
@@ -19474,6 +19750,10 @@ def job_leftovers(appliance: "Appliance") -> None:
     """Say how many exams of days before are still open; the page Leftovers shows them."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
+        chain = check_audit()
+    if chain.broken:
+        log.error("the audit log was changed: its line %d does not follow", chain.broken[0])
+    log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
     if appliance.leftovers:
         log.warning("%d exams of days before have not ended", appliance.leftovers)
 
@@ -19555,6 +19835,14 @@ JOBS = (
     Job("daily", "interval", {"minutes": 1}, job_daily),
     Job("workitems", "interval", {"minutes": 5}, job_workitems),
 )
+
+
+LIGHT_WORDS = {
+    "store": Message("Store"),
+    "writer": Message("Writing to the store"),
+    "dicom": Message("DICOM door"),
+    "disk": Message("Disk"),
+}
 
 
 def raise_file_limit(wanted: int = 8192) -> None:
@@ -19879,6 +20167,46 @@ class Appliance:
         if shutil.disk_usage(self.config.store_path.parent).free < 64 << 20:
             checks["disk"] = "less than 64 MiB free"
         return checks
+
+    def lights(self) -> list[tuple[Message, str, Message]]:
+        """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+        in_order = Message("in order")
+        found = [
+            (
+                LIGHT_WORDS[name],
+                "bad" if said else "good",
+                Message(said) if said else in_order,
+            )
+            for name, said in self.health().items()
+        ]
+        backups = sorted(self.config.backup_folder.glob("minris-????????-??????.db"))
+        last = (
+            Message("the last is {name}", name=backups[-1].name) if backups else Message("none yet")
+        )
+        if self.backup_problem:
+            last = Message("The last backup failed: {problem}", problem=self.backup_problem)
+        light = "bad" if self.backup_problem else "good" if backups else "warning"
+        found.append((Message("Backup"), light, last))
+        if not self.clock.steady:
+            words = Message("the clock has leapt: nothing is erased until it runs evenly")
+            found.append((Message("Clock"), "warning", words))
+        for what, count, page in (
+            (Message("Stuck"), len(self.stuck), "/orphans"),
+            (Message("Leftovers"), self.leftovers, "/leftovers"),
+        ):
+            words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+            found.append((what, "warning" if count else "good", words))
+        now = utc_now()
+        for certificate in self.certificates:
+            notice = certificate.notice(now)
+            found.append(
+                (Message("Certificate"), "warning" if notice else "good", notice or in_order)
+            )
+        return found
+
+    def back_up(self) -> None:
+        """Make a backup now; `backup_problem` says what went wrong, or is empty."""
+        job_backup(self)
 
     async def stop(self) -> None:
         """Close both doors, finish what has been promised, let go of the store."""

@@ -76,7 +76,8 @@ def texts_in_tables():
     found |= {"item", "row", "Unknown attribute"}  # words of numbered(), description_of()
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
     found |= set(minris.DISCONTINUATION_REASONS.values()) | set(minris.PREGNANCY_STATUS.values())
-    found |= {setting.meaning for setting in minris.DEVICE_SETTINGS}
+    found |= {setting.meaning for setting in (*minris.SETTINGS, *minris.DEVICE_SETTINGS)}
+    found |= {words for words, _ in minris.RIGHTS} | set(minris.ROLES)
     for setting in minris.DEVICE_SETTINGS:
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()

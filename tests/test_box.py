@@ -1,0 +1,274 @@
+"""Sections 6, 7 and 19: the audit log and its chain, users and tokens, settings, lights of the box."""
+
+import contextlib
+import re
+import sqlite3
+
+import peewee
+import pytest
+from conftest import item
+from test_pages import csrf_of, employ, visiting, words_of
+
+import minris
+
+
+@pytest.fixture
+def audited(ctx):
+    """A store with three audit lines."""
+    for about in ("2.25.1", "2.25.2", "2.25.3"):
+        minris.audit(ctx, "scheduled", about, "26070500001")
+    return ctx
+
+
+@contextlib.contextmanager
+def behind_our_back(ctx):
+    """Somebody opens the store with other tools, and drops what guards the log."""
+    with contextlib.closing(sqlite3.connect(ctx.config.store_path)) as connection, connection:
+        for name in ("audit_not_changed", "audit_not_erased"):
+            connection.execute(f"DROP TRIGGER {name}")
+        yield connection
+
+
+# The chain.
+
+
+def test_a_log_that_nobody_has_touched_is_unbroken(audited):
+    chain = minris.check_audit()
+    assert (chain.count, chain.broken) == (3, None)
+    assert re.fullmatch("[0-9a-f]{64}", chain.digest)
+
+
+def test_an_empty_log_is_unbroken(ctx):
+    assert minris.check_audit() == (0, "", None)
+
+
+@pytest.mark.parametrize("sql", ["UPDATE audit SET who = 'nobody'", "DELETE FROM audit"])
+def test_the_log_is_neither_changed_nor_erased(audited, sql):
+    with pytest.raises(peewee.IntegrityError, match="audit log is never"):
+        minris.database.execute_sql(sql)
+    assert minris.check_audit().count == 3
+
+
+@pytest.mark.parametrize("column", ["at", "who", "what", "about", "detail", "digest"])
+def test_a_line_that_was_changed_is_found(audited, column):
+    with behind_our_back(audited) as connection:
+        connection.execute(f"UPDATE audit SET {column} = 'x' WHERE id = 2")
+    broken = minris.check_audit().broken
+    assert broken[0] == 2
+
+
+def test_a_line_that_was_taken_out_is_found(audited):
+    with behind_our_back(audited) as connection:
+        connection.execute("DELETE FROM audit WHERE id = 2")
+    assert minris.check_audit().broken[0] == 3
+
+
+def test_a_line_that_was_put_in_is_found(audited):
+    with behind_our_back(audited) as connection:
+        line = "SELECT at, who, what, about, detail, digest FROM audit WHERE id = 1"
+        connection.execute(f"INSERT INTO audit (at, who, what, about, detail, digest) {line}")
+    assert minris.check_audit().broken[0] == 4
+
+
+def test_lines_taken_from_the_end_show_in_the_digest(audited):
+    before = minris.check_audit().digest
+    with behind_our_back(audited) as connection:
+        connection.execute("DELETE FROM audit WHERE id = 3")
+    found = minris.check_audit()
+    assert (found.broken, found.digest == before) == (None, False)
+
+
+def test_what_the_purge_erases_breaks_nothing(audited):
+    minris.purge_audit("9999")
+    minris.audit(audited, "scheduled", "2.25.4")
+    minris.audit(audited, "scheduled", "2.25.5")
+    assert (minris.check_audit().count, minris.check_audit().broken) == (2, None)
+    with pytest.raises(peewee.IntegrityError):
+        minris.database.execute_sql("DELETE FROM audit")
+
+
+def test_a_log_of_before_there_was_a_chain_goes_on_in_one(audited):
+    with behind_our_back(audited) as connection:
+        connection.execute("UPDATE audit SET digest = ''")
+    minris.audit(audited, "scheduled", "2.25.4")
+    minris.audit(audited, "scheduled", "2.25.5")
+    assert minris.check_audit().broken is None
+    with contextlib.closing(sqlite3.connect(audited.config.store_path)) as connection, connection:
+        connection.execute("UPDATE audit SET who = 'x' WHERE id = 4")
+    assert minris.check_audit().broken[0] == 4
+
+
+def test_a_refused_operation_leaves_the_chain_whole(appliance):
+    appliance.schedule(item())
+
+    def fail(ctx):
+        with minris.database.atomic():
+            minris.audit(ctx, "scheduled", "2.25.9")
+            raise minris.Refusal(minris.Status.PROCESSING_FAILURE, "no")
+
+    with pytest.raises(minris.Refusal):
+        appliance.write(fail, appliance.context())
+    appliance.schedule(item())
+    assert appliance.read(minris.check_audit).broken is None
+
+
+def test_lines_are_found_by_any_text(audited):
+    minris.audit(audited, "device saved", "CT room 1", "Überweisung")
+    assert [line.about for line in minris.audit_lines("ct ROOM")] == ["CT room 1"]
+    assert len(minris.audit_lines("")) == 4
+    assert [line.about for line in minris.audit_lines("2.25.", before=3)] == ["2.25.2", "2.25.1"]
+    assert minris.audit_lines("100%") == []
+
+
+# The pages.
+
+PAGES = ("/box", "/users", "/users/new", "/audit", "/settings")
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("role", minris.ROLES)
+def test_the_box_is_for_administrators(appliance, path, role):
+    with visiting(appliance) as client:
+        answer = employ(appliance, client, role).get(path)
+    assert answer.status_code == (200 if role == "admin" else 403)
+
+
+@pytest.fixture
+def admin(appliance):
+    """Anna, administrator."""
+    with visiting(appliance) as client:
+        yield employ(appliance, client, "admin")
+
+
+def send(client, path, **fields):
+    """Send a form of a page."""
+    csrf = csrf_of(client.get(path).text)
+    return client.post(path.removesuffix("/new"), data=fields | {"csrf": csrf})
+
+
+def test_the_box_shows_a_light_for_each_thing(appliance, admin):
+    shown = words_of(admin.get("/box"))
+    for words in ("Store", "Writing to the store", "DICOM door", "Disk", "Backup", "none yet"):
+        assert words in shown
+
+
+def test_a_backup_is_made_at_once(appliance, admin):
+    assert send(admin, "/box", do="backup").status_code == 303
+    [path] = appliance.config.backup_folder.glob("minris-*.db")
+    assert f"the last is {path.name}" in words_of(admin.get("/box"))
+
+
+def test_a_backup_that_fails_is_a_red_light(appliance, admin):
+    appliance.config.backup_folder.write_text("a file where the folder should be")
+    send(admin, "/box", do="backup")
+    assert "does not work Backup The last backup failed" in words_of(admin.get("/box"))
+
+
+def test_a_user_is_made_and_logs_in(appliance, admin):
+    answer = send(
+        admin, "/users/new", do="save", name="bob", role="technologist", password="secret-enough"
+    )
+    assert answer.status_code == 303
+    assert "bob technologist" in words_of(admin.get("/users"))
+    with visiting(appliance) as client:
+        login = {"name": "bob", "password": "secret-enough", "next": "/"}
+        assert client.post("/login", data=login).status_code == 303
+
+
+def test_a_short_password_is_refused_and_the_name_kept(admin):
+    answer = send(admin, "/users/new", do="save", name="bob", role="desk", password="short")
+    assert answer.status_code == 422
+    assert "A password has at least 8 characters" in words_of(answer)
+    assert 'value="bob"' in answer.text
+    assert "short" not in answer.text
+
+
+def test_sessions_are_ended(appliance, admin):
+    appliance.write(minris.make_user, appliance.context(), "bob", "desk", "secret-enough")
+    with visiting(appliance) as client:
+        client.post("/login", data={"name": "bob", "password": "secret-enough", "next": "/"})
+        assert client.get("/").status_code == 200
+        send(admin, "/users", do="end", name="bob")
+        assert client.get("/").status_code == 303
+
+
+def test_a_token_is_shown_once(appliance, admin):
+    answer = send(admin, "/users/new", do="save", name="ris", role="desk", ae_titles="WS1, WS2")
+    secret = re.search(r"shown this once: ([\w-]+)", words_of(answer))[1]
+    with visiting(appliance) as client:
+        bearer = {"Authorization": f"Bearer {secret}"}
+        assert client.get("/api/worklist", headers=bearer).status_code == 200
+        shown = words_of(admin.get("/users"))
+        assert secret not in shown
+        assert "ris desk WS1, WS2" in shown
+        send(admin, "/users", do="delete token", name="ris")
+        assert client.get("/api/worklist", headers=bearer).status_code == 401
+
+
+def test_the_last_administrator_stays(appliance, admin):
+    send(admin, "/users", do="delete", name="admin")
+    answer = send(admin, "/users", do="delete", name="anna")
+    assert answer.status_code == 422
+    assert "last administrator" in words_of(answer)
+
+
+def test_what_each_role_may_do_is_a_table(admin):
+    shown = words_of(admin.get("/users"))
+    assert "Users, tokens, audit log, settings, backup yes" in shown
+
+
+def test_an_unknown_deed_is_refused(admin):
+    assert send(admin, "/users", do="promote", name="anna").status_code == 422
+
+
+def test_the_audit_page_says_who_did_what(appliance, admin):
+    appliance.schedule(item())
+    shown = words_of(admin.get("/audit?q=scheduled"))
+    assert "unbroken; the last digest is" in shown
+    assert "scheduled" in shown
+    assert "user set" not in shown
+
+
+def test_the_audit_page_says_when_the_log_was_changed(appliance, admin):
+    appliance.schedule(item())
+    with contextlib.closing(sqlite3.connect(appliance.config.store_path)) as connection, connection:
+        connection.execute("DROP TRIGGER audit_not_changed")
+        connection.execute("UPDATE audit SET who = 'nobody' WHERE id = 2")
+    assert "The log was changed behind our back" in words_of(admin.get("/audit"))
+
+
+def test_older_lines_are_a_page_further(appliance, admin):
+    def many(ctx):
+        for number in range(250):
+            minris.audit(ctx, "test", f"line {number}")
+
+    appliance.write(many, appliance.context())
+    first = admin.get("/audit?q=line")
+    assert "line 249" in first.text
+    assert "line 49<" not in first.text
+    older = re.search(r'href="(/audit\?q=line&amp;before=\d+)"', first.text)[1]
+    assert "line 49<" in admin.get(older.replace("&amp;", "&")).text
+
+
+def test_a_script_in_an_audit_line_is_text(appliance, admin):
+    appliance.write(minris.audit, appliance.context(), "x", "<script>alert(1)</script>")
+    assert "<script>alert" not in admin.get("/audit").text
+
+
+def test_the_settings_say_where_they_come_from(run_appliance):
+    appliance = run_appliance("[clinic]\nname = Lakeside Clinic")
+    with visiting(appliance) as client:
+        shown = words_of(employ(appliance, client, "admin").get("/settings"))
+    assert "name Lakeside Clinic config.ini shown on the pages" in shown
+    assert "maximum_associations 256 default" in shown
+    assert "backup_time 02:30 default" in shown
+
+
+def test_a_setting_of_the_environment_says_so(tmp_path):
+    config = minris.load_config(None, {"MINRIS_DICOM_AE_TITLE": "CLINIC"})
+    assert config.sources == {("dicom", "ae_title"): "MINRIS_DICOM_AE_TITLE"}
+
+
+def test_every_setting_can_be_shown(config):
+    for setting in minris.SETTINGS:
+        assert isinstance(minris.setting_text(config, setting), str)
