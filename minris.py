@@ -996,20 +996,20 @@ COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are
 COMMITMENT_RESULT = attribute_table(
     "PS3.4 Table J.3-2",
     """
-    keyword                    | report
-    RetrieveAETitle            | 3/3
-    StorageMediaFileSetID      | 3/3
-    StorageMediaFileSetUID     | 3/3
-    ReferencedSOPSequence      | 3/3
-    > ReferencedSOPClassUID    | 1/1
-    > ReferencedSOPInstanceUID | 1/1
-    > RetrieveAETitle          | 3/3
-    > StorageMediaFileSetID    | 3/3
-    > StorageMediaFileSetUID   | 3/3
-    FailedSOPSequence          | 3/3
-    > ReferencedSOPClassUID    | 1/1
-    > ReferencedSOPInstanceUID | 1/1
-    > FailureReason            | 1/1
+    keyword                    | all | some
+    RetrieveAETitle            | 3/3 | 3/3
+    StorageMediaFileSetID      | 3/3 | 3/3
+    StorageMediaFileSetUID     | 3/3 | 3/3
+    ReferencedSOPSequence      | 1/1 | 3/3
+    > ReferencedSOPClassUID    | 1/1 | 1/1
+    > ReferencedSOPInstanceUID | 1/1 | 1/1
+    > RetrieveAETitle          | 3/3 | 3/3
+    > StorageMediaFileSetID    | 3/3 | 3/3
+    > StorageMediaFileSetUID   | 3/3 | 3/3
+    FailedSOPSequence          | 3/3 | 1/1
+    > ReferencedSOPClassUID    | 1/1 | 1/1
+    > ReferencedSOPInstanceUID | 1/1 | 1/1
+    > FailureReason            | 1/1 | 1/1
     """,
 )
 MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the state that a performed step has entered
@@ -3880,7 +3880,10 @@ class CommitmentInstance(Stored):
 
 
 class CommitmentRelay(Stored):
-    """A request that was passed on to the archive, under a Transaction UID of ours."""
+    """A request that was passed on to the archive, under a Transaction UID of ours.
+
+    asked_at  "" where the archive has not taken it, as far as we know
+    """
 
     transaction_uid = peewee.TextField(unique=True)
     commitment = peewee.ForeignKeyField(Commitment)
@@ -9102,10 +9105,10 @@ def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
     return uid
 
 
-def close_relay(ctx: Context, uid: str) -> None:
-    """The archive has not taken what was passed on: it is no more to be answered."""
-    sql = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
-    database.execute_sql(sql, (ctx.stamp(), uid))
+def close_relay(uid: str) -> None:
+    """The archive has not taken what was passed on: it is not waited for; a report would still count."""
+    sql = "UPDATE commitment_relay SET asked_at = '' WHERE transaction_uid = ?"
+    database.execute_sql(sql, (uid,))
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
@@ -9121,20 +9124,22 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
     index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
-    check_attributes(index, COMMITMENT_RESULT, "report")
+    all_good = event_type == COMMITMENT_EVENTS[True]
+    check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
               for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
     title = index.get("RetrieveAETitle") or found[0].archive
-    good = {
-        one.get("ReferencedSOPInstanceUID"): (
-            one.get("ReferencedSOPClassUID"), one.get("RetrieveAETitle") or title
-        )
-        for one in index.items(REFERENCED_SOP)
-        if one.get("ReferencedSOPInstanceUID") not in failed
-    }  # fmt: skip
+    good: dict[str, tuple[str, str]] = {}
+    for one in index.items(REFERENCED_SOP):
+        uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
+        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot be both
+            failed[uid_] = str(int(OF_ANOTHER_CLASS, 16))
+        good[uid_] = sop_class, one.get("RetrieveAETitle") or title
+    good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
         if not found[0].answered_at:
-            close_relay(ctx, uid)
+            answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
+            database.execute_sql(answered, (ctx.stamp(), uid))
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
@@ -10682,7 +10687,7 @@ class CommitmentDesk:
         absent: set[str] = set()  # the archive itself says that it does not have them
         unseen = {one.sop_instance_uid for one in references}  # nothing was said of them
         unchecked: frozenset[str] = frozenset()
-        waits = False
+        waiting: set[str] = set()  # the archive may still report on them
         for kind in ctx.config.commitment.evidence:
             open_ = [one for one in references
                      if one.sop_instance_uid not in found.keys() | absent]  # fmt: skip
@@ -10692,7 +10697,8 @@ class CommitmentDesk:
                 problem = str(error)
                 log.warning("commitment %s: %s", commitment.transaction_uid, error)
                 continue
-            waits = waits or (kind == "commitment" and bool(open_))
+            if kind == "commitment":
+                waiting = {one.sop_instance_uid for one in open_}
             found |= evidence.found
             places |= evidence.places
             unchecked |= evidence.unchecked
@@ -10700,8 +10706,9 @@ class CommitmentDesk:
             absent |= evidence.missing if kind == "archive" else set()
         missing = (absent | unseen) - unchecked - found.keys()
         evidence = Evidence(found, frozenset(missing), unchecked - found.keys(), places=places)
-        if problem or waits:  # what was not seen may be where nobody could look
-            evidence = Evidence(found, problem=problem, places=places)
+        if problem or waiting:  # what was not seen may be where nobody could look
+            kept = frozenset(absent - found.keys() - waiting)  # the archive has said so itself
+            evidence = Evidence(found, kept, problem=problem, places=places)
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
@@ -10720,6 +10727,8 @@ class CommitmentDesk:
             known = await self.read(notified_instances, ctx, references, archive.ae_title)
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
+        if kind == "commitment" and await self.read(relay_waits, ctx, commitment.id):
+            return Evidence({})
         try:
             evidence = await self._ask(ctx, kind, commitment, archive, references)
         except DeliveryError as error:
@@ -10738,14 +10747,13 @@ class CommitmentDesk:
     ) -> Evidence:
         if kind == "archive":
             return await self.ask(archive, references)
-        if not await self.read(relay_waits, ctx, commitment.id):
-            # kept before it is sent: the report may come at once
-            uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
-            try:
-                await self.pass_on(archive, uid, references)
-            except Exception:
-                await self.write(close_relay, ctx, uid)
-                raise
+        # kept before it is sent: the report may come at once
+        uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
+        try:
+            await self.pass_on(archive, uid, references)
+        except Exception:
+            await self.write(close_relay, uid)
+            raise
         return Evidence({})
 
     async def _tell(self, commitment: Any) -> None:
@@ -11320,6 +11328,7 @@ class Association(asyncio.Protocol):
     """
 
     QUEUE = 16  # messages waiting before reading is paused
+    ASKED_ID = 1  # Message ID of what we ask the peer, one at a time
     EMPTY = 1024  # fragments of one association that carry nothing
 
     def __init__(self, server: "AssociationServer") -> None:
@@ -11694,9 +11703,13 @@ class Association(asyncio.Protocol):
                     one.cancelled = True
             return
         if request.command["CommandField"] & 0x8000:
-            if not self.asked or self.asked.done():
+            command = request.command
+            right = (command["CommandField"], command.get("MessageIDBeingRespondedTo")) == (
+                0x8000 | 0x0100, Association.ASKED_ID
+            )  # fmt: skip
+            if not right or not self.asked or self.asked.done():
                 raise ProtocolError("a response came to nothing that was asked")
-            self.asked.set_result(request.command.get("Status"))
+            self.asked.set_result(command.get("Status"))
             return
         self.waiting.append(request)
         if not self.task:
@@ -11732,7 +11745,7 @@ class Association(asyncio.Protocol):
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
     ) -> int | None:
-        """Send the peer a request, one at a time: its status, None where it gives none."""
+        """Send the peer an N-EVENT-REPORT, one at a time: its status, None where it gives none."""
         if self.asked or self.state != "Sta6":
             return None
         self.asked = self.loop.create_future()
@@ -12725,16 +12738,18 @@ class CommitmentSender:
             peer = association.peer
             if not peer or (peer.calling, peer.called) != (commitment.requester, commitment.called):
                 continue
-            for context in peer.contexts.values():
-                if context.abstract_syntax == STORAGE_COMMITMENT:
-                    written = written_for(device, data, context.explicit)
-                    command = request_command(
-                        "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
-                        MessageID=1, EventTypeID=COMMITMENT_EVENTS[result.all_good],
-                    )  # fmt: skip
-                    status = await association.ask(context, command, written)
-                    if status == Status.SUCCESS:
-                        return True
+            of_class = [context for context in peer.contexts.values()
+                        if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
+            if not of_class:
+                continue
+            written = written_for(device, data, of_class[0].explicit)
+            command = request_command(
+                "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
+                MessageID=Association.ASKED_ID, EventTypeID=COMMITMENT_EVENTS[result.all_good],
+            )  # fmt: skip
+            status = await association.ask(of_class[0], command, written)
+            if status is not None and status not in PASSING_FAILURES:
+                return True
         return False
 
 
@@ -20036,6 +20051,7 @@ class Appliance:
                 log.warning("[ups] restart_receivers: %s is not registered with an address", title)
         for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX):
             database.execute_sql(f"UPDATE {outbox.receivers} SET try_at = ''")
+        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state IN ('asked', 'judged')")
         announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
         set_mark("started", ctx.stamp())
 
