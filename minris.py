@@ -3909,12 +3909,16 @@ class Availability(Stored):
 
 
 class StudySeen(Stored):
-    """Of an exam that its machine does not report: its images so far, and since when so many."""
+    """Of an exam that its machine does not report: its images so far, and since when so many.
+
+    seen_at  when that was last known to be so
+    """
 
     study_instance_uid = peewee.TextField(primary_key=True)
     instances = peewee.IntegerField()
     told_by = peewee.TextField()
     since = peewee.TextField()
+    seen_at = peewee.TextField(default="")
 
 
 class AvailabilityNotice(Stored):
@@ -4300,6 +4304,11 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
             BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
         """,
+    ),
+    (
+        10,
+        "when images were last counted",
+        "ALTER TABLE study_seen ADD COLUMN seen_at TEXT NOT NULL DEFAULT ''",
     ),
 )
 
@@ -8187,6 +8196,25 @@ def relationship_of_step(step: bytes) -> bytes:
     return ElementIndex(patient).merged(ElementIndex(request_item))
 
 
+SILENT_EXAMS = (
+    "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
+    " coalesce(max(p.updated_at), '')) AS news, s.accession_number FROM scheduled_procedure_step s"
+    " LEFT JOIN performed_scheduled_step l ON l.scheduled_id = s.id"
+    " LEFT JOIN performed_procedure_step p ON p.id = l.performed_id"
+    " WHERE s.status = 'STARTED' GROUP BY s.id HAVING news < ?"
+)
+
+
+def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
+    """Say of an exam without news that it is done. Refuses 0106; C300 for one that is not silent."""
+    needs_reason(why)
+    old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_exam_hours)
+    silent = {row[1] for row in database.execute_sql(SILENT_EXAMS, (old,))}
+    if row_id not in silent:
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+    change_rows(ctx, "finish", [row_id], why)
+
+
 def needs_reason(words: str) -> None:
     """Refuse (0106) what is done without a reason."""
     if not words.strip():
@@ -8329,12 +8357,7 @@ def orphans(ctx: Context) -> list[Orphan]:
         (ctx.stamp(),),
     ).fetchall()
     found += database.execute_sql(
-        "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
-        " coalesce(max(p.updated_at), '')) AS news, s.accession_number FROM scheduled_procedure_step s"
-        " LEFT JOIN performed_scheduled_step l ON l.scheduled_id = s.id"
-        " LEFT JOIN performed_procedure_step p ON p.id = l.performed_id"
-        " WHERE s.status = 'STARTED' GROUP BY s.id HAVING news < ?"
-        f" ORDER BY news LIMIT {MOST_STUCK}",
+        f"{SILENT_EXAMS} ORDER BY news LIMIT {MOST_STUCK}",
         (ctx.stamp(hours=-keep.stuck_exam_hours),),
     ).fetchall()
     found += database.execute_sql(
@@ -8874,9 +8897,10 @@ def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
         if not step:
             continue
         database.execute_sql(
-            "INSERT INTO study_seen (study_instance_uid, instances, told_by, since)"
-            " VALUES (?1, ?2, ?3, ?4) ON CONFLICT (study_instance_uid) DO UPDATE SET"
-            " instances = ?2, told_by = ?3, since = ?4 WHERE instances < ?2",
+            "INSERT INTO study_seen (study_instance_uid, instances, told_by, since, seen_at)"
+            " VALUES (?1, ?2, ?3, ?4, ?4) ON CONFLICT (study_instance_uid) DO UPDATE SET"
+            " seen_at = ?4, told_by = ?3, instances = max(instances, ?2),"
+            " since = CASE WHEN instances < ?2 THEN ?4 ELSE since END",
             (study, count, told_by, ctx.stamp()),
         )
         if step.status != "STARTED":
@@ -8885,18 +8909,33 @@ def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
 
 
 def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
-    """The one open step of a study whose machine does not report; of several that of a station."""
+    """The open step of a study whose machine does not report; of several steps that of a station.
+
+    Images of a study do not say which of its steps they are of, whatever became of the others
+    """
     steps = unreported_steps(ctx, "study_instance_uid = ?", study) if study else []
-    if len(steps) > 1:
+    if not steps:
+        return None
+    (count,) = database.execute_sql(
+        "SELECT count(*) FROM scheduled_procedure_step WHERE study_instance_uid = ?"
+        " AND status NOT IN ('CANCELED', 'NO SHOW')",
+        (study,),
+    ).fetchone()
+    if count > 1:
         steps = [step for step in steps if station in step.stations]
     return steps[0] if len(steps) == 1 else None
 
 
 def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
-    """Studies to which no image has come for [commitment] quiet_minutes, and who told of them."""
-    quiet = ctx.stamp(minutes=-ctx.config.commitment.quiet_minutes)
+    """Studies to which no image has come for [commitment] quiet_minutes, and who told of them.
+
+    Where the archive is asked, it must have been asked again after that time
+    """
+    minutes = ctx.config.commitment.quiet_minutes
     return database.execute_sql(
-        "SELECT study_instance_uid, told_by FROM study_seen WHERE since <= ? LIMIT 500", (quiet,)
+        "SELECT study_instance_uid, told_by FROM study_seen WHERE julianday(CASE told_by"
+        " WHEN 'archive' THEN seen_at ELSE ? END) - julianday(since) >= ? LIMIT 500",
+        (ctx.stamp(), minutes / 1440 - 1e-8),
     ).fetchall()
 
 
@@ -8988,10 +9027,33 @@ def _has_all_arrived(study: str) -> bool:
             (study,),
         )
     ]  # fmt: skip
-    ended = all(row.status in FINAL_MPPS_STATES for row in rows_)
+    more = database.execute_sql(
+        "SELECT 1 FROM scheduled_procedure_step WHERE study_instance_uid = ?"
+        f" AND status IN {tuple(sorted(OPEN_STEP_STATES))} LIMIT 1",
+        (study,),
+    ).fetchone()
+    ended = not more and all(row.status in FINAL_MPPS_STATES for row in rows_)
     arrivals = [arrival_of(row) for row in rows_] if ended else []
     produced = any(arrival.references for arrival in arrivals)
     return produced and not any(arrival.missing for arrival in arrivals)
+
+
+def awaited_inputs(most: int = 5000) -> list[Reference]:
+    """The instances that workitems wait for, and that are not known to be anywhere."""
+    waiting = fetch_rows(
+        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
+    )
+    listed = {
+        one.get("ReferencedSOPInstanceUID"): Reference(
+            one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+            item.get("StudyInstanceUID"), item.get("SeriesInstanceUID"),
+        )
+        for workitem in waiting
+        for item in ElementIndex(bytes(workitem.data)).items(tag_of("InputInformationSequence"))
+        for one in item.items(REFERENCED_SOP)
+    }  # fmt: skip
+    there = available_uids(listed)
+    return [one for uid, one in listed.items() if uid not in there][:most]
 
 
 def ready_workitems() -> list[str]:
@@ -9427,7 +9489,7 @@ def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def correct_stamps(began: float, leap: float) -> None:
-    """Move what this run has written of workitems by a clock that was behind.
+    """Move what this run has written of workitems and images by a clock that was behind.
 
     began  when it began, in seconds since 1970, by that clock; leap  how far it was behind
     """
@@ -9435,9 +9497,15 @@ def correct_stamps(began: float, leap: float) -> None:
     first, last = (
         utc_stamp(datetime.datetime.fromtimestamp(at, datetime.UTC)) for at in (began, until)
     )
-    for column in ("updated_at", "claimed_at", "ended_at"):
+    for table, column in (
+        ("workitem", "updated_at"),
+        ("workitem", "claimed_at"),
+        ("workitem", "ended_at"),
+        ("study_seen", "since"),
+        ("study_seen", "seen_at"),
+    ):
         database.execute_sql(
-            f"UPDATE workitem SET {column} = strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, ?)"
+            f"UPDATE {table} SET {column} = strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, ?)"
             f" WHERE {column} BETWEEN ? AND ?",
             (f"{leap:+.3f} seconds", first, last),
         )
@@ -10796,6 +10864,7 @@ class ArchiveWatch:
         self.ask, self.count = ask, count
         self.wanted = asyncio.Event()
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
+        self.looking: asyncio.Task | None = None
 
     def wake(self) -> None:
         """Something may have come; called in the loop."""
@@ -10809,21 +10878,29 @@ class ArchiveWatch:
                     await self.wanted.wait()
             self.wanted.clear()
             try:
-                await self.work()
+                await self.work(wait=False)
             except Exception:
                 log.exception("the watch over the archive failed")
             await asyncio.sleep(self.CALM)
 
-    async def work(self) -> None:
-        """Look once: in the archive if it is time, then at what follows in the store."""
+    async def work(self, wait: bool = True) -> None:
+        """Look once: in the archive if it is time, then at what follows in the store.
+
+        wait  until the archive has answered; else others do not wait for it
+        """
         ctx, loop = self.context(), asyncio.get_running_loop()
         minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
-        if minutes and archive and archive.host and loop.time() >= self.look_at:
+        if (
+            minutes
+            and archive
+            and archive.host
+            and loop.time() >= self.look_at
+            and not self.looking
+        ):
             self.look_at = loop.time() + minutes * 60
-            try:
-                await self.look(ctx, archive)
-            except DeliveryError as error:
-                log.warning("archive %s: %s", archive.ae_title, error)
+            self.looking = loop.create_task(self._look(ctx, archive))
+        if wait and self.looking:
+            await self.looking
         if await self.read(quiet_studies, ctx):
             await self.write(end_quiet_exams, ctx)
         for uid in await self.read(ready_workitems):
@@ -10832,6 +10909,23 @@ class ArchiveWatch:
             except Refusal as refusal:
                 log.warning("workitem %s cannot be made ready: %s", uid, refusal)
 
+    async def _look(self, ctx: Context, archive: Device) -> None:
+        try:
+            await self.look(ctx, archive)
+        except DeliveryError as error:
+            log.warning("archive %s: %s", archive.ae_title, error)
+        except Exception:
+            log.exception("the look into the archive failed")
+        finally:
+            self.looking = None
+            self.wake()
+
+    async def close(self) -> None:
+        """Look no longer."""
+        if self.looking:
+            self.looking.cancel()
+            await asyncio.gather(self.looking, return_exceptions=True)
+
     async def look(self, ctx: Context, archive: Device) -> None:
         """Ask the archive for what has not come yet. Raises DeliveryError"""
         now, hours = asyncio.get_running_loop().time(), 2
@@ -10839,6 +10933,7 @@ class ArchiveWatch:
             self.long_look_at, hours = now + 3600, 48
         arrivals = await self.read(incomplete_arrivals, ctx, hours)
         references = [one for arrival in arrivals for one in arrival.missing]
+        references += await self.read(awaited_inputs)
         if references:
             found = await self.ask(archive, references)
             await self.write(record_found, ctx, archive.ae_title, found)
@@ -12567,7 +12662,7 @@ class ArchiveSearch:
                                           NumberOfStudyRelatedInstances="")  # fmt: skip
                 for one in answers:
                     text = one.get("NumberOfStudyRelatedInstances").strip()
-                    number = int(text) if text.isascii() and text.isdigit() else 1
+                    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
                     counts[one.get("StudyInstanceUID")] = number
         return {study: counts[study] for study in studies if study in counts}
 
@@ -17214,8 +17309,7 @@ class Pages:
             old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
             self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
         elif kind == "exam" and uid.isdigit():
-            needs_reason(why)
-            self.web.write(change_rows, ctx, "finish", [int(uid)], why)
+            self.web.write(end_silent_exam, ctx, int(uid), why)
         elif kind in ORPHAN_PAGES:
             outbox = EVENTS_OUTBOX if kind == "events" else PASSED_ON_OUTBOX
             self.web.write(give_up_events, ctx, uid, why, outbox)
@@ -18375,7 +18469,8 @@ def statement_availability(config: Config) -> list[Block]:
         " of machines that do not report.",
         "A machine reports performed steps if its device says so, or where that says auto, if it ever has."
         " An exam of another one has begun when an instance of its study is notified or found; it has"
-        f" ended when none more has come for {keep.quiet_minutes} minutes, when the machine has asked for"
+        f" ended when none more has come for {keep.quiet_minutes} minutes (as the archive said when it was"
+        " asked thereafter), if its study has no other step, when the machine has asked for"
         " storage commitment of instances that were found in its study, or when a person says so. Which of"
         " these told is kept with it.",
         "The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are told, when"
@@ -20234,6 +20329,7 @@ class Appliance:
         self.socket_task.cancel()
         self.commitment_task.cancel()
         self.watch_task.cancel()
+        await self.archive_watch.close()
         self.passing_on_task.cancel()
         await self.commitments.close()
         await self.delivery.close()
