@@ -2635,6 +2635,31 @@ def name_key(name: str) -> str:
     return "=".join(groups)
 
 
+def initials(name: str) -> str:
+    """The initials of a name's Latin group, by words and capitals within them: wxd of Wang^XiaoDong."""
+    latin = name.split("=")[0]
+    words = re.findall("[^\\W\\d_]+", latin)
+    parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
+    shouted = latin.isupper()
+    return "".join(plain(part[0]) for part in (words if shouted else parts))
+
+
+# GB 11643: weights of the first 17 digits of a resident's number, and the check character by the sum.
+_RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+_RESIDENT_CHECKS = "10X98765432"
+
+
+def resident_number(text: str) -> tuple[str, str] | None:
+    """Birth date (DA) and sex of a Chinese resident's identity number; None for what is none."""
+    number = text.strip().upper()
+    if not re.fullmatch("[0-9]{17}[0-9X]", number):
+        return None
+    total = sum(int(c) * weight for c, weight in zip(number[:17], _RESIDENT_WEIGHTS, strict=True))
+    if number[17] != _RESIDENT_CHECKS[total % 11] or not is_date(number[6:14]):
+        return None
+    return number[6:14], "M" if int(number[16]) % 2 else "F"
+
+
 def shown_name(name: str) -> str:
     """A PN value as people read it: 王小东 Wang XiaoDong."""
     groups = [group.replace("^", " ").strip() for group in name.split("=")]
@@ -3596,6 +3621,8 @@ class ScheduledProcedureStep(Stored):
     ended_at = peewee.TextField(default="")
     remark = peewee.TextField(default="")
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
+    state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
+    changed_at = peewee.TextField(default="")  # when that was
 
     class Meta:
         indexes = (
@@ -4310,6 +4337,14 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         "when images were last counted",
         "ALTER TABLE study_seen ADD COLUMN seen_at TEXT NOT NULL DEFAULT ''",
     ),
+    (
+        11,
+        "what a person has done to an exam can be taken back",
+        """
+        ALTER TABLE scheduled_procedure_step ADD COLUMN state_before TEXT NOT NULL DEFAULT '';
+        ALTER TABLE scheduled_procedure_step ADD COLUMN changed_at TEXT NOT NULL DEFAULT '';
+        """,
+    ),
 )
 
 
@@ -4382,6 +4417,7 @@ def open_store(path: Path) -> None:
             "cache_size": -4096,
         },
     )
+    store.register_function(initials, "initials", 1)
     database.initialize(store)
     try:
         with database.connection_context():
@@ -6261,6 +6297,7 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     stamps = {
         "ended_at": ctx.stamp() if ended else "",
         "told_by": (told_by or str(ctx.actor)) if ended else "",
+        "state_before": "",  # of what happens by itself nothing is taken back
     }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
@@ -6297,12 +6334,33 @@ def change_step(
     """
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
+        before = step.status
         enter_state(ctx, step, step_outcome(event, step))
-        if remark:
-            ScheduledProcedureStep.update(remark=remark[:1024]).where(
-                ScheduledProcedureStep.id == step.id
-            ).execute()
+        changed = {"remark": remark[:1024]} if remark else {}
+        if step.status != before:
+            changed |= {"state_before": before, "changed_at": ctx.stamp()}
+        if changed:
+            update_row(ScheduledProcedureStep, step.id, **changed)
     return bytes(step.data)
+
+
+UNDO_HOURS = 24
+
+
+def can_take_back(ctx: Context, step: Any) -> bool:
+    """Whether the last thing that a person did to an exam can be taken back."""
+    return bool(step.state_before) and step.changed_at >= ctx.stamp(hours=-UNDO_HOURS)
+
+
+def take_back(ctx: Context, row_id: int) -> None:
+    """Undo the last thing that a person did to an exam, within a day. Refuses 0112, 0110."""
+    with database.atomic():
+        step = step_row(row_id)
+        if not can_take_back(ctx, step):
+            raise Refusal(Status.PROCESSING_FAILURE, Message("There is nothing to take back"))
+        old = step.status
+        enter_state(ctx, step, step.state_before)
+        audit(ctx, "step taken back", step.study_instance_uid, f"{old} -> {step.status}")
 
 
 def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
@@ -6450,18 +6508,57 @@ def similar_patients(index: ElementIndex) -> list[Any]:
 
 
 def find_patients(text: str, limit: int = 50) -> list[Any]:
-    """Patients by any part of the name in any spelling, by ID or birth date."""
-    key, date = name_key(text), text.replace("-", "").strip()
+    """Patients by any part of the name in any spelling, its initials, ID, birth date or phone."""
+    text = text.strip()
+    key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
+    letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
+    phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
     return fetch_rows(
         Patient,
-        "patient_id = ? OR patient_birth_date = ? OR (? <> '' AND instr(name_key, ?))"
-        " ORDER BY updated_at DESC LIMIT ?",
-        text.strip(),
-        date,
+        "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
+        " OR (?4 <> '' AND substr(initials(patient_name), 1, length(?4)) = ?4)"
+        " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
+        " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials(patient_name) = ?4 DESC,"
+        " updated_at DESC LIMIT ?6",
+        text,
+        digits,
         key,
-        key,
+        letters,
+        phone,
         limit,
     )
+
+
+def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
+    """Give the orders of a patient to another one, who is the same person: the row of that one.
+
+    into     Patient ID of the one who stays; what only the other one has is taken over
+    Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
+    """
+    if not why.strip():
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    with database.atomic():
+        patient = Patient.get_or_none(Patient.id == row_id)
+        known = list(Patient.select().where(Patient.patient_id == into.strip()))
+        if not patient or not known:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        if len(known) > 1:
+            raise Refusal(Status.PROCESSING_FAILURE, Message("Several patients have this ID"))
+        [target] = known
+        if target.id == patient.id:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("That is the same patient"))
+        RequestedProcedure.update(patient=target).where(
+            RequestedProcedure.patient == patient
+        ).execute()
+        own = ElementIndex(bytes(patient.data))
+        have = ElementIndex(bytes(target.data))
+        more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
+        update_patient(ctx, target, more)
+        _refold_open(target)
+        erase("patient WHERE id = ?", patient.id)
+        detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
+        audit(ctx, "patients merged", target.patient_id, detail)
+    return target.id
 
 
 def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
@@ -6990,10 +7087,12 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
-def told_by_of(row_id: int) -> str:
-    """Who has said that a step ended: a key of TOLD_BY or a person; nothing while it has not."""
-    sql = "SELECT told_by FROM scheduled_procedure_step WHERE id = ?"
-    return database.execute_sql(sql, (row_id,)).fetchone()[0]
+def step_row(row_id: int) -> Any:
+    """A step by its row. Refuses 0112."""
+    found = fetch_rows(ScheduledProcedureStep, "id = ?", row_id)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return found[0]
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
@@ -15291,6 +15390,7 @@ FORM_PAGE = """
 % for name, value in hidden:
 <input type="hidden" name="{{name}}" value="{{value}}">
 % end
+% loop_first = True
 % for legend, fields in groups:
 <fieldset><legend>{{legend}}</legend>
 % for f in fields:
@@ -15322,6 +15422,10 @@ FORM_PAGE = """
 </div>
 % end
 </fieldset>
+% if loop_first and get('finding'):
+<div id="found" data-find="{{finding}}" aria-live="polite"></div>
+% end
+% loop_first = False
 % end
 <div class="actions">
 % if submit:
@@ -15453,6 +15557,19 @@ LIST_PAGE = """
 % for path, words in links:
 <p><a href="{{path}}">{{words}}</a></p>
 % end
+"""
+
+FOUND_PART = """
+<div data-born="{{born}}" data-sex="{{sex}}">
+% if people:
+<p>{{t('Already known?')}}</p>
+<ul>
+% for row_id, name, patient_id, birth_date in people:
+<li><a href="/register?patient={{row_id}}">{{name}} · {{patient_id}} · {{birth_date}}</a></li>
+% end
+</ul>
+% end
+</div>
 """
 
 LEFTOVERS_PAGE = """
@@ -15600,6 +15717,7 @@ REGISTER_FIELDS = body_rows("""
     patient_id     | patient | PatientID                           | text   | Patient ID (made if empty)
     birth_date     | patient | PatientBirthDate                    | date   | Birth date
     sex            | patient | PatientSex                          | select | Sex
+    phone          | patient | PatientTelephoneNumbers             | tel    | Phone
     weight         | patient | PatientWeight                       | text   | Weight (kg)
     height         | patient | PatientSize                         | text   | Height (cm)
     allergies      | patient | Allergies                           | text   | Allergies
@@ -15650,13 +15768,19 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
             problems.append(Problem(tag_of("PatientSize"), words))
             texts["PatientSize"] = ""
     texts["PatientWeight"] = texts["PatientWeight"].replace(",", ".")
+    if resident := resident_number(texts["PatientID"]):
+        for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
+            if texts[keyword] not in ("", said):
+                words = Message("is not that of the identity number")
+                problems.append(Problem(tag_of(keyword), words))
+            texts[keyword] = said
     texts["StudyInstanceUID"] = form.get("study", "")
     if not any(form[name].strip() for name in ("family_name", "given_name", "chinese_name")):
         texts["PatientName"] = ""
     for name, _, keyword, kind, _ in REGISTER_FIELDS:
         if name in REQUIRED_FIELDS and not form[name].strip():
             problems.append(Problem(tag_of(keyword), Message("is missing")))
-        if kind == "text" and set(form[name]) & set(
+        if kind in ("text", "tel") and set(form[name]) & set(
             "\\=" if vr_of(tag_of(keyword)) == "PN" else "\\"
         ):
             problems.append(Problem(tag_of(keyword), Message("may not have \\ or =")))
@@ -16271,8 +16395,9 @@ class Pages:
         facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
         if remark:
             facts.append((t("Remark"), remark))
-        if told_by := self.web.read(told_by_of, row_id):
-            facts.append((t("Told by"), t(TOLD_BY.get(told_by, told_by))))
+        row = self.web.read(step_row, row_id)
+        if row.told_by:
+            facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
         told = self.request.query.get("registered")
         stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
         device = self.web.access().device(stations[0]) if stations else None
@@ -16289,7 +16414,8 @@ class Pages:
             told=t("Registered. The device finds the patient on its worklist.") if told else "",
             facts=facts,
             warnings=warnings,
-            actions=[(e, t(PERSON_EVENTS[e])) for e in events],
+            actions=[(e, t(PERSON_EVENTS[e])) for e in events]
+            + ([("take back", t("Take back"))] if can_take_back(ctx, row) else []),
             links=[
                 (f"/step/{row_id}/edit", t("Change exam"))
                 if isinstance(STEP_TRANSITIONS["reschedule", state], str)
@@ -16342,6 +16468,9 @@ class Pages:
         """POST /step/…: arrived, cancelled, did not come, back on the list."""
         _, ctx = enter(self.web, self.request, "desk")
         event = self.form("event")
+        if event == "take back":
+            self.web.write(take_back, ctx, row_id)
+            return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
         if event not in PERSON_EVENTS:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         index = ElementIndex(self.web.read(get_step, row_id)[0])
@@ -16417,6 +16546,7 @@ class Pages:
             hidden=[("study", form.get("study", ""))],
             groups=list(groups.items()),
             problems=listed + others,
+            finding="/find",
         )
 
     @staticmethod
@@ -16528,6 +16658,41 @@ class Pages:
         self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
         return self.redirect(path)
 
+    def find(self) -> str:
+        """GET /find: patients while the form is typed, a part of a page for its script."""
+        enter(self.web, self.request, "desk")
+        t, text = self.translator(), (self.request.query.getunicode("q") or "").strip()
+        found = self.web.read(find_patients, text, 6) if len(text) >= 2 else []
+        people = [
+            (p.id, shown_name(p.patient_name), p.patient_id, shown_date(p.patient_birth_date))
+            for p in found
+        ]
+        born, sex = resident_number(text) or ("", "")
+        return self.bottle.template(FOUND_PART, t=t, people=people, born=shown_date(born), sex=sex)
+
+    def merge(self, row_id: int) -> str:
+        """POST /patient/…/merge: this patient is another one."""
+        _, ctx = enter(self.web, self.request, "desk")
+        into = self.web.write(merge_patients, ctx, row_id, self.form("into"), self.form("reason"))
+        return self.tell(f"/patient/{into}", self.translator()("Saved. Open exams follow."))
+
+    def merge_page(self, row_id: int) -> str:
+        """GET /patient/…/merge: which other one this patient is."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_patient, row_id))
+        who = f"{shown_name(index.get('PatientName'))} {index.get('PatientID')}"
+        fields = [
+            Field("into", t("Patient ID of the one who stays"), "text", "", True, "", ()),
+            Field("reason", t("Reason"), "text", "", True, "", ()),
+        ]
+        return self.page(
+            FORM_PAGE, "The same person", login, action=f"/patient/{row_id}/merge",
+            submit=t("Merge"), csrf=login.csrf, hidden=[], problems=[],
+            groups=[(t("{who} is the same person as", who=who), fields)],
+            after=[(f"/patient/{row_id}", t("Back"))],
+        )  # fmt: skip
+
     def patients(self) -> str:
         """GET /patients: find a patient."""
         login, _ = enter(self.web, self.request, "desk")
@@ -16578,7 +16743,8 @@ class Pages:
 
     def steps_of_patient(self, row_id: int, t: Translator) -> list[tuple[str, str]]:
         """A link to each exam of a patient, and to a new one."""
-        links = [(f"/register?patient={row_id}", t("New exam for this patient"))]
+        links = [(f"/register?patient={row_id}", t("New exam for this patient")),
+                 (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
         for step in self.web.read(steps_of, row_id):
             item = step_item(step)
             words = (shown_date(step.start_date), shown_time(step.start_time),
@@ -17915,6 +18081,9 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/patients", pages.patients),
         ("GET", "/patient/<row_id:int>", pages.patient),
         ("POST", "/patient/<row_id:int>", pages.correct),
+        ("GET", "/patient/<row_id:int>/merge", pages.merge_page),
+        ("POST", "/patient/<row_id:int>/merge", pages.merge),
+        ("GET", "/find", pages.find),
         ("GET", "/workitems", pages.workitems),
         ("GET", "/workitems/new", pages.new_workitem),
         ("POST", "/workitems/new", pages.create_workitem),

@@ -60,6 +60,42 @@
   setInterval(refresh, 30000);
 })();
 
+// Registration: who may be meant is shown while a name, number, phone or birth date is typed.
+(function () {
+  const found = document.getElementById("found");
+  if (!found) return;
+  const names = ["family_name", "given_name", "chinese_name", "patient_id", "phone", "birth_date"];
+  const field = (name) => document.getElementById(name);
+  let asked = 0;
+
+  async function find(text) {
+    const mine = ++asked;
+    try {
+      const answer = await fetch(found.dataset.find + "?q=" + encodeURIComponent(text), { credentials: "same-origin", redirect: "manual" });
+      if (!answer.ok || mine !== asked) return;
+      found.innerHTML = await answer.text();
+      fill(found.firstElementChild);
+    } catch (error) { /* it is a help, no more */ }
+  }
+
+  // An identity number says birth date and sex.
+  function fill(told) {
+    if (!told || !told.dataset.born) return;
+    if (!field("birth_date").value) field("birth_date").value = told.dataset.born;
+    if (!field("sex").value) field("sex").value = told.dataset.sex;
+  }
+
+  let timer = 0;
+  for (const name of names) {
+    const input = field(name);
+    if (input) input.addEventListener("input", () => {
+      clearTimeout(timer);
+      const family = name === "given_name" ? field("family_name").value + " " : "";
+      timer = setTimeout(find, 200, family + input.value);
+    });
+  }
+})();
+
 // A form is sent once: the second click of a double click finds its button asleep.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.querySelectorAll("button")) {

@@ -1,0 +1,237 @@
+"""Sections 9 and 19: what reception does in a hurry: find as one types, merge, take back."""
+
+import dataclasses
+import datetime
+import re
+
+import pytest
+from conftest import item
+from test_mpps import schedule, state
+from test_pages import csrf_of, employ, filled, visiting, words_of
+
+import minris
+from minris import Status
+
+# Initials and identity numbers.
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [
+        ("Wang^XiaoDong=王^小东", "wxd"),
+        ("WANG^XIAODONG", "wx"),
+        ("Ouyang^Jing", "oj"),
+        ("wang xiao dong", "wxd"),
+        ("Müller^Änne", "ma"),
+        ("McDonald^Anna", "mda"),
+        ("=王^小东", ""),
+        ("", ""),
+    ],
+)
+def test_initials_are_of_words_and_capitals(name, letters):
+    assert minris.initials(name) == letters
+
+
+# The number that GB 11643 itself gives as its example, and made-up ones with right check characters.
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ("11010519491231002X", ("19491231", "F")),
+        ("11010519491231002x", ("19491231", "F")),
+        (" 440524188001010014 ", ("18800101", "M")),
+        ("110105194912310021", None),
+        ("11010519491331002X", None),
+        ("1101051949123100X2", None),
+        ("P000001", None),
+        ("", None),
+    ],
+)
+def test_an_identity_number_tells_birth_date_and_sex(number, told):
+    assert minris.resident_number(number) == told
+
+
+# Finding.
+
+
+@pytest.fixture
+def known(ctx):
+    """Three patients."""
+    people = (
+        ("Wang^XiaoDong=王^小东", "P000001", "19780312", "13800001111"),
+        ("Wu^XiaoDan", "P000002", "19900721", "010-6552 1234"),
+        ("Müller^Anna", "P000003", "19651102", ""),
+    )
+    for name, patient_id, born, phone in people:
+        texts = {"PatientName": name, "PatientID": patient_id, "PatientBirthDate": born,
+                 "PatientTelephoneNumbers": phone}  # fmt: skip
+        schedule(ctx, **texts)
+    return ctx
+
+
+def ids(text):
+    return [one.patient_id for one in minris.find_patients(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("wxd", ["P000001", "P000002"]),
+        ("WXD", ["P000001", "P000002"]),
+        ("ma", ["P000003"]),
+        ("wang xiao", ["P000001"]),
+        ("小东", ["P000001"]),
+        ("王小东", ["P000001"]),
+        ("muller", ["P000003"]),
+        ("P000002", ["P000002"]),
+        ("1990-07-21", ["P000002"]),
+        ("13800001111", ["P000001"]),
+        ("138 0000", ["P000001"]),
+        ("nobody", []),
+        ("'; DROP TABLE patient", []),
+        ("%", []),
+    ],
+)
+def test_a_patient_is_found(known, text, found):
+    assert sorted(ids(text)) == found
+
+
+def test_the_patient_with_that_id_comes_first(known):
+    schedule(known, PatientName="P000002^Robot", PatientID="X1")
+    assert ids("P000002")[0] == "P000002"
+
+
+def test_a_part_of_a_page_shows_who_may_be_meant(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        part = employ(appliance, client).get("/find", params={"q": "wang"})
+        assert "Already known?" in words_of(part)
+        assert 'href="/register?patient=1"' in part.text
+        assert "<html" not in part.text
+        assert "href" not in client.get("/find", params={"q": "w"}).text
+        told = client.get("/find", params={"q": "11010519491231002X"}).text
+        assert 'data-born="1949-12-31" data-sex="F"' in told
+
+
+def test_nobody_is_found_without_a_login(appliance):
+    with visiting(appliance) as client:
+        assert client.get("/find", params={"q": "wang"}).status_code == 303
+
+
+def test_an_identity_number_fills_birth_date_and_sex(appliance):
+    with visiting(appliance) as client:
+        form = filled(employ(appliance, client), patient_id="11010519491231002X",
+                      birth_date="", sex="")  # fmt: skip
+        assert client.post("/register", data=form).status_code == 303
+    index = minris.ElementIndex(appliance.read(minris.get_patient, 1))
+    assert (index.get("PatientBirthDate"), index.get("PatientSex")) == ("19491231", "F")
+
+
+def test_an_identity_number_that_contradicts_is_asked_about(appliance):
+    with visiting(appliance) as client:
+        form = filled(employ(appliance, client), patient_id="11010519491231002X",
+                      birth_date="1978-03-12", sex="F")  # fmt: skip
+        answer = client.post("/register", data=form)
+    assert answer.status_code == 422
+    assert "is not that of the identity number" in words_of(answer)
+
+
+# Merging.
+
+
+def test_a_patient_is_merged_into_another(known):
+    step = schedule(known, PatientName="Wang^Xiao Dong", PatientID="P000009", PatientWeight="71")
+    [double] = minris.find_patients("P000009")
+    into = minris.merge_patients(known, double.id, "P000001", "Typed anew by mistake")
+    assert minris.find_patients("P000009") == []
+    data = minris.step_data(step.get("StudyInstanceUID"),
+                            step.item("ScheduledProcedureStepSequence").get(
+                                "ScheduledProcedureStepID"))  # fmt: skip
+    index = minris.ElementIndex(data)
+    assert (index.get("PatientID"), index.get("PatientWeight")) == ("P000001", "71")
+    assert index.get("PatientName") == "Wang^XiaoDong=王^小东"
+    assert len(minris.steps_of(into)) == 2
+
+
+@pytest.mark.parametrize(
+    ("into", "why", "status"),
+    [
+        ("P000001", "", Status.INVALID_ATTRIBUTE_VALUE),
+        ("P000001", "same", Status.INVALID_ATTRIBUTE_VALUE),
+        ("P999", "same", Status.NO_SUCH_SOP_INSTANCE),
+    ],
+)
+def test_a_merge_that_makes_no_sense_is_refused(known, into, why, status):
+    [one] = minris.find_patients("P000001")
+    with pytest.raises(minris.Refusal) as refusal:
+        minris.merge_patients(known, one.id, into, why)
+    assert refusal.value.status is status
+    assert len(minris.find_patients("P000001")) == 1
+
+
+def test_a_patient_is_merged_on_the_page(appliance):
+    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P9", PatientName="Wang^X"))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/patient/2/merge")
+        form = {"csrf": csrf_of(page.text), "into": "P000001", "reason": "Typed twice"}
+        answer = client.post("/patient/2/merge", data=form)
+        assert answer.headers["location"] == "/patient/1"
+        assert client.get("/patient/2").status_code == 404
+
+
+# Taking back.
+
+
+def event(ctx, step, name):
+    minris.change_step(ctx, name, step.get("StudyInstanceUID"),
+                       step.item("ScheduledProcedureStepSequence").get(
+                           "ScheduledProcedureStepID"))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["arrive", "no show", "cancel", "finish"])
+def test_what_a_person_has_done_is_taken_back(ctx, name):
+    step = schedule(ctx)
+    event(ctx, step, name)
+    assert state(step) != "SCHEDULED"
+    minris.take_back(ctx, 1)
+    row = minris.step_row(1)
+    assert (state(step), row.ended_at, row.told_by) == ("SCHEDULED", "", "")
+
+
+def test_only_the_last_thing_is_taken_back_and_once(ctx):
+    step = schedule(ctx)
+    event(ctx, step, "arrive")
+    event(ctx, step, "finish")
+    minris.take_back(ctx, 1)
+    assert state(step) == "ARRIVED"
+    with pytest.raises(minris.Refusal, match="nothing to take back"):
+        minris.take_back(ctx, 1)
+
+
+def test_after_a_day_nothing_is_taken_back(ctx):
+    step = schedule(ctx)
+    event(ctx, step, "no show")
+    later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(hours=25))
+    with pytest.raises(minris.Refusal):
+        minris.take_back(later, 1)
+
+
+def test_what_a_machine_has_reported_is_not_taken_back(ctx):
+    step = schedule(ctx)
+    event(ctx, step, "arrive")
+    minris.enter_state(ctx, minris.step_row(1), "STARTED", "performed step")
+    with pytest.raises(minris.Refusal):
+        minris.take_back(ctx, 1)
+    assert state(step) == "STARTED"
+
+
+def test_the_page_of_an_exam_offers_to_take_back(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/step/1")
+        assert "Take back" not in page.text
+        csrf = csrf_of(page.text)
+        client.post("/step/1", data={"csrf": csrf, "event": "no show"})
+        assert "Take back" in client.get("/step/1").text
+        client.post("/step/1", data={"csrf": csrf, "event": "take back"})
+        assert re.search('data-state="SCHEDULED"|SCHEDULED', client.get("/step/1").text)
