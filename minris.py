@@ -4951,6 +4951,17 @@ def delete_device(ctx: Context, name: str) -> None:
     audit(ctx, "device deleted", name)
 
 
+def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
+    """Let a device of the page have another AE title, by which it calls. Refuses as save_device."""
+    record = DeviceRecord.get_or_none(DeviceRecord.name == name)
+    if not record:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE,
+                      Message("It is of config.ini, and is changed there"))  # fmt: skip
+    settings = json.loads(record.settings)
+    settings["ae_title"] = f"{settings['ae_title']}, {ae_title}"
+    save_device(ctx, name, settings, name)
+
+
 # Ready settings for a new device, to start from.
 DEVICE_PROFILES = {
     name: dict(pair.split(": ", 1) for pair in pairs.split("; "))
@@ -10207,7 +10218,7 @@ def export_csv() -> str:
 # 15. DELIVERY ---------------------------------------------------------------------------------
 #
 # Calls to other systems: takes outbox rows and hands them to the sender it is given; C-ECHO.
-# For others: Delivery, SocketDelivery, CommitmentDesk, ArchiveWatch, echo.
+# For others: Delivery, SocketDelivery, CommitmentDesk, ArchiveWatch, echo, examine.
 
 
 class Event(NamedTuple):
@@ -11043,30 +11054,196 @@ class ArchiveWatch:
 
 def echo(our_ae_title: str, device: Device) -> Message:
     """C-ECHO to a device: what came of it, in a sentence."""
+    where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
+    template = ECHO_WORDS[echo_outcome(our_ae_title, device)]
+    return Message(template.key, **where)
+
+
+ECHO_WORDS = {
+    "no address": Message("{name} has no address here"),
+    "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "rejected": Message("{name} rejects us: is {ae} known to it?"),
+    "no answer": Message("{name} was reached, but did not answer C-ECHO"),
+    "answers": Message("{name} answers"),
+}
+
+
+def echo_outcome(our_ae_title: str, device: Device) -> str:
+    """C-ECHO to a device: a key of ECHO_WORDS."""
     from pynetdicom import AE
 
     if not device.host:
-        return Message("{name} has no address here", name=device.name)
+        return "no address"
     ae = AE(ae_title=our_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
     ae.add_requested_context(VERIFICATION)
-    where = {"name": device.name, "host": device.host, "port": device.port}
-    unreached = Message("{name} is not reached at {host}, port {port}", **where)
     try:
         association = ae.associate(device.host, device.port, ae_title=device.ae_title)
     except (OSError, UnicodeError):  # the host has no address, or is no name
-        return unreached
+        return "unreached"
     if association.is_rejected:
-        return Message("{name} rejects us: is {ae} known to it?", ae=our_ae_title, **where)
+        return "rejected"
     if association.rejected_contexts:
-        return Message("{name} was reached, but did not answer C-ECHO", **where)
+        return "no answer"
     if not association.is_established:
-        return unreached
+        return "unreached"
     status = association.send_c_echo()
     association.release()
-    if status and status.Status == Status.SUCCESS:
-        return Message("{name} answers", **where)
-    return Message("{name} was reached, but did not answer C-ECHO", **where)
+    return "answers" if status and status.Status == Status.SUCCESS else "no answer"
+
+
+# The doctor of devices: what is known of one, and the one thing to do next.
+
+
+class Finding(NamedTuple):
+    """What is known of a device: `good`, `warning` or `bad`, a sentence, and what mends it.
+
+    path  a page that mends it, with words for the link; or, for `do`, an action of the doctor's page
+    """
+
+    light: str
+    words: Message
+    path: str = ""
+    mend: Message | None = None
+    do: str = ""
+
+
+class Called(NamedTuple):
+    """What the association server has seen: calls by AE title, and those turned away, with why."""
+
+    accepted: Mapping[str, Any]
+    rejected: Mapping[tuple[str, str], tuple[float, str]]
+
+
+def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
+    """What is known of a device, the worst first.
+
+    outcome  a key of ECHO_WORDS
+    """
+    found = [
+        *_reached(ctx, device, outcome),
+        *_turned_away(device, called),
+        *_has_called(ctx, device, called),
+        *_has_asked(ctx, device),
+        *_has_reported(ctx, device),
+    ]
+    order = ("bad", "warning", "good")
+    return sorted(found, key=lambda one: order.index(one.light))
+
+
+def _edit(device: Device) -> str:
+    return f"/devices/edit?name={urllib.parse.quote(device.name)}"
+
+
+def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
+    """Whether we reach it, as results, events and what is passed on need."""
+    where = {"name": device.name, "host": device.host, "port": device.port,
+             "ae": ctx.config.dicom.ae_title}  # fmt: skip
+    words = Message(ECHO_WORDS[outcome].key, **where)
+    if outcome == "answers":
+        yield Finding("good", words)
+    elif outcome == "no address":
+        yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device),
+                      Message("Enter its address"))  # fmt: skip
+    else:
+        light = "warning" if device.role == "modality" else "bad"
+        yield Finding(light, words, _edit(device), Message("Check its address, or switch it on"))
+
+
+def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
+    """Calls of it that were refused, also under another AE title from its address."""
+    for (calling, address), (at, why) in called.rejected.items():
+        last = max((called.accepted[title].at for title in device.ae_titles
+                    if title in called.accepted), default=0.0)  # fmt: skip
+        if calling in device.ae_titles and at > last:
+            words = Message("It was turned away: {why}", why=why)
+            yield Finding("bad", words, _edit(device), Message("Change it here, or at the machine"))
+        elif device.host and same_host(device.host, address) and calling not in device.ae_titles:
+            words = Message("It calls itself {calling}, and is registered as {ae}",
+                            calling=calling, ae=device.ae_title)  # fmt: skip
+            if calling not in called.accepted:
+                yield Finding(
+                    "bad", words, "", Message("Take {calling} too", calling=calling), calling
+                )
+
+
+def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
+    """Its last association, from where, and for what."""
+    calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
+    if not calls:
+        yield Finding("warning", Message("It has not called since this system was started"), "",
+                      Message("Ask for the worklist at the machine"))  # fmt: skip
+        return
+    last = max(calls, key=lambda call: call.at)
+    at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
+    classes = ", ".join(UID(uid).name for uid in last.classes)
+    words = Message("It called at {at} from {address}, for {classes}",
+                    at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
+    yield Finding("good", words)
+    if device.host and not same_host(device.host, last.address):
+        words = Message("It called from {address}, and is registered for {host}",
+                        address=last.address, host=device.host)  # fmt: skip
+        yield Finding("warning", words, _edit(device), Message("Correct its address"))
+    if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
+        words = Message("In its last call it did not offer the worklist")
+        yield Finding("warning", words, "", Message("Set the worklist up at the machine"))
+
+
+def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
+    """Its last worklist query and what came of it."""
+    if device.role != "modality":
+        return
+    query = next(
+        (one for one in recent_queries("", 1000) if one.ae_title in device.ae_titles), None
+    )
+    if not query:
+        words = Message("It has not asked for the worklist of late")
+        yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
+        return
+    why, mend = "/why", Message("Why not there?")
+    at = {"at": query.last_at[:16].replace("T", " ")}
+    if query.status != Status.SUCCESS:
+        yield Finding("bad", Message("Its last query failed, at {at} (UTC)", **at), why, mend)
+    elif query.answers:
+        words = Message("It asked for the worklist at {at} (UTC) and was told of {count} exams",
+                        **at, count=query.answers)  # fmt: skip
+        yield Finding("good", words)
+    else:
+        words = Message("It asked for the worklist at {at} (UTC) and was told of nobody", **at)
+        yield Finding("warning", words, why, mend)
+
+
+MOST_SKEW_S = 300
+
+
+def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
+    """Whether it reports performed steps, and how its clock goes."""
+    if device.role != "modality":
+        return
+    titles = ", ".join("?" * len(device.ae_titles))
+    performed = fetch_rows(
+        PerformedProcedureStep,
+        f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1",
+        *device.ae_titles,
+    )
+    if not performed:
+        light = "bad" if device.mpps == "yes" else "good"
+        words = Message("It does not report performed steps: its exams end by its images, or a tap")
+        yield Finding(light, words)
+        return
+    index = ElementIndex(bytes(performed[0].data))
+    yield Finding("good", Message("It reports performed steps, the last one at {at} (UTC)",
+                                  at=performed[0].created_at[:16].replace("T", " ")))  # fmt: skip
+    begun = f"{index.get('PerformedProcedureStepStartDate')}{index.get('PerformedProcedureStepStartTime')}"
+    try:
+        said = datetime_bounds(begun.partition(".")[0], ctx.config.zone)[0]
+        heard = datetime.datetime.fromisoformat(performed[0].created_at)
+    except (ValueError, OverflowError):
+        return
+    skew = (said - heard).total_seconds()
+    if abs(skew) > MOST_SKEW_S:
+        words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
+        yield Finding("warning", words, "", Message("Set its clock, or ours"))
 
 
 # 16. ASSOCIATION ------------------------------------------------------------------------------
@@ -11514,6 +11691,14 @@ def message_pdus(
     return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
 
 
+class Call(NamedTuple):
+    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
+
+    at: float
+    address: str
+    classes: tuple[str, ...]
+
+
 class Association(asyncio.Protocol):
     """One connection of a peer, from the first byte to the last.
 
@@ -11725,6 +11910,7 @@ class Association(asyncio.Protocol):
         else:
             self.peer = negotiated
             server.accepted += 1
+            server.note_accepted(self)
             device = server.access().device(negotiated.calling)
             self.combined = device.combined_pdvs if device else True
             self.happens("accept", negotiated.answer)
@@ -12029,6 +12215,7 @@ class AssociationServer:
         self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
             collections.OrderedDict()
         )
+        self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
         self.receiving = self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
 
@@ -12086,6 +12273,15 @@ class AssociationServer:
                 self.counts[key] -= 1
                 if not self.counts[key]:
                     del self.counts[key]
+
+    def note_accepted(self, association: Association) -> None:
+        """Remember the last call of each AE title, for the doctor of devices."""
+        peer = association.peer
+        classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
+        self.called[peer.calling] = Call(time.time(), association.address, classes)
+        self.called.move_to_end(peer.calling)
+        if len(self.called) > 500:
+            self.called.popitem(last=False)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
         """Remember whom we turned away, for the page of devices."""
@@ -15531,7 +15727,10 @@ LIST_PAGE = """
 % end
 <td class="actions">
 % for action in row.actions:
-<form method="post" action="{{action.path}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<form method="{{'get' if action.get else 'post'}}" action="{{action.path}}">
+% if not action.get:
+<input type="hidden" name="csrf" value="{{csrf}}">
+% end
 % for name, value in action.fields:
 <input type="hidden" name="{{name}}" value="{{value}}">
 % end
@@ -15664,6 +15863,7 @@ class Action(NamedTuple):
     name: str = ""
     label: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+    get: bool = False  # it only shows something
 
 
 LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
@@ -17727,7 +17927,10 @@ class Pages:
                     t("config.ini") if device.from_file else "",
                 ),
                 f"/devices/edit?name={urllib.parse.quote(device.name)}",
-                (Action("/devices/echo", "C-ECHO", (("name", device.name),)),),
+                (
+                    Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+                    Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
+                ),
             )
             for device in self.web.access().devices
         ]
@@ -17829,15 +18032,56 @@ class Pages:
         self.web.box.reload_access()
         return self.tell("/devices", self.translator()("Saved."))
 
-    def echo_device(self) -> str:
-        """POST /devices/echo: C-ECHO to a device."""
-        enter(self.web, self.request, "technologist")
+    def doctor(self) -> str:
+        """GET /devices/doctor: what is known of a device, and the one thing to do next."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, device = self.translator(), self._device(self.request.query.getunicode("name") or "")
+        server = self.web.box.associations
+        outcome = echo_outcome(self.web.config.dicom.ae_title, device)
+        called = Called(dict(server.called), dict(server.rejected))
+        found = self.web.read(examine, ctx, device, called, outcome)
+        rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one))
+                 for one in found]  # fmt: skip
+        first = found[0]
+        verdict = t("All is well with {name}.", name=device.name)
+        if first.light != "good":
+            mend = f" {t(first.mend)}." if first.mend else ""
+            verdict = f"{t(first.words)}.{mend}"
+        links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
+        links.append(("/devices", t("Devices")))
+        part = Part(device.name, (t("Light"), t("What is known")), rows_)
+        return self.listing("Doctor", login, [part], intro=verdict, links=links)
+
+    @staticmethod
+    def _mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
+        """The button that takes another AE title of a device."""
+        if not finding.do or device.from_file:
+            return ()
+        fields = (("name", device.name), ("ae_title", finding.do))
+        return (Action("/devices/adopt", t(finding.mend), fields),)
+
+    def adopt(self) -> str:
+        """POST /devices/adopt: take another AE title of a device."""
+        _, ctx = enter(self.web, self.request, "technologist")
         name = self.form("name")
-        device = next((d for d in self.web.access().devices if d.name == name), None)
+        self.web.write(adopt_title, ctx, name, self.form("ae_title"))
+        self.web.box.reload_access()
+        path = f"/devices/doctor?name={urllib.parse.quote(name)}"
+        return self.tell(path, self.translator()("Saved."))
+
+    def _device(self, name: str) -> Device:
+        """A device by its name. Refuses 0112."""
+        device = next((one for one in self.web.access().devices if one.name == name), None)
         if not device:
             raise Refusal(
                 Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name)
             )
+        return device
+
+    def echo_device(self) -> str:
+        """POST /devices/echo: C-ECHO to a device."""
+        enter(self.web, self.request, "technologist")
+        device = self._device(self.form("name"))
         words = echo(self.web.config.dicom.ae_title, device)
         return self.tell("/devices", self.translator()(words))
 
@@ -18120,6 +18364,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/devices/edit", pages.edit_device),
         ("POST", "/devices/save", pages.save_device_form),
         ("POST", "/devices/echo", pages.echo_device),
+        ("GET", "/devices/doctor", pages.doctor),
+        ("POST", "/devices/adopt", pages.adopt),
     )
 
     def guarded(function: Callable[..., str]) -> Callable[..., str]:

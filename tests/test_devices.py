@@ -252,10 +252,38 @@ def told_of_an_event(appliance):
             1, "2.25.1", 1, bytes(minris.text_elements(ProcedureStepState="SCHEDULED"))
         )
         with contextlib.suppress(minris.DeliveryError):
-            asyncio.run(sender("MG1", [event], lambda event: None))
+            asyncio.run(sender("MG1", [event], lambda event, answer: None))
     finally:
         server.shutdown()
     return heard
+
+
+def told_on_its_own_association(appliance):
+    """How often a result goes to an association that the device has open."""
+    told = []
+
+    class Open:
+        contexts = {1: minris.AcceptedContext(1, minris.STORAGE_COMMITMENT, False)}
+        peer = types.SimpleNamespace(calling="MG1", called="MINRIS", contexts=contexts)
+
+        async def ask(self, *message):
+            told.append(message)
+            return 0x0000
+
+    device = appliance.appliance.access().device("MG1")
+    reached = dataclasses.replace(device, host=peers.HOST, port=peers.free_port())
+    rules = types.SimpleNamespace(device=lambda title: reached)
+    sender = minris.CommitmentSender(lambda: rules, lambda: [Open()])
+    asked = types.SimpleNamespace(requester="MG1", called="MINRIS", transaction_uid="2.25.1")
+    with contextlib.suppress(minris.DeliveryError):
+        asyncio.run(sender(asked, minris.Result(False, b"", "")))
+    return len(told)
+
+
+def receivers_of_a_performed_step(appliance):
+    appliance.write(minris.pass_on, appliance.context(), "mpps", "N-CREATE", "2.25.1")
+    ctx = appliance.context()
+    return appliance.read(minris.due_receivers, ctx, minris.PASSED_ON_OUTBOX)
 
 
 def ways_it_is_told(appliance):
@@ -308,6 +336,9 @@ EFFECTS = {
     "empty_sequences": ("no", {}, empty_sequence, True, False),
     "name_groups": ("ideographic", {}, names_of(WANG), [WANG], ["王^小东"]),
     "relational_queries": ("yes", {}, allowed_to_ask_by_image, [False], [True]),
+    "mpps": ("no", {}, lambda a: minris.does_report(a.context(), ["MG1"], {"MG1"}), True, False),
+    "report_on_same_association": ("yes", {}, told_on_its_own_association, 0, 1),
+    "passed_on": ("mpps", {"host": peers.HOST}, receivers_of_a_performed_step, [], ["MG1"]),
     "events": (
         "both",
         {"host": peers.HOST},
@@ -672,6 +703,9 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "empty_sequences": "no",
         "name_groups": "ideographic",
         "relational_queries": "yes",
+        "mpps": "no",
+        "report_on_same_association": "yes",
+        "passed_on": "availability, mpps",
         "events": "both",
         "events_without_role": "yes",
         "combined_pdvs": "no",

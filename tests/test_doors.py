@@ -1017,8 +1017,9 @@ class Run(NamedTuple):
 def clear():
     """Forget all that a scenario has left."""
     for model in reversed(minris.MODELS):
-        if model not in (minris.Token, minris.Mark):
+        if model not in (minris.Token, minris.Mark, minris.Audit):
             model.delete().execute()
+    minris.purge_audit("9999")
 
 
 @pytest.fixture(scope="module")

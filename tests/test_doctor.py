@@ -1,0 +1,162 @@
+"""The doctor of devices: what is known of one, in sentences, and the one thing to do next."""
+
+import dataclasses
+import datetime
+
+import peers
+import pytest
+from conftest import item
+from pynetdicom import AE
+from test_mpps import creation, stored_form
+from test_pages import csrf_of, employ, visiting, words_of
+
+import minris
+
+CT = minris.Device("CT room", ("CT1",), host="127.0.0.1", port=104, from_file=False)
+NOBODY = minris.Called({}, {})
+
+
+def call(minutes=0, address="127.0.0.1", classes=(minris.MODALITY_WORKLIST, minris.MPPS)):
+    at = datetime.datetime(2026, 7, 5, 12, tzinfo=datetime.UTC).timestamp() + 60 * minutes
+    return minris.Call(at, address, classes)
+
+
+def words(ctx, device=CT, called=NOBODY, outcome="answers"):
+    return {str(one.words): one.light for one in minris.examine(ctx, device, called, outcome)}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "sentence"),
+    [
+        ("answers", "CT room answers"),
+        ("unreached", "CT room is not reached at 127.0.0.1, port 104"),
+        ("rejected", "CT room rejects us: is MINRIS known to it?"),
+        ("no answer", "CT room was reached, but did not answer C-ECHO"),
+        ("no address", "CT room has no address here"),
+    ],
+)
+def test_whether_it_is_reached_is_said(ctx, outcome, sentence):
+    found = words(ctx, outcome=outcome)
+    assert found[sentence] == ("good" if outcome == "answers" else "warning")
+
+
+def test_an_archive_that_is_not_reached_is_worse_than_a_machine(ctx):
+    archive = dataclasses.replace(CT, role="archive")
+    assert (
+        words(ctx, archive, outcome="unreached")["CT room is not reached at 127.0.0.1, port 104"]
+        == "bad"
+    )
+
+
+def test_a_machine_that_never_called_is_asked_to(ctx):
+    first = minris.examine(ctx, CT, NOBODY, "answers")[0]
+    assert str(first.words) == "It has not called since this system was started"
+    assert str(first.mend) == "Ask for the worklist at the machine"
+
+
+def test_its_last_call_is_told(ctx):
+    called = minris.Called({"CT1": call()}, {})
+    sentence = next(one for one in words(ctx, called=called) if one.startswith("It called at"))
+    assert "from 127.0.0.1" in sentence
+    assert "Modality Worklist" in sentence
+
+
+def test_another_address_than_registered_is_told(ctx):
+    called = minris.Called({"CT1": call(address="192.0.2.9")}, {})
+    assert (
+        words(ctx, called=called)["It called from 192.0.2.9, and is registered for 127.0.0.1"]
+        == "warning"
+    )
+
+
+def test_a_machine_that_does_not_offer_the_worklist_is_told(ctx):
+    called = minris.Called({"CT1": call(classes=(minris.VERIFICATION,))}, {})
+    assert words(ctx, called=called)["In its last call it did not offer the worklist"] == "warning"
+
+
+def test_a_call_that_was_turned_away_is_the_first_thing(ctx):
+    rejected = {("CT1", "127.0.0.1"): (call(5).at, minris.Message("it called 'RIS'"))}
+    first = minris.examine(ctx, CT, minris.Called({"CT1": call()}, rejected), "answers")[0]
+    assert (first.light, str(first.words)) == ("bad", "It was turned away: it called 'RIS'")
+
+
+def test_what_was_turned_away_before_it_was_let_in_is_forgotten(ctx):
+    rejected = {("CT1", "127.0.0.1"): (call(-5).at, minris.Message("it called 'RIS'"))}
+    found = words(ctx, called=minris.Called({"CT1": call()}, rejected))
+    assert not [one for one in found if "turned away" in one]
+
+
+def test_a_wrong_ae_title_from_its_address_is_recognised(ctx):
+    rejected = {("CT_1", "127.0.0.1"): (call().at, minris.Message("not registered"))}
+    first = minris.examine(ctx, CT, minris.Called({}, rejected), "answers")[0]
+    assert (str(first.words), first.do) == (
+        "It calls itself CT_1, and is registered as CT1", "CT_1"
+    )  # fmt: skip
+
+
+def test_a_clock_that_is_off_is_told(ctx):
+    minris.create_mpps(ctx, "2.25.1", stored_form(creation(
+        PerformedStationAETitle="CT1", PerformedProcedureStepStartDate="20260705",
+        PerformedProcedureStepStartTime="1130",
+    )))  # fmt: skip
+    found = words(ctx)
+    [sentence] = [one for one in found if one.startswith("Its clock is")]
+    assert found[sentence] == "warning"
+
+
+# On the page, with a real machine.
+
+
+@pytest.fixture
+def ready(run_appliance):
+    """A device made on the page."""
+    appliance = run_appliance()
+    port = peers.free_port()
+    settings = {"ae_title": "XR9", "host": "127.0.0.1", "port": str(port), "modality": "DX"}
+    appliance.write(minris.save_device, appliance.context(), "X-ray 9", settings)
+    appliance.appliance.reload_access()
+    with visiting(appliance) as client:
+        yield appliance, employ(appliance, client, "technologist"), port
+
+
+def associate(appliance, title):
+    ae = AE(title)
+    ae.add_requested_context(minris.MODALITY_WORKLIST)
+    association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
+    if association.is_established:
+        association.release()
+    return association
+
+
+def test_a_wrong_ae_title_is_found_and_mended_with_one_click(ready):
+    appliance, client, _ = ready
+    assert associate(appliance, "XRAY_1").is_rejected
+    page = client.get("/devices/doctor?name=X-ray 9")
+    assert "It calls itself XRAY_1, and is registered as XR9. Take XRAY_1 too." in words_of(page)
+    form = {"csrf": csrf_of(page.text), "name": "X-ray 9", "ae_title": "XRAY_1"}
+    assert client.post("/devices/adopt", data=form).status_code == 303
+    assert not associate(appliance, "XRAY_1").is_rejected
+    assert "It calls itself" not in words_of(client.get("/devices/doctor?name=X-ray 9"))
+
+
+def test_all_is_well_at_last(ready):
+    appliance, client, port = ready
+    ae = AE("XR9")
+    ae.add_supported_context(minris.VERIFICATION)
+    server = ae.start_server(("127.0.0.1", port), block=False)
+    try:
+        machine = minris.Modality("XR9", "DX", "127.0.0.1", appliance.port, "MINRIS", print)
+        appliance.schedule(item(ScheduledStationAETitle="XR9", Modality="DX"))
+        machine.worklist()
+        appliance.appliance.run_job(next(j for j in minris.JOBS if j.name == "queries"))
+        shown = words_of(client.get("/devices/doctor?name=X-ray 9"))
+    finally:
+        server.shutdown()
+    assert "X-ray 9 answers" in shown
+    assert "was told of 1 exams" in shown
+    assert "All is well with X-ray 9." in shown
+
+
+def test_an_unknown_device_has_no_doctor(ready):
+    _, client, _ = ready
+    assert client.get("/devices/doctor?name=nobody").status_code == 404
