@@ -3909,7 +3909,7 @@ class CommitmentInstance(Stored):
 class CommitmentRelay(Stored):
     """A request that was passed on to the archive, under a Transaction UID of ours.
 
-    asked_at  "" where the archive has not taken it, as far as we know
+    asked_at  "" while the archive has not taken it, as far as we know: a report counts all the same
     """
 
     transaction_uid = peewee.TextField(unique=True)
@@ -9270,17 +9270,17 @@ def relay_waits(ctx: Context, commitment_id: int) -> bool:
 
 
 def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
-    """Keep that a request is passed on: its Transaction UID there."""
+    """Keep that a request is to be passed on: its Transaction UID there."""
     uid = ctx.new_uid()
     insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
-               asked_at=ctx.stamp(), answered_at="")  # fmt: skip
+               asked_at="", answered_at="")  # fmt: skip
     return uid
 
 
-def close_relay(uid: str) -> None:
-    """The archive has not taken what was passed on: it is not waited for; a report would still count."""
-    sql = "UPDATE commitment_relay SET asked_at = '' WHERE transaction_uid = ?"
-    database.execute_sql(sql, (uid,))
+def note_relay_taken(ctx: Context, uid: str) -> None:
+    """The archive has taken what was passed on: its report is waited for."""
+    sql = "UPDATE commitment_relay SET asked_at = ? WHERE transaction_uid = ?"
+    database.execute_sql(sql, (ctx.stamp(), uid))
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
@@ -10927,11 +10927,8 @@ class CommitmentDesk:
             return await self.ask(archive, references)
         # kept before it is sent: the report may come at once
         uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
-        try:
-            await self.pass_on(archive, uid, references)
-        except Exception:
-            await self.write(close_relay, uid)
-            raise
+        await self.pass_on(archive, uid, references)
+        await self.write(note_relay_taken, ctx, uid)
         return Evidence({})
 
     async def _tell(self, commitment: Any) -> None:
@@ -11351,13 +11348,17 @@ class AcceptedContext(NamedTuple):
 
 
 class Negotiated(NamedTuple):
-    """What an A-ASSOCIATE-RQ led to."""
+    """What an A-ASSOCIATE-RQ led to.
+
+    of_providers  abstract syntaxes of which the peer has the role SCP alone, and we SCU
+    """
 
     answer: bytes
     contexts: Mapping[int, AcceptedContext]
     maximum_length: int
     called: str
     calling: str
+    of_providers: frozenset[str] = frozenset()
 
 
 def abort_pdu(source: int, reason: int = 0) -> bytes:
@@ -11639,7 +11640,8 @@ class Negotiator:
                 explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
                 contexts[number] = AcceptedContext(number, str(context.abstract_syntax), explicit)
         encoded = self._renumber(pdu.encode(), renumbered)
-        return Negotiated(encoded, contexts, maximum, called, calling)
+        providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
+        return Negotiated(encoded, contexts, maximum, called, calling, providers)
 
     def _extended(self, item: Any) -> list[Any]:
         """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
@@ -12131,6 +12133,8 @@ class Association(asyncio.Protocol):
         self.asked = self.loop.create_future()
         try:
             async with asyncio.timeout(timeout):
+                while self.task:  # what it waits for itself comes first
+                    await asyncio.sleep(0.005)
                 if not await self.send((context, command, data)):
                     return None
                 return await asyncio.shield(self.asked)
@@ -12375,6 +12379,14 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     return Accepted(max(longest, 64), contexts, roles)
 
 
+def check_response(command: bytes, fields: Mapping[str, Any]) -> None:
+    """ProtocolError for a message that does not answer a request of ours."""
+    asked = decode_command(command)
+    wanted = asked["CommandField"] | 0x8000, asked.get("MessageID")
+    if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+        raise ProtocolError("it answers what was not asked")
+
+
 class Caller:
     """The requestor's half: an association that we open, in the same event loop.
 
@@ -12445,12 +12457,13 @@ class Caller:
     ) -> dict[str, Any]:
         """Send one message and wait for its response: the command set, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus), "no response")
+        return await self._bounded(self._ask(pdus, command), "no response")
 
-    async def _ask(self, pdus: bytes) -> dict[str, Any]:
+    async def _ask(self, pdus: bytes, command: bytes) -> dict[str, Any]:
         self.writer.write(pdus)
         await self.writer.drain()
         fields, _ = await self._message()
+        check_response(command, fields)
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
@@ -12463,6 +12476,11 @@ class Caller:
         size = 0
         while True:
             fields, data = await self._bounded(self._message(), "no response")
+            try:
+                check_response(command, fields)
+            except ProtocolError as error:
+                self.close()
+                raise DeliveryError(str(error)) from None
             status = fields.get("Status", Status.PROCESSING_FAILURE)
             if status == Status.SUCCESS:
                 return found
@@ -13130,16 +13148,15 @@ class CommitmentSender:
                 continue
             of_class = [context for context in peer.contexts.values()
                         if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
-            if not of_class:
-                continue
+            if not of_class or STORAGE_COMMITMENT in peer.of_providers:
+                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
             written = written_for(device, data, of_class[0].explicit)
             command = request_command(
                 "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
                 MessageID=Association.ASKED_ID, EventTypeID=COMMITMENT_EVENTS[result.all_good],
             )  # fmt: skip
             status = await association.ask(of_class[0], command, written)
-            if status is not None and status not in PASSING_FAILURES:
-                return True
+            return status is not None and status not in PASSING_FAILURES
         return False
 
 

@@ -304,6 +304,23 @@ def test_killed_before_the_report_the_archive_tries_again(
     assert archive.asked.empty()
 
 
+def test_killed_before_the_archive_has_taken_it_it_is_asked_after_the_next_start(
+    tmp_path, run_appliance, modality, committer, silent
+):
+    """kill -9 while it is being passed on: nobody was asked, so nobody is waited for."""
+    archive, images, uid = committer(), series(3), minris.new_uid()
+    text = settings(modality.port, silent.port, commitment=BY_COMMITMENT)
+    with serving(write_config(tmp_path, text)) as (process, port):
+        assert modality.ask(port, uid, images) == ACCEPTED
+        assert silent.called.wait(PATIENCE_S)
+        process.kill()
+        process.wait(10)
+    running = run_appliance(settings(modality.port, archive.port, commitment=BY_COMMITMENT))
+    passed, _ = archive.next(8)
+    assert report(running.port, result(passed, images)) == ACCEPTED
+    assert modality.result(uid) == (1, uids(images), {})
+
+
 def test_killed_between_the_archives_report_and_ours_it_is_told(
     tmp_path, run_appliance, modality, committer, silent
 ):
@@ -1167,7 +1184,7 @@ def test_of_two_associations_one_is_told(same, listening):
     assert listening.requests == []
 
 
-def test_an_association_on_which_the_ct_is_scp_is_not_for_reports(same, listening):
+def test_an_association_on_which_the_ct_is_scp_is_not_for_reports(same, listening, impatient):
     """PS3.7 D.3.3.4: proposed with SCU 0, SCP 1 and taken so, we are SCU there, and report nothing."""
     images, uid = series(1), minris.new_uid()
     scp, negotiated = asking(same[0].port, user=(role(STORAGE_COMMITMENT, 0, 1),))
@@ -1176,6 +1193,7 @@ def test_an_association_on_which_the_ct_is_scp_is_not_for_reports(same, listenin
         put(same[0], uid, images)
         commit(same, images)
         assert listening.next()[0] == uid
+        assert scp.release() == [], "nothing was told there"
 
 
 # A requester that was away.
@@ -1295,8 +1313,8 @@ def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, commi
     commitment = "missing_minutes = 0\nevidence = archive, commitment"
     running = run_appliance(settings(modality.port, archive.port, commitment=commitment))
     put(running, uid, images)
-    archive.next()
+    assert once_failed(running, uid).problem == "the archive takes no queries (Study Root FIND)"
+    assert archive.next()[1] == uids(images)
     archive.stop()
     once(running, uid, lambda row: "refused" in row.problem, "it is not asked again")
-    once(running, uid, lambda row: row.failures >= 4, "it is not asked again")
     assert "it failed: not reached: connection refused." in page_of(running)
