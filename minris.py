@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "pynetdicom>=3.0.4,<4", "pydicom>=3.0.1,<4", "peewee>=4.1,<5", "bottle>=0.13.2,<0.14",
-#   "apscheduler>=3.11,<4", "uvicorn>=0.35,<1", "h11>=0.16,<1", "wsproto>=1.2,<2", "a2wsgi>=1.10,<2",
+#   "python-barcode>=0.15,<1", "segno>=1.6,<2", "apscheduler>=3.11,<4", "uvicorn>=0.35,<1", "h11>=0.16,<1", "wsproto>=1.2,<2", "a2wsgi>=1.10,<2",
 #   "tzdata; sys_platform == 'win32'",
 # ]
 # ///
@@ -2665,6 +2665,17 @@ def shown_name(name: str) -> str:
     groups = [group.replace("^", " ").strip() for group in name.split("=")]
     latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
     return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
+
+
+def masked_name(name: str) -> str:
+    """A PN value for a screen that others see: 王*东, W*** X."""
+    groups = [group.split("^") for group in name.split("=")]
+    ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
+    if len(ideographic) > 1:
+        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
+    family, given = (groups[0] + [""])[:2]
+    masked = f"{family[:1]}***" if family else ""
+    return f"{masked} {given[:1]}".strip()
 
 
 def shown_date(value: str) -> str:
@@ -8306,11 +8317,13 @@ def relationship_of_step(step: bytes) -> bytes:
     return ElementIndex(patient).merged(ElementIndex(request_item))
 
 
-SILENT_EXAMS = (
+SILENT_EXAMS = (  # what the machine reports is news, and so are new images
     "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
-    " coalesce(max(p.updated_at), '')) AS news, s.accession_number FROM scheduled_procedure_step s"
+    " coalesce(max(p.updated_at), ''), coalesce(max(i.since), '')) AS news, s.accession_number"
+    " FROM scheduled_procedure_step s"
     " LEFT JOIN performed_scheduled_step l ON l.scheduled_id = s.id"
     " LEFT JOIN performed_procedure_step p ON p.id = l.performed_id"
+    " LEFT JOIN study_seen i ON i.study_instance_uid = s.study_instance_uid"
     " WHERE s.status = 'STARTED' GROUP BY s.id HAVING news < ?"
 )
 
@@ -8971,7 +8984,7 @@ def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
         ScheduledProcedureStep,
         f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND {where} AND NOT EXISTS (SELECT 1 FROM"
         " performed_scheduled_step l WHERE l.scheduled_id = scheduled_procedure_step.id)"
-        " ORDER BY start_date DESC, id DESC LIMIT 500",
+        " ORDER BY start_date DESC, id DESC LIMIT 5000",
         *values,
     )
     if not found:
@@ -9032,7 +9045,9 @@ def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
         (study,),
     ).fetchone()
     if count > 1:
-        steps = [step for step in steps if station in step.stations]
+        device = device_of(ctx, station)
+        titles = {station, *(device.ae_titles if device else ())}
+        steps = [step for step in steps if titles & set(step.stations)]
     return steps[0] if len(steps) == 1 else None
 
 
@@ -9041,11 +9056,12 @@ def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
 
     Where the archive is asked, it must have been asked again after that time
     """
-    minutes = ctx.config.commitment.quiet_minutes
+    keep, archive = ctx.config.commitment, archive_of(ctx)
+    asked = bool(keep.look_minutes and archive and archive.host)
     return database.execute_sql(
-        "SELECT study_instance_uid, told_by FROM study_seen WHERE julianday(CASE told_by"
-        " WHEN 'archive' THEN seen_at ELSE ? END) - julianday(since) >= ? LIMIT 500",
-        (ctx.stamp(), minutes / 1440 - 1e-8),
+        "SELECT study_instance_uid, told_by FROM study_seen WHERE julianday(CASE WHEN told_by ="
+        " 'archive' AND ? THEN seen_at ELSE ? END) - julianday(since) >= ? LIMIT 500",
+        (asked, ctx.stamp(), keep.quiet_minutes / 1440 - 1e-8),
     ).fetchall()
 
 
@@ -9067,9 +9083,11 @@ def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
 
     archive  its AE title. What it notified of an image that can be had counts more than our look
     """
-    new = evidence.places.keys() & evidence.found.keys() - available_uids(evidence.places)
+    seen = evidence.places.keys() & evidence.found.keys()
+    new = seen - available_uids(evidence.places, [archive])
     if not new:
         return
+    unknown = new - available_uids(new)
     rows_ = [
         (uid, archive, evidence.found[uid][0], *evidence.places[uid], "", ctx.stamp())
         for uid in sorted(new)
@@ -9077,8 +9095,8 @@ def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
     with database.atomic():
         insert_rows(ENTER_AVAILABILITY, rows_)
         look_again(new)
-        for study, of_study in itertools.groupby(sorted(rows_, key=lambda row: row[3:5]),
-                                                 key=lambda row: row[3]):  # fmt: skip
+        told = sorted((row for row in rows_ if row[0] in unknown), key=lambda row: row[3:5])
+        for study, of_study in itertools.groupby(told, key=lambda row: row[3]):
             data = availability_notice(study, list(of_study))
             pass_on(ctx, "availability", "N-CREATE", ctx.new_uid(), data)
 
@@ -9106,6 +9124,12 @@ def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
 # Workitems whose inputs have come.
 
 
+def retrieved_from(item: ElementIndex) -> set[str]:
+    """The AE titles where an item of input says that its instances are to be had."""
+    sequence = item.items(tag_of("DICOMRetrievalSequence"))
+    return {one.get("RetrieveAETitle") for one in sequence} - {""}
+
+
 def inputs_are_ready(index: ElementIndex) -> bool:
     """Whether all that a workitem needs can be had, as far as is known here (local; PS3.3 C.30.2).
 
@@ -9117,9 +9141,7 @@ def inputs_are_ready(index: ElementIndex) -> bool:
     whole = index.get("InputReadinessState") != "INCOMPLETE"
     for item in items:
         listed = [one.get("ReferencedSOPInstanceUID") for one in item.items(REFERENCED_SOP)]
-        places = {one.get("RetrieveAETitle")
-                  for one in item.items(tag_of("DICOMRetrievalSequence"))} - {""}  # fmt: skip
-        if set(listed) - available_uids(listed, places):
+        if set(listed) - available_uids(listed, retrieved_from(item)):
             return False
         if not (listed and whole) and not _has_all_arrived(item.get("StudyInstanceUID")):
             return False
@@ -9133,8 +9155,10 @@ def _has_all_arrived(study: str) -> bool:
         for row_id, status, data in database.execute_sql(
             "SELECT p.id, p.status, p.data FROM performed_procedure_step p WHERE p.id IN (SELECT"
             " l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
-            " ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?)",
-            (study,),
+            " ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?) OR p.id IN (SELECT id FROM"
+            " (SELECT id, data FROM performed_procedure_step ORDER BY id DESC"
+            f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?))",
+            (study, encode_text("StudyInstanceUID", study)),
         )
     ]  # fmt: skip
     more = database.execute_sql(
@@ -9153,17 +9177,17 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
     waiting = fetch_rows(
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
     )
-    listed = {
-        one.get("ReferencedSOPInstanceUID"): Reference(
-            one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
-            item.get("StudyInstanceUID"), item.get("SeriesInstanceUID"),
-        )
-        for workitem in waiting
-        for item in ElementIndex(bytes(workitem.data)).items(tag_of("InputInformationSequence"))
-        for one in item.items(REFERENCED_SOP)
-    }  # fmt: skip
-    there = available_uids(listed)
-    return [one for uid, one in listed.items() if uid not in there][:most]
+    found: list[Reference] = []
+    for workitem in waiting:
+        for item in ElementIndex(bytes(workitem.data)).items(tag_of("InputInformationSequence")):
+            listed = [
+                Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+                          item.get("StudyInstanceUID"), item.get("SeriesInstanceUID"))
+                for one in item.items(REFERENCED_SOP)
+            ]  # fmt: skip
+            there = available_uids((one.sop_instance_uid for one in listed), retrieved_from(item))
+            found += [one for one in listed if one.sop_instance_uid not in there]
+    return list(dict.fromkeys(found))[:most]
 
 
 def ready_workitems() -> list[str]:
@@ -10970,6 +10994,7 @@ class ArchiveWatch:
         self.context, self.read, self.write = context, read, write
         self.ask, self.count = ask, count
         self.wanted = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
         self.looking: asyncio.Task | None = None
 
@@ -11015,6 +11040,8 @@ class ArchiveWatch:
                 await self.write(make_ready, ctx, uid)
             except Refusal as refusal:
                 log.warning("workitem %s cannot be made ready: %s", uid, refusal)
+            else:
+                self.on_change()
 
     async def _look(self, ctx: Context, archive: Device) -> None:
         try:
@@ -11025,6 +11052,7 @@ class ArchiveWatch:
             log.exception("the look into the archive failed")
         finally:
             self.looking = None
+            self.on_change()
             self.wake()
 
     async def close(self) -> None:
@@ -15473,6 +15501,7 @@ ERROR_PAGE = """
 BOARD_PAGE = """
 <form method="get" action="/" class="day">
 <label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label> <button>{{t('Show')}}</button>
+<a href="/print?date={{day}}">{{t('Print')}}</a> <a href="/waiting">{{t('Waiting room')}}</a>
 </form>
 <p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
 <div id="board" data-part="{{part}}">
@@ -15788,6 +15817,54 @@ FOUND_PART = """
 </div>
 """
 
+WAITING_PAGE = """
+<div id="board" data-part="/waiting?part=board">
+{{!board}}
+</div>
+<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+"""
+
+WAITING_PART = """
+% if not people:
+<p>{{t('Nobody is waiting.')}}</p>
+% end
+<ul class="waiting">
+% for name, number, device, state in people:
+<li data-state="{{state}}"><strong>{{name}}</strong> <span>{{number}}</span> <span>{{device}}</span>
+<span class="state" data-state="{{state}}">{{t(state)}}</span></li>
+% end
+</ul>
+"""
+
+SLIP_PAGE = """
+<article class="slip">
+<h2>{{name}}</h2>
+<dl>
+% for label, text in facts:
+<dt>{{label}}</dt><dd>{{text}}</dd>
+% end
+</dl>
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+</article>
+"""
+
+PRINT_PAGE = """
+<p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
+% for device, steps in devices:
+<section><h2>{{device}}</h2>
+<table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
+<th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
+% for step in steps:
+<tr><td>{{step['time']}}</td><th scope="row">{{step['name']}}</th><td>{{step['patient_id']}}</td>
+<td>{{step['exam']}}</td><td>{{step['accession']}}</td><td>{{t(step['state'])}}</td></tr>
+% end
+</tbody></table></section>
+% end
+"""
+
 LEFTOVERS_PAGE = """
 <p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
 % if not steps:
@@ -16081,16 +16158,25 @@ def board_step(
     }
 
 
+def exams_by_device(
+    web: Web, ctx: Context, t: Translator, date: str, found: list[Any] | None = None
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows of a day's exams, as the board has them, by device."""
+    names = {title: d.name for d in web.access().devices for title in d.ae_titles}
+    reporting = web.read(reporting_stations)
+    by_device: dict[str, list[dict[str, Any]]] = {}
+    for row in web.read(steps_of_day, date) if found is None else found:
+        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        by_device.setdefault(device, []).append(board_step(ctx, t, row, reporting))
+    return sorted(by_device.items())
+
+
 def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) -> str:
     """The board of a day, by device."""
     import bottle
 
-    names = {title: d.name for d in web.access().devices for title in d.ae_titles}
-    by_device: dict[str, list[dict[str, Any]]] = {}
-    found, reporting = web.read(steps_of_day, date), web.read(reporting_stations)
-    for row in found:
-        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        by_device.setdefault(device, []).append(board_step(ctx, t, row, reporting))
+    found = web.read(steps_of_day, date)
+    devices = exams_by_device(web, ctx, t, date, found)
     counted = collections.Counter(row[1] for row in found)
     return bottle.template(
         BOARD_PART,
@@ -16098,8 +16184,29 @@ def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) ->
         csrf=csrf,
         count=len(found),
         totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
-        devices=sorted(by_device.items()),
+        devices=devices,
     )
+
+
+def code_128(text: str) -> bytes:
+    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    import barcode
+    from barcode.writer import SVGWriter
+
+    if not text or not text.isascii() or not text.isprintable():
+        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    stream = io.BytesIO()
+    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
+    return stream.getvalue()
+
+
+def qr_code(text: str) -> bytes:
+    """A text as a QR code, SVG."""
+    import segno
+
+    stream = io.BytesIO()
+    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    return stream.getvalue()
 
 
 STEP_FACTS = body_rows("""
@@ -16633,21 +16740,7 @@ class Pages:
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
             + ([("take back", t("Take back"))] if can_take_back(ctx, row) else []),
-            links=[
-                (f"/step/{row_id}/edit", t("Change exam"))
-                if isinstance(STEP_TRANSITIONS["reschedule", state], str)
-                else ("", ""),
-                (f"/register?order={row_id}", t("Another exam in this order")),
-                (f"/workitems/new?step={row_id}", t("New workitem")),
-                *(
-                    (f"/workitem/{uid}", f"{label}: {t(state_)}")
-                    for uid, label, state_ in self.web.read(
-                        workitems_of_request, index.get("AccessionNumber")
-                    )
-                ),
-                (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
-                (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
-            ],
+            links=self._step_links(t, row_id, index, state),
             performed=[
                 (
                     t("Performed step {number}", number=number),
@@ -16662,6 +16755,27 @@ class Pages:
             row_id=row_id,
             csrf=login.csrf,
         )
+
+    def _step_links(
+        self, t: Translator, row_id: int, index: ElementIndex, state: str
+    ) -> list[tuple[str, str]]:
+        """Where one goes from the page of an exam."""
+        return [
+            (f"/step/{row_id}/edit", t("Change exam"))
+            if isinstance(STEP_TRANSITIONS["reschedule", state], str)
+            else ("", ""),
+            (f"/step/{row_id}/slip", t("Slip")),
+            (f"/register?order={row_id}", t("Another exam in this order")),
+            (f"/workitems/new?step={row_id}", t("New workitem")),
+            *(
+                (f"/workitem/{uid}", f"{label}: {t(state_)}")
+                for uid, label, state_ in self.web.read(
+                    workitems_of_request, index.get("AccessionNumber")
+                )
+            ),
+            (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
+            (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
+        ]
 
     def _arrival_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
         """How many of the images that a performed step names have come to an archive."""
@@ -16702,6 +16816,64 @@ class Pages:
         )
         return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
 
+    def waiting(self) -> str:
+        """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        names = {title: d.name for d in self.web.access().devices for title in d.ae_titles}
+        people = []
+        for _, state, _, data, _, _, _, station in self.web.read(steps_of_day, ctx.today()):
+            if state in ("ARRIVED", "READY", "STARTED"):
+                index = ElementIndex(bytes(data))
+                number = index.get("AccessionNumber")[-4:]
+                name = masked_name(index.get("PatientName"))
+                people.append((name, number, names.get(station, station or ""), state))
+        board = self.bottle.template(WAITING_PART, t=t, people=people)
+        if self.request.query.get("part") == "board":
+            return board
+        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board)
+
+    def print_day(self) -> str:
+        """GET /print: the exams of a day on paper."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        asked = (self.request.query.getunicode("date") or "").replace("-", "")
+        date = asked if is_date(asked) else ctx.today()
+        devices = exams_by_device(self.web, ctx, t, date)
+        day = t("Exams of {date}", date=shown_date(date))
+        return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
+
+    def slip(self, row_id: int) -> str:
+        """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        item = index.item("ScheduledProcedureStepSequence")
+        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
+        facts = [
+            (t("Patient ID"), index.get("PatientID")),
+            (t("Birth date"), shown_date(index.get("PatientBirthDate"))),
+            (t("Exam"), index.get("RequestedProcedureDescription")),
+            (t("Date"), shown_date(item.get("ScheduledProcedureStepStartDate"))),
+            (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
+            (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
+            (t("Accession number"), index.get("AccessionNumber")),
+        ]
+        return self.page(
+            SLIP_PAGE, "Slip", login, name=shown_name(index.get("PatientName")), facts=facts,
+            row_id=row_id, accession=index.get("AccessionNumber"),
+            patient_id=index.get("PatientID"),
+        )  # fmt: skip
+
+    def code_svg(self, row_id: int, kind: str) -> bytes:
+        """GET /step/…/code128.svg, qr.svg: the accession number; the Patient ID."""
+        enter(self.web, self.request, "desk")
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        self.bottle.response.content_type = "image/svg+xml"
+        if kind == "qr":
+            return qr_code(index.get("PatientID"))
+        return code_128(index.get("AccessionNumber"))
+
     # Registration
 
     def prefilled(self, ctx: Context) -> dict[str, str]:
@@ -16712,7 +16884,7 @@ class Pages:
             form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
                      "priority": "STAT"}  # fmt: skip
         row_id = query.get("order") or query.get("patient") or ""
-        if not row_id.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", row_id):
             return form
         if query.get("order"):
             index = ElementIndex(self.web.read(get_step, int(row_id))[0])
@@ -17691,7 +17863,7 @@ class Pages:
         elif kind == "silent":
             old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
             self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
-        elif kind == "exam" and uid.isdigit():
+        elif kind == "exam" and re.fullmatch("[0-9]{1,18}", uid):
             self.web.write(end_silent_exam, ctx, int(uid), why)
         elif kind in ORPHAN_PAGES:
             outbox = EVENTS_OUTBOX if kind == "events" else PASSED_ON_OUTBOX
@@ -18338,6 +18510,10 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/step/<row_id:int>", pages.step_event),
         ("GET", "/step/<row_id:int>/edit", pages.edit_step),
         ("POST", "/step/<row_id:int>/edit", pages.change),
+        ("GET", "/step/<row_id:int>/slip", pages.slip),
+        ("GET", "/step/<row_id:int>/<kind:re:code128|qr>.svg", pages.code_svg),
+        ("GET", "/waiting", pages.waiting),
+        ("GET", "/print", pages.print_day),
         ("POST", "/unmatch", pages.unmatch),
         ("GET", "/patients", pages.patients),
         ("GET", "/patient/<row_id:int>", pages.patient),
@@ -20512,6 +20688,7 @@ class Appliance:
         self.archive_watch = ArchiveWatch(
             self.context, search, search.count, self.read_async, self.write_async
         )
+        self.archive_watch.on_change = self._wake_delivery
         self.watch_task = self.loop.create_task(self.archive_watch.run())
         self.commitments = CommitmentDesk(
             self.context, search, CommitmentRequester(self.config),

@@ -57,9 +57,6 @@ from test_pages import csrf_of, employ, visiting, words_of
 
 import minris
 
-BUG = pytest.mark.xfail(strict=True, reason="a bug to be mended; take this mark away then")
-
-
 # pytest finds the fixtures of other files by these names.
 # ruff: noqa: F811
 
@@ -97,7 +94,6 @@ def test_one_appliance_tells_another_what_it_found(run_appliance, archive, tmp_p
             time.sleep(0.05)
 
 
-@BUG
 @pytest.mark.usefixtures("woken_alone")
 def test_a_watcher_is_told_at_once_that_a_workitem_is_ready(run_appliance, watcher):
     """Not by chance, when delivery looks for something to do every few seconds."""
@@ -118,7 +114,6 @@ def test_a_watcher_is_told_at_once_that_a_workitem_is_ready(run_appliance, watch
 # Exams of machines that do not report.
 
 
-@BUG
 def test_a_machine_is_looked_for_behind_five_hundred_that_report(ctx, sono, archive):
     """A large clinic: yesterday's and today's open exams of the machines that report."""
     create(ctx, performed_creation(), minris.new_uid())
@@ -129,7 +124,6 @@ def test_a_machine_is_looked_for_behind_five_hundred_that_report(ctx, sono, arch
     assert state(sono) == STARTED
 
 
-@BUG
 def test_a_machine_asks_by_any_of_its_titles(ctx, two):
     """It stores, and asks, under another title than it is scheduled under."""
     devices = [
@@ -148,7 +142,6 @@ def test_a_machine_asks_by_any_of_its_titles(ctx, two):
     assert [outcome(one) for one in two] == [(COMPLETED, "commitment"), (SCHEDULED, "")]
 
 
-@BUG
 def test_an_exam_ends_though_the_archive_is_not_asked_any_more(ctx, sono, archive):
     """look_minutes was set to 0 after the archive had told of its images."""
     archive.store(*images_of(sono, 1))
@@ -158,7 +151,6 @@ def test_an_exam_ends_though_the_archive_is_not_asked_any_more(ctx, sono, archiv
     assert outcome(sono) == (COMPLETED, "archive")
 
 
-@BUG
 def test_new_images_are_news_of_an_exam(ctx, sono):
     """An intervention of five hours at a machine that does not report is not stuck."""
     for minutes in range(0, 241, 8):
@@ -179,7 +171,7 @@ def test_an_exam_of_unknown_begin_is_stuck_and_shown(run_appliance):
         assert "Exam has begun, and no news since" in words_of(admin.get("/orphans"))
 
 
-@pytest.mark.parametrize("uid", ["0", "9" * 30, "-1", "", pytest.param("²", marks=BUG)])
+@pytest.mark.parametrize("uid", ["0", "9" * 30, "-1", "", pytest.param("²")])
 def test_what_is_no_exam_cannot_be_ended(run_appliance, uid):
     running = run_appliance()
     with visiting(running) as client:
@@ -192,7 +184,6 @@ def test_what_is_no_exam_cannot_be_ended(run_appliance, uid):
 # Inputs of workitems.
 
 
-@BUG
 def test_an_image_known_elsewhere_is_looked_for_where_a_workitem_wants_it(ctx, archive):
     """A cache has it, too, and said so; the workitem is to get it from the archive."""
     one = input_workitem(ctx, images := series(2), AE_TITLE)
@@ -202,7 +193,6 @@ def test_an_image_known_elsewhere_is_looked_for_where_a_workitem_wants_it(ctx, a
     assert readiness(one) == "READY"
 
 
-@BUG
 def test_a_workitem_on_an_unscheduled_study_is_ready_when_its_images_are_there(ctx):
     """An emergency: performed without an order, nothing is linked; no instances are listed."""
     images = series(2)

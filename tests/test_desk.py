@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import re
 
+import barcode
 import pytest
 from conftest import item
 from test_mpps import schedule, state
@@ -235,3 +236,73 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
         assert "Take back" in client.get("/step/1").text
         client.post("/step/1", data={"csrf": csrf, "event": "take back"})
         assert re.search('data-state="SCHEDULED"|SCHEDULED', client.get("/step/1").text)
+
+
+# The waiting room, the slip, the day on paper.
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        ("Wang^XiaoDong=王^小东", "王*东"),
+        ("=王^东", "王*"),
+        ("Ouyang^Jing=欧阳^静", "欧*静"),
+        ("Miller^Anna", "M*** A"),
+        ("Miller", "M***"),
+        ("", ""),
+    ],
+)
+def test_a_name_is_masked_for_a_screen_that_others_see(name, masked):
+    assert minris.masked_name(name) == masked
+
+
+def today(appliance):
+    return appliance.context().today()
+
+
+def test_the_waiting_room_shows_who_has_come_and_no_name(appliance):
+    appliance.schedule(item(ScheduledProcedureStepStartDate=today(appliance)))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/waiting")
+        assert "Nobody is waiting." in words_of(page)
+        csrf = csrf_of(client.get("/step/1").text)
+        client.post("/step/1", data={"csrf": csrf, "event": "arrive"})
+        shown = client.get("/waiting").text
+    assert "王*东" in shown
+    assert "王小东" not in shown
+    assert "XiaoDong" not in shown
+
+
+def test_a_slip_has_codes_that_a_scanner_reads(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        slip = employ(appliance, client).get("/step/1/slip")
+        index = minris.ElementIndex(appliance.read(minris.get_step, 1)[0])
+        assert index.get("AccessionNumber") in words_of(slip)
+        for kind in ("code128", "qr"):
+            answer = client.get(f"/step/1/{kind}.svg")
+            assert answer.headers["content-type"].startswith("image/svg+xml")
+            assert b"<svg" in answer.content
+        assert client.get("/step/99/slip").status_code == 404
+
+
+def test_the_bars_are_those_of_code_128():
+    """Start B, the digits, the check symbol and the stop: 11 modules each, 13 for the stop."""
+
+    modules = barcode.get("code128", "A1").build()[0]
+    assert len(modules) == 11 * 4 + 13
+    assert minris.code_128("A1") != minris.code_128("A2")
+
+
+@pytest.mark.parametrize("text", ["", "王", "A\n1"])
+def test_what_code_128_cannot_carry_is_no_code(text):
+    assert minris.code_128(text) == b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+def test_the_day_is_printed(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        page = words_of(employ(appliance, client).get("/print?date=2026-07-05"))
+        assert "Exams of 2026-07-05" in page
+        assert "王小东 Wang XiaoDong" in page
+        assert "王小东" not in words_of(client.get("/print?date=2026-07-06"))
