@@ -9522,7 +9522,8 @@ def archive_of(ctx: Context) -> Device | None:
 
 # 13. WORKFLOW ---------------------------------------------------------------------------------
 #
-# What happens of itself: retention, as [housekeeping] says. For others: purge, due_to_end.
+# What happens of itself: retention, as [housekeeping] says; what happened, as figures.
+# For others: purge, due_to_end, visit_of, days_between.
 
 
 def purge(ctx: Context) -> dict[str, int]:
@@ -9595,6 +9596,96 @@ def _purge_patients(old: str) -> int:
         " WHERE r.patient_id = patient.id)",
         old,
     )
+
+
+class Moment(NamedTuple):
+    """Something that happened in a visit: when (as the store keeps it), what, and what about."""
+
+    at: str
+    what: Message
+    about: str = ""
+
+
+def visit_of(row_id: int) -> list[Moment]:
+    """The time line of an exam: from its registration to what came after, in order. Refuses 0112."""
+    step = step_row(row_id)
+    told = TOLD_BY.get(step.told_by, step.told_by)
+    found = [
+        Moment(step.created_at, Message("Registered")),
+        Moment(step.arrived_at, Message("Arrived")),
+        Moment(step.started_at, Message("Begun")),
+        Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
+    ]
+    study = (step.study_instance_uid,)
+    first, last, count = database.execute_sql(
+        "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
+        f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
+        study,
+    ).fetchone()
+    found.append(Moment(first, Message("First image in the archive")))
+    if count > 1:
+        found.append(Moment(last, Message("{count} images in the archive", count=count)))
+    found += [
+        Moment(at, Message("{ae} was told that {count} images are safe", ae=ae, count=safe))
+        for at, ae, safe in database.execute_sql(
+            "SELECT c.told_at, c.requester, count(*) FROM commitment c JOIN commitment_instance i"
+            " ON i.commitment_id = c.id JOIN availability a ON a.sop_instance_uid ="
+            " i.sop_instance_uid WHERE a.study_instance_uid = ? AND i.verdict = '0000'"
+            " AND c.told_at <> '' GROUP BY c.id",
+            study,
+        )
+    ]
+    workitems = database.execute_sql(
+        "SELECT label, state, created_at, claimed_at, ended_at, performer FROM workitem"
+        " WHERE accession_number = ? AND accession_number <> ''",
+        (step.accession_number,),
+    )
+    for label, state, created, claimed, ended, performer in workitems:
+        found.append(Moment(created, Message("Workitem made"), label))
+        found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
+        found.append(Moment(ended, Message("Workitem ended: {state}", state=state), label))
+    return sorted((one for one in found if one.at), key=lambda one: one.at)
+
+
+class Day(NamedTuple):
+    """The exams of a day at a station: how many, how they ended, minutes of waiting and in the room."""
+
+    date: str
+    station: str
+    exams: int
+    completed: int
+    discontinued: int
+    no_show: int
+    waiting: list[float]
+    room: list[float]
+
+
+def days_between(first: str, last: str) -> list[Day]:
+    """What happened at each station on the days from one DA to another, in order."""
+    days: dict[tuple[str, str], Day] = {}
+    for date, station, status, arrived, started, ended in database.execute_sql(
+        "SELECT s.start_date, coalesce((SELECT t.ae_title FROM scheduled_station t"
+        " WHERE t.step_id = s.id LIMIT 1), ''), s.status, s.arrived_at, s.started_at, s.ended_at"
+        " FROM scheduled_procedure_step s WHERE s.start_date BETWEEN ? AND ? AND s.status <> 'CANCELED'",
+        (first, last),
+    ):
+        day = days.setdefault((date, station), Day(date, station, 0, 0, 0, 0, [], []))
+        for minutes, begin, end in ((day.waiting, arrived, started), (day.room, started, ended)):
+            if begin and end:
+                minutes.append(minutes_between(begin, end))
+        days[date, station] = day._replace(
+            exams=day.exams + 1,
+            completed=day.completed + (status == "COMPLETED"),
+            discontinued=day.discontinued + (status == "DISCONTINUED"),
+            no_show=day.no_show + (status == "NO SHOW"),
+        )
+    return [days[key] for key in sorted(days)]
+
+
+def minutes_between(begin: str, end: str) -> float:
+    """Minutes between two times as the store keeps them, none below 0."""
+    first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
+    return max(0.0, (last - first).total_seconds() / 60)
 
 
 def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
@@ -10224,6 +10315,11 @@ EXPORT_COLUMNS = (
 ).split()
 
 
+def no_formula(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
 def export_csv() -> str:
     """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
     out = io.StringIO()
@@ -10235,7 +10331,7 @@ def export_csv() -> str:
         cells = [
             (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
         ]
-        writer.writerow("'" + cell if cell[:1] in "=+-@\t" and cell else cell for cell in cells)
+        writer.writerow(map(no_formula, cells))
     return out.getvalue()
 
 
@@ -15708,6 +15804,14 @@ STEP_PAGE = """
 <button name="event" value="{{event}}">{{words}}</button></form>
 % end
 </div>
+% if visit:
+<h2>{{t('Time line')}}</h2>
+<ol class="timeline">
+% for at, what, about in visit:
+<li><time>{{at}}</time> {{what}}{{' · ' + about if about else ''}}</li>
+% end
+</ol>
+% end
 % for heading, number, facts in performed:
 <h2>{{heading}}</h2>
 <dl>
@@ -15802,6 +15906,37 @@ LIST_PAGE = """
 % for path, words in links:
 <p><a href="{{path}}">{{words}}</a></p>
 % end
+"""
+
+FIGURES_PAGE = """
+<form method="get" action="/figures" class="day">
+<label>{{t('From day')}} <input type="date" name="first" value="{{first}}"></label>
+<label>{{t('To day')}} <input type="date" name="last" value="{{last}}"></label> <button>{{t('Show')}}</button>
+<a href="/figures.csv?first={{first}}&amp;last={{last}}">CSV</a>
+</form>
+<p><img src="/figures.svg?first={{first}}&amp;last={{last}}" alt="{{t('Exams by day')}}" class="chart"></p>
+<div class="wide"><table><thead><tr>
+% for words in columns:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for row in rows:
+<tr>
+% for cell in row:
+<td>{{cell}}</td>
+% end
+</tr>
+% end
+</tbody></table></div>
+"""
+
+CHART = """<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="180" viewBox="0 0 {{width}} 180" font-family="sans-serif" font-size="11">
+% for number, (label, count, height) in enumerate(bars):
+<rect x="{{20 + number * 26}}" y="{{150 - height}}" width="18" height="{{height}}" fill="#0b57b3"><title>{{label}}: {{count}}</title></rect>
+<text x="{{29 + number * 26}}" y="{{145 - height}}" text-anchor="middle" fill="#5b6875">{{count}}</text>
+<text x="{{29 + number * 26}}" y="166" text-anchor="middle" fill="#5b6875">{{label}}</text>
+% end
+<line x1="16" y1="150" x2="{{width - 4}}" y2="150" stroke="#5b6875"/></svg>
 """
 
 FOUND_PART = """
@@ -16346,6 +16481,7 @@ NAVIGATION = body_rows("""
     /commitments | Are they safe?        | technologist
     /orphans     | Stuck                 | technologist
     /devices     | Devices               | technologist
+    /figures     | Figures               | technologist
     /box         | The box               | admin
     """)
 
@@ -16741,6 +16877,10 @@ class Pages:
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
             + ([("take back", t("Take back"))] if can_take_back(ctx, row) else []),
             links=self._step_links(t, row_id, index, state),
+            visit=[
+                (shown_instant(one.at, ctx.config.zone), t(one.what), t(one.about))
+                for one in self.web.read(visit_of, row_id)
+            ],
             performed=[
                 (
                     t("Performed step {number}", number=number),
@@ -16842,6 +16982,70 @@ class Pages:
         devices = exams_by_device(self.web, ctx, t, date)
         day = t("Exams of {date}", date=shown_date(date))
         return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
+
+    def _span(self, ctx: Context) -> tuple[str, str]:
+        """The first and the last day that are asked for, DA; else the last four weeks."""
+        asked = [(self.request.query.getunicode(name) or "").replace("-", "")
+                 for name in ("first", "last")]  # fmt: skip
+        month = f"{ctx.local_now() - datetime.timedelta(days=27):%Y%m%d}"
+        first, last = (one if is_date(one) else other
+                       for one, other in zip(asked, (month, ctx.today()), strict=True))  # fmt: skip
+        return first, last
+
+    def _figures(self, ctx: Context, t: Translator) -> tuple[tuple[str, ...], list[list[str]]]:
+        """The table of figures: a row for each week and station."""
+        weeks: dict[tuple[str, str], list[Day]] = {}
+        for day in self.web.read(days_between, *self._span(ctx)):
+            year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
+            weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
+        names = {title: d.name for d in self.web.access().devices for title in d.ae_titles}
+        columns = (t("Week"), t("Device"), t("Exams"), t("Done"), t("Given up"), t("Did not come"),
+                   t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
+        rows_ = []
+        for (week, station), days in sorted(weeks.items()):
+            counts = [sum(getattr(day, key) for day in days)
+                      for key in ("exams", "completed", "discontinued", "no_show")]  # fmt: skip
+            medians = []
+            for key in ("waiting", "room"):
+                minutes = sorted(itertools.chain.from_iterable(getattr(day, key) for day in days))
+                medians.append(f"{minutes[len(minutes) // 2]:.0f}" if minutes else "")
+            name = names.get(station, station)
+            rows_.append([week, name, *map(str, counts), *medians])
+        return columns, rows_
+
+    def figures(self) -> str:
+        """GET /figures: exams by week and device, how long people waited, how long exams took."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        columns, rows_ = self._figures(ctx, self.translator())
+        first, last = map(shown_date, self._span(ctx))
+        return self.page(
+            FIGURES_PAGE, "Figures", login, columns=columns, rows=rows_, first=first, last=last
+        )
+
+    def figures_csv(self) -> bytes:
+        """GET /figures.csv: the same, for a spreadsheet."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        columns, rows_ = self._figures(ctx, self.translator())
+        stream = io.StringIO()
+        csv.writer(stream).writerows(
+            [columns, *([no_formula(cell) for cell in row] for row in rows_)]
+        )
+        response = self.bottle.response
+        response.content_type = "text/csv; charset=utf-8"
+        response.set_header("Content-Disposition", 'attachment; filename="figures.csv"')
+        return b"\xef\xbb\xbf" + stream.getvalue().encode()
+
+    def figures_svg(self) -> str:
+        """GET /figures.svg: exams by day, as bars."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        counts: collections.Counter[str] = collections.Counter()
+        for day in self.web.read(days_between, *self._span(ctx)):
+            counts[day.date] += day.exams
+        most = max(counts.values(), default=1)
+        bars = [(f"{date[6:8]}.{date[4:6]}.", count, round(120 * count / most))
+                for date, count in sorted(counts.items())[-60:]]  # fmt: skip
+        self.bottle.response.content_type = "image/svg+xml"
+        return self.bottle.template(CHART, bars=bars, width=40 + 26 * max(1, len(bars)))
 
     def slip(self, row_id: int) -> str:
         """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
@@ -18512,6 +18716,9 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/step/<row_id:int>/edit", pages.change),
         ("GET", "/step/<row_id:int>/slip", pages.slip),
         ("GET", "/step/<row_id:int>/<kind:re:code128|qr>.svg", pages.code_svg),
+        ("GET", "/figures", pages.figures),
+        ("GET", "/figures.csv", pages.figures_csv),
+        ("GET", "/figures.svg", pages.figures_svg),
         ("GET", "/waiting", pages.waiting),
         ("GET", "/print", pages.print_day),
         ("POST", "/unmatch", pages.unmatch),

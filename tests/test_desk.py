@@ -306,3 +306,63 @@ def test_the_day_is_printed(appliance):
         assert "Exams of 2026-07-05" in page
         assert "王小东 Wang XiaoDong" in page
         assert "王小东" not in words_of(client.get("/print?date=2026-07-06"))
+
+
+# The time line of a visit, and figures.
+
+
+def later(ctx, **span):
+    return dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(**span))
+
+
+def test_a_visit_is_told_in_order(ctx):
+    step = schedule(ctx)
+    event(later(ctx, minutes=5), step, "arrive")
+    event(later(ctx, minutes=50), step, "finish")
+    told = [(str(one.what), one.at[11:16]) for one in minris.visit_of(1)]
+    assert told == [("Registered", "12:00"), ("Arrived", "12:05"), ("Ended: COMPLETED", "12:50")]
+
+
+def test_who_told_of_the_end_is_in_the_time_line(ctx):
+    step = schedule(ctx)
+    event(ctx.by(minris.Actor("anna")), step, "finish")
+    assert minris.visit_of(1)[-1].about == "anna"
+
+
+def test_the_page_of_an_exam_has_its_time_line(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        assert "Time line" in words_of(employ(appliance, client).get("/step/1"))
+
+
+def test_figures_count_and_measure(ctx):
+    first, second = schedule(ctx), schedule(ctx, PatientID="P2", PatientName="Li^Na")
+    for row_id, minutes in ((1, 10), (2, 30)):
+        event(ctx, (first, second)[row_id - 1], "arrive")
+        step = minris.step_row(row_id)
+        minris.enter_state(later(ctx, minutes=minutes), step, "STARTED")
+    minris.enter_state(later(ctx, minutes=25), minris.step_row(1), "COMPLETED")
+    [day] = minris.days_between("20260701", "20260731")
+    assert (day.exams, day.completed, sorted(day.waiting), day.room) == (2, 1, [10, 30], [15])
+    assert minris.days_between("20260801", "20260831") == []
+
+
+def test_figures_are_shown_drawn_and_exported(appliance):
+    appliance.schedule(item(), item(PatientID="P2", PatientName="Li^Na"))
+    span = "?first=2026-07-01&last=2026-07-31"
+    with visiting(appliance) as client:
+        employ(appliance, client, "technologist")
+        assert "2026-W27 CT room 2" in words_of(client.get(f"/figures{span}"))
+        chart = client.get(f"/figures.svg{span}")
+        assert chart.headers["content-type"].startswith("image/svg+xml")
+        assert "<title>05.07.: 2</title>" in chart.text
+        table = client.get(f"/figures.csv{span}")
+        assert "2026-W27,CT room,2" in table.text
+        assert client.get("/figures?first=nonsense").status_code == 200
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx"])
+def test_no_cell_is_a_formula(cell):
+    assert minris.no_formula(cell) == f"'{cell}"
+    assert minris.no_formula("") == ""
+    assert minris.no_formula("Wang") == "Wang"
