@@ -6318,7 +6318,7 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     ended = state not in OPEN_STEP_STATES
     stamps = {
         "ended_at": ctx.stamp() if ended else "",
-        "told_by": (told_by or str(ctx.actor)) if ended else "",
+        "told_by": (told_by or ctx.actor.name) if ended else "",
         "state_before": "",  # of what happens by itself nothing is taken back
     }
     if state in STAMP_OF_STATE:

@@ -1,0 +1,205 @@
+"""The walks of a clinic's people in Chromium, in both languages; each leaves its pictures.
+
+First start to first patient; register, wait, done; a wrong AE title found and mended; a lock that
+nobody tends removed; a patient merged; the day printed.
+"""
+
+import pytest
+from conftest import item
+from playwright.sync_api import expect
+from pynetdicom import AE
+from test_pages import Desk, chromium  # noqa: F401 (a fixture)
+
+import minris
+
+LANGUAGES = {"en-GB": "en", "zh-CN": "zh"}
+
+
+@pytest.fixture(params=LANGUAGES)
+def desk(request, chromium, run_appliance):  # noqa: F811
+    """A window in a language, at an appliance that was just started, logged in as administrator."""
+    appliance = run_appliance()
+    one = Desk(chromium, appliance, locale=request.param, viewport={"width": 1280, "height": 800})
+    one.language = LANGUAGES[request.param]
+    one.log_in()
+    one.page.locator("#board").wait_for()
+    yield one
+    one.context.close()
+    assert one.complaints == []
+    assert one.hosts == {"127.0.0.1"}
+
+
+def picture(desk, name):
+    desk.picture(f"walk-{desk.language}-{name}")
+
+
+def words(desk, text):
+    """A text of the pages in the language of the window."""
+    catalogues = minris.load_catalogues(minris.Path(minris.__file__).parent / "static")
+    code = {"en": "en", "zh": "zh-CN"}[desk.language]
+    return minris.Translator(code, catalogues[code])(text)
+
+
+def press(desk, text):
+    """Press the button with these words."""
+    desk.page.get_by_role("button", name=words(desk, text), exact=True).first.click()
+
+
+def test_first_start_to_first_patient_with_the_keyboard_alone(desk):
+    page = desk.page
+    picture(desk, "first-board")
+    page.goto("/register")
+    page.locator("#family_name").focus()
+    keyboard = page.keyboard
+    for text in ("Wang", "XiaoDong", "王小东"):
+        keyboard.insert_text(text)
+        keyboard.press("Tab")
+    for name in ("device", "procedure"):
+        while page.evaluate("document.activeElement.id") != name:
+            keyboard.press("Tab")
+        keyboard.type("CT" if name == "device" else "CT chest")
+    keyboard.press("Enter")
+    page.get_by_role("status").wait_for()
+    picture(desk, "registered")
+    page.goto("/")
+    page.locator("#board tr", has_text="王小东").wait_for()
+    picture(desk, "board")
+
+
+def test_a_patient_comes_waits_and_is_done(desk):
+    today = desk.appliance.context().today()
+    desk.appliance.schedule(item(ScheduledProcedureStepStartDate=today))
+    page = desk.page
+    page.goto("/")
+    press(desk, "Arrived")
+    page.locator('#board tr[data-state="ARRIVED"]').wait_for()
+    page.goto("/waiting")
+    page.get_by_text("王*东").wait_for()
+    picture(desk, "waiting-room")
+    page.goto("/")
+    press(desk, "Exam is done")
+    page.locator('#board tr[data-state="COMPLETED"]').wait_for()
+    page.goto("/step/1")
+    picture(desk, "visit")
+    press(desk, "Take back")
+    page.goto("/")
+    page.locator('#board tr[data-state="ARRIVED"]').wait_for()
+
+
+def test_who_is_known_is_shown_while_one_types(desk):
+    desk.appliance.schedule(item())
+    page = desk.page
+    page.goto("/register")
+    page.locator("#family_name").press_sequentially("wxd", delay=20)
+    known = page.locator("#found a", has_text="王小东")
+    known.wait_for()
+    picture(desk, "found")
+    known.click()
+    page.wait_for_url("**/register?patient=1")
+    expect(page.locator("#chinese_name")).to_have_value("王 小东")
+
+
+def test_an_identity_number_fills_the_form(desk):
+    page = desk.page
+    page.goto("/register")
+    page.locator("#patient_id").fill("11010519491231002X")
+    expect(page.locator("#birth_date")).to_have_value("1949-12-31")
+    expect(page.locator("#sex")).to_have_value("F")
+
+
+def test_a_wrong_ae_title_is_found_by_the_doctor_and_mended(desk):
+    appliance, page = desk.appliance, desk.page
+    settings = {"ae_title": "XR9", "host": "127.0.0.1", "port": "1", "modality": "DX"}
+    appliance.write(minris.save_device, appliance.context(), "X-ray 9", settings)
+    appliance.appliance.reload_access()
+
+    def call():
+        ae = AE("XRAY_9")
+        ae.add_requested_context(minris.MODALITY_WORKLIST)
+        association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
+        try:
+            return association.is_established
+        finally:
+            if association.is_established:
+                association.release()
+
+    assert not call()
+    page.goto("/devices/doctor?name=X-ray%209")
+    picture(desk, "doctor")
+    page.get_by_role("button", name="XRAY_9").click()
+    page.get_by_role("status").wait_for()
+    assert call()
+
+
+def test_a_lock_that_nobody_tends_is_removed(desk):
+    appliance, page = desk.appliance, desk.page
+    now = appliance.context().now()
+
+    def orphan(ctx):
+        old = ctx.by(minris.Actor("WS1"))
+        data = minris.text_elements(
+            ProcedureStepState="SCHEDULED",
+            ProcedureStepLabel="3D views",
+            WorklistLabel="3D",
+            ScheduledProcedureStepPriority="MEDIUM",
+            InputReadinessState="READY",
+            ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d}",
+        )
+        uid, _ = minris.create_workitem(old, "", bytes(data))
+        minris.subscribe(old, uid, "WS1", True, channel="websocket")
+        minris.end_workitem(old, uid, "Not needed")
+        long_ago = "UPDATE workitem SET ended_at = '2020-01-01T00:00:00.000000Z'"
+        minris.database.execute_sql(long_ago)
+
+    appliance.write(orphan, appliance.context())
+    page.goto("/orphans")
+    row = page.locator("tr", has_text="WS1")
+    row.locator("input[name=reason]").fill("The workstation is gone")
+    picture(desk, "stuck")
+    row.locator("button").click()
+    page.get_by_role("status").wait_for()
+    assert page.locator("tr", has_text="WS1").count() == 0
+
+
+def test_a_patient_is_merged(desk):
+    desk.appliance.schedule(item())
+    desk.appliance.schedule(item("Wang^Xiao", PatientID="P9"))
+    page = desk.page
+    page.goto("/patient/2/merge")
+    page.locator("#into").fill("P000001")
+    page.locator("#reason").fill("Typed twice")
+    picture(desk, "merge")
+    desk.send()
+    page.wait_for_url("**/patient/1")
+    page.goto("/patients?q=P9")
+    assert page.locator("table").count() == 0
+
+
+def test_the_day_is_printed(desk):
+    today = desk.appliance.context().today()
+    desk.appliance.schedule(item(ScheduledProcedureStepStartDate=today))
+    page = desk.page
+    page.goto("/print")
+    page.emulate_media(media="print")
+    assert not page.locator("header").is_visible()
+    picture(desk, "day-on-paper")
+    page.goto("/step/1/slip")
+    for image in page.locator("img").all():
+        assert image.evaluate("image => image.complete && image.naturalWidth > 0")
+    picture(desk, "slip")
+
+
+PAGES = ("/", "/register", "/patients", "/box", "/users", "/audit", "/settings", "/figures",
+         "/commitments", "/passed-on", "/orphans", "/devices", "/waiting", "/print")  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [390, 1920])
+def test_no_page_is_wider_than_its_window(desk, width):
+    desk.appliance.schedule(item())
+    desk.page.set_viewport_size({"width": width, "height": 800})
+    wide = []
+    for path in PAGES:
+        desk.page.goto(path)
+        if desk.page.evaluate("document.documentElement.scrollWidth") > width:
+            wide.append(path)
+    assert wide == []
