@@ -17069,14 +17069,19 @@ class Pages:
             patient_id=index.get("PatientID"),
         )  # fmt: skip
 
-    def code_svg(self, row_id: int, kind: str) -> bytes:
-        """GET /step/…/code128.svg, qr.svg: the accession number; the Patient ID."""
+    def accession_svg(self, row_id: int) -> bytes:
+        """GET /step/…/code128.svg: the accession number as bars."""
+        return code_128(self._for_code(row_id).get("AccessionNumber"))
+
+    def patient_svg(self, row_id: int) -> bytes:
+        """GET /step/…/qr.svg: the Patient ID as a QR code."""
+        return qr_code(self._for_code(row_id).get("PatientID"))
+
+    def _for_code(self, row_id: int) -> ElementIndex:
         enter(self.web, self.request, "desk")
         index = ElementIndex(self.web.read(get_step, row_id)[0])
         self.bottle.response.content_type = "image/svg+xml"
-        if kind == "qr":
-            return qr_code(index.get("PatientID"))
-        return code_128(index.get("AccessionNumber"))
+        return index
 
     # Registration
 
@@ -18715,7 +18720,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/step/<row_id:int>/edit", pages.edit_step),
         ("POST", "/step/<row_id:int>/edit", pages.change),
         ("GET", "/step/<row_id:int>/slip", pages.slip),
-        ("GET", "/step/<row_id:int>/<kind:re:code128|qr>.svg", pages.code_svg),
+        ("GET", "/step/<row_id:int>/code128.svg", pages.accession_svg),
+        ("GET", "/step/<row_id:int>/qr.svg", pages.patient_svg),
         ("GET", "/figures", pages.figures),
         ("GET", "/figures.csv", pages.figures_csv),
         ("GET", "/figures.svg", pages.figures_svg),

@@ -14,6 +14,7 @@ import queue
 import socket
 import sqlite3
 import threading
+import time
 
 import peers
 import pytest
@@ -265,11 +266,24 @@ def an_hour_passes(path):
     assert count == 1
 
 
+def once_taken(folder):
+    """Wait until it is kept that the archive has taken what was passed on."""
+    deadline = time.monotonic() + PATIENCE_S
+    [path] = folder.glob("*.db")
+    while time.monotonic() < deadline:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            if connection.execute("SELECT max(asked_at) FROM commitment_relay").fetchone()[0]:
+                return
+        time.sleep(0.01)
+    raise TimeoutError("the archive has not taken it")
+
+
 def killed_after_passing_on(tmp_path, text, modality, archive, uid, images):
     """Serve until the archive was asked; kill -9: the Transaction UID there, and the dead port."""
     with serving(write_config(tmp_path, text)) as (process, port):
         assert modality.ask(port, uid, images) == ACCEPTED
         passed = archive.next()
+        once_taken(tmp_path)
         process.kill()
         process.wait(10)
     return passed[0], port

@@ -264,7 +264,7 @@ def told_on_its_own_association(appliance):
 
     class Open:
         contexts = {1: minris.AcceptedContext(1, minris.STORAGE_COMMITMENT, False)}
-        peer = types.SimpleNamespace(calling="MG1", called="MINRIS", contexts=contexts)
+        peer = minris.Negotiated(b"", contexts, 0, "MINRIS", "MG1")
 
         async def ask(self, *message):
             told.append(message)

@@ -76,7 +76,7 @@ async def failure_of(rogue, data=b"", timeout=2.0):
     async with rogue.called(timeout) as (caller, address):
         with pytest.raises(minris.DeliveryError) as error:
             await caller.open(address, "MINRIS", "WATCH1", PROPOSED)
-            await caller.call(CONTEXT, b"command!", data or None)
+            await caller.ask(CONTEXT, b"command!", data or None)
         await asyncio.sleep(0)  # what has been aborted is closed
         await asyncio.sleep(0)
         return str(error.value), caller.writer.transport.get_write_buffer_size()
