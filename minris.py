@@ -2,7 +2,8 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "pynetdicom>=3.0.4,<4", "pydicom>=3.0.1,<4", "peewee>=4.1,<5", "bottle>=0.13.2,<0.14",
-#   "python-barcode>=0.15,<1", "segno>=1.6,<2", "apscheduler>=3.11,<4", "uvicorn>=0.35,<1", "h11>=0.16,<1", "wsproto>=1.2,<2", "a2wsgi>=1.10,<2",
+#   "apscheduler>=3.11,<4", "uvicorn>=0.35,<1", "h11>=0.16,<1", "wsproto>=1.2,<2", "a2wsgi>=1.10,<2",
+#   "python-barcode>=0.15,<1", "segno>=1.6,<2",
 #   "tzdata; sys_platform == 'win32'",
 # ]
 # ///
@@ -1025,6 +1026,10 @@ PASSED_ON = {
     "mpps_notification": (MPPS_NOTIFICATION, True),
     "availability": (INSTANCE_AVAILABILITY, False),
 }
+
+# Answers after which a receiver has what it was passed on, by how they begin: success and warnings
+# (PS3.7 annex C); local: 0111 of a repetition, Error ID A710 of what has ended there already.
+TAKEN_ANSWERS = ("0000", "0001", "0107", "0116", "B", "0111", "A710")
 
 UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
     1: ("change state", frozenset({UPS_PULL})),
@@ -10461,7 +10466,42 @@ def note_refused(
     return 0
 
 
-class Delivery:
+class Rounds:
+    """What is done over and over: whenever woken, and every few seconds; `work` is one round.
+
+    NAME   for the log, where a round fails
+    PAUSE  seconds until the next round, where nobody wakes it
+    CALM   seconds between two rounds, while much is written
+    """
+
+    NAME, PAUSE, CALM = "", 5.0, 0.01
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may be due; called in the loop."""
+        self.wanted.set()
+
+    async def work(self, wait: bool = False) -> None:
+        """Begin what is due; with `wait`, until it has ended."""
+        raise NotImplementedError
+
+    async def run(self) -> None:
+        """One round after the other, until it is cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.PAUSE):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                await self.work(wait=False)
+            except Exception:
+                log.exception("%s failed", self.NAME)
+            await asyncio.sleep(self.CALM)
+
+
+class Delivery(Rounds):
     """Tells receivers what happened: each in its own order, none waiting for another.
 
     send     coroutine function (receiver, events, heard): calls heard(event, answer) for each event
@@ -10469,7 +10509,7 @@ class Delivery:
     read     runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
-    CALM = 0.01  # seconds between two looks at what is due, while much is written
+    NAME = "delivery"
 
     def __init__(
         self,
@@ -10479,20 +10519,15 @@ class Delivery:
         write: Callable[..., Any],
         outbox: Outbox = EVENTS_OUTBOX,
     ) -> None:
+        super().__init__()
         self.context, self.send, self.read, self.write = context, send, read, write
         self.outbox = outbox
         self.busy: set[str] = set()
-        self.unnoted: dict[str, dict[int, str]] = collections.defaultdict(
-            dict
-        )  # heard, not written
+        # heard and not written down yet: the answers by id in the outbox
+        self.unnoted: dict[str, dict[int, str]] = collections.defaultdict(dict)
         self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
         self.failing: dict[str, float] = {}  # receivers not reached, and when one was last heard of
         self.tasks: set[asyncio.Task] = set()
-        self.wanted = asyncio.Event()
-
-    def wake(self) -> None:
-        """Something may be due; called in the loop."""
-        self.wanted.set()
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
@@ -10510,19 +10545,6 @@ class Delivery:
             await self.write(try_again, ae_title, self.outbox)
         self.wake()
 
-    async def run(self, pause: float = 5.0) -> None:
-        """Deliver what is due, whenever woken and every few seconds."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self.wanted.wait()
-            self.wanted.clear()
-            try:
-                await self.deliver_due()
-            except Exception:
-                log.exception("delivery failed")
-            await asyncio.sleep(self.CALM)
-
     async def deliver_due(self, wait: bool = False) -> None:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
         busy = set(self.busy)  # what fails while we look is not due any more
@@ -10536,6 +10558,8 @@ class Delivery:
                 task.add_done_callback(self.tasks.discard)
         if wait and self.tasks:
             await asyncio.wait(self.tasks)
+
+    work = deliver_due
 
     async def _deliver(self, receiver: str) -> None:
         """Tell one receiver all that is due to it."""
@@ -10700,7 +10724,7 @@ def give_up_unfetched(ctx: Context) -> int:
     return given_up.total()
 
 
-class SocketDelivery:
+class SocketDelivery(Rounds):
     """Tells AEs by the WebSockets that they have open, each socket at its own pace.
 
     An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
@@ -10711,11 +10735,11 @@ class SocketDelivery:
     """
 
     KEEP_ALIVE = 20.0  # seconds between two pings
-    CALM = Delivery.CALM
 
     def __init__(
         self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
     ) -> None:
+        super().__init__()
         self.context, self.read, self.write = context, read, write
         self.sockets: dict[str, set[Any]] = {}
         self.seen = 0  # the newest outbox row that has been looked at
@@ -10723,7 +10747,6 @@ class SocketDelivery:
         self.missed: set[Any] = set()  # lagging ones, to which something new was not told
         self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
         self.noting: asyncio.Task | None = None
-        self.wanted = asyncio.Event()
 
     def __len__(self) -> int:
         return sum(map(len, self.sockets.values()))
@@ -10761,10 +10784,6 @@ class SocketDelivery:
         self.heard[client.ae_title].update(outbox_ids)
         if not self.noting:
             self.noting = asyncio.get_running_loop().create_task(self._note())
-
-    def wake(self) -> None:
-        """Something may be due; called in the loop."""
-        self.wanted.set()
 
     async def run(self) -> None:
         """Tell what is new whenever woken; ping every client now and then."""
@@ -10888,7 +10907,7 @@ class SocketDelivery:
 # Storage commitment: the archive is asked, and who asked us is told.
 
 
-class CommitmentDesk:
+class CommitmentDesk(Rounds):
     """Has requests for storage commitment judged, and their results told; a few at once.
 
     ask      coroutine function (archive, references) giving Evidence; raises DeliveryError
@@ -10898,6 +10917,7 @@ class CommitmentDesk:
     read     runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
+    NAME = "storage commitment"
     AT_ONCE = 4  # that are judged
     TOLD_AT_ONCE = 32  # each to another requester
 
@@ -10910,16 +10930,12 @@ class CommitmentDesk:
         read: Callable[..., Any],
         write: Callable[..., Any],
     ) -> None:
+        super().__init__()
         self.context, self.read, self.write = context, read, write
         self.ask, self.pass_on, self.tell = ask, pass_on, tell
         self.busy: dict[int | str, asyncio.Task] = {}  # by id, and by who is told
         self.failing: dict[str, float] = {}  # requesters not reached, and when one last called
         self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
-        self.wanted = asyncio.Event()
-
-    def wake(self) -> None:
-        """Something may be due; called in the loop."""
-        self.wanted.set()
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
@@ -10936,19 +10952,6 @@ class CommitmentDesk:
         finally:
             del self.busy[ae_title]
             self.wake()
-
-    async def run(self, pause: float = 5.0) -> None:
-        """Judge and tell what is due, whenever woken and every few seconds."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self.wanted.wait()
-            self.wanted.clear()
-            try:
-                await self.work()
-            except Exception:
-                log.exception("storage commitment failed")
-            await asyncio.sleep(Delivery.CALM)
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due, as far as there is room; with `wait`, until it has ended."""
@@ -11069,7 +11072,7 @@ class CommitmentDesk:
         await asyncio.gather(*self.busy.values(), return_exceptions=True)
 
 
-class ArchiveWatch:
+class ArchiveWatch(Rounds):
     """Sees what has come to the archive: images of exams that have ended, and of unreported ones.
 
     ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
@@ -11077,7 +11080,7 @@ class ArchiveWatch:
     read   runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
-    CALM = 1.0  # seconds between two looks at the store, while much is written
+    NAME, PAUSE, CALM = "the watch over the archive", 30.0, 1.0
 
     def __init__(
         self,
@@ -11087,29 +11090,12 @@ class ArchiveWatch:
         read: Callable[..., Any],
         write: Callable[..., Any],
     ) -> None:
+        super().__init__()
         self.context, self.read, self.write = context, read, write
         self.ask, self.count = ask, count
-        self.wanted = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
         self.looking: asyncio.Task | None = None
-
-    def wake(self) -> None:
-        """Something may have come; called in the loop."""
-        self.wanted.set()
-
-    async def run(self, pause: float = 30.0) -> None:
-        """Look whenever woken and now and then; in the archive as [commitment] look_minutes says."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self.wanted.wait()
-            self.wanted.clear()
-            try:
-                await self.work(wait=False)
-            except Exception:
-                log.exception("the watch over the archive failed")
-            await asyncio.sleep(self.CALM)
 
     async def work(self, wait: bool = True) -> None:
         """Look once: in the archive if it is time, then at what follows in the store.
@@ -12503,12 +12489,10 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     return Accepted(max(longest, 64), contexts, roles)
 
 
-def check_response(command: bytes, fields: Mapping[str, Any]) -> None:
-    """ProtocolError for a message that does not answer a request of ours."""
+def response_to(command: bytes) -> tuple[int, int | None]:
+    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
     asked = decode_command(command)
-    wanted = asked["CommandField"] | 0x8000, asked.get("MessageID")
-    if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-        raise ProtocolError("it answers what was not asked")
+    return asked["CommandField"] | 0x8000, asked.get("MessageID")
 
 
 class Caller:
@@ -12581,13 +12565,12 @@ class Caller:
     ) -> dict[str, Any]:
         """Send one message and wait for its response: the command set, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus, command), "no response")
+        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
 
-    async def _ask(self, pdus: bytes, command: bytes) -> dict[str, Any]:
+    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
         self.writer.write(pdus)
         await self.writer.drain()
-        fields, _ = await self._message()
-        check_response(command, fields)
+        fields, _ = await self._answer(wanted)
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
@@ -12597,14 +12580,9 @@ class Caller:
         pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
         self.writer.write(pdus)
         found: list[bytes] = []
-        size = 0
+        size, wanted = 0, response_to(command)
         while True:
-            fields, data = await self._bounded(self._message(), "no response")
-            try:
-                check_response(command, fields)
-            except ProtocolError as error:
-                self.close()
-                raise DeliveryError(str(error)) from None
+            fields, data = await self._bounded(self._answer(wanted), "no response")
             status = fields.get("Status", Status.PROCESSING_FAILURE)
             if status == Status.SUCCESS:
                 return found
@@ -12615,6 +12593,13 @@ class Caller:
             if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
                 self.close()
                 raise DeliveryError("it answers more than we take")
+
+    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer, which must be a response to what was asked."""
+        fields, data = await self._message()
+        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+            raise ProtocolError("it answers what was not asked")
+        return fields, data
 
     async def _message(self) -> tuple[dict[str, Any], bytes]:
         """The next message of the peer: command set and data set."""
@@ -12868,6 +12853,13 @@ EXTENDED_NEGOTIATION = {
 }
 
 
+def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
+    """Where an AE is called. Raises DeliveryError where that is not known"""
+    if not device or not device.host:
+        raise DeliveryError(f"{ae_title} is not registered with an address")
+    return device.host, device.port
+
+
 def takes_from_us(caller: Caller, device: Device, sop_class: str, as_scp: bool) -> bool:
     """Whether a device has accepted a SOP class, and us in the role that it has there."""
     _, scp = caller.accepted.roles.get(sop_class, (False, False))
@@ -12950,8 +12942,7 @@ class EventSender:
     ) -> None:
         """Tell one receiver events in order. Raises DeliveryError."""
         device = self.access().device(receiver)
-        if not device or not device.host:
-            raise DeliveryError(f"{receiver} is not registered with an address")
+        address_of(device, receiver)
         caller = self.kept.pop(receiver, None)
         if timer := self.timers.pop(receiver, None):
             timer.cancel()
@@ -13071,8 +13062,7 @@ class ArchiveSearch:
 
     async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
         """Raises DeliveryError where it is not reached or refuses a query"""
-        if not archive.host:
-            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
+        address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one for one in references if not one.study_instance_uid]
         unchecked = frozenset(
@@ -13106,10 +13096,8 @@ class ArchiveSearch:
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
         """An association for queries. Raises DeliveryError"""
-        if not archive.host:
-            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
-        caller = Caller(30.0)
-        ours, address = self.config.dicom.ae_title, (archive.host, archive.port)
+        caller, address = Caller(30.0), address_of(archive, archive.ae_title)
+        ours = self.config.dicom.ae_title
         await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
         try:
             if STUDY_ROOT_FIND not in caller.accepted.contexts:
@@ -13188,8 +13176,7 @@ class CommitmentRequester:
 
     async def __call__(self, archive: Device, uid: str, references: list[Reference]) -> None:
         """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
-        if not archive.host:
-            raise DeliveryError(f"{archive.ae_title} is not registered with an address")
+        address = address_of(archive, archive.ae_title)
         items = [
             bytes(text_elements(ReferencedSOPClassUID=one.sop_class_uid,
                                 ReferencedSOPInstanceUID=one.sop_instance_uid))
@@ -13199,8 +13186,7 @@ class CommitmentRequester:
             ElementIndex(encode_items(REFERENCED_SOP, items))
         )
         caller, ours = Caller(30.0), self.config.dicom.ae_title
-        address, proposed = (archive.host, archive.port), ((STORAGE_COMMITMENT, None),)
-        await caller.open(address, ours, archive.ae_title, proposed)
+        await caller.open(address, ours, archive.ae_title, ((STORAGE_COMMITMENT, None),))
         try:
             context = caller.accepted.contexts.get(STORAGE_COMMITMENT)
             if not context:
@@ -13233,8 +13219,7 @@ class CommitmentSender:
         On the requester's own one first, where its device wants that
         """
         device = self.access().device(commitment.requester)
-        if not device or not device.host:
-            raise DeliveryError(f"{commitment.requester} is not registered with an address")
+        address_of(device, commitment.requester)
         told = text_elements(
             TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
         )
@@ -16486,8 +16471,6 @@ NAVIGATION = body_rows("""
     """)
 
 
-# Answers after which the receiver has what it was passed on: success, warnings, a repetition.
-TAKEN_ANSWERS = ("0000", "0001", "0107", "0111", "0116", "B", "A710")
 PASSED_ON_WORDS = {
     (MPPS, "N-CREATE"): Message("Exam has begun"),
     (MPPS, "N-SET"): Message("Exam has changed or ended"),
@@ -16849,19 +16832,19 @@ class Pages:
         """GET /step/…: all that is known of one step."""
         login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
-        data, state, remark = self.web.read(get_step, row_id)
+        row = self.web.read(step_row, row_id)
+        data = bytes(row.data)
         index = ElementIndex(data)
         item = index.item("ScheduledProcedureStepSequence")
         facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
-        if remark:
-            facts.append((t("Remark"), remark))
-        row = self.web.read(step_row, row_id)
+        if row.remark:
+            facts.append((t("Remark"), row.remark))
         if row.told_by:
             facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
         told = self.request.query.get("registered")
         stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
         device = self.web.access().device(stations[0]) if stations else None
-        events = person_events(ctx, state, stations, self.web.read(reporting_stations))
+        events = person_events(ctx, row.status, stations, self.web.read(reporting_stations))
         shown, warnings = shown_at(device, data), []
         if shown:
             warnings.append(
@@ -16876,7 +16859,7 @@ class Pages:
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
             + ([("take back", t("Take back"))] if can_take_back(ctx, row) else []),
-            links=self._step_links(t, row_id, index, state),
+            links=self._step_links(t, row_id, index, row.status),
             visit=[
                 (shown_instant(one.at, ctx.config.zone), t(one.what), t(one.about))
                 for one in self.web.read(visit_of, row_id)
@@ -18849,8 +18832,6 @@ def table_block(*lines: Iterable[object]) -> Block:
 
 def statement_overview(config: Config) -> list[Block]:
     """What is supported, in a table of yes and no."""
-    from pydicom.uid import UID
-
     services: dict[str, list[str]] = collections.defaultdict(list)
     for service in SERVICES:
         services[service.sop_class].append(service.operation)
@@ -19859,11 +19840,11 @@ class SimulatedArchive(Peer):
 
     def notify(self, uids: Iterable[str]) -> None:
         """N-CREATE of an Instance Availability Notification for each study."""
-        rows_ = sorted(
+        rows_ = [
             (uid, self.ae_title, of_class, study, series, "ONLINE")
             for uid in uids
             for study, series, of_class in [self.images[uid]]
-        )
+        ]
         rows_.sort(key=lambda row: row[3:5])
         for study, of_study in itertools.groupby(rows_, key=lambda row: row[3]):
             data = availability_data(study, list(of_study), [])
@@ -20681,15 +20662,21 @@ def job_leftovers(appliance: "Appliance") -> None:
     """Say how many exams of days before are still open; the page Leftovers shows them."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
-        chain = check_audit()
-    if chain.broken:
-        log.error("the audit log was changed: its line %d does not follow", chain.broken[0])
-    log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
     if appliance.leftovers:
         log.warning("%d exams of days before have not ended", appliance.leftovers)
 
 
+def job_audit(appliance: "Appliance") -> None:
+    """Say whether the audit log is as it was written, and by what another copy is compared with it."""
+    with reading():
+        chain = check_audit()
+    if chain.broken:
+        log.error("the audit log was changed: its line %d does not follow", chain.broken[0])
+    log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
+
+
 DAILY = (
+    Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
     Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
