@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811 (fixtures of test_commitment.py)
 """Section 12, AVAILABILITY: what has come to the archive, and what follows of it.
 
 Orthanc is the archive; the clock stands at noon, or where a test sets it.
@@ -12,17 +13,19 @@ import threading
 
 import peers
 import pytest
-from archive import AE_TITLE, CT_IMAGE, Image, archive_in, series
+from archive import AE_TITLE, CT_IMAGE, Image, series
 from conftest import Running, item, write_config
 from test_commitment import (
     ARCHIVE,
     Liar,
+    archive,
     at,
     create_notice,
     flat,
-    hasty,  # noqa: F401, a fixture
+    hasty,
     notice,
     notify,
+    own_archive,
     request,
     technologist_of,
     uids,
@@ -31,7 +34,7 @@ from test_delivery import (
     PATIENCE_S,
     Silent,
     once,
-    watcher,  # noqa: F401, a fixture
+    watcher,
 )
 from test_mpps import UID as PERFORMED
 from test_mpps import (
@@ -52,7 +55,7 @@ from test_mpps import modality as reporting
 from test_mpps import read as read_stored
 from test_mpps import series as performed_series
 from test_pages import csrf_of, employ, visiting, words_of
-from test_passing_on import passed_on, receiver  # noqa: F401, a fixture
+from test_passing_on import passed_on, receiver
 from test_ups import LOCK
 from test_ups import creation as workitem
 
@@ -73,22 +76,6 @@ def images_of(step, count):
     one = minris.new_uid()
     study = step.get("StudyInstanceUID")
     return [Image(study, one, minris.new_uid(), US_IMAGE) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """Orthanc, for all tests that do not stop it."""
-    with archive_in(tmp_path_factory.mktemp("orthanc")) as one:
-        yield one
-
-
-@pytest.fixture
-def own_archive(tmp_path):
-    """An Orthanc that the test may stop."""
-    folder = tmp_path / "orthanc"
-    folder.mkdir()
-    with archive_in(folder) as one:
-        yield one
 
 
 def with_archive(ctx, port, **settings):
@@ -1152,7 +1139,7 @@ def test_a_hundred_workitems_become_ready(ctx):
     assert {readiness(one) for one in others} == {"UNAVAILABLE"}
 
 
-def test_a_watcher_hears_that_a_workitem_is_ready(run_appliance, watcher):  # noqa: F811
+def test_a_watcher_hears_that_a_workitem_is_ready(run_appliance, watcher):
     """A notice over the network, a State Report over the network."""
     pacs = watcher()
     running = run_appliance(
