@@ -4821,11 +4821,12 @@ def check_audit() -> AuditChain:
 
 def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
     """The newest audit lines in which a text stands, those before an id where one is given."""
-    where = "(? = '' OR instr(lower(who || char(10) || what || char(10) || about || char(10) || detail), ?))"
-    wanted = text.strip().lower()
+    text = text.strip()
+    line = "lower(who || char(10) || what || char(10) || about || char(10) || detail)"
     return fetch_rows(
-        Audit, f"{where} AND (? = 0 OR id < ?) ORDER BY id DESC LIMIT ?",
-        wanted, wanted, before, before, most,
+        Audit,
+        f"(? = '' OR instr({line}, lower(?))) AND (? = 0 OR id < ?) ORDER BY id DESC LIMIT ?",
+        text, text, before, before, most,
     )  # fmt: skip
 
 
@@ -19376,6 +19377,8 @@ def statement_security(config: Config) -> list[Block]:
             ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
             ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
             ("User identity negotiation", "accepted, not verified, no answer"),
+            ("Audit log", "kept in the store, never changed; each line has the SHA-256 digest of itself"
+             " and the digest before it"),
         ),
     ]  # fmt: skip
 

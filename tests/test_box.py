@@ -115,6 +115,7 @@ def test_a_refused_operation_leaves_the_chain_whole(appliance):
 def test_lines_are_found_by_any_text(audited):
     minris.audit(audited, "device saved", "CT room 1", "Überweisung")
     assert [line.about for line in minris.audit_lines("ct ROOM")] == ["CT room 1"]
+    assert [line.about for line in minris.audit_lines("Überweisung")] == ["CT room 1"]
     assert len(minris.audit_lines("")) == 4
     assert [line.about for line in minris.audit_lines("2.25.", before=3)] == ["2.25.2", "2.25.1"]
     assert minris.audit_lines("100%") == []
