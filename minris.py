@@ -70,6 +70,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import statistics
 import struct
 import sys
 import tempfile
@@ -7086,6 +7087,17 @@ def recent_queries(since: str, limit: int = 100) -> list[Any]:
     return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
 
 
+def last_query(ae_titles: Iterable[str]) -> Any | None:
+    """The newest query of any of these AE titles, None where none is kept."""
+    titles = list(ae_titles)
+    found = fetch_rows(
+        QueryTrace,
+        f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1",
+        *titles,
+    )
+    return found[0] if found else None
+
+
 def latest_by_device(queries: Iterable[Any]) -> list[Any]:
     """Of each calling AE title its different queries, the newest first, three at most."""
     found: dict[str, list[Any]] = collections.defaultdict(list)
@@ -9634,7 +9646,7 @@ def visit_of(row_id: int) -> list[Moment]:
     found += [
         Moment(at, Message("{ae} was told that {count} images are safe", ae=ae, count=safe))
         for at, ae, safe in database.execute_sql(
-            "SELECT c.told_at, c.requester, count(*) FROM commitment c JOIN commitment_instance i"
+            "SELECT c.told_at, c.requester, count(DISTINCT i.id) FROM commitment c JOIN commitment_instance i"
             " ON i.commitment_id = c.id JOIN availability a ON a.sop_instance_uid ="
             " i.sop_instance_uid WHERE a.study_instance_uid = ? AND i.verdict = '0000'"
             " AND c.told_at <> '' GROUP BY c.id",
@@ -11301,9 +11313,7 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
     """Its last worklist query and what came of it."""
     if device.role != "modality":
         return
-    query = next(
-        (one for one in recent_queries("", 1000) if one.ae_title in device.ae_titles), None
-    )
+    query = last_query(device.ae_titles)
     if not query:
         words = Message("It has not asked for the worklist of late")
         yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
@@ -16279,11 +16289,16 @@ def board_step(
     }
 
 
+def device_names(web: Web) -> dict[str, str]:
+    """The name of its device by AE title."""
+    return {title: d.name for d in web.access().devices for title in d.ae_titles}
+
+
 def exams_by_device(
     web: Web, ctx: Context, t: Translator, date: str, found: list[Any] | None = None
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """The rows of a day's exams, as the board has them, by device."""
-    names = {title: d.name for d in web.access().devices for title in d.ae_titles}
+    names = device_names(web)
     reporting = web.read(reporting_stations)
     by_device: dict[str, list[dict[str, Any]]] = {}
     for row in web.read(steps_of_day, date) if found is None else found:
@@ -16944,7 +16959,7 @@ class Pages:
         """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
         login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
-        names = {title: d.name for d in self.web.access().devices for title in d.ae_titles}
+        names = device_names(self.web)
         people = []
         for _, state, _, data, _, _, _, station in self.web.read(steps_of_day, ctx.today()):
             if state in ("ARRIVED", "READY", "STARTED"):
@@ -16982,7 +16997,7 @@ class Pages:
         for day in self.web.read(days_between, *self._span(ctx)):
             year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
             weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
-        names = {title: d.name for d in self.web.access().devices for title in d.ae_titles}
+        names = device_names(self.web)
         columns = (t("Week"), t("Device"), t("Exams"), t("Done"), t("Given up"), t("Did not come"),
                    t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
         rows_ = []
@@ -16991,8 +17006,8 @@ class Pages:
                       for key in ("exams", "completed", "discontinued", "no_show")]  # fmt: skip
             medians = []
             for key in ("waiting", "room"):
-                minutes = sorted(itertools.chain.from_iterable(getattr(day, key) for day in days))
-                medians.append(f"{minutes[len(minutes) // 2]:.0f}" if minutes else "")
+                minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))
+                medians.append(f"{statistics.median(minutes):.0f}" if minutes else "")
             name = names.get(station, station)
             rows_.append([week, name, *map(str, counts), *medians])
         return columns, rows_
@@ -18337,7 +18352,7 @@ class Pages:
                 else (),
             )
             for (calling, address), (at, words) in reversed(
-                self.web.box.associations.rejected.items()
+                self.web.box.associations.rejected.copy().items()
             )
         ]
         parts = [
@@ -18420,7 +18435,7 @@ class Pages:
         t, device = self.translator(), self._device(self.request.query.getunicode("name") or "")
         server = self.web.box.associations
         outcome = echo_outcome(self.web.config.dicom.ae_title, device)
-        called = Called(dict(server.called), dict(server.rejected))
+        called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
         found = self.web.read(examine, ctx, device, called, outcome)
         rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one))
                  for one in found]  # fmt: skip

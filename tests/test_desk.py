@@ -347,6 +347,47 @@ def test_figures_count_and_measure(ctx):
     assert minris.days_between("20260801", "20260831") == []
 
 
+def test_what_was_told_of_an_image_in_two_archives_counts_once(ctx):
+    step = schedule(ctx)
+    study = step.get("StudyInstanceUID")
+    row_id = minris.insert_row(
+        minris.Commitment, transaction_uid="2.25.9", requester="CT1", called="MINRIS",
+        door="dimse", by_study=0, repeats=0, state="told", data=b"", created_at=ctx.stamp(),
+        told_at=ctx.stamp(minutes=1),
+    )  # fmt: skip
+    minris.insert_rows(
+        "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
+        " series_instance_uid, verdict)",
+        [(row_id, "1.2", uid, "", "", minris.COMMITTED) for uid in ("2.25.11", "2.25.12")],
+    )
+    minris.insert_rows(
+        minris.ENTER_AVAILABILITY,
+        [(uid, archive, "1.2", study, "2.25.10", "ONLINE", archive, ctx.stamp())
+         for uid in ("2.25.11", "2.25.12") for archive in ("ARCHIVE", "CACHE")],
+    )  # fmt: skip
+    told = [str(one.what) for one in minris.visit_of(1)]
+    assert "CT1 was told that 2 images are safe" in told
+
+
+def test_the_median_of_two_is_between_them(appliance):
+    appliance.schedule(item(), item(PatientID="P2", PatientName="Li^Na"))
+
+    def waited(ctx):
+        for row_id, minutes in ((1, 10), (2, 30)):
+            step = minris.step_row(row_id)
+            minris.update_row(
+                minris.ScheduledProcedureStep, step.id, arrived_at="2026-07-05T09:00:00.000000Z",
+                started_at=f"2026-07-05T09:{minutes}:00.000000Z",
+            )  # fmt: skip
+
+    appliance.write(waited, appliance.context())
+    with visiting(appliance) as client:
+        table = employ(appliance, client, "technologist").get(
+            "/figures.csv?first=2026-07-01&last=2026-07-31"
+        )
+    assert "2026-W27,CT room,2,0,0,0,20," in table.text
+
+
 def test_figures_are_shown_drawn_and_exported(appliance):
     appliance.schedule(item(), item(PatientID="P2", PatientName="Li^Na"))
     span = "?first=2026-07-01&last=2026-07-31"

@@ -94,6 +94,19 @@ def test_a_wrong_ae_title_from_its_address_is_recognised(ctx):
     )  # fmt: skip
 
 
+def test_its_query_is_found_behind_many_of_others(ctx):
+    at = "2026-07-05T{:02}:{:02}:00.000000Z"
+    queries = [("CT1", at.format(8, 0)), *(("MR1", at.format(9, n % 60)) for n in range(1200))]
+    for number, (title, last) in enumerate(queries):
+        minris.insert_row(
+            minris.QueryTrace, hour=str(number), ae_title=title, address="127.0.0.1", keys=b"",
+            raw=b"", count=1, answers=3, status=0, last_at=last,
+        )  # fmt: skip
+    assert "It asked for the worklist at 2026-07-05 08:00 (UTC) and was told of 3 exams" in words(
+        ctx
+    )
+
+
 def test_a_clock_that_is_off_is_told(ctx):
     minris.create_mpps(ctx, "2.25.1", stored_form(creation(
         PerformedStationAETitle="CT1", PerformedProcedureStepStartDate="20260705",
