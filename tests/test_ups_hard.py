@@ -71,12 +71,17 @@ def p_data(*fragments):
     return struct.pack(">BxI", P_DATA, len(body)) + body
 
 
+TELLING = minris.encode_command(
+    CommandField=0x0100, MessageID=1, CommandDataSetType=0x0001, EventTypeID=1
+)
+
+
 async def failure_of(rogue, data=b"", timeout=2.0):
     """What becomes of telling a rogue: the words of the failure, and its caller."""
     async with rogue.called(timeout) as (caller, address):
         with pytest.raises(minris.DeliveryError) as error:
             await caller.open(address, "MINRIS", "WATCH1", PROPOSED)
-            await caller.ask(CONTEXT, b"command!", data or None)
+            await caller.ask(CONTEXT, TELLING, data or None)
         await asyncio.sleep(0)  # what has been aborted is closed
         await asyncio.sleep(0)
         return str(error.value), caller.writer.transport.get_write_buffer_size()
