@@ -9312,7 +9312,13 @@ def relay_waits(ctx: Context, commitment_id: int) -> bool:
 
 
 def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
-    """Keep that a request is to be passed on: its Transaction UID there."""
+    """Keep that a request is to be passed on: its Transaction UID there; nothing once it is judged.
+
+    The archive's report on an earlier one may have come while a round was under way.
+    """
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    if commitment.state != "asked":
+        return ""
     uid = ctx.new_uid()
     insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
                asked_at="", answered_at="")  # fmt: skip
@@ -11063,8 +11069,9 @@ class CommitmentDesk(Rounds):
             return await self.ask(archive, references)
         # kept before it is sent: the report may come at once
         uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
-        await self.pass_on(archive, uid, references)
-        await self.write(note_relay_taken, ctx, uid)
+        if uid:
+            await self.pass_on(archive, uid, references)
+            await self.write(note_relay_taken, ctx, uid)
         return Evidence({})
 
     async def _tell(self, commitment: Any) -> None:

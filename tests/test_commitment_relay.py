@@ -535,6 +535,18 @@ def test_the_archives_reason_is_passed_back(passed_at_noon, reason, verdict):
     assert told == ("judged", ["0000", verdict])
 
 
+def test_what_the_archive_has_judged_meanwhile_is_not_passed_on_again(noon):
+    """Its report may come between a round's look at the images and its question."""
+    noon.config.commitment.evidence = ("commitment",)
+    images = series(1)
+    one = ask(noon, images)
+    uid = minris.open_relay(noon, one, AE_TITLE)
+    archive_speaks = dataclasses.replace(noon, actor=minris.Actor(AE_TITLE, peers.HOST))
+    minris.take_commitment_report(archive_speaks, uid, 1, stored_form(result(uid, images)))
+    assert minris.open_relay(noon, one, AE_TITLE) == ""
+    assert minris.database.execute_sql("SELECT count(*) FROM commitment_relay").fetchone() == (1,)
+
+
 def test_what_a_report_leaves_out_is_not_judged(passed_at_noon):
     images = series(3)
     told = passed_at_noon(images, lambda uid: result(uid, images[:1], [(images[1], MISSING)]))
