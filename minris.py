@@ -333,6 +333,58 @@ WARNINGS = {
 }
 
 
+# What a status means, and what mends it, for whoever stands at a machine or reads its log.
+STATUS_WORDS = {
+    int(code, 16): (Message(meaning), Message(mend))
+    for code, meaning, mend in body_rows("""
+    code | meaning | mend
+    0000 | Done | Nothing is to be done.
+    0001 | Done; attributes that are not known here were left out | Nothing is to be done.
+    0105 | An attribute was sent that may not be there | Look at the device's settings for this service; the log names the attribute.
+    0106 | A value is wrong | Correct the value that is named, here or at the device.
+    0107 | Done; some of what was asked for is not there | Nothing is to be done.
+    0110 | It could not be done | Read the sentence beside it; look at The box and the log.
+    0111 | It is there already | Nothing is to be done if it was sent twice; else give it another number.
+    0112 | It is not there | It may have been erased, or the device speaks to another system.
+    0113 | This kind of event is not known | The device sends more than the service has: update it, or ignore it.
+    0115 | An argument is wrong | Correct what is named, at the device.
+    0117 | A UID is wrong | The device's software is at fault: tell its maker.
+    0118 | This service is not known there | Switch it off at the device, or there.
+    0119 | Class and instance do not belong together | The device's software is at fault: tell its maker.
+    0120 | An attribute is missing | Fill it in at the device, or in the order.
+    0121 | A value is missing | Fill it in at the device, or in the order.
+    0122 | This service is not offered there | Switch it off at the device, or there.
+    0123 | This action is not known | Update the device, or ignore it.
+    0124 | It is not allowed | Register the device, or give it the right.
+    0131 | The same request came before | Nothing is to be done: the first one counts.
+    0211 | This message is not known there | Switch it off at the device, or there.
+    0212 | A message is malformed | The device's software is at fault: tell its maker.
+    0213 | There is no room for it now | Try again later; look at The box for disk and memory.
+    A700 | More answers than are sent at once | Ask for fewer: a day, a station, a name.
+    A710 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    A900 | The question does not fit the service | Set the device's query to the worklist; the log names the key.
+    B301 | The deletion lock was not granted | Nothing is to be done: it is watched without a lock.
+    B304 | It was canceled before | Nothing is to be done.
+    B306 | It was completed before | Nothing is to be done.
+    C000 | It could not be done | Read the sentence beside it; look at The box and the log.
+    C300 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    C301 | Somebody else has claimed it | Choose another workitem, or ask who has it.
+    C302 | It is in progress already | Choose another workitem, or ask who has it.
+    C303 | It cannot be scheduled a second time | Make a new workitem.
+    C304 | What was performed is not told completely | Fill in what is missing at the workstation.
+    C307 | There is no such workitem | It has ended and was erased: load the list anew.
+    C308 | The receiver is not known | Register it as a device with its address.
+    C309 | A workitem begins as scheduled | The workstation's software is at fault: tell its maker.
+    C310 | It is not in progress | Claim it first.
+    C311 | It is completed: it cannot be canceled | Nothing is to be done.
+    C312 | The performer cannot be reached | Call the person who has it.
+    C313 | The performer does not want to cancel | Ask the person who has it.
+    C314 | This cannot be done with it | Do it with one workitem, not with all.
+    FE00 | The device stopped its question | Nothing is to be done.
+    """)
+}
+
+
 def outcome(operation: str, status: Status) -> Outcome:
     """The row of the operation, else that of `*`."""
     return OUTCOMES.get((operation, status)) or OUTCOMES["*", status]
@@ -1347,6 +1399,17 @@ def read_clock(text: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def read_weekdays(text: str) -> tuple[str, ...]:
+    """Days of the week by three letters, separated by commas."""
+    days = {day.strip().lower()[:3] for day in text.split(",") if day.strip()}
+    if unknown := days.difference(WEEKDAYS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(WEEKDAYS)}")
+    return tuple(day for day in WEEKDAYS if day in days)
+
+
 def read_choice(text: str, *choices: str) -> str:
     """One of a few words, in any case."""
     for choice in choices:
@@ -1458,6 +1521,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
     "id": read_id_format,
+    "weekdays": read_weekdays,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
@@ -1525,6 +1589,10 @@ SETTINGS = setting_table(r"""
     clinic | name | minris | text | shown on the pages
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
     clinic | language | en | choice en zh-CN | language of the pages where the browser asks for neither
+    clinic | opens | 08:00 | clock | when the first exam may begin, for the calendar
+    clinic | closes | 18:00 | clock | when the last exam has ended, for the calendar and no_show_after_closing
+    clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
+    clinic | slot_minutes | 15 | int 5 240 | how long an exam takes whose procedure the catalogue does not know
     clinic | patient_id_format | P{number:06} | id 64 | Patient ID made when none is given
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | Accession Number made when none is given
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | Requested Procedure ID made when none is given
@@ -1532,6 +1600,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backup_time | 02:30 | clock | time of the nightly backup, made up for at the next start if it was missed; empty: none
     housekeeping | backup_folder | backups | text | where backups go; a relative path counts from config.ini
     housekeeping | backups_kept | 14 | int 1 1000 | as many backups are kept, the oldest goes
+    housekeeping | no_show_after_closing | no | bool | who has not come by closing time did not come, where the machine reports its exams
     housekeeping | keep_queries_days | 7 | int 1 3650 | worklist queries are remembered for so many days
     housekeeping | keep_steps_days | 0 | int 0 36500 | steps that ended so many days ago are erased, with what was performed for them (0: never)
     housekeeping | keep_patients_days | 0 | int 0 36500 | patients without any step, unchanged for so many days, are erased (0: never)
@@ -3664,6 +3733,17 @@ class ScheduledStation(Stored):
         primary_key = peewee.CompositeKey("ae_title", "start_date", "step")
 
 
+class StepSeen(Stored):
+    """When a scheduled procedure step was first among the answers to a device."""
+
+    step = peewee.ForeignKeyField(ScheduledProcedureStep)
+    ae_title = peewee.TextField()
+    at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("step", "ae_title")
+
+
 class PerformedProcedureStep(Stored):
     """A modality performed procedure step, as the modality told it."""
 
@@ -3965,6 +4045,14 @@ class StudySeen(Stored):
     seen_at = peewee.TextField(default="")
 
 
+class SettledStudy(Stored):
+    """A study in the archive that a person has said to be without an order of ours, and why."""
+
+    study_instance_uid = peewee.TextField(primary_key=True)
+    why = peewee.TextField()
+    at = peewee.TextField()
+
+
 class AvailabilityNotice(Stored):
     """An Instance Availability Notification: its UID is not taken twice."""
 
@@ -4046,6 +4134,7 @@ MODELS = (
     RequestedProcedure,
     ScheduledProcedureStep,
     ScheduledStation,
+    StepSeen,
     PerformedProcedureStep,
     PerformedScheduledStep,
     Workitem,
@@ -4064,6 +4153,7 @@ MODELS = (
     Availability,
     AvailabilityNotice,
     StudySeen,
+    SettledStudy,
     Mark,
     DeviceRecord,
     Procedure,
@@ -4360,6 +4450,17 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         """
         ALTER TABLE scheduled_procedure_step ADD COLUMN state_before TEXT NOT NULL DEFAULT '';
         ALTER TABLE scheduled_procedure_step ADD COLUMN changed_at TEXT NOT NULL DEFAULT '';
+        """,
+    ),
+    (
+        12,
+        "which device was shown an exam first when, studies that are known to be without an order",
+        """
+        CREATE TABLE step_seen (
+            step_id INTEGER NOT NULL REFERENCES scheduled_procedure_step (id), ae_title TEXT NOT NULL,
+            at TEXT NOT NULL, PRIMARY KEY (step_id, ae_title)) WITHOUT ROWID;
+        CREATE TABLE settled_study (
+            study_instance_uid TEXT NOT NULL PRIMARY KEY, why TEXT NOT NULL, at TEXT NOT NULL);
         """,
     ),
 )
@@ -4922,6 +5023,22 @@ def stored_devices() -> list[Device]:
     return found
 
 
+SAMPLE_NAMES = (
+    "Wang^XiaoDong=王^小东",
+    "Müller^Jörg",
+    "Иванов^Пётр",
+    "Yamada^Tarou=山田^太郎=やまだ^たろう",
+)
+
+
+def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
+    """A person's name as a device is sent it: the text, and its very bytes."""
+    sent = written_for(device, bytes(text_elements(PatientName=name)), True)
+    return ElementIndex(recode(sent)).get("PatientName"), ElementIndex(sent).value(
+        tag_of("PatientName")
+    )
+
+
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
     """Make or change a device of the page.
 
@@ -4960,6 +5077,14 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     else:
         DeviceRecord.create(name=name, settings=text, created_at=now, updated_at=now)
     audit(ctx, "device saved", name, text)
+
+
+def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
+    """The device that texts by key of DEVICE_SETTINGS would make; None where one is wrong."""
+    problems: list[str] = []
+    given = {key: text for key, text in settings.items() if text}
+    section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
+    return None if problems else Device.from_settings(name, section, from_file=False)
 
 
 def delete_device(ctx: Context, name: str) -> None:
@@ -5145,6 +5270,11 @@ def open_session(ctx: Context, user_id: int) -> str:
     return secret
 
 
+def form_token(csrf: str, nonce: str) -> str:
+    """The token of a form: a nonce, and what only who has the session's secret can add to it."""
+    return nonce + hmac.new(csrf.encode(), nonce.encode(), "sha256").hexdigest()[:32]
+
+
 class Login(NamedTuple):
     """Who a request comes from.
 
@@ -5155,6 +5285,16 @@ class Login(NamedTuple):
     role: str
     csrf: str = ""
     ae_titles: tuple[str, ...] = ()
+
+    @property
+    def form_token(self) -> str:
+        """What a form sends along: another one each time, so that no page repeats the secret."""
+        return self.csrf and form_token(self.csrf, secrets.token_hex(8))
+
+    def sent(self, token: str) -> bool:
+        """Whether a token is one that a form of this session sends."""
+        expected = form_token(self.csrf, token[:16])
+        return hmac.compare_digest(token.encode(), expected.encode())
 
     def speaks_for(self, ae_title: str) -> bool:
         """Whether it may subscribe an AE, or hear what the AE is told."""
@@ -5800,7 +5940,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
 # Patients, requested procedures and scheduled procedure steps; the modality worklist.
 # Source: PS3.4 annex K, PS3.3 C.4.10 to C.4.12.
 # For others: schedule, reschedule, change_step, cancel_step, find_step, find_worklist, AnswerCache,
-# QueryLog, save_queries, exclusion, find_steps, recent_queries.
+# QueryLog, save_queries, save_shown, exclusion, find_steps, recent_queries, diary.
 
 # Family names of two characters, so that a Chinese name written in one run can be taken apart.
 COMPOUND_SURNAMES = frozenset(
@@ -6370,6 +6510,8 @@ def change_step(
             changed |= {"state_before": before, "changed_at": ctx.stamp()}
         if changed:
             update_row(ScheduledProcedureStep, step.id, **changed)
+        if remark:
+            audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
 
 
@@ -6523,6 +6665,125 @@ def leftovers(today: str) -> list[Any]:
         *states,
         today,
     )
+
+
+# The diary of a station: what is taken, what is free.
+
+
+class Booking(NamedTuple):
+    """An exam in the diary of a station; begin and end in minutes of its day."""
+
+    row_id: int
+    date: str
+    begin: int
+    end: int
+    status: str
+    name: str
+    exam: str
+
+
+def minute_of_day(tm: str) -> int:
+    """The minute of the day of a TM value."""
+    return int(tm[:2] or 0) * 60 + int(tm[2:4] or 0)
+
+
+def exam_minutes() -> dict[str, int]:
+    """How long exams take, by code and by name, as the catalogue has them."""
+    known = {}
+    for procedure in all_procedures():
+        known[procedure.code] = known[procedure.meaning] = procedure.minutes
+    return known
+
+
+def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
+    """The exams of a station from one day (DA) to another by their begin; not those called off."""
+    known, found = exam_minutes(), []
+    cursor = database.execute_sql(
+        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_station t"
+        " JOIN scheduled_procedure_step s ON s.id = t.step_id WHERE t.ae_title = ?"
+        " AND t.start_date BETWEEN ? AND ? AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
+        " ORDER BY s.start_date, s.start_time, s.id",
+        (ae_title, first, last),
+    )
+    for row_id, date, start_time, status, data in cursor:
+        index = ElementIndex(bytes(data))
+        exam = index.get("RequestedProcedureDescription")
+        code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+        minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
+        begin, name = minute_of_day(start_time), index.get("PatientName")
+        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam))
+    return found
+
+
+def clashes(bookings: Iterable[Booking]) -> set[int]:
+    """The rows of those exams of a diary, not yet over, that lie on another one's time."""
+    found: set[int] = set()
+    latest: Booking | None = None
+    for one in bookings:
+        if one.status not in OPEN_STEP_STATES:
+            continue
+        if latest and latest.date == one.date and one.begin < latest.end:
+            found |= {latest.row_id, one.row_id}
+        if not latest or (one.date, one.end) > (latest.date, latest.end):
+            latest = one
+    return found
+
+
+def day_begins_ends(ctx: Context) -> tuple[int, int]:
+    """The minutes of the day at which the clinic opens and closes."""
+    opens, closes = (at or other for at, other in
+                     ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
+    return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
+
+
+def is_closed(ctx: Context, date: str) -> bool:
+    """Whether a day (DA) is one without exams."""
+    day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
+    return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
+
+
+def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
+    """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
+    opens, closes = day_begins_ends(ctx)
+    now = ctx.local_now()
+    today = f"{now:%Y%m%d}"
+    if date < today or is_closed(ctx, date):
+        return []
+    earliest = now.hour * 60 + now.minute if date == today else 0
+    taken = [one for one in bookings if one.date == date]
+    return [
+        begin
+        for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
+        if begin >= earliest
+        and not any(one.begin < begin + minutes and begin < one.end for one in taken)
+    ]
+
+
+def in_the_way(
+    ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
+) -> tuple[list[Booking], list[int]]:
+    """What lies on the time that an exam would have, and when it could begin instead.
+
+    exam    its name or code; row_id: that of the exam itself, which is in nobody's way
+    """
+    bookings = [one for one in diary(ctx, ae_title, date, date) if one.row_id != row_id]
+    minutes = exam_minutes().get(exam) or ctx.config.clinic.slot_minutes
+    taken = [
+        one
+        for one in bookings
+        if one.status in OPEN_STEP_STATES and one.begin < begin + minutes and begin < one.end
+    ]
+    return taken, free_times(ctx, bookings, date, minutes)
+
+
+def exams_of_days(first: str, last: str) -> dict[str, int]:
+    """How many exams are on each day (DA) from one to another, not those called off."""
+    cursor = database.execute_sql(
+        "SELECT start_date, count(*) FROM scheduled_procedure_step WHERE start_date BETWEEN ? AND ?"
+        " AND status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED') GROUP BY start_date",
+        (first, last),
+    )
+    return dict(cursor.fetchall())
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
@@ -6907,16 +7168,18 @@ def find_worklist(
     cache: AnswerCache | None = None,
     key: object = None,
     view: WorklistView = WorklistView(),
+    seen: Callable[[list[int]], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The encoded answers of a worklist search, slice by slice.
 
     Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
+    seen     is given the rows of the steps of each slice
     Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
     Source   PS3.4 K.4.1.3
     """
     limit = view.limit or ctx.config.dicom.answer_limit
     found = worklist_ids(ctx, search, view)
-    yield from answer_slices(search, ScheduledProcedureStep, found, limit, cache, key)
+    yield from answer_slices(search, ScheduledProcedureStep, found, limit, cache, key, seen)
 
 
 def page_of_worklist(
@@ -6934,6 +7197,7 @@ def answer_slices(
     left: int,
     cache: AnswerCache | None,
     key: object,
+    seen: Callable[[list[int]], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
     known, limit = cache.of(key) if cache else {}, left
@@ -6944,7 +7208,10 @@ def answer_slices(
             added = _answer_rows(search, model, known, missing)
             if cache:
                 cache.grown(key, added)
-        answers = [known[i][1] for i, _ in chunk if i in known and known[i][1] is not None]
+        rows_ = [i for i, _ in chunk if i in known and known[i][1] is not None]
+        answers = [known[i][1] for i in rows_]
+        if seen:
+            seen(rows_[:left])
         if not cache:
             known.clear()
         if len(answers) > left:
@@ -6998,9 +7265,12 @@ class QueryLog:
     """
 
     LIMIT = 2000
+    MOST_SHOWN = 20_000  # steps of a device that are remembered
 
     def __init__(self) -> None:
         self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
+        self.shown: dict[str, set[int]] = {}  # to each device which steps
+        self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
     def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
@@ -7013,6 +7283,23 @@ class QueryLog:
                 known[1:] = [known[1] + 1, answers, int(status), ctx.stamp()]
             elif len(self.folded) < self.LIMIT:
                 self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
+
+    def show(self, ctx: Context, step_ids: list[int]) -> None:
+        """Note which steps a device is shown, and when each was for the first time."""
+        with self.lock:
+            known = self.shown.setdefault(ctx.actor.name, set())
+            if new := set(step_ids) - known:
+                if len(known) > self.MOST_SHOWN:
+                    known.clear()  # what is told again is saved once
+                known |= new
+                at = ctx.stamp()
+                self.first += [(step_id, ctx.actor.name, at) for step_id in new]
+
+    def take_shown(self) -> list[tuple[int, str, str]]:
+        """What was shown for the first time since the last call: step, AE title, time."""
+        with self.lock:
+            first, self.first = self.first, []
+        return first
 
     def take(self) -> list[tuple[Any, ...]]:
         """What has gathered, to be saved; it is counted from nothing again."""
@@ -7032,6 +7319,16 @@ def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
             " count = count + excluded.count, answers = excluded.answers,"
             " status = excluded.status, last_at = excluded.last_at",
             query,
+        )
+
+
+def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
+    """Keep which device was shown a step first when, as a QueryLog has gathered it."""
+    for step_id, ae_title, at in first:
+        database.execute_sql(
+            "INSERT OR IGNORE INTO step_seen (step_id, ae_title, at)"
+            " SELECT id, ?, ? FROM scheduled_procedure_step WHERE id = ?",
+            (ae_title, at, step_id),
         )
 
 
@@ -8356,6 +8653,14 @@ def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
     change_rows(ctx, "finish", [row_id], why)
 
 
+def end_leftover(ctx: Context, row_id: int, why: str) -> None:
+    """Say of an exam of a day before that nobody came for it. Refuses 0106, 0112, 0110."""
+    needs_reason(why)
+    if step_row(row_id).start_date >= ctx.today():
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+    change_rows(ctx, "no show", [row_id], why)
+
+
 def needs_reason(words: str) -> None:
     """Refuse (0106) what is done without a reason."""
     if not words.strip():
@@ -8461,64 +8766,6 @@ def watchers() -> list[Watcher]:
         " LEFT JOIN receiver r ON r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
     )
     return [Watcher(*row) for row in cursor]
-
-
-class Orphan(NamedTuple):
-    """Something that is stuck: what kind, what it is about, since when, what is known."""
-
-    kind: str
-    uid: str
-    about: str
-    since: str
-    known: str
-
-
-MOST_STUCK = 100  # that are listed of a kind, the oldest first
-
-
-def orphans(ctx: Context) -> list[Orphan]:
-    """What is stuck: locks on what has ended, silent exams and workitems, what was not told, …"""
-    keep = ctx.config.housekeeping
-    found = database.execute_sql(
-        "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
-        " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
-        " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
-        f" AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at LIMIT {MOST_STUCK}",
-        (ctx.stamp(hours=-keep.stuck_lock_hours),),
-    ).fetchall()
-    found += database.execute_sql(
-        "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
-        f" WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at LIMIT {MOST_STUCK}",
-        (ctx.stamp(hours=-keep.stuck_workitem_hours),),
-    ).fetchall()
-    found += database.execute_sql(
-        "SELECT 'expired', sop_instance_uid, worklist_label, expires_at, label FROM workitem"
-        " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ?"
-        f" ORDER BY expires_at LIMIT {MOST_STUCK}",
-        (ctx.stamp(),),
-    ).fetchall()
-    found += database.execute_sql(
-        f"{SILENT_EXAMS} ORDER BY news LIMIT {MOST_STUCK}",
-        (ctx.stamp(hours=-keep.stuck_exam_hours),),
-    ).fetchall()
-    found += database.execute_sql(
-        "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
-        " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
-        " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
-        " HAVING min(p.created_at) < ? ORDER BY 4",
-        (ctx.stamp(minutes=-keep.stuck_events_minutes),),
-    ).fetchall()
-    found += database.execute_sql(
-        "SELECT 'events', o.receiver, count(*), min(o.created_at),"
-        " CASE WHEN max(o.channel = 'dimse') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
-        " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
-        " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
-        " HAVING min(o.created_at) < ? ORDER BY 4",
-        (ctx.stamp(minutes=-keep.stuck_events_minutes),),
-    ).fetchall()
-    return [
-        Orphan(kind, str(uid), str(about), since, known) for kind, uid, about, since, known in found
-    ]
 
 
 def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
@@ -9523,6 +9770,38 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
     audit(ctx, "commitment tried again", uid)
 
 
+def drop_commitment(ctx: Context, uid: str, why: str) -> None:
+    """Tell a machine no more about its images. Refuses 0106, 0112, C300 for what is done."""
+    needs_reason(why)
+    commitment = commitment_by_uid(uid)
+    if commitment.state in ("told", "dropped"):
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    update_row(Commitment, commitment.id, state="dropped")
+    audit(ctx, "commitment dropped", uid, why.strip()[:500])
+
+
+STUDIES_WITHOUT_ORDER = (
+    "SELECT 'images', a.study_instance_uid, max(a.who), min(a.at), count(DISTINCT a.sop_instance_uid)"
+    " FROM availability a WHERE a.at <= ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+    " WHERE r.study_instance_uid = a.study_instance_uid) AND NOT EXISTS (SELECT 1 FROM"
+    " settled_study s WHERE s.study_instance_uid = a.study_instance_uid)"
+    " GROUP BY a.study_instance_uid ORDER BY 4"
+)
+
+
+def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
+    """Leave images in the archive without an order, for a reason. Refuses 0106, 0112."""
+    needs_reason(why)
+    known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
+    if not database.execute_sql(known, (study_instance_uid,)).fetchone():
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There are no such images"))
+    database.execute_sql(
+        "INSERT OR REPLACE INTO settled_study (study_instance_uid, why, at) VALUES (?, ?, ?)",
+        (study_instance_uid, why.strip()[:500], ctx.stamp()),
+    )
+    audit(ctx, "images settled", study_instance_uid, why.strip()[:500])
+
+
 def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
     """The newest requests, each with how many are committed, refused and not judged."""
     found = commitment_rows(f"1 = 1 ORDER BY id DESC LIMIT {most}")
@@ -9546,8 +9825,9 @@ def archive_of(ctx: Context) -> Device | None:
 
 # 13. WORKFLOW ---------------------------------------------------------------------------------
 #
-# What happens of itself: retention, as [housekeeping] says; what happened, as figures.
-# For others: purge, due_to_end, visit_of, days_between.
+# What happens of itself: retention, as [housekeeping] says; what happened, as figures; what is stuck
+# in any service; the erasure of a patient's data.
+# For others: purge, due_to_end, not_come, erase_patient, orphans, visit_of, days_between.
 
 
 def purge(ctx: Context) -> dict[str, int]:
@@ -9604,7 +9884,8 @@ def _purge_steps(ctx: Context, old: str) -> int:
     for row_id, uid in performed:
         erase("performed_procedure_step WHERE id = ?", row_id)
         notify_of_mpps(ctx, uid, "deleted")
-    erase(f"scheduled_station WHERE step_id IN ({ended})", old)
+    for table in ("scheduled_station", "step_seen"):
+        erase(f"{table} WHERE step_id IN ({ended})", old)
     count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
     erase(
         "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
@@ -9622,6 +9903,209 @@ def _purge_patients(old: str) -> int:
     )
 
 
+def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
+    """Erase all that is kept of a patient, with a reason: how many rows of what.
+
+    What stays: lines of the audit log, which name ID and accession number, UIDs of images in the
+    archive, and the backups made until now.
+    Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
+    """
+    needs_reason(why)
+    patient = next(iter(fetch_rows(Patient, "id = ?", row_id)), None)
+    if not patient:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    with database.atomic():
+        steps = fetch_rows(
+            ScheduledProcedureStep,
+            "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)",
+            row_id,
+        )
+        workitems = _workitems_of_patient(patient, {step.accession_number for step in steps})
+        if any(step.status == "STARTED" for step in steps) or any(
+            state == "IN PROGRESS" for _, state in workitems
+        ):
+            words = Message("An exam or a workitem of this patient is under way: end it first")
+            raise Refusal(Status.PROCESSING_FAILURE, words)
+        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid, _ in workitems)}
+        erased["performed"] = _erase_performed(ctx, patient)
+        for step in steps:
+            for table in ("performed_scheduled_step WHERE scheduled_id",
+                          "scheduled_station WHERE step_id", "step_seen WHERE step_id"):  # fmt: skip
+                erase(f"{table} = ?", step.id)
+            erase("scheduled_procedure_step WHERE id = ?", step.id)
+        erased["exams"] = len(steps)
+        erase("requested_procedure WHERE patient_id = ?", row_id)
+        erased["queries"] = _erase_queries(patient)
+        erase("patient WHERE id = ?", row_id)
+        counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+        audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
+    log.info("a patient's data erased by %s: %s", ctx.actor, counts)
+    return erased
+
+
+def _is_of(patient: Any, index: ElementIndex) -> bool:
+    """Whether a data set names a patient, by ID and by name."""
+    return index.get("PatientID") == patient.patient_id and same_person(index, patient)
+
+
+def _workitems_of_patient(patient: Any, accessions: set[str]) -> list[tuple[str, str]]:
+    """UID and state of a patient's workitems, by ID and name or by accession number."""
+    rows_ = fetch_rows(
+        Workitem,
+        "patient_id = ? OR (accession_number <> '' AND accession_number IN"
+        f" ({', '.join('?' * len(accessions))}))",
+        patient.patient_id,
+        *accessions,
+    )
+    return [
+        (one.sop_instance_uid, one.state)
+        for one in rows_
+        if one.accession_number in accessions - {""}
+        or _is_of(patient, ElementIndex(bytes(one.data)))
+    ]
+
+
+def _erase_workitem(ctx: Context, uid: str) -> int:
+    """Erase a workitem with its history and what was to be told of it."""
+    workitem = find_workitem(uid)
+    events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
+    erase(f"outbox_event WHERE event_id IN ({events})", uid)
+    erase("workitem_event WHERE sop_instance_uid = ?", uid)
+    erase("subscription WHERE workitem_id = ?", workitem.id)
+    insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
+    return erase("workitem WHERE id = ?", workitem.id)
+
+
+def _erase_performed(ctx: Context, patient: Any) -> int:
+    """Erase what was performed for a patient, also without an order: how many."""
+    found = fetch_rows(
+        PerformedProcedureStep,
+        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE r.patient_id = ?) OR instr(data, CAST(? AS BLOB))",
+        patient.id,
+        patient.patient_id,
+    )
+    others = (
+        "SELECT 1 FROM performed_scheduled_step l JOIN scheduled_procedure_step s ON s.id ="
+        " l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE l.performed_id = ? AND r.patient_id <> ?"
+    )
+    count = 0
+    for one in found:
+        if database.execute_sql(others, (one.id, patient.id)).fetchone():
+            continue
+        linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
+        is_linked = database.execute_sql(linked, (one.id,)).fetchone()
+        if not is_linked and not _is_of(patient, ElementIndex(bytes(one.data))):
+            continue
+        erase("performed_scheduled_step WHERE performed_id = ?", one.id)
+        erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
+        count += erase("performed_procedure_step WHERE id = ?", one.id)
+        notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
+    return count
+
+
+def _erase_queries(patient: Any) -> int:
+    """Erase remembered queries that asked for a patient by ID or name: how many."""
+    count = 0
+    for query in fetch_rows(QueryTrace, "1 = 1"):
+        index = ElementIndex(bytes(query.keys))
+        name = name_key(index.get("PatientName").strip("*")).strip("=")
+        if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
+            count += erase("query_trace WHERE id = ?", query.id)
+    return count
+
+
+def not_come(ctx: Context) -> list[int]:
+    """The exams of today that nobody has come for, of machines that would have reported them."""
+    reporting, found = reporting_stations(), {}
+    for row_id, station in database.execute_sql(
+        "SELECT s.id, t.ae_title FROM scheduled_procedure_step s JOIN scheduled_station t"
+        " ON t.step_id = s.id WHERE s.start_date = ? AND s.status = 'SCHEDULED'",
+        (ctx.today(),),
+    ):
+        found.setdefault(row_id, []).append(station)
+    return [row_id for row_id, stations in found.items() if does_report(ctx, stations, reporting)]
+
+
+class Orphan(NamedTuple):
+    """Something that is stuck: what kind, what it is about, since when, what is known."""
+
+    kind: str
+    uid: str
+    about: str
+    since: str
+    known: str
+
+
+MOST_STUCK = 100  # that are listed of a kind, the oldest first
+
+
+# What is stuck in each service: the setting that says for how long (or now, or today), and what
+# lists it: kind, UID or row, about, since when, what is known.
+STUCK = (
+    ("stuck_lock_hours",
+     "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
+     " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+     " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
+     " AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
+    ("stuck_workitem_hours",
+     "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
+     " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at"),
+    ("now",
+     "SELECT 'expired', sop_instance_uid, worklist_label, expires_at, label FROM workitem"
+     " WHERE state = 'SCHEDULED' AND expires_at <> '' AND expires_at < ? ORDER BY expires_at"),
+    ("stuck_exam_hours", f"{SILENT_EXAMS} ORDER BY news"),
+    ("today",
+     "SELECT 'leftover', id, scheduled_procedure_step_id, created_at,"
+     " start_date || ' ' || accession_number"
+     " FROM scheduled_procedure_step WHERE status IN ('SCHEDULED', 'ARRIVED', 'READY')"
+     " AND start_date < ? ORDER BY start_date, id"),
+    ("now",
+     "SELECT 'unscheduled', id, performed_station_ae_title, created_at, status"
+     " FROM performed_procedure_step p WHERE settled = '' AND created_at <= ? AND NOT EXISTS"
+     " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id) ORDER BY id"),
+    ("now", STUDIES_WITHOUT_ORDER),
+    ("stuck_events_minutes",
+     "SELECT 'commitment', transaction_uid, requester, created_at, problem FROM commitment"
+     " WHERE repeats = 0 AND (state = 'given up' OR (state = 'judged' AND judged_at < ?))"
+     " ORDER BY id"),
+    ("stuck_events_minutes",
+     "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
+     " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
+     " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
+     " HAVING min(p.created_at) < ? ORDER BY 4"),
+    ("stuck_events_minutes",
+     "SELECT 'events', o.receiver, count(*), min(o.created_at),"
+     " CASE WHEN max(o.channel = 'dimse') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
+     " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
+     " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
+     " HAVING min(o.created_at) < ? ORDER BY 4"),
+)  # fmt: skip
+
+
+def stuck_since(ctx: Context, setting: str) -> str:
+    """Since when something counts as stuck by a setting of [housekeeping], by now, or by today."""
+    if setting == "today":
+        return ctx.today()
+    value = getattr(ctx.config.housekeeping, setting, 0)
+    unit = "minutes" if setting.endswith("_minutes") else "hours"
+    return ctx.stamp(**{unit: -value})
+
+
+def orphans(ctx: Context) -> list[Orphan]:
+    """What is stuck in any service: locks, silent exams and workitems, what was not told, …"""
+    return [
+        Orphan(kind, str(uid), str(about), since, str(known))
+        for setting, sql in STUCK
+        for kind, uid, about, since, known in database.execute_sql(
+            f"{sql} LIMIT {MOST_STUCK}", (stuck_since(ctx, setting),)
+        )
+    ]
+
+
 class Moment(NamedTuple):
     """Something that happened in a visit: when (as the store keeps it), what, and what about."""
 
@@ -9630,12 +10114,31 @@ class Moment(NamedTuple):
     about: str = ""
 
 
+# What the end of a kind of work means for the visit (PS3.16 CID 9231).
+WORKITEM_MOMENTS = {
+    "110001": Message("Images processed"),
+    "3D": Message("Images processed"),
+    "110003": Message("Computer aided diagnosis done"),
+    "110004": Message("Computer aided detection done"),
+    "110005": Message("Read"),
+    "110006": Message("Report written down"),
+    "110007": Message("Report verified"),
+    "CD": Message("CD written"),
+}
+
+
 def visit_of(row_id: int) -> list[Moment]:
     """The time line of an exam: from its registration to what came after, in order. Refuses 0112."""
     step = step_row(row_id)
     told = TOLD_BY.get(step.told_by, step.told_by)
     found = [
         Moment(step.created_at, Message("Registered")),
+        *(
+            Moment(at, Message("First on the worklist of {ae}", ae=ae))
+            for ae, at in database.execute_sql(
+                "SELECT ae_title, at FROM step_seen WHERE step_id = ?", (row_id,)
+            )
+        ),
         Moment(step.arrived_at, Message("Arrived")),
         Moment(step.started_at, Message("Begun")),
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
@@ -9660,14 +10163,18 @@ def visit_of(row_id: int) -> list[Moment]:
         )
     ]
     workitems = database.execute_sql(
-        "SELECT label, state, created_at, claimed_at, ended_at, performer FROM workitem"
+        "SELECT label, state, created_at, claimed_at, ended_at, performer, data FROM workitem"
         " WHERE accession_number = ? AND accession_number <> ''",
         (step.accession_number,),
     )
-    for label, state, created, claimed, ended, performer in workitems:
+    for label, state, created, claimed, ended, performer, data in workitems:
         found.append(Moment(created, Message("Workitem made"), label))
         found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
-        found.append(Moment(ended, Message("Workitem ended: {state}", state=state), label))
+        code = ElementIndex(bytes(data)).item("ScheduledWorkitemCodeSequence").get("CodeValue")
+        words = Message("Workitem ended: {state}", state=state)
+        if state == "COMPLETED" and code in WORKITEM_MOMENTS:
+            words = WORKITEM_MOMENTS[code]
+        found.append(Moment(ended, words, f"{label} {performer}".strip()))
     return sorted((one for one in found if one.at), key=lambda one: one.at)
 
 
@@ -10342,6 +10849,54 @@ EXPORT_COLUMNS = (
 def no_formula(cell: str) -> str:
     """A cell of a CSV file that no spreadsheet takes for a formula."""
     return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def export_procedures() -> str:
+    """The procedure catalogue as CSV; `import_procedures` reads it back."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([*PROCEDURE_COLUMNS, "retired"])
+    for one in all_procedures():
+        cells = [no_formula(str(getattr(one, column))) for column in PROCEDURE_COLUMNS]
+        writer.writerow([*cells, "yes" if one.retired else ""])
+    return out.getvalue()
+
+
+def import_procedures(ctx: Context, content: bytes) -> int:
+    """Make or change procedures by their codes from CSV, all or nothing: how many.
+
+    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed
+    Refuses  0106 with a line for each row that is wrong
+    """
+    head, lines = read_csv(content)
+    columns, problems, count = [name.strip().casefold() for name in head], [], 0
+    for column in ("code", "meaning"):
+        if column not in columns:
+            problems.append(Message("There is no column {column}", column=column))
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
+    with database.atomic():
+        for number, line in enumerate(lines, 2):
+            if not any(cell.strip() for cell in line):
+                continue
+            row = {
+                key: cell.strip().removeprefix("'")
+                for key, cell in zip(columns, line, strict=False)
+            }
+            try:
+                save_procedure(ctx, row)
+                if row.get("retired", "").casefold() in ("yes", "1", "true"):
+                    retire_procedure(ctx, row["code"])
+                count += 1
+            except Refusal as refusal:
+                words = Message("Row {number}: {words}", number=number, words=refusal.detail)
+                problems.append(words)
+        if problems:
+            raise Refusal(
+                Status.INVALID_ATTRIBUTE_VALUE,
+                problems=[Problem(0, words) for words in problems[:50]],
+            )
+    return count
 
 
 def export_csv() -> str:
@@ -11829,6 +12384,32 @@ class Call(NamedTuple):
     classes: tuple[str, ...]
 
 
+class Ended(NamedTuple):
+    """An association that is over, for people.
+
+    at       when it began, in seconds since 1970; for how many seconds
+    done     how many messages of an operation had a status
+    ending   a key of ENDINGS; words  what was said of it
+    """
+
+    at: float
+    seconds: float
+    calling: str
+    address: str
+    done: tuple[tuple[tuple[str, int], int], ...]
+    ending: str
+    words: str
+
+
+ENDINGS = {
+    "released": Message("ended in order"),
+    "aborted": Message("broken off by the device"),
+    "lost": Message("the connection was lost"),
+    "refused": Message("broken off by us: {words}"),
+    "rejected": Message("turned away: {words}"),
+}
+
+
 class Association(asyncio.Protocol):
     """One connection of a peer, from the first byte to the last.
 
@@ -11858,9 +12439,12 @@ class Association(asyncio.Protocol):
         self.writable = asyncio.Event()
         self.writable.set()
         self.peer: Negotiated | None = None
-        self.address, self.counted = "", ""
+        self.address, self.counted, self.calling = "", "", ""
         self.refused = False
         self.active = self.pdu_began = 0.0
+        self.began = time.time()
+        self.done: collections.Counter[tuple[str, int]] = collections.Counter()
+        self.ending = ("lost", "")
         self.paused = self.pdu_sized = False
         self.combined = True  # command and data set in one PDU, as nearly all peers take it
 
@@ -11886,6 +12470,7 @@ class Association(asyncio.Protocol):
                 timer.cancel()
         self._forget_data()
         self.server.leave(self)
+        self.server.note_ended(self)
         self.writable.set()
         if self.asked and not self.asked.done():
             self.asked.set_result(None)
@@ -11930,6 +12515,7 @@ class Association(asyncio.Protocol):
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
+            self.ending = ("refused", str(error))
             self.happens("invalid", error.reason)
             pos = have
         if pos:
@@ -12033,12 +12619,14 @@ class Association(asyncio.Protocol):
         except Rejection as rejection:
             server.complain(self.address, "%s rejected: %s", self, rejection)
             server.note_rejected(self.address, pdu, rejection.args[0])
+            self.ending = ("rejected", rejection.args[0])
+            self.calling = calling_ae_title(pdu)
             self.happens("reject", rejection.pdu)
         except ProtocolError as error:
             server.complain(self.address, "%s: %s", self, error)
             self.happens("invalid", error.reason)
         else:
-            self.peer = negotiated
+            self.peer, self.calling = negotiated, negotiated.calling
             server.accepted += 1
             server.note_accepted(self)
             device = server.access().device(negotiated.calling)
@@ -12068,6 +12656,7 @@ class Association(asyncio.Protocol):
         self.transport.write(RELEASE_RQ_PDU)
 
     def _ar_2(self, pdu: bytes) -> None:
+        self.ending = ("released", "")
         if self.task:  # what came before it is still done; a search has nobody to hear it
             if self.current:
                 self.current.cancelled = True
@@ -12099,6 +12688,7 @@ class Association(asyncio.Protocol):
 
     def _aa_3(self, pdu: bytes) -> None:
         log.debug("%s aborted by the peer", self)
+        self.ending = ("aborted", "")
         self._close()
 
     def _aa_4(self) -> None:
@@ -12131,6 +12721,7 @@ class Association(asyncio.Protocol):
     def refuse(self, words: str) -> None:
         """Abort since a limit is reached, with a line in the log."""
         self.server.complain(self.address, "%s refused: %s", self, words)
+        self.ending = ("refused", words)
         self.happens("abort")
 
     # Messages
@@ -12348,6 +12939,7 @@ class AssociationServer:
             collections.OrderedDict()
         )
         self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
+        self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.receiving = self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
 
@@ -12414,6 +13006,23 @@ class AssociationServer:
         self.called.move_to_end(peer.calling)
         if len(self.called) > 500:
             self.called.popitem(last=False)
+
+    def note_ended(self, association: Association) -> None:
+        """Remember an association that is over, for the page of associations.
+
+        Of a machine that does the same every few seconds the last is kept, and one that failed.
+        """
+        if not association.calling.isprintable() or not association.calling:
+            return
+        done = tuple(sorted(association.done.items()))
+        began, now = association.began, time.time()
+        one = Ended(began, now - began, association.calling, association.address, done,
+                    *association.ending)  # fmt: skip
+        for known in itertools.islice(reversed(self.ended), 20):
+            if known[2:] == one[2:]:
+                self.ended.remove(known)
+                break
+        self.ended.append(one)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
         """Remember whom we turned away, for the page of devices."""
@@ -13363,6 +13972,7 @@ class Dimse:
             fields, data = self._refused(
                 request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
             )
+        association.done[request.operation, int(fields.get("Status", 0))] += 1
         await association.send((request.context, self._response(request, data, **fields), data))
         if changed:  # once it is answered
             self.on_events()
@@ -13549,6 +14159,7 @@ class Dimse:
         return await association.send_answers(request.context, pending, answers)
 
     async def _end_find(self, association: Association, request: Request, status: Status) -> None:
+        association.done[request.operation, int(status)] += 1
         final = self._response(request, None, Status=status)
         await association.send((request.context, final, None))
 
@@ -13575,8 +14186,11 @@ class Dimse:
         search = self.search(ctx, request, SEARCHED[core])
         zone = f"{ctx.local_now():%z}"
         key = core, request.data, search.explicit, device and device.name, rules.version, zone
-        view = WorklistView.of(ctx, device) if core is find_worklist else WorklistView()
-        for answers in core(ctx, search, self.cache, key, view):
+        shown: tuple[Any, ...] = ()
+        if core is find_worklist:
+            view = WorklistView.of(ctx, device)
+            shown = (view, functools.partial(self.queries.show, ctx))
+        for answers in core(ctx, search, self.cache, key, *shown):
             yield search.status, answers
 
     def search(self, ctx: Context, request: Request, table: AttributeTable) -> Search:
@@ -13721,7 +14335,7 @@ def check_origin(web: Web, request: Any) -> None:
 def check_csrf(login: Login, request: Any) -> None:
     """Refuse (0124) a change without the token of its session."""
     given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
-    if login.csrf and not hmac.compare_digest(given.encode(), login.csrf.encode()):
+    if login.csrf and not login.sent(given):
         raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
 
 
@@ -15457,12 +16071,17 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
 def compressed(
     scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """An answer as gzip where that is asked for and worth it; pages are not, for their secrets."""
+    """An answer as gzip where that is asked for and worth it.
+
+    Not a page that repeats what was asked: by its length a stranger could guess what else it says.
+    """
     wanted = re.search(
         rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", header_of(scope, b"accept-encoding").lower()
     )
-    worth = status == 200 and len(content) >= 1024
-    if not (wanted and worth and scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))):
+    done = any(name == b"content-encoding" for name, _ in headers)
+    page = not scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))
+    repeats = page and re.search(rb"(^|&)q=", scope["query_string"])
+    if not wanted or done or repeats or status != 200 or len(content) < 1024:
         return headers, content
     content = gzip.compress(content, 5, mtime=0)
     kept = [(name, value) for name, value in headers if name != b"content-length"]
@@ -15554,11 +16173,15 @@ LAYOUT = """<!DOCTYPE html>
 <strong>{{clinic}}</strong>
 % if login:
 <nav aria-label="{{t('Pages')}}">
-% for path, words in navigation:
-<a href="{{path}}"{{!' aria-current="page"' if path == here else ''}}>{{words}}</a>
+% for path, words, current in groups:
+<a href="{{path}}"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
 % end
 </nav>
-<form method="post" action="/logout" class="logout"><input type="hidden" name="csrf" value="{{login.csrf}}">
+<a href="/register" class="main">{{t('Register a patient')}}</a>
+% if light:
+<a href="/box" class="light" data-light="{{light[0]}}">{{light[1]}}<span class="hidden"> {{t('The box')}}: {{light[2]}}</span></a>
+% end
+<form method="post" action="/logout" class="logout"><input type="hidden" name="csrf" value="{{login.form_token}}">
 <span>{{login.name}}</span> <button>{{t('Log out')}}</button></form>
 % end
 <form method="get" action="/language" class="language"><input type="hidden" name="back" value="{{here}}">
@@ -15569,6 +16192,13 @@ LAYOUT = """<!DOCTYPE html>
 % end
 </form>
 </header>
+% if login:
+<nav class="pages" aria-label="{{group}}">
+% for path, words in navigation:
+<a href="{{path}}"{{!' aria-current="page"' if path == here else ''}}>{{words}}</a>
+% end
+</nav>
+% end
 <main>
 % for words in notices:
 <p role="alert" class="problem">{{words}}</p>
@@ -15576,6 +16206,11 @@ LAYOUT = """<!DOCTYPE html>
 <h1>{{title}}</h1>
 {{!base}}
 </main>
+% if login and static:
+<footer><details id="keys"><summary>{{t('Keys')}}</summary>
+<p>{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p>
+</details></footer>
+% end
 </body>
 </html>
 """
@@ -15599,27 +16234,42 @@ ERROR_PAGE = """
 
 BOARD_PAGE = """
 <form method="get" action="/" class="day">
-<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label> <button>{{t('Show')}}</button>
-<a href="/print?date={{day}}">{{t('Print')}}</a> <a href="/waiting">{{t('Waiting room')}}</a>
+<a href="/?{{before}}" rel="prev" title="{{t('The day before')}}">←</a>
+<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
+<a href="/?{{after}}" rel="next" title="{{t('The day after')}}">→</a>
+<label>{{t('Device')}} <select name="device"><option value="">{{t('all')}}</option>
+% for title, name in stations:
+<option value="{{title}}"{{!' selected' if title == view.device else ''}}>{{name}}</option>
+% end
+</select></label>
+<label>{{t('In order of')}} <select name="by">
+% for by, words in orders:
+<option value="{{by}}"{{!' selected' if by == view.by else ''}}>{{words}}</option>
+% end
+</select></label>
+<button>{{t('Show')}}</button>
+<a href="/print?date={{day}}">{{t('Print')}}</a>
 </form>
-<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
-<div id="board" data-part="{{part}}">
+<p id="offline" class="problem" role="status" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+<form id="act" method="post" action="/"><input type="hidden" name="csrf" value="{{csrf}}"></form>
+<div id="board" data-part="{{part}}" data-mark="{{mark}}">
 {{!board}}
 </div>
 """
 
+# Its buttons belong to the form beside it, so that the part is the same for all who look at it.
 BOARD_PART = """
 <p class="summary" role="status" aria-live="polite">{{t('{count} exams', count=count)}}:
 % for state, number in totals:
 <span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
 % end
 </p>
-% for device, steps in devices:
+% for heading, steps in groups:
 <section>
-<h2>{{device}}</h2>
+<h2>{{heading}}</h2>
 <table>
 <thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Patient ID')}}</th>
-<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th>
+<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('Device') if by_state else t('State')}}</th>
 <th scope="col">{{t('Since')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
 <tbody>
 % for step in steps:
@@ -15631,12 +16281,15 @@ BOARD_PART = """
 % end
 </th>
 <td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
+% if by_state:
+<td>{{step['device']}}</td>
+% else:
 <td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}}</span></td>
+% end
 <td>{{step['since']}}</td>
 <td class="actions">
 % for event, words in step['actions']:
-<form method="post" action="{{step['path']}}"><input type="hidden" name="csrf" value="{{csrf}}">
-<button name="event" value="{{event}}">{{words}}</button></form>
+<button form="act" formaction="{{step['path']}}" name="event" value="{{event}}">{{words}}</button>
 % end
 </td>
 </tr>
@@ -15645,7 +16298,7 @@ BOARD_PART = """
 </table>
 </section>
 % end
-% if not devices:
+% if not groups:
 <p>{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
 % end
 """
@@ -15726,6 +16379,9 @@ FORM_PAGE = """
 % end
 </ul></div>
 % end
+% if get('intro'):
+<p>{{intro}}</p>
+% end
 <form method="post" action="{{action}}" class="fields">
 <input type="hidden" name="csrf" value="{{csrf}}">
 % for name, value in hidden:
@@ -15767,6 +16423,25 @@ FORM_PAGE = """
 <div id="found" data-find="{{finding}}" aria-live="polite"></div>
 % end
 % loop_first = False
+% end
+% if get('slots'):
+<div id="slots" data-find="{{slots}}" aria-live="polite"></div>
+% end
+% for part in get('shown', []):
+<section><h2>{{part.heading}}</h2>
+<div class="wide"><table><thead><tr>
+% for words in part.columns:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for row in part.rows:
+<tr>
+% for cell in row.cells:
+<td>{{cell}}</td>
+% end
+</tr>
+% end
+</tbody></table></div></section>
 % end
 <div class="actions">
 % if submit:
@@ -15870,7 +16545,11 @@ LIST_PAGE = """
 <th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
 <tbody>
 % for row in part.rows:
+% if row.light:
+<tr data-light="{{row.light}}">
+% else:
 <tr>
+% end
 % for number, cell in enumerate(row.cells):
 % if number == 0 and row.link:
 <th scope="row"><a href="{{row.link}}">{{cell}}</a></th>
@@ -15988,6 +16667,94 @@ SLIP_PAGE = """
 </article>
 """
 
+LABEL_PAGE = """
+<article class="label">
+<p><strong>{{name}}</strong></p>
+<p>{{about}}</p>
+<p>{{exam}} {{date}}</p>
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"></p>
+<p>{{accession}}</p>
+</article>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+"""
+
+CALENDAR_PAGE = """
+<form method="get" action="/calendar" class="day">
+<a href="/calendar?{{before}}" rel="prev" title="{{t('The week before')}}">←</a>
+<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
+<a href="/calendar?{{after}}" rel="next" title="{{t('The week after')}}">→</a>
+<label>{{t('Device')}} <select name="device">
+% for title, name in stations:
+<option value="{{title}}"{{!' selected' if title == device else ''}}>{{name}}</option>
+% end
+</select></label> <button>{{t('Show')}}</button>
+</form>
+<section><h2>{{month}}</h2>
+<div class="wide"><table class="month"><thead><tr>
+% for words in weekdays:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for week in weeks:
+<tr>
+% for number, query, count, date, current in week:
+<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
+% if count:
+<a href="/?date={{date}}">{{t('{count} exams', count=count)}}</a>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div></section>
+<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + name if name else ''}}</h2>
+% if double:
+<p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
+% end
+% if not device:
+<p>{{t('Register a device first.')}}</p>
+% else:
+<div class="wide"><table class="week"><thead><tr><th scope="col">{{t('Time')}}</th>
+% for words, date, closed in days:
+<th scope="col"><a href="/?date={{date}}">{{words}} {{date}}</a>{{' · ' + t('closed') if closed else ''}}</th>
+% end
+</tr></thead><tbody>
+% for time, cells in slots:
+<tr><th scope="row">{{time}}</th>
+% for exams, free, taken in cells:
+<td{{!' class="taken"' if taken else ''}}>
+% for path, words, state, clash in exams:
+<a href="{{path}}" class="state" data-state="{{state}}">{{words}}</a>
+% if clash:
+<strong class="urgent">{{t('double booking')}}</strong>
+% end
+% end
+% if free:
+<a href="/register?{{free[0]}}" class="free" aria-label="{{free[1]}}">+</a>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div>
+% end
+</section>
+"""
+
+SLOTS_PART = """
+% if taken:
+<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
+% end
+% if free:
+<p>{{t('Free times:')}}
+% for time in free:
+<button type="button" data-time="{{time}}">{{time}}</button>
+% end
+</p>
+% end
+"""
+
 PRINT_PAGE = """
 <p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
 % for device, steps in devices:
@@ -16069,6 +16836,23 @@ IMPORT_PAGE = """
 """
 
 
+UPLOAD_PAGE = """
+% if problems:
+<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+<p>{{intro}}</p>
+<form method="post" action="{{action}}" enctype="multipart/form-data" class="login">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>{{t('File')}} <input type="file" name="upload" required></label>
+<button class="main">{{t('Import')}}</button>
+</form>
+"""
+
+
 class Part(NamedTuple):
     """A table of a list page."""
 
@@ -16084,6 +16868,7 @@ class Row(NamedTuple):
     cells: tuple[str, ...]
     link: str = ""
     actions: tuple["Action", ...] = ()
+    light: str = ""  # a key of LIGHTS, for the first cell
 
 
 class Action(NamedTuple):
@@ -16126,6 +16911,24 @@ def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple
     if not choices or any(one == value for one, _ in choices):
         return choices
     return (*choices, (value, value))
+
+
+WEEKDAY_WORDS = (
+    Message("Mon"), Message("Tue"), Message("Wed"), Message("Thu"), Message("Fri"), Message("Sat"),
+    Message("Sun"),
+)  # fmt: skip
+
+
+def clock(minute: int) -> str:
+    """A minute of the day as 09:30."""
+    return f"{minute // 60 % 24:02}:{minute % 60:02}"
+
+
+def booked_words(bookings: Iterable[Booking]) -> str:
+    """Exams of a diary in a sentence."""
+    return ", ".join(
+        f"{clock(one.begin)}–{clock(one.end)} {shown_name(one.name)}" for one in bookings
+    )
 
 
 class Field(NamedTuple):
@@ -16301,34 +17104,91 @@ def device_names(web: Web) -> dict[str, str]:
     return {title: d.name for d in web.access().devices for title in d.ae_titles}
 
 
-def exams_by_device(
-    web: Web, ctx: Context, t: Translator, date: str, found: list[Any] | None = None
+class BoardView(NamedTuple):
+    """What of a board is shown: a day (DA), by `device` or `state`, the exams of one device."""
+
+    date: str
+    by: str = "device"
+    device: str = ""
+
+    @property
+    def query(self) -> str:
+        """The same as the query of an address."""
+        return urllib.parse.urlencode(
+            {"date": shown_date(self.date), "by": self.by, "device": self.device}
+        )
+
+
+BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
+
+
+def exams_in_groups(
+    web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The rows of a day's exams, as the board has them, by device."""
+    """The rows of a day's exams, as the board has them, by device or by state."""
     names = device_names(web)
     reporting = web.read(reporting_stations)
-    by_device: dict[str, list[dict[str, Any]]] = {}
-    for row in web.read(steps_of_day, date) if found is None else found:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        by_device.setdefault(device, []).append(board_step(ctx, t, row, reporting))
-    return sorted(by_device.items())
+        step = board_step(ctx, t, row, reporting) | {"device": device}
+        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
+    if view.by == "state":
+        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
+    return sorted(groups.items())
 
 
-def render_board(web: Web, ctx: Context, t: Translator, csrf: str, date: str) -> str:
-    """The board of a day, by device."""
+def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
+    """The board of a day: the same text for all who look at it in a language."""
     import bottle
 
-    found = web.read(steps_of_day, date)
-    devices = exams_by_device(web, ctx, t, date, found)
+    device = web.access().device(view.device) if view.device else None
+    titles = device.ae_titles if device else (view.device,)
+    found = [
+        row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
+    ]
     counted = collections.Counter(row[1] for row in found)
     return bottle.template(
         BOARD_PART,
         t=t,
-        csrf=csrf,
         count=len(found),
         totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
-        devices=devices,
+        groups=exams_in_groups(web, ctx, t, view, found),
+        by_state=view.by == "state",
     )
+
+
+class Rendered(NamedTuple):
+    """A board as it was rendered: text, the same as gzip, and a mark that another text has not."""
+
+    text: str
+    gzip: bytes
+    mark: str
+
+
+class Boards:
+    """The boards that were rendered last: one rendering for each language, view and change."""
+
+    MOST = 32
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.kept: collections.OrderedDict[object, Rendered] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
+        """The board of a view as it is now; minutes since an event count as a change."""
+        minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
+        with self.lock:  # who comes meanwhile wants the same
+            key = self.web.writer.commits, self.web.access().version, t.language, view, minute
+            if key not in self.kept:
+                text = render_board(self.web, ctx, t, view)
+                content = text.encode()
+                mark = hashlib.sha256(content).hexdigest()[:16]
+                self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                if len(self.kept) > self.MOST:
+                    self.kept.popitem(last=False)
+            return self.kept[key]
 
 
 def code_128(text: str) -> bytes:
@@ -16340,7 +17200,17 @@ def code_128(text: str) -> bytes:
         return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
     stream = io.BytesIO()
     barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
-    return stream.getvalue()
+    return scaled(stream.getvalue())
+
+
+def scaled(drawing: bytes) -> bytes:
+    """An SVG of so many mm that can be drawn in any width and height."""
+    sides = (
+        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
+    )
+    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
+    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
+    return drawing.replace(b"<svg", box, 1)
 
 
 def qr_code(text: str) -> bytes:
@@ -16474,24 +17344,41 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
 
 
 NAVIGATION = body_rows("""
-    path         | words                 | role
-    /            | Board                 | desk
-    /register    | Register              | desk
-    /patients    | Patients              | desk
-    /workitems   | Workitems             | desk
-    /leftovers   | Leftovers             | desk
-    /unscheduled | Unscheduled           | desk
-    /why         | Why not there?        | desk
-    /import      | Import                | desk
-    /catalogue   | Catalogue             | technologist
-    /watchers    | Watchers              | technologist
-    /passed-on   | Passed on             | technologist
-    /commitments | Are they safe?        | technologist
-    /orphans     | Stuck                 | technologist
-    /devices     | Devices               | technologist
-    /figures     | Figures               | technologist
-    /box         | The box               | admin
+    path          | words          | role         | group
+    /             | Board          | desk         | The day
+    /calendar     | Calendar       | desk         | The day
+    /waiting      | Waiting room   | desk         | The day
+    /leftovers    | Leftovers      | desk         | The day
+    /unscheduled  | Unscheduled    | desk         | The day
+    /figures      | Figures        | technologist | The day
+    /register     | Register       | desk         | Patients
+    /patients     | Patients       | desk         | Patients
+    /import       | Import         | desk         | Patients
+    /catalogue    | Catalogue      | technologist | Patients
+    /workitems    | Workitems      | desk         | After the exam
+    /commitments  | Are they safe? | technologist | After the exam
+    /watchers     | Watchers       | technologist | After the exam
+    /passed-on    | Passed on      | technologist | After the exam
+    /why          | Why not there? | desk         | Machines
+    /devices      | Devices        | technologist | Machines
+    /associations | Associations   | technologist | Machines
+    /orphans      | Stuck          | technologist | Machines
+    /statuses     | Statuses       | technologist | Machines
+    /box          | The box        | admin        | The box
+    /users        | Users          | admin        | The box
+    /audit        | Audit log      | admin        | The box
+    /settings     | Settings       | admin        | The box
     """)
+
+
+def group_of(here: str) -> str:
+    """The group of pages that a path belongs to: /patient/3 is of /patients, /step/1 of the day."""
+    found = [
+        (len(path), group)
+        for path, _, _, group in NAVIGATION[1:]
+        if f"{here}/".startswith((f"{path}/", f"{path.removesuffix('s')}/"))
+    ]
+    return max(found)[1] if found else NAVIGATION[0][3]
 
 
 PASSED_ON_WORDS = {
@@ -16502,6 +17389,11 @@ PASSED_ON_WORDS = {
 }
 LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
           "bad": "\N{BLACK SQUARE}"}  # fmt: skip
+LIGHT_SAYS = {
+    "good": Message("in order"),
+    "warning": Message("look at it"),
+    "bad": Message("does not work"),
+}
 # What each role may do, in words; the pages and routes themselves say the same with `enter`.
 RIGHTS = body_rows("""
     what                                                        | least
@@ -16567,23 +17459,21 @@ WORKITEM_QUESTIONS = {
     "lock": Message("Deletion lock"),
 }
 CHANNEL_WORDS = {"dimse": "DICOM", "websocket": "WebSocket"}
-ORPHAN_WORDS = {
-    "lock": Message("Deletion lock on what has ended"),
-    "silent": Message("In progress without news"),
-    "expired": Message("Past its expiration"),
-    "events": Message("Events not delivered"),
-    "passed on": Message("Not passed on"),
-    "exam": Message("Exam has begun, and no news since"),
-}
-ORPHAN_ACTIONS = {
-    "lock": Message("Release the lock"),
-    "silent": Message("End it"),
-    "expired": Message("End it"),
-    "events": Message("Give them up"),
-    "passed on": Message("Give them up"),
-    "exam": Message("Exam is done"),
-}
-ORPHAN_PAGES = {"events": "/watchers", "passed on": "/passed-on"}  # of who is not told
+# What is stuck: in words, what is done about it, the page of it, and who may do it.
+ORPHAN_ROWS = body_rows("""
+    kind        | words                               | action           | page         | role
+    lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
+    silent      | In progress without news            | End it           | /workitem/   | admin
+    expired     | Past its expiration                 | End it           | /workitem/   | admin
+    exam        | Exam has begun, and no news since   | Exam is done     | /step/       | admin
+    leftover    | Exam of a day before, not begun     | Did not come     | /step/       | technologist
+    unscheduled | Performed without an order          | No order         | /unscheduled | technologist
+    images      | Images without an order             | No order         |              | technologist
+    commitment  | A machine was not told about its images | Drop it      | /commitment/ | admin
+    events      | Events not delivered                | Give them up     | /watchers    | admin
+    passed on   | Not passed on                       | Give them up     | /passed-on   | admin
+    """)
+ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 WORKITEM_FIELDS = body_rows("""
     name       | keyword                             | kind   | label
     label      | ProcedureStepLabel                  | text   | What is to be done
@@ -16729,6 +17619,8 @@ class Pages:
 
         self.web, self.bottle = web, bottle
         self.catalogues = load_catalogues(web.static)
+        self.boards = Boards(web)
+        self.light_until, self.worst = 0.0, "good"
 
     # What all pages share
 
@@ -16753,7 +17645,10 @@ class Pages:
         t = self.translator()
         here = self.request.path
         role = login.role if login else ""
-        navigation = [(path, t(words)) for path, words, least in NAVIGATION if permit(role, least)]
+        seen = [row for row in NAVIGATION if permit(role, row[2])]
+        group, first = group_of(here), {}
+        for path, _, _, name in seen:
+            first.setdefault(name, path)
         notices = [t(notice) for notice in self.web.box.notices()] if login else []
         shared = {"t": t, "here": here, "login": login, "static": self.web.static}
         return self.bottle.template(
@@ -16763,10 +17658,22 @@ class Pages:
             title=t(title),
             clinic=self.web.config.clinic.name,
             refresh=values.get("refresh", False),
-            navigation=navigation,
+            group=t(group),
+            groups=[(path, t(name), name == group) for name, path in first.items()],
+            navigation=[(path, t(words)) for path, words, _, name in seen if name == group],
+            light=self._light(t) if permit(role, "admin") else None,
             notices=notices,
             languages=[(code, LANGUAGES.get(code, code)) for code in self.catalogues],
         )
+
+    def _light(self, t: Translator) -> tuple[str, str, str]:
+        """The worst of the box's lights, looked at each ten seconds: kind, sign, words."""
+        now = time.monotonic()
+        if now > self.light_until:
+            self.light_until = now + 10
+            order = list(LIGHTS)
+            self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
+        return self.worst, LIGHTS[self.worst], t(LIGHT_SAYS[self.worst])
 
     def form(self, name: str) -> str:
         """A field of the form that was sent, as text."""
@@ -16832,24 +17739,57 @@ class Pages:
 
     # The board and a step
 
-    def board(self) -> str:
-        """GET /: the day by device; with ?part=board the board alone."""
+    def board(self) -> str | bytes:
+        """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
         login, ctx = enter(self.web, self.request, "desk")
-        date = (self.request.query.getunicode("date") or "").replace("-", "")
-        day = date if is_date(date) else ctx.today()
-        board = render_board(self.web, ctx, self.translator(), login.csrf, day)
-        if self.request.query.get("part") == "board":
-            return board
-        part = "/?part=board" + (f"&date={day}" if is_date(date) else "")
+        query, t = self.request.query, self.translator()
+        date = (query.getunicode("date") or "").replace("-", "")
+        by = query.get("by") if query.get("by") in BOARD_ORDERS else "device"
+        view = BoardView(
+            date if is_date(date) else ctx.today(), by, query.getunicode("device") or ""
+        )
+        board = self.boards.get(ctx, t, view)
+        if query.get("part") == "board":
+            return self._board_part(board)
+        day = datetime.date.fromisoformat(shown_date(view.date))
+        before, after = (
+            view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
+            for days in (-1, 1)
+        )
+        today = view.query if is_date(date) else view._replace(date="").query
         return self.page(
             BOARD_PAGE,
             "Board",
             login,
             refresh=True,
-            board=board,
-            part=part,
-            day=shown_date(day),
+            board=board.text,
+            mark=board.mark,
+            part=f"/?part=board&{today}",
+            day=shown_date(view.date),
+            view=view,
+            before=before,
+            after=after,
+            stations=self._stations(),
+            orders=[(by, t(words)) for by, words in BOARD_ORDERS.items()],
+            csrf=login.form_token,
         )
+
+    def _board_part(self, board: Rendered) -> str | bytes:
+        """A board alone; 204 for who has it already."""
+        response = self.bottle.response
+        if self.request.query.get("have") == board.mark:
+            response.status = 204
+            return ""
+        response.set_header("X-Mark", board.mark)
+        if "gzip" not in self.request.get_header("Accept-Encoding", ""):
+            return board.text
+        response.set_header("Content-Encoding", "gzip")
+        response.set_header("Vary", "Accept-Encoding")
+        return board.gzip
+
+    def _stations(self) -> list[tuple[str, str]]:
+        """AE title and name of the devices that exams are scheduled for."""
+        return [(d.ae_title, d.name) for d in self.web.access().devices if d.role == "modality"]
 
     def step(self, row_id: int) -> str:
         """GET /step/…: all that is known of one step."""
@@ -16873,6 +17813,7 @@ class Pages:
             warnings.append(
                 t("{device} will show the name as {name}", device=device.name, name=shown)
             )
+        warnings += self._double_booking(ctx, t, row, stations, device)
         return self.page(
             STEP_PAGE,
             "Exam",
@@ -16899,8 +17840,26 @@ class Pages:
             ],
             path=f"/step/{row_id}",
             row_id=row_id,
-            csrf=login.csrf,
+            csrf=login.form_token,
         )
+
+    def _double_booking(
+        self, ctx: Context, t: Translator, row: Any, stations: list[str], device: Device | None
+    ) -> list[str]:
+        """What is said of an exam that lies on another one's time."""
+        if row.status not in WAITING_STEP_STATES or not stations:
+            return []
+        exam = ElementIndex(bytes(row.data)).get("RequestedProcedureDescription")
+        when = row.start_date, minute_of_day(row.start_time)
+        taken, free = self.web.read(in_the_way, ctx, stations[0], *when, exam, row.id)
+        if not taken:
+            return []
+        later = [one for one in free if one >= when[1]][:1]
+        next_free = f" {t('Free is {time}.', time=clock(later[0]))}" if later else ""
+        name = device.name if device else stations[0]
+        words = t("Double booking: at this time {device} has {exams} too.", device=name,
+                  exams=booked_words(taken))  # fmt: skip
+        return [words + next_free]
 
     def _step_links(
         self, t: Translator, row_id: int, index: ElementIndex, state: str
@@ -16911,6 +17870,7 @@ class Pages:
             if isinstance(STEP_TRANSITIONS["reschedule", state], str)
             else ("", ""),
             (f"/step/{row_id}/slip", t("Slip")),
+            (f"/step/{row_id}/label", t("Label")),
             (f"/register?order={row_id}", t("Another exam in this order")),
             (f"/workitems/new?step={row_id}", t("New workitem")),
             *(
@@ -16985,7 +17945,7 @@ class Pages:
         t = self.translator()
         asked = (self.request.query.getunicode("date") or "").replace("-", "")
         date = asked if is_date(asked) else ctx.today()
-        devices = exams_by_device(self.web, ctx, t, date)
+        devices = exams_in_groups(self.web, ctx, t, BoardView(date))
         day = t("Exams of {date}", date=shown_date(date))
         return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
 
@@ -17036,10 +17996,7 @@ class Pages:
         csv.writer(stream).writerows(
             [columns, *([no_formula(cell) for cell in row] for row in rows_)]
         )
-        response = self.bottle.response
-        response.content_type = "text/csv; charset=utf-8"
-        response.set_header("Content-Disposition", 'attachment; filename="figures.csv"')
-        return b"\xef\xbb\xbf" + stream.getvalue().encode()
+        return self._csv("figures.csv", stream.getvalue())
 
     def figures_svg(self) -> str:
         """GET /figures.svg: exams by day, as bars."""
@@ -17075,6 +18032,113 @@ class Pages:
             patient_id=index.get("PatientID"),
         )  # fmt: skip
 
+    def label(self, row_id: int) -> str:
+        """GET /step/…/label: a sticker of 50 by 30 mm."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        item = index.item("ScheduledProcedureStepSequence")
+        born = index.get("PatientBirthDate")
+        years = (
+            int(ctx.today()[:4]) - int(born[:4]) - (ctx.today()[4:] < born[4:])
+            if is_date(born)
+            else 0
+        )
+        about = (index.get("PatientID"), t(index.get("PatientSex")), shown_date(born),
+                 t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
+        return self.page(
+            LABEL_PAGE, "Label", login, name=shown_name(index.get("PatientName")),
+            about=" · ".join(filter(None, about)),
+            exam=index.get("RequestedProcedureDescription"),
+            date=shown_date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+            accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+        )  # fmt: skip
+
+    # Calendar
+
+    def calendar(self) -> str:
+        """GET /calendar: the month, and the week of a device with what is free."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t, query, stations = self.translator(), self.request.query, self._stations()
+        asked = (query.getunicode("date") or "").replace("-", "")
+        day = datetime.date.fromisoformat(shown_date(asked if is_date(asked) else ctx.today()))
+        day = min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
+        device = query.getunicode("device") or (stations[0][0] if stations else "")
+        monday = day - datetime.timedelta(days=day.weekday())
+        days = [monday + datetime.timedelta(days=n) for n in range(7)]
+        bookings = self.web.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+        double = clashes(bookings)
+
+        def address(days: int) -> str:
+            at = day + datetime.timedelta(days=days)
+            return urllib.parse.urlencode({"date": f"{at}", "device": device})
+
+        return self.page(
+            CALENDAR_PAGE, "Calendar", login, before=address(-7), after=address(7), day=f"{day}",
+            device=device, stations=stations, name=dict(stations).get(device, device),
+            month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
+            weeks=self._month(day, device), double=len(double),
+            days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
+            slots=self._week(ctx, t, device, days, bookings, double),
+        )  # fmt: skip
+
+    def _month(self, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
+        """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
+        first = day.replace(day=1)
+        first -= datetime.timedelta(days=first.weekday())
+        days = [first + datetime.timedelta(days=n) for n in range(42)]
+        counts = self.web.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+        cells = [
+            (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
+             counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+            for one in days
+        ]  # fmt: skip
+        weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
+        return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
+
+    def _week(
+        self, ctx: Context, t: Translator, device: str, days: list[datetime.date],
+        bookings: list[Booking], double: set[int],
+    ) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
+        """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
+        step = ctx.config.clinic.slot_minutes
+        opens, closes = day_begins_ends(ctx)
+        first = min([opens, *(one.begin for one in bookings)]) // step * step
+        last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
+        dates = [f"{day:%Y%m%d}" for day in days]
+        free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
+        rows_ = []
+        for begin in range(first, last, step):
+            cells = []
+            for day, date in zip(days, dates, strict=True):
+                here = [one for one in bookings if one.date == date and one.begin < begin + step
+                        and begin < one.end]  # fmt: skip
+                exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {shown_name(one.name)}",
+                          one.status, one.row_id in double)
+                         for one in here if begin <= one.begin]  # fmt: skip
+                words = t("Register on {date} at {time}", date=day, time=clock(begin))
+                query = {"date": f"{day}", "time": clock(begin), "device": device}
+                open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
+                cells.append((exams, open_, bool(here)))
+            rows_.append((clock(begin), cells))
+        return rows_
+
+    def slots(self) -> str:
+        """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
+        _, ctx = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query
+        date = (query.getunicode("date") or "").replace("-", "")
+        device, time_ = query.getunicode("device") or "", query.getunicode("time") or ""
+        if not (is_date(date) and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+            return ""
+        begin, row_id = minute_of_day(time_.replace(":", "")), query.get("step") or ""
+        exam = query.getunicode("procedure") or ""
+        itself = int(row_id) if re.fullmatch("[0-9]{1,18}", row_id) else 0
+        taken, free = self.web.read(in_the_way, ctx, device, date, begin, exam, itself)
+        later = [one for one in free if one >= begin] or free
+        shown = [clock(one) for one in later[:6]] if taken else []
+        return self.bottle.template(SLOTS_PART, t=t, taken=booked_words(taken), free=shown)
+
     def accession_svg(self, row_id: int) -> bytes:
         """GET /step/…/code128.svg: the accession number as bars."""
         return code_128(self._for_code(row_id).get("AccessionNumber"))
@@ -17098,6 +18162,8 @@ class Pages:
         if query.get("emergency"):
             form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
                      "priority": "STAT"}  # fmt: skip
+        for name in ("date", "time", "device"):  # from the calendar
+            form |= {name: query.getunicode(name)} if query.getunicode(name) else {}
         row_id = query.get("order") or query.get("patient") or ""
         if not re.fullmatch("[0-9]{1,18}", row_id):
             return form
@@ -17146,11 +18212,12 @@ class Pages:
             action="/register",
             after=[("/register?emergency=1", t("Unknown emergency patient"))],
             submit=t("Register"),
-            csrf=login.csrf,
+            csrf=login.form_token,
             hidden=[("study", form.get("study", ""))],
             groups=list(groups.items()),
             problems=listed + others,
             finding="/find",
+            slots="/slots",
         )
 
     @staticmethod
@@ -17247,7 +18314,7 @@ class Pages:
         settings = {"told": "", "intro": "", "search": None, "query": "", "links": [],
                     "filters": []} | values  # fmt: skip
         settings["told"] = settings["told"] or self.told()
-        return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.csrf, **settings)
+        return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.form_token, **settings)
 
     def told(self) -> str:
         """What the action before this page says of itself, once, from a cookie."""
@@ -17292,10 +18359,48 @@ class Pages:
         ]
         return self.page(
             FORM_PAGE, "The same person", login, action=f"/patient/{row_id}/merge",
-            submit=t("Merge"), csrf=login.csrf, hidden=[], problems=[],
+            submit=t("Merge"), csrf=login.form_token, hidden=[], problems=[],
             groups=[(t("{who} is the same person as", who=who), fields)],
             after=[(f"/patient/{row_id}", t("Back"))],
         )  # fmt: skip
+
+    def erase_page(self, row_id: int, problems: Iterable[Problem] = ()) -> str:
+        """GET /patient/…/erase: erase all that is kept of a patient, on request."""
+        login, _ = enter(self.web, self.request, "admin")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_patient, row_id))
+        fields = [
+            Field("patient_id", t("Patient ID, once more"), "text", "", True, "", ()),
+            Field("reason", t("Reason"), "text", self.form("reason"), True, "", ()),
+        ]
+        who = f"{shown_name(index.get('PatientName'))} {index.get('PatientID')}"
+        words = t(
+            "Erased are the patient, all exams, reports of machines, workitems and remembered"
+            " queries. The audit log keeps ID and accession numbers, the archive its images, and"
+            " backups what they have until they are dropped. This cannot be taken back."
+        )
+        return self.page(
+            FORM_PAGE, "Erase a patient", login, action=f"/patient/{row_id}/erase",
+            submit=t("Erase"), csrf=login.form_token, hidden=[], intro=words,
+            problems=[t(problem.words) for problem in problems], groups=[(who, fields)],
+            after=[(f"/patient/{row_id}", t("Back"))],
+        )  # fmt: skip
+
+    def erase(self, row_id: int) -> str:
+        """POST /patient/…/erase."""
+        _, ctx = enter(self.web, self.request, "admin")
+        known = ElementIndex(self.web.read(get_patient, row_id)).get("PatientID")
+        try:
+            if self.form("patient_id").strip() != known:
+                words = Message("This is not the ID of the patient")
+                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
+            self.web.write(erase_patient, ctx, row_id, self.form("reason"))
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            return self.erase_page(
+                row_id, refusal.problems or [Problem(0, Message(refusal.detail))]
+            )
+        return self.tell("/patients", self.translator()("Erased."))
 
     def patients(self) -> str:
         """GET /patients: find a patient."""
@@ -17320,8 +18425,8 @@ class Pages:
         """GET /patient/…: what is known of a patient, to correct, and the exams."""
         login, _ = enter(self.web, self.request, "desk")
         t = self.translator()
-        index = ElementIndex(self.web.read(get_patient, row_id))
-        form = form or form_of_patient(index)
+        shown_now = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
+        form = form or shown_now
         by_tag = {problem.tag: t(problem.words) for problem in problems}
         fields = []
         for name, group, keyword, kind, label in REGISTER_FIELDS:
@@ -17336,8 +18441,8 @@ class Pages:
             login,
             action=f"/patient/{row_id}",
             submit=t("Save"),
-            csrf=login.csrf,
-            hidden=[],
+            csrf=login.form_token,
+            hidden=[("seen", encoded_form(shown_now))],
             groups=[(t("Patient"), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
             + list(by_tag.values()),
@@ -17349,6 +18454,9 @@ class Pages:
         """A link to each exam of a patient, and to a new one."""
         links = [(f"/register?patient={row_id}", t("New exam for this patient")),
                  (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
+        login = find_login(self.web, self.request)
+        if login and permit(login.role, "admin"):
+            links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
         for step in self.web.read(steps_of, row_id):
             item = step_item(step)
             words = (shown_date(step.start_date), shown_time(step.start_time),
@@ -17361,6 +18469,9 @@ class Pages:
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
         shown = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
+        if meanwhile := self._changed_meanwhile("patient", form, shown):
+            self.bottle.response.status = 409
+            return self.patient(row_id, form, meanwhile)
         given, problems = patient_from_form(form, shown)
         try:
             if problems:
@@ -17381,6 +18492,21 @@ class Pages:
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
         return self.tell(where, t("Saved. Open exams follow."))
 
+    def _changed_meanwhile(
+        self, group: str, form: dict[str, str], stored: Mapping[str, str]
+    ) -> list[Problem]:
+        """What somebody else has changed since a form was shown; the form takes it where it was
+        left as it had been."""
+        seen, problems = decoded_form(self.form("seen")), []
+        for name, of, keyword, _, _ in REGISTER_FIELDS:
+            if of != group or name not in seen or seen[name] == stored.get(name, ""):
+                continue
+            words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
+            problems.append(Problem(tag_of(keyword), words))
+            if form[name].strip() == seen[name].strip():
+                form[name] = stored.get(name, "")
+        return problems
+
     def edit_step(self, row_id: int, form: Mapping[str, str] | None = None,
                   problems: Iterable[Problem] = ()) -> str:  # fmt: skip
         """GET /step/…/edit: another date, device, exam."""
@@ -17388,6 +18514,7 @@ class Pages:
         t = self.translator()
         index = ElementIndex(self.web.read(get_step, row_id)[0])
         form = form or form_of_step(index)
+        seen = [("seen", encoded_form(form_of_step(index))), ("step", str(row_id))]
         by_tag = {problem.tag: t(problem.words) for problem in problems}
         fields = [
             Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
@@ -17401,8 +18528,9 @@ class Pages:
             login,
             action=f"/step/{row_id}/edit",
             submit=t("Save"),
-            csrf=login.csrf,
-            hidden=[],
+            csrf=login.form_token,
+            slots="/slots",
+            hidden=seen,
             groups=[(shown_name(index.get("PatientName")), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
             + list(by_tag.values()),
@@ -17414,6 +18542,9 @@ class Pages:
         _, ctx = enter(self.web, self.request, "desk")
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
         shown = form_of_step(ElementIndex(self.web.read(get_step, row_id)[0]))
+        if meanwhile := self._changed_meanwhile("exam", form, shown):
+            self.bottle.response.status = 409
+            return self.edit_step(row_id, form, meanwhile)
         data = exam_from_form(form, shown, self.web.access().device(form["device"]))
         if form["procedure"].strip() != shown["procedure"]:
             data = self.web.read(apply_procedure, data)
@@ -17444,7 +18575,7 @@ class Pages:
             )
             for step in self.web.read(leftovers, ctx.today())
         ]
-        return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.csrf)
+        return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.form_token)
 
     def end_leftovers(self) -> str:
         """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
@@ -17686,7 +18817,7 @@ class Pages:
             watched=self.web.read(watchers_of, uid),
             patient_id=index.get("PatientID"),
             events=events,
-            csrf=login.csrf,
+            csrf=login.form_token,
         )
 
     def _workitem_forms(
@@ -17823,7 +18954,7 @@ class Pages:
             login,
             action="/workitems/new",
             submit=t("Create"),
-            csrf=login.csrf,
+            csrf=login.form_token,
             hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
             groups=[(words or t("Workitem"), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
@@ -18041,50 +19172,58 @@ class Pages:
         return self.tell("/commitments", self.translator()("It is tried again now."))
 
     def stuck(self) -> str:
-        """GET /orphans: what is stuck, with what is known, to be ended with a reason."""
+        """GET /orphans: what is stuck in any service, to be ended with a reason."""
         login, ctx = enter(self.web, self.request, "technologist")
         t, zone = self.translator(), self.web.config.zone
         found_rows = []
         for orphan in self.web.read(orphans, ctx):
+            _, words, deed, page, least = ORPHANS[orphan.kind]
             fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
-            words = t(ORPHAN_ACTIONS[orphan.kind])
-            action = Action("/orphans", words, fields, "reason", t("Reason"))
-            known = orphan.known
-            if orphan.kind == "lock":
-                heard = shown_instant(orphan.known, zone) or t("never")
-                known = t("last told: {at}", at=heard)
-            elif known == "websocket":
-                known = t("nobody opens its WebSocket")
-            page = ORPHAN_PAGES.get(orphan.kind, "")
-            about = f"{orphan.uid}: {orphan.about}" if page else orphan.about
-            page = f"/step/{orphan.uid}" if orphan.kind == "exam" else page
-            cells = (t(ORPHAN_WORDS[orphan.kind]), about, shown_instant(orphan.since, zone), known)
-            actions = (action,) if permit(login.role, "admin") else ()
-            found_rows.append(Row(cells, page or f"/workitem/{orphan.uid}", actions))
+            action = Action("/orphans", t(deed), fields, "reason", t("Reason"))
+            link = page + orphan.uid if page.endswith("/") else page
+            about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
+            cells = (t(words), about, shown_instant(orphan.since, zone), self._known(t, orphan))
+            found_rows.append(Row(cells, link, (action,) if permit(login.role, least) else ()))
         columns = (t("What"), t("About"), t("Since when"), t("Known"))
         part = Part("", columns, found_rows, t("Nothing is stuck."))
         links = [("/watchers", t("Watchers"))]
-        intro = "" if permit(login.role, "admin") else t("An administrator can end these.")
+        intro = "" if permit(login.role, "admin") else t("An administrator can end the others.")
         return self.listing("Stuck", login, [part], links=links, intro=intro)
 
+    def _known(self, t: Translator, orphan: Orphan) -> str:
+        """What is known of something that is stuck, in words."""
+        if orphan.kind == "lock":
+            at = shown_instant(orphan.known, self.web.config.zone) or t("never")
+            return t("last told: {at}", at=at)
+        if orphan.kind == "leftover":
+            return f"{shown_date(orphan.known[:8])}{orphan.known[8:]}"
+        if orphan.kind == "images":
+            return t("{count} images", count=orphan.known)
+        return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
+
     def end_stuck(self) -> str:
-        """POST /orphans: release a lock, end a workitem, give up events; with a reason."""
-        _, ctx = enter(self.web, self.request, "admin")
+        """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
         kind, uid, why = self.form("kind"), self.form("uid"), self.form("reason")
-        if kind == "lock":
-            self.web.write(release_lock, ctx, uid, self.form("about"), why)
-        elif kind == "expired":
-            self.web.write(end_workitem, ctx, uid, why, "110533", "SCHEDULED")
-        elif kind == "silent":
-            old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
-            self.web.write(end_workitem, ctx, uid, why, "110513", "IN PROGRESS", old)
-        elif kind == "exam" and re.fullmatch("[0-9]{1,18}", uid):
-            self.web.write(end_silent_exam, ctx, int(uid), why)
-        elif kind in ORPHAN_PAGES:
-            outbox = EVENTS_OUTBOX if kind == "events" else PASSED_ON_OUTBOX
-            self.web.write(give_up_events, ctx, uid, why, outbox)
-        else:
+        least = ORPHANS[kind][4] if kind in ORPHANS else "admin"
+        _, ctx = enter(self.web, self.request, least)
+        old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
+        deeds: dict[str, tuple[Any, ...]] = {
+            "lock": (release_lock, uid, self.form("about"), why),
+            "expired": (end_workitem, uid, why, "110533", "SCHEDULED"),
+            "silent": (end_workitem, uid, why, "110513", "IN PROGRESS", old),
+            "exam": (end_silent_exam, uid, why),
+            "leftover": (end_leftover, uid, why),
+            "unscheduled": (settle_unscheduled, uid, why),
+            "images": (settle_study, uid, why),
+            "commitment": (drop_commitment, uid, why),
+            "events": (give_up_events, uid, why, EVENTS_OUTBOX),
+            "passed on": (give_up_events, uid, why, PASSED_ON_OUTBOX),
+        }
+        by_row = ("exam", "leftover", "unscheduled")
+        if kind not in deeds or (kind in by_row and not re.fullmatch("[0-9]{1,18}", uid)):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        core, _, *more = deeds[kind]
+        self.web.write(core, ctx, int(uid) if kind in by_row else uid, *more)
         return self.tell("/orphans", self.translator()("Saved."))
 
     # The box: health, users, audit log, settings
@@ -18093,9 +19232,8 @@ class Pages:
         """GET /box: a light for each thing that may fail, and where the rest of it is."""
         login, _ = enter(self.web, self.request, "admin")
         t, lights = self.translator(), self.web.box.lights()
-        words = {"good": t("in order"), "warning": t("look at it"), "bad": t("does not work")}
         rows_ = [
-            Row((f"{LIGHTS[light]} {words[light]}", t(what), t(said)))
+            Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
             for what, light, said in lights
         ]
         part = Part("", (t("Light"), t("What"), t("What is known")), rows_)
@@ -18158,7 +19296,7 @@ class Pages:
                   ()),
         ]  # fmt: skip
         return self.page(
-            FORM_PAGE, "Users", login, action="/users", submit=t("Save"), csrf=login.csrf,
+            FORM_PAGE, "Users", login, action="/users", submit=t("Save"), csrf=login.form_token,
             hidden=[("do", "save")], groups=[(t("New, or changed"), fields)],
             problems=[t(problem.words) for problem in problems], after=[("/users", t("Users"))],
         )  # fmt: skip
@@ -18261,13 +19399,54 @@ class Pages:
             login,
             action="/catalogue",
             submit=t("Save"),
-            csrf=login.csrf,
+            csrf=login.form_token,
             hidden=[],
             groups=[(t("Procedure"), fields)],
             problems=[t(problem.words) for problem in problems],
-            after=after,
+            after=[
+                ("/catalogue.csv", "CSV"),
+                ("/catalogue/import", t("Import a CSV file")),
+                *after,
+            ],
             extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
         )
+
+    def catalogue_csv(self) -> bytes:
+        """GET /catalogue.csv: the catalogue for a spreadsheet."""
+        enter(self.web, self.request, "technologist")
+        return self._csv("catalogue.csv", self.web.read(export_procedures))
+
+    def _csv(self, name: str, text: str) -> bytes:
+        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
+        response = self.bottle.response
+        response.content_type = "text/csv; charset=utf-8"
+        response.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        return b"\xef\xbb\xbf" + text.encode()
+
+    def import_catalogue_page(self, problems: Iterable[str] = ()) -> str:
+        """GET /catalogue/import."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t = self.translator()
+        words = t("Columns: {columns}. Procedures are known by their codes.",
+                  columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
+        return self.page(
+            UPLOAD_PAGE, "Import a CSV file", login, action="/catalogue/import", intro=words,
+            csrf=login.form_token, problems=list(problems),
+        )  # fmt: skip
+
+    def import_catalogue(self) -> str:
+        """POST /catalogue/import: all rows or none."""
+        _, ctx = enter(self.web, self.request, "technologist")
+        t, upload = self.translator(), self.request.files.get("upload")
+        if not upload:
+            return self.import_catalogue_page([t("Nothing was chosen")])
+        try:
+            count = self.web.write(import_procedures, ctx, upload.file.read())
+        except Refusal as refusal:
+            self.bottle.response.status = 422
+            words = [problem.words for problem in refusal.problems] or [refusal.detail]
+            return self.import_catalogue_page(map(t, words))
+        return self.tell("/catalogue", t("{count} imported", count=count))
 
     def save_catalogue(self) -> str:
         """POST /catalogue: save, retire or delete a procedure."""
@@ -18282,14 +19461,14 @@ class Pages:
             self.bottle.response.status = 422
             problems = refusal.problems or [Problem(0, Message(refusal.detail))]
             return self.catalogue(form, problems)
-        return self.redirect("/catalogue")
+        return self.tell("/catalogue", self.translator()("Saved."))
 
     def import_page(self, **values: Any) -> str:
         """GET /import."""
         login, _ = enter(self.web, self.request, "desk")
         settings: dict[str, Any] = {"told": self.told(), "problems": [], "lines": [], "content": "",
                                     "file": ""}  # fmt: skip
-        return self.page(IMPORT_PAGE, "Import", login, csrf=login.csrf, **settings | values)
+        return self.page(IMPORT_PAGE, "Import", login, csrf=login.form_token, **settings | values)
 
     def import_file(self) -> str:
         """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
@@ -18348,13 +19527,7 @@ class Pages:
                     f"{datetime.datetime.fromtimestamp(at, self.web.config.zone):%d.%m. %H:%M}",
                 ),
                 "",
-                (
-                    Action(
-                        "/devices/save",
-                        t("Register"),
-                        (("name", calling), ("ae_title", calling), ("host", address)),
-                    ),
-                )
+                (register_action(t, calling, address),)
                 if calling and not self.web.access().device(calling)
                 else (),
             )
@@ -18409,15 +19582,32 @@ class Pages:
             login,
             action="/devices/save",
             submit=t("Save") if editable else "",
-            csrf=login.csrf,
+            csrf=login.form_token,
             hidden=[("old_name", form.get("old_name", ""))],
             groups=[
                 (t("Device") if editable else t("From config.ini, to be changed there"), fields)
             ],
             problems=[t(problem.words) for problem in problems],
             after=after if editable else [("/devices", t("Back"))],
-            extra=[("delete", t("Delete"))] if device and editable else [],
+            shown=self._names_as_sent(t, form),
+            extra=[("preview", t("Show names as sent"))] * editable
+            + [("delete", t("Delete"))] * bool(form.get("old_name") and editable),
         )
+
+    @staticmethod
+    def _names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
+        """What a device with these settings is sent of some names, to the byte."""
+        settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
+        made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
+            key: text for key, text in settings.items() if text})  # fmt: skip
+        if not made:
+            return []
+        rows_ = []
+        for name in SAMPLE_NAMES:
+            text, sent = name_as_sent(made, name)
+            rows_.append(Row((name, text, sent.hex(" ").upper())))
+        columns = (t("Name"), t("The device gets"), t("Bytes"))
+        return [Part(t("Names as this device is sent them"), columns, rows_)]
 
     def save_device_form(self) -> str:
         """POST /devices/save: make, change or delete a device; the next call is judged by it."""
@@ -18425,6 +19615,8 @@ class Pages:
         form = {setting.key: self.form(setting.key).strip() for setting in DEVICE_SETTINGS}
         name, old_name = self.form("name").strip(), self.form("old_name")
         try:
+            if self.form("event") == "preview":
+                return self.edit_device({"name": name, "old_name": old_name, **form})
             if self.form("event") == "delete":
                 self.web.write(delete_device, ctx, old_name)
             else:
@@ -18444,7 +19636,7 @@ class Pages:
         outcome = echo_outcome(self.web.config.dicom.ae_title, device)
         called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
         found = self.web.read(examine, ctx, device, called, outcome)
-        rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one))
+        rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one), one.light)
                  for one in found]  # fmt: skip
         first = found[0]
         verdict = t("All is well with {name}.", name=device.name)
@@ -18455,6 +19647,59 @@ class Pages:
         links.append(("/devices", t("Devices")))
         part = Part(device.name, (t("Light"), t("What is known")), rows_)
         return self.listing("Doctor", login, [part], intro=verdict, links=links)
+
+    def associations(self) -> str:
+        """GET /associations: who is calling now and who has called, what was done, how it ended."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, server = self.translator(), self.web.box.associations
+        wanted = (self.request.query.getunicode("q") or "").strip().casefold()
+        names = device_names(self.web)
+        found_rows = []
+        for one in reversed(server.ended.copy()):
+            name = names.get(one.calling, "")
+            if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
+                continue
+            failed = one.ending not in ("released", "aborted") or any(
+                is_failure(status) for (_, status), _ in one.done
+            )
+            when = datetime.datetime.fromtimestamp(one.at, ctx.config.zone)
+            cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
+                     "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
+                     t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
+            link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
+            actions = () if name else (register_action(t, one.calling, one.address),)
+            found_rows.append(Row(cells, link, actions, "warning" if failed else "good"))
+        now = [
+            Row((names.get(one.calling, t("unknown")), one.calling, one.address))
+            for one in server.associations.copy()
+            if one.calling
+        ]
+        columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
+                   t("How it ended"))  # fmt: skip
+        parts = [
+            Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
+            Part(t("Since the start, the newest first"), columns, found_rows, t("None.")),
+        ]
+        intro = t("Of what a device repeats, the last time is shown.")
+        return self.listing("Associations", login, parts, intro=intro, search=t("Device or address"),
+                            query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
+
+    def statuses(self) -> str:
+        """GET /statuses: what each status means, and what mends it."""
+        login, _ = enter(self.web, self.request, "technologist")
+        t = self.translator()
+        wanted = (self.request.query.getunicode("q") or "").strip().upper().removeprefix("0X")
+        rows_ = [
+            Row((f"{status:04X}", t(meaning), t(mend)))
+            for status, (meaning, mend) in STATUS_WORDS.items()
+            if wanted in f"{status:04X}"
+        ]
+        columns = (t("Status"), t("Meaning"), t("What to do"))
+        part = Part("", columns, rows_, t("Nothing found."))
+        intro = t("What devices show, and what is in the log.")
+        return self.listing(
+            "Statuses", login, [part], intro=intro, search=t("Status"), query=wanted
+        )
 
     @staticmethod
     def _mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
@@ -18488,6 +19733,26 @@ class Pages:
         device = self._device(self.form("name"))
         words = echo(self.web.config.dicom.ae_title, device)
         return self.tell("/devices", self.translator()(words))
+
+
+def register_action(t: Translator, calling: str, address: str) -> Action:
+    """The button that registers who has called as a device."""
+    fields = (("name", calling), ("ae_title", calling), ("host", address))
+    return Action("/devices/save", t("Register"), fields)
+
+
+def is_failure(status: int) -> bool:
+    """Whether a status says that something was not done."""
+    return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
+
+
+def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
+    """How often an operation was done, and with what status if not with success."""
+    operation, status = message
+    said = (
+        f" {status:04X} {t(STATUS_WORDS[status][0])}" if status in STATUS_WORDS and status else ""
+    )
+    return f"{operation} × {count}{said}"
 
 
 def setting_text(config: Config, setting: Setting) -> str:
@@ -18700,6 +19965,24 @@ def decoded(text: str) -> bytes:
         ) from None
 
 
+def encoded_form(form: Mapping[str, str]) -> str:
+    """What a form showed, for a hidden field."""
+    return base64.b64encode(json.dumps(form).encode()).decode()
+
+
+def decoded_form(text: str) -> dict[str, str]:
+    """What a form had shown; nothing where that is not told. Refuses 0106."""
+    try:
+        found = json.loads(decoded(text) or b"{}")
+        if all(isinstance(value, str) for value in found.values()):
+            return found
+    except (ValueError, AttributeError):
+        pass
+    raise Refusal(
+        Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
+    )
+
+
 def safe_path(path: str | None, default: str = "/") -> str:
     """A path of this site to go back to; never another site."""
     parts = urllib.parse.urlsplit(path or "")
@@ -18726,6 +20009,9 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/step/<row_id:int>/edit", pages.edit_step),
         ("POST", "/step/<row_id:int>/edit", pages.change),
         ("GET", "/step/<row_id:int>/slip", pages.slip),
+        ("GET", "/step/<row_id:int>/label", pages.label),
+        ("GET", "/calendar", pages.calendar),
+        ("GET", "/slots", pages.slots),
         ("GET", "/step/<row_id:int>/code128.svg", pages.accession_svg),
         ("GET", "/step/<row_id:int>/qr.svg", pages.patient_svg),
         ("GET", "/figures", pages.figures),
@@ -18737,6 +20023,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/patients", pages.patients),
         ("GET", "/patient/<row_id:int>", pages.patient),
         ("POST", "/patient/<row_id:int>", pages.correct),
+        ("GET", "/patient/<row_id:int>/erase", pages.erase_page),
+        ("POST", "/patient/<row_id:int>/erase", pages.erase),
         ("GET", "/patient/<row_id:int>/merge", pages.merge_page),
         ("POST", "/patient/<row_id:int>/merge", pages.merge),
         ("GET", "/find", pages.find),
@@ -18763,6 +20051,9 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/why/mend", pages.mend),
         ("GET", "/catalogue", pages.catalogue),
         ("POST", "/catalogue", pages.save_catalogue),
+        ("GET", "/catalogue.csv", pages.catalogue_csv),
+        ("GET", "/catalogue/import", pages.import_catalogue_page),
+        ("POST", "/catalogue/import", pages.import_catalogue),
         ("GET", "/import", pages.import_page),
         ("POST", "/import", pages.import_file),
         ("GET", "/box", pages.box_page),
@@ -18777,6 +20068,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("POST", "/devices/save", pages.save_device_form),
         ("POST", "/devices/echo", pages.echo_device),
         ("GET", "/devices/doctor", pages.doctor),
+        ("GET", "/associations", pages.associations),
+        ("GET", "/statuses", pages.statuses),
         ("POST", "/devices/adopt", pages.adopt),
     )
 
@@ -20591,7 +21884,9 @@ def job_watchdog(appliance: "Appliance") -> None:
 
 
 def job_save_queries(appliance: "Appliance") -> None:
-    """Keep the worklist queries that have gathered."""
+    """Keep the worklist queries that have gathered, and who was shown what."""
+    if shown := appliance.dimse.queries.take_shown():
+        appliance.writer.submit(save_shown, shown).result(60)
     if queries := appliance.dimse.queries.take():
         appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
 
@@ -20691,6 +21986,15 @@ def job_leftovers(appliance: "Appliance") -> None:
         log.warning("%d exams of days before have not ended", appliance.leftovers)
 
 
+def job_no_show(appliance: "Appliance") -> None:
+    """Say at closing time who did not come."""
+    ctx = appliance.context()
+    with reading():
+        due = not_come(ctx)
+    if due:
+        appliance.writer.submit(change_rows, ctx, "no show", due).result(60)
+
+
 def job_audit(appliance: "Appliance") -> None:
     """Say whether the audit log is as it was written, and by what another copy is compared with it."""
     with reading():
@@ -20700,11 +22004,17 @@ def job_audit(appliance: "Appliance") -> None:
     log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
 
 
+def closing_time(config: Config) -> tuple[int, int] | None:
+    """When the job of who has not come is due, None for never."""
+    return config.clinic.closes if config.housekeeping.no_show_after_closing else None
+
+
 DAILY = (
     Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
     Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
+    Daily("no show", closing_time, job_no_show),
 )
 
 

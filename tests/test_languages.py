@@ -55,7 +55,9 @@ def texts_in_templates():
 
 def texts_in_tables():
     """Labels, states, reasons and names that pages take from tables."""
-    found = {row[1] for row in minris.NAVIGATION}
+    found = {cell for row in minris.NAVIGATION for cell in (row[1], row[3])}
+    found |= {words for pair in minris.STATUS_WORDS.values() for words in pair}
+    found |= {cell for row in minris.ORPHAN_ROWS for cell in row[1:3]}
     found |= {row[4] for row in minris.REGISTER_FIELDS} | {"Patient", "Exam"}
     for table in (
         minris.STEP_FACTS,

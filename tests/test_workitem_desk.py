@@ -892,7 +892,7 @@ def test_what_is_stuck_is_listed_with_what_is_known(appliance, technologist):
     stick(appliance)
     answer = technologist.get("/orphans")
     words = words_of(answer)
-    for known in ("RIS", "CT1", "3D views of the hip", "An administrator can end these."):
+    for known in ("RIS", "CT1", "3D views of the hip", "An administrator can end the others."):
         assert known in words
     for uid in ("2.25.71", "2.25.72", "2.25.73"):
         assert f'href="/workitem/{uid}"' in answer.text
