@@ -16372,6 +16372,9 @@ WORKITEM_PAGE = """
 <a href="/">{{t('To the board')}}</a></nav>
 """
 FORM_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
 % if problems:
 <div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
 % for words in problems:
@@ -16917,6 +16920,12 @@ WEEKDAY_WORDS = (
     Message("Mon"), Message("Tue"), Message("Wed"), Message("Thu"), Message("Fri"), Message("Sat"),
     Message("Sun"),
 )  # fmt: skip
+
+
+def day_of(date: str) -> datetime.date:
+    """The day of a DA value that a calendar can show, those around it too."""
+    day = datetime.date.fromisoformat(shown_date(date))
+    return min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
 
 
 def clock(minute: int) -> str:
@@ -17650,7 +17659,8 @@ class Pages:
         for path, _, _, name in seen:
             first.setdefault(name, path)
         notices = [t(notice) for notice in self.web.box.notices()] if login else []
-        shared = {"t": t, "here": here, "login": login, "static": self.web.static}
+        told = values.pop("told", "") or (self.told() if login else "")
+        shared = {"t": t, "here": here, "login": login, "static": self.web.static, "told": told}
         return self.bottle.template(
             LAYOUT,
             **shared,
@@ -17751,7 +17761,7 @@ class Pages:
         board = self.boards.get(ctx, t, view)
         if query.get("part") == "board":
             return self._board_part(board)
-        day = datetime.date.fromisoformat(shown_date(view.date))
+        day = day_of(view.date)
         before, after = (
             view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
             for days in (-1, 1)
@@ -18061,8 +18071,7 @@ class Pages:
         login, ctx = enter(self.web, self.request, "desk")
         t, query, stations = self.translator(), self.request.query, self._stations()
         asked = (query.getunicode("date") or "").replace("-", "")
-        day = datetime.date.fromisoformat(shown_date(asked if is_date(asked) else ctx.today()))
-        day = min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
+        day = day_of(asked if is_date(asked) else ctx.today())
         device = query.getunicode("device") or (stations[0][0] if stations else "")
         monday = day - datetime.timedelta(days=day.weekday())
         days = [monday + datetime.timedelta(days=n) for n in range(7)]
@@ -18313,7 +18322,6 @@ class Pages:
         """A list page."""
         settings = {"told": "", "intro": "", "search": None, "query": "", "links": [],
                     "filters": []} | values  # fmt: skip
-        settings["told"] = settings["told"] or self.told()
         return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.form_token, **settings)
 
     def told(self) -> str:
@@ -18810,7 +18818,6 @@ class Pages:
             WORKITEM_PAGE,
             "Workitem",
             login,
-            told=self.told(),
             warnings=warnings,
             modules=[(t(module), facts) for module, facts in modules.items()],
             forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
@@ -19466,7 +19473,7 @@ class Pages:
     def import_page(self, **values: Any) -> str:
         """GET /import."""
         login, _ = enter(self.web, self.request, "desk")
-        settings: dict[str, Any] = {"told": self.told(), "problems": [], "lines": [], "content": "",
+        settings: dict[str, Any] = {"problems": [], "lines": [], "content": "",
                                     "file": ""}  # fmt: skip
         return self.page(IMPORT_PAGE, "Import", login, csrf=login.form_token, **settings | values)
 

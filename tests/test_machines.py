@@ -1,0 +1,368 @@
+"""Sections 16 and 19: who has called and how it ended, what statuses mean, names as sent, the
+catalogue as CSV, the board rendered once for all."""
+
+import gzip
+import re
+import socket
+import struct
+import time
+
+import peers
+import pytest
+from conftest import item
+from pynetdicom import AE
+from test_devices import form_of
+from test_pages import csrf_of, employ, visiting, words_of
+
+import minris
+from minris import Status
+
+
+@pytest.fixture
+def technologist(appliance):
+    with visiting(appliance) as client:
+        yield employ(appliance, client, "technologist")
+
+
+# Associations.
+
+
+def settled(appliance, count):
+    """The associations that are over, once so many are."""
+    for _ in range(500):
+        found = list(appliance.appliance.associations.ended)
+        if len(found) >= count:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"{len(found)} associations have ended")
+
+
+def test_an_association_is_told_by_what_was_done_and_how_it_ended(appliance, technologist):
+    appliance.schedule(item())
+    peers.run_echoscu(appliance.port, "MINRIS", "CT1")
+    peers.run_findscu(appliance.port, "MINRIS", "CT1", ["PatientName"])
+    echo, find = settled(appliance, 2)
+    assert (echo.calling, echo.address, echo.ending) == ("CT1", "127.0.0.1", "released")
+    assert dict(echo.done) == {("C-ECHO", 0): 1}
+    assert dict(find.done) == {("C-FIND", 0): 1}
+    words = words_of(technologist.get("/associations"))
+    assert "C-FIND × 1" in words
+    assert "ended in order" in words
+
+
+def test_a_failure_is_told_with_its_meaning(appliance, technologist):
+    key = "ScheduledProcedureStepSequence[0].ScheduledProcedureStepStartDate=20260230"
+    peers.run_findscu(appliance.port, "MINRIS", "CT1", [key])
+    settled(appliance, 1)
+    page = technologist.get("/associations")
+    assert "C-FIND × 1 A900 The question does not fit the service" in words_of(page)
+    assert 'data-light="warning"' in page.text
+
+
+def test_who_is_turned_away_is_listed_with_the_reason_and_registered_with_one_click(
+    appliance, technologist
+):
+    peers.run_echoscu(appliance.port, "MINRIS", "MG1")
+    settled(appliance, 1)
+    page = technologist.get("/associations")
+    assert "turned away: 'MG1' is not registered as a device" in words_of(page)
+    form = form_of(page.text, "/devices/save")
+    assert (form["ae_title"], form["host"]) == ("MG1", "127.0.0.1")
+    assert technologist.post("/devices/save", data=form).status_code == 303
+    assert any("MG1" in one.ae_titles for one in appliance.appliance.access().devices)
+
+
+def test_an_abort_and_a_lost_connection_are_told_apart(appliance):
+    for end in ("abort", "lose"):
+        ae = AE("CT1")
+        ae.add_requested_context(minris.VERIFICATION)
+        association = ae.associate(peers.HOST, appliance.port, ae_title="MINRIS")
+        if end == "abort":
+            association.abort()
+        else:
+            association.dul.socket.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            association.dul.socket.socket.close()
+            association.kill()
+    assert {one.ending for one in settled(appliance, 2)} == {"aborted", "lost"}
+
+
+def test_a_protocol_error_is_told_in_words(appliance, technologist):
+    with socket.create_connection((peers.HOST, appliance.port)) as wire:
+        ae = AE("CT1")
+        ae.add_requested_context(minris.VERIFICATION)
+        wire.sendall(minris.associate_request("CT1", "MINRIS", ((minris.VERIFICATION, None),)))
+        head = wire.recv(6)
+        wire.recv(int.from_bytes(head[2:], "big"))
+        wire.sendall(b"\x63\x00\x00\x00\x00\x00")
+        while wire.recv(4096):
+            pass
+    [one] = settled(appliance, 1)
+    assert one.ending == "refused"
+    assert "PDU type 63 is not known" in words_of(technologist.get("/associations"))
+
+
+def test_a_machine_that_asks_all_day_does_not_push_others_out(appliance):
+    peers.run_echoscu(appliance.port, "MINRIS", "MG1")
+    for _ in range(5):
+        peers.run_echoscu(appliance.port, "MINRIS", "CT1")
+    settled(appliance, 2)
+    time.sleep(0.2)
+    found = list(appliance.appliance.associations.ended)
+    assert [one.calling for one in found] == ["MG1", "CT1"]
+
+
+def test_a_name_that_is_a_script_is_text(appliance, technologist):
+    peers.run_echoscu(appliance.port, "MINRIS", "<b>x</b>")
+    settled(appliance, 1)
+    page = technologist.get("/associations").text
+    assert "<b>x</b>" not in page
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+
+
+def test_associations_are_searched_by_device_and_address(appliance, technologist):
+    for calling in ("CT1", "MG1"):
+        peers.run_echoscu(appliance.port, "MINRIS", calling)
+    settled(appliance, 2)
+    words = words_of(technologist.get("/associations?q=mg1"))
+    assert ("MG1" in words, "C-ECHO" in words) == (True, False)
+
+
+def test_reception_sees_no_associations(appliance):
+    with visiting(appliance) as client:
+        assert employ(appliance, client).get("/associations").status_code == 403
+
+
+# Statuses.
+
+
+def test_every_status_that_is_answered_has_its_meaning_and_mend():
+    answered = {int(status) for status in Status} - {Status.PENDING, 0xFF01}
+    assert answered - minris.STATUS_WORDS.keys() == set()
+    assert all(meaning and mend for meaning, mend in minris.STATUS_WORDS.values())
+
+
+@pytest.mark.parametrize("asked", ["0110", "0x0110", "110"])
+def test_a_status_is_looked_up_as_the_machine_shows_it(technologist, asked):
+    words = words_of(technologist.get("/statuses", params={"q": asked}))
+    assert "0110 It could not be done" in words
+    assert "A900" not in words
+
+
+@pytest.mark.parametrize(
+    ("status", "fails"),
+    [(0, False), (0x0001, False), (0xB304, False), (0xFE00, False), (0x0110, True), (0xC301, True)],
+)
+def test_what_a_failure_is(status, fails):
+    assert minris.is_failure(status) == fails
+
+
+# Names as a device is sent them.
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "text", "sent"),
+    [
+        ({"character_set": "GB18030"}, "=王^小东", "=王^小东", "=王^小东".encode("gb18030")),
+        ({"character_set": "ISO_IR 192"}, "=王^小东", "=王^小东", "=王^小东".encode()),
+        ({"character_set": "GB18030", "name_groups": "ideographic"}, "Wang^XiaoDong=王^小东",
+         "王^小东", "王^小东".encode("gb18030")),
+        ({"character_set": "ISO_IR 100", "fallback_character_set": "ISO_IR 100",
+          "name_groups": "alphabetic"}, "Müller^Jörg", "Müller^Jörg", "Müller^Jörg".encode("latin-1")),
+    ],
+)  # fmt: skip
+def test_a_name_is_sent_in_the_bytes_that_are_shown(settings, name, text, sent):
+    device = minris.device_of_texts("Any", {"ae_title": "ANY", **settings})
+    shown, content = minris.name_as_sent(device, name)
+    assert (shown, content.rstrip(b" ")) == (text, sent)
+
+
+def test_wrong_settings_make_no_device():
+    assert minris.device_of_texts("Any", {"ae_title": "ANY", "character_set": "KLINGON"}) is None
+
+
+def test_the_bytes_are_shown_before_anything_is_saved(appliance, technologist):
+    page = technologist.get("/devices/edit?profile=Chinese%2C+GB18030")
+    assert "CD F5" in page.text, "王 in GB18030"
+    form = {"csrf": csrf_of(page.text), "name": "New CT", "ae_title": "CT7", "event": "preview",
+            "character_set": "ISO_IR 192"}  # fmt: skip
+    shown = technologist.post("/devices/save", data=form)
+    assert shown.status_code == 200
+    assert "E7 8E 8B" in shown.text, "王 in UTF-8"
+    assert 'value="CT7"' in shown.text
+    assert not any("CT7" in one.ae_titles for one in appliance.appliance.access().devices)
+
+
+# The catalogue as CSV.
+
+
+def upload(client, content):
+    token = csrf_of(client.get("/catalogue/import").text)
+    files = {"upload": ("catalogue.csv", content)}
+    return client.post("/catalogue/import", data={"csrf": token}, files=files)
+
+
+def test_the_catalogue_comes_back_as_it_left(appliance, technologist):
+    row = {"code": "CTC", "meaning": "CT chest", "minutes": "40", "protocol_code": "P1",
+           "protocol_meaning": "Low dose", "modality": "CT"}  # fmt: skip
+    appliance.write(minris.save_procedure, appliance.context(), row)
+    row = {"code": "OLD", "meaning": "胸部 X 线"}
+    appliance.write(minris.save_procedure, appliance.context(), row)
+    appliance.write(minris.retire_procedure, appliance.context(), "OLD")
+    content = technologist.get("/catalogue.csv").content
+    before = [dict(vars(one)) for one in appliance.read(minris.all_procedures)]
+    appliance.write(minris.database.execute_sql, "DELETE FROM procedure")
+    assert upload(technologist, content).status_code == 303
+    after = [dict(vars(one)) for one in appliance.read(minris.all_procedures)]
+    for row in (*before, *after):
+        row.pop("id")
+    assert after == before
+    assert "2 imported" in words_of(technologist.get("/catalogue"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"code;meaning\nA;B\n;C\n", "Row 3"),
+        (b"code,meaning,minutes\nA,B,long\n", "is not a number of minutes"),
+        (b"name\nA\n", "There is no column code"),
+        (b"", "no rows"),
+        (b"code,meaning\nA,\xff\xfe\xfd\n", "neither UTF-8 nor GB18030"),
+    ],
+)
+def test_a_catalogue_that_is_wrong_in_a_row_is_refused_whole(
+    appliance, technologist, content, words
+):
+    answer = upload(technologist, content)
+    assert answer.status_code == 422
+    assert words in words_of(answer)
+    assert appliance.read(minris.all_procedures) == []
+
+
+def test_no_file_no_import(technologist):
+    token = csrf_of(technologist.get("/catalogue/import").text)
+    answer = technologist.post("/catalogue/import", data={"csrf": token}, files={"x": b""})
+    assert "Nothing was chosen" in words_of(answer)
+
+
+# The board, rendered once.
+
+
+@pytest.fixture
+def desk(appliance):
+    with visiting(appliance) as client:
+        yield employ(appliance, client)
+
+
+@pytest.fixture
+def renderings(monkeypatch):
+    """Each time that a board is rendered."""
+    seen, render = [], minris.render_board
+    monkeypatch.setattr(
+        minris, "render_board", lambda *how: seen.append(how[2].language) or render(*how)
+    )
+    return seen
+
+
+def part(client, have="", **query):
+    return client.get("/", params={"part": "board", "have": have, **query})
+
+
+def test_a_board_is_rendered_once_for_each_language_and_change(appliance, desk, renderings):
+    for _ in range(5):
+        part(desk)
+    assert renderings == ["en"]
+    desk.cookies.set("language", "zh-CN")
+    part(desk)
+    appliance.schedule(item())
+    part(desk)
+    part(desk)
+    assert renderings == ["en", "zh-CN", "zh-CN"]
+
+
+def test_who_has_the_board_is_not_sent_it_again(appliance, desk):
+    first = part(desk)
+    assert part(desk, first.headers["X-Mark"]).status_code == 204
+    appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
+    again = part(desk, first.headers["X-Mark"])
+    assert (again.status_code, "王小东" in again.text) == (200, True)
+
+
+def test_a_board_says_nothing_of_who_looks_at_it(appliance, desk):
+    appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
+    answer = part(desk)
+    assert "csrf" not in answer.text
+    assert 'form="act"' in answer.text
+    assert 'id="act"' in desk.get("/").text
+
+
+def test_a_board_is_sent_as_gzip_to_who_takes_it(appliance, desk):
+    appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
+    with desk.stream("GET", "/?part=board", headers={"Accept-Encoding": "gzip"}) as answer:
+        raw = b"".join(answer.iter_raw())
+        assert answer.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(raw).decode() == part(desk).text
+    plain = desk.get("/?part=board", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+
+
+def test_a_page_that_repeats_what_was_asked_is_not_compressed(desk):
+    for path, zipped in (("/patients", True), ("/patients?q=wang", False), ("/why?x=1&q=w", False)):
+        answer = desk.get(path, headers={"Accept-Encoding": "gzip"})
+        assert ("content-encoding" in answer.headers) == zipped, path
+
+
+def test_each_form_has_a_token_of_its_own_and_all_of_them_are_taken(desk):
+    tokens = [csrf_of(desk.get("/register").text) for _ in range(3)]
+    assert len(set(tokens)) == 3
+    for token in tokens:
+        assert desk.post("/unmatch", data={"csrf": token}).status_code == 400  # nothing chosen
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t[::-1], lambda t: t[:16], str.upper,
+                                    lambda t: "王" * 48, lambda t: ""])  # fmt: skip
+def test_a_token_that_was_changed_is_refused(desk, change):
+    token = csrf_of(desk.get("/register").text)
+    assert desk.post("/unmatch", data={"csrf": change(token)}).status_code == 403
+
+
+def test_the_board_by_state_and_of_one_device(appliance, desk):
+    today = appliance.context().today()
+    appliance.schedule(
+        item(ScheduledProcedureStepStartDate=today),
+        item(name="Li^Na", PatientID="P2", ScheduledProcedureStepStartDate=today,
+             ScheduledStationAETitle="US9", Modality="US"),
+    )  # fmt: skip
+    by_state = part(desk, by="state").text
+    assert re.findall("<h2>(.*?)</h2>", by_state) == ["SCHEDULED"]
+    assert "US9" in by_state
+    of_ct = part(desk, device="CT1").text
+    assert ("Li Na" in of_ct, "王小东" in of_ct) == (False, True)
+    assert "1 exams" in words_of(part(desk, device="US9"))
+
+
+@pytest.mark.parametrize("query", ["by=nonsense", "device=<script>", "date=9999-12-31",
+                                   "date=0001-01-01", "date=x"])  # fmt: skip
+def test_any_query_gives_a_board(desk, query):
+    answer = desk.get(f"/?{query}")
+    assert answer.status_code == 200
+    assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [("/", "The day"), ("/step/1", "The day"), ("/patient/3/merge", "Patients"),
+     ("/devices/edit", "Machines"), ("/workitem/1.2", "After the exam"), ("/users/new", "The box"),
+     ("/commitment/1.2", "After the exam"), ("/catalogue/import", "Patients"), ("/nowhere", "The day")],
+)  # fmt: skip
+def test_each_page_belongs_to_a_group(path, group):
+    assert minris.group_of(path) == group
+
+
+def test_the_worst_light_is_at_the_top_of_an_administrators_pages(appliance):
+    with visiting(appliance) as client:
+        page = employ(appliance, client, "admin").get("/").text
+        assert re.search('class="light" data-light="(good|warning)"', page)
+    with visiting(appliance) as client:
+        assert 'class="light"' not in client.get("/login").text
