@@ -3,7 +3,7 @@
 # dependencies = [
 #   "pynetdicom>=3.0.4,<4", "pydicom>=3.0.1,<4", "peewee>=4.1,<5", "bottle>=0.13.2,<0.14",
 #   "apscheduler>=3.11,<4", "uvicorn>=0.35,<1", "h11>=0.16,<1", "wsproto>=1.2,<2", "a2wsgi>=1.10,<2",
-#   "python-barcode>=0.15,<1", "segno>=1.6,<2",
+#   "python-barcode>=0.15,<1", "segno>=1.6,<2", "pypinyin>=0.53,<1",
 #   "tzdata; sys_platform == 'win32'",
 # ]
 # ///
@@ -2710,9 +2710,59 @@ def name_key(name: str) -> str:
     return "=".join(groups)
 
 
+# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+COMPOUND_SURNAMES = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
+    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+)
+
+
+# How family names are read where they are read otherwise than the same character in a word.
+SURNAMES = dict(
+    pair.split("=")
+    for pair in (
+        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
+        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
+        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
+        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
+    ).split()
+)
+
+
+def latin_name(components: str) -> str:
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
+
+    ü is written yu, as in passports.
+    """
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        return ""
+    family, _, given = components.partition("^")
+    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
+    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
+    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
+    return "^".join(parts).rstrip("^").replace("v", "yu")
+
+
+def chinese_name(text: str) -> str:
+    """`王小东` or `王 小东` as components `王^小东`."""
+    parts = text.replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
+        name = parts[0]
+        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
+        parts = [name[:cut], name[cut:]]
+    return "^".join(parts)
+
+
+@functools.lru_cache(1 << 14)
 def initials(name: str) -> str:
-    """The initials of a name's Latin group, by words and capitals within them: wxd of Wang^XiaoDong."""
-    latin = name.split("=")[0]
+    """The initials of a name, by words and capitals within them: wxd of Wang^XiaoDong.
+
+    A name without Latin letters has those of its pinyin.
+    """
+    latin, _, rest = name.partition("=")
+    latin = latin.strip("^ ") or latin_name(chinese_name(rest.partition("=")[0]))
     words = re.findall("[^\\W\\d_]+", latin)
     parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
     shouted = latin.isupper()
@@ -5941,50 +5991,6 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
 # Source: PS3.4 annex K, PS3.3 C.4.10 to C.4.12.
 # For others: schedule, reschedule, change_step, cancel_step, find_step, find_worklist, AnswerCache,
 # QueryLog, save_queries, save_shown, exclusion, find_steps, recent_queries, diary.
-
-# Family names of two characters, so that a Chinese name written in one run can be taken apart.
-COMPOUND_SURNAMES = frozenset(
-    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
-    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
-)
-
-
-# How family names are read where they are read otherwise than the same character in a word.
-SURNAMES = dict(
-    pair.split("=")
-    for pair in (
-        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
-        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
-        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
-        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
-    ).split()
-)
-
-
-def latin_name(components: str) -> str:
-    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
-
-    ü is written yu, as in passports.
-    """
-    try:
-        from pypinyin import lazy_pinyin
-    except ImportError:
-        return ""
-    family, _, given = components.partition("^")
-    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
-    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
-    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
-    return "^".join(parts).rstrip("^").replace("v", "yu")
-
-
-def chinese_name(text: str) -> str:
-    """`王小东` or `王 小东` as components `王^小东`."""
-    parts = text.replace("^", " ").replace("·", " ").split()
-    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
-        name = parts[0]
-        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
-        parts = [name[:cut], name[cut:]]
-    return "^".join(parts)
 
 
 def person_name(family: str, given: str, chinese: str) -> str:
@@ -16761,7 +16767,7 @@ SLOTS_PART = """
 PRINT_PAGE = """
 <p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
 % for device, steps in devices:
-<section><h2>{{device}}</h2>
+<section class="wide"><h2>{{device}}</h2>
 <table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
 <th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
 <th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
@@ -17975,12 +17981,17 @@ class Pages:
             year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
             weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
         names = device_names(self.web)
-        columns = (t("Week"), t("Device"), t("Exams"), t("Done"), t("Given up"), t("Did not come"),
+        columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Given up"),
+                   t("Given up, of those begun"), t("Did not come"),
                    t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
         rows_ = []
         for (week, station), days in sorted(weeks.items()):
-            counts = [sum(getattr(day, key) for day in days)
-                      for key in ("exams", "completed", "discontinued", "no_show")]  # fmt: skip
+            exams, done, given_up, absent = (
+                sum(getattr(day, key) for day in days)
+                for key in ("exams", "completed", "discontinued", "no_show")
+            )
+            share = f"{100 * given_up / (done + given_up):.0f} %" if done + given_up else ""
+            counts = (exams, f"{exams / len(days):.1f}", done, given_up, share, absent)
             medians = []
             for key in ("waiting", "room"):
                 minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))
@@ -23002,6 +23013,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names are written in UTF-8 in any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # 44 MiB of words, none of them a name
     arguments = build_parser().parse_args(argv)
     try:
         config = load_config(find_config(getattr(arguments, "config", None)), os.environ)

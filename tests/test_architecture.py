@@ -66,7 +66,7 @@ IMPORTED_BY = {
     "wsproto": {"DICOMWEB"},
     "pynetdicom": {"ASSOCIATION", "DELIVERY", "SIMULATOR"},
     "pydicom": {"CONFORMANCE", "SIMULATOR"},
-    "pypinyin": {"WORKLIST"},
+    "pypinyin": {"DATASETS"},
     "apscheduler": {"APPLIANCE"},
     "barcode": {"PAGES"},
     "segno": {"PAGES"},

@@ -25,7 +25,9 @@ from minris import Status
         ("wang xiao dong", "wxd"),
         ("Müller^Änne", "ma"),
         ("McDonald^Anna", "mda"),
-        ("=王^小东", ""),
+        ("=王^小东", "wxd"),
+        ("=欧阳^静", "oj"),
+        ("=王小东", "wxd"),
         ("", ""),
     ],
 )
@@ -385,7 +387,7 @@ def test_the_median_of_two_is_between_them(appliance):
         table = employ(appliance, client, "technologist").get(
             "/figures.csv?first=2026-07-01&last=2026-07-31"
         )
-    assert "2026-W27,CT room,2,0,0,0,20," in table.text
+    assert "2026-W27,CT room,2,2.0,0,0,,0,20," in table.text
 
 
 def test_figures_are_shown_drawn_and_exported(appliance):

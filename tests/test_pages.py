@@ -1328,7 +1328,13 @@ def test_a_board_that_was_hidden_is_right_when_it_is_seen_again(window):
     row_in(desk.page, "SCHEDULED").wait_for()
 
 
-PICTURED = ["/", "/register", "/step/1", "/login", "/nothing", "/patients", "/leftovers"]
+PICTURED = [
+    *(row[0] for row in minris.NAVIGATION),
+    *("/?by=state", "/step/1", "/step/1/edit", "/step/1/slip", "/step/1/label", "/patient/1"),
+    *("/patient/1/merge", "/patient/1/erase", "/patients?q=wang", "/print", "/why?q=wang"),
+    *("/calendar?device=CT1", "/devices/edit?profile=Modern%2C+UTF-8", "/users/new", "/login"),
+    *("/catalogue/import", "/workitems/new", "/devices/doctor?name=CT%20room", "/nothing"),
+]
 
 
 @pytest.fixture
@@ -1376,7 +1382,7 @@ def shown(desk, path):
 
 def name_of(path):
     """What a picture of a page is called."""
-    return path.strip("/").replace("/", "-") or "board"
+    return re.sub(r"\W+", "-", path).strip("-") or "board"
 
 
 def test_no_page_makes_the_browser_complain(busy):
