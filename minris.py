@@ -16717,7 +16717,7 @@ CALENDAR_PAGE = """
 </tr>
 % end
 </tbody></table></div></section>
-<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + name if name else ''}}</h2>
+<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
 % if double:
 <p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
 % end
@@ -18095,7 +18095,7 @@ class Pages:
 
         return self.page(
             CALENDAR_PAGE, "Calendar", login, before=address(-7), after=address(7), day=f"{day}",
-            device=device, stations=stations, name=dict(stations).get(device, device),
+            device=device, stations=stations, heading=dict(stations).get(device, device),
             month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
             weeks=self._month(day, device), double=len(double),
             days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
@@ -19885,6 +19885,7 @@ def form_of_patient(index: ElementIndex) -> dict[str, str]:
         "patient_id": index.get("PatientID"),
         "birth_date": shown_date(index.get("PatientBirthDate")),
         "sex": index.get("PatientSex"),
+        "phone": index.get("PatientTelephoneNumbers").replace("\\", ", "),
         "weight": index.get("PatientWeight"),
         "height": f"{float(size) * 100:g}" if re.fullmatch(r"[\d.]+", size) else "",
         "allergies": index.get("Allergies"),

@@ -162,6 +162,7 @@ def test_the_calendar_shows_exams_and_double_bookings(appliance, desk):
     assert words.count("double booking") == 2
     assert "09:00 王小东 Wang XiaoDong" in words
     assert "2 exams" in words.partition("Week from")[0]
+    assert ": CT room" in words
     assert 'href="/step/1"' in page.text
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import peers
 import pytest
-from conftest import item
+from conftest import Running, item
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
@@ -1282,6 +1282,23 @@ def test_the_board_says_when_the_server_has_gone(window):
     desk.appliance.stop()
     desk.page.locator("#offline").wait_for(state="visible")
     desk.picture("board-offline")
+
+
+def test_the_board_recovers_when_the_server_is_back(window):
+    desk = window()
+    desk.log_in()
+    desk.page.locator("#board").wait_for()
+    config, port = desk.appliance.config, desk.appliance.appliance.web_port
+    desk.appliance.stop()
+    desk.page.locator("#offline").wait_for(state="visible")
+    config.web.port = port
+    again = Running(config)
+    try:
+        again.schedule(item(ScheduledProcedureStepStartDate=again.context().today()))
+        row_in(desk.page, "SCHEDULED").wait_for()
+        desk.page.locator("#offline").wait_for(state="hidden")
+    finally:
+        again.stop()
 
 
 def test_a_board_whose_login_has_ended_asks_for_it(window):

@@ -1,8 +1,15 @@
 """The walks of a clinic's people in Chromium, in both languages; each leaves its pictures.
 
 First start to first patient; register, wait, done; a wrong AE title found and mended; a lock that
-nobody tends removed; a patient merged; the day printed.
+nobody tends removed; a patient merged; the day printed; a free time found in the calendar.
+
+MINRIS_PICTURES=yes makes the README's pictures anew.
 """
+
+import datetime
+import os
+import re
+from pathlib import Path
 
 import pytest
 from conftest import item
@@ -29,8 +36,17 @@ def desk(request, chromium, run_appliance):  # noqa: F811
     assert one.hosts == {"127.0.0.1"}
 
 
+PICTURES = Path(__file__).parent / "pictures"
+README_PICTURES = {"en-day", "zh-day", "en-found", "en-calendar", "zh-doctor"}
+
+
 def picture(desk, name):
+    """Keep what is seen: with the artefacts of the run, and for the README where that is asked for."""
     desk.picture(f"walk-{desk.language}-{name}")
+    name = f"{desk.language}-{name}"
+    if name in README_PICTURES and os.environ.get("MINRIS_PICTURES"):
+        PICTURES.mkdir(exist_ok=True)
+        desk.page.screenshot(path=PICTURES / f"{name}.png")
 
 
 def words(desk, text):
@@ -189,8 +205,133 @@ def test_the_day_is_printed(desk):
     picture(desk, "slip")
 
 
-PAGES = ("/", "/register", "/patients", "/box", "/users", "/audit", "/settings", "/figures",
-         "/commitments", "/passed-on", "/orphans", "/devices", "/waiting", "/print")  # fmt: skip
+# A day as people see it: patient, device, modality, time, exam, state.
+DEPARTMENT = (
+    ("Wang^XiaoDong=王^小东", "CT1", "CT", "0830", "CT head", "COMPLETED"),
+    ("Miller^Anna", "CT1", "CT", "0915", "CT abdomen with contrast", "STARTED"),
+    ("Zhang^Wei=张^伟", "CT1", "CT", "0945", "CT chest", "ARRIVED"),
+    ("Garcia^Luis", "CT1", "CT", "1100", "CT chest", "SCHEDULED"),
+    ("Ouyang^Jing=欧阳^静", "US1", "US", "0900", "Thyroid", "COMPLETED"),
+    ("Li^Na=李^娜", "US1", "US", "0930", "Abdomen", "ARRIVED"),
+    ("Smith^John", "US1", "US", "1015", "Abdomen", "NO SHOW"),
+)
+
+
+def department(appliance, date):
+    """Have a day's exams registered."""
+    for number, (name, title, modality, time, exam, state) in enumerate(DEPARTMENT):
+        texts = {"PatientID": f"P{number + 1:06}", "ScheduledStationAETitle": title,
+                 "Modality": modality, "RequestedProcedureDescription": exam,
+                 "ScheduledProcedureStepStatus": state, "ScheduledProcedureStepStartDate": date,
+                 "ScheduledProcedureStepStartTime": time, "PatientBirthDate": "19780312"}  # fmt: skip
+        appliance.schedule(item(name, **texts))
+
+
+def test_the_day_at_a_glance_by_device_and_by_state(desk):
+    department(desk.appliance, desk.appliance.context().today())
+    page = desk.page
+    page.goto("/")
+    page.locator("#board tr", has_text="Garcia").wait_for()
+    picture(desk, "day")
+    page.locator("select[name=by]").select_option("state")
+    page.locator("form.day button").click()
+    page.wait_for_url("**by=state**")
+    headings = page.locator("#board h2").all_inner_texts()
+    assert len(headings) == 5
+    picture(desk, "day-by-state")
+    page.keyboard.press("ArrowRight")
+    tomorrow = desk.appliance.context().local_now() + datetime.timedelta(days=1)
+    page.wait_for_url(f"**date={tomorrow:%Y-%m-%d}**")
+    assert page.locator("#board tr").count() == 0
+    page.keyboard.press("t")
+    page.locator("#board tr", has_text="Garcia").wait_for()
+    page.keyboard.press("n")
+    page.wait_for_url("**/register")
+
+
+def test_a_free_time_is_found_in_the_calendar(desk):
+    appliance, page = desk.appliance, desk.page
+    soon = appliance.context().local_now() + datetime.timedelta(days=7)
+    date = f"{soon:%Y-%m-%d}"
+    department(appliance, f"{soon:%Y%m%d}")
+    page.goto(f"/calendar?date={date}&device=CT1")
+    picture(desk, "calendar")
+    page.locator(f"a.free[href*='{date}'][href*='10%3A00']").click()
+    page.wait_for_url("**/register**")
+    expect(page.locator("#time")).to_have_value("10:00")
+    page.locator("#time").fill("09:50")
+    taken = page.locator("#slots .warning", has_text="张伟")
+    taken.wait_for()
+    picture(desk, "taken")
+    page.locator("#slots button[data-time]").first.click()
+    expect(page.locator("#time")).to_have_value("10:00")
+    expect(taken).to_have_count(0)
+    page.locator("#family_name").fill("Chen")
+    page.locator("#procedure").fill("CT chest")
+    desk.send()
+    page.get_by_role("status").wait_for()
+    page.goto(f"/calendar?date={date}&device=CT1")
+    page.locator("table.week a.state", has_text="Chen").wait_for()
+
+
+def test_the_second_of_two_people_sees_what_the_first_has_changed(desk):
+    desk.appliance.schedule(item())
+    first, second = desk.page, desk.new_page()
+    for page in (first, second):
+        page.goto("/patient/1")
+    first.locator("#phone").fill("13800001111")
+    desk.send(first)
+    first.get_by_role("status").wait_for()
+    second.locator("#weight").fill("70")
+    desk.send(second)
+    second.get_by_role("alert").wait_for()
+    expect(second.locator("#phone")).to_have_value("13800001111")
+    expect(second.locator("#weight")).to_have_value("70")
+    desk.page = second
+    picture(desk, "changed-meanwhile")
+    desk.send(second)
+    second.get_by_role("status").wait_for()
+    known = minris.ElementIndex(desk.appliance.read(minris.get_patient, 1))
+    assert known.get("PatientWeight") == "70"
+    # the browser says of any answer of 400 and more that it could not load it
+    assert all("409" in one for one in desk.complaints)
+    desk.complaints.clear()
+
+
+def test_all_of_it_goes_without_a_script(desk):
+    """The same pages in a browser that runs none: a day from registration to the end."""
+    window = Desk(desk.context.browser, desk.appliance, java_script_enabled=False, locale="en-GB")
+    window.log_in()
+    page, today = window.page, desk.appliance.context().today()
+    window.fill_in(date=minris.shown_date(today))
+    window.send()
+    for step, state in (("Arrived", "ARRIVED"), ("Exam is done", "COMPLETED")):
+        page.goto("/")
+        page.get_by_role("button", name=step, exact=True).first.click()
+        page.locator(f'#board tr[data-state="{state}"]').wait_for()
+    page.goto("/calendar?device=CT1")
+    page.locator("table.week a.state", has_text="王小东").click()
+    page.get_by_role("link", name="Slip").click()
+    page.locator("article.slip").wait_for()
+    page.goto("/patients")
+    page.locator("input[name=q]").fill("wxd")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_role("link", name="王小东").click()
+    page.locator("#weight").fill("70")
+    window.send()
+    page.get_by_role("status").wait_for()
+    window.context.close()
+
+
+def test_the_readmes_pictures_are_those_of_the_walks():
+    text = (PICTURES.parent.parent / "README.md").read_text("utf-8")
+    shown = set(re.findall(r"tests/pictures/([\w-]+)\.png", text))
+    assert shown == README_PICTURES
+    assert {path.stem for path in PICTURES.glob("*.png")} == README_PICTURES
+
+
+PAGES = (*(row[0] for row in minris.NAVIGATION), "/print", "/step/1", "/step/1/label", "/patient/1",
+         "/calendar?device=CT1", "/devices/edit")  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [390, 1920])
