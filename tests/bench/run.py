@@ -26,6 +26,7 @@ import time
 import traceback
 from pathlib import Path
 
+import boards as people
 import commitment
 import entries
 import fsync_rate
@@ -36,6 +37,7 @@ import wire
 from servers import (
     WLMSCPFS,
     Archive,
+    Boards,
     Box,
     EmptyWeb,
     Server,
@@ -56,6 +58,7 @@ LET_GO_S = 4  # an association kept for a burst of events is released before thi
 HTTP_GOAL = 500  # requests a second
 SOCKETS, IDLE_SOCKETS = 200, 500
 IMAGES, REQUESTS = 2000, 100
+EXAMS, BOARDS = 300, 50  # of a day; open in browsers
 WORKITEMS = (1000, 100_000)  # in the stores that are searched
 
 
@@ -474,6 +477,56 @@ def commitments(bench):
     bench.row(f"{what}, meanwhile", "ms", figures["busy"], goal="≤ 100 ms", met=met)
 
 
+def boards(bench):
+    """What the board of a full day takes, and many of them that are open."""
+    box, exams = (
+        Box(bench.folder, bench.options.minris, "boards"),
+        people.of_today(EXAMS, bench.today),
+    )
+    file = box.folder / "entries.json"
+    entries.write_json(file, exams)
+    box.call([*box.command, "import", file, *box.config])
+    port = bench.run(box.minris).port
+    cookie, ask = (
+        people.log_in(box.web_port, box.password()),
+        functools.partial(people.get, box.web_port),
+    )
+    figures, steps = collections.defaultdict(list), itertools.cycle(exams)
+    for _ in bench.turns("boards: one"):
+        load.performed_per_second(port, [examinations(steps, 1)])  # it is rendered anew
+        first, content = ask(cookie, "/")
+        if people.rows(content) != EXAMS:
+            raise RuntimeError(f"{people.rows(content)} exams on the board")
+        figures["first"].append(1000 * first)
+        more = [ask(cookie, path)[1] for path in people.STATIC]
+        figures["size"].append(sum(map(len, (content, *more))) / 1024)
+    opened = bench.run(Boards(bench.folder, box.web_port, BOARDS, cookie))
+    process, seconds = box.minris.process.pid, 10 if bench.quick else 30
+    for _ in bench.turns("boards: open"):
+        ((message, last),) = examinations(steps, 1)
+        load.ask_all(port, [message], load.PERFORMED)
+        opened.last_sent()
+        begin = time.perf_counter()
+        load.ask_all(port, [last], load.PERFORMED)
+        figures["told"].append(opened.last_sent() - begin)
+        before, begin = load.cpu_seconds(process), time.perf_counter()
+        for message in itertools.chain(*examinations(steps, seconds // 10)):
+            load.ask_all(port, [message], load.PERFORMED)
+            opened.last_sent()
+            time.sleep(5)
+        spent = load.cpu_seconds(process) - before
+        figures["share"].append(100 * spent / (time.perf_counter() - begin))
+    what, met = f"board of {EXAMS} exams that has changed", statistics.median(figures["first"]) < 50
+    bench.row(f"{what}, first byte after", "ms", figures["first"], goal="< 50 ms", met=met)
+    met = statistics.median(figures["size"]) < 150
+    bench.row("the whole page, style and script, transferred", "KiB", figures["size"],
+              goal="< 150 KB", met=met)  # fmt: skip
+    what, met = f"an N-SET shown on {BOARDS} open boards", statistics.median(figures["told"]) <= 1
+    bench.row(f"{what}, the last after", "s", figures["told"], goal="≤ 1 s", met=met)
+    what, met = f"{BOARDS} open boards, a change each 5 s", statistics.median(figures["share"]) < 5
+    bench.row(what, "% of a core", figures["share"], goal="< 5 %", met=met)
+
+
 def workitems(bench):
     """One query for what is to be done, of ten matches, by number of workitems."""
     sizes = [each // 10 for each in WORKITEMS] if bench.quick else WORKITEMS
@@ -508,7 +561,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         query, stream, crowd, idle, start, mpps, claims, racers, watchers, workitems,
-        dicomweb, sockets, commitments,
+        dicomweb, sockets, commitments, boards,
     )
 }  # fmt: skip
 

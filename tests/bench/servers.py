@@ -120,6 +120,14 @@ class Box:
         done = subprocess.run(command, timeout=60, check=True, text=True, **settings)
         return done.stdout.strip().splitlines()[-1]
 
+    def password(self):
+        """That of the administrator of the first start, once there is one."""
+        file = self.folder / "minris-admin-password.txt"
+        begin = time.perf_counter()
+        while not file.exists() and time.perf_counter() < begin + START_LIMIT_S:
+            time.sleep(0.01)
+        return file.read_text().strip()
+
     def fill(self, number, planted):
         """Write so many workitems into its store, `planted` of them by the standard query."""
         *python, path = self.command
@@ -238,6 +246,35 @@ class SocketWatchers(Watchers):
                 raise RuntimeError(f"WebSockets are not open: {self.log.read_text()[-800:]}")
             time.sleep(0.05)
             self.follow()
+
+
+class Boards(Server):
+    """A program that keeps so many boards open, and writes down when each was sent anew."""
+
+    def __init__(self, folder, port, number, cookie):
+        super().__init__(
+            [sys.executable, HERE / "boards.py", port, number], port, folder / "boards"
+        )
+        self.number, self.cookie, self.seen = number, cookie, 0
+
+    def start(self):
+        """Open them all, and wait for the first board of each."""
+        with self.log.open("wb") as log:
+            settings = detached(log) | {"stdin": subprocess.PIPE}
+            self.process = subprocess.Popen([*map(str, self.command)], **settings)
+        self.process.stdin.write(f"{self.cookie}\n".encode())
+        self.process.stdin.flush()
+        self.last_sent()
+
+    def last_sent(self, patience_s=60):
+        """When the last board was sent anew that all boards were sent."""
+        begin = time.perf_counter()
+        self.seen += self.number
+        while len(sent := self.log.read_text().splitlines()) < self.seen:
+            if time.perf_counter() > begin + patience_s or self.process.poll() is not None:
+                raise RuntimeError(f"{len(sent)} of {self.seen} boards: {sent[-3:]}")
+            time.sleep(0.01)
+        return float(sent[self.seen - 1])
 
 
 class Archive(Server):
