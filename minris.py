@@ -4112,6 +4112,20 @@ class AvailabilityNotice(Stored):
     created_at = peewee.TextField()
 
 
+class UndoNote(Stored):
+    """What a person has changed, as it was before and after, so that it can be taken back.
+
+    about   the page that offers it: `patient 3`, `step 7`
+    images  JSON: [table, row, before, after], columns by name, None for a row that is not there
+    """
+
+    about = peewee.TextField(index=True)
+    what = peewee.TextField()
+    who = peewee.TextField()
+    at = peewee.TextField()
+    images = peewee.TextField()
+
+
 class Mark(Stored):
     """What the store remembers of the box: its last start, when a job last ran."""
 
@@ -4204,6 +4218,7 @@ MODELS = (
     AvailabilityNotice,
     StudySeen,
     SettledStudy,
+    UndoNote,
     Mark,
     DeviceRecord,
     Procedure,
@@ -4511,6 +4526,16 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             at TEXT NOT NULL, PRIMARY KEY (step_id, ae_title)) WITHOUT ROWID;
         CREATE TABLE settled_study (
             study_instance_uid TEXT NOT NULL PRIMARY KEY, why TEXT NOT NULL, at TEXT NOT NULL);
+        """,
+    ),
+    (
+        13,
+        "changes of patients and exams can be taken back",
+        """
+        CREATE TABLE undo_note (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, about TEXT NOT NULL, what TEXT NOT NULL,
+            who TEXT NOT NULL, at TEXT NOT NULL, images TEXT NOT NULL);
+        CREATE INDEX undo_note_about ON undo_note (about);
         """,
     ),
 )
@@ -6522,6 +6547,104 @@ def change_step(
 
 
 UNDO_HOURS = 24
+_IMAGE_COLUMNS = {
+    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, patient_birth_date, data,"
+    " created_at, updated_at",
+    "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
+    "scheduled_procedure_step": "data",
+}
+Place = tuple[str, int]  # a table of _IMAGE_COLUMNS and a row
+
+
+def _image(place: Place) -> dict[str, str] | None:
+    """A row as it is; of a step its item without the state. None where there is none."""
+    table, row_id = place
+    columns = _IMAGE_COLUMNS[table]
+    row = database.execute_sql(f"SELECT {columns} FROM {table} WHERE id = ?", (row_id,)).fetchone()
+    if not row:
+        return None
+    image = dict(zip(columns.split(", "), row, strict=True))
+    if table == "scheduled_procedure_step":
+        item = ElementIndex(bytes(image["data"])).item("ScheduledProcedureStepSequence")
+        image["data"] = item.without([STEP_STATUS])
+    return image | {"data": base64.b64encode(bytes(image["data"])).decode()}
+
+
+@contextlib.contextmanager
+def can_be_undone(
+    ctx: Context, what: Message, about: str, places: Iterable[Place]
+) -> Iterator[None]:
+    """Keep rows as they are before and after what a person does to them, for a day."""
+    if not ctx.actor.role:
+        yield
+        return
+    before = {place: _image(place) for place in places}
+    yield
+    images = [[*place, old, new] for place, old in before.items() if (new := _image(place)) != old]
+    if images:
+        insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
+                   images=json.dumps(images))  # fmt: skip
+
+
+def undoable(ctx: Context, about: str) -> Any | None:
+    """The last change of `patient 3` or `step 7` that can be taken back, None where there is none."""
+    where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
+    found = fetch_rows(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
+    return found[0] if found else None
+
+
+def undo(ctx: Context, about: str) -> None:
+    """Take back the last change of a patient or an exam, within a day.
+
+    Refuses  0110 where there is none, or what it changed has changed again or begun
+    """
+    with database.atomic():
+        note = undoable(ctx, about)
+        if not note:
+            raise Refusal(Status.PROCESSING_FAILURE, Message("There is nothing to take back"))
+        images = json.loads(note.images)
+        if any(_image((table, row_id)) != after for table, row_id, _, after in images):
+            words = Message("It was changed again since, and cannot be taken back")
+            raise Refusal(Status.PROCESSING_FAILURE, words)
+        items, patients = {}, set()
+        for table, row_id, before, _ in images:
+            columns = before | {"data": base64.b64decode(before["data"])}
+            if table == "scheduled_procedure_step":
+                items[row_id] = columns["data"]
+            else:
+                _restore(table, row_id, columns)
+            if table != "scheduled_procedure_step":
+                patients.add(row_id if table == "patient" else before["patient_id"])
+        for row_id, item in items.items():
+            _restore_item(row_id, item)
+        for patient in Patient.select().where(Patient.id.in_(patients)):
+            _refold_open(patient)
+        erase("undo_note WHERE id = ?", note.id)
+        audit(ctx, "change taken back", about, f"{note.what}, {note.at}")
+
+
+def _restore(table: str, row_id: int, columns: Mapping[str, Any]) -> None:
+    """Write a row as it was, anew where it is gone."""
+    names, places = ", ".join(columns), ", ".join("?" * len(columns))
+    values = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    if table == "patient":
+        sql = f"INSERT INTO patient (id, {names}) VALUES (?, {places}) ON CONFLICT (id) DO UPDATE SET {values}"
+        database.execute_sql(sql, (row_id, *columns.values()))
+    else:
+        values = ", ".join(f"{name} = ?" for name in columns)
+        database.execute_sql(
+            f"UPDATE {table} SET {values} WHERE id = ?", (*columns.values(), row_id)
+        )
+
+
+def _restore_item(row_id: int, item: bytes) -> None:
+    """Give an exam that has not begun its item as it was. Refuses 0110 for another one."""
+    step = ScheduledProcedureStep.get_by_id(row_id)
+    if step.status not in WAITING_STEP_STATES:
+        raise Refusal(Status.PROCESSING_FAILURE, Message("The step is {state}", state=step.status))
+    state = text_elements(ScheduledProcedureStepStatus=step.status)
+    procedure = step.procedure
+    _refold(step, procedure.patient, procedure, ElementIndex(item).merged(state))
 
 
 def can_take_back(ctx: Context, step: Any) -> bool:
@@ -6588,23 +6711,38 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         everything = ElementIndex(fold(patient_merged, procedure_data, bytes(changed)))
         if problems := item_problems(everything, [changed]):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
-        told = ElementIndex(bytes(procedure.data))
-        if told.get("AccessionNumber") != procedure.accession_number:
-            check_accession(told.get("AccessionNumber"), procedure.patient_id)
-        procedure.accession_number = told.get("AccessionNumber")
-        procedure.requested_procedure_id = told.get("RequestedProcedureID")
-        procedure.save()
-        update_patient(ctx, procedure.patient, patient_data, empty=True)
-        siblings = ScheduledProcedureStep.select().where(
-            (ScheduledProcedureStep.procedure == procedure)
-            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
-        )
-        for sibling in siblings:
-            item = bytes(changed) if sibling.id == step.id else bytes(step_item(sibling))
-            _refold(sibling, procedure.patient, procedure, item)
+        places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
+                  ("scheduled_procedure_step", step.id))  # fmt: skip
+        with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
+            _change(ctx, step, changed, patient_data, procedure_data)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
+
+
+def _change(
+    ctx: Context,
+    step: ScheduledProcedureStep,
+    item: ElementIndex,
+    patient_data: bytes,
+    procedure_data: bytes,
+) -> None:
+    """Write what was changed of a step, its procedure and its patient; siblings follow."""
+    procedure = step.procedure
+    procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
+    told = ElementIndex(bytes(procedure.data))
+    if told.get("AccessionNumber") != procedure.accession_number:
+        check_accession(told.get("AccessionNumber"), procedure.patient_id)
+    procedure.accession_number = told.get("AccessionNumber")
+    procedure.requested_procedure_id = told.get("RequestedProcedureID")
+    procedure.save()
+    update_patient(ctx, procedure.patient, patient_data, empty=True)
+    siblings = ScheduledProcedureStep.select().where(
+        (ScheduledProcedureStep.procedure == procedure)
+        & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
+    )
+    for sibling in siblings:
+        its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
+        _refold(sibling, procedure.patient, procedure, its)
 
 
 def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
@@ -6825,6 +6963,19 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
     )
 
 
+def rows_of(*patients: Any) -> list[Place]:
+    """The rows of patients and of what was requested for them."""
+    ids = [patient.id for patient in patients]
+    marks = ", ".join("?" * len(ids))
+    cursor = database.execute_sql(
+        f"SELECT id FROM requested_procedure WHERE patient_id IN ({marks})", ids
+    )
+    return [
+        *(("patient", row_id) for row_id in ids),
+        *(("requested_procedure", row_id) for (row_id,) in cursor),
+    ]
+
+
 def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     """Give the orders of a patient to another one, who is the same person: the row of that one.
 
@@ -6843,15 +6994,17 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
         [target] = known
         if target.id == patient.id:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("That is the same patient"))
-        RequestedProcedure.update(patient=target).where(
-            RequestedProcedure.patient == patient
-        ).execute()
-        own = ElementIndex(bytes(patient.data))
-        have = ElementIndex(bytes(target.data))
-        more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
-        update_patient(ctx, target, more)
-        _refold_open(target)
-        erase("patient WHERE id = ?", patient.id)
+        what, places = Message("Patients merged"), rows_of(patient, target)
+        with can_be_undone(ctx, what, f"patient {target.id}", places):
+            RequestedProcedure.update(patient=target).where(
+                RequestedProcedure.patient == patient
+            ).execute()
+            own = ElementIndex(bytes(patient.data))
+            have = ElementIndex(bytes(target.data))
+            more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
+            update_patient(ctx, target, more)
+            _refold_open(target)
+            erase("patient WHERE id = ?", patient.id)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
         audit(ctx, "patients merged", target.patient_id, detail)
     return target.id
@@ -6886,15 +7039,18 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             told = ElementIndex(given)
             told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
             new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
-        if known:
-            RequestedProcedure.update(patient=known).where(
-                RequestedProcedure.patient == patient
-            ).execute()
-            audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
-        for column, value in patient_columns(bytes(new)).items():
-            setattr(target, column, value)
-        target.updated_at = ctx.stamp()
-        target.save()
+        what, about = Message("Patient corrected"), f"patient {target.id}"
+        places = rows_of(patient, target) if known else [("patient", patient.id)]
+        with can_be_undone(ctx, what, about, places):
+            if known:
+                RequestedProcedure.update(patient=known).where(
+                    RequestedProcedure.patient == patient
+                ).execute()
+                audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
+            for column, value in patient_columns(bytes(new)).items():
+                setattr(target, column, value)
+            target.updated_at = ctx.stamp()
+            target.save()
         audit(ctx, "patient corrected", target.patient_id)
         _refold_open(target)
 
@@ -9850,6 +10006,7 @@ def purge(ctx: Context) -> dict[str, int]:
             old = ctx.stamp(days=-keep.keep_audit_days)
             erased["audit lines"] = purge_audit(old)
         erased["commitments"] = purge_commitments(ctx)
+        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
             "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
@@ -9943,6 +10100,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erased["exams"] = len(steps)
         erase("requested_procedure WHERE patient_id = ?", row_id)
         erased["queries"] = _erase_queries(patient)
+        _erase_notes(row_id, [step.id for step in steps])
         erase("patient WHERE id = ?", row_id)
         counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
@@ -10011,6 +10169,14 @@ def _erase_performed(ctx: Context, patient: Any) -> int:
         count += erase("performed_procedure_step WHERE id = ?", one.id)
         notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
     return count
+
+
+def _erase_notes(patient_row: int, steps: list[int]) -> None:
+    """Erase what could be taken back of a patient and the exams."""
+    places = {("patient", patient_row), *(("scheduled_procedure_step", one) for one in steps)}
+    for note in fetch_rows(UndoNote, "1 = 1"):
+        if places.intersection((table, row) for table, row, *_ in json.loads(note.images)):
+            erase("undo_note WHERE id = ?", note.id)
 
 
 def _erase_queries(patient: Any) -> int:
@@ -17838,7 +18004,8 @@ class Pages:
             facts=facts,
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
-            + ([("take back", t("Take back"))] if can_take_back(ctx, row) else []),
+            + ([("take back", t("Take back"))] if can_take_back(ctx, row) else [])
+            + self._undo_button(ctx, t, f"step {row_id}"),
             links=self._step_links(t, row_id, index, row.status),
             visit=[
                 (shown_instant(one.at, ctx.config.zone), t(one.what), t(one.about))
@@ -17924,6 +18091,9 @@ class Pages:
         if event == "take back":
             self.web.write(take_back, ctx, row_id)
             return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
+        if event == "undo":
+            self.web.write(undo, ctx, f"step {row_id}")
+            return self.tell(f"/step/{row_id}", self.translator()("Taken back."))
         if event not in PERSON_EVENTS:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
         index = ElementIndex(self.web.read(get_step, row_id)[0])
@@ -18442,7 +18612,7 @@ class Pages:
     def patient(self, row_id: int, form: Mapping[str, str] | None = None,
                 problems: Iterable[Problem] = ()) -> str:  # fmt: skip
         """GET /patient/…: what is known of a patient, to correct, and the exams."""
-        login, _ = enter(self.web, self.request, "desk")
+        login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
         shown_now = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
         form = form or shown_now
@@ -18465,6 +18635,7 @@ class Pages:
             groups=[(t("Patient"), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
             + list(by_tag.values()),
+            extra=self._undo_button(ctx, t, f"patient {row_id}"),
             after=self.steps_of_patient(row_id, t),
         )
         return shown
@@ -18484,8 +18655,11 @@ class Pages:
         return links
 
     def correct(self, row_id: int) -> str:
-        """POST /patient/…: correct a patient."""
+        """POST /patient/…: correct a patient, or take back what was last done."""
         _, ctx = enter(self.web, self.request, "desk")
+        if self.form("event") == "undo":
+            self.web.write(undo, ctx, f"patient {row_id}")
+            return self.tell(f"/patient/{row_id}", self.translator()("Taken back."))
         form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
         shown = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
         if meanwhile := self._changed_meanwhile("patient", form, shown):
@@ -18510,6 +18684,15 @@ class Pages:
         t = self.translator()
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
         return self.tell(where, t("Saved. Open exams follow."))
+
+    def _undo_button(self, ctx: Context, t: Translator, about: str) -> list[tuple[str, str]]:
+        """The button that takes back the last change of a patient or an exam, if there is one."""
+        note = self.web.read(undoable, ctx, about)
+        if not note:
+            return []
+        at = shown_instant(note.at, ctx.config.zone)[:-3]
+        words = t("Take back: {what} ({who}, {at})", what=t(note.what), who=note.who, at=at)
+        return [("undo", words)]
 
     def _changed_meanwhile(
         self, group: str, form: dict[str, str], stored: Mapping[str, str]

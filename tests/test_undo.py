@@ -1,0 +1,221 @@
+"""Section 9: what people have changed of patients and exams is taken back for a day."""
+
+import dataclasses
+import datetime
+import re
+
+import pytest
+from conftest import item
+from test_calendar import edited
+from test_mpps import schedule
+from test_pages import csrf_of, employ, visiting, words_of
+
+import minris
+from minris import Status
+
+
+@pytest.fixture
+def desk(ctx):
+    """Anna at reception: what programs and machines change is not hers to take back."""
+    return dataclasses.replace(ctx, actor=minris.Actor("anna", "127.0.0.1", "desk"))
+
+
+def texts(**values):
+    return bytes(minris.text_elements(**values))
+
+
+def everything():
+    """All rows of patients, orders and steps, without what a change always changes."""
+    found = {}
+    for table in ("patient", "requested_procedure", "scheduled_procedure_step",
+                  "scheduled_station"):  # fmt: skip
+        cursor = minris.database.execute_sql(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+        names = [column[0] for column in cursor.description]
+        found[table] = [
+            {name: value for name, value in zip(names, row, strict=True) if name != "version"}
+            for row in cursor
+        ]
+    return found
+
+
+def step_data(row_id=1):
+    return minris.ElementIndex(bytes(minris.step_row(row_id).data))
+
+
+def move(ctx, row_id=1, **keywords):
+    minris.move_step(ctx, row_id, **keywords)
+
+
+def correct(ctx, row_id=1, **values):
+    minris.correct_patient(ctx, row_id, texts(**values))
+
+
+# Taking back.
+
+
+def test_a_correction_of_a_patient_is_taken_back_and_open_exams_follow(desk):
+    schedule(desk, PatientID="P1")
+    before = everything()
+    correct(desk, PatientName="Zhang^Wei=张^伟", PatientWeight="75")
+    assert step_data().get("PatientName") == "Zhang^Wei=张^伟"
+    minris.undo(desk, "patient 1")
+    assert everything() == before
+    assert step_data().get("PatientName") == "Wang^XiaoDong=王^小东"
+
+
+def test_a_change_of_an_exam_is_taken_back(desk):
+    schedule(desk, PatientID="P1")
+    before = everything()
+    move(desk, ScheduledProcedureStepStartDate="20260801", ScheduledStationAETitle="US1",
+         Modality="US")  # fmt: skip
+    assert minris.step_row(1).start_date == "20260801"
+    minris.undo(desk, "step 1")
+    assert everything() == before
+
+
+def test_an_exam_that_has_come_meanwhile_stays_arrived(desk):
+    schedule(desk)
+    move(desk, ScheduledProcedureStepStartTime="1500")
+    minris.change_step(desk, "arrive", *minris.step_key(1))
+    minris.undo(desk, "step 1")
+    row = minris.step_row(1)
+    assert (row.status, row.start_time[:4]) == ("ARRIVED", "0930")
+
+
+def test_a_merge_is_taken_back_with_all_that_was_moved(desk):
+    schedule(desk, PatientID="P1")
+    schedule(desk, PatientID="P9", PatientName="Wang^X", PatientWeight="70")
+    schedule(desk, PatientID="P9", PatientName="Wang^X")
+    before = everything()
+    minris.merge_patients(desk, 2, "P1", "Typed twice")
+    assert len(everything()["patient"]) == 1
+    minris.undo(desk, "patient 1")
+    assert everything() == before
+    assert step_data(2).get("PatientID") == "P9"
+
+
+def test_orders_that_went_to_another_patient_come_back(desk):
+    """The unknown emergency patient was taken for somebody else."""
+    schedule(desk, PatientID="P1", PatientBirthDate="19780312")
+    schedule(desk, PatientID="P9", PatientName="Unknown^Emergency")
+    before = everything()
+    correct(desk, 2, PatientID="P1", PatientName="Wang^XiaoDong=王^小东")
+    assert step_data(2).get("PatientID") == "P1"
+    minris.undo(desk, "patient 1")
+    assert everything() == before
+
+
+def test_each_change_is_taken_back_the_last_one_first(desk):
+    schedule(desk)
+    for time in ("1000", "1100"):
+        move(desk, ScheduledProcedureStepStartTime=time)
+    minris.undo(desk, "step 1")
+    assert minris.step_row(1).start_time[:4] == "1000"
+    minris.undo(desk, "step 1")
+    assert minris.step_row(1).start_time[:4] == "0930"
+    with pytest.raises(minris.Refusal, match="nothing to take back"):
+        minris.undo(desk, "step 1")
+
+
+# What is not taken back.
+
+
+def test_what_was_changed_again_by_another_way_stays(desk, ctx):
+    schedule(desk)
+    move(desk, ScheduledProcedureStepStartTime="1000")
+    move(
+        dataclasses.replace(ctx, actor=minris.Actor("RIS")), ScheduledProcedureStepStartTime="1100"
+    )
+    with pytest.raises(minris.Refusal, match="changed again") as refusal:
+        minris.undo(desk, "step 1")
+    assert refusal.value.status is Status.PROCESSING_FAILURE
+    assert minris.step_row(1).start_time[:4] == "1100"
+
+
+def test_a_patient_that_was_changed_after_a_merge_stays_merged(desk, ctx):
+    schedule(desk, PatientID="P1")
+    schedule(desk, PatientID="P9", PatientName="Wang^X", Allergies="Penicillin")
+    minris.merge_patients(desk, 2, "P1", "Typed twice")
+    machine = dataclasses.replace(ctx, actor=minris.Actor("RIS"))
+    minris.correct_patient(machine, 1, texts(PatientWeight="80"))
+    with pytest.raises(minris.Refusal, match="changed again"):
+        minris.undo(desk, "patient 1")
+    assert len(everything()["patient"]) == 1
+
+
+def test_an_exam_that_has_begun_keeps_its_change(desk):
+    schedule(desk)
+    move(desk, ScheduledProcedureStepStartTime="1000")
+    minris.enter_state(desk, minris.step_row(1), "STARTED", "performed step")
+    before = everything()
+    with pytest.raises(minris.Refusal, match="STARTED"):
+        minris.undo(desk, "step 1")
+    assert everything() == before
+
+
+def test_after_a_day_a_change_stays_and_is_forgotten(desk):
+    schedule(desk)
+    move(desk, ScheduledProcedureStepStartTime="1000")
+    later = dataclasses.replace(desk, now=lambda: desk.now() + datetime.timedelta(hours=25))
+    assert minris.undoable(later, "step 1") is None
+    minris.purge(later)
+    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+
+
+def test_what_machines_and_jobs_do_is_not_kept(ctx):
+    schedule(ctx, PatientID="P1")
+    move(ctx, ScheduledProcedureStepStartTime="1000")
+    correct(ctx, PatientWeight="75")
+    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+
+
+def test_what_changed_nothing_is_nothing_to_take_back(desk):
+    schedule(desk, PatientID="P1", PatientWeight="75")
+    correct(desk, PatientWeight="75")
+    note = minris.undoable(desk, "patient 1")
+    assert note is None or '"P1"' in note.images
+
+
+def test_an_erased_patient_is_erased_from_here_too(desk):
+    schedule(desk, PatientID="P1")
+    correct(desk, PatientName="Zhang^Wei=张^伟")
+    move(desk, ScheduledProcedureStepStartTime="1000")
+    minris.erase_patient(desk, 1, "Asked for it")
+    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+
+
+def test_it_is_in_the_audit_log(desk):
+    schedule(desk)
+    move(desk, ScheduledProcedureStepStartTime="1000")
+    minris.undo(desk, "step 1")
+    [line] = minris.audit_lines("change taken back")
+    assert (line.who, line.about) == ("anna@127.0.0.1", "step 1")
+
+
+# The pages.
+
+
+def test_a_change_is_taken_back_on_the_page_of_the_exam(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        client.post("/step/1/edit", data=edited(client, "/step/1/edit", time="11:00"))
+        page = client.get("/step/1")
+        assert "Take back: Exam changed (anna" in words_of(page)
+        answer = client.post("/step/1", data={"csrf": csrf_of(page.text), "event": "undo"})
+        assert answer.headers["location"] == "/step/1"
+        shown = words_of(client.get("/step/1"))
+        assert ("Taken back." in shown, "09:30" in shown) == (True, True)
+
+
+def test_a_correction_is_taken_back_on_the_page_of_the_patient(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        client.post("/patient/1", data=edited(client, "/patient/1", family_name="Wong"))
+        page = client.get("/patient/1").text
+        assert re.search(r'name="event" value="undo">Take back: Patient corrected', page)
+        client.post("/patient/1", data={"csrf": csrf_of(page), "event": "undo"})
+        assert 'value="Wang"' in client.get("/patient/1").text
+        again = client.post("/patient/1", data={"csrf": csrf_of(page), "event": "undo"})
+        assert "nothing to take back" in again.text
