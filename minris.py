@@ -16301,6 +16301,27 @@ class Translator:
             {k: self(v) if isinstance(v, Message) else v for k, v in values.items()}
         )
 
+    def name(self, value: str) -> str:
+        """A PN value: Latin letters first, but for those who read the others."""
+        shown = shown_name(value)
+        if self.language.startswith(("zh", "ja", "ko")):
+            return shown
+        latin = " ".join(value.partition("=")[0].replace("^", " ").split())
+        return f"{latin} {shown.removesuffix(latin)}".strip()
+
+    def date(self, value: str) -> str:
+        """A DA value: 5 Jul 2026, 2026年7月5日; what is none as it stands."""
+        if not is_date(value):
+            return shown_date(value)
+        number = int(value[4:6])
+        words = {"day": int(value[6:]), "month": MONTHS[number - 1], "number": number,
+                 "year": int(value[:4])}  # fmt: skip
+        return DATES.get(self.language, DATES["en"]).format(**words)
+
+
+DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 
 def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
     """The catalogues of static/i18n by language."""
@@ -17105,11 +17126,9 @@ def clock(minute: int) -> str:
     return f"{minute // 60 % 24:02}:{minute % 60:02}"
 
 
-def booked_words(bookings: Iterable[Booking]) -> str:
+def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
     """Exams of a diary in a sentence."""
-    return ", ".join(
-        f"{clock(one.begin)}–{clock(one.end)} {shown_name(one.name)}" for one in bookings
-    )
+    return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
 
 
 class Field(NamedTuple):
@@ -17269,7 +17288,7 @@ def board_step(
         "path": f"/step/{step_id}",
         "state": state,
         "time": shown_time(start_time),
-        "name": shown_name(index.get("PatientName")),
+        "name": t.name(index.get("PatientName")),
         "patient_id": index.get("PatientID"),
         "exam": item.get("ScheduledProcedureStepDescription")
         or index.get("RequestedProcedureDescription"),
@@ -17434,7 +17453,7 @@ STEP_ITEM_FACTS = body_rows("""
 def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
     """A value as people read it."""
     text, vr = index.get(keyword), vr_of(tag_of(keyword))
-    readers = {"PN": shown_name, "DA": shown_date, "TM": shown_time}
+    readers = {"PN": t.name, "DA": t.date, "TM": shown_time}
     return readers.get(vr, lambda text: text.replace("\\", ", "))(text) if vr != "CS" else t(text)
 
 
@@ -17492,7 +17511,7 @@ def performed_facts(
         images = len(item.items(tag_of("ReferencedImageSequence")))
         others = len(item.items(tag_of("ReferencedNonImageCompositeSOPInstanceSequence")))
         words = (item.get("ProtocolName"), item.get("SeriesDescription"),
-                 shown_name(item.get("OperatorsName")))  # fmt: skip
+                 t.name(item.get("OperatorsName")))  # fmt: skip
         counts = t("{images} images, {others} others", images=images, others=others)
         told = ", ".join(filter(None, (*words, counts)))
         facts.append((t("Series {number}", number=number), told))
@@ -18041,7 +18060,7 @@ class Pages:
         next_free = f" {t('Free is {time}.', time=clock(later[0]))}" if later else ""
         name = device.name if device else stations[0]
         words = t("Double booking: at this time {device} has {exams} too.", device=name,
-                  exams=booked_words(taken))  # fmt: skip
+                  exams=booked_words(t, taken))  # fmt: skip
         return [words + next_free]
 
     def _step_links(
@@ -18132,7 +18151,7 @@ class Pages:
         asked = (self.request.query.getunicode("date") or "").replace("-", "")
         date = asked if is_date(asked) else ctx.today()
         devices = exams_in_groups(self.web, ctx, t, BoardView(date))
-        day = t("Exams of {date}", date=shown_date(date))
+        day = t("Exams of {date}", date=t.date(date))
         return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
 
     def _span(self, ctx: Context) -> tuple[str, str]:
@@ -18210,15 +18229,15 @@ class Pages:
         device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
         facts = [
             (t("Patient ID"), index.get("PatientID")),
-            (t("Birth date"), shown_date(index.get("PatientBirthDate"))),
+            (t("Birth date"), t.date(index.get("PatientBirthDate"))),
             (t("Exam"), index.get("RequestedProcedureDescription")),
-            (t("Date"), shown_date(item.get("ScheduledProcedureStepStartDate"))),
+            (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
             (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
             (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
             (t("Accession number"), index.get("AccessionNumber")),
         ]
         return self.page(
-            SLIP_PAGE, "Slip", login, name=shown_name(index.get("PatientName")), facts=facts,
+            SLIP_PAGE, "Slip", login, name=t.name(index.get("PatientName")), facts=facts,
             row_id=row_id, accession=index.get("AccessionNumber"),
             patient_id=index.get("PatientID"),
         )  # fmt: skip
@@ -18235,13 +18254,13 @@ class Pages:
             if is_date(born)
             else 0
         )
-        about = (index.get("PatientID"), t(index.get("PatientSex")), shown_date(born),
+        about = (index.get("PatientID"), t(index.get("PatientSex")), t.date(born),
                  t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
         return self.page(
-            LABEL_PAGE, "Label", login, name=shown_name(index.get("PatientName")),
+            LABEL_PAGE, "Label", login, name=t.name(index.get("PatientName")),
             about=" · ".join(filter(None, about)),
             exam=index.get("RequestedProcedureDescription"),
-            date=shown_date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+            date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
             accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         )  # fmt: skip
 
@@ -18303,7 +18322,7 @@ class Pages:
             for day, date in zip(days, dates, strict=True):
                 here = [one for one in bookings if one.date == date and one.begin < begin + step
                         and begin < one.end]  # fmt: skip
-                exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {shown_name(one.name)}",
+                exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
                           one.status, one.row_id in double)
                          for one in here if begin <= one.begin]  # fmt: skip
                 words = t("Register on {date} at {time}", date=day, time=clock(begin))
@@ -18327,7 +18346,7 @@ class Pages:
         taken, free = self.web.read(in_the_way, ctx, device, date, begin, exam, itself)
         later = [one for one in free if one >= begin] or free
         shown = [clock(one) for one in later[:6]] if taken else []
-        return self.bottle.template(SLOTS_PART, t=t, taken=booked_words(taken), free=shown)
+        return self.bottle.template(SLOTS_PART, t=t, taken=booked_words(t, taken), free=shown)
 
     def accession_svg(self, row_id: int) -> bytes:
         """GET /step/…/code128.svg: the accession number as bars."""
@@ -18524,7 +18543,7 @@ class Pages:
         t, text = self.translator(), (self.request.query.getunicode("q") or "").strip()
         found = self.web.read(find_patients, text, 6) if len(text) >= 2 else []
         people = [
-            (p.id, shown_name(p.patient_name), p.patient_id, shown_date(p.patient_birth_date))
+            (p.id, t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date))
             for p in found
         ]
         born, sex = resident_number(text) or ("", "")
@@ -18541,7 +18560,7 @@ class Pages:
         login, _ = enter(self.web, self.request, "desk")
         t = self.translator()
         index = ElementIndex(self.web.read(get_patient, row_id))
-        who = f"{shown_name(index.get('PatientName'))} {index.get('PatientID')}"
+        who = f"{t.name(index.get('PatientName'))} {index.get('PatientID')}"
         fields = [
             Field("into", t("Patient ID of the one who stays"), "text", "", True, "", ()),
             Field("reason", t("Reason"), "text", "", True, "", ()),
@@ -18562,7 +18581,7 @@ class Pages:
             Field("patient_id", t("Patient ID, once more"), "text", "", True, "", ()),
             Field("reason", t("Reason"), "text", self.form("reason"), True, "", ()),
         ]
-        who = f"{shown_name(index.get('PatientName'))} {index.get('PatientID')}"
+        who = f"{t.name(index.get('PatientName'))} {index.get('PatientID')}"
         words = t(
             "Erased are the patient, all exams, reports of machines, workitems and remembered"
             " queries. The audit log keeps ID and accession numbers, the archive its images, and"
@@ -18598,7 +18617,7 @@ class Pages:
         found = self.web.read(find_patients, query) if query.strip() else []
         found_rows = [
             Row(
-                (shown_name(p.patient_name), p.patient_id, shown_date(p.patient_birth_date)),
+                (t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date)),
                 f"/patient/{p.id}",
             )
             for p in found
@@ -18649,7 +18668,7 @@ class Pages:
             links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
         for step in self.web.read(steps_of, row_id):
             item = step_item(step)
-            words = (shown_date(step.start_date), shown_time(step.start_time),
+            words = (t.date(step.start_date), shown_time(step.start_time),
                      item.get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
             links.append((f"/step/{step.id}", " ".join(words)))
         return links
@@ -18733,7 +18752,7 @@ class Pages:
             csrf=login.form_token,
             slots="/slots",
             hidden=seen,
-            groups=[(shown_name(index.get("PatientName")), fields)],
+            groups=[(t.name(index.get("PatientName")), fields)],
             problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
             + list(by_tag.values()),
             after=[(f"/step/{row_id}", t("Back"))],
@@ -18766,13 +18785,14 @@ class Pages:
     def leftovers_page(self) -> str:
         """GET /leftovers: what is still open from days before."""
         login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
         steps = [
             (
                 step.id,
-                shown_name(ElementIndex(bytes(step.data)).get("PatientName")),
+                t.name(ElementIndex(bytes(step.data)).get("PatientName")),
                 step.patient_id,
                 step_item(step).get("ScheduledProcedureStepDescription"),
-                shown_date(step.start_date),
+                t.date(step.start_date),
                 step.status,
             )
             for step in self.web.read(leftovers, ctx.today())
@@ -18793,15 +18813,15 @@ class Pages:
         """GET /unscheduled: performed steps without an order, to be matched by a person."""
         login, ctx = enter(self.web, self.request, "desk")
         t = self.translator()
-        choices_of = functools.cache(self.choices_of_day)
+        choices_of = functools.cache(functools.partial(self.choices_of_day, t))
         found_rows = []
         for row in self.web.read(unscheduled_steps):
             index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
             cells = (
-                shown_name(index.get("PatientName")) or "?",
+                t.name(index.get("PatientName")) or "?",
                 index.get("PatientID"),
                 row.performed_station_ae_title,
-                shown_date(index.get("PerformedProcedureStepStartDate"))
+                t.date(index.get("PerformedProcedureStepStartDate"))
                 + " "
                 + shown_time(index.get("PerformedProcedureStepStartTime")),
                 index.get("PerformedProcedureStepDescription"),
@@ -18809,7 +18829,7 @@ class Pages:
             )
             days = {index.get("PerformedProcedureStepStartDate"), ctx.today()} - {""}
             choices = [choice for day in sorted(days) for choice in choices_of(day)]
-            near = similar_first(choices, index)
+            near = similar_first(t, choices, index)
             match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
             leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
             found_rows.append(Row(cells, "", (match, leave) if near else (leave,)))
@@ -18818,11 +18838,11 @@ class Pages:
         part = Part("", columns, found_rows, t("There are none."))
         return self.listing("Unscheduled", login, [part], intro=intro)
 
-    def choices_of_day(self, day: str) -> list[tuple[str, str]]:
+    def choices_of_day(self, t: Translator, day: str) -> list[tuple[str, str]]:
         """The exams of a day to choose from: row and words."""
         return [
-            (str(row[0]), f"{shown_date(day)} {shown_time(row[2])}"
-             f" {shown_name(index.get('PatientName'))} {index.get('AccessionNumber')}")
+            (str(row[0]), f"{t.date(day)} {shown_time(row[2])}"
+             f" {t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
             for row in self.web.read(steps_of_day, day)
             for index in [ElementIndex(bytes(row[3]))]
         ]  # fmt: skip
@@ -18907,7 +18927,9 @@ class Pages:
             when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
             found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
         index = ElementIndex(data)
-        heading = f"{shown_name(index.get('PatientName'))}, {shown_date(step.start_date)} {step.accession_number}"
+        heading = (
+            f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
+        )
         columns = (t("Device"), t("Asked"), t("What came of it"))
         return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
 
@@ -18940,7 +18962,7 @@ class Pages:
             Row(
                 (
                     w.label,
-                    shown_name(ElementIndex(bytes(w.data)).get("PatientName")),
+                    t.name(ElementIndex(bytes(w.data)).get("PatientName")),
                     w.patient_id,
                     w.worklist_label,
                     t(w.state),
@@ -19131,7 +19153,7 @@ class Pages:
         }
         step = ElementIndex(self._step_data(form.get("step", "")))
         fixed = {
-            "patient": shown_name(step.get("PatientName")), "patient_id": step.get("PatientID")
+            "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
         } if step.found else {}  # fmt: skip
         choices = {
             "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
@@ -19308,7 +19330,7 @@ class Pages:
         """Exams of the last days whose images are not all known to be in the archive."""
         found_rows = [
             Row((shown_instant(one.ended_at, ctx.config.zone),
-                 shown_name(one.performed.get("PatientName")), one.performed.get("PatientID"),
+                 t.name(one.performed.get("PatientName")), one.performed.get("PatientID"),
                  one.performed.get("PerformedProcedureStepDescription"),
                  one.performed.get("PerformedStationAETitle"),
                  t("{number} of {count} images", number=len(one.references) - len(one.missing),
@@ -19397,7 +19419,7 @@ class Pages:
             at = shown_instant(orphan.known, self.web.config.zone) or t("never")
             return t("last told: {at}", at=at)
         if orphan.kind == "leftover":
-            return f"{shown_date(orphan.known[:8])}{orphan.known[8:]}"
+            return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
         if orphan.kind == "images":
             return t("{count} images", count=orphan.known)
         return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
@@ -20048,10 +20070,10 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
 
 
 def similar_first(
-    choices: list[tuple[str, str]], index: ElementIndex
+    t: Translator, choices: list[tuple[str, str]], index: ElementIndex
 ) -> tuple[tuple[str, str], ...]:
     """Exams to choose from, those of the same patient by name or accession number before others."""
-    wanted = {shown_name(index.get("PatientName")), *(
+    wanted = {t.name(index.get("PatientName")), *(
         item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
     return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
 

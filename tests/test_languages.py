@@ -123,3 +123,27 @@ def test_there_is_a_chinese_catalogue():
 def test_a_nested_message_is_translated_throughout():
     t = minris.Translator("zh-CN", {"{a} is bad": "{a}不对", "name": "姓名"})
     assert t(minris.Message("{a} is bad", a=minris.Message("name"))) == "姓名不对"
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "date"),
+    [
+        ("en", "Wang XiaoDong 王小东", "5 Jul 2026"),
+        ("zh-CN", "王小东 Wang XiaoDong", "2026年7月5日"),
+        ("de", "Wang XiaoDong 王小东", "5 Jul 2026"),
+    ],
+)
+def test_names_and_dates_are_written_as_a_language_has_them(language, name, date):
+    t = minris.Translator(language, {})
+    assert (t.name("Wang^XiaoDong=王^小东"), t.date("20260705")) == (name, date)
+
+
+@pytest.mark.parametrize("value", ["", "2026", "20260230", "<b>"])
+def test_what_is_no_date_is_shown_as_it_stands(value):
+    assert minris.Translator("en", {}).date(value) == minris.shown_date(value)
+
+
+@pytest.mark.parametrize("name", ["", "=王^小东", "Miller^Anna", "^^", "Wang^X=="])
+def test_half_a_name_is_shown_once(name):
+    shown = minris.Translator("en", {}).name(name)
+    assert shown == minris.shown_name(name)

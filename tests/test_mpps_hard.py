@@ -383,8 +383,8 @@ def test_series_and_their_counts_are_read_on_the_exam_s_page(appliance, web):
     )
     report(appliance, creation_for(step), ending(PerformedSeriesSequence=[first, second]))
     found = facts(step_page(appliance, web, step))
-    assert found["Series 1"] == "Chest routine, Axial 5 mm, 李娜 Li Na, 312 images, 0 others"
-    assert found["Series 2"] == "Chest routine, Dose, 李娜 Li Na, 0 images, 1 others"
+    assert found["Series 1"] == "Chest routine, Axial 5 mm, Li Na 李娜, 312 images, 0 others"
+    assert found["Series 2"] == "Chest routine, Dose, Li Na 李娜, 0 images, 1 others"
 
 
 DOSE = {
@@ -507,7 +507,7 @@ def test_a_report_without_an_order_is_listed_for_a_person(appliance, web):
     """T-MPPS-17."""
     report(appliance, begun_today(appliance), ending())
     words, _ = unscheduled(web)
-    assert "王小东 Wang XiaoDong P000042 CT1" in words
+    assert "Wang XiaoDong 王小东 P000042 CT1" in words
     assert "CT chest COMPLETED" in words.replace("Completed", "COMPLETED")
 
 

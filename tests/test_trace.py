@@ -563,7 +563,7 @@ def test_a_patient_is_searched_by_name_in_any_spelling_id_or_accession_number(ap
     appliance.schedule(
         item(PatientID="P000042", AccessionNumber="2607059001"), item(name="Li^Na=李^娜")
     )
-    assert part(why_page(web, text)).startswith("王小东 Wang XiaoDong, 2026-07-05 2607059001")
+    assert part(why_page(web, text)).startswith("Wang XiaoDong 王小东, 5 Jul 2026 2607059001")
 
 
 def test_nobody_of_that_name_is_said(appliance, web):
