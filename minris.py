@@ -17594,16 +17594,22 @@ LIGHT_SAYS = {
     "warning": Message("look at it"),
     "bad": Message("does not work"),
 }
-# What each role may do, in words; the pages and routes themselves say the same with `enter`.
+# What each role may do: in words, and on which pages (* for a part of the path). The pages ask the
+# same with `enter`, and the tests compare; what "-" stands for is asked for by the deed.
 RIGHTS = body_rows("""
-    what                                                        | least
-    See the board, register, correct and find patients          | desk
-    Arrived, did not come, cancel, exam is done                 | desk
-    Make, claim and end workitems                               | desk
-    Match what came without an order; why not there; import     | desk
-    Devices, catalogue, watchers, what is passed on, are they safe | technologist
-    End what is stuck, end subscriptions of others              | admin
-    Users, tokens, audit log, settings, backup                  | admin
+    what                                                          | least        | pages
+    See the board, the calendar and the day on paper             | desk         | / /calendar /slots /waiting /print /step /logout
+    Register, find and correct patients, merge two who are one    | desk         | /register /find /patients /patient
+    Arrived, did not come, cancel, exam is done                   | desk         | /leftovers
+    Make, claim and end workitems                                 | desk         | /workitems /workitem
+    Match what came without an order; why not there; import       | desk         | /unscheduled /unmatch /why /import
+    Devices and who has called, statuses, catalogue               | technologist | /devices /associations /statuses /catalogue /catalogue.csv
+    Watchers, what is passed on, are they safe                    | technologist | /watchers /passed-on /commitments /commitment
+    Figures                                                       | technologist | /figures /figures.csv /figures.svg
+    See what is stuck, settle what has no order                   | technologist | /orphans
+    End what is stuck, end subscriptions of others                | admin        | -
+    Erase a patient's data                                        | admin        | /patient/*/erase
+    Users, tokens, audit log, settings, backup                    | admin        | /box /users /audit /settings
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 COMMITMENT_STATES = {
@@ -19493,7 +19499,7 @@ class Pages:
         ]  # fmt: skip
         rights = [
             Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
-            for words, least in RIGHTS
+            for words, least, _ in RIGHTS
         ]
         parts = [
             Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),

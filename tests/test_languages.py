@@ -79,7 +79,7 @@ def texts_in_tables():
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
     found |= set(minris.DISCONTINUATION_REASONS.values()) | set(minris.PREGNANCY_STATUS.values())
     found |= {setting.meaning for setting in (*minris.SETTINGS, *minris.DEVICE_SETTINGS)}
-    found |= {words for words, _ in minris.RIGHTS} | set(minris.ROLES)
+    found |= {row[0] for row in minris.RIGHTS} | set(minris.ROLES)
     for setting in minris.DEVICE_SETTINGS:
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()

@@ -12,6 +12,8 @@ import pytest
 from conftest import item
 from pynetdicom import AE
 from test_devices import form_of
+from test_mpps import change as set_mpps
+from test_mpps import create, creation, creation_for, ending, series, unscheduled_item
 from test_pages import csrf_of, employ, visiting, words_of
 
 import minris
@@ -348,6 +350,141 @@ def test_any_query_gives_a_board(desk, query):
     answer = desk.get(f"/?{query}")
     assert answer.status_code == 200
     assert "<script>" not in answer.text
+
+
+def test_a_lone_file_has_every_page_plainly_and_in_english(run_appliance, monkeypatch):
+    """Without static/ there is neither style nor script, and the browser's language is not there."""
+    monkeypatch.setattr(minris, "find_static", lambda: None)
+    running = run_appliance()
+    running.schedule(item())
+    shown = {}
+    with visiting(running) as client:
+        employ(running, client, "admin")
+        client.headers["Accept-Language"] = "zh-CN"
+        for method, rule in page_rules(running):
+            if method != "GET" or rule.endswith((".svg", ".csv")):
+                continue
+            answer = client.get(rule.replace("*", "1"))
+            shown[rule] = answer.status_code, "/static/" in answer.text, 'lang="en"' in answer.text
+    parts = {"/find", "/slots"}  # of a page, for its script
+    unknown = {"/workitem/*", "/commitment/*", "/devices/doctor"}  # there is none
+    for rule, told in shown.items():
+        expected = (404 if rule in unknown else 200, False, rule not in parts)
+        assert told == expected, rule
+
+
+def workitem_named(ctx, label):
+    """A workitem with a label that a program chose."""
+    texts = minris.text_elements(
+        ProcedureStepState="SCHEDULED", ProcedureStepLabel=label, WorklistLabel=label,
+        ScheduledProcedureStepPriority="MEDIUM", InputReadinessState="READY",
+        ScheduledProcedureStepStartDateTime="20260705", PatientName=label,
+    )  # fmt: skip
+    minris.create_workitem(ctx, "2.25.71", bytes(texts))
+
+
+EVIL = "<script>alert(1)</script>"
+CLICK = "\"><img src=x onerror=alert(1)>'{{1+1}}"
+
+
+def test_a_script_in_what_machines_send_is_text_on_every_page(appliance):
+    """In names, exams and codes that come by MPPS, in an order, in a query, in a title."""
+    today = appliance.context().today()
+    texts = {"RequestedProcedureDescription": CLICK, "ScheduledProcedureStepStartDate": today,
+             "Allergies": EVIL, "PatientID": EVIL[:60]}  # fmt: skip
+    [step] = appliance.schedule(item(f"{EVIL}^{CLICK}", **texts))
+    yesterday = texts | {"ScheduledProcedureStepStartDate": "20260704"}
+    appliance.schedule(item(EVIL, **yesterday))
+    machine = appliance.context("CT1")
+    sent = {"PerformedProcedureStepDescription": CLICK, "PatientName": EVIL, "PatientID": EVIL[:60]}
+    appliance.write(create, machine, creation_for(step, **sent))
+    report = ending(PerformedSeriesSequence=[series(ProtocolName=CLICK, OperatorsName=EVIL)])
+    appliance.write(set_mpps, machine, report)
+    appliance.write(create, machine, creation(unscheduled_item(), **sent), minris.new_uid())
+    appliance.write(workitem_named, appliance.context(), EVIL)
+    peers.run_findscu(appliance.port, "MINRIS", "CT1", [f"PatientName={EVIL}"])
+    found, escaped = {}, set()
+    with visiting(appliance) as client:
+        employ(appliance, client, "admin")
+        for method, rule in page_rules(appliance):
+            for query in ("", f"?q={EVIL}&state={EVIL}&label={EVIL}&date={EVIL}&device={EVIL}"):
+                if method == "GET":
+                    path = rule.replace("/workitem/*", "/workitem/2.25.71").replace("*", "1")
+                    text = client.get(path + query).text
+                    if "<script>alert" in text or "<img src=x" in text or "'2" in text:
+                        found[rule] = text
+                    if method == "GET" and "&lt;script&gt;alert" in text:
+                        escaped.add(rule)
+    assert list(found) == []
+    shown = {"/", "/step/*", "/step/*/slip", "/patient/*", "/patients", "/leftovers", "/unscheduled",
+             "/calendar", "/print", "/why", "/workitems", "/workitem/*"}  # fmt: skip
+    assert shown - escaped == set()
+
+
+@pytest.mark.parametrize("path", ["/catalogue.csv", "/figures.csv"])
+def test_no_cell_of_a_csv_is_a_formula(appliance, path):
+    row = {"code": "=1+1", "meaning": "@SUM(A1)", "ae_title": "+CT"}
+    appliance.write(minris.save_procedure, appliance.context(), row)
+    today = appliance.context().today()
+    station = {"ScheduledStationAETitle": "=HYPER", "ScheduledProcedureStepStartDate": today}
+    appliance.schedule(item(**station))
+    with visiting(appliance) as client:
+        text = employ(appliance, client, "admin").get(path).text
+    cells = [cell.strip('"') for line in text.splitlines() for cell in line.split(",")]
+    assert len(cells) > 10
+    assert [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")] == []
+
+
+OPEN_PAGES = {"/login", "/language", "/static/*"}
+
+
+def page_rules(appliance):
+    """Method and rule of each page, with * for a part of the path."""
+    routes = minris.build_app(minris.Web(appliance.config, appliance.appliance.context,
+                                         appliance.appliance.access, appliance.appliance.writer,
+                                         appliance.appliance)).routes  # fmt: skip
+    rules = {(one.method, re.sub(r"<[^>]*>", "*", one.rule)) for one in routes}
+    others = ("/api", "/dicom-web", "/healthz", "/metrics")
+    return sorted(one for one in rules if not one[1].startswith(others)
+                  and one[1] not in OPEN_PAGES)  # fmt: skip
+
+
+def least_of(rule):
+    """The role that RIGHTS asks for on a page: that of the longest path that leads to it."""
+    found = []
+    for _, least, pages in minris.RIGHTS:
+        for page in pages.split():
+            below = page != "/" and f"{rule}/".startswith(f"{page}/")
+            if rule == page or below:
+                found.append((len(page), least))
+    return max(found)[1]
+
+
+@pytest.mark.parametrize("role", minris.ROLES)
+def test_what_a_role_may_do_is_what_the_table_says(appliance, role):
+    """Each page is asked for by each role: refused is who may not, and nobody else."""
+    appliance.schedule(item())
+    wrong = []
+    with visiting(appliance) as client:
+        employ(appliance, client, role)
+        token = csrf_of(client.get("/register").text)
+        for method, rule in page_rules(appliance):
+            if rule == "/logout":
+                continue
+            path = rule.replace("*", "1")
+            answer = client.request(
+                method, path, data={"csrf": token} if method == "POST" else None
+            )
+            refused = "Your role may not do this" in answer.text
+            by_deed = method == "POST" and rule in ("/orphans", "/watchers", "/workitem/*")
+            if refused == minris.permit(role, least_of(rule)) and not (by_deed and refused):
+                wrong.append((method, rule, answer.status_code))
+    assert wrong == []
+
+
+def test_every_page_is_in_the_table_of_rights(appliance):
+    assert len(page_rules(appliance)) > 60
+    assert all(least_of(rule) in minris.ROLES for _, rule in page_rules(appliance))
 
 
 @pytest.mark.parametrize(
