@@ -7620,6 +7620,18 @@ def get_patient(row_id: int) -> bytes:
     return bytes(found[0].data)
 
 
+def patient_of_step(row_id: int) -> int:
+    """The row of the patient of a step. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT r.patient_id FROM scheduled_procedure_step s JOIN requested_procedure r"
+        " ON r.id = s.procedure_id WHERE s.id = ?",
+        (row_id,),
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return row[0]
+
+
 def steps_of(patient_row: int) -> list[Any]:
     """The steps of a patient, the newest first."""
     return fetch_rows(
@@ -18073,6 +18085,7 @@ class Pages:
         self, t: Translator, row_id: int, index: ElementIndex, state: str
     ) -> list[tuple[str, str]]:
         """Where one goes from the page of an exam."""
+        patient = self.web.read(patient_of_step, row_id)
         return [
             (f"/step/{row_id}/edit", t("Change exam"))
             if isinstance(STEP_TRANSITIONS["reschedule", state], str)
@@ -18087,7 +18100,8 @@ class Pages:
                     workitems_of_request, index.get("AccessionNumber")
                 )
             ),
-            (f"/patients?q={urllib.parse.quote(index.get('PatientID'))}", t("Patient")),
+            (f"/patient/{patient}", t("Patient")),
+            (f"/register?patient={patient}", t("New exam for this patient")),
             (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
         ]
 
