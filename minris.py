@@ -17638,12 +17638,16 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     if commitment.state == "dropped":
         return ""
     words = []
-    if good:
-        words.append(t("{count} images are safe: the machine may delete them", count=good))
-    if bad:
-        words.append(t("{count} images are not safe: do not delete them", count=bad))
-    if open_:
-        words.append(t("{count} images are not judged yet: do not delete them", count=open_))
+    for count, one, many in (
+        (good, Message("1 image is safe: the machine may delete it"),
+         Message("{count} images are safe: the machine may delete them")),
+        (bad, Message("1 image is not safe: do not delete it"),
+         Message("{count} images are not safe: do not delete them")),
+        (open_, Message("1 image is not judged yet: do not delete it"),
+         Message("{count} images are not judged yet: do not delete them")),
+    ):  # fmt: skip
+        if count:
+            words.append(t(one) if count == 1 else t(many.key, count=count))
     return "; ".join(words)
 
 
@@ -19336,12 +19340,13 @@ class Pages:
         login, ctx = enter(self.web, self.request, "technologist")
         t, found_rows = self.translator(), []
         for one, *counts in self.web.read(recent_commitments):
-            cells = (one.transaction_uid, one.requester, shown_instant(one.created_at, ctx.config.zone),
-                     verdict_words(t, one, *counts), t(COMMITMENT_STATES[one.state]), one.problem)  # fmt: skip
+            cells = (shown_instant(one.created_at, ctx.config.zone), one.requester,
+                     verdict_words(t, one, *counts), t(COMMITMENT_STATES[one.state]), one.problem,
+                     one.transaction_uid)  # fmt: skip
             link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
             found_rows.append(Row(cells, link, self._commitment_actions(t, one)))
-        columns = (t("Transaction UID"), t("Asked by"), t("Asked"), t("Judgement"), t("State"),
-                   t("Problem"))  # fmt: skip
+        columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
+                   t("Transaction UID"))  # fmt: skip
         part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
         parts, intro = [part, self._missing_images(t, ctx)], self._archive_words(t, ctx)
         return self.listing("Are they safe?", login, parts, intro=intro)
