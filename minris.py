@@ -2516,7 +2516,7 @@ def is_date(text: str) -> bool:
         datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
     except ValueError:
         return False
-    return len(text) == 8 and text.isdigit()
+    return len(text) == 8 and text.isascii() and text.isdigit()
 
 
 def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
@@ -2755,14 +2755,14 @@ def chinese_name(text: str) -> str:
     return "^".join(parts)
 
 
-@functools.lru_cache(1 << 14)
 def initials(name: str) -> str:
     """The initials of a name, by words and capitals within them: wxd of Wang^XiaoDong.
 
     A name without Latin letters has those of its pinyin.
     """
     latin, _, rest = name.partition("=")
-    latin = latin.strip("^ ") or latin_name(chinese_name(rest.partition("=")[0]))
+    if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
+        latin = latin_name(chinese_name(rest.partition("=")[0] or latin)) or latin
     words = re.findall("[^\\W\\d_]+", latin)
     parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
     shouted = latin.isupper()
@@ -3715,6 +3715,7 @@ class Patient(Stored):
     issuer_of_patient_id = peewee.TextField(default="")
     patient_name = peewee.TextField()
     name_key = peewee.TextField(index=True)
+    initials = peewee.TextField(default="", index=True)
     patient_birth_date = peewee.TextField(default="")
     data = peewee.BlobField()
     created_at = peewee.TextField()
@@ -4538,6 +4539,15 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX undo_note_about ON undo_note (about);
         """,
     ),
+    (
+        14,
+        "the initials of patients",
+        """
+        ALTER TABLE patient ADD COLUMN initials TEXT NOT NULL DEFAULT '';
+        UPDATE patient SET initials = initials_of(patient_name);
+        CREATE INDEX patient_initials ON patient (initials);
+        """,
+    ),
 )
 
 
@@ -4565,6 +4575,7 @@ def _check_version(connection: sqlite3.Connection) -> int:
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring a store to the newest schema, one transaction for each migration."""
     version = _check_version(connection)
+    connection.create_function("initials_of", 1, initials)
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("store: schema %d, %s", number, what)
@@ -4610,7 +4621,6 @@ def open_store(path: Path) -> None:
             "cache_size": -4096,
         },
     )
-    store.register_function(initials, "initials", 1)
     database.initialize(store)
     try:
         with database.connection_context():
@@ -6204,6 +6214,7 @@ def patient_columns(data: bytes) -> dict[str, Any]:
         "issuer_of_patient_id": index.get("IssuerOfPatientID"),
         "patient_name": index.get("PatientName"),
         "name_key": name_key(index.get("PatientName")),
+        "initials": initials(index.get("PatientName")),
         "patient_birth_date": index.get("PatientBirthDate"),
         "data": data,
     }
@@ -6548,16 +6559,16 @@ def change_step(
 
 UNDO_HOURS = 24
 _IMAGE_COLUMNS = {
-    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, patient_birth_date, data,"
-    " created_at, updated_at",
+    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
+    " patient_birth_date, data, created_at, updated_at",
     "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
-    "scheduled_procedure_step": "data",
+    "scheduled_procedure_step": "status, data",
 }
 Place = tuple[str, int]  # a table of _IMAGE_COLUMNS and a row
 
 
 def _image(place: Place) -> dict[str, str] | None:
-    """A row as it is; of a step its item without the state. None where there is none."""
+    """A row as it is; of a step its item, and its state beside. None where there is none."""
     table, row_id = place
     columns = _IMAGE_COLUMNS[table]
     row = database.execute_sql(f"SELECT {columns} FROM {table} WHERE id = ?", (row_id,)).fetchone()
@@ -6568,6 +6579,11 @@ def _image(place: Place) -> dict[str, str] | None:
         item = ElementIndex(bytes(image["data"])).item("ScheduledProcedureStepSequence")
         image["data"] = item.without([STEP_STATUS])
     return image | {"data": base64.b64encode(bytes(image["data"])).decode()}
+
+
+def _same_image(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> bool:
+    """Whether a row is as it was, but for the state of a step."""
+    return (one and {**one, "status": ""}) == (other and {**other, "status": ""})
 
 
 @contextlib.contextmanager
@@ -6586,37 +6602,78 @@ def can_be_undone(
                    images=json.dumps(images))  # fmt: skip
 
 
-def undoable(ctx: Context, about: str) -> Any | None:
-    """The last change of `patient 3` or `step 7` that can be taken back, None where there is none."""
+def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
+    """The last change of `patient 3` or `step 7` within a day, and why it cannot be taken back.
+
+    None and words where there is none
+    """
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
     found = fetch_rows(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
-    return found[0] if found else None
+    if not found:
+        return None, Message("There is nothing to take back")
+    [note] = found
+    images = json.loads(note.images)
+    if not all(_same_image(_image((table, row)), after) for table, row, _, after in images):
+        return note, Message("It was changed again since, and cannot be taken back")
+    return note, _undo_problem(note, images)
+
+
+def _undo_problem(note: Any, images: list[Any]) -> Message | None:
+    """Why rows cannot be as they were: somebody else has the number, or an exam went on."""
+    own = [row for table, row, *_ in images if table == "patient"]
+    for table, row, before, after in images:
+        if table == "patient" and before["patient_id"] != (after or {}).get("patient_id"):
+            others = fetch_rows(
+                Patient,
+                "patient_id = ? AND issuer_of_patient_id = ? AND id NOT IN"
+                f" ({', '.join('?' * len(own))})",
+                before["patient_id"], before["issuer_of_patient_id"], *own,
+            )  # fmt: skip
+            if others:
+                return Message("{value} belongs to another patient", value=before["patient_id"])
+        if table == "requested_procedure":
+            number, whose = before["accession_number"], before["patient_id"]
+            taken = (
+                "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
+                " AND id <> ? AND accession_number NOT IN ('', ?)"
+            )
+            values = number, whose, row, after["accession_number"]
+            if database.execute_sql(taken, values).fetchone():
+                return Message("{value} belongs to another patient", value=number)
+            if whose not in own and not Patient.get_or_none(Patient.id == whose):
+                return Message("It was changed again since, and cannot be taken back")
+    procedures = [row for table, row, *_ in images if table == "requested_procedure"]
+    begun = (
+        "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r ON r.id = s.procedure_id"
+        f" WHERE (r.patient_id IN ({', '.join(map(str, own)) or 0})"
+        f" OR r.id IN ({', '.join(map(str, procedures)) or 0}))"
+        " AND (s.started_at >= ? OR s.ended_at >= ?)"
+    )
+    if database.execute_sql(begun, (note.at, note.at)).fetchone():
+        return Message("An exam has gone on since: it cannot be taken back")
+    return None
 
 
 def undo(ctx: Context, about: str) -> None:
     """Take back the last change of a patient or an exam, within a day.
 
-    Refuses  0110 where there is none, or what it changed has changed again or begun
+    Refuses  0110 where there is none, or what it changed has changed again, gone on, or belongs to
+             somebody else
     """
     with database.atomic():
-        note = undoable(ctx, about)
-        if not note:
-            raise Refusal(Status.PROCESSING_FAILURE, Message("There is nothing to take back"))
-        images = json.loads(note.images)
-        if any(_image((table, row_id)) != after for table, row_id, _, after in images):
-            words = Message("It was changed again since, and cannot be taken back")
-            raise Refusal(Status.PROCESSING_FAILURE, words)
-        items, patients = {}, set()
-        for table, row_id, before, _ in images:
+        note, problem = undoable(ctx, about)
+        if problem:
+            raise Refusal(Status.PROCESSING_FAILURE, problem)
+        items, patients = [], set()
+        for table, row_id, before, after in json.loads(note.images):
             columns = before | {"data": base64.b64decode(before["data"])}
             if table == "scheduled_procedure_step":
-                items[row_id] = columns["data"]
+                items.append((row_id, columns["data"], before["status"], after["status"]))
             else:
                 _restore(table, row_id, columns)
-            if table != "scheduled_procedure_step":
                 patients.add(row_id if table == "patient" else before["patient_id"])
-        for row_id, item in items.items():
-            _restore_item(row_id, item)
+        for item in items:
+            _restore_item(*item)
         for patient in Patient.select().where(Patient.id.in_(patients)):
             _refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
@@ -6637,14 +6694,13 @@ def _restore(table: str, row_id: int, columns: Mapping[str, Any]) -> None:
         )
 
 
-def _restore_item(row_id: int, item: bytes) -> None:
-    """Give an exam that has not begun its item as it was. Refuses 0110 for another one."""
+def _restore_item(row_id: int, item: bytes, old: str, new: str) -> None:
+    """Give an exam its item as it was, and its state if the change had changed that."""
     step = ScheduledProcedureStep.get_by_id(row_id)
-    if step.status not in WAITING_STEP_STATES:
-        raise Refusal(Status.PROCESSING_FAILURE, Message("The step is {state}", state=step.status))
-    state = text_elements(ScheduledProcedureStepStatus=step.status)
+    state = old if step.status == new else step.status
+    status = text_elements(ScheduledProcedureStepStatus=state)
     procedure = step.procedure
-    _refold(step, procedure.patient, procedure, ElementIndex(item).merged(state))
+    _refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
 
 
 def can_take_back(ctx: Context, step: Any) -> bool:
@@ -6840,14 +6896,20 @@ def exam_minutes() -> dict[str, int]:
 
 
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
-    """The exams of a station from one day (DA) to another by their begin; not those called off."""
+    """The exams of a device from one day (DA) to another by their begin; not those called off.
+
+    ae_title  any of its titles
+    """
     known, found = exam_minutes(), []
+    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    titles = device.ae_titles if device else (ae_title,)
     cursor = database.execute_sql(
-        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_station t"
-        " JOIN scheduled_procedure_step s ON s.id = t.step_id WHERE t.ae_title = ?"
-        " AND t.start_date BETWEEN ? AND ? AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
+        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"
+        " WHERE s.id IN (SELECT t.step_id FROM scheduled_station t WHERE t.ae_title IN"
+        f" ({', '.join('?' * len(titles))}) AND t.start_date BETWEEN ? AND ?)"
+        " AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
         " ORDER BY s.start_date, s.start_time, s.id",
-        (ae_title, first, last),
+        (*titles, first, last),
     )
     for row_id, date, start_time, status, data in cursor:
         index = ElementIndex(bytes(data))
@@ -6910,8 +6972,10 @@ def in_the_way(
 
     exam    its name or code; row_id: that of the exam itself, which is in nobody's way
     """
-    bookings = [one for one in diary(ctx, ae_title, date, date) if one.row_id != row_id]
-    minutes = exam_minutes().get(exam) or ctx.config.clinic.slot_minutes
+    everything = diary(ctx, ae_title, date, date)
+    bookings = [one for one in everything if one.row_id != row_id]
+    its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
+    minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
     taken = [
         one
         for one in bookings
@@ -6950,9 +7014,9 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
     return fetch_rows(
         Patient,
         "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
-        " OR (?4 <> '' AND substr(initials(patient_name), 1, length(?4)) = ?4)"
+        " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
         " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
-        " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials(patient_name) = ?4 DESC,"
+        " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
         " updated_at DESC LIMIT ?6",
         text,
         digits,
@@ -7039,7 +7103,11 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             told = ElementIndex(given)
             told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
             new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
-        what, about = Message("Patient corrected"), f"patient {target.id}"
+        what, about, old_id = (
+            Message("Patient corrected"),
+            f"patient {target.id}",
+            patient.patient_id,
+        )
         places = rows_of(patient, target) if known else [("patient", patient.id)]
         with can_be_undone(ctx, what, about, places):
             if known:
@@ -7051,7 +7119,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                 setattr(target, column, value)
             target.updated_at = ctx.stamp()
             target.save()
-        audit(ctx, "patient corrected", target.patient_id)
+        moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
+        audit(ctx, "patient corrected", target.patient_id, moved)
         _refold_open(target)
 
 
@@ -7330,12 +7399,12 @@ def find_worklist(
     cache: AnswerCache | None = None,
     key: object = None,
     view: WorklistView = WorklistView(),
-    seen: Callable[[list[int]], None] | None = None,
+    seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The encoded answers of a worklist search, slice by slice.
 
     Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
-    seen     is given the rows of the steps of each slice
+    seen     is given row and version of the steps of each slice
     Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
     Source   PS3.4 K.4.1.3
     """
@@ -7359,7 +7428,7 @@ def answer_slices(
     left: int,
     cache: AnswerCache | None,
     key: object,
-    seen: Callable[[list[int]], None] | None = None,
+    seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
     known, limit = cache.of(key) if cache else {}, left
@@ -7370,10 +7439,10 @@ def answer_slices(
             added = _answer_rows(search, model, known, missing)
             if cache:
                 cache.grown(key, added)
-        rows_ = [i for i, _ in chunk if i in known and known[i][1] is not None]
-        answers = [known[i][1] for i in rows_]
+        matches = [row for row in chunk if row[0] in known and known[row[0]][1] is not None]
+        answers = [known[i][1] for i, _ in matches]
         if seen:
-            seen(rows_[:left])
+            seen(matches[:left])
         if not cache:
             known.clear()
         if len(answers) > left:
@@ -7431,7 +7500,7 @@ class QueryLog:
 
     def __init__(self) -> None:
         self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
-        self.shown: dict[str, set[int]] = {}  # to each device which steps
+        self.shown: dict[str, set[tuple[int, int]]] = {}  # to each device which steps
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
@@ -7446,16 +7515,16 @@ class QueryLog:
             elif len(self.folded) < self.LIMIT:
                 self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
 
-    def show(self, ctx: Context, step_ids: list[int]) -> None:
-        """Note which steps a device is shown, and when each was for the first time."""
+    def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
+        """Note which steps (row and version) a device is shown, and when each was at first."""
         with self.lock:
             known = self.shown.setdefault(ctx.actor.name, set())
-            if new := set(step_ids) - known:
+            if new := set(steps) - known:
                 if len(known) > self.MOST_SHOWN:
                     known.clear()  # what is told again is saved once
                 known |= new
                 at = ctx.stamp()
-                self.first += [(step_id, ctx.actor.name, at) for step_id in new]
+                self.first += [(step_id, ctx.actor.name, at) for step_id, _ in new]
 
     def take_shown(self) -> list[tuple[int, str, str]]:
         """What was shown for the first time since the last call: step, AE title, time."""
@@ -7489,8 +7558,8 @@ def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
     for step_id, ae_title, at in first:
         database.execute_sql(
             "INSERT OR IGNORE INTO step_seen (step_id, ae_title, at)"
-            " SELECT id, ?, ? FROM scheduled_procedure_step WHERE id = ?",
-            (ae_title, at, step_id),
+            " SELECT id, ?, ? FROM scheduled_procedure_step WHERE id = ? AND created_at <= ?",
+            (ae_title, at, step_id, at),
         )
 
 
@@ -9950,16 +10019,21 @@ def drop_commitment(ctx: Context, uid: str, why: str) -> None:
     commitment = commitment_by_uid(uid)
     if commitment.state in ("told", "dropped"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
-    update_row(Commitment, commitment.id, state="dropped")
+    update_row(Commitment, commitment.id, state="dropped", data=b"")
+    for table in ("commitment_instance", "commitment_relay"):
+        erase(f"{table} WHERE commitment_id = ?", commitment.id)
     audit(ctx, "commitment dropped", uid, why.strip()[:500])
 
 
-STUDIES_WITHOUT_ORDER = (
-    "SELECT 'images', a.study_instance_uid, max(a.who), min(a.at), count(DISTINCT a.sop_instance_uid)"
-    " FROM availability a WHERE a.at <= ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-    " WHERE r.study_instance_uid = a.study_instance_uid) AND NOT EXISTS (SELECT 1 FROM"
-    " settled_study s WHERE s.study_instance_uid = a.study_instance_uid)"
-    " GROUP BY a.study_instance_uid ORDER BY 4"
+STUDIES_WITHOUT_ORDER = (  # from one study to the next in the index
+    "WITH RECURSIVE t (u) AS (SELECT min(study_instance_uid) FROM availability UNION ALL"
+    " SELECT (SELECT min(study_instance_uid) FROM availability WHERE study_instance_uid > t.u)"
+    " FROM t WHERE t.u IS NOT NULL), f (u) AS (SELECT u FROM t WHERE u <> '' AND NOT EXISTS"
+    " (SELECT 1 FROM requested_procedure r WHERE r.study_instance_uid = t.u) AND NOT EXISTS"
+    " (SELECT 1 FROM settled_study s WHERE s.study_instance_uid = t.u))"
+    " SELECT 'images', f.u, max(a.who), min(a.at), count(DISTINCT a.sop_instance_uid)"
+    " FROM f JOIN availability a ON a.study_instance_uid = f.u WHERE a.at <= ?"
+    " GROUP BY f.u ORDER BY 4"
 )
 
 
@@ -10001,7 +10075,7 @@ def archive_of(ctx: Context) -> Device | None:
 #
 # What happens of itself: retention, as [housekeeping] says; what happened, as figures; what is stuck
 # in any service; the erasure of a patient's data.
-# For others: purge, due_to_end, not_come, erase_patient, orphans, visit_of, days_between.
+# For others: purge, due_to_end, note_not_come, erase_patient, orphans, visit_of, days_between.
 
 
 def purge(ctx: Context) -> dict[str, int]:
@@ -10096,14 +10170,17 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
             "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)",
             row_id,
         )
-        workitems = _workitems_of_patient(patient, {step.accession_number for step in steps})
+        former = former_ids(patient)
+        accessions = {step.accession_number for step in steps}
+        workitems = _workitems_of_patient(patient, former, accessions)
         if any(step.status == "STARTED" for step in steps) or any(
             state == "IN PROGRESS" for _, state in workitems
         ):
             words = Message("An exam or a workitem of this patient is under way: end it first")
             raise Refusal(Status.PROCESSING_FAILURE, words)
+        _erase_notes(row_id, [step.id for step in steps])
         erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid, _ in workitems)}
-        erased["performed"] = _erase_performed(ctx, patient)
+        erased["performed"] = _erase_performed(ctx, patient, former)
         for step in steps:
             for table in ("performed_scheduled_step WHERE scheduled_id",
                           "scheduled_station WHERE step_id", "step_seen WHERE step_id"):  # fmt: skip
@@ -10112,7 +10189,6 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erased["exams"] = len(steps)
         erase("requested_procedure WHERE patient_id = ?", row_id)
         erased["queries"] = _erase_queries(patient)
-        _erase_notes(row_id, [step.id for step in steps])
         erase("patient WHERE id = ?", row_id)
         counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
@@ -10120,25 +10196,44 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     return erased
 
 
-def _is_of(patient: Any, index: ElementIndex) -> bool:
-    """Whether a data set names a patient, by ID and by name."""
-    return index.get("PatientID") == patient.patient_id and same_person(index, patient)
+def former_ids(patient: Any) -> set[str]:
+    """The Patient IDs that a patient had, by the audit log, and nobody else has now."""
+    found, look = set(), {patient.patient_id}
+    while look:
+        about = look.pop()
+        lines = fetch_rows(Audit, "about = ? AND detail <> '' AND what IN"
+                           " ('patients merged', 'patient corrected')", about)  # fmt: skip
+        old = {line.detail.partition(" -> ")[0] for line in lines if " -> " in line.detail}
+        look |= old - found
+        found |= old
+    others = {one for (one,) in database.execute_sql(
+        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
+    return found - others - {patient.patient_id}
 
 
-def _workitems_of_patient(patient: Any, accessions: set[str]) -> list[tuple[str, str]]:
+def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
+    """Whether a data set names a patient: by ID and by name, or by an ID that the patient had."""
+    known = index.get("PatientID")
+    return known in former or (known == patient.patient_id and same_person(index, patient))
+
+
+def _workitems_of_patient(
+    patient: Any, former: set[str], accessions: set[str]
+) -> list[tuple[str, str]]:
     """UID and state of a patient's workitems, by ID and name or by accession number."""
+    ids = sorted({patient.patient_id, *former})
     rows_ = fetch_rows(
         Workitem,
-        "patient_id = ? OR (accession_number <> '' AND accession_number IN"
-        f" ({', '.join('?' * len(accessions))}))",
-        patient.patient_id,
+        f"patient_id IN ({', '.join('?' * len(ids))}) OR (accession_number <> ''"
+        f" AND accession_number IN ({', '.join('?' * len(accessions))}))",
+        *ids,
         *accessions,
     )
     return [
         (one.sop_instance_uid, one.state)
         for one in rows_
         if one.accession_number in accessions - {""}
-        or _is_of(patient, ElementIndex(bytes(one.data)))
+        or _is_of(patient, former, ElementIndex(bytes(one.data)))
     ]
 
 
@@ -10153,15 +10248,16 @@ def _erase_workitem(ctx: Context, uid: str) -> int:
     return erase("workitem WHERE id = ?", workitem.id)
 
 
-def _erase_performed(ctx: Context, patient: Any) -> int:
+def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
     """Erase what was performed for a patient, also without an order: how many."""
+    ids = sorted({patient.patient_id, *former})
     found = fetch_rows(
         PerformedProcedureStep,
         "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
         " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        " WHERE r.patient_id = ?) OR instr(data, CAST(? AS BLOB))",
+        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
         patient.id,
-        patient.patient_id,
+        *ids,
     )
     others = (
         "SELECT 1 FROM performed_scheduled_step l JOIN scheduled_procedure_step s ON s.id ="
@@ -10174,7 +10270,7 @@ def _erase_performed(ctx: Context, patient: Any) -> int:
             continue
         linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
         is_linked = database.execute_sql(linked, (one.id,)).fetchone()
-        if not is_linked and not _is_of(patient, ElementIndex(bytes(one.data))):
+        if not is_linked and not _is_of(patient, former, ElementIndex(bytes(one.data))):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
         erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
@@ -10183,11 +10279,25 @@ def _erase_performed(ctx: Context, patient: Any) -> int:
     return count
 
 
+def forget_erased() -> None:
+    """Have what was erased leave the write-ahead log too; called outside any transaction."""
+    for _ in range(50):
+        busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            return
+        time.sleep(0.1)
+    log.warning("what was erased stays in the store's write-ahead log for a while: it is in use")
+
+
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase what could be taken back of a patient and the exams."""
-    places = {("patient", patient_row), *(("scheduled_procedure_step", one) for one in steps)}
+    """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
+    about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
     for note in fetch_rows(UndoNote, "1 = 1"):
-        if places.intersection((table, row) for table, row, *_ in json.loads(note.images)):
+        rows_ = json.loads(note.images)
+        whose = {row for table, row, *_ in rows_ if table == "patient"}
+        whose |= {image["patient_id"] for table, _, *images in rows_
+                  if table == "requested_procedure" for image in images}  # fmt: skip
+        if note.about in about or patient_row in whose:
             erase("undo_note WHERE id = ?", note.id)
 
 
@@ -10203,15 +10313,21 @@ def _erase_queries(patient: Any) -> int:
 
 
 def not_come(ctx: Context) -> list[int]:
-    """The exams of today that nobody has come for, of machines that would have reported them."""
+    """The exams of today, until now, that nobody has come for, of machines that report theirs."""
     reporting, found = reporting_stations(), {}
     for row_id, station in database.execute_sql(
         "SELECT s.id, t.ae_title FROM scheduled_procedure_step s JOIN scheduled_station t"
-        " ON t.step_id = s.id WHERE s.start_date = ? AND s.status = 'SCHEDULED'",
-        (ctx.today(),),
+        " ON t.step_id = s.id WHERE s.start_date = ? AND s.start_time <= ?"
+        " AND s.status = 'SCHEDULED'",
+        (ctx.today(), f"{ctx.local_now():%H%M%S}"),
     ):
         found.setdefault(row_id, []).append(station)
     return [row_id for row_id, stations in found.items() if does_report(ctx, stations, reporting)]
+
+
+def note_not_come(ctx: Context) -> int:
+    """Say of those exams that nobody came: how many."""
+    return change_rows(ctx, "no show", not_come(ctx))
 
 
 class Orphan(NamedTuple):
@@ -11035,6 +11151,11 @@ def no_formula(cell: str) -> str:
     return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
+def of_formula(cell: str) -> str:
+    """A cell as it was before no_formula."""
+    return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
+
+
 def export_procedures() -> str:
     """The procedure catalogue as CSV; `import_procedures` reads it back."""
     out = io.StringIO()
@@ -11049,7 +11170,8 @@ def export_procedures() -> str:
 def import_procedures(ctx: Context, content: bytes) -> int:
     """Make or change procedures by their codes from CSV, all or nothing: how many.
 
-    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed
+    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed, what has
+             no column stays as it is
     Refuses  0106 with a line for each row that is wrong
     """
     head, lines = read_csv(content)
@@ -11060,16 +11182,18 @@ def import_procedures(ctx: Context, content: bytes) -> int:
     if problems:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
     with database.atomic():
+        stored = {one.code: one for one in all_procedures()}
         for number, line in enumerate(lines, 2):
             if not any(cell.strip() for cell in line):
                 continue
-            row = {
-                key: cell.strip().removeprefix("'")
-                for key, cell in zip(columns, line, strict=False)
-            }
+            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=False)}
+            known = stored.get(row.get("code", ""))
+            for key in PROCEDURE_COLUMNS.keys() - set(columns) if known else ():
+                row[key] = str(getattr(known, key))
             try:
                 save_procedure(ctx, row)
-                if row.get("retired", "").casefold() in ("yes", "1", "true"):
+                said = row.get("retired", "yes" if known and known.retired else "")
+                if said.casefold() in ("yes", "1", "true"):
                     retire_procedure(ctx, row["code"])
                 count += 1
             except Refusal as refusal:
@@ -12594,6 +12718,11 @@ ENDINGS = {
 }
 
 
+def alike(words: str, others: str) -> bool:
+    """Whether two sentences say the same, but for the numbers in them."""
+    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
+
+
 class Association(asyncio.Protocol):
     """One connection of a peer, from the first byte to the last.
 
@@ -12898,7 +13027,7 @@ class Association(asyncio.Protocol):
         idle = self.loop.time() - self.active
         left = self.limits.idle_timeout - (0 if self.current else idle)
         if left <= 0:
-            self.refuse(f"idle for {idle:.0f} s")
+            self.refuse(Message("idle for {seconds} s", seconds=round(idle)))
         else:
             self.idle_timer = self.loop.call_later(left, self._watch_idle)
 
@@ -13164,7 +13293,9 @@ class AssociationServer:
         count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)
         if count >= most or of_one >= most_of_one:
-            return f"{of_one} of {count} {kind} are its own"
+            return Message(
+                "too many at once: {own} of {count} are its own", own=of_one, count=count
+            )
         self.leave(association)
         self.associations.add(association)
         association.counted = kind
@@ -13203,7 +13334,7 @@ class AssociationServer:
         one = Ended(began, now - began, association.calling, association.address, done,
                     *association.ending)  # fmt: skip
         for known in itertools.islice(reversed(self.ended), 20):
-            if known[2:] == one[2:]:
+            if known[2:6] == one[2:6] and alike(known.words, one.words):
                 self.ended.remove(known)
                 break
         self.ended.append(one)
@@ -16252,20 +16383,24 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise HttpRefusal(400, "A header is not UTF-8") from None
 
 
+def takes_gzip(accept_encoding: str) -> bool:
+    """Whether an Accept-Encoding header takes gzip."""
+    return bool(re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accept_encoding.lower()))
+
+
 def compressed(
     scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """An answer as gzip where that is asked for and worth it.
 
-    Not a page that repeats what was asked: by its length a stranger could guess what else it says.
+    Not a page that may repeat what was asked: by its length a stranger could guess what else it says.
     """
-    wanted = re.search(
-        rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", header_of(scope, b"accept-encoding").lower()
-    )
+    wanted = takes_gzip(header_of(scope, b"accept-encoding").decode("latin-1"))
     done = any(name == b"content-encoding" for name, _ in headers)
     page = not scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))
-    repeats = page and re.search(rb"(^|&)q=", scope["query_string"])
-    if not wanted or done or repeats or status != 200 or len(content) < 1024:
+    if not wanted or done or status != 200 or len(content) < 1024:
+        return headers, content
+    if page and scope["query_string"]:
         return headers, content
     content = gzip.compress(content, 5, mtime=0)
     kept = [(name, value) for name, value in headers if name != b"content-length"]
@@ -18004,10 +18139,10 @@ class Pages:
             response.status = 204
             return ""
         response.set_header("X-Mark", board.mark)
-        if "gzip" not in self.request.get_header("Accept-Encoding", ""):
+        response.set_header("Vary", "Accept-Encoding")
+        if not takes_gzip(self.request.get_header("Accept-Encoding", "")):
             return board.text
         response.set_header("Content-Encoding", "gzip")
-        response.set_header("Vary", "Accept-Encoding")
         return board.gzip
 
     def _stations(self) -> list[tuple[str, str]]:
@@ -18073,9 +18208,8 @@ class Pages:
         """What is said of an exam that lies on another one's time."""
         if row.status not in WAITING_STEP_STATES or not stations:
             return []
-        exam = ElementIndex(bytes(row.data)).get("RequestedProcedureDescription")
         when = row.start_date, minute_of_day(row.start_time)
-        taken, free = self.web.read(in_the_way, ctx, stations[0], *when, exam, row.id)
+        taken, free = self.web.read(in_the_way, ctx, stations[0], *when, "", row.id)
         if not taken:
             return []
         later = [one for one in free if one >= when[1]][:1]
@@ -18336,7 +18470,8 @@ class Pages:
         """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
         step = ctx.config.clinic.slot_minutes
         opens, closes = day_begins_ends(ctx)
-        first = min([opens, *(one.begin for one in bookings)]) // step * step
+        earliest = min([opens, *(one.begin for one in bookings)])
+        first = opens - math.ceil((opens - earliest) / step) * step
         last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
         dates = [f"{day:%Y%m%d}" for day in days]
         free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
@@ -18353,7 +18488,7 @@ class Pages:
                 query = {"date": f"{day}", "time": clock(begin), "device": device}
                 open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
                 cells.append((exams, open_, bool(here)))
-            rows_.append((clock(begin), cells))
+            rows_.append((clock(max(0, begin)), cells))
         return rows_
 
     def slots(self) -> str:
@@ -18627,6 +18762,7 @@ class Pages:
                 words = Message("This is not the ID of the patient")
                 raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
             self.web.write(erase_patient, ctx, row_id, self.form("reason"))
+            self.web.read(forget_erased)
         except Refusal as refusal:
             self.bottle.response.status = 422
             return self.erase_page(
@@ -18718,7 +18854,12 @@ class Pages:
                 # the form shows less of a name than there is: middle names, a phonetic group
                 name = ElementIndex(known.only([tag_of("PatientName")]))
                 given = ElementIndex(given).merged(name)
-            self.web.write(correct_patient, ctx, row_id, given)
+
+            def now() -> dict[str, str]:
+                return form_of_patient(ElementIndex(get_patient(row_id)))
+
+            if not self.web.write(unless_changed, ctx, shown, now, correct_patient, row_id, given):
+                return self.correct(row_id)
         except Refusal as refusal:
             if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
                 raise
@@ -18730,8 +18871,8 @@ class Pages:
 
     def _undo_button(self, ctx: Context, t: Translator, about: str) -> list[tuple[str, str]]:
         """The button that takes back the last change of a patient or an exam, if there is one."""
-        note = self.web.read(undoable, ctx, about)
-        if not note:
+        note, problem = self.web.read(undoable, ctx, about)
+        if problem:
             return []
         at = shown_instant(note.at, ctx.config.zone)[:-3]
         words = t("Take back: {what} ({who}, {at})", what=t(note.what), who=note.who, at=at)
@@ -18795,7 +18936,14 @@ class Pages:
             data = self.web.read(apply_procedure, data)
         try:
             study, step_id = self.web.read(step_key, row_id)
-            self.web.write(reschedule, ctx, study, step_id, data)
+
+            def now() -> dict[str, str]:
+                return form_of_step(ElementIndex(get_step(row_id)[0]))
+
+            if not self.web.write(
+                unless_changed, ctx, shown, now, reschedule, study, step_id, data
+            ):
+                return self.change(row_id)
         except Refusal as refusal:
             if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
                 raise
@@ -20214,6 +20362,17 @@ def decoded(text: str) -> bytes:
         ) from None
 
 
+def unless_changed(
+    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
+    *arguments: Any,
+) -> bool:  # fmt: skip
+    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    if now() != shown:
+        return False
+    core(ctx, *arguments)
+    return True
+
+
 def encoded_form(form: Mapping[str, str]) -> str:
     """What a form showed, for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
@@ -20225,7 +20384,7 @@ def decoded_form(text: str) -> dict[str, str]:
         found = json.loads(decoded(text) or b"{}")
         if all(isinstance(value, str) for value in found.values()):
             return found
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     raise Refusal(
         Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
@@ -20326,6 +20485,9 @@ def add_pages(app: Any, web: Web) -> None:
         @functools.wraps(function)
         def view(**arguments: Any) -> str:
             try:
+                if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
+                    words = Message("There is no such page.")
+                    raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
                 return function(**arguments)
             except Refusal as refusal:
                 login = find_login(web, bottle.request)
@@ -22237,11 +22399,7 @@ def job_leftovers(appliance: "Appliance") -> None:
 
 def job_no_show(appliance: "Appliance") -> None:
     """Say at closing time who did not come."""
-    ctx = appliance.context()
-    with reading():
-        due = not_come(ctx)
-    if due:
-        appliance.writer.submit(change_rows, ctx, "no show", due).result(60)
+    appliance.writer.submit(note_not_come, appliance.context()).result(60)
 
 
 def job_audit(appliance: "Appliance") -> None:

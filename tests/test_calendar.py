@@ -1,9 +1,12 @@
 """Sections 9, 13 and 19: the diary of a device, double bookings, who did not come."""
 
+import base64
 import dataclasses
 import datetime
 import html
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import item
@@ -95,6 +98,38 @@ def test_free_are_the_times_of_opening_less_those_taken(ctx):
     assert minris.free_times(ctx, bookings, DAY, 90) == []
 
 
+@pytest.mark.parametrize(("opens", "slot"), [((8, 10), 15), ((8, 30), 20), ((8, 0), 45)])
+def test_any_opening_time_has_free_times_in_the_calendar(appliance, opens, slot):
+    clinic = appliance.config.clinic
+    clinic.opens, clinic.slot_minutes = opens, slot
+    day = soon(appliance)
+    appliance.schedule(at(day, "0005"), at(day, "0610", PatientID="P2", PatientName="Li^Na"))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get(f"/calendar?date={minris.shown_date(day)}&device=CT1")
+    assert page.text.count('class="free"') >= 600 // slot - 1
+    assert "00:05 Wang" in page.text
+    assert "06:10 Li" in page.text
+
+
+def test_exams_on_any_title_of_a_device_are_in_its_diary(ctx):
+    twin = minris.Device("Twin", ("CT1", "CT2"))
+    ctx = dataclasses.replace(ctx, devices=[twin])
+    booked(ctx, "0900", ScheduledStationAETitle="CT1")
+    booked(ctx, "0905", ScheduledStationAETitle="CT2", PatientID="P2", PatientName="Li^Na")
+    assert minris.clashes(minris.diary(ctx, "CT2", DAY, DAY)) == {1, 2}
+
+
+def test_an_exam_lies_as_long_as_its_code_says_on_its_own_page_too(ctx):
+    minris.save_procedure(ctx, {"code": "CTX", "meaning": "CT long", "minutes": "60"})
+    code = minris.text_elements(CodeValue="CTX", CodeMeaning="x", CodingSchemeDesignator="L")
+    first = booked(ctx, "0900", "whatever")
+    sequence = minris.encode_items(minris.tag_of("RequestedProcedureCodeSequence"), [bytes(code)])
+    minris.reschedule(ctx, *minris.step_key(first), sequence)
+    second = booked(ctx, "0930", PatientID="P2", PatientName="Li^Na")
+    taken, _ = minris.in_the_way(ctx, "CT1", DAY, 540, "", first)
+    assert [one.row_id for one in taken] == [second]
+
+
 def test_nothing_is_free_in_the_past_or_on_a_closed_day(ctx):
     """The tests' clock stands at 12:00 of 5 July 2026, a Sunday."""
     assert minris.free_times(ctx, [], "20260704", 15) == []
@@ -166,7 +201,9 @@ def test_the_calendar_shows_exams_and_double_bookings(appliance, desk):
     assert 'href="/step/1"' in page.text
 
 
-@pytest.mark.parametrize("date", ["", "2026-02-30", "x", "0001-01-01", "9999-12-31", "1900-01-01"])
+@pytest.mark.parametrize(
+    "date", ["", "2026-02-30", "x", "２０２６０７０５", "0001-01-01", "9999-12-31", "1900-01-01"]
+)
 def test_any_date_gives_a_calendar(desk, date):
     assert desk.get("/calendar", params={"date": date}).status_code == 200
 
@@ -240,9 +277,16 @@ def test_who_has_come_or_comes_tomorrow_is_not_missed(ctx, monkeypatch):
     assert minris.not_come(ctx) == []
 
 
+def test_who_is_to_come_in_the_evening_is_not_missed_yet(ctx, monkeypatch):
+    """The tests' clock stands at 12:00."""
+    reporting(ctx, monkeypatch)
+    booked(ctx, "2200", date=ctx.today())
+    assert minris.not_come(ctx) == []
+
+
 def test_at_closing_time_who_did_not_come_is_said_so_and_can_be_taken_back(appliance, monkeypatch):
     monkeypatch.setattr(minris, "does_report", lambda *how: True)
-    appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
+    appliance.schedule(at(appliance.context().today(), "000000"))
     minris.job_no_show(appliance.appliance)
     assert appliance.read(minris.step_row, 1).status == "NO SHOW"
     appliance.write(minris.take_back, appliance.context(), 1)
@@ -340,7 +384,27 @@ def test_a_state_that_changed_meanwhile_holds_nobody_up(appliance, desk):
     assert appliance.read(minris.step_row, 1).start_time[:4] == "1100"
 
 
-@pytest.mark.parametrize("seen", ["!", "e30", "WzFd", "eyJhIjoxfQ=="])
+def test_of_two_at_the_same_moment_one_is_told(appliance, desk):
+    """What a form shows is compared in the store thread, where only one can be first."""
+    appliance.schedule(item())
+    form = edited(desk, "/patient/1")
+    together = threading.Barrier(2)
+
+    def save(weight):
+        with visiting(appliance) as client:
+            client.cookies = desk.cookies
+            together.wait(10)
+            return client.post("/patient/1", data=form | {"weight": weight}).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(save, ("70", "71"))) == [303, 409]
+
+
+def deep():
+    return base64.b64encode(b"[" * 100_000).decode()
+
+
+@pytest.mark.parametrize("seen", ["!", deep(), "e30", "WzFd", "eyJhIjoxfQ=="])
 def test_a_form_that_was_tampered_with_is_refused(appliance, desk, seen):
     appliance.schedule(item())
     form = edited(desk, "/patient/1", weight="70") | {"seen": seen}
@@ -349,6 +413,13 @@ def test_a_form_that_was_tampered_with_is_refused(appliance, desk, seen):
 
 
 # First seen by a device, read.
+
+
+def test_an_exam_that_was_made_after_it_was_shown_is_another_one(ctx):
+    """A row that was erased gives its number to the next."""
+    schedule(ctx)
+    minris.save_shown([(1, "CT1", "2026-07-05T11:59:00.000000Z")])
+    assert len(minris.visit_of(1)) == 1
 
 
 def test_who_was_shown_an_exam_first_is_in_its_time_line(ctx):
@@ -362,12 +433,12 @@ def test_who_was_shown_an_exam_first_is_in_its_time_line(ctx):
 def test_what_is_remembered_of_a_device_is_bounded_and_told_once(ctx):
     log = minris.QueryLog()
     by_ct = ctx.by(minris.Actor("CT1"))
-    log.show(by_ct, [1, 2])
-    log.show(by_ct, [2, 3])
+    log.show(by_ct, [(1, 7), (2, 7)])
+    log.show(by_ct, [(2, 7), (3, 7)])
     assert sorted(row[0] for row in log.take_shown()) == [1, 2, 3]
     assert log.take_shown() == []
-    log.show(by_ct, list(range(10, 10 + log.MOST_SHOWN)))
-    log.show(by_ct, [1])
+    log.show(by_ct, [(row, 7) for row in range(10, 10 + log.MOST_SHOWN)])
+    log.show(by_ct, [(1, 7)])
     assert len(log.shown["CT1"]) <= log.MOST_SHOWN + 10
 
 

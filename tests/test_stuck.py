@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import re
 import sqlite3
 
 import pytest
@@ -87,6 +88,7 @@ def test_a_machine_that_was_not_told_about_its_images_is_listed_until_dropped(no
     assert (listed.uid, listed.about) == ("2.25.900", "CT1")
     minris.drop_commitment(noon, listed.uid, "The CT was sold")
     assert "commitment" not in kinds(noon)
+    assert minris.judged_instances(one) == []
     with pytest.raises(minris.Refusal):
         minris.drop_commitment(noon, listed.uid, "Again")
 
@@ -169,7 +171,7 @@ def test_what_is_not_stuck_is_not_ended(stuck_box, kind, uid):
 
 
 def test_every_kind_has_its_row_in_the_table():
-    listed = {sql.partition("'")[2].partition("'")[0] for _, sql in minris.STUCK}
+    listed = {re.search("SELECT '([a-z ]+)'", sql)[1] for _, sql in minris.STUCK}
     assert listed == set(minris.ORPHANS)
 
 
@@ -229,6 +231,43 @@ def test_the_name_is_gone_from_the_file(visited, config):
     assert sqlite3.connect(config.store_path).execute("PRAGMA integrity_check").fetchone() == (
         "ok",
     )
+
+
+def test_workitems_under_a_former_id_are_erased_too(ctx):
+    schedule(ctx, PatientID="P1")
+    workitem(ctx, PatientID="P1")
+    minris.correct_patient(ctx, 1, bytes(minris.text_elements(PatientID="P9")))
+    assert minris.former_ids(minris.fetch_rows(minris.Patient, "id = 1")[0]) == {"P1"}
+    minris.erase_patient(ctx, 1, "Asked for it")
+    assert counts()["workitem"] == 0
+
+
+def test_a_former_id_that_somebody_else_has_is_not_erased(ctx):
+    schedule(ctx, PatientID="P1")
+    minris.correct_patient(ctx, 1, bytes(minris.text_elements(PatientID="P9")))
+    schedule(ctx, PatientID="P1", PatientName="Li^Na=李^娜")
+    workitem(ctx, PatientID="P1", PatientName="Li^Na=李^娜")
+    minris.erase_patient(ctx, 1, "Asked for it")
+    assert counts()["workitem"] == 1
+
+
+def test_workitems_of_who_was_merged_are_erased_too(ctx):
+    schedule(ctx, PatientID="P1")
+    schedule(ctx, PatientID="P8", PatientName="Wang^X")
+    workitem(ctx, PatientID="P8", PatientName="Wang^X")
+    minris.merge_patients(ctx, 2, "P1", "Typed twice")
+    minris.erase_patient(ctx, 1, "Asked for it")
+    assert counts()["workitem"] == 0
+
+
+def test_what_was_erased_leaves_the_log_ahead_of_the_store_too(appliance):
+    appliance.schedule(item("Secret^Person", PatientID="P1"))
+    folder = appliance.config.store_path.parent
+    with visiting(appliance) as client:
+        employ(appliance, client, "admin")
+        assert erasing(client, patient_id="P1", reason="Asked for it").status_code == 303
+    found = [path.name for path in folder.glob("minris.db*") if b"Secret" in path.read_bytes()]
+    assert found == []
 
 
 def test_what_was_performed_without_an_order_is_erased_too(ctx):

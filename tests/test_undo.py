@@ -148,17 +148,94 @@ def test_an_exam_that_has_begun_keeps_its_change(desk):
     move(desk, ScheduledProcedureStepStartTime="1000")
     minris.enter_state(desk, minris.step_row(1), "STARTED", "performed step")
     before = everything()
-    with pytest.raises(minris.Refusal, match="STARTED"):
+    with pytest.raises(minris.Refusal, match="gone on"):
         minris.undo(desk, "step 1")
     assert everything() == before
+
+
+def later(ctx, **span):
+    return dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(**span))
+
+
+def test_an_order_does_not_change_behind_an_exam_that_was_done_meanwhile(desk):
+    schedule(desk, AccessionNumber="ACC1")
+    study, step_id = minris.step_key(1)
+    minris.reschedule(desk, study, step_id, texts(AccessionNumber="ACC2"))
+    minris.change_step(later(desk, minutes=9), "finish", study, step_id)
+    with pytest.raises(minris.Refusal, match="gone on"):
+        minris.undo(desk, "step 1")
+    assert minris.undoable(desk, "step 1")[1], "no button is offered"
+    [order] = minris.fetch_rows(minris.RequestedProcedure, "1 = 1")
+    assert order.accession_number == "ACC2"
+
+
+def test_a_merge_stays_when_an_exam_was_done_under_the_other_name(desk):
+    schedule(desk, PatientID="P1")
+    schedule(desk, PatientID="P2", PatientName="Wang^X")
+    minris.merge_patients(desk, 1, "P2", "Typed twice")
+    minris.change_step(later(desk, minutes=9), "finish", *minris.step_key(1))
+    with pytest.raises(minris.Refusal, match="gone on"):
+        minris.undo(desk, "patient 2")
+
+
+def test_who_was_a_no_show_before_the_move_is_one_again(desk):
+    schedule(desk)
+    minris.change_step(desk, "no show", *minris.step_key(1))
+    move(desk, ScheduledProcedureStepStartDate="20260801")
+    assert minris.step_row(1).status == "SCHEDULED"
+    minris.undo(desk, "step 1")
+    row = minris.step_row(1)
+    assert (row.status, row.start_date) == ("NO SHOW", "20260705")
+
+
+def test_a_patient_id_that_somebody_else_has_by_now_does_not_come_back(desk):
+    schedule(desk, PatientID="P1")
+    correct(desk, PatientID="P2")
+    schedule(desk, PatientID="P1", PatientName="Li^Si")
+    with pytest.raises(minris.Refusal, match="P1 belongs to another patient"):
+        minris.undo(desk, "patient 1")
+
+
+def test_a_merged_patient_whose_id_was_given_again_does_not_come_back(desk):
+    schedule(desk, PatientID="P1")
+    schedule(desk, PatientID="P2", PatientName="Wang^X")
+    minris.merge_patients(desk, 1, "P2", "Typed twice")
+    schedule(desk, PatientID="P1", PatientName="Li^Si")
+    with pytest.raises(minris.Refusal, match="P1 belongs to another patient"):
+        minris.undo(desk, "patient 2")
+
+
+def test_an_accession_number_that_somebody_else_has_by_now_does_not_come_back(desk):
+    schedule(desk, AccessionNumber="ACC1", PatientID="P1")
+    minris.reschedule(desk, *minris.step_key(1), texts(AccessionNumber="ACC2"))
+    schedule(desk, AccessionNumber="ACC1", PatientID="P9", PatientName="Li^Si")
+    with pytest.raises(minris.Refusal, match="ACC1 belongs to another patient"):
+        minris.undo(desk, "step 1")
+
+
+def test_a_change_whose_patient_was_erased_is_forgotten(desk):
+    schedule(desk, PatientID="P1", PatientBirthDate="19780312")
+    schedule(desk, PatientID="P2", PatientName="Unknown^Emergency")
+    correct(desk, 2, PatientID="P1", PatientName="Wang^XiaoDong=王^小东")
+    minris.erase_patient(desk, 2, "Asked for it")
+    with pytest.raises(minris.Refusal, match="nothing to take back"):
+        minris.undo(desk, "patient 1")
+
+
+def test_who_was_merged_with_an_erased_patient_is_erased_too(desk):
+    schedule(desk, PatientID="P1", PatientName="Secret^Person")
+    schedule(desk, PatientID="P2", PatientName="Secret^Person")
+    minris.merge_patients(desk, 1, "P2", "Typed twice")
+    minris.erase_patient(desk, 2, "Asked for it")
+    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
 
 
 def test_after_a_day_a_change_stays_and_is_forgotten(desk):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1000")
-    later = dataclasses.replace(desk, now=lambda: desk.now() + datetime.timedelta(hours=25))
-    assert minris.undoable(later, "step 1") is None
-    minris.purge(later)
+    tomorrow = later(desk, hours=25)
+    assert minris.undoable(tomorrow, "step 1")[0] is None
+    minris.purge(tomorrow)
     assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
 
 
@@ -172,7 +249,7 @@ def test_what_machines_and_jobs_do_is_not_kept(ctx):
 def test_what_changed_nothing_is_nothing_to_take_back(desk):
     schedule(desk, PatientID="P1", PatientWeight="75")
     correct(desk, PatientWeight="75")
-    note = minris.undoable(desk, "patient 1")
+    note, _ = minris.undoable(desk, "patient 1")
     assert note is None or '"P1"' in note.images
 
 
