@@ -6642,11 +6642,13 @@ def _undo_problem(note: Any, images: list[Any]) -> Message | None:
                 return Message("{value} belongs to another patient", value=number)
             if whose not in own and not Patient.get_or_none(Patient.id == whose):
                 return Message("It was changed again since, and cannot be taken back")
-    procedures = [row for table, row, *_ in images if table == "requested_procedure"]
+    rows_: dict[str, list[str]] = {table: ["0"] for table in _IMAGE_COLUMNS}
+    for table, row, *_ in images:
+        rows_[table].append(str(row))
+    of_patient, of_order, of_step = map(", ".join, rows_.values())
     begun = (
         "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r ON r.id = s.procedure_id"
-        f" WHERE (r.patient_id IN ({', '.join(map(str, own)) or 0})"
-        f" OR r.id IN ({', '.join(map(str, procedures)) or 0}))"
+        f" WHERE (r.patient_id IN ({of_patient}) OR r.id IN ({of_order}) OR s.id IN ({of_step}))"
         " AND (s.started_at >= ? OR s.ended_at >= ?)"
     )
     if database.execute_sql(begun, (note.at, note.at)).fetchone():
