@@ -7498,11 +7498,11 @@ class QueryLog:
     """
 
     LIMIT = 2000
-    MOST_SHOWN = 20_000  # steps of a device that are remembered
+    MOST_SHOWN = 50_000  # that are remembered, of all devices
 
     def __init__(self) -> None:
         self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
-        self.shown: dict[str, set[tuple[int, int]]] = {}  # to each device which steps
+        self.shown: set[tuple[str, int, int]] = set()  # to which device which step
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
@@ -7519,14 +7519,14 @@ class QueryLog:
 
     def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
         """Note which steps (row and version) a device is shown, and when each was at first."""
+        name = ctx.actor.name
         with self.lock:
-            known = self.shown.setdefault(ctx.actor.name, set())
-            if new := set(steps) - known:
-                if len(known) > self.MOST_SHOWN:
-                    known.clear()  # what is told again is saved once
-                known |= new
+            if new := {(name, *step) for step in steps} - self.shown:
+                if len(self.shown) > self.MOST_SHOWN:
+                    self.shown.clear()  # what is told again is saved once
+                self.shown |= new
                 at = ctx.stamp()
-                self.first += [(step_id, ctx.actor.name, at) for step_id, _ in new]
+                self.first += [(step_id, name, at) for _, step_id, _ in new]
 
     def take_shown(self) -> list[tuple[int, str, str]]:
         """What was shown for the first time since the last call: step, AE title, time."""
