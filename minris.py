@@ -16748,7 +16748,7 @@ FORM_PAGE = """
 % elif f.kind == 'area':
 <textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
 % else:
-<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}}
+<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}} {{'autofocus' if f.name == get('focus') else ''}}
  {{!'list="' + f.name + '-list"' if f.choices else ''}}>
 % if f.choices:
 <datalist id="{{f.name}}-list">
@@ -18588,6 +18588,7 @@ class Pages:
             problems=listed + others,
             finding="/find",
             slots="/slots",
+            focus="chinese_name" if t.language.startswith("zh") else "family_name",
         )
 
     @staticmethod
