@@ -6558,6 +6558,11 @@ def change_step(
 
 
 UNDO_HOURS = 24
+STAMPS_BY_THEN = {  # the times that an exam has in a state, beside that of its registration
+    "ARRIVED": ("arrived_at",),
+    "READY": ("arrived_at",),
+    "STARTED": ("arrived_at", "started_at"),
+}
 _IMAGE_COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, data, created_at, updated_at",
@@ -6716,8 +6721,11 @@ def take_back(ctx: Context, row_id: int) -> None:
         step = step_row(row_id)
         if not can_take_back(ctx, step):
             raise Refusal(Status.PROCESSING_FAILURE, Message("There is nothing to take back"))
-        old = step.status
+        old, kept = step.status, STAMPS_BY_THEN.get(step.state_before, ())
+        stamps = {name: getattr(step, name) if name in kept else ""
+                  for name in STAMP_OF_STATE.values()}  # fmt: skip
         enter_state(ctx, step, step.state_before)
+        update_row(ScheduledProcedureStep, row_id, **stamps)
         audit(ctx, "step taken back", step.study_instance_uid, f"{old} -> {step.status}")
 
 
@@ -10446,6 +10454,9 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
+    changes = fetch_rows(Audit, "about = ? AND what IN ('rescheduled', 'step taken back')", *study)
+    found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
+                     Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
         "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
         f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
@@ -12191,15 +12202,17 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
         return
     why, mend = "/why", Message("Why not there?")
-    at = {"at": query.last_at[:16].replace("T", " ")}
+    at = {
+        "at": f"{datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M}"
+    }
     if query.status != Status.SUCCESS:
-        yield Finding("bad", Message("Its last query failed, at {at} (UTC)", **at), why, mend)
+        yield Finding("bad", Message("Its last query failed, at {at}", **at), why, mend)
     elif query.answers:
-        words = Message("It asked for the worklist at {at} (UTC) and was told of {count} exams",
+        words = Message("It asked for the worklist at {at} and was told of {count} exams",
                         **at, count=query.answers)  # fmt: skip
         yield Finding("good", words)
     else:
-        words = Message("It asked for the worklist at {at} (UTC) and was told of nobody", **at)
+        words = Message("It asked for the worklist at {at} and was told of nobody", **at)
         yield Finding("warning", words, why, mend)
 
 
@@ -12222,18 +12235,18 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding(light, words)
         return
     index = ElementIndex(bytes(performed[0].data))
-    yield Finding("good", Message("It reports performed steps, the last one at {at} (UTC)",
-                                  at=performed[0].created_at[:16].replace("T", " ")))  # fmt: skip
+    heard = datetime.datetime.fromisoformat(performed[0].created_at)
+    yield Finding("good", Message("It reports performed steps, the last one at {at}",
+                                  at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip
     begun = f"{index.get('PerformedProcedureStepStartDate')}{index.get('PerformedProcedureStepStartTime')}"
     try:
         said = datetime_bounds(begun.partition(".")[0], ctx.config.zone)[0]
-        heard = datetime.datetime.fromisoformat(performed[0].created_at)
     except (ValueError, OverflowError):
         return
     skew = (said - heard).total_seconds()
     if abs(skew) > MOST_SKEW_S:
         words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
-        yield Finding("warning", words, "", Message("Set its clock, or ours"))
+        yield Finding("bad", words, "", Message("Set its clock, or ours"))
 
 
 # 16. ASSOCIATION ------------------------------------------------------------------------------
@@ -16511,6 +16524,7 @@ LAYOUT = """<!DOCTYPE html>
 % end
 </head>
 <body>
+% if not bare:
 <header>
 <strong>{{clinic}}</strong>
 % if login:
@@ -16534,7 +16548,8 @@ LAYOUT = """<!DOCTYPE html>
 % end
 </form>
 </header>
-% if login:
+% end
+% if login and not bare:
 <nav class="pages" aria-label="{{group}}">
 % for path, words in navigation:
 <a href="{{path}}"{{!' aria-current="page"' if path == here else ''}}>{{words}}</a>
@@ -16548,7 +16563,7 @@ LAYOUT = """<!DOCTYPE html>
 <h1>{{title}}</h1>
 {{!base}}
 </main>
-% if login and static:
+% if login and static and not bare:
 <footer><details id="keys"><summary>{{t('Keys')}}</summary>
 <p>{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p>
 </details></footer>
@@ -16562,11 +16577,26 @@ LOGIN_PAGE = """
 <p role="alert" class="problem">{{t(problem)}}</p>
 % end
 <form method="post" action="/login" class="login">
-<input type="hidden" name="next" value="{{next}}">
+<input type="hidden" name="next" value="{{next}}"><input type="hidden" name="kept" value="{{kept}}">
 <label>{{t('User name')}} <input name="name" value="{{name}}" required autocomplete="username" autofocus></label>
 <label>{{t('Password')}} <input name="password" type="password" required autocomplete="current-password"></label>
 <button>{{t('Log in')}}</button>
 </form>
+"""
+
+RESUME_PAGE = """
+<form method="post" action="{{action}}">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in fields:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+<button class="main" autofocus>{{t('Send it now')}}</button> <a href="/">{{t('To the board')}}</a>
+</form>
+<dl>
+% for name, value in shown:
+<dt>{{name}}</dt><dd>{{value}}</dd>
+% end
+</dl>
 """
 
 ERROR_PAGE = """
@@ -16601,7 +16631,7 @@ BOARD_PAGE = """
 
 # Its buttons belong to the form beside it, so that the part is the same for all who look at it.
 BOARD_PART = """
-<p class="summary" role="status" aria-live="polite">{{t('{count} exams', count=count)}}:
+<p class="summary" role="status" aria-live="polite">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}:
 % for state, number in totals:
 <span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
 % end
@@ -16968,6 +16998,9 @@ CHART = """<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="180
 
 FOUND_PART = """
 <div data-born="{{born}}" data-sex="{{sex}}">
+% if mistyped:
+<p class="warning">{{t('This is no valid identity number: a digit may be wrong.')}}</p>
+% end
 % if people:
 <p>{{t('Already known?')}}</p>
 <ul>
@@ -16980,6 +17013,9 @@ FOUND_PART = """
 """
 
 WAITING_PAGE = """
+% if not bare:
+<p><a href="/waiting?bare=1">{{t('For the screen in the room: this page alone')}}</a></p>
+% end
 <div id="board" data-part="/waiting?part=board">
 {{!board}}
 </div>
@@ -17000,6 +17036,7 @@ WAITING_PART = """
 
 SLIP_PAGE = """
 <article class="slip">
+<p>{{clinic}}</p>
 <h2>{{name}}</h2>
 <dl>
 % for label, text in facts:
@@ -17015,11 +17052,11 @@ SLIP_PAGE = """
 LABEL_PAGE = """
 <article class="label">
 <p><strong>{{name}}</strong></p>
+<p>{{patient_id}}</p>
 <p>{{about}}</p>
 <p>{{exam}} {{date}}</p>
 <p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"></p>
-<p>{{accession}}</p>
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
 </article>
 <p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
 """
@@ -17035,24 +17072,6 @@ CALENDAR_PAGE = """
 % end
 </select></label> <button>{{t('Show')}}</button>
 </form>
-<section><h2>{{month}}</h2>
-<div class="wide"><table class="month"><thead><tr>
-% for words in weekdays:
-<th scope="col">{{words}}</th>
-% end
-</tr></thead><tbody>
-% for week in weeks:
-<tr>
-% for number, query, count, date, current in week:
-<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
-% if count:
-<a href="/?date={{date}}">{{t('{count} exams', count=count)}}</a>
-% end
-</td>
-% end
-</tr>
-% end
-</tbody></table></div></section>
 <section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
 % if double:
 <p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
@@ -17085,6 +17104,24 @@ CALENDAR_PAGE = """
 </tbody></table></div>
 % end
 </section>
+<section><h2>{{month}}</h2>
+<div class="wide"><table class="month"><thead><tr>
+% for words in weekdays:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for week in weeks:
+<tr>
+% for number, query, count, date, current in week:
+<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
+% if count:
+<a href="/?date={{date}}">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}</a>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div></section>
 """
 
 SLOTS_PART = """
@@ -17298,7 +17335,7 @@ REGISTER_FIELDS = body_rows("""
     family_name    | patient | PatientName                         | text   | Family name (Latin letters)
     given_name     | patient | PatientName                         | text   | Given name (Latin letters)
     chinese_name   | patient | PatientName                         | text   | Chinese name
-    patient_id     | patient | PatientID                           | text   | Patient ID (made if empty)
+    patient_id     | patient | PatientID                           | text   | Patient ID, or identity number (made if empty)
     birth_date     | patient | PatientBirthDate                    | date   | Birth date
     sex            | patient | PatientSex                          | select | Sex
     phone          | patient | PatientTelephoneNumbers             | tel    | Phone
@@ -17352,6 +17389,12 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
             problems.append(Problem(tag_of("PatientSize"), words))
             texts["PatientSize"] = ""
     texts["PatientWeight"] = texts["PatientWeight"].replace(",", ".")
+    for keyword, low, high in (("PatientWeight", 0.2, 650), ("PatientSize", 0.2, 2.75)):
+        with contextlib.suppress(ValueError):
+            if texts[keyword] and not low <= float(texts[keyword]) <= high:
+                shown = form["weight" if keyword == "PatientWeight" else "height"]
+                words = Message("{value} cannot be", value=shown)
+                problems.append(Problem(tag_of(keyword), words))
     if resident := resident_number(texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
             if texts[keyword] not in ("", said):
@@ -18018,6 +18061,7 @@ class Pages:
             title=t(title),
             clinic=self.web.config.clinic.name,
             refresh=values.get("refresh", False),
+            bare=values.get("bare", False),
             group=t(group),
             groups=[(path, t(name), name == group) for name, path in first.items()],
             navigation=[(path, t(words)) for path, words, _, name in seen if name == group],
@@ -18057,12 +18101,49 @@ class Pages:
 
     # Login
 
-    def login_page(self, problem: str = "") -> str:
-        """GET /login."""
+    def login_page(self, problem: str = "", kept: str = "") -> str:
+        """GET /login.
+
+        kept  a form that was sent without a login, as encoded_form has it: it is sent after it
+        """
         following = safe_path(self.request.query.getunicode("next") or self.form("next"))
+        name = "" if kept else self.form("name")
+        kept = kept or self.form("kept")
         return self.page(
-            LOGIN_PAGE, "Log in", problem=problem, next=following, name=self.form("name")
+            LOGIN_PAGE, "Log in", problem=problem, next=following, name=name, kept=kept
         )
+
+    def ask_to_log_in(self) -> str:
+        """For who asks for a page without a login; what a form of ours had is kept meanwhile."""
+        request = self.request
+        asked = (request.path + "?" + request.query_string).rstrip("?")
+        if request.method != "POST" or request.content_type.startswith("multipart"):
+            return self.redirect(f"/login?next={urllib.parse.quote(asked)}")
+        try:
+            check_origin(self.web, request)
+        except Refusal:
+            return self.redirect("/login")
+        fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
+        kept = base64.b64encode(json.dumps([asked, fields]).encode()).decode()
+        self.bottle.response.status = 401
+        words = Message(
+            "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
+        )
+        return self.login_page(words, kept)
+
+    def _resume(self, secret: str, kept: str) -> str:
+        """What was typed before the session ended, to be sent with one click."""
+        try:
+            path, fields = json.loads(decoded(kept))
+            fields = [(str(name), str(value)) for name, value in fields]
+        except (ValueError, TypeError, RecursionError):
+            return self.redirect("/")
+        login = self.web.read(find_session, self.web.context(Actor("web")), secret)
+        shown = [(name, value) for name, value in fields if value and len(value) < 100]
+        return self.page(
+            RESUME_PAGE, "What you had typed", login, action=safe_path(str(path)), fields=fields,
+            shown=shown, csrf=login.form_token,
+        )  # fmt: skip
 
     def log_in(self) -> str:
         """POST /login."""
@@ -18080,6 +18161,8 @@ class Pages:
             return self.login_page(refusal.detail)
         secret = web.write(open_session, ctx, user_id)
         self.set_cookie("minris", secret, max_age=web.config.web.session_hours * 3600)
+        if self.form("kept"):
+            return self._resume(secret, self.form("kept"))
         return self.redirect(safe_path(self.form("next")))
 
     def log_out(self) -> str:
@@ -18174,6 +18257,11 @@ class Pages:
                 t("{device} will show the name as {name}", device=device.name, name=shown)
             )
         warnings += self._double_booking(ctx, t, row, stations, device)
+        if row.status in WAITING_STEP_STATES and row.start_date < ctx.today():
+            told = ""
+            warnings.insert(
+                0, t("Its day has passed: a machine that asks for today does not find it.")
+            )
         return self.page(
             STEP_PAGE,
             "Exam",
@@ -18182,7 +18270,7 @@ class Pages:
             facts=facts,
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
-            + ([("take back", t("Take back"))] if can_take_back(ctx, row) else [])
+            + self._take_back_button(ctx, t, row)
             + self._undo_button(ctx, t, f"step {row_id}"),
             links=self._step_links(t, row_id, index, row.status),
             visit=[
@@ -18248,7 +18336,9 @@ class Pages:
     def _arrival_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
         """How many of the images that a performed step names have come to an archive."""
         arrival = self.web.read(performed_arrival, performed_id)
-        if not arrival.references:
+        archives = any(device.role == "archive" for device in self.web.access().devices)
+        nobody_knows = len(arrival.missing) == len(arrival.references) and not archives
+        if not arrival.references or nobody_knows:
             return []
         count = len(arrival.references)
         words = t("{number} of {count} images", number=count - len(arrival.missing), count=count)
@@ -18302,7 +18392,8 @@ class Pages:
         board = self.bottle.template(WAITING_PART, t=t, people=people)
         if self.request.query.get("part") == "board":
             return board
-        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board)
+        bare = bool(self.request.query.get("bare"))
+        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board, bare=bare)
 
     def print_day(self) -> str:
         """GET /print: the exams of a day on paper."""
@@ -18390,6 +18481,7 @@ class Pages:
         facts = [
             (t("Patient ID"), index.get("PatientID")),
             (t("Birth date"), t.date(index.get("PatientBirthDate"))),
+            (t("Sex"), t(index.get("PatientSex"))),
             (t("Exam"), index.get("RequestedProcedureDescription")),
             (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
             (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
@@ -18397,7 +18489,7 @@ class Pages:
             (t("Accession number"), index.get("AccessionNumber")),
         ]
         return self.page(
-            SLIP_PAGE, "Slip", login, name=t.name(index.get("PatientName")), facts=facts,
+            SLIP_PAGE, "Slip", login, clinic=self.web.config.clinic.name, name=t.name(index.get("PatientName")), facts=facts,
             row_id=row_id, accession=index.get("AccessionNumber"),
             patient_id=index.get("PatientID"),
         )  # fmt: skip
@@ -18414,7 +18506,7 @@ class Pages:
             if is_date(born)
             else 0
         )
-        about = (index.get("PatientID"), t(index.get("PatientSex")), t.date(born),
+        about = (t(index.get("PatientSex")), t.date(born),
                  t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
         return self.page(
             LABEL_PAGE, "Label", login, name=t.name(index.get("PatientName")),
@@ -18703,36 +18795,71 @@ class Pages:
         """GET /find: patients while the form is typed, a part of a page for its script."""
         enter(self.web, self.request, "desk")
         t, text = self.translator(), (self.request.query.getunicode("q") or "").strip()
-        found = self.web.read(find_patients, text, 6) if len(text) >= 2 else []
+        enough = len(text) >= 2 or (text and not text.isascii())
+        found = self.web.read(find_patients, text, 6) if enough else []
         people = [
             (p.id, t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date))
             for p in found
         ]
         born, sex = resident_number(text) or ("", "")
-        return self.bottle.template(FOUND_PART, t=t, people=people, born=shown_date(born), sex=sex)
+        mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
+        return self.bottle.template(
+            FOUND_PART, t=t, people=people, born=shown_date(born), sex=sex, mistyped=mistyped
+        )
 
     def merge(self, row_id: int) -> str:
         """POST /patient/…/merge: this patient is another one."""
         _, ctx = enter(self.web, self.request, "desk")
-        into = self.web.write(merge_patients, ctx, row_id, self.form("into"), self.form("reason"))
+        try:
+            into = self.web.write(
+                merge_patients, ctx, row_id, self.form("into"), self.form("reason")
+            )
+        except Refusal as refusal:
+            self.web.read(get_patient, row_id)  # refuses where there is none
+            self.bottle.response.status = 422
+            return self.merge_page(row_id, [refusal.detail])
         return self.tell(f"/patient/{into}", self.translator()("Saved. Open exams follow."))
 
-    def merge_page(self, row_id: int) -> str:
+    def merge_page(self, row_id: int, problems: Iterable[Message] = ()) -> str:
         """GET /patient/…/merge: which other one this patient is."""
         login, _ = enter(self.web, self.request, "desk")
         t = self.translator()
         index = ElementIndex(self.web.read(get_patient, row_id))
         who = f"{t.name(index.get('PatientName'))} {index.get('PatientID')}"
         fields = [
-            Field("into", t("Patient ID of the one who stays"), "text", "", True, "", ()),
-            Field("reason", t("Reason"), "text", "", True, "", ()),
+            Field(
+                "into",
+                t("Patient ID of the one who stays"),
+                "text",
+                self.form("into"),
+                True,
+                "",
+                self._namesakes(t, row_id, index),
+            ),
+            Field("reason", t("Reason"), "text", self.form("reason"), True, "", ()),
         ]
         return self.page(
             FORM_PAGE, "The same person", login, action=f"/patient/{row_id}/merge",
-            submit=t("Merge"), csrf=login.form_token, hidden=[], problems=[],
+            submit=t("Merge"), csrf=login.form_token, hidden=[], problems=list(map(t, problems)),
             groups=[(t("{who} is the same person as", who=who), fields)],
             after=[(f"/patient/{row_id}", t("Back"))],
         )  # fmt: skip
+
+    def _namesakes(
+        self, t: Translator, row_id: int, index: ElementIndex
+    ) -> tuple[tuple[str, str], ...]:
+        """Patients who may be the same person: ID and who it is."""
+        initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
+        found = [
+            one
+            for text in (initials_, born)
+            if text
+            for one in self.web.read(find_patients, text, 10)
+        ]
+        return tuple({
+            one.patient_id: f"{t.name(one.patient_name)}, {t.date(one.patient_birth_date)}"
+            for one in found if one.id != row_id
+        }.items())  # fmt: skip
 
     def erase_page(self, row_id: int, problems: Iterable[Problem] = ()) -> str:
         """GET /patient/…/erase: erase all that is kept of a patient, on request."""
@@ -18869,8 +18996,17 @@ class Pages:
             self.bottle.response.status = 422
             return self.patient(row_id, form, refusal.problems)
         t = self.translator()
-        where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
+        where = f"/patient/{row_id}"
+        if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
+            where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
         return self.tell(where, t("Saved. Open exams follow."))
+
+    @staticmethod
+    def _take_back_button(ctx: Context, t: Translator, row: Any) -> list[tuple[str, str]]:
+        """The button that takes back what a person last said of an exam."""
+        if not can_take_back(ctx, row):
+            return []
+        return [("take back", t("Take back: {what}", what=t(row.status)))]
 
     def _undo_button(self, ctx: Context, t: Translator, about: str) -> list[tuple[str, str]]:
         """The button that takes back the last change of a patient or an exam, if there is one."""
@@ -19083,7 +19219,7 @@ class Pages:
 
     def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
         """For one exam, each device's last different queries and what kept it from them."""
-        data, found_rows = bytes(step.data), []
+        data, found_rows, is_found = bytes(step.data), [], False
         for query in latest_by_device(queries):
             device = self.web.access().device(query.ae_title)
             try:
@@ -19101,6 +19237,11 @@ class Pages:
             sentence, actions = reason_of(t, why, step, others)
             when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
             found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
+            stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
+            titles = device.ae_titles if device else (query.ae_title,)
+            is_found |= why is None and bool(set(titles) & set(stations))
+        if is_found:  # by its own machine: nothing is to be mended
+            found_rows = [row._replace(actions=()) for row in found_rows]
         index = ElementIndex(data)
         heading = (
             f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
@@ -19688,9 +19829,10 @@ class Pages:
         roles = tuple((role, t(role)) for role in ROLES)
         fields = [
             Field("name", t("Name"), "text", self.form("name"), True, "", ()),
+            Field("kind", t("What it is"), "select", self.form("kind") or "person", True, "",
+                  (("person", t("A person")), ("token", t("A program (API token)")))),
             Field("role", t("Role"), "select", self.form("role") or "desk", True, "", roles),
-            Field("password", t("Password (of a person; none makes a token)"), "password", "", False,
-                  "", ()),
+            Field("password", t("Password (of a person)"), "password", "", False, "", ()),
             Field("ae_titles", t("AE titles (of a token)"), "text", self.form("ae_titles"), False, "",
                   ()),
         ]  # fmt: skip
@@ -19705,7 +19847,7 @@ class Pages:
         _, ctx = enter(self.web, self.request, "admin")
         name, deed = self.form("name").strip(), self.form("do")
         try:
-            if deed == "save" and self.form("password"):
+            if deed == "save" and self.form("kind") != "token":
                 self.web.write(make_user, ctx, name, self.form("role"), self.form("password"))
             elif deed == "save":
                 titles = [one for one in self.form("ae_titles").split(",") if one.strip()]
@@ -19729,7 +19871,7 @@ class Pages:
             self.request.query.get("before", ""),
         )
         found = self.web.read(audit_lines, text, int(before) if before.isdecimal() else 0)
-        rows_ = [Row((shown_instant(one.at, zone), one.who, one.what, one.about, one.detail))
+        rows_ = [Row((shown_instant(one.at, zone), one.who, t(one.what), one.about, one.detail))
                  for one in found]  # fmt: skip
         columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
         links = [("/box", t("The box"))]
@@ -20213,7 +20355,8 @@ def reason_of(
         fields += [("keyword", "ScheduledProcedureStepStatus"), ("value", "")]
         words = t("Back on the list")
         return sentence, (Action("/why/mend", words, tuple(fields)),) if again else ()
-    values = {"name": t(why.name), "asked": why.asked, "has": why.has or t("nothing")}
+    asked, has = (t.date(one) if is_date(one) else one for one in (why.asked, why.has))
+    values = {"name": t(why.name), "asked": asked, "has": has or t("nothing")}
     sentence = t("It asked for {name} {asked}; the exam has {has}.", **values)
     given = []
     for tag, asked, _ in [why[:3], *others]:
@@ -20230,7 +20373,8 @@ def reason_of(
         return sentence, ()
     for keyword, asked in given:
         fields += [("keyword", keyword), ("value", asked)]
-    words = t("Give the exam {asked}", asked=", ".join(asked for _, asked in given))
+    words = t("Give the exam {asked}", asked=", ".join(
+        t.date(asked) if is_date(asked) else asked for _, asked in given))  # fmt: skip
     return sentence, (Action("/why/mend", words, tuple(fields)),)
 
 
@@ -20376,6 +20520,9 @@ def unless_changed(
     return True
 
 
+NOT_KEPT = frozenset({"csrf", "password", "seen"})  # of a form that was sent without a login
+
+
 def encoded_form(form: Mapping[str, str]) -> str:
     """What a form showed, for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
@@ -20495,9 +20642,7 @@ def add_pages(app: Any, web: Web) -> None:
             except Refusal as refusal:
                 login = find_login(web, bottle.request)
                 if refusal.status is Status.NOT_AUTHORIZED and not login:
-                    asked = bottle.request.path + "?" + bottle.request.query_string
-                    following = urllib.parse.quote(asked.rstrip("?"))
-                    return pages.redirect(f"/login?next={following}")
+                    return pages.ask_to_log_in()
                 bottle.response.status = http_status("page", refusal)
                 t = pages.translator()
                 return pages.page(ERROR_PAGE, "That did not work", login, words=t(refusal.detail))
@@ -22460,7 +22605,8 @@ class ClockWatch:
     ) -> None:
         self.wall, self.monotonic, self.last_seen = wall, monotonic, last_seen
         self.began = self.seen = wall(), monotonic()
-        self.believed_from = monotonic() + self._wait(wall())
+        wait = self._wait(wall())
+        self.believed_from, self.doubtful = monotonic() + wait, wait != self.CALM
 
     def _wait(self, now: float) -> float:
         """How long a clock is watched that shows this: longer where it is far from the last run."""
@@ -22482,6 +22628,7 @@ class ClockWatch:
             until = self.seen[1] + wait
             back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # it is right again
             self.believed_from = until if back else max(self.believed_from, until)
+            self.doubtful = True
         return leap
 
     @property
@@ -22852,7 +22999,7 @@ class Appliance:
             last = Message("The last backup failed: {problem}", problem=self.backup_problem)
         light = "bad" if self.backup_problem else "good" if backups else "warning"
         found.append((Message("Backup"), light, last))
-        if not self.clock.steady:
+        if self.clock.doubtful and not self.clock.steady:
             words = Message("the clock has leapt: nothing is erased until it runs evenly")
             found.append((Message("Clock"), "warning", words))
         for what, count, page in (

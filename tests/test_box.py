@@ -194,7 +194,8 @@ def test_sessions_are_ended(appliance, admin):
 
 
 def test_a_token_is_shown_once(appliance, admin):
-    answer = send(admin, "/users/new", do="save", name="ris", role="desk", ae_titles="WS1, WS2")
+    answer = send(admin, "/users/new", do="save", name="ris", role="desk", kind="token",
+                  ae_titles="WS1, WS2")  # fmt: skip
     secret = re.search(r"shown this once: ([\w-]+)", words_of(answer))[1]
     with visiting(appliance) as client:
         bearer = {"Authorization": f"Bearer {secret}"}
@@ -204,6 +205,13 @@ def test_a_token_is_shown_once(appliance, admin):
         assert "ris desk WS1, WS2" in shown
         send(admin, "/users", do="delete token", name="ris")
         assert client.get("/api/worklist", headers=bearer).status_code == 401
+
+
+def test_a_person_without_a_password_is_no_token(admin):
+    answer = send(admin, "/users/new", do="save", name="anna2", role="desk", kind="person")
+    assert answer.status_code == 422
+    assert "shown this once" not in answer.text
+    assert "anna2" not in words_of(admin.get("/users"))
 
 
 def test_the_last_administrator_stays(appliance, admin):

@@ -204,6 +204,93 @@ def test_what_a_person_has_done_is_taken_back(ctx, name):
     assert (state(step), row.ended_at, row.told_by) == ("SCHEDULED", "", "")
 
 
+def test_when_a_patient_arrived_is_not_forgotten(ctx):
+    """The end was a slip of the finger: waiting began when it began."""
+    step = schedule(ctx)
+    event(ctx, step, "arrive")
+    arrived = minris.step_row(1).arrived_at
+    later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(minutes=8))
+    event(later, step, "finish")
+    minris.take_back(later, 1)
+    assert (state(step), minris.step_row(1).arrived_at) == ("ARRIVED", arrived)
+
+
+def test_who_did_not_arrive_after_all_has_no_time_of_arrival(ctx):
+    step = schedule(ctx)
+    event(ctx, step, "arrive")
+    minris.take_back(ctx, 1)
+    assert minris.step_row(1).arrived_at == ""
+
+
+@pytest.mark.parametrize(
+    ("texts", "wrong"),
+    [
+        ({"weight": "-5"}, True), ({"weight": "700"}, True), ({"weight": "0"}, True),
+        ({"weight": "3,2"}, False), ({"height": "17"}, True), ({"height": "1700"}, True),
+        ({"height": "172"}, False), ({"weight": "", "height": ""}, False),
+    ],
+)  # fmt: skip
+def test_a_weight_or_height_that_nobody_has_is_refused(appliance, texts, wrong):
+    with visiting(appliance) as client:
+        answer = client.post("/register", data=filled(employ(appliance, client), **texts))
+    assert (answer.status_code, "cannot be" in answer.text) == (
+        (422, True) if wrong else (303, False)
+    )
+
+
+def test_a_day_that_has_passed_is_said(appliance):
+    with visiting(appliance) as client:
+        form = filled(employ(appliance, client), date="2020-01-01")
+        page = client.get(client.post("/register", data=form).headers["location"])
+    assert "Its day has passed" in words_of(page)
+    assert "finds the patient" not in page.text
+
+
+def test_a_mistyped_identity_number_is_said_while_one_types(appliance):
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        assert "no valid identity number" in client.get("/find?q=110105194912310021").text
+        assert "no valid identity number" not in client.get("/find?q=11010519491231002X").text
+
+
+def test_one_chinese_character_finds(appliance):
+    appliance.schedule(item())
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        assert "小东" in client.get("/find", params={"q": "王"}).text
+        assert "小东" not in client.get("/find", params={"q": "w"}).text
+
+
+def test_a_merge_that_fails_keeps_what_was_typed_and_offers_namesakes(appliance):
+    appliance.schedule(item(PatientBirthDate="19780312"))
+    appliance.schedule(item("Wang^X", PatientID="P9", PatientBirthDate="19780312"))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/patient/2/merge")
+        assert '<option value="P000001">Wang XiaoDong' in page.text
+        form = {"csrf": csrf_of(page.text), "into": "P000001", "reason": ""}
+        answer = client.post("/patient/2/merge", data=form)
+        assert answer.status_code == 422
+        assert "A reason is needed" in words_of(answer)
+        assert 'value="P000001"' in answer.text
+
+
+def test_the_screen_of_the_waiting_room_has_no_menu(appliance):
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/waiting?bare=1").text
+    assert "<header" not in page
+    assert "<nav" not in page
+    assert "Log out" not in page
+
+
+def test_a_change_is_in_the_time_line(ctx):
+    step = schedule(ctx)
+    minris.move_step(ctx, 1, ScheduledProcedureStepStartTime="1100")
+    event(ctx, step, "arrive")
+    minris.take_back(ctx, 1)
+    told = [str(one.what) for one in minris.visit_of(1)]
+    assert {"Registered", "Changed", "Taken back"} <= set(told)
+
+
 def test_only_the_last_thing_is_taken_back_and_once(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")

@@ -1,6 +1,7 @@
 """Sections 16 and 19: who has called and how it ended, what statuses mean, names as sent, the
 catalogue as CSV, the board rendered once for all."""
 
+import base64
 import gzip
 import re
 import socket
@@ -14,7 +15,15 @@ from pynetdicom import AE
 from test_devices import form_of
 from test_mpps import change as set_mpps
 from test_mpps import create, creation, creation_for, ending, series, unscheduled_item
-from test_pages import csrf_of, employ, visiting, words_of
+from test_pages import (
+    admin_password,
+    csrf_of,
+    employ,
+    filled,
+    hidden_fields,
+    visiting,
+    words_of,
+)
 
 import minris
 from minris import Status
@@ -366,7 +375,7 @@ def test_the_board_by_state_and_of_one_device(appliance, desk):
     assert "US9" in by_state
     of_ct = part(desk, device="CT1").text
     assert ("Li Na" in of_ct, "王小东" in of_ct) == (False, True)
-    assert "1 exams" in words_of(part(desk, device="US9"))
+    assert "1 exam:" in words_of(part(desk, device="US9"))
 
 
 @pytest.mark.parametrize("path", ["/step/{}/label", "/patient/{}", "/patient/{}/erase", "/step/{}"])
@@ -465,6 +474,48 @@ def test_no_cell_of_a_csv_is_a_formula(appliance, path):
     cells = [cell.strip('"') for line in text.splitlines() for cell in line.split(",")]
     assert len(cells) > 10
     assert [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")] == []
+
+
+def test_what_was_typed_outlives_the_session(appliance):
+    """The form is sent after the login with one click, by who typed it, and by nobody else."""
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        form = filled(client) | {"chinese_name": "李娜", "family_name": "Li", "given_name": "Na"}
+        appliance.write(minris.end_sessions, appliance.context(), "anna")
+        answer = client.post("/register", data=form)
+        assert (answer.status_code, "was saved yet" in answer.text) == (401, True)
+        kept = re.search('name="kept" value="([^"]+)"', answer.text)[1]
+        admin = {"name": "admin", "password": admin_password(appliance), "kept": kept}
+        page = client.post("/login", data=admin)
+        assert "李娜" in page.text
+        again = hidden_fields(page.text)
+        assert again["csrf"] != form["csrf"]
+        assert client.post("/register", data=again).status_code == 303
+    assert appliance.read(minris.find_patients, "李娜")
+
+
+def test_a_form_of_another_site_is_not_kept(appliance):
+    with visiting(appliance) as client:
+        answer = client.post(
+            "/register", data={"x": "1"}, headers={"Origin": "https://evil.example"}
+        )
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+
+
+@pytest.mark.parametrize("kept", ["!", "e30=", "WyJodHRwczovL2V2aWwiLCBbXV0="])
+def test_what_was_kept_and_tampered_with_does_no_harm(appliance, kept):
+    with visiting(appliance) as client:
+        form = {"name": "admin", "password": admin_password(appliance), "kept": kept}
+        answer = client.post("/login", data=form)
+    assert answer.status_code in (200, 303, 400)
+    assert "evil" not in answer.text
+
+
+def test_passwords_are_not_kept(appliance):
+    with visiting(appliance) as client:
+        answer = client.post("/users", data={"name": "x", "password": "secret-words"})
+        kept = re.search('name="kept" value="([^"]*)"', answer.text)[1]
+    assert b"secret" not in base64.b64decode(kept)
 
 
 OPEN_PAGES = {"/login", "/language", "/static/*"}

@@ -545,7 +545,7 @@ def test_the_days_that_a_device_is_shown_are_named(run_appliance):
     today = appliance.context().local_now()
     tomorrow = today + datetime.timedelta(days=1)
     asked = f"{today:%Y%m%d}-{tomorrow:%Y%m%d}"
-    assert f"Scheduled Procedure Step Start Date {asked}; the exam has 20200101." in words
+    assert f"Scheduled Procedure Step Start Date {asked}; the exam has 1 Jan 2020." in words
 
 
 def test_a_query_that_was_refused_is_named_as_the_reason(appliance, web):

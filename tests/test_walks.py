@@ -100,7 +100,7 @@ def test_a_patient_comes_waits_and_is_done(desk):
     page.locator('#board tr[data-state="COMPLETED"]').wait_for()
     page.goto("/step/1")
     picture(desk, "visit")
-    press(desk, "Take back")
+    page.locator("button[value='take back']").click()
     page.goto("/")
     page.locator('#board tr[data-state="ARRIVED"]').wait_for()
 
