@@ -17391,7 +17391,8 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     texts["PatientWeight"] = texts["PatientWeight"].replace(",", ".")
     for keyword, low, high in (("PatientWeight", 0.2, 650), ("PatientSize", 0.2, 2.75)):
         with contextlib.suppress(ValueError):
-            if texts[keyword] and not low <= float(texts[keyword]) <= high:
+            value = float(texts[keyword] or low)
+            if math.isfinite(value) and not low <= value <= high:
                 shown = form["weight" if keyword == "PatientWeight" else "height"]
                 words = Message("{value} cannot be", value=shown)
                 problems.append(Problem(tag_of(keyword), words))
