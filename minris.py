@@ -16538,7 +16538,7 @@ LAYOUT = """<!DOCTYPE html>
 <a href="/box" class="light" data-light="{{light[0]}}">{{light[1]}}<span class="hidden"> {{t('The box')}}: {{light[2]}}</span></a>
 % end
 <form method="post" action="/logout" class="logout"><input type="hidden" name="csrf" value="{{login.form_token}}">
-<span>{{login.name}}</span> <button>{{t('Log out')}}</button></form>
+<a href="/password" title="{{t('Change the password')}}">{{login.name}}</a> <button>{{t('Log out')}}</button></form>
 % end
 <form method="get" action="/language" class="language"><input type="hidden" name="back" value="{{here}}">
 % for language, name in languages:
@@ -17791,7 +17791,7 @@ LIGHT_SAYS = {
 # same with `enter`, and the tests compare; what "-" stands for is asked for by the deed.
 RIGHTS = body_rows("""
     what                                                          | least        | pages
-    See the board, the calendar and the day on paper             | desk         | / /calendar /slots /waiting /print /step /logout
+    See the board, the calendar and the day on paper             | desk         | / /calendar /slots /waiting /print /step /logout /password
     Register, find and correct patients, merge two who are one    | desk         | /register /find /patients /patient
     Arrived, did not come, cancel, exam is done                   | desk         | /leftovers
     Make, claim and end workitems                                 | desk         | /workitems /workitem
@@ -18173,6 +18173,36 @@ class Pages:
             self.web.write(end_session, ctx, cookie)
         self.bottle.response.delete_cookie("minris", path="/")
         return self.redirect("/login")
+
+    def password_page(self, problems: Iterable[Message] = ()) -> str:
+        """GET /password: one's own."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        fields = [
+            Field("password", t("Password until now"), "password", "", True, "", ()),
+            Field("new_password", t("New password"), "password", "", True, "", ()),
+        ]
+        return self.page(
+            FORM_PAGE, "Change the password", login, action="/password", submit=t("Save"),
+            csrf=login.form_token, hidden=[], problems=list(map(t, problems)),
+            groups=[(login.name, fields)],
+        )  # fmt: skip
+
+    def change_password(self) -> str:
+        """POST /password: the other sessions of the user end."""
+        login, ctx = enter(self.web, self.request, "desk")
+        try:
+            user_id = self.web.read(authenticate, ctx, login.name, self.form("password"))
+            new = self.form("new_password")
+            self.web.write(make_user, ctx, login.name, login.role, new)
+        except Refusal as refusal:
+            if refusal.status is Status.NOT_AUTHORIZED:
+                self.web.write(note_login_failure, ctx, login.name)
+            self.bottle.response.status = 422
+            return self.password_page([refusal.detail])
+        secret = self.web.write(open_session, ctx, user_id)
+        self.set_cookie("minris", secret, max_age=self.web.config.web.session_hours * 3600)
+        return self.tell("/password", self.translator()("Saved."))
 
     def language(self) -> str:
         """GET /language: remember the language chosen."""
@@ -20521,7 +20551,9 @@ def unless_changed(
     return True
 
 
-NOT_KEPT = frozenset({"csrf", "password", "seen"})  # of a form that was sent without a login
+NOT_KEPT = frozenset(
+    {"csrf", "password", "new_password", "seen"}
+)  # of a form that was sent without a login
 
 
 def encoded_form(form: Mapping[str, str]) -> str:
@@ -20560,6 +20592,8 @@ def add_pages(app: Any, web: Web) -> None:
         ("GET", "/login", pages.login_page),
         ("POST", "/login", pages.log_in),
         ("POST", "/logout", pages.log_out),
+        ("GET", "/password", pages.password_page),
+        ("POST", "/password", pages.change_password),
         ("GET", "/language", pages.language),
         ("GET", "/register", pages.register_page),
         ("POST", "/register", pages.register),
@@ -20669,7 +20703,10 @@ def add_pages(app: Any, web: Web) -> None:
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        return pages.page(ERROR_PAGE, "That did not work", words=text)
+        login = None
+        with contextlib.suppress(Exception):  # it may be what has failed
+            login = find_login(web, bottle.request)
+        return pages.page(ERROR_PAGE, "That did not work", login, words=text)
 
     app.default_error_handler = failed
 

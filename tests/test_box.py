@@ -214,6 +214,25 @@ def test_a_person_without_a_password_is_no_token(admin):
     assert "anna2" not in words_of(admin.get("/users"))
 
 
+def test_anybody_changes_the_own_password(appliance, admin):
+    send(admin, "/users/new", do="save", name="bob", role="desk", kind="person",
+         password="first-words")  # fmt: skip
+    with visiting(appliance) as client, visiting(appliance) as other:
+        for one in (client, other):
+            one.post("/login", data={"name": "bob", "password": "first-words"})
+        wrong = send(client, "/password", password="no", new_password="second-words")
+        assert (wrong.status_code, "is wrong" in wrong.text) == (422, True)
+        short = send(client, "/password", password="first-words", new_password="x")
+        assert (short.status_code, "at least 8" in short.text) == (422, True)
+        done = send(client, "/password", password="first-words", new_password="second-words")
+        assert done.status_code == 303
+        assert client.get("/").status_code == 200, "who has changed it stays in"
+        assert other.get("/").status_code == 303, "other sessions have ended"
+        login = other.post("/login", data={"name": "bob", "password": "second-words"})
+        assert login.status_code == 303
+    assert admin.get("/users").text.count("bob") >= 1
+
+
 def test_the_last_administrator_stays(appliance, admin):
     send(admin, "/users", do="delete", name="admin")
     answer = send(admin, "/users", do="delete", name="anna")
