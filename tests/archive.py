@@ -17,7 +17,7 @@ import run as fetcher
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-import minris
+from minris.standard.uids import new_uid
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 AE_TITLE = "ARCHIVE"
@@ -52,8 +52,8 @@ class Image(NamedTuple):
 
 def series(count: int, sop_class: str = CT_IMAGE) -> list[Image]:
     """As many images of one series of a new study."""
-    study, one = minris.new_uid(), minris.new_uid()
-    return [Image(study, one, minris.new_uid(), sop_class) for _ in range(count)]
+    study, one = new_uid(), new_uid()
+    return [Image(study, one, new_uid(), sop_class) for _ in range(count)]
 
 
 def orthanc() -> str:

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import datetime
+import importlib
 import itertools
 import logging
+import pkgutil
 import threading
 from pathlib import Path
 
@@ -12,8 +14,33 @@ import httpx
 import pytest
 
 import minris
+from minris.access.context import Actor, Context
+from minris.access.devices import AccessRules
+from minris.access.users import make_token
+from minris.appliance.appliance import Appliance
+from minris.config.ini import load_config
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex
+from minris.orders import scheduling as orders_scheduling
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
+from minris.store.models import database
+from minris.store.sqlite import open_store, reading
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = ROOT / "minris.py"  # the one file, as it is copied to a box
 
 NOON = datetime.datetime(2026, 7, 5, 12, 0, tzinfo=datetime.UTC)
+
+
+def every_name():
+    """Every name at the top of a module of the package, and what it is."""
+    found = {}
+    for module in pkgutil.walk_packages(minris.__path__, "minris."):
+        if not module.name.endswith("__main__"):
+            found |= vars(importlib.import_module(module.name))
+    return found
+
 
 CONFIG = """
 [dicom]
@@ -55,19 +82,19 @@ def write_config(folder: Path, text: str = "") -> Path:
 @pytest.fixture
 def config(tmp_path):
     """The settings of a test, in a folder of its own."""
-    return minris.load_config(write_config(tmp_path))
+    return load_config(write_config(tmp_path))
 
 
 @pytest.fixture
 def ctx(config):
     """A Context on a new store, with a clock that stands at noon and UIDs that count."""
-    minris.open_store(config.store_path)
+    open_store(config.store_path)
     numbers = itertools.count(1)
-    devices = minris.AccessRules(config).devices
-    with minris.database.connection_context():
-        yield minris.Context(
+    devices = AccessRules(config).devices
+    with database.connection_context():
+        yield Context(
             config,
-            minris.Actor("CT1", "127.0.0.1"),
+            Actor("CT1", "127.0.0.1"),
             now=lambda: NOON,
             new_uid=lambda: f"2.25.1000{next(numbers)}",
             devices=devices,
@@ -81,7 +108,7 @@ class Running:
         self.config = config
         self.lines = []
         self.until = None
-        self.appliance = minris.Appliance(config, self.lines.append)
+        self.appliance = Appliance(config, self.lines.append)
         self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.thread.start()
         assert self.appliance.started.wait(20), "the appliance did not start"
@@ -106,23 +133,25 @@ class Running:
 
     def context(self, name="desk"):
         """A Context of this appliance."""
-        return self.appliance.context(minris.Actor(name, "127.0.0.1", "admin"))
+        return self.appliance.context(Actor(name, "127.0.0.1", "admin"))
 
     def read(self, function, *arguments):
         """Run a function that reads the store, in a connection of its own."""
-        with minris.reading():
+        with reading():
             return function(*arguments)
 
     def schedule(self, *items, same_id="separate"):
         """Put DICOM JSON items on the worklist: the stored data sets."""
         stored = []
         for item in items:
-            stored += self.write(minris.schedule, self.context(), minris.from_json(item), same_id)
-        return [minris.ElementIndex(data) for data in stored]
+            stored += self.write(
+                orders_scheduling.schedule, self.context(), from_json(item), same_id
+            )
+        return [ElementIndex(data) for data in stored]
 
     def token(self, role="admin"):
         """A new API token."""
-        return self.write(minris.make_token, self.context(), f"test {role}", role)
+        return self.write(make_token, self.context(), f"test {role}", role)
 
     def stop(self):
         """Stop it, and wait for its end."""
@@ -139,7 +168,7 @@ def run_appliance(tmp_path):
 
         def run(text="", folder=tmp_path):
             folder.mkdir(exist_ok=True)
-            running = Running(minris.load_config(write_config(folder, text)))
+            running = Running(load_config(write_config(folder, text)))
             stack.callback(running.stop)
             return running
 
@@ -180,8 +209,8 @@ def item(name="Wang^XiaoDong=王^小东", **texts):
     }
     step_keywords = {
         attribute.keyword
-        for path, attribute in minris.MWL_ATTRIBUTES.items()
-        if len(path) == 2 and path[0] == minris.STEP_SEQUENCE
+        for path, attribute in MWL_ATTRIBUTES.items()
+        if len(path) == 2 and path[0] == STEP_SEQUENCE
     }
     outer = {"PatientName": name, "RequestedProcedureDescription": "CT chest"}
     for keyword, value in texts.items():
@@ -194,7 +223,7 @@ def item(name="Wang^XiaoDong=王^小东", **texts):
 
 def vr(keyword):
     """The VR of a keyword."""
-    return minris.vr_of(minris.tag_of(keyword))
+    return vr_of(tag_of(keyword))
 
 
 def values(keyword, value):

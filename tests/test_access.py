@@ -4,12 +4,41 @@ import dataclasses
 import datetime
 import hashlib
 import socket
+import time
 
 import pytest
 from conftest import NOON, write_config
 
-import minris
-from minris import AccessRules, Actor, Refusal, Status
+from minris.access.context import Actor, Context
+from minris.access.devices import (
+    DEVICE_PROFILES,
+    AccessRules,
+    delete_device,
+    host_addresses,
+    save_device,
+    stored_devices,
+)
+from minris.access.users import (
+    Login,
+    authenticate,
+    check_password,
+    delete_token,
+    delete_user,
+    end_session,
+    find_session,
+    find_token,
+    hash_password,
+    make_token,
+    make_user,
+    note_login_failure,
+    open_session,
+    permit,
+)
+from minris.config.ini import load_config
+from minris.config.values import ROLES
+from minris.standard.status import Refusal, Status
+from minris.store.models import MODELS, Audit, LoginFailure, Session, User, database
+from minris.store.sqlite import open_store
 
 PASSWORD = "lakeside-2026"
 DEVICES = """
@@ -30,13 +59,13 @@ check_address = yes
 """
 
 
-def later(ctx: minris.Context, **much: float) -> minris.Context:
+def later(ctx: Context, **much: float) -> Context:
     """The same circumstances after some time."""
     moment = NOON + datetime.timedelta(**much)
     return dataclasses.replace(ctx, now=lambda: moment)
 
 
-def at(ctx: minris.Context, address: str) -> minris.Context:
+def at(ctx: Context, address: str) -> Context:
     return ctx.by(Actor("desk", address))
 
 
@@ -49,15 +78,15 @@ def refused(function, *arguments) -> Refusal:
 def everything_stored() -> str:
     """All that the store holds, as text."""
     found = []
-    for model in minris.MODELS:
-        found += minris.database.execute_sql(f"SELECT * FROM {model._meta.table_name}").fetchall()
+    for model in MODELS:
+        found += database.execute_sql(f"SELECT * FROM {model._meta.table_name}").fetchall()
     return repr(found)
 
 
 @pytest.fixture
 def rules(tmp_path):
     """Rules with devices whose addresses are checked; mobile.clinic.example is 192.0.2.40."""
-    return AccessRules(minris.load_config(write_config(tmp_path, DEVICES)))
+    return AccessRules(load_config(write_config(tmp_path, DEVICES)))
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +101,16 @@ def names(monkeypatch):
             raise socket.gaierror(-2, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known[host], 0))]
 
-    minris.host_addresses.cache_clear()
+    host_addresses.cache_clear()
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     yield
-    minris.host_addresses.cache_clear()
+    host_addresses.cache_clear()
 
 
 @pytest.fixture
 def anna(ctx):
     """A login of the desk."""
-    return minris.make_user(ctx, "anna", "desk", PASSWORD)
+    return make_user(ctx, "anna", "desk", PASSWORD)
 
 
 # Devices
@@ -105,7 +134,7 @@ def test_a_call_to_another_title_is_refused_with_reason_7(rules):
 
 def test_a_call_to_another_title_is_taken_where_that_is_not_checked(tmp_path):
     text = DEVICES.replace("[dicom]", "[dicom]\ncheck_called_ae_title = no")
-    rules = AccessRules(minris.load_config(write_config(tmp_path, text)))
+    rules = AccessRules(load_config(write_config(tmp_path, text)))
     assert rules.refusal("ANY-SCP", "CT1", "192.0.2.11") is None
 
 
@@ -124,7 +153,7 @@ def test_a_title_in_another_case_is_another_title(rules):
 
 def test_a_device_that_is_not_registered_is_served_where_that_is_wanted(tmp_path):
     text = DEVICES.replace("[dicom]", "[dicom]\naccept_unknown_devices = yes")
-    rules = AccessRules(minris.load_config(write_config(tmp_path, text)))
+    rules = AccessRules(load_config(write_config(tmp_path, text)))
     assert rules.refusal("LAKESIDE", "MR7", "192.0.2.12") is None
     assert rules.device("MR7") is None
 
@@ -140,12 +169,12 @@ def test_a_registered_title_from_another_address_is_refused_though_unknown_ones_
     tmp_path,
 ):
     text = DEVICES.replace("[dicom]", "[dicom]\naccept_unknown_devices = yes")
-    rules = AccessRules(minris.load_config(write_config(tmp_path, text)))
+    rules = AccessRules(load_config(write_config(tmp_path, text)))
     assert rules.refusal("LAKESIDE", "CT1", "192.0.2.66")[0] == 3
 
 
 def test_an_address_is_not_checked_unless_asked_for(tmp_path):
-    rules = AccessRules(minris.load_config(write_config(tmp_path)))
+    rules = AccessRules(load_config(write_config(tmp_path)))
     assert rules.refusal("MINRIS", "CT1", "203.0.113.7") is None
 
 
@@ -165,7 +194,7 @@ def test_an_address_is_compared_as_an_address(rules, calling, address):
 @pytest.mark.parametrize("host", ["gone.clinic.example", "ct..local"])
 def test_a_host_that_has_no_address_is_refused(host, tmp_path):
     text = f"[device CT room]\nae_title = CT1\nhost = {host}\ncheck_address = yes\n"
-    rules = AccessRules(minris.load_config(write_config(tmp_path, text)))
+    rules = AccessRules(load_config(write_config(tmp_path, text)))
     assert rules.refusal("MINRIS", "CT1", "192.0.2.11")[0] == 3
 
 
@@ -173,7 +202,7 @@ def test_a_host_is_not_looked_up_for_every_call(rules, monkeypatch):
     asked = []
     look_up = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a: asked.append(a) or look_up(*a))
-    monkeypatch.setattr(minris.time, "monotonic", lambda: 600.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 600.0)
     for _ in range(50):
         rules.refusal("LAKESIDE", "DX9", "192.0.2.40")
     assert len(asked) == 1
@@ -183,18 +212,18 @@ def test_a_host_is_not_looked_up_for_every_call(rules, monkeypatch):
 
 
 def test_a_device_made_on_the_page_is_a_device(ctx):
-    minris.save_device(ctx, "MR room", {"ae_title": "MR1", "modality": "MR"})
-    (device,) = minris.stored_devices()
+    save_device(ctx, "MR room", {"ae_title": "MR1", "modality": "MR"})
+    (device,) = stored_devices()
     assert (device.name, device.ae_titles, device.modality) == ("MR room", ("MR1",), "MR")
     assert not device.from_file
-    rules = AccessRules(ctx.config, minris.stored_devices())
+    rules = AccessRules(ctx.config, stored_devices())
     assert rules.refusal("MINRIS", "MR1", "192.0.2.12") is None
 
 
 def test_a_device_changed_on_the_page_is_one_device(ctx):
-    minris.save_device(ctx, "MR room", {"ae_title": "MR1"})
-    minris.save_device(ctx, "MR room 2", {"ae_title": "MR2"}, old_name="MR room")
-    (device,) = minris.stored_devices()
+    save_device(ctx, "MR room", {"ae_title": "MR1"})
+    save_device(ctx, "MR room 2", {"ae_title": "MR2"}, old_name="MR room")
+    (device,) = stored_devices()
     assert (device.name, device.ae_titles) == ("MR room 2", ("MR2",))
 
 
@@ -211,64 +240,64 @@ def test_a_device_changed_on_the_page_is_one_device(ctx):
     ],
 )
 def test_a_wrong_device_is_refused_with_words_for_its_setting(ctx, name, settings, words):
-    refusal = refused(minris.save_device, ctx, name, settings)
+    refusal = refused(save_device, ctx, name, settings)
     assert refusal.status is Status.INVALID_ATTRIBUTE_VALUE
     assert words in " ".join(str(problem.words) for problem in refusal.problems)
-    assert minris.stored_devices() == []
+    assert stored_devices() == []
 
 
 def test_every_wrong_setting_of_a_device_is_told(ctx):
     settings = {"ae_title": "", "port": "0", "role": "doorbell"}
-    assert len(refused(minris.save_device, ctx, "MR room", settings).problems) == 3
+    assert len(refused(save_device, ctx, "MR room", settings).problems) == 3
 
 
 @pytest.mark.parametrize(
     ("name", "title"), [("CT room", "CT9"), ("MR room", "CT1")], ids=["its name", "its AE title"]
 )
 def test_a_device_of_the_file_is_not_taken_over_by(ctx, name, title):
-    refusal = refused(minris.save_device, ctx, name, {"ae_title": title})
+    refusal = refused(save_device, ctx, name, {"ae_title": title})
     assert refusal.status is Status.DUPLICATE_SOP_INSTANCE
 
 
 def test_a_device_of_the_file_is_not_changed_on_the_page(ctx):
-    refused(minris.save_device, ctx, "CT room", {"ae_title": "CT1", "port": "4242"}, "CT room")
-    assert minris.stored_devices() == []
+    refused(save_device, ctx, "CT room", {"ae_title": "CT1", "port": "4242"}, "CT room")
+    assert stored_devices() == []
 
 
 def test_a_device_of_the_page_is_forgotten(ctx):
-    minris.save_device(ctx, "MR room", {"ae_title": "MR1"})
-    minris.delete_device(ctx, "MR room")
-    assert minris.stored_devices() == []
-    refusal = refused(minris.delete_device, ctx, "MR room")
+    save_device(ctx, "MR room", {"ae_title": "MR1"})
+    delete_device(ctx, "MR room")
+    assert stored_devices() == []
+    refusal = refused(delete_device, ctx, "MR room")
     assert refusal.status is Status.NO_SUCH_SOP_INSTANCE
 
 
-@pytest.mark.parametrize("name", minris.DEVICE_PROFILES)
+@pytest.mark.parametrize("name", DEVICE_PROFILES)
 def test_a_ready_profile_makes_a_device(ctx, name):
-    settings = {"ae_title": "MR1", **minris.DEVICE_PROFILES[name]}
-    minris.save_device(ctx, "MR room", settings)
-    assert len(minris.stored_devices()) == 1
+    settings = {"ae_title": "MR1", **DEVICE_PROFILES[name]}
+    save_device(ctx, "MR room", settings)
+    assert len(stored_devices()) == 1
 
 
 # Passwords
 
 
 def test_a_password_is_known_again():
-    stored = minris.hash_password(PASSWORD)
-    assert minris.check_password(PASSWORD, stored)
-    assert not minris.check_password(PASSWORD + " ", stored)
+    stored = hash_password(PASSWORD)
+    assert check_password(PASSWORD, stored)
+    assert not check_password(PASSWORD + " ", stored)
 
 
 def test_a_password_in_chinese_is_known_again():
-    assert minris.check_password("湖畔诊所二〇二六", minris.hash_password("湖畔诊所二〇二六"))
+    assert check_password("湖畔诊所二〇二六", hash_password("湖畔诊所二〇二六"))
 
 
 def test_the_same_password_is_hashed_with_another_salt_each_time():
-    assert minris.hash_password(PASSWORD) != minris.hash_password(PASSWORD)
+    assert hash_password(PASSWORD) != hash_password(PASSWORD)
 
 
 def test_a_password_is_hashed_by_scrypt_that_costs_16_mib():
-    name, n, r, p, salt, digest = minris.hash_password(PASSWORD).split("$")
+    name, n, r, p, salt, digest = hash_password(PASSWORD).split("$")
     assert (name, int(n), int(r), int(p)) == ("scrypt", 14, 8, 1)
     assert len(bytes.fromhex(salt)) >= 16
     assert len(bytes.fromhex(digest)) >= 32
@@ -278,7 +307,7 @@ def test_a_password_is_hashed_by_scrypt_that_costs_16_mib():
 
 
 def test_a_user_logs_in(ctx, anna):
-    assert minris.authenticate(ctx, "anna", PASSWORD) == anna.id
+    assert authenticate(ctx, "anna", PASSWORD) == anna.id
 
 
 @pytest.mark.parametrize(
@@ -292,7 +321,7 @@ def test_a_user_logs_in(ctx, anna):
     ],
 )
 def test_a_wrong_name_or_password_is_refused_in_the_same_words(ctx, anna, name, password):
-    refusal = refused(minris.authenticate, ctx, name, password)
+    refusal = refused(authenticate, ctx, name, password)
     assert refusal.status is Status.NOT_AUTHORIZED
     assert refusal.detail == "The name or the password is wrong"
 
@@ -301,7 +330,7 @@ def test_somebody_unknown_costs_as_much_to_refuse_as_somebody_known(ctx, anna, m
     costs, scrypt = [], hashlib.scrypt
     monkeypatch.setattr(hashlib, "scrypt", lambda *a, **k: costs.append(k) or scrypt(*a, **k))
     for name in ("anna", "bert"):
-        refused(minris.authenticate, ctx, name, "a wrong password")
+        refused(authenticate, ctx, name, "a wrong password")
     known, unknown = [{key: cost[key] for key in "nrp"} for cost in costs]
     assert known == unknown
 
@@ -321,105 +350,105 @@ USERS_ARE_WRONG = {
 
 @pytest.mark.parametrize("what", USERS_ARE_WRONG)
 def test_a_user_is_refused_for(what, ctx):
-    refusal = refused(minris.make_user, ctx, *USERS_ARE_WRONG[what])
+    refusal = refused(make_user, ctx, *USERS_ARE_WRONG[what])
     assert refusal.status is Status.INVALID_ATTRIBUTE_VALUE
     assert refusal.problems
-    assert minris.User.select().count() == 0
+    assert User.select().count() == 0
 
 
 def test_a_new_password_ends_the_logins_with_the_old_one(ctx, anna):
-    secret = minris.open_session(ctx, anna.id)
-    minris.make_user(ctx, "anna", "technologist", "lakeside-2027")
-    assert minris.find_session(ctx, secret) is None
-    assert minris.authenticate(ctx, "anna", "lakeside-2027") == anna.id
-    refused(minris.authenticate, ctx, "anna", PASSWORD)
+    secret = open_session(ctx, anna.id)
+    make_user(ctx, "anna", "technologist", "lakeside-2027")
+    assert find_session(ctx, secret) is None
+    assert authenticate(ctx, "anna", "lakeside-2027") == anna.id
+    refused(authenticate, ctx, "anna", PASSWORD)
 
 
 def test_a_user_is_ended_with_the_logins(ctx, anna):
-    secret = minris.open_session(ctx, anna.id)
-    minris.delete_user(ctx, "anna")
-    assert minris.find_session(ctx, secret) is None
-    refused(minris.authenticate, ctx, "anna", PASSWORD)
+    secret = open_session(ctx, anna.id)
+    delete_user(ctx, "anna")
+    assert find_session(ctx, secret) is None
+    refused(authenticate, ctx, "anna", PASSWORD)
 
 
 def test_a_user_who_is_not_there_cannot_be_ended(ctx):
-    refusal = refused(minris.delete_user, ctx, "bert")
+    refusal = refused(delete_user, ctx, "bert")
     assert refusal.status is Status.NO_SUCH_SOP_INSTANCE
 
 
 def test_the_last_administrator_stays(ctx, anna):
-    minris.make_user(ctx, "admin", "admin", PASSWORD)
-    refusal = refused(minris.delete_user, ctx, "admin")
+    make_user(ctx, "admin", "admin", PASSWORD)
+    refusal = refused(delete_user, ctx, "admin")
     assert refusal.status is Status.PROCESSING_FAILURE
 
 
 def test_the_last_administrator_stays_an_administrator(ctx, anna):
-    minris.make_user(ctx, "admin", "admin", PASSWORD)
-    refusal = refused(minris.make_user, ctx, "admin", "desk", PASSWORD)
+    make_user(ctx, "admin", "admin", PASSWORD)
+    refusal = refused(make_user, ctx, "admin", "desk", PASSWORD)
     assert refusal.status is Status.PROCESSING_FAILURE
 
 
 def test_an_administrator_beside_another_may_go(ctx):
-    minris.make_user(ctx, "admin", "admin", PASSWORD)
-    minris.make_user(ctx, "chief", "admin", PASSWORD)
-    minris.delete_user(ctx, "admin")
-    assert [user.name for user in minris.User.select()] == ["chief"]
+    make_user(ctx, "admin", "admin", PASSWORD)
+    make_user(ctx, "chief", "admin", PASSWORD)
+    delete_user(ctx, "admin")
+    assert [user.name for user in User.select()] == ["chief"]
 
 
 # The throttle
 
 
-def fail(ctx: minris.Context, name: str, times: int) -> None:
+def fail(ctx: Context, name: str, times: int) -> None:
     for _ in range(times):
-        minris.note_login_failure(ctx, name)
+        note_login_failure(ctx, name)
 
 
 def test_a_few_wrong_passwords_are_forgiven(ctx, anna):
     fail(ctx, "anna", ctx.config.web.login_attempts - 1)
-    assert minris.authenticate(ctx, "anna", PASSWORD) == anna.id
+    assert authenticate(ctx, "anna", PASSWORD) == anna.id
 
 
 def test_too_many_wrong_passwords_of_a_user_must_wait_from_any_address(ctx, anna):
     fail(at(ctx, "192.0.2.66"), "anna", ctx.config.web.login_attempts)
-    refusal = refused(minris.authenticate, at(ctx, "192.0.2.30"), "anna", PASSWORD)
+    refusal = refused(authenticate, at(ctx, "192.0.2.30"), "anna", PASSWORD)
     assert refusal.status is Status.RESOURCE_LIMITATION
 
 
 def test_too_many_wrong_passwords_from_an_address_must_wait_for_any_user(ctx, anna):
     for number in range(ctx.config.web.login_attempts):
         fail(at(ctx, "192.0.2.66"), f"user{number}", 1)
-    refusal = refused(minris.authenticate, at(ctx, "192.0.2.66"), "anna", PASSWORD)
+    refusal = refused(authenticate, at(ctx, "192.0.2.66"), "anna", PASSWORD)
     assert refusal.status is Status.RESOURCE_LIMITATION
-    assert minris.authenticate(at(ctx, "192.0.2.30"), "anna", PASSWORD) == anna.id
+    assert authenticate(at(ctx, "192.0.2.30"), "anna", PASSWORD) == anna.id
 
 
 def test_a_name_in_another_case_does_not_get_round_the_throttle(ctx, anna):
     fail(at(ctx, "192.0.2.66"), "ANNA", ctx.config.web.login_attempts)
-    refusal = refused(minris.authenticate, at(ctx, "192.0.2.30"), "anna", PASSWORD)
+    refusal = refused(authenticate, at(ctx, "192.0.2.30"), "anna", PASSWORD)
     assert refusal.status is Status.RESOURCE_LIMITATION
 
 
 def test_after_fifteen_minutes_it_may_be_tried_again(ctx, anna):
     fail(ctx, "anna", ctx.config.web.login_attempts)
-    refused(minris.authenticate, later(ctx, minutes=14, seconds=59), "anna", PASSWORD)
-    assert minris.authenticate(later(ctx, minutes=15), "anna", PASSWORD) == anna.id
+    refused(authenticate, later(ctx, minutes=14, seconds=59), "anna", PASSWORD)
+    assert authenticate(later(ctx, minutes=15), "anna", PASSWORD) == anna.id
 
 
 def test_a_throttled_guess_costs_no_hash(ctx, anna, monkeypatch):
     fail(ctx, "anna", ctx.config.web.login_attempts)
     monkeypatch.setattr(hashlib, "scrypt", None)
-    refused(minris.authenticate, ctx, "anna", PASSWORD)
+    refused(authenticate, ctx, "anna", PASSWORD)
 
 
 def test_wrong_passwords_of_long_ago_are_forgotten(ctx):
     fail(ctx, "anna", 5)
     fail(later(ctx, hours=1), "anna", 1)
-    assert minris.LoginFailure.select().count() == 2
+    assert LoginFailure.select().count() == 2
 
 
 def test_a_wrong_password_is_audited(ctx):
     fail(ctx, "anna", 1)
-    (line,) = minris.Audit.select()
+    (line,) = Audit.select()
     assert (line.what, line.about, line.who) == ("login failed", "anna", "CT1@127.0.0.1")
 
 
@@ -427,102 +456,102 @@ def test_a_wrong_password_is_audited(ctx):
 
 
 def test_a_login_is_known_by_its_secret(ctx, anna):
-    secret = minris.open_session(ctx, anna.id)
-    login = minris.find_session(ctx, secret)
+    secret = open_session(ctx, anna.id)
+    login = find_session(ctx, secret)
     assert (login.name, login.role) == ("anna", "desk")
     assert len(login.csrf) >= 32
 
 
 def test_every_login_has_secrets_of_its_own(ctx, anna):
-    secrets = [minris.open_session(ctx, anna.id) for _ in range(2)]
-    tokens = [minris.find_session(ctx, secret).csrf for secret in secrets]
+    secrets = [open_session(ctx, anna.id) for _ in range(2)]
+    tokens = [find_session(ctx, secret).csrf for secret in secrets]
     assert len({*secrets, *tokens}) == 4
     assert all(len(secret) >= 43 for secret in secrets)
 
 
 def test_the_secret_of_a_login_is_not_kept(ctx, anna):
-    assert minris.open_session(ctx, anna.id) not in everything_stored()
+    assert open_session(ctx, anna.id) not in everything_stored()
 
 
 @pytest.mark.parametrize("secret", ["", "guess", "0" * 64])
 def test_no_login_is_known_by_another_secret(ctx, anna, secret):
-    minris.open_session(ctx, anna.id)
-    assert minris.find_session(ctx, secret) is None
+    open_session(ctx, anna.id)
+    assert find_session(ctx, secret) is None
 
 
 def test_the_digest_of_a_login_is_no_secret_of_it(ctx, anna):
-    minris.open_session(ctx, anna.id)
-    assert minris.find_session(ctx, minris.Session.get().digest) is None
+    open_session(ctx, anna.id)
+    assert find_session(ctx, Session.get().digest) is None
 
 
 def test_a_login_ends_after_its_hours(ctx, anna):
-    secret = minris.open_session(ctx, anna.id)
+    secret = open_session(ctx, anna.id)
     hours = ctx.config.web.session_hours
-    assert minris.find_session(later(ctx, hours=hours, seconds=-1), secret)
-    assert minris.find_session(later(ctx, hours=hours), secret) is None
+    assert find_session(later(ctx, hours=hours, seconds=-1), secret)
+    assert find_session(later(ctx, hours=hours), secret) is None
 
 
 def test_a_login_that_has_ended_is_cleared_away(ctx, anna):
-    minris.open_session(ctx, anna.id)
-    minris.open_session(later(ctx, hours=13), anna.id)
-    assert minris.Session.select().count() == 1
+    open_session(ctx, anna.id)
+    open_session(later(ctx, hours=13), anna.id)
+    assert Session.select().count() == 1
 
 
 def test_who_logs_out_is_out_and_alone(ctx, anna):
-    here, there = (minris.open_session(ctx, anna.id) for _ in range(2))
-    minris.end_session(ctx.by(Actor("anna", "192.0.2.30")), here)
-    assert minris.find_session(ctx, here) is None
-    assert minris.find_session(ctx, there)
+    here, there = (open_session(ctx, anna.id) for _ in range(2))
+    end_session(ctx.by(Actor("anna", "192.0.2.30")), here)
+    assert find_session(ctx, here) is None
+    assert find_session(ctx, there)
 
 
 def test_a_login_outlives_a_restart(config):
-    ctx = minris.Context(config, Actor("desk", "192.0.2.30"))
-    minris.open_store(config.store_path)
-    with minris.database.connection_context():
-        user = minris.make_user(ctx, "anna", "desk", PASSWORD)
-        secret = minris.open_session(ctx, user.id)
-    minris.open_store(config.store_path)
-    with minris.database.connection_context():
-        assert minris.find_session(ctx, secret).name == "anna"
+    ctx = Context(config, Actor("desk", "192.0.2.30"))
+    open_store(config.store_path)
+    with database.connection_context():
+        user = make_user(ctx, "anna", "desk", PASSWORD)
+        secret = open_session(ctx, user.id)
+    open_store(config.store_path)
+    with database.connection_context():
+        assert find_session(ctx, secret).name == "anna"
 
 
 # Tokens
 
 
 def test_a_token_is_known(ctx):
-    token = minris.make_token(ctx, "booking system", "desk")
-    assert minris.find_token(token) == minris.Login("booking system", "desk")
+    token = make_token(ctx, "booking system", "desk")
+    assert find_token(token) == Login("booking system", "desk")
 
 
 def test_a_token_is_not_kept(ctx):
-    assert minris.make_token(ctx, "booking system", "desk") not in everything_stored()
+    assert make_token(ctx, "booking system", "desk") not in everything_stored()
 
 
 def test_a_new_token_of_the_same_name_ends_the_old_one(ctx):
-    old = minris.make_token(ctx, "booking system", "admin")
-    new = minris.make_token(ctx, "booking system", "desk")
-    assert minris.find_token(old) is None
-    assert minris.find_token(new).role == "desk"
+    old = make_token(ctx, "booking system", "admin")
+    new = make_token(ctx, "booking system", "desk")
+    assert find_token(old) is None
+    assert find_token(new).role == "desk"
 
 
 def test_a_deleted_token_is_none(ctx):
-    token = minris.make_token(ctx, "booking system", "desk")
-    minris.delete_token(ctx, "booking system")
-    assert minris.find_token(token) is None
-    refusal = refused(minris.delete_token, ctx, "booking system")
+    token = make_token(ctx, "booking system", "desk")
+    delete_token(ctx, "booking system")
+    assert find_token(token) is None
+    refusal = refused(delete_token, ctx, "booking system")
     assert refusal.status is Status.NO_SUCH_SOP_INSTANCE
 
 
 @pytest.mark.parametrize(("name", "role"), [("", "desk"), ("booking system", "root")])
 def test_a_token_needs_a_name_and_a_role(ctx, name, role):
-    refusal = refused(minris.make_token, ctx, name, role)
+    refusal = refused(make_token, ctx, name, role)
     assert refusal.status is Status.INVALID_ATTRIBUTE_VALUE
 
 
 @pytest.mark.parametrize("token", ["", "guess"])
 def test_nobody_is_known_by_another_token(ctx, token):
-    minris.make_token(ctx, "booking system", "desk")
-    assert minris.find_token(token) is None
+    make_token(ctx, "booking system", "desk")
+    assert find_token(token) is None
 
 
 # Roles
@@ -541,17 +570,17 @@ MAY = {
 
 
 def test_every_pair_of_roles_is_decided():
-    assert set(MAY) == {(role, least) for role in minris.ROLES for least in minris.ROLES}
+    assert set(MAY) == {(role, least) for role in ROLES for least in ROLES}
 
 
 @pytest.mark.parametrize(("role", "least"), MAY)
 def test_a_role_may_do_what_those_before_it_may(role, least):
-    assert minris.permit(role, least) is MAY[role, least]
+    assert permit(role, least) is MAY[role, least]
 
 
 @pytest.mark.parametrize("role", ["", "root", "Admin"])
 def test_nobody_without_a_role_may_do_anything(role):
-    assert not minris.permit(role, "desk")
+    assert not permit(role, "desk")
 
 
 # Audit
@@ -559,9 +588,9 @@ def test_nobody_without_a_role_may_do_anything(role):
 
 def test_who_makes_and_ends_logins_and_tokens_is_kept(ctx, anna):
     ctx = ctx.by(Actor("admin", "192.0.2.30"))
-    minris.end_session(ctx, minris.open_session(ctx, anna.id))
-    minris.make_token(ctx, "booking system", "desk")
-    minris.delete_token(ctx, "booking system")
-    minris.delete_user(ctx, "anna")
-    whats = [line.what for line in minris.Audit.select().order_by(minris.Audit.id)]
+    end_session(ctx, open_session(ctx, anna.id))
+    make_token(ctx, "booking system", "desk")
+    delete_token(ctx, "booking system")
+    delete_user(ctx, "anna")
+    whats = [line.what for line in Audit.select().order_by(Audit.id)]
     assert whats == ["user set", "login", "logout", "token made", "token deleted", "user deleted"]

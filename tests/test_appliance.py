@@ -18,13 +18,17 @@ from pathlib import Path
 import httpx
 import peers
 import pytest
-from conftest import item, write_config
+from conftest import MADE, item, write_config
 from pynetdicom import AE
 from test_peers import WORKLIST_ENTRY
 
 import minris
+from minris.cli import COMMANDS, main
+from minris.config.ini import load_config
+from minris.config.values import ROLES
+from minris.standard.uids import VERIFICATION
 
-PROGRAM = Path(minris.__file__).resolve()
+PROGRAM = MADE
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("MINRIS_")}
 
 
@@ -54,7 +58,7 @@ def here(folder, monkeypatch, capsys):
 
     def command(*arguments):
         try:
-            status = minris.main(list(map(str, arguments)))
+            status = main(list(map(str, arguments)))
         except SystemExit as end:
             status = end.code
         said = capsys.readouterr()
@@ -392,7 +396,7 @@ def test_a_signal_stops_it_though_others_are_connected(serve):
 def association_of(port):
     """A machine that has associated and says nothing more."""
     ae = AE("CT1")
-    ae.add_requested_context(minris.VERIFICATION)
+    ae.add_requested_context(VERIFICATION)
     association = ae.associate("127.0.0.1", port, ae_title="MINRIS")
     assert association.is_established
     try:
@@ -478,7 +482,7 @@ def test_a_worklist_file_of_dcmtk_is_imported(served, tmp_path):
 # Users and tokens.
 
 
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_user_made_beside_a_running_appliance_logs_in_at_once(served, role):
     done = served.run("user", f"anna-{role}", "--role", role, "--password-stdin",
                       stdin="blue-kettle-9\n")  # fmt: skip
@@ -623,7 +627,7 @@ def test_check_finds_a_store_that_is_damaged(here, chief, folder):
 
 def test_settings_can_be_used_as_they_are_printed(here, folder):
     (folder / "config.ini").write_text(here("settings")[1], "utf-8")
-    assert minris.load_config(folder / "config.ini").dicom.ae_title == "MINRIS"
+    assert load_config(folder / "config.ini").dicom.ae_title == "MINRIS"
 
 
 def test_simulate_plays_against_a_running_appliance(serve, folder):
@@ -676,7 +680,7 @@ def test_wrong_usage_is_exit_status_2(here, arguments):
     assert errors
 
 
-@pytest.mark.parametrize("command", minris.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(here, command):
     status, said, _ = here(command, "--help")
     assert status == 0

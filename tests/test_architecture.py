@@ -1,75 +1,74 @@
-"""The plan of the house, kept true: minris.py read as text and as a syntax tree.
+"""The plan of the house, kept true: the modules of src/minris read as text and as syntax trees.
 
-The order of its sections is that of the list in its docstring. What a section may not touch stands
-in MAY_NOT_USE below, what it may import in its functions in IMPORTED_BY.
+Floors and folders are those of the docstring of `minris/__init__.py`. What a room may not touch
+stands in MAY_NOT_USE below, which libraries it may import in IMPORTED_BY.
 """
 
 import ast
 import collections
-import inspect
 import itertools
 import re
 import subprocess
 import symtable
 import sys
 import tomllib
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from conftest import MADE, ROOT, every_name
 
+import amalgamate
 import minris
+from minris.store.models import Stored
 
-FILE = Path(minris.__file__)
-SOURCE = FILE.read_text("utf-8")
-LINES = SOURCE.splitlines()
-TREE = ast.parse(SOURCE)
-PROJECT = Path(__file__).parents[1]
+MODULES = [amalgamate.Module(path) for path in sorted((ROOT / "src" / "minris").rglob("*.py"))]
+BY_NAME = {module.name: module for module in MODULES}
+FLOORS = amalgamate.floors(minris.__doc__)
+NAMES = every_name()
 
-BANNER = re.compile(r"# (\d+)\. ([A-Z]+) -+")
-BANNERS = [(n, m) for n, line in enumerate(LINES, 1) if (m := BANNER.fullmatch(line))]
-SECTIONS = [match[2] for _, match in BANNERS]
-FRONT = "FRONT"
-
-MODELS = frozenset(model.__name__ for model in minris.Stored.__subclasses__())
+MODELS = frozenset(model.__name__ for model in Stored.__subclasses__())
 SQL = MODELS | {"database", "peewee", "sqlite3", "fetch_rows", "insert_row", "update_row"}
 NETWORK = frozenset({"socket", "asyncio", "urllib"})
 FILES = frozenset({"Path", "open", "os", "tempfile", "shutil"})
-CLOCK = frozenset({"datetime", "time"})
+CLOCK = frozenset({"time"})
 RULES = frozenset({"MPPS_TRANSITIONS", "STEP_TRANSITIONS", "STEP_STATUS_AFTER"})
 
-# By section: names that it may not use, and sections of which it may use nothing.
-CORE = {"WORKLIST", "MPPS", "UPS", "AVAILABILITY", "WORKFLOW", "INTERCHANGE"}
+# By room: names that it may not use, and rooms of which it may use nothing.
+CORE = {"orders", "mpps", "ups", "images", "housekeeping", "interchange"}
 MAY_NOT_USE = {
-    "STANDARD": (FILES | CLOCK | NETWORK | SQL, set()),
-    "CONFIG": (SQL | NETWORK - {"urllib"}, set()),
-    "DATASETS": (SQL | NETWORK | FILES, set()),
-    "STORE": (NETWORK | RULES, set()),
-    "CONTEXT": (NETWORK, set()),
-    "ACCESS": ({"asyncio", "urllib"}, set()),
-    "WORKLIST": (NETWORK | FILES, set()),
-    "MPPS": (NETWORK | FILES, set()),
-    "INTERCHANGE": (NETWORK, set()),
-    "ASSOCIATION": (SQL, {"STORE", *CORE}),
-    "DIMSE": (SQL | RULES | NETWORK - {"asyncio"}, set()),
-    "DICOMWEB": (SQL | RULES, set()),
-    "PAGES": (SQL, set()),  # which buttons there are it reads from the tables of rules
-    "CONFORMANCE": (SQL, set()),
-    "SIMULATOR": (SQL, {"STORE", *CORE}),
-    "APPLIANCE": (RULES, set()),
+    "standard": (FILES | CLOCK | NETWORK | SQL, set()),
+    "config": (SQL | NETWORK - {"urllib"}, set()),
+    "dataset": (SQL | NETWORK | FILES, set()),
+    "store": (NETWORK | RULES, set()),
+    "access": ({"asyncio", "urllib"}, set()),
+    "orders": (NETWORK | FILES, set()),
+    "mpps": (NETWORK | FILES, set()),
+    "ups": (NETWORK | FILES, set()),
+    "images": (NETWORK | FILES, set()),
+    "interchange": (NETWORK, set()),
+    "upper_layer": (SQL, {"store", *CORE}),
+    "dimse": (SQL | RULES | NETWORK - {"asyncio"}, set()),
+    "web": (SQL | RULES, set()),
+    "dicomweb": (SQL | RULES, set()),
+    "pages": (SQL, set()),  # which buttons there are it reads from the tables of rules
+    "conformance": (SQL, set()),
+    "simulator": (SQL, {"store", "access", "outbox", *CORE}),
+    "appliance": (RULES, set()),
+    "cli": (RULES, set()),
 }
 # Libraries of others that are imported where they are needed, inside functions.
 IMPORTED_BY = {
-    "bottle": {"DICOMWEB", "PAGES"},
-    "a2wsgi": {"DICOMWEB"},
-    "uvicorn": {"DICOMWEB"},
-    "h11": {"DICOMWEB"},
-    "wsproto": {"DICOMWEB"},
-    "pynetdicom": {"ASSOCIATION", "DELIVERY", "SIMULATOR"},
-    "pydicom": {"CONFORMANCE", "SIMULATOR"},
-    "pypinyin": {"DATASETS"},
-    "apscheduler": {"APPLIANCE"},
-    "barcode": {"PAGES"},
-    "segno": {"PAGES"},
+    "bottle": {"web", "dicomweb", "pages"},
+    "a2wsgi": {"web"},
+    "uvicorn": {"web"},
+    "h11": {"web"},
+    "wsproto": {"web"},
+    "pynetdicom": {"upper_layer", "doctor", "simulator"},
+    "pydicom": {"conformance", "simulator"},
+    "pypinyin": {"dataset"},
+    "apscheduler": {"appliance"},
+    "barcode": {"pages"},
+    "segno": {"pages"},
 }
 AT_THE_TOP = {"peewee", "pydicom"}
 
@@ -78,190 +77,179 @@ LONG_FUNCTIONS = {
     "play_day",  # the script of the demonstration: one scene after the other
     "add_pages",  # which method answers which path: one line each
 }
+LONGEST_MODULE = 600
+LONG_MODULES = {"minris.upper_layer.association"}
 
-# What may be called while the file is imported: readers of tables and builders of constants.
+# What may be called while a module is imported: readers of tables and builders of constants.
 CALLED_AT_IMPORT = {
-    "rows", "body_rows", "tag_of", "logging.getLogger", "re.compile", "struct.Struct", "peewee.DatabaseProxy",
-    "types.MappingProxyType", "datadict.add_dict_entries", "datadict.dictionary_has_tag",
-    "functools.lru_cache", "dataclasses.dataclass", "dataclasses.field", "peewee.CompositeKey",
+    "rows", "body_rows", "tag_of", "template", "logging.getLogger", "re.compile", "struct.Struct",
+    "peewee.DatabaseProxy", "types.MappingProxyType", "datadict.add_dict_entries",
+    "datadict.dictionary_has_tag", "functools.lru_cache", "dataclasses.dataclass",
+    "dataclasses.field", "peewee.CompositeKey",
     "frozenset", "set", "dict", "list", "tuple", "map", "zip", "bytes", "str", "int", "len",
-    "enumerate", "sorted", "range",
+    "enumerate", "sorted", "range", "Path", ".resolve",
     ".split", ".splitlines", ".strip", ".replace", ".items", ".values", ".keys", ".pack", ".encode",
     ".children", ".union", ".format",
 }  # fmt: skip
 CALLED_AT_IMPORT_BY_FORM = re.compile(r"[a-z_]+_table|character_set|peewee\.[A-Z][A-Za-z]+Field")
 
 
-def section_of(line: int) -> str:
-    """The section that a line lies in."""
-    return next((match[2] for start, match in reversed(BANNERS) if start <= line), FRONT)
+def names_of(module: amalgamate.Module) -> list[ast.ImportFrom]:
+    """Its imports of other modules of the package, those for annotations left out."""
+    return [
+        node
+        for node in module.tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minris")
+    ]
 
 
-def number_of(section: str) -> int:
-    return SECTIONS.index(section) if section in SECTIONS else -1
-
-
-def definitions() -> dict[str, str]:
-    """The section that defines each module-level name."""
-    found = {}
-    for node in TREE.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.setdefault(node.name, section_of(node.lineno))
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                for part in ast.walk(target):
-                    if isinstance(part, ast.Name):
-                        found.setdefault(part.id, section_of(node.lineno))
-    return found
-
-
-DEFINED_IN = definitions()
-
-
-def uses() -> dict[str, set[tuple[str, str]]]:
-    """By section: (who, which global name), for functions, classes and the module's own lines."""
-    found = collections.defaultdict(set)
+def uses(module: amalgamate.Module) -> set[tuple[str, str]]:
+    """(who, which global name), for functions, classes and the module's own lines."""
+    found = set()
 
     def scope(table: symtable.SymbolTable) -> None:
         if table.get_type() != "module":
             for symbol in table.get_symbols():
                 if symbol.is_global() and symbol.is_referenced():
-                    who = f"{table.get_name()} (line {table.get_lineno()})"
-                    found[section_of(table.get_lineno())].add((who, symbol.get_name()))
+                    found.add(
+                        (f"{table.get_name()} (line {table.get_lineno()})", symbol.get_name())
+                    )
         for child in table.get_children():
             scope(child)
 
-    scope(symtable.symtable(SOURCE, str(FILE), "exec"))
-    for node in TREE.body:
+    scope(symtable.symtable(module.source, str(module.path), "exec"))
+    for node in module.tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr | ast.If):
             for part in ast.walk(node):
                 if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
-                    found[section_of(node.lineno)].add((f"line {node.lineno}", part.id))
+                    found.add((f"line {node.lineno}", part.id))
     return found
 
 
-USES = uses()
+USES = {module.name: uses(module) for module in MODULES}
 
 
-def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+def everywhere() -> Iterator[tuple[amalgamate.Module, ast.AST]]:
+    """Every node of every module."""
+    for module in MODULES:
+        for node in ast.walk(module.tree):
+            yield module, node
+
+
+def functions() -> list[tuple[amalgamate.Module, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every function and method."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    return [node for node in ast.walk(TREE) if isinstance(node, kinds)]
+    return [(module, node) for module, node in everywhere() if isinstance(node, kinds)]
 
 
-# The sections
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 
 
-def test_the_banners_are_the_list_of_the_docstring():
-    listed = re.findall(r"^ ?(\d+)\. ([A-Z]+)  +\S", minris.__doc__, re.M)
-    assert [(match[1], match[2]) for _, match in BANNERS] == listed
+# Floors and rooms
 
 
-def test_the_sections_are_numbered_upwards():
-    numbers = [int(match[1]) for _, match in BANNERS]
-    assert numbers == sorted(set(numbers))
+def test_the_list_of_floors_names_every_folder_and_single_module():
+    package = ROOT / "src" / "minris"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    single = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    assert set(FLOORS) == folders | single
 
 
-def test_the_banners_are_equally_long():
-    assert {len(match[0]) for _, match in BANNERS} == {96}
+def test_no_import_leads_up_and_none_in_a_circle():
+    inside = {name: module for name, module in BY_NAME.items() if module.room in FLOORS}
+    amalgamate.check_floors(inside, FLOORS)
+    assert len(amalgamate.in_order(inside, FLOORS)) == len(inside)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_opens_with_its_charter(section):
-    line = BANNERS[number_of(section)][0]
-    assert LINES[line] == "#"
-    assert LINES[line + 1].startswith("# ")
+def test_a_name_stands_once_in_the_package():
+    amalgamate.check_names(MODULES)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_charter_names_what_there_is(section):
-    line = BANNERS[number_of(section)][0]
-    charter = " ".join(
-        text.removeprefix("#").strip()
-        for text in LINES[line : line + 20]
-        if text.startswith("#") and not BANNER.fullmatch(text)
-    )
-    named = re.findall(r"For others: ([^.]*)\.", charter)
-    names = re.findall(r"\b(?!the )[A-Za-z_]+\b", re.sub(r"\bthe \w+", "", named[0]))
-    assert names, "a charter says what is for others"
-    assert [name for name in names if not hasattr(minris, name)] == []
+@each_module
+def test_a_module_says_what_it_is_about(module):
+    assert module.docstring.splitlines()[0].endswith((".", "?"))
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_uses_no_name_of_a_later_one(section):
-    later = [
-        f"{who} uses {name} of {DEFINED_IN[name]}"
-        for who, name in sorted(USES[section])
-        if name in DEFINED_IN and number_of(DEFINED_IN[name]) > number_of(section)
+@pytest.mark.parametrize(
+    "module",
+    [m for m in MODULES if m.path.name == "__init__.py" and m.name != "minris"],
+    ids=lambda module: module.name,
+)
+def test_the_module_of_a_folder_is_its_docstring_alone(module):
+    assert len(module.tree.body) == 1
+
+
+def test_modules_are_short():
+    long = {module.name for module in MODULES if module.source.count("\n") > LONGEST_MODULE}
+    assert long == LONG_MODULES
+
+
+@each_module
+def test_a_module_imports_the_others_at_its_top(module):
+    inside = [
+        node.lineno
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minris")
+        if node not in module.tree.body
     ]
-    assert not later, "\n".join(later)
+    for_types = {
+        part.lineno
+        for node in module.tree.body
+        if amalgamate.is_dropped(node)
+        for part in ast.walk(node)
+        if isinstance(part, ast.ImportFrom)
+    }
+    assert [line for line in inside if line not in for_types] == []
 
 
-@pytest.mark.parametrize("section", [name for name in MAY_NOT_USE if name in SECTIONS])
-def test_a_section_does_not_touch_what_is_not_its_own(section):
-    names, sections = MAY_NOT_USE[section]
-    touched = [
-        f"{who} uses {name}"
-        for who, name in sorted(USES[section])
-        if name in names or DEFINED_IN.get(name) in sections
-    ]
+@each_module
+def test_a_module_touches_what_is_its_own(module):
+    if module.room not in MAY_NOT_USE:
+        return
+    names, rooms = MAY_NOT_USE[module.room]
+    touched = [f"{who} uses {name}" for who, name in sorted(USES[module.name]) if name in names]
+    touched += [used for used in module.uses if used != "minris" and BY_NAME[used].room in rooms]
     assert not touched, "\n".join(touched)
 
 
-# Imports and import
-
-
-def imported(node: ast.Import | ast.ImportFrom) -> set[str]:
-    """The top-level packages of an import statement."""
-    if isinstance(node, ast.ImportFrom):
-        return {node.module.partition(".")[0]}
-    return {alias.name.partition(".")[0] for alias in node.names}
+# Libraries, and import
 
 
 IMPORTS = [
-    (package, section_of(node.lineno), node.lineno, node in TREE.body)
-    for node in ast.walk(TREE)
+    (name.partition(".")[0], module, node.lineno, node in module.tree.body)
+    for module, node in everywhere()
     if isinstance(node, ast.Import | ast.ImportFrom)
-    for package in imported(node)
+    for name in (
+        [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    )
+    if name.partition(".")[0] not in {"minris", *sys.stdlib_module_names}
 ]
 
 
 def test_at_the_top_are_only_the_standard_library_peewee_and_pydicom():
-    others = {package for package, _, _, top in IMPORTS if top} - set(sys.stdlib_module_names)
-    assert others == AT_THE_TOP
+    assert {package for package, _, _, top in IMPORTS if top} == AT_THE_TOP
 
 
-def test_other_libraries_are_imported_in_the_sections_that_are_theirs():
+def test_other_libraries_are_imported_in_the_rooms_that_are_theirs():
     astray = [
-        f"{package} in {section}, line {line}"
-        for package, section, line, top in IMPORTS
-        if not top
-        and package not in sys.stdlib_module_names
-        and section not in IMPORTED_BY.get(package, ())
+        f"{package} in {module.name}, line {line}"
+        for package, module, line, top in IMPORTS
+        if not top and module.room not in IMPORTED_BY.get(package, ())
     ]
     assert not astray, "\n".join(astray)
 
 
-def test_the_header_of_the_lone_file_asks_for_what_the_project_asks_for():
-    header = SOURCE.split("# ///")[1].replace("\n# ", "\n").replace("script\n", "", 1)
-    alone = tomllib.loads(header.strip().removeprefix("script"))
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert alone["requires-python"] == project["requires-python"]
-    assert sorted(alone["dependencies"]) == sorted(project["dependencies"])
-
-
 def test_every_library_is_a_dependency():
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     optional = itertools.chain.from_iterable(project["optional-dependencies"].values())
     asked = [*project["dependencies"], *optional]
     names = {re.match(r"[\w-]+", line)[0].lower() for line in asked}
-    used = {package for package, *_ in IMPORTS} - set(sys.stdlib_module_names)
     distributions = {"barcode": "python-barcode"}
-    assert {distributions.get(package, package) for package in used} <= names
+    assert {distributions.get(package, package) for package, *_ in IMPORTS} <= names
 
 
-def called_at_import() -> list[tuple[int, str]]:
-    """Line and name of every call that runs when the file is imported."""
+def called_at_import(module: amalgamate.Module) -> list[tuple[int, str]]:
+    """Line and name of every call that runs when a module is imported."""
     found = []
 
     class Visitor(ast.NodeVisitor):
@@ -286,7 +274,7 @@ def called_at_import() -> list[tuple[int, str]]:
             found.append((node.lineno, whole if simple or not dotted else f".{node.func.attr}"))
             self.generic_visit(node)
 
-    Visitor().visit(TREE)
+    Visitor().visit(module.tree)
     return found
 
 
@@ -295,18 +283,17 @@ def allowed_at_import(name: str) -> bool:
         name in CALLED_AT_IMPORT
         or "." + name.rpartition(".")[2] in CALLED_AT_IMPORT
         or bool(CALLED_AT_IMPORT_BY_FORM.fullmatch(name))
-        or (
-            inspect.isclass(getattr(minris, name, None))
-            and not issubclass(getattr(minris, name), minris.threading.Thread)
-        )
+        or isinstance(NAMES.get(name), type)
     )
 
 
-def test_nothing_is_called_at_import_but_readers_of_tables_and_builders_of_constants():
-    assert [call for call in called_at_import() if not allowed_at_import(call[1])] == []
+@each_module
+def test_nothing_is_called_at_import_but_readers_of_tables_and_builders_of_constants(module):
+    assert [call for call in called_at_import(module) if not allowed_at_import(call[1])] == []
 
 
-def test_importing_writes_no_file_opens_no_socket_and_starts_nothing(tmp_path):
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "src"], ids=["one file", "package"])
+def test_importing_writes_no_file_opens_no_socket_and_starts_nothing(folder, tmp_path):
     watch = """
 import os, sys, threading
 sys.modules["requests"] = None  # a test tool brings it, and pydicom would import it
@@ -319,11 +306,13 @@ def hook(event, arguments):
         done.append((event, arguments))
 sys.addaudithook(hook)
 import minris
+if hasattr(minris, "__path__"):
+    import minris.cli
 lazy = {"bottle", "uvicorn", "a2wsgi", "h11", "wsproto", "pynetdicom", "apscheduler", "pypinyin"}
 print(done, threading.active_count(), sorted(lazy & set(sys.modules)))
 """
     command = [sys.executable, "-B", "-c", watch]
-    environment = {"PYTHONPATH": str(FILE.parent), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
@@ -331,9 +320,9 @@ print(done, threading.active_count(), sorted(lazy & set(sys.modules)))
     assert done.stdout.strip() == "[] 1 []"
 
 
-def test_there_is_no_global():
-    lines = [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.Global)]
-    assert lines == []
+@each_module
+def test_there_is_no_global(module):
+    assert [n.lineno for n in ast.walk(module.tree) if isinstance(n, ast.Global)] == []
 
 
 # How it is written
@@ -355,22 +344,24 @@ def public(nodes: list[ast.stmt], owner: str = "") -> list[tuple[str, ast.AST]]:
 def overrides(name: str) -> bool:
     """Whether a method is that of a class of others, which says what it is for."""
     owner, _, method = name.rpartition(".")
-    bases = getattr(minris, owner).__mro__[1:] if owner else ()
-    return any(hasattr(base, method) for base in bases if base.__module__ != "minris")
+    bases = NAMES[owner].__mro__[1:] if owner else ()
+    return any(hasattr(base, method) for base in bases if not base.__module__.startswith("minris"))
 
 
-def test_every_public_name_is_documented():
+@each_module
+def test_every_public_name_is_documented(module):
     silent = [
         f"{name} (line {node.lineno})"
-        for name, node in public(TREE.body)
+        for name, node in public(module.tree.body)
         if not ast.get_docstring(node) and not overrides(name)
     ]
     assert not silent, "\n".join(silent)
 
 
-def test_every_public_function_is_typed():
+@each_module
+def test_every_public_function_is_typed(module):
     untyped = []
-    for name, node in public(TREE.body):
+    for name, node in public(module.tree.body):
         if isinstance(node, ast.ClassDef):
             continue
         given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
@@ -382,33 +373,45 @@ def test_every_public_function_is_typed():
 
 def test_functions_are_short():
     long = {
-        node.name for node in functions() if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+        node.name for _, node in functions() if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
     }
     assert long == LONG_FUNCTIONS
 
 
 def test_exceptions_of_every_kind_are_caught_by_name_and_in_few_places():
     places = collections.Counter()
-    for function in functions():
-        for node in ast.walk(function):
-            if isinstance(node, ast.ExceptHandler):
-                assert node.type, f"a bare except in line {node.lineno}"
-                if ast.unparse(node.type) in ("Exception", "BaseException"):
-                    places[section_of(node.lineno)] += 1
-    assert set(places) <= {"STORE", "ASSOCIATION", "DIMSE", "DICOMWEB", "DELIVERY", "APPLIANCE"}
+    for module, node in everywhere():
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type, f"a bare except in line {node.lineno}"
+            if ast.unparse(node.type) in ("Exception", "BaseException"):
+                places[module.room] += 1
+    assert set(places) <= {
+        "store",
+        "upper_layer",
+        "dimse",
+        "dicomweb",
+        "web",
+        "pages",
+        "delivery",
+        "appliance",
+    }
 
 
 def test_only_the_simulator_and_the_command_line_print():
     printing = {
-        section for section in USES for _, name in USES[section] if name in ("print", "input")
+        module.room
+        for module in MODULES
+        for _, name in USES[module.name]
+        if name in ("print", "input")
     }
-    assert printing <= {"SIMULATOR", "APPLIANCE"}
+    assert printing <= {"simulator", "appliance", "cli"}
 
 
-def test_lines_of_the_log_are_made_by_the_log():
+@each_module
+def test_lines_of_the_log_are_made_by_the_log(module):
     made_before = [
         node.lineno
-        for node in ast.walk(TREE)
+        for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).startswith("log.")
         and node.args
@@ -420,10 +423,11 @@ def test_lines_of_the_log_are_made_by_the_log():
 def test_a_template_takes_nothing_unescaped_but_its_own_parts():
     """The base of the layout, the board in its frame, and attributes made of our own words."""
     words = r"'[^']*'( \+ f\.name \+ '[^']*')? if [^']* else ''"
-    parts = [part.strip() for part in re.findall(r"\{\{!(.*?)\}\}", SOURCE)]
+    parts = [part.strip() for part in re.findall(r"\{\{!(.*?)\}\}", MADE.read_text("utf-8"))]
     strange = {part for part in parts if not re.fullmatch(words, part)}
     assert strange <= {"base", "board", "described"}
 
 
 def test_no_style_and_no_script_stands_in_the_file():
-    assert re.findall(r"<style|<script(?![^>]*\bsrc=)|style=|\son[a-z]+=\"", SOURCE) == []
+    source = MADE.read_text("utf-8")
+    assert re.findall(r"<style|<script(?![^>]*\bsrc=)|style=|\son[a-z]+=\"", source) == []

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import re
 import threading
+import time
 
 import peers
 import pytest
@@ -59,7 +60,28 @@ from test_passing_on import passed_on, receiver
 from test_ups import LOCK
 from test_ups import creation as workitem
 
-import minris
+from minris.access.context import Actor
+from minris.config.ini import Device, load_config
+from minris.dataset.checks import check_attributes, check_uid
+from minris.dataset.elements import ElementIndex
+from minris.delivery.archive import ArchiveWatch
+from minris.dimse.archive import ArchiveSearch
+from minris.housekeeping.stuck import correct_stamps, orphans
+from minris.images.arrivals import arrival_of, incomplete_arrivals, make_ready, ready_workitems
+from minris.images.availability import record_found
+from minris.images.commitment import Evidence, record_evidence, request_commitment
+from minris.images.references import Reference, notified_instances
+from minris.interchange.whole_store import export_store, import_export
+from minris.orders.steps import change_step
+from minris.standard.commitment import AVAILABILITY_ATTRIBUTES
+from minris.standard.dictionary import tag_of
+from minris.standard.uids import MPPS, UPS_GLOBAL_SUBSCRIPTION, new_uid
+from minris.store.models import Commitment, PassedOn, PerformedProcedureStep, database
+from minris.store.rows import erase, fetch_rows
+from minris.ups.people import history_of
+from minris.ups.search import stored_workitem
+from minris.ups.subscriptions import subscribe
+from minris.ups.workitems import change_state, create_workitem
 
 US_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
 SCHEDULED, STARTED, COMPLETED = "SCHEDULED", "STARTED", "COMPLETED"
@@ -73,9 +95,9 @@ EMPTY_LISTING = "There are none."
 
 def images_of(step, count):
     """As many images of one series of the study of a step."""
-    one = minris.new_uid()
+    one = new_uid()
     study = step.get("StudyInstanceUID")
-    return [Image(study, one, minris.new_uid(), US_IMAGE) for _ in range(count)]
+    return [Image(study, one, new_uid(), US_IMAGE) for _ in range(count)]
 
 
 def with_archive(ctx, port, **settings):
@@ -107,8 +129,8 @@ def watch_of(ctx):
     async def here(function, *arguments):
         return function(*arguments)
 
-    search = minris.ArchiveSearch(ctx.config)
-    return minris.ArchiveWatch(lambda: ctx, search, search.count, here, here)
+    search = ArchiveSearch(ctx.config)
+    return ArchiveWatch(lambda: ctx, search, search.count, here, here)
 
 
 def look(ctx):
@@ -226,7 +248,7 @@ def test_images_that_come_after_the_end_change_nothing(ctx, sono):
 
 @pytest.mark.parametrize("event", ["cancel", "no show"])
 def test_an_exam_that_a_person_took_off_the_list_is_left_alone(ctx, sono, event):
-    minris.change_step(ctx, event, sono.get("StudyInstanceUID"), step_id(sono))
+    change_step(ctx, event, sono.get("StudyInstanceUID"), step_id(sono))
     before = state(sono)
     came(ctx, images_of(sono, 1))
     look(at(ctx, hours=1))
@@ -234,7 +256,7 @@ def test_an_exam_that_a_person_took_off_the_list_is_left_alone(ctx, sono, event)
 
 
 def test_a_patient_who_waits_is_begun_too(ctx, sono):
-    minris.change_step(ctx, "arrive", sono.get("StudyInstanceUID"), step_id(sono))
+    change_step(ctx, "arrive", sono.get("StudyInstanceUID"), step_id(sono))
     came(ctx, images_of(sono, 1))
     assert state(sono) == STARTED
 
@@ -242,8 +264,8 @@ def test_a_patient_who_waits_is_begun_too(ctx, sono):
 def test_an_exam_that_a_person_ended_stays_so_told(ctx, sono):
     """Its images come to rest after the tap."""
     came(ctx, images_of(sono, 1))
-    anna = ctx.by(minris.Actor("anna"))
-    minris.change_step(anna, "stop", sono.get("StudyInstanceUID"), step_id(sono))
+    anna = ctx.by(Actor("anna"))
+    change_step(anna, "stop", sono.get("StudyInstanceUID"), step_id(sono))
     look(at(ctx, minutes=QUIET))
     assert outcome(sono) == ("DISCONTINUED", "anna")
 
@@ -290,7 +312,7 @@ def test_the_setting_of_a_machine_says_whether_it_reports(ctx, sono, archive, ho
 
 def reported_once(ctx, title="US1"):
     """A machine reports an exam of somebody else."""
-    create(ctx, performed_creation(PerformedStationAETitle=title), minris.new_uid())
+    create(ctx, performed_creation(PerformedStationAETitle=title), new_uid())
 
 
 @pytest.mark.parametrize(
@@ -364,7 +386,7 @@ def test_the_second_step_of_a_study_is_not_begun_by_images_of_the_first(ctx, two
     """A person ended the first; the patient comes back for the second in the afternoon."""
     images = images_of(two[0], 2)
     came(ctx, images[:1])
-    minris.change_step(ctx, "finish", two[0].get("StudyInstanceUID"), step_id(two[0]))
+    change_step(ctx, "finish", two[0].get("StudyInstanceUID"), step_id(two[0]))
     came(ctx, images)
     look(at(ctx, minutes=QUIET))
     assert [state(one) for one in two] == [COMPLETED, SCHEDULED]
@@ -383,8 +405,8 @@ def test_images_of_a_machine_that_reports_do_not_begin_the_exam_of_another(ctx, 
 @contextlib.contextmanager
 def asked_for_commitment(running, calling, images):
     """A machine asks whether its images are safe."""
-    uid = minris.new_uid()
-    put = minris.request_commitment
+    uid = new_uid()
+    put = request_commitment
     running.write(put, running.context(calling), uid, stored_form(request(uid, images)))
     running.appliance.wake_delivery()
     yield uid
@@ -504,38 +526,38 @@ def test_that_an_exam_is_done_is_offered_where_its_machine_does_not_report(
 def test_who_told_of_the_end_is_in_an_export(ctx, sono, tmp_path):
     ctx.config.commitment.quiet_minutes = 0
     came(ctx, images_of(sono, 1))
-    exported = minris.export_store()
+    exported = export_store()
     [step] = exported["worklist"]
     assert (step["told_by"], bool(step["ended_at"])) == ("availability", True)
-    minris.erase("scheduled_station")
-    minris.erase("scheduled_procedure_step")
-    minris.erase("requested_procedure")
-    minris.import_export(ctx, exported)
+    erase("scheduled_station")
+    erase("scheduled_procedure_step")
+    erase("requested_procedure")
+    import_export(ctx, exported)
     assert outcome(sono) == (COMPLETED, "availability")
 
 
 def test_an_exam_that_is_put_on_the_list_again_has_not_been_told_of(ctx, sono):
     study = sono.get("StudyInstanceUID")
-    minris.change_step(ctx.by(minris.Actor("anna")), "cancel", study, step_id(sono))
+    change_step(ctx.by(Actor("anna")), "cancel", study, step_id(sono))
     assert told_by(sono) == "anna"
-    minris.change_step(ctx, "reschedule", study, step_id(sono))
+    change_step(ctx, "reschedule", study, step_id(sono))
     assert outcome(sono) == (SCHEDULED, "")
 
 
 def judged(ctx, requester, images, kept):
     """A machine has asked about images, and the archive has some of them."""
-    uid = minris.new_uid()
+    uid = new_uid()
     devices = [dataclasses.replace(one, host=peers.HOST) for one in ctx.devices]
     asking = dataclasses.replace(ctx, devices=devices)
-    asking = asking.by(minris.Actor(requester))
-    minris.request_commitment(asking, uid, stored_form(flat(images)))
-    [row] = minris.fetch_rows(minris.Commitment, "transaction_uid = ?", uid)
-    minris.record_evidence(asking, row.id, evidence_of(images, kept))
+    asking = asking.by(Actor(requester))
+    request_commitment(asking, uid, stored_form(flat(images)))
+    [row] = fetch_rows(Commitment, "transaction_uid = ?", uid)
+    record_evidence(asking, row.id, evidence_of(images, kept))
 
 
 def evidence_of(images, kept=None):
     kept = images if kept is None else kept
-    return minris.Evidence(
+    return Evidence(
         {one.uid: (one.sop_class, AE_TITLE) for one in kept},
         frozenset(set(uids(images)) - set(uids(kept))),
         places={one.uid: (one.study, one.series, "ONLINE") for one in kept},
@@ -640,7 +662,7 @@ def study_answer(study, number=None):
     """An archive's answer at study level, the number as raw text."""
     ds = dataset(QueryRetrieveLevel="STUDY", StudyInstanceUID=study)
     if number is not None:
-        ds.add_new(minris.tag_of("NumberOfStudyRelatedInstances"), "LO", number)
+        ds.add_new(tag_of("NumberOfStudyRelatedInstances"), "LO", number)
     return ds
 
 
@@ -713,8 +735,8 @@ def end_ct(ctx, step, images, uid=PERFORMED):
 
 def arrival():
     """How many images of the one performed step have come, of how many."""
-    [row] = minris.fetch_rows(minris.PerformedProcedureStep, "1 = 1")
-    one = minris.arrival_of(row)
+    [row] = fetch_rows(PerformedProcedureStep, "1 = 1")
+    one = arrival_of(row)
     return len(one.references) - len(one.missing), len(one.references)
 
 
@@ -723,11 +745,11 @@ def test_a_notice_of_12_of_14_images(ctx, ct):
     assert arrival() == (0, 14)
     came(ctx, images[:12])
     assert arrival() == (12, 14)
-    [one] = minris.incomplete_arrivals(ctx)
+    [one] = incomplete_arrivals(ctx)
     assert {ref.sop_instance_uid for ref in one.missing} == set(uids(images[12:]))
     came(ctx, images[12:])
     assert arrival() == (14, 14)
-    assert minris.incomplete_arrivals(ctx) == []
+    assert incomplete_arrivals(ctx) == []
 
 
 def test_a_notice_can_take_an_image_back(ctx, ct):
@@ -763,18 +785,18 @@ def test_a_report_without_images_misses_none(ctx):
     step = schedule(ctx)
     create(ctx, creation_for(step))
     change(ctx, ending(PerformedSeriesSequence=[performed_series(ReferencedImageSequence=[])]))
-    assert minris.incomplete_arrivals(ctx) == []
+    assert incomplete_arrivals(ctx) == []
 
 
 def test_an_exam_that_runs_is_not_listed_as_incomplete(ctx):
     step = schedule(ctx)
     create(ctx, creation_for(step, PerformedSeriesSequence=[series_of(series(2))]))
-    assert minris.incomplete_arrivals(ctx) == []
+    assert incomplete_arrivals(ctx) == []
 
 
 @pytest.mark.parametrize(("hours", "listed"), [(47, 1), (49, 0)])
 def test_two_days_are_listed(ctx, ct, hours, listed):
-    assert len(minris.incomplete_arrivals(at(ctx, hours=hours))) == listed
+    assert len(incomplete_arrivals(at(ctx, hours=hours))) == listed
 
 
 def test_the_archive_is_asked_for_what_is_missing(ctx, ct, archive):
@@ -825,13 +847,13 @@ def test_the_pages_say_12_of_14(run_appliance):
 
 def with_ris(ctx):
     """The RIS is passed on availabilities."""
-    ris = minris.Device("RIS", ("RIS",), passed_on=frozenset({"availability"}))
+    ris = Device("RIS", ("RIS",), passed_on=frozenset({"availability"}))
     return dataclasses.replace(ctx, devices=[*ctx.devices, ris])
 
 
 def told_to_ris():
     """The notices for the RIS, as pydicom reads them."""
-    rows = minris.fetch_rows(minris.PassedOn, "receiver = 'RIS' ORDER BY id")
+    rows = fetch_rows(PassedOn, "receiver = 'RIS' ORDER BY id")
     assert all(one.operation == "N-CREATE" for one in rows)
     return [(one.sop_instance_uid, bytes(one.data)) for one in rows]
 
@@ -867,15 +889,15 @@ def test_a_notice_of_ours_is_a_valid_one(ctx, archive):
     archive.store(*images)
     look(with_ris(with_archive(ctx, archive.port)))
     [(uid, data)] = told_to_ris()
-    index = minris.ElementIndex(data)
-    minris.check_attributes(index, minris.AVAILABILITY_ATTRIBUTES, "create", lenient=False)
-    minris.check_uid(uid)
+    index = ElementIndex(data)
+    check_attributes(index, AVAILABILITY_ATTRIBUTES, "create", lenient=False)
+    check_uid(uid)
     ds = read_stored(data)
     assert ds.StudyInstanceUID == images[0].study
     assert sorted(len(one.ReferencedSOPSequence) for one in ds.ReferencedSeriesSequence) == [2, 3]
     [performed] = ds.ReferencedPerformedProcedureStepSequence
     assert (performed.ReferencedSOPClassUID, performed.ReferencedSOPInstanceUID) == (
-        minris.MPPS,
+        MPPS,
         PERFORMED,
     )
     assert performed.PerformedWorkitemCodeSequence == []
@@ -889,7 +911,7 @@ def test_a_notice_of_ours_is_a_valid_one(ctx, archive):
 def test_of_two_studies_there_are_two_notices(ctx):
     """PS3.4 R.1.1: one notification, one study; without a performed step none is named."""
     images = [*series(2), *series(1)]
-    minris.record_found(with_ris(ctx), AE_TITLE, evidence_of(images))
+    record_found(with_ris(ctx), AE_TITLE, evidence_of(images))
     told = [read_stored(data) for _, data in told_to_ris()]
     assert {one.StudyInstanceUID for one in told} == {one.study for one in images}
     assert all(one.ReferencedPerformedProcedureStepSequence == [] for one in told)
@@ -899,16 +921,16 @@ def test_what_the_archive_notified_itself_is_not_told_twice(ctx):
     images = series(2)
     ctx = with_ris(ctx)
     came(ctx, images)
-    minris.record_found(ctx, AE_TITLE, evidence_of(images))
+    record_found(ctx, AE_TITLE, evidence_of(images))
     assert len(told_to_ris()) == 1
 
 
 def test_what_was_seen_is_no_notice_of_the_archive(ctx):
     """Evidence by notice needs the archive's own word."""
     images = series(1)
-    minris.record_found(ctx, AE_TITLE, evidence_of(images))
-    references = [minris.Reference(one.sop_class, one.uid) for one in images]
-    assert minris.notified_instances(ctx, references, AE_TITLE) == {}
+    record_found(ctx, AE_TITLE, evidence_of(images))
+    references = [Reference(one.sop_class, one.uid) for one in images]
+    assert notified_instances(ctx, references, AE_TITLE) == {}
 
 
 # Workitems whose inputs have come.
@@ -934,8 +956,8 @@ def a_workitem(*items, readiness="UNAVAILABLE"):
 
 def put_workitem(ctx, ds):
     """Create a workitem in the core: its UID."""
-    uid = minris.new_uid()
-    minris.create_workitem(ctx, uid, stored_form(ds))
+    uid = new_uid()
+    create_workitem(ctx, uid, stored_form(ds))
     return uid
 
 
@@ -946,7 +968,7 @@ def input_workitem(ctx, images, *retrieve, readiness="UNAVAILABLE"):
 
 def readiness(uid):
     """Input Readiness State of a workitem; that of its row is the same."""
-    one = minris.stored_workitem(uid)
+    one = stored_workitem(uid)
     assert one.readiness == read_stored(bytes(one.data)).InputReadinessState
     return one.readiness
 
@@ -1071,7 +1093,7 @@ def test_a_second_performed_step_that_runs_keeps_a_list_incomplete(ctx):
     images = [one._replace(study=step.get("StudyInstanceUID")) for one in series(2)]
     one = input_workitem(ctx, images, readiness="INCOMPLETE")
     end_ct(ctx, step, images)
-    create(ctx, creation_for(step), minris.new_uid())
+    create(ctx, creation_for(step), new_uid())
     came(ctx, images)
     look_inside(ctx)
     assert readiness(one) == "INCOMPLETE"
@@ -1090,7 +1112,7 @@ def test_a_second_step_of_the_study_that_is_to_come_keeps_a_list_incomplete(ctx)
 
 def test_a_workitem_in_progress_is_left_alone(ctx):
     one = input_workitem(ctx, images := series(2))
-    minris.change_state(ctx, one, "IN PROGRESS", LOCK)
+    change_state(ctx, one, "IN PROGRESS", LOCK)
     came(ctx, images)
     look_inside(ctx)
     assert readiness(one) == "UNAVAILABLE"
@@ -1100,30 +1122,30 @@ def test_a_workitem_that_is_claimed_meanwhile_is_left_alone(ctx):
     """Claimed between the look and the change."""
     one = input_workitem(ctx, images := series(2))
     came(ctx, images)
-    assert minris.ready_workitems() == [one]
-    minris.change_state(ctx, one, "IN PROGRESS", LOCK)
-    minris.make_ready(ctx, one)
+    assert ready_workitems() == [one]
+    change_state(ctx, one, "IN PROGRESS", LOCK)
+    make_ready(ctx, one)
     assert readiness(one) == "UNAVAILABLE"
 
 
 def test_a_workitem_whose_input_is_taken_back_meanwhile_waits(ctx):
     one = input_workitem(ctx, images := series(2))
     came(ctx, images)
-    assert minris.ready_workitems() == [one]
+    assert ready_workitems() == [one]
     notify(ctx, images[:1], "UNAVAILABLE")
-    minris.make_ready(ctx, one)
+    make_ready(ctx, one)
     assert readiness(one) == "UNAVAILABLE"
 
 
 def test_a_ready_workitem_is_told_of_once(ctx):
     """PS3.4 CC.2.4.3: event 1 when Input Readiness changes."""
-    everything = minris.UPS_GLOBAL_SUBSCRIPTION
-    minris.subscribe(ctx, everything, "CT1", False, channel="websocket")
+    everything = UPS_GLOBAL_SUBSCRIPTION
+    subscribe(ctx, everything, "CT1", False, channel="websocket")
     one = input_workitem(ctx, images := series(2))
     came(ctx, images)
     look_inside(ctx)
     look_inside(ctx)
-    told = [(event.event_type, read_stored(event.data)) for event in minris.history_of(one)]
+    told = [(event.event_type, read_stored(event.data)) for event in history_of(one)]
     assert [(kind, ds.ProcedureStepState, ds.InputReadinessState) for kind, ds in told] == [
         (1, SCHEDULED, "UNAVAILABLE"),
         (1, SCHEDULED, "READY"),
@@ -1146,8 +1168,8 @@ def test_a_watcher_hears_that_a_workitem_is_ready(run_appliance, watcher):
         settings(1, f"[device W]\nae_title = WATCH1\nhost = 127.0.0.1\nport = {pacs.port}\n",
                  "look_minutes = 0")
     )  # fmt: skip
-    everything = minris.UPS_GLOBAL_SUBSCRIPTION
-    running.write(minris.subscribe, running.context(), everything, "WATCH1", False)
+    everything = UPS_GLOBAL_SUBSCRIPTION
+    running.write(subscribe, running.context(), everything, "WATCH1", False)
     one = running.write(input_workitem, running.context(), images := series(2))
     running.appliance.wake_delivery()
     heard = pacs.next()
@@ -1188,7 +1210,7 @@ def test_an_archive_that_does_not_answer_does_not_hold_up_a_workitem(run_applian
 
 def stuck(ctx):
     """The exams that are listed as stuck, with the time of the last news."""
-    return [(one.uid, one.since) for one in minris.orphans(ctx) if one.kind == "exam"]
+    return [(one.uid, one.since) for one in orphans(ctx) if one.kind == "exam"]
 
 
 def test_an_exam_that_is_silent_is_listed_after_stuck_exam_hours(ctx):
@@ -1224,7 +1246,7 @@ def test_a_stuck_exam_is_ended_with_a_reason_by_an_administrator(run_appliance):
         ("scheduled_procedure_step", "started_at"),
         ("performed_procedure_step", "updated_at"),
     ):
-        running.write(minris.database.execute_sql, sql.format(table, column))
+        running.write(database.execute_sql, sql.format(table, column))
     row_id = running.read(step_row, step).id
     form = {"kind": "exam", "uid": str(row_id), "about": ""}
     with visiting(running) as client:
@@ -1275,19 +1297,19 @@ def test_a_restart_in_between_keeps_what_was_seen(tmp_path, archive):
     """The count, and since when it stands, are in the store."""
     folder = tmp_path / "box"
     folder.mkdir()
-    config = minris.load_config(write_config(folder, settings(archive.port)))
+    config = load_config(write_config(folder, settings(archive.port)))
     first = Running(config)
     step = scheduled(first)
     archive.store(*images_of(step, 2))
     watch_once(first)
     sql = "SELECT instances, told_by, since FROM study_seen"
-    before = first.read(lambda: minris.database.execute_sql(sql).fetchall())
+    before = first.read(lambda: database.execute_sql(sql).fetchall())
     assert before[0][:2] == (2, "archive")
     first.stop()
-    again = Running(minris.load_config(folder / "config.ini"))
+    again = Running(load_config(folder / "config.ini"))
     try:
         watch_once(again)
-        assert again.read(lambda: minris.database.execute_sql(sql).fetchall()) == before
+        assert again.read(lambda: database.execute_sql(sql).fetchall()) == before
         assert again.read(outcome, step) == (STARTED, "")
     finally:
         again.stop()
@@ -1297,8 +1319,8 @@ def test_a_clock_that_was_behind_does_not_end_an_exam(ctx, sono, monkeypatch):
     """A box without a battery clock: the time of the last image moves with the leap."""
     behind = at(ctx, days=-1)
     came(behind, images_of(sono, 1))
-    monkeypatch.setattr(minris.time, "time", ctx.now().timestamp)
-    minris.correct_stamps(at(ctx, days=-2).now().timestamp(), 86400.0)
+    monkeypatch.setattr(time, "time", ctx.now().timestamp)
+    correct_stamps(at(ctx, days=-2).now().timestamp(), 86400.0)
     look(at(ctx, minutes=1))
     assert state(sono) == STARTED
 
@@ -1320,4 +1342,4 @@ def test_logs_name_no_patient(ctx, sono, archive, caplog):
 def test_what_was_seen_of_a_study_goes_when_its_exam_has_ended(ctx, sono):
     came(ctx, images_of(sono, 1))
     look(at(ctx, minutes=QUIET))
-    assert minris.database.execute_sql("SELECT count(*) FROM study_seen").fetchone() == (0,)
+    assert database.execute_sql("SELECT count(*) FROM study_seen").fetchone() == (0,)

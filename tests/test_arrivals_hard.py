@@ -55,7 +55,14 @@ from test_mpps import (
 from test_mpps import creation as performed_creation
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
+from minris.config.ini import load_config
+from minris.dataset.dicom_json import from_json
+from minris.images.references import available_uids
+from minris.orders.scheduling import schedule
+from minris.orders.steps import cancel_step
+from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION, new_uid
+from minris.store.models import database
+from minris.ups.subscriptions import subscribe
 
 # pytest finds the fixtures of other files by these names.
 # ruff: noqa: F811
@@ -87,7 +94,7 @@ def test_one_appliance_tells_another_what_it_found(run_appliance, archive, tmp_p
         one.write(perform, one.context("CT1"), images)
         watch_once(one)
         one.appliance.wake_delivery()
-        store = minris.load_config(config).store_path
+        store = load_config(config).store_path
         deadline = time.monotonic() + PATIENCE_S
         while found_in(store) != {(AE_TITLE, "ONE"): 2}:
             assert time.monotonic() < deadline, found_in(store)
@@ -102,8 +109,8 @@ def test_a_watcher_is_told_at_once_that_a_workitem_is_ready(run_appliance, watch
         settings(1, f"[device W]\nae_title = WATCH1\nhost = 127.0.0.1\nport = {ris.port}\n",
                  "look_minutes = 0")
     )  # fmt: skip
-    everything = minris.UPS_GLOBAL_SUBSCRIPTION
-    running.write(minris.subscribe, running.context(), everything, "WATCH1", False)
+    everything = UPS_GLOBAL_SUBSCRIPTION
+    running.write(subscribe, running.context(), everything, "WATCH1", False)
     running.write(input_workitem, running.context(), images := series(2))
     running.appliance.wake_delivery()
     ris.next()
@@ -116,9 +123,9 @@ def test_a_watcher_is_told_at_once_that_a_workitem_is_ready(run_appliance, watch
 
 def test_a_machine_is_looked_for_behind_five_hundred_that_report(ctx, sono, archive):
     """A large clinic: yesterday's and today's open exams of the machines that report."""
-    create(ctx, performed_creation(), minris.new_uid())
+    create(ctx, performed_creation(), new_uid())
     for _ in range(501):
-        minris.schedule(ctx, minris.from_json(item()), "separate")
+        schedule(ctx, from_json(item()), "separate")
     archive.store(*images_of(sono, 1))
     look(with_archive(ctx, archive.port))
     assert state(sono) == STARTED
@@ -136,7 +143,7 @@ def test_a_machine_asks_by_any_of_its_titles(ctx, two):
         "UPDATE scheduled_station SET ae_title = 'DX1' WHERE step_id ="
         " (SELECT id FROM scheduled_procedure_step WHERE scheduled_procedure_step_id = ?)"
     )
-    minris.database.execute_sql(sql, (alone,))
+    database.execute_sql(sql, (alone,))
     ctx = with_archive(dataclasses.replace(ctx, devices=devices), 1)
     judged(ctx, "US1_STORE", images := images_of(first, 2), images)
     assert [outcome(one) for one in two] == [(COMPLETED, "commitment"), (SCHEDULED, "")]
@@ -165,7 +172,7 @@ def test_an_exam_of_unknown_begin_is_stuck_and_shown(run_appliance):
     step = scheduled(running)
     study = step.get("StudyInstanceUID")
     sql = "UPDATE scheduled_procedure_step SET status = 'STARTED' WHERE study_instance_uid = ?"
-    running.write(minris.database.execute_sql, sql, (study,))
+    running.write(database.execute_sql, sql, (study,))
     with visiting(running) as client:
         admin = employ(running, client, "admin")
         assert "Exam has begun, and no news since" in words_of(admin.get("/orphans"))
@@ -197,7 +204,7 @@ def test_a_workitem_on_an_unscheduled_study_is_ready_when_its_images_are_there(c
     """An emergency: performed without an order, nothing is linked; no instances are listed."""
     images = series(2)
     one = put_workitem(ctx, a_workitem(input_item(images, ReferencedSOPSequence=[])))
-    uid, step = minris.new_uid(), unscheduled_item(StudyInstanceUID=images[0].study)
+    uid, step = new_uid(), unscheduled_item(StudyInstanceUID=images[0].study)
     create(ctx, performed_creation(step), uid)
     change(ctx, ending(PerformedSeriesSequence=[series_of(images)]), uid)
     came(ctx, images)
@@ -244,7 +251,7 @@ def test_a_cancelled_second_step_keeps_nothing_waiting(ctx):
     end_ct(ctx, first, images)
     came(ctx, images)
     inner = second.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID")
-    minris.cancel_step(ctx, second.get("StudyInstanceUID"), inner)
+    cancel_step(ctx, second.get("StudyInstanceUID"), inner)
     look_inside(ctx)
     assert readiness(one) == "READY"
 
@@ -253,7 +260,7 @@ def test_of_two_steps_the_one_left_is_begun_when_the_other_was_cancelled(ctx, ar
     """What was cancelled has made no images."""
     first, second = schedule(ctx, {"ScheduledProcedureStepDescription": "Duplex"}, **SONO)
     inner = second.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID")
-    minris.cancel_step(ctx, second.get("StudyInstanceUID"), inner)
+    cancel_step(ctx, second.get("StudyInstanceUID"), inner)
     archive.store(*images_of(first, 1))
     look(with_archive(ctx, archive.port))
     assert [state(first), state(second)] == [STARTED, "CANCELED"]
@@ -268,4 +275,4 @@ def test_notices_of_other_images_do_not_hide_what_the_archive_counts(ctx, sono, 
     came(at(ctx, minutes=9), images[:1])
     look(at(ctx, minutes=QUIET))
     assert state(sono) == COMPLETED
-    assert uids(images[:1]) == list(minris.available_uids(uids(images)))
+    assert uids(images[:1]) == list(available_uids(uids(images)))

@@ -37,7 +37,14 @@ from pynetdicom import AE, evt
 from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.sop_class import ModalityWorklistInformationFind, Verification
 
-import minris
+from minris.access.devices import AccessRules, host_addresses
+from minris.config.ini import load_config
+from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
+from minris.store.models import PerformedProcedureStep
+from minris.upper_layer.association import ASSOCIATION_STATES, Association
+from minris.upper_layer.negotiation import Negotiator, Rejection
+from minris.upper_layer.pdus import decode_command, encode_command
+from minris.upper_layer.server import AssociationServer
 
 HOST = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
@@ -439,7 +446,7 @@ class Inside:
         timers = [
             timer._callback.__name__
             for timer in self.loop._scheduled
-            if isinstance(getattr(timer._callback, "__self__", None), minris.Association)
+            if isinstance(getattr(timer._callback, "__self__", None), Association)
         ]
         found = {
             "associations": [(str(a), a.state) for a in self.server.associations],
@@ -453,7 +460,7 @@ class Inside:
     def in_memory(self):
         """How many associations of this server are still in memory."""
         gc.collect()
-        found = (one for one in gc.get_objects() if isinstance(one, minris.Association))
+        found = (one for one in gc.get_objects() if isinstance(one, Association))
         return sum(one.server is self.server for one in found)
 
     def settle(self, timeout_s=SOON_S):
@@ -464,7 +471,7 @@ class Inside:
 
 def success(request, status=0, pending=False):
     """The command set of a response."""
-    return minris.encode_command(
+    return encode_command(
         AffectedSOPClassUID=request.context.abstract_syntax,
         CommandField=request.command["CommandField"] | 0x8000,
         MessageIDBeingRespondedTo=request.message_id,
@@ -513,13 +520,13 @@ class Held:
         await answer(association, request)
 
 
-CONTEXTS = {**minris.PRESENTATION_CONTEXTS}
+CONTEXTS = {**PRESENTATION_CONTEXTS}
 
 
 @contextlib.contextmanager
 def serving(folder, text="", dispatch=answer, contexts=CONTEXTS, tls=None):
     """An AssociationServer in a thread with [dicom] as in `text`: an Inside of it."""
-    config = minris.load_config(conftest.write_config(folder, text))
+    config = load_config(conftest.write_config(folder, text))
     inside, started = Inside(None, None, 0), threading.Event()
 
     async def recording(association, request):
@@ -530,11 +537,11 @@ def serving(folder, text="", dispatch=answer, contexts=CONTEXTS, tls=None):
         inside.loop = asyncio.get_running_loop()
         inside.loop.set_exception_handler(lambda _, mishap: inside.mishaps.append(mishap))
         inside.until_end = asyncio.Event()
-        inside.access = minris.AccessRules(config)
-        inside.negotiator = minris.Negotiator(
-            contexts, minris.EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
+        inside.access = AccessRules(config)
+        inside.negotiator = Negotiator(
+            contexts, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
         )
-        inside.server = minris.AssociationServer(
+        inside.server = AssociationServer(
             config.dicom, lambda: inside.access, inside.negotiator, recording
         )
         inside.port = await inside.server.listen(HOST, 0, tls)
@@ -692,12 +699,12 @@ LOCAL = {("abort", "Sta2"): "AA-1"}  # ours: a connection past a limit
 def test_the_state_table_is_that_of_the_standard(event, state):
     action = LOCAL.get((event, state)) or TRANSITION_TABLE.get((EVENTS[event], state))
     expected = [action, STATE_AFTER[action]] if action else None
-    assert minris.ASSOCIATION_STATES.get((event, state)) == expected
+    assert ASSOCIATION_STATES.get((event, state)) == expected
 
 
 def test_the_state_table_has_no_events_and_states_of_its_own():
-    assert {event for event, _ in minris.ASSOCIATION_STATES} == set(EVENTS)
-    assert {state for _, state in minris.ASSOCIATION_STATES} <= set(STATES)
+    assert {event for event, _ in ASSOCIATION_STATES} == set(EVENTS)
+    assert {state for _, state in ASSOCIATION_STATES} <= set(STATES)
 
 
 # What the peer sees of an action; DT-2 and AR-6 are seen in the service.
@@ -750,7 +757,7 @@ def in_state(peer, state, inside):
     ("event", "state", "action"),
     [
         (event, state, action)
-        for (event, state), (action, _) in minris.ASSOCIATION_STATES.items()
+        for (event, state), (action, _) in ASSOCIATION_STATES.items()
         if event in SENT_OF_EVENT
     ],
 )
@@ -1234,11 +1241,11 @@ def test_a_command_set_is_encoded_as_pynetdicom_does():
         setattr(ds, keyword, one)
     body = pynetdicom.dsutils.encode(ds, is_implicit_vr=True, is_little_endian=True)
     expected = struct.pack("<HHII", 0, 0, 4, len(body)) + body
-    assert minris.encode_command(**RESPONSE_FIELDS) == expected
+    assert encode_command(**RESPONSE_FIELDS) == expected
 
 
 def test_a_command_set_is_read_back():
-    decoded = minris.decode_command(minris.encode_command(**RESPONSE_FIELDS))
+    decoded = decode_command(encode_command(**RESPONSE_FIELDS))
     assert {**decoded, "CommandGroupLength": None} == {
         **RESPONSE_FIELDS,
         "CommandGroupLength": None,
@@ -1401,7 +1408,7 @@ def test_an_unknown_abstract_syntax_is_result_3_and_the_others_usable(server):
         assert peer.echo() == 0
 
 
-@pytest.mark.parametrize("uid", minris.PRESENTATION_CONTEXTS)
+@pytest.mark.parametrize("uid", PRESENTATION_CONTEXTS)
 def test_implicit_little_endian_alone_is_accepted(server, uid):
     """T-GEN-04."""
     with Peer(server.port) as peer:
@@ -1436,7 +1443,7 @@ def test_no_role_item_is_answered_where_none_is_asked(server):
 
 
 @pytest.mark.parametrize("syntax", [DEFLATED, BIG_ENDIAN, JPEG])
-@pytest.mark.parametrize("uid", minris.PRESENTATION_CONTEXTS)
+@pytest.mark.parametrize("uid", PRESENTATION_CONTEXTS)
 def test_other_transfer_syntaxes_are_result_4(server, uid, syntax):
     with Peer(server.port) as peer:
         assert peer.associate(associate_rq(context(1, uid, syntax))).contexts == {1: (4, None)}
@@ -1680,7 +1687,7 @@ def test_what_is_remembered_is_bounded(decided):
     def remember():
         for number in range(400):
             title = f"CT{number}"
-            with contextlib.suppress(minris.Rejection):
+            with contextlib.suppress(Rejection):
                 decided.negotiator.decide(associate_rq(calling=title), HOST, decided.access)
 
     decided.call(remember)
@@ -1707,9 +1714,9 @@ def name_server(monkeypatch):
         return look_up(host, *arguments, **how)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    minris.host_addresses.cache_clear()
+    host_addresses.cache_clear()
     yield names
-    minris.host_addresses.cache_clear()
+    host_addresses.cache_clear()
 
 
 def test_a_rejection_lasts_no_longer_than_its_reason(tmp_path, name_server):
@@ -1721,7 +1728,7 @@ def test_a_rejection_lasts_no_longer_than_its_reason(tmp_path, name_server):
             peer.send(associate_rq())
             assert peer.rest() == [reject(1, 1, 3)]
         found.append(HOST)
-        minris.host_addresses.cache_clear()  # a minute later
+        host_addresses.cache_clear()  # a minute later
         with Peer(inside.port) as peer:
             peer.associate()
 
@@ -2122,7 +2129,7 @@ def test_a_data_set_past_what_is_read_over_is_aborted(serve):
 
 
 def test_data_sets_of_all_peers_together_are_bounded(serve, monkeypatch):
-    monkeypatch.setattr(minris.AssociationServer, "RECEIVING", 100_000)
+    monkeypatch.setattr(AssociationServer, "RECEIVING", 100_000)
     inside = serve()
     unfinished = p_data(value(3, 3, FIND_COMMAND), value(3, 0, bytes(60_000)))
     with associated(inside.port) as one, associated(inside.port) as other:
@@ -2733,5 +2740,5 @@ def test_a_hundred_queries_beside_performed_steps_lose_nothing(appliance):
         working = [pool.submit(work, appliance.port, number) for number in range(40)]
         assert [one.result() for one in working] == [[0, 0]] * 40
         assert [one.result() for one in asking] == [10] * 100
-    stored = appliance.read(lambda: minris.PerformedProcedureStep.select().count())
+    stored = appliance.read(lambda: PerformedProcedureStep.select().count())
     assert stored == 40

@@ -9,14 +9,21 @@ import pytest
 from conftest import item
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
+from minris.access.context import audit, audit_lines, check_audit, purge_audit
+from minris.access.users import make_user
+from minris.config.ini import load_config
+from minris.config.settings import SETTINGS
+from minris.config.values import ROLES
+from minris.pages.machines.devices import setting_text
+from minris.standard.status import Refusal, Status
+from minris.store.models import database
 
 
 @pytest.fixture
 def audited(ctx):
     """A store with three audit lines."""
     for about in ("2.25.1", "2.25.2", "2.25.3"):
-        minris.audit(ctx, "scheduled", about, "26070500001")
+        audit(ctx, "scheduled", about, "26070500001")
     return ctx
 
 
@@ -33,92 +40,92 @@ def behind_our_back(ctx):
 
 
 def test_a_log_that_nobody_has_touched_is_unbroken(audited):
-    chain = minris.check_audit()
+    chain = check_audit()
     assert (chain.count, chain.broken) == (3, None)
     assert re.fullmatch("[0-9a-f]{64}", chain.digest)
 
 
 def test_an_empty_log_is_unbroken(ctx):
-    assert minris.check_audit() == (0, "", None)
+    assert check_audit() == (0, "", None)
 
 
 @pytest.mark.parametrize("sql", ["UPDATE audit SET who = 'nobody'", "DELETE FROM audit"])
 def test_the_log_is_neither_changed_nor_erased(audited, sql):
     with pytest.raises(peewee.IntegrityError, match="audit log is never"):
-        minris.database.execute_sql(sql)
-    assert minris.check_audit().count == 3
+        database.execute_sql(sql)
+    assert check_audit().count == 3
 
 
 @pytest.mark.parametrize("column", ["at", "who", "what", "about", "detail", "digest"])
 def test_a_line_that_was_changed_is_found(audited, column):
     with behind_our_back(audited) as connection:
         connection.execute(f"UPDATE audit SET {column} = 'x' WHERE id = 2")
-    broken = minris.check_audit().broken
+    broken = check_audit().broken
     assert broken[0] == 2
 
 
 def test_a_line_that_was_taken_out_is_found(audited):
     with behind_our_back(audited) as connection:
         connection.execute("DELETE FROM audit WHERE id = 2")
-    assert minris.check_audit().broken[0] == 3
+    assert check_audit().broken[0] == 3
 
 
 def test_a_line_that_was_put_in_is_found(audited):
     with behind_our_back(audited) as connection:
         line = "SELECT at, who, what, about, detail, digest FROM audit WHERE id = 1"
         connection.execute(f"INSERT INTO audit (at, who, what, about, detail, digest) {line}")
-    assert minris.check_audit().broken[0] == 4
+    assert check_audit().broken[0] == 4
 
 
 def test_lines_taken_from_the_end_show_in_the_digest(audited):
-    before = minris.check_audit().digest
+    before = check_audit().digest
     with behind_our_back(audited) as connection:
         connection.execute("DELETE FROM audit WHERE id = 3")
-    found = minris.check_audit()
+    found = check_audit()
     assert (found.broken, found.digest == before) == (None, False)
 
 
 def test_what_the_purge_erases_breaks_nothing(audited):
-    minris.purge_audit("9999")
-    minris.audit(audited, "scheduled", "2.25.4")
-    minris.audit(audited, "scheduled", "2.25.5")
-    assert (minris.check_audit().count, minris.check_audit().broken) == (2, None)
+    purge_audit("9999")
+    audit(audited, "scheduled", "2.25.4")
+    audit(audited, "scheduled", "2.25.5")
+    assert (check_audit().count, check_audit().broken) == (2, None)
     with pytest.raises(peewee.IntegrityError):
-        minris.database.execute_sql("DELETE FROM audit")
+        database.execute_sql("DELETE FROM audit")
 
 
 def test_a_log_of_before_there_was_a_chain_goes_on_in_one(audited):
     with behind_our_back(audited) as connection:
         connection.execute("UPDATE audit SET digest = ''")
-    minris.audit(audited, "scheduled", "2.25.4")
-    minris.audit(audited, "scheduled", "2.25.5")
-    assert minris.check_audit().broken is None
+    audit(audited, "scheduled", "2.25.4")
+    audit(audited, "scheduled", "2.25.5")
+    assert check_audit().broken is None
     with contextlib.closing(sqlite3.connect(audited.config.store_path)) as connection, connection:
         connection.execute("UPDATE audit SET who = 'x' WHERE id = 4")
-    assert minris.check_audit().broken[0] == 4
+    assert check_audit().broken[0] == 4
 
 
 def test_a_refused_operation_leaves_the_chain_whole(appliance):
     appliance.schedule(item())
 
     def fail(ctx):
-        with minris.database.atomic():
-            minris.audit(ctx, "scheduled", "2.25.9")
-            raise minris.Refusal(minris.Status.PROCESSING_FAILURE, "no")
+        with database.atomic():
+            audit(ctx, "scheduled", "2.25.9")
+            raise Refusal(Status.PROCESSING_FAILURE, "no")
 
-    with pytest.raises(minris.Refusal):
+    with pytest.raises(Refusal):
         appliance.write(fail, appliance.context())
     appliance.schedule(item())
-    assert appliance.read(minris.check_audit).broken is None
+    assert appliance.read(check_audit).broken is None
 
 
 def test_lines_are_found_by_any_text(audited):
-    minris.audit(audited, "device saved", "CT room 1", "Überweisung")
-    assert [line.about for line in minris.audit_lines("ct ROOM")] == ["CT room 1"]
-    assert [line.about for line in minris.audit_lines("Überweisung")] == ["CT room 1"]
-    assert len(minris.audit_lines("")) == 4
-    assert [line.about for line in minris.audit_lines("2.25.", before=3)] == ["2.25.2", "2.25.1"]
-    assert minris.audit_lines("100%") == []
+    audit(audited, "device saved", "CT room 1", "Überweisung")
+    assert [line.about for line in audit_lines("ct ROOM")] == ["CT room 1"]
+    assert [line.about for line in audit_lines("Überweisung")] == ["CT room 1"]
+    assert len(audit_lines("")) == 4
+    assert [line.about for line in audit_lines("2.25.", before=3)] == ["2.25.2", "2.25.1"]
+    assert audit_lines("100%") == []
 
 
 # The pages.
@@ -127,7 +134,7 @@ PAGES = ("/box", "/users", "/users/new", "/audit", "/settings")
 
 
 @pytest.mark.parametrize("path", PAGES)
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_the_box_is_for_administrators(appliance, path, role):
     with visiting(appliance) as client:
         answer = employ(appliance, client, role).get(path)
@@ -185,7 +192,7 @@ def test_a_short_password_is_refused_and_the_name_kept(admin):
 
 
 def test_sessions_are_ended(appliance, admin):
-    appliance.write(minris.make_user, appliance.context(), "bob", "desk", "secret-enough")
+    appliance.write(make_user, appliance.context(), "bob", "desk", "secret-enough")
     with visiting(appliance) as client:
         client.post("/login", data={"name": "bob", "password": "secret-enough", "next": "/"})
         assert client.get("/").status_code == 200
@@ -268,7 +275,7 @@ def test_the_audit_page_says_when_the_log_was_changed(appliance, admin):
 def test_older_lines_are_a_page_further(appliance, admin):
     def many(ctx):
         for number in range(250):
-            minris.audit(ctx, "test", f"line {number}")
+            audit(ctx, "test", f"line {number}")
 
     appliance.write(many, appliance.context())
     first = admin.get("/audit?q=line")
@@ -279,7 +286,7 @@ def test_older_lines_are_a_page_further(appliance, admin):
 
 
 def test_a_script_in_an_audit_line_is_text(appliance, admin):
-    appliance.write(minris.audit, appliance.context(), "x", "<script>alert(1)</script>")
+    appliance.write(audit, appliance.context(), "x", "<script>alert(1)</script>")
     assert "<script>alert" not in admin.get("/audit").text
 
 
@@ -293,10 +300,10 @@ def test_the_settings_say_where_they_come_from(run_appliance):
 
 
 def test_a_setting_of_the_environment_says_so(tmp_path):
-    config = minris.load_config(None, {"MINRIS_DICOM_AE_TITLE": "CLINIC"})
+    config = load_config(None, {"MINRIS_DICOM_AE_TITLE": "CLINIC"})
     assert config.sources == {("dicom", "ae_title"): "MINRIS_DICOM_AE_TITLE"}
 
 
 def test_every_setting_can_be_shown(config):
-    for setting in minris.SETTINGS:
-        assert isinstance(minris.setting_text(config, setting), str)
+    for setting in SETTINGS:
+        assert isinstance(setting_text(config, setting), str)

@@ -13,7 +13,28 @@ from conftest import item
 from test_mpps import schedule
 from test_pages import csrf_of, employ, filled, visiting, words_of
 
-import minris
+from minris.access.context import Actor
+from minris.appliance.jobs import closing_time, job_no_show
+from minris.config.ini import Device
+from minris.config.values import read_weekdays
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.items import workitem_code
+from minris.dataset.times import shown_date
+from minris.housekeeping.stuck import not_come
+from minris.orders.catalogue import save_procedure
+from minris.orders.diary import clashes, diary, exam_minutes, free_times, in_the_way, is_closed
+from minris.orders.history import visit_of
+from minris.orders.lookup import get_step, step_key, step_row
+from minris.orders.patients import get_patient
+from minris.orders.scheduling import reschedule
+from minris.orders.steps import change_step
+from minris.orders.trace import QueryLog, save_shown
+from minris.orders.undo import take_back
+from minris.pages.day.paper import code_128
+from minris.standard.dictionary import tag_of
+from minris.store.models import database
+from minris.ups.people import claim_by_person, finish_by_person, relationship_of_step
+from minris.ups.workitems import create_workitem
 
 DAY = "20260706"  # a Monday, the day after that of the tests' clock
 
@@ -22,11 +43,11 @@ def booked(ctx, time, exam="CT chest", date=DAY, **texts):
     """An exam at CT1: its row."""
     schedule(ctx, ScheduledProcedureStepStartDate=date, ScheduledProcedureStepStartTime=time,
              RequestedProcedureDescription=exam, **texts)  # fmt: skip
-    return minris.database.execute_sql("SELECT max(id) FROM scheduled_procedure_step").fetchone()[0]
+    return database.execute_sql("SELECT max(id) FROM scheduled_procedure_step").fetchone()[0]
 
 
 def change(ctx, row_id, event):
-    minris.change_step(ctx, event, *minris.step_key(row_id))
+    change_step(ctx, event, *step_key(row_id))
 
 
 # The diary.
@@ -35,28 +56,28 @@ def change(ctx, row_id, event):
 def test_a_diary_has_the_exams_of_a_station_by_their_begin(ctx):
     second, first = booked(ctx, "1000"), booked(ctx, "093000", PatientID="P2", PatientName="Li^Na")
     booked(ctx, "0900", date="20260707")
-    found = minris.diary(ctx, "CT1", DAY, DAY)
+    found = diary(ctx, "CT1", DAY, DAY)
     assert [(one.row_id, one.begin, one.end) for one in found] == [
         (first, 570, 585),
         (second, 600, 615),
     ]
-    assert minris.diary(ctx, "US9", DAY, DAY) == []
+    assert diary(ctx, "US9", DAY, DAY) == []
 
 
 @pytest.mark.parametrize("known_by", ["code", "meaning"])
 def test_an_exam_takes_as_long_as_the_catalogue_says(ctx, known_by):
     row = {"code": "CTC", "meaning": "CT chest", "minutes": "40"}
-    minris.save_procedure(ctx, row)
+    save_procedure(ctx, row)
     booked(ctx, "0900", row["meaning"])
-    [one] = minris.diary(ctx, "CT1", DAY, DAY)
+    [one] = diary(ctx, "CT1", DAY, DAY)
     assert one.end - one.begin == 40
-    assert minris.exam_minutes()[row[known_by]] == 40
+    assert exam_minutes()[row[known_by]] == 40
 
 
 @pytest.mark.parametrize("event", ["cancel", "no show", "depart"])
 def test_what_was_called_off_takes_no_time(ctx, event):
     change(ctx, booked(ctx, "0900"), event)
-    assert minris.diary(ctx, "CT1", DAY, DAY) == []
+    assert diary(ctx, "CT1", DAY, DAY) == []
 
 
 @pytest.mark.parametrize(
@@ -72,30 +93,30 @@ def test_what_was_called_off_takes_no_time(ctx, event):
 def test_exams_on_the_time_of_another_one_are_found(ctx, times, double):
     for number, time in enumerate(times):
         booked(ctx, time, PatientID=f"P{number}")
-    assert len(minris.clashes(minris.diary(ctx, "CT1", DAY, DAY))) == double
+    assert len(clashes(diary(ctx, "CT1", DAY, DAY))) == double
 
 
 def test_a_long_exam_clashes_with_each_that_begins_within_it(ctx):
-    minris.save_procedure(ctx, {"code": "L", "meaning": "Long", "minutes": "60"})
+    save_procedure(ctx, {"code": "L", "meaning": "Long", "minutes": "60"})
     rows = {booked(ctx, "0900", "Long"), booked(ctx, "0905"), booked(ctx, "0950")}
-    assert minris.clashes(minris.diary(ctx, "CT1", DAY, DAY)) == rows
+    assert clashes(diary(ctx, "CT1", DAY, DAY)) == rows
 
 
 def test_what_is_over_is_in_nobodys_way(ctx):
     first, second = booked(ctx, "0900"), booked(ctx, "0905")
     change(ctx, first, "finish")
-    assert minris.clashes(minris.diary(ctx, "CT1", DAY, DAY)) == set()
-    taken, _ = minris.in_the_way(ctx, "CT1", DAY, 545, row_id=second)
+    assert clashes(diary(ctx, "CT1", DAY, DAY)) == set()
+    taken, _ = in_the_way(ctx, "CT1", DAY, 545, row_id=second)
     assert taken == []
 
 
 def test_free_are_the_times_of_opening_less_those_taken(ctx):
     ctx.config.clinic.opens, ctx.config.clinic.closes = (9, 0), (10, 0)
     booked(ctx, "0910")
-    bookings = minris.diary(ctx, "CT1", DAY, DAY)
-    assert minris.free_times(ctx, bookings, DAY, 15) == [570, 585]
-    assert minris.free_times(ctx, bookings, DAY, 30) == [570]
-    assert minris.free_times(ctx, bookings, DAY, 90) == []
+    bookings = diary(ctx, "CT1", DAY, DAY)
+    assert free_times(ctx, bookings, DAY, 15) == [570, 585]
+    assert free_times(ctx, bookings, DAY, 30) == [570]
+    assert free_times(ctx, bookings, DAY, 90) == []
 
 
 @pytest.mark.parametrize(("opens", "slot"), [((8, 10), 15), ((8, 30), 20), ((8, 0), 45)])
@@ -105,44 +126,44 @@ def test_any_opening_time_has_free_times_in_the_calendar(appliance, opens, slot)
     day = soon(appliance)
     appliance.schedule(at(day, "0005"), at(day, "0610", PatientID="P2", PatientName="Li^Na"))
     with visiting(appliance) as client:
-        page = employ(appliance, client).get(f"/calendar?date={minris.shown_date(day)}&device=CT1")
+        page = employ(appliance, client).get(f"/calendar?date={shown_date(day)}&device=CT1")
     assert page.text.count('class="free"') >= 600 // slot - 1
     assert "00:05 Wang" in page.text
     assert "06:10 Li" in page.text
 
 
 def test_exams_on_any_title_of_a_device_are_in_its_diary(ctx):
-    twin = minris.Device("Twin", ("CT1", "CT2"))
+    twin = Device("Twin", ("CT1", "CT2"))
     ctx = dataclasses.replace(ctx, devices=[twin])
     booked(ctx, "0900", ScheduledStationAETitle="CT1")
     booked(ctx, "0905", ScheduledStationAETitle="CT2", PatientID="P2", PatientName="Li^Na")
-    assert minris.clashes(minris.diary(ctx, "CT2", DAY, DAY)) == {1, 2}
+    assert clashes(diary(ctx, "CT2", DAY, DAY)) == {1, 2}
 
 
 def test_an_exam_lies_as_long_as_its_code_says_on_its_own_page_too(ctx):
-    minris.save_procedure(ctx, {"code": "CTX", "meaning": "CT long", "minutes": "60"})
-    code = minris.text_elements(CodeValue="CTX", CodeMeaning="x", CodingSchemeDesignator="L")
+    save_procedure(ctx, {"code": "CTX", "meaning": "CT long", "minutes": "60"})
+    code = text_elements(CodeValue="CTX", CodeMeaning="x", CodingSchemeDesignator="L")
     first = booked(ctx, "0900", "whatever")
-    sequence = minris.encode_items(minris.tag_of("RequestedProcedureCodeSequence"), [bytes(code)])
-    minris.reschedule(ctx, *minris.step_key(first), sequence)
+    sequence = encode_items(tag_of("RequestedProcedureCodeSequence"), [bytes(code)])
+    reschedule(ctx, *step_key(first), sequence)
     second = booked(ctx, "0930", PatientID="P2", PatientName="Li^Na")
-    taken, _ = minris.in_the_way(ctx, "CT1", DAY, 540, "", first)
+    taken, _ = in_the_way(ctx, "CT1", DAY, 540, "", first)
     assert [one.row_id for one in taken] == [second]
 
 
 def test_nothing_is_free_in_the_past_or_on_a_closed_day(ctx):
     """The tests' clock stands at 12:00 of 5 July 2026, a Sunday."""
-    assert minris.free_times(ctx, [], "20260704", 15) == []
-    assert minris.free_times(ctx, [], "20260705", 15)[0] == 720
+    assert free_times(ctx, [], "20260704", 15) == []
+    assert free_times(ctx, [], "20260705", 15)[0] == 720
     ctx.config.clinic.closed_days = ("mon",)
-    assert minris.free_times(ctx, [], DAY, 15) == []
-    assert minris.is_closed(ctx, DAY)
-    assert not minris.is_closed(ctx, "20260707")
+    assert free_times(ctx, [], DAY, 15) == []
+    assert is_closed(ctx, DAY)
+    assert not is_closed(ctx, "20260707")
 
 
 def test_without_hours_all_day_is_open(ctx):
     ctx.config.clinic.opens = ctx.config.clinic.closes = None
-    assert len(minris.free_times(ctx, [], DAY, 15)) == 96
+    assert len(free_times(ctx, [], DAY, 15)) == 96
 
 
 @pytest.mark.parametrize(
@@ -150,12 +171,12 @@ def test_without_hours_all_day_is_open(ctx):
     [("", ()), ("sun, sat", ("sat", "sun")), ("Monday", ("mon",)), ("SAT", ("sat",))],
 )
 def test_days_of_the_week_are_read(text, days):
-    assert minris.read_weekdays(text) == days
+    assert read_weekdays(text) == days
 
 
 def test_a_day_that_is_none_is_refused():
     with pytest.raises(ValueError, match="xyz"):
-        minris.read_weekdays("sun, xyz")
+        read_weekdays("sun, xyz")
 
 
 # The page.
@@ -178,7 +199,7 @@ def at(day, time, **texts):
 
 
 def test_the_calendar_offers_a_free_time_that_fills_the_form(appliance, desk):
-    day = minris.shown_date(soon(appliance))
+    day = shown_date(soon(appliance))
     page = desk.get(f"/calendar?date={day}&device=CT1")
     [link] = [html.unescape(one) for one in re.findall(r'href="(/register\?[^"]+)"', page.text)
               if day in one and "10%3A15" in one]  # fmt: skip
@@ -191,12 +212,12 @@ def test_the_calendar_offers_a_free_time_that_fills_the_form(appliance, desk):
 def test_the_calendar_shows_exams_and_double_bookings(appliance, desk):
     day = soon(appliance)
     appliance.schedule(at(day, "0900"), at(day, "0905", PatientID="P2", PatientName="Li^Na"))
-    page = desk.get(f"/calendar?date={minris.shown_date(day)}&device=CT1")
+    page = desk.get(f"/calendar?date={shown_date(day)}&device=CT1")
     words = words_of(page)
     assert "2 exams lie on the time of another one." in words
     assert words.count("double booking") == 2
     assert "09:00 Wang XiaoDong 王小东" in words
-    assert "2 exams" in words.partition(minris.shown_date(day)[:7] + " Mon")[2]
+    assert "2 exams" in words.partition(shown_date(day)[:7] + " Mon")[2]
     assert ": CT room" in words
     assert 'href="/step/1"' in page.text
 
@@ -211,7 +232,7 @@ def test_any_date_gives_a_calendar(desk, date):
 def test_an_exam_before_opening_is_shown_too(appliance, desk):
     day = soon(appliance)
     appliance.schedule(at(day, "0605"), at(day, "2350"))
-    words = words_of(desk.get(f"/calendar?date={minris.shown_date(day)}&device=CT1"))
+    words = words_of(desk.get(f"/calendar?date={shown_date(day)}&device=CT1"))
     assert "06:05 Wang XiaoDong" in words
     assert "23:50 Wang XiaoDong" in words
 
@@ -227,7 +248,7 @@ def test_without_a_device_the_calendar_says_what_to_do(run_appliance, tmp_path):
 def test_who_registers_on_a_taken_time_is_told(appliance, desk):
     day = soon(appliance)
     appliance.schedule(at(day, "0900", PatientID="P2", PatientName="Li^Na"))
-    shown = minris.shown_date(day)
+    shown = shown_date(day)
     answer = desk.post("/register", data=filled(desk, date=shown, time="09:05"))
     words = words_of(desk.get(answer.headers["location"]))
     assert "Double booking" in words
@@ -238,7 +259,7 @@ def test_who_registers_on_a_taken_time_is_told(appliance, desk):
 def test_while_one_types_what_is_in_the_way_is_shown_with_free_times(appliance, desk):
     day = soon(appliance)
     appliance.schedule(at(day, "0900", PatientID="P2", PatientName="Li^Na"))
-    asked = {"device": "CT1", "date": minris.shown_date(day), "time": "09:05", "procedure": ""}
+    asked = {"device": "CT1", "date": shown_date(day), "time": "09:05", "procedure": ""}
     part = desk.get("/slots", params=asked)
     assert "09:00–09:15 Li Na" in words_of(part)
     assert re.findall('data-time="([^"]+)"', part.text)[:2] == ["09:15", "09:30"]
@@ -259,14 +280,16 @@ def test_half_an_exam_has_nothing_in_its_way(desk, wrong):
 
 
 def reporting(ctx, monkeypatch, does=True):
-    monkeypatch.setattr(minris, "does_report", lambda *how: does)
+    monkeypatch.setattr("minris.housekeeping.stuck.does_report", lambda *how: does)
+    monkeypatch.setattr("minris.images.arrivals.does_report", lambda *how: does)
+    monkeypatch.setattr("minris.pages.day.board.does_report", lambda *how: does)
 
 
 @pytest.mark.parametrize("does", [True, False])
 def test_who_has_not_come_is_of_machines_that_report(ctx, monkeypatch, does):
     row = booked(ctx, "0900", date=ctx.today())
     reporting(ctx, monkeypatch, does)
-    assert minris.not_come(ctx) == ([row] if does else [])
+    assert not_come(ctx) == ([row] if does else [])
 
 
 def test_who_has_come_or_comes_tomorrow_is_not_missed(ctx, monkeypatch):
@@ -274,29 +297,31 @@ def test_who_has_come_or_comes_tomorrow_is_not_missed(ctx, monkeypatch):
     arrived = booked(ctx, "0900", date=ctx.today())
     change(ctx, arrived, "arrive")
     booked(ctx, "0900")
-    assert minris.not_come(ctx) == []
+    assert not_come(ctx) == []
 
 
 def test_who_is_to_come_in_the_evening_is_not_missed_yet(ctx, monkeypatch):
     """The tests' clock stands at 12:00."""
     reporting(ctx, monkeypatch)
     booked(ctx, "2200", date=ctx.today())
-    assert minris.not_come(ctx) == []
+    assert not_come(ctx) == []
 
 
 def test_at_closing_time_who_did_not_come_is_said_so_and_can_be_taken_back(appliance, monkeypatch):
-    monkeypatch.setattr(minris, "does_report", lambda *how: True)
+    monkeypatch.setattr("minris.housekeeping.stuck.does_report", lambda *how: True)
+    monkeypatch.setattr("minris.images.arrivals.does_report", lambda *how: True)
+    monkeypatch.setattr("minris.pages.day.board.does_report", lambda *how: True)
     appliance.schedule(at(appliance.context().today(), "000000"))
-    minris.job_no_show(appliance.appliance)
-    assert appliance.read(minris.step_row, 1).status == "NO SHOW"
-    appliance.write(minris.take_back, appliance.context(), 1)
-    assert appliance.read(minris.step_row, 1).status == "SCHEDULED"
+    job_no_show(appliance.appliance)
+    assert appliance.read(step_row, 1).status == "NO SHOW"
+    appliance.write(take_back, appliance.context(), 1)
+    assert appliance.read(step_row, 1).status == "SCHEDULED"
 
 
 @pytest.mark.parametrize("switched_on", [True, False])
 def test_closing_time_is_a_setting(config, switched_on):
     config.housekeeping.no_show_after_closing = switched_on
-    assert minris.closing_time(config) == ((18, 0) if switched_on else None)
+    assert closing_time(config) == ((18, 0) if switched_on else None)
 
 
 # The label.
@@ -308,12 +333,12 @@ def test_a_label_has_what_a_film_bag_needs(appliance, desk):
     assert "Wang XiaoDong 王小东" in words
     assert "12 Mar 1978" in words
     assert "years" in words
-    index = minris.ElementIndex(appliance.read(minris.get_step, 1)[0])
+    index = ElementIndex(appliance.read(get_step, 1)[0])
     assert index.get("AccessionNumber") in words
 
 
 def test_bars_can_be_drawn_in_any_width():
-    drawn = minris.code_128("A26112200001")
+    drawn = code_128("A26112200001")
     assert b'preserveAspectRatio="none"' in drawn
     width = float(re.search(rb'width="([\d.]+)mm"', drawn)[1])
     assert float(re.search(rb'viewBox="0 0 ([\d.]+) ', drawn)[1]) == pytest.approx(
@@ -348,13 +373,13 @@ def test_the_second_of_two_is_shown_what_the_first_has_changed(appliance, desk):
     assert answer.status_code == 409
     assert "was changed meanwhile: 1978-03-13" in words_of(answer)
     assert 'value="70"' in answer.text, "what was typed is kept"
-    stored = minris.ElementIndex(appliance.read(minris.get_patient, 1))
+    stored = ElementIndex(appliance.read(get_patient, 1))
     assert (stored.get("PatientBirthDate"), stored.get("PatientWeight")) == ("19780313", "")
     body = answer.text[answer.text.index('action="/patient/1"') :]
     again = mine | {"birth_date": "1978-03-13"}
     again |= dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', body))
     assert desk.post("/patient/1", data=again).status_code == 303
-    stored = minris.ElementIndex(appliance.read(minris.get_patient, 1))
+    stored = ElementIndex(appliance.read(get_patient, 1))
     assert (stored.get("PatientBirthDate"), stored.get("PatientWeight")) == ("19780313", "70")
 
 
@@ -373,7 +398,7 @@ def test_two_at_one_exam_likewise(appliance, desk):
     answer = desk.post("/step/1/edit", data=mine)
     assert answer.status_code == 409
     assert "was changed meanwhile: 10:45" in words_of(answer)
-    assert appliance.read(minris.step_row, 1).start_time[:4] == "1045"
+    assert appliance.read(step_row, 1).start_time[:4] == "1045"
 
 
 def test_a_state_that_changed_meanwhile_holds_nobody_up(appliance, desk):
@@ -381,7 +406,7 @@ def test_a_state_that_changed_meanwhile_holds_nobody_up(appliance, desk):
     mine = edited(desk, "/step/1/edit", time="11:00")
     desk.post("/step/1", data={"csrf": csrf_of(desk.get("/").text), "event": "arrive"})
     assert desk.post("/step/1/edit", data=mine).status_code == 303
-    assert appliance.read(minris.step_row, 1).start_time[:4] == "1100"
+    assert appliance.read(step_row, 1).start_time[:4] == "1100"
 
 
 def test_of_two_at_the_same_moment_one_is_told(appliance, desk):
@@ -409,7 +434,7 @@ def test_a_form_that_was_tampered_with_is_refused(appliance, desk, seen):
     appliance.schedule(item())
     form = edited(desk, "/patient/1", weight="70") | {"seen": seen}
     assert desk.post("/patient/1", data=form).status_code == 400
-    assert minris.ElementIndex(appliance.read(minris.get_patient, 1)).get("PatientWeight") == ""
+    assert ElementIndex(appliance.read(get_patient, 1)).get("PatientWeight") == ""
 
 
 # First seen by a device, read.
@@ -418,21 +443,21 @@ def test_a_form_that_was_tampered_with_is_refused(appliance, desk, seen):
 def test_an_exam_that_was_made_after_it_was_shown_is_another_one(ctx):
     """A row that was erased gives its number to the next."""
     schedule(ctx)
-    minris.save_shown([(1, "CT1", "2026-07-05T11:59:00.000000Z")])
-    assert len(minris.visit_of(1)) == 1
+    save_shown([(1, "CT1", "2026-07-05T11:59:00.000000Z")])
+    assert len(visit_of(1)) == 1
 
 
 def test_who_was_shown_an_exam_first_is_in_its_time_line(ctx):
     schedule(ctx)
-    minris.save_shown([(1, "CT1", "2026-07-05T12:03:00.000000Z"), (99, "CT1", "2026")])
-    minris.save_shown([(1, "CT1", "2026-07-05T13:00:00.000000Z")])
-    told = [(str(one.what), one.at[11:16]) for one in minris.visit_of(1)]
+    save_shown([(1, "CT1", "2026-07-05T12:03:00.000000Z"), (99, "CT1", "2026")])
+    save_shown([(1, "CT1", "2026-07-05T13:00:00.000000Z")])
+    told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
     assert told == [("Registered", "12:00"), ("First on the worklist of CT1", "12:03")]
 
 
 def test_what_is_remembered_of_a_device_is_bounded_and_told_once(ctx):
-    log = minris.QueryLog()
-    by_ct = ctx.by(minris.Actor("CT1"))
+    log = QueryLog()
+    by_ct = ctx.by(Actor("CT1"))
     log.show(by_ct, [(1, 7), (2, 7)])
     log.show(by_ct, [(2, 7), (3, 7)])
     assert sorted(row[0] for row in log.take_shown()) == [1, 2, 3]
@@ -445,19 +470,17 @@ def test_what_is_remembered_of_a_device_is_bounded_and_told_once(ctx):
 @pytest.mark.parametrize(("code", "words"), [("110005", "Read"), ("110001", "Images processed")])
 def test_what_comes_after_is_told_by_what_it_was(ctx, code, words):
     step = schedule(ctx)
-    request = minris.relationship_of_step(bytes(step))
-    texts = minris.text_elements(
+    request = relationship_of_step(bytes(step))
+    texts = text_elements(
         ProcedureStepState="SCHEDULED", ProcedureStepLabel="Chest", WorklistLabel="R",
         ScheduledProcedureStepPriority="MEDIUM", InputReadinessState="READY",
         ScheduledProcedureStepStartDateTime="20260705",
     )  # fmt: skip
-    codes = minris.encode_items(
-        minris.tag_of("ScheduledWorkitemCodeSequence"), [minris.workitem_code(code)]
-    )
-    data = texts.merged(minris.ElementIndex(codes), minris.ElementIndex(request))
-    uid, _ = minris.create_workitem(ctx, "", data)
-    reader = ctx.by(minris.Actor("anna", "127.0.0.1", "desk"))
+    codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
+    data = texts.merged(ElementIndex(codes), ElementIndex(request))
+    uid, _ = create_workitem(ctx, "", data)
+    reader = ctx.by(Actor("anna", "127.0.0.1", "desk"))
     later = dataclasses.replace(reader, now=lambda: ctx.now() + datetime.timedelta(hours=1))
-    minris.claim_by_person(later, uid)
-    minris.finish_by_person(later, uid, "")
-    assert str(minris.visit_of(1)[-1].what) == words
+    claim_by_person(later, uid)
+    finish_by_person(later, uid, "")
+    assert str(visit_of(1)[-1].what) == words

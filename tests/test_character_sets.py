@@ -27,8 +27,21 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pynetdicom.dsutils import encode
 
-import minris
-from minris import ASCII, decode_text
+from minris.access.users import make_user, open_session
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex, encode_text
+from minris.dataset.names import COMPOUND_SURNAMES, chinese_name, latin_name, person_name
+from minris.dataset.recode import recode, recode_noting
+from minris.dataset.search import AnswerStyle, Search, to_syntax
+from minris.dataset.text import ASCII, character_set, decode_text
+from minris.interchange.files import import_items, read_items
+from minris.orders.scheduling import schedule
+from minris.orders.worklist import find_worklist
+from minris.standard.character_sets import REPERTOIRES
+from minris.standard.dictionary import tag_of
+from minris.standard.uids import IMPLICIT_VR_LITTLE_ENDIAN
+from minris.standard.worklist import MWL_ATTRIBUTES
+from minris.store.models import PerformedProcedureStep
 
 SUCCESS, INVALID_VALUE = 0x0000, 0x0106
 WANG = "Wang^XiaoDong=王^小东"
@@ -148,7 +161,7 @@ EXAMPLES = {
 
 def charset(terms):
     """A CharacterSet from the value of (0008,0005)."""
-    return minris.character_set(tuple(terms.split("\\")) if terms else ())
+    return character_set(tuple(terms.split("\\")) if terms else ())
 
 
 # Bytes that minris had no hand in.
@@ -200,7 +213,7 @@ def part_in_bytes(part, terms):
 def encoded(**values):
     """A data set by keywords, Implicit VR; a value is text, bytes or a list of encoded items."""
     parts = []
-    for tag, value in sorted((minris.tag_of(keyword), value) for keyword, value in values.items()):
+    for tag, value in sorted((tag_of(keyword), value) for keyword, value in values.items()):
         if isinstance(value, list):
             value = b"".join(wire.element(0xFFFEE000, one) for one in value)
         elif isinstance(value, bytes):
@@ -217,7 +230,7 @@ def decoded(data):
 
 
 def stored_text(data, keyword="PatientName"):
-    return minris.ElementIndex(data).get(keyword)
+    return ElementIndex(data).get(keyword)
 
 
 # A modality that sends bytes as they are; it calls us as the benchmarks do.
@@ -281,7 +294,7 @@ def name_by_dcmtk(path):
 
 def encoded_meta():
     """The file meta group of a file in Implicit VR Little Endian."""
-    uid = minris.IMPLICIT_VR_LITTLE_ENDIAN.encode() + b"\0"
+    uid = IMPLICIT_VR_LITTLE_ENDIAN.encode() + b"\0"
     syntax = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
     return struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(syntax)) + syntax
 
@@ -309,8 +322,8 @@ def test_a_file_of_pydicom_is_read_as_pydicom_reads_it(path):
     theirs = pydicom.dcmread(path)
     theirs.remove_private_tags()
     theirs.pop("PixelData", None)
-    body = minris.recode(encode(theirs, False, True))
-    ours = decoded(encoded(SpecificCharacterSet="ISO_IR 192") + minris.to_syntax(body, False))
+    body = recode(encode(theirs, False, True))
+    ours = decoded(encoded(SpecificCharacterSet="ISO_IR 192") + to_syntax(body, False))
     texts, seen = [], []
     theirs.walk(lambda _, element: texts.append(text_of(element)))
     ours.walk(lambda _, element: seen.append(text_of(element)))
@@ -360,7 +373,7 @@ CHARACTERS = sorted(
 )
 
 
-@pytest.mark.parametrize("number", minris.REPERTOIRES)
+@pytest.mark.parametrize("number", REPERTOIRES)
 def test_every_character_of_a_repertoire_round_trips(number):
     """T-CS-01. Nor does a control character other than ESC come about."""
     one = charset(rf"\ISO 2022 IR {number}")
@@ -677,8 +690,8 @@ def test_a_name_is_stored_asked_for_and_returned_in_each_set(appliance, terms, n
     entry = encoded(
         SpecificCharacterSet=terms, PatientName=raw, ScheduledProcedureStepSequence=[step]
     )
-    items = minris.read_items("entry.wl", entry)
-    appliance.write(minris.import_items, appliance.context(), items)
+    items = read_items("entry.wl", entry)
+    appliance.write(import_items, appliance.context(), items)
     appliance.schedule(item("Doe^Jane=无^名氏"))
     key = in_bytes(name.rpartition("=")[2], terms)
     [answer] = ask(appliance, encoded(SpecificCharacterSet=terms, PatientName=key))
@@ -689,10 +702,10 @@ def test_a_name_is_stored_asked_for_and_returned_in_each_set(appliance, terms, n
 
 def answer_in(terms, name):
     """The answer to a query for names, in a set."""
-    query = minris.ElementIndex(minris.encode_text("PatientName", ""))
-    style = minris.AnswerStyle(charset(terms))
-    search = minris.Search(query, minris.MWL_ATTRIBUTES, False, style)
-    return search.select(minris.ElementIndex(minris.encode_text("PatientName", name)))
+    query = ElementIndex(encode_text("PatientName", ""))
+    style = AnswerStyle(charset(terms))
+    search = Search(query, MWL_ATTRIBUTES, False, style)
+    return search.select(ElementIndex(encode_text("PatientName", name)))
 
 
 WITHOUT_DCMTK = ("IR 203", "IR 87", "IR 159", "IR 13")  # DCMTK 3.6.7 with the GNU C library
@@ -919,7 +932,7 @@ def performed(terms, name, **values):
 
 def kept(appliance):
     """The one performed step that is stored, None if there is none."""
-    return appliance.read(minris.PerformedProcedureStep.get_or_none)
+    return appliance.read(PerformedProcedureStep.get_or_none)
 
 
 UID = "2.25.77"
@@ -1081,7 +1094,7 @@ def test_what_names_no_set_is_read_in_that_of_the_device(five, calling, terms, r
 @pytest.mark.parametrize(("terms", "name"), SETS.items())
 def test_a_report_in_each_set_is_read_without_doubt(terms, name):
     """T-CS-01."""
-    found = minris.recode_noting(performed(terms, in_bytes(name, terms)), False)
+    found = recode_noting(performed(terms, in_bytes(name, terms)), False)
     assert (stored_text(found.data), found.recovered, found.damaged) == (name, (), ())
 
 
@@ -1119,7 +1132,7 @@ def pypinyin():
 
 @pytest.mark.parametrize(("chinese", "latin"), PINYIN.items())
 def test_a_chinese_name_is_read_as_its_bearer_reads_it(pypinyin, chinese, latin):
-    assert minris.latin_name(chinese) == latin
+    assert latin_name(chinese) == latin
 
 
 @pytest.mark.parametrize(
@@ -1135,22 +1148,22 @@ def test_a_chinese_name_is_read_as_its_bearer_reads_it(pypinyin, chinese, latin)
     ],
 )
 def test_a_chinese_name_alone_gets_its_latin_part(pypinyin, typed, name):
-    assert minris.person_name("", "", typed) == name
+    assert person_name("", "", typed) == name
 
 
-@pytest.mark.parametrize("family", sorted(minris.COMPOUND_SURNAMES))
+@pytest.mark.parametrize("family", sorted(COMPOUND_SURNAMES))
 def test_a_family_name_of_two_characters_is_not_taken_apart(family):
-    assert minris.chinese_name(f"{family}静") == f"{family}^静"
+    assert chinese_name(f"{family}静") == f"{family}^静"
 
 
 def test_a_latin_part_that_is_typed_goes_before_pinyin(pypinyin):
     """As in a passport of Hong Kong."""
-    assert minris.person_name("Wong", "Siu Tung", "王小东") == "Wong^Siu Tung=王^小东"
+    assert person_name("Wong", "Siu Tung", "王小东") == "Wong^Siu Tung=王^小东"
 
 
 def test_without_pypinyin_a_chinese_name_stays_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "pypinyin", None)
-    assert minris.person_name("", "", "王小东") == "=王^小东"
+    assert person_name("", "", "王小东") == "=王^小东"
 
 
 class Desk:
@@ -1159,8 +1172,8 @@ class Desk:
     def __init__(self, appliance):
         def logged_in():
             context = appliance.context()
-            user = minris.make_user(context, "anna", "desk", "blue-kettle-9")
-            return minris.open_session(context, user.id)
+            user = make_user(context, "anna", "desk", "blue-kettle-9")
+            return open_session(context, user.id)
 
         cookies = {"minris": appliance.write(logged_in)}
         self.client = httpx.Client(base_url=appliance.url, cookies=cookies, trust_env=False)
@@ -1283,10 +1296,10 @@ def test_a_modality_finds_a_chinese_name_in_another_spelling(appliance):
 def names_found(ctx, key, *names):
     """Which of some names on the worklist a key finds."""
     for name in names:
-        minris.schedule(ctx, minris.from_json(item(name)), "separate")
+        schedule(ctx, from_json(item(name)), "separate")
     ds = Dataset()
     ds.SpecificCharacterSet, ds.PatientName = "ISO_IR 192", key
-    index = minris.ElementIndex(minris.recode(encode(ds, False, True)))
-    search = minris.Search(index, minris.MWL_ATTRIBUTES, explicit=False)
-    answers = [data for found in minris.find_worklist(ctx, search) for data in found]
+    index = ElementIndex(recode(encode(ds, False, True)))
+    search = Search(index, MWL_ATTRIBUTES, explicit=False)
+    answers = [data for found in find_worklist(ctx, search) for data in found]
     return sorted(str(decoded(data).PatientName) for data in answers)

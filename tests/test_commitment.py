@@ -43,13 +43,55 @@ from test_mpps import series as performed_series
 from test_order_life import refused
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
-from minris import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, STUDY_ROOT_FIND, Status
+from minris.access.context import Actor, utc_now
+from minris.access.users import make_token
+from minris.config.ini import ConfigError, Device, load_config
+from minris.dataset.dicom_json import from_json
+from minris.dataset.dicom_xml import from_xml, to_xml
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.search import to_syntax
+from minris.delivery.archive import CommitmentDesk
+from minris.dimse.archive import ArchiveSearch
+from minris.housekeeping.erasing import purge
+from minris.images.availability import notify_availability
+from minris.images.commitment import (
+    Evidence,
+    commitment_counts,
+    commitment_result,
+    due_commitments,
+    judged_instances,
+    note_not_told,
+    note_told,
+    purge_commitments,
+    recent_commitments,
+    record_evidence,
+    request_commitment,
+    try_commitment_again,
+)
+from minris.images.references import Reference, notified_instances
+from minris.interchange.whole_store import export_store
+from minris.mpps.performed import create_mpps, set_mpps
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Status
+from minris.standard.uids import (
+    INSTANCE_AVAILABILITY,
+    MPPS,
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    STUDY_ROOT_FIND,
+    VERIFICATION,
+    new_uid,
+)
+from minris.store.models import Commitment, database
+from minris.store.rows import erase, fetch_rows
+from minris.store.sqlite import backup_store
+from minris.upper_layer.caller import Caller
+from minris.upper_layer.pdus import NO_DATA_SET, AcceptedContext, encode_command, message_pdus
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 MISSING, CONFLICT, NO_IMAGE, UNCHECKED, IN_USE = 0x0112, 0x0119, 0x0122, 0x0110, 0x0131
 ACCEPTED = 0x0000
-REFERENCES = minris.tag_of("ReferencedSOPSequence")
+REFERENCES = tag_of("ReferencedSOPSequence")
 
 
 # What is asked, and what comes back.
@@ -267,8 +309,13 @@ def own_archive(tmp_path):
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Failures are tried again after a moment."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (0.1,))
-    monkeypatch.setattr(minris.CommitmentDesk.run, "__defaults__", (0.05,))
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (0.1,))
+    monkeypatch.setattr(CommitmentDesk.run, "__defaults__", (0.05,))
 
 
 def settings(ct_port, archive_port, more="", commitment="missing_minutes = 0", relational="yes"):
@@ -295,8 +342,8 @@ def strict_box(run_appliance, modality, archive):
 @contextlib.contextmanager
 def door_of(running, role="technologist", name=""):
     """An HTTP client of the base of DICOMweb."""
-    name = name or minris.new_uid()
-    token = running.write(minris.make_token, running.context(), name, role)
+    name = name or new_uid()
+    token = running.write(make_token, running.context(), name, role)
     headers = {"Authorization": f"Bearer {token}"}
     base = f"{running.url}/dicom-web"
     with httpx.Client(base_url=base, headers=headers, trust_env=False) as client:
@@ -311,7 +358,7 @@ def door(box):
 
 def put(running, uid, images, who="CT1"):
     """Ask in the core, as a machine does."""
-    running.write(minris.request_commitment, running.context(who), uid, stored_form(flat(images)))
+    running.write(request_commitment, running.context(who), uid, stored_form(flat(images)))
     running.appliance.wake_delivery()
 
 
@@ -336,14 +383,14 @@ def answer_of(door, uid):
 
 def judged(door, ds):
     """Ask over the web, and wait for the result: its data set."""
-    uid = minris.new_uid()
+    uid = new_uid()
     assert post(door, uid, ds).status_code == 202
     return read(answer_of(door, uid))
 
 
 def request_row(uid):
     """A request as it is stored."""
-    found = minris.fetch_rows(minris.Commitment, "transaction_uid = ? AND repeats = 0", uid)
+    found = fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)
     return found[0] if found else None
 
 
@@ -378,7 +425,7 @@ def once_in(running, uid, state):
 
 def test_all_that_the_archive_has_is_safe(box, modality, archive, tmp_path):
     """T-SC-01, T-SC-02, T-SC-10: type 1, each once; the CT had long released its association."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.receive(tmp_path, *images)
     response = modality.act(box.port, request(uid, images))
     assert response["status"] == ACCEPTED
@@ -400,7 +447,7 @@ def test_all_that_the_archive_has_is_safe(box, modality, archive, tmp_path):
 
 def test_three_of_four_are_safe(box, modality, archive):
     """T-SC-03, T-SC-10: type 2 with exactly the fourth failed."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.store(*images[:3])
     assert modality.ask(box.port, uid, images) == ACCEPTED
     event = modality.event(uid)
@@ -411,7 +458,7 @@ def test_three_of_four_are_safe(box, modality, archive):
 
 def test_none_is_safe(box, modality):
     """T-SC-04: type 2 without (0008,1199), and nowhere to retrieve from."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     assert modality.ask(box.port, uid, images) == ACCEPTED
     event = modality.event(uid)
     assert heard(event) == (2, [], dict.fromkeys(uids(images), MISSING))
@@ -423,7 +470,7 @@ def test_an_image_of_another_class_is_a_conflict(box, modality, archive):
     """T-SC-05."""
     [image], [right] = series(1), series(1)
     archive.store(image, right)
-    uid = minris.new_uid()
+    uid = new_uid()
     assert modality.ask(box.port, uid, [image._replace(sop_class=MR_IMAGE), right]) == ACCEPTED
     assert modality.result(uid) == (2, [right.uid], {image.uid: CONFLICT})
 
@@ -431,9 +478,9 @@ def test_an_image_of_another_class_is_a_conflict(box, modality, archive):
 @pytest.mark.parametrize(
     "sop_class",
     [
-        minris.VERIFICATION,
+        VERIFICATION,
         STORAGE_COMMITMENT,
-        minris.MPPS,
+        MPPS,
         "1.2.840.10008.5.1.1.4",
         STUDY_ROOT_FIND,
     ],
@@ -473,11 +520,11 @@ def action(ds, **changes):
 
 def with_references(*items):
     """A request with these items."""
-    return dataset(TransactionUID=minris.new_uid(), ReferencedSOPSequence=list(items))
+    return dataset(TransactionUID=new_uid(), ReferencedSOPSequence=list(items))
 
 
 def usual(uid=None):
-    return request(minris.new_uid() if uid is None else uid, series(1))
+    return request(new_uid() if uid is None else uid, series(1))
 
 
 def of(uid):
@@ -491,7 +538,7 @@ def test_a_request_that_is_refused_is_dead(box, modality):
     without_references = usual()
     del without_references["ReferencedSOPSequence"]
     refusals = {
-        "another instance": (action(usual(), instance=minris.new_uid()), 0x0112),
+        "another instance": (action(usual(), instance=new_uid()), 0x0112),
         "another action": (action(usual(), type=2), 0x0123),
         "no references": (action(without_references), 0x0120),
         "empty references": (action(with_references()), 0x0121),
@@ -505,7 +552,7 @@ def test_a_request_that_is_refused_is_dead(box, modality):
     responses = peers.run_dimse(box.port, operations, "CT1")
     statuses = {name: one["status"] for name, one in zip(refusals, responses, strict=True)}
     assert statuses == {name: status for name, (_, status) in refusals.items()}
-    assert box.read(minris.recent_commitments) == []
+    assert box.read(recent_commitments) == []
     uid = operations[0]["dataset"]["00081195"]["Value"][0]
     assert modality.ask(box.port, uid, series(1)) == ACCEPTED
     assert modality.result(uid).kind == 2
@@ -515,7 +562,7 @@ def test_a_request_that_is_refused_is_dead(box, modality):
 def test_the_form_of_the_web_is_none_of_dimse(box):
     """PS3.4 Table J.3-1 has Referenced SOP Sequence alone, and the report has no other form."""
     ds = by_study(series(1))
-    ds.TransactionUID = minris.new_uid()
+    ds.TransactionUID = new_uid()
     assert peers.run_dimse(box.port, [action(ds)], "CT1")[0]["status"] == 0x0120
 
 
@@ -524,14 +571,14 @@ def test_who_could_not_be_told_is_refused(run_appliance, modality, archive, titl
     """0124 at the request: a device without an address, or one that is not registered."""
     more = "[dicom]\naccept_unknown_devices = yes\n"
     running = run_appliance(settings(modality.port, archive.port, more))
-    response = modality.act(running.port, request(minris.new_uid(), series(1)), calling=title)
+    response = modality.act(running.port, request(new_uid(), series(1)), calling=title)
     assert response["status"] == 0x0124
     assert response["errorComment"] == f"{title} is not registered with an address"
 
 
 def n_action(uid, images, number=1, explicit=False):
     """An N-ACTION request in bytes."""
-    set_ = minris.encode_command(
+    set_ = encode_command(
         CommandField=0x0130,
         MessageID=1,
         RequestedSOPClassUID=STORAGE_COMMITMENT,
@@ -540,12 +587,12 @@ def n_action(uid, images, number=1, explicit=False):
         CommandDataSetType=1,
     )
     items = [
-        minris.text_elements(ReferencedSOPClassUID=one.sop_class, ReferencedSOPInstanceUID=one.uid)
+        text_elements(ReferencedSOPClassUID=one.sop_class, ReferencedSOPInstanceUID=one.uid)
         for one in images
     ]
-    sequence = minris.encode_items(REFERENCES, map(bytes, items))
-    data = bytes(minris.text_elements(TransactionUID=uid)) + sequence
-    return in_pdus(number, set_, minris.to_syntax(data, explicit))
+    sequence = encode_items(REFERENCES, map(bytes, items))
+    data = bytes(text_elements(TransactionUID=uid)) + sequence
+    return in_pdus(number, set_, to_syntax(data, explicit))
 
 
 def status_of(peer):
@@ -569,7 +616,7 @@ def test_too_many_references_are_refused_in_words(box, modality, count):
     image = series(1)[0]
     many = [image._replace(uid=f"{image.uid[:50]}.{number}") for number in range(count)]
     peer, _ = asking(box.port)
-    uid = minris.new_uid()
+    uid = new_uid()
     with peer:
         peer.send(n_action(uid, many))
         status, words = status_of(peer)
@@ -587,18 +634,18 @@ def test_how_many_are_too_many_is_a_setting(run_appliance, modality, archive):
     limit = "missing_minutes = 0\nmaximum_instances = 3"
     running = run_appliance(settings(modality.port, archive.port, commitment=limit))
     words = "4 images are more than the 3 of one request"
-    response = modality.act(running.port, request(minris.new_uid(), series(4)))
+    response = modality.act(running.port, request(new_uid(), series(4)))
     assert (response["status"], response["errorComment"]) == (0x0213, words)
     with door_of(running) as door:
         for form in (flat, by_study):
-            answer = post(door, minris.new_uid(), form(series(4)))
+            answer = post(door, new_uid(), form(series(4)))
             assert (answer.status_code, words in answer.text) == (413, True), answer.text
-        assert post(door, minris.new_uid(), flat(series(3))).status_code == 202
+        assert post(door, new_uid(), flat(series(3))).status_code == 202
 
 
 def test_an_even_presentation_context_id_is_served(box, modality, archive):
     """dcm4che's client numbers from 2 (PS3.8 9.3.2.2 has odd ones)."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     peer, _ = asking(box.port, number=2)
     with peer:
@@ -611,7 +658,7 @@ def test_an_even_presentation_context_id_is_served(box, modality, archive):
 @pytest.mark.parametrize("proposed", [(1, 0), (0, 1), (1, 1)])
 def test_the_requesters_role_selection_is_answered(box, modality, archive, proposed):
     """PS3.4 J.3.3.1.2, J.2.1: SCU, SCP, or both, as proposed; whoever is SCU is served."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     peer, negotiated = asking(box.port, user=(role(STORAGE_COMMITMENT, *proposed),))
     with peer:
@@ -629,7 +676,7 @@ def test_the_report_comes_from_the_very_title_that_was_called(run_appliance, mod
     more = "[dicom]\ncheck_called_ae_title = no\n"
     running = run_appliance(settings(modality.port, archive.port, more))
     for title in ("STORECOMMIT", "minris"):
-        images, uid = series(1), minris.new_uid()
+        images, uid = series(1), new_uid()
         assert modality.ask(running.port, uid, images, called=title) == ACCEPTED
         assert modality.event(uid)["calling"] == title
 
@@ -638,7 +685,7 @@ def test_the_report_proposes_that_we_are_scp(run_appliance, console, archive):
     """T-SC-01: role selection SCU 0, SCP 1, for the Push Model alone, on a new association."""
     ct = console()
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     peer, _ = asking(running.port)
     with peer:  # which stays open
@@ -658,7 +705,7 @@ def test_a_requester_that_does_not_take_us_as_scp_is_not_told(run_appliance, con
     """It is told when it does; the page says why it was not."""
     ct = console(takes_role=False)
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer, _ = asking(running.port)
     with peer:
         peer.send(n_action(uid, images))
@@ -676,7 +723,7 @@ def test_a_requester_that_does_not_take_us_as_scp_is_not_told(run_appliance, con
 
 def test_a_second_list_under_a_name_in_use_fails_whole(run_appliance, modality, own_archive):
     """T-SC-06: 0131 for all of it, at once; the first is judged as if nothing had been."""
-    first, second, uid = series(2), series(2), minris.new_uid()
+    first, second, uid = series(2), series(2), new_uid()
     own_archive.store(*first, *second)
     running = run_appliance(settings(modality.port, own_archive.port))
     own_archive.stop()
@@ -691,7 +738,7 @@ def test_a_second_list_under_a_name_in_use_fails_whole(run_appliance, modality, 
 
 def test_the_same_request_again_is_one_request(run_appliance, modality, own_archive):
     """T-SC-06: the CT lost our answer; it is told once."""
-    images, uid, last = series(2), minris.new_uid(), minris.new_uid()
+    images, uid, last = series(2), new_uid(), new_uid()
     own_archive.store(*images)
     running = run_appliance(settings(modality.port, own_archive.port))
     own_archive.stop()
@@ -711,7 +758,7 @@ def test_the_same_request_again_before_its_result_was_told_is_one_request(
     ct = console()
     ct.stop()
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     peer, _ = asking(running.port)
     with peer:
@@ -723,12 +770,12 @@ def test_the_same_request_again_before_its_result_was_told_is_one_request(
     ct.listen()
     assert ct.next() == (uid, (1, uids(images), {}))
     once_in(running, uid, "told")
-    assert running.read(lambda: len(minris.fetch_rows(minris.Commitment, "1 = 1"))) == 1
+    assert running.read(lambda: len(fetch_rows(Commitment, "1 = 1"))) == 1
 
 
 def test_a_name_that_is_used_up_is_in_use(box, modality, archive):
     """T-SC-06: after its result was told, too: never a second success under one name."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     assert modality.ask(box.port, uid, images) == ACCEPTED
     assert modality.result(uid).kind == 1
@@ -744,15 +791,15 @@ def perform(ctx, images):
     """The CT reports a performed step that made the images."""
     references = list(flat(images).ReferencedSOPSequence)
     made = performed_series(SeriesInstanceUID=images[0].series, ReferencedImageSequence=references)
-    uid, step = minris.new_uid(), unscheduled_item(StudyInstanceUID=images[0].study)
-    minris.create_mpps(ctx, uid, stored_form(creation(step)))
-    minris.set_mpps(ctx, uid, stored_form(ending(PerformedSeriesSequence=[made])))
+    uid, step = new_uid(), unscheduled_item(StudyInstanceUID=images[0].study)
+    create_mpps(ctx, uid, stored_form(creation(step)))
+    set_mpps(ctx, uid, stored_form(ending(PerformedSeriesSequence=[made])))
 
 
 def notify(ctx, images, availability="ONLINE", who=AE_TITLE, title=AE_TITLE):
     """An archive notifies availability."""
     data = stored_form(notice(images, availability, title))
-    minris.notify_availability(ctx.by(minris.Actor(who)), minris.new_uid(), data)
+    notify_availability(ctx.by(Actor(who)), new_uid(), data)
 
 
 def told_of(running, tell, images, *how):
@@ -762,7 +809,7 @@ def told_of(running, tell, images, *how):
 
 def test_an_image_of_an_unknown_study_cannot_be_checked(strict_box, modality, archive):
     """0110: the archive has it, and must not be asked for it by its UID alone."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     put(strict_box, uid, images)
     assert modality.result(uid) == (2, [], dict.fromkeys(uids(images), UNCHECKED))
@@ -771,7 +818,7 @@ def test_an_image_of_an_unknown_study_cannot_be_checked(strict_box, modality, ar
 @pytest.mark.parametrize("tell", [perform, notify])
 def test_the_study_is_known_by_what_was_reported(strict_box, modality, archive, tell):
     """A performed step of the CT, or a notice of the archive, says where to look."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.store(*images[:3])
     told_of(strict_box, tell, images)
     put(strict_box, uid, images)
@@ -791,7 +838,7 @@ def test_the_study_is_known_by_the_request(strict_box, archive):
 
 def test_a_request_of_several_studies_is_judged_study_by_study(strict_box, modality, archive):
     """Two are known, a third is not."""
-    known, absent, unknown, uid = series(3), series(2), series(1), minris.new_uid()
+    known, absent, unknown, uid = series(3), series(2), series(1), new_uid()
     archive.store(*known, *unknown)
     told_of(strict_box, perform, known)
     told_of(strict_box, notify, absent)
@@ -814,7 +861,7 @@ def test_a_uid_that_begins_another_is_not_mistaken_for_it(strict_box, archive):
 
 def test_an_image_that_comes_late_is_safe_all_the_same(run_appliance, modality, own_archive):
     """Within missing_minutes it is looked for again."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     own_archive.store(*images[:3])
     text = settings(modality.port, own_archive.port, commitment="missing_minutes = 5")
     running = run_appliance(text)
@@ -827,7 +874,7 @@ def test_an_image_that_comes_late_is_safe_all_the_same(run_appliance, modality, 
 
 def test_a_study_that_is_reported_after_the_request(run_appliance, archive, modality):
     """Many a CT asks first and completes its performed step then: within missing_minutes."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     text = settings(modality.port, archive.port, commitment="missing_minutes = 5", relational="no")
     running = run_appliance(text)
@@ -845,7 +892,7 @@ def test_no_archive_no_success(run_appliance, modality, archives):
     """0110 without an archive, and where two devices are archives and none is set."""
     text = f"[device CT room]\nhost = {peers.HOST}\nport = {modality.port}\n"
     running = run_appliance(f"{text}{archives}[commitment]\nmissing_minutes = 0\n")
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     put(running, uid, images)
     assert modality.result(uid) == (2, [], {images[0].uid: UNCHECKED})
 
@@ -868,7 +915,7 @@ def test_a_stopped_archive_never_commits_and_success_follows_when_it_is_back(
     run_appliance, modality, own_archive
 ):
     """T-SC-09: no report while it is down; started again, success by itself."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     own_archive.store(*images)
     running = run_appliance(settings(modality.port, own_archive.port))
     own_archive.stop()
@@ -883,7 +930,7 @@ def test_a_stopped_archive_never_commits_and_success_follows_when_it_is_back(
 
 def test_an_archive_that_loses_an_image_before_it_is_asked(box, modality, archive):
     """What was there once is no evidence."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     archive.lose(images[0])
     put(box, uid, images)
@@ -893,11 +940,11 @@ def test_an_archive_that_loses_an_image_before_it_is_asked(box, modality, archiv
 # With a clock of our own.
 
 
-ARCHIVE = minris.Device(
+ARCHIVE = Device(
     "Archive", (AE_TITLE,), host=peers.HOST, port=11112, role="archive", relational_queries=True
 )
-CT = minris.Device("CT room", ("CT1",), host=peers.HOST, port=11113)
-NOBODY = minris.Evidence({}, problem="not reached: connection refused")
+CT = Device("CT room", ("CT1",), host=peers.HOST, port=11113)
+NOBODY = Evidence({}, problem="not reached: connection refused")
 
 
 @pytest.fixture
@@ -912,7 +959,7 @@ def at(ctx, **later):
 
 def ask(ctx, images, uid="2.25.900", **how):
     """A request in the core: its row ID."""
-    minris.request_commitment(ctx, uid, stored_form(flat(images)), **how)
+    request_commitment(ctx, uid, stored_form(flat(images)), **how)
     return request_row(uid).id
 
 
@@ -921,30 +968,30 @@ def seen(*images):
 
 
 def verdicts(commitment_id):
-    return [one.verdict for one in minris.judged_instances(commitment_id)]
+    return [one.verdict for one in judged_instances(commitment_id)]
 
 
 def test_without_evidence_to_the_end_of_its_time_it_is_0110(noon):
     """give_up_hours: not a second before, and what was seen meanwhile stays safe."""
     images = series(2)
     one = ask(noon, images)
-    minris.record_evidence(noon, one, NOBODY._replace(found=seen(images[0])))
-    minris.record_evidence(at(noon, hours=23, minutes=59), one, NOBODY)
+    record_evidence(noon, one, NOBODY._replace(found=seen(images[0])))
+    record_evidence(at(noon, hours=23, minutes=59), one, NOBODY)
     assert (request_row("2.25.900").state, verdicts(one)) == ("asked", ["", "0000"])
-    minris.record_evidence(at(noon, hours=24), one, NOBODY)
+    record_evidence(at(noon, hours=24), one, NOBODY)
     assert (request_row("2.25.900").state, verdicts(one)) == ("judged", ["0110", "0000"])
-    found = minris.ElementIndex(minris.commitment_result(request_row("2.25.900")).data)
-    [failed] = found.items(minris.tag_of("FailedSOPSequence"))
+    found = ElementIndex(commitment_result(request_row("2.25.900")).data)
+    [failed] = found.items(tag_of("FailedSOPSequence"))
     assert failed.get("FailureReason") == str(UNCHECKED)
 
 
 def test_a_missing_image_is_missing_after_missing_minutes(noon):
     images = series(2)
     one = ask(noon, images)
-    evidence = minris.Evidence(seen(images[0]), frozenset({images[1].uid}))
-    minris.record_evidence(at(noon, minutes=4, seconds=59), one, evidence)
+    evidence = Evidence(seen(images[0]), frozenset({images[1].uid}))
+    record_evidence(at(noon, minutes=4, seconds=59), one, evidence)
     assert verdicts(one) == ["", "0000"]
-    minris.record_evidence(at(noon, minutes=5), one, evidence)
+    record_evidence(at(noon, minutes=5), one, evidence)
     assert verdicts(one) == ["0112", "0000"]
 
 
@@ -952,35 +999,35 @@ def test_a_verdict_is_for_good(noon):
     """Each instance is judged once: later evidence does not touch it."""
     [image, other] = series(2)
     one = ask(noon, [image, other])
-    minris.record_evidence(noon, one, minris.Evidence(seen(image)))
-    missing = minris.Evidence({}, frozenset({image.uid, other.uid}))
-    minris.record_evidence(at(noon, hours=1), one, missing)
+    record_evidence(noon, one, Evidence(seen(image)))
+    missing = Evidence({}, frozenset({image.uid, other.uid}))
+    record_evidence(at(noon, hours=1), one, missing)
     assert verdicts(one) == ["0112", "0000"]
 
 
 def test_a_day_of_silence_then_the_clock_goes_back(noon):
     """What was put off is due again though the clock was set back by a day."""
     ask(noon, series(1))
-    minris.record_evidence(noon, request_row("2.25.900").id, NOBODY)
-    assert minris.due_commitments(noon, "asked") == []
-    assert len(minris.due_commitments(at(noon, days=-1), "asked")) == 1
-    assert len(minris.due_commitments(at(noon, seconds=1), "asked")) == 1
+    record_evidence(noon, request_row("2.25.900").id, NOBODY)
+    assert due_commitments(noon, "asked") == []
+    assert len(due_commitments(at(noon, days=-1), "asked")) == 1
+    assert len(due_commitments(at(noon, seconds=1), "asked")) == 1
 
 
 def test_a_result_that_nobody_takes_is_given_up(noon):
     """report_hours; tried again by a person it has its time anew."""
     one = ask(noon, series(1))
-    minris.record_evidence(at(noon, hours=24), one, NOBODY)
+    record_evidence(at(noon, hours=24), one, NOBODY)
     told = at(noon, hours=24 + 71)
-    minris.note_not_told(told, one, "not reached: no answer")
+    note_not_told(told, one, "not reached: no answer")
     assert request_row("2.25.900").state == "judged"
-    minris.note_not_told(at(noon, hours=24 + 72), one, "not reached: no answer")
+    note_not_told(at(noon, hours=24 + 72), one, "not reached: no answer")
     assert request_row("2.25.900").state == "given up"
     again = at(noon, hours=24 + 100)
-    assert minris.due_commitments(again, "judged") == []
-    minris.try_commitment_again(again, "2.25.900")
-    assert len(minris.due_commitments(again, "judged")) == 1
-    minris.note_not_told(again, one, "not reached: no answer")
+    assert due_commitments(again, "judged") == []
+    try_commitment_again(again, "2.25.900")
+    assert len(due_commitments(again, "judged")) == 1
+    note_not_told(again, one, "not reached: no answer")
     assert request_row("2.25.900").state == "judged"
 
 
@@ -988,35 +1035,35 @@ def test_a_result_that_is_not_told_is_not_dropped(noon):
     """keep_days may be shorter than report_hours: the CT is told all the same."""
     noon.config.commitment.keep_days = 1
     one = ask(noon, series(1))
-    minris.record_evidence(noon, one, minris.Evidence(seen(*series(1))))
-    minris.record_evidence(at(noon, minutes=5), one, NOBODY._replace(found={}))
-    minris.record_evidence(at(noon, hours=24), one, NOBODY)
+    record_evidence(noon, one, Evidence(seen(*series(1))))
+    record_evidence(at(noon, minutes=5), one, NOBODY._replace(found={}))
+    record_evidence(at(noon, hours=24), one, NOBODY)
     assert request_row("2.25.900").state == "judged"
-    minris.purge_commitments(at(noon, hours=24 + 25))
+    purge_commitments(at(noon, hours=24 + 25))
     assert request_row("2.25.900").state == "judged"
 
 
 def test_a_result_without_instances_is_no_success(noon):
     """Dropped between two looks, or damaged: nothing is called safe of which nothing is known."""
     one = ask(noon, series(1))
-    minris.erase("commitment_instance WHERE commitment_id = ?", one)
-    assert not minris.commitment_result(request_row("2.25.900")).all_good
+    erase("commitment_instance WHERE commitment_id = ?", one)
+    assert not commitment_result(request_row("2.25.900")).all_good
 
 
 def test_evidence_that_comes_after_the_end_changes_nothing(noon):
     """Two looks at one request: what was told is not to be told again."""
     image = series(1)[0]
     one = ask(noon, [image])
-    minris.record_evidence(noon, one, minris.Evidence(seen(image)))
-    minris.note_told(noon, one)
-    minris.record_evidence(noon, one, minris.Evidence(seen(image)))
+    record_evidence(noon, one, Evidence(seen(image)))
+    note_told(noon, one)
+    record_evidence(noon, one, Evidence(seen(image)))
     assert request_row("2.25.900").state == "told"
 
 
 def test_a_result_is_told_once_though_the_list_of_what_is_due_is_old(noon):
     """It was read before the result was told, and comes when it has been."""
     one, told = ask(noon, series(1)), []
-    minris.record_evidence(at(noon, hours=24), one, NOBODY)
+    record_evidence(at(noon, hours=24), one, NOBODY)
 
     async def play():
         go = asyncio.Event()
@@ -1030,13 +1077,13 @@ def test_a_result_is_told_once_though_the_list_of_what_is_due_is_old(noon):
 
         async def call_late(function, *arguments):
             found_ = function(*arguments)
-            if function is minris.due_commitments:
+            if function is due_commitments:
                 go.set()
                 while desk.busy:
                     await asyncio.sleep(0)
             return found_
 
-        desk = minris.CommitmentDesk(lambda: at(noon, hours=24), None, None, tell, call, call)
+        desk = CommitmentDesk(lambda: at(noon, hours=24), None, None, tell, call, call)
         await desk.work()
         desk.read = call_late
         await desk.work(wait=True)
@@ -1050,17 +1097,13 @@ def test_twenty_thousand_references_are_taken(noon):
     image = series(1)[0]
     many = [image._replace(uid=f"{image.uid[:50]}.{number}") for number in range(20_000)]
     items = [
-        bytes(
-            minris.text_elements(
-                ReferencedSOPClassUID=one.sop_class, ReferencedSOPInstanceUID=one.uid
-            )
-        )
+        bytes(text_elements(ReferencedSOPClassUID=one.sop_class, ReferencedSOPInstanceUID=one.uid))
         for one in many
     ]
-    minris.request_commitment(noon, "2.25.900", minris.encode_items(REFERENCES, items))
+    request_commitment(noon, "2.25.900", encode_items(REFERENCES, items))
     one = request_row("2.25.900").id
-    minris.record_evidence(noon, one, minris.Evidence(seen(*many)))
-    assert minris.commitment_counts([one])[one] == (20_000, 0, 0)
+    record_evidence(noon, one, Evidence(seen(*many)))
+    assert commitment_counts([one])[one] == (20_000, 0, 0)
 
 
 def test_a_request_of_the_web_does_not_swallow_that_of_a_machine(noon):
@@ -1068,7 +1111,7 @@ def test_a_request_of_the_web_does_not_swallow_that_of_a_machine(noon):
     images = series(1)
     ask(noon, images, door="web")
     ask(noon, images)
-    rows = minris.fetch_rows(minris.Commitment, "1 = 1 ORDER BY id")
+    rows = fetch_rows(Commitment, "1 = 1 ORDER BY id")
     assert [(one.door, one.repeats) for one in rows] == [("web", 0), ("dimse", 1)]
 
 
@@ -1078,7 +1121,7 @@ def test_a_uid_in_the_form_of_a_study_is_a_uid(noon):
     for keyword, value in (("study", "1.02.3"), ("series", "*"), ("study", "2.25.1\\2.25.2")):
         images = [series(1)[0]._replace(**{keyword: value})]
         with refused(Status.INVALID_ARGUMENT_VALUE):
-            minris.request_commitment(noon, "2.25.900", stored_form(by_study(images)), "web")
+            request_commitment(noon, "2.25.900", stored_form(by_study(images)), "web")
 
 
 # The requester is away; the appliance is killed.
@@ -1089,7 +1132,7 @@ def test_a_requester_that_was_away_is_told_later(run_appliance, console, archive
     ct = console()
     ct.stop()
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(images[0])
     peer, _ = asking(running.port)
     with peer:
@@ -1109,7 +1152,7 @@ def test_a_requester_that_knows_nothing_of_it_has_been_told(
     """PS3.4 J.3.2: its answer changes nothing of the verdicts; it is not told again."""
     ct = console(answer=status)
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer, _ = asking(running.port)
     with peer:
         peer.send(n_action(uid, images))
@@ -1138,7 +1181,7 @@ def test_killed_between_judgement_and_report_the_report_arrives(
     tmp_path, run_appliance, modality, archive, silent
 ):
     """T-SC-08: kill -9 while the CT is being told; after the next start it is."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     archive.store(*images)
     text = settings(silent.port, archive.port)
     with serving(write_config(tmp_path, text)) as (process, port):
@@ -1155,7 +1198,7 @@ def test_killed_between_request_and_judgement_it_is_judged_after_the_next_start(
     tmp_path, run_appliance, modality, own_archive
 ):
     """T-SC-08: what was answered 0000 is kept; killed, with the archive down."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     own_archive.store(*images[:2])
     own_archive.stop()
     text = settings(modality.port, own_archive.port)
@@ -1172,7 +1215,7 @@ def test_a_hundred_requests_at_once_lose_none(box, modality, archive):
     """Of a hundred associations at once; the worklist is answered meanwhile."""
     images = series(5)
     archive.store(*images[:4])
-    asked = [minris.new_uid() for _ in range(100)]
+    asked = [new_uid() for _ in range(100)]
 
     def ask_alone(uid):
         peer, _ = asking(box.port)
@@ -1197,10 +1240,10 @@ def test_a_machine_that_is_away_does_not_hold_up_the_others(
     """Eight results for a machine that never answers; another asks, and is told."""
     more = f"[device Ultrasound]\nhost = {peers.HOST}\nport = {silent.port}\n"
     running = run_appliance(settings(modality.port, archive.port, more))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     for _ in range(8):
-        put(running, minris.new_uid(), images, "US1")
+        put(running, new_uid(), images, "US1")
     assert silent.called.wait(PATIENCE_S)
     put(running, uid, images)
     assert heard(modality.event(uid, 8)) == (1, uids(images), {})
@@ -1275,8 +1318,16 @@ LYING = {
 @pytest.fixture
 def doubtful(run_appliance, modality, monkeypatch):
     """An appliance whose archive is whoever listens on `archive_port`, for whom it waits little."""
-    caller = minris.Caller
-    monkeypatch.setattr(minris, "Caller", lambda timeout=0.3: caller(min(timeout, 0.3)))
+    caller = Caller
+    monkeypatch.setattr(
+        "minris.dimse.archive.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
+    )
+    monkeypatch.setattr(
+        "minris.dimse.senders.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
+    )
+    monkeypatch.setattr(
+        "minris.upper_layer.caller.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
+    )
     monkeypatch.setattr(caller, "MOST_ANSWERS", 50)
     port = peers.free_port()
     running = run_appliance(settings(modality.port, port))
@@ -1297,7 +1348,7 @@ def believes_the_next(running, modality, uid):
 def test_what_an_archive_says_before_it_fails_is_no_evidence(doubtful, modality, name):
     """It has named the image, and then not ended with success."""
     answers, words = LYING[name]
-    uid = minris.new_uid()
+    uid = new_uid()
     with Liar(answers, doubtful.archive_port):
         put(doubtful, uid, [WANTED])
         once(doubtful, uid, lambda row: words in row.problem, "it does not say why")
@@ -1332,15 +1383,15 @@ class NoArchive(BareArchive):
 
 def response(status=0xFF00, data=b"", field=0x8020, cut=0):
     """A C-FIND-RSP on the first presentation context."""
-    set_ = minris.encode_command(
+    set_ = encode_command(
         AffectedSOPClassUID=STUDY_ROOT_FIND,
         CommandField=field,
         MessageIDBeingRespondedTo=1,
-        CommandDataSetType=1 if data else minris.NO_DATA_SET,
+        CommandDataSetType=1 if data else NO_DATA_SET,
         Status=status,
     )
-    where = minris.AcceptedContext(1, STUDY_ROOT_FIND, True)
-    whole = minris.message_pdus(where, set_, data or None, 16384)
+    where = AcceptedContext(1, STUDY_ROOT_FIND, True)
+    whole = message_pdus(where, set_, data or None, 16384)
     return whole[: len(whole) - cut]
 
 
@@ -1387,7 +1438,7 @@ BY_HAND = {"rubbish", "an empty PDU", "a value of no length", "half an answer", 
 def test_rubbish_is_no_evidence(doubtful, modality, name):
     """Whatever comes for an answer; the image is named in some of it."""
     kind, said = RUBBISH[name]
-    uid = minris.new_uid()
+    uid = new_uid()
     with kind(response=said, port=doubtful.archive_port):
         put(doubtful, uid, [WANTED])
         once_failed(doubtful, uid)
@@ -1433,7 +1484,7 @@ def test_an_answer_that_does_not_have_the_image_is_no_evidence(doubtful, modalit
 
 def test_an_archive_without_queries_is_no_evidence(doubtful, modality):
     """It takes Patient Root alone."""
-    uid = minris.new_uid()
+    uid = new_uid()
     with Liar(honest, doubtful.archive_port, model="1.2.840.10008.5.1.4.1.2.1.1"):
         put(doubtful, uid, [WANTED])
         assert "no queries" in once_failed(doubtful, uid).problem
@@ -1442,14 +1493,14 @@ def test_an_archive_without_queries_is_no_evidence(doubtful, modality):
 
 def test_an_archive_that_trickles_does_not_hold_the_desk(run_appliance, modality, monkeypatch):
     """An answer now and then, without end: a query has an end, whatever comes."""
-    monkeypatch.setattr(minris.ArchiveSearch, "LONGEST", 1.0, raising=False)
+    monkeypatch.setattr(ArchiveSearch, "LONGEST", 1.0, raising=False)
     ended = threading.Event()
 
     def trickles(identifier, association):
         while association.is_established and not ended.wait(0.1):
             yield 0xFF00, found(series(1)[0])
 
-    uid = minris.new_uid()
+    uid = new_uid()
     with Liar(trickles) as archive:
         running = run_appliance(settings(modality.port, archive.port))
         try:
@@ -1464,7 +1515,7 @@ def test_an_archive_that_trickles_does_not_hold_the_desk(run_appliance, modality
 
 def test_the_web_answers_when_all_is_safe(door, archive):
     """T-SCWEB-01, T-SCWEB-07: 202 without a body, then 200, the same each time."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     archive.store(*images)
     taken = post(door, uid, flat(images))
     assert (taken.status_code, taken.content) == (202, b"")
@@ -1526,7 +1577,7 @@ WRONG = {
 
 def test_what_is_no_request_is_refused(door):
     """T-SCWEB-04: 400, and nothing is kept of it."""
-    asked = {name: minris.new_uid() for name in WRONG}
+    asked = {name: new_uid() for name in WRONG}
     answers = {name: post(door, uid, WRONG[name]).status_code for name, uid in asked.items()}
     assert answers == dict.fromkeys(WRONG, 400)
     assert {get(door, uid).status_code for uid in asked.values()} == {404}
@@ -1541,7 +1592,7 @@ def test_what_is_no_uid_is_refused(door):
 
 def test_a_uid_is_used_once(run_appliance, modality, own_archive):
     """T-SCWEB-05, T-SCWEB-07: pending or finished, the same or another; the first is unaffected."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     own_archive.store(*images)
     own_archive.stop()
     with door_of(run_appliance(settings(modality.port, own_archive.port))) as door:
@@ -1561,13 +1612,13 @@ def test_a_uid_is_used_once(run_appliance, modality, own_archive):
 
 def test_a_uid_of_a_machine_is_in_use(box, door, modality, archive):
     """T-SCWEB-06, and the other way about: 0131 for all that a machine asks under a UID of the web."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(*images)
     assert modality.ask(box.port, uid, images) == ACCEPTED
     assert post(door, uid, flat(images)).status_code == 409
     assert modality.result(uid).kind == 1
     assert post(door, uid, flat(images)).status_code == 409
-    other = minris.new_uid()
+    other = new_uid()
     assert post(door, other, flat(images)).status_code == 202
     assert verdicts_of(read(answer_of(door, other))).good == uids(images)
     assert modality.ask(box.port, other, images) == ACCEPTED
@@ -1576,24 +1627,24 @@ def test_a_uid_of_a_machine_is_in_use(box, door, modality, archive):
 
 def test_a_result_that_is_old_is_gone(box, door):
     """T-SCWEB-08: 404 for what never was; 410 for what was dropped, and its UID is used up."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     assert get(door, uid).status_code == 404
     assert post(door, uid, flat(images)).status_code == 202
     answer_of(door, uid)
-    now = minris.utc_now()
+    now = utc_now()
     in_time = dataclasses.replace(box.context(), now=lambda: now + datetime.timedelta(days=89))
     late = dataclasses.replace(box.context(), now=lambda: now + datetime.timedelta(days=91))
-    assert box.write(minris.purge_commitments, in_time) == 0
+    assert box.write(purge_commitments, in_time) == 0
     assert get(door, uid).status_code == 200
-    assert box.write(minris.purge_commitments, late) == 1
+    assert box.write(purge_commitments, late) == 1
     assert get(door, uid).status_code == 410
     assert post(door, uid, flat(images)).status_code == 409
-    assert box.write(minris.purge_commitments, late) == 0
+    assert box.write(purge_commitments, late) == 0
 
 
 def test_a_request_of_the_web_outlives_a_restart(tmp_path, run_appliance, modality, own_archive):
     """T-SCWEB-09."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     own_archive.store(*images)
     own_archive.stop()
     text = settings(modality.port, own_archive.port)
@@ -1608,7 +1659,7 @@ def test_a_request_of_the_web_outlives_a_restart(tmp_path, run_appliance, modali
 
 def test_over_the_web_too_a_stopped_archive_never_commits(run_appliance, modality, own_archive):
     """T-SCWEB-10: 202 while it is down, 0110 when the time is over."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     own_archive.store(*images)
     own_archive.stop()
     running = run_appliance(settings(modality.port, own_archive.port))
@@ -1617,7 +1668,7 @@ def test_over_the_web_too_a_stopped_archive_never_commits(run_appliance, modalit
         once_failed(running, uid, times=3)
         assert (get(door, uid).status_code, get(door, uid).content) == (202, b"")
         long_ago = "UPDATE commitment SET created_at = '2026-07-04T12:00:00.000000Z'"
-        running.write(minris.database.execute_sql, long_ago)
+        running.write(database.execute_sql, long_ago)
         found_ = verdicts_of(read(answer_of(door, uid)))
         own_archive.start()
         assert found_ == (None, [], dict.fromkeys(uids(images), UNCHECKED))
@@ -1641,7 +1692,7 @@ def part_of(answer):
 
 def in_media(ds, kind):
     """A data set as the body of a request, with its headers."""
-    xml = minris.to_xml(as_json(ds))
+    xml = to_xml(as_json(ds))
     body = xml if "xml" in kind else json.dumps([as_json(ds)]).encode()
     if "multipart" not in kind:
         return {"content": body, "headers": {"Content-Type": kind}}
@@ -1653,7 +1704,7 @@ def in_media(ds, kind):
 @pytest.mark.parametrize("kind", MEDIA)
 def test_every_media_type_says_the_same(door, archive, kind):
     """T-SCWEB-11."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     archive.store(images[0])
     taken = door.post(f"/commitment-requests/{uid}", **in_media(by_study(images), kind))
     assert taken.status_code == 202, taken.text
@@ -1662,7 +1713,7 @@ def test_every_media_type_says_the_same(door, archive, kind):
     assert answer.headers["Content-Type"].startswith(kind.split(";")[0])
     body = MEDIA[kind](answer)
     if "xml" in kind:
-        assert read_stored(minris.from_json(minris.from_xml(body))).to_json_dict() == expected
+        assert read_stored(from_json(from_xml(body))).to_json_dict() == expected
     else:
         [found_] = json.loads(body) if isinstance(json.loads(body), list) else [json.loads(body)]
         assert Dataset.from_json(found_).to_json_dict() == expected
@@ -1670,14 +1721,14 @@ def test_every_media_type_says_the_same(door, archive, kind):
 
 def test_what_media_type_is_unacceptable(door):
     """T-SCWEB-11: 406; without Accept JSON; 415 for a body that is none."""
-    uid = minris.new_uid()
+    uid = new_uid()
     assert post(door, uid, flat(series(1))).status_code == 202
     answer_of(door, uid)
     assert get(door, uid, Accept="image/png").status_code == 406
     without = door.build_request("GET", f"/commitment-requests/{uid}")
     del without.headers["Accept"]
     assert door.send(without).headers["Content-Type"].startswith("application/dicom+json")
-    path = f"/commitment-requests/{minris.new_uid()}"
+    path = f"/commitment-requests/{new_uid()}"
     assert door.post(path, content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415
 
 
@@ -1686,12 +1737,12 @@ def test_web_and_dimse_judge_alike(box, door, modality, archive):
     good, missing, conflict, other = (series(1)[0] for _ in range(4))
     archive.store(good, conflict)
     asked = [
-        other._replace(sop_class=minris.MPPS),
+        other._replace(sop_class=MPPS),
         conflict._replace(sop_class=MR_IMAGE),
         missing,
         good,
     ]
-    uid = minris.new_uid()
+    uid = new_uid()
     assert modality.ask(box.port, uid, asked) == ACCEPTED
     told = modality.result(uid)
     assert told.bad == {other.uid: NO_IMAGE, conflict.uid: CONFLICT, missing.uid: MISSING}
@@ -1701,14 +1752,14 @@ def test_web_and_dimse_judge_alike(box, door, modality, archive):
 @pytest.mark.parametrize(("role_", "status"), [("desk", 403), ("technologist", 202)])
 def test_who_may_ask_over_the_web(box, role_, status):
     with door_of(box, role_) as door:
-        assert post(door, minris.new_uid(), flat(series(1))).status_code == status
+        assert post(door, new_uid(), flat(series(1))).status_code == status
 
 
 def test_a_result_of_the_web_is_told_to_nobody(box, door, modality):
-    uid = minris.new_uid()
+    uid = new_uid()
     assert post(door, uid, flat(series(1))).status_code == 202
     answer_of(door, uid)
-    assert box.read(minris.due_commitments, box.context(), "judged") == []
+    assert box.read(due_commitments, box.context(), "judged") == []
     assert not modality.has_heard(uid)
 
 
@@ -1719,8 +1770,8 @@ def creation_of(ds, uid=None):
     """An N-CREATE for dcmjs-dimse."""
     return {
         "op": "n-create",
-        "sopClass": minris.INSTANCE_AVAILABILITY,
-        "instance": uid or minris.new_uid(),
+        "sopClass": INSTANCE_AVAILABILITY,
+        "instance": uid or new_uid(),
         "dataset": as_json(ds),
     }
 
@@ -1733,12 +1784,12 @@ def create_notice(running, ds, uid=None):
 
 def availability_of(uid):
     sql = "SELECT retrieve_ae_title, availability FROM availability WHERE sop_instance_uid = ?"
-    return dict(minris.database.execute_sql(sql, (uid,)))
+    return dict(database.execute_sql(sql, (uid,)))
 
 
 def test_a_notice_is_taken(box):
     """T-IAN-01, T-IAN-02: 0000; no performed step is named."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     answer = create_notice(box, notice(images), uid)
     assert (answer["status"], answer["sopInstance"]) == (0x0000, uid)
     for one in images:
@@ -1767,8 +1818,8 @@ def more(keyword, value, level=lambda ds: ds):
 
 def performed_step():
     return dataset(
-        ReferencedSOPClassUID=minris.MPPS,
-        ReferencedSOPInstanceUID=minris.new_uid(),
+        ReferencedSOPClassUID=MPPS,
+        ReferencedSOPInstanceUID=new_uid(),
         PerformedWorkitemCodeSequence=[],
     )
 
@@ -1814,20 +1865,20 @@ NOTICES = {
 def test_a_notice_is_checked(ctx, name):
     """T-IAN-01, T-IAN-02: whole or not at all."""
     ds, status = NOTICES[name]
-    archive_ = ctx.by(minris.Actor(AE_TITLE))
+    archive_ = ctx.by(Actor(AE_TITLE))
     if status == 0x0000:
-        minris.notify_availability(archive_, "2.25.5", stored_form(ds))
+        notify_availability(archive_, "2.25.5", stored_form(ds))
         return
     with refused(Status(status)):
-        minris.notify_availability(archive_, "2.25.5", stored_form(ds))
+        notify_availability(archive_, "2.25.5", stored_form(ds))
     for table in ("availability", "availability_notice"):
-        count = minris.database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()
+        count = database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()
         assert count == (0,)
 
 
 def test_a_notice_is_refused_by_its_status(box):
     """T-IAN-01, T-IAN-02, T-IAN-03, over DIMSE: 0120, 0106, 0111."""
-    uid = minris.new_uid()
+    uid = new_uid()
     notices = [
         less("RetrieveAETitle", first_item),
         NOTICES["a word that is no availability"][0],
@@ -1846,18 +1897,18 @@ def test_the_newest_notice_counts_at_each_ae(noon):
     for word_, title in (("ONLINE", AE_TITLE), ("ONLINE", "OTHER"), ("UNAVAILABLE", AE_TITLE)):
         notify(noon, [image], word_, title=title)
     assert availability_of(image.uid) == {AE_TITLE: "UNAVAILABLE", "OTHER": "ONLINE"}
-    reference = [minris.Reference(image.sop_class, image.uid)]
-    assert minris.notified_instances(noon, reference, AE_TITLE) == {}
+    reference = [Reference(image.sop_class, image.uid)]
+    assert notified_instances(noon, reference, AE_TITLE) == {}
 
 
 def test_a_duplicate_notice_changes_nothing(noon):
     """T-IAN-03: 0111."""
     [image] = series(1)
-    archive_ = noon.by(minris.Actor(AE_TITLE))
-    minris.notify_availability(archive_, "2.25.5", stored_form(notice([image])))
+    archive_ = noon.by(Actor(AE_TITLE))
+    notify_availability(archive_, "2.25.5", stored_form(notice([image])))
     with refused(Status.DUPLICATE_SOP_INSTANCE):
         data = stored_form(notice([image], "UNAVAILABLE"))
-        minris.notify_availability(archive_, "2.25.5", data)
+        notify_availability(archive_, "2.25.5", data)
     assert availability_of(image.uid) == {AE_TITLE: "ONLINE"}
 
 
@@ -1888,7 +1939,7 @@ def test_a_notice_of_the_archive_is_evidence(run_appliance, modality, word_, who
 
 def test_a_notice_names_where_to_retrieve_from(run_appliance, modality):
     """T-SC-10, and T-SC-05: the class that the notice names is held against the request."""
-    [image, other], uid = series(2), minris.new_uid()
+    [image, other], uid = series(2), new_uid()
     running = run_appliance(settings(modality.port, peers.free_port(), commitment=BY_NOTICE))
     told_of(running, notify, [image, other])
     put(running, uid, [image, other._replace(sop_class=MR_IMAGE)])
@@ -1899,8 +1950,13 @@ def test_a_notice_names_where_to_retrieve_from(run_appliance, modality):
 
 def test_what_waits_for_a_notice_is_judged_when_it_comes(run_appliance, modality, monkeypatch):
     """At once, however long it would wait else."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (600,))
-    images, uid = series(2), minris.new_uid()
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (600,))
+    images, uid = series(2), new_uid()
     text = settings(modality.port, peers.free_port(), commitment="evidence = availability")
     running = run_appliance(text)
     put(running, uid, images)
@@ -1927,7 +1983,7 @@ def test_the_archive_is_enough_without_a_notice(run_appliance, modality, archive
 @pytest.mark.parametrize("order", ["availability, archive", "archive, availability"])
 def test_a_notice_is_enough_while_the_archive_is_down(run_appliance, modality, order):
     """The one that was not notified waits for the archive."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     commitment = f"missing_minutes = 0\nevidence = {order}"
     running = run_appliance(settings(modality.port, peers.free_port(), commitment=commitment))
     told_of(running, notify, images[:1])
@@ -1951,8 +2007,8 @@ def test_a_notice_does_not_outweigh_the_archive_itself(run_appliance, modality, 
 @pytest.mark.parametrize("text", ["", "nothing", "archive, archive", "archive; availability"])
 def test_evidence_is_a_setting_that_is_checked(tmp_path, text):
     path = write_config(tmp_path, f"[commitment]\nevidence = {text}\n")
-    with pytest.raises(minris.ConfigError):
-        minris.load_config(path)
+    with pytest.raises(ConfigError):
+        load_config(path)
 
 
 # The pages, and what is kept.
@@ -1967,7 +2023,7 @@ def technologist_of(running):
 
 def test_the_page_says_in_words_what_may_be_deleted(box, modality, archive):
     """/commitments and /commitment/UID."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.store(*images[:3])
     conflict = series(1)[0]
     archive.store(conflict)
@@ -1994,8 +2050,13 @@ def test_the_page_says_why_nothing_is_judged_and_tries_again(
     run_appliance, modality, own_archive, monkeypatch
 ):
     """Try again now: not after ten minutes."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (600,))
-    images, uid = series(2), minris.new_uid()
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (600,))
+    images, uid = series(2), new_uid()
     own_archive.store(*images)
     own_archive.stop()
     running = run_appliance(settings(modality.port, own_archive.port))
@@ -2022,12 +2083,12 @@ def test_the_page_tells_the_machine_again(run_appliance, console, archive, monke
     ct = console()
     ct.stop()
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     put(running, uid, images)
     once_in(running, uid, "judged")
     long_ago = "UPDATE commitment SET judged_at = '2026-07-04T12:00:00.000000Z'"
-    running.write(minris.database.execute_sql, long_ago)
+    running.write(database.execute_sql, long_ago)
     once_in(running, uid, "given up")
     ct.listen()
     with technologist_of(running) as anna:
@@ -2039,18 +2100,18 @@ def test_the_page_tells_the_machine_again(run_appliance, console, archive, monke
 
 def test_the_page_of_what_is_not_there(box):
     with technologist_of(box) as anna:
-        assert anna.get(f"/commitment/{minris.new_uid()}").status_code == 404
+        assert anna.get(f"/commitment/{new_uid()}").status_code == 404
         assert "No machine has asked" in words_of(anna.get("/commitments"))
         csrf = csrf_of(anna.get("/devices").text)
-        for uid in (minris.new_uid(), "", "<script>"):
+        for uid in (new_uid(), "", "<script>"):
             assert anna.post("/commitments", data={"csrf": csrf, "uid": uid}).status_code == 404
-        assert anna.post("/commitments", data={"uid": minris.new_uid()}).status_code == 403
+        assert anna.post("/commitments", data={"uid": new_uid()}).status_code == 403
 
 
 def test_the_pages_are_for_technologists(box):
     with visiting(box) as client:
         desk = employ(box, client, "desk")
-        for path in ("/commitments", f"/commitment/{minris.new_uid()}"):
+        for path in ("/commitments", f"/commitment/{new_uid()}"):
             assert desk.get(path).status_code == 403
 
 
@@ -2067,25 +2128,25 @@ def test_the_page_says_that_no_archive_is_asked(run_appliance, archives):
 
 def test_export_and_backup_are_as_they_were(box, door, archive, tmp_path):
     """Requests are in a backup, and not in an export of the worklist."""
-    before = box.read(minris.export_store)
-    images, uid = series(2), minris.new_uid()
+    before = box.read(export_store)
+    images, uid = series(2), new_uid()
     archive.store(*images)
     assert post(door, uid, flat(images)).status_code == 202
     answer_of(door, uid)
     told_of(box, notify, images)
-    after = box.read(minris.export_store)
+    after = box.read(export_store)
     assert {**after, "exported_at": 0} == {**before, "exported_at": 0}
     copy = tmp_path / "copy.db"
-    minris.backup_store(box.config.store_path, copy)
+    backup_store(box.config.store_path, copy)
     assert state_in(copy, uid) == "judged"
 
 
 def test_housekeeping_drops_old_results(noon):
     """Their Transaction UIDs stay known: 0131, 409."""
     one = ask(noon, series(1), door="web")
-    minris.record_evidence(at(noon, hours=24), one, NOBODY)
-    assert minris.purge(at(noon, days=90)).get("commitments", 0) == 0
-    assert minris.purge(at(noon, days=92)).get("commitments") == 1
+    record_evidence(at(noon, hours=24), one, NOBODY)
+    assert purge(at(noon, days=90)).get("commitments", 0) == 0
+    assert purge(at(noon, days=92)).get("commitments") == 1
     assert verdicts(one) == []
     with refused(Status.DUPLICATE_SOP_INSTANCE):
         ask(noon, series(1), door="web")
@@ -2094,7 +2155,7 @@ def test_housekeeping_drops_old_results(noon):
 def test_old_notices_are_dropped(noon):
     """What was notified years ago is not kept for ever."""
     notify(noon, series(1))
-    minris.purge(at(noon, days=3650))
+    purge(at(noon, days=3650))
     for table in ("availability", "availability_notice"):
-        count = minris.database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()
+        count = database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()
         assert count == (0,), table

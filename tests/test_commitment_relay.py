@@ -78,8 +78,33 @@ from test_mpps import dataset, serving, stored_form
 from test_order_life import refused
 from test_pages import words_of
 
-import minris
-from minris import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION, Status
+from minris.access.context import Actor
+from minris.dataset.elements import ElementIndex
+from minris.dataset.recode import recode
+from minris.delivery.archive import CommitmentDesk
+from minris.dimse.senders import request_command
+from minris.images.commitment import (
+    Evidence,
+    commitment_result,
+    note_told,
+    open_relay,
+    purge_commitments,
+    take_commitment_report,
+)
+from minris.standard.commitment import REFERENCED_SOP
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import (
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    VERIFICATION,
+    new_uid,
+)
+from minris.store.models import CommitmentInstance, CommitmentRelay, database
+from minris.store.rows import fetch_rows
+from minris.upper_layer.association import Association
+from minris.upper_layer.caller import Caller, DeliveryError
+from minris.upper_layer.pdus import NO_DATA_SET, encode_command
 
 BY_COMMITMENT = "missing_minutes = 0\nevidence = commitment"
 
@@ -216,7 +241,7 @@ def relay_box(run_appliance, modality, archive):
 
 def test_what_orthanc_commits_is_safe(relay_box, modality, archive, tmp_path):
     """Type 1 under the original Transaction UID, by the title that was called, each once."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.receive(tmp_path, *images)
     assert modality.ask(relay_box.port, uid, images) == ACCEPTED
     event = modality.event(uid)
@@ -229,7 +254,7 @@ def test_what_orthanc_commits_is_safe(relay_box, modality, archive, tmp_path):
 
 def test_what_orthanc_does_not_commit_is_not_safe(relay_box, modality, archive):
     """Type 2 with exactly the one that it does not have."""
-    images, uid = series(4), minris.new_uid()
+    images, uid = series(4), new_uid()
     archive.store(*images[:3])
     assert modality.ask(relay_box.port, uid, images) == ACCEPTED
     assert modality.result(uid) == (2, uids(images[:3]), {images[3].uid: MISSING})
@@ -237,7 +262,7 @@ def test_what_orthanc_does_not_commit_is_not_safe(relay_box, modality, archive):
 
 def test_orthanc_stopped_commits_nothing_and_started_all(run_appliance, modality, own_archive):
     """No report while it is down; success by itself."""
-    images, uid = series(3), minris.new_uid()
+    images, uid = series(3), new_uid()
     own_archive.store(*images)
     own_archive.stop()
     text = settings(modality.port, own_archive.port, commitment=BY_COMMITMENT)
@@ -291,7 +316,7 @@ def killed_after_passing_on(tmp_path, text, modality, archive, uid, images):
 
 def test_killed_before_the_report_it_is_asked_anew(tmp_path, run_appliance, modality, committer):
     """The archive's report is refused connection and given up; after answer_minutes anew."""
-    archive, images, uid = committer(), series(3), minris.new_uid()
+    archive, images, uid = committer(), series(3), new_uid()
     text = settings(modality.port, archive.port, commitment=BY_COMMITMENT)
     lost, port = killed_after_passing_on(tmp_path, text, modality, archive, uid, images)
     with contextlib.closing(socket.socket()) as probe:
@@ -309,7 +334,7 @@ def test_killed_before_the_report_the_archive_tries_again(
     tmp_path, run_appliance, modality, committer
 ):
     """Its report comes after the next start: it is not asked anew."""
-    archive, images, uid = committer(), series(3), minris.new_uid()
+    archive, images, uid = committer(), series(3), new_uid()
     text = settings(modality.port, archive.port, commitment=BY_COMMITMENT)
     passed, _ = killed_after_passing_on(tmp_path, text, modality, archive, uid, images)
     running = run_appliance(text)
@@ -322,7 +347,7 @@ def test_killed_before_the_archive_has_taken_it_it_is_asked_after_the_next_start
     tmp_path, run_appliance, modality, committer, silent
 ):
     """kill -9 while it is being passed on: nobody was asked, so nobody is waited for."""
-    archive, images, uid = committer(), series(3), minris.new_uid()
+    archive, images, uid = committer(), series(3), new_uid()
     text = settings(modality.port, silent.port, commitment=BY_COMMITMENT)
     with serving(write_config(tmp_path, text)) as (process, port):
         assert modality.ask(port, uid, images) == ACCEPTED
@@ -339,7 +364,7 @@ def test_killed_between_the_archives_report_and_ours_it_is_told(
     tmp_path, run_appliance, modality, committer, silent
 ):
     """kill -9 while the CT is being told."""
-    archive, images, uid = committer(), series(3), minris.new_uid()
+    archive, images, uid = committer(), series(3), new_uid()
     text = settings(silent.port, archive.port, commitment=BY_COMMITMENT)
     with serving(write_config(tmp_path, text)) as (process, port):
         assert modality.ask(port, uid, images) == ACCEPTED
@@ -367,7 +392,7 @@ def passed_on(passing, images, uid):
 
 def test_the_report_is_passed_back_under_the_original_uid(passing, modality):
     """And not before it came."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     passed = passed_on(passing, images, uid)
     row = once_failed(passing[0], uid)
     assert (row.state, modality.has_heard(uid)) == ("asked", False)
@@ -377,7 +402,7 @@ def test_the_report_is_passed_back_under_the_original_uid(passing, modality):
 
 def test_a_stranger_does_not_commit(passing, modality):
     """0115 for the CT itself, which knows the UID; nothing changes, the archive is heard."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     passed = passed_on(passing, images, uid)
     running = passing[0]
     for ds in (result(passed, images), result(passed, bad=[(one, MISSING) for one in images])):
@@ -390,9 +415,9 @@ def test_a_stranger_does_not_commit(passing, modality):
 
 def test_a_report_on_nothing_that_was_passed_on_is_refused(passing):
     """0115 for an unknown Transaction UID, and for that of the CT; nothing changes."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     passed_on(passing, images, uid)
-    for unknown in (minris.new_uid(), uid):
+    for unknown in (new_uid(), uid):
         assert report(passing[0].port, result(unknown, images)) == 0x0115
     row = passing[0].read(request_row, uid)
     assert (row.state, passing[0].read(verdicts, row.id)) == ("asked", ["", ""])
@@ -400,7 +425,7 @@ def test_a_report_on_nothing_that_was_passed_on_is_refused(passing):
 
 def test_the_same_report_twice_is_one_report(passing, modality):
     """0000 to each, also where the second contradicts the first; the CT is told once."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     passed = passed_on(passing, images, uid)
     assert report(passing[0].port, result(passed, images)) == ACCEPTED
     assert modality.result(uid) == (1, uids(images), {})
@@ -414,7 +439,7 @@ def test_the_same_report_twice_is_one_report(passing, modality):
 
 def test_a_report_that_is_none_is_refused(passing, modality):
     """0113 for event type 3, 0112 for another instance; the true one is taken after it."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     passed = passed_on(passing, images, uid)
     ds, port = result(passed, images), passing[0].port
     assert report(port, ds, 3) == 0x0113
@@ -434,10 +459,10 @@ def test_a_report_that_is_none_is_refused(passing, modality):
 @pytest.mark.parametrize("user", [(), (role(STORAGE_COMMITMENT, 0, 1),)], ids=["none", "scp"])
 def test_the_response_to_a_report_names_what_it_answers(passing, user):
     """PS3.7 10.3.1.2; also for an archive without role selection."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     passed = passed_on(passing, images, uid)
     peer, _ = asking(passing[0].port, user=user, calling=AE_TITLE)
-    set_ = minris.request_command(
+    set_ = request_command(
         "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
         MessageID=9, EventTypeID=1,
     )  # fmt: skip
@@ -476,7 +501,7 @@ def test_an_archive_that_reports_on_our_own_association_first(
     run_appliance, modality, committer, when
 ):
     """PS3.4 J.3.3.1.2: it may try there, before or after its response; then on one of its own."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     send, remember = reporting_on_ours(images)
     how = {"before": {"answer": send}, "after": {"answer": remember, "after": send}}
     archive = committer(**how[when])
@@ -501,15 +526,15 @@ def passed_at_noon(noon):
 
     def play(images, *reports, kind=None, minutes=5, calling=AE_TITLE):
         one = ask(noon, images)
-        uid = minris.open_relay(noon, one, AE_TITLE)
+        uid = open_relay(noon, one, AE_TITLE)
         late = at(noon, minutes=minutes)
-        late = dataclasses.replace(late, actor=minris.Actor(calling, peers.HOST))
+        late = dataclasses.replace(late, actor=Actor(calling, peers.HOST))
         for tell in reports:
             ds = tell(uid)
             number = kind or (2 if "FailedSOPSequence" in ds else 1)
-            minris.take_commitment_report(late, uid, number, stored_form(ds))
+            take_commitment_report(late, uid, number, stored_form(ds))
         sql = "commitment_id = ? ORDER BY id"
-        found = minris.fetch_rows(minris.CommitmentInstance, sql, one)
+        found = fetch_rows(CommitmentInstance, sql, one)
         return request_row("2.25.900").state, [row.verdict for row in found]
 
     return play
@@ -540,11 +565,11 @@ def test_what_the_archive_has_judged_meanwhile_is_not_passed_on_again(noon):
     noon.config.commitment.evidence = ("commitment",)
     images = series(1)
     one = ask(noon, images)
-    uid = minris.open_relay(noon, one, AE_TITLE)
-    archive_speaks = dataclasses.replace(noon, actor=minris.Actor(AE_TITLE, peers.HOST))
-    minris.take_commitment_report(archive_speaks, uid, 1, stored_form(result(uid, images)))
-    assert minris.open_relay(noon, one, AE_TITLE) == ""
-    assert minris.database.execute_sql("SELECT count(*) FROM commitment_relay").fetchone() == (1,)
+    uid = open_relay(noon, one, AE_TITLE)
+    archive_speaks = dataclasses.replace(noon, actor=Actor(AE_TITLE, peers.HOST))
+    take_commitment_report(archive_speaks, uid, 1, stored_form(result(uid, images)))
+    assert open_relay(noon, one, AE_TITLE) == ""
+    assert database.execute_sql("SELECT count(*) FROM commitment_relay").fetchone() == (1,)
 
 
 def test_what_a_report_leaves_out_is_not_judged(passed_at_noon):
@@ -560,9 +585,9 @@ def test_what_a_report_names_beside_is_nothing(passed_at_noon):
         images, lambda uid: result(uid, [*images, strangers[0]], [(strangers[1], MISSING)])
     )
     assert told == ("judged", ["0000"])
-    data = minris.ElementIndex(minris.commitment_result(request_row("2.25.900")).data)
-    assert len(data.items(minris.REFERENCED_SOP)) == 1
-    assert minris.tag_of("FailedSOPSequence") not in data
+    data = ElementIndex(commitment_result(request_row("2.25.900")).data)
+    assert len(data.items(REFERENCED_SOP)) == 1
+    assert tag_of("FailedSOPSequence") not in data
 
 
 @pytest.mark.parametrize("kind", [1, 2])
@@ -592,9 +617,9 @@ def test_what_is_committed_as_two_classes_is_not_safe(passed_at_noon):
 def test_a_report_of_failures_that_names_none_is_no_success(passed_at_noon):
     """PS3.4 Table J.3-2: (0008,1198) is type 1 in an event of type 2."""
     images = series(1)
-    with contextlib.suppress(minris.Refusal):
+    with contextlib.suppress(Refusal):
         passed_at_noon(images, lambda uid: result(uid, images), kind=2)
-    assert [row.verdict for row in minris.fetch_rows(minris.CommitmentInstance, "1 = 1")] == [""]
+    assert [row.verdict for row in fetch_rows(CommitmentInstance, "1 = 1")] == [""]
 
 
 def test_a_report_on_nothing_is_refused(passed_at_noon):
@@ -626,16 +651,16 @@ def test_where_to_retrieve_is_as_the_archive_says(noon, passed_at_noon):
     """Retrieve AE Title of the report; without one, the archive itself."""
     images = series(1)
     passed_at_noon(images, lambda uid: result(uid, images, RetrieveAETitle="STORE"))
-    assert minris.commitment_result(request_row("2.25.900")).archive == "STORE"
+    assert commitment_result(request_row("2.25.900")).archive == "STORE"
 
 
 def test_what_was_passed_on_is_dropped_with_its_request(noon, passed_at_noon):
     """keep_days: nothing is left of it; a report on it is on nothing known."""
     images = series(1)
     assert passed_at_noon(images, lambda uid: result(uid, images))[0] == "judged"
-    minris.note_told(noon, request_row("2.25.900").id)
-    minris.purge_commitments(at(noon, days=91))
-    assert minris.fetch_rows(minris.CommitmentRelay, "1 = 1") == []
+    note_told(noon, request_row("2.25.900").id)
+    purge_commitments(at(noon, days=91))
+    assert fetch_rows(CommitmentRelay, "1 = 1") == []
 
 
 # An archive that does not answer, by a clock of our own.
@@ -661,7 +686,7 @@ class Desk:
             return function(*arguments)
 
         async def play():
-            desk = minris.CommitmentDesk(
+            desk = CommitmentDesk(
                 lambda: at(self.ctx, **later), self._ask, self._pass_on, self._tell, call, call
             )
             await desk.work(wait=True)
@@ -671,20 +696,20 @@ class Desk:
 
     def report(self, ds, **later):
         late = at(self.ctx, **later)
-        late = dataclasses.replace(late, actor=minris.Actor(AE_TITLE, peers.HOST))
+        late = dataclasses.replace(late, actor=Actor(AE_TITLE, peers.HOST))
         kind = 2 if "FailedSOPSequence" in ds else 1
-        minris.take_commitment_report(late, ds.TransactionUID, kind, stored_form(ds))
+        take_commitment_report(late, ds.TransactionUID, kind, stored_form(ds))
 
     async def _ask(self, archive, references):
         asked = {one.sop_instance_uid for one in references}
         unchecked = self.unchecked & asked
         found = {uid: seen for uid, seen in self.found.items() if uid in asked}
-        return minris.Evidence(found, frozenset(asked - found.keys() - unchecked), unchecked)
+        return Evidence(found, frozenset(asked - found.keys() - unchecked), unchecked)
 
     async def _pass_on(self, archive, uid, references):
         self.passed.append((uid, [one.sop_instance_uid for one in references]))
         if self.problem:
-            raise minris.DeliveryError(self.problem)
+            raise DeliveryError(self.problem)
 
     async def _tell(self, commitment, told):
         self.told.append((commitment.transaction_uid, told.all_good))
@@ -768,7 +793,7 @@ def test_a_report_after_the_end_changes_nothing(noon):
 def test_the_web_is_answered_when_the_archive_has_reported(passing):
     """202 until then."""
     running, archive = passing
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     with door_of(running) as door:
         assert post(door, uid, flat(images)).status_code == 202
         passed, asked = archive.next()
@@ -860,7 +885,7 @@ def test_what_could_not_be_checked_and_was_not_notified_is_0110(noon):
     one = ask(noon, images)
     desk.look(minutes=5)
     assert desk.told == [("2.25.900", False)]
-    rows = minris.fetch_rows(minris.CommitmentInstance, "commitment_id = ? ORDER BY id", one)
+    rows = fetch_rows(CommitmentInstance, "commitment_id = ? ORDER BY id", one)
     assert [row.verdict for row in rows] == ["0110", "0000", "0112"]
 
 
@@ -895,7 +920,7 @@ def test_an_archive_that_does_not_take_it_is_asked_again(passing, modality, name
     """Never success; the page says why; when it takes it, success by itself."""
     running, archive = passing
     unwilling, words = UNWILLING[name]
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     unwilling(archive)
     put(running, uid, images)
     row = once(running, uid, lambda row: row.failures >= 2, "it is not tried again")
@@ -919,7 +944,7 @@ def test_an_archive_that_takes_no_requests_is_no_evidence(run_appliance, modalit
     try:
         port = server.socket.getsockname()[1]
         running = run_appliance(settings(modality.port, port, commitment=BY_COMMITMENT))
-        uid = minris.new_uid()
+        uid = new_uid()
         put(running, uid, series(1))
         row = once_failed(running, uid)
         assert row.problem == "the archive takes no requests for storage commitment"
@@ -931,10 +956,18 @@ def test_an_archive_that_takes_no_requests_is_no_evidence(run_appliance, modalit
 @pytest.fixture
 def impatient(monkeypatch):
     """Nobody is waited for."""
-    caller, defaults = minris.Caller, minris.Association.ask.__defaults__
-    monkeypatch.setattr(minris, "Caller", lambda timeout=0.5: caller(min(timeout, 0.5)))
+    caller, defaults = Caller, Association.ask.__defaults__
+    monkeypatch.setattr(
+        "minris.dimse.archive.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
+    )
+    monkeypatch.setattr(
+        "minris.dimse.senders.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
+    )
+    monkeypatch.setattr(
+        "minris.upper_layer.caller.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
+    )
     assert defaults == (10.0,)
-    monkeypatch.setattr(minris.Association.ask, "__defaults__", (0.5,))
+    monkeypatch.setattr(Association.ask, "__defaults__", (0.5,))
 
 
 def test_an_archive_that_does_not_answer_but_reports(run_appliance, modality, committer, impatient):
@@ -943,7 +976,7 @@ def test_an_archive_that_does_not_answer_but_reports(run_appliance, modality, co
     archive = committer(answer=lambda event: ended.wait(PATIENCE_S) and ACCEPTED)
     try:
         running = run_appliance(settings(modality.port, archive.port, commitment=BY_COMMITMENT))
-        images, uid = series(2), minris.new_uid()
+        images, uid = series(2), new_uid()
         put(running, uid, images)
         passed, _ = archive.next()
         assert "no answer" in once_failed(running, uid).problem
@@ -1023,7 +1056,7 @@ def test_the_result_is_told_on_the_requesters_association(same, listening):
     """Twice, on one association that stays open; it is not called."""
     with Scanner(same[0].port) as ct:
         for count in (2, 1):
-            images, uid = series(count), minris.new_uid()
+            images, uid = series(count), new_uid()
             ct.ask(uid, images)
             commit(same, images)
             assert ct.next() == (uid, (1, uids(images), {}))
@@ -1033,7 +1066,7 @@ def test_the_result_is_told_on_the_requesters_association(same, listening):
 
 
 def test_a_requester_that_has_released_is_called(same, listening):
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     with Scanner(same[0].port) as ct:
         ct.ask(uid, images)
     commit(same, images)
@@ -1044,7 +1077,7 @@ def test_a_requester_that_has_released_is_called(same, listening):
 def test_without_the_setting_it_is_called_though_it_is_there(run_appliance, listening, committer):
     archive = committer()
     running = run_appliance(settings(listening.port, archive.port, commitment=BY_COMMITMENT))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     with Scanner(running.port) as ct:
         ct.ask(uid, images)
         commit((running, archive), images)
@@ -1056,7 +1089,7 @@ def test_without_the_setting_it_is_called_though_it_is_there(run_appliance, list
 @pytest.mark.parametrize("status", [0x0110, 0x0213, 0x0211])
 def test_a_requester_that_fails_there_is_called(same, listening, status):
     """Once here, once there."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     with Scanner(same[0].port, answer=status) as ct:
         ct.ask(uid, images)
         commit(same, images)
@@ -1068,7 +1101,7 @@ def test_a_requester_that_fails_there_is_called(same, listening, status):
 
 @pytest.mark.parametrize("status", [0x0112, 0x0115])
 def test_a_requester_that_knows_nothing_of_it_there_is_called_once_at_most(same, listening, status):
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     with Scanner(same[0].port, answer=status) as ct:
         ct.ask(uid, images)
         commit(same, images)
@@ -1079,7 +1112,7 @@ def test_a_requester_that_knows_nothing_of_it_there_is_called_once_at_most(same,
 
 
 def test_a_requester_that_aborts_there_is_called(same, listening):
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     with Scanner(same[0].port, answer=lambda event: event.assoc.abort() or ACCEPTED) as ct:
         ct.ask(uid, images)
         commit(same, images)
@@ -1103,11 +1136,11 @@ ECHOING = context(3, VERIFICATION, IMPLICIT)
 
 
 def response_to_report(number, status=0x0000, message_id=1):
-    set_ = minris.encode_command(
+    set_ = encode_command(
         AffectedSOPClassUID=STORAGE_COMMITMENT,
         CommandField=0x8100,
         MessageIDBeingRespondedTo=message_id,
-        CommandDataSetType=minris.NO_DATA_SET,
+        CommandDataSetType=NO_DATA_SET,
         Status=status,
         AffectedSOPInstanceUID=STORAGE_COMMITMENT_INSTANCE,
         EventTypeID=1,
@@ -1116,11 +1149,11 @@ def response_to_report(number, status=0x0000, message_id=1):
 
 
 def echo_on(number):
-    set_ = minris.encode_command(
+    set_ = encode_command(
         AffectedSOPClassUID=VERIFICATION,
         CommandField=0x0030,
         MessageID=2,
-        CommandDataSetType=minris.NO_DATA_SET,
+        CommandDataSetType=NO_DATA_SET,
     )
     return p_data(value(number, 3, set_))
 
@@ -1128,7 +1161,7 @@ def echo_on(number):
 @pytest.mark.parametrize(("number", "syntax"), [(1, EXPLICIT), (2, IMPLICIT), (254, IMPLICIT)])
 def test_the_report_comes_on_the_context_of_the_request(same, listening, number, syntax):
     """Also with an even ID, as dcm4che's client sends; in its transfer syntax."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer = Peer(same[0].port)
     with peer:
         peer.associate(associate_rq(context(number, STORAGE_COMMITMENT, syntax)))
@@ -1139,9 +1172,9 @@ def test_the_report_comes_on_the_context_of_the_request(same, listening, number,
         assert pdu[1][4] == number
         [(fields, data)] = read_messages([pdu])
         assert (word(fields, 0x0100), word(fields, 0x1002)) == (0x0100, 1)
-        told = minris.ElementIndex(minris.recode(data, syntax == EXPLICIT))
+        told = ElementIndex(recode(data, syntax == EXPLICIT))
         assert told.get("TransactionUID") == uid
-        assert [one.get("ReferencedSOPInstanceUID") for one in told.items(minris.REFERENCED_SOP)]
+        assert [one.get("ReferencedSOPInstanceUID") for one in told.items(REFERENCED_SOP)]
         peer.send(response_to_report(number, message_id=word(fields, 0x0110)))
         once_in(same[0], uid, "told")
     assert listening.requests == []
@@ -1149,7 +1182,7 @@ def test_the_report_comes_on_the_context_of_the_request(same, listening, number,
 
 def test_a_requester_that_does_not_answer_there_is_called(same, listening, impatient):
     """Told once here, once there; what it answers late harms nothing."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer, _ = asked_over(same, images, uid, COMMITTING, ECHOING)
     with peer:
         assert listening.next() == (uid, (1, uids(images), {}))
@@ -1162,7 +1195,7 @@ def test_a_requester_that_does_not_answer_there_is_called(same, listening, impat
 
 def test_a_requester_that_proposed_the_class_twice_is_told_once_there(same, listening):
     """Once for each transfer syntax, as many do: it has heard, whichever it is told on."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     contexts = COMMITTING, context(3, STORAGE_COMMITMENT, EXPLICIT)
     peer, _ = asked_over(same, images, uid, *contexts)
     with peer:
@@ -1177,7 +1210,7 @@ def test_a_requester_that_proposed_the_class_twice_is_told_once_there(same, list
 
 def test_a_response_to_another_message_is_none(same, listening, impatient):
     """Message ID Being Responded To (0000,0120) names another: it was not heard."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer, _ = asked_over(same, images, uid, COMMITTING)
     with peer:
         peer.send(response_to_report(1, message_id=77))
@@ -1186,13 +1219,13 @@ def test_a_response_to_another_message_is_none(same, listening, impatient):
 
 def test_a_response_of_another_kind_is_none(same, listening, impatient):
     """A C-ECHO response is no answer to a report."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     peer, _ = asked_over(same, images, uid, COMMITTING, ECHOING)
-    set_ = minris.encode_command(
+    set_ = encode_command(
         AffectedSOPClassUID=VERIFICATION,
         CommandField=0x8030,
         MessageIDBeingRespondedTo=1,
-        CommandDataSetType=minris.NO_DATA_SET,
+        CommandDataSetType=NO_DATA_SET,
         Status=0x0000,
     )
     with peer:
@@ -1201,7 +1234,7 @@ def test_a_response_of_another_kind_is_none(same, listening, impatient):
 
 
 def test_of_two_associations_one_is_told(same, listening):
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     with Scanner(same[0].port) as first, Scanner(same[0].port) as second:
         second.ask(uid, images)
         commit(same, images)
@@ -1212,7 +1245,7 @@ def test_of_two_associations_one_is_told(same, listening):
 
 def test_an_association_on_which_the_ct_is_scp_is_not_for_reports(same, listening, impatient):
     """PS3.7 D.3.3.4: proposed with SCU 0, SCP 1 and taken so, we are SCU there, and report nothing."""
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     scp, negotiated = asking(same[0].port, user=(role(STORAGE_COMMITMENT, 0, 1),))
     with scp:
         assert negotiated.roles == {STORAGE_COMMITMENT: (0, 1)}
@@ -1228,7 +1261,12 @@ def test_an_association_on_which_the_ct_is_scp_is_not_for_reports(same, listenin
 @pytest.fixture
 def patient(monkeypatch):
     """What has failed is tried again after ten minutes."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (600,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (600,))
 
 
 def told_to_nobody(run_appliance, archive, ct, images, uid):
@@ -1248,7 +1286,7 @@ def echoes(running, calling="CT1"):
 
 def test_a_machine_that_calls_is_told_at_once(run_appliance, listening, archive, patient):
     """It is on again, and verifies: not after ten minutes."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     running = told_to_nobody(run_appliance, archive, listening, images, uid)
     listening.listen()
     echoes(running)
@@ -1259,7 +1297,7 @@ def test_a_machine_that_calls_is_told_at_once(run_appliance, listening, archive,
 def test_the_call_of_another_machine_is_not_that_of_the_ct(
     run_appliance, listening, archive, patient
 ):
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     running = told_to_nobody(run_appliance, archive, listening, images, uid)
     listening.listen()
     echoes(running, "US1")
@@ -1271,7 +1309,7 @@ def test_a_machine_that_calls_after_our_restart_is_told_at_once(
     run_appliance, listening, archive, patient
 ):
     """What failed before the restart is as well known after it."""
-    images, uid = series(2), minris.new_uid()
+    images, uid = series(2), new_uid()
     running = told_to_nobody(run_appliance, archive, listening, images, uid)
     running.stop()
     running = run_appliance(settings(listening.port, archive.port))
@@ -1285,7 +1323,7 @@ def test_a_report_that_fails_is_told_again(run_appliance, console, archive, stat
     """It was not heard: until it is."""
     ct = console(answer=status)
     running = run_appliance(settings(ct.port, archive.port))
-    images, uid = series(1), minris.new_uid()
+    images, uid = series(1), new_uid()
     archive.store(*images)
     put(running, uid, images)
     row = once(running, uid, lambda row: row.failures >= 2, "it is not told again")
@@ -1306,7 +1344,7 @@ def page_of(running):
 
 
 def test_the_page_says_that_the_archive_takes_requests(passing):
-    passed_on(passing, series(2), uid := minris.new_uid())
+    passed_on(passing, series(2), uid := new_uid())
     once_failed(passing[0], uid)
     words = page_of(passing[0])
     assert f"Asked is the archive {AE_TITLE}." in words
@@ -1317,7 +1355,7 @@ def test_the_page_says_that_the_archive_takes_requests(passing):
 def test_the_page_says_that_the_archive_is_down(passing):
     running, archive = passing
     archive.stop()
-    put(running, uid := minris.new_uid(), series(1))
+    put(running, uid := new_uid(), series(1))
     once_failed(running, uid)
     assert "it failed: not reached: connection refused." in page_of(running)
 
@@ -1325,7 +1363,7 @@ def test_the_page_says_that_the_archive_is_down(passing):
 def test_an_archive_that_is_waited_for_has_not_answered(passing):
     """Nobody has asked it since: when it answered last does not change."""
     running, archive = passing
-    passed_on(passing, series(1), uid := minris.new_uid())
+    passed_on(passing, series(1), uid := new_uid())
     failures = once_failed(running, uid).failures
     last = running.appliance.commitments.archive_at
     archive.stop()
@@ -1335,7 +1373,7 @@ def test_an_archive_that_is_waited_for_has_not_answered(passing):
 
 def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, committer):
     """archive, commitment: it took the request, then it failed; C-FIND does not reach it."""
-    archive, images, uid = committer(), series(1), minris.new_uid()
+    archive, images, uid = committer(), series(1), new_uid()
     commitment = "missing_minutes = 0\nevidence = archive, commitment"
     running = run_appliance(settings(modality.port, archive.port, commitment=commitment))
     put(running, uid, images)

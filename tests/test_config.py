@@ -7,12 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import MADE
 
-import minris
-from minris import DEVICE_SETTINGS, SETTINGS, ConfigError, load_config, settings_reference
+from minris.cli import main
+from minris.config.ini import (
+    Config,
+    ConfigError,
+    Device,
+    load_config,
+    read_setting,
+    settings_reference,
+)
+from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
+from minris.standard.dictionary import tag_of, value_problem, vr_of
 
 ALL_SETTINGS = [*SETTINGS, *DEVICE_SETTINGS]
-TREE = list(ast.walk(ast.parse(Path(minris.__file__).read_text("utf-8"))))
+TREE = list(ast.walk(ast.parse(MADE.read_text("utf-8"))))
 NAMES_IN_SOURCE = {node.attr for node in TREE if isinstance(node, ast.Attribute)} | {
     node.value for node in TREE if isinstance(node, ast.Constant) and isinstance(node.value, str)
 }
@@ -65,8 +75,8 @@ BAD_VALUES = {
 }
 
 
-def setting(kind: str) -> minris.Setting:
-    return minris.Setting("dicom", "key", "", kind, "")
+def setting(kind: str) -> Setting:
+    return Setting("dicom", "key", "", kind, "")
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -90,7 +100,7 @@ def problems_of(folder: Path, text: str | bytes, environ=None) -> list[str]:
     [(kind, *one) for kind, values in GOOD_VALUES.items() for one in values],
 )
 def test_a_value_is_read(kind, text, value):
-    assert minris.read_setting(setting(kind), text) == value
+    assert read_setting(setting(kind), text) == value
 
 
 @pytest.mark.parametrize(
@@ -98,19 +108,19 @@ def test_a_value_is_read(kind, text, value):
 )
 def test_a_value_is_refused(kind, text):
     with pytest.raises(ValueError):
-        minris.read_setting(setting(kind), text)
+        read_setting(setting(kind), text)
 
 
 def test_too_many_ae_titles_are_not_called_too_few():
     with pytest.raises(ValueError) as error:
-        minris.read_setting(setting("aes 2"), "CT1, CT2, CT3")
+        read_setting(setting("aes 2"), "CT1, CT2, CT3")
     assert "no AE title" not in str(error.value)
 
 
 def test_an_identifier_that_grows_past_its_vr_is_refused():
     """Accession Number (0008,0050) has 16 characters, on the tenth exam of the day too."""
     with pytest.raises(ValueError):
-        minris.read_setting(setting("id 16"), "LAKESID{year}{month}{day}{number}")
+        read_setting(setting("id 16"), "LAKESID{year}{month}{day}{number}")
 
 
 # The table
@@ -120,9 +130,9 @@ def test_an_identifier_that_grows_past_its_vr_is_refused():
 def test_a_default_is_in_order(one):
     if one.key == "ae_title" and one.section == "device":
         with pytest.raises(ValueError, match="AE title"):
-            minris.read_setting(one, one.default)
+            read_setting(one, one.default)
     else:
-        minris.read_setting(one, one.default)
+        read_setting(one, one.default)
 
 
 @pytest.mark.parametrize("one", ALL_SETTINGS, ids=lambda one: f"{one.section} {one.key}")
@@ -148,7 +158,7 @@ def test_a_section_stands_together():
 # Defaults and the reference
 
 
-def values_of(config: minris.Config) -> dict[str, dict]:
+def values_of(config: Config) -> dict[str, dict]:
     names = dict.fromkeys(one.section for one in SETTINGS)
     return {name: vars(getattr(config, name)) for name in names}
 
@@ -156,11 +166,7 @@ def values_of(config: minris.Config) -> dict[str, dict]:
 def test_without_a_file_all_is_as_the_table_has_it():
     values = values_of(load_config())
     assert values == {
-        name: {
-            one.key: minris.read_setting(one, one.default)
-            for one in SETTINGS
-            if one.section == name
-        }
+        name: {one.key: read_setting(one, one.default) for one in SETTINGS if one.section == name}
         for name in values
     }
 
@@ -174,8 +180,8 @@ def test_the_printed_reference_without_its_hashes_says_the_defaults(tmp_path):
     said = said.replace("\nae_title =\n", "\nae_title = CT1\n")
     config = load_config(write(tmp_path, said))
     assert values_of(config) == values_of(load_config())
-    device = minris.Device.from_settings("CT room 1", config.devices["CT room 1"])
-    assert device == minris.Device("CT room 1", ("CT1",))
+    device = Device.from_settings("CT room 1", config.devices["CT room 1"])
+    assert device == Device("CT room 1", ("CT1",))
 
 
 @pytest.mark.parametrize("one", ALL_SETTINGS, ids=lambda one: f"{one.section} {one.key}")
@@ -279,7 +285,7 @@ character_set = GB18030
 def test_devices_are_read(tmp_path):
     config = load_config(write(tmp_path, DEVICES))
     assert list(config.devices) == ["CT room", "Ultrasound"]
-    ct, us = (minris.Device.from_settings(n, d) for n, d in config.devices.items())
+    ct, us = (Device.from_settings(n, d) for n, d in config.devices.items())
     assert (ct.name, ct.ae_title, ct.ae_titles) == ("CT room", "CT1", ("CT1", "CT1_DOSE"))
     assert (ct.host, ct.port, ct.check_address, ct.role) == ("192.0.2.11", 104, True, "modality")
     assert us.character_set == ("GB18030",)
@@ -310,9 +316,9 @@ def test_every_setting_of_a_device_is_checked(one, tmp_path):
 )
 def test_what_a_device_gives_its_steps_fits_their_attributes(line, keyword, tmp_path):
     """SH has 16 characters, CS has capitals: PS3.5 Table 6.2-1."""
-    vr = minris.vr_of(minris.tag_of(keyword))
+    vr = vr_of(tag_of(keyword))
     key, _, value = line.partition(" = ")
-    assert minris.value_problem(vr, value)
+    assert value_problem(vr, value)
     (problem,) = problems_of(tmp_path, f"[device CT room]\nae_title = CT1\n{line}\n")
     assert problem.startswith(f"[device CT room] {key}: ")
 
@@ -451,7 +457,7 @@ def test_three_wrong_values_are_three_lines_and_exit_status_2(command, tmp_path)
     done = subprocess.run(
         [sys.executable, "-B", "-c", WATCH, "--config", str(path), *command],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(minris.__file__).parent), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(MADE.parent), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -469,5 +475,5 @@ def test_three_wrong_values_are_three_lines_and_exit_status_2(command, tmp_path)
 def test_settings_prints_the_reference(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "minris")])
-    assert minris.main(["settings"]) == 0
+    assert main(["settings"]) == 0
     assert capsys.readouterr().out == settings_reference()

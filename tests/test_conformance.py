@@ -16,15 +16,32 @@ from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation, SOPClassExtendedNegotiation
 from test_dimse import Wire, find_request, pdus
 
-import minris
-from minris import Status
+from minris.cli import main
+from minris.config.ini import load_config
+from minris.config.values import read_character_set
+from minris.conformance.statement import conformance_statement
+from minris.dataset.elements import ElementIndex, encode_element
+from minris.dataset.search import Search
+from minris.dimse.services import PRESENTATION_CONTEXTS
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.status import Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_WORKLIST,
+    MPPS,
+    MPPS_NOTIFICATION,
+    MPPS_RETRIEVE,
+    VERIFICATION,
+)
+from minris.standard.worklist import MWL_ATTRIBUTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
 
 def statement(config):
     """The statement of a configuration, as blocks."""
-    return json.loads(minris.conformance_statement(config, "json"))
+    return json.loads(conformance_statement(config, "json"))
 
 
 def table_under(config, heading, number=0):
@@ -72,7 +89,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_html_says_what_json_says(config):
-    page = Page(minris.conformance_statement(config, "html"))
+    page = Page(conformance_statement(config, "html"))
     blocks = statement(config)
     assert page.rows == [row for block in blocks for row in block["rows"]]
     assert page.texts == [block["text"] for block in blocks if block["text"]]
@@ -81,14 +98,14 @@ def test_html_says_what_json_says(config):
 
 def test_html_is_a_page_of_its_own_that_says_its_encoding(config):
     """Opened from a folder there is no server to say that it is UTF-8."""
-    text = minris.conformance_statement(config, "html")
+    text = conformance_statement(config, "html")
     assert text.lower().startswith("<!doctype html>")
     assert re.search(r'<meta charset="?utf-8', text[:1024].lower())
     assert "<title>" in text
 
 
 def test_markdown_says_what_json_says(config):
-    text = minris.conformance_statement(config, "md")
+    text = conformance_statement(config, "md")
     lines = [line for line in text.splitlines() if line.startswith("| ") and "| --- |" not in line]
     rows = [
         [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -101,9 +118,9 @@ def test_markdown_says_what_json_says(config):
 
 def test_markup_in_a_setting_is_text_in_every_form(tmp_path):
     path = write_config(tmp_path, "[dicom]\nae_title = A<b>|B\n")
-    config = minris.load_config(path)
-    assert "A&lt;b&gt;|B" in minris.conformance_statement(config, "html")
-    assert "| A<b>\\|B |" in minris.conformance_statement(config, "md")
+    config = load_config(path)
+    assert "A&lt;b&gt;|B" in conformance_statement(config, "html")
+    assert "| A<b>\\|B |" in conformance_statement(config, "md")
 
 
 def test_sections_are_those_of_annex_n_in_order(config):
@@ -129,8 +146,8 @@ def test_the_contents_name_every_section(config):
 @pytest.mark.parametrize("form", ["md", "html", "json"])
 def test_the_command_prints_the_statement_of_the_configuration(config, capsys, form):
     arguments = ["conformance", "--format", form, "--config", str(config.path)]
-    assert minris.main(arguments) == 0
-    assert capsys.readouterr().out == minris.conformance_statement(config, form)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == conformance_statement(config, form)
 
 
 SAID = {
@@ -146,9 +163,9 @@ SAID = {
 
 @pytest.mark.parametrize("text", SAID)
 def test_a_setting_that_changes_the_behaviour_changes_the_statement(tmp_path, config, text):
-    changed = minris.load_config(write_config(tmp_path, text))
-    assert SAID[text] in minris.conformance_statement(changed)
-    assert SAID[text] not in minris.conformance_statement(config)
+    changed = load_config(write_config(tmp_path, text))
+    assert SAID[text] in conformance_statement(changed)
+    assert SAID[text] not in conformance_statement(config)
 
 
 # Negotiation, against a running appliance
@@ -197,7 +214,7 @@ def test_the_overview_has_the_same_sop_classes(config):
     rows = table_under(config, "1 Conformance statement overview")
     overview = {row["UID"] for row in rows if row["Provider (SCP)"] == "Yes"}
     contexts = table_under(config, "7.1 Association acceptance")
-    ours_to_open = {minris.MPPS_NOTIFICATION}  # nobody asks us for it (PS3.4 F.2.1)
+    ours_to_open = {MPPS_NOTIFICATION}  # nobody asks us for it (PS3.4 F.2.1)
     assert overview == {row["Abstract syntax"] for row in contexts} | ours_to_open
 
 
@@ -213,10 +230,10 @@ def test_of_every_transfer_syntax_those_of_the_statement_are_accepted(appliance)
 
 def test_explicit_vr_is_chosen_where_both_are_proposed(appliance):
     assert "Explicit VR is chosen where both are proposed" in paragraphs(appliance.config)
-    both = [minris.IMPLICIT_VR_LITTLE_ENDIAN, minris.EXPLICIT_VR_LITTLE_ENDIAN]
-    for uid in minris.PRESENTATION_CONTEXTS:
+    both = [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN]
+    for uid in PRESENTATION_CONTEXTS:
         found = accepted(appliance, [build_context(uid, both)])
-        assert found == [(uid, minris.EXPLICIT_VR_LITTLE_ENDIAN)]
+        assert found == [(uid, EXPLICIT_VR_LITTLE_ENDIAN)]
 
 
 def answered_items(appliance, uid, negotiated):
@@ -230,7 +247,7 @@ def answered_items(appliance, uid, negotiated):
         ]
 
 
-@pytest.mark.parametrize("uid", minris.PRESENTATION_CONTEXTS)
+@pytest.mark.parametrize("uid", PRESENTATION_CONTEXTS)
 def test_role_selection_is_answered_where_the_statement_says_so(appliance, uid):
     """T-GEN-05."""
     rows = table_under(appliance.config, "7.1 Association acceptance")
@@ -239,11 +256,11 @@ def test_role_selection_is_answered_where_the_statement_says_so(appliance, uid):
     role.sop_class_uid, role.scu_role, role.scp_role = uid, True, True
     found = answered_items(appliance, uid, role)
     assert bool(found) is (stated == "answered")
-    offered = minris.PRESENTATION_CONTEXTS[uid] or (False, False)
+    offered = PRESENTATION_CONTEXTS[uid] or (False, False)
     assert all(one.scp_role is offered[1] for one in found)
 
 
-@pytest.mark.parametrize("uid", minris.PRESENTATION_CONTEXTS)
+@pytest.mark.parametrize("uid", PRESENTATION_CONTEXTS)
 def test_extended_negotiation_is_answered_as_the_statement_says(appliance, uid):
     rows = table_under(appliance.config, "7.1 Association acceptance")
     [stated] = [row["Extended negotiation"] for row in rows if row["Abstract syntax"] == uid]
@@ -264,7 +281,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("uid", [minris.VERIFICATION, minris.MPPS, minris.MPPS_RETRIEVE])
+@pytest.mark.parametrize("uid", [VERIFICATION, MPPS, MPPS_RETRIEVE])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_is_known_where_the_overview_has_it(appliance, operation, uid):
     rows = table_under(appliance.config, "1 Conformance statement overview")
@@ -291,7 +308,7 @@ def test_who_is_rejected_is_told_as_the_statement_says(appliance, who, calling, 
     [stated] = [row["Value"] for row in rows if row["Item"] == who]
     received = []
     handlers = [(evt.EVT_PDU_RECV, lambda event: received.append(event.pdu))]
-    contexts = [build_context(minris.VERIFICATION)]
+    contexts = [build_context(VERIFICATION)]
     with association(appliance, contexts, calling, called, evt_handlers=handlers) as one:
         assert not one.is_established
     [answer] = received
@@ -305,7 +322,7 @@ def nested(path, value):
     """A data set with one value at a path of tags; an empty one for None."""
     ds = Dataset()
     tag, *rest = path
-    vr = minris.vr_of(tag)
+    vr = vr_of(tag)
     if rest:
         ds.add_new(tag, vr, [nested(rest, value)])
     else:
@@ -325,7 +342,7 @@ def stated_keys(config):
     return found
 
 
-CONFIG = minris.load_config(None)
+CONFIG = load_config(None)
 KEYS = stated_keys(CONFIG)
 # A believable value for each VR, and one that nothing here has.
 VALUES = {
@@ -351,11 +368,11 @@ GIVEN = {"ScheduledProcedureStepStatus": "ARRIVED", "Modality": "CT", "PatientSe
 
 def value_at(path):
     """The value that the rich step has at a path."""
-    return GIVEN.get(datadict.keyword_for_tag(path[-1]), VALUES[minris.vr_of(path[-1])][0])
+    return GIVEN.get(datadict.keyword_for_tag(path[-1]), VALUES[vr_of(path[-1])][0])
 
 
 def is_leaf(path):
-    return minris.vr_of(path[-1]) != "SQ"
+    return vr_of(path[-1]) != "SQ"
 
 
 def rich_step():
@@ -369,7 +386,7 @@ def rich_step():
             if tag not in at:
                 at.add_new(tag, "SQ", [Dataset()])
             at = at[tag].value[0]
-        at.add_new(path[-1], minris.vr_of(path[-1]), value_at(path))
+        at.add_new(path[-1], vr_of(path[-1]), value_at(path))
     return ds.to_json_dict()
 
 
@@ -454,7 +471,7 @@ FOREIGN = [
 @pytest.mark.parametrize("keywords", FOREIGN, ids=">".join)
 def test_a_key_that_the_statement_does_not_have_is_not_supported(asker, keywords):
     """T-MWL-17."""
-    path = tuple(minris.tag_of(keyword) for keyword in keywords)
+    path = tuple(tag_of(keyword) for keyword in keywords)
     assert path not in KEYS
     statuses, answers = asker.ask(nested(path, None))
     assert statuses == {0, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED}
@@ -465,11 +482,11 @@ def test_of_all_attributes_of_dicom_those_of_the_statement_are_supported():
     """The same without a network, for the whole dictionary."""
     supported = set()
     for tag in datadict.DicomDictionary:
-        keys = minris.encode_element(tag, minris.vr_of(tag).encode(), b"")
-        search = minris.Search(minris.ElementIndex(keys), minris.MWL_ATTRIBUTES)
+        keys = encode_element(tag, vr_of(tag).encode(), b"")
+        search = Search(ElementIndex(keys), MWL_ATTRIBUTES)
         if search.status is Status.PENDING:
             supported.add(tag)
-    exceptions = {minris.tag_of("QueryRetrieveLevel")}  # a slip of old devices, forgiven
+    exceptions = {tag_of("QueryRetrieveLevel")}  # a slip of old devices, forgiven
     assert supported - exceptions == {path[0] for path in KEYS if len(path) == 1}
 
 
@@ -484,14 +501,14 @@ def test_a_key_is_matched_as_the_statement_says(asker):
     for path, row in KEYS.items():
         if not is_leaf(path) or path[-1] in (0x00080005, 0x00080201):
             continue
-        has, other = value_at(path), VALUES[minris.vr_of(path[-1])][1]
+        has, other = value_at(path), VALUES[vr_of(path[-1])][1]
         kind = row["Matching"].partition(": ")[2]
         queries = [(has, 1), (other, 0)] if kind else [(other, 1)]
         if "wildcard" in kind:
             queries += [(f"{has[:3]}*", 1), (f"?{has[1:]}", 1), (f"{other}*", 0)]
         if "range" in kind:
             before, after = {"DA": ("20260701", "20260731"), "TM": ("0800", "1200")}[
-                minris.vr_of(path[-1])
+                vr_of(path[-1])
             ]
             queries += [(f"{before}-{after}", 1), (f"-{before}", 0), (f"{after}-", 0)]
         if "list" in kind:
@@ -509,7 +526,7 @@ def test_names_match_as_the_statement_says(appliance):
     appliance.schedule(item("Lyu^XiaoDong=吕^小东"), item("Müller^Jörg"))
     with Wire(appliance.port) as wire:
         machine = Asker(wire)
-        path = (minris.tag_of("PatientName"),)
+        path = (tag_of("PatientName"),)
         for key in ("lyu xiao dong", "LÜ^XIAODONG", "lv^xiaodong", "Muller^Jorg", "mül*rg"):
             assert machine.count(path, key) == 1, key
         assert machine.count(path, "Lyu^XiaoDon") == 0
@@ -525,7 +542,7 @@ SETS = next(
 
 @pytest.mark.parametrize("term", SETS)
 def test_each_set_of_the_statement_can_be_set_for_a_device(term):
-    assert minris.read_character_set(term) == (term,)
+    assert read_character_set(term) == (term,)
 
 
 @pytest.mark.parametrize(
@@ -554,9 +571,9 @@ def test_each_set_of_the_statement_is_taken_in_a_query(appliance, term):
     appliance.schedule(item("Wang^Fang"))
     query = Dataset()
     query.PatientName = "Wang^Fang"
-    with association(appliance, [build_context(minris.MODALITY_WORKLIST)]) as one:
+    with association(appliance, [build_context(MODALITY_WORKLIST)]) as one:
         query.SpecificCharacterSet = term
-        [(status, answer), (last, _)] = one.send_c_find(query, minris.MODALITY_WORKLIST)
+        [(status, answer), (last, _)] = one.send_c_find(query, MODALITY_WORKLIST)
     assert (status.Status, last.Status) == (Status.PENDING, Status.SUCCESS)
     assert answer.PatientName == "Wang^Fang"
     assert answer.get("SpecificCharacterSet") == (term if term != "ISO_IR 6" else None)

@@ -7,8 +7,12 @@ import re
 import pytest
 from conftest import NOON, write_config
 
-import minris
-from minris import Actor, Context
+from minris.access.context import Actor, Context, audit, audit_digest, utc_now
+from minris.config.ini import load_config
+from minris.standard.dictionary import value_problem
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import new_uid
+from minris.store.models import Audit, database
 
 SHANGHAI = "[clinic]\ntimezone = Asia/Shanghai\n"
 
@@ -20,7 +24,7 @@ def at(ctx: Context, moment: datetime.datetime) -> Context:
 @pytest.fixture
 def in_shanghai(tmp_path):
     """A context of a clinic that is eight hours ahead of UTC, at noon UTC."""
-    return Context(minris.load_config(write_config(tmp_path, SHANGHAI)), now=lambda: NOON)
+    return Context(load_config(write_config(tmp_path, SHANGHAI)), now=lambda: NOON)
 
 
 def test_a_device_is_named_with_its_address():
@@ -54,7 +58,7 @@ def test_today_is_a_day_of_the_clinic(in_shanghai):
 
 
 def test_without_a_zone_the_clock_is_that_of_the_machine(tmp_path):
-    config = minris.load_config(write_config(tmp_path, "[clinic]\ntimezone =\n"))
+    config = load_config(write_config(tmp_path, "[clinic]\ntimezone =\n"))
     moment = Context(config, now=lambda: NOON).local_now()
     assert moment == NOON
     assert moment.utcoffset() == NOON.astimezone().utcoffset()
@@ -81,24 +85,24 @@ def test_times_sort_as_texts(ctx):
 
 
 def test_the_time_is_aware_and_in_utc():
-    assert minris.utc_now().utcoffset() == datetime.timedelta(0)
+    assert utc_now().utcoffset() == datetime.timedelta(0)
 
 
 def test_a_new_uid_is_one_of_a_uuid_and_of_no_other():
     """PS3.5 B.2; checklist 8.4: at most 44 characters for a UUID."""
-    uids = {minris.new_uid() for _ in range(100)}
+    uids = {new_uid() for _ in range(100)}
     assert len(uids) == 100
     for uid in uids:
         assert re.fullmatch(r"2\.25\.(0|[1-9]\d*)", uid)
         assert len(uid) <= 44
-        assert minris.value_problem("UI", uid) is None
+        assert value_problem("UI", uid) is None
 
 
 def test_an_audit_line_says_when_who_what_and_about_what(ctx):
-    minris.audit(ctx, "scheduled", "2.25.10001", "26070500001")
-    (line,) = minris.Audit.select().dicts()
+    audit(ctx, "scheduled", "2.25.10001", "26070500001")
+    (line,) = Audit.select().dicts()
     digest = line.pop("digest")
-    assert digest == minris.audit_digest("", tuple(line.values())[1:])
+    assert digest == audit_digest("", tuple(line.values())[1:])
     assert line == {
         "id": 1,
         "at": "2026-07-05T12:00:00.000000Z",
@@ -110,7 +114,7 @@ def test_an_audit_line_says_when_who_what_and_about_what(ctx):
 
 
 def test_an_audit_line_goes_with_the_transaction_that_it_is_about(ctx):
-    with pytest.raises(minris.Refusal), minris.database.atomic():
-        minris.audit(ctx, "scheduled", "2.25.10001")
-        raise minris.Refusal(minris.Status.DUPLICATE_SOP_INSTANCE)
-    assert minris.Audit.select().count() == 0
+    with pytest.raises(Refusal), database.atomic():
+        audit(ctx, "scheduled", "2.25.10001")
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE)
+    assert Audit.select().count() == 0

@@ -23,29 +23,26 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-import minris
-from minris import (
-    ASCII,
+from minris.dataset.checks import check_attributes, value_problems
+from minris.dataset.dicom_json import from_json, to_json
+from minris.dataset.elements import (
     EMPTY,
-    MPPS_ATTRIBUTES,
-    MWL_ATTRIBUTES,
-    UTF_8,
     ElementIndex,
-    Limits,
     Malformed,
-    Refusal,
-    Search,
-    Status,
-    check_attributes,
     encode_element,
     encode_items,
-    from_json,
-    key_test,
-    recode,
-    tag_of,
-    to_json,
-    value_problem,
+    encode_text,
+    pad,
 )
+from minris.dataset.matching import key_test
+from minris.dataset.recode import Limits, recode, recode_noting
+from minris.dataset.search import Search, to_syntax
+from minris.dataset.text import ASCII, UTF_8, character_set
+from minris.standard.attributes import attribute_table
+from minris.standard.dictionary import _BINARY_NUMBERS, is_date, tag_of, value_problem, vr_of
+from minris.standard.mpps import MPPS_ATTRIBUTES
+from minris.standard.status import Refusal, Status
+from minris.standard.worklist import MWL_ATTRIBUTES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The value length")  # in bytes, says pydicom
 
@@ -104,7 +101,7 @@ def stored_form_of(seed: int) -> bytes:
 
 def index_of(**texts: str) -> ElementIndex:
     elements = [(tag_of(keyword), keyword, text) for keyword, text in texts.items()]
-    return ElementIndex(b"".join(minris.encode_text(k, t) for _, k, t in sorted(elements)))
+    return ElementIndex(b"".join(encode_text(k, t) for _, k, t in sorted(elements)))
 
 
 def stored(vr: str, value: bytes, keyword: str = "PatientName") -> bytes:
@@ -228,12 +225,12 @@ def test_a_data_set_without_elements_is_one():
 
 
 def test_elements_are_put_in_order():
-    parts = [minris.encode_text("PatientID", "P1"), minris.encode_text("Modality", "CT")]
+    parts = [encode_text("PatientID", "P1"), encode_text("Modality", "CT")]
     assert recode(b"".join(parts)) == b"".join(reversed(parts))
 
 
 def test_elements_of_an_item_are_put_in_order():
-    parts = [minris.encode_text("PatientID", "P1"), minris.encode_text("Modality", "CT")]
+    parts = [encode_text("PatientID", "P1"), encode_text("Modality", "CT")]
     expected = encode_items(STEP_SEQUENCE, [b"".join(reversed(parts))])
     assert recode(encode_items(STEP_SEQUENCE, [b"".join(parts)])) == expected
 
@@ -247,12 +244,12 @@ def test_a_value_of_odd_length_is_padded():
 )
 def test_a_binary_value_is_never_padded_with_a_space(vr, value):
     """PS3.5 6.2: the space pads texts; in a number it would be another number."""
-    assert minris.pad(value, vr.encode()) == value + b"\0"
+    assert pad(value, vr.encode()) == value + b"\0"
 
 
 def test_group_lengths_are_left_out():
-    data = struct.pack("<HH2sHI", 0x0010, 0, b"UL", 4, 10) + minris.encode_text("PatientID", "P1")
-    assert recode(data) == minris.encode_text("PatientID", "P1")
+    data = struct.pack("<HH2sHI", 0x0010, 0, b"UL", 4, 10) + encode_text("PatientID", "P1")
+    assert recode(data) == encode_text("PatientID", "P1")
 
 
 def test_an_unknown_vr_of_a_known_attribute_is_that_of_the_dictionary():
@@ -262,8 +259,8 @@ def test_an_unknown_vr_of_a_known_attribute_is_that_of_the_dictionary():
     data = encode_element(STEP_SEQUENCE, b"UN", item) + encode_element(
         PATIENT_NAME, b"UN", b"Li^Nan"
     )
-    expected = minris.encode_text("PatientName", "Li^Nan") + encode_items(
-        STEP_SEQUENCE, [minris.encode_text("Modality", "CT")]
+    expected = encode_text("PatientName", "Li^Nan") + encode_items(
+        STEP_SEQUENCE, [encode_text("Modality", "CT")]
     )
     assert recode(data) == expected
 
@@ -276,7 +273,7 @@ def test_a_private_element_of_undefined_length_is_a_sequence():
         + inner
         + b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
     )
-    assert recode(data) == encode_items(0x00091002, [minris.encode_text("Modality", "CT")])
+    assert recode(data) == encode_items(0x00091002, [encode_text("Modality", "CT")])
 
 
 def test_a_private_element_is_kept_as_it_is():
@@ -293,13 +290,13 @@ def test_sequences_of_supplement_233_come_with_their_vrs_in_implicit_vr():
         "CodingSchemeDesignator": "SCT",
         "CodeMeaning": "Female",
     }
-    codes = b"".join(minris.encode_text(keyword, text) for keyword, text in code.items())
+    codes = b"".join(encode_text(keyword, text) for keyword, text in code.items())
     gender = encode_items(tag_of("GenderIdentityCodeSequence"), [codes])
-    name = minris.encode_text("NameToUse", "Lee")
+    name = encode_text("NameToUse", "Lee")
     data = encode_items(tag_of("PersonNamesToUseSequence"), [name]) + encode_items(
         tag_of("GenderIdentitySequence"), [gender]
     )
-    assert recode(minris.to_syntax(data, explicit=False), explicit=False) == data
+    assert recode(to_syntax(data, explicit=False), explicit=False) == data
 
 
 # Character sets
@@ -309,17 +306,17 @@ def test_sequences_of_supplement_233_come_with_their_vrs_in_implicit_vr():
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "implicit"])
 def test_a_text_is_the_same_in_every_set(term, explicit):
     """T-CS-01, T-CS-05."""
-    charset = minris.character_set((term,))
+    charset = character_set((term,))
     for text in TEXTS[term]:
         head = encode_element(0x00080005, b"CS", term.encode())
         body = encode_element(PATIENT_NAME, b"PN", charset.encode(text, b"PN"))
-        data = minris.to_syntax(head + body, True)
+        data = to_syntax(head + body, True)
         if not explicit:
             data = b"".join(
                 struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
                 for tag, value in (
-                    (0x00080005, minris.pad(term.encode(), b"CS")),
-                    (PATIENT_NAME, minris.pad(charset.encode(text, b"PN"), b"PN")),
+                    (0x00080005, pad(term.encode(), b"CS")),
+                    (PATIENT_NAME, pad(charset.encode(text, b"PN"), b"PN")),
                 )
             )
         assert ElementIndex(recode(data, explicit)).get("PatientName") == text
@@ -329,7 +326,7 @@ def test_a_text_is_the_same_in_every_set(term, explicit):
 def test_a_set_is_encoded_as_by_pydicom(term):
     for text in TEXTS[term]:
         theirs = pydicom.charset.encode_string(text, pydicom.charset.convert_encodings(term))
-        assert minris.character_set((term,)).encode(text, b"LO") == theirs
+        assert character_set((term,)).encode(text, b"LO") == theirs
 
 
 def test_a_backslash_inside_a_character_of_gb18030_parts_no_values():
@@ -357,7 +354,7 @@ def test_an_item_has_the_set_of_what_it_lies_in_unless_it_has_its_own():
 
 
 def test_what_a_data_set_does_not_say_its_device_does():
-    charset = minris.character_set(("GB18030",))
+    charset = character_set(("GB18030",))
     data = stored("PN", "李^娜".encode("gb18030"))
     assert ElementIndex(recode(data, charset=charset)).get("PatientName") == "李^娜"
 
@@ -374,7 +371,7 @@ def test_a_set_that_is_not_known_stops_nothing(term):
 )
 def test_a_text_that_is_declared_wrongly_is_recovered(declared, really):
     head = encode_element(0x00080005, b"CS", declared.encode()) if declared else b""
-    noted = minris.recode_noting(head + stored("PN", "王^小东".encode(really)), True)
+    noted = recode_noting(head + stored("PN", "王^小东".encode(really)), True)
     assert ElementIndex(noted.data).get("PatientName") == "王^小东"
     assert noted.recovered == (PATIENT_NAME,)
 
@@ -444,8 +441,8 @@ def check_that_it_is_kept_or_malformed(data: bytes, explicit: bool) -> None:
     assert recode(kept, charset=UTF_8) == kept
     index = ElementIndex(kept)
     json.dumps(to_json(index))
-    list(minris.value_problems(index))
-    minris.to_syntax(kept, explicit=False)
+    list(value_problems(index))
+    to_syntax(kept, explicit=False)
 
 
 MALFORMED = {
@@ -459,7 +456,7 @@ MALFORMED = {
     "half a long header": b"\x10\x00\x10\x00UT\x00\x00\x02",
     "a text of undefined length": b"\x10\x00\x10\x00UT\x00\x00\xff\xff\xff\xff",
     "an element where an item should be": encode_element(
-        STEP_SEQUENCE, b"SQ", minris.encode_text("Modality", "CT")
+        STEP_SEQUENCE, b"SQ", encode_text("Modality", "CT")
     ),
     "an item longer than its sequence": b"\x40\0\0\1SQ\0\0\x08\0\0\0\xfe\xff\x00\xe0\x10\0\0\0",
     "a sequence without an end": b"\x40\0\0\1SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\0\0\0\0",
@@ -490,7 +487,7 @@ def test_a_vr_of_another_kind_than_the_dictionary_s_is_malformed(element):
 
 
 def nested(depth: int) -> bytes:
-    content = minris.encode_text("Modality", "CT")
+    content = encode_text("Modality", "CT")
     for _ in range(depth):
         content = encode_items(STEP_SEQUENCE, [content])
     return content
@@ -528,7 +525,7 @@ def test_a_text_that_grows_past_its_length_field_is_malformed(explicit):
     length = struct.pack("<H", len(raw)) if explicit else struct.pack("<I", len(raw))
     data = b"\x10\x00\x20\x00" + (b"LO" if explicit else b"") + length + raw
     with pytest.raises(Malformed, match="Patient ID"):
-        recode(data, explicit, minris.character_set(("ISO_IR 100",)))
+        recode(data, explicit, character_set(("ISO_IR 100",)))
 
 
 # Encoding
@@ -547,7 +544,7 @@ def test_an_element_is_encoded_as_by_pydicom(vr):
             theirs = implicit_or_not(ds, explicit=True)
         index = ElementIndex(theirs)
         raw = index.value(tag_of(keyword)).rstrip(b" \0") or index.value(tag_of(keyword))
-        if vr in minris._BINARY_NUMBERS or vr[0] == "O" or vr in ("UN", "AT"):
+        if vr in _BINARY_NUMBERS or vr[0] == "O" or vr in ("UN", "AT"):
             raw = index.value(tag_of(keyword))
         assert encode_element(tag_of(keyword), vr.encode(), raw) == theirs
 
@@ -573,8 +570,8 @@ def test_a_value_that_its_length_field_cannot_tell_is_malformed():
 def test_a_stored_data_set_is_read_by_pydicom_in_both_syntaxes(seed):
     data = stored_form_of(seed)
     theirs = read(data)
-    assert read(minris.to_syntax(data, explicit=False), explicit=False) == theirs
-    assert minris.to_syntax(data, explicit=True) == data
+    assert read(to_syntax(data, explicit=False), explicit=False) == theirs
+    assert to_syntax(data, explicit=True) == data
 
 
 # ElementIndex
@@ -761,16 +758,16 @@ def test_a_wrong_value_is_quoted():
 
 
 def test_the_day_29_february_is_one_every_four_years():
-    assert minris.is_date("20240229")
-    assert not minris.is_date("20250229")
+    assert is_date("20240229")
+    assert not is_date("20250229")
 
 
 def test_every_wrong_value_of_a_data_set_is_found_in_its_depth():
-    step = minris.encode_text("Modality", "ct") + minris.encode_text(
+    step = encode_text("Modality", "ct") + encode_text(
         "ScheduledProcedureStepStartDate", "20260230"
     )
-    data = minris.encode_text("AccessionNumber", "1" * 17) + encode_items(STEP_SEQUENCE, [step])
-    found = [str(problem) for problem in minris.value_problems(ElementIndex(data))]
+    data = encode_text("AccessionNumber", "1" * 17) + encode_items(STEP_SEQUENCE, [step])
+    found = [str(problem) for problem in value_problems(ElementIndex(data))]
     assert found == [
         "Accession Number (0008,0050) 11111111111111111 is longer than 16 characters",
         "Modality (0008,0060) ct has characters other than capitals, digits, space and _",
@@ -780,24 +777,24 @@ def test_every_wrong_value_of_a_data_set_is_found_in_its_depth():
 
 def test_every_value_of_several_is_looked_at():
     index = index_of(ImageType="ORIGINAL\\primary\\AXIAL")
-    (problem,) = minris.value_problems(index)
+    (problem,) = value_problems(index)
     assert str(problem.words).startswith("primary ")
 
 
 def test_a_backslash_in_a_long_text_parts_nothing():
     index = index_of(RequestedProcedureComments="x" * 6000 + "\\" + "y" * 4000)
-    assert list(minris.value_problems(index)) == []
+    assert list(value_problems(index)) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_is_right_by_ps3_5_has_no_problems(seed):
-    assert list(minris.value_problems(ElementIndex(stored_form_of(seed)))) == []
+    assert list(value_problems(ElementIndex(stored_form_of(seed)))) == []
 
 
 # Checks against an attribute table
 
 
-TABLE = minris.attribute_table(
+TABLE = attribute_table(
     "PS3.4 Table F.7.2-1, in short",
     """
     keyword                           | create | final
@@ -947,7 +944,7 @@ def test_each_row_of_the_table_of_performed_steps_is_asked_for(attribute):
 
 def found(keyword: str, key: str, value: str) -> bool:
     """Whether a key finds a stored value; both as texts of that attribute."""
-    tag, vr = tag_of(keyword), minris.vr_of(tag_of(keyword)).encode()
+    tag, vr = tag_of(keyword), vr_of(tag_of(keyword)).encode()
     test = key_test(tag, vr, index_of(**{keyword: key}))
     return test is None or test(index_of(**{keyword: value}).value(tag))
 
@@ -955,7 +952,7 @@ def found(keyword: str, key: str, value: str) -> bool:
 def is_refused(keyword: str, key: str) -> bool:
     tag = tag_of(keyword)
     with pytest.raises(Refusal) as refusal:
-        key_test(tag, minris.vr_of(tag).encode(), index_of(**{keyword: key}))
+        key_test(tag, vr_of(tag).encode(), index_of(**{keyword: key}))
     return refusal.value.status is Status.IDENTIFIER_DOES_NOT_MATCH and refusal.value.tags == (tag,)
 
 
@@ -964,7 +961,7 @@ def is_refused(keyword: str, key: str) -> bool:
 def test_a_key_is_universal(keyword, key):
     """T-MWL-14."""
     tag = tag_of(keyword)
-    assert key_test(tag, minris.vr_of(tag).encode(), index_of(**{keyword: key})) is None
+    assert key_test(tag, vr_of(tag).encode(), index_of(**{keyword: key})) is None
 
 
 FINDS = [
@@ -1248,7 +1245,7 @@ def test_a_zone_is_answered_once_in_either_syntax():
     stored_item = ElementIndex(entry()).merged(ElementIndex(zone))
     index = ElementIndex(index_of(PatientID="").merged(index_of(TimezoneOffsetFromUTC="")))
     for explicit in (True, False):
-        extra = {0x00080201: minris.to_syntax(zone, explicit)}
+        extra = {0x00080201: to_syntax(zone, explicit)}
         search = Search(index, MWL_ATTRIBUTES, explicit, extra=extra)
         ds = read(search.answer(stored_item), explicit)
         assert [element.tag for element in ds] == [Tag(0x00080201), Tag(0x00100020)]

@@ -35,8 +35,39 @@ from test_events import (
 from test_mpps import dataset, serving
 from test_pages import csrf_of, employ, visiting
 
-import minris
-from minris import RETRY_AFTER, UPS_EVENT, UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION
+from minris.config.ini import load_config
+from minris.delivery.receivers import Delivery
+from minris.outbox import (
+    RETRY_AFTER,
+    Event,
+    due_events,
+    due_receivers,
+    note_failed,
+    note_sent,
+    retry_events,
+)
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    UPS_EVENT,
+    UPS_FILTERED_SUBSCRIPTION,
+    UPS_GLOBAL_SUBSCRIPTION,
+    UPS_PUSH,
+    VERIFICATION,
+)
+from minris.store.models import database
+from minris.store.sqlite import backup_store, restore_store
+from minris.upper_layer.caller import Caller, DeliveryError
+from minris.upper_layer.pdus import (
+    NO_DATA_SET,
+    AcceptedContext,
+    decode_command,
+    encode_command,
+    message_pdus,
+)
+from minris.ups.events import announce, record_event
+from minris.ups.people import watchers, watchers_of
+from minris.ups.subscriptions import subscribe
+from minris.ups.workitems import create_workitem, purge_workitems
 
 QUIET = "[ups]\ntell_going_down = no\n"
 LIFE = ["SCHEDULED", "IN PROGRESS", "COMPLETED"]
@@ -81,7 +112,7 @@ class Watcher:
         self.ae = ae = AE(self.title)
         ae.maximum_pdu_size = self.maximum_pdu
         roles = {"scu_role": False, "scp_role": True} if self.role else {}
-        ae.add_supported_context(UPS_EVENT, minris.EXPLICIT_VR_LITTLE_ENDIAN, **roles)
+        ae.add_supported_context(UPS_EVENT, EXPLICIT_VR_LITTLE_ENDIAN, **roles)
         handlers = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_ESTABLISHED, lambda event: self.associations.append(event.assoc)),
@@ -218,7 +249,7 @@ class BareWatcher:
         answer = asked.to_primitive()
         answer.result, answer.result_source = 0x00, 0x01
         [context] = answer.presentation_context_definition_list
-        context.result, context.transfer_syntax = 0x00, [minris.EXPLICIT_VR_LITTLE_ENDIAN]
+        context.result, context.transfer_syntax = 0x00, [EXPLICIT_VR_LITTLE_ENDIAN]
         answer.presentation_context_definition_results_list = [context]
         answer.user_information = [
             item for item in answer.user_information if self.roles or not hasattr(item, "scp_role")
@@ -234,7 +265,7 @@ class BareWatcher:
         length, context_id, control = struct.unpack_from(">IBB", pdu, 6)
         if not control & 1:
             return self._response()
-        self.command, self.context_id = minris.decode_command(pdu[12 : 10 + length]), context_id
+        self.command, self.context_id = decode_command(pdu[12 : 10 + length]), context_id
         self.combined = len(pdu) > 10 + length
         self.events.put((self.command["EventTypeID"], self.command["AffectedSOPInstanceUID"]))
         return self._response() if self.combined else b""
@@ -242,17 +273,17 @@ class BareWatcher:
     def _response(self):
         if self.response is not None:
             return self.response
-        response = minris.encode_command(
-            AffectedSOPClassUID=minris.UPS_PUSH,
+        response = encode_command(
+            AffectedSOPClassUID=UPS_PUSH,
             CommandField=0x8100,
             MessageIDBeingRespondedTo=self.command["MessageID"],
-            CommandDataSetType=minris.NO_DATA_SET,
+            CommandDataSetType=NO_DATA_SET,
             Status=0x0000,
             AffectedSOPInstanceUID=self.command["AffectedSOPInstanceUID"],
             EventTypeID=self.command["EventTypeID"],
         )
-        where = minris.AcceptedContext(self.context_id, UPS_EVENT, True)
-        return minris.message_pdus(where, response, None, 16384)
+        where = AcceptedContext(self.context_id, UPS_EVENT, True)
+        return message_pdus(where, response, None, 16384)
 
 
 def pdu_of(file):
@@ -275,24 +306,26 @@ def registered(**ports):
 def watch(appliance, *titles, uid=UPS_GLOBAL_SUBSCRIPTION, lock=False):
     """Subscribe AEs to all workitems, or to one."""
     for title in titles:
-        appliance.write(minris.subscribe, appliance.context(), uid, title, lock)
+        appliance.write(subscribe, appliance.context(), uid, title, lock)
 
 
 def impatient(monkeypatch):
     """Half a second of silence is a failure, not ten."""
-    caller = minris.Caller
-    monkeypatch.setattr(minris, "Caller", lambda: caller(timeout=0.5))
+    caller = Caller
+    monkeypatch.setattr("minris.dimse.archive.Caller", lambda: caller(timeout=0.5))
+    monkeypatch.setattr("minris.dimse.senders.Caller", lambda: caller(timeout=0.5))
+    monkeypatch.setattr("minris.upper_layer.caller.Caller", lambda: caller(timeout=0.5))
 
 
 @pytest.fixture
 def woken_alone(monkeypatch):
     """Delivery looks for something to do when it is woken, and not every few seconds."""
-    monkeypatch.setattr(minris.Delivery.run, "__defaults__", (3600.0,))
+    monkeypatch.setattr(Delivery.run, "__defaults__", (3600.0,))
 
 
 def waiting(appliance, title):
     """How many events a receiver has not heard."""
-    return len(appliance.read(minris.due_events, title, 1000))
+    return len(appliance.read(due_events, title, 1000))
 
 
 def once(appliance, condition, words):
@@ -306,12 +339,12 @@ def once(appliance, condition, words):
 
 def once_all_is_heard(appliance, title):
     """Wait until a receiver is known to have heard all."""
-    once(appliance, lambda: not minris.due_events(title), f"{title} has not heard all")
+    once(appliance, lambda: not due_events(title), f"{title} has not heard all")
 
 
 def problem_of(title):
     """What the last delivery to an AE failed of; nothing where it did not."""
-    row = minris.database.execute_sql("SELECT problem FROM receiver WHERE ae_title = ?", (title,))
+    row = database.execute_sql("SELECT problem FROM receiver WHERE ae_title = ?", (title,))
     return (row.fetchone() or ("",))[0]
 
 
@@ -323,7 +356,7 @@ def once_failed(appliance, title):
 
 def try_again(appliance, title):
     """What an administrator does when a watcher is back."""
-    appliance.write(minris.retry_events, appliance.context(), title)
+    appliance.write(retry_events, appliance.context(), title)
     appliance.appliance.wake_delivery()
 
 
@@ -361,7 +394,7 @@ def test_a_watcher_by_dcmjs_dimse_hears_all_in_order(run_appliance):
         events = [workstation.next_event() for _ in told]
     assert [(e["sopInstance"], e["dataset"]["ProcedureStepState"]) for e in events] == told
     assert {(e["event"], e["sopClass"], e["calling"], e["called"]) for e in events} == {
-        (REPORT, minris.UPS_PUSH, "MINRIS", "WATCH2")
+        (REPORT, UPS_PUSH, "MINRIS", "WATCH2")
     }
 
 
@@ -391,7 +424,7 @@ def test_the_event_association_is_proposed_with_us_as_scp(run_appliance, watcher
     contexts = [c.abstract_syntax for c in asked.presentation_context_definition_list]
     assert (contexts, roles) == ([UPS_EVENT], [(UPS_EVENT, False, True)])
     assert (asked.calling_ae_title, asked.called_ae_title) == ("MINRIS", "WATCH1")
-    assert (event.sop_class, event.uid) == (minris.UPS_PUSH, UID)
+    assert (event.sop_class, event.uid) == (UPS_PUSH, UID)
 
 
 def test_a_name_is_sent_in_the_character_set_of_the_watcher(run_appliance, watcher):
@@ -419,7 +452,7 @@ def test_a_gift_is_told_to_the_one_it_was_given_to(run_appliance, watcher):
         assert requester.subscribe(UID, "WATCH1", "TRUE") == 0x0000
         requester.perform()
     assert workstation.next_states(3) == life_of(UID)
-    assert appliance.read(minris.watchers_of, UID) == [("WATCH1", 1)]
+    assert appliance.read(watchers_of, UID) == [("WATCH1", 1)]
 
 
 def test_a_filter_lets_through_what_matches(run_appliance, watcher):
@@ -514,8 +547,8 @@ def test_a_watcher_out_of_reach_keeps_its_subscriptions(run_appliance, watcher):
         told = live(requester, UID)
     assert well.next_states(len(told)) == told
     assert "not reached" in once_failed(appliance, "WATCH1")
-    assert appliance.read(minris.watchers_of, UID) == [("WATCH1", 1), ("WATCH2", 1)]
-    assert {(w.ae_title, w.deletion_lock) for w in appliance.read(minris.watchers)} == {
+    assert appliance.read(watchers_of, UID) == [("WATCH1", 1), ("WATCH2", 1)]
+    assert {(w.ae_title, w.deletion_lock) for w in appliance.read(watchers)} == {
         ("WATCH1", 1),
         ("WATCH2", 1),
     }
@@ -562,7 +595,7 @@ def test_each_event_has_a_message_id_of_its_own(run_appliance, watcher):
 
 @pytest.mark.parametrize("outbox_id", [1, 65534, 65535, 65536, 131071])
 def test_a_message_id_fits_its_field(outbox_id):
-    assert 0 < minris.Event(outbox_id, UID, REPORT, b"").message_id < 65536
+    assert 0 < Event(outbox_id, UID, REPORT, b"").message_id < 65536
 
 
 # An association for a burst.
@@ -576,7 +609,7 @@ def burst(appliance, count):
 
     def create_all():
         for uid in uids:
-            minris.create_workitem(appliance.context(), uid, data)
+            create_workitem(appliance.context(), uid, data)
 
     appliance.write(create_all)
     appliance.appliance.wake_delivery()
@@ -657,7 +690,12 @@ def test_an_association_that_the_watcher_has_closed_is_opened_anew(run_appliance
 
 def test_a_watcher_that_takes_one_event_on_each_association_hears_all(run_appliance, monkeypatch):
     """It has answered and closed: that is no failure, and nothing to wait for."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (3600,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (3600,))
     with BareWatcher(events=1) as workstation:
         appliance = run_appliance(registered(WATCH1=workstation.port))
         watch(appliance, "WATCH1")
@@ -839,101 +877,101 @@ def test_a_watcher_that_takes_no_roles_is_told_where_the_settings_say_so(run_app
 @pytest.fixture
 def config(tmp_path):
     """The usual settings, and a watcher."""
-    return minris.load_config(write_config(tmp_path, registered(WATCH1=9)))
+    return load_config(write_config(tmp_path, registered(WATCH1=9)))
 
 
 @pytest.fixture
 def one_event(ctx):
     """An event that WATCH1 has not heard."""
     ctx.config.ups.restart_receivers = ("WATCH1",)
-    minris.announce(ctx, "RESTARTED")
-    [event] = minris.due_events("WATCH1")
+    announce(ctx, "RESTARTED")
+    [event] = due_events("WATCH1")
     return event
 
 
 def test_each_failure_in_a_row_is_waited_for_longer(ctx, one_event):
-    waits = [minris.note_failed(ctx, "WATCH1", "not reached") for _ in range(len(RETRY_AFTER) + 2)]
+    waits = [note_failed(ctx, "WATCH1", "not reached") for _ in range(len(RETRY_AFTER) + 2)]
     assert waits == [*RETRY_AFTER, RETRY_AFTER[-1], RETRY_AFTER[-1]]
 
 
 @pytest.mark.parametrize("failures", range(1, len(RETRY_AFTER) + 1))
 def test_a_receiver_is_due_when_its_wait_is_over(ctx, one_event, failures):
-    waits = [minris.note_failed(ctx, "WATCH1", "not reached") for _ in range(failures)]
+    waits = [note_failed(ctx, "WATCH1", "not reached") for _ in range(failures)]
     seconds = (0, waits[-1] - 1, waits[-1])
-    due = [minris.due_receivers(later(ctx, seconds=after)) for after in seconds]
+    due = [due_receivers(later(ctx, seconds=after)) for after in seconds]
     assert due == [[], [], ["WATCH1"]]
 
 
 def test_a_clock_that_is_set_back_leaves_nobody_waiting(ctx, one_event):
-    minris.note_failed(later(ctx, days=4000), "WATCH1", "not reached")
-    assert minris.due_receivers(ctx) == ["WATCH1"]
+    note_failed(later(ctx, days=4000), "WATCH1", "not reached")
+    assert due_receivers(ctx) == ["WATCH1"]
 
 
 def test_who_has_heard_something_begins_anew_with_short_waits(ctx, one_event):
     for _ in range(4):
-        minris.note_failed(ctx, "WATCH1", "not reached")
-    minris.note_sent(ctx, "WATCH1", [one_event.outbox_id])
-    assert minris.note_failed(ctx, "WATCH1", "not reached") == RETRY_AFTER[0]
+        note_failed(ctx, "WATCH1", "not reached")
+    note_sent(ctx, "WATCH1", [one_event.outbox_id])
+    assert note_failed(ctx, "WATCH1", "not reached") == RETRY_AFTER[0]
 
 
 def failures_of(ctx, hours):
     """So many hours of failing, by the waits; the clock of each failure goes with them."""
     waited = 0
     while waited < hours * 3600:
-        waited += minris.note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
+        waited += note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
     return waited
 
 
 def test_an_event_is_given_up_after_hours_of_failing(ctx, one_event):
     waited = failures_of(ctx, ctx.config.housekeeping.give_up_events_hours)
-    assert minris.due_events("WATCH1") == [one_event]
-    minris.note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
-    assert minris.due_events("WATCH1") == []
+    assert due_events("WATCH1") == [one_event]
+    note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
+    assert due_events("WATCH1") == []
 
 
 def test_a_clock_that_leaps_gives_nothing_up(ctx, one_event):
     """A board without a clock starts in 1970 and is in 2026 a minute later."""
     for _ in range(20):
-        minris.note_failed(later(ctx, days=20000), "WATCH1", "not reached")
-    assert minris.due_events("WATCH1") == [one_event]
+        note_failed(later(ctx, days=20000), "WATCH1", "not reached")
+    assert due_events("WATCH1") == [one_event]
 
 
 def test_what_is_young_is_not_given_up_with_the_old(ctx, one_event):
     hours = ctx.config.housekeeping.give_up_events_hours
     waited = failures_of(ctx, hours)
     young = later(ctx, seconds=waited)
-    minris.record_event(young, "UPS State Report", UID, b"", ["WATCH1"])
-    minris.note_failed(young, "WATCH1", "not reached")
-    assert [event.uid for event in minris.due_events("WATCH1")] == [UID]
+    record_event(young, "UPS State Report", UID, b"", ["WATCH1"])
+    note_failed(young, "WATCH1", "not reached")
+    assert [event.uid for event in due_events("WATCH1")] == [UID]
 
 
 def test_what_is_given_up_is_in_the_audit_log(ctx, one_event):
     waited = failures_of(ctx, ctx.config.housekeeping.give_up_events_hours)
-    minris.note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
-    cursor = minris.database.execute_sql("SELECT about, detail FROM audit ORDER BY id DESC LIMIT 1")
+    note_failed(later(ctx, seconds=waited), "WATCH1", "not reached")
+    cursor = database.execute_sql("SELECT about, detail FROM audit ORDER BY id DESC LIMIT 1")
     assert cursor.fetchone() == ("WATCH1", "1: not reached")
 
 
 @pytest.mark.parametrize("again", ["tried by a person", "subscribed anew"])
 def test_a_try_that_nobody_has_waited_for_is_no_time_of_failing(ctx, one_event, again):
     """Then the clock leaps, and the event is as young as it was."""
-    minris.create_workitem(ctx, UID, stored_form(workitem()))
+    create_workitem(ctx, UID, stored_form(workitem()))
     for _ in range(400):
         if again == "tried by a person":
-            minris.retry_events(ctx, "WATCH1")
+            retry_events(ctx, "WATCH1")
         else:
-            minris.subscribe(ctx, UID, "WATCH1", True)
-        minris.note_failed(ctx, "WATCH1", "not reached")
-    minris.note_failed(later(ctx, days=20000), "WATCH1", "not reached")
-    assert minris.due_events("WATCH1")[0] == one_event
+            subscribe(ctx, UID, "WATCH1", True)
+        note_failed(ctx, "WATCH1", "not reached")
+    note_failed(later(ctx, days=20000), "WATCH1", "not reached")
+    assert due_events("WATCH1")[0] == one_event
 
 
 def test_who_subscribes_is_tried_at_once(ctx, one_event):
     """It is there: it has just asked."""
-    minris.create_workitem(ctx, UID, stored_form(workitem()))
-    minris.note_failed(ctx, "WATCH1", "not reached")
-    minris.subscribe(ctx, UID, "WATCH1", False)
-    assert minris.due_receivers(ctx) == ["WATCH1"]
+    create_workitem(ctx, UID, stored_form(workitem()))
+    note_failed(ctx, "WATCH1", "not reached")
+    subscribe(ctx, UID, "WATCH1", False)
+    assert due_receivers(ctx) == ["WATCH1"]
 
 
 def deliver(ctx, send, *receivers):
@@ -943,7 +981,7 @@ def deliver(ctx, send, *receivers):
         return function(*arguments)
 
     async def round_of_all():
-        delivery = minris.Delivery(lambda: ctx, send, call, call)
+        delivery = Delivery(lambda: ctx, send, call, call)
         await delivery.deliver_due(wait=True)
 
     asyncio.run(round_of_all())
@@ -959,7 +997,7 @@ def test_a_failure_counts_once_though_somebody_wakes_the_delivery_meanwhile(ctx)
 
         async def read(function, *arguments):
             found = function(*arguments)
-            if function is minris.due_receivers and tries:  # the second look
+            if function is due_receivers and tries:  # the second look
                 looked.set()
                 await failed.wait()
             return found
@@ -971,9 +1009,9 @@ def test_a_failure_counts_once_though_somebody_wakes_the_delivery_meanwhile(ctx)
             tries.append(receiver)
             if len(tries) == 1:
                 await looked.wait()
-            raise minris.DeliveryError("not reached")
+            raise DeliveryError("not reached")
 
-        delivery = minris.Delivery(lambda: ctx, send, read, write)
+        delivery = Delivery(lambda: ctx, send, read, write)
         await delivery.deliver_due()
         await asyncio.sleep(0)  # the first try begins
         second = asyncio.create_task(delivery.deliver_due(wait=True))
@@ -989,7 +1027,7 @@ def told_of(ctx, *receivers, count=3):
     """Events that receivers have not heard: their UIDs."""
     uids = [f"2.25.6{number}" for number in range(count)]
     for uid in uids:
-        minris.record_event(ctx, "UPS State Report", uid, b"", receivers)
+        record_event(ctx, "UPS State Report", uid, b"", receivers)
     return uids
 
 
@@ -998,10 +1036,10 @@ def test_what_was_heard_before_a_failure_is_not_sent_again(ctx):
 
     async def send(receiver, events, heard):
         heard(events[0])
-        raise minris.DeliveryError("it ended the association")
+        raise DeliveryError("it ended the association")
 
     deliver(ctx, send)
-    assert [event.uid for event in minris.due_events("WATCH1")] == uids[1:]
+    assert [event.uid for event in due_events("WATCH1")] == uids[1:]
 
 
 def test_an_error_of_ours_is_a_failure_like_others(ctx):
@@ -1012,7 +1050,7 @@ def test_an_error_of_ours_is_a_failure_like_others(ctx):
 
     deliver(ctx, send)
     assert problem_of("WATCH1") == "internal error: division by zero"
-    assert minris.due_receivers(ctx) == []
+    assert due_receivers(ctx) == []
 
 
 def test_a_receiver_that_fails_leaves_the_others_theirs(ctx):
@@ -1020,12 +1058,12 @@ def test_a_receiver_that_fails_leaves_the_others_theirs(ctx):
 
     async def send(receiver, events, heard):
         if receiver == "WATCH1":
-            raise minris.DeliveryError("not reached")
+            raise DeliveryError("not reached")
         for event in events:
             heard(event)
 
     deliver(ctx, send)
-    assert [len(minris.due_events(title)) for title in ("WATCH1", "WATCH2")] == [3, 0]
+    assert [len(due_events(title)) for title in ("WATCH1", "WATCH2")] == [3, 0]
 
 
 def test_more_than_is_sent_at_once_comes_in_order(ctx):
@@ -1042,7 +1080,12 @@ def test_more_than_is_sent_at_once_comes_in_order(ctx):
 
 def test_a_watcher_that_comes_back_hears_what_it_missed(run_appliance, watcher, monkeypatch):
     """Of itself: nobody has to press a button."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (1,))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (1,))
     port = peers.free_port()
     appliance = run_appliance(registered(WATCH1=port))
     watch(appliance, "WATCH1")
@@ -1122,7 +1165,7 @@ def test_subscriptions_last_over_a_restart(run_appliance, watcher):
     with Requester(second.port) as requester:
         told = live(requester, UID)
     assert workstation.next_states(len(told)) == told
-    assert second.read(minris.watchers_of, UID) == [("WATCH1", 1)]
+    assert second.read(watchers_of, UID) == [("WATCH1", 1)]
 
 
 def test_a_kill_between_a_change_and_its_event_loses_nothing(tmp_path, watcher):
@@ -1228,9 +1271,9 @@ def test_a_store_put_back_from_a_backup_starts_cold(run_appliance, tmp_path, wat
     first = run_appliance(text)
     assert restart_values(workstation.next()) == COLD
     once_all_is_heard(first, "WATCH1")
-    minris.backup_store(first.config.store_path, tmp_path / "backup.db")
+    backup_store(first.config.store_path, tmp_path / "backup.db")
     first.stop()
-    minris.restore_store(first.config.store_path, tmp_path / "backup.db")
+    restore_store(first.config.store_path, tmp_path / "backup.db")
     second = run_appliance(text)
     assert restart_values(workstation.next()) == COLD
     once_all_is_heard(second, "WATCH1")
@@ -1304,16 +1347,16 @@ def test_a_reliable_watcher_misses_nothing(tmp_path, run_appliance, watcher):
     long_ago(tmp_path / "minris.db")
     appliance = run_appliance(text)
     much_later = later(appliance.context(), days=365)
-    assert appliance.write(minris.purge_workitems, much_later) == 0
+    assert appliance.write(purge_workitems, much_later) == 0
     workstation.listen()
     try_again(appliance, "WATCH1")
     assert workstation.next_states(len(told)) == told
     assert restart_values(workstation.next()) == WARM
-    assert appliance.write(minris.purge_workitems, much_later) == 0
+    assert appliance.write(purge_workitems, much_later) == 0
     assert Reader(appliance.port).states(*uids) == ["COMPLETED"] * 3
     with Requester(appliance.port) as requester:
         assert requester.unsubscribe(UPS_GLOBAL_SUBSCRIPTION) == 0x0000
-        assert appliance.write(minris.purge_workitems, much_later) == 3
+        assert appliance.write(purge_workitems, much_later) == 3
         assert [requester.get(uid)[0] for uid in uids] == [0xC307] * 3
 
 
@@ -1334,10 +1377,10 @@ def test_a_watcher_that_calls_is_tried_at_once(run_appliance, watcher):
     while "WATCH1" not in delivery.failing and time.monotonic() < until:
         time.sleep(0.05)
     far = appliance.context().stamp(seconds=1700)
-    appliance.write(minris.database.execute_sql, "UPDATE receiver SET try_at = ?", (far,))
+    appliance.write(database.execute_sql, "UPDATE receiver SET try_at = ?", (far,))
     back = watcher(port=port)
     ae = AE("WATCH1")
-    ae.add_requested_context(minris.VERIFICATION)
+    ae.add_requested_context(VERIFICATION)
     association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
     assert association.send_c_echo().Status == 0x0000
     association.release()

@@ -10,8 +10,22 @@ from conftest import item
 from test_mpps import schedule, state
 from test_pages import csrf_of, employ, filled, visiting, words_of
 
-import minris
-from minris import Status
+from minris.access.context import Actor
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import initials, masked_name, resident_number
+from minris.images.availability import ENTER_AVAILABILITY
+from minris.interchange.csv_tables import no_formula
+from minris.orders.history import days_between, visit_of
+from minris.orders.lookup import get_step, step_data, step_row, steps_of
+from minris.orders.patients import find_patients, get_patient, merge_patients
+from minris.orders.scheduling import move_step
+from minris.orders.steps import change_step, enter_state
+from minris.orders.undo import take_back
+from minris.pages.day.paper import code_128
+from minris.standard.commitment import COMMITTED
+from minris.standard.status import Refusal, Status
+from minris.store.models import Commitment, ScheduledProcedureStep
+from minris.store.rows import insert_row, insert_rows, update_row
 
 # Initials and identity numbers.
 
@@ -35,7 +49,7 @@ from minris import Status
     ],
 )
 def test_initials_are_of_words_and_capitals(name, letters):
-    assert minris.initials(name) == letters
+    assert initials(name) == letters
 
 
 # The number that GB 11643 itself gives as its example, and made-up ones with right check characters.
@@ -53,7 +67,7 @@ def test_initials_are_of_words_and_capitals(name, letters):
     ],
 )
 def test_an_identity_number_tells_birth_date_and_sex(number, told):
-    assert minris.resident_number(number) == told
+    assert resident_number(number) == told
 
 
 # Finding.
@@ -75,7 +89,7 @@ def known(ctx):
 
 
 def ids(text):
-    return [one.patient_id for one in minris.find_patients(text)]
+    return [one.patient_id for one in find_patients(text)]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +142,7 @@ def test_an_identity_number_fills_birth_date_and_sex(appliance):
         form = filled(employ(appliance, client), patient_id="11010519491231002X",
                       birth_date="", sex="")  # fmt: skip
         assert client.post("/register", data=form).status_code == 303
-    index = minris.ElementIndex(appliance.read(minris.get_patient, 1))
+    index = ElementIndex(appliance.read(get_patient, 1))
     assert (index.get("PatientBirthDate"), index.get("PatientSex")) == ("19491231", "F")
 
 
@@ -146,16 +160,16 @@ def test_an_identity_number_that_contradicts_is_asked_about(appliance):
 
 def test_a_patient_is_merged_into_another(known):
     step = schedule(known, PatientName="Wang^Xiao Dong", PatientID="P000009", PatientWeight="71")
-    [double] = minris.find_patients("P000009")
-    into = minris.merge_patients(known, double.id, "P000001", "Typed anew by mistake")
-    assert minris.find_patients("P000009") == []
-    data = minris.step_data(step.get("StudyInstanceUID"),
+    [double] = find_patients("P000009")
+    into = merge_patients(known, double.id, "P000001", "Typed anew by mistake")
+    assert find_patients("P000009") == []
+    data = step_data(step.get("StudyInstanceUID"),
                             step.item("ScheduledProcedureStepSequence").get(
                                 "ScheduledProcedureStepID"))  # fmt: skip
-    index = minris.ElementIndex(data)
+    index = ElementIndex(data)
     assert (index.get("PatientID"), index.get("PatientWeight")) == ("P000001", "71")
     assert index.get("PatientName") == "Wang^XiaoDong=王^小东"
-    assert len(minris.steps_of(into)) == 2
+    assert len(steps_of(into)) == 2
 
 
 @pytest.mark.parametrize(
@@ -167,11 +181,11 @@ def test_a_patient_is_merged_into_another(known):
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused(known, into, why, status):
-    [one] = minris.find_patients("P000001")
-    with pytest.raises(minris.Refusal) as refusal:
-        minris.merge_patients(known, one.id, into, why)
+    [one] = find_patients("P000001")
+    with pytest.raises(Refusal) as refusal:
+        merge_patients(known, one.id, into, why)
     assert refusal.value.status is status
-    assert len(minris.find_patients("P000001")) == 1
+    assert len(find_patients("P000001")) == 1
 
 
 def test_a_patient_is_merged_on_the_page(appliance):
@@ -189,7 +203,7 @@ def test_a_patient_is_merged_on_the_page(appliance):
 
 
 def event(ctx, step, name):
-    minris.change_step(ctx, name, step.get("StudyInstanceUID"),
+    change_step(ctx, name, step.get("StudyInstanceUID"),
                        step.item("ScheduledProcedureStepSequence").get(
                            "ScheduledProcedureStepID"))  # fmt: skip
 
@@ -199,8 +213,8 @@ def test_what_a_person_has_done_is_taken_back(ctx, name):
     step = schedule(ctx)
     event(ctx, step, name)
     assert state(step) != "SCHEDULED"
-    minris.take_back(ctx, 1)
-    row = minris.step_row(1)
+    take_back(ctx, 1)
+    row = step_row(1)
     assert (state(step), row.ended_at, row.told_by) == ("SCHEDULED", "", "")
 
 
@@ -208,18 +222,18 @@ def test_when_a_patient_arrived_is_not_forgotten(ctx):
     """The end was a slip of the finger: waiting began when it began."""
     step = schedule(ctx)
     event(ctx, step, "arrive")
-    arrived = minris.step_row(1).arrived_at
+    arrived = step_row(1).arrived_at
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(minutes=8))
     event(later, step, "finish")
-    minris.take_back(later, 1)
-    assert (state(step), minris.step_row(1).arrived_at) == ("ARRIVED", arrived)
+    take_back(later, 1)
+    assert (state(step), step_row(1).arrived_at) == ("ARRIVED", arrived)
 
 
 def test_who_did_not_arrive_after_all_has_no_time_of_arrival(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")
-    minris.take_back(ctx, 1)
-    assert minris.step_row(1).arrived_at == ""
+    take_back(ctx, 1)
+    assert step_row(1).arrived_at == ""
 
 
 @pytest.mark.parametrize(
@@ -284,10 +298,10 @@ def test_the_screen_of_the_waiting_room_has_no_menu(appliance):
 
 def test_a_change_is_in_the_time_line(ctx):
     step = schedule(ctx)
-    minris.move_step(ctx, 1, ScheduledProcedureStepStartTime="1100")
+    move_step(ctx, 1, ScheduledProcedureStepStartTime="1100")
     event(ctx, step, "arrive")
-    minris.take_back(ctx, 1)
-    told = [str(one.what) for one in minris.visit_of(1)]
+    take_back(ctx, 1)
+    told = [str(one.what) for one in visit_of(1)]
     assert {"Registered", "Changed", "Taken back"} <= set(told)
 
 
@@ -295,26 +309,26 @@ def test_only_the_last_thing_is_taken_back_and_once(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")
     event(ctx, step, "finish")
-    minris.take_back(ctx, 1)
+    take_back(ctx, 1)
     assert state(step) == "ARRIVED"
-    with pytest.raises(minris.Refusal, match="nothing to take back"):
-        minris.take_back(ctx, 1)
+    with pytest.raises(Refusal, match="nothing to take back"):
+        take_back(ctx, 1)
 
 
 def test_after_a_day_nothing_is_taken_back(ctx):
     step = schedule(ctx)
     event(ctx, step, "no show")
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(hours=25))
-    with pytest.raises(minris.Refusal):
-        minris.take_back(later, 1)
+    with pytest.raises(Refusal):
+        take_back(later, 1)
 
 
 def test_what_a_machine_has_reported_is_not_taken_back(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")
-    minris.enter_state(ctx, minris.step_row(1), "STARTED", "performed step")
-    with pytest.raises(minris.Refusal):
-        minris.take_back(ctx, 1)
+    enter_state(ctx, step_row(1), "STARTED", "performed step")
+    with pytest.raises(Refusal):
+        take_back(ctx, 1)
     assert state(step) == "STARTED"
 
 
@@ -345,7 +359,7 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
     ],
 )
 def test_a_name_is_masked_for_a_screen_that_others_see(name, masked):
-    assert minris.masked_name(name) == masked
+    assert masked_name(name) == masked
 
 
 def today(appliance):
@@ -369,7 +383,7 @@ def test_a_slip_has_codes_that_a_scanner_reads(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
         slip = employ(appliance, client).get("/step/1/slip")
-        index = minris.ElementIndex(appliance.read(minris.get_step, 1)[0])
+        index = ElementIndex(appliance.read(get_step, 1)[0])
         assert index.get("AccessionNumber") in words_of(slip)
         for kind in ("code128", "qr"):
             answer = client.get(f"/step/1/{kind}.svg")
@@ -383,12 +397,12 @@ def test_the_bars_are_those_of_code_128():
 
     modules = barcode.get("code128", "A1").build()[0]
     assert len(modules) == 11 * 4 + 13
-    assert minris.code_128("A1") != minris.code_128("A2")
+    assert code_128("A1") != code_128("A2")
 
 
 @pytest.mark.parametrize("text", ["", "王", "A\n1"])
 def test_what_code_128_cannot_carry_is_no_code(text):
-    assert minris.code_128(text) == b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    assert code_128(text) == b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 
 def test_the_day_is_printed(appliance):
@@ -411,14 +425,14 @@ def test_a_visit_is_told_in_order(ctx):
     step = schedule(ctx)
     event(later(ctx, minutes=5), step, "arrive")
     event(later(ctx, minutes=50), step, "finish")
-    told = [(str(one.what), one.at[11:16]) for one in minris.visit_of(1)]
+    told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
     assert told == [("Registered", "12:00"), ("Arrived", "12:05"), ("Ended: COMPLETED", "12:50")]
 
 
 def test_who_told_of_the_end_is_in_the_time_line(ctx):
     step = schedule(ctx)
-    event(ctx.by(minris.Actor("anna")), step, "finish")
-    assert minris.visit_of(1)[-1].about == "anna"
+    event(ctx.by(Actor("anna")), step, "finish")
+    assert visit_of(1)[-1].about == "anna"
 
 
 def test_the_page_of_an_exam_has_its_time_line(appliance):
@@ -431,33 +445,33 @@ def test_figures_count_and_measure(ctx):
     first, second = schedule(ctx), schedule(ctx, PatientID="P2", PatientName="Li^Na")
     for row_id, minutes in ((1, 10), (2, 30)):
         event(ctx, (first, second)[row_id - 1], "arrive")
-        step = minris.step_row(row_id)
-        minris.enter_state(later(ctx, minutes=minutes), step, "STARTED")
-    minris.enter_state(later(ctx, minutes=25), minris.step_row(1), "COMPLETED")
-    [day] = minris.days_between("20260701", "20260731")
+        step = step_row(row_id)
+        enter_state(later(ctx, minutes=minutes), step, "STARTED")
+    enter_state(later(ctx, minutes=25), step_row(1), "COMPLETED")
+    [day] = days_between("20260701", "20260731")
     assert (day.exams, day.completed, sorted(day.waiting), day.room) == (2, 1, [10, 30], [15])
-    assert minris.days_between("20260801", "20260831") == []
+    assert days_between("20260801", "20260831") == []
 
 
 def test_what_was_told_of_an_image_in_two_archives_counts_once(ctx):
     step = schedule(ctx)
     study = step.get("StudyInstanceUID")
-    row_id = minris.insert_row(
-        minris.Commitment, transaction_uid="2.25.9", requester="CT1", called="MINRIS",
+    row_id = insert_row(
+        Commitment, transaction_uid="2.25.9", requester="CT1", called="MINRIS",
         door="dimse", by_study=0, repeats=0, state="told", data=b"", created_at=ctx.stamp(),
         told_at=ctx.stamp(minutes=1),
     )  # fmt: skip
-    minris.insert_rows(
+    insert_rows(
         "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
         " series_instance_uid, verdict)",
-        [(row_id, "1.2", uid, "", "", minris.COMMITTED) for uid in ("2.25.11", "2.25.12")],
+        [(row_id, "1.2", uid, "", "", COMMITTED) for uid in ("2.25.11", "2.25.12")],
     )
-    minris.insert_rows(
-        minris.ENTER_AVAILABILITY,
+    insert_rows(
+        ENTER_AVAILABILITY,
         [(uid, archive, "1.2", study, "2.25.10", "ONLINE", archive, ctx.stamp())
          for uid in ("2.25.11", "2.25.12") for archive in ("ARCHIVE", "CACHE")],
     )  # fmt: skip
-    told = [str(one.what) for one in minris.visit_of(1)]
+    told = [str(one.what) for one in visit_of(1)]
     assert "CT1 was told that 2 images are safe" in told
 
 
@@ -466,9 +480,9 @@ def test_the_median_of_two_is_between_them(appliance):
 
     def waited(ctx):
         for row_id, minutes in ((1, 10), (2, 30)):
-            step = minris.step_row(row_id)
-            minris.update_row(
-                minris.ScheduledProcedureStep, step.id, arrived_at="2026-07-05T09:00:00.000000Z",
+            step = step_row(row_id)
+            update_row(
+                ScheduledProcedureStep, step.id, arrived_at="2026-07-05T09:00:00.000000Z",
                 started_at=f"2026-07-05T09:{minutes}:00.000000Z",
             )  # fmt: skip
 
@@ -496,6 +510,6 @@ def test_figures_are_shown_drawn_and_exported(appliance):
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx"])
 def test_no_cell_is_a_formula(cell):
-    assert minris.no_formula(cell) == f"'{cell}"
-    assert minris.no_formula("") == ""
-    assert minris.no_formula("Wang") == "Wang"
+    assert no_formula(cell) == f"'{cell}"
+    assert no_formula("") == ""
+    assert no_formula("Wang") == "Wang"

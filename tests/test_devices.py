@@ -21,8 +21,35 @@ from conftest import item
 from playwright.sync_api import sync_playwright
 from pynetdicom import AE, evt
 
-import minris
-from minris import DEVICE_PROFILES, DEVICE_SETTINGS
+from minris import doctor
+from minris.access.devices import DEVICE_PROFILES, save_device, stored_devices
+from minris.access.users import make_user, open_session
+from minris.config.settings import DEVICE_SETTINGS
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.recode import recode
+from minris.dimse.archive import ArchiveSearch, CommitmentSender
+from minris.dimse.senders import EventSender
+from minris.images.commitment import Result
+from minris.images.references import Reference
+from minris.mpps.linking import does_report
+from minris.outbox import PASSED_ON_OUTBOX, Event, due_receivers, pass_on
+from minris.pages.machines.devices import settings_of
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal
+from minris.standard.uids import (
+    MODALITY_WORKLIST,
+    STORAGE_COMMITMENT,
+    UPS_EVENT,
+    UPS_GLOBAL_SUBSCRIPTION,
+    VERIFICATION,
+)
+from minris.standard.worklist import STEP_SEQUENCE
+from minris.store.models import database
+from minris.upper_layer.caller import DeliveryError
+from minris.upper_layer.negotiation import Negotiated
+from minris.upper_layer.pdus import AcceptedContext
+from minris.ups.events import ways_to_tell
+from minris.ups.subscriptions import subscribe
 
 SUCCESS, OUT_OF_RESOURCES = 0x0000, 0xA700
 WANG = "Wang^XiaoDong=王^小东"
@@ -35,7 +62,7 @@ TODAY = datetime.datetime.now(datetime.UTC).date()
 def calls(appliance, calling, address="127.0.0.1", called="MINRIS"):
     """An association of a machine: whether it is accepted, or the reason why not."""
     ae = AE(calling)
-    ae.add_requested_context(minris.VERIFICATION)
+    ae.add_requested_context(VERIFICATION)
     told = []
     handlers = [(evt.EVT_PDU_RECV, lambda event: told.append(event.pdu))]
     one = ae.associate(
@@ -53,18 +80,16 @@ def calls(appliance, calling, address="127.0.0.1", called="MINRIS"):
 
 def element(keyword, value=b""):
     """An element in Implicit VR."""
-    return wire.element(minris.tag_of(keyword), value)
+    return wire.element(tag_of(keyword), value)
 
 
 def query(*keywords, step=None):
     """A query for keywords, and for keys of the step: {keyword: value}."""
-    parts = {minris.tag_of(keyword): element(keyword) for keyword in keywords}
+    parts = {tag_of(keyword): element(keyword) for keyword in keywords}
     if step is not None:
-        keys = sorted((minris.tag_of(keyword), value) for keyword, value in step.items())
+        keys = sorted((tag_of(keyword), value) for keyword, value in step.items())
         inner = b"".join(wire.element(tag, value) for tag, value in keys)
-        parts[minris.STEP_SEQUENCE] = wire.element(
-            minris.STEP_SEQUENCE, wire.element(0xFFFEE000, inner)
-        )
+        parts[STEP_SEQUENCE] = wire.element(STEP_SEQUENCE, wire.element(0xFFFEE000, inner))
     return b"".join(parts[tag] for tag in sorted(parts))
 
 
@@ -85,7 +110,7 @@ def ask(appliance, calling, identifier):
 def shown(appliance, calling, *keywords, step=None):
     """The answers to a query, as stored data sets are read."""
     answers, _ = ask(appliance, calling, query(*keywords, step=step))
-    return [minris.ElementIndex(minris.recode(answer, False)) for answer in answers]
+    return [ElementIndex(recode(answer, False)) for answer in answers]
 
 
 def shown_names(appliance, calling, **step):
@@ -129,7 +154,7 @@ def day(days):
 
 
 @contextlib.contextmanager
-def listening(ae_title="MG1", abstract_syntax=minris.VERIFICATION, only=()):
+def listening(ae_title="MG1", abstract_syntax=VERIFICATION, only=()):
     """A machine that can be called; gives its port. `only`: the AE titles it takes calls from."""
     ae = AE(ae_title)
     ae.add_supported_context(abstract_syntax)
@@ -150,7 +175,7 @@ def set_device(appliance, **settings):
     known = any(device.name == "Mammography" for device in appliance.context().devices)
     given = {"ae_title": "MG1"} | settings
     old_name = "Mammography" if known else ""
-    appliance.write(minris.save_device, appliance.context(), "Mammography", given, old_name)
+    appliance.write(save_device, appliance.context(), "Mammography", given, old_name)
     appliance.appliance.reload_access()
 
 
@@ -159,7 +184,7 @@ def stored_step(appliance, keyword):
     texts = {"Modality": "MG"} if keyword != "Modality" else {"Modality": None}
     try:
         [stored] = appliance.schedule(item(ScheduledStationAETitle="MG1", **texts))
-    except minris.Refusal as refusal:
+    except Refusal as refusal:
         return str(refusal.problems[0].words)
     return stored.item("ScheduledProcedureStepSequence").get(keyword)
 
@@ -167,7 +192,7 @@ def stored_step(appliance, keyword):
 def echoed(appliance):
     """What a C-ECHO to the device comes to, less its name."""
     [device] = [d for d in appliance.context().devices if d.name == "Mammography"]
-    return str(minris.echo("MINRIS", device)).partition(" ")[2]
+    return str(doctor.echo("MINRIS", device)).partition(" ")[2]
 
 
 def names_of(*names):
@@ -221,7 +246,7 @@ def empty_sequence(appliance):
     if not shown_names(appliance, "US1"):
         appliance.schedule(item())
     [answer] = shown(appliance, "MG1", "PatientName", "ReferencedStudySequence")
-    return minris.tag_of("ReferencedStudySequence") in answer
+    return tag_of("ReferencedStudySequence") in answer
 
 
 def pdu_of_an_answer(appliance):
@@ -239,7 +264,7 @@ def told_of_an_event(appliance):
         return 0x0000, None
 
     ae = AE()
-    ae.add_supported_context(minris.UPS_EVENT)  # without roles: ours is not answered
+    ae.add_supported_context(UPS_EVENT)  # without roles: ours is not answered
     server = ae.start_server(
         (peers.HOST, 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, take)]
     )
@@ -247,11 +272,9 @@ def told_of_an_event(appliance):
         device = appliance.appliance.access().device("MG1")
         reached = dataclasses.replace(device, host=peers.HOST, port=server.server_address[1])
         rules = types.SimpleNamespace(device=lambda title: reached)
-        sender = minris.EventSender(appliance.config, lambda: rules)
-        event = minris.Event(
-            1, "2.25.1", 1, bytes(minris.text_elements(ProcedureStepState="SCHEDULED"))
-        )
-        with contextlib.suppress(minris.DeliveryError):
+        sender = EventSender(appliance.config, lambda: rules)
+        event = Event(1, "2.25.1", 1, bytes(text_elements(ProcedureStepState="SCHEDULED")))
+        with contextlib.suppress(DeliveryError):
             asyncio.run(sender("MG1", [event], lambda event, answer: None))
     finally:
         server.shutdown()
@@ -263,8 +286,8 @@ def told_on_its_own_association(appliance):
     told = []
 
     class Open:
-        contexts = {1: minris.AcceptedContext(1, minris.STORAGE_COMMITMENT, False)}
-        peer = minris.Negotiated(b"", contexts, 0, "MINRIS", "MG1")
+        contexts = {1: AcceptedContext(1, STORAGE_COMMITMENT, False)}
+        peer = Negotiated(b"", contexts, 0, "MINRIS", "MG1")
 
         async def ask(self, *message):
             told.append(message)
@@ -273,35 +296,35 @@ def told_on_its_own_association(appliance):
     device = appliance.appliance.access().device("MG1")
     reached = dataclasses.replace(device, host=peers.HOST, port=peers.free_port())
     rules = types.SimpleNamespace(device=lambda title: reached)
-    sender = minris.CommitmentSender(lambda: rules, lambda: [Open()])
+    sender = CommitmentSender(lambda: rules, lambda: [Open()])
     asked = types.SimpleNamespace(requester="MG1", called="MINRIS", transaction_uid="2.25.1")
-    with contextlib.suppress(minris.DeliveryError):
-        asyncio.run(sender(asked, minris.Result(False, b"", "")))
+    with contextlib.suppress(DeliveryError):
+        asyncio.run(sender(asked, Result(False, b"", "")))
     return len(told)
 
 
 def receivers_of_a_performed_step(appliance):
-    appliance.write(minris.pass_on, appliance.context(), "mpps", "N-CREATE", "2.25.1")
+    appliance.write(pass_on, appliance.context(), "mpps", "N-CREATE", "2.25.1")
     ctx = appliance.context()
-    return appliance.read(minris.due_receivers, ctx, minris.PASSED_ON_OUTBOX)
+    return appliance.read(due_receivers, ctx, PASSED_ON_OUTBOX)
 
 
 def ways_it_is_told(appliance):
     """The channels by which a device is told that has subscribed over DIMSE."""
-    uid = minris.UPS_GLOBAL_SUBSCRIPTION
-    appliance.write(minris.subscribe, appliance.context(), uid, "MG1", False)
-    return [way for _, way in appliance.read(minris.ways_to_tell, appliance.context(), ["MG1"])]
+    uid = UPS_GLOBAL_SUBSCRIPTION
+    appliance.write(subscribe, appliance.context(), uid, "MG1", False)
+    return [way for _, way in appliance.read(ways_to_tell, appliance.context(), ["MG1"])]
 
 
 def allowed_to_ask_by_image(appliance):
     """Whether an image of an unknown study can be looked for (archive: MG1)."""
     device = dataclasses.replace(appliance.appliance.access().device("MG1"), host="")
-    search = minris.ArchiveSearch(appliance.config)
-    wanted = [minris.Reference("1.2.840.10008.5.1.4.1.1.2", "2.25.9")]
+    search = ArchiveSearch(appliance.config)
+    wanted = [Reference("1.2.840.10008.5.1.4.1.1.2", "2.25.9")]
     reached = dataclasses.replace(device, host=peers.HOST, port=peers.free_port())
     try:
         evidence = asyncio.run(search(reached, wanted))
-    except minris.DeliveryError:
+    except DeliveryError:
         return [True]  # it would have asked
     return [not evidence.unchecked]
 
@@ -336,7 +359,7 @@ EFFECTS = {
     "empty_sequences": ("no", {}, empty_sequence, True, False),
     "name_groups": ("ideographic", {}, names_of(WANG), [WANG], ["王^小东"]),
     "relational_queries": ("yes", {}, allowed_to_ask_by_image, [False], [True]),
-    "mpps": ("no", {}, lambda a: minris.does_report(a.context(), ["MG1"], {"MG1"}), True, False),
+    "mpps": ("no", {}, lambda a: does_report(a.context(), ["MG1"], {"MG1"}), True, False),
     "report_on_same_association": ("yes", {}, told_on_its_own_association, 0, 1),
     "passed_on": ("mpps", {"host": peers.HOST}, receivers_of_a_performed_step, [], ["MG1"]),
     "events": (
@@ -617,8 +640,8 @@ def browser(appliance, role, language="en"):
     def logged_in():
         context = appliance.context()
         name = f"anna-{role}"
-        user = minris.make_user(context, name, role, "blue-kettle-9")
-        return minris.open_session(context, user.id)
+        user = make_user(context, name, role, "blue-kettle-9")
+        return open_session(context, user.id)
 
     cookies = {"minris": appliance.write(logged_in)} if role else {}
     headers = {"Accept-Language": language}
@@ -670,8 +693,8 @@ def sent(client, answer):
 
 def made(appliance):
     """The devices of the page: their settings by name."""
-    found = appliance.read(lambda: {d.name: d for d in minris.stored_devices()})
-    return {name: minris.settings_of(device) for name, device in found.items()}
+    found = appliance.read(lambda: {d.name: d for d in stored_devices()})
+    return {name: settings_of(device) for name, device in found.items()}
 
 
 MG = {"name": "Mammography", "ae_title": "MG1", "modality": "MG"}
@@ -956,7 +979,7 @@ def test_dcmjs_answers_our_c_echo(appliance, technologist):
 def test_a_device_is_called_by_its_title_with_ours(appliance, technologist):
     asked = []
     ae = AE("MG1")
-    ae.add_supported_context(minris.VERIFICATION)
+    ae.add_supported_context(VERIFICATION)
     note = (evt.EVT_REQUESTED, lambda event: asked.append(event.assoc.requestor.primitive))
     server = ae.start_server((peers.HOST, 0), block=False, evt_handlers=[note])
     try:
@@ -980,7 +1003,7 @@ def test_a_device_that_does_not_know_us_is_said_to_reject_us(appliance, technolo
 
 
 def test_a_device_that_takes_no_c_echo_is_not_said_to_be_out_of_reach(appliance, technologist):
-    with listening(abstract_syntax=minris.MODALITY_WORKLIST) as port:
+    with listening(abstract_syntax=MODALITY_WORKLIST) as port:
         told = echo(appliance, technologist, host=peers.HOST, port=str(port))
     assert "is not reached" not in told
     assert "C-ECHO" in told
@@ -1085,7 +1108,7 @@ def test_a_guest_is_led_to_the_login(appliance):
 def test_who_changed_a_device_is_kept(appliance, technologist):
     sent(technologist, save(technologist, **MG))
     rows = appliance.read(
-        lambda: minris.database.execute_sql(
+        lambda: database.execute_sql(
             "SELECT who, about FROM audit WHERE what = 'device saved'"
         ).fetchall()
     )

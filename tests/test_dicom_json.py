@@ -15,21 +15,17 @@ from test_dicomweb_workitems import JSON, UID, XML, create, door, workitem  # no
 from test_mpps import creation as mpps_creation
 from test_ups import UPS_PUSH, call, creation, dataset, js  # noqa: F401
 
-import minris
-from minris import (
-    UTF_8,
-    ElementIndex,
-    Refusal,
-    encode_element,
-    encode_items,
-    from_json,
-    from_xml,
-    items_from_json,
-    recode,
-    tag_of,
-    to_json,
-    to_xml,
-)
+from minris.dataset.dicom_json import NAME_GROUPS, from_json, to_json
+from minris.dataset.dicom_xml import from_xml, to_xml
+from minris.dataset.elements import ElementIndex, encode_element, encode_item, encode_items
+from minris.dataset.items import code_item
+from minris.dataset.recode import recode
+from minris.dataset.text import SPECIFIC_CHARACTER_SET, UTF_8, character_set
+from minris.interchange.files import items_from_json
+from minris.interchange.whole_store import export_store
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, http_status
+from minris.standard.uids import UPS_PULL
 
 # pydicom warns of what some tests send on purpose
 pytestmark = [
@@ -94,7 +90,7 @@ def value_of(chance, vr, charset, depth):
     many = chance.choice([0, 1, 1, 1, 2, 3, 5])
     if vr == "SQ":
         items = (elements(chance, charset, depth + 1) for _ in range(many if depth < 4 else 0))
-        return b"".join(minris.encode_item(chance.choice([b"", one, one])) for one in items)
+        return b"".join(encode_item(chance.choice([b"", one, one])) for one in items)
     if vr in NUMBERS:
         return b"".join(number(chance, vr) for _ in range(many))
     if vr == "AT":
@@ -128,8 +124,8 @@ def peer_data(seed):
     """A data set of a seed as a peer sends it, in the character set that it declares."""
     chance = random.Random(seed)
     term = chance.choice(["ISO_IR 192", "GB18030"])
-    head = encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", term.encode())
-    return head + elements(chance, minris.character_set((term,)))
+    head = encode_element(SPECIFIC_CHARACTER_SET, b"CS", term.encode())
+    return head + elements(chance, character_set((term,)))
 
 
 def plain(data, names=False):
@@ -268,7 +264,7 @@ def test_values_are_of_the_json_types_of_their_vrs():
             vr = member["vr"]
             for value in member.get("Value", []):
                 if vr == "PN":
-                    assert value is None or set(value) <= set(minris.NAME_GROUPS)
+                    assert value is None or set(value) <= set(NAME_GROUPS)
                     assert value is None or (value and all(value.values())), key
                 elif vr in ("DS", "IS", "UV", "SV", "FL", "FD"):
                     assert value is None or type(value) in (int, float, str), key
@@ -364,7 +360,7 @@ PRIVATE = [
 
 def dicom_file(path, data):
     """A DICOM file of a stored data set."""
-    head = encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 192")
+    head = encode_element(SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 192")
     texts = {0x00020002: "1.2.3", 0x00020003: "2.25.7", 0x00020010: "1.2.840.10008.1.2.1"}
     meta = encode_element(0x00020001, b"OB", b"\0\1")
     meta += b"".join(encode_element(tag, b"UI", text.encode()) for tag, text in texts.items())
@@ -383,7 +379,7 @@ def xml_of_dcmtk(path, *options):
 def test_the_xml_of_dcmtk_is_the_data_set(tmp_path, options):
     """A private element is gggg00ee with the name of its creator there (PS3.19 A.1.5)."""
     name = encode_element(tag_of("PatientName"), b"PN", "Wang^Xiao^^Dr=王^小东".encode())
-    code = minris.code_item("110001", "Image Processing")
+    code = code_item("110001", "Image Processing")
     data = b"".join(
         [
             encode_items(tag_of("ProcedureCodeSequence"), [code, b""]),
@@ -537,7 +533,7 @@ def test_what_is_posted_comes_out_over_dimse_equal(appliance, door, call, form):
 def test_what_is_posted_is_read_by_dcmjs(appliance, door):  # noqa: F811
     """T-WEB-13."""
     create(door, PatientName="Wang^XiaoDong=王^小东", Allergies=["青霉素", "", "Nuts"])
-    get = js("n-get", minris.UPS_PULL, uid=UID)
+    get = js("n-get", UPS_PULL, uid=UID)
     [answer] = peers.run_dimse(appliance.port, [get], calling="US1")
     assert answer["dataset"]["PatientName"][0] == CHINESE["00100010"]["Value"][0]
     assert [one or None for one in answer["dataset"]["Allergies"]] == CHINESE["00102110"]["Value"]
@@ -546,7 +542,7 @@ def test_what_is_posted_is_read_by_dcmjs(appliance, door):  # noqa: F811
 def test_a_workitem_with_private_elements_is_exported_and_imported(appliance, door):  # noqa: F811
     body = workitem() | EVERYTHING
     assert door.post(f"/workitems?{UID}", json=[body], headers=JSON).status_code == 201
-    exported = json.loads(json.dumps(appliance.read(minris.export_store), allow_nan=False))
+    exported = json.loads(json.dumps(appliance.read(export_store), allow_nan=False))
     [one] = exported["workitems"]
     same(to_json(ElementIndex(from_json(one["data"]))), EVERYTHING)
 
@@ -624,7 +620,7 @@ def refused(read, content):
     """Assert that a content is refused, with one line of a length to be read."""
     with pytest.raises(Refusal) as found:
         read(content)
-    assert 400 <= minris.http_status("create", found.value) < 500
+    assert 400 <= http_status("create", found.value) < 500
     for line in (found.value.detail, *map(str, found.value.problems)):
         assert "\n" not in line
         assert len(line) < 400
@@ -830,7 +826,7 @@ def taken_or_refused(read, content):
     try:
         data = read(content)
     except Refusal as refusal:
-        assert 400 <= minris.http_status("create", refusal) < 500
+        assert 400 <= http_status("create", refusal) < 500
         assert "\n" not in refusal.detail
         return False
     assert recode(data, charset=UTF_8) == data

@@ -14,7 +14,13 @@ import peers
 import pytest
 from conftest import item
 
-import minris
+from minris.access.users import delete_token
+from minris.config.values import ROLES
+from minris.dataset.dicom_json import from_json, to_json
+from minris.dataset.elements import ElementIndex
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.status import OUTCOMES, Refusal, Status
+from minris.web.api import ROUTES
 
 JSON = {"Content-Type": "application/dicom+json"}
 
@@ -44,7 +50,7 @@ def csrf_of(client):
 
 def first(answer):
     """The first data set of an answer of the API."""
-    return minris.ElementIndex(minris.from_json(answer.json()[0]))
+    return ElementIndex(from_json(answer.json()[0]))
 
 
 def path_of(stored):
@@ -86,7 +92,7 @@ def perform(appliance, stored):
 # Who may call.
 
 
-@pytest.mark.parametrize("route", minris.ROUTES, ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
 @pytest.mark.parametrize("token", ["", "stolen-and-wrong"])
 def test_nobody_calls_the_api_without_a_token(appliance, wang, route, token):
     path = wang.path if "<" in route.path else route.path
@@ -97,7 +103,7 @@ def test_nobody_calls_the_api_without_a_token(appliance, wang, route, token):
     assert answer.json()["status"] == "0124"
 
 
-@pytest.mark.parametrize("route", minris.ROUTES, ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_a_route_answers_with_the_success_code_of_its_row(web, wang, route):
     path = wang.path if "<" in route.path else route.path
     body = {"POST": json.dumps(item("Li^Na=李^娜")), "PUT": "{}"}.get(route.method)
@@ -110,11 +116,11 @@ def test_a_deleted_token_is_refused_at_once(appliance):
     token = appliance.token("desk")
     with calling(appliance, token) as client:
         assert client.get("/api/worklist").status_code == 200
-        appliance.write(minris.delete_token, appliance.context(), "test desk")
+        appliance.write(delete_token, appliance.context(), "test desk")
         assert client.get("/api/worklist").status_code == 401
 
 
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_every_role_may_schedule(appliance, role):
     with calling(appliance, appliance.token(role)) as client:
         assert client.post("/api/worklist", json=item()).status_code == 201
@@ -309,7 +315,7 @@ def test_the_list_without_a_date_is_that_of_today(appliance, web):
 
 def test_one_step_is_read_by_study_and_step_id(web, wang):
     found = web.get(wang.path)
-    assert minris.from_json(found.json()[0]) == bytes(wang.stored)
+    assert from_json(found.json()[0]) == bytes(wang.stored)
 
 
 @pytest.mark.parametrize("step_id", ["2026/0031", "头颅 1", "S.1", "50%"])
@@ -389,8 +395,8 @@ def test_put_empties_what_is_given_empty(appliance, web, keyword):
 def test_put_of_something_wrong_changes_nothing(web, wang, keyword, value, status):
     answer = change(web, wang.path, Allergies="Latex", **{keyword: value})
     assert answer.status_code == status
-    assert answer.json()["problems"][0]["attribute"] == f"{minris.tag_of(keyword):08X}"
-    assert minris.from_json(web.get(wang.path).json()[0]) == bytes(wang.stored)
+    assert answer.json()["problems"][0]["attribute"] == f"{tag_of(keyword):08X}"
+    assert from_json(web.get(wang.path).json()[0]) == bytes(wang.stored)
 
 
 def test_put_of_what_has_begun_is_refused(appliance, web, wang):
@@ -443,8 +449,8 @@ def test_a_cancelled_step_comes_back_by_put(web, wang):
     ("operation", "status"),
     [
         (operation, status)
-        for operation, status in minris.OUTCOMES
-        if operation == "*" and status is not minris.Status.MISTYPED_ARGUMENT
+        for operation, status in OUTCOMES
+        if operation == "*" and status is not Status.MISTYPED_ARGUMENT
     ],
     ids=lambda x: f"{x:04X}" if isinstance(x, int) else x,
 )
@@ -452,11 +458,12 @@ def test_a_refusal_has_the_code_and_the_words_of_its_outcome(
     web, wang, monkeypatch, operation, status
 ):
     def refuse(*_):
-        raise minris.Refusal(status, "said by the core")
+        raise Refusal(status, "said by the core")
 
-    monkeypatch.setattr(minris, "step_data", refuse)
+    monkeypatch.setattr("minris.orders.scheduling.step_data", refuse)
+    monkeypatch.setattr("minris.web.api.step_data", refuse)
     answer = web.get(wang.path)
-    expected = minris.OUTCOMES[operation, status]
+    expected = OUTCOMES[operation, status]
     assert answer.status_code == expected.http
     assert answer.headers["Warning"] == f'299 minris: "{expected.text}"'
     assert answer.json() == {"status": f"{status:04X}", "error": "said by the core", "problems": []}
@@ -574,8 +581,8 @@ def test_a_standard_attribute_keeps_its_vr(web, key, member):
     """A modality that reads Explicit VR would be told a VR that the Standard does not give it."""
     answer = web.post("/api/worklist", content=posted_with(key, member), headers=JSON)
     if answer.status_code == 201:
-        stored = answer.json()[0][f"{minris.tag_of(key):08X}"]
-        assert stored["vr"] == minris.vr_of(minris.tag_of(key))
+        stored = answer.json()[0][f"{tag_of(key):08X}"]
+        assert stored["vr"] == vr_of(tag_of(key))
     else:
         assert answer.status_code == 400
 
@@ -614,7 +621,7 @@ def test_a_study_of_another_patient_is_refused(web, wang):
 
 
 def test_the_same_step_twice_is_refused(web, wang):
-    posted = json.dumps(minris.to_json(wang.stored))
+    posted = json.dumps(to_json(wang.stored))
     answer = web.post("/api/worklist", content=posted, headers=JSON)
     assert (answer.status_code, answer.json()["status"]) == (409, "0111")
 
@@ -629,8 +636,9 @@ def test_a_mistake_of_ours_is_500_without_details_and_in_our_log(
         raise RuntimeError("wires crossed in cabinet 4")
 
     with browsing(appliance) as client, caplog.at_level(logging.ERROR, "minris"):
-        monkeypatch.setattr(minris, "data_of_day", fail)
-        monkeypatch.setattr(minris, "steps_of_day", fail)
+        monkeypatch.setattr("minris.web.api.data_of_day", fail)
+        monkeypatch.setattr("minris.pages.day.board.steps_of_day", fail)
+        monkeypatch.setattr("minris.pages.day.leftovers.steps_of_day", fail)
         answer = client.get(path)
     assert answer.status_code == 500
     assert answer.headers["Content-Type"].startswith(kind)

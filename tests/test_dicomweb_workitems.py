@@ -10,7 +10,16 @@ from conftest import item
 from test_mpps import creation, ending
 from test_ups import creation as new_workitem
 
-import minris
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dicomweb.parameters import LITERAL_ONLY
+from minris.dicomweb.routes import DICOM_ROUTES
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.status import Status
+from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION
+from minris.standard.ups import PERFORMED_PROCEDURE
+from minris.store.models import database
+from minris.ups.people import history_of
+from minris.ups.workitems import purge_workitems, update_workitem
 
 JSON = {"Content-Type": "application/dicom+json"}
 XML = {"Content-Type": "application/dicom+xml"}
@@ -38,8 +47,8 @@ def texts(**values):
     """Some attributes as DICOM JSON, by keyword."""
     found = {}
     for keyword, value in values.items():
-        tag = minris.tag_of(keyword)
-        found[f"{tag:08X}"] = {"vr": minris.vr_of(tag)} | ({"Value": [value]} if value else {})
+        tag = tag_of(keyword)
+        found[f"{tag:08X}"] = {"vr": vr_of(tag)} | ({"Value": [value]} if value else {})
     return found
 
 
@@ -76,9 +85,9 @@ def performed(door, uid=UID, lock=LOCK):
         code = texts(
             CodeValue="110001", CodingSchemeDesignator="DCM", CodeMeaning="Image Processing"
         )
-        item_[f"{minris.tag_of(keyword):08X}"] = {"vr": "SQ", "Value": [code]}
-    item_[f"{minris.tag_of('OutputInformationSequence'):08X}"] = {"vr": "SQ"}
-    data = {f"{minris.PERFORMED_PROCEDURE:08X}": {"vr": "SQ", "Value": [item_]}}
+        item_[f"{tag_of(keyword):08X}"] = {"vr": "SQ", "Value": [code]}
+    item_[f"{tag_of('OutputInformationSequence'):08X}"] = {"vr": "SQ"}
+    data = {f"{PERFORMED_PROCEDURE:08X}": {"vr": "SQ", "Value": [item_]}}
     return door.post(f"/workitems/{uid}?transaction-uid={lock}", json=[data], headers=JSON)
 
 
@@ -160,8 +169,8 @@ def test_what_is_not_known_and_what_was_deleted(door, appliance):
     assert door.get(f"/workitems/{UID}").status_code == 404
     ended(door, "COMPLETED")
     sql = "UPDATE workitem SET ended_at = '2026-01-01T00:00:00.000000Z'"
-    appliance.write(minris.database.execute_sql, sql)
-    appliance.write(minris.purge_workitems, appliance.context())
+    appliance.write(database.execute_sql, sql)
+    appliance.write(purge_workitems, appliance.context())
     assert door.get(f"/workitems/{UID}").status_code == 410
     assert enter(door, "IN PROGRESS").status_code == 410
 
@@ -433,8 +442,8 @@ def test_who_asks_is_told(door, appliance, path, who):
     reason = [texts(ReasonForCancellation="patient left")]
     answer = door.post(f"/workitems/{UID}/cancelrequest{path}", json=reason, headers=JSON)
     assert answer.status_code == 202
-    [asked] = [one for one in appliance.read(minris.history_of, UID) if one.event_type == 2]
-    index = minris.ElementIndex(asked.data)
+    [asked] = [one for one in appliance.read(history_of, UID) if one.event_type == 2]
+    index = ElementIndex(asked.data)
     assert (index.get("RequestingAE"), index.get("ReasonForCancellation")) == (who, "patient left")
 
 
@@ -517,11 +526,11 @@ def test_what_is_not_offered_in_matching_is_a_warning(door, four):
     """T-WEB-09, T-WEB-23."""
     answer = door.get("/workitems?fuzzymatching=true&PatientID=P1")
     assert uids(answer) == ["2.25.801"]
-    assert warning_of(answer) == minris.LITERAL_ONLY[0]
+    assert warning_of(answer) == LITERAL_ONLY[0]
     query = "emptyvaluematching=true&multiplevaluematching=true&PatientID=nobody"
     answer = door.get(f"/workitems?{query}")
     assert answer.status_code == 204
-    assert all(text in answer.headers["Warning"] for text in minris.LITERAL_ONLY[1:])
+    assert all(text in answer.headers["Warning"] for text in LITERAL_ONLY[1:])
 
 
 def test_a_match_has_what_the_table_returns_and_what_is_asked_for(door):
@@ -539,7 +548,7 @@ def test_a_match_has_what_the_table_returns_and_what_is_asked_for(door):
 
 # Subscribe
 
-GLOBAL, FILTERED = minris.UPS_GLOBAL_SUBSCRIPTION, minris.UPS_FILTERED_SUBSCRIPTION
+GLOBAL, FILTERED = UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION
 
 
 @pytest.fixture
@@ -625,7 +634,7 @@ def test_a_performed_step_is_created_changed_and_retrieved(door):
 # Access, capabilities
 
 
-@pytest.mark.parametrize("route", minris.DICOM_ROUTES, ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", DICOM_ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_nobody_gets_in_without_a_token(appliance, route):
     path = route.path.format(uid=UID, requester="RIS", ae_title="RIS")
     answer = httpx.request(route.method, f"{appliance.url}/dicom-web{path}", trust_env=False)
@@ -649,7 +658,7 @@ def test_the_door_describes_itself(door, method, path):
     described = answer.json()
     assert described["openapi"].startswith("3.1")
     told = {(m.upper(), p) for p, methods in described["paths"].items() for m in methods}
-    assert told == {(route.method, route.path) for route in minris.DICOM_ROUTES}
+    assert told == {(route.method, route.path) for route in DICOM_ROUTES}
 
 
 # Both doors
@@ -660,7 +669,7 @@ def test_what_is_done_over_http_is_seen_over_dimse(door, appliance):
     create(door)
     enter(door, "IN PROGRESS")
     ctx = appliance.context()
-    change = bytes(minris.text_elements(InputReadinessState="INCOMPLETE", TransactionUID=LOCK))
-    assert appliance.write(minris.update_workitem, ctx, UID, change) is minris.Status.SUCCESS
+    change = bytes(text_elements(InputReadinessState="INCOMPLETE", TransactionUID=LOCK))
+    assert appliance.write(update_workitem, ctx, UID, change) is Status.SUCCESS
     [found] = door.get(f"/workitems/{UID}").json()
     assert found["00404041"]["Value"] == ["INCOMPLETE"]

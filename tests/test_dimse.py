@@ -24,14 +24,31 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import build_context
 
-import minris
+from minris.access.context import audit
+from minris.dataset.elements import EMPTY
+from minris.dimse.services import SERVICES
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_WORKLIST,
+    MPPS,
+    VERIFICATION,
+)
+from minris.store.models import (
+    Audit,
+    PerformedProcedureStep,
+    PerformedScheduledStep,
+    ScheduledProcedureStep,
+)
+from minris.upper_layer.association import Association
+from minris.upper_layer.pdus import OPERATIONS
 
-CLASSES = (minris.VERIFICATION, minris.MODALITY_WORKLIST, minris.MPPS)
+CLASSES = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(2, 8)
-FIELDS = {name: number for number, name in minris.OPERATIONS.items()}
+FIELDS = {name: number for number, name in OPERATIONS.items()}
 NO_DATA_SET, DATA_SET = 0x0101, 0x0001
 
 
@@ -51,7 +68,7 @@ def associate_rq(calling, called, maximum):
     primitive = A_ASSOCIATE()
     primitive.application_context_name = "1.2.840.10008.3.1.1.1"
     primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    contexts = [build_context(uid, minris.IMPLICIT_VR_LITTLE_ENDIAN) for uid in CLASSES]
+    contexts = [build_context(uid, IMPLICIT_VR_LITTLE_ENDIAN) for uid in CLASSES]
     for number, context in enumerate(contexts):
         context.context_id = 2 * number + 1
     primitive.presentation_context_definition_list = contexts
@@ -206,7 +223,7 @@ class Wire:
 
     def echo(self, number=1):
         """The status of a C-ECHO."""
-        return self.ask(request("C-ECHO", minris.VERIFICATION, number=number)).Status
+        return self.ask(request("C-ECHO", VERIFICATION, number=number)).Status
 
     def release(self):
         self.send(struct.pack(">BxIxxxx", RELEASE_RQ, 4))
@@ -255,7 +272,7 @@ def query(**step_keys):
 
 def creation(step=None, **changes):
     """The attribute list of an N-CREATE, all type 1 with the items of the worklist in it."""
-    step = step or minris.EMPTY
+    step = step or EMPTY
     which = dataset(
         StudyInstanceUID=step.get("StudyInstanceUID") or "2.25.8675309",
         AccessionNumber=step.get("AccessionNumber"),
@@ -302,27 +319,27 @@ def ending(status="COMPLETED"):
 
 def find_request(data=None, number=1):
     data = query() if data is None else data
-    return request("C-FIND", minris.MODALITY_WORKLIST, data, number=number)
+    return request("C-FIND", MODALITY_WORKLIST, data, number=number)
 
 
 def create_request(uid, data=None, number=1):
     data = creation() if data is None else data
-    return request("N-CREATE", minris.MPPS, data, uid, number)
+    return request("N-CREATE", MPPS, data, uid, number)
 
 
 def set_request(uid, data=None, number=1):
     data = ending() if data is None else data
-    return request("N-SET", minris.MPPS, data, uid, number)
+    return request("N-SET", MPPS, data, uid, number)
 
 
 def performed():
     """{SOP Instance UID: state} of all performed steps; for appliance.read."""
-    return {row.sop_instance_uid: row.status for row in minris.PerformedProcedureStep.select()}
+    return {row.sop_instance_uid: row.status for row in PerformedProcedureStep.select()}
 
 
 def kept():
     """All bytes of all performed and scheduled steps; for appliance.read."""
-    models = (minris.PerformedProcedureStep, minris.ScheduledProcedureStep)
+    models = (PerformedProcedureStep, ScheduledProcedureStep)
     return [{**row.__data__, "data": bytes(row.data)} for model in models for row in model.select()]
 
 
@@ -349,16 +366,16 @@ def test_dcmjs_is_echoed(appliance):
 def test_pynetdicom_is_echoed(appliance):
     """T-GEN-01."""
     ae = AE("DX1")
-    ae.add_requested_context(minris.VERIFICATION)
+    ae.add_requested_context(VERIFICATION)
     association = ae.associate(peers.HOST, appliance.port, ae_title="MINRIS")
     assert association.send_c_echo().Status == 0x0000
     association.release()
 
 
 def test_an_echo_is_answered_with_its_message_id(wire):
-    answer = wire.ask(request("C-ECHO", minris.VERIFICATION, number=4711))
+    answer = wire.ask(request("C-ECHO", VERIFICATION, number=4711))
     assert (answer.CommandField, answer.MessageIDBeingRespondedTo) == (0x8030, 4711)
-    assert answer.AffectedSOPClassUID == minris.VERIFICATION
+    assert answer.AffectedSOPClassUID == VERIFICATION
 
 
 # Who may call.
@@ -453,7 +470,7 @@ def associations_alive(appliance):
     """How many association objects of the appliance are in memory."""
     gc.collect()
     server = appliance.appliance.associations
-    return sum(isinstance(o, minris.Association) and o.server is server for o in gc.get_objects())
+    return sum(isinstance(o, Association) and o.server is server for o in gc.get_objects())
 
 
 def test_a_device_that_is_rejected_again_and_again_leaves_nothing_behind(appliance):
@@ -488,12 +505,12 @@ def proposing(appliance, *contexts, roles=()):
     association.release()
 
 
-LITTLE_ENDIAN = [minris.IMPLICIT_VR_LITTLE_ENDIAN, minris.EXPLICIT_VR_LITTLE_ENDIAN]
+LITTLE_ENDIAN = [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN]
 
 
 def test_an_unknown_abstract_syntax_is_rejected_and_the_others_work(appliance):
     """T-GEN-03."""
-    contexts = [(STUDY_ROOT_FIND, LITTLE_ENDIAN), (minris.VERIFICATION, LITTLE_ENDIAN)]
+    contexts = [(STUDY_ROOT_FIND, LITTLE_ENDIAN), (VERIFICATION, LITTLE_ENDIAN)]
     with proposing(appliance, *contexts) as association:
         [rejected] = association.rejected_contexts
         assert (rejected.abstract_syntax, rejected.result) == (STUDY_ROOT_FIND, 3)
@@ -502,15 +519,15 @@ def test_an_unknown_abstract_syntax_is_rejected_and_the_others_work(appliance):
 
 def test_a_context_without_a_little_endian_syntax_is_rejected(appliance):
     contexts = [
-        (minris.MPPS, [EXPLICIT_VR_BIG_ENDIAN]),
-        (minris.VERIFICATION, LITTLE_ENDIAN),
+        (MPPS, [EXPLICIT_VR_BIG_ENDIAN]),
+        (VERIFICATION, LITTLE_ENDIAN),
     ]
     with proposing(appliance, *contexts) as association:
         [rejected] = association.rejected_contexts
-        assert (rejected.abstract_syntax, rejected.result) == (minris.MPPS, 4)
+        assert (rejected.abstract_syntax, rejected.result) == (MPPS, 4)
 
 
-@pytest.mark.parametrize("sop_class", sorted({service.sop_class for service in minris.SERVICES}))
+@pytest.mark.parametrize("sop_class", sorted({service.sop_class for service in SERVICES}))
 @pytest.mark.parametrize("syntax", LITTLE_ENDIAN)
 def test_each_class_is_served_in_each_little_endian_syntax(appliance, sop_class, syntax):
     """T-GEN-04."""
@@ -531,18 +548,18 @@ ROLES = [(True, True), (True, False), (False, True)]
 @pytest.mark.parametrize("proposed", ROLES)
 def test_a_role_is_not_granted_that_was_not_proposed(appliance, proposed):
     """T-GEN-05."""
-    role = build_role(minris.MPPS, scu_role=proposed[0], scp_role=proposed[1])
-    contexts = [(minris.MPPS, LITTLE_ENDIAN), (minris.VERIFICATION, LITTLE_ENDIAN)]
+    role = build_role(MPPS, scu_role=proposed[0], scp_role=proposed[1])
+    contexts = [(MPPS, LITTLE_ENDIAN), (VERIFICATION, LITTLE_ENDIAN)]
     with proposing(appliance, *contexts, roles=[role]) as association:
-        granted = roles_of(association).get(minris.MPPS, (False, False))
+        granted = roles_of(association).get(MPPS, (False, False))
     assert not any(answer and not wanted for answer, wanted in zip(granted, proposed, strict=True))
 
 
 def test_a_modality_that_proposes_both_roles_may_be_user(appliance):
     """T-GEN-05."""
-    role = build_role(minris.MPPS, scu_role=True, scp_role=True)
-    with proposing(appliance, (minris.MPPS, LITTLE_ENDIAN), roles=[role]) as association:
-        assert roles_of(association)[minris.MPPS][0] is True
+    role = build_role(MPPS, scu_role=True, scp_role=True)
+    with proposing(appliance, (MPPS, LITTLE_ENDIAN), roles=[role]) as association:
+        assert roles_of(association)[MPPS][0] is True
         [accepted] = association.accepted_contexts
         assert accepted.as_scu
 
@@ -557,16 +574,16 @@ def test_no_role_is_answered_where_none_was_proposed(appliance):
 # What is no service.
 
 UNKNOWN_OPERATIONS = [
-    ("N-DELETE", minris.MPPS),
-    ("N-ACTION", minris.MPPS),
-    ("N-EVENT-REPORT", minris.MPPS),
-    ("N-GET", minris.MPPS),
-    ("C-FIND", minris.MPPS),
-    ("C-STORE", minris.MODALITY_WORKLIST),
-    ("C-MOVE", minris.MODALITY_WORKLIST),
-    ("N-CREATE", minris.MODALITY_WORKLIST),
-    ("C-FIND", minris.VERIFICATION),
-    ("C-ECHO", minris.MODALITY_WORKLIST),
+    ("N-DELETE", MPPS),
+    ("N-ACTION", MPPS),
+    ("N-EVENT-REPORT", MPPS),
+    ("N-GET", MPPS),
+    ("C-FIND", MPPS),
+    ("C-STORE", MODALITY_WORKLIST),
+    ("C-MOVE", MODALITY_WORKLIST),
+    ("N-CREATE", MODALITY_WORKLIST),
+    ("C-FIND", VERIFICATION),
+    ("C-ECHO", MODALITY_WORKLIST),
 ]
 
 
@@ -578,19 +595,19 @@ def test_an_operation_that_is_not_of_its_class_is_answered_0211(wire, operation,
 
 
 def test_a_command_that_nobody_knows_is_answered_0211(wire):
-    answer = wire.ask(request("", minris.MPPS, field=0x0999))
+    answer = wire.ask(request("", MPPS, field=0x0999))
     assert (answer.Status, answer.CommandField) == (0x0211, 0x8999)
 
 
 def test_a_data_set_of_an_operation_that_is_not_served_is_read_over(wire):
-    answer = wire.ask(request("C-STORE", minris.MODALITY_WORKLIST, creation(), "2.25.1"))
+    answer = wire.ask(request("C-STORE", MODALITY_WORKLIST, creation(), "2.25.1"))
     assert answer.Status == 0x0211
     assert wire.echo() == 0x0000
 
 
 @pytest.mark.parametrize("operation", ["N-CREATE", "N-SET"])
 def test_an_n_service_of_another_class_than_its_context_is_answered_0118(wire, operation):
-    message = in_context(minris.MODALITY_WORKLIST, request(operation, minris.MPPS, uid="2.25.1"))
+    message = in_context(MODALITY_WORKLIST, request(operation, MPPS, uid="2.25.1"))
     answer = wire.ask(message)
     assert answer.Status == 0x0118
     assert wire.echo() == 0x0000
@@ -598,11 +615,11 @@ def test_an_n_service_of_another_class_than_its_context_is_answered_0118(wire, o
 
 @pytest.mark.parametrize(
     ("operation", "sop_class"),
-    [("C-FIND", minris.MODALITY_WORKLIST), ("C-ECHO", minris.VERIFICATION)],
+    [("C-FIND", MODALITY_WORKLIST), ("C-ECHO", VERIFICATION)],
 )
 def test_a_c_service_of_another_class_than_its_context_is_answered_0122(wire, operation, sop_class):
     """PS3.7 9.1.2.1.5, 9.1.5.1.4: C-services refuse a SOP class by 0122, not by 0118."""
-    answer = wire.ask(in_context(minris.MPPS, request(operation, sop_class)))
+    answer = wire.ask(in_context(MPPS, request(operation, sop_class)))
     assert answer.Status == 0x0122
 
 
@@ -617,20 +634,17 @@ def test_an_error_of_ours_is_0110_and_says_no_more(appliance, wire, caplog):
     """What went wrong is in the log with its traceback, and nothing of it is kept."""
 
     def broken(ctx, uid, *data):
-        minris.audit(ctx, "half done", uid)
+        audit(ctx, "half done", uid)
         raise KeyError("inner secret")
 
     dimse = appliance.appliance.associations.dispatch.__self__
-    key = minris.MPPS, "N-SET"
+    key = MPPS, "N-SET"
     dimse.services[key] = dimse.services[key]._replace(core=broken)
     answer = wire.ask(set_request("2.25.1"))
     assert answer.Status == 0x0110
     assert "secret" not in answer.ErrorComment
     assert "inner secret" in caplog.text
-    assert (
-        appliance.read(lambda: list(minris.Audit.select().where(minris.Audit.what == "half done")))
-        == []
-    )
+    assert appliance.read(lambda: list(Audit.select().where(Audit.what == "half done"))) == []
 
 
 # Data sets that cannot be read.
@@ -664,7 +678,7 @@ def test_a_data_set_that_cannot_be_read_fails_its_message_alone(appliance, wire,
     assert wire.ask(create_request("2.25.1")).Status == 0x0000
     before = appliance.read(kept)
     uid = {"N-CREATE": "2.25.2", "N-SET": "2.25.1"}[operation]
-    answer = wire.ask(request(operation, minris.MPPS, UNREADABLE[what], uid))
+    answer = wire.ask(request(operation, MPPS, UNREADABLE[what], uid))
     assert answer.Status == 0x0110
     assert answer.ErrorComment.startswith("The data set cannot be read")
     assert appliance.read(kept) == before
@@ -751,7 +765,7 @@ def test_a_data_set_past_the_limit_is_answered_0213(small, operation):
         before = small.read(kept)
         uid = {"N-CREATE": "2.25.2", "N-SET": "2.25.1"}[operation]
         data = {"N-CREATE": creation(), "N-SET": ending()}[operation]
-        answer = wire.ask(request(operation, minris.MPPS, padded(data, 65538), uid))
+        answer = wire.ask(request(operation, MPPS, padded(data, 65538), uid))
         assert answer.Status == 0x0213
         assert "larger" in answer.ErrorComment
         assert small.read(kept) == before
@@ -797,7 +811,7 @@ def test_fragments_may_be_of_any_size(wire, size):
 
 
 def test_a_pdu_may_come_byte_by_byte(wire):
-    for byte in pdus(request("C-ECHO", minris.VERIFICATION)):
+    for byte in pdus(request("C-ECHO", VERIFICATION)):
         wire.send(bytes((byte,)))
     assert wire.answer()[0].Status == 0x0000
 
@@ -822,8 +836,8 @@ def test_the_last_fragment_may_be_empty(wire):
 
 
 def test_the_end_of_a_pdu_and_the_next_may_come_in_one_segment(wire):
-    both = pdus(request("C-ECHO", minris.VERIFICATION, number=1))
-    both += pdus(request("C-ECHO", minris.VERIFICATION, number=2))
+    both = pdus(request("C-ECHO", VERIFICATION, number=1))
+    both += pdus(request("C-ECHO", VERIFICATION, number=2))
     middle = len(both) // 2
     wire.send(both[:middle])
     wire.send(both[middle:])
@@ -850,7 +864,7 @@ def test_no_answer_is_longer_than_the_caller_takes(appliance, maximum):
 
 def test_pipelined_requests_are_answered_in_order(wire):
     numbers = list(range(1, 61))
-    wire.send(b"".join(pdus(request("C-ECHO", minris.VERIFICATION, number=n)) for n in numbers))
+    wire.send(b"".join(pdus(request("C-ECHO", VERIFICATION, number=n)) for n in numbers))
     answers = [wire.answer()[0] for _ in numbers]
     assert [answer.MessageIDBeingRespondedTo for answer in answers] == numbers
 
@@ -978,8 +992,8 @@ def test_a_hundred_queries_beside_reports_lose_nothing(appliance):
         reporting = [pool.submit(report, writer) for writer in range(8)]
         assert {status for future in asking for status in future.result(30)} == {0x0000}
         assert {status for future in reporting for status in future.result(30)} == {0x0000}
-    states = appliance.read(lambda: [s.status for s in minris.ScheduledProcedureStep.select()])
-    links = appliance.read(lambda: minris.PerformedScheduledStep.select().count())
+    states = appliance.read(lambda: [s.status for s in ScheduledProcedureStep.select()])
+    links = appliance.read(lambda: PerformedScheduledStep.select().count())
     assert sorted(states) == ["COMPLETED"] * 40 + ["STARTED"]
     assert links == 48
 

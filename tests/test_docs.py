@@ -12,26 +12,36 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import MADE, every_name
 from pydicom import datadict
 
-import minris
+from minris.cli import build_parser
+from minris.config.ini import ConfigError, load_config, settings_reference
+from minris.config.settings import SETTINGS
+from minris.pages.frame import NAVIGATION
+from minris.pages.language import LANGUAGES
+from minris.pages.reception import REGISTER_FIELDS
+from minris.standard.dictionary import VALUE_PATTERNS
+from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
+from minris.standard.ups import UPS_ATTRIBUTES
+from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, STEP_STATES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-SOURCE = Path(minris.__file__).read_text("utf-8")
+SOURCE = MADE.read_text("utf-8")
 
 
 # config.ini.
 
 
 def test_config_ini_is_what_settings_prints():
-    assert (ROOT / "config.ini").read_text("utf-8") == minris.settings_reference()
+    assert (ROOT / "config.ini").read_text("utf-8") == settings_reference()
 
 
 def test_config_ini_changes_nothing(tmp_path):
     """Every setting stands there as a remark, with its default."""
-    shipped, defaults = minris.load_config(ROOT / "config.ini"), minris.load_config()
-    for section in {setting.section for setting in minris.SETTINGS}:
+    shipped, defaults = load_config(ROOT / "config.ini"), load_config()
+    for section in {setting.section for setting in SETTINGS}:
         assert getattr(shipped, section) == getattr(defaults, section)
     assert shipped.devices == {}
 
@@ -42,8 +52,8 @@ def test_config_ini_with_every_remark_taken_away_is_good(tmp_path):
     text = re.sub(r"(?m)^#(\[|\w+ =)", r"\1", text).replace("ae_title =\n", "ae_title = CT1\n")
     (tmp_path / "config.ini").write_text(text, "utf-8")
     try:
-        minris.load_config(tmp_path / "config.ini")
-    except minris.ConfigError as error:
+        load_config(tmp_path / "config.ini")
+    except ConfigError as error:
         pytest.fail(str(error))
 
 
@@ -86,7 +96,7 @@ def test_the_readme_has_commands():
 
 @pytest.mark.parametrize("arguments", own_commands(), ids=" ".join)
 def test_a_command_of_the_readme_is_understood(arguments):
-    minris.build_parser().parse_args(list(arguments))
+    build_parser().parse_args(list(arguments))
 
 
 def test_the_scripts_of_the_readme_are_there():
@@ -112,13 +122,13 @@ def test_the_libraries_of_the_readme_are_enough():
 def test_a_configuration_of_the_readme_is_good(tmp_path, block):
     path = tmp_path / "config.ini"
     path.write_text(re.sub(r"(?m)^ +", "", block), "utf-8")
-    config = minris.load_config(path)
+    config = load_config(path)
     assert config.devices
 
 
 @pytest.mark.parametrize("section", sorted(set(re.findall(r"`\[(\w+)\] (\w+)`", README))), ids=str)
 def test_a_setting_of_the_readme_is_there(section):
-    assert section in {(setting.section, setting.key) for setting in minris.SETTINGS}
+    assert section in {(setting.section, setting.key) for setting in SETTINGS}
 
 
 def test_the_addresses_of_the_readme_are_there(appliance):
@@ -185,25 +195,25 @@ def sentences():
             text = node.args[position]
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 found.add(text.value)
-    found |= {row[4] for row in minris.REGISTER_FIELDS}
-    found |= {row[1] for row in minris.NAVIGATION}
-    for name, table in vars(minris).items():
+    found |= {row[4] for row in REGISTER_FIELDS}
+    found |= {row[1] for row in NAVIGATION}
+    for name, table in every_name().items():
         if name.endswith("_FACTS"):
             found |= {row[0] for row in table}
-    found |= {*minris.STEP_STATES, *minris.MPPS_STATES}
-    found |= {*minris.PREGNANCY_STATUS.values(), *minris.DISCONTINUATION_REASONS.values()}
-    found |= {"{value} " + words for _, words in minris.VALUE_PATTERNS.values()}
+    found |= {*STEP_STATES, *MPPS_STATES}
+    found |= {*PREGNANCY_STATUS.values(), *DISCONTINUATION_REASONS.values()}
+    found |= {"{value} " + words for _, words in VALUE_PATTERNS.values()}
     return {text for text in found if re.search(r"[a-z]", re.sub(r"\{.*?\}", "", text), re.I)}
 
 
 def attribute_names():
     """What DICOM calls the attributes that a page may name."""
-    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES, minris.UPS_ATTRIBUTES)
+    tables = (MWL_ATTRIBUTES, MPPS_ATTRIBUTES, UPS_ATTRIBUTES)
     return {datadict.dictionary_description(one.tag) for table in tables for one in table.values()}
 
 
 def test_there_is_a_catalogue_for_each_language_that_is_offered():
-    assert {path.stem for path in CATALOGUES} == set(minris.LANGUAGES) - {"en"}
+    assert {path.stem for path in CATALOGUES} == set(LANGUAGES) - {"en"}
 
 
 @each_catalogue

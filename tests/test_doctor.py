@@ -10,19 +10,29 @@ from pynetdicom import AE
 from test_mpps import creation, stored_form
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
+from minris.access.devices import save_device
+from minris.appliance.jobs import JOBS
+from minris.config.ini import Device
+from minris.doctor import Called, examine
+from minris.mpps.performed import create_mpps
+from minris.simulator.modality import Modality
+from minris.standard.status import Message
+from minris.standard.uids import MODALITY_WORKLIST, MPPS, VERIFICATION
+from minris.store.models import QueryTrace
+from minris.store.rows import insert_row
+from minris.upper_layer.association import Call
 
-CT = minris.Device("CT room", ("CT1",), host="127.0.0.1", port=104, from_file=False)
-NOBODY = minris.Called({}, {})
+CT = Device("CT room", ("CT1",), host="127.0.0.1", port=104, from_file=False)
+NOBODY = Called({}, {})
 
 
-def call(minutes=0, address="127.0.0.1", classes=(minris.MODALITY_WORKLIST, minris.MPPS)):
+def call(minutes=0, address="127.0.0.1", classes=(MODALITY_WORKLIST, MPPS)):
     at = datetime.datetime(2026, 7, 5, 12, tzinfo=datetime.UTC).timestamp() + 60 * minutes
-    return minris.Call(at, address, classes)
+    return Call(at, address, classes)
 
 
 def words(ctx, device=CT, called=NOBODY, outcome="answers"):
-    return {str(one.words): one.light for one in minris.examine(ctx, device, called, outcome)}
+    return {str(one.words): one.light for one in examine(ctx, device, called, outcome)}
 
 
 @pytest.mark.parametrize(
@@ -49,20 +59,20 @@ def test_an_archive_that_is_not_reached_is_worse_than_a_machine(ctx):
 
 
 def test_a_machine_that_never_called_is_asked_to(ctx):
-    first = minris.examine(ctx, CT, NOBODY, "answers")[0]
+    first = examine(ctx, CT, NOBODY, "answers")[0]
     assert str(first.words) == "It has not called since this system was started"
     assert str(first.mend) == "Ask for the worklist at the machine"
 
 
 def test_its_last_call_is_told(ctx):
-    called = minris.Called({"CT1": call()}, {})
+    called = Called({"CT1": call()}, {})
     sentence = next(one for one in words(ctx, called=called) if one.startswith("It called at"))
     assert "from 127.0.0.1" in sentence
     assert "Modality Worklist" in sentence
 
 
 def test_another_address_than_registered_is_told(ctx):
-    called = minris.Called({"CT1": call(address="192.0.2.9")}, {})
+    called = Called({"CT1": call(address="192.0.2.9")}, {})
     assert (
         words(ctx, called=called)["It called from 192.0.2.9, and is registered for 127.0.0.1"]
         == "warning"
@@ -70,25 +80,25 @@ def test_another_address_than_registered_is_told(ctx):
 
 
 def test_a_machine_that_does_not_offer_the_worklist_is_told(ctx):
-    called = minris.Called({"CT1": call(classes=(minris.VERIFICATION,))}, {})
+    called = Called({"CT1": call(classes=(VERIFICATION,))}, {})
     assert words(ctx, called=called)["In its last call it did not offer the worklist"] == "warning"
 
 
 def test_a_call_that_was_turned_away_is_the_first_thing(ctx):
-    rejected = {("CT1", "127.0.0.1"): (call(5).at, minris.Message("it called 'RIS'"))}
-    first = minris.examine(ctx, CT, minris.Called({"CT1": call()}, rejected), "answers")[0]
+    rejected = {("CT1", "127.0.0.1"): (call(5).at, Message("it called 'RIS'"))}
+    first = examine(ctx, CT, Called({"CT1": call()}, rejected), "answers")[0]
     assert (first.light, str(first.words)) == ("bad", "It was turned away: it called 'RIS'")
 
 
 def test_what_was_turned_away_before_it_was_let_in_is_forgotten(ctx):
-    rejected = {("CT1", "127.0.0.1"): (call(-5).at, minris.Message("it called 'RIS'"))}
-    found = words(ctx, called=minris.Called({"CT1": call()}, rejected))
+    rejected = {("CT1", "127.0.0.1"): (call(-5).at, Message("it called 'RIS'"))}
+    found = words(ctx, called=Called({"CT1": call()}, rejected))
     assert not [one for one in found if "turned away" in one]
 
 
 def test_a_wrong_ae_title_from_its_address_is_recognised(ctx):
-    rejected = {("CT_1", "127.0.0.1"): (call().at, minris.Message("not registered"))}
-    first = minris.examine(ctx, CT, minris.Called({}, rejected), "answers")[0]
+    rejected = {("CT_1", "127.0.0.1"): (call().at, Message("not registered"))}
+    first = examine(ctx, CT, Called({}, rejected), "answers")[0]
     assert (str(first.words), first.do) == (
         "It calls itself CT_1, and is registered as CT1", "CT_1"
     )  # fmt: skip
@@ -98,15 +108,15 @@ def test_its_query_is_found_behind_many_of_others(ctx):
     at = "2026-07-05T{:02}:{:02}:00.000000Z"
     queries = [("CT1", at.format(8, 0)), *(("MR1", at.format(9, n % 60)) for n in range(1200))]
     for number, (title, last) in enumerate(queries):
-        minris.insert_row(
-            minris.QueryTrace, hour=str(number), ae_title=title, address="127.0.0.1", keys=b"",
+        insert_row(
+            QueryTrace, hour=str(number), ae_title=title, address="127.0.0.1", keys=b"",
             raw=b"", count=1, answers=3, status=0, last_at=last,
         )  # fmt: skip
     assert "It asked for the worklist at 05.07. 08:00 and was told of 3 exams" in words(ctx)
 
 
 def test_a_clock_that_is_off_is_told(ctx):
-    minris.create_mpps(ctx, "2.25.1", stored_form(creation(
+    create_mpps(ctx, "2.25.1", stored_form(creation(
         PerformedStationAETitle="CT1", PerformedProcedureStepStartDate="20260705",
         PerformedProcedureStepStartTime="1130",
     )))  # fmt: skip
@@ -124,7 +134,7 @@ def ready(run_appliance):
     appliance = run_appliance()
     port = peers.free_port()
     settings = {"ae_title": "XR9", "host": "127.0.0.1", "port": str(port), "modality": "DX"}
-    appliance.write(minris.save_device, appliance.context(), "X-ray 9", settings)
+    appliance.write(save_device, appliance.context(), "X-ray 9", settings)
     appliance.appliance.reload_access()
     with visiting(appliance) as client:
         yield appliance, employ(appliance, client, "technologist"), port
@@ -132,7 +142,7 @@ def ready(run_appliance):
 
 def associate(appliance, title):
     ae = AE(title)
-    ae.add_requested_context(minris.MODALITY_WORKLIST)
+    ae.add_requested_context(MODALITY_WORKLIST)
     association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
     if association.is_established:
         association.release()
@@ -153,13 +163,13 @@ def test_a_wrong_ae_title_is_found_and_mended_with_one_click(ready):
 def test_all_is_well_at_last(ready):
     appliance, client, port = ready
     ae = AE("XR9")
-    ae.add_supported_context(minris.VERIFICATION)
+    ae.add_supported_context(VERIFICATION)
     server = ae.start_server(("127.0.0.1", port), block=False)
     try:
-        machine = minris.Modality("XR9", "DX", "127.0.0.1", appliance.port, "MINRIS", print)
+        machine = Modality("XR9", "DX", "127.0.0.1", appliance.port, "MINRIS", print)
         appliance.schedule(item(ScheduledStationAETitle="XR9", Modality="DX"))
         machine.worklist()
-        appliance.appliance.run_job(next(j for j in minris.JOBS if j.name == "queries"))
+        appliance.appliance.run_job(next(j for j in JOBS if j.name == "queries"))
         shown = words_of(client.get("/devices/doctor?name=X-ray 9"))
     finally:
         server.shutdown()

@@ -28,8 +28,34 @@ from test_ups import (
 )
 from test_ups import calling as calling_ups
 
-import minris
-from minris import Status
+from minris.access.context import Actor, purge_audit
+from minris.access.users import make_token
+from minris.config.ini import load_config
+from minris.dataset.elements import ElementIndex
+from minris.dataset.search import AnswerStyle, Search
+from minris.dicomweb.routes import DICOM_ROUTES
+from minris.dicomweb.transactions import MPPS_PATH
+from minris.mpps import performed as mpps_performed
+from minris.mpps.performed import get_mpps, set_mpps
+from minris.standard import status as standard_status
+from minris.standard.dictionary import tag_of
+from minris.standard.status import OUTCOMES, WARNINGS, Refusal, Status
+from minris.standard.tables import body_rows, rows
+from minris.standard.uids import (
+    MPPS,
+    MPPS_RETRIEVE,
+    UPS_FILTERED_SUBSCRIPTION,
+    UPS_GLOBAL_SUBSCRIPTION,
+    UPS_WATCH,
+)
+from minris.standard.ups import UPS_ATTRIBUTES
+from minris.store.models import MODELS, Audit, Mark, Token, database
+from minris.ups import subscriptions as ups_subscriptions
+from minris.ups import workitems as ups_workitems
+from minris.ups.people import claim_by_person, decline_cancellation
+from minris.ups.search import find_workitems
+from minris.ups.subscriptions import suspend_global_subscription
+from minris.ups.workitems import create_workitem, get_workitem, purge_workitems, update_workitem
 
 # pydicom warns of what some scenarios send on purpose
 pytestmark = [
@@ -57,8 +83,8 @@ UIDS = {
     "brain": "2.25.215063401487712901325523387610957311123",
     "unknown": "2.25.215063401487712901325523387610957311124",
     "wrong UID": "1.02.3",
-    "all": minris.UPS_GLOBAL_SUBSCRIPTION,
-    "filtered": minris.UPS_FILTERED_SUBSCRIPTION,
+    "all": UPS_GLOBAL_SUBSCRIPTION,
+    "filtered": UPS_FILTERED_SUBSCRIPTION,
     "exam": "2.25.164853397526153207231186904478612417151",
 }
 LOCKS = {"lock": LOCK, "other lock": OTHER_LOCK, "no lock": "", "bad lock": "1.02.3"}
@@ -558,7 +584,7 @@ class Scenario(NamedTuple):
 def read_scenarios():
     """The scenarios by name."""
     found = {}
-    for cells in minris.rows(SCENARIOS):
+    for cells in rows(SCENARIOS):
         if len(cells) == 1:
             name, _, setting = cells[0].partition("; ")
             assert name not in found
@@ -588,9 +614,9 @@ def on_the_web(step):
     if len(code) == 3:
         return int(code), text
     status = Status(int(code or step.status[:4], 16))
-    if status in minris.WARNINGS or status == Status.SUCCESS:
-        return SUCCESS.get(step.operation, 200), minris.WARNINGS.get(status, "")
-    return tuple(minris.outcome(step.operation, status))
+    if status in WARNINGS or status == Status.SUCCESS:
+        return SUCCESS.get(step.operation, 200), WARNINGS.get(status, "")
+    return tuple(standard_status.outcome(step.operation, status))
 
 
 # Doors: each answers a step, and gives what it knows of an object.
@@ -626,49 +652,49 @@ class Core(Door):
     def answer(self, step):
         try:
             answer = super().answer(step)
-        except minris.Refusal as refusal:
+        except Refusal as refusal:
             error = f"/{refusal.error_id:04X}" if refusal.error_id else ""
             return f"{refusal.status:04X}{error}"
         return answer if isinstance(answer, str) else f"{answer or 0:04X}"
 
     def write(self, function, *arguments):
-        ctx = self.box.appliance.context(minris.Actor("CT1", peers.HOST))
+        ctx = self.box.appliance.context(Actor("CT1", peers.HOST))
         return self.box.write(function, ctx, *arguments)
 
     def create(self, step):
-        return self.write(minris.create_workitem, step.uid, stored_form(step.data))[1]
+        return self.write(create_workitem, step.uid, stored_form(step.data))[1]
 
     def update(self, step):
         data = stored_form(with_lock(step))
-        return self.write(minris.update_workitem, step.uid, data)
+        return self.write(update_workitem, step.uid, data)
 
     def change_state(self, step):
-        return self.write(minris.change_state, step.uid, step.state, step.lock)
+        return self.write(ups_workitems.change_state, step.uid, step.state, step.lock)
 
     def request_cancel(self, step):
         data = stored_form(step.data) if step.data else b""
-        return self.write(minris.request_cancel, step.uid, data)
+        return self.write(ups_workitems.request_cancel, step.uid, data)
 
     def subscribe(self, step):
         keys = stored_form(dataset(**step.keys))
         lock = "lock" in step.words
-        return self.write(minris.subscribe, step.uid, step.words[0], lock, keys)
+        return self.write(ups_subscriptions.subscribe, step.uid, step.words[0], lock, keys)
 
     def unsubscribe(self, step):
-        return self.write(minris.unsubscribe, step.uid, step.words[0])
+        return self.write(ups_subscriptions.unsubscribe, step.uid, step.words[0])
 
     def suspend(self, step):
-        return self.write(minris.suspend_global_subscription, step.uid, step.words[0])
+        return self.write(suspend_global_subscription, step.uid, step.words[0])
 
     def search(self, step):
-        ctx = self.box.appliance.context(minris.Actor("CT1", peers.HOST))
-        keys = minris.ElementIndex(stored_form(query(step)))
-        style, found = minris.AnswerStyle(zone=ctx.config.zone), []
+        ctx = self.box.appliance.context(Actor("CT1", peers.HOST))
+        keys = ElementIndex(stored_form(query(step)))
+        style, found = AnswerStyle(zone=ctx.config.zone), []
         self.seen.append(found)
 
         def find():
-            search = minris.Search(keys, minris.UPS_ATTRIBUTES, True, style)
-            for answers in minris.find_workitems(ctx, search):
+            search = Search(keys, UPS_ATTRIBUTES, True, style)
+            for answers in find_workitems(ctx, search):
                 self.texts.append(repr(answers))
                 found.extend(str(read(one).SOPInstanceUID) for one in answers)
 
@@ -676,19 +702,19 @@ class Core(Door):
         return Status.SUCCESS
 
     def retrieve(self, step):
-        return self.got(minris.get_workitem, step)
+        return self.got(get_workitem, step)
 
     def create_mpps(self, step):
-        self.write(minris.create_mpps, step.uid, stored_form(step.data))
+        self.write(mpps_performed.create_mpps, step.uid, stored_form(step.data))
 
     def update_mpps(self, step):
-        self.write(minris.set_mpps, step.uid, stored_form(step.data))
+        self.write(set_mpps, step.uid, stored_form(step.data))
 
     def retrieve_mpps(self, step):
-        return self.got(minris.get_mpps, step)
+        return self.got(get_mpps, step)
 
     def got(self, get, step):
-        tags = map(minris.tag_of, step.keywords)
+        tags = map(tag_of, step.keywords)
         status, data = self.box.read(get, step.uid, tags)
         self.texts.append(repr(data))
         self.last = plain(read(data).to_json_dict())
@@ -705,7 +731,7 @@ class Dimse(Door):
     @classmethod
     @contextlib.contextmanager
     def opened(cls, box):
-        classes = (*CLASSES, minris.MPPS, minris.MPPS_RETRIEVE)
+        classes = (*CLASSES, MPPS, MPPS_RETRIEVE)
         with calling_ups(box, classes=classes) as call:
             # pynetdicom 3.0.4: its reactor, woken at the wrong moment, takes a response and aborts
             take = call.association.dimse.get_msg
@@ -738,15 +764,15 @@ class Dimse(Door):
             DeletionLock="TRUE" if "lock" in step.words else "FALSE",
             **step.keys,
         )
-        return self.told(self.call.act(3, information, step.uid, minris.UPS_WATCH))
+        return self.told(self.call.act(3, information, step.uid, UPS_WATCH))
 
     def unsubscribe(self, step):
         information = dataset(ReceivingAE=step.words[0])
-        return self.told(self.call.act(4, information, step.uid, minris.UPS_WATCH))
+        return self.told(self.call.act(4, information, step.uid, UPS_WATCH))
 
     def suspend(self, step):
         information = dataset(ReceivingAE=step.words[0])
-        return self.told(self.call.act(5, information, step.uid, minris.UPS_WATCH))
+        return self.told(self.call.act(5, information, step.uid, UPS_WATCH))
 
     def search(self, step):
         *found, last = self.call.find(query(step))
@@ -755,19 +781,19 @@ class Dimse(Door):
         return self.told(last)
 
     def retrieve(self, step):
-        return self.got(self.call.get(list(map(minris.tag_of, step.keywords)), step.uid))
+        return self.got(self.call.get(list(map(tag_of, step.keywords)), step.uid))
 
     def create_mpps(self, step):
-        self.call.association.send_n_create(step.data, minris.MPPS, step.uid)
+        self.call.association.send_n_create(step.data, MPPS, step.uid)
         return self.told(self.call.answer())
 
     def update_mpps(self, step):
-        self.call.association.send_n_set(step.data, minris.MPPS, step.uid)
+        self.call.association.send_n_set(step.data, MPPS, step.uid)
         return self.told(self.call.answer())
 
     def retrieve_mpps(self, step):
-        tags = list(map(minris.tag_of, step.keywords))
-        self.call.association.send_n_get(tags, minris.MPPS_RETRIEVE, step.uid)
+        tags = list(map(tag_of, step.keywords))
+        self.call.association.send_n_get(tags, MPPS_RETRIEVE, step.uid)
         return self.got(self.call.answer())
 
     def got(self, answer):
@@ -785,7 +811,7 @@ class Http(Door):
     @classmethod
     @contextlib.contextmanager
     def opened(cls, box):
-        secret = box.write(minris.make_token, box.context(), "doors", "admin", ["CT1"])
+        secret = box.write(make_token, box.context(), "doors", "admin", ["CT1"])
         headers = {"Authorization": f"Bearer {secret}"}
         base = f"{box.url}/dicom-web"
         with httpx.Client(base_url=base, headers=headers, trust_env=False) as client:
@@ -849,13 +875,13 @@ class Http(Door):
         return self.got(self.ask("GET", f"/workitems/{step.uid}"))
 
     def create_mpps(self, step):
-        return self.ask("POST", f"{minris.MPPS_PATH}/{step.uid}", step.data)
+        return self.ask("POST", f"{MPPS_PATH}/{step.uid}", step.data)
 
     def update_mpps(self, step):
-        return self.ask("POST", f"{minris.MPPS_PATH}/{step.uid}?update", step.data)
+        return self.ask("POST", f"{MPPS_PATH}/{step.uid}?update", step.data)
 
     def retrieve_mpps(self, step):
-        return self.got(self.ask("GET", f"{minris.MPPS_PATH}/{step.uid}"))
+        return self.got(self.ask("GET", f"{MPPS_PATH}/{step.uid}"))
 
     def got(self, answer):
         self.last = plain(self.heard.json()[0]) if answer[0] == 200 else None
@@ -884,18 +910,18 @@ def with_lock(step):
 
 
 def claim(box, uid):
-    box.write(minris.claim_by_person, box.context("li.na"), uid)
+    box.write(claim_by_person, box.context("li.na"), uid)
 
 
 def decline(box, uid):
     words = "The surgeon is waiting"
-    box.write(minris.decline_cancellation, box.context("li.na"), uid, words)
+    box.write(decline_cancellation, box.context("li.na"), uid, words)
 
 
 def purge(box, uid):
     sql = "UPDATE workitem SET ended_at = '2026-01-01T00:00:00.000000Z'"
-    box.write(minris.database.execute_sql, sql)
-    assert box.write(minris.purge_workitems, box.context()) == 1
+    box.write(database.execute_sql, sql)
+    assert box.write(purge_workitems, box.context()) == 1
 
 
 def schedule(box, uid):
@@ -908,7 +934,7 @@ AT_THE_BOX = {"(claim)": claim, "(decline)": decline, "(purge)": purge, "(schedu
 # What is left behind.
 
 TIMES = {  # by the clock, so never the same
-    f"{minris.tag_of(keyword):08X}"
+    f"{tag_of(keyword):08X}"
     for keyword in (
         "ScheduledProcedureStepModificationDateTime",
         "ProcedureStepCancellationDateTime",
@@ -937,7 +963,7 @@ def as_told(data):
 
 
 def select(sql):
-    return minris.database.execute_sql(sql).fetchall()
+    return database.execute_sql(sql).fetchall()
 
 
 def what_is_stored():
@@ -1016,16 +1042,16 @@ class Run(NamedTuple):
 
 def clear():
     """Forget all that a scenario has left."""
-    for model in reversed(minris.MODELS):
-        if model not in (minris.Token, minris.Mark, minris.Audit):
+    for model in reversed(MODELS):
+        if model not in (Token, Mark, Audit):
             model.delete().execute()
-    minris.purge_audit("9999")
+    purge_audit("9999")
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory):
     """A running appliance for all of the scenarios."""
-    running = Running(minris.load_config(write_config(tmp_path_factory.mktemp("box"), SETTINGS)))
+    running = Running(load_config(write_config(tmp_path_factory.mktemp("box"), SETTINGS)))
     yield running
     running.stop()
 
@@ -1171,7 +1197,7 @@ def test_a_change_that_cannot_be_read_is_refused_in_the_words_of_the_standard(
 
 def rows_of(operation, status):
     """The row of OUTCOMES that the web answers with."""
-    return (operation if (operation, status) in minris.OUTCOMES else "*"), status
+    return (operation if (operation, status) in OUTCOMES else "*"), status
 
 
 REACHED = {
@@ -1179,28 +1205,28 @@ REACHED = {
 }
 REASONS = {
     (operation, Status(int(status, 16))): reason
-    for operation, status, reason in minris.body_rows(UNREACHED)
+    for operation, status, reason in body_rows(UNREACHED)
 }
 
 
-@pytest.mark.parametrize("row", minris.OUTCOMES, ids=lambda row: f"{row[0]} {row[1]:04X}")
+@pytest.mark.parametrize("row", OUTCOMES, ids=lambda row: f"{row[0]} {row[1]:04X}")
 def test_every_outcome_is_reached_by_a_scenario_or_there_is_a_reason(row):
     assert (row in REACHED) != (row in REASONS)
 
 
-@pytest.mark.parametrize("status", minris.WARNINGS, ids=lambda status: f"{status:04X}")
+@pytest.mark.parametrize("status", WARNINGS, ids=lambda status: f"{status:04X}")
 def test_every_warning_is_reached_by_a_scenario(status):
     assert f"{status:04X}" in {step.status for step in STEPS if not step.web}
 
 
 def test_every_reason_is_of_an_outcome():
-    assert REASONS.keys() <= minris.OUTCOMES.keys()
+    assert REASONS.keys() <= OUTCOMES.keys()
 
 
 def test_every_operation_of_workitems_and_performed_steps_is_in_a_scenario():
     wanted = {
         route.operation
-        for route in minris.DICOM_ROUTES
+        for route in DICOM_ROUTES
         if "scheduled-procedure" not in route.path and "commitment" not in route.path
     }
     assert wanted | {"create mpps"} == {s.operation for s in STEPS if s.operation not in AT_THE_BOX}

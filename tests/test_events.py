@@ -10,15 +10,32 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from test_mpps import code, dataset, read, refused, stored_form
 
-import minris
-from minris import (
-    SUBSCRIPTION_TRANSITIONS,
+from minris.access.context import Actor
+from minris.config.ini import load_config
+from minris.outbox import due_events, give_up_events, note_sent
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
     UPS_FILTERED_SUBSCRIPTION,
     UPS_GLOBAL_SUBSCRIPTION,
     UPS_PULL,
     UPS_PUSH,
     UPS_WATCH,
-    Status,
+)
+from minris.standard.ups import SUBSCRIPTION_TRANSITIONS, UPS_ATTRIBUTES
+from minris.store.models import database
+from minris.ups import subscriptions as ups_subscriptions
+from minris.ups.events import announce
+from minris.ups.people import history_of, release_lock, watchers_of
+from minris.ups.search import filter_search, find_workitems
+from minris.ups.subscriptions import own_state, suspend_global_subscription
+from minris.ups.workitems import (
+    change_state,
+    create_workitem,
+    get_workitem,
+    purge_workitems,
+    request_cancel,
+    update_workitem,
 )
 
 WATCHERS = """
@@ -43,7 +60,7 @@ REPORT, CANCEL, PROGRESS, RESTART, ASSIGNED = 1, 2, 3, 4, 5
 def workitem(**changes):
     """What a RIS creates: all type 1 and type 2 attributes of PS3.4 Table CC.2.5-3."""
     ds = Dataset()
-    for attribute in minris.UPS_ATTRIBUTES.children():
+    for attribute in UPS_ATTRIBUTES.children():
         if attribute.cells["create"].startswith("2/"):
             setattr(ds, attribute.keyword, [] if attribute.vr == "SQ" else "")
     ds.update(
@@ -105,29 +122,31 @@ def performed(**changes):
 
 
 def create(ctx, uid=UID, **changes):
-    return minris.create_workitem(ctx, uid, stored_form(workitem(**changes)))
+    return create_workitem(ctx, uid, stored_form(workitem(**changes)))
 
 
 def change(ctx, uid=UID, **changes):
-    return minris.update_workitem(ctx, uid, stored_form(dataset(**changes)))
+    return update_workitem(ctx, uid, stored_form(dataset(**changes)))
 
 
 def claim(ctx, uid=UID):
-    assert minris.change_state(ctx, uid, "IN PROGRESS", LOCK) == Status.SUCCESS
+    assert change_state(ctx, uid, "IN PROGRESS", LOCK) == Status.SUCCESS
 
 
 def complete(ctx, uid=UID):
     """Finish what has been claimed."""
     sequence = {"UnifiedProcedureStepPerformedProcedureSequence": [performed()]}
     change(ctx, uid, TransactionUID=LOCK, **sequence)
-    assert minris.change_state(ctx, uid, "COMPLETED", LOCK) == Status.SUCCESS
+    assert change_state(ctx, uid, "COMPLETED", LOCK) == Status.SUCCESS
 
 
 def subscribe(ctx, uid=UID, ae_title="WATCH1", lock=False, **keys):
     """Subscribe; a filtered global subscription to all labels if no keys are given."""
     if uid == UPS_FILTERED_SUBSCRIPTION:
-        return minris.subscribe(ctx, uid, ae_title, lock, keys_of(keys or {"WorklistLabel": "*"}))
-    return minris.subscribe(ctx, uid, ae_title, lock)
+        return ups_subscriptions.subscribe(
+            ctx, uid, ae_title, lock, keys_of(keys or {"WorklistLabel": "*"})
+        )
+    return ups_subscriptions.subscribe(ctx, uid, ae_title, lock)
 
 
 def keys_of(keys):
@@ -137,7 +156,7 @@ def keys_of(keys):
 
 def state_of(uid=UID, ae_title="WATCH1"):
     """The AE's own state for a workitem, a word of SUBSCRIPTION_STATES."""
-    return minris.own_state(dict(minris.watchers_of(uid)).get(ae_title))
+    return own_state(dict(watchers_of(uid)).get(ae_title))
 
 
 class Told(NamedTuple):
@@ -150,7 +169,7 @@ class Told(NamedTuple):
 
 def told(ae_title="WATCH1"):
     """All that an AE has not been told yet, in order."""
-    due = minris.due_events(ae_title, 1000)
+    due = due_events(ae_title, 1000)
     return [Told(event.uid, event.event_type, read(event.data)) for event in due]
 
 
@@ -161,12 +180,12 @@ def kinds(ae_title="WATCH1"):
 
 def heard():
     """Nothing of what has happened waits any more."""
-    minris.database.execute_sql("DELETE FROM outbox_event")
+    database.execute_sql("DELETE FROM outbox_event")
 
 
 def globally_subscribed():
     """[(AE title, UID, lock)] of all global subscriptions."""
-    return minris.database.execute_sql(
+    return database.execute_sql(
         "SELECT ae_title, uid, deletion_lock FROM global_subscription ORDER BY 1, 2"
     ).fetchall()
 
@@ -174,7 +193,7 @@ def globally_subscribed():
 @pytest.fixture
 def config(tmp_path):
     """The usual settings, and two watchers that we could call."""
-    return minris.load_config(write_config(tmp_path, WATCHERS))
+    return load_config(write_config(tmp_path, WATCHERS))
 
 
 @pytest.fixture
@@ -193,11 +212,11 @@ REQUESTS = {
     "subscribe globally": lambda ctx, flavour: subscribe(ctx, flavour),
     "subscribe, lock": lambda ctx, flavour: subscribe(ctx, lock=True),
     "subscribe": lambda ctx, flavour: subscribe(ctx),
-    "unsubscribe": lambda ctx, flavour: minris.unsubscribe(ctx, UID, "WATCH1"),
-    "unsubscribe globally": lambda ctx, flavour: minris.unsubscribe(ctx, flavour, "WATCH1"),
-    "suspend globally": lambda ctx, flavour: minris.suspend_global_subscription(
+    "unsubscribe": lambda ctx, flavour: ups_subscriptions.unsubscribe(ctx, UID, "WATCH1"),
+    "unsubscribe globally": lambda ctx, flavour: ups_subscriptions.unsubscribe(
         ctx, flavour, "WATCH1"
     ),
+    "suspend globally": lambda ctx, flavour: suspend_global_subscription(ctx, flavour, "WATCH1"),
 }
 CREATIONS = [request for request in REQUESTS if request.startswith("created")]
 # a workitem that is created has no subscribers: one column alone
@@ -297,7 +316,7 @@ def test_a_global_lock_is_no_lock_on_what_is_watched_without_one(ctx, scheduled)
 def test_suspended_hears_on_of_what_there_is(ctx, scheduled):
     """T-UPS-64."""
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION, lock=True)
-    minris.suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
+    suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
     heard()
     claim(ctx)
     assert (state_of(), kinds()) == ("with Lock", [(UID, REPORT)])
@@ -306,7 +325,7 @@ def test_suspended_hears_on_of_what_there_is(ctx, scheduled):
 def test_suspended_hears_nothing_of_what_is_new(ctx, scheduled):
     """T-UPS-64."""
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
-    minris.suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
+    suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
     create(ctx, OTHER)
     claim(ctx, OTHER)
     assert (state_of(OTHER), kinds(), globally_subscribed()) == ("Not Subscribed", [], [])
@@ -319,7 +338,7 @@ def test_unsubscribed_globally_hears_nothing_at_all(ctx, scheduled, flavour):
     create(ctx, OTHER)
     subscribe(ctx, OTHER, lock=True)
     heard()
-    minris.unsubscribe(ctx, flavour, "WATCH1")
+    ups_subscriptions.unsubscribe(ctx, flavour, "WATCH1")
     claim(ctx)
     claim(ctx, OTHER)
     create(ctx, THIRD)
@@ -329,7 +348,7 @@ def test_unsubscribed_globally_hears_nothing_at_all(ctx, scheduled, flavour):
 
 def test_a_suspended_subscription_is_taken_up_again(ctx, scheduled):
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
-    minris.suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
+    suspend_global_subscription(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
     create(ctx, OTHER)
     assert kinds() == [(OTHER, REPORT)]
@@ -345,14 +364,14 @@ def test_events_go_to_the_receiver_and_not_to_the_one_that_asks(ctx, scheduled):
 
 def test_a_receiver_is_unsubscribed_by_anybody(ctx, scheduled):
     subscribe(ctx, ae_title="WATCH2", lock=True)
-    minris.unsubscribe(ctx.by(minris.Actor("US1", "127.0.0.1")), UID, "WATCH2")
+    ups_subscriptions.unsubscribe(ctx.by(Actor("US1", "127.0.0.1")), UID, "WATCH2")
     assert state_of(ae_title="WATCH2") == "Not Subscribed"
 
 
 def everything_of_subscriptions():
     """All that a refused request must leave as it was."""
     return [
-        minris.database.execute_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+        database.execute_sql(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
         for table in ("subscription", "global_subscription", "outbox_event", "workitem_event")
     ]
 
@@ -372,12 +391,12 @@ def test_suspending_one_workitem_is_not_appropriate(ctx, scheduled):
     """T-UPS-66."""
     subscribe(ctx)
     with refused(Status.ACTION_NOT_APPROPRIATE):
-        minris.suspend_global_subscription(ctx, UID, "WATCH1")
+        suspend_global_subscription(ctx, UID, "WATCH1")
     assert state_of() == "without Lock"
 
 
 @pytest.mark.parametrize(
-    "request_", [subscribe, minris.unsubscribe, minris.suspend_global_subscription]
+    "request_", [subscribe, ups_subscriptions.unsubscribe, suspend_global_subscription]
 )
 def test_nobody_watches_what_is_not_there(ctx, scheduled, request_):
     """T-UPS-66."""
@@ -395,8 +414,8 @@ def test_a_lock_that_is_not_granted_is_a_warning(ctx, scheduled, uid):
 
 def test_unsubscribing_what_is_not_watched_is_no_failure(ctx, scheduled):
     before = everything_of_subscriptions()
-    minris.unsubscribe(ctx, UID, "WATCH1")
-    minris.unsubscribe(ctx, UPS_GLOBAL_SUBSCRIPTION, "NOBODY")
+    ups_subscriptions.unsubscribe(ctx, UID, "WATCH1")
+    ups_subscriptions.unsubscribe(ctx, UPS_GLOBAL_SUBSCRIPTION, "NOBODY")
     assert everything_of_subscriptions() == before
 
 
@@ -463,8 +482,8 @@ def test_a_filter_means_what_a_query_means(ctx, keys):
     """PS3.4 CC.2.3.3.1: what a C-FIND with the same keys finds, there already and to come."""
     create(ctx, UID, ScheduledStationNameCodeSequence=[station()])
     heard()
-    search = minris.filter_search(keys_of(keys), ctx.config.zone)
-    found = sum(len(answers) for answers in minris.find_workitems(ctx, search))
+    search = filter_search(keys_of(keys), ctx.config.zone)
+    found = sum(len(answers) for answers in find_workitems(ctx, search))
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, lock=True, **keys)
     create(ctx, OTHER, ScheduledStationNameCodeSequence=[station()])
     watched = [state_of(uid) == "with Lock" for uid in (UID, OTHER)]
@@ -481,7 +500,7 @@ def test_a_new_filter_takes_the_place_of_the_old(ctx):
 def test_a_filter_without_keys_is_refused(ctx, scheduled):
     """T-UPS-78."""
     with refused(Status.MISSING_ATTRIBUTE):
-        minris.subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1", True, b"")
+        ups_subscriptions.subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1", True, b"")
     assert globally_subscribed() == []
 
 
@@ -503,14 +522,14 @@ def test_suspending_one_kind_leaves_the_other(ctx, suspended, left):
     """T-UPS-77."""
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION)
-    minris.suspend_global_subscription(ctx, suspended, "WATCH1")
+    suspend_global_subscription(ctx, suspended, "WATCH1")
     assert globally_subscribed() == [("WATCH1", left, 0)]
 
 
 def test_a_suspended_filter_leaves_what_is_watched_and_takes_nothing_new(ctx, scheduled):
     """T-UPS-77."""
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, lock=True)
-    minris.suspend_global_subscription(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1")
+    suspend_global_subscription(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1")
     heard()
     create(ctx, OTHER)
     assert (state_of(), state_of(OTHER), kinds()) == ("with Lock", "Not Subscribed", [])
@@ -672,7 +691,7 @@ def test_a_performer_is_told_who_wants_it_cancelled_and_why(ctx, scheduled):
     claim(ctx)
     subscribe(ctx)
     heard()
-    minris.request_cancel(ctx, UID, stored_form(asked_to_cancel()))
+    request_cancel(ctx, UID, stored_form(asked_to_cancel()))
     [event] = told()
     wanted = asked_to_cancel()
     wanted.RequestingAE = "CT1"
@@ -682,7 +701,7 @@ def test_a_performer_is_told_who_wants_it_cancelled_and_why(ctx, scheduled):
 def test_what_nobody_has_begun_is_told_as_asked_begun_and_canceled(ctx, scheduled):
     subscribe(ctx)
     heard()
-    minris.request_cancel(ctx, UID, stored_form(asked_to_cancel()))
+    request_cancel(ctx, UID, stored_form(asked_to_cancel()))
     assert [(e.kind, e.data.get("ProcedureStepState")) for e in told()] == [
         (CANCEL, None),
         (REPORT, "IN PROGRESS"),
@@ -697,14 +716,14 @@ def test_no_event_carries_the_lock(ctx):
     claim(ctx)
     change(ctx, **in_progress(**CHANGES["all"][0]))
     complete(ctx)
-    events = minris.database.execute_sql("SELECT data FROM workitem_event").fetchall()
+    events = database.execute_sql("SELECT data FROM workitem_event").fetchall()
     assert len(events) > 5
     assert all(LOCK.encode() not in bytes(data) for (data,) in events)
 
 
 REFUSED = {
-    "claim of another's": lambda ctx: minris.change_state(ctx, UID, "IN PROGRESS", "2.25.1"),
-    "end without what it needs": lambda ctx: minris.change_state(ctx, UID, "COMPLETED", LOCK),
+    "claim of another's": lambda ctx: change_state(ctx, UID, "IN PROGRESS", "2.25.1"),
+    "end without what it needs": lambda ctx: change_state(ctx, UID, "COMPLETED", LOCK),
     "change without the lock": lambda ctx: change(ctx, InputReadinessState="INCOMPLETE"),
     "wrong readiness": lambda ctx: change(ctx, TransactionUID=LOCK, InputReadinessState="SOON"),
     "created twice": lambda ctx: create(ctx),
@@ -716,7 +735,7 @@ def test_what_is_refused_is_told_nobody(ctx, scheduled, request_):
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
     claim(ctx)
     heard()
-    with pytest.raises(minris.Refusal):
+    with pytest.raises(Refusal):
         request_(ctx)
     assert kinds() == []
 
@@ -725,12 +744,12 @@ def test_events_are_kept_where_nobody_watches(ctx, scheduled):
     """The time line of a workitem, on its page."""
     claim(ctx)
     complete(ctx)
-    assert [one.event_type for one in minris.history_of(UID)] == [REPORT] * 3
+    assert [one.event_type for one in history_of(UID)] == [REPORT] * 3
 
 
 def test_what_a_new_watcher_is_told_is_no_part_of_the_history(ctx, scheduled):
     subscribe(ctx)
-    assert len(minris.history_of(UID)) == 1
+    assert len(history_of(UID)) == 1
 
 
 # Who creates, where [ups] auto_subscribe_creator is on.
@@ -738,20 +757,20 @@ def test_what_a_new_watcher_is_told_is_no_part_of_the_history(ctx, scheduled):
 
 def test_the_creator_is_told_where_the_settings_say_so(ctx):
     ctx.config.ups.auto_subscribe_creator = True
-    create(ctx.by(minris.Actor("WATCH1", "127.0.0.1")))
+    create(ctx.by(Actor("WATCH1", "127.0.0.1")))
     assert (state_of(), kinds()) == ("without Lock", [(UID, REPORT)])
 
 
 @pytest.mark.parametrize(
     "creator",
-    [minris.Actor("anna", "127.0.0.1", "desk"), minris.Actor("US1", "127.0.0.1")],
+    [Actor("anna", "127.0.0.1", "desk"), Actor("US1", "127.0.0.1")],
     ids=str,
 )
 def test_a_creator_that_could_not_be_called_is_not_subscribed(ctx, creator):
     """A person at the desk, and a device without an address: nobody hears these events."""
     ctx.config.ups.auto_subscribe_creator = True
     create(ctx.by(creator))
-    assert (minris.watchers_of(UID), kinds(creator.name)) == ([], [])
+    assert (watchers_of(UID), kinds(creator.name)) == ([], [])
 
 
 # Restart.
@@ -778,7 +797,7 @@ def test_a_restart_is_told_with_its_three_values(ctx, scheduled, status, cold, s
     """T-UPS-74, T-UPS-79."""
     subscribe(ctx)
     heard()
-    minris.announce(ctx, status, cold)
+    announce(ctx, status, cold)
     [event] = told()
     assert (event.uid, event.kind) == (UPS_GLOBAL_SUBSCRIPTION, RESTART)
     assert event.data == dataset(
@@ -795,15 +814,15 @@ def test_each_subscriber_and_each_of_the_list_is_told_once(ctx, scheduled):
     subscribe(ctx, UPS_GLOBAL_SUBSCRIPTION)
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH2", WorklistLabel="NONE")
     heard()
-    minris.announce(ctx, "RESTARTED")
+    announce(ctx, "RESTARTED")
     receivers = ("WATCH1", "WATCH2", "BACKUP", "CT1")
     assert [len(restart_reports(one)) for one in receivers] == [1, 1, 1, 0]
 
 
 def test_an_announcement_that_was_not_heard_is_overtaken_by_the_next(ctx):
     ctx.config.ups.restart_receivers = ("WATCH1",)
-    minris.announce(ctx, "GOING DOWN")
-    minris.announce(ctx, "RESTARTED")
+    announce(ctx, "GOING DOWN")
+    announce(ctx, "RESTARTED")
     assert restart_reports("WATCH1") == [("RESTARTED", "WARM START", "WARM START")]
 
 
@@ -827,17 +846,17 @@ def ended(ctx, lock):
 def test_a_lock_keeps_what_has_ended(ctx):
     """T-UPS-73."""
     ended(ctx, lock=True)
-    assert minris.purge_workitems(later(ctx, days=3650)) == 0
-    status, _ = minris.get_workitem(UID)
+    assert purge_workitems(later(ctx, days=3650)) == 0
+    status, _ = get_workitem(UID)
     assert status == Status.SUCCESS
 
 
 def let_go(ctx):
-    minris.unsubscribe(ctx, UID, "WATCH1")
+    ups_subscriptions.unsubscribe(ctx, UID, "WATCH1")
 
 
 def let_all_go(ctx):
-    minris.unsubscribe(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
+    ups_subscriptions.unsubscribe(ctx, UPS_GLOBAL_SUBSCRIPTION, "WATCH1")
 
 
 def subscribed_without(ctx):
@@ -846,7 +865,7 @@ def subscribed_without(ctx):
 
 
 def released(ctx):
-    minris.release_lock(ctx, UID, "WATCH1", "The workstation has been sold")
+    release_lock(ctx, UID, "WATCH1", "The workstation has been sold")
 
 
 @pytest.mark.parametrize("release", [let_go, let_all_go, subscribed_without, released])
@@ -854,32 +873,32 @@ def test_what_nobody_locks_goes_in_its_time(ctx, release):
     """T-UPS-73."""
     ended(ctx, lock=True)
     release(ctx)
-    assert minris.purge_workitems(later(ctx, days=ctx.config.housekeeping.keep_workitems_days)) == 0
-    assert minris.purge_workitems(later(ctx, days=8)) == 1
+    assert purge_workitems(later(ctx, days=ctx.config.housekeeping.keep_workitems_days)) == 0
+    assert purge_workitems(later(ctx, days=8)) == 1
     with refused(Status.NO_SUCH_UPS):
-        minris.get_workitem(UID)
+        get_workitem(UID)
 
 
 def test_what_has_not_ended_is_never_purged(ctx, scheduled):
     create(ctx, OTHER)
     claim(ctx, OTHER)
     heard()
-    assert minris.purge_workitems(later(ctx, days=3650)) == 0
+    assert purge_workitems(later(ctx, days=3650)) == 0
 
 
 def test_what_is_still_to_be_told_keeps_a_workitem(ctx):
     """The watcher that comes back asks for what it is told of."""
     ended(ctx, lock=False)
     subscribe(ctx)
-    assert minris.purge_workitems(later(ctx, days=8)) == 0
-    minris.note_sent(ctx, "WATCH1", [e.outbox_id for e in minris.due_events("WATCH1")])
-    assert minris.purge_workitems(later(ctx, days=8)) == 1
+    assert purge_workitems(later(ctx, days=8)) == 0
+    note_sent(ctx, "WATCH1", [e.outbox_id for e in due_events("WATCH1")])
+    assert purge_workitems(later(ctx, days=8)) == 1
 
 
 def test_a_purged_workitem_keeps_its_history_and_its_uid(ctx):
     ended(ctx, lock=False)
-    minris.purge_workitems(later(ctx, days=8))
-    assert len(minris.history_of(UID)) == 3
+    purge_workitems(later(ctx, days=8))
+    assert len(history_of(UID)) == 3
     with refused(Status.DUPLICATE_SOP_INSTANCE):
         create(ctx)
 
@@ -899,7 +918,7 @@ class Requester:
     def __init__(self, port, title="CT1"):
         ae = AE(title)
         for uid in (UPS_PUSH, UPS_WATCH, UPS_PULL):
-            ae.add_requested_context(uid, minris.EXPLICIT_VR_LITTLE_ENDIAN)
+            ae.add_requested_context(uid, EXPLICIT_VR_LITTLE_ENDIAN)
         self.association = ae.associate("127.0.0.1", port, ae_title="MINRIS")
         assert self.association.is_established
         # pynetdicom 3.0.4: its reactor, woken at the wrong moment, takes a response and aborts
@@ -968,7 +987,7 @@ def door(run_appliance):
 
 def subscriptions_of(appliance):
     """The global subscriptions, and the watchers of the one workitem."""
-    return appliance.read(globally_subscribed), appliance.read(minris.watchers_of, UID)
+    return appliance.read(globally_subscribed), appliance.read(watchers_of, UID)
 
 
 @pytest.mark.parametrize("uid", [UID, UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION])
@@ -992,7 +1011,7 @@ def test_the_keys_of_a_filter_stand_beside_the_receiver(door):
     filtered = UPS_FILTERED_SUBSCRIPTION
     status = door.subscribe(filtered, lock="TRUE", ScheduledWorkitemCodeSequence=code_keys)
     assert status == 0x0000
-    watched = [door.appliance.read(minris.watchers_of, uid) for uid in (UID, OTHER)]
+    watched = [door.appliance.read(watchers_of, uid) for uid in (UID, OTHER)]
     assert watched == [[("WATCH1", 1)], []]
 
 
@@ -1040,7 +1059,7 @@ def test_a_lock_refused_by_the_settings_is_b301_over_dimse(run_appliance):
     with Requester(appliance.port) as requester:
         requester.create()
         assert requester.subscribe(UID, "WATCH1", "TRUE") == 0xB301
-    assert appliance.read(minris.watchers_of, UID) == [("WATCH1", 0)]
+    assert appliance.read(watchers_of, UID) == [("WATCH1", 0)]
 
 
 def test_an_ended_workitem_is_there_for_whoever_locked_it(door):
@@ -1048,11 +1067,11 @@ def test_an_ended_workitem_is_there_for_whoever_locked_it(door):
     appliance = door.appliance
     door.subscribe(UID, "WATCH1", "TRUE")
     door.perform()
-    appliance.write(minris.give_up_events, appliance.context(), "WATCH1", "Not listening")
+    appliance.write(give_up_events, appliance.context(), "WATCH1", "Not listening")
     much_later = later(appliance.context(), days=3650)
-    assert appliance.write(minris.purge_workitems, much_later) == 0
+    assert appliance.write(purge_workitems, much_later) == 0
     assert door.get()[1].ProcedureStepState == "COMPLETED"
     assert door.unsubscribe(UID) == 0x0000
-    appliance.write(minris.give_up_events, appliance.context(), "WATCH1", "Not listening")
-    assert appliance.write(minris.purge_workitems, much_later) == 1
+    appliance.write(give_up_events, appliance.context(), "WATCH1", "Not listening")
+    assert appliance.write(purge_workitems, much_later) == 1
     assert door.get()[0] == 0xC307

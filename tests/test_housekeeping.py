@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -17,16 +18,63 @@ import subprocess
 import sys
 import threading
 import time
+import zoneinfo
 from pathlib import Path
 
 import httpx
 import peers
 import pytest
-from conftest import NOON, item
+from conftest import MADE, NOON, item
 from test_mpps import creation, creation_for, ending, stored_form, unscheduled_item
 
-import minris
-from minris import Refusal, Status
+from minris.access.context import Context, audit, utc_now
+from minris.access.devices import AccessRules, save_device
+from minris.access.users import make_token, make_user, open_session
+from minris.appliance.jobs import (
+    DAILY,
+    JOBS,
+    Job,
+    daily_due,
+    job_backup,
+    job_daily,
+    job_purge,
+    job_watchdog,
+)
+from minris.appliance.machine import notify_systemd
+from minris.appliance.store_commands import STORE_COMMANDS, run_import
+from minris.cli import main
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex, encode_text
+from minris.housekeeping.erasing import purge
+from minris.interchange.csv_tables import export_csv
+from minris.interchange.whole_store import export_store
+from minris.mpps.linking import link_by_hand, settle_unscheduled, unscheduled_steps
+from minris.mpps.performed import create_mpps, set_mpps
+from minris.orders import scheduling as orders_scheduling
+from minris.orders.catalogue import retire_procedure, save_procedure
+from minris.orders.lookup import find_step, find_steps
+from minris.orders.patients import correct_patient
+from minris.orders.scheduling import move_step, reschedule
+from minris.orders.steps import cancel_step, change_step, enter_state
+from minris.orders.trace import QueryLog, save_queries
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_STATES
+from minris.store.models import (
+    Audit,
+    Patient,
+    PerformedProcedureStep,
+    PerformedScheduledStep,
+    QueryTrace,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+    ScheduledStation,
+    StoreError,
+    User,
+    database,
+)
+from minris.store.rows import set_mark
+from minris.store.sqlite import backup_store, open_store
 
 UNIT = Path(__file__).parent.parent / "systemd" / "minris.service"
 
@@ -38,8 +86,8 @@ def at(ctx, **later):
 
 def schedule(ctx, name="Wang^XiaoDong=王^小东", **texts):
     """Put an exam on the worklist: its data set."""
-    [data] = minris.schedule(ctx, minris.from_json(item(name, **texts)), "separate")
-    return minris.ElementIndex(data)
+    [data] = orders_scheduling.schedule(ctx, from_json(item(name, **texts)), "separate")
+    return ElementIndex(data)
 
 
 def keys_of(index):
@@ -49,19 +97,19 @@ def keys_of(index):
 
 def texts(**values):
     """A data set of texts, empty ones too."""
-    elements = {minris.tag_of(k): minris.encode_text(k, v) for k, v in values.items()}
+    elements = {tag_of(k): encode_text(k, v) for k, v in values.items()}
     return b"".join(element for _, element in sorted(elements.items()))
 
 
 def patient_row(patient_id):
-    return minris.Patient.get(minris.Patient.patient_id == patient_id).id
+    return Patient.get(Patient.patient_id == patient_id).id
 
 
 def perform(ctx, index, uid, *ends):
     """Report an exam as a machine does."""
-    minris.create_mpps(ctx, uid, stored_form(creation_for(index)))
+    create_mpps(ctx, uid, stored_form(creation_for(index)))
     for ds in ends:
-        minris.set_mpps(ctx, uid, stored_form(ds))
+        set_mpps(ctx, uid, stored_form(ds))
 
 
 def count(model):
@@ -80,7 +128,7 @@ class Done:
 def run(config, *arguments, given=None, **environment):
     """A command as it is typed, in a process of its own: beside a running appliance."""
     done = subprocess.run(
-        [sys.executable, minris.__file__, *map(str, arguments), "--config", str(config.path)],
+        [sys.executable, MADE, *map(str, arguments), "--config", str(config.path)],
         input=given,
         capture_output=True,
         timeout=60,
@@ -95,7 +143,7 @@ def run_here(config, *arguments):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = minris.main([*map(str, arguments), "--config", str(config.path)])
+            code = main([*map(str, arguments), "--config", str(config.path)])
         except SystemExit as end:
             code = end.code
     return Done(code, out.getvalue(), err.getvalue())
@@ -115,23 +163,23 @@ def is_told(done, *words):
 def department(ctx):
     """A day with something of everything that is kept."""
     ct = schedule(ctx, PatientID="P1", PatientBirthDate="19780312", PregnancyStatus=1)
-    minris.change_step(at(ctx, minutes=1), "arrive", *keys_of(ct))
+    change_step(at(ctx, minutes=1), "arrive", *keys_of(ct))
     perform(at(ctx, minutes=2), ct, "2.25.1", ending())
     us = schedule(ctx, "Li^Na=李^娜", PatientID="P2", ScheduledStationAETitle="US1\\US2")
     perform(at(ctx, minutes=3), us, "2.25.2")
-    minris.create_mpps(ctx, "2.25.3", stored_form(creation(unscheduled_item())))
-    minris.create_mpps(ctx, "2.25.4", stored_form(creation(unscheduled_item())))
-    performed = {p.sop_instance_uid: p.id for p in minris.unscheduled_steps()}
-    minris.link_by_hand(ctx, performed["2.25.3"], minris.find_step(*keys_of(us)).id)
-    minris.settle_unscheduled(ctx, performed["2.25.4"], "Phantom, weekly check")
+    create_mpps(ctx, "2.25.3", stored_form(creation(unscheduled_item())))
+    create_mpps(ctx, "2.25.4", stored_form(creation(unscheduled_item())))
+    performed = {p.sop_instance_uid: p.id for p in unscheduled_steps()}
+    link_by_hand(ctx, performed["2.25.3"], find_step(*keys_of(us)).id)
+    settle_unscheduled(ctx, performed["2.25.4"], "Phantom, weekly check")
     gone = schedule(ctx, "Müller^Anna", PatientID="P3")
-    minris.cancel_step(ctx, *keys_of(gone), "Went home")
+    cancel_step(ctx, *keys_of(gone), "Went home")
     schedule(ctx, "Yamada^Tarou=山田^太郎=やまだ^たろう", PatientID="P4", IssuerOfPatientID="LAKE")
     settings = {"ae_title": "MR1, MR2", "modality": "MR", "character_set": "GB18030"}
-    minris.save_device(ctx, "MR room", settings)
+    save_device(ctx, "MR room", settings)
     for code in ("CTCH", "CTOLD"):
-        minris.save_procedure(ctx, {"code": code, "meaning": f"CT {code}", "minutes": "20"})
-    minris.retire_procedure(ctx, "CTOLD")
+        save_procedure(ctx, {"code": code, "meaning": f"CT {code}", "minutes": "20"})
+    retire_procedure(ctx, "CTOLD")
 
 
 def corrected_after_the_end(ctx):
@@ -139,14 +187,14 @@ def corrected_after_the_end(ctx):
     schedule(ctx, PatientID="P1", PatientWeight="70")
     done = schedule(ctx, PatientID="P1")
     perform(ctx, done, "2.25.1", ending())
-    minris.correct_patient(ctx, patient_row("P1"), texts(PatientWeight="75"))
+    correct_patient(ctx, patient_row("P1"), texts(PatientWeight="75"))
 
 
 def renamed_after_the_end(ctx):
     done = schedule(ctx, PatientID="P1")
     perform(ctx, done, "2.25.1", ending())
     schedule(ctx, PatientID="P1")
-    minris.correct_patient(ctx, patient_row("P1"), texts(PatientName="Zhang^Wei=张^伟"))
+    correct_patient(ctx, patient_row("P1"), texts(PatientName="Zhang^Wei=张^伟"))
 
 
 def two_patients_of_one_id(ctx):
@@ -159,10 +207,10 @@ def half_of_a_procedure_ended(ctx):
     given = item("Wang^Fang", PatientID="P1")
     sequence = given["ScheduledProcedureStepSequence"]["Value"]
     sequence.append(dict(sequence[0]))
-    first, second = map(minris.ElementIndex, minris.schedule(ctx, minris.from_json(given)))
-    minris.cancel_step(ctx, *keys_of(first))
+    first, second = map(ElementIndex, orders_scheduling.schedule(ctx, from_json(given)))
+    cancel_step(ctx, *keys_of(first))
     changed = texts(RequestedProcedureComments="Bring the old films")
-    minris.reschedule(ctx, *keys_of(second), changed)
+    reschedule(ctx, *keys_of(second), changed)
 
 
 def identified_later(ctx):
@@ -171,11 +219,11 @@ def identified_later(ctx):
     perform(ctx, begun, "2.25.1", ending())
     schedule(ctx, "Unknown^Emergency", PatientID="P9")
     known = texts(PatientName="Wang^XiaoDong=王^小东", PatientID="P1", PatientBirthDate="19780312")
-    minris.correct_patient(ctx, patient_row("P9"), known)
+    correct_patient(ctx, patient_row("P9"), known)
 
 
 def every_state(ctx):
-    for number, state in enumerate(minris.STEP_STATES):
+    for number, state in enumerate(STEP_STATES):
         schedule(ctx, f"Wang^{number}", ScheduledProcedureStepStatus=state)
 
 
@@ -197,18 +245,18 @@ STORIES = pytest.mark.parametrize(
 @contextlib.contextmanager
 def empty_store(folder):
     """Another store, as on a new box."""
-    first = minris.database.obj
-    minris.open_store(folder / "other.db")
+    first = database.obj
+    open_store(folder / "other.db")
     try:
-        with minris.database.connection_context():
+        with database.connection_context():
             yield
     finally:
-        minris.database.initialize(first)
+        database.initialize(first)
 
 
 def exported():
     """What export writes."""
-    return json.dumps(minris.export_store(), ensure_ascii=False, indent=1)
+    return json.dumps(export_store(), ensure_ascii=False, indent=1)
 
 
 @STORIES
@@ -217,7 +265,7 @@ def test_an_export_read_into_an_empty_store_is_exported_the_same(ctx, tmp_path, 
     story(ctx)
     before = exported()
     with empty_store(tmp_path):
-        minris.run_import(ctx, "all.json", before.encode())
+        run_import(ctx, "all.json", before.encode())
         after = exported()
     assert json.loads(after) == json.loads(before)
 
@@ -226,8 +274,8 @@ def test_patients_whose_exams_have_been_erased_are_in_an_export(ctx):
     """Their allergies are what is left of them."""
     old = at(ctx, days=-40)
     index = schedule(old, PatientID="P1", Allergies="Penicillin")
-    minris.cancel_step(old, *keys_of(index))
-    minris.purge(keeping(ctx, steps=30))
+    cancel_step(old, *keys_of(index))
+    purge(keeping(ctx, steps=30))
     assert "Penicillin" in exported()
 
 
@@ -235,7 +283,7 @@ def test_an_import_of_an_export_says_what_it_did(ctx, tmp_path):
     department(ctx)
     content = exported().encode()
     with empty_store(tmp_path):
-        words = minris.run_import(ctx, "all.json", content)
+        words = run_import(ctx, "all.json", content)
     assert words == "all.json: 4 worklist, 4 performed, 1 devices, 2 procedures, 0 workitems"
 
 
@@ -245,16 +293,16 @@ def test_what_comes_back_goes_on_where_it_was(ctx, tmp_path):
     perform(ctx, index, "2.25.1")
     content = exported().encode()
     with empty_store(tmp_path):
-        minris.run_import(ctx, "all.json", content)
-        minris.set_mpps(ctx, "2.25.1", stored_form(ending()))
-        assert minris.find_step(*keys_of(index)).status == "COMPLETED"
+        run_import(ctx, "all.json", content)
+        set_mpps(ctx, "2.25.1", stored_form(ending()))
+        assert find_step(*keys_of(index)).status == "COMPLETED"
 
 
 def test_an_export_read_twice_is_refused_and_changes_nothing(ctx):
     department(ctx)
     before = exported()
-    with pytest.raises(Refusal), minris.database.atomic():
-        minris.run_import(ctx, "all.json", before.encode())
+    with pytest.raises(Refusal), database.atomic():
+        run_import(ctx, "all.json", before.encode())
     assert exported() == before
 
 
@@ -286,9 +334,9 @@ def test_a_damaged_export_is_refused_in_words_and_nothing_of_it_is_kept(config, 
     path = tmp_path / "all.json"
     path.write_bytes(DAMAGED[what]())
     assert is_told(run_here(config, "import", path), "all.json: nothing imported: ")
-    minris.open_store(config.store_path)
-    with minris.database.connection_context():
-        assert count(minris.ScheduledProcedureStep) == 0
+    open_store(config.store_path)
+    with database.connection_context():
+        assert count(ScheduledProcedureStep) == 0
 
 
 def test_the_running_appliance_refuses_a_damaged_export_in_words(appliance, tmp_path):
@@ -301,7 +349,7 @@ def test_the_running_appliance_refuses_a_damaged_export_in_words(appliance, tmp_
 
 def test_the_exported_list_has_a_row_for_each_step(ctx):
     department(ctx)
-    head, *rows = csv.reader(io.StringIO(minris.export_csv(), newline=""))
+    head, *rows = csv.reader(io.StringIO(export_csv(), newline=""))
     assert len(rows) == 4
     cells = dict(zip(head, next(row for row in rows if "P1" in row), strict=True))
     assert cells["PatientName"] == "Wang^XiaoDong=王^小东"
@@ -401,7 +449,7 @@ def test_a_backup_under_writes_is_consistent(appliance, tmp_path):
     """Every order in it is whole, and all that was acknowledged before is there."""
     with registering(appliance) as acknowledged:
         before = acknowledged()
-        minris.backup_store(appliance.config.store_path, tmp_path / "copy.db")
+        backup_store(appliance.config.store_path, tmp_path / "copy.db")
     procedures, steps = orders_in(tmp_path / "copy.db")
     assert procedures == steps
     assert len(steps) >= before
@@ -411,7 +459,7 @@ def ballast(appliance, mebibytes):
     """Let a store be as large as after years."""
     sql = "INSERT INTO audit (at, who, what, about, detail) VALUES ('', '', '', '', ?)"
     for _ in range(mebibytes):
-        appliance.write(minris.database.execute_sql, sql, ("x" * (1 << 20),))
+        appliance.write(database.execute_sql, sql, ("x" * (1 << 20),))
 
 
 def test_a_backup_of_a_large_store_ends_though_the_writes_do_not(appliance, tmp_path):
@@ -420,12 +468,12 @@ def test_a_backup_of_a_large_store_ends_though_the_writes_do_not(appliance, tmp_
     ended = threading.Event()
 
     def backup():
-        minris.backup_store(appliance.config.store_path, tmp_path / "copy.db")
+        backup_store(appliance.config.store_path, tmp_path / "copy.db")
         ended.set()
 
     def write():
         while not ended.is_set():
-            appliance.write(minris.audit, appliance.context(), "login", "anna")
+            appliance.write(audit, appliance.context(), "login", "anna")
 
     writers = [threading.Thread(target=write) for _ in range(3)]
     for thread in (*writers, threading.Thread(target=backup, daemon=True)):
@@ -440,7 +488,7 @@ def test_a_backup_of_a_large_store_ends_though_the_writes_do_not(appliance, tmp_
 def test_reception_goes_on_during_a_backup(appliance, tmp_path):
     ballast(appliance, 24)
     thread = threading.Thread(
-        target=minris.backup_store, args=(appliance.config.store_path, tmp_path / "copy.db")
+        target=backup_store, args=(appliance.config.store_path, tmp_path / "copy.db")
     )
     thread.start()
     begun = time.monotonic()
@@ -460,15 +508,15 @@ def test_the_backup_command_beside_a_running_appliance(appliance, tmp_path):
 
 def stored(config, accession):
     """A store with one order, closed."""
-    minris.open_store(config.store_path)
-    with minris.database.connection_context():
-        ctx = minris.Context(config, devices=minris.AccessRules(config).devices)
+    open_store(config.store_path)
+    with database.connection_context():
+        ctx = Context(config, devices=AccessRules(config).devices)
         schedule(ctx, AccessionNumber=accession)
 
 
 def backup_of(config, path, accession):
     stored(config, accession)
-    minris.backup_store(config.store_path, path)
+    backup_store(config.store_path, path)
     return path
 
 
@@ -498,10 +546,10 @@ def test_restore_makes_a_store_where_there_is_none(config, tmp_path):
 def test_restore_is_refused_while_the_appliance_runs(appliance, tmp_path):
     appliance.schedule(item(AccessionNumber="A1"))
     backup = tmp_path / "copy.db"
-    minris.backup_store(appliance.config.store_path, backup)
+    backup_store(appliance.config.store_path, backup)
     appliance.schedule(item("Li^Na", AccessionNumber="A2"))
     assert is_told(run(appliance.config, "restore", backup), "in use by another minris")
-    assert len(appliance.read(minris.find_steps, "A2")) == 1
+    assert len(appliance.read(find_steps, "A2")) == 1
 
 
 def garbage(path):
@@ -546,7 +594,7 @@ def test_restore_refuses_what_is_no_backup_and_keeps_the_store(config, tmp_path,
     stored(config, "A2")
     assert is_told(run_here(config, "restore", backup), "minris: ")
     assert orders_in(config.store_path) == [["A1", "A2"], ["A1", "A2"]]
-    minris.open_store(config.store_path)
+    open_store(config.store_path)
 
 
 def test_a_backup_cut_off_leaves_no_half_file(config, tmp_path):
@@ -576,7 +624,7 @@ def at_night(monkeypatch, appliance, day):
 def test_the_nightly_backup_is_named_after_its_night_and_is_in_order(appliance, monkeypatch):
     appliance.schedule(item(AccessionNumber="A1"))
     at_night(monkeypatch, appliance, 5)
-    minris.job_backup(appliance.appliance)
+    job_backup(appliance.appliance)
     assert backups(appliance) == ["minris-20260705-023000.db"]
     path = appliance.config.backup_folder / "minris-20260705-023000.db"
     assert orders_in(path) == [["A1"], ["A1"]]
@@ -588,7 +636,7 @@ def test_the_oldest_backups_go(run_appliance, monkeypatch):
     appliance = run_appliance("[housekeeping]\nbackups_kept = 3\n")
     for day in range(1, 6):
         at_night(monkeypatch, appliance, day)
-        minris.job_backup(appliance.appliance)
+        job_backup(appliance.appliance)
     assert backups(appliance) == [f"minris-2026070{day}-023000.db" for day in (3, 4, 5)]
 
 
@@ -598,13 +646,14 @@ def believe_the_clock(appliance):
 
 
 def mark(appliance, name, value):
-    appliance.write(minris.set_mark, f"daily {name}", value)
+    appliance.write(set_mark, f"daily {name}", value)
 
 
 def at_daily_time(monkeypatch, hour):
     """Every daily job at the same hour."""
-    daily = tuple(one._replace(at=lambda config: (hour, 0)) for one in minris.DAILY)
-    monkeypatch.setattr(minris, "DAILY", daily)
+    daily = tuple(one._replace(at=lambda config: (hour, 0)) for one in DAILY)
+    monkeypatch.setattr("minris.appliance.appliance.DAILY", daily)
+    monkeypatch.setattr("minris.appliance.jobs.DAILY", daily)
 
 
 def test_a_backup_missed_at_night_is_made_up_for_after_the_start(run_appliance, monkeypatch):
@@ -612,16 +661,16 @@ def test_a_backup_missed_at_night_is_made_up_for_after_the_start(run_appliance, 
     at_daily_time(monkeypatch, 0)
     first = run_appliance()
     believe_the_clock(first)
-    minris.job_daily(first.appliance)
+    job_daily(first.appliance)
     assert backups(first) == []  # a new store
     mark(first, "backup", "20260101")
     first.stop()
     again = run_appliance()
-    minris.job_daily(again.appliance)
+    job_daily(again.appliance)
     assert backups(again) == []  # not while the clock is in doubt
     believe_the_clock(again)
-    minris.job_daily(again.appliance)
-    minris.job_daily(again.appliance)
+    job_daily(again.appliance)
+    job_daily(again.appliance)
     assert len(backups(again)) == 1
 
 
@@ -633,7 +682,7 @@ def test_what_else_lies_in_the_folder_stays(run_appliance, monkeypatch):
         (appliance.config.backup_folder / name).touch()
     for day in (1, 2):
         at_night(monkeypatch, appliance, day)
-        minris.job_backup(appliance.appliance)
+        job_backup(appliance.appliance)
     assert set(backups(appliance)) == {*others, "minris-20260702-023000.db"}
 
 
@@ -648,16 +697,20 @@ def folder_is_a_file(appliance, monkeypatch):
 
 def copy_is_damaged(appliance, monkeypatch):
     def fail(*_):
-        raise minris.StoreError("the copy is not in order")
+        raise StoreError("the copy is not in order")
 
-    monkeypatch.setattr(minris, "backup_store", fail)
+    monkeypatch.setattr("minris.appliance.jobs.backup_store", fail)
+    monkeypatch.setattr("minris.cli.backup_store", fail)
+    monkeypatch.setattr("minris.store.sqlite.backup_store", fail)
 
 
 def disk_is_full(appliance, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(minris, "backup_store", fail)
+    monkeypatch.setattr("minris.appliance.jobs.backup_store", fail)
+    monkeypatch.setattr("minris.cli.backup_store", fail)
+    monkeypatch.setattr("minris.store.sqlite.backup_store", fail)
 
 
 @pytest.mark.parametrize(
@@ -667,7 +720,7 @@ def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
     appliance, monkeypatch, caplog, what
 ):
     what(appliance, monkeypatch)
-    appliance.appliance.run_job(minris.Job("backup", "cron", {}, minris.job_backup))
+    appliance.appliance.run_job(Job("backup", "cron", {}, job_backup))
     assert "The last backup failed: " in page(appliance)
     assert "backup: " in caplog.text
 
@@ -675,16 +728,16 @@ def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
 def test_a_failed_backup_drops_no_older_one(run_appliance, monkeypatch):
     appliance = run_appliance("[housekeeping]\nbackups_kept = 1\n")
     at_night(monkeypatch, appliance, 1)
-    minris.job_backup(appliance.appliance)
+    job_backup(appliance.appliance)
     disk_is_full(appliance, monkeypatch)
     at_night(monkeypatch, appliance, 2)
-    minris.job_backup(appliance.appliance)
+    job_backup(appliance.appliance)
     assert "minris-20260701-023000.db" in backups(appliance)
 
 
 def test_the_next_good_backup_takes_the_words_off_the_page(appliance):
     appliance.appliance.backup_problem = "No space left on device"
-    minris.job_backup(appliance.appliance)
+    job_backup(appliance.appliance)
     assert "backup failed" not in page(appliance)
 
 
@@ -699,14 +752,12 @@ def next_run(appliance, name):
 def test_the_nightly_backup_is_at_its_time_on_the_clock_of_the_clinic(run_appliance, zone):
     appliance = run_appliance(f"[clinic]\ntimezone = {zone}\n[housekeeping]\nbackup_time = 01:45\n")
     mark(appliance, "backup", "20260630")
-    [backup] = [daily for daily in minris.DAILY if daily.name == "backup"]
-    midnight = datetime.datetime(2026, 7, 1, tzinfo=minris.zoneinfo.ZoneInfo(zone))
+    [backup] = [daily for daily in DAILY if daily.name == "backup"]
+    midnight = datetime.datetime(2026, 7, 1, tzinfo=zoneinfo.ZoneInfo(zone))
 
     def due(minutes):
-        ctx = minris.Context(
-            appliance.config, now=lambda: midnight + datetime.timedelta(minutes=minutes)
-        )
-        return appliance.read(minris.daily_due, ctx, backup)
+        ctx = Context(appliance.config, now=lambda: midnight + datetime.timedelta(minutes=minutes))
+        return appliance.read(daily_due, ctx, backup)
 
     assert (due(104), due(105)) == (False, True)
 
@@ -715,13 +766,13 @@ def test_without_a_time_there_is_no_nightly_backup(run_appliance):
     appliance = run_appliance("[housekeeping]\nbackup_time =\n")
     believe_the_clock(appliance)
     mark(appliance, "backup", "20260101")
-    minris.job_daily(appliance.appliance)
+    job_daily(appliance.appliance)
     assert backups(appliance) == []
 
 
-@pytest.mark.parametrize("job", minris.JOBS, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_a_job_of_the_table_is_waiting_for_its_time(appliance, job):
-    assert next_run(appliance, job.name) > minris.utc_now() - datetime.timedelta(seconds=1)
+    assert next_run(appliance, job.name) > utc_now() - datetime.timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -733,8 +784,8 @@ def probe(monkeypatch):
         runs.append(time.monotonic())
         ran.set()
 
-    job = minris.Job("probe", "interval", {"minutes": 10}, function)
-    monkeypatch.setattr(minris, "JOBS", (job,))
+    job = Job("probe", "interval", {"minutes": 10}, function)
+    monkeypatch.setattr("minris.appliance.appliance.JOBS", (job,))
     return runs, ran
 
 
@@ -742,10 +793,10 @@ def test_a_job_that_missed_its_time_often_is_done_once(probe, run_appliance):
     """The box slept through the morning."""
     runs, ran = probe
     appliance = run_appliance()
-    missed = minris.utc_now() - datetime.timedelta(hours=3)
+    missed = utc_now() - datetime.timedelta(hours=3)
     appliance.appliance.scheduler.get_job("probe").modify(next_run_time=missed)
     assert ran.wait(10)
-    assert next_run(appliance, "probe") > minris.utc_now()
+    assert next_run(appliance, "probe") > utc_now()
     assert len(runs) == 1
 
 
@@ -753,7 +804,7 @@ def test_a_job_that_fails_is_logged_and_the_appliance_goes_on(appliance, caplog)
     def fail(_):
         raise ZeroDivisionError
 
-    appliance.appliance.run_job(minris.Job("broken", "interval", {}, fail))
+    appliance.appliance.run_job(Job("broken", "interval", {}, fail))
     assert "job broken failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert not any(appliance.appliance.health().values())
@@ -770,101 +821,101 @@ def keeping(ctx, **days):
 
 
 @pytest.mark.parametrize(
-    "state", [s for s in minris.STEP_STATES if s not in minris.OPEN_STEP_STATES and s != "DEPARTED"]
+    "state", [s for s in STEP_STATES if s not in OPEN_STEP_STATES and s != "DEPARTED"]
 )
 @pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
 def test_steps_that_ended_long_enough_ago_are_erased(ctx, state, age, left):
     index = schedule(at(ctx, days=-age))
-    row = minris.find_step(*keys_of(index))
-    minris.enter_state(at(ctx, days=-age), row, state)
-    minris.purge(keeping(ctx, steps=30))
-    assert count(minris.ScheduledProcedureStep) == left
-    assert count(minris.ScheduledStation) == left
-    assert count(minris.RequestedProcedure) == left
+    row = find_step(*keys_of(index))
+    enter_state(at(ctx, days=-age), row, state)
+    purge(keeping(ctx, steps=30))
+    assert count(ScheduledProcedureStep) == left
+    assert count(ScheduledStation) == left
+    assert count(RequestedProcedure) == left
 
 
-@pytest.mark.parametrize("state", sorted(minris.OPEN_STEP_STATES))
+@pytest.mark.parametrize("state", sorted(OPEN_STEP_STATES))
 def test_a_step_that_has_not_ended_is_never_erased(ctx, state):
     schedule(at(ctx, days=-400), ScheduledProcedureStepStatus=state)
-    minris.purge(keeping(ctx, steps=30, patients=30))
-    assert count(minris.ScheduledProcedureStep) == 1
+    purge(keeping(ctx, steps=30, patients=30))
+    assert count(ScheduledProcedureStep) == 1
 
 
 def test_a_step_put_back_on_the_list_by_another_date_is_not_erased(ctx):
     """Cancelled long ago, given a new date since: it is waiting."""
     index = schedule(at(ctx, days=-40))
-    minris.cancel_step(at(ctx, days=-40), *keys_of(index))
-    row = minris.find_step(*keys_of(index)).id
-    minris.move_step(ctx, row, ScheduledProcedureStepStartDate="20260706")
-    minris.purge(keeping(ctx, steps=30))
-    assert count(minris.ScheduledProcedureStep) == 1
+    cancel_step(at(ctx, days=-40), *keys_of(index))
+    row = find_step(*keys_of(index)).id
+    move_step(ctx, row, ScheduledProcedureStepStartDate="20260706")
+    purge(keeping(ctx, steps=30))
+    assert count(ScheduledProcedureStep) == 1
 
 
 def test_a_step_imported_as_done_is_erased_in_its_time(ctx):
     """A list of old exams, read in from another system, is not kept for ever."""
     schedule(at(ctx, days=-40), ScheduledProcedureStepStatus="COMPLETED")
-    minris.purge(keeping(ctx, steps=30))
-    assert count(minris.ScheduledProcedureStep) == 0
+    purge(keeping(ctx, steps=30))
+    assert count(ScheduledProcedureStep) == 0
 
 
 def test_what_was_performed_goes_with_its_steps(ctx):
     old = at(ctx, days=-40)
     perform(old, schedule(old), "2.25.1", ending())
-    minris.purge(keeping(ctx, steps=30))
-    models = (minris.PerformedProcedureStep, minris.PerformedScheduledStep)
+    purge(keeping(ctx, steps=30))
+    models = (PerformedProcedureStep, PerformedScheduledStep)
     assert [count(model) for model in models] == [0, 0]
 
 
 def test_what_was_performed_for_a_step_that_stays_too_stays(ctx):
     old = at(ctx, days=-40)
     steps = [schedule(old, PatientID="P1"), schedule(old, PatientID="P1")]
-    minris.create_mpps(old, "2.25.1", stored_form(creation_for(*steps)))
-    minris.set_mpps(old, "2.25.1", stored_form(ending()))
-    again = minris.find_step(*keys_of(steps[1]))
-    minris.enter_state(ctx, again, "STARTED")
-    minris.purge(keeping(ctx, steps=30))
-    assert count(minris.ScheduledProcedureStep) == 1
-    assert count(minris.PerformedProcedureStep) == 1
+    create_mpps(old, "2.25.1", stored_form(creation_for(*steps)))
+    set_mpps(old, "2.25.1", stored_form(ending()))
+    again = find_step(*keys_of(steps[1]))
+    enter_state(ctx, again, "STARTED")
+    purge(keeping(ctx, steps=30))
+    assert count(ScheduledProcedureStep) == 1
+    assert count(PerformedProcedureStep) == 1
 
 
 @pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
 def test_patients_without_any_step_are_erased(ctx, age, left):
     old = at(ctx, days=-age)
     index = schedule(old)
-    minris.cancel_step(old, *keys_of(index))
-    minris.purge(keeping(ctx, steps=1, patients=30))
-    assert count(minris.Patient) == left
+    cancel_step(old, *keys_of(index))
+    purge(keeping(ctx, steps=1, patients=30))
+    assert count(Patient) == left
 
 
 def test_a_patient_with_a_step_is_not_erased(ctx):
     schedule(at(ctx, days=-400))
-    minris.purge(keeping(ctx, patients=30))
-    assert count(minris.Patient) == 1
+    purge(keeping(ctx, patients=30))
+    assert count(Patient) == 1
 
 
 @pytest.mark.parametrize(("age", "left"), [(6, 1), (8, 0)])
 def test_queries_are_erased_after_their_days(ctx, age, left):
-    log = minris.QueryLog()
+    log = QueryLog()
     log.note(at(ctx, days=-age), b"keys", b"raw", 1, Status.SUCCESS)
-    minris.save_queries(ctx, log.take())
-    minris.purge(keeping(ctx, queries=7))
-    assert count(minris.QueryTrace) == left
+    save_queries(ctx, log.take())
+    purge(keeping(ctx, queries=7))
+    assert count(QueryTrace) == left
 
 
 @pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
 def test_audit_lines_are_erased_after_their_days(ctx, age, left):
-    minris.audit(at(ctx, days=-age), "login", "anna")
-    minris.purge(keeping(ctx, audit=30))
-    found = [line for line in minris.Audit.select() if line.what == "login"]
+    audit(at(ctx, days=-age), "login", "anna")
+    purge(keeping(ctx, audit=30))
+    found = [line for line in Audit.select() if line.what == "login"]
     assert len(found) == left
 
 
 def test_by_default_nothing_but_queries_is_erased(ctx):
     old = at(ctx, days=-4000)
     perform(old, schedule(old), "2.25.1", ending())
-    minris.purge(ctx)
-    assert count(minris.ScheduledProcedureStep) == count(minris.PerformedProcedureStep) == 1
-    assert count(minris.Audit) > 0
+    purge(ctx)
+    assert count(ScheduledProcedureStep) == count(PerformedProcedureStep) == 1
+    assert count(Audit) > 0
 
 
 def test_what_was_erased_is_told_by_number_and_not_by_name(ctx, caplog):
@@ -872,21 +923,21 @@ def test_what_was_erased_is_told_by_number_and_not_by_name(ctx, caplog):
     old = at(ctx, days=-40)
     perform(old, schedule(old), "2.25.1", ending())
     caplog.clear()
-    assert minris.purge(keeping(ctx, steps=30)) == {"steps": 1}
+    assert purge(keeping(ctx, steps=30)) == {"steps": 1}
     assert "purged: 1 steps" in caplog.text
-    [line] = [line for line in minris.Audit.select() if line.what == "purged"]
+    [line] = [line for line in Audit.select() if line.what == "purged"]
     assert line.detail == "1 steps"
 
 
 def test_the_job_of_retention_does_it_in_the_running_appliance(run_appliance):
     appliance = run_appliance("[housekeeping]\nkeep_steps_days = 30\n")
     [index] = appliance.schedule(item())
-    appliance.write(minris.cancel_step, appliance.context(), *keys_of(index))
+    appliance.write(cancel_step, appliance.context(), *keys_of(index))
     long_ago = appliance.context().stamp(days=-31)
     sql = "UPDATE scheduled_procedure_step SET ended_at = ?"
-    appliance.write(minris.database.execute_sql, sql, (long_ago,))
-    minris.job_purge(appliance.appliance)
-    assert appliance.read(count, minris.ScheduledProcedureStep) == 0
+    appliance.write(database.execute_sql, sql, (long_ago,))
+    job_purge(appliance.appliance)
+    assert appliance.read(count, ScheduledProcedureStep) == 0
 
 
 # Metrics
@@ -976,7 +1027,7 @@ def test_an_import_that_is_refused_says_which_rows(appliance, tmp_path):
     assert is_told(done, "day.csv: nothing imported: row 1: ", "19800231")
 
 
-@pytest.mark.parametrize("command", sorted(minris.STORE_COMMANDS))
+@pytest.mark.parametrize("command", sorted(STORE_COMMANDS))
 @pytest.mark.parametrize("who", ["nobody", "an administrator", "a token named console",
                                  "a user named console"])  # fmt: skip
 def test_only_commands_of_this_box_are_run(appliance, who, command):
@@ -985,14 +1036,12 @@ def test_only_commands_of_this_box_are_run(appliance, who, command):
     if who == "an administrator":
         headers["Authorization"] = f"Bearer {appliance.token()}"
     elif who == "a token named console":
-        secret = appliance.write(minris.make_token, appliance.context(), "console", "desk")
+        secret = appliance.write(make_token, appliance.context(), "console", "desk")
         headers["Authorization"] = f"Bearer {secret}"
     elif who == "a user named console":
         context = appliance.context()
         secret = appliance.write(
-            lambda: minris.open_session(
-                context, minris.make_user(context, "console", "desk", "blue-kettle-9").id
-            )
+            lambda: open_session(context, make_user(context, "console", "desk", "blue-kettle-9").id)
         )
         headers["Cookie"] = f"minris={secret}"
     given = {
@@ -1004,7 +1053,7 @@ def test_only_commands_of_this_box_are_run(appliance, who, command):
         f"{appliance.url}/control/{command}", json=given, headers=headers, trust_env=False
     )
     assert answer.status_code == 403
-    assert not appliance.read(minris.User.get_or_none, minris.User.name == "eve")
+    assert not appliance.read(User.get_or_none, User.name == "eve")
 
 
 # systemd
@@ -1024,7 +1073,7 @@ def test_systemd_hears_that_the_appliance_is_ready_and_that_it_stops(config, tmp
     address = f"minris-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with listening("\0" + address if abstract else address) as heard:
         environment = {**os.environ, "NOTIFY_SOCKET": "@" + address if abstract else address}
-        command = [sys.executable, minris.__file__, "serve", "--config", str(config.path)]
+        command = [sys.executable, MADE, "serve", "--config", str(config.path)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
             try:
                 assert heard() == ["READY=1", f"MAINPID={running.pid}"]
@@ -1040,22 +1089,22 @@ def test_the_watchdog_is_fed_while_all_is_well_and_no_longer(appliance, tmp_path
     address = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with listening(address) as heard:
-        minris.job_watchdog(appliance.appliance)
+        job_watchdog(appliance.appliance)
         assert heard() == ["WATCHDOG=1"]
         monkeypatch.setattr(appliance.appliance, "health", lambda: {"store": "disk I/O error"})
-        minris.job_watchdog(appliance.appliance)
-        minris.notify_systemd("MARK=1")
+        job_watchdog(appliance.appliance)
+        notify_systemd("MARK=1")
         assert heard() == ["MARK=1"]
 
 
 def test_without_systemd_nothing_is_said(monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    minris.notify_systemd("READY=1")
+    notify_systemd("READY=1")
 
 
 def test_a_socket_of_systemd_that_has_gone_stops_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    minris.notify_systemd("WATCHDOG=1")
+    notify_systemd("WATCHDOG=1")
 
 
 def unit():
@@ -1065,13 +1114,13 @@ def unit():
 
 
 def test_the_watchdog_is_fed_twice_before_systemd_loses_patience():
-    [job] = [job for job in minris.JOBS if job.name == "watchdog"]
+    [job] = [job for job in JOBS if job.name == "watchdog"]
     assert int(unit()["WatchdogSec"]) >= 2 * job.when["seconds"]
 
 
 def test_the_unit_is_hardened():
     """Issue: `systemd-analyze security --offline=true` at most 2.0."""
-    program = minris.shutil.which("systemd-analyze") or peers.missing("systemd-analyze", "systemd")
+    program = shutil.which("systemd-analyze") or peers.missing("systemd-analyze", "systemd")
     command = [program, "security", "--offline=true", "--threshold=20", str(UNIT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     found = re.search(r"exposure level for minris.service: ([\d.]+)", done.stdout)

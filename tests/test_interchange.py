@@ -7,7 +7,13 @@ import peers
 import pytest
 from conftest import item
 
-import minris
+from minris.dataset.dicom_json import from_json, to_json
+from minris.dataset.elements import ElementIndex
+from minris.interchange.files import import_items, read_items
+from minris.orders.scheduling import schedule
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.store.models import Patient, ScheduledProcedureStep
 
 DUMP = """
 (0008,0005) CS [{charset}]
@@ -44,18 +50,18 @@ def worklist_file(folder, *options, charset="ISO_IR 192", codec="utf-8", dump=DU
 
 def only_item(content, name="entry.wl"):
     """The one item of a file."""
-    [data] = minris.read_items(name, content)
-    return minris.ElementIndex(data)
+    [data] = read_items(name, content)
+    return ElementIndex(data)
 
 
 def stored_steps():
     """How many steps are on the worklist."""
-    return minris.ScheduledProcedureStep.select().count()
+    return ScheduledProcedureStep.select().count()
 
 
 def imported(ctx, content, name="entry.wl"):
     """Import a file: how many items."""
-    return minris.import_items(ctx, minris.read_items(name, content))
+    return import_items(ctx, read_items(name, content))
 
 
 SYNTAXES = pytest.mark.parametrize("syntax", ["+te", "+ti"], ids=["explicit", "implicit"])
@@ -141,10 +147,10 @@ def test_a_name_that_could_only_be_guessed_is_not_taken_in_silence(ctx, tmp_path
     content = worklist_file(tmp_path, codec="gb18030", dump=UNDECLARED)
     try:
         imported(ctx, content)
-    except minris.Refusal as refusal:
-        assert minris.tag_of("PatientName") in refusal.tags
+    except Refusal as refusal:
+        assert tag_of("PatientName") in refusal.tags
     else:
-        [patient] = minris.Patient.select()
+        [patient] = Patient.select()
         assert "王^小红" in patient.patient_name or "Patient's Name" in caplog.text
 
 
@@ -155,7 +161,7 @@ def test_an_imported_file_is_answered_as_wlmscpfs_answers_it(appliance, tmp_path
     (folder / "lockfile").touch()
     content = worklist_file(tmp_path)
     (folder / "entry.wl").write_bytes(content)
-    appliance.write(minris.import_items, appliance.context(), minris.read_items("a.wl", content))
+    appliance.write(import_items, appliance.context(), read_items("a.wl", content))
     keys = peers.WORKLIST_KEYS
     [ours] = peers.run_findscu(appliance.port, "MINRIS", "CT1", keys).datasets
     with peers.serving_worklist(folder.parent) as port:
@@ -165,7 +171,7 @@ def test_an_imported_file_is_answered_as_wlmscpfs_answers_it(appliance, tmp_path
 
 def test_a_step_without_status_is_scheduled(ctx, tmp_path):
     imported(ctx, worklist_file(tmp_path))
-    [step] = minris.ScheduledProcedureStep.select()
+    [step] = ScheduledProcedureStep.select()
     assert step.status == "SCHEDULED"
 
 
@@ -173,7 +179,7 @@ def test_a_step_without_status_is_scheduled(ctx, tmp_path):
     "options", [["+tb"], ["+td"]], ids=["explicit big endian", "deflated little endian"]
 )
 def test_another_transfer_syntax_is_refused_by_its_uid(tmp_path, options):
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         only_item(worklist_file(tmp_path, *options))
     assert "1.2.840.10008.1.2" in refusal.value.detail
 
@@ -205,8 +211,8 @@ def test_json_is_known_by_its_name_or_its_first_character(name):
 
 
 def test_what_the_api_answered_can_be_imported(ctx):
-    [stored] = minris.schedule(ctx, minris.from_json(item(PatientID="P7")))
-    exported = json.dumps([minris.to_json(minris.ElementIndex(stored))]).encode()
+    [stored] = schedule(ctx, from_json(item(PatientID="P7")))
+    exported = json.dumps([to_json(ElementIndex(stored))]).encode()
     assert bytes(only_item(exported, "list.json")) == stored
 
 
@@ -229,17 +235,17 @@ def test_two_hundred_good_items_are_imported(ctx):
 
 def test_item_37_of_200_is_wrong_and_nothing_is_imported(ctx):
     wrong = two_hundred(item37={"PatientBirthDate": "19800231"})
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, wrong, "list.json")
     assert refusal.value.detail == (
         "item 37: Patient's Birth Date (0010,0030) 19800231 is not a date"
     )
     assert stored_steps() == 0
-    assert minris.Patient.select().count() == 0
+    assert Patient.select().count() == 0
 
 
 def test_the_last_item_being_wrong_keeps_the_first_out(ctx):
-    with pytest.raises(minris.Refusal, match=r"^item 200: "):
+    with pytest.raises(Refusal, match=r"^item 200: "):
         imported(ctx, two_hundred(item200={"ScheduledProcedureStepStartTime": "2500"}), "list.json")
     assert stored_steps() == 0
 
@@ -249,14 +255,14 @@ def test_every_wrong_item_of_a_file_is_named(ctx):
     wrong = two_hundred(
         item3={"PatientBirthDate": "19800231"}, item150={"AccessionNumber": "A" * 17}
     )
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, wrong, "list.json")
     assert "item 3: Patient's Birth Date (0010,0030)" in refusal.value.detail
     assert "item 150: Accession Number (0008,0050)" in refusal.value.detail
 
 
 def test_all_that_is_wrong_with_an_item_is_said(ctx):
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, json.dumps(item("", PatientBirthDate="soon")).encode(), "list.json")
     assert "Patient's Birth Date (0010,0030) soon is not a date" in refusal.value.detail
     assert "Patient's Name (0010,0010) is missing" in refusal.value.detail
@@ -265,16 +271,16 @@ def test_all_that_is_wrong_with_an_item_is_said(ctx):
 def test_a_file_imported_twice_is_there_once(ctx, tmp_path):
     content = worklist_file(tmp_path)
     imported(ctx, content)
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, content)
-    assert refusal.value.status is minris.Status.DUPLICATE_SOP_INSTANCE
+    assert refusal.value.status is Status.DUPLICATE_SOP_INSTANCE
     assert "S1 is on the worklist already" in refusal.value.detail
     assert stored_steps() == 1
 
 
 def test_one_step_twice_in_a_file_is_refused(ctx):
     same = item(StudyInstanceUID="2.25.7", ScheduledProcedureStepID="S1", PatientID="P7")
-    with pytest.raises(minris.Refusal, match=r"^item 2: .*S1 is on the worklist already"):
+    with pytest.raises(Refusal, match=r"^item 2: .*S1 is on the worklist already"):
         imported(ctx, json.dumps([same, same]).encode(), "list.json")
     assert stored_steps() == 0
 
@@ -282,7 +288,7 @@ def test_one_step_twice_in_a_file_is_refused(ctx):
 def test_one_patient_id_with_two_names_makes_two_patients(ctx):
     array = [item("Li^Na", PatientID="P7"), item("Miller^Anna", PatientID="P7")]
     imported(ctx, json.dumps(array).encode(), "list.json")
-    names = {patient.patient_name for patient in minris.Patient.select()}
+    names = {patient.patient_name for patient in Patient.select()}
     assert names == {"Li^Na", "Miller^Anna"}
 
 
@@ -316,9 +322,9 @@ def truncated(content, fraction):
 )
 @pytest.mark.parametrize("name", ["entry.wl", "list.json"])
 def test_garbage_is_refused_in_words(ctx, name, content):
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, content, name)
-    assert refusal.value.status is minris.Status.INVALID_ATTRIBUTE_VALUE
+    assert refusal.value.status is Status.INVALID_ATTRIBUTE_VALUE
     assert len(refusal.value.detail) > 10
     assert stored_steps() == 0
 
@@ -327,9 +333,9 @@ def test_garbage_is_refused_in_words(ctx, name, content):
 @SYNTAXES
 def test_half_a_file_is_refused(ctx, tmp_path, syntax, fraction):
     content = truncated(worklist_file(tmp_path, syntax), fraction)
-    with pytest.raises(minris.Refusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         imported(ctx, content)
-    assert refusal.value.status is minris.Status.INVALID_ATTRIBUTE_VALUE
+    assert refusal.value.status is Status.INVALID_ATTRIBUTE_VALUE
     assert stored_steps() == 0
 
 
@@ -339,6 +345,6 @@ def test_a_picture_is_no_worklist_item(ctx, tmp_path):
         line for line in DUMP.splitlines() if "(0040," not in line and "fffe" not in line
     )
     dump = "\n".join(line for line in dump.splitlines() if "(0008,0060)" not in line)
-    with pytest.raises(minris.Refusal, match="Scheduled Procedure Step Sequence"):
+    with pytest.raises(Refusal, match="Scheduled Procedure Step Sequence"):
         imported(ctx, worklist_file(tmp_path, dump=dump), "image.dcm")
     assert stored_steps() == 0

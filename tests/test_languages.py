@@ -4,17 +4,44 @@ import ast
 import json
 import re
 import string
-from pathlib import Path
 
 import pytest
+from conftest import MADE, every_name
 
-import minris
+from minris.config.settings import DEVICE_SETTINGS, SETTINGS
+from minris.config.values import ROLES
+from minris.dataset.names import shown_name
+from minris.dataset.times import shown_date
+from minris.pages.after_exam.workitems import WORKITEM_ACTIONS, WORKITEM_FACTS, WORKITEM_FIELDS
+from minris.pages.box import RIGHTS
+from minris.pages.day.exam import (
+    DOSE_FACTS,
+    EXPOSURE_FACTS,
+    PERFORMED_FACTS,
+    STEP_FACTS,
+    STEP_ITEM_FACTS,
+)
+from minris.pages.frame import NAVIGATION
+from minris.pages.language import Translator
+from minris.pages.machines.stuck import ORPHAN_ROWS
+from minris.pages.reception import REGISTER_FIELDS
+from minris.standard.dictionary import VALUE_PATTERNS
+from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
+from minris.standard.status import STATUS_WORDS, Message, description_of
+from minris.standard.ups import (
+    EVENT_TYPES,
+    UPS_ATTRIBUTES,
+    UPS_CANCELLATION_REASONS,
+    UPS_ENUMERATIONS,
+    UPS_STATES,
+    WORKITEM_CODES,
+)
+from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, SEXES, STEP_STATES
 
-SOURCE = Path(minris.__file__)
+SOURCE = MADE
 CATALOGUES = sorted((SOURCE.parent / "static" / "i18n").glob("*.json"))
-TEMPLATES = [
-    value for name, value in vars(minris).items() if name.endswith(("_PAGE", "_PART", "LAYOUT"))
-]
+NAMES = every_name()
+TEMPLATES = [value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "LAYOUT"))]
 
 
 def constant_texts(node):
@@ -24,7 +51,7 @@ def constant_texts(node):
     if isinstance(node, ast.IfExp):
         return constant_texts(node.body) | constant_texts(node.orelse)
     if isinstance(node, ast.Name):
-        value = getattr(minris, node.id, None)
+        value = NAMES.get(node.id)
         return {value} if isinstance(value, str) else set()
     return set()
 
@@ -55,43 +82,41 @@ def texts_in_templates():
 
 def texts_in_tables():
     """Labels, states, reasons and names that pages take from tables."""
-    found = {cell for row in minris.NAVIGATION for cell in (row[1], row[3])}
-    found |= {words for pair in minris.STATUS_WORDS.values() for words in pair}
-    found |= {cell for row in minris.ORPHAN_ROWS for cell in row[1:3]}
-    found |= {row[4] for row in minris.REGISTER_FIELDS} | {"Patient", "Exam"}
+    found = {cell for row in NAVIGATION for cell in (row[1], row[3])}
+    found |= {words for pair in STATUS_WORDS.values() for words in pair}
+    found |= {cell for row in ORPHAN_ROWS for cell in row[1:3]}
+    found |= {row[4] for row in REGISTER_FIELDS} | {"Patient", "Exam"}
     for table in (
-        minris.STEP_FACTS,
-        minris.STEP_ITEM_FACTS,
-        minris.PERFORMED_FACTS,
-        minris.DOSE_FACTS,
-        minris.EXPOSURE_FACTS,
+        STEP_FACTS,
+        STEP_ITEM_FACTS,
+        PERFORMED_FACTS,
+        DOSE_FACTS,
+        EXPOSURE_FACTS,
     ):
         found |= {row[0] for row in table}
-    found |= {cell for row in minris.WORKITEM_FACTS for cell in row[:2]}
-    found |= {row[3] for row in minris.WORKITEM_FIELDS} | {
-        row[5] for row in minris.WORKITEM_ACTIONS
-    }
-    found |= {meaning for _, meaning in minris.WORKITEM_CODES.values()} | set(minris.EVENT_TYPES)
-    found |= set(minris.UPS_CANCELLATION_REASONS.values()) | set(minris.UPS_STATES)
-    found |= {value for values in minris.UPS_ENUMERATIONS.values() for value in values}
-    found |= set(minris.STEP_STATES) | set(minris.MPPS_STATES) | set(minris.SEXES)
+    found |= {cell for row in WORKITEM_FACTS for cell in row[:2]}
+    found |= {row[3] for row in WORKITEM_FIELDS} | {row[5] for row in WORKITEM_ACTIONS}
+    found |= {meaning for _, meaning in WORKITEM_CODES.values()} | set(EVENT_TYPES)
+    found |= set(UPS_CANCELLATION_REASONS.values()) | set(UPS_STATES)
+    found |= {value for values in UPS_ENUMERATIONS.values() for value in values}
+    found |= set(STEP_STATES) | set(MPPS_STATES) | set(SEXES)
     found |= {"item", "row", "Unknown attribute"}  # words of numbered(), description_of()
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
-    found |= set(minris.DISCONTINUATION_REASONS.values()) | set(minris.PREGNANCY_STATUS.values())
-    found |= {setting.meaning for setting in (*minris.SETTINGS, *minris.DEVICE_SETTINGS)}
-    found |= {row[0] for row in minris.RIGHTS} | set(minris.ROLES)
-    for setting in minris.DEVICE_SETTINGS:
+    found |= set(DISCONTINUATION_REASONS.values()) | set(PREGNANCY_STATUS.values())
+    found |= {setting.meaning for setting in (*SETTINGS, *DEVICE_SETTINGS)}
+    found |= {row[0] for row in RIGHTS} | set(ROLES)
+    for setting in DEVICE_SETTINGS:
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()
-    found |= {words for _, words in minris.VALUE_PATTERNS.values() if words}
-    tables = (minris.MWL_ATTRIBUTES, minris.MPPS_ATTRIBUTES, minris.UPS_ATTRIBUTES)
-    found |= {minris.description_of(a.tag) for table in tables for a in table.values()}
+    found |= {words for _, words in VALUE_PATTERNS.values() if words}
+    tables = (MWL_ATTRIBUTES, MPPS_ATTRIBUTES, UPS_ATTRIBUTES)
+    found |= {description_of(a.tag) for table in tables for a in table.values()}
     return found
 
 
 def wanted():
     """All of them, without those that are nothing but places for values."""
-    patterns = {words for _, words in minris.VALUE_PATTERNS.values()}
+    patterns = {words for _, words in VALUE_PATTERNS.values()}
     tables = texts_in_tables() - patterns | {"{value} " + words for words in patterns}
     found = texts_in_code() | texts_in_templates() | tables
     return {
@@ -121,8 +146,8 @@ def test_there_is_a_chinese_catalogue():
 
 
 def test_a_nested_message_is_translated_throughout():
-    t = minris.Translator("zh-CN", {"{a} is bad": "{a}不对", "name": "姓名"})
-    assert t(minris.Message("{a} is bad", a=minris.Message("name"))) == "姓名不对"
+    t = Translator("zh-CN", {"{a} is bad": "{a}不对", "name": "姓名"})
+    assert t(Message("{a} is bad", a=Message("name"))) == "姓名不对"
 
 
 @pytest.mark.parametrize(
@@ -134,16 +159,16 @@ def test_a_nested_message_is_translated_throughout():
     ],
 )
 def test_names_and_dates_are_written_as_a_language_has_them(language, name, date):
-    t = minris.Translator(language, {})
+    t = Translator(language, {})
     assert (t.name("Wang^XiaoDong=王^小东"), t.date("20260705")) == (name, date)
 
 
 @pytest.mark.parametrize("value", ["", "2026", "20260230", "<b>"])
 def test_what_is_no_date_is_shown_as_it_stands(value):
-    assert minris.Translator("en", {}).date(value) == minris.shown_date(value)
+    assert Translator("en", {}).date(value) == shown_date(value)
 
 
 @pytest.mark.parametrize("name", ["", "=王^小东", "Miller^Anna", "^^", "Wang^X=="])
 def test_half_a_name_is_shown_once(name):
-    shown = minris.Translator("en", {}).name(name)
-    assert shown == minris.shown_name(name)
+    shown = Translator("en", {}).name(name)
+    assert shown == shown_name(name)

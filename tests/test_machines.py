@@ -25,8 +25,24 @@ from test_pages import (
     words_of,
 )
 
-import minris
-from minris import Status
+from minris.access.devices import device_of_texts, name_as_sent
+from minris.access.users import end_sessions, permit
+from minris.config.values import ROLES
+from minris.dataset.elements import text_elements
+from minris.interchange.csv_tables import no_formula, of_formula
+from minris.orders.catalogue import all_procedures, retire_procedure, save_procedure
+from minris.orders.patients import find_patients
+from minris.pages.box import RIGHTS
+from minris.pages.day.board import render_board
+from minris.pages.frame import group_of
+from minris.pages.machines.devices import is_failure
+from minris.pages.site import build_app
+from minris.standard.status import STATUS_WORDS, Status
+from minris.standard.uids import VERIFICATION, new_uid
+from minris.store.models import database
+from minris.upper_layer.caller import associate_request
+from minris.ups.workitems import create_workitem
+from minris.web.request import Web
 
 
 @pytest.fixture
@@ -86,7 +102,7 @@ def test_who_is_turned_away_is_listed_with_the_reason_and_registered_with_one_cl
 def test_an_abort_and_a_lost_connection_are_told_apart(appliance):
     for end in ("abort", "lose"):
         ae = AE("CT1")
-        ae.add_requested_context(minris.VERIFICATION)
+        ae.add_requested_context(VERIFICATION)
         association = ae.associate(peers.HOST, appliance.port, ae_title="MINRIS")
         if end == "abort":
             association.abort()
@@ -102,8 +118,8 @@ def test_an_abort_and_a_lost_connection_are_told_apart(appliance):
 def test_a_protocol_error_is_told_in_words(appliance, technologist):
     with socket.create_connection((peers.HOST, appliance.port)) as wire:
         ae = AE("CT1")
-        ae.add_requested_context(minris.VERIFICATION)
-        wire.sendall(minris.associate_request("CT1", "MINRIS", ((minris.VERIFICATION, None),)))
+        ae.add_requested_context(VERIFICATION)
+        wire.sendall(associate_request("CT1", "MINRIS", ((VERIFICATION, None),)))
         head = wire.recv(6)
         wire.recv(int.from_bytes(head[2:], "big"))
         wire.sendall(b"\x63\x00\x00\x00\x00\x00")
@@ -150,8 +166,8 @@ def test_reception_sees_no_associations(appliance):
 
 def test_every_status_that_is_answered_has_its_meaning_and_mend():
     answered = {int(status) for status in Status} - {Status.PENDING, 0xFF01}
-    assert answered - minris.STATUS_WORDS.keys() == set()
-    assert all(meaning and mend for meaning, mend in minris.STATUS_WORDS.values())
+    assert answered - STATUS_WORDS.keys() == set()
+    assert all(meaning and mend for meaning, mend in STATUS_WORDS.values())
 
 
 @pytest.mark.parametrize("asked", ["0110", "0x0110", "110"])
@@ -166,7 +182,7 @@ def test_a_status_is_looked_up_as_the_machine_shows_it(technologist, asked):
     [(0, False), (0x0001, False), (0xB304, False), (0xFE00, False), (0x0110, True), (0xC301, True)],
 )
 def test_what_a_failure_is(status, fails):
-    assert minris.is_failure(status) == fails
+    assert is_failure(status) == fails
 
 
 # Names as a device is sent them.
@@ -184,13 +200,13 @@ def test_what_a_failure_is(status, fails):
     ],
 )  # fmt: skip
 def test_a_name_is_sent_in_the_bytes_that_are_shown(settings, name, text, sent):
-    device = minris.device_of_texts("Any", {"ae_title": "ANY", **settings})
-    shown, content = minris.name_as_sent(device, name)
+    device = device_of_texts("Any", {"ae_title": "ANY", **settings})
+    shown, content = name_as_sent(device, name)
     assert (shown, content.rstrip(b" ")) == (text, sent)
 
 
 def test_wrong_settings_make_no_device():
-    assert minris.device_of_texts("Any", {"ae_title": "ANY", "character_set": "KLINGON"}) is None
+    assert device_of_texts("Any", {"ae_title": "ANY", "character_set": "KLINGON"}) is None
 
 
 def test_the_bytes_are_shown_before_anything_is_saved(appliance, technologist):
@@ -217,15 +233,15 @@ def upload(client, content):
 def test_the_catalogue_comes_back_as_it_left(appliance, technologist):
     row = {"code": "CTC", "meaning": "CT chest", "minutes": "40", "protocol_code": "P1",
            "protocol_meaning": "Low dose", "modality": "CT"}  # fmt: skip
-    appliance.write(minris.save_procedure, appliance.context(), row)
+    appliance.write(save_procedure, appliance.context(), row)
     row = {"code": "OLD", "meaning": "胸部 X 线"}
-    appliance.write(minris.save_procedure, appliance.context(), row)
-    appliance.write(minris.retire_procedure, appliance.context(), "OLD")
+    appliance.write(save_procedure, appliance.context(), row)
+    appliance.write(retire_procedure, appliance.context(), "OLD")
     content = technologist.get("/catalogue.csv").content
-    before = [dict(vars(one)) for one in appliance.read(minris.all_procedures)]
-    appliance.write(minris.database.execute_sql, "DELETE FROM procedure")
+    before = [dict(vars(one)) for one in appliance.read(all_procedures)]
+    appliance.write(database.execute_sql, "DELETE FROM procedure")
     assert upload(technologist, content).status_code == 303
-    after = [dict(vars(one)) for one in appliance.read(minris.all_procedures)]
+    after = [dict(vars(one)) for one in appliance.read(all_procedures)]
     for row in (*before, *after):
         row.pop("id")
     assert after == before
@@ -248,15 +264,15 @@ def test_a_catalogue_that_is_wrong_in_a_row_is_refused_whole(
     answer = upload(technologist, content)
     assert answer.status_code == 422
     assert words in words_of(answer)
-    assert appliance.read(minris.all_procedures) == []
+    assert appliance.read(all_procedures) == []
 
 
 def test_what_a_catalogue_has_no_column_for_stays(appliance, technologist):
     whole = "code,meaning,modality,minutes,ae_title\nCTX,'Quick' CT,CT,45,CT1\nOLD,Old,CT,10,\n"
     assert upload(technologist, whole.encode()).status_code == 303
-    appliance.write(minris.retire_procedure, appliance.context(), "OLD")
+    appliance.write(retire_procedure, appliance.context(), "OLD")
     assert upload(technologist, b"code,meaning\nCTX,CT x new\nOLD,Older\n").status_code == 303
-    found = {one.code: one for one in appliance.read(minris.all_procedures)}
+    found = {one.code: one for one in appliance.read(all_procedures)}
     ctx_ = found["CTX"]
     assert (ctx_.meaning, ctx_.modality, ctx_.minutes, ctx_.ae_title) == (
         "CT x new",
@@ -269,7 +285,7 @@ def test_what_a_catalogue_has_no_column_for_stays(appliance, technologist):
 
 @pytest.mark.parametrize("cell", ["=1+1", "'Quick' CT", "-", "plain", "'"])
 def test_a_cell_comes_back_as_it_left(cell):
-    assert minris.of_formula(minris.no_formula(cell)) == cell
+    assert of_formula(no_formula(cell)) == cell
 
 
 def test_no_file_no_import(technologist):
@@ -290,9 +306,10 @@ def desk(appliance):
 @pytest.fixture
 def renderings(monkeypatch):
     """Each time that a board is rendered."""
-    seen, render = [], minris.render_board
+    seen, render = [], render_board
     monkeypatch.setattr(
-        minris, "render_board", lambda *how: seen.append(how[2].language) or render(*how)
+        "minris.pages.day.board.render_board",
+        lambda *how: seen.append(how[2].language) or render(*how),
     )
     return seen
 
@@ -395,7 +412,7 @@ def test_any_query_gives_a_board(desk, query):
 
 def test_a_lone_file_has_every_page_plainly_and_in_english(run_appliance, monkeypatch):
     """Without static/ there is neither style nor script, and the browser's language is not there."""
-    monkeypatch.setattr(minris, "find_static", lambda: None)
+    monkeypatch.setattr("minris.web.request.find_static", lambda: None)
     running = run_appliance()
     running.schedule(item())
     shown = {}
@@ -416,12 +433,12 @@ def test_a_lone_file_has_every_page_plainly_and_in_english(run_appliance, monkey
 
 def workitem_named(ctx, label):
     """A workitem with a label that a program chose."""
-    texts = minris.text_elements(
+    texts = text_elements(
         ProcedureStepState="SCHEDULED", ProcedureStepLabel=label, WorklistLabel=label,
         ScheduledProcedureStepPriority="MEDIUM", InputReadinessState="READY",
         ScheduledProcedureStepStartDateTime="20260705", PatientName=label,
     )  # fmt: skip
-    minris.create_workitem(ctx, "2.25.71", bytes(texts))
+    create_workitem(ctx, "2.25.71", bytes(texts))
 
 
 EVIL = "<script>alert(1)</script>"
@@ -441,7 +458,7 @@ def test_a_script_in_what_machines_send_is_text_on_every_page(appliance):
     appliance.write(create, machine, creation_for(step, **sent))
     report = ending(PerformedSeriesSequence=[series(ProtocolName=CLICK, OperatorsName=EVIL)])
     appliance.write(set_mpps, machine, report)
-    appliance.write(create, machine, creation(unscheduled_item(), **sent), minris.new_uid())
+    appliance.write(create, machine, creation(unscheduled_item(), **sent), new_uid())
     appliance.write(workitem_named, appliance.context(), EVIL)
     peers.run_findscu(appliance.port, "MINRIS", "CT1", [f"PatientName={EVIL}"])
     found, escaped = {}, set()
@@ -465,7 +482,7 @@ def test_a_script_in_what_machines_send_is_text_on_every_page(appliance):
 @pytest.mark.parametrize("path", ["/catalogue.csv", "/figures.csv"])
 def test_no_cell_of_a_csv_is_a_formula(appliance, path):
     row = {"code": "=1+1", "meaning": "@SUM(A1)", "ae_title": "+CT"}
-    appliance.write(minris.save_procedure, appliance.context(), row)
+    appliance.write(save_procedure, appliance.context(), row)
     today = appliance.context().today()
     station = {"ScheduledStationAETitle": "=HYPER", "ScheduledProcedureStepStartDate": today}
     appliance.schedule(item(**station))
@@ -481,7 +498,7 @@ def test_what_was_typed_outlives_the_session(appliance):
     with visiting(appliance) as client:
         employ(appliance, client)
         form = filled(client) | {"chinese_name": "李娜", "family_name": "Li", "given_name": "Na"}
-        appliance.write(minris.end_sessions, appliance.context(), "anna")
+        appliance.write(end_sessions, appliance.context(), "anna")
         answer = client.post("/register", data=form)
         assert (answer.status_code, "was saved yet" in answer.text) == (401, True)
         kept = re.search('name="kept" value="([^"]+)"', answer.text)[1]
@@ -491,7 +508,7 @@ def test_what_was_typed_outlives_the_session(appliance):
         again = hidden_fields(page.text)
         assert again["csrf"] != form["csrf"]
         assert client.post("/register", data=again).status_code == 303
-    assert appliance.read(minris.find_patients, "李娜")
+    assert appliance.read(find_patients, "李娜")
 
 
 def test_a_form_of_another_site_is_not_kept(appliance):
@@ -523,7 +540,7 @@ OPEN_PAGES = {"/login", "/language", "/static/*"}
 
 def page_rules(appliance):
     """Method and rule of each page, with * for a part of the path."""
-    routes = minris.build_app(minris.Web(appliance.config, appliance.appliance.context,
+    routes = build_app(Web(appliance.config, appliance.appliance.context,
                                          appliance.appliance.access, appliance.appliance.writer,
                                          appliance.appliance)).routes  # fmt: skip
     rules = {(one.method, re.sub(r"<[^>]*>", "*", one.rule)) for one in routes}
@@ -535,7 +552,7 @@ def page_rules(appliance):
 def least_of(rule):
     """The role that RIGHTS asks for on a page: that of the longest path that leads to it."""
     found = []
-    for _, least, pages in minris.RIGHTS:
+    for _, least, pages in RIGHTS:
         for page in pages.split():
             below = page != "/" and f"{rule}/".startswith(f"{page}/")
             if rule == page or below:
@@ -543,7 +560,7 @@ def least_of(rule):
     return max(found)[1]
 
 
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_what_a_role_may_do_is_what_the_table_says(appliance, role):
     """Each page is asked for by each role: refused is who may not, and nobody else."""
     appliance.schedule(item())
@@ -560,14 +577,14 @@ def test_what_a_role_may_do_is_what_the_table_says(appliance, role):
             )
             refused = "Your role may not do this" in answer.text
             by_deed = method == "POST" and rule in ("/orphans", "/watchers", "/workitem/*")
-            if refused == minris.permit(role, least_of(rule)) and not (by_deed and refused):
+            if refused == permit(role, least_of(rule)) and not (by_deed and refused):
                 wrong.append((method, rule, answer.status_code))
     assert wrong == []
 
 
 def test_every_page_is_in_the_table_of_rights(appliance):
     assert len(page_rules(appliance)) > 60
-    assert all(least_of(rule) in minris.ROLES for _, rule in page_rules(appliance))
+    assert all(least_of(rule) in ROLES for _, rule in page_rules(appliance))
 
 
 @pytest.mark.parametrize(
@@ -577,7 +594,7 @@ def test_every_page_is_in_the_table_of_rights(appliance):
      ("/commitment/1.2", "After the exam"), ("/catalogue/import", "Patients"), ("/nowhere", "The day")],
 )  # fmt: skip
 def test_each_page_belongs_to_a_group(path, group):
-    assert minris.group_of(path) == group
+    assert group_of(path) == group
 
 
 def test_the_worst_light_is_at_the_top_of_an_administrators_pages(appliance):

@@ -14,14 +14,40 @@ from concurrent.futures import ThreadPoolExecutor
 
 import peers
 import pytest
-from conftest import item, write_config
+from conftest import MADE, item, write_config
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import decode, encode
 from test_dimse import Closed, Wire, create_request, set_request
 
-import minris
-from minris import MPPS_ATTRIBUTES, MPPS_TRANSITIONS, Status
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import EMPTY, ElementIndex, encode_element
+from minris.dataset.recode import recode
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.mpps.linking import link_by_hand, settle_unscheduled, unlink_step, unscheduled_steps
+from minris.mpps.performed import create_mpps, set_mpps
+from minris.orders import scheduling as orders_scheduling
+from minris.orders.lookup import find_step
+from minris.orders.steps import change_step
+from minris.standard.dictionary import attribute_name, tag_of, vr_of
+from minris.standard.mpps import (
+    DISCONTINUATION_REASONS,
+    FINAL_MPPS_STATES,
+    INCORRECT_WORKLIST_ENTRY,
+    MPPS_ATTRIBUTES,
+    MPPS_TRANSITIONS,
+    SERIES,
+)
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, MPPS, new_uid
+from minris.store.models import (
+    Audit,
+    Patient,
+    PerformedProcedureStep,
+    PerformedScheduledStep,
+    ScheduledProcedureStep,
+)
+from minris.store.rows import fetch_rows
 
 # pydicom warns of what some tests send on purpose
 pytestmark = [
@@ -33,7 +59,7 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
 DETACHED_PATIENT = "1.2.840.10008.3.1.2.1.1"
 UID = "2.25.164853397526153207231186904478612417153"
-STATUS = minris.tag_of("PerformedProcedureStepStatus")
+STATUS = tag_of("PerformedProcedureStepStatus")
 
 # A believable value for each text attribute of the table, and another one of the same VR.
 EXAMPLES = {
@@ -140,7 +166,7 @@ def scheduled_item(step, **changes):
 
 def unscheduled_item(**values):
     """An item of Scheduled Step Attributes that knows nothing but what is given."""
-    empty = minris.EMPTY
+    empty = EMPTY
     return scheduled_item(empty, **{"StudyInstanceUID": "2.25.8675309", **values})
 
 
@@ -183,7 +209,7 @@ def series(images=2, **changes):
         PerformingPhysicianName="Zhao^Min=赵^敏",
         ProtocolName="Chest routine",
         OperatorsName="Li^Na=李^娜",
-        SeriesInstanceUID=minris.new_uid(),
+        SeriesInstanceUID=new_uid(),
         SeriesDescription="Axial 5 mm",
         RetrieveAETitle="PACS",
         ReferencedImageSequence=[image() for _ in range(images)],
@@ -194,9 +220,7 @@ def series(images=2, **changes):
 
 
 def image():
-    return dataset(
-        ReferencedSOPClassUID=CT_IMAGE_STORAGE, ReferencedSOPInstanceUID=minris.new_uid()
-    )
+    return dataset(ReferencedSOPClassUID=CT_IMAGE_STORAGE, ReferencedSOPInstanceUID=new_uid())
 
 
 def ending(status="COMPLETED", **changes):
@@ -214,7 +238,7 @@ def ending(status="COMPLETED", **changes):
 
 def discontinuation(reason, scheme="DCM", **changes):
     """What a CT sends when it gives up, with a reason of CID 9301."""
-    meaning = minris.DISCONTINUATION_REASONS.get(reason, "Reason")
+    meaning = DISCONTINUATION_REASONS.get(reason, "Reason")
     reasons = [code(reason, scheme, meaning)]
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     return ending("DISCONTINUED", **{keyword: reasons, **changes})
@@ -224,21 +248,19 @@ def discontinuation(reason, scheme="DCM", **changes):
 
 
 def stored_form(ds):
-    return minris.recode(encode(ds, is_implicit_vr=False, is_little_endian=True))
+    return recode(encode(ds, is_implicit_vr=False, is_little_endian=True))
 
 
 def create(ctx, ds, uid=UID):
-    return minris.create_mpps(ctx, uid, stored_form(ds))
+    return create_mpps(ctx, uid, stored_form(ds))
 
 
 def change(ctx, ds, uid=UID):
-    return minris.set_mpps(ctx, uid, stored_form(ds))
+    return set_mpps(ctx, uid, stored_form(ds))
 
 
 def performed_row(uid=UID):
-    return minris.PerformedProcedureStep.get_or_none(
-        minris.PerformedProcedureStep.sop_instance_uid == uid
-    )
+    return PerformedProcedureStep.get_or_none(PerformedProcedureStep.sop_instance_uid == uid)
 
 
 def kept(uid=UID):
@@ -254,7 +276,7 @@ def stored(uid=UID):
 
 def read(data):
     """A data set from its stored form."""
-    head = minris.encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 192")
+    head = encode_element(SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 192")
     ds = decode(io.BytesIO(head + data), False, True)
     del ds.SpecificCharacterSet
     return ds
@@ -262,8 +284,8 @@ def read(data):
 
 def links(uid=UID):
     """The scheduled steps a performed one is linked to: {step ID: how it was found}."""
-    rows = minris.PerformedScheduledStep.select().where(
-        minris.PerformedScheduledStep.performed == performed_row(uid)
+    rows = PerformedScheduledStep.select().where(
+        PerformedScheduledStep.performed == performed_row(uid)
     )
     return {row.scheduled.scheduled_procedure_step_id: row.found_by for row in rows}
 
@@ -273,7 +295,7 @@ def step_id(step):
 
 
 def step_row(step):
-    return minris.find_step(step.get("StudyInstanceUID"), step_id(step))
+    return find_step(step.get("StudyInstanceUID"), step_id(step))
 
 
 def state(step):
@@ -281,7 +303,7 @@ def state(step):
 
 
 def states():
-    return [row.status for row in minris.ScheduledProcedureStep.select()]
+    return [row.status for row in ScheduledProcedureStep.select()]
 
 
 def schedule(ctx, *more_steps, **texts):
@@ -291,17 +313,17 @@ def schedule(ctx, *more_steps, **texts):
     for changes in more_steps:
         other = copy.deepcopy(sequence[0])
         for keyword, value in changes.items():
-            other[keyword] = {"vr": minris.vr_of(minris.tag_of(keyword)), "Value": [value]}
+            other[keyword] = {"vr": vr_of(tag_of(keyword)), "Value": [value]}
         sequence.append(other)
-    found = minris.schedule(ctx, minris.from_json(one), "separate")
-    steps = [minris.ElementIndex(data) for data in found]
+    found = orders_scheduling.schedule(ctx, from_json(one), "separate")
+    steps = [ElementIndex(data) for data in found]
     return steps if more_steps else steps[0]
 
 
 @contextlib.contextmanager
 def refused(status):
     """Expects a Refusal with a status; gives it."""
-    with pytest.raises(minris.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         yield caught
     assert caught.value.status == status
 
@@ -343,7 +365,7 @@ def nested(parameters):
 
 
 def in_series(parameters):
-    return [p for p in parameters if p.values[0].path[0] == minris.SERIES]
+    return [p for p in parameters if p.values[0].path[0] == SERIES]
 
 
 def emptied(ds, attribute):
@@ -389,7 +411,7 @@ def test_a_creation_with_an_empty_type_1_attribute_is_refused(ctx, attribute):
 @pytest.mark.parametrize("attribute", rows("create", "2"))
 def test_a_creation_without_a_type_2_attribute_is_taken_and_noted(ctx, attribute):
     create(ctx, lacking(complete(), attribute))
-    assert minris.attribute_name(attribute.tag) in performed_row().remark
+    assert attribute_name(attribute.tag) in performed_row().remark
 
 
 @pytest.mark.parametrize("attribute", rows("create", "2"))
@@ -463,7 +485,7 @@ def test_a_name_that_differs_by_empty_components_alone_is_the_same(ctx):
 def test_what_may_be_set_replaces_what_was_stored(ctx, attribute):
     create(ctx, complete())
     value = OTHERS[attribute.vr] or [code("110513")]
-    if attribute.tag == minris.SERIES:
+    if attribute.tag == SERIES:
         value = [series()]
     change(ctx, dataset(SpecificCharacterSet="ISO_IR 192", **{attribute.keyword: value}))
     expected = complete()
@@ -476,7 +498,7 @@ def test_a_series_without_a_type_1_attribute_is_not_set(ctx, attribute):
     create(ctx, creation())
     before = kept()
     with refused(Status.MISSING_ATTRIBUTE) as caught:
-        change(ctx, dataset(PerformedSeriesSequence=lacking(complete(), attribute)[minris.SERIES]))
+        change(ctx, dataset(PerformedSeriesSequence=lacking(complete(), attribute)[SERIES]))
     assert caught.value.tags == (attribute.tag,)
     assert kept() == before
 
@@ -484,11 +506,11 @@ def test_a_series_without_a_type_1_attribute_is_not_set(ctx, attribute):
 @pytest.mark.parametrize("attribute", in_series(nested(rows("set", "2"))))
 def test_a_series_without_a_type_2_attribute_is_set_and_noted(ctx, attribute):
     create(ctx, creation())
-    change(ctx, dataset(PerformedSeriesSequence=lacking(complete(), attribute)[minris.SERIES]))
-    assert minris.attribute_name(attribute.tag) in performed_row().remark
+    change(ctx, dataset(PerformedSeriesSequence=lacking(complete(), attribute)[SERIES]))
+    assert attribute_name(attribute.tag) in performed_row().remark
 
 
-@pytest.mark.parametrize("status", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("status", sorted(FINAL_MPPS_STATES))
 @pytest.mark.parametrize("attribute", in_series(nested(rows("final", "1"))))
 def test_an_end_with_a_series_that_lacks_a_type_1_attribute_is_refused(ctx, attribute, status):
     create(ctx, creation())
@@ -499,7 +521,7 @@ def test_an_end_with_a_series_that_lacks_a_type_1_attribute_is_refused(ctx, attr
     assert kept() == before
 
 
-@pytest.mark.parametrize("status", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("status", sorted(FINAL_MPPS_STATES))
 @pytest.mark.parametrize("attribute", in_series(nested(rows("final", "1"))))
 def test_an_end_with_a_series_with_an_empty_type_1_attribute_is_refused(ctx, attribute, status):
     create(ctx, creation())
@@ -514,11 +536,11 @@ def test_an_end_with_a_series_with_an_empty_type_1_attribute_is_refused(ctx, att
 def test_an_end_with_a_series_that_lacks_a_type_2_attribute_is_taken_and_noted(ctx, attribute):
     create(ctx, creation())
     change(ctx, lacking(complete_ending(), attribute))
-    assert minris.attribute_name(attribute.tag) in performed_row().remark
+    assert attribute_name(attribute.tag) in performed_row().remark
     assert performed_row().status == "COMPLETED"
 
 
-@pytest.mark.parametrize("status", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("status", sorted(FINAL_MPPS_STATES))
 @pytest.mark.parametrize("attribute", in_series(rows("final", "2")))
 def test_an_end_with_a_series_that_lacks_a_type_2_attribute_is_refused_where_strict(
     ctx, strict, attribute, status
@@ -577,7 +599,7 @@ def in_state(ctx, state):
     """A performed step in a state of MPPS_TRANSITIONS; none for "none"."""
     if state != "none":
         create(ctx, creation())
-    if state in minris.FINAL_MPPS_STATES:
+    if state in FINAL_MPPS_STATES:
         change(ctx, ending(state))
 
 
@@ -631,7 +653,7 @@ def test_transitions_are_those_of_the_standard(event, before, outcome):
     assert MPPS_TRANSITIONS[event, before] == outcome
 
 
-@pytest.mark.parametrize("before", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("before", sorted(FINAL_MPPS_STATES))
 @pytest.mark.parametrize("event", sorted({e for e, _ in MPPS_TRANSITIONS} - {"create"}))
 def test_what_has_ended_is_refused_with_a710(ctx, event, before):
     """T-MPPS-08, T-MPPS-09."""
@@ -681,7 +703,7 @@ def test_another_status_is_not_set(ctx, status):
 
 def test_an_empty_status_does_not_take_the_state_away(ctx):
     create(ctx, creation())
-    with contextlib.suppress(minris.Refusal):
+    with contextlib.suppress(Refusal):
         change(ctx, dataset(PerformedProcedureStepStatus=""))
     assert stored().PerformedProcedureStepStatus == "IN PROGRESS"
 
@@ -766,7 +788,7 @@ def test_the_sequences_on_gender_are_taken(ctx, strict, keyword):
 
 
 def test_uids_of_the_command_set_may_stand_in_the_data_set(ctx):
-    create(ctx, creation(SOPClassUID=minris.MPPS, SOPInstanceUID=UID))
+    create(ctx, creation(SOPClassUID=MPPS, SOPInstanceUID=UID))
     assert performed_row().status == "IN PROGRESS"
 
 
@@ -778,7 +800,7 @@ def test_a_data_set_of_another_instance_is_refused(ctx):
 def test_audit_tells_creation_and_change_apart(ctx, step):
     create(ctx, creation_for(step))
     change(ctx, ending())
-    lines = minris.Audit.select().where(minris.Audit.about == UID).order_by(minris.Audit.id)
+    lines = Audit.select().where(Audit.about == UID).order_by(Audit.id)
     told = [(line.who, line.what, line.detail) for line in lines]
     assert told == [
         ("CT1@127.0.0.1", "performed step created", "1 of 1 steps found"),
@@ -863,11 +885,11 @@ def test_a_refused_set_names_all_that_may_not_be_set(ctx):
     create(ctx, creation())
     with refused(Status.NO_SUCH_ATTRIBUTE) as caught:
         change(ctx, ending(PatientID="P999999", Modality="MR"))
-    assert caught.value.tags == (minris.tag_of("Modality"), minris.tag_of("PatientID"))
+    assert caught.value.tags == (tag_of("Modality"), tag_of("PatientID"))
 
 
 def test_what_was_missing_at_the_start_is_still_noted_after_the_end(ctx):
-    create(ctx, lacking(creation(), MPPS_ATTRIBUTES[minris.tag_of("PatientSex"),]))
+    create(ctx, lacking(creation(), MPPS_ATTRIBUTES[tag_of("PatientSex"),]))
     change(ctx, discontinuation("110505", PerformedSeriesSequence=[]))
     remark = performed_row().remark
     assert "Patient's Sex" in remark
@@ -887,9 +909,9 @@ def test_the_final_data_set_is_creation_and_changes_together(ctx, step):
 def test_stored_bytes_stand_in_ascending_order_without_character_set(ctx):
     create(ctx, creation())
     change(ctx, ending())
-    tags = list(minris.ElementIndex(bytes(performed_row().data)))
+    tags = list(ElementIndex(bytes(performed_row().data)))
     assert tags == sorted(tags)
-    assert minris.SPECIFIC_CHARACTER_SET not in tags
+    assert SPECIFIC_CHARACTER_SET not in tags
 
 
 # Character sets.
@@ -996,7 +1018,7 @@ def test_what_was_completed_in_part_is_completed(ctx, step):
 
 
 @pytest.mark.parametrize(
-    "reason", sorted(minris.DISCONTINUATION_REASONS.keys() - {minris.INCORRECT_WORKLIST_ENTRY})
+    "reason", sorted(DISCONTINUATION_REASONS.keys() - {INCORRECT_WORKLIST_ENTRY})
 )
 def test_a_discontinued_step_is_discontinued(ctx, step, reason):
     create(ctx, creation_for(step))
@@ -1031,7 +1053,7 @@ def test_a_wrong_entry_puts_each_step_of_a_group_back(ctx):
 )
 def test_a_wrong_entry_leaves_the_step_as_it_was(ctx, step, event, before):
     """T-MPPS-15: a canceled exam that was picked by mistake is not asked for again."""
-    minris.change_step(ctx, event, step.get("StudyInstanceUID"), step_id(step))
+    change_step(ctx, event, step.get("StudyInstanceUID"), step_id(step))
     create(ctx, creation_for(step))
     change(ctx, discontinuation("110514"))
     assert state(step) == before
@@ -1072,28 +1094,28 @@ def test_an_unscheduled_step_is_listed_for_a_person_to_match(ctx, step):
     """T-MPPS-17."""
     create(ctx, creation(unscheduled_item()), "2.25.1")
     create(ctx, creation_for(step), "2.25.2")
-    assert [row.sop_instance_uid for row in minris.unscheduled_steps()] == ["2.25.1"]
+    assert [row.sop_instance_uid for row in unscheduled_steps()] == ["2.25.1"]
 
 
 def test_a_step_matched_by_a_person_follows_the_performed_one(ctx, step):
     create(ctx, creation(unscheduled_item()))
-    minris.link_by_hand(ctx, performed_row().id, step_row(step).id)
+    link_by_hand(ctx, performed_row().id, step_row(step).id)
     assert (links(), state(step)) == ({step_id(step): "by hand"}, "STARTED")
     change(ctx, ending())
-    assert (minris.unscheduled_steps(), state(step)) == ([], "COMPLETED")
+    assert (unscheduled_steps(), state(step)) == ([], "COMPLETED")
 
 
 def test_a_match_by_a_person_can_be_undone(ctx, step):
     create(ctx, creation(unscheduled_item()))
-    minris.link_by_hand(ctx, performed_row().id, step_row(step).id)
-    minris.unlink_step(ctx, performed_row().id, step_row(step).id)
+    link_by_hand(ctx, performed_row().id, step_row(step).id)
+    unlink_step(ctx, performed_row().id, step_row(step).id)
     assert (links(), state(step)) == ({}, "SCHEDULED")
 
 
 def test_an_unscheduled_step_left_without_an_order_is_listed_no_more(ctx):
     create(ctx, creation(unscheduled_item()))
-    minris.settle_unscheduled(ctx, performed_row().id, "Emergency, order written later")
-    assert minris.unscheduled_steps() == []
+    settle_unscheduled(ctx, performed_row().id, "Emergency, order written later")
+    assert unscheduled_steps() == []
 
 
 def test_an_unscheduled_step_with_empty_type_2_attributes_is_taken_where_strict(ctx, strict):
@@ -1105,7 +1127,7 @@ def test_an_unscheduled_step_with_empty_type_2_attributes_is_taken_where_strict(
 
 def test_an_unscheduled_step_makes_no_patient(ctx):
     create(ctx, creation(PatientID="P777777", PatientName="Nobody^Known"))
-    assert list(minris.Patient.select()) == []
+    assert list(Patient.select()) == []
 
 
 def test_a_group_with_an_unknown_item_starts_the_known_one(ctx, step):
@@ -1224,11 +1246,11 @@ class Caller:
         self.association, self.received = association, received
 
     def create(self, ds, uid=UID):
-        self.association.send_n_create(ds, minris.MPPS, uid)
+        self.association.send_n_create(ds, MPPS, uid)
         return self.answer()
 
     def set(self, ds, uid=UID):
-        self.association.send_n_set(ds, minris.MPPS, uid)
+        self.association.send_n_set(ds, MPPS, uid)
         return self.answer()
 
     def answer(self):
@@ -1238,10 +1260,10 @@ class Caller:
 
 
 @contextlib.contextmanager
-def modality(appliance, calling="CT1", syntax=minris.EXPLICIT_VR_LITTLE_ENDIAN):
+def modality(appliance, calling="CT1", syntax=EXPLICIT_VR_LITTLE_ENDIAN):
     """An association of a modality by pynetdicom."""
     ae, received = AE(calling), []
-    ae.add_requested_context(minris.MPPS, syntax)
+    ae.add_requested_context(MPPS, syntax)
 
     def keep(event):
         received.append((event.message.command_set, event.message.data_set.getvalue()))
@@ -1257,7 +1279,7 @@ def modality(appliance, calling="CT1", syntax=minris.EXPLICIT_VR_LITTLE_ENDIAN):
         association.release()
 
 
-SYNTAXES = [minris.IMPLICIT_VR_LITTLE_ENDIAN, minris.EXPLICIT_VR_LITTLE_ENDIAN]
+SYNTAXES = [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN]
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -1303,7 +1325,7 @@ def test_the_attribute_list_of_a_refusal_is_in_the_syntax_of_its_context(applian
         call.create(creation())
         answer = call.set(dataset(PerformedProcedureStepStatus="SCHEDULED"))
     assert answer.status == 0x0106
-    implicit = syntax == minris.IMPLICIT_VR_LITTLE_ENDIAN
+    implicit = syntax == IMPLICIT_VR_LITTLE_ENDIAN
     assert answer.data == encode(dataset(PerformedProcedureStepStatus="SCHEDULED"), implicit, True)
 
 
@@ -1314,7 +1336,7 @@ def test_what_is_missing_is_named_in_the_attribute_identifier_list(appliance):
     with modality(appliance) as call:
         answer = call.create(ds)
     assert answer.status == 0x0120
-    assert answer.command.AttributeIdentifierList == minris.tag_of("PerformedStationAETitle")
+    assert answer.command.AttributeIdentifierList == tag_of("PerformedStationAETitle")
 
 
 def test_several_missing_attributes_are_all_named(appliance):
@@ -1322,7 +1344,7 @@ def test_several_missing_attributes_are_all_named(appliance):
     del ds.PerformedStationAETitle, ds.Modality
     with modality(appliance) as call:
         answer = call.create(ds)
-    wanted = [minris.tag_of(keyword) for keyword in ("Modality", "PerformedStationAETitle")]
+    wanted = [tag_of(keyword) for keyword in ("Modality", "PerformedStationAETitle")]
     assert list(answer.command.AttributeIdentifierList) == wanted
 
 
@@ -1348,11 +1370,11 @@ def test_another_patient_id_is_refused_and_named(appliance):
         call.create(creation(PatientID="P000042"))
         answer = call.set(dataset(PatientID="P999999"))
     assert answer.status == 0x0105
-    assert answer.command.AttributeIdentifierList == minris.tag_of("PatientID")
+    assert answer.command.AttributeIdentifierList == tag_of("PatientID")
     assert appliance.read(stored).PatientID == "P000042"
 
 
-@pytest.mark.parametrize("status", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("status", sorted(FINAL_MPPS_STATES))
 def test_a_change_after_the_end_is_refused_in_the_words_of_the_standard(appliance, status):
     """T-MPPS-08, T-MPPS-09."""
     with modality(appliance) as call:
@@ -1430,11 +1452,11 @@ def test_texts_of_a_device_without_character_set_are_read_in_its_own(appliance):
     """US1 is set up with GB18030 and does not say what it sends."""
     ds = creation(SpecificCharacterSet="GB18030")
     raw = encode(ds, False, True)
-    head = minris.encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", b"GB18030")
+    head = encode_element(SPECIFIC_CHARACTER_SET, b"CS", b"GB18030")
     assert raw.startswith(head)
     undeclared = decode(io.BytesIO(raw.removeprefix(head)), False, True)
     with modality(appliance, "US1") as call:
-        call.association.send_n_create(undeclared, minris.MPPS, UID)
+        call.association.send_n_create(undeclared, MPPS, UID)
     assert appliance.read(stored).PatientName == "Wang^XiaoDong=王^小东"
 
 
@@ -1517,7 +1539,7 @@ def test_a_step_picked_by_mistake_is_on_the_worklist_again(appliance):
 @contextlib.contextmanager
 def serving(config):
     """A `minris serve` of its own: its process and its DICOM port."""
-    command = [sys.executable, minris.__file__, "serve", "--config", config]
+    command = [sys.executable, MADE, "serve", "--config", config]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MINRIS_")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         try:
@@ -1588,8 +1610,8 @@ def states_in(path):
 def test_what_a_machine_reports_after_a_person_ended_its_exam_counts(ctx, step, event, ended):
     """PS3.4 F.7.2.2.3 note 2: the machine was silent for an hour, not dead."""
     create(ctx, creation_for(step))
-    [found] = minris.fetch_rows(minris.ScheduledProcedureStep, "id > 0")
-    minris.change_step(ctx, event, found.study_instance_uid, found.scheduled_procedure_step_id)
+    [found] = fetch_rows(ScheduledProcedureStep, "id > 0")
+    change_step(ctx, event, found.study_instance_uid, found.scheduled_procedure_step_id)
     assert states() == [ended]
     change(ctx, discontinuation("110515"))
     assert states() == ["DISCONTINUED"]

@@ -27,8 +27,22 @@ from test_mpps import (
     unscheduled_item,
 )
 
-import minris
-from minris import MPPS_ATTRIBUTES, Status
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.mpps.performed import _kept_raw
+from minris.orders.lookup import step_known
+from minris.orders.steps import cancel_step
+from minris.pages.day.exam import DOSE_FACTS
+from minris.standard.dictionary import tag_of
+from minris.standard.mpps import MPPS_ATTRIBUTES, MPPS_STATES
+from minris.standard.status import Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MPPS_RETRIEVE,
+    new_uid,
+)
+from minris.store.models import Audit, PerformedScheduledStep
+from minris.store.rows import fetch_rows
 
 TOP = MPPS_ATTRIBUTES.children()
 
@@ -37,16 +51,16 @@ TOP = MPPS_ATTRIBUTES.children()
 
 
 @contextlib.contextmanager
-def retrieving(appliance, syntax=minris.EXPLICIT_VR_LITTLE_ENDIAN, calling="CT1"):
+def retrieving(appliance, syntax=EXPLICIT_VR_LITTLE_ENDIAN, calling="CT1"):
     """Gives a function that asks for a performed step: status and data set."""
     ae = AE(calling)
-    ae.add_requested_context(minris.MPPS_RETRIEVE, syntax)
+    ae.add_requested_context(MPPS_RETRIEVE, syntax)
     association = ae.associate(peers.HOST, appliance.port, ae_title="MINRIS")
     assert association.is_established
 
     def get(*keywords, uid=UID):
-        tags = [k if isinstance(k, int) else minris.tag_of(k) for k in keywords]
-        status, ds = association.send_n_get(tags, minris.MPPS_RETRIEVE, uid)
+        tags = [k if isinstance(k, int) else tag_of(k) for k in keywords]
+        status, ds = association.send_n_get(tags, MPPS_RETRIEVE, uid)
         return status.Status, ds
 
     try:
@@ -67,7 +81,7 @@ def performed(appliance):
 
 SYNTAXES = pytest.mark.parametrize(
     "syntax",
-    [minris.IMPLICIT_VR_LITTLE_ENDIAN, minris.EXPLICIT_VR_LITTLE_ENDIAN],
+    [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN],
     ids=["implicit", "explicit"],
 )
 
@@ -87,9 +101,9 @@ def test_of_a_list_just_what_it_names_is_retrieved(appliance, performed, syntax)
     wanted = ["PatientID", "PerformedSeriesSequence", "PerformedProcedureStepStatus"]
     with retrieving(appliance, syntax) as get:
         status, found = get(*wanted)
-    del found[minris.SPECIFIC_CHARACTER_SET]
+    del found[SPECIFIC_CHARACTER_SET]
     assert status == Status.SUCCESS
-    assert [element.keyword for element in found] == sorted(wanted, key=minris.tag_of)
+    assert [element.keyword for element in found] == sorted(wanted, key=tag_of)
     assert all(found[keyword] == performed[keyword] for keyword in wanted)
 
 
@@ -154,7 +168,7 @@ def test_an_unknown_instance_cannot_be_retrieved(appliance, performed):
     assert not found
 
 
-@pytest.mark.parametrize("status", minris.MPPS_STATES)
+@pytest.mark.parametrize("status", MPPS_STATES)
 def test_a_performed_step_is_retrieved_in_every_state(appliance, status):
     with modality(appliance) as call:
         call.create(creation())
@@ -189,7 +203,7 @@ def test_dcmjs_reports_in_gb18030_and_utf_8_and_retrieves_all_of_it(appliance):
     change = {"op": "n-set", "instance": UID, "charset": "ISO_IR 192"}
     create["dataset"] = as_json(creation())
     change["dataset"] = as_json(ending(PerformedProcedureStepDescription="胸部 CT ä"))
-    get = {"op": "n-get", "sopClass": minris.MPPS_RETRIEVE, "instance": UID}
+    get = {"op": "n-get", "sopClass": MPPS_RETRIEVE, "instance": UID}
     answers = peers.run_dimse(appliance.port, [[create], [change], [get]], calling="CT1")
     assert [answer.get("status") for answer in answers] == [0, 0, 0]
     found = answers[2]["dataset"]
@@ -201,7 +215,7 @@ def test_dcmjs_reports_in_gb18030_and_utf_8_and_retrieves_all_of_it(appliance):
 def test_dcmjs_retrieves_what_it_names(appliance):
     """T-MPPS-20, T-MPPS-21."""
     create = {"op": "n-create", "instance": UID, "dataset": as_json(creation())}
-    get = {"op": "n-get", "sopClass": minris.MPPS_RETRIEVE, "instance": UID}
+    get = {"op": "n-get", "sopClass": MPPS_RETRIEVE, "instance": UID}
     wanted = ["PatientID", "Modality"]
     script = [[create], [get | {"attributes": wanted}], [get | {"instance": "2.25.404"}]]
     answers = peers.run_dimse(appliance.port, script, calling="CT1")
@@ -330,7 +344,7 @@ def test_ten_reports_at_once_for_one_order_are_all_linked(appliance):
         thread.start()
     for thread in threads:
         thread.join(30)
-    count = appliance.read(lambda: minris.PerformedScheduledStep.select().count())
+    count = appliance.read(lambda: PerformedScheduledStep.select().count())
     assert (count, appliance.read(state, step)) == (10, "COMPLETED")
 
 
@@ -339,7 +353,7 @@ def test_an_order_begun_and_given_up_by_mistake_on_a_cancelled_exam_stays_cancel
     [step] = appliance.schedule(item())
     inner = step.item("ScheduledProcedureStepSequence")
     keys = step.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
-    appliance.write(minris.cancel_step, appliance.context(), *keys)
+    appliance.write(cancel_step, appliance.context(), *keys)
     report(appliance, creation_for(step), discontinuation("110514"))
     assert appliance.read(state, step) == "CANCELED"
 
@@ -353,7 +367,7 @@ def words_of(text):
 
 
 def row_in(appliance, step):
-    return appliance.read(minris.step_known, step.get("StudyInstanceUID"))
+    return appliance.read(step_known, step.get("StudyInstanceUID"))
 
 
 def step_page(appliance, web, step):
@@ -373,7 +387,7 @@ def test_series_and_their_counts_are_read_on_the_exam_s_page(appliance, web):
     [step] = appliance.schedule(item())
     report_sr = dataset(
         ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.88.67",
-        ReferencedSOPInstanceUID=minris.new_uid(),
+        ReferencedSOPInstanceUID=new_uid(),
     )
     first = series(images=312, SeriesDescription="Axial 5 mm")
     second = series(
@@ -408,7 +422,7 @@ def test_a_dose_value_is_read_on_the_exam_s_page(appliance, web, keyword):
 
 
 def test_every_dose_value_of_the_page_is_looked_at():
-    assert {keyword for _, keyword in minris.DOSE_FACTS} == set(DOSE)
+    assert {keyword for _, keyword in DOSE_FACTS} == set(DOSE)
 
 
 def test_each_number_of_an_exposure_says_what_it_is(appliance, web):
@@ -468,7 +482,7 @@ def test_how_an_exam_was_found_is_read_on_its_page_where_it_was_not_by_its_study
 def test_bytes_as_received_are_kept_and_do_not_grow_without_end(run_appliance, known, came, kept):
     """A modality may send N-SET for as long as it likes."""
     appliance = run_appliance("[dicom]\nmaximum_dataset_length = 65536\n")
-    assert minris._kept_raw(appliance.context(), known, came) == kept
+    assert _kept_raw(appliance.context(), known, came) == kept
 
 
 # Without an order: matched or left by a person on the page.
@@ -562,7 +576,7 @@ def test_a_report_is_left_without_an_order_for_a_reason(appliance, web):
     fields = {"performed": only_report(unscheduled(web)[1]), "reason": "Phantom, weekly check"}
     assert web.post("/unscheduled/settle", data=fields).status_code == 303
     assert "There are none." in unscheduled(web)[0]
-    [line] = appliance.read(minris.fetch_rows, minris.Audit, "what = ?", "performed step settled")
+    [line] = appliance.read(fetch_rows, Audit, "what = ?", "performed step settled")
     assert line.detail == "Phantom, weekly check"
 
 

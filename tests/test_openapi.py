@@ -9,7 +9,8 @@ import pytest
 from test_dicomweb_workitems import JSON, UID, create, door  # noqa: F401
 from test_mpps import creation
 
-import minris
+from minris.dicomweb.routes import DICOM_ROUTES, WEB_PARAMETERS, described_route
+from minris.dicomweb.transactions import MPPS_PATH
 
 SETTINGS = f"""
 [parameters]
@@ -23,9 +24,9 @@ def described(door):  # noqa: F811
     return door.get("/openapi.json").json()
 
 
-@pytest.mark.parametrize("route", minris.DICOM_ROUTES, ids=lambda r: f"{r.method} {r.path}")
+@pytest.mark.parametrize("route", DICOM_ROUTES, ids=lambda r: f"{r.method} {r.path}")
 def test_a_transaction_is_described(route):
-    told = minris.described_route(route)
+    told = described_route(route)
     codes = {int(code) for code in told["responses"]}
     assert set(route.success) <= codes
     assert {400, 401, 403, 406, 413, 415, 429} <= codes
@@ -35,8 +36,8 @@ def test_a_transaction_is_described(route):
 
 
 def test_every_parameter_of_a_transaction_is_in_the_table():
-    named = {name for route in minris.DICOM_ROUTES for name in route.query}
-    assert {"accept", "charset", *named} == set(minris.WEB_PARAMETERS)
+    named = {name for route in DICOM_ROUTES for name in route.query}
+    assert {"accept", "charset", *named} == set(WEB_PARAMETERS)
 
 
 @pytest.mark.parametrize("path", ["", "/"])
@@ -49,7 +50,7 @@ def test_operations_have_names_of_their_own(door):  # noqa: F811
     names = [
         one["operationId"] for path in described(door)["paths"].values() for one in path.values()
     ]
-    assert len(names) == len(set(names)) == len(minris.DICOM_ROUTES)
+    assert len(names) == len(set(names)) == len(DICOM_ROUTES)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -57,7 +58,7 @@ def test_schemathesis_finds_nothing(appliance, door, tmp_path, seed):  # noqa: F
     """Of its checks one is left out: data that fit the JSON model may be no workitem (400)."""
     create(door)
     data = creation().to_json_dict()
-    made = door.post(f"{minris.MPPS_PATH}/{UID}", json=[data], headers=JSON)
+    made = door.post(f"{MPPS_PATH}/{UID}", json=[data], headers=JSON)
     assert made.status_code == 201, made.text
     folder = tmp_path / "schemathesis"
     folder.mkdir()
@@ -75,7 +76,7 @@ def test_schemathesis_finds_nothing(appliance, door, tmp_path, seed):  # noqa: F
         env={**os.environ, "NO_PROXY": "*", "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert f"Tested: {len(minris.DICOM_ROUTES)}" in done.stdout
+    assert f"Tested: {len(DICOM_ROUTES)}" in done.stdout
     assert door.get(f"/workitems/{UID}").status_code == 200
-    [step] = door.get(f"{minris.MPPS_PATH}/{UID}").json()
+    [step] = door.get(f"{MPPS_PATH}/{UID}").json()
     assert step["00100010"] == data["00100010"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import html
 import io
 import re
@@ -10,8 +11,36 @@ import peers
 import pytest
 from conftest import item
 
-import minris
-from minris import Refusal, Status
+from minris.appliance.store_commands import run_import
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex, encode_items, encode_text
+from minris.dataset.names import name_key
+from minris.interchange.csv_tables import CSV_COLUMNS, STEP_KEYWORDS, export_csv
+from minris.interchange.files import preview_csv
+from minris.mpps.linking import link_by_hand, unlink_step
+from minris.orders import scheduling as orders_scheduling
+from minris.orders.catalogue import (
+    apply_procedure,
+    find_procedure,
+    retire_procedure,
+    save_procedure,
+)
+from minris.orders.lookup import find_step, find_steps, leftovers, step_key, step_known, steps_of
+from minris.orders.patients import correct_patient, similar_patients
+from minris.orders.scheduling import change_rows, move_step, reschedule
+from minris.orders.steps import cancel_step, change_step
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE, STEP_STATES
+from minris.store.models import (
+    Counter,
+    Patient,
+    PerformedProcedureStep,
+    Procedure,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+)
+from minris.store.rows import fetch_rows, insert_row
 
 YESTERDAY, TODAY, TOMORROW = "20260704", "20260705", "20260706"
 
@@ -26,14 +55,14 @@ def refused(status):
 
 def schedule(ctx, name="Wang^XiaoDong=王^小东", **texts):
     """Put an exam on the worklist: its row."""
-    [data] = minris.schedule(ctx, minris.from_json(item(name, **texts)))
-    return row_of(minris.ElementIndex(data))
+    [data] = orders_scheduling.schedule(ctx, from_json(item(name, **texts)))
+    return row_of(ElementIndex(data))
 
 
 def row_of(index):
     """The row of a step, by its data set."""
     study = index.get("StudyInstanceUID")
-    return minris.find_step(study, step_of(index).get("ScheduledProcedureStepID"))
+    return find_step(study, step_of(index).get("ScheduledProcedureStepID"))
 
 
 def step_of(index):
@@ -42,21 +71,21 @@ def step_of(index):
 
 def data_of(row):
     """What is stored of a step now."""
-    [found] = minris.fetch_rows(minris.ScheduledProcedureStep, "id = ?", row.id)
-    return minris.ElementIndex(bytes(found.data))
+    [found] = fetch_rows(ScheduledProcedureStep, "id = ?", row.id)
+    return ElementIndex(bytes(found.data))
 
 
 def state_of(row):
     return step_of(data_of(row)).get("ScheduledProcedureStepStatus")
 
 
-def count(model=minris.ScheduledProcedureStep):
+def count(model=ScheduledProcedureStep):
     return model.select().count()
 
 
 def texts(**values):
     """A data set of texts, empty ones too."""
-    elements = {minris.tag_of(k): minris.encode_text(k, v) for k, v in values.items()}
+    elements = {tag_of(k): encode_text(k, v) for k, v in values.items()}
     return b"".join(element for _, element in sorted(elements.items()))
 
 
@@ -76,25 +105,25 @@ ABDOMEN = {"code": "CTAB", "meaning": "CT abdomen", "modality": "CT", "ae_title"
 
 def catalogue():
     """The rows of the catalogue by code."""
-    return {p.code: p for p in minris.fetch_rows(minris.Procedure, "1 = 1")}
+    return {p.code: p for p in fetch_rows(Procedure, "1 = 1")}
 
 
 def named(description="CT chest", **values):
     """An item that names its procedure and little else, as the desk types it."""
     untold = {"Modality": None, "ScheduledStationAETitle": None}
     given = item(RequestedProcedureDescription=description, **untold | values)
-    return minris.apply_procedure(minris.from_json(given))
+    return apply_procedure(from_json(given))
 
 
 def test_a_procedure_is_kept(ctx):
-    minris.save_procedure(ctx, CHEST)
+    save_procedure(ctx, CHEST)
     kept = catalogue()["CTCH"]
     assert {key: str(getattr(kept, key)) for key in CHEST} == CHEST
 
 
 def test_a_procedure_is_known_by_its_code(ctx):
-    minris.save_procedure(ctx, CHEST)
-    minris.save_procedure(ctx, CHEST | {"meaning": "CT thorax"})
+    save_procedure(ctx, CHEST)
+    save_procedure(ctx, CHEST | {"meaning": "CT thorax"})
     assert [p.meaning for p in catalogue().values()] == ["CT thorax"]
 
 
@@ -120,14 +149,14 @@ def test_a_procedure_is_known_by_its_code(ctx):
 def test_a_procedure_that_no_exam_could_be_made_of_is_refused(ctx, wrong):
     """What is taken here would be refused at the desk, with every exam."""
     with refused(Status.INVALID_ATTRIBUTE_VALUE):
-        minris.save_procedure(ctx, CHEST | wrong)
+        save_procedure(ctx, CHEST | wrong)
     assert catalogue() == {}
 
 
 def test_an_exam_named_as_in_the_catalogue_has_what_the_catalogue_says(ctx):
-    minris.save_procedure(ctx, CHEST)
-    [data] = minris.schedule(ctx, named())
-    index = minris.ElementIndex(data)
+    save_procedure(ctx, CHEST)
+    [data] = orders_scheduling.schedule(ctx, named())
+    index = ElementIndex(data)
     code = index.item("RequestedProcedureCodeSequence")
     protocol = step_of(index).item("ScheduledProtocolCodeSequence")
     assert [code.get(k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")] == [
@@ -144,61 +173,61 @@ def test_an_exam_named_as_in_the_catalogue_has_what_the_catalogue_says(ctx):
 
 
 def test_an_exam_may_be_named_by_its_code(ctx):
-    minris.save_procedure(ctx, CHEST)
-    index = minris.ElementIndex(named("CTCH"))
+    save_procedure(ctx, CHEST)
+    index = ElementIndex(named("CTCH"))
     assert index.get("RequestedProcedureDescription") == "CT chest"
 
 
 def test_what_is_given_goes_before_the_catalogue(ctx):
-    minris.save_procedure(ctx, CHEST)
-    index = minris.ElementIndex(named(ScheduledStationAETitle="CT9"))
+    save_procedure(ctx, CHEST)
+    index = ElementIndex(named(ScheduledStationAETitle="CT9"))
     assert step_of(index).get("ScheduledStationAETitle") == "CT9"
 
 
 def test_an_exam_that_is_not_in_the_catalogue_stays_as_it_is(ctx):
-    minris.save_procedure(ctx, CHEST)
-    given = minris.from_json(item(RequestedProcedureDescription="CT sinuses"))
-    assert minris.apply_procedure(given) == given
+    save_procedure(ctx, CHEST)
+    given = from_json(item(RequestedProcedureDescription="CT sinuses"))
+    assert apply_procedure(given) == given
 
 
 def test_a_retired_procedure_is_not_applied(ctx):
-    minris.save_procedure(ctx, CHEST)
-    minris.retire_procedure(ctx, "CTCH")
-    index = minris.ElementIndex(named())
-    assert not index.items(minris.tag_of("RequestedProcedureCodeSequence"))
+    save_procedure(ctx, CHEST)
+    retire_procedure(ctx, "CTCH")
+    index = ElementIndex(named())
+    assert not index.items(tag_of("RequestedProcedureCodeSequence"))
 
 
 def test_a_retired_procedure_is_in_use_again_when_it_is_saved(ctx):
-    minris.save_procedure(ctx, CHEST)
-    minris.retire_procedure(ctx, "CTCH")
-    minris.save_procedure(ctx, CHEST)
-    assert minris.find_procedure("CTCH").retired == 0
+    save_procedure(ctx, CHEST)
+    retire_procedure(ctx, "CTCH")
+    save_procedure(ctx, CHEST)
+    assert find_procedure("CTCH").retired == 0
 
 
-@pytest.mark.parametrize("state", sorted(minris.OPEN_STEP_STATES))
+@pytest.mark.parametrize("state", sorted(OPEN_STEP_STATES))
 def test_a_procedure_of_open_exams_cannot_be_deleted_only_retired(ctx, state):
     """Issue: a catalogue code used by open steps cannot be deleted, only retired."""
-    minris.save_procedure(ctx, CHEST)
-    minris.schedule(ctx, named(ScheduledProcedureStepStatus=state))
+    save_procedure(ctx, CHEST)
+    orders_scheduling.schedule(ctx, named(ScheduledProcedureStepStatus=state))
     with refused(Status.PROCESSING_FAILURE) as refusal:
-        minris.retire_procedure(ctx, "CTCH", delete=True)
+        retire_procedure(ctx, "CTCH", delete=True)
     assert refusal.value.detail == "CTCH is used by open exams: it can only be retired"
-    minris.retire_procedure(ctx, "CTCH")
+    retire_procedure(ctx, "CTCH")
     assert catalogue()["CTCH"].retired == 1
 
 
-@pytest.mark.parametrize("state", sorted(set(minris.STEP_STATES) - minris.OPEN_STEP_STATES))
+@pytest.mark.parametrize("state", sorted(set(STEP_STATES) - OPEN_STEP_STATES))
 def test_a_procedure_whose_exams_have_ended_can_be_deleted(ctx, state):
-    minris.save_procedure(ctx, CHEST)
-    minris.schedule(ctx, named(ScheduledProcedureStepStatus=state))
-    minris.retire_procedure(ctx, "CTCH", delete=True)
+    save_procedure(ctx, CHEST)
+    orders_scheduling.schedule(ctx, named(ScheduledProcedureStepStatus=state))
+    retire_procedure(ctx, "CTCH", delete=True)
     assert catalogue() == {}
 
 
 @pytest.mark.parametrize("delete", [False, True])
 def test_a_procedure_that_is_not_there_cannot_be_taken_out(ctx, delete):
     with refused(Status.NO_SUCH_SOP_INSTANCE):
-        minris.retire_procedure(ctx, "CTXX", delete)
+        retire_procedure(ctx, "CTXX", delete)
 
 
 # Several exams in one order, and changes of them.
@@ -208,7 +237,7 @@ def test_two_procedures_of_a_patient_may_have_one_accession_number(ctx):
     first = schedule(ctx, PatientID="P1", AccessionNumber="A1")
     second = schedule(ctx, PatientID="P1", AccessionNumber="A1")
     assert first.study_instance_uid != second.study_instance_uid
-    assert count(minris.RequestedProcedure) == 2
+    assert count(RequestedProcedure) == 2
 
 
 def test_an_accession_number_of_another_patient_is_refused(ctx):
@@ -223,16 +252,16 @@ def test_an_exam_is_not_given_the_accession_number_of_another_patient(ctx):
     schedule(ctx, PatientID="P1", AccessionNumber="A1")
     row = schedule(ctx, "Li^Na=李^娜", PatientID="P2", AccessionNumber="A2")
     with refused(Status.DUPLICATE_SOP_INSTANCE):
-        minris.reschedule(ctx, *minris.step_key(row.id), texts(AccessionNumber="A1"))
+        reschedule(ctx, *step_key(row.id), texts(AccessionNumber="A1"))
     assert data_of(row).get("AccessionNumber") == "A2"
 
 
 def test_a_step_moves_to_another_device_with_its_modality_and_place(ctx):
     [us] = [d for d in ctx.devices if d.name == "Ultrasound"]
-    placed = minris.dataclasses.replace(us, station_name="US ROOM", location="First floor")
-    ctx = minris.dataclasses.replace(ctx, devices=(*ctx.devices[:1], placed))
+    placed = dataclasses.replace(us, station_name="US ROOM", location="First floor")
+    ctx = dataclasses.replace(ctx, devices=(*ctx.devices[:1], placed))
     row = schedule(ctx)
-    minris.move_step(ctx, row.id, ScheduledStationAETitle="US1")
+    move_step(ctx, row.id, ScheduledStationAETitle="US1")
     step = step_of(data_of(row))
     keywords = (
         "ScheduledStationAETitle Modality ScheduledStationName ScheduledProcedureStepLocation"
@@ -243,18 +272,18 @@ def test_a_step_moves_to_another_device_with_its_modality_and_place(ctx):
 def test_a_step_moves_to_another_day_and_all_else_stays(ctx):
     row = schedule(ctx)
     before = data_of(row)
-    minris.move_step(ctx, row.id, ScheduledProcedureStepStartDate=TOMORROW)
+    move_step(ctx, row.id, ScheduledProcedureStepStartDate=TOMORROW)
     after = data_of(row)
     assert step_of(after).get("ScheduledProcedureStepStartDate") == TOMORROW
-    moved = minris.encode_items(minris.STEP_SEQUENCE, [bytes(step_of(before))])
-    assert after.merged(minris.ElementIndex(moved)) == bytes(before)
+    moved = encode_items(STEP_SEQUENCE, [bytes(step_of(before))])
+    assert after.merged(ElementIndex(moved)) == bytes(before)
 
 
 @pytest.mark.parametrize("state", ["STARTED", "COMPLETED"])
 def test_a_step_that_has_begun_or_is_done_is_not_moved(ctx, state):
     row = schedule(ctx, ScheduledProcedureStepStatus=state)
     with refused(Status.PROCESSING_FAILURE):
-        minris.move_step(ctx, row.id, ScheduledStationAETitle="US1")
+        move_step(ctx, row.id, ScheduledStationAETitle="US1")
     assert step_of(data_of(row)).get("ScheduledStationAETitle") == "CT1"
 
 
@@ -262,18 +291,18 @@ def test_a_step_that_has_begun_or_is_done_is_not_moved(ctx, state):
 def test_a_step_put_back_on_another_day_has_not_ended(ctx, event):
     """Retention goes by the time a step ended: one that waits again must have none."""
     row = schedule(ctx)
-    minris.change_step(ctx, event, *minris.step_key(row.id))
-    minris.move_step(ctx, row.id, ScheduledProcedureStepStartDate=TOMORROW)
-    [kept] = minris.fetch_rows(minris.ScheduledProcedureStep, "id = ?", row.id)
+    change_step(ctx, event, *step_key(row.id))
+    move_step(ctx, row.id, ScheduledProcedureStepStartDate=TOMORROW)
+    [kept] = fetch_rows(ScheduledProcedureStep, "id = ?", row.id)
     assert (kept.status, kept.ended_at) == ("SCHEDULED", "")
 
 
 def test_a_step_cancelled_by_mistake_does_not_come_back_by_an_undone_match(ctx):
     """A report matched to a cancelled exam, and the match undone: it is cancelled as before."""
     row = schedule(ctx)
-    minris.cancel_step(ctx, *minris.step_key(row.id))
-    performed = minris.insert_row(
-        minris.PerformedProcedureStep,
+    cancel_step(ctx, *step_key(row.id))
+    performed = insert_row(
+        PerformedProcedureStep,
         sop_instance_uid="2.25.1",
         status="IN PROGRESS",
         performed_station_ae_title="CT1",
@@ -282,8 +311,8 @@ def test_a_step_cancelled_by_mistake_does_not_come_back_by_an_undone_match(ctx):
         updated_at=ctx.stamp(),
         remark="",
     )
-    minris.link_by_hand(ctx, performed, row.id)
-    minris.unlink_step(ctx, performed, row.id)
+    link_by_hand(ctx, performed, row.id)
+    unlink_step(ctx, performed, row.id)
     assert state_of(row) == "CANCELED"
 
 
@@ -300,7 +329,7 @@ def week(ctx):
             ScheduledProcedureStepStartDate=YESTERDAY,
             ScheduledProcedureStepStatus=state,
         )
-        for number, state in enumerate(minris.STEP_STATES)
+        for number, state in enumerate(STEP_STATES)
     }
     for day in (TODAY, TOMORROW):
         rows[day] = schedule(ctx, f"Li^{day}", ScheduledProcedureStepStartDate=day)
@@ -308,14 +337,14 @@ def week(ctx):
 
 
 def test_what_is_still_open_from_days_before_is_left_over(ctx, week):
-    found = {row.status for row in minris.leftovers(ctx.today())}
-    assert found == minris.OPEN_STEP_STATES
+    found = {row.status for row in leftovers(ctx.today())}
+    assert found == OPEN_STEP_STATES
 
 
 def test_leftovers_are_told_the_oldest_first(ctx):
     for day in ("20260703", "20260701", "20260702"):
         schedule(ctx, f"Wang^{day}", ScheduledProcedureStepStartDate=day)
-    days = [row.start_date for row in minris.leftovers(ctx.today())]
+    days = [row.start_date for row in leftovers(ctx.today())]
     assert days == ["20260701", "20260702", "20260703"]
 
 
@@ -325,13 +354,13 @@ def test_leftovers_are_told_the_oldest_first(ctx):
 )
 def test_leftovers_end_in_bulk(ctx, week, event, state):
     rows = [week["SCHEDULED"], week["ARRIVED"]]
-    assert minris.change_rows(ctx, event, [row.id for row in rows]) == 2
+    assert change_rows(ctx, event, [row.id for row in rows]) == 2
     assert [state_of(row) for row in rows] == [state, state]
 
 
 def test_leftovers_move_to_today_in_bulk(ctx, week):
     rows = [week["SCHEDULED"], week["ARRIVED"]]
-    minris.change_rows(ctx, "today", [row.id for row in rows])
+    change_rows(ctx, "today", [row.id for row in rows])
     days = [step_of(data_of(row)).get("ScheduledProcedureStepStartDate") for row in rows]
     assert days == [TODAY, TODAY]
     assert [state_of(row) for row in rows] == ["SCHEDULED", "ARRIVED"]
@@ -339,14 +368,14 @@ def test_leftovers_move_to_today_in_bulk(ctx, week):
 
 def test_an_exam_whose_machine_has_gone_silent_is_ended_by_a_person(ctx, week):
     """PS3.4 F.7.2.2.3 note 2."""
-    assert minris.change_rows(ctx, "finish", [week["STARTED"].id]) == 1
+    assert change_rows(ctx, "finish", [week["STARTED"].id]) == 1
     assert state_of(week["STARTED"]) == "COMPLETED"
 
 
 @pytest.mark.parametrize("event", ["no show", "cancel", "today"])
 def test_leftovers_change_all_or_none(ctx, week, event):
     with refused(Status.PROCESSING_FAILURE):
-        minris.change_rows(ctx, event, [week["SCHEDULED"].id, week["COMPLETED"].id])
+        change_rows(ctx, event, [week["SCHEDULED"].id, week["COMPLETED"].id])
     assert state_of(week["SCHEDULED"]) == "SCHEDULED"
     assert step_of(data_of(week["SCHEDULED"])).get("ScheduledProcedureStepStartDate") == YESTERDAY
 
@@ -355,17 +384,17 @@ def test_leftovers_change_all_or_none(ctx, week, event):
 
 
 def patient_row(patient_id):
-    return minris.Patient.get(minris.Patient.patient_id == patient_id)
+    return Patient.get(Patient.patient_id == patient_id)
 
 
 def correct(ctx, patient_id, **values):
-    minris.correct_patient(ctx, patient_row(patient_id).id, texts(**values))
+    correct_patient(ctx, patient_row(patient_id).id, texts(**values))
 
 
 @pytest.mark.parametrize(
     ("state", "follows"),
     [
-        *((state, True) for state in sorted(minris.OPEN_STEP_STATES)),
+        *((state, True) for state in sorted(OPEN_STEP_STATES)),
         ("COMPLETED", False),
         ("DISCONTINUED", False),
     ],
@@ -376,7 +405,7 @@ def test_open_exams_follow_a_corrected_patient_and_ended_ones_do_not(ctx, state,
     correct(ctx, "P1", PatientName="Wang^XiaoDong=王^晓东", PatientBirthDate="19780312")
     expected = "Wang^XiaoDong=王^晓东" if follows else "Wang^XiaoDong=王^小东"
     assert data_of(row).get("PatientName") == expected
-    assert row_of(data_of(row)).name_key == minris.name_key(expected)
+    assert row_of(data_of(row)).name_key == name_key(expected)
 
 
 def test_what_is_emptied_of_a_patient_is_empty_in_open_exams(ctx):
@@ -413,7 +442,7 @@ def test_a_wrong_correction_changes_nothing(ctx, wrong, status):
 
 def test_a_patient_who_is_not_there_cannot_be_corrected(ctx):
     with refused(Status.NO_SUCH_SOP_INSTANCE):
-        minris.correct_patient(ctx, 404, texts(PatientWeight="71"))
+        correct_patient(ctx, 404, texts(PatientWeight="71"))
 
 
 def test_another_patient_id_is_taken_and_open_exams_follow(ctx):
@@ -421,7 +450,7 @@ def test_another_patient_id_is_taken_and_open_exams_follow(ctx):
     done = schedule(ctx, PatientID="P1", ScheduledProcedureStepStatus="COMPLETED")
     correct(ctx, "P1", PatientID="P7")
     assert (data_of(waiting).get("PatientID"), data_of(done).get("PatientID")) == ("P7", "P1")
-    assert [row.id for row in minris.find_steps("P7")] == [waiting.id]
+    assert [row.id for row in find_steps("P7")] == [waiting.id]
 
 
 def emergency(ctx, **values):
@@ -452,7 +481,7 @@ def test_the_unknown_patient_turns_out_to_be_a_known_one(ctx):
     row = emergency(ctx)
     correct(ctx, "P9", PatientID="P1", **KNOWN)
     assert data_of(row).get("PatientID") == "P1"
-    assert [step.id for step in minris.steps_of(patient_row("P1").id)].count(row.id) == 1
+    assert [step.id for step in steps_of(patient_row("P1").id)].count(row.id) == 1
 
 
 def test_the_exam_begun_before_the_unknown_patient_was_known_follows(ctx):
@@ -466,7 +495,7 @@ def test_the_exams_of_the_known_patient_stay(ctx):
     old = known(ctx)
     emergency(ctx)
     correct(ctx, "P9", PatientID="P1", **KNOWN)
-    assert old.id in [step.id for step in minris.steps_of(patient_row("P1").id)]
+    assert old.id in [step.id for step in steps_of(patient_row("P1").id)]
 
 
 def test_what_was_known_of_the_known_patient_stays(ctx):
@@ -501,7 +530,7 @@ def test_the_unknown_patient_is_not_given_the_id_of_somebody_else(ctx):
 def test_the_same_name_and_birth_date_under_another_id_is_found(ctx, name, birth_date, similar):
     schedule(ctx, PatientID="P1", PatientBirthDate="19780312")
     given = texts(PatientName=name, PatientBirthDate=birth_date, PatientID="P2")
-    found = minris.similar_patients(minris.ElementIndex(given))
+    found = similar_patients(ElementIndex(given))
     assert [patient.patient_id for patient in found] == (["P1"] if similar else [])
 
 
@@ -523,9 +552,9 @@ def table(*lines, delimiter=",", end="\r\n"):
 
 def imported(ctx, content):
     """Import a CSV file: the data sets of its steps."""
-    minris.run_import(ctx, "day.csv", content)
-    steps = minris.fetch_rows(minris.ScheduledProcedureStep, "1 = 1 ORDER BY id")
-    return [minris.ElementIndex(bytes(step.data)) for step in steps]
+    run_import(ctx, "day.csv", content)
+    steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
+    return [ElementIndex(bytes(step.data)) for step in steps]
 
 
 ENCODINGS = pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "gb18030"])
@@ -553,10 +582,10 @@ def test_a_list_with_chinese_headings_is_read_as_chinese_excel_writes_it(ctx, co
 
 
 @pytest.mark.parametrize(
-    "heading", [name for name, keyword in minris.CSV_COLUMNS.items() if keyword != "given"]
+    "heading", [name for name, keyword in CSV_COLUMNS.items() if keyword != "given"]
 )
 def test_every_heading_of_the_table_is_known(ctx, heading):
-    keyword = minris.CSV_COLUMNS[heading]
+    keyword = CSV_COLUMNS[heading]
     values = {
         "family": "Wang",
         "PatientName": "Wang^XiaoDong",
@@ -576,7 +605,7 @@ def test_every_heading_of_the_table_is_known(ctx, heading):
     if keyword == "ScheduledStationAETitle":
         head, row = head[:-1], row[:-1]
     [found] = imported(ctx, table(",".join(head), ",".join(row)).encode())
-    where = step_of(found) if keyword in minris.STEP_KEYWORDS else found
+    where = step_of(found) if keyword in STEP_KEYWORDS else found
     expected = {
         "1978-03-12": "19780312",
         "2026-07-05": "20260705",
@@ -584,7 +613,7 @@ def test_every_heading_of_the_table_is_known(ctx, heading):
         "male": "M",
     }
     keyword = "PatientName" if keyword == "family" else keyword
-    text = values.get(minris.CSV_COLUMNS[heading], "X1")
+    text = values.get(CSV_COLUMNS[heading], "X1")
     assert where.get(keyword) == expected.get(text, text)
 
 
@@ -639,7 +668,7 @@ def test_empty_lines_are_no_exams(ctx):
 
 
 def test_procedures_of_a_list_are_those_of_the_catalogue(ctx):
-    minris.save_procedure(ctx, CHEST)
+    save_procedure(ctx, CHEST)
     [found] = imported(ctx, table("name,exam", "Wang XiaoDong,CTCH").encode())
     assert found.item("RequestedProcedureCodeSequence").get("CodeMeaning") == "CT chest"
     assert step_of(found).get("ScheduledStationAETitle") == "CT1"
@@ -688,7 +717,7 @@ def test_of_five_hundred_rows_three_are_wrong_and_nothing_is_imported(ctx):
     for line, (number, *parts) in zip(lines, WRONG_ROWS, strict=True):
         assert line.startswith(f"row {number}: ")
         assert all(part in line for part in parts), line
-    assert (count(), count(minris.Patient), count(minris.RequestedProcedure)) == (0, 0, 0)
+    assert (count(), count(Patient), count(RequestedProcedure)) == (0, 0, 0)
 
 
 def test_rows_are_numbered_alike_whether_or_not_empty_lines_are_among_them(ctx):
@@ -703,13 +732,13 @@ def test_rows_are_numbered_alike_whether_or_not_empty_lines_are_among_them(ctx):
 
 
 def test_a_preview_keeps_nothing_and_uses_up_no_number(ctx):
-    lines, problems = minris.preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
+    lines, problems = preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
     assert (lines, problems) == ([["name", "device"], ["Wang Fang", "CT1"]], "")
-    assert (count(), count(minris.Patient), count(minris.Counter)) == (0, 0, 0)
+    assert (count(), count(Patient), count(Counter)) == (0, 0, 0)
 
 
 def test_a_preview_says_what_an_import_would_say(ctx):
-    _, problems = minris.preview_csv(ctx, five_hundred())
+    _, problems = preview_csv(ctx, five_hundred())
     with refused(Status.INVALID_ATTRIBUTE_VALUE) as refusal:
         imported(ctx, five_hundred())
     assert str(problems) == refusal.value.detail
@@ -717,22 +746,20 @@ def test_a_preview_says_what_an_import_would_say(ctx):
 
 def test_a_preview_is_not_logged_as_if_it_were_done(ctx, caplog):
     caplog.set_level("INFO", "minris")
-    minris.preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
+    preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
     assert "scheduled" not in caplog.text
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+49", "-2", "@SUM(A1)"])
 def test_no_cell_of_an_export_is_a_formula(ctx, cell):
     schedule(ctx, PatientID=f"{cell}x"[:64], RequestedProcedureDescription=f"{cell}x")
-    cells = [
-        cell for row in list(csv.reader(io.StringIO(minris.export_csv(), "")))[1:] for cell in row
-    ]
+    cells = [cell for row in list(csv.reader(io.StringIO(export_csv(), "")))[1:] for cell in row]
     assert not [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell]
 
 
 def test_an_exported_list_can_be_imported(ctx, tmp_path):
     row = schedule(ctx, PatientID="P1", PatientBirthDate="19780312", PatientSex="M")
-    content = minris.export_csv().replace(row.study_instance_uid, "2.25.77").encode("utf-8-sig")
+    content = export_csv().replace(row.study_instance_uid, "2.25.77").encode("utf-8-sig")
     found = imported(ctx, content)[-1]
     assert found.get("StudyInstanceUID") == "2.25.77"
     assert found.get("PatientName") == "Wang^XiaoDong=王^小东"
@@ -770,13 +797,13 @@ def send(web, path, action="", **changes):
 
 
 def row_in(appliance, index):
-    return appliance.read(minris.step_known, index.get("StudyInstanceUID"))
+    return appliance.read(step_known, index.get("StudyInstanceUID"))
 
 
 def steps_in(appliance):
     """The data sets of all steps, in order."""
-    rows = appliance.read(minris.fetch_rows, minris.ScheduledProcedureStep, "1 = 1 ORDER BY id")
-    return [minris.ElementIndex(bytes(row.data)) for row in rows]
+    rows = appliance.read(fetch_rows, ScheduledProcedureStep, "1 = 1 ORDER BY id")
+    return [ElementIndex(bytes(row.data)) for row in rows]
 
 
 EXAM = {"device": "CT1", "procedure": "CT chest", "date": "2026-07-05", "time": "09:30"}
@@ -804,7 +831,7 @@ def test_another_exam_of_a_patient_with_an_issuer_is_of_the_same_patient(applian
     [first] = appliance.schedule(item(IssuerOfPatientID="LAKESIDE", AccessionNumber="A1"))
     answer = send(web, f"/register?order={row_in(appliance, first)}", **EXAM)
     assert answer.status_code == 303, words_of(answer.text)
-    assert appliance.read(count, minris.Patient) == 1
+    assert appliance.read(count, Patient) == 1
 
 
 def test_the_same_name_and_birth_date_under_another_id_is_asked_about_before_saving(appliance, web):
@@ -822,7 +849,7 @@ def test_what_was_answered_is_done(appliance, web, choice, same):
     answer = web.post("/register", data=form_of(asked.text, "/register") | {"same_person": choice})
     assert answer.status_code == 303
     assert (steps_in(appliance)[1].get("PatientID") == "P1") is same
-    assert appliance.read(count, minris.Patient) == (1 if same else 2)
+    assert appliance.read(count, Patient) == (1 if same else 2)
 
 
 def test_reception_is_told_that_an_accession_number_is_another_patient_s(appliance, web):
@@ -894,7 +921,7 @@ def test_saving_a_patient_s_page_as_it_is_shown_changes_nothing(appliance, web, 
 )
 def test_saving_an_exam_s_page_as_it_is_shown_changes_nothing(appliance, web, keyword, value):
     [index] = appliance.schedule(item(**{keyword: value}))
-    where = step_of if keyword in minris.STEP_KEYWORDS else lambda index: index
+    where = step_of if keyword in STEP_KEYWORDS else lambda index: index
     before = where(index).get(keyword)
     answer = send(web, f"/step/{row_in(appliance, index)}/edit")
     assert answer.status_code == 303
@@ -913,7 +940,7 @@ def test_an_exam_is_moved_to_another_device_on_its_page(appliance, web):
 def test_an_exam_changed_to_another_of_the_catalogue_has_its_code_and_protocol(appliance, web):
     """The machine chooses its protocol by the codes, not by the words."""
     for procedure in (CHEST, ABDOMEN | {"protocol_code": "AB-1"}):
-        appliance.write(minris.save_procedure, appliance.context(), procedure)
+        appliance.write(save_procedure, appliance.context(), procedure)
     send(web, "/register", **WANG | EXAM)
     path = f"/step/{row_in(appliance, steps_in(appliance)[0])}/edit"
     send(web, path, procedure="CT abdomen")
@@ -925,7 +952,7 @@ def test_an_exam_changed_to_another_of_the_catalogue_has_its_code_and_protocol(a
 
 
 def test_an_exam_changed_to_one_outside_the_catalogue_has_no_old_code(appliance, web):
-    appliance.write(minris.save_procedure, appliance.context(), CHEST)
+    appliance.write(save_procedure, appliance.context(), CHEST)
     send(web, "/register", **WANG | EXAM)
     path = f"/step/{row_in(appliance, steps_in(appliance)[0])}/edit"
     send(web, path, procedure="CT sinuses")
@@ -1009,7 +1036,7 @@ def test_a_procedure_is_saved_changed_retired_and_deleted_on_the_page(appliance,
 
 
 def test_the_page_says_why_a_procedure_is_not_deleted(appliance, web):
-    appliance.write(minris.save_procedure, appliance.context(), CHEST)
+    appliance.write(save_procedure, appliance.context(), CHEST)
     send(web, "/register", **WANG | EXAM)
     answer = send(web, "/catalogue?code=CTCH", "/catalogue", event="delete")
     assert answer.status_code == 422
@@ -1018,8 +1045,8 @@ def test_the_page_says_why_a_procedure_is_not_deleted(appliance, web):
 
 def test_a_procedure_in_use_is_offered_at_the_desk_and_a_retired_one_is_not(appliance, web):
     for procedure in (CHEST, ABDOMEN):
-        appliance.write(minris.save_procedure, appliance.context(), procedure)
-    appliance.write(minris.retire_procedure, appliance.context(), "CTAB")
+        appliance.write(save_procedure, appliance.context(), procedure)
+    appliance.write(retire_procedure, appliance.context(), "CTAB")
     text = web.get("/register").text
     assert 'value="CT chest"' in text
     assert 'value="CT abdomen"' not in text
@@ -1028,7 +1055,7 @@ def test_a_procedure_in_use_is_offered_at_the_desk_and_a_retired_one_is_not(appl
 def test_a_catalogue_is_imported(appliance):
     """Issue: catalogue editable and importable."""
     content = b'{"minris": "", "procedures": [{"code": "CTCH", "meaning": "CT chest"}]}'
-    appliance.write(minris.run_import, appliance.context(), "catalogue.json", content)
+    appliance.write(run_import, appliance.context(), "catalogue.json", content)
     assert list(appliance.read(catalogue)) == ["CTCH"]
 
 

@@ -16,9 +16,13 @@ import peers
 import pytest
 
 import minris
+from minris.config.ini import load_config, settings_reference
+from minris.conformance.statement import conformance_statement
+from minris.pages.frame import NAVIGATION
+from minris.pages.reception import REGISTER_FIELDS
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("minris.py", "pyproject.toml", "README.md", "LICENSE", "config.ini", "static")
+SOURCES = ("minris.py", "src", "pyproject.toml", "README.md", "LICENSE", "config.ini", "static")
 
 
 @pytest.fixture(scope="session")
@@ -59,29 +63,31 @@ def test_the_wheel_is_for_every_platform_and_of_this_version(wheel):
 
 
 def test_the_wheel_has_the_program_the_static_files_and_config_ini(wheel):
-    static = {f"minris_static/{name}" for name in files_of(ROOT / "static")}
-    assert {"minris.py", "minris_static/config.ini", *static} <= names_in(wheel)
+    static = {f"minris/static/{name}" for name in files_of(ROOT / "static")}
+    package = {f"minris/{name}" for name in files_of(ROOT / "src" / "minris")}
+    package = {name for name in package if "__pycache__" not in name}
+    assert {"minris/config.ini", *package, *static} <= names_in(wheel)
 
 
 def test_the_wheel_has_nothing_else(wheel):
     others = {
         name
         for name in names_in(wheel)
-        if not name.startswith(("minris_static/", f"minris-{minris.__version__}.dist-info/"))
+        if not name.startswith(("minris/", f"minris-{minris.__version__}.dist-info/"))
     }
-    assert others == {"minris.py"}
+    assert others == set()
 
 
 def test_the_wheel_brings_the_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         [name] = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
-        assert "minris = minris:main" in archive.read(name).decode()
+        assert "minris = minris.cli:main" in archive.read(name).decode()
 
 
 def test_the_config_ini_of_the_wheel_is_what_settings_prints(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        shipped = archive.read("minris_static/config.ini").decode()
-    assert shipped == minris.settings_reference()
+        shipped = archive.read("minris/config.ini").decode()
+    assert shipped == settings_reference()
 
 
 @pytest.fixture
@@ -94,7 +100,7 @@ def unpacked(wheel, tmp_path):
 
 
 def test_an_installed_minris_finds_its_static_files(unpacked, tmp_path):
-    script = "import minris; print(minris.__file__); print(minris.find_static())"
+    script = "from minris.web.request import FOLDER, find_static; print(FOLDER, find_static())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -103,7 +109,7 @@ def test_an_installed_minris_finds_its_static_files(unpacked, tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [str(unpacked / "minris.py"), str(unpacked / "minris_static")]
+    assert done.stdout.split() == [str(unpacked / "minris"), str(unpacked / "minris" / "static")]
 
 
 # As a program of its own, told all by the environment.
@@ -139,7 +145,7 @@ class Program:
         """Send the form of reception as it is shown, filled in."""
         page = client.get("/register").text
         form = dict(re.findall(r'name="(\w+)"[^>]*value="([^"]*)"', page))
-        form |= {row[0]: form.get(row[0], "") for row in minris.REGISTER_FIELDS} | texts
+        form |= {row[0]: form.get(row[0], "") for row in REGISTER_FIELDS} | texts
         return client.post("/register", data=form)
 
     def on_worklist(self, calling="CT1"):
@@ -189,7 +195,7 @@ def test_a_lone_minris_py_registers_the_first_patient(lone):
     assert lone.on_worklist() == ["Wang^XiaoDong=王^小东"]
 
 
-@pytest.mark.parametrize("path", [row[0] for row in minris.NAVIGATION])
+@pytest.mark.parametrize("path", [row[0] for row in NAVIGATION])
 def test_a_lone_minris_py_has_every_page_without_style_and_script(lone, path):
     with lone.browser() as client:
         answer = client.get(path)
@@ -220,8 +226,8 @@ def test_a_lone_minris_py_keeps_its_store_where_it_was_started(lone):
     ("arguments", "printed"),
     [
         (["--version"], lambda: f"minris {minris.__version__}\n"),
-        (["settings"], minris.settings_reference),
-        (["conformance"], lambda: minris.conformance_statement(minris.load_config(None))),
+        (["settings"], settings_reference),
+        (["conformance"], lambda: conformance_statement(load_config(None))),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -291,7 +297,7 @@ def test_minris_pyz_plays_the_demo_in_an_empty_folder(box):
 
 @pytest.mark.long
 def test_minris_pyz_prints_its_settings(box):
-    assert run_pyz(box, "settings") == minris.settings_reference()
+    assert run_pyz(box, "settings") == settings_reference()
 
 
 @pytest.mark.long

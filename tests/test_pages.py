@@ -15,7 +15,25 @@ from conftest import Running, item
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
-import minris
+from minris.access.context import Actor, Context
+from minris.access.users import (
+    authenticate,
+    delete_user,
+    hash_password,
+    make_user,
+    note_login_failure,
+    open_session,
+    permit,
+)
+from minris.config.values import ROLES
+from minris.dataset.elements import ElementIndex
+from minris.pages.day.board import EVENTS_OF_STATE
+from minris.pages.frame import NAVIGATION
+from minris.pages.language import choose_language
+from minris.pages.reception import REGISTER_FIELDS
+from minris.standard.status import Refusal
+from minris.standard.worklist import STEP_STATUS, STEP_TRANSITIONS
+from minris.store.models import Patient, ScheduledProcedureStep, Session, User
 
 ARTEFACTS = Path(__file__).parent.parent / "artefacts"
 
@@ -51,7 +69,7 @@ def guest(appliance):
 
 
 PASSWORD = "blue-kettle-9"
-HASHED = minris.hash_password(PASSWORD)
+HASHED = hash_password(PASSWORD)
 
 
 def employ(appliance, client, role="desk"):
@@ -59,10 +77,8 @@ def employ(appliance, client, role="desk"):
 
     def logged_in():
         context = appliance.context()
-        user = minris.User.create(
-            name="anna", role=role, password=HASHED, created_at=context.stamp()
-        )
-        return minris.open_session(context, user.id)
+        user = User.create(name="anna", role=role, password=HASHED, created_at=context.stamp())
+        return open_session(context, user.id)
 
     client.cookies.set("minris", appliance.write(logged_in), domain="127.0.0.1", path="/")
     return client
@@ -93,7 +109,7 @@ def hidden_fields(text):
 def filled(client, **texts):
     """The registration form as it is shown, filled in for Wang XiaoDong at the CT."""
     page = client.get("/register").text
-    form = {row[0]: "" for row in minris.REGISTER_FIELDS}
+    form = {row[0]: "" for row in REGISTER_FIELDS}
     form |= {
         "family_name": "Wang",
         "given_name": "XiaoDong",
@@ -114,10 +130,8 @@ def register(client, **texts):
 
 def stored_steps(appliance):
     """The data sets of all steps, in order."""
-    found = appliance.read(
-        lambda: [bytes(step.data) for step in minris.ScheduledProcedureStep.select()]
-    )
-    return [minris.ElementIndex(data) for data in found]
+    found = appliance.read(lambda: [bytes(step.data) for step in ScheduledProcedureStep.select()])
+    return [ElementIndex(data) for data in found]
 
 
 def problem_at(text, name):
@@ -278,7 +292,7 @@ def test_nine_wrong_passwords_are_forgiven(appliance, guest):
 
 
 def test_wrong_passwords_of_one_do_not_keep_another_out(appliance, guest):
-    appliance.write(minris.make_user, appliance.context(), "anna", "desk", "blue-kettle-9")
+    appliance.write(make_user, appliance.context(), "anna", "desk", "blue-kettle-9")
     for _ in range(10):
         log_in(guest, "admin", "letmein")
     with visiting(appliance, "127.0.0.2") as elsewhere:
@@ -300,15 +314,15 @@ def test_one_user_is_protected_wherever_it_is_tried_from(appliance):
 
 
 def test_a_slowed_login_is_not_slowed_for_ever(ctx):
-    address = ctx.by(minris.Actor("admin", "192.0.2.7"))
-    minris.make_user(ctx, "admin", "admin", "green-lamp-4")
+    address = ctx.by(Actor("admin", "192.0.2.7"))
+    make_user(ctx, "admin", "admin", "green-lamp-4")
     for _ in range(10):
-        minris.note_login_failure(address, "admin")
-    with pytest.raises(minris.Refusal):
-        minris.authenticate(address, "admin", "green-lamp-4")
+        note_login_failure(address, "admin")
+    with pytest.raises(Refusal):
+        authenticate(address, "admin", "green-lamp-4")
     later = datetime.timedelta(minutes=15, seconds=1)
-    then = minris.Context(ctx.config, address.actor, now=lambda: ctx.now() + later)
-    assert minris.authenticate(then, "admin", "green-lamp-4")
+    then = Context(ctx.config, address.actor, now=lambda: ctx.now() + later)
+    assert authenticate(then, "admin", "green-lamp-4")
 
 
 def test_logging_out_ends_the_login_itself(appliance, desk):
@@ -322,46 +336,46 @@ def test_logging_out_ends_the_login_itself(appliance, desk):
 
 def test_a_login_ends_after_its_hours(appliance, desk):
     def age():
-        minris.Session.update(expires_at=appliance.context().stamp(seconds=-1)).execute()
+        Session.update(expires_at=appliance.context().stamp(seconds=-1)).execute()
 
     appliance.write(age)
     assert desk.get("/").headers["Location"] == "/login?next=/"
 
 
 def test_a_new_password_ends_the_logins_with_the_old(appliance, desk):
-    appliance.write(minris.make_user, appliance.context(), "anna", "desk", "red-bicycle-3")
+    appliance.write(make_user, appliance.context(), "anna", "desk", "red-bicycle-3")
     assert desk.get("/").status_code == 303
 
 
 def test_a_deleted_user_is_out(appliance, desk):
-    appliance.write(minris.delete_user, appliance.context(), "anna")
+    appliance.write(delete_user, appliance.context(), "anna")
     assert desk.get("/").status_code == 303
 
 
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_role_sees_the_pages_of_its_row_and_no_others(appliance, guest, role):
     employ(appliance, guest, role)
-    seen = {path: guest.get(path).status_code for path, *_ in minris.NAVIGATION}
-    allowed = {path: minris.permit(role, least) for path, _, least, _ in minris.NAVIGATION}
+    seen = {path: guest.get(path).status_code for path, *_ in NAVIGATION}
+    allowed = {path: permit(role, least) for path, _, least, _ in NAVIGATION}
     assert seen == {path: 200 if may else 403 for path, may in allowed.items()}
 
 
-@pytest.mark.parametrize("role", minris.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_role_is_offered_what_it_may_see(appliance, guest, role):
     employ(appliance, guest, role)
     first = guest.get("/").text
-    for path, _, least, group in minris.NAVIGATION:
+    for path, _, least, group in NAVIGATION:
         where = re.search(rf'<a href="([^"]+)"[^>]*>{group}</a>', first)
         offered = guest.get(where[1]).text.partition("<main>")[0] if where else ""
-        assert (f'href="{path}"' in offered) == minris.permit(role, least)
+        assert (f'href="{path}"' in offered) == permit(role, least)
 
 
-@pytest.mark.parametrize("least", minris.ROLES)
-@pytest.mark.parametrize("role", [*minris.ROLES, "", "root"])
+@pytest.mark.parametrize("least", ROLES)
+@pytest.mark.parametrize("role", [*ROLES, "", "root"])
 def test_a_role_may_do_what_those_before_it_may(role, least):
     order = ["desk", "technologist", "admin"]
     expected = role in order and order.index(role) >= order.index(least)
-    assert minris.permit(role, least) == expected
+    assert permit(role, least) == expected
 
 
 # Requests that a page of ours did not send.
@@ -521,7 +535,7 @@ def test_the_form_begins_with_today_and_now(appliance, desk):
 
 def test_every_field_has_a_label(desk):
     page = desk.get("/register").text
-    for name, *_ in minris.REGISTER_FIELDS:
+    for name, *_ in REGISTER_FIELDS:
         assert f'<label for="{name}">' in page
 
 
@@ -556,7 +570,7 @@ def test_what_is_wrong_is_said_beside_its_field_and_nothing_is_saved(
     assert words in (problem_at(answer.text, field) or "")
     assert "Nothing was saved" in words_of(answer)
     assert stored_steps(appliance) == []
-    assert appliance.read(lambda: minris.Patient.select().count()) == 0
+    assert appliance.read(lambda: Patient.select().count()) == 0
 
 
 @pytest.mark.parametrize("birth_date", ["0231-12-08", "1799-12-31", "2099-01-01"])
@@ -777,7 +791,7 @@ def test_nothing_is_saved_before_the_desk_has_chosen(appliance, desk):
 def test_a_known_patient_comes_again(appliance, desk):
     for procedure in ("CT chest", "CT abdomen"):
         assert register(desk, patient_id="P7", procedure=procedure).status_code == 303
-    assert appliance.read(lambda: minris.Patient.select().count()) == 1
+    assert appliance.read(lambda: Patient.select().count()) == 1
 
 
 def test_a_patient_id_that_is_too_long_is_not_a_known_one(desk):
@@ -854,7 +868,7 @@ def test_an_exam_at_an_unknown_device_is_shown(appliance, desk):
     assert "OLD_CT" in desk.get("/?date=2026-07-05").text
 
 
-EVENTS = [(state, event) for state, events in minris.EVENTS_OF_STATE.items() for event in events]
+EVENTS = [(state, event) for state, events in EVENTS_OF_STATE.items() for event in events]
 
 
 @pytest.mark.parametrize(("state", "event"), EVENTS)
@@ -866,7 +880,7 @@ def test_a_button_moves_an_exam_as_the_table_says(appliance, desk, state, event)
     assert answer.status_code == 303
     [stored] = stored_steps(appliance)
     step = stored.item("ScheduledProcedureStepSequence")
-    assert step.text(minris.STEP_STATUS) == minris.STEP_TRANSITIONS[event, state]
+    assert step.text(STEP_STATUS) == STEP_TRANSITIONS[event, state]
 
 
 def test_a_button_leads_back_to_where_it_was_pressed(appliance, desk):
@@ -954,7 +968,7 @@ def test_what_is_not_there_is_said_on_a_page_with_a_way_back(desk, method, path,
 
 
 def test_a_lone_file_has_pages_too(run_appliance, monkeypatch):
-    monkeypatch.setattr(minris, "find_static", lambda: None)
+    monkeypatch.setattr("minris.web.request.find_static", lambda: None)
     appliance = run_appliance()
     with visiting(appliance) as client:
         log_in(client, "admin", admin_password(appliance))
@@ -984,11 +998,11 @@ def test_the_board_loads_itself_anew_without_script(desk):
     ],
 )
 def test_the_language_is_the_browsers(accepted, language):
-    assert minris.choose_language(["en", "zh-CN"], "", accepted, "en") == language
+    assert choose_language(["en", "zh-CN"], "", accepted, "en") == language
 
 
 def test_the_language_chosen_goes_before_the_browsers():
-    assert minris.choose_language(["en", "zh-CN"], "zh-CN", "en-US", "en") == "zh-CN"
+    assert choose_language(["en", "zh-CN"], "zh-CN", "en-US", "en") == "zh-CN"
 
 
 def test_the_pages_are_there_in_chinese(desk):
@@ -1310,7 +1324,7 @@ def test_a_board_whose_login_has_ended_asks_for_it(window):
     desk = window()
     desk.log_in()
     desk.page.locator("#board").wait_for()
-    desk.appliance.write(lambda: minris.Session.delete().execute())
+    desk.appliance.write(lambda: Session.delete().execute())
     desk.appliance.schedule(item())
     desk.page.get_by_label("Password").wait_for()
 
@@ -1351,7 +1365,7 @@ def test_a_board_that_was_hidden_is_right_when_it_is_seen_again(window):
 
 
 PICTURED = [
-    *(row[0] for row in minris.NAVIGATION),
+    *(row[0] for row in NAVIGATION),
     *("/?by=state", "/step/1", "/step/1/edit", "/step/1/slip", "/step/1/label", "/patient/1"),
     *("/patient/1/merge", "/patient/1/erase", "/patients?q=wang", "/print", "/why?q=wang"),
     *("/calendar?device=CT1", "/devices/edit?profile=Modern%2C+UTF-8", "/users/new", "/login"),

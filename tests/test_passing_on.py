@@ -49,8 +49,41 @@ from test_mpps import (
 from test_mpps import read as read_stored
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
-from minris import INSTANCE_AVAILABILITY, MPPS, MPPS_NOTIFICATION, PASSED_ON_OUTBOX
+from minris.access.context import Actor
+from minris.access.devices import save_device, stored_devices
+from minris.appliance.jobs import job_purge, job_workitems
+from minris.config.ini import ConfigError, Device, load_config
+from minris.delivery.receivers import Answered, Delivery
+from minris.dimse.senders import EventSender
+from minris.housekeeping.erasing import purge
+from minris.images.availability import notify_availability
+from minris.mpps.performed import create_mpps, set_mpps
+from minris.orders.lookup import step_known
+from minris.outbox import (
+    MOST_ABORTS,
+    PASSED_ON_OUTBOX,
+    RETRY_AFTER,
+    due_events,
+    due_receivers,
+    give_up_events,
+    note_failed,
+    note_refused,
+    note_sent,
+    retry_events,
+)
+from minris.pages.machines.devices import settings_of
+from minris.standard.status import Refusal
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    INSTANCE_AVAILABILITY,
+    MPPS,
+    MPPS_NOTIFICATION,
+)
+from minris.store.models import PassedOn, database
+from minris.store.rows import erase, fetch_rows, update_row
+from minris.upper_layer.caller import Caller
+from minris.ups.events import record_event
 
 OTHER, THIRD = "2.25.31", "2.25.32"
 CREATE, SET, TOLD = "N-CREATE", "N-SET", "N-EVENT-REPORT"
@@ -90,7 +123,7 @@ class Receiver:
         port=0,
         classes=(MPPS, MPPS_NOTIFICATION, INSTANCE_AVAILABILITY),
         role=True,
-        syntax=minris.EXPLICIT_VR_LITTLE_ENDIAN,
+        syntax=EXPLICIT_VR_LITTLE_ENDIAN,
     ):
         self.answer, self.title, self.port = answer, title, port
         self.classes, self.role, self.syntax = classes, role, syntax
@@ -178,13 +211,18 @@ def receiver():
 @pytest.fixture
 def impatient(monkeypatch):
     """Half a second of silence is a failure, not ten."""
-    monkeypatch.setattr(minris.Caller.__init__, "__defaults__", (0.5,))
+    monkeypatch.setattr(Caller.__init__, "__defaults__", (0.5,))
 
 
 @pytest.fixture
 def at_once(monkeypatch):
     """What has failed is tried again without a wait."""
-    monkeypatch.setattr(minris, "RETRY_AFTER", (0,) * len(minris.RETRY_AFTER))
+    monkeypatch.setattr("minris.conformance.services.RETRY_AFTER", (0,) * len(RETRY_AFTER))
+    monkeypatch.setattr("minris.delivery.archive.RETRY_AFTER", (0,) * len(RETRY_AFTER))
+    monkeypatch.setattr("minris.delivery.receivers.RETRY_AFTER", (0,) * len(RETRY_AFTER))
+    monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (0,) * len(RETRY_AFTER))
+    monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (0,) * len(RETRY_AFTER))
+    monkeypatch.setattr("minris.outbox.RETRY_AFTER", (0,) * len(RETRY_AFTER))
 
 
 def passed_on(kinds="mpps", more="", **ports):
@@ -214,13 +252,13 @@ def answers_of(title="PACS"):
     """(operation, answer, "sent", "given up" or "waits") of all that a receiver is passed on."""
     return [
         (row.operation, row.answer, "given up" if row.given_up_at else "sent" if row.sent_at else "waits")
-        for row in minris.fetch_rows(minris.PassedOn, "receiver = ? ORDER BY id", title)
+        for row in fetch_rows(PassedOn, "receiver = ? ORDER BY id", title)
     ]  # fmt: skip
 
 
 def waits_for(title="PACS"):
     """What a receiver has still to hear."""
-    return minris.due_events(title, 1000, PASSED_ON_OUTBOX)
+    return due_events(title, 1000, PASSED_ON_OUTBOX)
 
 
 def once_done(appliance, title="PACS"):
@@ -231,9 +269,7 @@ def once_done(appliance, title="PACS"):
 
 def problem_of(title="PACS"):
     """What the last call of a receiver failed of."""
-    row = minris.database.execute_sql(
-        "SELECT problem FROM destination WHERE ae_title = ?", (title,)
-    )
+    row = database.execute_sql("SELECT problem FROM destination WHERE ae_title = ?", (title,))
     return (row.fetchone() or ("",))[0]
 
 
@@ -245,7 +281,7 @@ def once_failed(appliance, title="PACS"):
 
 def try_again(appliance, title="PACS"):
     """What a technologist does when a receiver is back."""
-    appliance.write(minris.retry_events, appliance.context(), title, PASSED_ON_OUTBOX)
+    appliance.write(retry_events, appliance.context(), title, PASSED_ON_OUTBOX)
     appliance.appliance.wake_delivery()
 
 
@@ -253,9 +289,7 @@ def try_again(appliance, title="PACS"):
 
 
 @pytest.mark.usefixtures("woken_alone")
-@pytest.mark.parametrize(
-    "syntax", [minris.EXPLICIT_VR_LITTLE_ENDIAN, minris.IMPLICIT_VR_LITTLE_ENDIAN]
-)
+@pytest.mark.parametrize("syntax", [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
 def test_an_exam_is_passed_on_as_it_was_taken(run_appliance, receiver, syntax):
     archive = receiver(syntax=syntax)
     appliance = run_appliance(passed_on(PACS=archive.port))
@@ -344,24 +378,24 @@ def test_an_archive_is_sent_its_own_character_set(run_appliance, receiver, chars
 def test_what_was_refused_is_not_passed_on(ctx_with_pacs):
     ctx = ctx_with_pacs
     for ds in (creation(PerformedProcedureStepStatus="COMPLETED"), dataset()):
-        with pytest.raises(minris.Refusal):
-            minris.create_mpps(ctx, UID, stored_form(ds))
-    with pytest.raises(minris.Refusal):
-        minris.set_mpps(ctx, UID, stored_form(ending()))
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+        with pytest.raises(Refusal):
+            create_mpps(ctx, UID, stored_form(ds))
+    with pytest.raises(Refusal):
+        set_mpps(ctx, UID, stored_form(ending()))
+    create_mpps(ctx, UID, stored_form(creation()))
     for ds in (dataset(PatientID="OTHER"), dataset(PerformedProcedureStepStatus="FOO")):
-        with pytest.raises(minris.Refusal):
-            minris.set_mpps(ctx, UID, stored_form(ds))
-    with pytest.raises(minris.Refusal):
-        minris.create_mpps(ctx, UID, stored_form(creation()))
+        with pytest.raises(Refusal):
+            set_mpps(ctx, UID, stored_form(ds))
+    with pytest.raises(Refusal):
+        create_mpps(ctx, UID, stored_form(creation()))
     assert messages() == [(CREATE, UID, 0)]
 
 
 def test_attributes_that_may_not_be_set_are_not_passed_on(ctx_with_pacs):
     """A receiver that is strict would refuse the whole with 0105."""
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
-    minris.set_mpps(ctx, UID, stored_form(ending(PatientID=creation().PatientID)))
+    create_mpps(ctx, UID, stored_form(creation()))
+    set_mpps(ctx, UID, stored_form(ending(PatientID=creation().PatientID)))
     [_, change] = waits_for()
     assert "PatientID" not in read_stored(change.data)
     assert "PerformedSeriesSequence" in read_stored(change.data)
@@ -374,7 +408,7 @@ def ctx_with_pacs(ctx):
 
 
 def with_pacs(ctx, kinds="mpps", **more):
-    device = minris.Device(
+    device = Device(
         name="PACS room",
         ae_titles=("PACS", "PACS2"),
         host="127.0.0.1",
@@ -397,9 +431,9 @@ def messages(title="PACS"):
 @pytest.mark.parametrize(("sender", "count"), [("PACS", 0), ("PACS2", 0), ("CT1", 1)])
 def test_who_has_told_us_is_not_told_by_us(ctx, kinds, sender, count):
     """By none of its AE titles."""
-    ctx = with_pacs(ctx, kinds).by(minris.Actor(sender))
-    minris.create_mpps(ctx, UID, stored_form(creation()))
-    minris.notify_availability(ctx, OTHER, stored_form(notice(series(1))))
+    ctx = with_pacs(ctx, kinds).by(Actor(sender))
+    create_mpps(ctx, UID, stored_form(creation()))
+    notify_availability(ctx, OTHER, stored_form(notice(series(1))))
     assert len(messages()) == count
 
 
@@ -416,16 +450,16 @@ def test_who_has_told_us_is_not_told_by_us(ctx, kinds, sender, count):
 )
 def test_a_change_that_changes_nothing_goes_nowhere(ctx_with_pacs, again):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
-    minris.set_mpps(ctx, UID, stored_form(again))
+    create_mpps(ctx, UID, stored_form(creation()))
+    set_mpps(ctx, UID, stored_form(again))
     assert messages() == [(CREATE, UID, 0)]
 
 
 def test_a_name_sent_again_with_empty_components_goes_nowhere(ctx_with_pacs):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+    create_mpps(ctx, UID, stored_form(creation()))
     again = dataset(SpecificCharacterSet="ISO_IR 192", PatientName="Wang^XiaoDong^^^=王^小东^^")
-    minris.set_mpps(ctx, UID, stored_form(again))
+    set_mpps(ctx, UID, stored_form(again))
     assert messages() == [(CREATE, UID, 0)]
 
 
@@ -616,15 +650,15 @@ def test_what_is_erased_is_told_as_deleted(run_appliance, receiver):
         call.set(ending())
     assert archive.next_events(2) == [(BEGUN, UID), (COMPLETED, UID)]
     appliance.write(in_the_past, appliance.context().stamp(days=-31))
-    minris.job_purge(appliance.appliance)
+    job_purge(appliance.appliance)
     appliance.appliance.wake_delivery()
     assert archive.next_events(1) == [(DELETED, UID)]
 
 
 def in_the_past(stamp):
     """All that was done was done then."""
-    minris.database.execute_sql("UPDATE scheduled_procedure_step SET ended_at = ?", (stamp,))
-    minris.database.execute_sql("UPDATE performed_procedure_step SET updated_at = ?", (stamp,))
+    database.execute_sql("UPDATE scheduled_procedure_step SET ended_at = ?", (stamp,))
+    database.execute_sql("UPDATE performed_procedure_step SET updated_at = ?", (stamp,))
 
 
 def test_an_archive_is_told_of_the_steps_that_were_erased_alone(ctx):
@@ -633,7 +667,7 @@ def test_an_archive_is_told_of_the_steps_that_were_erased_alone(ctx):
     perform(old, schedule(old), UID, ending())
     perform(ctx, schedule(ctx), OTHER, ending())
     before = messages()
-    minris.purge(keeping(ctx, steps=30))
+    purge(keeping(ctx, steps=30))
     assert messages() == [*before, (TOLD, UID, DELETED)]
 
 
@@ -664,7 +698,7 @@ def test_availability_is_passed_on(run_appliance, receiver):
     ris, archive = receiver(title="RIS"), receiver()
     appliance = run_appliance(passed_on("availability", RIS=ris.port, PACS=archive.port))
     said = notice(series(3), title="PACS")
-    appliance.write(minris.notify_availability, appliance.context("PACS"), OTHER, stored_form(said))
+    appliance.write(notify_availability, appliance.context("PACS"), OTHER, stored_form(said))
     appliance.appliance.wake_delivery()
     heard = ris.next()
     assert (heard.operation, heard.uid) == (CREATE, OTHER)
@@ -692,9 +726,9 @@ def test_dcmjs_notifies_and_pynetdicom_is_notified(run_appliance, receiver):
 def test_the_same_availability_again_goes_nowhere(ctx):
     ctx = with_pacs(ctx, "availability")
     data = stored_form(notice(series(1)))
-    minris.notify_availability(ctx, OTHER, data)
-    with pytest.raises(minris.Refusal):
-        minris.notify_availability(ctx, OTHER, data)
+    notify_availability(ctx, OTHER, data)
+    with pytest.raises(Refusal):
+        notify_availability(ctx, OTHER, data)
     assert messages() == [(CREATE, OTHER, 0)]
 
 
@@ -706,13 +740,13 @@ def test_each_receiver_is_passed_on_what_its_settings_say(ctx):
         ("", []),
         ("mpps mpps_notification availability", [CREATE, TOLD, SET, TOLD, CREATE]),
     ):
-        minris.erase("passed_on")
-        minris.erase("performed_procedure_step")
-        minris.erase("availability_notice")
+        erase("passed_on")
+        erase("performed_procedure_step")
+        erase("availability_notice")
         of_kinds = with_pacs(ctx, kinds)
-        minris.create_mpps(of_kinds, UID, stored_form(creation()))
-        minris.set_mpps(of_kinds, UID, stored_form(ending()))
-        minris.notify_availability(of_kinds, OTHER, stored_form(notice(series(1))))
+        create_mpps(of_kinds, UID, stored_form(creation()))
+        set_mpps(of_kinds, UID, stored_form(ending()))
+        notify_availability(of_kinds, OTHER, stored_form(notice(series(1))))
         assert [operation for operation, _, _ in messages()] == operations
 
 
@@ -725,8 +759,8 @@ def test_each_receiver_is_passed_on_what_its_settings_say(ctx):
 )
 def test_a_device_that_cannot_be_passed_on_is_not_in_order(tmp_path, text, words):
     path = write_config(tmp_path, f"[device PACS]\nae_title = PACS\n{text}\n")
-    with pytest.raises(minris.ConfigError, match=words):
-        minris.load_config(path)
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)
 
 
 def test_what_a_device_is_passed_on_is_set_on_the_page(ctx):
@@ -736,12 +770,12 @@ def test_what_a_device_is_passed_on_is_set_on_the_page(ctx):
         "port": "11112",
         "passed_on": "mpps, availability",
     }
-    minris.save_device(ctx, "PACS room", settings)
-    [device] = minris.stored_devices()
+    save_device(ctx, "PACS room", settings)
+    [device] = stored_devices()
     assert device.passed_on == {"mpps", "availability"}
-    assert minris.settings_of(device)["passed_on"] == "availability, mpps"
-    with pytest.raises(minris.Refusal):
-        minris.save_device(ctx, "RIS", {"ae_title": "RIS", "passed_on": "mpps"})
+    assert settings_of(device)["passed_on"] == "availability, mpps"
+    with pytest.raises(Refusal):
+        save_device(ctx, "RIS", {"ae_title": "RIS", "passed_on": "mpps"})
 
 
 # Receivers that are not there, or not well.
@@ -906,7 +940,7 @@ def test_an_association_opened_anew_is_released_after_a_refusal(
     run_appliance, receiver, monkeypatch, at_once
 ):
     """It aborted the one that was kept, and is full on the next."""
-    monkeypatch.setattr(minris.EventSender, "KEEP", 0.2)
+    monkeypatch.setattr(EventSender, "KEEP", 0.2)
 
     def take(heard):
         if heard.operation == SET and len(archive.associations) == 1:
@@ -999,8 +1033,8 @@ def test_a_message_that_makes_a_receiver_abort_keeps_the_rest_only_for_a_while(
     archive = receiver(choke)
     appliance = run_appliance(passed_on(PACS=archive.port))
     report(appliance, UID, OTHER)
-    tried = archive.next_ones(minris.MOST_ABORTS + 3)
-    assert tried == [(CREATE, UID)] * minris.MOST_ABORTS + [(SET, UID), *exam(OTHER)]
+    tried = archive.next_ones(MOST_ABORTS + 3)
+    assert tried == [(CREATE, UID)] * MOST_ABORTS + [(SET, UID), *exam(OTHER)]
 
 
 # What receivers answer.
@@ -1109,58 +1143,56 @@ def test_each_message_has_tries_of_its_own(run_appliance, receiver, at_once):
 
 def test_a_failure_that_may_pass_is_waited_for(ctx_with_pacs):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+    create_mpps(ctx, UID, stored_form(creation()))
     [message] = waits_for()
-    waits = [minris.note_refused(ctx, "PACS", message.outbox_id, "0213") for _ in range(5)]
-    assert waits == [*minris.RETRY_AFTER[:4], 0]
+    waits = [note_refused(ctx, "PACS", message.outbox_id, "0213") for _ in range(5)]
+    assert waits == [*RETRY_AFTER[:4], 0]
     assert answers_of() == [(CREATE, "0213", "given up")]
 
 
 def test_what_was_refused_for_good_is_in_the_audit_log(ctx_with_pacs):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+    create_mpps(ctx, UID, stored_form(creation()))
     [message] = waits_for()
     for _ in range(5):
-        minris.note_refused(ctx, "PACS", message.outbox_id, "0213 disk is full")
-    cursor = minris.database.execute_sql(
-        "SELECT what, about, detail FROM audit ORDER BY id DESC LIMIT 1"
-    )
+        note_refused(ctx, "PACS", message.outbox_id, "0213 disk is full")
+    cursor = database.execute_sql("SELECT what, about, detail FROM audit ORDER BY id DESC LIMIT 1")
     assert cursor.fetchone() == ("not passed on", UID, "PACS: 0213 disk is full")
 
 
 def test_what_a_person_gave_up_meanwhile_stays_given_up(ctx_with_pacs):
     """The receiver was just answering."""
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+    create_mpps(ctx, UID, stored_form(creation()))
     [message] = waits_for()
-    minris.give_up_events(ctx, "PACS", "The archive is gone", PASSED_ON_OUTBOX)
-    minris.note_refused(ctx, "PACS", message.outbox_id, "0213")
+    give_up_events(ctx, "PACS", "The archive is gone", PASSED_ON_OUTBOX)
+    note_refused(ctx, "PACS", message.outbox_id, "0213")
     assert waits_for() == []
 
 
 def test_what_is_not_taken_is_given_up_after_days(ctx_with_pacs):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
+    create_mpps(ctx, UID, stored_form(creation()))
     waited, hours = 0, ctx.config.housekeeping.give_up_events_hours
     while waited < hours * 3600:
         at = later(ctx, seconds=waited)
-        waited += minris.note_failed(at, "PACS", "not reached", PASSED_ON_OUTBOX)
+        waited += note_failed(at, "PACS", "not reached", PASSED_ON_OUTBOX)
     assert messages() == [(CREATE, UID, 0)]
     young = later(ctx, seconds=waited)
-    minris.set_mpps(young, UID, stored_form(ending()))
-    minris.note_failed(young, "PACS", "not reached", PASSED_ON_OUTBOX)
+    set_mpps(young, UID, stored_form(ending()))
+    note_failed(young, "PACS", "not reached", PASSED_ON_OUTBOX)
     assert messages() == [(SET, UID, 0)]
 
 
 def test_failures_to_pass_on_and_to_tell_of_workitems_are_counted_apart(ctx_with_pacs):
     ctx = ctx_with_pacs
-    minris.create_mpps(ctx, UID, stored_form(creation()))
-    minris.record_event(ctx, "UPS State Report", UID, b"", ["PACS"])
-    minris.note_failed(ctx, "PACS", "not reached", PASSED_ON_OUTBOX)
-    assert minris.due_receivers(ctx, PASSED_ON_OUTBOX) == []
-    assert minris.due_receivers(ctx) == ["PACS"]
-    minris.retry_events(ctx, "PACS", PASSED_ON_OUTBOX)
-    assert minris.due_receivers(ctx, PASSED_ON_OUTBOX) == ["PACS"]
+    create_mpps(ctx, UID, stored_form(creation()))
+    record_event(ctx, "UPS State Report", UID, b"", ["PACS"])
+    note_failed(ctx, "PACS", "not reached", PASSED_ON_OUTBOX)
+    assert due_receivers(ctx, PASSED_ON_OUTBOX) == []
+    assert due_receivers(ctx) == ["PACS"]
+    retry_events(ctx, "PACS", PASSED_ON_OUTBOX)
+    assert due_receivers(ctx, PASSED_ON_OUTBOX) == ["PACS"]
 
 
 # Kept for a while.
@@ -1169,14 +1201,14 @@ def test_failures_to_pass_on_and_to_tell_of_workitems_are_counted_apart(ctx_with
 def test_what_was_passed_on_is_forgotten_and_what_waits_is_not(ctx_with_pacs):
     ctx = ctx_with_pacs
     for uid in (UID, OTHER, THIRD):
-        minris.create_mpps(ctx, uid, stored_form(creation()))
+        create_mpps(ctx, uid, stored_form(creation()))
     [first, second, _] = waits_for()
-    minris.note_sent(ctx, "PACS", {first.outbox_id: "0000"}, PASSED_ON_OUTBOX)
-    minris.update_row(minris.PassedOn, second.outbox_id, given_up_at=ctx.stamp())
-    minris.purge(keeping(later(ctx, days=29), deliveries=30))
+    note_sent(ctx, "PACS", {first.outbox_id: "0000"}, PASSED_ON_OUTBOX)
+    update_row(PassedOn, second.outbox_id, given_up_at=ctx.stamp())
+    purge(keeping(later(ctx, days=29), deliveries=30))
     assert len(answers_of()) == 3
-    minris.purge(keeping(later(ctx, days=31), deliveries=30))
-    assert [row.sop_instance_uid for row in minris.fetch_rows(minris.PassedOn, "1 = 1")] == [THIRD]
+    purge(keeping(later(ctx, days=31), deliveries=30))
+    assert [row.sop_instance_uid for row in fetch_rows(PassedOn, "1 = 1")] == [THIRD]
 
 
 def test_metrics_count_what_waits_to_be_passed_on(run_appliance):
@@ -1292,7 +1324,7 @@ def test_an_exam_says_to_whom_it_was_passed_on(run_appliance, receiver):
         call.create(creation_for(step))
         call.set(ending())
     once_done(appliance)
-    row = appliance.read(minris.step_known, keys_of(step)[0])
+    row = appliance.read(step_known, keys_of(step)[0])
     text = page(appliance, f"/step/{row}")
     assert "Passed on to PACS N-CREATE: taken, 0000; N-SET: refused, 0106" in text
     assert "Passed on to RIS N-CREATE: waits; N-SET: waits" in text
@@ -1305,14 +1337,14 @@ def stuck(run_appliance):
     once_failed(appliance)
     an_hour_ago = appliance.context().stamp(hours=-1)
     sql = "UPDATE passed_on SET created_at = ?"
-    appliance.write(minris.database.execute_sql, sql, (an_hour_ago,))
+    appliance.write(database.execute_sql, sql, (an_hour_ago,))
     return appliance
 
 
 def test_what_is_not_passed_on_is_stuck(run_appliance, caplog):
     appliance = stuck(run_appliance)
     assert "Not passed on PACS: 2" in page(appliance, "/orphans")
-    minris.job_workitems(appliance.appliance)
+    job_workitems(appliance.appliance)
     assert "stuck: passed on, PACS" in caplog.messages
 
 
@@ -1333,8 +1365,8 @@ def test_an_administrator_gives_up_with_a_reason(run_appliance, role, reason, le
 def test_why_it_was_given_up_is_kept(run_appliance):
     appliance = stuck(run_appliance)
     why = "The archive is gone"
-    appliance.write(minris.give_up_events, appliance.context(), "PACS", why, PASSED_ON_OUTBOX)
-    rows = appliance.read(lambda: minris.fetch_rows(minris.PassedOn, "1 = 1"))
+    appliance.write(give_up_events, appliance.context(), "PACS", why, PASSED_ON_OUTBOX)
+    rows = appliance.read(lambda: fetch_rows(PassedOn, "1 = 1"))
     assert [row.problem for row in rows] == [why, why]
     assert "given up" in page(appliance, "/passed-on")
 
@@ -1345,14 +1377,14 @@ def test_why_it_was_given_up_is_kept(run_appliance):
 def test_what_was_passed_on_before_a_refusal_is_not_sent_again(ctx_with_pacs):
     ctx = ctx_with_pacs
     for uid in (UID, OTHER, THIRD):
-        minris.create_mpps(ctx, uid, stored_form(creation()))
+        create_mpps(ctx, uid, stored_form(creation()))
     sent = []
 
     async def send(receiver, events, heard):
         for event in events:
             sent.append(event.uid)
             if event.uid == OTHER:
-                raise minris.Answered(event.outbox_id, "0213")
+                raise Answered(event.outbox_id, "0213")
             heard(event, "0000")
 
     deliver(ctx, send)
@@ -1367,7 +1399,7 @@ def deliver(ctx, send):
         return function(*arguments)
 
     async def one_round():
-        delivery = minris.Delivery(lambda: ctx, send, call, call, PASSED_ON_OUTBOX)
+        delivery = Delivery(lambda: ctx, send, call, call, PASSED_ON_OUTBOX)
         await delivery.deliver_due(wait=True)
 
     asyncio.run(one_round())

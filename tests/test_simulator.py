@@ -10,7 +10,35 @@ import pytest
 from conftest import Running, item
 from test_peers import WORKLIST_ENTRY
 
-import minris
+from minris.access.devices import AccessRules
+from minris.cli import CommandError, read_destination
+from minris.config.ini import load_config
+from minris.config.values import EVIDENCE
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import shown_name
+from minris.orders.scheduling import schedule
+from minris.simulator.archive import SimulatedArchive
+from minris.simulator.demo import DEMO_CONFIG, DEMO_DAY, demo_items, play_day
+from minris.simulator.modality import Modality, Scanner
+from minris.simulator.peer import SimulationError
+from minris.simulator.scenarios import (
+    MODALITY_SCENARIOS,
+    WORKSTATION_SCENARIOS,
+    scenario_cancel,
+    scenario_commitment,
+    scenario_pull,
+    scenario_reliable_watcher,
+)
+from minris.simulator.workstation import Workstation
+from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY
+from minris.store.models import (
+    GlobalSubscription,
+    PerformedProcedureStep,
+    ScheduledProcedureStep,
+    Subscription,
+    Workitem,
+)
 
 
 class Said(list):
@@ -28,14 +56,14 @@ def said():
 @pytest.fixture
 def ct(appliance, said):
     """A simulated CT that knows the appliance."""
-    return minris.Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    return Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
 
 
 def state_of(appliance, name="Wang"):
     """The state of a patient's exam."""
     [step] = appliance.read(
-        lambda: list(minris.ScheduledProcedureStep.select().where(
-            minris.ScheduledProcedureStep.name_key.contains(name.lower())
+        lambda: list(ScheduledProcedureStep.select().where(
+            ScheduledProcedureStep.name_key.contains(name.lower())
         ))
     )  # fmt: skip
     return step.status
@@ -43,7 +71,7 @@ def state_of(appliance, name="Wang"):
 
 def performed_of(appliance):
     """The performed steps, as they are stored."""
-    return appliance.read(lambda: list(minris.PerformedProcedureStep.select()))
+    return appliance.read(lambda: list(PerformedProcedureStep.select()))
 
 
 # Scenarios.
@@ -51,34 +79,34 @@ def performed_of(appliance):
 ENDS = {"echo": "SCHEDULED", "modality": "COMPLETED", "discontinue": "DISCONTINUED"}
 
 
-@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
+@pytest.mark.parametrize("name", MODALITY_SCENARIOS)
 def test_a_scenario_leaves_the_exam_as_it_says(appliance, ct, name):
     appliance.schedule(item())
-    minris.MODALITY_SCENARIOS[name](ct)
+    MODALITY_SCENARIOS[name](ct)
     assert state_of(appliance) == ENDS[name]
 
 
-@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
+@pytest.mark.parametrize("name", MODALITY_SCENARIOS)
 def test_a_scenario_is_complete_enough_for_a_strict_server(run_appliance, said, name):
     """Leniency is for the machines of others, not for our own."""
     appliance = run_appliance("[dicom]\nstrict_mpps = yes")
     appliance.schedule(item())
-    machine = minris.Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
-    minris.MODALITY_SCENARIOS[name](machine)
+    machine = Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    MODALITY_SCENARIOS[name](machine)
     assert state_of(appliance) == ENDS[name]
 
 
 def test_nothing_is_left_out_of_a_report(appliance, ct):
     appliance.schedule(item())
-    minris.MODALITY_SCENARIOS["modality"](ct)
+    MODALITY_SCENARIOS["modality"](ct)
     [performed] = performed_of(appliance)
     assert performed.remark == ""
 
 
-@pytest.mark.parametrize("name", minris.MODALITY_SCENARIOS)
+@pytest.mark.parametrize("name", MODALITY_SCENARIOS)
 def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
     appliance.schedule(item("Wang^XiaoDong=王^小东"))
-    minris.MODALITY_SCENARIOS[name](ct)
+    MODALITY_SCENARIOS[name](ct)
     assert said
     assert all(line.startswith("CT1 -> MINRIS  ") for line in said)
     assert said[-1].endswith(": 0000")
@@ -86,17 +114,17 @@ def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
 
 def test_a_patient_is_named_as_people_read_it(appliance, ct, said):
     appliance.schedule(item("Wang^XiaoDong=王^小东"))
-    minris.MODALITY_SCENARIOS["modality"](ct)
+    MODALITY_SCENARIOS["modality"](ct)
     assert said[0] == "CT1 -> MINRIS  C-FIND worklist: 王小东 Wang XiaoDong"
     assert "IN PROGRESS, 王小东 Wang XiaoDong: 0000" in said[1]
 
 
 def test_an_exam_given_up_has_its_reason(appliance, ct):
     appliance.schedule(item())
-    minris.MODALITY_SCENARIOS["discontinue"](ct)
+    MODALITY_SCENARIOS["discontinue"](ct)
     [performed] = performed_of(appliance)
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
-    reason = minris.ElementIndex(bytes(performed.data)).item(keyword)
+    reason = ElementIndex(bytes(performed.data)).item(keyword)
     assert reason.get("CodeValue") == "110513"
 
 
@@ -106,7 +134,7 @@ def test_the_wrong_line_taken_back_is_on_the_worklist_again(appliance, ct):
     [found] = ct.worklist()
     ct.start(found, "2.25.77")
     assert state_of(appliance) == "STARTED"
-    ct.end(found, "2.25.77", reason=minris.INCORRECT_WORKLIST_ENTRY)
+    ct.end(found, "2.25.77", reason=INCORRECT_WORKLIST_ENTRY)
     assert state_of(appliance) == "SCHEDULED"
     assert len(ct.worklist()) == 1
 
@@ -126,22 +154,22 @@ def test_a_modality_finds_the_exams_of_a_day(appliance, ct):
 
 @pytest.mark.parametrize("name", ["modality", "discontinue"])
 def test_an_empty_worklist_is_said(ct, name):
-    with pytest.raises(minris.SimulationError, match="the worklist is empty"):
-        minris.MODALITY_SCENARIOS[name](ct)
+    with pytest.raises(SimulationError, match="the worklist is empty"):
+        MODALITY_SCENARIOS[name](ct)
 
 
 @pytest.mark.parametrize(
     ("calling", "called"), [("STRANGER", "MINRIS"), ("CT1", "ORTHANC")], ids=["calling", "called"]
 )
 def test_not_being_let_in_is_said(appliance, said, calling, called):
-    machine = minris.Modality(calling, "CT", "127.0.0.1", appliance.port, called, said)
-    with pytest.raises(minris.SimulationError, match=f"{calling} was not let in by {called}"):
+    machine = Modality(calling, "CT", "127.0.0.1", appliance.port, called, said)
+    with pytest.raises(SimulationError, match=f"{calling} was not let in by {called}"):
         machine.echo()
 
 
 def test_nobody_listening_is_said(said):
-    machine = minris.Modality("CT1", "CT", "127.0.0.1", peers.free_port(), "MINRIS", said)
-    with pytest.raises(minris.SimulationError):
+    machine = Modality("CT1", "CT", "127.0.0.1", peers.free_port(), "MINRIS", said)
+    with pytest.raises(SimulationError):
         machine.echo()
 
 
@@ -149,10 +177,10 @@ def test_a_refused_report_is_said_with_its_status(appliance, ct):
     appliance.schedule(item())
     [found] = ct.worklist()
     ct.start(found, "2.25.77")
-    with pytest.raises(minris.SimulationError, match="N-CREATE was answered 0111"):
+    with pytest.raises(SimulationError, match="N-CREATE was answered 0111"):
         ct.start(found, "2.25.77")
     ct.end(found, "2.25.77")
-    with pytest.raises(minris.SimulationError, match="N-SET was answered 0110"):
+    with pytest.raises(SimulationError, match="N-SET was answered 0110"):
         ct.end(found, "2.25.77")
 
 
@@ -167,7 +195,7 @@ def test_the_worklist_of_dcmtk_is_read_as_well(tmp_path, said):
     done = peers.run_tool([peers.dump2dcm(), tmp_path / "entry.dump", folder / "entry.wl"])
     assert done.exit_code == 0, done.log
     with peers.serving_worklist(tmp_path) as port:
-        machine = minris.Modality("CT1", "CT", "127.0.0.1", port, "CLINIC", said)
+        machine = Modality("CT1", "CT", "127.0.0.1", port, "CLINIC", said)
         [found] = machine.worklist()
     assert found.PatientName == "Wang^Xiaohong=王^小红"
 
@@ -182,8 +210,8 @@ LOOPBACK = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport =
 def department(tmp_path):
     """The invented department, running."""
     path = tmp_path / "config.ini"
-    path.write_text(minris.DEMO_CONFIG.format(listen=peers.free_port()) + LOOPBACK, "utf-8")
-    running = Running(minris.load_config(path))
+    path.write_text(DEMO_CONFIG.format(listen=peers.free_port()) + LOOPBACK, "utf-8")
+    running = Running(load_config(path))
     yield running
     running.stop()
 
@@ -192,14 +220,14 @@ def play(department):
     """Play the day without pauses: its lines."""
     said = Said()
     token = department.token("desk")
-    minris.play_day(department.url, token, "127.0.0.1", department.port, "MINRIS", said, 0)
+    play_day(department.url, token, "127.0.0.1", department.port, "MINRIS", said, 0)
     return said
 
 
 def test_the_day_ends_as_it_is_told(department):
     play(department)
     states = department.read(
-        lambda: {s.name_key.partition("=")[0]: s.status for s in minris.ScheduledProcedureStep}
+        lambda: {s.name_key.partition("=")[0]: s.status for s in ScheduledProcedureStep}
     )
     assert states == {
         "wangxiaodong": "COMPLETED",
@@ -213,8 +241,8 @@ def test_the_day_ends_as_it_is_told(department):
 
 def test_every_patient_of_the_day_is_told_of(department):
     told = "\n".join(play(department))
-    for name, *_ in minris.DEMO_DAY:
-        assert minris.shown_name(name) in told
+    for name, *_ in DEMO_DAY:
+        assert shown_name(name) in told
 
 
 def test_every_report_of_the_day_was_taken(department):
@@ -226,16 +254,16 @@ def test_every_report_of_the_day_was_taken(department):
 @pytest.mark.parametrize("time_of_day", ["00:00", "08:00", "23:50"])
 def test_the_patients_of_the_day_can_be_registered_at_any_hour(ctx, time_of_day):
     now = datetime.datetime.fromisoformat(f"2026-12-31T{time_of_day}")
-    for one in minris.demo_items(now):
-        minris.schedule(ctx, minris.from_json(one))
-    assert minris.ScheduledProcedureStep.select().count() == len(minris.DEMO_DAY)
+    for one in demo_items(now):
+        schedule(ctx, from_json(one))
+    assert ScheduledProcedureStep.select().count() == len(DEMO_DAY)
 
 
 def test_the_day_is_played_on_devices_of_its_own(tmp_path):
     path = tmp_path / "config.ini"
-    path.write_text(minris.DEMO_CONFIG.format(listen=11113), "utf-8")
-    devices = minris.AccessRules(minris.load_config(path)).by_title
-    for _, _, _, title, modality, *_ in minris.DEMO_DAY:
+    path.write_text(DEMO_CONFIG.format(listen=11113), "utf-8")
+    devices = AccessRules(load_config(path)).by_title
+    for _, _, _, title, modality, *_ in DEMO_DAY:
         assert devices[title].modality == modality
 
 
@@ -248,7 +276,7 @@ def workstation(run_appliance):
     port, said = peers.free_port(), Said()
     appliance = run_appliance(f"[device WS]\nae_title = WS1\nhost = 127.0.0.1\nport = {port}\n")
     address = ("127.0.0.1", appliance.port, "MINRIS", said)
-    return minris.Workstation("WS1", *address, listen=port), said, appliance
+    return Workstation("WS1", *address, listen=port), said, appliance
 
 
 def told_events(said):
@@ -257,24 +285,24 @@ def told_events(said):
     return [line.rpartition("  (")[0] for line in lines if line]
 
 
-@pytest.mark.parametrize("name", minris.WORKSTATION_SCENARIOS)
+@pytest.mark.parametrize("name", WORKSTATION_SCENARIOS)
 def test_a_workflow_is_played_to_its_end_and_leaves_no_subscription(workstation, name):
     """PS3.17 GGG, as `minris simulate` prints it."""
     station, said, appliance = workstation
-    minris.WORKSTATION_SCENARIOS[name](station)
+    WORKSTATION_SCENARIOS[name](station)
     answered = [line for line in said if line.startswith("WS1 ") and " -> MINRIS " in line]
     assert answered
     assert all(line.endswith(": 0000") for line in answered)
     assert told_events(said)
-    assert appliance.read(lambda: minris.Subscription.select().count()) == 0
-    assert appliance.read(lambda: minris.GlobalSubscription.select().count()) == 0
-    open_ones = minris.Workitem.state.in_(["SCHEDULED", "IN PROGRESS"])
-    assert appliance.read(lambda: minris.Workitem.select().where(open_ones).count()) == 0
+    assert appliance.read(lambda: Subscription.select().count()) == 0
+    assert appliance.read(lambda: GlobalSubscription.select().count()) == 0
+    open_ones = Workitem.state.in_(["SCHEDULED", "IN PROGRESS"])
+    assert appliance.read(lambda: Workitem.select().where(open_ones).count()) == 0
 
 
 def test_a_cancellation_has_three_endings(workstation):
     station, said, _ = workstation
-    minris.scenario_cancel(station)
+    scenario_cancel(station)
     reason = "Discontinued for unspecified reason"
     asked = "UPS Cancel Requested: WS1, {}, WS1, tel:+1-555-0100, " + reason
     assert told_events(said) == [
@@ -295,7 +323,7 @@ def test_a_cancellation_has_three_endings(workstation):
 
 def test_a_watcher_that_was_away_hears_of_all_of_it_in_order(workstation):
     station, said, _ = workstation
-    minris.scenario_reliable_watcher(station)
+    scenario_reliable_watcher(station)
     away = said.index("WS1 goes away.")
     by_item = {
         number: [line for line in said[away:] if line.endswith(f"(Reading {number})")]
@@ -309,7 +337,7 @@ def test_a_watcher_that_was_away_hears_of_all_of_it_in_order(workstation):
 def test_a_workstation_without_a_port_pulls_and_hears_nothing(workstation):
     station, said, _ = workstation
     station.listen = 0
-    minris.scenario_pull(station)
+    scenario_pull(station)
     assert told_events(said) == []
     assert [line for line in said if "COMPLETED" in line]
 
@@ -318,25 +346,25 @@ def test_a_workstation_without_a_port_pulls_and_hears_nothing(workstation):
 def test_a_workflow_of_events_needs_a_port(workstation, name):
     station, _, _ = workstation
     station.listen = 0
-    with pytest.raises(minris.SimulationError, match="--listen PORT"):
-        minris.WORKSTATION_SCENARIOS[name](station)
+    with pytest.raises(SimulationError, match="--listen PORT"):
+        WORKSTATION_SCENARIOS[name](station)
 
 
 def test_a_workstation_that_is_not_registered_with_an_address_is_told_so(appliance, said):
     port = peers.free_port()
     address = ("127.0.0.1", appliance.port, "MINRIS", said)
-    station = minris.Workstation("CT1", *address, listen=port)
-    with pytest.raises(minris.SimulationError, match=f"C308 .*register it .* port {port}"):
-        minris.scenario_pull(station)
+    station = Workstation("CT1", *address, listen=port)
+    with pytest.raises(SimulationError, match=f"C308 .*register it .* port {port}"):
+        scenario_pull(station)
 
 
 def test_a_port_that_is_taken_is_said(workstation):
     station, _, _ = workstation
     with (
         socket.create_server(("", station.listen)),
-        pytest.raises(minris.SimulationError, match=f"port {station.listen}"),
+        pytest.raises(SimulationError, match=f"port {station.listen}"),
     ):
-        minris.scenario_pull(station)
+        scenario_pull(station)
 
 
 # Are my images safe? The simulated archive and the simulated scanner, through the box.
@@ -368,29 +396,29 @@ def committing(run_appliance, said, evidence="archive", stores=True):
     box.schedule(item())
     address = "127.0.0.1", box.port, "MINRIS", said
     where = ("PACS", "127.0.0.1", port) if stores else None
-    scanner = minris.Scanner("CT1", "CT", *address, listen=ct, archive=where)
-    with minris.SimulatedArchive("PACS", *address, listen=port).listening():
+    scanner = Scanner("CT1", "CT", *address, listen=ct, archive=where)
+    with SimulatedArchive("PACS", *address, listen=port).listening():
         yield scanner
 
 
-@pytest.mark.parametrize("evidence", minris.EVIDENCE)
+@pytest.mark.parametrize("evidence", EVIDENCE)
 def test_a_scanner_that_has_stored_its_images_may_delete_them(run_appliance, said, evidence):
     with committing(run_appliance, said, evidence) as scanner:
-        minris.scenario_commitment(scanner)
+        scenario_commitment(scanner)
     assert "CT1 -> PACS  C-STORE 4 images: 0000" in said
     assert any(line.endswith("1: 4 images are safe and may be deleted") for line in said)
 
 
-@pytest.mark.parametrize("evidence", minris.EVIDENCE)
+@pytest.mark.parametrize("evidence", EVIDENCE)
 def test_a_scanner_that_has_not_is_told_so(run_appliance, said, evidence):
     with committing(run_appliance, said, evidence, stores=False) as scanner:
-        minris.scenario_commitment(scanner)
+        scenario_commitment(scanner)
     assert any("4 images are not to be deleted: 0112" in line for line in said)
 
 
 def test_the_simulated_archive_takes_what_is_passed_on(run_appliance, said):
     with committing(run_appliance, said) as scanner:
-        minris.scenario_commitment(scanner)
+        scenario_commitment(scanner)
         deadline = time.monotonic() + 10
         while (
             len(told := [line.split("  ")[1] for line in said if "MINRIS -> PACS  N-" in line]) < 4
@@ -408,13 +436,13 @@ def test_the_simulated_archive_takes_what_is_passed_on(run_appliance, said):
 def test_a_scanner_that_nobody_could_tell_says_so(run_appliance, said):
     with committing(run_appliance, said) as scanner:
         scanner.listen = 0
-        with pytest.raises(minris.SimulationError, match="--listen"):
-            minris.scenario_commitment(scanner)
+        with pytest.raises(SimulationError, match="--listen"):
+            scenario_commitment(scanner)
 
 
 def test_an_archive_needs_a_port(said):
-    archive = minris.SimulatedArchive("PACS", "127.0.0.1", 11112, "MINRIS", said)
-    with pytest.raises(minris.SimulationError, match="--listen"), archive.listening():
+    archive = SimulatedArchive("PACS", "127.0.0.1", 11112, "MINRIS", said)
+    with pytest.raises(SimulationError, match="--listen"), archive.listening():
         pass
 
 
@@ -422,10 +450,10 @@ def test_an_archive_needs_a_port(said):
     "text", ["PACS", "PACS@host", "@host:104", "PACS@host:0", "PA\\CS@host:104"]
 )
 def test_a_wrong_archive_is_refused(text):
-    with pytest.raises(minris.CommandError, match="is not AE@HOST:PORT"):
-        minris.read_destination(text)
+    with pytest.raises(CommandError, match="is not AE@HOST:PORT"):
+        read_destination(text)
 
 
 def test_an_archive_is_named_by_ae_title_host_and_port():
-    assert minris.read_destination("PACS@[::1]:104") == ("PACS", "::1", 104)
-    assert minris.read_destination("") is None
+    assert read_destination("PACS@[::1]:104") == ("PACS", "::1", 104)
+    assert read_destination("") is None

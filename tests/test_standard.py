@@ -6,8 +6,38 @@ from pydicom import datadict
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
-import minris
-from minris import MPPS_ATTRIBUTES, MWL_ATTRIBUTES
+from minris.standard.dictionary import (
+    _KNOWN_VRS,
+    SUPPLEMENT_233,
+    attribute_name,
+    tag_of,
+    value_problem,
+    vr_of,
+)
+from minris.standard.mpps import (
+    DISCONTINUATION_REASONS,
+    INCORRECT_WORKLIST_ENTRY,
+    MPPS_ATTRIBUTES,
+    MPPS_STATES,
+    STEP_STATUS_AFTER,
+)
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_WORKLIST,
+    MPPS,
+    MPPS_RETRIEVE,
+    VERIFICATION,
+)
+from minris.standard.worklist import (
+    MODALITIES,
+    MWL_ATTRIBUTES,
+    OPEN_STEP_STATES,
+    PREGNANCY_STATUS,
+    PRIORITIES,
+    STEP_STATES,
+    WAITING_STEP_STATES,
+)
 
 TABLES = {"MWL_ATTRIBUTES": MWL_ATTRIBUTES, "MPPS_ATTRIBUTES": MPPS_ATTRIBUTES}
 ROWS = [(name, attribute) for name, table in TABLES.items() for attribute in table.values()]
@@ -114,12 +144,12 @@ def test_what_an_answer_must_have_a_value_of_is_as_in_table_k_6_1():
     ],
 )
 def test_what_is_answered_though_it_is_empty(keyword):
-    assert MWL_ATTRIBUTES[minris.tag_of(keyword),].cells["return"] == "2"
+    assert MWL_ATTRIBUTES[tag_of(keyword),].cells["return"] == "2"
 
 
 @pytest.mark.parametrize("keyword", ["SpecificCharacterSet", "TimezoneOffsetFromUTC"])
 def test_what_belongs_to_the_identifier_is_never_matched(keyword):
-    assert MWL_ATTRIBUTES[minris.tag_of(keyword),].cells["match"] == "-"
+    assert MWL_ATTRIBUTES[tag_of(keyword),].cells["match"] == "-"
 
 
 def test_every_attribute_belongs_to_the_entity_of_what_it_lies_in():
@@ -225,12 +255,12 @@ ITEMS = {
 @pytest.mark.parametrize("kind", ["1/1", "2/2"])
 @pytest.mark.parametrize("keyword", ITEMS)
 def test_what_an_item_is_created_with_is_as_in_table_f_7_2_1(keyword, kind):
-    items = MPPS_ATTRIBUTES.children((minris.tag_of(keyword),))
+    items = MPPS_ATTRIBUTES.children((tag_of(keyword),))
     assert {a.keyword for a in items if a.cells["create"] == kind} == ITEMS[keyword][kind]
 
 
 def test_an_item_of_a_series_is_set_as_it_is_created():
-    series = MPPS_ATTRIBUTES.children((minris.tag_of("PerformedSeriesSequence"),))
+    series = MPPS_ATTRIBUTES.children((tag_of("PerformedSeriesSequence"),))
     assert all(attribute.cells["set"] == attribute.cells["create"] for attribute in series)
 
 
@@ -240,10 +270,10 @@ def test_an_item_of_a_series_is_set_as_it_is_created():
 @pytest.mark.parametrize(
     ("uid", "theirs"),
     [
-        (minris.VERIFICATION, pynetdicom.sop_class.Verification),
-        (minris.MODALITY_WORKLIST, pynetdicom.sop_class.ModalityWorklistInformationFind),
-        (minris.MPPS, pynetdicom.sop_class.ModalityPerformedProcedureStep),
-        (minris.MPPS_RETRIEVE, pynetdicom.sop_class.ModalityPerformedProcedureStepRetrieve),
+        (VERIFICATION, pynetdicom.sop_class.Verification),
+        (MODALITY_WORKLIST, pynetdicom.sop_class.ModalityWorklistInformationFind),
+        (MPPS, pynetdicom.sop_class.ModalityPerformedProcedureStep),
+        (MPPS_RETRIEVE, pynetdicom.sop_class.ModalityPerformedProcedureStepRetrieve),
     ],
 )
 def test_a_sop_class_has_the_uid_that_others_know(uid, theirs):
@@ -253,8 +283,8 @@ def test_a_sop_class_has_the_uid_that_others_know(uid, theirs):
 @pytest.mark.parametrize(
     ("uid", "name"),
     [
-        (minris.IMPLICIT_VR_LITTLE_ENDIAN, "Implicit VR Little Endian"),
-        (minris.EXPLICIT_VR_LITTLE_ENDIAN, "Explicit VR Little Endian"),
+        (IMPLICIT_VR_LITTLE_ENDIAN, "Implicit VR Little Endian"),
+        (EXPLICIT_VR_LITTLE_ENDIAN, "Explicit VR Little Endian"),
     ],
 )
 def test_a_transfer_syntax_has_the_name_that_others_know(uid, name):
@@ -270,51 +300,51 @@ def terms_of(context_group) -> dict[str, str]:
 THEIR_REASONS = terms_of(codes.cid9300)
 
 
-@pytest.mark.parametrize("code", minris.DISCONTINUATION_REASONS)
+@pytest.mark.parametrize("code", DISCONTINUATION_REASONS)
 def test_a_reason_for_discontinuing_is_that_of_cid_9300(code):
-    assert minris.DISCONTINUATION_REASONS[code] == THEIR_REASONS[code]
+    assert DISCONTINUATION_REASONS[code] == THEIR_REASONS[code]
 
 
 def test_a_wrong_entry_is_among_the_reasons():
-    reasons = minris.DISCONTINUATION_REASONS
-    assert reasons[minris.INCORRECT_WORKLIST_ENTRY] == "Incorrect worklist entry selected"
+    reasons = DISCONTINUATION_REASONS
+    assert reasons[INCORRECT_WORKLIST_ENTRY] == "Incorrect worklist entry selected"
 
 
 def test_the_states_of_a_step_begin_with_the_five_terms_of_the_standard():
     terms = ("SCHEDULED", "ARRIVED", "READY", "STARTED", "DEPARTED")
-    assert minris.STEP_STATES[:5] == terms
+    assert STEP_STATES[:5] == terms
 
 
 @pytest.mark.parametrize(
     "term",
-    [*minris.STEP_STATES, *minris.MPPS_STATES, *minris.MODALITIES, *minris.PRIORITIES],
+    [*STEP_STATES, *MPPS_STATES, *MODALITIES, *PRIORITIES],
 )
 def test_a_term_is_a_code_string(term):
-    assert minris.value_problem("CS", term) is None
+    assert value_problem("CS", term) is None
 
 
-@pytest.mark.parametrize("modality", [m for m in minris.MODALITIES if m not in ("OT", "RTIMAGE")])
+@pytest.mark.parametrize("modality", [m for m in MODALITIES if m not in ("OT", "RTIMAGE")])
 def test_a_modality_is_one_of_cid_29(modality):
     """RTIMAGE and OT are defined terms of Modality (0008,0060) that acquire nothing."""
     assert modality in terms_of(codes.cid29)
 
 
 def test_the_states_in_use_are_states_of_a_step():
-    used = {after for _, after in minris.STEP_STATUS_AFTER} | minris.OPEN_STEP_STATES
-    assert used | minris.WAITING_STEP_STATES <= set(minris.STEP_STATES)
-    assert {before for before, _ in minris.STEP_STATUS_AFTER} == set(minris.MPPS_STATES)
+    used = {after for _, after in STEP_STATUS_AFTER} | OPEN_STEP_STATES
+    assert used | WAITING_STEP_STATES <= set(STEP_STATES)
+    assert {before for before, _ in STEP_STATUS_AFTER} == set(MPPS_STATES)
 
 
 # The dictionary
 
 
-@pytest.mark.parametrize("tag", minris.SUPPLEMENT_233, ids=lambda tag: f"{tag:08X}")
+@pytest.mark.parametrize("tag", SUPPLEMENT_233, ids=lambda tag: f"{tag:08X}")
 def test_an_attribute_of_supplement_233_has_its_vr(tag):
     """T-GEN-11: in Implicit VR nothing but the dictionary says it."""
-    vr, vm, name, _, keyword = minris.SUPPLEMENT_233[tag]
-    assert minris.vr_of(tag) == vr
-    assert minris.tag_of(keyword) == tag
-    assert minris.attribute_name(tag) == f"{name} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    vr, vm, name, _, keyword = SUPPLEMENT_233[tag]
+    assert vr_of(tag) == vr
+    assert tag_of(keyword) == tag
+    assert attribute_name(tag) == f"{name} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
     assert vm == "1"
 
 
@@ -329,7 +359,7 @@ def test_an_attribute_of_supplement_233_has_its_vr(tag):
 )
 def test_a_sequence_of_supplement_233_is_answered_when_asked_for(keyword):
     """T-MWL-33."""
-    assert MWL_ATTRIBUTES[minris.tag_of(keyword),].cells["return"] == "3"
+    assert MWL_ATTRIBUTES[tag_of(keyword),].cells["return"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -346,25 +376,25 @@ def test_a_sequence_of_supplement_233_is_answered_when_asked_for(keyword):
     ids=lambda value: f"{value:08X}" if isinstance(value, int) else value,
 )
 def test_a_vr_is_that_of_the_dictionary_or_of_ps3_5_7_8_1(tag, vr):
-    assert minris.vr_of(tag) == vr
+    assert vr_of(tag) == vr
 
 
 def test_an_unknown_keyword_is_an_error():
     with pytest.raises(KeyError, match="PatientsName"):
-        minris.tag_of("PatientsName")
+        tag_of("PatientsName")
 
 
 def test_an_attribute_is_named_for_people():
-    assert minris.attribute_name(0x00100030) == "Patient's Birth Date (0010,0030)"
-    assert minris.attribute_name(0x00091002).endswith("(0009,1002)")
+    assert attribute_name(0x00100030) == "Patient's Birth Date (0010,0030)"
+    assert attribute_name(0x00091002).endswith("(0009,1002)")
 
 
 def test_the_dictionary_of_the_product_has_no_vr_that_the_product_does_not_know():
     for tag, entry in datadict.DicomDictionary.items():
         if tag >> 16 not in (0x0000, 0x0002, 0xFFFE):
-            assert minris.vr_of(tag).encode() in minris._KNOWN_VRS, entry
+            assert vr_of(tag).encode() in _KNOWN_VRS, entry
 
 
 def test_the_names_of_what_pregnancy_status_says_are_those_of_ps3_3():
     names = ["not pregnant", "possibly pregnant", "definitely pregnant", "unknown"]
-    assert dict(enumerate(names, 1)) == minris.PREGNANCY_STATUS
+    assert dict(enumerate(names, 1)) == PREGNANCY_STATUS

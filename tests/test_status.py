@@ -3,11 +3,11 @@
 import pytest
 from pynetdicom import status as pynetdicom_status
 
-import minris
-from minris import OUTCOMES, Message, Problem, Refusal, Status
+from minris.standard.dictionary import tag_of
+from minris.standard.status import OUTCOMES, Message, Outcome, Problem, Refusal, Status, outcome
 
-BIRTH_DATE = minris.tag_of("PatientBirthDate")
-PATIENT_ID = minris.tag_of("PatientID")
+BIRTH_DATE = tag_of("PatientBirthDate")
+PATIENT_ID = tag_of("PatientID")
 NO_DATE = Message("{value} is not a date", value="19800231")
 
 # What the category of a code is (PS3.7 annex C), by another program's dictionary.
@@ -82,14 +82,14 @@ def test_the_text_of_an_outcome_is_a_sentence_that_fits_a_warning_header(key):
     ids=lambda value: getattr(value, "name", value),
 )
 def test_what_the_web_expects_of_a_failure(status, http):
-    assert minris.outcome("schedule", status).http == http
+    assert outcome("schedule", status).http == http
 
 
 def test_the_row_of_an_operation_goes_before_that_of_all(monkeypatch):
-    row = minris.Outcome(403, "Not for this operation.")
+    row = Outcome(403, "Not for this operation.")
     monkeypatch.setitem(OUTCOMES, ("subscribe", Status.NO_SUCH_SOP_INSTANCE), row)
-    assert minris.outcome("subscribe", Status.NO_SUCH_SOP_INSTANCE) == row
-    assert minris.outcome("schedule", Status.NO_SUCH_SOP_INSTANCE).http == 404
+    assert outcome("subscribe", Status.NO_SUCH_SOP_INSTANCE) == row
+    assert outcome("schedule", Status.NO_SUCH_SOP_INSTANCE).http == 404
 
 
 # Message, Problem, Refusal

@@ -13,24 +13,27 @@ from pathlib import Path
 
 import peewee
 import pytest
-from conftest import write_config
+from conftest import MADE, write_config
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 
-import minris
-from minris import (
-    MIGRATIONS,
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, MPPS
+from minris.store.migrations import MIGRATIONS
+from minris.store.models import (
+    APPLICATION_ID,
     MODELS,
     Counter,
-    Refusal,
-    Status,
+    DeviceRecord,
+    Stored,
     StoreError,
-    StoreLock,
-    Writer,
     database,
 )
+from minris.store.rows import fetch_rows, insert_row, update_row
+from minris.store.sqlite import StoreLock, backup_store, open_store, reading, restore_store
+from minris.store.writer import Writer
 
-HERE = Path(minris.__file__).parent
+HERE = MADE.parent
 ENVIRONMENT = {"PYTHONPATH": str(HERE), "PATH": "/usr/bin:/bin"}
 
 
@@ -75,7 +78,7 @@ def counted(path: Path) -> set[str]:
 def path(tmp_path):
     """A new store."""
     file = tmp_path / "minris.db"
-    minris.open_store(file)
+    open_store(file)
     return file
 
 
@@ -144,7 +147,7 @@ def test_every_table_has_a_model_and_every_model_its_table(path):
 
 
 def test_every_model_is_listed():
-    assert set(MODELS) == set(minris.Stored.__subclasses__())
+    assert set(MODELS) == set(Stored.__subclasses__())
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -207,7 +210,7 @@ def test_migrations_are_numbered_from_one_on():
 def test_a_new_store_is_at_the_newest_schema(path):
     with connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
-        assert connection.execute("PRAGMA application_id").fetchone() == (minris.APPLICATION_ID,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
 
 
 @pytest.fixture
@@ -217,8 +220,8 @@ def old_store(tmp_path, monkeypatch):
     def make(number: int) -> Path:
         file = tmp_path / "old.db"
         with monkeypatch.context() as patch:
-            patch.setattr(minris, "MIGRATIONS", MIGRATIONS[:number])
-            minris.open_store(file)
+            patch.setattr("minris.store.sqlite.MIGRATIONS", MIGRATIONS[:number])
+            open_store(file)
         return file
 
     return make
@@ -228,7 +231,7 @@ def old_store(tmp_path, monkeypatch):
 def test_a_store_of_an_older_schema_becomes_as_a_new_one(number, old_store, path):
     old = old_store(number)
     assert schema(old) != schema(path)
-    minris.open_store(old)
+    open_store(old)
     assert schema(old) == schema(path)
 
 
@@ -237,7 +240,7 @@ def test_what_an_older_store_holds_is_there_afterwards(number, old_store):
     old = old_store(number)
     with database.connection_context():
         count("P{number:06} P#", 41)
-    minris.open_store(old)
+    open_store(old)
     with database.connection_context():
         assert Counter.get().last == 41
 
@@ -246,9 +249,9 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path, monkeypatch):
     before = schema(path)
     number = len(MIGRATIONS) + 1
     broken = (number, "broken", "CREATE TABLE ward (id INTEGER); INSERT INTO beds VALUES (1)")
-    monkeypatch.setattr(minris, "MIGRATIONS", (*MIGRATIONS, broken))
+    monkeypatch.setattr("minris.store.sqlite.MIGRATIONS", (*MIGRATIONS, broken))
     with pytest.raises((sqlite3.Error, peewee.DatabaseError, StoreError)):
-        minris.open_store(path)
+        open_store(path)
     assert schema(path) == before
     with connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (number - 1,)
@@ -260,28 +263,28 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path, monkeypatch):
 def test_a_store_is_opened_again_as_it_was_left(path):
     with database.connection_context():
         count("A#", 7)
-    minris.open_store(path)
+    open_store(path)
     with database.connection_context():
         assert Counter.get_by_id("A#").last == 7
 
 
 def test_the_folder_of_a_store_is_made(tmp_path):
-    minris.open_store(tmp_path / "data" / "ris" / "minris.db")
+    open_store(tmp_path / "data" / "ris" / "minris.db")
     assert (tmp_path / "data" / "ris" / "minris.db").is_file()
 
 
 @pytest.mark.parametrize("folder", ["Radiology #2", "100%25", "Röntgen?", "湖畔诊所", "a b"])
 def test_a_store_may_lie_in_any_folder(folder, tmp_path):
     file = tmp_path / folder / "minris.db"
-    minris.open_store(file)
-    minris.open_store(file)
+    open_store(file)
+    open_store(file)
     assert [each.name for each in tmp_path.iterdir()] == [folder]
 
 
 def test_only_our_user_may_read_a_store(tmp_path):
     old = os.umask(0o022)
     try:
-        minris.open_store(tmp_path / "minris.db")
+        open_store(tmp_path / "minris.db")
         with database.connection_context():
             count("A#")
             files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
@@ -292,12 +295,12 @@ def test_only_our_user_may_read_a_store(tmp_path):
 
 
 def test_a_cut_while_a_store_is_made_leaves_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(minris, "_migrate", lambda connection: 1 / 0)
+    monkeypatch.setattr("minris.store.sqlite._migrate", lambda connection: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        minris.open_store(tmp_path / "minris.db")
+        open_store(tmp_path / "minris.db")
     monkeypatch.undo()
     assert not (tmp_path / "minris.db").exists()
-    minris.open_store(tmp_path / "minris.db")
+    open_store(tmp_path / "minris.db")
     assert schema(tmp_path / "minris.db")
 
 
@@ -323,14 +326,14 @@ def empty(file: Path) -> None:
 
 
 def newer(file: Path) -> None:
-    minris.open_store(file)
+    open_store(file)
     with connect(file) as connection:
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
 
 
 def damaged(file: Path) -> None:
     """One whose first page alone has outlived a bad memory card."""
-    minris.open_store(file)
+    open_store(file)
     whole = file.read_bytes()
     file.write_bytes(whole[:100] + b"\xa5" * (len(whole) - 100))
 
@@ -349,7 +352,7 @@ def test_what_is_no_store_of_ours_is_refused_and_left_as_it_is(make, tmp_path):
     make(file)
     before = state_of(tmp_path)
     with pytest.raises(StoreError, match=r"minris\.db|newer"):
-        minris.open_store(file)
+        open_store(file)
     assert state_of(tmp_path) == before
 
 
@@ -357,13 +360,13 @@ def test_what_is_no_store_of_ours_is_refused_and_left_as_it_is(make, tmp_path):
 def test_what_cannot_be_opened_is_refused_in_words(make, tmp_path):
     make(tmp_path / "minris.db")
     with pytest.raises(StoreError, match=r"minris\.db"):
-        minris.open_store(tmp_path / "minris.db")
+        open_store(tmp_path / "minris.db")
 
 
 def test_an_empty_file_is_told_from_a_foreign_one(tmp_path):
     empty(tmp_path / "minris.db")
     with pytest.raises(StoreError, match="is empty"):
-        minris.open_store(tmp_path / "minris.db")
+        open_store(tmp_path / "minris.db")
 
 
 @pytest.mark.parametrize(
@@ -442,25 +445,23 @@ def test_a_reader_sees_what_is_committed_and_does_not_wait_for_the_writer(writer
     writer.submit(count, "quick").result(20)
     slow_one = writer.submit(slow)
     assert inside.wait(20)
-    with minris.reading():
-        names = [row.name for row in minris.fetch_rows(Counter, "1 = 1")]
+    with reading():
+        names = [row.name for row in fetch_rows(Counter, "1 = 1")]
         assert names == ["quick"]
     go.set()
     slow_one.result(20)
-    with minris.reading():
-        assert len(minris.fetch_rows(Counter, "last = ?", 1)) == 2
+    with reading():
+        assert len(fetch_rows(Counter, "last = ?", 1)) == 2
     database.close()
 
 
 def test_rows_are_put_in_changed_and_fetched(ctx):
     times = {"created_at": ctx.stamp(), "updated_at": ctx.stamp()}
-    row_id = minris.insert_row(
-        minris.DeviceRecord, name="MR room", settings='{"ae_title": "MR1"}', **times
-    )
-    minris.update_row(minris.DeviceRecord, row_id, settings='{"ae_title": "MR2"}')
-    (row,) = minris.fetch_rows(minris.DeviceRecord, "name = ?", "MR room")
+    row_id = insert_row(DeviceRecord, name="MR room", settings='{"ae_title": "MR1"}', **times)
+    update_row(DeviceRecord, row_id, settings='{"ae_title": "MR2"}')
+    (row,) = fetch_rows(DeviceRecord, "name = ?", "MR room")
     assert (row.id, row.settings) == (row_id, '{"ae_title": "MR2"}')
-    assert minris.fetch_rows(minris.DeviceRecord, "name = ?", "CT room") == []
+    assert fetch_rows(DeviceRecord, "name = ?", "CT room") == []
 
 
 # The writer
@@ -642,12 +643,12 @@ def test_a_modality_that_hangs_up_before_the_commit_does_not_stop_the_writer(run
     writer.submit = noting
     ae = AE("CT1")
     ae.dimse_timeout = 1
-    ae.add_requested_context(minris.MPPS, minris.EXPLICIT_VR_LITTLE_ENDIAN)
+    ae.add_requested_context(MPPS, EXPLICIT_VR_LITTLE_ENDIAN)
     association = ae.associate("127.0.0.1", running.port, ae_title="MINRIS")
     assert association.is_established
     ds = Dataset()
     ds.PerformedProcedureStepStatus = "IN PROGRESS"
-    asking = threading.Thread(target=association.send_n_create, args=(ds, minris.MPPS, "2.25.7"))
+    asking = threading.Thread(target=association.send_n_create, args=(ds, MPPS, "2.25.7"))
     asking.start()
     assert arrived.wait(20)
     association.abort()
@@ -740,7 +741,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(tmp_path):
         lines += running.stdout.readlines()
     acknowledged = {line.decode().strip() for line in lines}
     assert len(acknowledged) >= 300
-    minris.open_store(file)
+    open_store(file)
     assert acknowledged <= counted(file)
     with connect(file) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -752,7 +753,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(tmp_path):
 def test_a_backup_is_a_store_and_for_our_user_alone(writer, path, tmp_path):
     writer.submit(count, "A").result(20)
     copy = tmp_path / "backups" / "minris-20260705.db"
-    minris.backup_store(path, copy)
+    backup_store(path, copy)
     assert counted(copy) == {"A"}
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     assert [file.name for file in copy.parent.iterdir()] == [copy.name]
@@ -766,9 +767,7 @@ connection.close()
 """
 
 
-@pytest.mark.parametrize(
-    "look", [lambda path, to: None, minris.backup_store], ids=["nothing", "a backup"]
-)
+@pytest.mark.parametrize("look", [lambda path, to: None, backup_store], ids=["nothing", "a backup"])
 def test_nothing_is_lost_when_another_program_looks_in_after(look, writer, path, tmp_path):
     """A file that is opened and closed beside SQLite loses the locks of this process: the other
     program, alone as it thinks, then deletes the journal that we go on writing into.
@@ -786,10 +785,10 @@ def test_a_backup_is_put_back_and_what_was_there_is_kept(path, tmp_path):
     with database.connection_context():
         count("before")
     copy = tmp_path / "backup.db"
-    minris.backup_store(path, copy)
+    backup_store(path, copy)
     with database.connection_context():
         count("after")
-    kept = minris.restore_store(path, copy)
+    kept = restore_store(path, copy)
     assert counted(path) == {"before"}
     assert counted(kept) == {"before", "after"}
 
@@ -799,12 +798,12 @@ def test_a_backup_is_put_back_over_what_is_no_store_any_more(make, path, tmp_pat
     with database.connection_context():
         count("before")
     copy = tmp_path / "backup.db"
-    minris.backup_store(path, copy)
+    backup_store(path, copy)
     for file in tmp_path.glob("minris.db*"):
         file.unlink()
     make(path)
     spoiled = path.read_bytes()
-    kept = minris.restore_store(path, copy)
+    kept = restore_store(path, copy)
     assert counted(path) == {"before"}
     assert kept.read_bytes() == spoiled
 
@@ -817,5 +816,5 @@ def test_what_is_no_backup_is_not_put_back(make, path, tmp_path):
     make(wrong)
     before = schema(path)
     with pytest.raises(StoreError):
-        minris.restore_store(path, wrong)
+        restore_store(path, wrong)
     assert schema(path) == before

@@ -14,20 +14,32 @@ from test_mpps import create, creation, creation_for, ending, schedule, unschedu
 from test_pages import csrf_of, employ, visiting, words_of
 from test_workitem_retention import UID, claim, workitem
 
-import minris
-from minris import Status
+from minris.access.context import Actor, audit_lines, check_audit
+from minris.dataset.elements import text_elements
+from minris.housekeeping.erasing import erase_patient, former_ids
+from minris.housekeeping.stuck import STUCK, end_leftover, orphans
+from minris.images.arrivals import settle_study
+from minris.images.commitment import drop_commitment, judged_instances
+from minris.mpps.linking import settle_unscheduled
+from minris.orders.lookup import step_row
+from minris.orders.patients import correct_patient, merge_patients
+from minris.orders.trace import QueryLog, save_queries, save_shown
+from minris.pages.machines.stuck import ORPHANS
+from minris.standard.status import Refusal, Status
+from minris.store.models import Commitment, Patient, database
+from minris.store.rows import fetch_rows, update_row
 
 DAY_BEFORE = "20260704"
 
 
 def kinds(ctx):
-    return {one.kind: one for one in minris.orphans(ctx)}
+    return {one.kind: one for one in orphans(ctx)}
 
 
 def images_of(ctx, study, count=2):
     """An archive tells of images of a study."""
     for number in range(count):
-        minris.database.execute_sql(
+        database.execute_sql(
             "INSERT INTO availability (sop_instance_uid, retrieve_ae_title, sop_class_uid,"
             " study_instance_uid, series_instance_uid, availability, who, at)"
             " VALUES (?, 'PACS', '1.2', ?, '2.25.1', 'ONLINE', 'PACS', ?)",
@@ -42,23 +54,23 @@ def test_an_exam_of_a_day_before_is_listed_until_someone_says_what_became_of_it(
     schedule(ctx, ScheduledProcedureStepStartDate=DAY_BEFORE)
     one = kinds(ctx)["leftover"]
     assert one.known.startswith(DAY_BEFORE)
-    minris.end_leftover(ctx, int(one.uid), "Called: has another date")
+    end_leftover(ctx, int(one.uid), "Called: has another date")
     assert kinds(ctx) == {}
-    assert minris.step_row(1).status == "NO SHOW"
+    assert step_row(1).status == "NO SHOW"
 
 
 def test_an_exam_of_today_is_no_leftover(ctx):
     schedule(ctx, ScheduledProcedureStepStartDate=ctx.today())
     assert kinds(ctx) == {}
-    with pytest.raises(minris.Refusal, match="not stuck"):
-        minris.end_leftover(ctx, 1, "Because")
+    with pytest.raises(Refusal, match="not stuck"):
+        end_leftover(ctx, 1, "Because")
 
 
 def test_what_was_performed_without_an_order_is_listed_until_settled(ctx):
     create(ctx, creation())
     one = kinds(ctx)["unscheduled"]
     assert (one.about, one.known) == ("CT1", "IN PROGRESS")
-    minris.settle_unscheduled(ctx, int(one.uid), "Phantom")
+    settle_unscheduled(ctx, int(one.uid), "Phantom")
     assert "unscheduled" not in kinds(ctx)
 
 
@@ -69,13 +81,13 @@ def test_images_for_no_order_are_listed_until_settled(ctx):
     images_of(ctx, "2.25.99", count=3)
     one = kinds(ctx)["images"]
     assert (one.uid, one.about, one.known) == ("2.25.99", "PACS", "3")
-    minris.settle_study(ctx, "2.25.99", "Films of another clinic")
+    settle_study(ctx, "2.25.99", "Films of another clinic")
     assert kinds(ctx) == {}
 
 
 def test_images_that_are_not_there_cannot_be_settled(ctx):
-    with pytest.raises(minris.Refusal) as refusal:
-        minris.settle_study(ctx, "2.25.1", "Because")
+    with pytest.raises(Refusal) as refusal:
+        settle_study(ctx, "2.25.1", "Because")
     assert refusal.value.status is Status.NO_SUCH_SOP_INSTANCE
 
 
@@ -83,43 +95,43 @@ def test_a_machine_that_was_not_told_about_its_images_is_listed_until_dropped(no
     images = series(1)
     one = ask(noon, images)
     assert "commitment" not in kinds(noon)
-    minris.update_row(minris.Commitment, one, state="given up")
+    update_row(Commitment, one, state="given up")
     listed = kinds(noon)["commitment"]
     assert (listed.uid, listed.about) == ("2.25.900", "CT1")
-    minris.drop_commitment(noon, listed.uid, "The CT was sold")
+    drop_commitment(noon, listed.uid, "The CT was sold")
     assert "commitment" not in kinds(noon)
-    assert minris.judged_instances(one) == []
-    with pytest.raises(minris.Refusal):
-        minris.drop_commitment(noon, listed.uid, "Again")
+    assert judged_instances(one) == []
+    with pytest.raises(Refusal):
+        drop_commitment(noon, listed.uid, "Again")
 
 
 @pytest.mark.parametrize(("minutes", "listed"), [(9, False), (11, True)])
 def test_a_judgement_that_cannot_be_told_is_listed_after_a_while(noon, minutes, listed):  # noqa: F811
     one = ask(noon, series(1))
     at = noon.stamp(minutes=-minutes)
-    minris.update_row(minris.Commitment, one, state="judged", judged_at=at)
+    update_row(Commitment, one, state="judged", judged_at=at)
     assert ("commitment" in kinds(noon)) == listed
 
 
 @pytest.mark.parametrize(
     "deed",
     [
-        lambda ctx: minris.end_leftover(ctx, 1, " "),
-        lambda ctx: minris.settle_study(ctx, "2.25.1", ""),
-        lambda ctx: minris.drop_commitment(ctx, "2.25.900", ""),
-        lambda ctx: minris.erase_patient(ctx, 1, " "),
+        lambda ctx: end_leftover(ctx, 1, " "),
+        lambda ctx: settle_study(ctx, "2.25.1", ""),
+        lambda ctx: drop_commitment(ctx, "2.25.900", ""),
+        lambda ctx: erase_patient(ctx, 1, " "),
     ],
 )
 def test_nothing_is_done_without_a_reason(ctx, deed):
     schedule(ctx, ScheduledProcedureStepStartDate=DAY_BEFORE)
-    with pytest.raises(minris.Refusal, match="A reason is needed"):
+    with pytest.raises(Refusal, match="A reason is needed"):
         deed(ctx)
 
 
 def test_the_reason_is_in_the_audit_log(ctx):
     schedule(ctx, ScheduledProcedureStepStartDate=DAY_BEFORE)
-    minris.end_leftover(ctx, 1, "Called: has another date")
-    assert [line.what for line in minris.audit_lines("another date")] == ["reason"]
+    end_leftover(ctx, 1, "Called: has another date")
+    assert [line.what for line in audit_lines("another date")] == ["reason"]
 
 
 # The page.
@@ -171,8 +183,8 @@ def test_what_is_not_stuck_is_not_ended(stuck_box, kind, uid):
 
 
 def test_every_kind_has_its_row_in_the_table():
-    listed = {re.search("SELECT '([a-z ]+)'", sql)[1] for _, sql in minris.STUCK}
-    assert listed == set(minris.ORPHANS)
+    listed = {re.search("SELECT '([a-z ]+)'", sql)[1] for _, sql in STUCK}
+    assert listed == set(ORPHANS)
 
 
 # The erasure of a patient's data.
@@ -191,11 +203,11 @@ def visited(ctx):
     create(ctx, creation_for(step))
     report(ctx, ending())
     workitem(ctx, PatientID="P1")
-    keys = minris.text_elements(PatientName="Wang^XiaoDong", PatientID="P1")
-    log = minris.QueryLog()
-    log.note(ctx.by(minris.Actor("CT1")), bytes(keys), b"", 1, Status.SUCCESS)
-    minris.save_queries(ctx, log.take())
-    minris.save_shown([(1, "CT1", ctx.stamp())])
+    keys = text_elements(PatientName="Wang^XiaoDong", PatientID="P1")
+    log = QueryLog()
+    log.note(ctx.by(Actor("CT1")), bytes(keys), b"", 1, Status.SUCCESS)
+    save_queries(ctx, log.take())
+    save_shown([(1, "CT1", ctx.stamp())])
     schedule(ctx, PatientID="P2", PatientName="Li^Na=李^娜")
     return ctx
 
@@ -205,28 +217,28 @@ def counts():
               "performed_procedure_step", "performed_scheduled_step", "workitem", "query_trace",
               "workitem_event", "step_seen")  # fmt: skip
     return {
-        table: minris.database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()[0]
+        table: database.execute_sql(f"SELECT count(*) FROM {table}").fetchone()[0]
         for table in tables
     }
 
 
 def test_all_of_a_patient_is_erased_and_nothing_of_others(visited):
-    minris.erase_patient(visited, 1, "Asked for it in writing")
+    erase_patient(visited, 1, "Asked for it in writing")
     assert counts() == {
         "patient": 1, "requested_procedure": 1, "scheduled_procedure_step": 1,
         "scheduled_station": 1, "performed_procedure_step": 0, "performed_scheduled_step": 0,
         "workitem": 0, "query_trace": 0, "workitem_event": 0, "step_seen": 0,
     }  # fmt: skip
-    [line] = minris.audit_lines("patient erased")
+    [line] = audit_lines("patient erased")
     assert "Asked for it in writing" in line.detail
-    assert minris.check_audit().broken is None
+    assert check_audit().broken is None
 
 
 def test_the_name_is_gone_from_the_file(visited, config):
-    minris.database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     assert rows_with(config.store_path, "XiaoDong", "小东") == ["XiaoDong", "小东"]
-    minris.erase_patient(visited, 1, "Asked for it")
-    minris.database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    erase_patient(visited, 1, "Asked for it")
+    database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     assert rows_with(config.store_path, "XiaoDong", "小东") == []
     assert sqlite3.connect(config.store_path).execute("PRAGMA integrity_check").fetchone() == (
         "ok",
@@ -236,18 +248,18 @@ def test_the_name_is_gone_from_the_file(visited, config):
 def test_workitems_under_a_former_id_are_erased_too(ctx):
     schedule(ctx, PatientID="P1")
     workitem(ctx, PatientID="P1")
-    minris.correct_patient(ctx, 1, bytes(minris.text_elements(PatientID="P9")))
-    assert minris.former_ids(minris.fetch_rows(minris.Patient, "id = 1")[0]) == {"P1"}
-    minris.erase_patient(ctx, 1, "Asked for it")
+    correct_patient(ctx, 1, bytes(text_elements(PatientID="P9")))
+    assert former_ids(fetch_rows(Patient, "id = 1")[0]) == {"P1"}
+    erase_patient(ctx, 1, "Asked for it")
     assert counts()["workitem"] == 0
 
 
 def test_a_former_id_that_somebody_else_has_is_not_erased(ctx):
     schedule(ctx, PatientID="P1")
-    minris.correct_patient(ctx, 1, bytes(minris.text_elements(PatientID="P9")))
+    correct_patient(ctx, 1, bytes(text_elements(PatientID="P9")))
     schedule(ctx, PatientID="P1", PatientName="Li^Na=李^娜")
     workitem(ctx, PatientID="P1", PatientName="Li^Na=李^娜")
-    minris.erase_patient(ctx, 1, "Asked for it")
+    erase_patient(ctx, 1, "Asked for it")
     assert counts()["workitem"] == 1
 
 
@@ -255,8 +267,8 @@ def test_workitems_of_who_was_merged_are_erased_too(ctx):
     schedule(ctx, PatientID="P1")
     schedule(ctx, PatientID="P8", PatientName="Wang^X")
     workitem(ctx, PatientID="P8", PatientName="Wang^X")
-    minris.merge_patients(ctx, 2, "P1", "Typed twice")
-    minris.erase_patient(ctx, 1, "Asked for it")
+    merge_patients(ctx, 2, "P1", "Typed twice")
+    erase_patient(ctx, 1, "Asked for it")
     assert counts()["workitem"] == 0
 
 
@@ -273,7 +285,7 @@ def test_what_was_erased_leaves_the_log_ahead_of_the_store_too(appliance):
 def test_what_was_performed_without_an_order_is_erased_too(ctx):
     schedule(ctx, PatientID="P1")
     create(ctx, creation(unscheduled_item(), PatientID="P1", PatientName="Wang^XiaoDong"))
-    minris.erase_patient(ctx, 1, "Asked for it")
+    erase_patient(ctx, 1, "Asked for it")
     assert counts()["performed_procedure_step"] == 0
 
 
@@ -281,15 +293,15 @@ def test_another_patient_of_the_same_id_keeps_what_is_theirs(ctx):
     schedule(ctx, PatientID="P1")
     create(ctx, creation(unscheduled_item(), PatientID="P1", PatientName="Li^Na=李^娜"))
     workitem(ctx, PatientID="P1", PatientName="Li^Na=李^娜")
-    minris.erase_patient(ctx, 1, "Asked for it")
+    erase_patient(ctx, 1, "Asked for it")
     assert (counts()["performed_procedure_step"], counts()["workitem"]) == (1, 1)
 
 
 def test_while_an_exam_is_under_way_nothing_is_erased(ctx):
     create(ctx, creation_for(schedule(ctx, PatientID="P1")))
     before = counts()
-    with pytest.raises(minris.Refusal, match="under way"):
-        minris.erase_patient(ctx, 1, "Asked for it")
+    with pytest.raises(Refusal, match="under way"):
+        erase_patient(ctx, 1, "Asked for it")
     assert counts() == before
 
 
@@ -297,14 +309,14 @@ def test_while_a_workitem_is_in_progress_nothing_is_erased(ctx):
     schedule(ctx, PatientID="P1")
     workitem(ctx, PatientID="P1")
     claim(ctx, UID)
-    with pytest.raises(minris.Refusal, match="under way"):
-        minris.erase_patient(ctx, 1, "Asked for it")
+    with pytest.raises(Refusal, match="under way"):
+        erase_patient(ctx, 1, "Asked for it")
     assert counts()["workitem"] == 1
 
 
 def test_an_unknown_patient_is_not_erased(ctx):
-    with pytest.raises(minris.Refusal) as refusal:
-        minris.erase_patient(ctx, 7, "Asked for it")
+    with pytest.raises(Refusal) as refusal:
+        erase_patient(ctx, 7, "Asked for it")
     assert refusal.value.status is Status.NO_SUCH_SOP_INSTANCE
 
 
@@ -339,6 +351,6 @@ def test_nobody_else_does(appliance, role):
 def test_settled_studies_come_back_when_an_order_never_does(ctx):
     """What was settled stays so: the archive tells of the same images each night."""
     images_of(ctx, "2.25.99")
-    minris.settle_study(ctx, "2.25.99", "Another clinic")
+    settle_study(ctx, "2.25.99", "Another clinic")
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(days=30))
     assert "images" not in kinds(later)

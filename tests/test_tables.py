@@ -1,20 +1,25 @@
 """The tables of rules: nothing is missing in them, and their readers refuse what is wrong."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from conftest import MADE
 from pynetdicom import status as pynetdicom_status
 
-import minris
-from minris import Status
+from minris.config.settings import setting_table
+from minris.standard.attributes import attribute_table, transition_table
+from minris.standard.mpps import FINAL_MPPS_STATES, MPPS_STATES, MPPS_TRANSITIONS, STEP_STATUS_AFTER
+from minris.standard.status import OUTCOMES, Status, outcome_table
+from minris.standard.tables import rows
+from minris.standard.ups import UPS_STATES, UPS_TRANSITIONS
+from minris.standard.worklist import STEP_STATES, STEP_TRANSITIONS
 
-TREE = ast.parse(Path(minris.__file__).read_text("utf-8"))
+TREE = ast.parse(MADE.read_text("utf-8"))
 
 TRANSITIONS = {
-    "MPPS_TRANSITIONS": (minris.MPPS_TRANSITIONS, ("none", *minris.MPPS_STATES)),
-    "UPS_TRANSITIONS": (minris.UPS_TRANSITIONS, ("none", *minris.UPS_STATES)),
-    "STEP_TRANSITIONS": (minris.STEP_TRANSITIONS, minris.STEP_STATES),
+    "MPPS_TRANSITIONS": (MPPS_TRANSITIONS, ("none", *MPPS_STATES)),
+    "UPS_TRANSITIONS": (UPS_TRANSITIONS, ("none", *UPS_STATES)),
+    "STEP_TRANSITIONS": (STEP_TRANSITIONS, STEP_STATES),
 }
 CELLS = [(name, *cell) for name, (table, _) in TRANSITIONS.items() for cell in table]
 
@@ -40,7 +45,7 @@ def failures() -> list[Status]:
 
 @pytest.mark.parametrize("status", failures(), ids=lambda status: status.name)
 def test_every_failure_that_is_raised_has_an_outcome(status):
-    assert ("*", status) in minris.OUTCOMES
+    assert ("*", status) in OUTCOMES
 
 
 @pytest.mark.parametrize("status", Status, ids=lambda status: status.name)
@@ -65,23 +70,23 @@ def test_a_cell_is_a_state_a_warning_or_a_failure(name, event, state):
     if cell in (Status.ALREADY_CANCELED, Status.ALREADY_COMPLETED):
         assert pynetdicom_status.code_to_category(int(cell)) == "Warning"
     elif isinstance(cell, Status):
-        assert ("*", cell) in minris.OUTCOMES
+        assert ("*", cell) in OUTCOMES
     else:
         assert cell in states
         assert cell != "none"
 
 
-@pytest.mark.parametrize("event", [event for event, state in minris.MPPS_TRANSITIONS])
-@pytest.mark.parametrize("state", sorted(minris.FINAL_MPPS_STATES))
+@pytest.mark.parametrize("event", [event for event, state in MPPS_TRANSITIONS])
+@pytest.mark.parametrize("state", sorted(FINAL_MPPS_STATES))
 def test_a_performed_step_that_has_ended_goes_nowhere(event, state):
-    assert isinstance(minris.MPPS_TRANSITIONS[event, state], Status)
+    assert isinstance(MPPS_TRANSITIONS[event, state], Status)
 
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_every_state_is_reached_or_begun_with(name):
     """A person puts a step nowhere that MPPS puts it, so STARTED and the ends come from there."""
     table, states = TRANSITIONS[name]
-    by_mpps = {after for _, after in minris.STEP_STATUS_AFTER}
+    by_mpps = {after for _, after in STEP_STATUS_AFTER}
     reached = {cell for cell in table.values() if not isinstance(cell, Status)}
     assert set(states) - {"none"} <= reached | by_mpps
 
@@ -101,7 +106,7 @@ TRANSITIONS_ARE_WRONG = {
 @pytest.mark.parametrize("what", TRANSITIONS_ARE_WRONG)
 def test_a_transition_table_is_refused_for(what):
     with pytest.raises(ValueError):
-        minris.transition_table("PS3.4", TRANSITIONS_ARE_WRONG[what], STATES)
+        transition_table("PS3.4", TRANSITIONS_ARE_WRONG[what], STATES)
 
 
 def test_a_transition_table_is_read():
@@ -110,7 +115,7 @@ def test_a_transition_table_is_read():
     begin | OPEN | 0111 | 0111  # a remark
     end   | 0112 | DONE | 0110
     """
-    table = minris.transition_table("PS3.4", text, STATES)
+    table = transition_table("PS3.4", text, STATES)
     assert table["begin", "none"] == "OPEN"
     assert table["end", "none"] is Status.NO_SUCH_SOP_INSTANCE
     assert len(table) == 6
@@ -135,7 +140,7 @@ ATTRIBUTES_ARE_WRONG = {
 @pytest.mark.parametrize("what", ATTRIBUTES_ARE_WRONG)
 def test_an_attribute_table_is_refused_for(what):
     with pytest.raises(ValueError, match="Table K"):
-        minris.attribute_table("PS3.4 Table K", ATTRIBUTES_ARE_WRONG[what])
+        attribute_table("PS3.4 Table K", ATTRIBUTES_ARE_WRONG[what])
 
 
 def test_an_attribute_table_is_read():
@@ -147,7 +152,7 @@ def test_an_attribute_table_is_read():
     >> CodeValue                     | O     | 1C
     PatientName                      | R     | 1
     """
-    table = minris.attribute_table("PS3.4 Table K", text)
+    table = attribute_table("PS3.4 Table K", text)
     assert [len(path) for path in table] == [1, 2, 2, 3, 1]
     code = table[0x00400100, 0x00400008, 0x00080100]
     assert (code.keyword, code.vr, code.cells["return"]) == ("CodeValue", "SH", "1C")
@@ -174,7 +179,7 @@ OUTCOMES_ARE_WRONG = {
 @pytest.mark.parametrize("what", OUTCOMES_ARE_WRONG)
 def test_an_outcome_table_is_refused_for(what):
     with pytest.raises(ValueError):
-        minris.outcome_table("PS3.18", OUTCOMES_ARE_WRONG[what])
+        outcome_table("PS3.18", OUTCOMES_ARE_WRONG[what])
 
 
 SETTINGS_ARE_WRONG = {
@@ -190,7 +195,7 @@ SETTINGS_ARE_WRONG = {
 @pytest.mark.parametrize("what", SETTINGS_ARE_WRONG)
 def test_a_table_of_settings_is_refused_for(what):
     with pytest.raises((ValueError, TypeError)):
-        minris.setting_table(SETTINGS_ARE_WRONG[what])
+        setting_table(SETTINGS_ARE_WRONG[what])
 
 
 def test_remarks_and_empty_lines_of_a_table_are_read_over():
@@ -200,4 +205,4 @@ def test_remarks_and_empty_lines_of_a_table_are_read_over():
     # a remark of its own
     cell  | C# and #2   # a remark behind
     """
-    assert list(minris.rows(text)) == [["head", "second"], ["cell", "C# and #2"]]
+    assert list(rows(text)) == [["head", "second"], ["cell", "C# and #2"]]

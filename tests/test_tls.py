@@ -15,10 +15,14 @@ from pathlib import Path
 import httpx
 import peers
 import pytest
-from conftest import item, write_config
+from conftest import MADE, item, write_config
 from pynetdicom import AE
 
-import minris
+from minris.access.users import Login, find_token
+from minris.appliance.jobs import job_renew
+from minris.cli import main
+from minris.config.ini import ConfigError, load_config
+from minris.standard.uids import VERIFICATION
 
 CA_CONFIG = """
 [ca]
@@ -156,7 +160,7 @@ def associated(port, context=None, calling="CT1"):
     """An association of pynetdicom over TLS, or over TCP alone."""
     ae = AE(calling)
     ae.acse_timeout = ae.network_timeout = ae.connection_timeout = 8
-    ae.add_requested_context(minris.VERIFICATION)
+    ae.add_requested_context(VERIFICATION)
     tls = (context, "127.0.0.1") if context else None
     association = ae.associate(peers.HOST, port, ae_title="MINRIS", tls_args=tls)
     try:
@@ -388,9 +392,9 @@ def test_the_cookie_of_a_login_goes_over_https_alone(secured, clinic):
 
 def test_a_command_beside_the_running_appliance_reaches_it_by_https(secured, capsys):
     appliance = secured()
-    assert minris.main(["token", "his", "--config", str(appliance.config.path)]) == 0
+    assert main(["token", "his", "--config", str(appliance.config.path)]) == 0
     secret = capsys.readouterr().out.strip()
-    assert appliance.read(minris.find_token, secret) == minris.Login("his", "desk")
+    assert appliance.read(find_token, secret) == Login("his", "desk")
 
 
 # Renewal without restart
@@ -402,7 +406,7 @@ def renew(appliance, pair):
     later = time.time() + 2
     for name in ("server.pem", "server.key"):
         os.utime(appliance.config.directory / name, (later, later))
-    minris.job_renew(appliance.appliance)
+    job_renew(appliance.appliance)
 
 
 def test_a_renewed_certificate_is_shown_without_restart(secured, clinic, server):
@@ -423,7 +427,7 @@ def test_an_association_outlives_a_renewal(secured, clinic):
 def test_an_unchanged_certificate_is_not_read_anew(secured, caplog):
     appliance = secured()
     caplog.set_level("INFO", "minris")
-    minris.job_renew(appliance.appliance)
+    job_renew(appliance.appliance)
     assert "read anew" not in caplog.text
 
 
@@ -442,7 +446,7 @@ def spoil(appliance, what, clinic):
     if certificate.exists():
         later = time.time() + 2
         os.utime(certificate, (later, later))
-    minris.job_renew(appliance.appliance)
+    job_renew(appliance.appliance)
 
 
 SPOILED = pytest.mark.parametrize("what", ["gone", "garbage", "empty", "without its key"])
@@ -538,7 +542,7 @@ def serve(folder, text):
     """Start minris as a program that cannot start; how it ended."""
     config = write_config(folder, text)
     return subprocess.run(
-        [sys.executable, minris.__file__, "serve", "--config", str(config)],
+        [sys.executable, MADE, "serve", "--config", str(config)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -580,6 +584,6 @@ def test_a_certificate_that_cannot_be_used_is_one_line_and_exit_status_2(
     ],
 )
 def test_tls_without_a_certificate_is_refused(tmp_path, text, words):
-    with pytest.raises(minris.ConfigError) as error:
-        minris.load_config(write_config(tmp_path, text))
+    with pytest.raises(ConfigError) as error:
+        load_config(write_config(tmp_path, text))
     assert error.value.problems == [words]

@@ -1,6 +1,7 @@
 """The query trace: what devices asked for, and why an exam was not among their answers."""
 
 import contextlib
+import dataclasses
 import datetime
 import html
 import io
@@ -9,6 +10,7 @@ import threading
 
 import httpx
 import peers
+import peewee
 import pydicom
 import pytest
 from conftest import NOON, item
@@ -16,8 +18,23 @@ from playwright.sync_api import sync_playwright
 from pydicom.dataset import Dataset
 from test_worklist_cases import CASES, ENTRIES
 
-import minris
-from minris import MWL_ATTRIBUTES, Status
+from minris.access.context import Actor
+from minris.access.users import open_session
+from minris.appliance.jobs import JOBS, job_save_queries
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.recode import recode
+from minris.dataset.search import Search
+from minris.orders.items import fold, split_item
+from minris.orders.lookup import get_step, step_known
+from minris.orders.scheduling import schedule
+from minris.orders.steps import cancel_step
+from minris.orders.trace import QueryLog, exclusion, latest_by_device, recent_queries, save_queries
+from minris.orders.worklist import STATION_AE_TITLE, WorklistView, find_worklist
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.status import Status
+from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, STEP_STATES, STEP_STATUS
+from minris.store.models import User, database
 
 STEP_KEYS = "ScheduledProcedureStepSequence[0]."
 CT1_KEYS = (
@@ -40,7 +57,7 @@ def query(**texts):
     inner = given["ScheduledProcedureStepSequence"]["Value"][0]
     for keyword in ("ScheduledProcedureStepStartDate", "ScheduledProcedureStepStartTime"):
         inner[keyword]["Value"] = [texts.get(keyword, "")]
-    return minris.from_json(given)
+    return from_json(given)
 
 
 def noted(log, ctx, keys=None, answers=1, status=Status.SUCCESS):
@@ -51,20 +68,20 @@ def noted(log, ctx, keys=None, answers=1, status=Status.SUCCESS):
 
 def at(ctx, **later):
     """The same circumstances somewhat later."""
-    return minris.dataclasses.replace(ctx, now=lambda: NOON + datetime.timedelta(**later))
+    return dataclasses.replace(ctx, now=lambda: NOON + datetime.timedelta(**later))
 
 
 def kept():
     """The lines of the trace, the newest first."""
-    return minris.recent_queries("")
+    return recent_queries("")
 
 
 def save(ctx, log):
-    minris.save_queries(ctx, log.take())
+    save_queries(ctx, log.take())
 
 
 def test_a_query_repeated_within_the_hour_is_one_line_with_its_count(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     for minute in (0, 10, 59):
         noted(log, at(ctx, minutes=minute))
     save(ctx, log)
@@ -72,7 +89,7 @@ def test_a_query_repeated_within_the_hour_is_one_line_with_its_count(ctx):
 
 
 def test_a_query_repeated_after_the_trace_was_saved_is_still_one_line(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     for minute in (0, 10, 59):
         noted(log, at(ctx, minutes=minute))
         save(ctx, log)
@@ -81,8 +98,8 @@ def test_a_query_repeated_after_the_trace_was_saved_is_still_one_line(ctx):
 
 ANOTHER = {
     "hour": lambda ctx: (at(ctx, hours=1), None),
-    "device": lambda ctx: (ctx.by(minris.Actor("US1", "127.0.0.1")), None),
-    "address": lambda ctx: (ctx.by(minris.Actor("CT1", "127.0.0.9")), None),
+    "device": lambda ctx: (ctx.by(Actor("US1", "127.0.0.1")), None),
+    "address": lambda ctx: (ctx.by(Actor("CT1", "127.0.0.9")), None),
     "keys": lambda ctx: (ctx, query(ScheduledStationAETitle="CT2")),
 }
 
@@ -90,7 +107,7 @@ ANOTHER = {
 @pytest.mark.parametrize("what", ANOTHER)
 def test_a_query_of_another(ctx, what):
     """… hour, device, address or with other keys is a line of its own."""
-    log = minris.QueryLog()
+    log = QueryLog()
     noted(log, ctx)
     noted(log, *ANOTHER[what](ctx))
     save(ctx, log)
@@ -99,7 +116,7 @@ def test_a_query_of_another(ctx, what):
 
 def test_the_hour_is_that_of_the_clinic(tmp_path, ctx, config):
     config.clinic.timezone = "Asia/Shanghai"
-    log = minris.QueryLog()
+    log = QueryLog()
     noted(log, ctx)
     save(ctx, log)
     assert kept()[0].hour == "2026-07-05 20"
@@ -107,7 +124,7 @@ def test_the_hour_is_that_of_the_clinic(tmp_path, ctx, config):
 
 @pytest.mark.parametrize("saved_between", [False, True])
 def test_a_line_tells_of_the_last_time(ctx, saved_between):
-    log = minris.QueryLog()
+    log = QueryLog()
     noted(log, ctx, answers=7)
     if saved_between:
         save(ctx, log)
@@ -119,14 +136,14 @@ def test_a_line_tells_of_the_last_time(ctx, saved_between):
 
 
 def test_a_caller_that_varies_its_query_for_ever_does_not_fill_the_memory(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     for number in range(log.LIMIT + 100):
         noted(log, ctx, b"%d" % number)
     assert len(log.take()) == log.LIMIT
 
 
 def test_a_query_that_is_known_is_counted_when_the_memory_is_full(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     for number in range(log.LIMIT + 100):
         noted(log, ctx, b"%d" % number)
     noted(log, ctx, b"0")
@@ -134,18 +151,18 @@ def test_a_query_that_is_known_is_counted_when_the_memory_is_full(ctx):
 
 
 def test_what_has_been_taken_is_counted_from_nothing(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     noted(log, ctx)
     log.take()
     assert log.take() == []
 
 
 def test_of_each_device_its_last_three_different_queries_explain(ctx):
-    log = minris.QueryLog()
+    log = QueryLog()
     for number, title in enumerate(("CT1", "CT2", "CT3", "CT4", "CT4")):
         noted(log, at(ctx, hours=number), query(ScheduledStationAETitle=title))
     save(ctx, log)
-    found = minris.latest_by_device(kept())
+    found = latest_by_device(kept())
     assert [line.hour[-2:] for line in found] == ["16", "14", "13"]
 
 
@@ -154,19 +171,19 @@ def test_of_each_device_its_last_three_different_queries_explain(ctx):
 
 def data_of(**texts):
     """A step as it is stored, as if scheduled."""
-    steps = minris.from_json(item(**{"PatientID": "P000042", **texts}))
-    return minris.fold(*_parts(steps))
+    steps = from_json(item(**{"PatientID": "P000042", **texts}))
+    return fold(*_parts(steps))
 
 
 def _parts(data):
-    patient, procedure, [step] = minris.split_item(minris.ElementIndex(data))
-    state = minris.text_elements(ScheduledProcedureStepStatus="SCHEDULED")
+    patient, procedure, [step] = split_item(ElementIndex(data))
+    state = text_elements(ScheduledProcedureStepStatus="SCHEDULED")
     return patient, procedure, state.merged(step)
 
 
-def why(config, keys, data, view=minris.WorklistView()):
-    search = minris.Search(minris.ElementIndex(keys), MWL_ATTRIBUTES)
-    return minris.exclusion(config, search, view, data)
+def why(config, keys, data, view=WorklistView()):
+    search = Search(ElementIndex(keys), MWL_ATTRIBUTES)
+    return exclusion(config, search, view, data)
 
 
 def test_a_step_that_is_found_is_not_excluded(config):
@@ -204,7 +221,7 @@ def nested(path, value):
     """A data set with one value at a path of tags, as pydicom has it."""
     ds = Dataset()
     tag, *rest = path
-    vr = minris.vr_of(tag)
+    vr = vr_of(tag)
     ds.add_new(tag, vr, [nested(rest, value)] if rest else value)
     return ds
 
@@ -215,7 +232,7 @@ def stored_form(ds):
     copy.SpecificCharacterSet = "ISO_IR 192"
     copy.update(ds)
     pydicom.dcmwrite(encoded, copy, little_endian=True, implicit_vr=False)
-    return minris.recode(encoded.getvalue())
+    return recode(encoded.getvalue())
 
 
 @pytest.mark.parametrize("attribute", MATCHED, ids=lambda a: "-".join(f"{t:08X}" for t in a.path))
@@ -228,13 +245,13 @@ def test_the_key_that_kept_a_step_from_the_answers_is_named(config, attribute):
 
 def test_a_key_that_the_step_has_no_value_for_is_named(config):
     found = why(config, query(AccessionNumber="2607050001"), data_of())
-    assert found == (minris.tag_of("AccessionNumber"), "2607050001", "")
+    assert found == (tag_of("AccessionNumber"), "2607050001", "")
 
 
 def test_a_key_sent_on_the_wrong_level_too_is_told_from_the_step(config):
     """Old devices send Modality beside the sequence as well; there it has no meaning."""
-    keys = minris.ElementIndex(query(Modality="MR"))
-    keys = keys.merged(minris.ElementIndex(stored_form(nested([minris.tag_of("Modality")], ""))))
+    keys = ElementIndex(query(Modality="MR"))
+    keys = keys.merged(ElementIndex(stored_form(nested([tag_of("Modality")], ""))))
     found = why(config, keys, data_of())
     assert (found.asked, found.has) == ("MR", "CT")
 
@@ -245,23 +262,23 @@ def test_a_range_of_date_and_time_that_ended_before_is_the_date(config):
         ScheduledProcedureStepStartTime="0800-1800",
     )
     found = why(config, keys, data_of())
-    assert found.tag == minris.tag_of("ScheduledProcedureStepStartDate")
+    assert found.tag == tag_of("ScheduledProcedureStepStartDate")
     assert (found.asked, found.has) == ("20260703-20260704", "20260705")
 
 
-@pytest.mark.parametrize("state", minris.STEP_STATES)
+@pytest.mark.parametrize("state", STEP_STATES)
 def test_a_state_that_is_not_shown_to_devices_comes_before_every_key(config, state):
     found = why(config, query(Modality="MR"), data_of(ScheduledProcedureStepStatus=state))
     hidden = state in config.dicom.hide_steps
-    expected = minris.STEP_STATUS if hidden else minris.tag_of("Modality")
+    expected = STEP_STATUS if hidden else tag_of("Modality")
     assert (found.tag, found.has) == (expected, state if hidden else "CT")
 
 
 @pytest.mark.parametrize(("titles", "kept_from"), [("CT1", False), ("CT2", True)])
 def test_a_device_that_sees_its_own_steps_alone_does_not_see_another_s(config, titles, kept_from):
-    view = minris.WorklistView((titles, "CT3"))
+    view = WorklistView((titles, "CT3"))
     found = why(config, query(), data_of(), view)
-    expected = (minris.STATION_AE_TITLE, "CT2, CT3", "CT1") if kept_from else None
+    expected = (STATION_AE_TITLE, "CT2, CT3", "CT1") if kept_from else None
     assert found == expected
 
 
@@ -276,19 +293,19 @@ def test_a_device_that_sees_its_own_steps_alone_does_not_see_another_s(config, t
     ],
 )
 def test_a_step_outside_the_days_of_a_device_is_kept_from_it(config, first, last, kept_from):
-    found = why(config, query(), data_of(), minris.WorklistView((), first, last))
-    expected = (minris.START_DATE, f"{first}-{last}", "20260705") if kept_from else None
+    found = why(config, query(), data_of(), WorklistView((), first, last))
+    expected = (START_DATE, f"{first}-{last}", "20260705") if kept_from else None
     assert found == expected
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_nothing_excludes_what_is_answered_and_something_what_is_not(ctx, case):
-    items = [minris.from_json(entry) for entry in ENTRIES]
-    stored = [data for one in items for data in minris.schedule(ctx, one, "separate")]
-    search = minris.Search(minris.ElementIndex(minris.from_json(case["query"])), MWL_ATTRIBUTES)
-    everything = minris.WorklistView()
-    answered = sum(len(answers) for answers in minris.find_worklist(ctx, search))
-    reasons = [minris.exclusion(ctx.config, search, everything, data) for data in stored]
+    items = [from_json(entry) for entry in ENTRIES]
+    stored = [data for one in items for data in schedule(ctx, one, "separate")]
+    search = Search(ElementIndex(from_json(case["query"])), MWL_ATTRIBUTES)
+    everything = WorklistView()
+    answered = sum(len(answers) for answers in find_worklist(ctx, search))
+    reasons = [exclusion(ctx.config, search, everything, data) for data in stored]
     assert reasons.count(None) == answered
 
 
@@ -302,7 +319,7 @@ def ask(appliance, *keys, calling="CT1"):
 
 def traced(appliance):
     """The lines of the trace after saving what has gathered."""
-    minris.job_save_queries(appliance.appliance)
+    job_save_queries(appliance.appliance)
     return appliance.read(kept)
 
 
@@ -334,23 +351,23 @@ def test_a_query_is_answered_while_the_store_is_being_written(appliance):
 def test_a_trace_that_cannot_be_kept_loses_nothing_else(appliance):
     """A report of a modality in the same commit is taken, and the next query answered."""
     ask(appliance)
-    appliance.write(minris.database.execute_sql, "DROP TABLE query_trace")
+    appliance.write(database.execute_sql, "DROP TABLE query_trace")
     writer, release = appliance.appliance.writer, threading.Event()
     writer.submit(release.wait, 20)
     queries = appliance.appliance.dimse.queries.take()
-    lost = writer.submit(minris.save_queries, appliance.context(), queries)
-    order = writer.submit(minris.schedule, appliance.context(), minris.from_json(item()))
+    lost = writer.submit(save_queries, appliance.context(), queries)
+    order = writer.submit(schedule, appliance.context(), from_json(item()))
     release.set()
     assert len(order.result(20)) == 1
-    assert isinstance(lost.exception(20), minris.peewee.DatabaseError)
+    assert isinstance(lost.exception(20), peewee.DatabaseError)
     assert len(ask(appliance).datasets) == 1
 
 
 def test_the_job_that_keeps_the_trace_fails_without_harm(appliance, caplog):
     appliance.schedule(item())
     ask(appliance)
-    appliance.write(minris.database.execute_sql, "DROP TABLE query_trace")
-    [job] = [job for job in minris.JOBS if job.name == "queries"]
+    appliance.write(database.execute_sql, "DROP TABLE query_trace")
+    [job] = [job for job in JOBS if job.name == "queries"]
     appliance.appliance.run_job(job)
     assert "job queries failed" in caplog.text
     assert len(ask(appliance).datasets) == 1
@@ -490,7 +507,7 @@ def test_a_cancelled_exam_is_put_back_by_one_click(appliance, web):
     [step] = appliance.schedule(item(name="Wang^Fang"))
     inner = step.item("ScheduledProcedureStepSequence")
     keys = step.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
-    appliance.write(minris.cancel_step, appliance.context(), *keys)
+    appliance.write(cancel_step, appliance.context(), *keys)
     assert found_by(appliance) == []
     text = why_page(web)
     assert "The exam is CANCELED; that is not shown to devices." in part(text)
@@ -512,7 +529,7 @@ def test_an_exam_that_has_begun_is_not_moved(appliance, web):
     )
     ask(appliance)
     assert clicks(why_page(web)) == []
-    row = appliance.read(minris.step_known, step.get("StudyInstanceUID"))
+    row = appliance.read(step_known, step.get("StudyInstanceUID"))
     fields = {"step": row, "keyword": "ScheduledStationAETitle", "value": "CT1"}
     assert web.post("/why/mend", data=fields).status_code == 409
     assert found_by(appliance) == []
@@ -521,10 +538,10 @@ def test_an_exam_that_has_begun_is_not_moved(appliance, web):
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "NoSuchKeyword", ""])
 def test_only_what_is_offered_can_be_mended(appliance, web, keyword):
     [step] = appliance.schedule(item())
-    row = appliance.read(minris.step_known, step.get("StudyInstanceUID"))
+    row = appliance.read(step_known, step.get("StudyInstanceUID"))
     fields = {"step": row, "keyword": keyword, "value": "P9"}
     assert web.post("/why/mend", data=fields).status_code == 400
-    assert appliance.read(minris.get_step, row)[0] == bytes(step)
+    assert appliance.read(get_step, row)[0] == bytes(step)
 
 
 def test_what_the_device_s_own_profile_hides_is_named(run_appliance):
@@ -607,14 +624,14 @@ def test_queries_older_than_they_are_kept_explain_nothing(appliance, web):
     ask(appliance)
     traced(appliance)
     old = appliance.context().stamp(days=-8)
-    appliance.write(minris.database.execute_sql, "UPDATE query_trace SET last_at = ?", (old,))
+    appliance.write(database.execute_sql, "UPDATE query_trace SET last_at = ?", (old,))
     assert "No device has asked for a worklist." in part(why_page(web))
 
 
 def test_the_board_s_exam_leads_to_its_reason(appliance, web):
     [step] = appliance.schedule(item(ScheduledStationAETitle="CT9"))
     ask(appliance)
-    row = appliance.read(minris.step_known, step.get("StudyInstanceUID"))
+    row = appliance.read(step_known, step.get("StudyInstanceUID"))
     [path] = re.findall(r'href="(/why\?q=[^"]+)"', web.get(f"/step/{row}").text)
     assert "the exam has CT9." in part(web.get(path).text)
 
@@ -625,8 +642,8 @@ def test_reception_mends_it_in_a_browser(appliance):
     assert found_by(appliance) == []
     context = appliance.context()
     secret = appliance.write(
-        lambda: minris.open_session(
-            context, minris.User.create(name="anna", role="desk", password="-", created_at="").id
+        lambda: open_session(
+            context, User.create(name="anna", role="desk", password="-", created_at="").id
         )
     )
     with sync_playwright() as playwright:

@@ -10,18 +10,27 @@ from test_calendar import edited
 from test_mpps import schedule
 from test_pages import csrf_of, employ, visiting, words_of
 
-import minris
-from minris import Status
+from minris.access.context import Actor, audit_lines
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.housekeeping.erasing import erase_patient, purge
+from minris.orders.lookup import step_key, step_row
+from minris.orders.patients import correct_patient, merge_patients
+from minris.orders.scheduling import move_step, reschedule
+from minris.orders.steps import change_step, enter_state
+from minris.orders.undo import undo, undoable
+from minris.standard.status import Refusal, Status
+from minris.store.models import RequestedProcedure, UndoNote, database
+from minris.store.rows import fetch_rows
 
 
 @pytest.fixture
 def desk(ctx):
     """Anna at reception: what programs and machines change is not hers to take back."""
-    return dataclasses.replace(ctx, actor=minris.Actor("anna", "127.0.0.1", "desk"))
+    return dataclasses.replace(ctx, actor=Actor("anna", "127.0.0.1", "desk"))
 
 
 def texts(**values):
-    return bytes(minris.text_elements(**values))
+    return bytes(text_elements(**values))
 
 
 def everything():
@@ -29,7 +38,7 @@ def everything():
     found = {}
     for table in ("patient", "requested_procedure", "scheduled_procedure_step",
                   "scheduled_station"):  # fmt: skip
-        cursor = minris.database.execute_sql(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+        cursor = database.execute_sql(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
         names = [column[0] for column in cursor.description]
         found[table] = [
             {name: value for name, value in zip(names, row, strict=True) if name != "version"}
@@ -39,15 +48,15 @@ def everything():
 
 
 def step_data(row_id=1):
-    return minris.ElementIndex(bytes(minris.step_row(row_id).data))
+    return ElementIndex(bytes(step_row(row_id).data))
 
 
 def move(ctx, row_id=1, **keywords):
-    minris.move_step(ctx, row_id, **keywords)
+    move_step(ctx, row_id, **keywords)
 
 
 def correct(ctx, row_id=1, **values):
-    minris.correct_patient(ctx, row_id, texts(**values))
+    correct_patient(ctx, row_id, texts(**values))
 
 
 # Taking back.
@@ -58,7 +67,7 @@ def test_a_correction_of_a_patient_is_taken_back_and_open_exams_follow(desk):
     before = everything()
     correct(desk, PatientName="Zhang^Wei=张^伟", PatientWeight="75")
     assert step_data().get("PatientName") == "Zhang^Wei=张^伟"
-    minris.undo(desk, "patient 1")
+    undo(desk, "patient 1")
     assert everything() == before
     assert step_data().get("PatientName") == "Wang^XiaoDong=王^小东"
 
@@ -68,17 +77,17 @@ def test_a_change_of_an_exam_is_taken_back(desk):
     before = everything()
     move(desk, ScheduledProcedureStepStartDate="20260801", ScheduledStationAETitle="US1",
          Modality="US")  # fmt: skip
-    assert minris.step_row(1).start_date == "20260801"
-    minris.undo(desk, "step 1")
+    assert step_row(1).start_date == "20260801"
+    undo(desk, "step 1")
     assert everything() == before
 
 
 def test_an_exam_that_has_come_meanwhile_stays_arrived(desk):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1500")
-    minris.change_step(desk, "arrive", *minris.step_key(1))
-    minris.undo(desk, "step 1")
-    row = minris.step_row(1)
+    change_step(desk, "arrive", *step_key(1))
+    undo(desk, "step 1")
+    row = step_row(1)
     assert (row.status, row.start_time[:4]) == ("ARRIVED", "0930")
 
 
@@ -87,9 +96,9 @@ def test_a_merge_is_taken_back_with_all_that_was_moved(desk):
     schedule(desk, PatientID="P9", PatientName="Wang^X", PatientWeight="70")
     schedule(desk, PatientID="P9", PatientName="Wang^X")
     before = everything()
-    minris.merge_patients(desk, 2, "P1", "Typed twice")
+    merge_patients(desk, 2, "P1", "Typed twice")
     assert len(everything()["patient"]) == 1
-    minris.undo(desk, "patient 1")
+    undo(desk, "patient 1")
     assert everything() == before
     assert step_data(2).get("PatientID") == "P9"
 
@@ -101,7 +110,7 @@ def test_orders_that_went_to_another_patient_come_back(desk):
     before = everything()
     correct(desk, 2, PatientID="P1", PatientName="Wang^XiaoDong=王^小东")
     assert step_data(2).get("PatientID") == "P1"
-    minris.undo(desk, "patient 1")
+    undo(desk, "patient 1")
     assert everything() == before
 
 
@@ -109,12 +118,12 @@ def test_each_change_is_taken_back_the_last_one_first(desk):
     schedule(desk)
     for time in ("1000", "1100"):
         move(desk, ScheduledProcedureStepStartTime=time)
-    minris.undo(desk, "step 1")
-    assert minris.step_row(1).start_time[:4] == "1000"
-    minris.undo(desk, "step 1")
-    assert minris.step_row(1).start_time[:4] == "0930"
-    with pytest.raises(minris.Refusal, match="nothing to take back"):
-        minris.undo(desk, "step 1")
+    undo(desk, "step 1")
+    assert step_row(1).start_time[:4] == "1000"
+    undo(desk, "step 1")
+    assert step_row(1).start_time[:4] == "0930"
+    with pytest.raises(Refusal, match="nothing to take back"):
+        undo(desk, "step 1")
 
 
 # What is not taken back.
@@ -123,33 +132,31 @@ def test_each_change_is_taken_back_the_last_one_first(desk):
 def test_what_was_changed_again_by_another_way_stays(desk, ctx):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1000")
-    move(
-        dataclasses.replace(ctx, actor=minris.Actor("RIS")), ScheduledProcedureStepStartTime="1100"
-    )
-    with pytest.raises(minris.Refusal, match="changed again") as refusal:
-        minris.undo(desk, "step 1")
+    move(dataclasses.replace(ctx, actor=Actor("RIS")), ScheduledProcedureStepStartTime="1100")
+    with pytest.raises(Refusal, match="changed again") as refusal:
+        undo(desk, "step 1")
     assert refusal.value.status is Status.PROCESSING_FAILURE
-    assert minris.step_row(1).start_time[:4] == "1100"
+    assert step_row(1).start_time[:4] == "1100"
 
 
 def test_a_patient_that_was_changed_after_a_merge_stays_merged(desk, ctx):
     schedule(desk, PatientID="P1")
     schedule(desk, PatientID="P9", PatientName="Wang^X", Allergies="Penicillin")
-    minris.merge_patients(desk, 2, "P1", "Typed twice")
-    machine = dataclasses.replace(ctx, actor=minris.Actor("RIS"))
-    minris.correct_patient(machine, 1, texts(PatientWeight="80"))
-    with pytest.raises(minris.Refusal, match="changed again"):
-        minris.undo(desk, "patient 1")
+    merge_patients(desk, 2, "P1", "Typed twice")
+    machine = dataclasses.replace(ctx, actor=Actor("RIS"))
+    correct_patient(machine, 1, texts(PatientWeight="80"))
+    with pytest.raises(Refusal, match="changed again"):
+        undo(desk, "patient 1")
     assert len(everything()["patient"]) == 1
 
 
 def test_an_exam_that_has_begun_keeps_its_change(desk):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1000")
-    minris.enter_state(desk, minris.step_row(1), "STARTED", "performed step")
+    enter_state(desk, step_row(1), "STARTED", "performed step")
     before = everything()
-    with pytest.raises(minris.Refusal, match="gone on"):
-        minris.undo(desk, "step 1")
+    with pytest.raises(Refusal, match="gone on"):
+        undo(desk, "step 1")
     assert everything() == before
 
 
@@ -159,32 +166,32 @@ def later(ctx, **span):
 
 def test_an_order_does_not_change_behind_an_exam_that_was_done_meanwhile(desk):
     schedule(desk, AccessionNumber="ACC1")
-    study, step_id = minris.step_key(1)
-    minris.reschedule(desk, study, step_id, texts(AccessionNumber="ACC2"))
-    minris.change_step(later(desk, minutes=9), "finish", study, step_id)
-    with pytest.raises(minris.Refusal, match="gone on"):
-        minris.undo(desk, "step 1")
-    assert minris.undoable(desk, "step 1")[1], "no button is offered"
-    [order] = minris.fetch_rows(minris.RequestedProcedure, "1 = 1")
+    study, step_id = step_key(1)
+    reschedule(desk, study, step_id, texts(AccessionNumber="ACC2"))
+    change_step(later(desk, minutes=9), "finish", study, step_id)
+    with pytest.raises(Refusal, match="gone on"):
+        undo(desk, "step 1")
+    assert undoable(desk, "step 1")[1], "no button is offered"
+    [order] = fetch_rows(RequestedProcedure, "1 = 1")
     assert order.accession_number == "ACC2"
 
 
 def test_a_merge_stays_when_an_exam_was_done_under_the_other_name(desk):
     schedule(desk, PatientID="P1")
     schedule(desk, PatientID="P2", PatientName="Wang^X")
-    minris.merge_patients(desk, 1, "P2", "Typed twice")
-    minris.change_step(later(desk, minutes=9), "finish", *minris.step_key(1))
-    with pytest.raises(minris.Refusal, match="gone on"):
-        minris.undo(desk, "patient 2")
+    merge_patients(desk, 1, "P2", "Typed twice")
+    change_step(later(desk, minutes=9), "finish", *step_key(1))
+    with pytest.raises(Refusal, match="gone on"):
+        undo(desk, "patient 2")
 
 
 def test_who_was_a_no_show_before_the_move_is_one_again(desk):
     schedule(desk)
-    minris.change_step(desk, "no show", *minris.step_key(1))
+    change_step(desk, "no show", *step_key(1))
     move(desk, ScheduledProcedureStepStartDate="20260801")
-    assert minris.step_row(1).status == "SCHEDULED"
-    minris.undo(desk, "step 1")
-    row = minris.step_row(1)
+    assert step_row(1).status == "SCHEDULED"
+    undo(desk, "step 1")
+    row = step_row(1)
     assert (row.status, row.start_date) == ("NO SHOW", "20260705")
 
 
@@ -192,64 +199,64 @@ def test_a_patient_id_that_somebody_else_has_by_now_does_not_come_back(desk):
     schedule(desk, PatientID="P1")
     correct(desk, PatientID="P2")
     schedule(desk, PatientID="P1", PatientName="Li^Si")
-    with pytest.raises(minris.Refusal, match="P1 belongs to another patient"):
-        minris.undo(desk, "patient 1")
+    with pytest.raises(Refusal, match="P1 belongs to another patient"):
+        undo(desk, "patient 1")
 
 
 def test_a_merged_patient_whose_id_was_given_again_does_not_come_back(desk):
     schedule(desk, PatientID="P1")
     schedule(desk, PatientID="P2", PatientName="Wang^X")
-    minris.merge_patients(desk, 1, "P2", "Typed twice")
+    merge_patients(desk, 1, "P2", "Typed twice")
     schedule(desk, PatientID="P1", PatientName="Li^Si")
-    with pytest.raises(minris.Refusal, match="P1 belongs to another patient"):
-        minris.undo(desk, "patient 2")
+    with pytest.raises(Refusal, match="P1 belongs to another patient"):
+        undo(desk, "patient 2")
 
 
 def test_an_accession_number_that_somebody_else_has_by_now_does_not_come_back(desk):
     schedule(desk, AccessionNumber="ACC1", PatientID="P1")
-    minris.reschedule(desk, *minris.step_key(1), texts(AccessionNumber="ACC2"))
+    reschedule(desk, *step_key(1), texts(AccessionNumber="ACC2"))
     schedule(desk, AccessionNumber="ACC1", PatientID="P9", PatientName="Li^Si")
-    with pytest.raises(minris.Refusal, match="ACC1 belongs to another patient"):
-        minris.undo(desk, "step 1")
+    with pytest.raises(Refusal, match="ACC1 belongs to another patient"):
+        undo(desk, "step 1")
 
 
 def test_a_change_whose_patient_was_erased_is_forgotten(desk):
     schedule(desk, PatientID="P1", PatientBirthDate="19780312")
     schedule(desk, PatientID="P2", PatientName="Unknown^Emergency")
     correct(desk, 2, PatientID="P1", PatientName="Wang^XiaoDong=王^小东")
-    minris.erase_patient(desk, 2, "Asked for it")
-    with pytest.raises(minris.Refusal, match="nothing to take back"):
-        minris.undo(desk, "patient 1")
+    erase_patient(desk, 2, "Asked for it")
+    with pytest.raises(Refusal, match="nothing to take back"):
+        undo(desk, "patient 1")
 
 
 def test_who_was_merged_with_an_erased_patient_is_erased_too(desk):
     schedule(desk, PatientID="P1", PatientName="Secret^Person")
     schedule(desk, PatientID="P2", PatientName="Secret^Person")
-    minris.merge_patients(desk, 1, "P2", "Typed twice")
-    minris.erase_patient(desk, 2, "Asked for it")
-    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+    merge_patients(desk, 1, "P2", "Typed twice")
+    erase_patient(desk, 2, "Asked for it")
+    assert fetch_rows(UndoNote, "1 = 1") == []
 
 
 def test_after_a_day_a_change_stays_and_is_forgotten(desk):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1000")
     tomorrow = later(desk, hours=25)
-    assert minris.undoable(tomorrow, "step 1")[0] is None
-    minris.purge(tomorrow)
-    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+    assert undoable(tomorrow, "step 1")[0] is None
+    purge(tomorrow)
+    assert fetch_rows(UndoNote, "1 = 1") == []
 
 
 def test_what_machines_and_jobs_do_is_not_kept(ctx):
     schedule(ctx, PatientID="P1")
     move(ctx, ScheduledProcedureStepStartTime="1000")
     correct(ctx, PatientWeight="75")
-    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+    assert fetch_rows(UndoNote, "1 = 1") == []
 
 
 def test_what_changed_nothing_is_nothing_to_take_back(desk):
     schedule(desk, PatientID="P1", PatientWeight="75")
     correct(desk, PatientWeight="75")
-    note, _ = minris.undoable(desk, "patient 1")
+    note, _ = undoable(desk, "patient 1")
     assert note is None or '"P1"' in note.images
 
 
@@ -257,15 +264,15 @@ def test_an_erased_patient_is_erased_from_here_too(desk):
     schedule(desk, PatientID="P1")
     correct(desk, PatientName="Zhang^Wei=张^伟")
     move(desk, ScheduledProcedureStepStartTime="1000")
-    minris.erase_patient(desk, 1, "Asked for it")
-    assert minris.fetch_rows(minris.UndoNote, "1 = 1") == []
+    erase_patient(desk, 1, "Asked for it")
+    assert fetch_rows(UndoNote, "1 = 1") == []
 
 
 def test_it_is_in_the_audit_log(desk):
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1000")
-    minris.undo(desk, "step 1")
-    [line] = minris.audit_lines("change taken back")
+    undo(desk, "step 1")
+    [line] = audit_lines("change taken back")
     assert (line.who, line.about) == ("anna@127.0.0.1", "step 1")
 
 

@@ -31,8 +31,46 @@ from test_mpps import (
     stored_form,
 )
 
-import minris
-from minris import UPS_ATTRIBUTES, UPS_PULL, UPS_PUSH, UPS_QUERY, UPS_TRANSITIONS, UPS_WATCH, Status
+from minris.dataset.elements import ElementIndex, encode_element, encode_text
+from minris.dataset.search import AnswerStyle, Search
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.dataset.times import datetime_bounds
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    UPS_EVENT,
+    UPS_FILTERED_SUBSCRIPTION,
+    UPS_GLOBAL_SUBSCRIPTION,
+    UPS_PULL,
+    UPS_PUSH,
+    UPS_QUERY,
+    UPS_WATCH,
+)
+from minris.standard.ups import (
+    FINAL_UPS_STATES,
+    MODIFIED_AT,
+    PERFORMED_PROCEDURE,
+    PROGRESS_INFORMATION,
+    TRANSACTION_UID,
+    UPS_ACTIONS,
+    UPS_ATTRIBUTES,
+    UPS_STATE,
+    UPS_STATES,
+    UPS_TRANSITIONS,
+)
+from minris.store.models import Workitem, database
+from minris.store.rows import AnswerCache
+from minris.ups.people import history_of
+from minris.ups.search import find_workitems, stored_workitem
+from minris.ups.workitems import (
+    change_state,
+    create_workitem,
+    get_workitem,
+    purge_workitems,
+    request_cancel,
+    update_workitem,
+)
 
 # pydicom warns of what some tests send on purpose
 pytestmark = [
@@ -46,8 +84,8 @@ UID = "2.25.215063401487712901325523387610957311120"
 LOCK = "2.25.92611470315580346411872090337421186541"
 OTHER_LOCK = "2.25.92611470315580346411872090337421186542"
 CLASSES = (UPS_PUSH, UPS_PULL, UPS_WATCH, UPS_QUERY)
-STATE = minris.UPS_STATE
-FINAL = sorted(minris.FINAL_UPS_STATES)
+STATE = UPS_STATE
+FINAL = sorted(FINAL_UPS_STATES)
 WANG = "Wang^XiaoDong=王^小东"
 
 # A believable value for each attribute of the table, and another one of the same VR.
@@ -140,7 +178,7 @@ OTHERS = {
 }  # fmt: skip
 OF_THE_COMMAND = ("SOPClassUID", "SOPInstanceUID")
 SET_BY_US = ("TransactionUID", "SpecificCharacterSet", *OF_THE_COMMAND)
-MADE_LATER = (minris.PROGRESS_INFORMATION, minris.PERFORMED_PROCEDURE)
+MADE_LATER = (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
 
 
 # Data sets of those who ask for a workitem, and of those who do it.
@@ -183,7 +221,7 @@ def creation(**changes):
     ds.update(dataset(PatientName=WANG, PatientID="P000042", WorklistLabel="3D"))
     ds.ScheduledWorkitemCodeSequence = [code("110001", meaning="Image Processing")]
     ds.update(dataset(**changes))
-    del ds[minris.SPECIFIC_CHARACTER_SET]
+    del ds[SPECIFIC_CHARACTER_SET]
     return dataset(SpecificCharacterSet="ISO_IR 192", **{e.keyword: e.value for e in ds})
 
 
@@ -281,7 +319,7 @@ class Caller:
 
 
 @contextlib.contextmanager
-def calling(appliance, ae_title="CT1", classes=CLASSES, syntax=minris.EXPLICIT_VR_LITTLE_ENDIAN):
+def calling(appliance, ae_title="CT1", classes=CLASSES, syntax=EXPLICIT_VR_LITTLE_ENDIAN):
     """An association of a system by pynetdicom."""
     ae, received = AE(ae_title), []
     for sop_class in classes:
@@ -328,7 +366,7 @@ def kept(*uids):
     where = f" WHERE {{}} IN ({', '.join('?' * len(uids))})" if uids else ""
 
     def select(sql, column):
-        return minris.database.execute_sql(sql + where.format(column), uids).fetchall()
+        return database.execute_sql(sql + where.format(column), uids).fetchall()
 
     return [
         select("SELECT * FROM workitem", "sop_instance_uid"),
@@ -344,7 +382,7 @@ def kept(*uids):
 
 
 def row(uid=UID):
-    return minris.stored_workitem(uid)
+    return stored_workitem(uid)
 
 
 def stored(uid=UID):
@@ -360,7 +398,7 @@ def state(uid=UID):
 
 def events(uid=UID):
     """What happened to a workitem: (event type, information as pydicom reads it), in order."""
-    return [(one.event_type, read(one.data)) for one in minris.history_of(uid)]
+    return [(one.event_type, read(one.data)) for one in history_of(uid)]
 
 
 def states_told(uid=UID):
@@ -504,7 +542,7 @@ def test_a_new_workitem_is_scheduled_and_has_no_lock(appliance, call):
     assert (answer.status, answer.command.AffectedSOPInstanceUID) == (0x0000, UID)
     assert answer.command.AffectedSOPClassUID == UPS_PUSH
     found = appliance.read(stored)
-    modified, _ = minris.datetime_bounds(
+    modified, _ = datetime_bounds(
         str(found.ScheduledProcedureStepModificationDateTime), datetime.UTC
     )
     assert before <= modified <= datetime.datetime.now(datetime.UTC)
@@ -541,7 +579,7 @@ def test_a_workitem_without_its_readiness_is_refused_and_told_what_lacks(applian
     del ds.InputReadinessState
     answer = call.create(ds)
     assert answer.status == 0x0120
-    assert answer.command.AttributeIdentifierList == minris.tag_of("InputReadinessState")
+    assert answer.command.AttributeIdentifierList == tag_of("InputReadinessState")
     assert appliance.read(row) is None
 
 
@@ -580,7 +618,7 @@ def test_a_workitem_without_label_is_on_the_main_worklist(call, label):
     if label is None:
         del ds.WorklistLabel
     assert call.create(ds).status == 0x0000
-    assert call.get([minris.tag_of("WorklistLabel")]).dataset.WorklistLabel == "MAIN"
+    assert call.get([tag_of("WorklistLabel")]).dataset.WorklistLabel == "MAIN"
 
 
 @pytest.mark.parametrize(("keyword", "value"), [
@@ -688,7 +726,7 @@ def test_a_completion_of_nothing_performed_is_refused(appliance, call):
 
 NEEDED_AT_THE_END = [
     pytest.param(attribute, id=attribute.keyword)
-    for attribute in UPS_ATTRIBUTES.children((minris.PERFORMED_PROCEDURE,))
+    for attribute in UPS_ATTRIBUTES.children((PERFORMED_PROCEDURE,))
     if attribute.cells["final"] in ("P", "P2")
 ]
 
@@ -702,24 +740,24 @@ def test_five_attributes_are_needed_at_the_end():
 def test_a_completion_that_lacks_one_attribute_is_refused(ctx, attribute):
     """T-UPS-15: whether it was never set, or is in the first of two items alone."""
     create(ctx, creation())
-    minris.change_state(ctx, UID, "IN PROGRESS", LOCK)
+    change_state(ctx, UID, "IN PROGRESS", LOCK)
     poor = performed()
     del poor[attribute.tag]
     for items in ([poor], [performed(), poor]):
         put_performed(items)
         was = kept()
         with refused(Status.FINAL_STATE_REQUIREMENTS_NOT_MET) as caught:
-            minris.change_state(ctx, UID, "COMPLETED", LOCK)
+            change_state(ctx, UID, "COMPLETED", LOCK)
         assert caught.value.tags == (attribute.tag,)
         assert kept() == was
 
 
 def put_performed(items):
     """Put items of what was performed into the stored workitem, past all checks."""
-    found = minris.ElementIndex(bytes(row().data))
+    found = ElementIndex(bytes(row().data))
     ds = dataset(UnifiedProcedureStepPerformedProcedureSequence=items)
-    data = found.merged(minris.ElementIndex(stored_form(ds)))
-    minris.Workitem.update(data=data).where(minris.Workitem.sop_instance_uid == UID).execute()
+    data = found.merged(ElementIndex(stored_form(ds)))
+    Workitem.update(data=data).where(Workitem.sop_instance_uid == UID).execute()
 
 
 @pytest.mark.parametrize("attribute", NEEDED_AT_THE_END)
@@ -792,10 +830,10 @@ def test_an_end_is_not_changed_for_another(call):
         assert call.change("IN PROGRESS", OTHER_LOCK, uid=uid).status == 0xC301
 
 
-@pytest.mark.parametrize("kind", sorted(minris.UPS_ACTIONS))
+@pytest.mark.parametrize("kind", sorted(UPS_ACTIONS))
 def test_every_action_on_an_unknown_workitem_is_refused(appliance, call, kind):
     """T-UPS-20."""
-    over = min(minris.UPS_ACTIONS[kind][1])
+    over = min(UPS_ACTIONS[kind][1])
     ds = dataset(
         ProcedureStepState="IN PROGRESS",
         TransactionUID=LOCK,
@@ -996,7 +1034,7 @@ def test_a_workitem_does_not_change_its_patient(appliance, call):
     was = appliance.read(kept)
     answer = call.set(modification(PatientID="P999999", ProcedureStepLabel="3D of the heart"))
     assert answer.status == 0x0105
-    assert answer.command.AttributeIdentifierList == minris.tag_of("PatientID")
+    assert answer.command.AttributeIdentifierList == tag_of("PatientID")
     assert appliance.read(kept) == was
 
 
@@ -1005,7 +1043,7 @@ def test_all_that_may_not_be_set_is_named(call):
     call.create(creation())
     sent = modification(PatientID="P999999", PatientSex="F", PatientName="Other^Name")
     answer = call.set(sent)
-    wanted = [minris.tag_of(keyword) for keyword in ("PatientName", "PatientID", "PatientSex")]
+    wanted = [tag_of(keyword) for keyword in ("PatientName", "PatientID", "PatientSex")]
     assert list(answer.command.AttributeIdentifierList) == wanted
 
 
@@ -1065,9 +1103,9 @@ def test_gender_identity_is_created_but_never_set(appliance, call):
     other = [dataset(GenderIdentityCodeSequence=[code("446141000124107", "SCT", "Female")])]
     answer = call.set(modification(GenderIdentitySequence=other))
     assert answer.status == 0x0105
-    assert answer.command.AttributeIdentifierList == minris.tag_of("GenderIdentitySequence")
+    assert answer.command.AttributeIdentifierList == tag_of("GenderIdentitySequence")
     assert appliance.read(kept) == was
-    assert call.get([minris.tag_of("GenderIdentitySequence")]).dataset[0x00100041].value == told
+    assert call.get([tag_of("GenderIdentitySequence")]).dataset[0x00100041].value == told
     found, _ = call.find(dataset(SOPInstanceUID=UID, GenderIdentitySequence=[]))
     assert found.dataset.GenderIdentitySequence == told
 
@@ -1090,7 +1128,7 @@ def test_a_workitem_is_got_whole_but_for_its_lock(appliance, call, over):
 def test_the_lock_is_not_got_by_asking_for_it(call):
     """T-UPS-38."""
     bring_to(call, "IN PROGRESS")
-    answer = call.get([minris.TRANSACTION_UID, STATE])
+    answer = call.get([TRANSACTION_UID, STATE])
     assert answer.status == 0x0001
     assert answer.dataset == dataset(ProcedureStepState="IN PROGRESS")
 
@@ -1098,26 +1136,26 @@ def test_the_lock_is_not_got_by_asking_for_it(call):
 def test_the_lock_alone_is_not_got(call):
     """T-UPS-38."""
     bring_to(call, "IN PROGRESS")
-    answer = call.get([minris.TRANSACTION_UID])
+    answer = call.get([TRANSACTION_UID])
     assert (answer.status, answer.data) == (0x0001, b"")
 
 
 def test_the_character_set_alone_does_not_get_the_rest(call):
     call.create(creation())
-    answer = call.get([minris.SPECIFIC_CHARACTER_SET])
+    answer = call.get([SPECIFIC_CHARACTER_SET])
     assert "PatientID" not in (answer.dataset or Dataset())
 
 
 def test_what_is_asked_for_and_nothing_else_is_got(call):
     call.create(creation())
-    answer = call.get([minris.tag_of("PatientID"), minris.tag_of("ProcedureStepLabel")])
+    answer = call.get([tag_of("PatientID"), tag_of("ProcedureStepLabel")])
     assert answer.status == 0x0000
     assert answer.dataset == dataset(PatientID="P000042", ProcedureStepLabel="3D of the chest")
 
 
 def test_an_attribute_that_is_not_kept_is_a_warning(call):
     call.create(creation())
-    answer = call.get([minris.tag_of("PatientID"), minris.tag_of("EchoTime")])
+    answer = call.get([tag_of("PatientID"), tag_of("EchoTime")])
     assert (answer.status, answer.dataset) == (0x0001, dataset(PatientID="P000042"))
 
 
@@ -1246,7 +1284,7 @@ def test_a_workitem_may_never_expire(appliance, call):
 
 def test_workitems_of_all_states_are_found_where_none_is_asked_for(call):
     """T-UPS-45."""
-    uids = dict(zip(minris.UPS_STATES, ("2.25.1", "2.25.2", "2.25.3", "2.25.4"), strict=True))
+    uids = dict(zip(UPS_STATES, ("2.25.1", "2.25.2", "2.25.3", "2.25.4"), strict=True))
     for state, uid in uids.items():
         bring_to(call, state, uid)
     assert sorted(found_by(call)) == sorted(uids.values())
@@ -1289,21 +1327,21 @@ def test_an_answer_is_as_new_as_the_last_change(call):
 
 def test_what_is_kept_of_a_purged_workitem_is_not_answered_for_another(ctx):
     """After a quiet week the next workitem has the row number of one that was purged."""
-    search = minris.Search(
-        minris.ElementIndex(stored_form(dataset(ProcedureStepState="SCHEDULED", PatientID=""))),
+    search = Search(
+        ElementIndex(stored_form(dataset(ProcedureStepState="SCHEDULED", PatientID=""))),
         UPS_ATTRIBUTES,
     )
-    cache = minris.AnswerCache()
+    cache = AnswerCache()
 
     def patients():
-        found = minris.find_workitems(ctx, search, cache, "the query of WS1")
+        found = find_workitems(ctx, search, cache, "the query of WS1")
         return [read(data).PatientID for part in found for data in part]
 
     create(ctx, creation(PatientID="P000042"))
     assert patients() == ["P000042"]
-    minris.request_cancel(ctx, UID)
+    request_cancel(ctx, UID)
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(days=30))
-    assert minris.purge_workitems(later) == 1
+    assert purge_workitems(later) == 1
     create(ctx, creation(PatientID="P000117"), "2.25.2")
     assert patients() == ["P000117"]
 
@@ -1323,14 +1361,14 @@ def test_a_key_that_is_none_is_refused(call, keys):
     call.create(creation())
     [answer] = call.find(dataset(**keys))
     assert answer.status == 0xA900
-    assert answer.command.OffendingElement == minris.tag_of(next(iter(keys)))
+    assert answer.command.OffendingElement == tag_of(next(iter(keys)))
 
 
 def test_a_time_within_an_item_that_no_calendar_has_does_not_stop_a_search(ctx):
     """A workitem that one system made does not take the worklist from all others."""
     identity = complete().GenderIdentitySequence
     identity[0].EffectiveStartDateTime = "00010101000000+1400"
-    with contextlib.suppress(minris.Refusal):
+    with contextlib.suppress(Refusal):
         create(ctx, creation(GenderIdentitySequence=identity), "2.25.1")
     create(ctx, creation(GenderIdentitySequence=complete().GenderIdentitySequence))
     key = [dataset(EffectiveStartDateTime="20200101-")]
@@ -1341,21 +1379,21 @@ def test_a_time_within_an_item_that_no_calendar_has_does_not_stop_a_search(ctx):
 
 
 def create(ctx, ds, uid=UID):
-    return minris.create_workitem(ctx, uid, stored_form(ds))
+    return create_workitem(ctx, uid, stored_form(ds))
 
 
 def change(ctx, ds, uid=UID):
-    return minris.update_workitem(ctx, uid, stored_form(ds))
+    return update_workitem(ctx, uid, stored_form(ds))
 
 
 def answers(ctx, keys):
     """The answers to a query, as pydicom reads them."""
-    search = minris.Search(
-        minris.ElementIndex(stored_form(keys)),
+    search = Search(
+        ElementIndex(stored_form(keys)),
         UPS_ATTRIBUTES,
-        style=minris.AnswerStyle(zone=ctx.config.zone),
+        style=AnswerStyle(zone=ctx.config.zone),
     )
-    return [read(data) for part in minris.find_workitems(ctx, search) for data in part]
+    return [read(data) for part in find_workitems(ctx, search) for data in part]
 
 
 def find(ctx, **keys):
@@ -1393,7 +1431,7 @@ def whole(ctx):
 
 def expected(attribute):
     """What the whole workitem has of a row."""
-    if attribute.tag == minris.MODIFIED_AT:
+    if attribute.tag == MODIFIED_AT:
         return "20260705120000+0000"
     return holder(complete(), attribute.path)[attribute.tag].value
 
@@ -1414,7 +1452,7 @@ def test_the_table_has_all_rows_of_the_standard():
 @pytest.mark.parametrize("attribute", rows("get", "3", "-", deep=None))
 def test_what_was_created_or_set_is_stored_and_got(ctx, whole, attribute):
     """T-UPS-46."""
-    status, data = minris.get_workitem(UID, [attribute.path[0]])
+    status, data = get_workitem(UID, [attribute.path[0]])
     assert status == Status.SUCCESS
     assert holder(read(data), attribute.path)[attribute.tag].value == expected(attribute)
 
@@ -1529,7 +1567,7 @@ def test_a_workitem_without_the_empty_lock_is_refused_where_strict(ctx):
     ctx.config.ups.strict = True
     with refused(Status.MISSING_ATTRIBUTE) as caught:
         create(ctx, complete_creation())
-    assert caught.value.tags == (minris.TRANSACTION_UID,)
+    assert caught.value.tags == (TRANSACTION_UID,)
 
 
 @pytest.mark.parametrize(
@@ -1596,7 +1634,7 @@ def test_the_identity_of_a_workitem_is_not_set(ctx, whole, keyword):
     was = kept()
     with refused(Status.NO_SUCH_ATTRIBUTE) as caught:
         change(ctx, modification(**{keyword: "2.25.4711"}))
-    assert caught.value.tags == (minris.tag_of(keyword),)
+    assert caught.value.tags == (tag_of(keyword),)
     assert kept() == was
 
 
@@ -1666,7 +1704,7 @@ OPERATIONS = {
     "subscribe": lambda call, over: call.subscribe(over=over),
     "unsubscribe": lambda call, over: call.act(4, dataset(ReceivingAE="WATCHER"), over=over),
     "suspend": lambda call, over: call.act(
-        5, dataset(ReceivingAE="WATCHER"), minris.UPS_GLOBAL_SUBSCRIPTION, over
+        5, dataset(ReceivingAE="WATCHER"), UPS_GLOBAL_SUBSCRIPTION, over
     ),
     "find": lambda call, over: call.find(dataset(SOPInstanceUID=UID), over)[-1],
 }
@@ -1675,7 +1713,7 @@ SERVED = {
     UPS_PULL: {"find", "get", "set", "change"},
     UPS_WATCH: {"find", "get", "cancel", "subscribe", "unsubscribe", "suspend"},
     UPS_QUERY: {"find"},
-    minris.UPS_EVENT: set(),
+    UPS_EVENT: set(),
 }
 CLASS_NAMES = dict(zip(SERVED, ("Push", "Pull", "Watch", "Query", "Event"), strict=True))
 
@@ -1741,7 +1779,7 @@ def test_an_operation_may_name_the_class_of_its_context(appliance, scheduled, ov
 
 
 @pytest.mark.parametrize("kind", [1, 2])
-@pytest.mark.parametrize("uid", [minris.UPS_GLOBAL_SUBSCRIPTION, minris.UPS_FILTERED_SUBSCRIPTION])
+@pytest.mark.parametrize("uid", [UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION])
 def test_a_subscription_is_neither_claimed_nor_canceled(call, kind, uid):
     claim = dataset(ProcedureStepState="IN PROGRESS", TransactionUID=LOCK)
     over = {1: UPS_PULL, 2: UPS_PUSH}[kind]
@@ -1757,8 +1795,8 @@ def told_of(appliance):
         "SELECT e.event_type, e.data FROM outbox_event o JOIN workitem_event e ON e.id = o.event_id"
         " WHERE o.receiver = 'WATCHER' AND e.initial = 0 ORDER BY o.id"
     )
-    found = appliance.read(lambda: minris.database.execute_sql(sql).fetchall())
-    return [(kind, minris.ElementIndex(bytes(data)).text(STATE)) for kind, data in found]
+    found = appliance.read(lambda: database.execute_sql(sql).fetchall())
+    return [(kind, ElementIndex(bytes(data)).text(STATE)) for kind, data in found]
 
 
 def test_what_nobody_has_begun_is_canceled_at_once(appliance, call):
@@ -1842,7 +1880,7 @@ def test_a_request_after_the_end_tells_nobody(appliance, call, final, status):
 
 def test_a_request_for_an_unknown_workitem_tells_nobody(appliance, call):
     """T-UPS-56: not even those who hear of everything."""
-    call.subscribe(minris.UPS_GLOBAL_SUBSCRIPTION)
+    call.subscribe(UPS_GLOBAL_SUBSCRIPTION)
     was = appliance.read(kept)
     assert call.cancel(cancellation()).status == 0xC307
     assert appliance.read(kept) == was
@@ -1882,7 +1920,7 @@ def live_and_fail(call):
     yield call.set(modification(LOCK, InputReadinessState="MAYBE"))
     yield call.set(modification(LOCK, ProcedureStepLabel="3D"))
     yield call.act(9, dataset(TransactionUID=LOCK))
-    yield call.subscribe(minris.UPS_GLOBAL_SUBSCRIPTION, "TRUE")
+    yield call.subscribe(UPS_GLOBAL_SUBSCRIPTION, "TRUE")
     yield call.cancel(dataset(TransactionUID=LOCK))
     yield call.change("COMPLETED")
     yield call.change("COMPLETED")
@@ -1924,9 +1962,9 @@ def test_the_lock_is_in_no_line_of_the_log(call, caplog):
 
 def cells_of_the_store():
     """Each value in the store, with its table and column."""
-    tables = minris.database.execute_sql("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    tables = database.execute_sql("SELECT name FROM sqlite_schema WHERE type = 'table'")
     for (table,) in tables.fetchall():
-        cursor = minris.database.execute_sql(f"SELECT * FROM {table}")
+        cursor = database.execute_sql(f"SELECT * FROM {table}")
         names = [column[0] for column in cursor.description]
         for found in cursor.fetchall():
             for column, value in zip(names, found, strict=True):
@@ -1968,7 +2006,7 @@ def test_a_chinese_name_is_created_and_set_in_the_set_of_its_sender(appliance):
     assert "王^小东".encode() in bytes(appliance.read(row).data)
 
 
-HEAD = minris.encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", b"GB18030")
+HEAD = encode_element(SPECIFIC_CHARACTER_SET, b"CS", b"GB18030")
 
 
 def in_gb18030(ds):
@@ -1986,7 +2024,7 @@ def test_a_name_without_a_character_set_is_read_in_that_of_the_device(appliance,
 
 def test_a_name_in_a_set_that_nobody_knows_is_refused(appliance, call, raw):
     """PS3.5 6.1.2.3: it would be wrong for good."""
-    head = minris.encode_element(minris.SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 999")
+    head = encode_element(SPECIFIC_CHARACTER_SET, b"CS", b"ISO_IR 999")
     answer = call.create(raw_dataset(head + in_gb18030(creation())))
     assert answer.status in (0x0000, 0x0106)
     if answer.status == 0x0000:
@@ -2033,7 +2071,7 @@ def bytes_of(ds):
     return encode(ds, False, True)
 
 
-LABEL = minris.encode_text("ProcedureStepLabel", "3D of the heart")
+LABEL = encode_text("ProcedureStepLabel", "3D of the heart")
 BAD = {
     "cut short": lambda: bytes_of(creation())[:-3],
     "a length past the end": lambda: LABEL + b"\x74\x00\x02\x12LO\xff\x7fMAIN",

@@ -14,18 +14,37 @@ from test_events import UID, WATCHERS, create, keys_of, subscribe
 from test_order_life import refused
 from test_ups import LOCK
 
-import minris
-from minris import UPS_EVENT, UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION, Status
+from minris.access.context import Actor, purge_audit
+from minris.appliance.store_commands import run_import
+from minris.config.ini import ConfigError, load_config
+from minris.dataset.elements import ElementIndex, encode_element
+from minris.dataset.recode import recode
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.delivery.receivers import Delivery
+from minris.dimse.services import ups_action
+from minris.housekeeping.stuck import orphans
+from minris.interchange.whole_store import export_store
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import UPS_EVENT, UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION
+from minris.store.models import Audit, Workitem, database
+from minris.store.rows import insert_row
+from minris.upper_layer.caller import Caller, DeliveryError, associate_request
+from minris.upper_layer.pdus import AcceptedContext, encode_command
+from minris.ups import subscriptions as ups_subscriptions
+from minris.ups.people import claim_by_person
+from minris.ups.search import stored_workitem
+from minris.ups.workitems import get_workitem
 
 P_DATA, ASSOCIATE_AC = 4, 2
-CONTEXT = minris.AcceptedContext(1, UPS_EVENT, True)
+CONTEXT = AcceptedContext(1, UPS_EVENT, True)
 PROPOSED = ((UPS_EVENT, (False, True)),)
 
 
 @pytest.fixture
 def config(tmp_path):
     """The usual settings, and two watchers that we could call."""
-    return minris.load_config(write_config(tmp_path, WATCHERS))
+    return load_config(write_config(tmp_path, WATCHERS))
 
 
 # Watchers that we call.
@@ -39,7 +58,7 @@ class Rogue:
 
     def __init__(self, then=b"", accepted=None):
         self.accepted = accepted or BareWatcher()._accepted(
-            minris.associate_request("MINRIS", "WATCH1", PROPOSED)
+            associate_request("MINRIS", "WATCH1", PROPOSED)
         )
         self.then, self.writers = then, []
 
@@ -57,7 +76,7 @@ class Rogue:
         """Listen, and give a Caller with its address."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         try:
-            yield minris.Caller(timeout), server.sockets[0].getsockname()[:2]
+            yield Caller(timeout), server.sockets[0].getsockname()[:2]
         finally:
             server.close()
             for writer in self.writers:
@@ -71,15 +90,13 @@ def p_data(*fragments):
     return struct.pack(">BxI", P_DATA, len(body)) + body
 
 
-TELLING = minris.encode_command(
-    CommandField=0x0100, MessageID=1, CommandDataSetType=0x0001, EventTypeID=1
-)
+TELLING = encode_command(CommandField=0x0100, MessageID=1, CommandDataSetType=0x0001, EventTypeID=1)
 
 
 async def failure_of(rogue, data=b"", timeout=2.0):
     """What becomes of telling a rogue: the words of the failure, and its caller."""
     async with rogue.called(timeout) as (caller, address):
-        with pytest.raises(minris.DeliveryError) as error:
+        with pytest.raises(DeliveryError) as error:
             await caller.open(address, "MINRIS", "WATCH1", PROPOSED)
             await caller.ask(CONTEXT, TELLING, data or None)
         await asyncio.sleep(0)  # what has been aborted is closed
@@ -124,7 +141,7 @@ def test_a_receiver_is_told_once_though_the_disk_is_too_full_to_note_it(ctx):
     async def rounds():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, how: unhandled.append(how["message"]))
-        delivery = minris.Delivery(lambda: ctx, send, read, write)
+        delivery = Delivery(lambda: ctx, send, read, write)
         for _ in range(5):
             await delivery.deliver_due(wait=True)
 
@@ -136,7 +153,7 @@ def test_a_delivery_on_a_full_disk_leaves_no_task_with_an_exception(ctx):
     told_of(ctx, "WATCH1", count=1)
 
     async def send(receiver, events, heard):
-        raise minris.DeliveryError("not reached")
+        raise DeliveryError("not reached")
 
     async def read(function, *arguments):
         return function(*arguments)
@@ -145,7 +162,7 @@ def test_a_delivery_on_a_full_disk_leaves_no_task_with_an_exception(ctx):
         raise peewee.OperationalError("database or disk is full")
 
     async def one_round():
-        delivery = minris.Delivery(lambda: ctx, send, read, write)
+        delivery = Delivery(lambda: ctx, send, read, write)
         await delivery.deliver_due()
         return await asyncio.gather(*delivery.tasks, return_exceptions=True)
 
@@ -157,11 +174,9 @@ def test_a_delivery_on_a_full_disk_leaves_no_task_with_an_exception(ctx):
 
 def act(ctx, kind, receiver, **information):
     """An N-ACTION on all workitems."""
-    data = minris.encode_element(minris.tag_of("ReceivingAE"), b"AE", receiver)
-    rest = b"".join(
-        minris.ElementIndex(keys_of(information)).element(minris.tag_of(k)) for k in information
-    )
-    return minris.ups_action(ctx, UPS_GLOBAL_SUBSCRIPTION, kind, minris.ElementIndex(data + rest))
+    data = encode_element(tag_of("ReceivingAE"), b"AE", receiver)
+    rest = b"".join(ElementIndex(keys_of(information)).element(tag_of(k)) for k in information)
+    return ups_action(ctx, UPS_GLOBAL_SUBSCRIPTION, kind, ElementIndex(data + rest))
 
 
 NO_AE = [b"WATCH1\nworkitem 2.25.7: SCHEDULED -> CANCELED by CT1", b"A" * 60_000, b"WATCH1\x1b[2J"]
@@ -171,10 +186,10 @@ NO_AE = [b"WATCH1\nworkitem 2.25.7: SCHEDULED -> CANCELED by CT1", b"A" * 60_000
 @pytest.mark.parametrize("kind", [4, 5], ids=["unsubscribe", "suspend"])
 def test_what_is_no_ae_title_gets_into_neither_log_nor_audit(ctx, caplog, kind, receiver):
     caplog.set_level("DEBUG", "minris")
-    with contextlib.suppress(minris.Refusal):
+    with contextlib.suppress(Refusal):
         act(ctx, kind, receiver)
     lines = [record.getMessage() for record in caplog.records]
-    lines += [audit.detail for audit in minris.Audit.select()]
+    lines += [audit.detail for audit in Audit.select()]
     assert all(line.isprintable() and len(line) < 500 for line in lines)
 
 
@@ -182,9 +197,9 @@ def test_a_lock_that_another_machine_has_released_is_in_the_audit_log(ctx):
     """CT1 releases what WATCH1 holds (PS3.4 CC.2.3.2 lets it): who did it can be found."""
     create(ctx)
     subscribe(ctx, lock=True)
-    minris.purge_audit("9999")
+    purge_audit("9999")
     subscribe(ctx, lock=False)
-    [line] = minris.Audit.select()
+    [line] = Audit.select()
     assert (line.who, line.about) == ("CT1@127.0.0.1", UID)
     assert "WATCH1" in line.detail and "lock" in line.detail
 
@@ -198,12 +213,12 @@ def test_of_a_filter_is_kept_what_workitems_are_matched_by(ctx):
     junk.add_new(0x00091001, "LO", "padding")
     junk.PixelSpacing = [1, 1]
     keys = keys_of({"WorklistLabel": "3D"})
-    padded = minris.ElementIndex(keys).merged(minris.ElementIndex(minris.recode(_encoded(junk))))
-    minris.subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1", False, padded)
-    [(kept,)] = minris.database.execute_sql("SELECT keys FROM global_subscription")
-    assert set(minris.ElementIndex(bytes(kept))) <= {
-        minris.tag_of("WorklistLabel"),
-        minris.SPECIFIC_CHARACTER_SET,
+    padded = ElementIndex(keys).merged(ElementIndex(recode(_encoded(junk))))
+    ups_subscriptions.subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1", False, padded)
+    [(kept,)] = database.execute_sql("SELECT keys FROM global_subscription")
+    assert set(ElementIndex(bytes(kept))) <= {
+        tag_of("WorklistLabel"),
+        SPECIFIC_CHARACTER_SET,
     }
 
 
@@ -216,10 +231,8 @@ def _encoded(ds):
 def test_a_filter_that_cannot_be_read_hinders_no_workitem(ctx):
     """As an older export or a hand may have left it: its watcher hears nothing, all else goes on."""
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION)
-    wrong = minris.encode_element(
-        minris.tag_of("ScheduledProcedureStepStartDateTime"), b"DT", b"yesterday"
-    )
-    minris.database.execute_sql("UPDATE global_subscription SET keys = ?", (wrong,))
+    wrong = encode_element(tag_of("ScheduledProcedureStepStartDateTime"), b"DT", b"yesterday")
+    database.execute_sql("UPDATE global_subscription SET keys = ?", (wrong,))
     assert create(ctx)[1] == Status.SUCCESS
 
 
@@ -230,13 +243,13 @@ def test_a_filter_that_cannot_be_read_hinders_no_workitem(ctx):
 def export(ctx):
     """An export of one claimed workitem with a watcher and a filter; the store is then empty."""
     create(ctx)
-    minris.claim_by_person(ctx.by(minris.Actor("anna", "", "desk")), UID)
+    claim_by_person(ctx.by(Actor("anna", "", "desk")), UID)
     subscribe(ctx, lock=True)
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH2")
-    content = json.loads(json.dumps(minris.export_store()))
+    content = json.loads(json.dumps(export_store()))
     for table in ("subscription", "global_subscription", "outbox_event", "workitem_event"):
-        minris.database.execute_sql(f"DELETE FROM {table}")
-    minris.database.execute_sql("DELETE FROM workitem")
+        database.execute_sql(f"DELETE FROM {table}")
+    database.execute_sql("DELETE FROM workitem")
     return content
 
 
@@ -275,25 +288,25 @@ WRONG = {
 def test_an_export_that_is_wrong_is_refused_and_nothing_of_it_kept(ctx, export, wrong):
     """What is taken as it stands breaks a page, an N-ACTION or every N-CREATE later."""
     WRONG[wrong](export)
-    with refused(Status.INVALID_ATTRIBUTE_VALUE), minris.database.atomic():
-        minris.run_import(ctx, "all.json", json.dumps(export).encode())
-    assert minris.stored_workitem(UID) is None
+    with refused(Status.INVALID_ATTRIBUTE_VALUE), database.atomic():
+        run_import(ctx, "all.json", json.dumps(export).encode())
+    assert stored_workitem(UID) is None
 
 
 def test_a_lock_in_an_export_is_told_to_nobody(ctx, export):
     """The Transaction UID is never returned, whoever put it there (PS3.4 CC.2.7)."""
     put({"vr": "UI", "Value": [LOCK]}, "workitems", 0, "data", "00081195")(export)
-    with contextlib.suppress(minris.Refusal):
-        minris.run_import(ctx, "all.json", json.dumps(export).encode())
-        assert LOCK.encode() not in minris.get_workitem(UID)[1]
-    assert LOCK not in json.dumps(minris.export_store())
+    with contextlib.suppress(Refusal):
+        run_import(ctx, "all.json", json.dumps(export).encode())
+        assert LOCK.encode() not in get_workitem(UID)[1]
+    assert LOCK not in json.dumps(export_store())
 
 
 def test_an_export_that_is_right_is_taken(ctx, export):
     """So that the refusals above are for what is wrong alone."""
-    minris.run_import(ctx, "all.json", json.dumps(export).encode())
-    assert minris.stored_workitem(UID).state == "IN PROGRESS"
-    assert json.loads(json.dumps(minris.export_store())) == export
+    run_import(ctx, "all.json", json.dumps(export).encode())
+    assert stored_workitem(UID).state == "IN PROGRESS"
+    assert json.loads(json.dumps(export_store())) == export
 
 
 # Settings.
@@ -303,8 +316,8 @@ def test_an_export_that_is_right_is_taken(ctx, export):
 def test_a_label_that_no_workitem_may_have_is_refused_in_the_settings(tmp_path, label):
     """VR LO: at most 64 characters, one value."""
     path = write_config(tmp_path, f"[ups]\nworklist_label = {label}\n")
-    with pytest.raises(minris.ConfigError, match=r"\[ups\].*worklist_label"):
-        minris.load_config(path)
+    with pytest.raises(ConfigError, match=r"\[ups\].*worklist_label"):
+        load_config(path)
 
 
 # Many.
@@ -314,15 +327,15 @@ def test_the_list_of_what_is_stuck_is_not_endless(ctx):
     """50,000 locks made a page of 30 MB."""
     now = ctx.stamp(hours=-100)
     for number in range(1000):
-        minris.insert_row(
-            minris.Workitem,
+        insert_row(
+            Workitem,
             sop_instance_uid=f"2.25.5{number:04}", transaction_uid="", performer="", by_person=0,
             declined="", data=b"", version=1, created_at=now, updated_at=now, claimed_at="",
             ended_at=now, state="COMPLETED", worklist_label="", priority="", readiness="",
             start_at="", expires_at="", patient_id="", accession_number="", name_key="", label="",
         )  # fmt: skip
-    minris.database.execute_sql(
+    database.execute_sql(
         "INSERT INTO subscription (workitem_id, ae_title, deletion_lock, created_at)"
         " SELECT id, 'WATCH1', 1, '' FROM workitem"
     )
-    assert len(minris.orphans(ctx)) <= 500
+    assert len(orphans(ctx)) <= 500

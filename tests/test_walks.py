@@ -12,12 +12,23 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import item
+from conftest import MADE, item
 from playwright.sync_api import expect
 from pynetdicom import AE
 from test_pages import Desk, chromium  # noqa: F401 (a fixture)
 
-import minris
+from minris.access.context import Actor
+from minris.access.devices import save_device
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.times import shown_date
+from minris.orders.patients import get_patient
+from minris.pages.frame import NAVIGATION
+from minris.pages.language import Translator, load_catalogues
+from minris.standard.uids import MODALITY_WORKLIST
+from minris.store.models import database
+from minris.ups.people import end_workitem
+from minris.ups.subscriptions import subscribe
+from minris.ups.workitems import create_workitem
 
 LANGUAGES = {"en-GB": "en", "zh-CN": "zh"}
 
@@ -51,9 +62,9 @@ def picture(desk, name):
 
 def words(desk, text):
     """A text of the pages in the language of the window."""
-    catalogues = minris.load_catalogues(minris.Path(minris.__file__).parent / "static")
+    catalogues = load_catalogues(MADE.parent / "static")
     code = {"en": "en", "zh": "zh-CN"}[desk.language]
-    return minris.Translator(code, catalogues[code])(text)
+    return Translator(code, catalogues[code])(text)
 
 
 def press(desk, text):
@@ -129,12 +140,12 @@ def test_an_identity_number_fills_the_form(desk):
 def test_a_wrong_ae_title_is_found_by_the_doctor_and_mended(desk):
     appliance, page = desk.appliance, desk.page
     settings = {"ae_title": "XR9", "host": "127.0.0.1", "port": "1", "modality": "DX"}
-    appliance.write(minris.save_device, appliance.context(), "X-ray 9", settings)
+    appliance.write(save_device, appliance.context(), "X-ray 9", settings)
     appliance.appliance.reload_access()
 
     def call():
         ae = AE("XRAY_9")
-        ae.add_requested_context(minris.MODALITY_WORKLIST)
+        ae.add_requested_context(MODALITY_WORKLIST)
         association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
         try:
             return association.is_established
@@ -155,8 +166,8 @@ def test_a_lock_that_nobody_tends_is_removed(desk):
     now = appliance.context().now()
 
     def orphan(ctx):
-        old = ctx.by(minris.Actor("WS1"))
-        data = minris.text_elements(
+        old = ctx.by(Actor("WS1"))
+        data = text_elements(
             ProcedureStepState="SCHEDULED",
             ProcedureStepLabel="3D views",
             WorklistLabel="3D",
@@ -164,11 +175,11 @@ def test_a_lock_that_nobody_tends_is_removed(desk):
             InputReadinessState="READY",
             ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d}",
         )
-        uid, _ = minris.create_workitem(old, "", bytes(data))
-        minris.subscribe(old, uid, "WS1", True, channel="websocket")
-        minris.end_workitem(old, uid, "Not needed")
+        uid, _ = create_workitem(old, "", bytes(data))
+        subscribe(old, uid, "WS1", True, channel="websocket")
+        end_workitem(old, uid, "Not needed")
         long_ago = "UPDATE workitem SET ended_at = '2020-01-01T00:00:00.000000Z'"
-        minris.database.execute_sql(long_ago)
+        database.execute_sql(long_ago)
 
     appliance.write(orphan, appliance.context())
     page.goto("/orphans")
@@ -294,7 +305,7 @@ def test_the_second_of_two_people_sees_what_the_first_has_changed(desk):
     picture(desk, "changed-meanwhile")
     desk.send(second)
     second.get_by_role("status").wait_for()
-    known = minris.ElementIndex(desk.appliance.read(minris.get_patient, 1))
+    known = ElementIndex(desk.appliance.read(get_patient, 1))
     assert known.get("PatientWeight") == "70"
     # the browser says of any answer of 400 and more that it could not load it
     assert all("409" in one for one in desk.complaints)
@@ -306,7 +317,7 @@ def test_all_of_it_goes_without_a_script(desk):
     window = Desk(desk.context.browser, desk.appliance, java_script_enabled=False, locale="en-GB")
     window.log_in()
     page, today = window.page, desk.appliance.context().today()
-    window.fill_in(date=minris.shown_date(today))
+    window.fill_in(date=shown_date(today))
     window.send()
     for step, state in (("Arrived", "ARRIVED"), ("Exam is done", "COMPLETED")):
         page.goto("/")
@@ -333,7 +344,7 @@ def test_the_readmes_pictures_are_those_of_the_walks():
     assert {path.stem for path in PICTURES.glob("*.png")} == README_PICTURES
 
 
-PAGES = (*(row[0] for row in minris.NAVIGATION), "/print", "/step/1", "/step/1/label", "/patient/1",
+PAGES = (*(row[0] for row in NAVIGATION), "/print", "/step/1", "/step/1/label", "/patient/1",
          "/calendar?device=CT1", "/devices/edit")  # fmt: skip
 
 

@@ -9,7 +9,17 @@ import pytest
 from conftest import item
 from test_dicomweb_workitems import JSON, UID, create, door, state_of, workitem  # noqa: F401
 
-import minris
+from minris.access.users import make_token, make_user, open_session
+from minris.config.ini import ConfigError, load_config
+from minris.dataset.elements import ElementIndex
+from minris.dicomweb.transactions import MPPS_PATH
+from minris.standard.status import Refusal
+from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
+from minris.standard.ups import EVENT_TYPES
+from minris.store.models import Token
+from minris.ups.events import ways_to_tell
+from minris.ups.people import history_of, watchers_of
+from minris.web.server import RateLimit
 
 STEPS = "/modality-scheduled-procedure-steps"
 VIEWER = "https://viewer.example"
@@ -185,21 +195,21 @@ def test_a_page_of_a_configured_origin_reads_that_it_is_to_wait(run_appliance):
 
 
 def test_a_bucket_fills_again_and_is_an_addresss_own():
-    rate = minris.RateLimit(10)
+    rate = RateLimit(10)
     assert sum(rate.allows("192.0.2.1", 100.0) for _ in range(50)) == 21
     assert rate.allows("192.0.2.2", 100.0)
     assert sum(rate.allows("192.0.2.1", 101.0) for _ in range(50)) == 10
 
 
 def test_addresses_that_have_gone_are_forgotten():
-    rate = minris.RateLimit(100)
+    rate = RateLimit(100)
     for number in range(10_000):
         assert rate.allows(f"address {number}", float(number))
     assert len(rate.due) <= 4097
 
 
 def test_there_may_be_no_limit():
-    rate = minris.RateLimit(0)
+    rate = RateLimit(0)
     assert all(rate.allows("192.0.2.1", 1.0) for _ in range(10_000))
 
 
@@ -250,9 +260,9 @@ def test_pages_are_of_no_use_to_another_origin(open_appliance):
 def test_a_session_is_of_no_use_to_another_origin(open_appliance):
     """A cookie alone lets nobody change anything from elsewhere, nor without the form's token."""
     user = open_appliance.write(
-        minris.make_user, open_appliance.context(), "li.na", "admin", "very secret"
+        make_user, open_appliance.context(), "li.na", "admin", "very secret"
     )
-    secret = open_appliance.write(minris.open_session, open_appliance.context(), user.id)
+    secret = open_appliance.write(open_session, open_appliance.context(), user.id)
     with client(open_appliance) as door:  # noqa: F811
         door.cookies.set("minris", secret)
         answer = door.post("/workitems", json=[workitem()], headers={**JSON, "Origin": VIEWER})
@@ -268,8 +278,8 @@ ORIGINS = ["viewer.example", "ftp://viewer.example", f"{VIEWER}/app", "*", "http
 def test_an_origin_that_is_none_is_a_mistake_in_the_settings(tmp_path, origin):
     path = tmp_path / "config.ini"
     path.write_text(f"[web]\ncors_origins = {origin}\n")
-    with pytest.raises(minris.ConfigError, match="cors_origins"):
-        minris.load_config(path)
+    with pytest.raises(ConfigError, match="cors_origins"):
+        load_config(path)
 
 
 # Searches
@@ -311,9 +321,7 @@ def test_a_media_type_is_taken_with_its_plus_as_it_stands(door, accept):  # noqa
 
 
 def token_of(appliance, role, *ae_titles):
-    return appliance.write(
-        minris.make_token, appliance.context(), f"{role} {ae_titles}", role, ae_titles
-    )
+    return appliance.write(make_token, appliance.context(), f"{role} {ae_titles}", role, ae_titles)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +335,7 @@ def token_of(appliance, role, *ae_titles):
 )
 def test_a_token_subscribes_the_aes_that_it_speaks_for(appliance, role, titles, ae_title, code):
     with client(appliance, token_of(appliance, role, *titles)) as door:  # noqa: F811
-        path = f"/workitems/{minris.UPS_GLOBAL_SUBSCRIPTION}/subscribers/{ae_title}"
+        path = f"/workitems/{UPS_GLOBAL_SUBSCRIPTION}/subscribers/{ae_title}"
         answers = [door.post(path), door.post(path + "/suspend"), door.delete(path)]
     expected = [201, 200, 404] if code == 201 else [403, 403, 403]
     assert [answer.status_code for answer in answers] == expected
@@ -344,9 +352,9 @@ def test_a_token_asks_in_the_name_of_its_own_ae(appliance):
         assert state_of(door) == "SCHEDULED"
         assert door.post(f"/workitems/{UID}/cancelrequest?requester=WS1").status_code == 202
         assert door.post("/workitems/2.25.702/cancelrequest").status_code == 202
-    told = appliance.read(minris.history_of, "2.25.702")
-    asked = [h for h in told if h.event_type == minris.EVENT_TYPES["UPS Cancel Requested"]]
-    assert [minris.ElementIndex(h.data).get("RequestingAE") for h in asked] == ["WS1"]
+    told = appliance.read(history_of, "2.25.702")
+    asked = [h for h in told if h.event_type == EVENT_TYPES["UPS Cancel Requested"]]
+    assert [ElementIndex(h.data).get("RequestingAE") for h in asked] == ["WS1"]
 
 
 @pytest.mark.parametrize("role", ["desk", "technologist"])
@@ -370,24 +378,24 @@ def test_an_ae_title_with_a_slash_asks_too(appliance):
 def test_who_has_suspended_ends_what_is_left(appliance):
     with client(appliance, appliance.token()) as door:  # noqa: F811
         create(door)
-        path = f"/workitems/{minris.UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1"
+        path = f"/workitems/{UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1"
         door.post(path + "?deletionlock=true")
         assert door.post(path + "/suspend").status_code == 200
-        assert appliance.read(minris.watchers_of, UID) == [("WS1", 1)]
+        assert appliance.read(watchers_of, UID) == [("WS1", 1)]
         assert [door.delete(path).status_code, door.delete(path).status_code] == [200, 404]
-    assert appliance.read(minris.watchers_of, UID) == []
+    assert appliance.read(watchers_of, UID) == []
 
 
 def test_a_setting_of_a_device_holds_for_what_was_subscribed_before(run_appliance):
     text = "[device Workstation]\nae_title = WS1\nhost = 127.0.0.1\nport = 11113\n"
     before = run_appliance(text)
     with client(before, before.token()) as door:  # noqa: F811
-        door.post(f"/workitems/{minris.UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1")
-    ways = before.read(minris.ways_to_tell, before.context(), ["WS1"])
+        door.post(f"/workitems/{UPS_GLOBAL_SUBSCRIPTION}/subscribers/WS1")
+    ways = before.read(ways_to_tell, before.context(), ["WS1"])
     before.stop()
     after = run_appliance(text + "events = dimse\n")
     assert ways == [("WS1", "websocket")]
-    assert after.read(minris.ways_to_tell, after.context(), ["WS1"]) == [("WS1", "dimse")]
+    assert after.read(ways_to_tell, after.context(), ["WS1"]) == [("WS1", "dimse")]
 
 
 def test_what_a_technologist_reports_a_receptionist_does_not(appliance):
@@ -398,13 +406,13 @@ def test_what_a_technologist_reports_a_receptionist_does_not(appliance):
         for method, path in (
             ("POST", f"/workitems/{UID}"),
             ("PUT", f"/workitems/{UID}/state"),
-            ("POST", f"{minris.MPPS_PATH}/{UID}"),
+            ("POST", f"{MPPS_PATH}/{UID}"),
         ):
             assert door.request(method, path, json=[{}], headers=JSON).status_code == 403
 
 
 @pytest.mark.parametrize("title", ["", "WS1\\WS2", "A" * 17, "工作站"])
 def test_a_token_of_what_is_no_ae_title_is_refused(ctx, title):
-    with pytest.raises(minris.Refusal, match="is no AE title"):
-        minris.make_token(ctx, "viewer", "desk", [title])
-    assert minris.Token.select().count() == 0
+    with pytest.raises(Refusal, match="is no AE title"):
+        make_token(ctx, "viewer", "desk", [title])
+    assert Token.select().count() == 0

@@ -27,7 +27,28 @@ from test_ups import creation
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-import minris
+from minris.access.users import delete_token, make_token
+from minris.config.ini import load_config
+from minris.dataset.elements import text_elements
+from minris.delivery.sockets import (
+    SocketDelivery,
+    give_up_unfetched,
+    new_socket_events,
+    open_channel,
+    socket_events,
+    socket_start,
+)
+from minris.outbox import MOST_EVENTS
+from minris.standard.dictionary import tag_of
+from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION, UPS_PULL, UPS_PUSH, UPS_WATCH
+from minris.store.models import Audit, User, database
+from minris.store.rows import insert_rows
+from minris.ups import subscriptions as ups_subscriptions
+from minris.ups.events import ways_to_tell
+from minris.ups.search import find_workitem
+from minris.ups.subscriptions import enter_subscriptions
+from minris.ups.workitems import create_workitem, request_cancel
+from minris.web.sockets import EventSocket, event_members
 
 VIEWER, NEIGHBOUR = "VIEW1", "VIEW2"
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
@@ -236,7 +257,7 @@ class House:
         return self.appliance.read(
             lambda: [
                 value
-                for (value,) in minris.database.execute_sql(
+                for (value,) in database.execute_sql(
                     f"SELECT {column} FROM outbox_event WHERE channel = 'websocket'"
                     " AND receiver = ? ORDER BY id",
                     (title,),
@@ -383,8 +404,8 @@ def test_over_tls_the_events_are_at_wss(open_house, tmp_path):
 # Frames.
 
 REASONS = {
-    f"{minris.tag_of('ReasonForCancellation'):08X}": "LT",
-    f"{minris.tag_of('ProcedureStepDiscontinuationReasonCodeSequence'):08X}": "SQ",
+    f"{tag_of('ReasonForCancellation'):08X}": "LT",
+    f"{tag_of('ProcedureStepDiscontinuationReasonCodeSequence'):08X}": "SQ",
 }
 COMMAND = {"00000002": "UI", "00000110": "US", "00001000": "UI", "00001002": "US"}
 STATE = {"00404041": "CS", "00741000": "CS"}
@@ -427,7 +448,7 @@ def every_event(house):
 
 
 def workitem_id(house, uid):
-    return house.appliance.read(lambda: minris.find_workitem(uid).id)
+    return house.appliance.read(lambda: find_workitem(uid).id)
 
 
 def test_each_event_is_one_text_frame_with_one_object(open_house):
@@ -451,7 +472,7 @@ def test_each_event_is_one_text_frame_with_one_object(open_house):
     found = [{tag: one["vr"] for tag, one in members.items()} for members in heard]
     assert found == [COMMAND | vrs for _, vrs in MEMBERS]
     assert all(list(members) == sorted(members) for members in heard)
-    assert {members["00000002"]["Value"][0] for members in heard} == {minris.UPS_PUSH}
+    assert {members["00000002"]["Value"][0] for members in heard} == {UPS_PUSH}
     assert [members["00001002"]["Value"][0] for members in heard] == [kind for kind, _ in MEMBERS]
 
 
@@ -479,7 +500,7 @@ def test_a_restart_is_told_with_its_three_values(open_house):
     house.subscribe()
     house.appliance.stop()
     told = open_house().open().next()
-    assert (told.kind, told.uid) == (RESTART, minris.UPS_GLOBAL_SUBSCRIPTION)
+    assert (told.kind, told.uid) == (RESTART, UPS_GLOBAL_SUBSCRIPTION)
     values = [told.members[tag]["Value"][0] for tag in RESTARTED]
     assert values == ["RESTARTED", "WARM START", "WARM START"]
 
@@ -590,7 +611,7 @@ def test_what_a_dying_socket_did_not_hear_is_told_to_the_one_that_is_just_opened
 
 def test_what_a_dying_socket_did_not_hear_is_told_to_one_that_reads_on(house, monkeypatch):
     """The first dies while the second reads what is newer."""
-    read, reading, gate = minris.socket_events, threading.Event(), threading.Event()
+    read, reading, gate = socket_events, threading.Event(), threading.Event()
     house.subscribe()
     silent = house.bare()
     told = house.create(UID)
@@ -602,7 +623,7 @@ def test_what_a_dying_socket_did_not_hear_is_told_to_one_that_reads_on(house, mo
         gate.wait(PATIENCE_S)
         return read(*arguments)
 
-    monkeypatch.setattr(minris, "socket_events", read_slowly)
+    monkeypatch.setattr("minris.delivery.sockets.socket_events", read_slowly)
     ears = house.open()
     reading.wait(PATIENCE_S)
     silent.close()
@@ -617,7 +638,7 @@ UIDS = [f"2.25.8{number:02}" for number in range(20)]
 
 def test_who_is_told_again_what_another_did_not_hear_hears_on(house, monkeypatch):
     """Late pongs of what was told before are not mistaken for others, nor the other way."""
-    monkeypatch.setattr(minris.EventSocket, "MOST_UNHEARD", 6)
+    monkeypatch.setattr(EventSocket, "MOST_UNHEARD", 6)
     house.subscribe()
     first = house.bare()
     house.create(UIDS[0])
@@ -644,8 +665,10 @@ def test_who_is_told_again_what_another_did_not_hear_hears_on(house, monkeypatch
 
 
 def test_what_a_socket_had_not_read_yet_is_told_to_the_one_that_stays(house, monkeypatch):
-    monkeypatch.setattr(minris, "MOST_EVENTS", 3)
-    monkeypatch.setattr(minris.EventSocket, "MOST_UNHEARD", 6)
+    monkeypatch.setattr("minris.delivery.receivers.MOST_EVENTS", 3)
+    monkeypatch.setattr("minris.delivery.sockets.MOST_EVENTS", 3)
+    monkeypatch.setattr("minris.outbox.MOST_EVENTS", 3)
+    monkeypatch.setattr(EventSocket, "MOST_UNHEARD", 6)
     house.subscribe()
     house.create(*UIDS[:10])
     first = house.bare()
@@ -664,14 +687,14 @@ def test_what_a_socket_had_not_read_yet_is_told_to_the_one_that_stays(house, mon
 
 def test_an_event_that_cannot_be_written_holds_up_no_other(house, monkeypatch):
     """Whatever is wrong with it: it is one event of one AE."""
-    members = minris.event_members
+    members = event_members
 
     def write(uid, *arguments):
         if uid == UID:
             raise ValueError("a data set like no other")
         return members(uid, *arguments)
 
-    monkeypatch.setattr(minris, "event_members", write)
+    monkeypatch.setattr("minris.web.sockets.event_members", write)
     house.subscribe(VIEWER, GLOBAL)
     house.subscribe(NEIGHBOUR, FILTERED, "?filter=WorklistLabel%3DOTHER")
     house.open(VIEWER)
@@ -680,7 +703,7 @@ def test_an_event_that_cannot_be_written_holds_up_no_other(house, monkeypatch):
 
     def create_both():
         for uid, label in ((UID, "3D"), (OTHER, "OTHER")):
-            minris.create_workitem(
+            create_workitem(
                 house.appliance.context(), uid, stored_form(creation(WorklistLabel=label))
             )
 
@@ -748,8 +771,8 @@ def test_one_socket_that_hears_is_enough(house):
 
 def test_who_does_not_read_holds_up_nobody_and_hears_all_later(house, monkeypatch):
     """What is not heard stays in the store, not in memory."""
-    monkeypatch.setattr(minris.EventSocket, "PONG_WITHIN", 300.0)
-    monkeypatch.setattr(minris.EventSocket, "MOST_UNHEARD", 100)
+    monkeypatch.setattr(EventSocket, "PONG_WITHIN", 300.0)
+    monkeypatch.setattr(EventSocket, "MOST_UNHEARD", 100)
     house.subscribe(VIEWER)
     house.subscribe(NEIGHBOUR)
     asleep, awake = house.bare(VIEWER, receive_buffer=4096), house.open(NEIGHBOUR)
@@ -757,7 +780,7 @@ def test_who_does_not_read_holds_up_nobody_and_hears_all_later(house, monkeypatc
     told = burst(house.appliance, 600)
     assert awake.states(len(told)) == told
     [client] = house.deliveries.sockets[VIEWER]
-    assert len(client.unheard) <= 100 + minris.MOST_EVENTS
+    assert len(client.unheard) <= 100 + MOST_EVENTS
     assert sum(house.rows(VIEWER)) == 0
     told += house.create(UID)
     heard = [asleep.next_heard() for _ in told]
@@ -770,8 +793,8 @@ def long_requests(house, count):
 
     def ask():
         for text in told:
-            data = bytes(minris.text_elements(ReasonForCancellation=text))
-            minris.request_cancel(house.appliance.context(), UID, data)
+            data = bytes(text_elements(ReasonForCancellation=text))
+            request_cancel(house.appliance.context(), UID, data)
 
     house.appliance.write(ask)
     house.appliance.appliance.wake_delivery()
@@ -780,11 +803,11 @@ def long_requests(house, count):
 
 def test_what_is_not_read_does_not_fill_our_memory(house, monkeypatch):
     """A client of websockets that has more to do: it reads on when it likes, and has all."""
-    monkeypatch.setattr(minris.EventSocket, "PONG_WITHIN", 300.0)
+    monkeypatch.setattr(EventSocket, "PONG_WITHIN", 300.0)
     house.create(UID)
     http.enter(house.http, "IN PROGRESS")
     house.subscribe(VIEWER)
-    house.appliance.write(minris.enter_subscriptions, [(workitem_id(house, UID), VIEWER, 0, "")])
+    house.appliance.write(enter_subscriptions, [(workitem_id(house, UID), VIEWER, 0, "")])
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", house.appliance.appliance.web_port))
@@ -816,8 +839,8 @@ def test_pings_that_are_not_waited_for_do_not_fill_our_memory(house):
 
 def hasty(monkeypatch, pong_within=2.0):
     """Ping ten times a second."""
-    monkeypatch.setattr(minris.SocketDelivery, "KEEP_ALIVE", 0.1)
-    monkeypatch.setattr(minris.EventSocket, "PONG_WITHIN", pong_within)
+    monkeypatch.setattr(SocketDelivery, "KEEP_ALIVE", 0.1)
+    monkeypatch.setattr(EventSocket, "PONG_WITHIN", pong_within)
 
 
 def test_a_silent_socket_is_closed_and_a_living_one_is_not(monkeypatch, open_house):
@@ -846,7 +869,7 @@ def test_what_a_silent_socket_was_told_is_told_to_another(monkeypatch, open_hous
 def viewer_token(house, *titles, name="viewer"):
     """A token that speaks for some AEs."""
     appliance = house.appliance
-    return appliance.write(minris.make_token, appliance.context(), name, "desk", titles)
+    return appliance.write(make_token, appliance.context(), name, "desk", titles)
 
 
 def test_who_has_no_token_any_more_hears_no_more(monkeypatch, open_house):
@@ -854,7 +877,7 @@ def test_who_has_no_token_any_more_hears_no_more(monkeypatch, open_house):
     house = open_house()
     ears = house.open(token=viewer_token(house, VIEWER))
     house.settled(1)
-    house.appliance.write(minris.delete_token, house.appliance.context(), "viewer")
+    house.appliance.write(delete_token, house.appliance.context(), "viewer")
     assert ears.code() == POLICY_VIOLATION
     house.settled(0)
 
@@ -867,7 +890,7 @@ def test_whose_role_changes_hears_no_more(monkeypatch, open_house):
     house.settled(1)
 
     def change():
-        minris.User.update(role="desk").where(minris.User.name == "anna").execute()
+        User.update(role="desk").where(User.name == "anna").execute()
 
     house.appliance.write(change)
     assert ears.code() == POLICY_VIOLATION
@@ -895,9 +918,9 @@ def test_who_has_no_token_and_does_not_read_is_cut_off(monkeypatch, open_house):
     [client] = house.deliveries.sockets[VIEWER]
     long_requests(house, 900)
     once(house.appliance, lambda: not client.writable, "all has gone out")
-    house.appliance.write(minris.delete_token, house.appliance.context(), "viewer")
+    house.appliance.write(delete_token, house.appliance.context(), "viewer")
     once(house.appliance, lambda: not client.is_open, "it is not closed")
-    monkeypatch.setattr(minris.EventSocket, "PONG_WITHIN", 1.0)
+    monkeypatch.setattr(EventSocket, "PONG_WITHIN", 1.0)
     once(house.appliance, lambda: not house.deliveries.sockets, "it is still there")
 
 
@@ -966,7 +989,7 @@ def test_an_ae_is_told_as_it_has_subscribed_or_as_its_settings_say(
     for way in ways:
         if way == "dimse":
             with Requester(house.appliance.port, VIEWER) as requester:
-                assert requester.subscribe(minris.UPS_GLOBAL_SUBSCRIPTION, VIEWER) == 0x0000
+                assert requester.subscribe(UPS_GLOBAL_SUBSCRIPTION, VIEWER) == 0x0000
         elif way == "http":
             house.subscribe()
         else:
@@ -975,7 +998,7 @@ def test_an_ae_is_told_as_it_has_subscribed_or_as_its_settings_say(
     house.create(UID)
     ways_told = "SELECT channel FROM outbox_event WHERE receiver = ?"
     assert channels == house.appliance.read(
-        lambda: {one for (one,) in minris.database.execute_sql(ways_told, (VIEWER,))}
+        lambda: {one for (one,) in database.execute_sql(ways_told, (VIEWER,))}
     )
 
 
@@ -997,9 +1020,9 @@ def test_an_ae_by_dimse_that_opens_a_socket_is_told_by_both(run_appliance):
                 {
                     "op": "n-action",
                     "type": 3,
-                    "sopClass": minris.UPS_PUSH,
-                    "meta": minris.UPS_WATCH,
-                    "instance": minris.UPS_GLOBAL_SUBSCRIPTION,
+                    "sopClass": UPS_PUSH,
+                    "meta": UPS_WATCH,
+                    "instance": UPS_GLOBAL_SUBSCRIPTION,
                     "dataset": {"ReceivingAE": VIEWER, "DeletionLock": "FALSE"},
                 }
             ],
@@ -1023,10 +1046,10 @@ def test_claimed_over_dimse_reported_on_over_http_heard_by_both(run_appliance):
         requester = stack.enter_context(Requester(house.appliance.port, "WATCH1"))
         house.subscribe(VIEWER)
         ears = house.open(VIEWER)
-        assert requester.subscribe(minris.UPS_GLOBAL_SUBSCRIPTION) == 0x0000
+        assert requester.subscribe(UPS_GLOBAL_SUBSCRIPTION) == 0x0000
         assert requester.create(UID) == 0x0000
         assert requester.act(
-            1, UID, minris.UPS_PULL, ProcedureStepState="IN PROGRESS", TransactionUID=LOCK
+            1, UID, UPS_PULL, ProcedureStepState="IN PROGRESS", TransactionUID=LOCK
         ) == (0x0000)
         report_progress(house, UID)
         told = [(REPORT, "SCHEDULED"), (REPORT, "IN PROGRESS"), (PROGRESS, None)]
@@ -1245,7 +1268,7 @@ class Served:
     """An appliance that is a process of its own, as House sees one."""
 
     def __init__(self, config):
-        settings = minris.load_config(config)
+        settings = load_config(config)
         path = settings.store_path.with_name(settings.store_path.name + ".control")
         control = json.loads(path.read_text())
         self.url, self.secret = control["url"], control["secret"]
@@ -1282,49 +1305,49 @@ def test_a_kill_between_a_change_and_its_event_loses_nothing(tmp_path):
 
 def fetched(ctx, title=VIEWER):
     """What is told an AE that opens a socket."""
-    start, _ = minris.socket_start(title, True)
-    return [event.uid for event in minris.socket_events(title, start)]
+    start, _ = socket_start(title, True)
+    return [event.uid for event in socket_events(title, start)]
 
 
 @pytest.fixture
 def unfetched(ctx):
     """Two events that nobody has opened a socket for."""
-    minris.subscribe(ctx, GLOBAL, VIEWER, False, channel="websocket")
+    ups_subscriptions.subscribe(ctx, GLOBAL, VIEWER, False, channel="websocket")
     for uid in (UID, OTHER):
-        minris.create_workitem(ctx, uid, stored_form(creation()))
+        create_workitem(ctx, uid, stored_form(creation()))
     return [UID, OTHER]
 
 
 @pytest.mark.parametrize(("hours", "given_up"), [(71, 0), (73, 2)])
 def test_what_nobody_fetches_is_given_up_after_three_days(ctx, unfetched, hours, given_up):
     """[housekeeping] give_up_events_hours."""
-    assert minris.give_up_unfetched(later(ctx, hours=hours)) == given_up
+    assert give_up_unfetched(later(ctx, hours=hours)) == given_up
     assert fetched(ctx) == ([] if given_up else unfetched)
 
 
 def test_what_is_young_is_not_given_up_with_the_old(ctx, unfetched):
-    minris.create_workitem(later(ctx, hours=2), THIRD, stored_form(creation()))
-    assert minris.give_up_unfetched(later(ctx, hours=73)) == 2
+    create_workitem(later(ctx, hours=2), THIRD, stored_form(creation()))
+    assert give_up_unfetched(later(ctx, hours=73)) == 2
     assert fetched(ctx) == [THIRD]
 
 
 def test_what_is_given_up_is_in_the_audit_log(ctx, unfetched):
-    minris.give_up_unfetched(later(ctx, hours=73))
-    found = minris.Audit.get(minris.Audit.what == "events given up")
+    give_up_unfetched(later(ctx, hours=73))
+    found = Audit.get(Audit.what == "events given up")
     assert (found.about, found.detail) == (VIEWER, "2: no WebSocket was opened")
 
 
 def test_who_is_told_by_dimse_too_is_told_by_that_alone_from_then_on(ctx, unfetched):
-    minris.insert_rows("event_channel (ae_title, channel)", [(VIEWER, "dimse")])
-    minris.give_up_unfetched(later(ctx, hours=73))
-    assert minris.ways_to_tell(ctx, [VIEWER]) == [(VIEWER, "dimse")]
-    minris.open_channel(ctx, VIEWER)
-    assert set(minris.ways_to_tell(ctx, [VIEWER])) == {(VIEWER, "dimse"), (VIEWER, "websocket")}
+    insert_rows("event_channel (ae_title, channel)", [(VIEWER, "dimse")])
+    give_up_unfetched(later(ctx, hours=73))
+    assert ways_to_tell(ctx, [VIEWER]) == [(VIEWER, "dimse")]
+    open_channel(ctx, VIEWER)
+    assert set(ways_to_tell(ctx, [VIEWER])) == {(VIEWER, "dimse"), (VIEWER, "websocket")}
 
 
 def test_who_is_told_by_websocket_alone_is_told_what_comes_later(ctx, unfetched):
-    minris.give_up_unfetched(later(ctx, hours=73))
-    minris.create_workitem(later(ctx, hours=74), THIRD, stored_form(creation()))
+    give_up_unfetched(later(ctx, hours=73))
+    create_workitem(later(ctx, hours=74), THIRD, stored_form(creation()))
     assert fetched(ctx) == [THIRD]
 
 
@@ -1332,13 +1355,13 @@ def test_a_new_socket_does_not_read_what_has_long_been_told(house, monkeypatch):
     """Two that open at once, as after a restart: the outbox may have a month's rows."""
     house.subscribe(NEIGHBOUR)
     told = house.create(UID, OTHER)
-    looked, look = [], minris.new_socket_events
+    looked, look = [], new_socket_events
 
     def looking(after):
         looked.append(after)
         return look(after)
 
-    monkeypatch.setattr(minris, "new_socket_events", looking)
+    monkeypatch.setattr("minris.delivery.sockets.new_socket_events", looking)
     with house.busy_writer():
         one, two = house.open(VIEWER), house.open("VIEW3")
         once(house.appliance, lambda: len(house.deliveries) == 2, "they are not open")
@@ -1477,7 +1500,7 @@ def test_who_leaves_in_the_midst_of_the_handshake_leaves_nothing_behind(house, c
 def test_an_opened_socket_is_in_the_audit_log(house):
     house.open(token=viewer_token(house, VIEWER))
     house.settled(1)
-    find = minris.Audit.get
-    found = house.appliance.read(lambda: find(minris.Audit.what == "told by WebSocket"))
+    find = Audit.get
+    found = house.appliance.read(lambda: find(Audit.what == "told by WebSocket"))
     assert found.about == VIEWER
     assert re.search(r"viewer|127\.0\.0\.1", found.who)

@@ -25,8 +25,40 @@ from test_workitem_retention import (
     workitem,
 )
 
-import minris
-from minris import Status
+from minris.access.context import Actor, utc_now
+from minris.dataset.checks import value_problems
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.items import code_item
+from minris.housekeeping.stuck import orphans
+from minris.outbox import due_events, note_failed
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.ups import (
+    EVENT_TYPES,
+    TRANSACTION_UID,
+    UPS_CANCELLATION_REASONS,
+    UPS_STATE,
+    WORKITEM_CODES,
+)
+from minris.store.models import Audit, ScheduledProcedureStep, Workitem, WorkitemEvent
+from minris.ups.checks import check_final
+from minris.ups.people import (
+    assign_workitem,
+    claim_by_person,
+    decline_cancellation,
+    finish_by_person,
+    give_up_by_person,
+    history_of,
+    watchers_of,
+)
+from minris.ups.subscriptions import subscribe
+from minris.ups.workitems import (
+    change_state,
+    get_workitem,
+    purge_workitems,
+    request_cancel,
+    update_workitem,
+)
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -34,12 +66,12 @@ HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 @pytest.fixture
 def anna(ctx):
     """The circumstances of Anna, a technologist at the desk."""
-    return ctx.by(minris.Actor("anna", "127.0.0.1", "technologist"))
+    return ctx.by(Actor("anna", "127.0.0.1", "technologist"))
 
 
 def stored(uid=UID):
     """What N-GET shows."""
-    return minris.ElementIndex(minris.get_workitem(uid)[1])
+    return ElementIndex(get_workitem(uid)[1])
 
 
 def performed(uid=UID):
@@ -52,14 +84,14 @@ def progress(uid=UID):
 
 def told(receiver="RIS"):
     """What a receiver is to hear: event type and information."""
-    return [(e.event_type, minris.ElementIndex(e.data)) for e in minris.due_events(receiver)]
+    return [(e.event_type, ElementIndex(e.data)) for e in due_events(receiver)]
 
 
 def codes(index, keyword):
     """The codes of a code sequence: value, scheme, meaning."""
     return [
         tuple(one.get(k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"))
-        for one in index.items(minris.tag_of(keyword))
+        for one in index.items(tag_of(keyword))
     ]
 
 
@@ -69,9 +101,9 @@ def codes(index, keyword):
 def test_a_person_claims_a_workitem_and_its_watchers_hear(ctx, anna):
     workitem(ctx)
     watch(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     assert (state_of(), row().performer, row().by_person) == ("IN PROGRESS", "anna", 1)
-    assert [index.text(minris.UPS_STATE) for _, index in told()] == ["SCHEDULED", "IN PROGRESS"]
+    assert [index.text(UPS_STATE) for _, index in told()] == ["SCHEDULED", "IN PROGRESS"]
 
 
 def test_the_lock_of_a_person_is_made_here_and_shown_nowhere(ctx, anna, caplog):
@@ -79,12 +111,12 @@ def test_the_lock_of_a_person_is_made_here_and_shown_nowhere(ctx, anna, caplog):
     caplog.set_level("DEBUG", "minris")
     workitem(ctx)
     watch(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     lock = row().transaction_uid
     assert lock
-    _, shown = minris.get_workitem(UID, [minris.TRANSACTION_UID])
-    lines = "".join(f"{line.about}{line.detail}" for line in minris.Audit.select())
-    events = b"".join(bytes(e.data) for e in minris.WorkitemEvent.select())
+    _, shown = get_workitem(UID, [TRANSACTION_UID])
+    lines = "".join(f"{line.about}{line.detail}" for line in Audit.select())
+    events = b"".join(bytes(e.data) for e in WorkitemEvent.select())
     everything = bytes(row().data) + shown + events + lines.encode() + caplog.text.encode()
     assert lock.encode() not in everything
 
@@ -92,7 +124,7 @@ def test_the_lock_of_a_person_is_made_here_and_shown_nowhere(ctx, anna, caplog):
 def test_each_claim_has_a_lock_of_its_own(ctx, anna):
     for uid in ("2.25.71", "2.25.72"):
         workitem(ctx, uid)
-        minris.claim_by_person(anna, uid)
+        claim_by_person(anna, uid)
     assert row("2.25.71").transaction_uid != row("2.25.72").transaction_uid
 
 
@@ -103,43 +135,43 @@ def test_what_is_claimed_is_not_claimed_again(ctx, anna, by):
         claim(ctx)
     else:
         name = {"herself": "anna", "another": "bert"}[by]
-        minris.claim_by_person(ctx.by(minris.Actor(name, "127.0.0.1", "desk")), UID)
+        claim_by_person(ctx.by(Actor(name, "127.0.0.1", "desk")), UID)
     holder = row().performer
     with refused(Status.TRANSACTION_UID_INCORRECT):
-        minris.claim_by_person(anna, UID)
+        claim_by_person(anna, UID)
     assert row().performer == holder
 
 
 def test_what_has_ended_is_not_claimed(ctx, anna):
     ended(ctx)
     with refused(Status.TRANSACTION_UID_INCORRECT):
-        minris.claim_by_person(anna, UID)
+        claim_by_person(anna, UID)
 
 
 def test_a_machine_does_not_end_what_a_person_has_claimed(ctx, anna):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     with refused(Status.TRANSACTION_UID_INCORRECT):
-        minris.change_state(ctx, UID, "CANCELED", LOCK)
+        change_state(ctx, UID, "CANCELED", LOCK)
 
 
 # Finished by a person
 
-READING = minris.code_item("110005", "Interpretation")
+READING = code_item("110005", "Interpretation")
 
 
 def interpretation(ctx):
     """A workitem to be read, with its workitem code."""
-    code = minris.encode_items(minris.tag_of("ScheduledWorkitemCodeSequence"), [READING])
+    code = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [READING])
     workitem(ctx)
-    minris.update_workitem(ctx, UID, code)
+    update_workitem(ctx, UID, code)
 
 
 def test_what_a_person_finished_says_who_when_and_what(ctx, anna):
     """T-UPS-15: all that COMPLETED needs is made here."""
     interpretation(ctx)
-    minris.claim_by_person(at(anna, minutes=10), UID)
-    minris.finish_by_person(at(anna, minutes=35), UID, "Fracture of the left hip")
+    claim_by_person(at(anna, minutes=10), UID)
+    finish_by_person(at(anna, minutes=35), UID, "Fracture of the left hip")
     assert state_of() == "COMPLETED"
     done = performed()
     assert done.get("PerformedProcedureStepStartDateTime") == "20260705121000+0000"
@@ -149,29 +181,29 @@ def test_what_a_person_finished_says_who_when_and_what(ctx, anna):
     assert person.get("HumanPerformerName") == "anna"
     assert codes(done, "PerformedWorkitemCodeSequence") == [("110005", "DCM", "Interpretation")]
     assert codes(done, "PerformedStationNameCodeSequence")
-    assert minris.tag_of("OutputInformationSequence") in done
+    assert tag_of("OutputInformationSequence") in done
 
 
 def test_what_a_person_finished_meets_the_table(ctx, anna):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.finish_by_person(anna, UID)
-    minris.check_final(minris.ElementIndex(bytes(row().data)), "COMPLETED")
+    claim_by_person(anna, UID)
+    finish_by_person(anna, UID)
+    check_final(ElementIndex(bytes(row().data)), "COMPLETED")
 
 
 def test_the_times_of_a_person_are_on_the_clock_of_the_clinic(ctx, anna):
     ctx.config.clinic.timezone = "Asia/Shanghai"
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.finish_by_person(at(anna, minutes=5), UID)
+    claim_by_person(anna, UID)
+    finish_by_person(at(anna, minutes=5), UID)
     assert performed().get("PerformedProcedureStepStartDateTime") == "20260705200000+0800"
     assert performed().get("PerformedProcedureStepEndDateTime") == "20260705200500+0800"
 
 
 def test_a_workitem_without_a_code_is_finished_too(ctx, anna):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.finish_by_person(anna, UID)
+    claim_by_person(anna, UID)
+    finish_by_person(anna, UID)
     assert state_of() == "COMPLETED"
     assert codes(performed(), "PerformedWorkitemCodeSequence")
 
@@ -179,26 +211,26 @@ def test_a_workitem_without_a_code_is_finished_too(ctx, anna):
 def test_the_watchers_of_what_a_person_finished_hear_of_one_end(ctx, anna):
     workitem(ctx)
     watch(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.finish_by_person(anna, UID)
-    states = [index.text(minris.UPS_STATE) for _, index in told()]
+    claim_by_person(anna, UID)
+    finish_by_person(anna, UID)
+    states = [index.text(UPS_STATE) for _, index in told()]
     assert states == ["SCHEDULED", "IN PROGRESS", "COMPLETED"]
 
 
 BY_PERSON = {
-    "finish": lambda ctx: minris.finish_by_person(ctx, UID),
-    "give up": lambda ctx: minris.give_up_by_person(ctx, UID, "Wrong hip"),
-    "decline": lambda ctx: minris.decline_cancellation(ctx, UID, "Nearly done"),
+    "finish": lambda ctx: finish_by_person(ctx, UID),
+    "give up": lambda ctx: give_up_by_person(ctx, UID, "Wrong hip"),
+    "decline": lambda ctx: decline_cancellation(ctx, UID, "Nearly done"),
 }
 
 
 def unchanged_after(ctx, deed, status):
     """A deed is refused and leaves everything as it was."""
-    was, events = dataclasses.astuple(kept()), minris.history_of(UID)
+    was, events = dataclasses.astuple(kept()), history_of(UID)
     with refused(status):
         BY_PERSON[deed](ctx)
     assert dataclasses.astuple(kept()) == was
-    assert minris.history_of(UID) == events
+    assert history_of(UID) == events
     return True
 
 
@@ -216,7 +248,7 @@ def kept():
 @pytest.mark.parametrize("deed", BY_PERSON)
 def test_what_another_has_claimed_is_not_mine_to_end(ctx, anna, deed):
     workitem(ctx)
-    minris.claim_by_person(ctx.by(minris.Actor("bert", "127.0.0.1", "admin")), UID)
+    claim_by_person(ctx.by(Actor("bert", "127.0.0.1", "admin")), UID)
     assert unchanged_after(anna, deed, Status.TRANSACTION_UID_INCORRECT)
 
 
@@ -225,7 +257,7 @@ def test_a_machine_of_my_name_is_not_me(ctx, deed):
     """A user may be named as an AE title is."""
     workitem(ctx)
     claim(ctx)
-    user = ctx.by(minris.Actor("CT1", "127.0.0.1", "desk"))
+    user = ctx.by(Actor("CT1", "127.0.0.1", "desk"))
     assert unchanged_after(user, deed, Status.TRANSACTION_UID_INCORRECT)
 
 
@@ -238,8 +270,8 @@ def test_what_nobody_has_claimed_is_ended_by_nobody(ctx, anna, deed):
 @pytest.mark.parametrize("deed", BY_PERSON)
 def test_what_has_ended_is_not_ended_by_a_person(ctx, anna, deed):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.finish_by_person(anna, UID)
+    claim_by_person(anna, UID)
+    finish_by_person(anna, UID)
     assert unchanged_after(anna, deed, Status.MAY_NO_LONGER_BE_UPDATED)
 
 
@@ -252,25 +284,25 @@ def test_what_is_unknown_is_not_ended_by_a_person(anna, deed):
 # Given up by a person
 
 
-@pytest.mark.parametrize("code", minris.UPS_CANCELLATION_REASONS)
+@pytest.mark.parametrize("code", UPS_CANCELLATION_REASONS)
 def test_what_a_person_gave_up_says_why(ctx, anna, code):
     workitem(ctx)
     watch(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.give_up_by_person(at(anna, minutes=5), UID, "The images are of the other hip", code)
+    claim_by_person(anna, UID)
+    give_up_by_person(at(anna, minutes=5), UID, "The images are of the other hip", code)
     assert (state_of(), reason_code()) == ("CANCELED", code)
     assert progress().get("ReasonForCancellation") == "The images are of the other hip"
     assert progress().get("ProcedureStepCancellationDateTime") == "20260705120500+0000"
     _, last = told()[-1]
-    assert last.text(minris.UPS_STATE) == "CANCELED"
+    assert last.text(UPS_STATE) == "CANCELED"
     assert last.get("ReasonForCancellation") == "The images are of the other hip"
 
 
 def test_a_reason_that_is_none_of_the_list_gives_nothing_up(ctx, anna):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     with refused(Status.INVALID_ATTRIBUTE_VALUE):
-        minris.give_up_by_person(anna, UID, "Wrong hip", "99999")
+        give_up_by_person(anna, UID, "Wrong hip", "99999")
     assert state_of() == "IN PROGRESS"
 
 
@@ -280,10 +312,10 @@ def test_a_reason_that_is_none_of_the_list_gives_nothing_up(ctx, anna):
 def test_a_person_without_watchers_can_be_asked_to_cancel(ctx, anna):
     """The person reads it on the page: no C312."""
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    assert minris.request_cancel(ctx, UID) is Status.SUCCESS
+    claim_by_person(anna, UID)
+    assert request_cancel(ctx, UID) is Status.SUCCESS
     assert state_of() == "IN PROGRESS"
-    assert minris.history_of(UID)[-1].event_type == 2
+    assert history_of(UID)[-1].event_type == 2
 
 
 def test_a_machine_without_watchers_cannot_be_asked_to_cancel(ctx):
@@ -291,28 +323,28 @@ def test_a_machine_without_watchers_cannot_be_asked_to_cancel(ctx):
     workitem(ctx)
     claim(ctx)
     with refused(Status.PERFORMER_CANNOT_BE_CONTACTED):
-        minris.request_cancel(ctx, UID)
-    assert [one.event_type for one in minris.history_of(UID)] == [1, 1]
+        request_cancel(ctx, UID)
+    assert [one.event_type for one in history_of(UID)] == [1, 1]
 
 
 def test_who_asks_again_after_a_decline_hears_that_the_performer_goes_on(ctx, anna):
     workitem(ctx)
     watch(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.request_cancel(ctx, UID)
-    minris.decline_cancellation(anna, UID, "The surgeon is waiting for it")
-    events = minris.history_of(UID)
+    claim_by_person(anna, UID)
+    request_cancel(ctx, UID)
+    decline_cancellation(anna, UID, "The surgeon is waiting for it")
+    events = history_of(UID)
     with refused(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL):
-        minris.request_cancel(ctx, UID)
+        request_cancel(ctx, UID)
     assert state_of() == "IN PROGRESS"
-    assert minris.history_of(UID) == events  # T-UPS-56: what is refused is told to nobody
+    assert history_of(UID) == events  # T-UPS-56: what is refused is told to nobody
 
 
 def test_a_decline_is_in_the_audit_log(ctx, anna):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
-    minris.request_cancel(ctx, UID)
-    minris.decline_cancellation(anna, UID, "  The surgeon is waiting for it ")
+    claim_by_person(anna, UID)
+    request_cancel(ctx, UID)
+    decline_cancellation(anna, UID, "  The surgeon is waiting for it ")
     line = (UID, "The surgeon is waiting for it", "anna@127.0.0.1")
     assert audited("workitem cancellation declined") == [line]
 
@@ -320,20 +352,20 @@ def test_a_decline_is_in_the_audit_log(ctx, anna):
 @pytest.mark.parametrize("why", ["", " \t"])
 def test_a_decline_needs_a_reason(ctx, anna, why):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     with refused(Status.INVALID_ATTRIBUTE_VALUE):
-        minris.decline_cancellation(anna, UID, why)
-    assert minris.request_cancel(ctx, UID) is Status.SUCCESS
+        decline_cancellation(anna, UID, why)
+    assert request_cancel(ctx, UID) is Status.SUCCESS
 
 
 def test_who_declined_can_still_give_it_up_and_finish_it(ctx, anna):
     for uid in ("2.25.71", "2.25.72"):
         workitem(ctx, uid)
-        minris.claim_by_person(anna, uid)
-        minris.request_cancel(ctx, uid)
-        minris.decline_cancellation(anna, uid, "Nearly done")
-    minris.give_up_by_person(anna, "2.25.71", "The scanner failed")
-    minris.finish_by_person(anna, "2.25.72")
+        claim_by_person(anna, uid)
+        request_cancel(ctx, uid)
+        decline_cancellation(anna, uid, "Nearly done")
+    give_up_by_person(anna, "2.25.71", "The scanner failed")
+    finish_by_person(anna, "2.25.72")
     assert [state_of("2.25.71"), state_of("2.25.72")] == ["CANCELED", "COMPLETED"]
 
 
@@ -344,9 +376,9 @@ def test_an_assignment_is_told_to_the_watchers(ctx, anna):
     """T-UPS-69: event 5."""
     workitem(ctx)
     watch(ctx)
-    minris.assign_workitem(anna, UID, "CT room", "Li Na")
+    assign_workitem(anna, UID, "CT room", "Li Na")
     kind, report = told()[-1]
-    assert kind == minris.EVENT_TYPES["UPS Assigned"]
+    assert kind == EVENT_TYPES["UPS Assigned"]
     assert [meaning for *_, meaning in codes(report, "ScheduledStationNameCodeSequence")] == [
         "CT room"
     ]
@@ -359,38 +391,38 @@ def test_an_assignment_is_told_to_the_watchers(ctx, anna):
 def test_an_assignment_to_a_station_alone_names_no_person(ctx, anna):
     workitem(ctx)
     watch(ctx)
-    minris.assign_workitem(anna, UID, station="CT room")
+    assign_workitem(anna, UID, station="CT room")
     kind, report = told()[-1]
     assert kind == 5
-    assert minris.tag_of("HumanPerformerCodeSequence") not in report
+    assert tag_of("HumanPerformerCodeSequence") not in report
 
 
 def test_the_same_assignment_again_is_told_to_nobody(ctx, anna):
     """T-UPS-70."""
     workitem(ctx)
     watch(ctx)
-    minris.assign_workitem(anna, UID, "CT room", "Li Na")
+    assign_workitem(anna, UID, "CT room", "Li Na")
     before = len(told())
-    minris.assign_workitem(anna, UID, "CT room", "Li Na")
+    assign_workitem(anna, UID, "CT room", "Li Na")
     assert len(told()) == before
 
 
 def test_what_somebody_performs_can_be_assigned_anew(ctx, anna):
     workitem(ctx)
     claim(ctx)
-    minris.assign_workitem(anna, UID, performer="Li Na")
+    assign_workitem(anna, UID, performer="Li Na")
     assert stored().item("ScheduledHumanPerformersSequence").get("HumanPerformerName") == "Li Na"
 
 
 def test_what_has_ended_is_not_assigned(ctx, anna):
     ended(ctx)
     with refused(Status.MAY_NO_LONGER_BE_UPDATED):
-        minris.assign_workitem(anna, UID, "CT room")
+        assign_workitem(anna, UID, "CT room")
 
 
 def station_code(ctx, uid, station):
     workitem(ctx, uid)
-    minris.assign_workitem(ctx, uid, station=station)
+    assign_workitem(ctx, uid, station=station)
     item = stored(uid).item("ScheduledStationNameCodeSequence")
     return item.get("CodeValue") or item.get("LongCodeValue")
 
@@ -403,7 +435,7 @@ def test_two_stations_of_nearly_one_name_have_two_codes(ctx, anna):
 
 def is_well_formed(index):
     """Whether all values are as their VR wants them."""
-    assert list(minris.value_problems(index)) == []
+    assert list(value_problems(index)) == []
     return True
 
 
@@ -413,8 +445,8 @@ def is_well_formed(index):
 def test_what_is_assigned_is_well_formed_whatever_the_name(ctx, anna, name):
     workitem(ctx)
     try:
-        minris.assign_workitem(anna, UID, name, name)
-    except minris.Refusal as refusal:
+        assign_workitem(anna, UID, name, name)
+    except Refusal as refusal:
         assert refusal.status is Status.INVALID_ATTRIBUTE_VALUE
     assert is_well_formed(stored())
 
@@ -422,10 +454,10 @@ def test_what_is_assigned_is_well_formed_whatever_the_name(ctx, anna, name):
 @pytest.mark.parametrize("name", ["LAKESIDE\\anna", "a" * 64, "anna^" * 6, "王小东", "anna=" * 4])
 def test_what_a_person_of_any_name_finished_is_well_formed(ctx, name):
     """All of these are names that a user may have."""
-    person = ctx.by(minris.Actor(name, "127.0.0.1", "desk"))
+    person = ctx.by(Actor(name, "127.0.0.1", "desk"))
     workitem(ctx)
-    minris.claim_by_person(person, UID)
-    minris.finish_by_person(person, UID)
+    claim_by_person(person, UID)
+    finish_by_person(person, UID)
     assert is_well_formed(stored())
 
 
@@ -433,13 +465,13 @@ def test_what_a_person_of_any_name_finished_is_well_formed(ctx, name):
 @pytest.mark.parametrize("deed", ["finish", "give up"])
 def test_what_a_person_writes_is_stored_well_formed_or_refused(ctx, anna, deed, words):
     workitem(ctx)
-    minris.claim_by_person(anna, UID)
+    claim_by_person(anna, UID)
     try:
         if deed == "finish":
-            minris.finish_by_person(anna, UID, words)
+            finish_by_person(anna, UID, words)
         else:
-            minris.give_up_by_person(anna, UID, words)
-    except minris.Refusal as refusal:
+            give_up_by_person(anna, UID, words)
+    except Refusal as refusal:
         assert refusal.status is Status.INVALID_ATTRIBUTE_VALUE
     assert is_well_formed(stored())
 
@@ -473,7 +505,7 @@ def put(running, function=workitem, **ago):
     return running.write(lambda: function(before(running.context("CT1").by(CT1), **ago)))
 
 
-CT1 = minris.Actor("CT1", "127.0.0.1")
+CT1 = Actor("CT1", "127.0.0.1")
 
 
 def send(client, path, page=None, **form):
@@ -488,8 +520,8 @@ def act(client, event, uid=UID, **form):
 
 def by(running, name):
     """Have a user of another name claim the workitem."""
-    actor = minris.Actor(name, "127.0.0.1", "desk")
-    running.write(minris.claim_by_person, running.context().by(actor), UID)
+    actor = Actor(name, "127.0.0.1", "desk")
+    running.write(claim_by_person, running.context().by(actor), UID)
 
 
 def test_the_list_shows_workitems_and_leads_to_each(appliance, desk):
@@ -536,7 +568,7 @@ def test_the_page_of_what_is_not_there_says_so(desk):
 
 def test_the_page_of_a_purged_workitem_shows_its_history(appliance, desk):
     put(appliance, ended, days=30)
-    put(appliance, minris.purge_workitems)
+    put(appliance, purge_workitems)
     page = desk.get(f"/workitem/{UID}")
     assert page.status_code == 200
     assert "purged" in words_of(page)
@@ -610,7 +642,7 @@ def test_a_request_to_cancel_tells_the_watchers_why(appliance, desk):
         contact="Anna",
     )
     kind, report = appliance.read(told)[-1]
-    assert kind == minris.EVENT_TYPES["UPS Cancel Requested"]
+    assert kind == EVENT_TYPES["UPS Cancel Requested"]
     assert report.get("ReasonForCancellation") == "Patient went home"
     assert report.get("ContactURI") == "tel:+861012345"
     assert report.get("ContactDisplayName") == "Anna"
@@ -652,7 +684,7 @@ def test_what_is_an_administrators_is_refused_to_others(appliance, request, even
     put(appliance, claim)
     assert act(client, event, **ADMINISTRATORS[event]).status_code == 403
     assert appliance.read(state_of) == "IN PROGRESS"
-    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+    assert appliance.read(watchers_of, UID) == [("RIS", 1)]
 
 
 @pytest.mark.parametrize("event", ADMINISTRATORS)
@@ -662,7 +694,7 @@ def test_an_administrator_needs_a_reason_on_the_page(appliance, boss, event):
     form = {**ADMINISTRATORS[event], "reason": " "}
     assert act(boss, event, **form).status_code >= 400
     assert appliance.read(state_of) == "SCHEDULED"
-    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+    assert appliance.read(watchers_of, UID) == [("RIS", 1)]
 
 
 @pytest.mark.parametrize("path", [f"/workitem/{UID}", "/workitems/new", "/orphans"])
@@ -670,7 +702,7 @@ def test_a_form_without_its_token_does_nothing(appliance, boss, path):
     put(appliance)
     answer = boss.post(path, data={"event": "claim", "kind": "silent", "uid": UID, "reason": "x"})
     assert answer.status_code == 403
-    assert appliance.read(lambda: (minris.Workitem.select().count(), state_of())) == (
+    assert appliance.read(lambda: (Workitem.select().count(), state_of())) == (
         1,
         "SCHEDULED",
     )
@@ -710,8 +742,8 @@ def made(running):
     """The data set of the one workitem there is."""
 
     def read():
-        [only] = minris.Workitem.select()
-        return minris.ElementIndex(bytes(only.data))
+        [only] = Workitem.select()
+        return ElementIndex(bytes(only.data))
 
     return running.read(read)
 
@@ -723,16 +755,16 @@ def test_a_workitem_is_made_on_the_page(appliance, desk):
     assert answer.headers["location"] == f"/workitem/{index.get('SOPInstanceUID')}"
     assert index.get("ProcedureStepLabel") == "3D views of the hip"
     assert index.get("ScheduledProcedureStepPriority") == "HIGH"
-    assert index.text(minris.UPS_STATE) == "SCHEDULED"
+    assert index.text(UPS_STATE) == "SCHEDULED"
     assert codes(index, "ScheduledWorkitemCodeSequence") == [("3D", "99MINRIS", "3D views")]
     assert is_well_formed(index)
 
 
-@pytest.mark.parametrize("code", minris.WORKITEM_CODES)
+@pytest.mark.parametrize("code", WORKITEM_CODES)
 def test_every_code_of_the_catalogue_can_be_chosen(appliance, desk, code):
     assert f'value="{code}"' in desk.get("/workitems/new").text
     make(desk, code=code)
-    scheme, meaning = minris.WORKITEM_CODES[code]
+    scheme, meaning = WORKITEM_CODES[code]
     assert codes(made(appliance), "ScheduledWorkitemCodeSequence") == [(code, scheme, meaning)]
 
 
@@ -756,7 +788,7 @@ def test_every_code_of_the_catalogue_can_be_chosen(appliance, desk, code):
 def test_a_form_filled_wrongly_makes_nothing_and_says_so(appliance, desk, texts):
     answer = make(desk, **texts)
     assert 400 <= answer.status_code < 500
-    assert appliance.read(lambda: minris.Workitem.select().count()) == 0
+    assert appliance.read(lambda: Workitem.select().count()) == 0
     assert 'role="alert"' in answer.text or "problem" in answer.text
 
 
@@ -768,7 +800,7 @@ def test_what_was_filled_in_is_still_there_after_a_problem(desk):
 def test_a_workitem_for_an_exam_has_its_patient_and_request(appliance, desk):
     """Made from a step of the worklist: nothing is typed a second time."""
     appliance.schedule(item(PatientID="P7", AccessionNumber="A7"))
-    step = appliance.read(lambda: minris.ScheduledProcedureStep.select().get().id)
+    step = appliance.read(lambda: ScheduledProcedureStep.select().get().id)
     assert "P7" in desk.get(f"/workitems/new?step={step}").text
     answer = send(
         desk, "/workitems/new", f"/workitems/new?step={step}", **FORM | {"step": str(step)}
@@ -797,7 +829,7 @@ def test_a_patients_name_is_kept_as_it_was_typed(appliance, desk, typed, kept):
 def test_what_expires_after_today_has_not_expired_today(appliance, desk):
     today = appliance.context().local_now()
     make(desk, expires=f"{today:%Y-%m-%d}")
-    assert appliance.read(minris.orphans, appliance.context()) == []
+    assert appliance.read(orphans, appliance.context()) == []
 
 
 @pytest.mark.parametrize("step", ["9999", "99999999999999999999999", "-1", "x", "²"])
@@ -821,14 +853,14 @@ def hostile(ctx):
     short = HOSTILE[:64]
     workitem(ctx, ProcedureStepLabel=short, WorklistLabel=short, PatientID=short, PatientName=short)
     watch(ctx)
-    user = ctx.by(minris.Actor(HOSTILE[:40], "127.0.0.1", "desk"))
-    minris.assign_workitem(user, UID, short, short)
-    minris.claim_by_person(user, UID)
-    asked = minris.text_elements(
+    user = ctx.by(Actor(HOSTILE[:40], "127.0.0.1", "desk"))
+    assign_workitem(user, UID, short, short)
+    claim_by_person(user, UID)
+    asked = text_elements(
         ReasonForCancellation=HOSTILE, ContactURI="javascript:alert(1)", ContactDisplayName=short
     )
-    minris.request_cancel(ctx.by(minris.Actor('"><script>', "127.0.0.1")), UID, bytes(asked))
-    minris.note_failed(ctx, "RIS", HOSTILE)
+    request_cancel(ctx.by(Actor('"><script>', "127.0.0.1")), UID, bytes(asked))
+    note_failed(ctx, "RIS", HOSTILE)
 
 
 @pytest.mark.parametrize("path", ["/workitems", f"/workitem/{UID}", "/orphans", "/watchers"])
@@ -871,11 +903,11 @@ def stick(running):
 
 
 def events_waiting():
-    return len(minris.due_events("RIS"))
+    return len(due_events("RIS"))
 
 
 STUCK = {
-    "lock": ({"uid": "2.25.71", "about": "RIS"}, lambda: minris.watchers_of("2.25.71")[0][1]),
+    "lock": ({"uid": "2.25.71", "about": "RIS"}, lambda: watchers_of("2.25.71")[0][1]),
     "silent": ({"uid": "2.25.72", "about": "CT1"}, lambda: state_of("2.25.72") == "IN PROGRESS"),
     "expired": ({"uid": "2.25.73", "about": "3D"}, lambda: state_of("2.25.73") == "SCHEDULED"),
     "events": ({"uid": "RIS", "about": "1"}, events_waiting),
@@ -905,7 +937,7 @@ def test_an_administrator_ends_what_is_stuck(appliance, boss, kind):
     answer = send(boss, "/orphans", kind=kind, reason="Nobody needs it", **form)
     assert (answer.status_code, answer.headers["location"]) == (303, "/orphans")
     assert not appliance.read(still)
-    lines = appliance.read(lambda: [line.who for line in minris.Audit.select()])
+    lines = appliance.read(lambda: [line.who for line in Audit.select()])
     assert "anna@127.0.0.1" in lines
 
 
@@ -959,9 +991,9 @@ def test_a_receiver_is_tried_again_at_once_on_the_page(appliance, technologist):
     """The page of watchers: what waits is due now."""
     put(appliance)
     put(appliance, watch)
-    later = minris.utc_now() + datetime.timedelta(minutes=20)
+    later = utc_now() + datetime.timedelta(minutes=20)
     ctx = dataclasses.replace(appliance.context(), now=lambda: later, devices=WATCHERS)
-    appliance.write(minris.note_failed, ctx, "RIS", "not reached")
+    appliance.write(note_failed, ctx, "RIS", "not reached")
     send(technologist, "/watchers", receiver="RIS", uid="", do="retry")
     assert appliance.read(audited, "events tried again") == [("RIS", "", "anna@127.0.0.1")]
 
@@ -972,23 +1004,23 @@ def test_a_receiver_is_tried_again_at_once_on_the_page(appliance, technologist):
 def watched_and_locked(appliance):
     """RIS holds a lock on the workitem."""
     put(appliance)
-    put(appliance, lambda ctx: minris.subscribe(ctx, UID, "RIS", True))
+    put(appliance, lambda ctx: subscribe(ctx, UID, "RIS", True))
 
 
 def test_only_an_administrator_ends_the_subscriptions_of_a_device(appliance, technologist):
     watched_and_locked(appliance)
     answer = send(technologist, "/watchers", do="end", receiver="RIS", reason="Tidying")
     assert answer.status_code == 403
-    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+    assert appliance.read(watchers_of, UID) == [("RIS", 1)]
 
 
 def test_the_end_of_subscriptions_has_a_reason_in_the_audit_log(appliance, boss):
     watched_and_locked(appliance)
     send(boss, "/watchers", do="end", receiver="RIS", reason=" ")
-    assert appliance.read(minris.watchers_of, UID) == [("RIS", 1)]
+    assert appliance.read(watchers_of, UID) == [("RIS", 1)]
     send(boss, "/watchers", do="end", receiver="RIS", reason="Scrapped")
-    assert appliance.read(minris.watchers_of, UID) == []
-    lines = appliance.read(lambda: [line.detail for line in minris.Audit.select()])
+    assert appliance.read(watchers_of, UID) == []
+    lines = appliance.read(lambda: [line.detail for line in Audit.select()])
     assert "RIS, 1 locks released: Scrapped" in lines
 
 
@@ -1016,7 +1048,7 @@ def test_nothing_is_assigned_to_nobody(appliance, desk):
 
 
 def test_a_long_list_says_that_it_is_not_whole(appliance, desk, monkeypatch):
-    monkeypatch.setattr(minris, "MOST_LISTED", 2)
+    monkeypatch.setattr("minris.ups.people.MOST_LISTED", 2)
     for number in range(3):
         put(appliance, lambda ctx, number=number: workitem(ctx, f"2.25.9{number}"))
     assert "The first 2 of 3." in words_of(desk.get("/workitems"))
@@ -1037,7 +1069,7 @@ def test_a_form_sent_twice_makes_one_workitem(appliance, desk):
             "date": "2026-07-05", "time": "09:30"}  # fmt: skip
     answers = [send(desk, "/workitems/new", **form) for _ in range(2)]
     assert [one.headers["location"] for one in answers] == [f"/workitem/{uid}"] * 2
-    assert appliance.read(lambda: minris.Workitem.select().count()) == 1
+    assert appliance.read(lambda: Workitem.select().count()) == 1
 
 
 def test_an_exam_and_its_workitems_lead_to_each_other(appliance, desk):

@@ -11,15 +11,51 @@ from conftest import NOON
 from test_housekeeping import at, count, keeping
 from test_order_life import refused
 
-import minris
-from minris import Status
+from minris.access.context import Actor, utc_now
+from minris.appliance.appliance import Appliance
+from minris.appliance.jobs import DAILY, Daily, Job, daily_due, job_clock, job_daily, job_workitems
+from minris.appliance.machine import ClockWatch
+from minris.config.ini import Device
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.housekeeping.erasing import purge
+from minris.housekeeping.stuck import correct_stamps, due_to_end, orphans
+from minris.outbox import (
+    RETRY_AFTER,
+    due_events,
+    due_receivers,
+    give_up_events,
+    note_failed,
+    note_sent,
+    retry_events,
+)
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
+from minris.standard.ups import UPS_STATE
+from minris.store.models import Audit, OutboxEvent, Subscription, Workitem, WorkitemEvent
+from minris.store.rows import get_mark, set_mark
+from minris.ups.people import (
+    assign_workitem,
+    claim_by_person,
+    end_workitem,
+    history_of,
+    release_lock,
+    watchers_of,
+)
+from minris.ups.search import stored_workitem
+from minris.ups.subscriptions import subscribe, unsubscribe
+from minris.ups.workitems import (
+    change_state,
+    create_workitem,
+    get_workitem,
+    purge_workitems,
+    request_cancel,
+    update_workitem,
+)
 
 UID = "2.25.7"
 LOCK = "2.25.99"  # a performer's Transaction UID
 HOUR, DAY = 3600.0, 86400.0
-WATCHERS = tuple(
-    minris.Device(title, (title,), "127.0.0.1", 11112) for title in ("RIS", "VIEWER", "PACS")
-)
+WATCHERS = tuple(Device(title, (title,), "127.0.0.1", 11112) for title in ("RIS", "VIEWER", "PACS"))
 
 
 def workitem(ctx, uid=UID, **texts):
@@ -34,37 +70,37 @@ def workitem(ctx, uid=UID, **texts):
         "PatientName": "Wang^XiaoDong=王^小东",
         "PatientID": "P1",
     }
-    minris.create_workitem(ctx, uid, bytes(minris.text_elements(**told | texts)))
+    create_workitem(ctx, uid, bytes(text_elements(**told | texts)))
     return uid
 
 
 def claim(ctx, uid=UID):
     """A machine claims it."""
-    minris.change_state(ctx, uid, "IN PROGRESS", LOCK)
+    change_state(ctx, uid, "IN PROGRESS", LOCK)
 
 
 def ended(ctx, uid=UID):
     """A workitem that a machine claimed and gave up: its UID."""
     workitem(ctx, uid)
     claim(ctx, uid)
-    minris.change_state(ctx, uid, "CANCELED", LOCK)
+    change_state(ctx, uid, "CANCELED", LOCK)
     return uid
 
 
 def watch(ctx, uid=UID, ae_title="RIS", lock=False):
     """Subscribe an AE whose address is known."""
-    minris.subscribe(dataclasses.replace(ctx, devices=WATCHERS), uid, ae_title, lock)
+    subscribe(dataclasses.replace(ctx, devices=WATCHERS), uid, ae_title, lock)
 
 
 def hear(ctx, *receivers):
     """Have all that is due to receivers delivered."""
     for receiver in receivers:
-        heard = [event.outbox_id for event in minris.due_events(receiver, 10_000)]
-        minris.note_sent(ctx, receiver, heard)
+        heard = [event.outbox_id for event in due_events(receiver, 10_000)]
+        note_sent(ctx, receiver, heard)
 
 
 def row(uid=UID):
-    return minris.stored_workitem(uid)
+    return stored_workitem(uid)
 
 
 def state_of(uid=UID):
@@ -73,15 +109,13 @@ def state_of(uid=UID):
 
 def audited(what):
     """The audit lines of a kind: about what, detail, who."""
-    lines = minris.Audit.select().where(minris.Audit.what == what).order_by(minris.Audit.id)
+    lines = Audit.select().where(Audit.what == what).order_by(Audit.id)
     return [(line.about, line.detail, line.who) for line in lines]
 
 
 def reason_code(uid=UID):
     """The code of the reason for which a workitem was cancelled."""
-    progress = minris.ElementIndex(bytes(row(uid).data)).item(
-        "ProcedureStepProgressInformationSequence"
-    )
+    progress = ElementIndex(bytes(row(uid).data)).item("ProcedureStepProgressInformationSequence")
     return progress.item("ProcedureStepDiscontinuationReasonCodeSequence").get("CodeValue")
 
 
@@ -91,8 +125,8 @@ def reason_code(uid=UID):
 @pytest.mark.parametrize(("days", "left"), [(6.99, 1), (7.01, 0)])
 def test_what_has_ended_is_purged_after_its_days(ctx, days, left):
     ended(at(ctx, days=-days))
-    assert minris.purge_workitems(keeping(ctx, workitems=7)) == 1 - left
-    assert count(minris.Workitem) == left
+    assert purge_workitems(keeping(ctx, workitems=7)) == 1 - left
+    assert count(Workitem) == left
 
 
 @pytest.mark.parametrize("claimed", [False, True], ids=["scheduled", "in progress"])
@@ -100,15 +134,15 @@ def test_what_has_not_ended_is_never_purged(ctx, claimed):
     workitem(at(ctx, days=-4000))
     if claimed:
         claim(at(ctx, days=-4000))
-    assert minris.purge_workitems(ctx) == 0
-    assert count(minris.Workitem) == 1
+    assert purge_workitems(ctx) == 0
+    assert count(Workitem) == 1
 
 
 def test_the_days_count_from_the_end_and_not_from_the_beginning(ctx):
     workitem(at(ctx, days=-400))
     claim(at(ctx, days=-300))
-    minris.change_state(at(ctx, days=-1), UID, "CANCELED", LOCK)
-    assert minris.purge_workitems(ctx) == 0
+    change_state(at(ctx, days=-1), UID, "CANCELED", LOCK)
+    assert purge_workitems(ctx) == 0
 
 
 def test_a_deletion_lock_keeps_what_has_ended_until_it_is_released(ctx):
@@ -117,13 +151,13 @@ def test_a_deletion_lock_keeps_what_has_ended_until_it_is_released(ctx):
     workitem(old)
     watch(old, lock=True)
     claim(old)
-    minris.change_state(old, UID, "CANCELED", LOCK)
+    change_state(old, UID, "CANCELED", LOCK)
     hear(old, "RIS")
-    assert minris.purge_workitems(ctx) == 0
-    minris.unsubscribe(ctx, UID, "RIS")
-    assert minris.purge_workitems(ctx) == 1
+    assert purge_workitems(ctx) == 0
+    unsubscribe(ctx, UID, "RIS")
+    assert purge_workitems(ctx) == 1
     with refused(Status.NO_SUCH_UPS):
-        minris.get_workitem(UID)
+        get_workitem(UID)
 
 
 def test_a_lock_is_released_by_a_subscription_without_one(ctx):
@@ -132,7 +166,7 @@ def test_a_lock_is_released_by_a_subscription_without_one(ctx):
     watch(old, lock=True)
     watch(ctx, lock=False)
     hear(ctx, "RIS")
-    assert minris.purge_workitems(ctx) == 1
+    assert purge_workitems(ctx) == 1
 
 
 def test_one_lock_of_two_keeps_it(ctx):
@@ -141,8 +175,8 @@ def test_one_lock_of_two_keeps_it(ctx):
     watch(old, ae_title="RIS", lock=True)
     watch(old, ae_title="VIEWER", lock=True)
     hear(ctx, "RIS", "VIEWER")
-    minris.unsubscribe(ctx, UID, "RIS")
-    assert minris.purge_workitems(ctx) == 0
+    unsubscribe(ctx, UID, "RIS")
+    assert purge_workitems(ctx) == 0
 
 
 def test_a_subscription_without_lock_keeps_nothing_and_goes_with_it(ctx):
@@ -150,8 +184,8 @@ def test_a_subscription_without_lock_keeps_nothing_and_goes_with_it(ctx):
     ended(old)
     watch(old)
     hear(old, "RIS")
-    assert minris.purge_workitems(ctx) == 1
-    assert count(minris.Subscription) == 0
+    assert purge_workitems(ctx) == 1
+    assert count(Subscription) == 0
 
 
 def test_what_its_watcher_has_not_heard_of_stays(ctx):
@@ -160,24 +194,24 @@ def test_what_its_watcher_has_not_heard_of_stays(ctx):
     workitem(old)
     watch(old)
     claim(old)
-    minris.change_state(old, UID, "CANCELED", LOCK)
-    assert minris.purge_workitems(ctx) == 0
+    change_state(old, UID, "CANCELED", LOCK)
+    assert purge_workitems(ctx) == 0
     hear(ctx, "RIS")
-    assert minris.purge_workitems(ctx) == 1
+    assert purge_workitems(ctx) == 1
 
 
 def test_what_will_not_be_told_any_more_keeps_nothing(ctx):
     old = at(ctx, days=-400)
     ended(old)
     watch(old)
-    minris.give_up_events(ctx, "RIS", "The RIS has been replaced")
-    assert minris.purge_workitems(ctx) == 1
+    give_up_events(ctx, "RIS", "The RIS has been replaced")
+    assert purge_workitems(ctx) == 1
 
 
 def test_a_purge_is_in_slices(ctx):
     for number in range(5):
         ended(at(ctx, days=-400), f"2.25.7{number}")
-    assert [minris.purge_workitems(ctx, 2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [purge_workitems(ctx, 2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_what_is_kept_does_not_stop_a_slice(ctx):
@@ -188,14 +222,14 @@ def test_what_is_kept_does_not_stop_a_slice(ctx):
     for number in range(2):
         watch(old, f"2.25.7{number}", lock=True)
     hear(old, "RIS")
-    assert minris.purge_workitems(ctx, 2) == 2
-    assert {w.sop_instance_uid for w in minris.Workitem.select()} == {"2.25.70", "2.25.71"}
+    assert purge_workitems(ctx, 2) == 2
+    assert {w.sop_instance_uid for w in Workitem.select()} == {"2.25.70", "2.25.71"}
 
 
 def test_the_uid_of_a_purged_workitem_is_not_given_again(ctx):
     """T-UPS-03, after the purge too: one UID is one workitem for ever."""
     ended(at(ctx, days=-8))
-    minris.purge_workitems(ctx)
+    purge_workitems(ctx)
     with refused(Status.DUPLICATE_SOP_INSTANCE):
         workitem(ctx)
 
@@ -203,53 +237,53 @@ def test_the_uid_of_a_purged_workitem_is_not_given_again(ctx):
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda ctx: minris.get_workitem(UID),
-        lambda ctx: minris.update_workitem(ctx, UID, b""),
-        lambda ctx: minris.change_state(ctx, UID, "IN PROGRESS", LOCK),
-        lambda ctx: minris.request_cancel(ctx, UID),
+        lambda ctx: get_workitem(UID),
+        lambda ctx: update_workitem(ctx, UID, b""),
+        lambda ctx: change_state(ctx, UID, "IN PROGRESS", LOCK),
+        lambda ctx: request_cancel(ctx, UID),
         lambda ctx: watch(ctx),
-        lambda ctx: minris.unsubscribe(ctx, UID, "RIS"),
-        lambda ctx: minris.release_lock(ctx, UID, "RIS", "Gone"),
-        lambda ctx: minris.end_workitem(ctx, UID, "Gone"),
-        lambda ctx: minris.claim_by_person(ctx, UID),
-        lambda ctx: minris.assign_workitem(ctx, UID, "CT room"),
+        lambda ctx: unsubscribe(ctx, UID, "RIS"),
+        lambda ctx: release_lock(ctx, UID, "RIS", "Gone"),
+        lambda ctx: end_workitem(ctx, UID, "Gone"),
+        lambda ctx: claim_by_person(ctx, UID),
+        lambda ctx: assign_workitem(ctx, UID, "CT room"),
     ],
     ids="get set claim cancel subscribe unsubscribe release end person assign".split(),
 )
 def test_a_purged_workitem_is_unknown_to_all_who_ask(ctx, ask):
     ended(at(ctx, days=-8))
-    minris.purge_workitems(ctx)
+    purge_workitems(ctx)
     with refused(Status.NO_SUCH_UPS):
         ask(ctx)
 
 
 def test_the_history_of_a_purged_workitem_stays(ctx):
     ended(at(ctx, days=-400))
-    before = minris.history_of(UID)
-    minris.purge_workitems(ctx)
-    minris.purge(keeping(ctx, deliveries=1))
-    assert minris.history_of(UID) == before
+    before = history_of(UID)
+    purge_workitems(ctx)
+    purge(keeping(ctx, deliveries=1))
+    assert history_of(UID) == before
     assert [one.event_type for one in before] == [1, 1, 1]
 
 
 def test_a_purge_is_in_the_audit_log(ctx):
     ended(at(ctx, days=-8))
-    minris.purge_workitems(dataclasses.replace(ctx, actor=minris.Actor("minris")))
+    purge_workitems(dataclasses.replace(ctx, actor=Actor("minris")))
     assert audited("workitem purged") == [(UID, "", "minris")]
 
 
 @pytest.mark.parametrize(("age", "left"), [(89, 3), (91, 0)])
 def test_the_history_goes_after_its_days_where_they_are_set(ctx, age, left):
     ended(at(ctx, days=-age))
-    minris.purge_workitems(ctx)
-    minris.purge(keeping(ctx, workitem_history=90))
-    assert len(minris.history_of(UID)) == left
+    purge_workitems(ctx)
+    purge(keeping(ctx, workitem_history=90))
+    assert len(history_of(UID)) == left
 
 
 def test_the_history_of_what_is_still_here_is_kept(ctx):
     workitem(at(ctx, days=-400))
-    minris.purge(keeping(ctx, workitem_history=90))
-    assert len(minris.history_of(UID)) == 1
+    purge(keeping(ctx, workitem_history=90))
+    assert len(history_of(UID)) == 1
 
 
 @pytest.mark.parametrize(("age", "left"), [(29, 1), (31, 0)])
@@ -258,16 +292,16 @@ def test_who_was_told_is_remembered_for_its_days(ctx, age, left):
     workitem(old)
     watch(old)
     hear(old, "RIS")
-    minris.purge(keeping(ctx, deliveries=30))
-    assert count(minris.OutboxEvent) == left
+    purge(keeping(ctx, deliveries=30))
+    assert count(OutboxEvent) == left
 
 
 def test_what_is_still_to_be_told_is_not_forgotten_however_old(ctx):
     old = at(ctx, days=-400)
     workitem(old)
     watch(old)
-    minris.purge(keeping(ctx, deliveries=30, workitem_history=30))
-    assert [event.uid for event in minris.due_events("RIS")] == [UID]
+    purge(keeping(ctx, deliveries=30, workitem_history=30))
+    assert [event.uid for event in due_events("RIS")] == [UID]
 
 
 def test_first_reports_to_new_subscribers_do_not_gather_for_ever(ctx):
@@ -275,10 +309,10 @@ def test_first_reports_to_new_subscribers_do_not_gather_for_ever(ctx):
     old = at(ctx, days=-400)
     ended(old)
     for _ in range(3):
-        watch(old, minris.UPS_GLOBAL_SUBSCRIPTION, lock=True)
+        watch(old, UPS_GLOBAL_SUBSCRIPTION, lock=True)
     hear(old, "RIS")
-    minris.purge(keeping(ctx, deliveries=30))
-    assert minris.WorkitemEvent.select().where(minris.WorkitemEvent.initial == 1).count() == 0
+    purge(keeping(ctx, deliveries=30))
+    assert WorkitemEvent.select().where(WorkitemEvent.initial == 1).count() == 0
 
 
 # What is stuck
@@ -286,11 +320,11 @@ def test_first_reports_to_new_subscribers_do_not_gather_for_ever(ctx):
 
 def stuck(ctx, kind):
     """What is listed as stuck, of a kind."""
-    return [tuple(one)[1:] for one in minris.orphans(ctx) if one.kind == kind]
+    return [tuple(one)[1:] for one in orphans(ctx) if one.kind == kind]
 
 
 def test_nothing_is_stuck_in_a_new_store(ctx):
-    assert minris.orphans(ctx) == []
+    assert orphans(ctx) == []
 
 
 @pytest.mark.parametrize(("hours", "listed"), [(23.9, False), (24.1, True)])
@@ -335,14 +369,14 @@ def test_a_workitem_in_progress_without_news_is_stuck(ctx, hours, listed):
 def test_news_of_its_performer_make_a_workitem_no_longer_silent(ctx):
     workitem(at(ctx, days=-30))
     claim(at(ctx, hours=-20))
-    news = minris.text_elements(TransactionUID=LOCK, CommentsOnTheScheduledProcedureStep="Half")
-    minris.update_workitem(at(ctx, hours=-1), UID, bytes(news))
+    news = text_elements(TransactionUID=LOCK, CommentsOnTheScheduledProcedureStep="Half")
+    update_workitem(at(ctx, hours=-1), UID, bytes(news))
     assert stuck(ctx, "silent") == []
 
 
 def test_a_workitem_that_waits_for_long_is_not_silent(ctx):
     workitem(at(ctx, days=-30))
-    assert minris.orphans(ctx) == []
+    assert orphans(ctx) == []
 
 
 @pytest.mark.parametrize(
@@ -367,7 +401,7 @@ def test_events_that_are_not_delivered_are_stuck(ctx, minutes, listed):
     workitem(old)
     watch(old)
     claim(ctx)
-    minris.note_failed(ctx, "RIS", "it is not reached at 127.0.0.1, port 11112")
+    note_failed(ctx, "RIS", "it is not reached at 127.0.0.1, port 11112")
     known = [("RIS", "2", old.stamp(), "it is not reached at 127.0.0.1, port 11112")]
     assert stuck(ctx, "events") == (known if listed else [])
 
@@ -379,7 +413,7 @@ def test_events_that_are_done_with_are_not_stuck(ctx, end):
     if end == "heard":
         hear(ctx, "RIS")
     else:
-        minris.give_up_events(ctx, "RIS", "Replaced")
+        give_up_events(ctx, "RIS", "Replaced")
     assert stuck(ctx, "events") == []
 
 
@@ -408,7 +442,7 @@ def test_how_long_until_it_is_stuck_is_the_clinics_choice(ctx, key, value, kind)
 @pytest.fixture
 def admin(ctx):
     """The circumstances of an administrator at the desk."""
-    return ctx.by(minris.Actor("root", "127.0.0.1", "admin"))
+    return ctx.by(Actor("root", "127.0.0.1", "admin"))
 
 
 def test_a_released_lock_lets_the_workitem_go_and_leaves_the_subscription(ctx, admin):
@@ -416,26 +450,26 @@ def test_a_released_lock_lets_the_workitem_go_and_leaves_the_subscription(ctx, a
     ended(old)
     watch(old, lock=True)
     hear(old, "RIS")
-    minris.release_lock(admin, UID, "RIS", "The RIS is gone")
-    assert minris.watchers_of(UID) == [("RIS", 0)]
+    release_lock(admin, UID, "RIS", "The RIS is gone")
+    assert watchers_of(UID) == [("RIS", 0)]
     assert stuck(ctx, "lock") == []
     assert audited("lock released") == [(UID, "RIS: The RIS is gone", "root@127.0.0.1")]
-    assert minris.purge_workitems(ctx) == 1
+    assert purge_workitems(ctx) == 1
 
 
 def test_a_lock_of_another_watcher_stays(ctx, admin):
     ended(ctx)
     for title in ("RIS", "VIEWER"):
         watch(ctx, ae_title=title, lock=True)
-    minris.release_lock(admin, UID, "RIS", "The RIS is gone")
-    assert minris.watchers_of(UID) == [("RIS", 0), ("VIEWER", 1)]
+    release_lock(admin, UID, "RIS", "The RIS is gone")
+    assert watchers_of(UID) == [("RIS", 0), ("VIEWER", 1)]
 
 
 def test_the_audit_log_names_no_lock_that_was_not_there(ctx, admin):
     ended(ctx)
     watch(ctx, lock=False)
-    with contextlib.suppress(minris.Refusal):
-        minris.release_lock(admin, UID, "RIS", "The RIS is gone")
+    with contextlib.suppress(Refusal):
+        release_lock(admin, UID, "RIS", "The RIS is gone")
     assert audited("lock released") == []
 
 
@@ -444,11 +478,11 @@ def test_a_stuck_workitem_is_cancelled_whoever_has_claimed_it(ctx, admin):
     watch(ctx)
     claim(ctx)
     hear(ctx, "RIS")
-    minris.end_workitem(admin, UID, "The workstation has died")
+    end_workitem(admin, UID, "The workstation has died")
     assert (state_of(), reason_code()) == ("CANCELED", "110513")
-    [event] = minris.due_events("RIS")
-    report = minris.ElementIndex(event.data)
-    assert report.text(minris.UPS_STATE) == "CANCELED"
+    [event] = due_events("RIS")
+    report = ElementIndex(event.data)
+    assert report.text(UPS_STATE) == "CANCELED"
     assert report.get("ReasonForCancellation") == "The workstation has died"
     assert audited("workitem ended") == [(UID, "The workstation has died", "root@127.0.0.1")]
 
@@ -458,8 +492,8 @@ def test_a_workitem_that_nobody_began_ends_by_way_of_in_progress(ctx, admin):
     workitem(ctx)
     watch(ctx)
     hear(ctx, "RIS")
-    minris.end_workitem(admin, UID, "Nobody needs it", "110533")
-    told = [minris.ElementIndex(e.data).text(minris.UPS_STATE) for e in minris.due_events("RIS")]
+    end_workitem(admin, UID, "Nobody needs it", "110533")
+    told = [ElementIndex(e.data).text(UPS_STATE) for e in due_events("RIS")]
     assert told == ["IN PROGRESS", "CANCELED"]
     assert reason_code() == "110533"
 
@@ -467,22 +501,22 @@ def test_a_workitem_that_nobody_began_ends_by_way_of_in_progress(ctx, admin):
 def test_what_has_ended_is_not_ended_again(ctx, admin):
     ended(ctx)
     with refused(Status.MAY_NO_LONGER_BE_UPDATED):
-        minris.end_workitem(admin, UID, "Nobody needs it")
+        end_workitem(admin, UID, "Nobody needs it")
 
 
 def test_a_workitem_does_not_end_for_a_reason_that_is_none_of_the_list(ctx, admin):
     workitem(ctx)
     with refused(Status.INVALID_ATTRIBUTE_VALUE):
-        minris.end_workitem(admin, UID, "Nobody needs it", "99999")
+        end_workitem(admin, UID, "Nobody needs it", "99999")
     assert state_of() == "SCHEDULED"
 
 
 def test_the_performer_of_what_was_ended_hears_that_it_may_not_report_any_more(ctx, admin):
     workitem(ctx)
     claim(ctx)
-    minris.end_workitem(admin, UID, "The workstation has died")
+    end_workitem(admin, UID, "The workstation has died")
     with refused(Status.MAY_NO_LONGER_BE_UPDATED):
-        minris.change_state(ctx, UID, "COMPLETED", LOCK)
+        change_state(ctx, UID, "COMPLETED", LOCK)
 
 
 def test_events_given_up_are_those_of_one_receiver(ctx, admin):
@@ -490,35 +524,35 @@ def test_events_given_up_are_those_of_one_receiver(ctx, admin):
     for title in ("RIS", "VIEWER"):
         watch(ctx, ae_title=title)
     claim(ctx)
-    assert minris.give_up_events(admin, "RIS", "The RIS is gone") == 2
-    assert minris.due_events("RIS") == []
-    assert len(minris.due_events("VIEWER")) == 2
+    assert give_up_events(admin, "RIS", "The RIS is gone") == 2
+    assert due_events("RIS") == []
+    assert len(due_events("VIEWER")) == 2
     assert audited("events given up") == [("RIS", "2: The RIS is gone", "root@127.0.0.1")]
 
 
 def test_what_happens_after_events_were_given_up_is_told(ctx, admin):
     workitem(ctx)
     watch(ctx)
-    minris.give_up_events(admin, "RIS", "It was off for a week")
+    give_up_events(admin, "RIS", "It was off for a week")
     claim(ctx)
-    assert len(minris.due_events("RIS")) == 1
+    assert len(due_events("RIS")) == 1
 
 
 def test_a_receiver_tried_again_is_due_at_once(ctx, admin):
     workitem(ctx)
     watch(ctx)
     for _ in range(8):
-        minris.note_failed(ctx, "RIS", "not reached")
-    assert minris.due_receivers(ctx) == []
-    minris.retry_events(admin, "RIS")
-    assert minris.due_receivers(ctx) == ["RIS"]
+        note_failed(ctx, "RIS", "not reached")
+    assert due_receivers(ctx) == []
+    retry_events(admin, "RIS")
+    assert due_receivers(ctx) == ["RIS"]
     assert audited("events tried again") == [("RIS", "", "root@127.0.0.1")]
 
 
 BY_HAND = {
-    "release_lock": lambda ctx, why: minris.release_lock(ctx, UID, "RIS", why),
-    "end_workitem": lambda ctx, why: minris.end_workitem(ctx, UID, why),
-    "give_up_events": lambda ctx, why: minris.give_up_events(ctx, "RIS", why),
+    "release_lock": lambda ctx, why: release_lock(ctx, UID, "RIS", why),
+    "end_workitem": lambda ctx, why: end_workitem(ctx, UID, why),
+    "give_up_events": lambda ctx, why: give_up_events(ctx, "RIS", why),
 }
 
 
@@ -527,13 +561,13 @@ BY_HAND = {
 def test_without_a_reason_nothing_stuck_is_ended(ctx, admin, deed, why):
     workitem(ctx)
     watch(ctx, lock=True)
-    before = minris.Audit.select().count()
+    before = Audit.select().count()
     with refused(Status.INVALID_ATTRIBUTE_VALUE):
         BY_HAND[deed](admin, why)
     assert state_of() == "SCHEDULED"
-    assert minris.watchers_of(UID) == [("RIS", 1)]
-    assert len(minris.due_events("RIS")) == 1
-    assert minris.Audit.select().count() == before
+    assert watchers_of(UID) == [("RIS", 1)]
+    assert len(due_events("RIS")) == 1
+    assert Audit.select().count() == before
 
 
 @pytest.mark.parametrize("deed", ["release_lock", "end_workitem"])
@@ -554,7 +588,7 @@ def housekeep(ctx, **settings):
 
 def end_due(ctx):
     """Do what is due to end: how much that was."""
-    due = minris.due_to_end(ctx)
+    due = due_to_end(ctx)
     for core, arguments in due:
         core(ctx, *arguments)
     return len(due)
@@ -572,22 +606,22 @@ def all_that_is_stuck(ctx):
 
 def test_by_default_nothing_that_is_stuck_ends_of_itself(ctx):
     all_that_is_stuck(ctx)
-    assert {one.kind for one in minris.orphans(ctx)} == {"lock", "silent", "expired", "events"}
-    assert minris.due_to_end(ctx) == []
+    assert {one.kind for one in orphans(ctx)} == {"lock", "silent", "expired", "events"}
+    assert due_to_end(ctx) == []
 
 
 @pytest.mark.parametrize(("days", "lock"), [(4, 0), (5, 1)])
 def test_locks_are_released_after_the_days_that_are_set(ctx, days, lock):
     all_that_is_stuck(ctx)
     assert end_due(housekeep(ctx, release_locks_days=days)) == 1 - lock
-    assert minris.watchers_of("2.25.71") == [("RIS", lock)]
+    assert watchers_of("2.25.71") == [("RIS", lock)]
     assert len(audited("lock released")) == 1 - lock
 
 
 def test_a_lock_on_what_has_not_ended_is_never_released_of_itself(ctx):
     workitem(at(ctx, days=-400))
     watch(at(ctx, days=-400), lock=True)
-    assert minris.due_to_end(housekeep(ctx, release_locks_days=1)) == []
+    assert due_to_end(housekeep(ctx, release_locks_days=1)) == []
 
 
 @pytest.mark.parametrize(("hours", "state"), [(98, "CANCELED"), (100, "IN PROGRESS")])
@@ -633,23 +667,23 @@ def test_what_was_ended_of_itself_is_not_due_again(ctx):
 
 def end_what_was_due(ctx, due):
     for core, arguments in due:
-        with contextlib.suppress(minris.Refusal):
+        with contextlib.suppress(Refusal):
             core(ctx, *arguments)
 
 
 def test_news_between_the_look_and_the_deed_save_a_silent_workitem(ctx):
     """What is due is read without the store's lock; its performer may report meanwhile."""
     all_that_is_stuck(ctx)
-    due = minris.due_to_end(housekeep(ctx, cancel_silent_workitems_hours=1))
-    news = minris.text_elements(TransactionUID=LOCK, CommentsOnTheScheduledProcedureStep="Half")
-    minris.update_workitem(ctx, "2.25.72", bytes(news))
+    due = due_to_end(housekeep(ctx, cancel_silent_workitems_hours=1))
+    news = text_elements(TransactionUID=LOCK, CommentsOnTheScheduledProcedureStep="Half")
+    update_workitem(ctx, "2.25.72", bytes(news))
     end_what_was_due(ctx, due)
     assert state_of("2.25.72") == "IN PROGRESS"
 
 
 def test_what_is_claimed_between_the_look_and_the_deed_does_not_expire(ctx):
     all_that_is_stuck(ctx)
-    due = minris.due_to_end(housekeep(ctx, cancel_expired_workitems=True))
+    due = due_to_end(housekeep(ctx, cancel_expired_workitems=True))
     claim(ctx, "2.25.73")
     end_what_was_due(ctx, due)
     assert state_of("2.25.73") == "IN PROGRESS"
@@ -668,68 +702,68 @@ def waiting(ctx):
 @pytest.mark.parametrize(("seconds", "due"), [(4, []), (6, ["RIS"])])
 def test_a_receiver_that_failed_is_tried_again_after_its_wait(ctx, seconds, due):
     waiting(ctx)
-    minris.note_failed(ctx, "RIS", "not reached")
-    assert minris.due_receivers(at(ctx, seconds=seconds)) == due
+    note_failed(ctx, "RIS", "not reached")
+    assert due_receivers(at(ctx, seconds=seconds)) == due
 
 
 def test_a_try_far_in_the_future_is_made_now(ctx):
     """It was noted before the clock was set back."""
     waiting(ctx)
-    minris.note_failed(at(ctx, days=300), "RIS", "not reached")
-    assert minris.due_receivers(ctx) == ["RIS"]
+    note_failed(at(ctx, days=300), "RIS", "not reached")
+    assert due_receivers(ctx) == ["RIS"]
 
 
 def test_a_clock_set_back_by_an_hour_does_not_hold_up_a_receiver(ctx):
     waiting(ctx)
-    minris.note_failed(at(ctx, hours=1), "RIS", "not reached")
-    assert minris.due_receivers(ctx) == ["RIS"]
+    note_failed(at(ctx, hours=1), "RIS", "not reached")
+    assert due_receivers(ctx) == ["RIS"]
 
 
 def test_the_longest_wait_is_waited_for(ctx):
     waiting(ctx)
     for _ in range(20):
-        wait = minris.note_failed(ctx, "RIS", "not reached")
-    assert wait == minris.RETRY_AFTER[-1]
-    assert minris.due_receivers(at(ctx, seconds=wait - 1)) == []
-    assert minris.due_receivers(at(ctx, seconds=wait)) == ["RIS"]
+        wait = note_failed(ctx, "RIS", "not reached")
+    assert wait == RETRY_AFTER[-1]
+    assert due_receivers(at(ctx, seconds=wait - 1)) == []
+    assert due_receivers(at(ctx, seconds=wait)) == ["RIS"]
 
 
 def test_a_leap_of_the_clock_gives_up_no_events(ctx):
     """It is the waits that count: two failures are not three days."""
     waiting(ctx)
-    minris.note_failed(ctx, "RIS", "not reached")
-    minris.note_failed(at(ctx, days=4000), "RIS", "not reached")
-    assert len(minris.due_events("RIS")) == 2
+    note_failed(ctx, "RIS", "not reached")
+    note_failed(at(ctx, days=4000), "RIS", "not reached")
+    assert len(due_events("RIS")) == 2
 
 
 def fail_for(ctx, hours):
     """A receiver that is not reached for so long: the circumstances after that."""
     passed = 0.0
     while passed <= hours * HOUR:
-        passed += minris.note_failed(at(ctx, seconds=passed), "RIS", "not reached")
+        passed += note_failed(at(ctx, seconds=passed), "RIS", "not reached")
     return at(ctx, seconds=passed)
 
 
 def test_events_are_given_up_after_hours_of_failing(ctx):
     waiting(ctx)
     then = fail_for(ctx, 73)
-    assert minris.due_events("RIS") == []
+    assert due_events("RIS") == []
     assert [about for about, _, _ in audited("events given up")] == ["RIS"]
-    assert minris.watchers_of(UID) == [("RIS", 0)]
-    assert minris.due_receivers(then) == []
+    assert watchers_of(UID) == [("RIS", 0)]
+    assert due_receivers(then) == []
 
 
 def test_events_are_not_given_up_before(ctx):
     waiting(ctx)
     fail_for(ctx, 70)
-    assert len(minris.due_events("RIS")) == 2
+    assert len(due_events("RIS")) == 2
 
 
 def test_young_events_are_not_given_up_with_the_old(ctx):
     waiting(ctx)
-    minris.change_state(at(ctx, hours=60), UID, "CANCELED", LOCK)
+    change_state(at(ctx, hours=60), UID, "CANCELED", LOCK)
     fail_for(ctx, 73)
-    assert len(minris.due_events("RIS")) == 1
+    assert len(due_events("RIS")) == 1
 
 
 # The clock of the machine
@@ -743,7 +777,7 @@ class Board:
 
     def start(self, last_seen):
         """The appliance starts."""
-        self.watch = minris.ClockWatch(last_seen, lambda: self.wall, lambda: self.running)
+        self.watch = ClockWatch(last_seen, lambda: self.wall, lambda: self.running)
         return self
 
     def run(self, seconds):
@@ -769,7 +803,7 @@ class Board:
 
 
 NOW = NOON.timestamp()
-CALM, LONG = minris.ClockWatch.CALM, minris.ClockWatch.LONG
+CALM, LONG = ClockWatch.CALM, ClockWatch.LONG
 
 
 @pytest.mark.parametrize("away", [None, 0, HOUR, 6.9 * DAY, -59])
@@ -889,7 +923,7 @@ def in_store(running, function):
 def before(ctx, **ago):
     """The same circumstances some time ago."""
     return dataclasses.replace(
-        ctx, now=lambda: minris.utc_now() - datetime.timedelta(**ago), devices=WATCHERS
+        ctx, now=lambda: utc_now() - datetime.timedelta(**ago), devices=WATCHERS
     )
 
 
@@ -906,14 +940,14 @@ def fill(ctx):
 
 def what_is_there():
     """The states by UID, and the lock."""
-    states = {w.sop_instance_uid[5:]: w.state for w in minris.Workitem.select()}
-    return states, minris.watchers_of("2.25.71")
+    states = {w.sop_instance_uid[5:]: w.state for w in Workitem.select()}
+    return states, watchers_of("2.25.71")
 
 
 def test_the_job_of_workitems_ends_and_purges_what_is_due(restless):
     in_store(restless, fill)
     restless.board.run(HOUR)
-    minris.job_workitems(restless.appliance)
+    job_workitems(restless.appliance)
     states, watchers = restless.read(what_is_there)
     assert states == {"71": "CANCELED", "72": "CANCELED", "73": "CANCELED"}
     assert watchers == [("RIS", 0)]
@@ -938,13 +972,13 @@ def test_nothing_is_ended_or_purged_while_the_clock_is_not_steady(restless, stor
     in_store(restless, fill)
     was = restless.read(what_is_there)
     story(restless.board)
-    minris.job_workitems(restless.appliance)
+    job_workitems(restless.appliance)
     assert restless.read(what_is_there) == was
 
 
 def test_what_is_stuck_is_said_while_the_clock_is_not_steady_too(restless, caplog):
     in_store(restless, fill)
-    minris.job_workitems(restless.appliance)
+    job_workitems(restless.appliance)
     for words in ("stuck: silent, 2.25.72", "stuck: expired, 2.25.73", "stuck: lock, 2.25.71, RIS"):
         assert words in caplog.text
 
@@ -956,40 +990,40 @@ def stuck_lines(caplog):
 def test_what_is_stuck_is_said_once(restless, caplog):
     in_store(restless, fill)
     for _ in range(3):
-        minris.job_workitems(restless.appliance)
+        job_workitems(restless.appliance)
     assert len(stuck_lines(caplog)) == 3
 
 
 def test_a_receiver_that_cannot_be_told_is_said_once_however_many_events_gather(restless, caplog):
     def gather(ctx):
-        watch(before(ctx, hours=1), minris.UPS_GLOBAL_SUBSCRIPTION)
+        watch(before(ctx, hours=1), UPS_GLOBAL_SUBSCRIPTION)
         workitem(before(ctx, hours=1), ctx.new_uid())
 
     for _ in range(3):
         in_store(restless, gather)
-        minris.job_workitems(restless.appliance)
+        job_workitems(restless.appliance)
     assert len(stuck_lines(caplog)) == 1
 
 
 def test_what_is_stuck_anew_is_said_again(restless, caplog):
     in_store(restless, lambda ctx: workitem(before(ctx, days=2)))
     in_store(restless, lambda ctx: claim(before(ctx, days=2)))
-    minris.job_workitems(restless.appliance)
-    news = bytes(minris.text_elements(TransactionUID=LOCK, ProcedureStepLabel="3D views"))
-    in_store(restless, lambda ctx: minris.update_workitem(ctx, UID, news))
-    minris.job_workitems(restless.appliance)
-    in_store(restless, lambda ctx: minris.update_workitem(before(ctx, days=1), UID, news))
-    minris.job_workitems(restless.appliance)
+    job_workitems(restless.appliance)
+    news = bytes(text_elements(TransactionUID=LOCK, ProcedureStepLabel="3D views"))
+    in_store(restless, lambda ctx: update_workitem(ctx, UID, news))
+    job_workitems(restless.appliance)
+    in_store(restless, lambda ctx: update_workitem(before(ctx, days=1), UID, news))
+    job_workitems(restless.appliance)
     assert len(stuck_lines(caplog)) == 2
 
 
 def test_one_that_ended_meanwhile_does_not_keep_the_others_from_their_end(restless, monkeypatch):
     in_store(restless, fill)
     restless.board.run(HOUR)
-    gone = (minris.end_workitem, ("2.25.70", "Late", "110513"))
-    there = (minris.end_workitem, ("2.25.72", "Late", "110513"))
-    monkeypatch.setattr(minris, "due_to_end", lambda ctx: [gone, there])
-    minris.job_workitems(restless.appliance)
+    gone = (end_workitem, ("2.25.70", "Late", "110513"))
+    there = (end_workitem, ("2.25.72", "Late", "110513"))
+    monkeypatch.setattr("minris.appliance.jobs.due_to_end", lambda ctx: [gone, there])
+    job_workitems(restless.appliance)
     assert restless.read(what_is_there)[0]["72"] == "CANCELED"
 
 
@@ -999,8 +1033,8 @@ def test_what_was_claimed_by_a_wrong_clock_is_not_silent_when_the_clock_is_set_r
     in_store(restless, lambda ctx: claim(before(ctx, days=3)))
     restless.board.leap(3 * DAY).run(CALM + 30)
     assert restless.board.steady
-    restless.write(minris.correct_stamps, time.time() - 3 * DAY - HOUR, 3 * DAY)
-    minris.job_workitems(restless.appliance)
+    restless.write(correct_stamps, time.time() - 3 * DAY - HOUR, 3 * DAY)
+    job_workitems(restless.appliance)
     assert restless.read(state_of) == "IN PROGRESS"
 
 
@@ -1009,25 +1043,25 @@ def test_a_doubtful_clock_is_not_what_the_next_start_goes_by(run_appliance, monk
     first = run_appliance()
     ahead = Board(wall=NOW + 10 * 365 * DAY).start(NOW)
     first.appliance.clock = ahead.run(HOUR).watch
-    monkeypatch.setattr(minris.time, "time", lambda: ahead.wall)
-    minris.job_clock(first.appliance)
+    monkeypatch.setattr(time, "time", lambda: ahead.wall)
+    job_clock(first.appliance)
     monkeypatch.undo()
-    seen = first.read(minris.get_mark, "clock")
+    seen = first.read(get_mark, "clock")
     again = Board(wall=ahead.wall).start(float(seen) if seen else NOW)
     assert not again.run(HOUR).steady
 
 
 def test_the_time_is_remembered_for_the_next_start(restless):
     restless.board.run(HOUR)
-    minris.job_clock(restless.appliance)
-    seen = float(restless.read(minris.get_mark, "clock"))
-    assert abs(minris.utc_now().timestamp() - seen) < 600
+    job_clock(restless.appliance)
+    seen = float(restless.read(get_mark, "clock"))
+    assert abs(utc_now().timestamp() - seen) < 600
 
 
 # Once a day
 
 
-NIGHTLY = minris.Daily("purge", lambda config: (3, 10), lambda appliance: None)
+NIGHTLY = Daily("purge", lambda config: (3, 10), lambda appliance: None)
 
 
 def on(day, clock):
@@ -1039,11 +1073,11 @@ def on(day, clock):
 
 def due(ctx, day, clock):
     """Whether the nightly purge is due then."""
-    return minris.daily_due(dataclasses.replace(ctx, now=on(day, clock)), NIGHTLY)
+    return daily_due(dataclasses.replace(ctx, now=on(day, clock)), NIGHTLY)
 
 
 def done_on(day):
-    minris.set_mark("daily purge", f"202607{day:02}")
+    set_mark("daily purge", f"202607{day:02}")
 
 
 @pytest.mark.parametrize(("clock", "is_due"), [("03:09", False), ("03:10", True), ("23:59", True)])
@@ -1076,13 +1110,13 @@ def test_a_clock_set_back_by_a_day_or_two_repeats_nothing(ctx, back):
 
 def test_what_was_done_by_a_clock_far_ahead_does_not_keep_it_from_being_done(ctx):
     """Not never: the day it was done lies years ahead."""
-    minris.set_mark("daily purge", "20360705")
+    set_mark("daily purge", "20360705")
     assert due(ctx, 5, "03:10")
 
 
 def test_without_a_time_it_is_never_due(ctx):
     done_on(1)
-    assert not minris.daily_due(ctx, NIGHTLY._replace(at=lambda config: None))
+    assert not daily_due(ctx, NIGHTLY._replace(at=lambda config: None))
 
 
 def test_a_store_that_knows_of_no_day_does_nothing(ctx):
@@ -1097,10 +1131,10 @@ def test_the_first_day_of_a_new_store_does_nothing(appliance):
     )
     tonight = dataclasses.replace(ctx, now=lambda: late)
     tomorrow = dataclasses.replace(ctx, now=lambda: late + datetime.timedelta(days=1))
-    for daily in minris.DAILY:
-        assert not appliance.read(minris.daily_due, tonight, daily)
+    for daily in DAILY:
+        assert not appliance.read(daily_due, tonight, daily)
         is_on = daily.at(ctx.config) is not None
-        assert appliance.read(minris.daily_due, tomorrow, daily) == is_on
+        assert appliance.read(daily_due, tomorrow, daily) == is_on
 
 
 @pytest.mark.parametrize(("utc", "is_due"), [("19:09", False), ("19:10", True)])
@@ -1115,16 +1149,17 @@ def test_the_time_is_that_of_the_clinics_clock(ctx, utc, is_due):
 def daily_probe(restless, monkeypatch):
     """Something done daily, from midnight on, that was last done long ago; gives its runs."""
     runs = []
-    probe = minris.Daily("probe", lambda config: (0, 0), lambda appliance: runs.append(1))
-    monkeypatch.setattr(minris, "DAILY", (probe,))
-    restless.write(minris.set_mark, "daily probe", "20260101")
+    probe = Daily("probe", lambda config: (0, 0), lambda appliance: runs.append(1))
+    monkeypatch.setattr("minris.appliance.appliance.DAILY", (probe,))
+    monkeypatch.setattr("minris.appliance.jobs.DAILY", (probe,))
+    restless.write(set_mark, "daily probe", "20260101")
     return runs
 
 
 def test_the_daily_job_does_what_was_missed_once(restless, daily_probe):
     restless.board.run(HOUR)
     for _ in range(3):
-        minris.job_daily(restless.appliance)
+        job_daily(restless.appliance)
     assert len(daily_probe) == 1
 
 
@@ -1133,7 +1168,7 @@ def test_the_daily_job_does_what_was_missed_once(restless, daily_probe):
 )
 def test_the_daily_job_waits_for_a_steady_clock(restless, daily_probe, story):
     story(restless.board)
-    minris.job_daily(restless.appliance)
+    job_daily(restless.appliance)
     assert daily_probe == []
 
 
@@ -1143,11 +1178,12 @@ def test_one_daily_duty_that_fails_does_not_keep_the_others_from_being_done(
     def fail(_):
         raise OSError("No space left on device")
 
-    broken = minris.Daily("broken", lambda config: (0, 0), fail)
-    monkeypatch.setattr(minris, "DAILY", (broken, *minris.DAILY))
-    restless.write(minris.set_mark, "daily broken", "20260101")
+    broken = Daily("broken", lambda config: (0, 0), fail)
+    monkeypatch.setattr("minris.appliance.appliance.DAILY", (broken, *DAILY))
+    monkeypatch.setattr("minris.appliance.jobs.DAILY", (broken, *DAILY))
+    restless.write(set_mark, "daily broken", "20260101")
     restless.board.run(HOUR)
-    restless.appliance.run_job(minris.Job("daily", "interval", {}, minris.job_daily))
+    restless.appliance.run_job(Job("daily", "interval", {}, job_daily))
     assert len(daily_probe) == 1
 
 
@@ -1158,10 +1194,10 @@ def test_after_the_clock_was_set_back_a_job_does_not_wait_for_the_old_time(
     monkeypatch, run_appliance
 ):
     ran = threading.Event()
-    job = minris.Job("probe", "interval", {"minutes": 10}, lambda appliance: ran.set())
-    monkeypatch.setattr(minris, "JOBS", (job,))
+    job = Job("probe", "interval", {"minutes": 10}, lambda appliance: ran.set())
+    monkeypatch.setattr("minris.appliance.appliance.JOBS", (job,))
     box = run_appliance().appliance
-    in_a_year = minris.utc_now() + datetime.timedelta(days=365)
+    in_a_year = utc_now() + datetime.timedelta(days=365)
     box.scheduler.get_job("probe").modify(next_run_time=in_a_year)
     box.reschedule()
     assert ran.wait(10)
@@ -1169,6 +1205,6 @@ def test_after_the_clock_was_set_back_a_job_does_not_wait_for_the_old_time(
 
 
 def test_a_leap_before_the_jobs_have_begun_does_no_harm(config):
-    box = minris.Appliance(config)
+    box = Appliance(config)
     box.reschedule()
     box.lock.release()

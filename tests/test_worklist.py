@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import peers
+import peewee
 import pydicom
 import pytest
 from bench import wire
@@ -22,15 +23,42 @@ from pydicom.tag import Tag
 from pynetdicom import AE, evt
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
-import minris
-from minris import MODALITY_WORKLIST, Refusal, Status
+from minris.access.context import Actor
+from minris.appliance.appliance import Appliance
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex, encode_element, encode_text, text_elements
+from minris.dataset.recode import recode
+from minris.dataset.search import Search
+from minris.dimse.services import SEARCHED
+from minris.interchange.files import import_items, read_items
+from minris.orders.lookup import find_step, step_data
+from minris.orders.scheduling import reschedule, schedule
+from minris.orders.steps import cancel_step, change_step, update_patient
+from minris.orders.worklist import find_worklist, worklist_ids
+from minris.standard import worklist as standard_worklist
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal, Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_WORKLIST,
+)
+from minris.standard.worklist import (
+    MWL_ATTRIBUTES,
+    OPEN_STEP_STATES,
+    STEP_STATES,
+    STEP_STATUS,
+    STEP_TRANSITIONS,
+)
+from minris.store.models import MODELS, Audit, Patient, ScheduledProcedureStep, database
+from minris.store.rows import SLICE, AnswerCache, fetch_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # wrong values are meant
 
-EXPLICIT, IMPLICIT = minris.EXPLICIT_VR_LITTLE_ENDIAN, minris.IMPLICIT_VR_LITTLE_ENDIAN
-STEP_SEQUENCE = minris.STEP_SEQUENCE
+EXPLICIT, IMPLICIT = EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+STEP_SEQUENCE = standard_worklist.STEP_SEQUENCE
 STEP_KEYWORDS = frozenset(
-    attribute.keyword for attribute in minris.MWL_ATTRIBUTES.children((STEP_SEQUENCE,))
+    attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,))
 )
 CHARACTER_SETS = ("ISO_IR 192", "GB18030", "ISO_IR 100")
 PENDING, PENDING_UNSUPPORTED, SUCCESS = 0xFF00, 0xFF01, 0x0000
@@ -78,13 +106,13 @@ def decoded(data, explicit=True):
 
 def search_for(ds, **how):
     """A query, compiled."""
-    index = minris.ElementIndex(minris.recode(encoded(ds)))
-    return minris.Search(index, minris.MWL_ATTRIBUTES, **how)
+    index = ElementIndex(recode(encoded(ds)))
+    return Search(index, MWL_ATTRIBUTES, **how)
 
 
 def find(ctx, ds):
     """The answers of the core."""
-    slices = minris.find_worklist(ctx, search_for(ds))
+    slices = find_worklist(ctx, search_for(ds))
     return [decoded(data) for answers in slices for data in answers]
 
 
@@ -147,17 +175,17 @@ def ask(appliance, ds, **how):
 def put(ctx, *items, same_id="separate"):
     """Schedule items: the stored data sets."""
     stored = []
-    with minris.database.atomic():
+    with database.atomic():
         for one in items:
-            stored += minris.schedule(ctx, minris.from_json(one), same_id)
-    return [minris.ElementIndex(data) for data in stored]
+            stored += schedule(ctx, from_json(one), same_id)
+    return [ElementIndex(data) for data in stored]
 
 
 @dataclasses.dataclass
 class Worklist:
     """A worklist to put items on and to ask, by the core or over DIMSE."""
 
-    put: Callable[..., list[minris.ElementIndex]]
+    put: Callable[..., list[ElementIndex]]
     ask: Callable[[Dataset], list[Dataset]]
     status: Callable[[Dataset], int]
 
@@ -175,7 +203,7 @@ class Worklist:
 
 def status_of_core(ctx, ds):
     try:
-        list(minris.find_worklist(ctx, search_for(ds)))
+        list(find_worklist(ctx, search_for(ds)))
     except Refusal as refusal:
         return refusal.status
     return SUCCESS
@@ -218,21 +246,21 @@ def ids_of(index):
 
 def state_of(data):
     """Scheduled Procedure Step Status of a stored data set."""
-    return minris.ElementIndex(data).item("ScheduledProcedureStepSequence").text(minris.STEP_STATUS)
+    return ElementIndex(data).item("ScheduledProcedureStepSequence").text(STEP_STATUS)
 
 
 def rows_of(ids):
     """The row of a step."""
-    return minris.find_step(*ids)
+    return find_step(*ids)
 
 
 def everything():
     """All rows of all tables."""
     return {
         model.__name__: sorted(
-            minris.database.execute_sql(f"SELECT * FROM {model._meta.table_name}").fetchall()
+            database.execute_sql(f"SELECT * FROM {model._meta.table_name}").fetchall()
         )
-        for model in minris.MODELS
+        for model in MODELS
     }
 
 
@@ -596,8 +624,8 @@ def test_a_list_of_uids_finds_each(worklist):
 def test_two_quotation_marks_do_not_find_a_step_without_accession_number(appliance):
     """T-MWL-30."""
     [stored] = appliance.schedule(item())
-    emptied = minris.encode_text("AccessionNumber", "")
-    appliance.write(minris.reschedule, appliance.context(), *ids_of(stored), emptied)
+    emptied = encode_text("AccessionNumber", "")
+    appliance.write(reschedule, appliance.context(), *ids_of(stored), emptied)
     assert ask(appliance, query(AccessionNumber='""')).statuses == [SUCCESS]
     [answer] = ask(appliance, query(AccessionNumber="")).datasets
     assert answer["AccessionNumber"].VM == 0
@@ -898,7 +926,7 @@ def test_a_status_key_filters(worklist):
 
 def in_all_states():
     """An item in each state, its accession number is the state's name."""
-    return [item(AccessionNumber=s, ScheduledProcedureStepStatus=s) for s in minris.STEP_STATES]
+    return [item(AccessionNumber=s, ScheduledProcedureStepStatus=s) for s in STEP_STATES]
 
 
 def test_what_has_ended_is_hidden_from_modalities(worklist):
@@ -920,7 +948,7 @@ def test_which_states_are_hidden_is_a_setting(run_appliance):
     appliance.schedule(*in_all_states())
     answers = ask(appliance, query(AccessionNumber="")).datasets
     shown = {answer.AccessionNumber for answer in answers}
-    assert shown == {*minris.STEP_STATES} - {"CANCELED", "NO SHOW"}
+    assert shown == {*STEP_STATES} - {"CANCELED", "NO SHOW"}
 
 
 # What a device is shown of the worklist.
@@ -982,10 +1010,10 @@ def many(count):
 @pytest.mark.parametrize("count", [0, 249, 250, 251, 501])
 def test_no_answer_is_lost_or_told_twice_between_slices(ctx, count):
     put(ctx, *many(count))
-    slices = list(minris.find_worklist(ctx, search_for(query(PatientName=""))))
+    slices = list(find_worklist(ctx, search_for(query(PatientName=""))))
     names = [str(decoded(data).PatientName) for answers in slices for data in answers]
     assert names == [f"Patient^{number:04}" for number in range(count)]
-    assert max(map(len, slices), default=0) <= minris.SLICE == 250
+    assert max(map(len, slices), default=0) <= SLICE == 250
 
 
 def test_answers_past_a_slice_reach_the_modality(appliance):
@@ -1014,7 +1042,7 @@ def test_the_limit_holds_across_slices(ctx, limit, refused):
     ctx.config.dicom.answer_limit = limit
     told = []
     try:
-        for answers in minris.find_worklist(ctx, search_for(query(PatientName=""))):
+        for answers in find_worklist(ctx, search_for(query(PatientName=""))):
             told += answers
     except Refusal as refusal:
         assert refused
@@ -1246,9 +1274,9 @@ def test_an_answer_in_ascii_alone_names_no_set_unless_it_is_asked_for(appliance,
 @pytest.mark.parametrize("vr", [b"PN", b"CS", b"UI"])
 def test_a_key_under_a_wrong_vr_has_the_set_of_its_answer_named(vr):
     """王^小东 is more than ASCII, whatever VR a modality gave its empty key."""
-    key = minris.ElementIndex(minris.encode_element(0x00100010, vr, b""))
-    stored = minris.text_elements(PatientName="Wang^XiaoDong=王^小东")
-    answer = minris.Search(key, minris.MWL_ATTRIBUTES).answer(bytes(stored))
+    key = ElementIndex(encode_element(0x00100010, vr, b""))
+    stored = text_elements(PatientName="Wang^XiaoDong=王^小东")
+    answer = Search(key, MWL_ATTRIBUTES).answer(bytes(stored))
     assert b"ISO_IR 192" in answer
 
 
@@ -1267,8 +1295,8 @@ def test_names_are_stored_asked_for_and_returned_in_their_set(appliance, charset
     for name in NAMES_BY_SET[charset]:
         entry = query(SpecificCharacterSet=charset, PatientName=name)
         entry.ScheduledProcedureStepSequence = [step]
-        stored = minris.read_items("entry.wl", encoded(entry))
-        appliance.write(minris.import_items, appliance.context(), stored)
+        stored = read_items("entry.wl", encoded(entry))
+        appliance.write(import_items, appliance.context(), stored)
     for name in NAMES_BY_SET[charset]:
         keys = [f"PatientName={name}"]
         found = peers.run_findscu(appliance.port, "MINRIS", "CT1", keys, character_set=charset)
@@ -1367,7 +1395,7 @@ def test_what_came_in_implicit_vr_is_returned_with_the_right_vrs(appliance, prea
     content = encoded(entry, explicit=False)
     if preamble:
         content = file_of(entry)
-    appliance.write(minris.import_items, appliance.context(), minris.read_items("a.wl", content))
+    appliance.write(import_items, appliance.context(), read_items("a.wl", content))
     ds = query(**{keyword: [] for keyword in SUPPLEMENT_233})
     [answer] = ask(appliance, ds).datasets
     answer.pop("SpecificCharacterSet", None)
@@ -1459,8 +1487,8 @@ def test_an_answer_is_byte_for_byte_what_pydicom_encodes(
     appliance, calling, charset, syntax, whole
 ):
     entry = encoded(rich_entry())
-    stored = minris.from_json(rich_entry().to_json_dict()) if whole else minris.recode(entry)
-    appliance.write(minris.schedule, appliance.context(), stored)
+    stored = from_json(rich_entry().to_json_dict()) if whole else recode(entry)
+    appliance.write(schedule, appliance.context(), stored)
     asking, wanted = emptied(rich_entry()), rich_entry(charset)
     asking.SpecificCharacterSet = charset
     if whole:
@@ -1513,7 +1541,7 @@ RANDOM_VALUES = {
     "ScheduledStationAETitle": listed("CT1|CT 1|CT1\\MR1|ct1|MR1\\CT1\\US1"),
     START_DATE: listed("20260704|20260705|20260706"),
     START_TIME: listed("09|0930|093000|093000.5|1000|000000|235959"),
-    "ScheduledProcedureStepStatus": minris.STEP_STATES,
+    "ScheduledProcedureStepStatus": STEP_STATES,
     "ScheduledProcedureStepDescription": listed("CT chest|CT|MR head"),
     "PatientBirthDate": listed("19780312||20010105"),
 }
@@ -1543,17 +1571,17 @@ def random_search(chance):
 def test_narrowing_by_sql_never_loses_a_match(ctx, seed):
     chance = random.Random(seed)
     put(ctx, *(random_item(chance, number) for number in range(1, 41)))
-    stored = minris.fetch_rows(minris.ScheduledProcedureStep, "1 ORDER BY id")
+    stored = fetch_rows(ScheduledProcedureStep, "1 ORDER BY id")
     hidden = ctx.config.dicom.hide_steps
-    rows = [(row.id, minris.ElementIndex(row.data)) for row in stored if row.status not in hidden]
+    rows = [(row.id, ElementIndex(row.data)) for row in stored if row.status not in hidden]
     matched = 0
     for _ in range(150):
         keys, search = random_search(chance)
         if search:
             wanted = {row_id for row_id, index in rows if search.matches(index)}
-            looked_at = {row_id for row_id, _ in minris.worklist_ids(ctx, search)}
+            looked_at = {row_id for row_id, _ in worklist_ids(ctx, search)}
             assert wanted <= looked_at, keys
-            told = [data for answers in minris.find_worklist(ctx, search) for data in answers]
+            told = [data for answers in find_worklist(ctx, search) for data in answers]
             assert len(told) == len(wanted), keys
             matched += len(wanted)
     assert matched > 100  # the keys are such that there is something to lose
@@ -1570,37 +1598,37 @@ def test_what_is_narrowed_is_still_found_after_changes(ctx, seed):
         }
         changed = item(chance.choice(RANDOM_NAMES), **changes)
         with contextlib.suppress(Refusal):
-            minris.reschedule(ctx, *ids_of(index), minris.from_json(changed))
-    rows = minris.fetch_rows(minris.ScheduledProcedureStep, "1 ORDER BY id")
+            reschedule(ctx, *ids_of(index), from_json(changed))
+    rows = fetch_rows(ScheduledProcedureStep, "1 ORDER BY id")
     ctx.config.dicom.hide_steps = frozenset()
     for _ in range(100):
         keys, search = random_search(chance)
         if search:
-            wanted = {row.id for row in rows if search.matches(minris.ElementIndex(row.data))}
-            assert wanted <= {row_id for row_id, _ in minris.worklist_ids(ctx, search)}, keys
+            wanted = {row.id for row in rows if search.matches(ElementIndex(row.data))}
+            assert wanted <= {row_id for row_id, _ in worklist_ids(ctx, search)}, keys
 
 
 # The same answer is kept, and never a stale one.
 
 
 def corrected(ctx, index):
-    minris.schedule(
+    schedule(
         ctx,
-        minris.from_json(item("Wang^XiaoDong=王^晓东", PatientID=index.get("PatientID"))),
+        from_json(item("Wang^XiaoDong=王^晓东", PatientID=index.get("PatientID"))),
         "update",
     )
 
 
 CHANGES: dict[str, Callable[..., Any]] = {
-    "cancelled": lambda ctx, index: minris.cancel_step(ctx, *ids_of(index)),
-    "arrived": lambda ctx, index: minris.change_step(ctx, "arrive", *ids_of(index)),
-    "rescheduled": lambda ctx, index: minris.reschedule(
+    "cancelled": lambda ctx, index: cancel_step(ctx, *ids_of(index)),
+    "arrived": lambda ctx, index: change_step(ctx, "arrive", *ids_of(index)),
+    "rescheduled": lambda ctx, index: reschedule(
         ctx,
         *ids_of(index),
-        minris.from_json(item("Wang^XiaoDong=王^小东", PreMedication="Diazepam")),
+        from_json(item("Wang^XiaoDong=王^小东", PreMedication="Diazepam")),
     ),
     "patient corrected": corrected,
-    "another scheduled": lambda ctx, index: minris.schedule(ctx, minris.from_json(item("Li^Na"))),
+    "another scheduled": lambda ctx, index: schedule(ctx, from_json(item("Li^Na"))),
 }
 EVERYTHING = query(
     PatientName="",
@@ -1628,10 +1656,8 @@ def test_every_acknowledged_change_is_in_the_next_answer(appliance):
     asking = query(ScheduledProcedureStepStartTime="")
     with associated(appliance.port) as one, associated(appliance.port, "US1") as another:
         for minute, ask_one in zip(range(10, 50), itertools.cycle([one, another]), strict=False):
-            change = minris.from_json(
-                item("Wang^XiaoDong", ScheduledProcedureStepStartTime=f"08{minute}")
-            )
-            appliance.write(minris.reschedule, appliance.context(), *ids_of(index), change)
+            change = from_json(item("Wang^XiaoDong", ScheduledProcedureStepStartTime=f"08{minute}"))
+            appliance.write(reschedule, appliance.context(), *ids_of(index), change)
             [answer] = ask_one(asking).datasets
             step = answer.ScheduledProcedureStepSequence[0]
             assert step.ScheduledProcedureStepStartTime == f"08{minute}"
@@ -1642,7 +1668,7 @@ def test_a_change_is_answered_after_its_commit_and_not_before(appliance):
     changed, commit = threading.Event(), threading.Event()
 
     def cancel_slowly():
-        minris.cancel_step(appliance.context(), *ids_of(index))
+        cancel_step(appliance.context(), *ids_of(index))
         changed.set()
         assert commit.wait(10)
 
@@ -1657,7 +1683,7 @@ def test_a_change_is_answered_after_its_commit_and_not_before(appliance):
 
 def test_an_answer_read_before_a_commit_is_not_kept_after_it(appliance, monkeypatch):
     [index] = appliance.schedule(item())
-    real, changed = minris.find_worklist, []
+    real, changed = find_worklist, []
 
     def cancelled_meanwhile(*arguments):
         found = list(real(*arguments))
@@ -1665,8 +1691,8 @@ def test_an_answer_read_before_a_commit_is_not_kept_after_it(appliance, monkeypa
             changed.append(appliance.write(CHANGES["cancelled"], appliance.context(), index))
         yield from found
 
-    services, door = appliance.appliance.dimse.services, (minris.MODALITY_WORKLIST, "C-FIND")
-    monkeypatch.setitem(minris.SEARCHED, cancelled_meanwhile, minris.MWL_ATTRIBUTES)
+    services, door = appliance.appliance.dimse.services, (MODALITY_WORKLIST, "C-FIND")
+    monkeypatch.setitem(SEARCHED, cancelled_meanwhile, MWL_ATTRIBUTES)
     monkeypatch.setitem(services, door, services[door]._replace(core=cancelled_meanwhile))
     with associated(appliance.port) as ask_one:
         assert [len(ask_one(EVERYTHING).raw) for _ in range(3)] == [1, 0, 0]
@@ -1676,9 +1702,9 @@ def test_a_refused_change_leaves_the_answer_as_it_was(appliance):
     [index] = appliance.schedule(item())
     with associated(appliance.port) as ask_one:
         old = ask_one(EVERYTHING).raw
-        wrong = minris.from_json(item(ScheduledProcedureStepStartDate="20260231"))
+        wrong = from_json(item(ScheduledProcedureStepStartDate="20260231"))
         with pytest.raises(Refusal):
-            appliance.write(minris.reschedule, appliance.context(), *ids_of(index), wrong)
+            appliance.write(reschedule, appliance.context(), *ids_of(index), wrong)
         assert ask_one(EVERYTHING).raw == old
 
 
@@ -1705,22 +1731,22 @@ def test_the_same_query_in_another_syntax_is_answered_in_that_syntax(appliance):
 @pytest.mark.parametrize("what", CHANGES)
 def test_the_answer_cache_never_gives_an_old_answer(ctx, what):
     [index] = put(ctx, item())
-    cache, search = minris.AnswerCache(), search_for(EVERYTHING)
+    cache, search = AnswerCache(), search_for(EVERYTHING)
 
     def told():
-        return list(minris.find_worklist(ctx, search, cache, "a query"))
+        return list(find_worklist(ctx, search, cache, "a query"))
 
     assert told() == told()
     CHANGES[what](ctx, index)
-    assert told() == list(minris.find_worklist(ctx, search))
+    assert told() == list(find_worklist(ctx, search))
 
 
 def test_the_answer_cache_holds_no_more_than_its_limit(ctx):
     put(ctx, *many(20))
-    cache = minris.AnswerCache(limit=5000)
+    cache = AnswerCache(limit=5000)
     for number in range(30):
         search = search_for(query(PatientName=f"Patient^00{number:02}*"[: 9 + number % 5] + "*"))
-        list(minris.find_worklist(ctx, search, cache, number))
+        list(find_worklist(ctx, search, cache, number))
         assert cache.size <= 5000
     assert cache.size == sum(cache.sizes.values())
     assert 0 < len(cache.searches) < 30
@@ -1728,12 +1754,12 @@ def test_the_answer_cache_holds_no_more_than_its_limit(ctx):
 
 def at_time(monkeypatch, times):
     """Let every request happen at the last of `times`."""
-    context = minris.Appliance.context
+    context = Appliance.context
 
-    def at_that_time(self, actor=minris.Actor("minris")):
+    def at_that_time(self, actor=Actor("minris")):
         return dataclasses.replace(context(self, actor), now=lambda: times[-1])
 
-    monkeypatch.setattr(minris.Appliance, "context", at_that_time)
+    monkeypatch.setattr(Appliance, "context", at_that_time)
 
 
 def test_an_answer_has_the_offset_of_the_hour_also_in_the_night_of_summer_time(
@@ -1935,9 +1961,9 @@ def test_a_wrong_item_is_refused_with_all_that_is_wrong_and_nothing_is_stored(ct
     texts, blamed = WRONG_ITEMS[what]
     before = everything()
     with pytest.raises(Refusal) as refusal:
-        minris.schedule(ctx, minris.from_json(item(**texts)))
+        schedule(ctx, from_json(item(**texts)))
     assert refusal.value.status is Status.INVALID_ATTRIBUTE_VALUE
-    assert set(refusal.value.tags) == {minris.tag_of(keyword) for keyword in blamed}
+    assert set(refusal.value.tags) == {tag_of(keyword) for keyword in blamed}
     assert everything() == before
 
 
@@ -1945,7 +1971,7 @@ def test_an_item_without_steps_is_refused(ctx):
     without = item()
     del without["ScheduledProcedureStepSequence"]
     with pytest.raises(Refusal) as refusal:
-        minris.schedule(ctx, minris.from_json(without))
+        schedule(ctx, from_json(without))
     assert refusal.value.tags == (STEP_SEQUENCE,)
 
 
@@ -1972,17 +1998,15 @@ def test_what_exists_already_is_refused_whole(ctx, what):
     put(ctx, item(PatientID="P7", StudyInstanceUID="2.25.7", ScheduledProcedureStepID="S7"))
     before = everything()
     with pytest.raises(Refusal) as refusal:
-        minris.schedule(ctx, minris.from_json(ALREADY_THERE[what]()))
+        schedule(ctx, from_json(ALREADY_THERE[what]()))
     assert refusal.value.status is Status.DUPLICATE_SOP_INSTANCE
     assert everything() == before
 
 
 def test_a_refused_item_in_the_store_thread_leaves_the_others_of_its_batch(appliance):
-    good, bad = minris.from_json(item("Wang^Fang")), minris.from_json(item("", PatientSex="m"))
+    good, bad = from_json(item("Wang^Fang")), from_json(item("", PatientSex="m"))
     jobs = [bad, good, bad, good]
-    done = [
-        appliance.appliance.writer.submit(minris.schedule, appliance.context(), j) for j in jobs
-    ]
+    done = [appliance.appliance.writer.submit(schedule, appliance.context(), j) for j in jobs]
     assert [bool(one.exception(10)) for one in done] == [True, False, True, False]
     assert len(ask(appliance, query(PatientName="")).raw) == 2
 
@@ -1992,9 +2016,7 @@ def test_a_refused_item_in_the_store_thread_leaves_the_others_of_its_batch(appli
 
 def patients():
     """Name and Patient ID of all patients."""
-    return [
-        (p.patient_name, p.patient_id) for p in minris.Patient.select().order_by(minris.Patient.id)
-    ]
+    return [(p.patient_name, p.patient_id) for p in Patient.select().order_by(Patient.id)]
 
 
 @pytest.mark.parametrize(
@@ -2010,7 +2032,7 @@ def patients():
 )
 def test_the_same_person_is_kept_once(ctx, again):
     put(ctx, item(PatientID="P7", PatientBirthDate="19780312"))
-    minris.schedule(ctx, minris.from_json(item(PatientID="P7", **again)))
+    schedule(ctx, from_json(item(PatientID="P7", **again)))
     assert [patient_id for _, patient_id in patients()] == ["P7"]
 
 
@@ -2026,9 +2048,9 @@ def test_a_patient_id_of_somebody_else_is_refused(ctx, texts):
     put(ctx, item(PatientID="P7", PatientBirthDate="19780312"))
     before = everything()
     with pytest.raises(Refusal) as refusal:
-        minris.schedule(ctx, minris.from_json(item(PatientID="P7", **texts)))
+        schedule(ctx, from_json(item(PatientID="P7", **texts)))
     assert refusal.value.status is Status.DUPLICATE_SOP_INSTANCE
-    assert refusal.value.tags == (minris.tag_of("PatientID"),)
+    assert refusal.value.tags == (tag_of("PatientID"),)
     assert "XiaoDong" in refusal.value.detail
     assert everything() == before
 
@@ -2036,9 +2058,9 @@ def test_a_patient_id_of_somebody_else_is_refused(ctx, texts):
 @another
 def test_a_patient_id_of_somebody_else_may_correct_that_patient(ctx, texts):
     [index] = put(ctx, item(PatientID="P7", PatientBirthDate="19780312"))
-    minris.schedule(ctx, minris.from_json(item(PatientID="P7", **texts)), "update")
+    schedule(ctx, from_json(item(PatientID="P7", **texts)), "update")
     assert patients() == [(texts["name"], "P7")]
-    told = minris.ElementIndex(minris.step_data(*ids_of(index)))
+    told = ElementIndex(step_data(*ids_of(index)))
     assert told.get("PatientName") == texts["name"]
     assert told.get("PatientBirthDate") == texts.get("PatientBirthDate", "19780312")
 
@@ -2046,10 +2068,10 @@ def test_a_patient_id_of_somebody_else_may_correct_that_patient(ctx, texts):
 @another
 def test_a_patient_id_of_somebody_else_may_be_kept_apart(ctx, texts):
     [index] = put(ctx, item(PatientID="P7", PatientBirthDate="19780312"))
-    minris.schedule(ctx, minris.from_json(item(PatientID="P7", **texts)), "separate")
+    schedule(ctx, from_json(item(PatientID="P7", **texts)), "separate")
     assert patients() == [("Wang^XiaoDong=王^小东", "P7"), (texts["name"], "P7")]
     assert len(find(ctx, query(PatientID="P7"))) == 2
-    told = minris.ElementIndex(minris.step_data(*ids_of(index)))
+    told = ElementIndex(step_data(*ids_of(index)))
     assert told.get("PatientName") == "Wang^XiaoDong=王^小东"
 
 
@@ -2061,14 +2083,14 @@ def test_a_patient_kept_apart_is_known_again(ctx):
 
 def test_the_same_id_of_another_issuer_is_another_patient(ctx):
     put(ctx, item("Wang^Fang", PatientID="P7", IssuerOfPatientID="LAKESIDE"))
-    minris.schedule(ctx, minris.from_json(item("Li^Na", PatientID="P7", IssuerOfPatientID="SHORE")))
+    schedule(ctx, from_json(item("Li^Na", PatientID="P7", IssuerOfPatientID="SHORE")))
     assert len(patients()) == 2
 
 
 def test_what_is_newly_told_of_a_patient_is_in_all_open_steps(ctx):
     [first] = put(ctx, item(PatientID="P7"))
     put(ctx, item(PatientID="P7", Allergies="Penicillin", PatientWeight="62.5"))
-    told = minris.ElementIndex(minris.step_data(*ids_of(first)))
+    told = ElementIndex(step_data(*ids_of(first)))
     assert (told.get("Allergies"), told.get("PatientWeight")) == ("Penicillin", "62.5")
 
 
@@ -2076,7 +2098,7 @@ def test_what_is_newly_told_of_a_patient_is_in_all_open_steps(ctx):
     "keyword",
     [
         attribute.keyword
-        for attribute in minris.MWL_ATTRIBUTES.children()
+        for attribute in MWL_ATTRIBUTES.children()
         if attribute.cells["entity"] == "patient" and attribute.vr == "LO"
         if attribute.keyword not in ("PatientID", "IssuerOfPatientID")
     ],
@@ -2085,7 +2107,7 @@ def test_what_the_table_calls_the_patients_is_in_all_open_steps(ctx, keyword):
     """PS3.4 Table K.6-1, column entity of MWL_ATTRIBUTES."""
     [first] = put(ctx, item(PatientID="P7"))
     put(ctx, item(PatientID="P7", **{keyword: "Wheelchair"}))
-    assert minris.ElementIndex(minris.step_data(*ids_of(first))).get(keyword) == "Wheelchair"
+    assert ElementIndex(step_data(*ids_of(first))).get(keyword) == "Wheelchair"
 
 
 @pytest.mark.parametrize("allergies", [None, ""], ids=["absent", "empty"])
@@ -2094,7 +2116,7 @@ def test_what_is_not_told_again_of_a_patient_stays(ctx, allergies):
     texts = {} if allergies is None else {"Allergies": allergies}
     [second] = put(ctx, item(PatientID="P7", **texts))
     for index in (first, second):
-        told = minris.ElementIndex(minris.step_data(*ids_of(index)))
+        told = ElementIndex(step_data(*ids_of(index)))
         assert told.get("Allergies") == "Penicillin"
 
 
@@ -2102,15 +2124,15 @@ def test_a_name_told_without_its_chinese_group_does_not_lose_it(ctx):
     """A group that is not told is not told to be empty."""
     [first] = put(ctx, item("Wang^XiaoDong=王^小东", PatientID="P7"))
     put(ctx, item("WANG^XIAODONG", PatientID="P7"))
-    assert "王^小东" in minris.ElementIndex(minris.step_data(*ids_of(first))).get("PatientName")
+    assert "王^小东" in ElementIndex(step_data(*ids_of(first))).get("PatientName")
 
 
-@pytest.mark.parametrize("state", minris.STEP_STATES)
+@pytest.mark.parametrize("state", STEP_STATES)
 def test_open_steps_follow_a_corrected_patient_and_ended_ones_do_not(ctx, state):
     [index] = put(ctx, item("Wang^Fang", PatientID="P7", ScheduledProcedureStepStatus=state))
     put(ctx, item("Wang^Fan", PatientID="P7"), same_id="update")
-    name = minris.ElementIndex(minris.step_data(*ids_of(index))).get("PatientName")
-    if state in minris.OPEN_STEP_STATES:
+    name = ElementIndex(step_data(*ids_of(index))).get("PatientName")
+    if state in OPEN_STEP_STATES:
         assert name == "Wang^Fan"
     elif state in ("COMPLETED", "DISCONTINUED"):
         assert name == "Wang^Fang"
@@ -2120,8 +2142,8 @@ def test_open_steps_follow_a_corrected_patient_and_ended_ones_do_not(ctx, state)
     ("event", "state"),
     [
         cell
-        for cell, outcome in minris.STEP_TRANSITIONS.items()
-        if outcome in minris.OPEN_STEP_STATES and cell[1] not in minris.OPEN_STEP_STATES
+        for cell, outcome in STEP_TRANSITIONS.items()
+        if outcome in OPEN_STEP_STATES and cell[1] not in OPEN_STEP_STATES
     ],
 )
 def test_a_step_that_comes_back_has_the_corrected_patient(ctx, event, state):
@@ -2141,7 +2163,7 @@ def test_a_corrected_name_is_found_and_the_old_one_is_not(worklist_of_corrected)
 def worklist_of_corrected(ctx):
     """Gives how many steps are found by a name, after Wang^Fang was corrected to Wang^Fan."""
     put(ctx, item("Wang^Fang", PatientID="P7"))
-    minris.update_patient(ctx, minris.Patient.get(), minris.encode_text("PatientName", "Wang^Fan"))
+    update_patient(ctx, Patient.get(), encode_text("PatientName", "Wang^Fan"))
     return lambda key: len(find(ctx, query(PatientName=key)))
 
 
@@ -2153,14 +2175,14 @@ def let_happen(ctx, event, ids):
     if event == "reschedule":
         later = item("Wang^XiaoDong", ScheduledProcedureStepStartTime="1545")
         del later["PatientName"]
-        return minris.reschedule(ctx, *ids, minris.from_json(later))
-    return minris.change_step(ctx, event, *ids)
+        return reschedule(ctx, *ids, from_json(later))
+    return change_step(ctx, event, *ids)
 
 
-@pytest.mark.parametrize(("event", "state"), list(minris.STEP_TRANSITIONS))
+@pytest.mark.parametrize(("event", "state"), list(STEP_TRANSITIONS))
 def test_every_event_in_every_state_does_what_the_table_says(ctx, event, state):
     [index] = put(ctx, item(ScheduledProcedureStepStatus=state))
-    outcome = minris.STEP_TRANSITIONS[event, state]
+    outcome = STEP_TRANSITIONS[event, state]
     before = everything()
     if isinstance(outcome, Status):
         with pytest.raises(Refusal) as refusal:
@@ -2171,15 +2193,15 @@ def test_every_event_in_every_state_does_what_the_table_says(ctx, event, state):
         data = let_happen(ctx, event, ids_of(index))
         assert state_of(data) == outcome
         assert rows_of(ids_of(index)).status == outcome
-        assert state_of(minris.step_data(*ids_of(index))) == outcome
+        assert state_of(step_data(*ids_of(index))) == outcome
 
 
 def test_the_table_has_a_cell_for_every_event_in_every_state():
-    events = {event for event, _ in minris.STEP_TRANSITIONS}
-    assert set(minris.STEP_TRANSITIONS) == set(itertools.product(events, minris.STEP_STATES))
+    events = {event for event, _ in STEP_TRANSITIONS}
+    assert set(STEP_TRANSITIONS) == set(itertools.product(events, STEP_STATES))
 
 
-@pytest.mark.parametrize("event", sorted({event for event, _ in minris.STEP_TRANSITIONS}))
+@pytest.mark.parametrize("event", sorted({event for event, _ in STEP_TRANSITIONS}))
 @pytest.mark.parametrize("ids", [("2.25.404", "S7"), ("2.25.7", "S404")], ids=["study", "step"])
 def test_what_happens_to_an_unknown_step_is_refused(ctx, event, ids):
     put(ctx, item(StudyInstanceUID="2.25.7", ScheduledProcedureStepID="S7"))
@@ -2188,7 +2210,7 @@ def test_what_happens_to_an_unknown_step_is_refused(ctx, event, ids):
     assert refusal.value.status is Status.NO_SUCH_SOP_INSTANCE
 
 
-@pytest.mark.parametrize("function", [minris.find_step, minris.step_data])
+@pytest.mark.parametrize("function", [find_step, step_data])
 def test_an_unknown_step_is_not_found(ctx, function):
     with pytest.raises(Refusal) as refusal:
         function("2.25.404", "S404")
@@ -2197,21 +2219,21 @@ def test_an_unknown_step_is_not_found(ctx, function):
 
 def test_a_step_is_found_by_study_and_id(ctx):
     put(ctx, two_steps(StudyInstanceUID="2.25.7"), two_steps(StudyInstanceUID="2.25.8"))
-    step = minris.find_step("2.25.8", "S2")
+    step = find_step("2.25.8", "S2")
     assert (step.study_instance_uid, step.scheduled_procedure_step_id) == ("2.25.8", "S2")
 
 
 def test_a_cancelled_step_is_hidden_and_kept_with_its_reason(ctx):
     [index] = put(ctx, item())
-    minris.cancel_step(ctx, *ids_of(index), "Patient has gone home")
+    cancel_step(ctx, *ids_of(index), "Patient has gone home")
     assert find(ctx, query(PatientName="")) == []
     assert rows_of(ids_of(index)).remark == "Patient has gone home"
-    assert state_of(minris.step_data(*ids_of(index))) == "CANCELED"
+    assert state_of(step_data(*ids_of(index))) == "CANCELED"
 
 
 def test_cancelling_one_step_leaves_the_other_of_its_procedure(ctx):
     first, second = put(ctx, two_steps())
-    minris.cancel_step(ctx, *ids_of(first))
+    cancel_step(ctx, *ids_of(first))
     [answer] = find(ctx, query(ScheduledProcedureStepID=""))
     assert answer.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID == ids_of(second)[1]
 
@@ -2248,8 +2270,8 @@ def test_an_event_changes_the_version_of_the_row(ctx):
 
 def test_what_happens_to_a_step_is_audited(ctx):
     [index] = put(ctx, item())
-    minris.change_step(ctx, "arrive", *ids_of(index))
-    last = minris.Audit.select().order_by(minris.Audit.id.desc()).get()
+    change_step(ctx, "arrive", *ids_of(index))
+    last = Audit.select().order_by(Audit.id.desc()).get()
     assert (last.who, last.about) == ("CT1@127.0.0.1", index.get("StudyInstanceUID"))
     assert "ARRIVED" in last.detail
 
@@ -2260,10 +2282,27 @@ def test_what_fails_on_its_way_leaves_nothing_behind(ctx, monkeypatch, what):
     before = everything()
 
     def disk_full(*_):
-        raise minris.peewee.OperationalError("database or disk is full")
+        raise peewee.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(minris, "audit", disk_full)
-    with pytest.raises(minris.peewee.OperationalError):
+    monkeypatch.setattr("minris.access.devices.audit", disk_full)
+    monkeypatch.setattr("minris.access.users.audit", disk_full)
+    monkeypatch.setattr("minris.delivery.sockets.audit", disk_full)
+    monkeypatch.setattr("minris.housekeeping.erasing.audit", disk_full)
+    monkeypatch.setattr("minris.images.arrivals.audit", disk_full)
+    monkeypatch.setattr("minris.images.availability.audit", disk_full)
+    monkeypatch.setattr("minris.images.commitment.audit", disk_full)
+    monkeypatch.setattr("minris.mpps.linking.audit", disk_full)
+    monkeypatch.setattr("minris.mpps.performed.audit", disk_full)
+    monkeypatch.setattr("minris.orders.catalogue.audit", disk_full)
+    monkeypatch.setattr("minris.orders.patients.audit", disk_full)
+    monkeypatch.setattr("minris.orders.scheduling.audit", disk_full)
+    monkeypatch.setattr("minris.orders.steps.audit", disk_full)
+    monkeypatch.setattr("minris.orders.undo.audit", disk_full)
+    monkeypatch.setattr("minris.outbox.audit", disk_full)
+    monkeypatch.setattr("minris.ups.people.audit", disk_full)
+    monkeypatch.setattr("minris.ups.subscriptions.audit", disk_full)
+    monkeypatch.setattr("minris.ups.workitems.audit", disk_full)
+    with pytest.raises(peewee.OperationalError):
         CHANGES[what](ctx, index)
     assert everything() == before
 
@@ -2281,7 +2320,7 @@ def change(ctx, index, **texts):
         del step[keyword]
     if not step:
         del changed["ScheduledProcedureStepSequence"]
-    return minris.ElementIndex(minris.reschedule(ctx, *ids_of(index), minris.from_json(changed)))
+    return ElementIndex(reschedule(ctx, *ids_of(index), from_json(changed)))
 
 
 def test_a_rescheduled_step_is_found_where_it_now_is(ctx):
@@ -2341,7 +2380,7 @@ def test_what_a_step_is_known_by_cannot_be_changed(ctx, keyword):
     with pytest.raises(Refusal) as refusal:
         change(ctx, index, **{keyword: IDENTITY[keyword]})
     assert refusal.value.status is Status.NO_SUCH_ATTRIBUTE
-    assert refusal.value.tags == (minris.tag_of(keyword),)
+    assert refusal.value.tags == (tag_of(keyword),)
     assert everything() == before
 
 
@@ -2364,14 +2403,14 @@ def test_an_attribute_of_type_1_is_never_emptied(ctx, keyword):
     [index] = put(ctx, item())
     with contextlib.suppress(Refusal):
         change(ctx, index, **{keyword: ""})
-    told = minris.ElementIndex(minris.step_data(*ids_of(index)))
+    told = ElementIndex(step_data(*ids_of(index)))
     step = told.item("ScheduledProcedureStepSequence")
     assert (step if keyword in STEP_KEYWORDS else told).get(keyword)
 
 
 def test_what_is_said_again_unchanged_is_no_change_of_identity(ctx):
     [index] = put(ctx, item())
-    data = minris.reschedule(ctx, *ids_of(index), bytes(index))
+    data = reschedule(ctx, *ids_of(index), bytes(index))
     assert data == bytes(index)
 
 
@@ -2392,7 +2431,7 @@ def test_a_wrong_change_is_refused_and_changes_nothing(ctx, texts):
     with pytest.raises(Refusal) as refusal:
         change(ctx, index, **texts, ReferringPhysicianName="Zhao^Min")
     assert refusal.value.status is Status.INVALID_ATTRIBUTE_VALUE
-    assert refusal.value.tags == tuple(minris.tag_of(keyword) for keyword in texts)
+    assert refusal.value.tags == tuple(tag_of(keyword) for keyword in texts)
     assert everything() == before
 
 
@@ -2408,7 +2447,7 @@ def test_a_change_of_attributes_does_not_begin_or_end_a_step(ctx, state):
 def test_a_changed_procedure_is_changed_in_all_its_open_steps(ctx):
     first, second = put(ctx, two_steps())
     change(ctx, first, AccessionNumber="A77", RequestedProcedureDescription="CT abdomen")
-    told = minris.ElementIndex(minris.step_data(*ids_of(second)))
+    told = ElementIndex(step_data(*ids_of(second)))
     assert told.get("AccessionNumber") == "A77"
     assert told.get("RequestedProcedureDescription") == "CT abdomen"
     assert len(find(ctx, query(AccessionNumber="A77"))) == 2
@@ -2418,14 +2457,14 @@ def test_a_changed_patient_is_changed_in_the_steps_of_other_procedures(ctx):
     [first] = put(ctx, item(PatientID="P7"))
     [second] = put(ctx, item(PatientID="P7"))
     change(ctx, first, PatientName="Wang^XiaoDong=王^晓东")
-    told = minris.ElementIndex(minris.step_data(*ids_of(second)))
+    told = ElementIndex(step_data(*ids_of(second)))
     assert told.get("PatientName") == "Wang^XiaoDong=王^晓东"
 
 
 def test_a_rescheduled_step_leaves_its_sibling_at_its_time(ctx):
     first, second = put(ctx, two_steps())
     change(ctx, first, ScheduledProcedureStepStartTime="1545")
-    step = minris.ElementIndex(minris.step_data(*ids_of(second)))
+    step = ElementIndex(step_data(*ids_of(second)))
     assert (
         step.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepStartTime") == "1000"
     )
@@ -2435,4 +2474,4 @@ def test_two_items_in_a_change_are_refused(ctx):
     """Nothing that was given is dropped silently."""
     first, _ = put(ctx, two_steps())
     with pytest.raises(Refusal):
-        minris.reschedule(ctx, *ids_of(first), minris.from_json(two_steps()))
+        reschedule(ctx, *ids_of(first), from_json(two_steps()))

@@ -13,7 +13,13 @@ from pydicom.tag import Tag
 from pynetdicom import AE
 from pynetdicom.sop_class import ModalityWorklistInformationFind
 
-import minris
+from minris.cli import main
+from minris.config.ini import load_config
+from minris.dataset.elements import ElementIndex
+from minris.dataset.recode import recode
+from minris.dataset.search import Search
+from minris.orders.worklist import find_worklist
+from minris.standard.worklist import MWL_ATTRIBUTES
 
 DATA = Path(__file__).parent / "data"
 ENTRIES = json.loads((DATA / "worklist-entries.json").read_text("utf-8"))
@@ -27,9 +33,9 @@ cases = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CAS
 def appliance(tmp_path_factory):
     """An appliance that has imported the ten entries by its command line."""
     config = write_config(tmp_path_factory.mktemp("cases"))
-    running = Running(minris.load_config(config))
+    running = Running(load_config(config))
     try:
-        minris.main(["import", str(DATA / "worklist-entries.json"), "--config", str(config)])
+        main(["import", str(DATA / "worklist-entries.json"), "--config", str(config)])
         yield running
     finally:
         running.stop()
@@ -70,9 +76,9 @@ def ask_core(appliance, query):
     """The answers of the core, each as a pydicom data set."""
     encoded = io.BytesIO()
     pydicom.dcmwrite(encoded, query, little_endian=True, implicit_vr=False)
-    index = minris.ElementIndex(minris.recode(encoded.getvalue()))
-    search = minris.Search(index, minris.MWL_ATTRIBUTES)
-    slices = appliance.read(lambda: list(minris.find_worklist(appliance.context(), search)))
+    index = ElementIndex(recode(encoded.getvalue()))
+    search = Search(index, MWL_ATTRIBUTES)
+    slices = appliance.read(lambda: list(find_worklist(appliance.context(), search)))
     answers = [data for answers in slices for data in answers]
     return [pydicom.dcmread(io.BytesIO(data), force=True) for data in answers]
 

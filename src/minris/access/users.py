@@ -1,0 +1,254 @@
+"""Users, sessions, tokens, and what a role may do."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from minris.access.context import Context, audit
+from minris.config.values import ROLES
+from minris.standard.dictionary import is_ae_title
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.store.models import LoginFailure, Session, Token, User, database
+
+
+def hash_password(password: str) -> str:
+    """scrypt, n=2¹⁴, r=8, p=1, with a salt of its own."""
+    salt = secrets.token_bytes(16)
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=1 << 14, r=8, p=1)
+    return f"scrypt$14$8$1${salt.hex()}${digest.hex()}"
+
+
+def check_password(password: str, stored: str) -> bool:
+    """Whether a password is the one that was hashed; in constant time."""
+    _, n, r, p, salt, digest = stored.split("$")
+    found = hashlib.scrypt(
+        password.encode(), salt=bytes.fromhex(salt), n=1 << int(n), r=int(r), p=int(p)
+    )
+    return hmac.compare_digest(found.hex(), digest)
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a random secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+# Somebody who is not there costs as long to refuse as somebody with a wrong password.
+_NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
+
+
+def make_user(ctx: Context, name: str, role: str, password: str) -> User:
+    """Make a login, or give an existing one this role and password, ending its sessions.
+
+    Refuses 0106 for an empty name, an unknown role, a password of less than 8 characters
+    """
+    words = None
+    if not re.fullmatch(r"[^\s:@/]{1,64}", name):
+        words = Message("A user name has 1 to 64 characters, without spaces and : @ /")
+    elif role not in ROLES:
+        words = Message("There is no role {role}", role=role)
+    elif len(password) < 8:
+        words = Message("A password has at least 8 characters")
+    if words:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
+    if role != "admin" and is_last_administrator(name):
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
+    admins = User.select().where(User.role == "admin").count()
+    if user.id and user.role == "admin" and role != "admin" and admins == 1:
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    user.role, user.password = role, hash_password(password)
+    user.save()
+    Session.delete().where(Session.user == user).execute()
+    audit(ctx, "user set", name, role)
+    return user
+
+
+def is_last_administrator(name: str) -> bool:
+    """Whether nobody else is an administrator."""
+    admins = [user.name for user in User.select().where(User.role == "admin")]
+    return admins == [name]
+
+
+def delete_user(ctx: Context, name: str) -> None:
+    """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
+    user = User.get_or_none(User.name == name)
+    if not user:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    if is_last_administrator(name):
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    Session.delete().where(Session.user == user).execute()
+    User.delete().where(User.id == user.id).execute()
+    audit(ctx, "user deleted", name)
+
+
+def failures_of(ctx: Context, who: Iterable[str]) -> int:
+    """The most wrong passwords of any of these in the last 15 minutes."""
+    since = ctx.stamp(minutes=-15)
+    return max(
+        LoginFailure.select().where((LoginFailure.who == one) & (LoginFailure.at > since)).count()
+        for one in who
+    )
+
+
+def authenticate(ctx: Context, name: str, password: str) -> int:
+    """The id of the user whose password this is.
+
+    Refuses 0124 for a wrong name or password, 0213 for too many of them in 15 minutes
+    """
+    who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
+    if failures_of(ctx, who) >= ctx.config.web.login_attempts:
+        raise Refusal(
+            Status.RESOURCE_LIMITATION, Message("Too many wrong passwords: wait 15 minutes")
+        )
+    user = User.get_or_none(User.name == name)
+    if check_password(password, user.password if user else _NOBODY) and user:
+        return user.id
+    raise Refusal(Status.NOT_AUTHORIZED, Message("The name or the password is wrong"))
+
+
+def note_login_failure(ctx: Context, name: str) -> None:
+    """Count a wrong password; forget those of long ago."""
+    LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
+    for who in (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}"):
+        LoginFailure.create(who=who, at=ctx.stamp())
+    audit(ctx, "login failed", name[:64])
+
+
+def open_session(ctx: Context, user_id: int) -> str:
+    """A new login of a user: the secret for its cookie."""
+    user, secret = User.get_by_id(user_id), secrets.token_urlsafe(32)
+    Session.delete().where(Session.expires_at < ctx.stamp()).execute()
+    Session.create(
+        digest=digest_of(secret),
+        user=user,
+        csrf=secrets.token_urlsafe(32),
+        created_at=ctx.stamp(),
+        expires_at=ctx.stamp(hours=ctx.config.web.session_hours),
+    )
+    audit(ctx, "login", user.name)
+    return secret
+
+
+def form_token(csrf: str, nonce: str) -> str:
+    """The token of a form: a nonce, and what only who has the session's secret can add to it."""
+    return nonce + hmac.new(csrf.encode(), nonce.encode(), "sha256").hexdigest()[:32]
+
+
+class Login(NamedTuple):
+    """Who a request comes from.
+
+    ae_titles  of a token: those that it speaks for
+    """
+
+    name: str
+    role: str
+    csrf: str = ""
+    ae_titles: tuple[str, ...] = ()
+
+    @property
+    def form_token(self) -> str:
+        """What a form sends along: another one each time, so that no page repeats the secret."""
+        return self.csrf and form_token(self.csrf, secrets.token_hex(8))
+
+    def sent(self, token: str) -> bool:
+        """Whether a token is one that a form of this session sends."""
+        expected = form_token(self.csrf, token[:16])
+        return hmac.compare_digest(token.encode(), expected.encode())
+
+    def speaks_for(self, ae_title: str) -> bool:
+        """Whether it may subscribe an AE, or hear what the AE is told."""
+        return self.role == "admin" or ae_title in self.ae_titles
+
+
+def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
+    """Name, role, number of open sessions, and when the last began, of each user."""
+    return database.execute_sql(
+        "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
+        " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
+        " GROUP BY u.id ORDER BY u.name",
+        (ctx.stamp(),),
+    ).fetchall()
+
+
+def tokens_of() -> list[tuple[str, str, str, str]]:
+    """Name, role, AE titles and time of making of each API token."""
+    return database.execute_sql(
+        "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
+    ).fetchall()
+
+
+def end_sessions(ctx: Context, name: str) -> int:
+    """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
+    user = User.get_or_none(User.name == name)
+    if not user:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    count = Session.delete().where(Session.user == user).execute()
+    audit(ctx, "sessions ended", name, str(count))
+    return count
+
+
+def find_session(ctx: Context, secret: str) -> Login | None:
+    """The login of a cookie, None where it has ended or never was."""
+    row = database.execute_sql(
+        "SELECT u.name, u.role, s.csrf FROM session s JOIN user u ON u.id = s.user_id"
+        " WHERE s.digest = ? AND s.expires_at > ?",
+        (digest_of(secret), ctx.stamp()),
+    ).fetchone()
+    return Login(*row) if row else None
+
+
+def end_session(ctx: Context, secret: str) -> None:
+    """Log out."""
+    Session.delete().where(Session.digest == digest_of(secret)).execute()
+    audit(ctx, "logout", ctx.actor.name)
+
+
+def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()) -> str:
+    """A new API token, shown once; one of the same name is replaced. Refuses 0106.
+
+    ae_titles  those that it may subscribe and open WebSockets for; an administrator's needs none
+    """
+    if not name or role not in ROLES:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
+    titles = [title.strip() for title in ae_titles]
+    for title in titles:
+        if not is_ae_title(title):
+            words = Message("{ae} is no AE title", ae=repr(title))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    secret = secrets.token_urlsafe(32)
+    Token.delete().where(Token.name == name).execute()
+    Token.create(
+        name=name,
+        role=role,
+        digest=digest_of(secret),
+        created_at=ctx.stamp(),
+        ae_titles="\\".join(titles),
+    )
+    audit(ctx, "token made", name, f"{role}{' for ' if titles else ''}{', '.join(titles)}")
+    return secret
+
+
+def delete_token(ctx: Context, name: str) -> None:
+    """End a token. Refuses 0112 for an unknown one."""
+    if not Token.delete().where(Token.name == name).execute():
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no token {name}", name=name))
+    audit(ctx, "token deleted", name)
+
+
+def find_token(secret: str) -> Login | None:
+    """Whose API token this is."""
+    row = database.execute_sql(
+        "SELECT name, role, ae_titles FROM token WHERE digest = ?", (digest_of(secret),)
+    ).fetchone()
+    if not row:
+        return None
+    name, role, titles = row
+    return Login(name, role, ae_titles=tuple(titles.split("\\")) if titles else ())
+
+
+def permit(role: str, least: str) -> bool:
+    """Whether a role may do what another may."""
+    return role in ROLES and ROLES.index(role) >= ROLES.index(least)

@@ -1,0 +1,1 @@
+"""The box: start, stop, jobs, health."""

@@ -1,0 +1,466 @@
+"""The whole box: store, writer, both doors."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import datetime
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from minris import __version__, log
+from minris.access.context import Actor, Context, utc_now
+from minris.access.devices import AccessRules, stored_devices
+from minris.access.users import make_user
+from minris.appliance.jobs import DAILY, JOBS, Job, job_backup
+from minris.appliance.machine import (
+    ClockWatch,
+    notify_systemd,
+    open_certificate,
+    raise_file_limit,
+    write_private,
+)
+from minris.appliance.store_commands import STORE_COMMANDS
+from minris.config.ini import Config
+from minris.delivery.archive import ArchiveWatch, CommitmentDesk
+from minris.delivery.receivers import Delivery
+from minris.delivery.sockets import SocketDelivery
+from minris.dimse.archive import ArchiveSearch, CommitmentRequester, CommitmentSender
+from minris.dimse.dispatcher import Dimse
+from minris.dimse.senders import EventSender, PassingOnSender
+from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
+from minris.housekeeping.stuck import correct_stamps
+from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX
+from minris.pages.site import build_app
+from minris.standard.status import Message
+from minris.store.models import StoreError, User, database
+from minris.store.rows import get_mark, set_mark
+from minris.store.sqlite import StoreLock, open_store, reading
+from minris.store.writer import Writer
+from minris.upper_layer.negotiation import Negotiator
+from minris.upper_layer.server import AssociationServer
+from minris.ups.events import announce, can_be_told
+from minris.web.api import add_control
+from minris.web.request import Web
+from minris.web.server import Changes, WebServer
+
+LIGHT_WORDS = {
+    "store": Message("Store"),
+    "writer": Message("Writing to the store"),
+    "dicom": Message("DICOM door"),
+    "disk": Message("Disk"),
+}
+
+
+class Appliance:
+    """The whole box: store, writer, both doors.
+
+    config  the settings; `say` takes the lines for whoever started it
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
+        self.config, self.say = config, say
+        self.dicom_tls = open_certificate(config, config.dicom)
+        self.web_tls = open_certificate(config, config.web)
+        self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
+        self.backup_problem = ""
+        self.lock = StoreLock(config.store_path)
+        try:
+            open_store(config.store_path)
+            self.access_rules = AccessRules(config)
+            self.reload_access()
+        except BaseException:
+            self.lock.release()
+            raise
+        with reading():
+            last_seen = get_mark("clock")
+        self.clock = ClockWatch(float(last_seen) if last_seen else None)
+        self.stuck: set[tuple[str, str, str]] = set()
+        self.leftovers = 0
+        self.writer: Writer | None = None
+        self.scheduler: Any = None
+        self.control = secrets.token_urlsafe(32)
+        self.started = threading.Event()
+        self.dicom_port = self.dicom_tls_port = self.web_port = 0
+        self.start_time = time.time()
+
+    def context(self, actor: Actor = Actor("minris")) -> Context:
+        """The circumstances of a request."""
+        return Context(self.config, actor, devices=self.access_rules.devices)
+
+    def access(self) -> AccessRules:
+        """The access rules of the moment."""
+        return self.access_rules
+
+    def reload_access(self) -> None:
+        """Take the devices of the page anew; called when one has been changed."""
+        with reading():
+            stored = stored_devices()
+        self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
+
+    def notices(self) -> list[Message]:
+        """What every page says on top: certificates that expire, a backup that failed."""
+        now = utc_now()
+        found = [notice for one in self.certificates if (notice := one.notice(now))]
+        if self.backup_problem:
+            found.append(Message("The last backup failed: {problem}", problem=self.backup_problem))
+        return found
+
+    async def start(self) -> None:
+        """Open both doors; OSError where a port is taken."""
+        raise_file_limit()
+        config, loop = self.config, asyncio.get_running_loop()
+        self.loop = loop
+        self.changes = Changes(loop)
+        self.writer = Writer(self.changes.bump)
+        self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
+        self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
+        negotiator = Negotiator(
+            PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
+        )
+        self.associations = AssociationServer(
+            config.dicom, self.access, negotiator, self.dimse.dispatch
+        )
+        self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
+        if self.dicom_tls and config.dicom.tls_port:
+            self.dicom_tls_port = await self.associations.listen(
+                config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
+            )
+        self._start_deliveries()
+        self.dimse.on_events = self._wake_delivery
+        self.dimse.on_caller = self._heard_from
+        self.clock_task = loop.create_task(self._watch_clock())
+        web = Web(config, self.context, self.access, self.writer, self)
+        app = build_app(web)
+        add_control(app, web, STORE_COMMANDS)
+        self.web_server = WebServer(web, app, self.changes)
+        tls = self.web_tls.context if self.web_tls else None
+        self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
+        self.write_control_file()
+        await asyncio.wrap_future(self.writer.submit(self.first_start))
+        await self.write_async(self.begin_marks)
+        await self.write_async(self.tell_of_restart)
+        self._wake_delivery()
+        for notice in self.notices():
+            log.warning("%s", notice)
+        self.start_jobs()
+        self.started.set()
+
+    def _start_deliveries(self) -> None:
+        """Start what calls others: each a task of its own."""
+        # of its own: a hundred deliveries would keep queries waiting
+        self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
+        self.event_sender = EventSender(self.config, self.access)
+        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
+        self.delivery_task = self.loop.create_task(self.delivery.run())
+        self.passing_on_sender = PassingOnSender(self.config, self.access)
+        self.passing_on = Delivery(
+            self.context,
+            self.passing_on_sender,
+            self.read_async,
+            self.write_async,
+            PASSED_ON_OUTBOX,
+        )
+        self.passing_on_task = self.loop.create_task(self.passing_on.run())
+        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
+        self.socket_task = self.loop.create_task(self.socket_delivery.run())
+        search = ArchiveSearch(self.config)
+        self.archive_watch = ArchiveWatch(
+            self.context, search, search.count, self.read_async, self.write_async
+        )
+        self.archive_watch.on_change = self._wake_delivery
+        self.watch_task = self.loop.create_task(self.archive_watch.run())
+        self.commitments = CommitmentDesk(
+            self.context, search, CommitmentRequester(self.config),
+            CommitmentSender(self.access, lambda: list(self.associations.associations)),
+            self.read_async, self.write_async,
+        )  # fmt: skip
+        self.commitment_task = self.loop.create_task(self.commitments.run())
+
+    async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that reads in a reader's thread."""
+
+        def read() -> Any:
+            with reading():
+                return function(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self.delivery_reader, read)
+
+    async def write_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a core function in the store thread."""
+        return await asyncio.wrap_future(self.writer.submit(function, *arguments))
+
+    async def _watch_clock(self) -> None:
+        """See the clock leap: in the loop, which goes by another clock."""
+        while True:
+            await asyncio.sleep(15)
+            began = self.clock.began[0]
+            if leap := self.clock.check():
+                log.warning("the clock has leapt by %+.0f s", leap)
+                self.reschedule()
+                self.clock.began = self.clock.seen
+                if leap > 0:
+                    await self.write_async(correct_stamps, began, leap)
+
+    def _heard_from(self, ae_title: str) -> None:
+        """An AE has called: it may be there again for what it could not be told."""
+        self.delivery.heard_from(ae_title)
+        self.passing_on.heard_from(ae_title)
+        self.commitments.heard_from(ae_title)
+
+    def _wake_delivery(self) -> None:
+        """Something may be to be told; called in the loop."""
+        self.delivery.wake()
+        self.passing_on.wake()
+        self.socket_delivery.wake()
+        self.commitments.wake()
+        self.archive_watch.wake()
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(self._wake_delivery)
+
+    def begin_marks(self) -> None:
+        """A new store has done all of today: its first night is the next."""
+        for daily in DAILY:
+            if not get_mark(f"daily {daily.name}"):
+                set_mark(f"daily {daily.name}", self.context().today())
+
+    def tell_of_restart(self) -> None:
+        """Event 4 to all subscribers; COLD START where the store is new or was put back."""
+        ctx = self.context()
+        for title in ctx.config.ups.restart_receivers:
+            if not can_be_told(ctx, title):
+                log.warning("[ups] restart_receivers: %s is not registered with an address", title)
+        for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX):
+            database.execute_sql(f"UPDATE {outbox.receivers} SET try_at = ''")
+        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state IN ('asked', 'judged')")
+        announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
+        set_mark("started", ctx.stamp())
+
+    async def _tell_of_going_down(self) -> None:
+        """Event 4 to all subscribers, as far as they hear it within two seconds."""
+        if not self.config.ups.tell_going_down:
+            return
+        with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
+            async with asyncio.timeout(2):
+                if await self.write_async(announce, self.context(), "GOING DOWN"):
+                    await self.delivery.deliver_due(wait=True)
+
+    def start_jobs(self) -> None:
+        """Start what is done by the clock; a job that missed its time is done once."""
+        from apscheduler.schedulers.background import BackgroundScheduler
+
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        zone = self.config.zone or datetime.datetime.now().astimezone().tzinfo
+        self.scheduler = BackgroundScheduler(job_defaults=defaults, timezone=zone)
+        for job in JOBS:
+            self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
+        self.scheduler.start()
+
+    def reschedule(self) -> None:
+        """Begin all intervals anew: APScheduler counts them by the clock, which has leapt."""
+        if not self.scheduler:
+            return
+        now = datetime.datetime.now(self.scheduler.timezone)
+        for job in self.scheduler.get_jobs():
+            job.modify(next_run_time=now)
+
+    def run_job(self, job: Job) -> None:
+        """Run a job; what goes wrong is logged whole, and the next time comes."""
+        try:
+            job.function(self)
+        except Exception:
+            log.exception("job %s failed", job.name)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for /metrics, by name; none of them is about a patient."""
+        with reading():
+            today = self.context().today()
+            states = database.execute_sql(
+                "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
+                " GROUP BY status",
+                (today,),
+            ).fetchall()
+            (unscheduled,) = database.execute_sql(
+                "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
+                " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
+            ).fetchone()
+            waiting, to_pass_on = (
+                database.execute_sql(
+                    f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
+                ).fetchone()[0]
+                for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
+            )
+            workitems = database.execute_sql(
+                "SELECT state, count(*) FROM workitem GROUP BY state"
+            ).fetchall()
+        counts = self.associations.counts
+        figures = {
+            "minris_associations": counts["associated", ""],
+            "minris_connections_pending": counts["pending", ""],
+            "minris_associations_total": self.associations.accepted,
+            "minris_rejections_total": self.associations.turned_away,
+            "minris_commits_total": self.writer.commits,
+            "minris_event_streams": len(self.changes.waiting),
+            "minris_websockets": len(self.socket_delivery),
+            "minris_unscheduled_performed_steps": unscheduled,
+            "minris_events_waiting": waiting,
+            "minris_passed_on_waiting": to_pass_on,
+            "minris_stuck": len(self.stuck),
+            "minris_leftovers": self.leftovers,
+            "minris_store_bytes": self.config.store_path.stat().st_size,
+            "minris_start_time_seconds": self.start_time,
+        }
+        figures |= {
+            f'minris_requests_total{{operation="{operation}"}}': count
+            for operation, count in sorted(self.dimse.counts.items())
+        }
+        figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
+        figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
+        return figures
+
+    @property
+    def web_url(self) -> str:
+        """Where a browser on this machine finds the pages."""
+        host = self.config.web.host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+        host = f"[{host}]" if ":" in host else host
+        return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
+
+    @property
+    def control_file(self) -> Path:
+        """Where commands beside a running appliance find it."""
+        return self.config.store_path.with_name(self.config.store_path.name + ".control")
+
+    def write_control_file(self) -> None:
+        """Tell commands beside us where we are and the secret of this run; for our user alone."""
+        write_private(self.control_file, json.dumps({"url": self.web_url, "secret": self.control}))
+
+    def first_start(self) -> None:
+        """Make the administrator where there is no user yet, with a random password."""
+        if User.select().exists():
+            return
+        password = secrets.token_urlsafe(9)
+        make_user(self.context(), "admin", "admin", password)
+        if sys.stdout.isatty():
+            self.say(f"First start: log in as admin with the password {password}")
+        else:
+            path = self.config.store_path.with_name("minris-admin-password.txt")
+            write_private(path, password + "\n")
+            self.say(f"First start: the password of admin is in {path}")
+
+    def health(self) -> dict[str, str]:
+        """Each check, and what is wrong with it or nothing."""
+        checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+        try:
+            with reading():
+                database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
+        except Exception as error:
+            checks["store"] = str(error)
+        if not self.writer or not self.writer.thread.is_alive():
+            checks["writer"] = "not running"
+        if not all(server.is_serving() for server in self.associations.servers):
+            checks["dicom"] = "not listening"
+        if shutil.disk_usage(self.config.store_path.parent).free < 64 << 20:
+            checks["disk"] = "less than 64 MiB free"
+        return checks
+
+    def lights(self) -> list[tuple[Message, str, Message]]:
+        """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+        in_order = Message("in order")
+        found = [
+            (
+                LIGHT_WORDS[name],
+                "bad" if said else "good",
+                Message(said) if said else in_order,
+            )
+            for name, said in self.health().items()
+        ]
+        backups = sorted(self.config.backup_folder.glob("minris-????????-??????.db"))
+        last = (
+            Message("the last is {name}", name=backups[-1].name) if backups else Message("none yet")
+        )
+        if self.backup_problem:
+            last = Message("The last backup failed: {problem}", problem=self.backup_problem)
+        light = "bad" if self.backup_problem else "good" if backups else "warning"
+        found.append((Message("Backup"), light, last))
+        if self.clock.doubtful and not self.clock.steady:
+            words = Message("the clock has leapt: nothing is erased until it runs evenly")
+            found.append((Message("Clock"), "warning", words))
+        for what, count, page in (
+            (Message("Stuck"), len(self.stuck), "/orphans"),
+            (Message("Leftovers"), self.leftovers, "/leftovers"),
+        ):
+            words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+            found.append((what, "warning" if count else "good", words))
+        now = utc_now()
+        for certificate in self.certificates:
+            notice = certificate.notice(now)
+            found.append(
+                (Message("Certificate"), "warning" if notice else "good", notice or in_order)
+            )
+        return found
+
+    def back_up(self) -> None:
+        """Make a backup now; `backup_problem` says what went wrong, or is empty."""
+        job_backup(self)
+
+    async def stop(self) -> None:
+        """Close both doors, finish what has been promised, let go of the store."""
+        if self.scheduler:
+            self.scheduler.shutdown(wait=False)
+        await self._tell_of_going_down()
+        self.clock_task.cancel()
+        self.delivery_task.cancel()
+        self.socket_task.cancel()
+        self.commitment_task.cancel()
+        self.watch_task.cancel()
+        await self.archive_watch.close()
+        self.passing_on_task.cancel()
+        await self.commitments.close()
+        await self.delivery.close()
+        await self.passing_on.close()
+        await self.socket_delivery.close()
+        await self.event_sender.close()
+        await self.passing_on_sender.close()
+        await self.associations.close()
+        await self.web_server.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
+        self.readers.shutdown(wait=False, cancel_futures=True)
+        self.delivery_reader.shutdown(wait=False, cancel_futures=True)
+        self.control_file.unlink(missing_ok=True)
+        self.lock.release()
+
+    async def serve(self, until: asyncio.Event) -> None:
+        """Run from start to stop."""
+        config = self.config
+        try:
+            await self.start()
+        except OSError as error:
+            self.lock.release()
+            raise SystemExit(f"minris: cannot listen: {error}") from None
+        self.say(
+            f"minris {__version__}: DICOM {config.dicom.ae_title} at {config.dicom.host}:"
+            f"{self.dicom_port}{f', TLS {self.dicom_tls_port}' if self.dicom_tls_port else ''},"
+            f" pages at {self.web_url}, store {config.store_path},"
+            f" configuration {config.path or 'defaults'}"
+        )
+        notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
+        try:
+            await until.wait()
+        finally:
+            notify_systemd("STOPPING=1")
+            await self.stop()

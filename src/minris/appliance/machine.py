@@ -1,0 +1,182 @@
+"""The machine underneath: the log, TLS certificates, the clock, systemd, open and private files."""
+
+import contextlib
+import datetime
+import json
+import logging
+import logging.handlers
+import os
+import socket
+import ssl
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from minris import log
+from minris.config.ini import Config, ConfigError
+from minris.standard.status import Message
+
+
+class JsonFormatter(logging.Formatter):
+    """A log line as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(config: Config) -> None:
+    """Log as [log] says; other libraries only what is a warning."""
+    settings = config.log
+    if settings.file:
+        path = config.directory / settings.file
+        handler: logging.Handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
+        )
+    else:
+        handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(settings.level)
+
+
+class Certificate:
+    """A TLS server context that follows its files: a renewed certificate needs no restart."""
+
+    def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None = None) -> None:
+        self.files = (certificate, key, client_ca)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if client_ca:
+            self.context.verify_mode = ssl.CERT_REQUIRED
+        self.read_at: tuple[float, ...] = ()
+        self.renew()
+
+    def renew(self) -> bool:
+        """Read the files where they have changed; whether they had. ssl.SSLError, OSError"""
+        changed = tuple(path.stat().st_mtime for path in self.files if path)
+        if changed == self.read_at:
+            return False
+        certificate, key, client_ca = self.files
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
+        seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for context in (trial, self.context):  # what fails half-way must not be in use
+            context.load_cert_chain(certificate, key)
+            if client_ca:
+                context.load_verify_locations(client_ca)
+        self.end = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        self.read_at = changed
+        return True
+
+    def notice(self, now: datetime.datetime) -> Message | None:
+        """What people must know of it: that it has expired, or will within two weeks."""
+        end = self.end
+        if end > now + datetime.timedelta(days=14):
+            return None
+        where = {"file": self.files[0].name, "day": f"{end:%Y-%m-%d}"}
+        if end <= now:
+            return Message("The certificate {file} has expired on {day}", **where)
+        return Message("The certificate {file} expires on {day}", **where)
+
+
+def open_certificate(config: Config, section: types.SimpleNamespace) -> Certificate | None:
+    """The certificate of a door, None where it has none. ConfigError where it cannot be read."""
+    if not section.tls_certificate:
+        return None
+    names = (section.tls_certificate, section.tls_key, getattr(section, "tls_client_ca", ""))
+    paths = [config.directory / name if name else None for name in names]
+    try:
+        return Certificate(*paths)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError([f"tls_certificate: {paths[0]}: {error}"]) from None
+
+
+def notify_systemd(text: str) -> None:
+    """Tell systemd something (sd_notify), where it has started us and listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+            contextlib.suppress(OSError),
+        ):
+            channel.sendto(text.encode(), address)
+
+
+class ClockWatch:
+    """Whether the clock of this machine runs evenly; while it does not, nothing is destroyed.
+
+    A board without a clock of its own starts in the past and leaps when it reaches a time server.
+
+    last_seen  what a clock that was believed last showed, in seconds since 1970; None for never
+    """
+
+    LEAP, FAR = 60.0, 7 * 86400.0
+    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a leap until the clock is believed
+
+    def __init__(
+        self,
+        last_seen: float | None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.wall, self.monotonic, self.last_seen = wall, monotonic, last_seen
+        self.began = self.seen = wall(), monotonic()
+        wait = self._wait(wall())
+        self.believed_from, self.doubtful = monotonic() + wait, wait != self.CALM
+
+    def _wait(self, now: float) -> float:
+        """How long a clock is watched that shows this: longer where it is far from the last run."""
+        away = now - self.last_seen if self.last_seen else 0.0
+        return self.CALM if -self.LEAP <= away <= self.FAR else self.LONG
+
+    def leap(self) -> float:
+        """The seconds by which the clock has leapt since it was looked at, 0 for none."""
+        wall, monotonic = self.seen
+        leap = (self.wall() - wall) - (self.monotonic() - monotonic)
+        return leap if abs(leap) > self.LEAP else 0.0
+
+    def check(self) -> float:
+        """Look at the clock: the seconds by which it has leapt since the last time, 0 for none."""
+        leap = self.leap()
+        self.seen = self.wall(), self.monotonic()
+        if leap:
+            wait = self.CALM if abs(leap) <= self.FAR else self._wait(self.seen[0])
+            until = self.seen[1] + wait
+            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # it is right again
+            self.believed_from = until if back else max(self.believed_from, until)
+            self.doubtful = True
+        return leap
+
+    @property
+    def steady(self) -> bool:
+        """Whether the clock is believed."""
+        return self.monotonic() >= self.believed_from and not self.leap()
+
+
+def raise_file_limit(wanted: int = 8192) -> None:
+    """Let this process have so many open files, as far as the system allows: each caller is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, wanted)), hard))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only our user may read."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        file.write(text)

@@ -1,0 +1,68 @@
+"""Commands that change the store, run in its thread."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable
+
+import peewee
+
+from minris.access.context import Context
+from minris.access.users import delete_token, delete_user, make_token, make_user
+from minris.interchange.files import import_items, read_items
+from minris.interchange.whole_store import import_export
+from minris.standard.status import Message, Refusal, Status
+
+# Commands that change the store. Beside a running appliance they go through it.
+
+
+# What SQLite says of a value that has no place in a column.
+NOT_STORABLE = (
+    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, RecursionError,
+)  # fmt: skip
+
+
+def run_import(ctx: Context, name: str, content: bytes) -> str:
+    """Import one file, all of it or nothing: what was done."""
+    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
+        try:
+            return f"{name}: {import_export(ctx, json.loads(content))}"
+        except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
+                raise
+            raise Refusal(
+                Status.INVALID_ATTRIBUTE_VALUE, refusal.detail, refusal.problems
+            ) from None
+        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
+            words = Message("The export is damaged: {problem}", problem=repr(error))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+    word = "row" if name.lower().endswith(".csv") else "item"
+    count = import_items(ctx, read_items(name, content), word=word)
+    return f"{name}: {count} imported"
+
+
+def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
+    """Make, change or delete a login."""
+    if delete:
+        delete_user(ctx, name)
+        return f"user {name} is deleted"
+    make_user(ctx, name, role, password)
+    return f"user {name} is set, role {role}"
+
+
+def run_token(
+    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
+) -> str:
+    """Make or delete a token; the token itself is shown this once."""
+    if delete:
+        delete_token(ctx, name)
+        return f"token {name} is deleted"
+    return make_token(ctx, name, role, ae_titles)
+
+
+STORE_COMMANDS: dict[str, Callable[..., str]] = {
+    "import": run_import,
+    "user": run_user,
+    "token": run_token,
+}

@@ -1,0 +1,489 @@
+"""The command line."""
+
+import argparse
+import asyncio
+import base64
+import datetime
+import getpass
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from minris import __version__
+from minris.access.context import Actor, Context
+from minris.access.devices import AccessRules
+from minris.access.users import make_token, make_user
+from minris.appliance.appliance import Appliance
+from minris.appliance.machine import set_up_logging, write_private
+from minris.appliance.store_commands import STORE_COMMANDS
+from minris.config.ini import Config, ConfigError, load_config, settings_reference
+from minris.config.values import ROLES
+from minris.conformance.statement import conformance_statement
+from minris.interchange.csv_tables import export_csv
+from minris.interchange.whole_store import export_store
+from minris.simulator.archive import SimulatedArchive
+from minris.simulator.demo import DEMO_CONFIG, play_day
+from minris.simulator.modality import Modality, Scanner
+from minris.simulator.peer import SimulationError
+from minris.simulator.scenarios import (
+    ARCHIVE_SCENARIOS,
+    MODALITY_SCENARIOS,
+    SCENARIOS,
+    WORKSTATION_SCENARIOS,
+)
+from minris.simulator.workstation import Workstation
+from minris.standard.dictionary import is_ae_title, value_problem
+from minris.standard.status import Refusal
+from minris.store.models import StoreError, database
+from minris.store.sqlite import StoreLock, backup_store, open_store, restore_store
+
+
+async def _serve_until_signal(appliance: Appliance) -> None:
+    until, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop(*_: object) -> None:
+        loop.call_soon_threadsafe(until.set)
+
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    await appliance.serve(until)
+
+
+class CommandError(Exception):
+    """A command could not do what it was asked: exit status 1."""
+
+
+def run_store_command(config: Config, command: str, **arguments: Any) -> str:
+    """Run a command on the store, by the running appliance where there is one."""
+    try:
+        lock = StoreLock(config.store_path)
+    except StoreError:
+        return ask_running(config, command, arguments)
+    with lock:
+        open_store(config.store_path)
+        devices = AccessRules(config).devices
+        ctx = Context(config, Actor("console", role="admin"), devices=devices)
+        with database.connection_context(), database.atomic():
+            try:
+                return STORE_COMMANDS[command](ctx, **arguments)
+            except Refusal as refusal:
+                raise CommandError(refusal.detail) from None
+
+
+def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
+    """Have the running appliance run a command."""
+    path = config.store_path.with_name(config.store_path.name + ".control")
+    try:
+        where = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise CommandError(f"{config.store_path} is in use by another minris") from None
+    if "content" in arguments:
+        arguments["content"] = base64.b64encode(arguments["content"]).decode()
+    request = urllib.request.Request(
+        f"{where['url']}/control/{command}",
+        json.dumps(arguments).encode(),
+        {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
+    )
+    here = ssl.create_default_context()
+    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the file says it is ours
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
+    )
+    try:
+        with opener.open(request, timeout=3600) as response:
+            answer = json.load(response)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"the running minris does not answer: {error}") from None
+    if "refused" in answer:
+        raise CommandError(answer["refused"])
+    return answer["done"]
+
+
+def command_serve(config: Config, arguments: argparse.Namespace) -> None:
+    """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
+    set_up_logging(config)
+    asyncio.run(_serve_until_signal(Appliance(config, say=lambda line: print(line, flush=True))))
+
+
+def command_settings(config: Config, arguments: argparse.Namespace) -> None:
+    """Print config.ini with every setting, its default and meaning."""
+    print(settings_reference(), end="")
+
+
+def command_import(config: Config, arguments: argparse.Namespace) -> None:
+    """Load worklist items: DICOM files (.wl, .dcm) or DICOM JSON; all of a file or nothing."""
+    failed = 0
+    for name in arguments.files:
+        try:
+            content = Path(name).read_bytes()
+            print(run_store_command(config, "import", name=Path(name).name, content=content))
+        except (OSError, CommandError) as error:
+            failed += 1
+            print(f"{name}: nothing imported: {error}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def command_export(config: Config, arguments: argparse.Namespace) -> None:
+    """Write everything in open form: JSON, which import reads back, or the steps as CSV."""
+    open_store_to_read(config)
+    with database.connection_context(), database.atomic("DEFERRED"):
+        if arguments.format == "csv":
+            text = "\ufeff" + export_csv()
+        else:
+            text = json.dumps(export_store(), ensure_ascii=False, indent=1) + "\n"
+    if arguments.file:
+        write_private(Path(arguments.file), text)
+    else:
+        sys.stdout.write(text)
+
+
+def open_store_to_read(config: Config) -> None:
+    """Open the store beside a running appliance or without one. CommandError where none is."""
+    if not config.store_path.exists():
+        raise CommandError(f"there is no store {config.store_path}")
+    open_store(config.store_path)
+
+
+def command_backup(config: Config, arguments: argparse.Namespace) -> None:
+    """Make a consistent copy of the store, running or not."""
+    name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
+    to = Path(arguments.file) if arguments.file else config.backup_folder / name
+    if not config.store_path.exists():
+        raise CommandError(f"there is no store {config.store_path}")
+    backup_store(config.store_path, to)
+    print(f"{to}: {to.stat().st_size} bytes, in order")
+
+
+def command_restore(config: Config, arguments: argparse.Namespace) -> None:
+    """Put a backup back after checking it; refused while the appliance runs."""
+    with StoreLock(config.store_path):
+        kept = restore_store(config.store_path, Path(arguments.file))
+        open_store(config.store_path)
+    print(f"{arguments.file} is restored" + (f"; the store before is {kept}" if kept else ""))
+
+
+def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
+    """Print the DICOM conformance statement of this configuration."""
+    print(conformance_statement(config, arguments.format), end="")
+
+
+def command_user(config: Config, arguments: argparse.Namespace) -> None:
+    """Make or change a login."""
+    password = ""
+    if not arguments.delete:
+        if arguments.password_stdin:
+            password = sys.stdin.readline().rstrip("\r\n")
+        else:
+            try:
+                password = getpass.getpass(f"Password of {arguments.name}: ")
+            except EOFError:
+                raise CommandError("there is no terminal: use --password-stdin") from None
+    print(
+        run_store_command(
+            config,
+            "user",
+            name=arguments.name,
+            role=arguments.role,
+            password=password,
+            delete=arguments.delete,
+        )
+    )
+
+
+def command_token(config: Config, arguments: argparse.Namespace) -> None:
+    """Make an API token; it is printed this once."""
+    print(
+        run_store_command(
+            config,
+            "token",
+            name=arguments.name,
+            role=arguments.role,
+            delete=arguments.delete,
+            ae_titles=arguments.ae,
+        )
+    )
+
+
+def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
+    """Play scenarios against a running appliance, or any other worklist."""
+    calling = arguments.calling
+    if not calling.strip() or value_problem("AE", calling) or not calling.isascii():
+        raise CommandError(f"--calling: {calling} is not an AE title (1 to 16 ASCII characters)")
+    for name in ("port", "listen"):
+        if not 0 <= getattr(arguments, name) <= 65535:
+            raise CommandError(f"--{name}: {getattr(arguments, name)} is not a port (1 to 65535)")
+    address = (
+        arguments.host,
+        arguments.port or config.dicom.port,
+        arguments.called or config.dicom.ae_title,
+        print,
+    )
+    machine = Modality(calling, arguments.modality, *address)
+    device = AccessRules(config).device(calling)
+    listen = arguments.listen or (device.port if device and device.host else 0)
+    station = Workstation(calling, *address, listen=listen)
+    where = read_destination(arguments.archive)
+    scanner = Scanner(calling, arguments.modality, *address, listen=listen, archive=where)
+    played = dict.fromkeys(MODALITY_SCENARIOS, machine) | dict.fromkeys(
+        WORKSTATION_SCENARIOS, station
+    )
+    played |= {"commitment": scanner, "archive": SimulatedArchive(calling, *address, listen=listen)}
+    for name in arguments.scenarios:
+        if name not in SCENARIOS:
+            raise CommandError(f"{name}: not one of {', '.join(SCENARIOS)}")
+        try:
+            (MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS)[name](played[name])
+        except SimulationError as error:
+            raise CommandError(str(error)) from None
+
+
+def read_destination(text: str) -> tuple[str, str, int] | None:
+    """AE@HOST:PORT, or nothing. CommandError for anything else"""
+    found = re.fullmatch(r"([^@]{1,16})@(.+):(\d{1,5})", text)
+    if text and not (found and is_ae_title(found[1]) and 0 < int(found[3]) < 65536):
+        raise CommandError(f"--archive: {text} is not AE@HOST:PORT")
+    return (found[1], found[2].strip("[]"), int(found[3])) if found else None
+
+
+def command_check(config: Config, arguments: argparse.Namespace) -> None:
+    """Check configuration, ports, store, disk and devices, one line each."""
+    problems = 0
+    for what, problem in check_lines(config):
+        problems += bool(problem)
+        print(f"{what}: {problem or 'ok'}")
+    if problems:
+        raise SystemExit(1)
+
+
+def check_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """What is checked, and what is wrong with it or nothing."""
+    yield f"configuration {config.path or 'defaults'}", ""
+    running = ""
+    try:
+        with StoreLock(config.store_path):
+            yield from check_store_lines(config)
+    except StoreError as error:
+        running = str(error)
+        yield f"store {config.store_path} (in use by a running minris)", ""
+    for name, section in (("dicom", config.dicom), ("web", config.web)):
+        problem = "" if running else port_problem(section.host, section.port)
+        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    folder = config.store_path.parent
+    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
+    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    year = datetime.datetime.now().year
+    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
+    for name, device in config.devices.items():
+        if device.host:
+            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+
+
+def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """The checks of a store that no appliance holds."""
+    if not config.store_path.exists():
+        yield f"store {config.store_path} (is made at the first start)", ""
+        return
+    try:
+        open_store(config.store_path)
+        with database.connection_context():
+            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+        yield f"store {config.store_path}", "" if answer == "ok" else answer
+    except (StoreError, peewee.DatabaseError) as error:
+        yield f"store {config.store_path}", str(error)
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why a port cannot be listened on, or nothing."""
+    try:
+        with socket.create_server((host, port)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def reach(host: str, port: int) -> str:
+    """Why a TCP connection cannot be made, or nothing."""
+    try:
+        with socket.create_connection((host, port), 3):
+            return ""
+    except OSError as error:
+        return f"not reached: {error.strerror or error}"
+
+
+def command_demo(config: Config, arguments: argparse.Namespace) -> None:
+    """Play an invented department's day over real DICOM, then stay up for a look at the page."""
+    with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
+        path = Path(folder, "config.ini")
+        web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = free.getsockname()[1]
+        path.write_text(
+            f"{DEMO_CONFIG.format(listen=listen)}[dicom]\nhost = 127.0.0.1\nport = 0\n"
+            f"[web]\nhost = 127.0.0.1\nport = {web_port}\n[log]\nlevel = WARNING\n",
+            "utf-8",
+        )
+        demo_config = load_config(path)
+        set_up_logging(demo_config)
+        logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+        try:
+            asyncio.run(_demo(demo_config, arguments.once, listen))
+        except KeyboardInterrupt:
+            print()
+
+
+async def _demo(config: Config, once: bool, listen: int) -> None:
+    lines: list[str] = []
+    appliance = Appliance(config, lines.append)
+    await appliance.start()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    password, token = "demo-admin", ""
+
+    def logins() -> str:
+        ctx = appliance.context()
+        make_user(ctx, "admin", "admin", password)
+        return make_token(ctx, "demo", "desk")
+
+    try:
+        token = await asyncio.wrap_future(appliance.writer.submit(logins))
+        say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
+        say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
+            f" pages at {appliance.web_url}\n")  # fmt: skip
+        await asyncio.get_running_loop().run_in_executor(
+            None,
+            play_day,
+            appliance.web_url,
+            token,
+            "127.0.0.1",
+            appliance.dicom_port,
+            config.dicom.ae_title,
+            say,
+            0.2 if once else 1.5,
+            listen,
+        )
+        say("\nThe day has been played.")
+        if not once:
+            say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
+            say("It stays up until Ctrl-C; then all of it is gone.")
+            until = asyncio.Event()
+            for name in ("SIGTERM", "SIGINT"):
+                signal.signal(
+                    getattr(signal, name),
+                    lambda *_: appliance.changes.loop.call_soon_threadsafe(until.set),
+                )
+            await until.wait()
+    finally:
+        await appliance.stop()
+
+
+def find_config(given: str | None) -> Path | None:
+    """The config.ini to use: the one given, else in the working directory, else by the program."""
+    if given:
+        return Path(given)
+    beside = Path(sys.argv[0]).absolute().parent / "config.ini"
+    return next((path for path in (Path.cwd() / "config.ini", beside) if path.is_file()), None)
+
+
+COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
+    "serve": command_serve,
+    "demo": command_demo,
+    "simulate": command_simulate,
+    "import": command_import,
+    "export": command_export,
+    "backup": command_backup,
+    "restore": command_restore,
+    "conformance": command_conformance,
+    "check": command_check,
+    "user": command_user,
+    "token": command_token,
+    "settings": command_settings,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        "minris",
+        description="Worklist, MPPS and workitems (UPS) for a small clinic.",
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"minris {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    found = {
+        name: commands.add_parser(name, help=function.__doc__, parents=[common])
+        for name, function in COMMANDS.items()
+    }
+    found["demo"].add_argument("--once", action="store_true", help="end when the day is played")
+    found["import"].add_argument("files", nargs="+", metavar="FILE")
+    found["export"].add_argument("--format", choices=("json", "csv"), default="json")
+    found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
+    for name in ("export", "backup"):
+        found[name].add_argument("file", nargs="?", metavar="FILE")
+    found["restore"].add_argument("file", metavar="FILE")
+    for name in ("user", "token"):
+        found[name].add_argument("name", metavar="NAME")
+        found[name].add_argument("--role", choices=ROLES, default="desk")
+        found[name].add_argument("--delete", action="store_true")
+    found["user"].add_argument("--password-stdin", action="store_true")
+    found["token"].add_argument(
+        "--ae", action="append", default=[], metavar="TITLE",
+        help="an AE title that it may subscribe and hear of; may be given again",
+    )  # fmt: skip
+    simulate = found["simulate"]
+    simulate.add_argument(
+        "scenarios", nargs="+", metavar="SCENARIO", choices=SCENARIOS, help=", ".join(SCENARIOS)
+    )
+    simulate.add_argument("--host", default="127.0.0.1")
+    simulate.add_argument("--port", type=int, default=0)
+    simulate.add_argument("--called", default="")
+    simulate.add_argument("--calling", default="CT1")
+    simulate.add_argument("--modality", default="CT")
+    simulate.add_argument(
+        "--listen", type=int, default=0, metavar="PORT", help="where it hears of events"
+    )
+    simulate.add_argument(
+        "--archive", default="", metavar="AE@HOST:PORT", help="where commitment stores its images"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: exit status 0 done, 1 could not, 2 wrong usage or configuration."""
+    for stream in (sys.stdout, sys.stderr):  # names are written in UTF-8 in any locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # 44 MiB of words, none of them a name
+    arguments = build_parser().parse_args(argv)
+    try:
+        config = load_config(find_config(getattr(arguments, "config", None)), os.environ)
+        COMMANDS[arguments.command or "serve"](config, arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"minris: {problem}", file=sys.stderr)
+        return 2
+    except (StoreError, CommandError, OSError) as error:
+        print(f"minris: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    return 0

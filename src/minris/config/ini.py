@@ -1,0 +1,219 @@
+"""config.ini, read and checked; a device as it is set."""
+
+import configparser
+import dataclasses
+import datetime
+import types
+import zoneinfo
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
+from minris.config.values import SETTING_KINDS
+from minris.standard.status import Message
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a configuration: one line each, with section and key."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The checked settings: config.dicom.port, and one mapping of settings for each device.
+
+    sources  by section and key where a setting comes from, if not from the defaults
+    """
+
+    dicom: types.SimpleNamespace
+    ups: types.SimpleNamespace
+    commitment: types.SimpleNamespace
+    web: types.SimpleNamespace
+    store: types.SimpleNamespace
+    clinic: types.SimpleNamespace
+    housekeeping: types.SimpleNamespace
+    log: types.SimpleNamespace
+    devices: Mapping[str, types.SimpleNamespace]
+    path: Path | None = None
+    directory: Path = Path()
+    sources: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def zone(self) -> datetime.tzinfo | None:
+        """The zone of the clinic, None for that of the machine."""
+        return zoneinfo.ZoneInfo(self.clinic.timezone) if self.clinic.timezone else None
+
+    @property
+    def backup_folder(self) -> Path:
+        """Where nightly backups go, absolute."""
+        return (self.directory / self.housekeeping.backup_folder).absolute()
+
+    @property
+    def store_path(self) -> Path:
+        """The file of the store, absolute."""
+        return (self.directory / self.store.url.removeprefix("sqlite:///")).absolute()
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A machine that may call us, or that we call."""
+
+    name: str
+    ae_titles: tuple[str, ...]
+    host: str = ""
+    port: int = 104
+    check_address: bool = False
+    modality: str = ""
+    station_name: str = ""
+    location: str = ""
+    character_set: tuple[str, ...] = ()
+    fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
+    role: str = "modality"
+    own_steps_only: bool = False
+    days_back: int | None = None
+    days_ahead: int | None = None
+    answer_limit: int | None = None
+    empty_sequences: bool = True
+    name_groups: str = "all"
+    combined_pdvs: bool = True
+    relational_queries: bool = False
+    events: str = "as_subscribed"
+    events_without_role: bool = False
+    mpps: str = "auto"
+    report_on_same_association: bool = False
+    passed_on: frozenset[str] = frozenset()
+    from_file: bool = True
+
+    @property
+    def ae_title(self) -> str:
+        """The title it is scheduled under."""
+        return self.ae_titles[0]
+
+    @classmethod
+    def from_settings(
+        cls, name: str, settings: types.SimpleNamespace, from_file: bool = True
+    ) -> "Device":
+        """A device as config.ini or the page of devices describes it."""
+        given = dict(vars(settings))
+        titles = given.pop("ae_title")
+        return cls(name=name, ae_titles=titles, from_file=from_file, **given)
+
+
+def read_setting(setting: Setting, text: str) -> Any:
+    """The value of a setting; ValueError says what is wrong with it."""
+    name, *arguments = setting.kind.split(" ")
+    return SETTING_KINDS[name](text, *arguments)
+
+
+def read_section(
+    name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[str]
+) -> types.SimpleNamespace:
+    """The values of one section; adds a line to `problems` for each that is wrong."""
+    section, known = types.SimpleNamespace(), set()
+    for setting in table:
+        text = given.get(setting.key, setting.default).strip()
+        known.add(setting.key)
+        try:
+            setattr(section, setting.key, read_setting(setting, text))
+        except ValueError as error:
+            where = {"section": name, "key": setting.key, "value": repr(text or "nothing")}
+            problems.append(
+                Message("[{section}] {key}: {value} {words}", **where, words=error.args[0])
+            )
+    for key in given:
+        if key not in known:
+            where = {"section": name, "key": key, "value": repr(given[key])}
+            words = Message("there is no such setting")
+            problems.append(Message("[{section}] {key}: {words}", **where, words=words))
+    return section
+
+
+def read_ini(path: Path) -> configparser.ConfigParser:
+    """The file as it stands; ConfigError where it is not an ini file in UTF-8."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(path.read_text("utf-8-sig"), str(path))
+    except (configparser.Error, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from None
+    return parser
+
+
+def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) -> Iterator[str]:
+    """A line for each file of TLS that is named and not there, or needed and not named."""
+    for name in ("dicom", "web"):
+        section = sections[name]
+        for key in ("tls_certificate", "tls_key", "tls_client_ca"):
+            if (text := getattr(section, key, "")) and not (directory / text).is_file():
+                yield f"[{name}] {key}: there is no file {directory / text}"
+        if getattr(section, "tls_key", "") and not getattr(section, "tls_certificate", ""):
+            yield f"[{name}] tls_certificate: is needed with tls_key"
+    if getattr(sections["dicom"], "tls_port", 0) and not getattr(
+        sections["dicom"], "tls_certificate", ""
+    ):
+        yield "[dicom] tls_certificate: is needed with tls_port"
+
+
+def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
+    """A line for each AE title that two devices claim, and for an address that cannot be checked."""
+    owners: dict[str, str] = {}
+    for name, device in devices.items():
+        for title in getattr(device, "ae_title", ()):
+            other = owners.setdefault(title, name)
+            if other != name:
+                yield f"[device {name}] ae_title: {title!r} belongs to [device {other}] already"
+        for key in ("check_address", "passed_on"):
+            if getattr(device, key, False) and not getattr(device, "host", ""):
+                yield f"[device {name}] {key}: needs host"
+
+
+def load_config(
+    path: Path | None = None, environ: Mapping[str, str] = types.MappingProxyType({})
+) -> Config:
+    """Read a config.ini, or the defaults; ConfigError lists every mistake at once.
+
+    path     the file, None for defaults alone
+    environ  variables MINRIS_SECTION_KEY that go before the file
+    """
+    parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
+    problems: list[str] = []
+    given = {name: dict(parser[name]) for name in parser.sections()}
+    sources = {(name, key): "config.ini" for name in given for key in given[name]}
+    for setting in SETTINGS:
+        variable = f"MINRIS_{setting.section}_{setting.key}".upper()
+        if variable in environ:
+            given.setdefault(setting.section, {})[setting.key] = environ[variable]
+            sources[setting.section, setting.key] = variable
+    sections: dict[str, types.SimpleNamespace] = {}
+    for name in dict.fromkeys(setting.section for setting in SETTINGS):
+        table = [setting for setting in SETTINGS if setting.section == name]
+        sections[name] = read_section(name, table, given.pop(name, {}), problems)
+    devices = {}
+    for name in [name for name in given if name.startswith("device ")]:
+        title = name.removeprefix("device ").strip()
+        devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), problems)
+    problems.extend(f"[{name}]: there is no such section" for name in given if name)
+    problems.extend(check_devices(devices))
+    directory = path.absolute().parent if path else Path.cwd()
+    problems.extend(check_files(sections, directory))
+    if problems:
+        raise ConfigError(problems)
+    return Config(**sections, devices=devices, path=path, directory=directory, sources=sources)
+
+
+def settings_reference() -> str:
+    """config.ini with every setting, its default and meaning, each default as a remark."""
+    lines = [
+        "# minris: every setting with its default. A line that begins with # is a remark:",
+        "# take the # away and change the value. Texts are UTF-8.",
+    ]
+    section = ""
+    for setting in (*SETTINGS, *DEVICE_SETTINGS):
+        if setting.section != section:
+            section = setting.section
+            lines += ["", f"[{section}]" if section != "device" else "#[device CT room 1]"]
+        lines += [f"# {setting.meaning}", f"#{setting.key} = {setting.default}".rstrip()]
+    return "\n".join(lines) + "\n"

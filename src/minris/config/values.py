@@ -1,0 +1,216 @@
+"""How a setting is read from its text."""
+
+import configparser
+import datetime
+import re
+import urllib.parse
+import zoneinfo
+from collections.abc import Callable
+from typing import Any
+
+from minris.standard.character_sets import character_set_problem
+from minris.standard.status import Message
+from minris.standard.uids import PASSED_ON
+from minris.standard.worklist import STEP_STATES
+
+
+def read_bool(text: str) -> bool:
+    """yes or no, as people write it."""
+    try:
+        return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
+    except KeyError:
+        raise ValueError(Message("is neither yes nor no")) from None
+
+
+def read_int(text: str, low: str, high: str) -> int:
+    """A whole number from low to high."""
+    if not re.fullmatch(r"-?\d+", text) or not int(low) <= int(text) <= int(high):
+        raise ValueError(Message("is not a whole number from {low} to {high}", low=low, high=high))
+    return int(text)
+
+
+def read_optional(text: str, low: str, high: str) -> int | None:
+    """A whole number from low to high, or nothing."""
+    return read_int(text, low, high) if text else None
+
+
+def read_seconds(text: str, low: str, high: str) -> float:
+    """A number of seconds from low to high."""
+    try:
+        if float(low) <= float(text) <= float(high):
+            return float(text)
+    except ValueError:
+        pass
+    raise ValueError(f"is not a number of seconds from {low} to {high}")
+
+
+def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
+    """AE titles separated by commas or spaces (PS3.5 6.2: 1 to 16 printable characters)."""
+    titles = tuple(title.strip() for title in text.split(",") if title.strip())
+    for title in titles:
+        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
+            raise ValueError(
+                Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
+            )
+    if not 1 <= len(titles) <= int(most):
+        raise ValueError(Message("is not an AE title"))
+    return titles
+
+
+def read_ae_title(text: str) -> str:
+    """One AE title."""
+    return read_ae_titles(text)[0]
+
+
+def read_zone(text: str) -> str:
+    """An IANA time zone, or nothing for that of the machine."""
+    try:
+        return text and zoneinfo.ZoneInfo(text).key
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        raise ValueError("is not a time zone such as Asia/Shanghai") from None
+
+
+def read_value(text: str, vr: str, longest: str) -> str:
+    """A text that fits an attribute of a VR."""
+    if len(text) > int(longest) or "\\" in text or not text.isprintable():
+        raise ValueError(Message("is longer than {longest} characters", longest=longest))
+    if vr == "CS" and not re.fullmatch(r"[A-Z0-9_ ]*", text):
+        raise ValueError(Message("has characters other than capitals, digits, space and _"))
+    return text
+
+
+def read_clock(text: str) -> tuple[int, int] | None:
+    """Hour and minute, or nothing."""
+    found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
+    if text and not found:
+        raise ValueError("is not a time such as 02:30")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def read_weekdays(text: str) -> tuple[str, ...]:
+    """Days of the week by three letters, separated by commas."""
+    days = {day.strip().lower()[:3] for day in text.split(",") if day.strip()}
+    if unknown := days.difference(WEEKDAYS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(WEEKDAYS)}")
+    return tuple(day for day in WEEKDAYS if day in days)
+
+
+def read_choice(text: str, *choices: str) -> str:
+    """One of a few words, in any case."""
+    for choice in choices:
+        if text.lower() == choice.lower():
+            return choice
+    raise ValueError(Message("is not one of {choices}", choices=", ".join(choices)))
+
+
+def read_states(text: str) -> frozenset[str]:
+    """States of a scheduled procedure step, separated by commas."""
+    states = frozenset(state.strip().upper() for state in text.split(",") if state.strip())
+    if unknown := states.difference(STEP_STATES):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(STEP_STATES)}")
+    return states
+
+
+def read_character_set(text: str) -> tuple[str, ...]:
+    """Terms of Specific Character Set (0008,0005), by backslash; nothing: as asked."""
+    terms = tuple(term.strip() for term in text.split("\\")) if text else ()
+    if terms and (problem := character_set_problem(terms)):
+        raise ValueError(problem)
+    return terms
+
+
+def read_store_url(text: str) -> str:
+    """sqlite:///FILE; a path that is not absolute counts from config.ini."""
+    if not text.startswith("sqlite:///") or len(text) == len("sqlite:///"):
+        raise ValueError("is not sqlite:///FILE")
+    return text
+
+
+def read_public_url(text: str) -> str:
+    """An http or https address, or nothing."""
+    parts = urllib.parse.urlsplit(text)
+    if text and not (parts.scheme in ("http", "https") and parts.netloc):
+        raise ValueError("is not an address such as https://ris.clinic.example")
+    return parts.geturl().rstrip("/")
+
+
+def read_evidence(text: str) -> tuple[str, ...]:
+    """Kinds of evidence, in their order."""
+    found = tuple(one.strip() for one in text.split(",") if one.strip())
+    if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
+        raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
+    return found
+
+
+EVIDENCE = ("archive", "commitment", "availability")
+
+
+def read_passed_on(text: str) -> frozenset[str]:
+    """Kinds of messages that a device is passed on."""
+    found = frozenset(one.strip().lower() for one in text.split(",") if one.strip())
+    if not found <= PASSED_ON.keys():
+        raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
+    return found
+
+
+def read_origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages, such as https://viewer.example, separated by commas."""
+    origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
+    for origin in origins:
+        parts = urllib.parse.urlsplit(read_public_url(origin))
+        usual = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+        if origin != f"{parts.scheme}://{usual}" or "@" in usual or not usual.isascii():
+            raise ValueError("is not an origin such as https://viewer.example")
+    return origins
+
+
+def read_id_format(text: str, longest: str) -> str:
+    """A format with {number} and dates, for example A{year}{month}{day}{number:04}."""
+    now = datetime.datetime(2026, 12, 31, 23, 59, 59)
+    try:
+        sample = format_identifier(text, now, 10_000)
+        if sample == format_identifier(text, now, 10_001):
+            raise ValueError("has no {number}")
+    except (KeyError, IndexError, AttributeError, TypeError):
+        raise ValueError("has a field other than {year} {yy} {month} {day} {number}") from None
+    if len(sample) > int(longest) or not re.fullmatch(r"[!-\[\]-~]+", sample):
+        raise ValueError(f"gives {sample!r}: not 1 to {longest} ASCII characters")
+    return text
+
+
+def format_identifier(pattern: str, now: datetime.datetime, number: int) -> str:
+    """The identifier of a pattern for a day and a number."""
+    return pattern.format(
+        year=f"{now:%Y}", yy=f"{now:%y}", month=f"{now:%m}", day=f"{now:%d}", number=number
+    )
+
+
+SETTING_KINDS: dict[str, Callable[..., Any]] = {
+    "text": str,
+    "bool": read_bool,
+    "int": read_int,
+    "seconds": read_seconds,
+    "ae": read_ae_title,
+    "aes": read_ae_titles,
+    "titles": lambda text: read_ae_titles(text, "100") if text else (),
+    "zone": read_zone,
+    "clock": read_clock,
+    "value": read_value,
+    "choice": read_choice,
+    "states": read_states,
+    "charset": read_character_set,
+    "store": read_store_url,
+    "url": read_public_url,
+    "origins": read_origins,
+    "evidence": read_evidence,
+    "passed_on": read_passed_on,
+    "ae_or_none": lambda text: read_ae_title(text) if text else "",
+    "id": read_id_format,
+    "weekdays": read_weekdays,
+    "days": lambda text: read_optional(text, "0", "3650"),
+    "limit": lambda text: read_optional(text, "1", "1000000"),
+}
+ROLES = ("desk", "technologist", "admin")  # each may do what those before it may

@@ -1,0 +1,1 @@
+"""Encoded data sets."""

@@ -1,0 +1,151 @@
+"""Data sets held against an attribute table, and what N-GET selects of them."""
+
+from collections.abc import Iterable, Iterator
+
+from pydicom import datadict
+
+from minris.dataset.elements import ElementIndex, _by_tag, encode_element
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.standard.attributes import AttributeTable
+from minris.standard.dictionary import (
+    _BINARY_VRS,
+    _ONE_VALUE_VRS,
+    attribute_name,
+    tag_of,
+    value_problem,
+)
+from minris.standard.status import Message, Problem, Refusal, Status
+
+
+def well_formed(data: bytes) -> bytes:
+    """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
+    if problems := list(value_problems(ElementIndex(data))):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    return data
+
+
+def value_problems(index: ElementIndex) -> Iterator[Problem]:
+    """A problem for each value in a data set that its VR does not allow, nested ones included."""
+    for tag in index:
+        vr = index.vr(tag)
+        if vr == b"SQ":
+            for item in index.items(tag):
+                yield from value_problems(item)
+        elif vr not in _BINARY_VRS:
+            texts = [index.text(tag)] if vr in _ONE_VALUE_VRS else index.values(tag)
+            if (
+                len(texts) > 1
+                and datadict.dictionary_has_tag(tag)
+                and datadict.dictionary_VM(tag) == "1"
+            ):
+                yield Problem(tag, Message("has more than one value"))
+            for text in filter(None, texts):
+                if words := value_problem(vr.decode(), text):
+                    yield Problem(tag, words)
+
+
+def check_attributes(
+    index: ElementIndex,
+    table: AttributeTable,
+    column: str,
+    lenient: bool = False,
+    path: tuple[int, ...] = (),
+) -> list[Problem]:
+    """Hold a data set against a column of an attribute table; what is absent but forgiven.
+
+    column   its cells are types: `1/1`, `2/2`, `1`, `2`; others ask nothing (PS3.4 5.4.2)
+    lenient  take an absent type 2 attribute as empty, and return it as a problem forgiven
+    Refuses  0120 for what is absent, 0121 for what has no value
+    """
+    absent, empty, forgiven = [], [], []
+    for attribute in table.children(path):
+        kind = attribute.cells[column].partition("/")[0]
+        if attribute.tag not in index:
+            if kind == "1" or (kind == "2" and not lenient):
+                absent.append(Problem(attribute.tag, Message("is missing")))
+            elif kind == "2":
+                forgiven.append(Problem(attribute.tag, Message("is missing")))
+        elif kind == "1" and not index.has_value(attribute.tag):
+            empty.append(Problem(attribute.tag, Message("has no value")))
+        elif attribute.vr == "SQ":
+            for item in index.items(attribute.tag):
+                forgiven += check_attributes(item, table, column, lenient, attribute.path)
+    if absent:
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=absent)
+    if empty:
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=empty)
+    return forgiven
+
+
+def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
+    """A data set with the type 2 attributes of a column that it lacks, empty."""
+    index = ElementIndex(data)
+    absent = {
+        attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
+        for attribute in table.children()
+        if attribute.cells[column].startswith("2/") and attribute.tag not in index
+    }
+    return index.merged(ElementIndex(b"".join(_by_tag(absent))))
+
+
+def selected_attributes(
+    index: ElementIndex, tags: Iterable[int], table: AttributeTable
+) -> tuple[Status, bytes]:
+    """What N-GET answers of a data set: the attributes asked for, or all; 0001 where one is not kept.
+
+    tags  Attribute Identifier List (0000,1005), top level
+    """
+    tags = list(tags)
+    wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
+    if not tags:
+        return Status.SUCCESS, bytes(index)
+    parts, missing = {}, False
+    for tag in wanted:
+        attribute = table.get((tag,))
+        if tag in index:
+            parts[tag] = index.element(tag)
+        elif attribute and attribute.cells["get"] == "3/2":
+            parts[tag] = encode_element(tag, attribute.vr.encode(), b"")
+        else:
+            missing = True
+    status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
+    return status, b"".join(_by_tag(parts))
+
+
+def check_uid(uid: str) -> None:
+    """Refuse (0117) what is no UID."""
+    if value_problem("UI", uid) or not uid:
+        raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
+
+
+def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
+    """Refuse (0106) a data set that names another instance than its command set does (local)."""
+    known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
+    problems = [
+        Problem(tag_of(keyword), Message("is not that of the command set"))
+        for keyword, value in known.items()
+        if index.get(keyword) not in ("", value)
+    ]
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+
+
+def _noted(problems: Iterable[Problem]) -> str:
+    """What was forgiven, for the log and the step's page."""
+    return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
+
+
+def comparable(index: ElementIndex, tag: int) -> str:
+    """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
+    text = index.text(tag)
+    if tag not in index or index.vr(tag) != b"PN":
+        return text
+    return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
+
+
+def same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
+    """Whether an attribute that may not be set is as it is stored."""
+    if index.vr(tag) != b"SQ":
+        return comparable(index, tag) == comparable(stored, tag)
+    empty = not index.has_value(tag) and not stored.has_value(tag)
+    return empty or index.element(tag) == stored.element(tag)

@@ -1,0 +1,196 @@
+"""Encoded elements, and the index of an encoded data set."""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+
+from minris.standard.dictionary import (
+    _BINARY_NUMBERS,
+    _BINARY_VRS,
+    _LED_BY_SPACES,
+    _LONG_VRS,
+    _SPACE_PADDED,
+    attribute_name,
+    tag_of,
+    vr_of,
+)
+
+_HEADER = struct.Struct("<HH2sH")
+_TAG = struct.Struct("<HH")
+_TAG_LENGTH = struct.Struct("<HHI")
+_LENGTH = struct.Struct("<I")
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+
+class Malformed(ValueError):
+    """Bytes that are no data set, or one past a limit."""
+
+
+class TooManyElements(Malformed):
+    """A data set with more elements than are taken."""
+
+
+def pad(value: bytes, vr: bytes) -> bytes:
+    """The value at even length."""
+    if len(value) & 1:
+        return value + (b" " if vr in _SPACE_PADDED else b"\0")
+    return value
+
+
+def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
+    """One element in Explicit VR Little Endian; the value is padded to even length."""
+    value = pad(value, vr)
+    if vr in _LONG_VRS:
+        return (
+            _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + len(value).to_bytes(4, "little") + value
+        )
+    if len(value) > 0xFFFF:
+        raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
+    return _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+
+
+def encode_item(content: bytes) -> bytes:
+    """One item of a sequence, with defined length."""
+    return _TAG_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
+
+
+def encode_items(tag: int, contents: Iterable[bytes]) -> bytes:
+    """A sequence of items that are encoded already."""
+    return encode_element(tag, b"SQ", b"".join(map(encode_item, contents)))
+
+
+def encode_text(keyword: str, text: str) -> bytes:
+    """One element from a keyword and its text, UTF-8."""
+    tag = tag_of(keyword)
+    return encode_element(tag, vr_of(tag).encode(), text.encode())
+
+
+def _by_tag(found: Mapping[int, bytes]) -> list[bytes]:
+    return [found[tag] for tag in sorted(found)]
+
+
+class ElementIndex:
+    """An encoded data set (stored form), indexed by tag; sequences are opened when asked for."""
+
+    __slots__ = ("data", "end", "found", "start")
+
+    def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
+        self.data, self.start = data, start
+        self.end = end = len(data) if end is None else end
+        self.found: dict[int, tuple[bytes, int, int, int]] = {}
+        found, unpack, pos = self.found, _HEADER.unpack_from, start
+        while pos < end:
+            group, number, vr, length = unpack(data, pos)
+            value = pos + 8
+            if vr in _LONG_VRS:
+                length = int.from_bytes(data[value : value + 4], "little")
+                value += 4
+            found[group << 16 | number] = vr, pos, value, value + length
+            pos = value + length
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self.found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.found)
+
+    def vr(self, tag: int) -> bytes:
+        """The VR of an element that is there."""
+        return self.found[tag][0]
+
+    def element(self, tag: int) -> bytes:
+        """The whole element, b"" where there is none."""
+        if tag not in self.found:
+            return b""
+        _, head, _, end = self.found[tag]
+        return self.data[head:end]
+
+    def value(self, tag: int) -> bytes:
+        """The bytes of a value, b"" where there is none."""
+        if tag not in self.found:
+            return b""
+        _, _, start, end = self.found[tag]
+        return self.data[start:end]
+
+    def text(self, tag: int) -> str:
+        """The value as text, without padding; numbers of binary VRs as decimal digits."""
+        vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
+        if vr in _BINARY_NUMBERS:
+            return "\\".join(map(str, unpack_numbers(vr, self.data[start:end])))
+        text = self.data[start:end].decode("utf-8", "replace").rstrip(" \0")
+        return text if vr in _LED_BY_SPACES else text.lstrip(" ")
+
+    def get(self, keyword: str) -> str:
+        """The text of a keyword, empty where there is none."""
+        return self.text(tag_of(keyword))
+
+    def values(self, tag: int) -> list[str]:
+        """Each value as text, without padding; [] where there is none."""
+        text = self.text(tag)
+        strip = str.rstrip if self.found.get(tag, (b"",))[0] == b"UC" else str.strip
+        return [strip(value, " ") for value in text.split("\\")] if text else []
+
+    def items(self, tag: int) -> list["ElementIndex"]:
+        """The items of a sequence, [] where there is none."""
+        vr, _, pos, end = self.found.get(tag, (b"", 0, 0, 0))
+        if vr != b"SQ":
+            return []
+        items = []
+        while pos < end:
+            length = int.from_bytes(self.data[pos + 4 : pos + 8], "little")
+            items.append(ElementIndex(self.data, pos + 8, pos + 8 + length))
+            pos += 8 + length
+        return items
+
+    def item(self, keyword: str) -> "ElementIndex":
+        """The first item of a sequence; an empty one where there is none."""
+        return next(iter(self.items(tag_of(keyword))), EMPTY)
+
+    def has_value(self, tag: int) -> bool:
+        """Whether there is a value other than padding, or an item."""
+        vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
+        return end > start and (vr in _BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
+
+    def __bytes__(self) -> bytes:
+        return self.data[self.start : self.end]
+
+    def merged(self, *others: "ElementIndex") -> bytes:
+        """The data set with the elements of the others put in, each in the place of its own."""
+        elements = {tag: self.element(tag) for tag in self.found}
+        for other in others:
+            elements |= {tag: other.element(tag) for tag in other.found}
+        return b"".join(_by_tag(elements))
+
+    def without(self, tags: Iterable[int]) -> bytes:
+        """The data set less some elements."""
+        leave = frozenset(tags)
+        return b"".join(self.element(tag) for tag in self.found if tag not in leave)
+
+    def only(self, tags: Iterable[int]) -> bytes:
+        """The elements of the given tags that are there, ascending."""
+        return b"".join(self.element(tag) for tag in sorted(tags) if tag in self.found)
+
+
+EMPTY = ElementIndex(b"")
+
+
+def text_elements(**texts: str) -> ElementIndex:
+    """A data set of text elements by keyword; those without a text are left out."""
+    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
+    return ElementIndex(b"".join(_by_tag(elements)))
+
+
+def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
+    """The numbers of a binary value; bytes left over are ignored."""
+    code = _BINARY_NUMBERS[vr]
+    count = len(value) // struct.calcsize(code)
+    return struct.unpack_from(f"<{count}{code}", value)
+
+
+def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
+    """Numbers of one binary VR in another. Raises Malformed"""
+    numbers, code = unpack_numbers(vr, value), _BINARY_NUMBERS[right]
+    try:
+        return struct.pack(f"<{len(numbers)}{code}", *numbers)
+    except (struct.error, OverflowError):
+        raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}") from None

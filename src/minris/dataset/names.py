@@ -1,0 +1,144 @@
+"""Person names: keys for the search, pinyin, initials, how they are shown; identity numbers."""
+
+import re
+import unicodedata
+
+from minris.standard.dictionary import is_date
+
+
+def plain(text: str) -> str:
+    """Lower case without accents and tones; the letter behind a mark stays."""
+    if text.isascii():
+        return text.casefold()
+    decomposed = unicodedata.normalize("NFKD", text)
+    bare = "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
+    return unicodedata.normalize("NFC", bare).casefold()
+
+
+def name_key(name: str) -> str:
+    """A name as it is looked for: each group in plain letters and digits, run together.
+
+    ü is written lü, lv, lyu or lu in pinyin; all are lu here, and likewise nu.
+    """
+    groups = []
+    for group in name.split("="):
+        letters = "".join(c for c in plain(group) if c.isalnum())
+        groups.append(re.sub("([ln])(yu|v)", r"\1u", letters))
+    return "=".join(groups)
+
+
+# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+COMPOUND_SURNAMES = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
+    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+)
+# How family names are read where they are read otherwise than the same character in a word.
+SURNAMES = dict(
+    pair.split("=")
+    for pair in (
+        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
+        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
+        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
+        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
+    ).split()
+)
+
+
+def latin_name(components: str) -> str:
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
+
+    ü is written yu, as in passports.
+    """
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        return ""
+    family, _, given = components.partition("^")
+    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
+    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
+    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
+    return "^".join(parts).rstrip("^").replace("v", "yu")
+
+
+def chinese_name(text: str) -> str:
+    """`王小东` or `王 小东` as components `王^小东`."""
+    parts = text.replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
+        name = parts[0]
+        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
+        parts = [name[:cut], name[cut:]]
+    return "^".join(parts)
+
+
+def initials(name: str) -> str:
+    """The initials of a name, by words and capitals within them: wxd of Wang^XiaoDong.
+
+    A name without Latin letters has those of its pinyin.
+    """
+    latin, _, rest = name.partition("=")
+    if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
+        latin = latin_name(chinese_name(rest.partition("=")[0] or latin)) or latin
+    words = re.findall("[^\\W\\d_]+", latin)
+    parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
+    shouted = latin.isupper()
+    return "".join(plain(part[0]) for part in (words if shouted else parts))
+
+
+# GB 11643: weights of the first 17 digits of a resident's number, and the check character by the sum.
+_RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+_RESIDENT_CHECKS = "10X98765432"
+
+
+def resident_number(text: str) -> tuple[str, str] | None:
+    """Birth date (DA) and sex of a Chinese resident's identity number; None for what is none."""
+    number = text.strip().upper()
+    if not re.fullmatch("[0-9]{17}[0-9X]", number):
+        return None
+    total = sum(int(c) * weight for c, weight in zip(number[:17], _RESIDENT_WEIGHTS, strict=True))
+    if number[17] != _RESIDENT_CHECKS[total % 11] or not is_date(number[6:14]):
+        return None
+    return number[6:14], "M" if int(number[16]) % 2 else "F"
+
+
+def shown_name(name: str) -> str:
+    """A PN value as people read it: 王小东 Wang XiaoDong."""
+    groups = [group.replace("^", " ").strip() for group in name.split("=")]
+    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
+    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
+
+
+def masked_name(name: str) -> str:
+    """A PN value for a screen that others see: 王*东, W*** X."""
+    groups = [group.split("^") for group in name.split("=")]
+    ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
+    if len(ideographic) > 1:
+        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
+    family, given = (groups[0] + [""])[:2]
+    masked = f"{family[:1]}***" if family else ""
+    return f"{masked} {given[:1]}".strip()
+
+
+def name_groups(text: str) -> list[str]:
+    """The component groups of a person name, in lower case, empty components at the end gone."""
+    return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
+
+
+def name_chunk(name: str) -> str:
+    """The longest part of a name key that is in the `name_key` of every name that it matches."""
+    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
+    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
+    chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
+    return max(chunks, key=len)
+
+
+def person_name(family: str, given: str, chinese: str) -> str:
+    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
+    ideographic = chinese_name(chinese)
+    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
+    return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
+
+
+def typed_name(text: str) -> str:
+    """A PN value from one line: hanzi alone are the ideographic group, all else is as it is."""
+    hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
+    return person_name("", "", text) if hanzi else text

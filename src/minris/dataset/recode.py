@@ -1,0 +1,225 @@
+"""A peer's data set, read once and written in the stored form."""
+
+from typing import NamedTuple
+
+from minris import log
+from minris.dataset.elements import (
+    _HEADER,
+    _ITEM,
+    _ITEM_END,
+    _SEQUENCE_END,
+    _UNDEFINED,
+    Malformed,
+    TooManyElements,
+    _by_tag,
+    encode_element,
+    encode_items,
+    repacked,
+)
+from minris.dataset.text import (
+    ASCII,
+    SPECIFIC_CHARACTER_SET,
+    CharacterSet,
+    character_set,
+    decode_text,
+)
+from minris.standard.dictionary import (
+    _BINARY_NUMBERS,
+    _KNOWN_VRS,
+    _LONG_VRS,
+    _ONE_VALUE_VRS,
+    _TEXT_VRS,
+    allows,
+    attribute_name,
+    kind_of_vr,
+    vr_of,
+)
+
+
+class Limits(NamedTuple):
+    """How much of a peer's data set is taken."""
+
+    nesting: int = 16
+    elements: int = 100_000
+
+
+class _Recoder:
+    """Reads a peer's data set once, front to back, and writes it in the stored form."""
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self.data, self.limits, self.count = data, limits, 0
+        self.asked: tuple[str, ...] | None = None
+        self.recovered: list[int] = []
+        self.damaged: list[int] = []
+
+    def elements(
+        self, pos: int, end: int, explicit: bool, charset: CharacterSet, depth: int, until: int = 0
+    ) -> tuple[bytes, int]:
+        """The elements from pos to end, or to the delimiter `until`; and where they ended."""
+        if depth > self.limits.nesting:
+            raise Malformed(f"nested deeper than {self.limits.nesting}")
+        found: dict[int, bytes] = {}
+        ordered, last = True, -1
+        while pos < end:
+            tag, vr, start, length = self.header(pos, end, explicit)
+            if tag == until:
+                return b"".join(found.values() if ordered else _by_tag(found)), start
+            if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
+                raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
+            self.count += 1
+            if self.count > self.limits.elements:
+                raise TooManyElements(f"more than {self.limits.elements} elements")
+            element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
+            if tag == SPECIFIC_CHARACTER_SET:
+                charset = self.declared(element, charset, depth)
+            elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired and tell nothing
+                found[tag] = element
+                ordered, last = ordered and tag > last, tag
+        if until:
+            raise Malformed("a delimiter is missing")
+        return b"".join(found.values() if ordered else _by_tag(found)), pos
+
+    def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
+        """Tag, VR (empty where implicit), start and length of the value."""
+        if pos + 8 > end:
+            raise Malformed("ends in the middle of an element")
+        group, number, vr, length = _HEADER.unpack_from(self.data, pos)
+        tag, start = group << 16 | number, pos + 8
+        if not explicit or group == 0xFFFE:
+            return tag, b"", start, int.from_bytes(self.data[pos + 4 : pos + 8], "little")
+        if vr not in _KNOWN_VRS:
+            raise Malformed(f"{attribute_name(tag)} has no known VR")
+        if vr in _LONG_VRS:
+            if start + 4 > end:
+                raise Malformed("ends in the middle of an element")
+            return tag, vr, start + 4, int.from_bytes(self.data[start : start + 4], "little")
+        return tag, vr, start, length
+
+    def element(
+        self,
+        tag: int,
+        vr: bytes,
+        start: int,
+        length: int,
+        end: int,
+        explicit: bool,
+        charset: CharacterSet,
+        depth: int,
+    ) -> tuple[bytes, int]:
+        """One element in the stored form, and where the next one starts."""
+        if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
+            vr, explicit = b"", False
+        vr = vr or vr_of(tag).encode()
+        right = vr if allows(tag, vr) else vr_of(tag).encode()
+        if kind_of_vr(vr) != kind_of_vr(right):
+            raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
+        if length == _UNDEFINED:
+            if vr not in (b"SQ", b"UN"):
+                raise Malformed(f"{attribute_name(tag)} has no length")
+            return self.sequence(tag, start, end, explicit, charset, depth, delimited=True)
+        if start + length > end:
+            raise Malformed(f"{attribute_name(tag)} is longer than what holds it")
+        if vr == b"SQ":
+            return self.sequence(tag, start, start + length, explicit, charset, depth)
+        value = self.data[start : start + length]
+        if right in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
+            value = self.text(tag, right, value, charset)
+            if len(value) > 0xFFFE and right not in _LONG_VRS:
+                raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
+        if right != vr and vr in _BINARY_NUMBERS:
+            value = repacked(tag, vr, value, right)
+        return encode_element(tag, right, value), start + length
+
+    def sequence(
+        self,
+        tag: int,
+        pos: int,
+        end: int,
+        explicit: bool,
+        charset: CharacterSet,
+        depth: int,
+        delimited: bool = False,
+    ) -> tuple[bytes, int]:
+        """A sequence in the stored form: items of defined length."""
+        items = []
+        while pos < end:
+            item, _, start, length = self.header(pos, end, explicit=False)
+            if item == _SEQUENCE_END and delimited:
+                return encode_items(tag, items), start
+            if item != _ITEM:
+                raise Malformed(f"{attribute_name(tag)} holds something that is no item")
+            if length == _UNDEFINED:
+                content, pos = self.elements(start, end, explicit, charset, depth + 1, _ITEM_END)
+            elif start + length > end:
+                raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
+            else:
+                content, pos = self.elements(start, start + length, explicit, charset, depth + 1)
+            items.append(content)
+            self.count += 1
+            if self.count > self.limits.elements:
+                raise TooManyElements(f"more than {self.limits.elements} elements")
+        if delimited:
+            raise Malformed(f"{attribute_name(tag)} has no end")
+        return encode_items(tag, items), pos
+
+    def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
+        """A text value in UTF-8; notes where it had to be recovered."""
+        # a backslash in a text of several values would make two of one
+        text, how = decode_text(value, charset, vr, "\\" if vr in _ONE_VALUE_VRS else "\ufffd")
+        if how != "declared":
+            (self.recovered if how == "recovered" else self.damaged).append(tag)
+        return text.rstrip(" ").encode()
+
+    def declared(
+        self, element: bytes, outer: CharacterSet | None, depth: int
+    ) -> CharacterSet | None:
+        """The set that (0008,0005) declares; the outer one where it is empty, None if unknown."""
+        value = element[8:].decode("ascii", "replace")
+        terms = tuple(term.strip(" \0") for term in value.split("\\"))
+        if depth == 1:
+            self.asked = terms if any(terms) else ()
+        if not any(terms):
+            return outer
+        if problem := CharacterSet.problem_of(terms):
+            log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
+        return character_set(terms)
+
+
+def recode(
+    data: bytes,
+    explicit: bool = True,
+    charset: CharacterSet = ASCII,
+    limits: Limits = Limits(),
+) -> bytes:
+    """A peer's data set in the stored form: explicit little endian, UTF-8, defined lengths.
+
+    data      encoded in one of the little endian syntaxes, without command or file meta group
+    explicit  whether the VRs are in it
+    charset   what texts are in where (0008,0005) does not say
+    Raises    Malformed
+    """
+    return recode_noting(data, explicit, charset, limits).data
+
+
+class Recoded(NamedTuple):
+    """A peer's data set in the stored form, and what became of its texts.
+
+    asked      the terms of (0008,0005) at its top, () where it is empty, None where it is absent
+    recovered  tags of texts that the declared set was contradicted by, read in another
+    damaged    tags of texts that could only be guessed at
+    """
+
+    data: bytes
+    asked: tuple[str, ...] | None
+    recovered: tuple[int, ...]
+    damaged: tuple[int, ...]
+
+
+def recode_noting(
+    data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
+) -> Recoded:
+    """As `recode`, with what was noted on the way."""
+    recoder = _Recoder(data, limits)
+    stored, _ = recoder.elements(0, len(data), explicit, charset, 1)
+    recovered, damaged = tuple(recoder.recovered), tuple(recoder.damaged)
+    return Recoded(stored, recoder.asked, recovered, damaged)

@@ -1,0 +1,372 @@
+"""A query compiled: it matches stored data sets and writes the answers."""
+
+import datetime
+import functools
+import types
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from minris.dataset.elements import (
+    _LENGTH,
+    _TAG,
+    _TAG_LENGTH,
+    EMPTY,
+    ElementIndex,
+    encode_element,
+    encode_item,
+    pad,
+)
+from minris.dataset.matching import Test, key_test
+from minris.dataset.text import SPECIFIC_CHARACTER_SET, UTF_8, CharacterSet
+from minris.dataset.times import Interval, _refuse_key, _time_start, key_interval
+from minris.standard.attributes import AttributeTable
+from minris.standard.dictionary import _MAY_BE_TEXT, _TEXT_VRS, tag_of, vr_of
+from minris.standard.status import Status
+from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, START_TIME
+
+# PS3.4 Table CC.2.5-3: in code sequences that a table does not spell out
+NEVER_MATCHED_IN_CODES = frozenset({tag_of("CodeMeaning"), tag_of("CodingSchemeVersion")})
+
+
+class AnswerStyle(NamedTuple):
+    """How the answers to one device are written; a device's profile gives it.
+
+    charset          what texts are in, `fallback` where it cannot carry one
+    name_groups      `all`, or the one component group of a name that is sent
+    empty_sequences  whether a sequence without items is sent
+    zone             that of times without an offset, None for that of the machine
+    """
+
+    charset: CharacterSet = UTF_8
+    fallback: CharacterSet = UTF_8
+    name_groups: str = "all"
+    empty_sequences: bool = True
+    zone: datetime.tzinfo | None = None
+
+
+def one_group(value: bytes, name_groups: str) -> bytes:
+    """Each name of a PN value with one of its groups alone; the other where it has none."""
+    names = []
+    for name in value.decode("utf-8", "replace").split("\\"):
+        alphabetic, _, rest = name.strip(" ").partition("=")
+        ideographic = rest.partition("=")[0]
+        if name_groups == "ideographic":
+            names.append(ideographic or alphabetic)
+        else:
+            names.append(alphabetic or ideographic)
+    return pad("\\".join(names).encode(), b"PN")
+
+
+class Search:
+    """A query, compiled: `answer(data)` is the encoded answer of a stored data set that matches.
+
+    index     the identifier in the stored form
+    table     which attributes are supported (columns match and return)
+    explicit  whether answers are Explicit or Implicit VR Little Endian
+    style     how texts and empty sequences are answered
+    extra     elements put into every answer when they are asked for, by tag (stored form)
+    Refuses   A900 for two items in a sequence, a wrong date or range, several values
+    Source    PS3.4 C.2.2.2, K.2.2, K.4.1.1.3.2
+    """
+
+    def __init__(
+        self,
+        index: ElementIndex,
+        table: AttributeTable,
+        explicit: bool = True,
+        style: AnswerStyle = AnswerStyle(),
+        extra: Mapping[int, bytes] = types.MappingProxyType({}),
+        path: tuple[int, ...] = (),
+    ) -> None:
+        self.index, self.explicit, self.path = index, explicit, path
+        self.style, self.extra = style, extra
+        self.tests: list[tuple[int, Test]] = []
+        self.nested: dict[int, Search] = {}
+        self.intervals: dict[int, Interval] = {}
+        self.shape: list[tuple[int, bytes, bytes | None]] = []
+        self.texts: list[int] = []  # tags of shape that may hold more than ASCII
+        self.unsupported: list[int] = []
+        self.unmatched: list[int] = []  # keys with a value that is not looked at
+        for tag in index:
+            self._add(tag, table)
+        self._combine_date_and_time()
+
+    def _add(self, tag: int, table: AttributeTable) -> None:
+        if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
+            # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
+            if tag == 0x00080201 and tag in self.extra:
+                self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
+            return
+        path = (*self.path, tag)
+        attribute = table.get(path)
+        vr = self.index.vr(tag)
+        known = attribute is not None or self._inside_open_sequence(table)
+        if not known:
+            self.unsupported.append(tag)
+        if vr == b"SQ":
+            self._add_sequence(tag, table, path)
+        elif not known or (attribute and attribute.cells.get("match", "O") == "-"):
+            self.unmatched += [tag] if self.index.has_value(tag) else []
+        else:
+            meaning = not attribute and tag in NEVER_MATCHED_IN_CODES
+            test = None if meaning else key_test(tag, vr, self.index, self.style.zone)
+            if test:
+                self.tests.append((tag, test))
+            if vr in (b"DA", b"TM") and (text := self.index.text(tag).strip("*")):
+                self.intervals[tag] = key_interval(tag, vr, text)
+        kind = attribute.cells["return"] if attribute else "3"
+        if kind == "-" or (vr == b"SQ" and not self.style.empty_sequences):
+            kind = "3"
+        absent = (
+            b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
+        )
+        self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
+        if vr_of(tag).encode() in _MAY_BE_TEXT:  # not the VR of the query, which may be wrong
+            self.texts.append(tag)
+
+    def _inside_open_sequence(self, table: AttributeTable) -> bool:
+        """Below a sequence that the table names without saying what is in it, all is known."""
+        outer = (self.path[:depth] for depth in range(1, len(self.path) + 1))
+        return any(path in table and not table.children(path) for path in outer)
+
+    def _add_sequence(self, tag: int, table: AttributeTable, path: tuple[int, ...]) -> None:
+        items = self.index.items(tag)
+        if len(items) > 1:
+            raise _refuse_key(tag, "has more than one item")  # PS3.4 C.2.2.2.6
+        if items and items[0].found:
+            nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
+            self.unsupported += nested.unsupported
+            self.unmatched += nested.unmatched
+            matched = (one.cells.get("match") != "-" for one in table.children(path))
+            if path in table and table[path].cells.get("match") == "-" and not any(matched):
+                self.unmatched += [tag] if nested.tests else []
+                nested.ask_nothing()
+            self.nested[tag] = nested
+
+    def ask_nothing(self) -> None:
+        """Only say what is wanted in the answer; match all."""
+        self.tests, self.combined = [], None
+        for nested in self.nested.values():
+            nested.ask_nothing()
+
+    def _combine_date_and_time(self) -> None:
+        """PS3.4 C.2.2.2.5.4, Table K.6-1: ranges of the same form are one continuous interval."""
+        date, time_ = self.intervals.get(START_DATE), self.intervals.get(START_TIME)
+        if date and time_ and date.form == time_.form and "-" in date.form:
+            self.tests = [(t, test) for t, test in self.tests if t not in (START_DATE, START_TIME)]
+            self.combined: Interval | None = Interval(
+                date.low + time_.low, date.high + time_.high, date.form
+            )
+        else:
+            self.combined = None
+
+    @property
+    def status(self) -> Status:
+        """FF01 where an attribute is asked for that is not kept here (PS3.4 Table K.4-1)."""
+        return Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED if self.unsupported else Status.PENDING
+
+    def matches(self, index: ElementIndex) -> bool:
+        """Whether a stored data set satisfies every key."""
+        data, found = index.data, index.found
+        for tag, test in self.tests:
+            entry = found.get(tag)
+            if not entry or not test(data[entry[2] : entry[3]]):
+                return False
+        if self.combined:
+            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            if not index.text(START_DATE) or not self.combined.holds(at):
+                return False
+        for tag, nested in self.nested.items():
+            if nested.restricts and not any(map(nested.matches, index.items(tag))):
+                return False
+        return True
+
+    @functools.cached_property
+    def restricts(self) -> bool:
+        """Whether any key is not universal."""
+        return bool(self.tests or self.combined or any(n.restricts for n in self.nested.values()))
+
+    def mismatches(self, index: ElementIndex) -> list[tuple[int, str, str]]:
+        """Each key that a stored data set does not satisfy: its tag, what it asks for, what is there."""
+        found = [
+            (tag, self.index.text(tag), index.text(tag))
+            for tag, test in self.tests
+            if tag not in index or not test(index.value(tag))
+        ]
+        if self.combined:
+            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            if not index.text(START_DATE) or not self.combined.holds(at):
+                found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
+        for tag, nested in self.nested.items():
+            items = index.items(tag)
+            if nested.restricts and not any(map(nested.matches, items)):
+                found += nested.mismatches(items[0] if items else EMPTY)
+        return found
+
+    def answer(self, data: bytes) -> bytes | None:
+        """The encoded answer of a stored data set, None where it does not match."""
+        index = ElementIndex(data)
+        return self.select(index) if self.matches(index) else None
+
+    def select(self, index: ElementIndex) -> bytes:
+        """The attributes asked for, with (0008,0005) where it is needed or was asked for."""
+        for charset in (self.style.charset, self.style.fallback, UTF_8):
+            try:
+                return self._select(index, charset)
+            except UnicodeEncodeError:
+                continue
+        raise AssertionError("UTF-8 carries any text")
+
+    def _select(self, index: ElementIndex, charset: CharacterSet) -> bytes:
+        body = b"".join(self._elements(index, charset))
+        named = charset.terms not in ((), ("ISO_IR 6",))  # PS3.3 Table C.12-2 has no term for ASCII
+        if named and (SPECIFIC_CHARACTER_SET in self.index or self._extended(index)):
+            head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+            return head + body
+        return body
+
+    def _extended(self, index: ElementIndex) -> bool:
+        """Whether a text that is asked for is more than ASCII."""
+        data, found = index.data, index.found
+        for tag in self.texts:
+            if tag not in found:
+                continue
+            vr, _, start, end = found[tag]
+            if vr == b"SQ":
+                # past the item's length, tags and lengths are ASCII but for the delimiters,
+                # whose bytes alone are no UTF-8: mostly there is no need to look closer
+                if data[start + 8 : end].translate(None, b"\xdd\xe0\xfe\xff").isascii():
+                    continue
+                nested = self.nested.get(tag)
+                extended = nested._extended if nested else has_extended_text
+                if any(map(extended, index.items(tag))):
+                    return True
+            elif vr in _TEXT_VRS and not data[start:end].isascii():
+                return True
+        return False
+
+    def _elements(self, index: ElementIndex, charset: CharacterSet) -> list[bytes]:
+        """The elements asked for from one data set or item, in the syntax and set of the answer."""
+        data, found, parts = index.data, index.found, []
+        plain = charset.codec == "utf-8"
+        verbatim = self.explicit and plain
+        one_name = self.style.name_groups != "all"
+        for tag, raw_tag, absent in self.shape:
+            entry = found.get(tag)
+            if entry is None:
+                if absent:
+                    parts.append(absent)
+                continue
+            vr, head, start, end = entry
+            if vr == b"SQ":
+                parts.append(self._sequence(tag, index, charset))
+            elif verbatim and not (one_name and vr == b"PN"):
+                parts.append(data[head:end])
+            else:
+                value = data[start:end]
+                if one_name and vr == b"PN":
+                    value = one_group(value, self.style.name_groups)
+                if not plain and vr in _TEXT_VRS and not value.isascii():
+                    value = self._text(vr, value, charset)
+                if self.explicit:
+                    parts.append(encode_element(tag, vr, value))
+                else:
+                    parts += raw_tag, _LENGTH.pack(len(value)), value
+        return parts
+
+    def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
+        """A stored text in another set; of a name the groups that it can carry, if the first."""
+        if charset.codec == "utf-8":
+            return value
+        text = value.decode().rstrip(" ")
+        try:
+            return pad(charset.encode(text, vr), vr)
+        except UnicodeEncodeError:
+            if vr != b"PN":
+                raise
+        names = []
+        for name in text.split("\\"):
+            groups = [group if charset.carries(group) else "" for group in name.split("=")]
+            if not groups[0]:
+                charset.encode(name, vr)  # raises: the next set is tried
+            names.append("=".join(groups).rstrip("="))
+        return pad(charset.encode("\\".join(names), vr), vr)
+
+    def _sequence(self, tag: int, index: ElementIndex, charset: CharacterSet) -> bytes:
+        nested = self.nested.get(tag)
+        items = index.items(tag)
+        if nested:
+            if nested.restricts:  # PS3.4 C.2.2.2.6: the items that match, and of them what is asked
+                items = [item for item in items if nested.matches(item)]
+            contents = [b"".join(nested._elements(item, charset)) for item in items]
+        elif self.explicit and charset.codec == "utf-8" and self.style.name_groups == "all":
+            return index.element(tag)
+        else:
+            contents = [self._whole(item, charset) for item in items]
+        if not contents and not self.style.empty_sequences:
+            return b""
+        value = b"".join(map(encode_item, contents))
+        return self._encode(tag, b"SQ", value, charset)
+
+    def _whole(self, item: ElementIndex, charset: CharacterSet) -> bytes:
+        """A whole item in the syntax and set of the answer."""
+        parts = []
+        for tag in item:
+            vr = item.vr(tag)
+            if vr == b"SQ":
+                contents = [self._whole(inner, charset) for inner in item.items(tag)]
+                value = b"".join(map(encode_item, contents))
+            elif vr == b"PN" and self.style.name_groups != "all":
+                value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
+            elif vr in _TEXT_VRS:
+                value = self._text(vr, item.value(tag), charset)
+            else:
+                value = item.value(tag)
+            parts.append(self._encode(tag, vr, value, charset))
+        return b"".join(parts)
+
+    def _encode(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
+        if self.explicit:
+            return encode_element(tag, vr, value)
+        value = pad(value, vr)
+        return _TAG_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def has_extended_text(index: ElementIndex) -> bool:
+    """Whether any text of a data set is more than ASCII."""
+    return any(
+        any(map(has_extended_text, index.items(tag)))
+        if index.vr(tag) == b"SQ"
+        else index.vr(tag) in _TEXT_VRS and not index.value(tag).isascii()
+        for tag in index
+    )
+
+
+def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
+    """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
+    index = ElementIndex(ElementIndex(data).without([SPECIFIC_CHARACTER_SET]))
+    search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
+    if not has_extended_text(index):
+        return search._whole(index, UTF_8)
+    sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
+    charset = next(sets, UTF_8)
+    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+    return head + search._whole(index, charset)
+
+
+def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
+    """Whether a set carries every text of a data set."""
+    return all(
+        all(carries_all(charset, item) for item in index.items(tag))
+        if index.vr(tag) == b"SQ"
+        else index.vr(tag) not in _TEXT_VRS or charset.carries(index.text(tag))
+        for tag in index
+    )
+
+
+def to_syntax(data: bytes, explicit: bool) -> bytes:
+    """A stored data set in one of the two little endian syntaxes, still UTF-8."""
+    if explicit:
+        return data
+    search = Search(EMPTY, MWL_ATTRIBUTES, explicit=False)
+    return search._whole(ElementIndex(data), UTF_8)

@@ -1,0 +1,227 @@
+"""Specific Character Set: text decoded, encoded, and recovered where the declared set is wrong."""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from minris.standard.character_sets import (
+    _ESCAPE,
+    ASCII_REPERTOIRE,
+    CHARACTER_SET_NUMBER,
+    CHARACTER_SETS_ALONE,
+    DESIGNATIONS,
+    REPERTOIRES,
+    Repertoire,
+    character_set_problem,
+)
+from minris.standard.dictionary import _ONE_VALUE_VRS
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+class CharacterSet:
+    """Specific Character Set (0008,0005): decodes and encodes text values.
+
+    terms   its defined terms; () is the default repertoire, ASCII
+    Source  PS3.5 6.1; PS3.3 C.12.1.1.2
+    """
+
+    ALONE = CHARACTER_SETS_ALONE
+    NUMBER = CHARACTER_SET_NUMBER
+
+    def __init__(self, terms: tuple[str, ...] = ()) -> None:
+        self.terms = terms
+        self.codec = self.ALONE.get(terms[0]) if terms else "ascii"
+        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        if not self.codec:
+            for term in terms:
+                self.sets += REPERTOIRES[self.NUMBER.fullmatch(term)[2]] if term else ()
+        self.first = self._first() if not self.codec else (ASCII_REPERTOIRE, None)
+        g1 = self.first[1]
+        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
+            self.codec = g1.codec  # without extensions Python's codec does it all at once
+
+    def _first(self) -> tuple[Repertoire, Repertoire | None]:
+        """G0 and G1 as the first term has them."""
+        number = self.NUMBER.fullmatch(self.terms[0])[2] if self.terms[0] else "6"
+        found = {one.place: one for one in REPERTOIRES[number] if one.width == 1}
+        return found.get("G0", ASCII_REPERTOIRE), found.get("G1")
+
+    @staticmethod
+    def problem_of(terms: Iterable[str]) -> str:
+        """Why these terms are no legal character set, or nothing."""
+        return character_set_problem(terms)
+
+    def delimiters(self, vr: bytes) -> bytes:
+        """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
+        return b"\r\n\f\t" + (b"" if vr in _ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
+
+    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
+        """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
+        if self.codec:
+            text = raw.decode(self.codec)
+            if self.codec not in self.ALONE.values() and re.search(r"[\x80-\x9f]", text):
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
+            if "\x1b" in text and self.codec not in self.ALONE.values():
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
+            return text
+        return self._decode_extended(raw, self.delimiters(vr))
+
+    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
+        g0, g1 = self.first
+        parts, pos = [], 0
+        while pos < len(raw):
+            byte = raw[pos]
+            if byte == 0x1B:
+                found = _ESCAPE.match(raw, pos)
+                one = DESIGNATIONS.get(found[1]) if found else None
+                if not one:
+                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+                pos = found.end()
+                continue
+            active = g1 if byte >= 0x80 else g0
+            width = 1 if byte < 0x21 or not active else active.width
+            if byte >= 0x80 and (byte < 0xA0 or not active):
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
+            piece = raw[pos : pos + width]
+            parts.append(active.decode(piece) if byte >= 0x21 else chr(byte))
+            pos += width
+            if width == 1 and byte in delimiters:
+                g0, g1 = self.first
+        return "".join(parts)
+
+    def loose(self) -> Iterator["CharacterSet"]:
+        """The same with its one set of two bytes active from the start: its escapes are often left out."""
+        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
+        if not self.codec and len(wide) == 1 and not self.first[1]:
+            found = CharacterSet(self.terms)
+            found.first = self.first[0], wide[0]
+            yield found
+
+    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
+        """The bytes of a text; UnicodeEncodeError where this set cannot carry it."""
+        if self.codec:
+            return text.encode(self.codec)
+        delimiters = self.delimiters(vr)
+        g0, g1 = first0, first1 = self.first
+        out = bytearray()
+        for character in text:
+            if character.isascii():
+                if g0.width == 2:
+                    out += b"\x1b" + first0.escape
+                    g0 = first0
+                out += character.encode()
+                if character.encode() in delimiters:
+                    g0, g1 = first0, first1
+                continue
+            one, raw = self._find(character, g0, g1, text)
+            if one not in (g0, g1):
+                out += b"\x1b" + one.escape
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+            out += raw
+        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
+
+    def _find(
+        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
+    ) -> tuple[Repertoire, bytes]:
+        """The set to write a character in: one that is active, else the first that has it."""
+        for one in (*filter(None, (g0, g1)), *self.sets):
+            if raw := one.encode(character):
+                return one, raw
+        at = text.index(character)
+        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
+
+    def carries(self, text: str) -> bool:
+        """Whether a text can be encoded in it."""
+        try:
+            self.encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def __bytes__(self) -> bytes:
+        """The value of (0008,0005)."""
+        return "\\".join(self.terms).encode("ascii", "replace")
+
+    def __str__(self) -> str:
+        return "\\".join(self.terms) or "ISO_IR 6"
+
+
+@functools.lru_cache(256)
+def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
+    """The CharacterSet of some terms; None where one is not known.
+
+    A set that stands alone does so although others are named behind it.
+    """
+    if terms and terms[0] in CharacterSet.ALONE:
+        terms = terms[:1]
+    return None if CharacterSet.problem_of(terms) else CharacterSet(terms)
+
+
+ASCII = CharacterSet()
+UTF_8 = CharacterSet(("ISO_IR 192",))
+ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
+
+
+class DecodedText(NamedTuple):
+    """A text, and how sure it is: `declared`, `recovered` in another set, or `damaged`."""
+
+    text: str
+    how: str
+
+
+def is_utf_8_of_hanzi(raw: bytes) -> bool:
+    """Whether bytes are UTF-8 of Chinese: text in GB18030 hardly ever has that form by chance."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return False
+    high = [c for c in text if not c.isascii()]
+    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
+
+
+def looks_like_gb18030(raw: bytes) -> bool:
+    """Whether pairs of common hanzi outnumber single high bytes, as Western texts have them."""
+    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
+    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
+    return len(pairs) > len(single)
+
+
+def decode_text(
+    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
+) -> DecodedText:
+    """The text of a value, recovered where the bytes contradict the declared set.
+
+    Tried behind it: UTF-8, whose form hardly comes about by chance; GB18030 where the set declared
+    is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
+    guess. What none of them has becomes `mark` and nnn, as PS3.5 6.1.2.3 wants it shown.
+    """
+    multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
+    if b"\x1b" in raw and (multi_byte or not charset):  # its escapes say what it is
+        with contextlib.suppress(UnicodeDecodeError):
+            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
+    if charset and charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        return DecodedText(raw.decode(), "recovered")
+    if charset:
+        with contextlib.suppress(UnicodeDecodeError):
+            return DecodedText(charset.decode(raw, vr), "declared")
+        for one in charset.loose():
+            with contextlib.suppress(UnicodeDecodeError):
+                return DecodedText(one.decode(raw, vr), "recovered")
+    if b"\x1b" in raw:
+        with contextlib.suppress(UnicodeDecodeError):
+            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
+    with contextlib.suppress(UnicodeDecodeError):
+        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
+            return DecodedText(text, "recovered")
+    if multi_byte or re.search(rb"[\x80-\x9f]", raw):
+        with contextlib.suppress(UnicodeDecodeError):
+            if looks_like_gb18030(raw) and not re.search(
+                r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")
+            ):
+                return DecodedText(text, "recovered")
+    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
+    return DecodedText(text, "damaged")

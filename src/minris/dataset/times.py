@@ -1,0 +1,196 @@
+"""Dates and times: ranges of keys, instants, and what people read."""
+
+import datetime
+import re
+from typing import NamedTuple
+
+from minris.standard.dictionary import value_problem
+from minris.standard.status import Message, Problem, Refusal, Status
+
+
+def _refuse_key(tag: int, words: str) -> Refusal:
+    return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
+
+
+def shown_date(value: str) -> str:
+    """A DA value as 2026-07-05."""
+    return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
+
+
+class Interval(NamedTuple):
+    """A range of DA, TM or DT values, both ends included; "" for an open end."""
+
+    low: str
+    high: str
+    form: str
+
+    def test(self, value: bytes) -> bool:
+        """Whether a stored value lies in it."""
+        text = value.decode("ascii", "replace").strip(" \0")
+        return any(one and self.holds(one) for one in text.split("\\"))
+
+    def holds(self, text: str) -> bool:
+        """Whether one value, normalised as the ends are, lies in it."""
+        text = normal_time(text)
+        return text >= self.low and (not self.high or text <= self.high)
+
+
+def normal_date(text: str) -> str:
+    """A date as eight digits; the dots of ACR-NEMA go."""
+    return text.replace(".", "") if text.count(".") == 2 else text
+
+
+def normal_time(text: str) -> str:
+    """A time in its shortest comparable form: 2230 stands before 223000 and sorts as it does."""
+    return text.replace(":", "")
+
+
+def _time_end(text: str) -> str:
+    """The last instant that an imprecise time covers: 10 is up to 10:59:59.999999."""
+    digits, _, fraction = text.partition(".")
+    if fraction:
+        return f"{digits}.{fraction.ljust(6, '9')}"
+    return digits + "5959"[len(digits) - 2 :] + ".999999"
+
+
+def _time_start(text: str) -> str:
+    """The first instant that an imprecise time covers."""
+    return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
+
+
+def interval(tag: int, vr: bytes, text: str) -> Interval:
+    """A key of VR DA, TM: `a`, `a-b`, `-b`, `a-`; Refuses A900 for what is neither."""
+    normal = normal_date if vr == b"DA" else normal_time
+    low, dash, high = (normal(part.strip(" ")) for part in text.partition("-"))
+    for part in filter(None, (low, high)):
+        if words := value_problem(vr.decode(), part):
+            raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, words)])
+    if not (low or high):
+        raise _refuse_key(tag, "is not a range")
+    form = f"{'a' if low else ''}{dash}{'b' if high else ''}"
+    high = high if dash else low
+    if vr == b"TM":
+        return Interval(_time_start(low) if low else "", _time_end(high) if high else "", form)
+    return Interval(low, high, form)
+
+
+class TimeInterval(Interval):
+    """A range of times; a stored time without seconds begins with its minute."""
+
+    __slots__ = ()
+
+    def holds(self, text: str) -> bool:
+        """Whether one time lies in it."""
+        text = _time_start(normal_time(text))
+        return text >= self.low and (not self.high or text <= self.high)
+
+
+def key_interval(tag: int, vr: bytes, text: str) -> Interval:
+    """The interval of a date or time key."""
+    found = interval(tag, vr, text)
+    return TimeInterval(*found) if vr == b"TM" else found
+
+
+_DATETIME = re.compile(
+    r"(?P<y>\d{4})(?P<m>\d\d)?(?P<d>\d\d)?(?P<H>\d\d)?(?P<M>\d\d)?(?P<S>\d\d)?(\.(?P<f>\d{1,6}))?"
+    r"(?P<z>[+-](0\d|1[0-4])[0-5]\d)?"
+)
+
+
+def datetime_bounds(
+    text: str, zone: datetime.tzinfo | None
+) -> tuple[datetime.datetime, datetime.datetime]:
+    """The first and the last instant that a DT value covers, in UTC; ValueError for no DT value.
+
+    zone  that of a value without an offset, None for that of the machine
+    """
+    found = _DATETIME.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    parts = [int(found[name]) if found[name] else None for name in "ymdHMS"]
+    known = [part for part in parts if part is not None]
+    year, month, day, *clock = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
+    micro = int((found["f"] or "").ljust(6, "0"))
+    start = datetime.datetime(year, month, day, *clock[:2], min(clock[2], 59), micro)
+    try:
+        if found["f"]:
+            end = start + datetime.timedelta(microseconds=10 ** (6 - len(found["f"])) - 1)
+        else:
+            end = _next_unit(start, len(known)) - datetime.timedelta(microseconds=1)
+    except (ValueError, OverflowError):  # the end of the last year
+        end = datetime.datetime.max
+    if found["z"]:
+        sign = -1 if found["z"][0] == "-" else 1
+        minutes = int(found["z"][1:3]) * 60 + int(found["z"][3:5])
+        zone = datetime.timezone(sign * datetime.timedelta(minutes=minutes))
+    return in_utc(start, zone), in_utc(end, zone)
+
+
+def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.datetime:
+    """A time of a zone, None for that of the machine, in UTC; at the ends of the calendar as it is."""
+    try:
+        return (at.replace(tzinfo=zone) if zone else at.astimezone()).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        return at.replace(tzinfo=datetime.UTC)
+
+
+def utc_stamp(at: datetime.datetime) -> str:
+    """A time in UTC as the store keeps it: text that sorts."""
+    return f"{at.year:04d}-{at:%m-%dT%H:%M:%S.%fZ}"
+
+
+def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
+    """The beginning of the next year, month, day, hour, minute or second."""
+    if known == 1:
+        return start.replace(year=start.year + 1)
+    if known == 2:
+        return (start.replace(day=28) + datetime.timedelta(days=4)).replace(day=1)
+    units = ("days", "hours", "minutes", "seconds")
+    return start + datetime.timedelta(**{units[known - 3]: 1})
+
+
+def split_datetime_range(text: str) -> tuple[str, str, str]:
+    """A DT key as low end, dash, high end; a dash before an offset is no range.
+
+    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 behind a dash are an offset
+    """
+    for match in re.finditer("-", text):
+        low, high = text[: match.start()], text[match.end() :]
+        offset = low and re.fullmatch(r"(0\d|1[0-4])[0-5]\d(-.*)?", high)
+        if not offset:
+            return low, "-", high
+    return text, "", ""
+
+
+class Instants(NamedTuple):
+    """A range of instants; None for an open end."""
+
+    low: datetime.datetime | None
+    high: datetime.datetime | None
+    zone: datetime.tzinfo | None
+
+    def test(self, value: bytes) -> bool:
+        """Whether a stored DT value begins in it."""
+        text = value.decode("ascii", "replace").strip(" \0")
+        if not text:
+            return False
+        try:
+            start, _ = datetime_bounds(text, self.zone)
+        except (ValueError, OverflowError):
+            return False
+        return not (self.low and start < self.low) and not (self.high and start > self.high)
+
+
+def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
+    """A key of VR DT, single or range. Refuses A900."""
+    low, dash, high = split_datetime_range(text.strip())
+    try:
+        first = datetime_bounds(low, zone) if low else None
+        last = datetime_bounds(high, zone) if high else None
+    except (ValueError, OverflowError):
+        raise _refuse_key(tag, "is not a date and time or a range of them") from None
+    if not (first or last):
+        raise _refuse_key(tag, "is not a range")
+    if not dash:
+        return Instants(first[0], first[1], zone)
+    return Instants(first[0] if first else None, last[1] if last else None, zone)

@@ -1,0 +1,281 @@
+"""Events to the WebSockets that are open."""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.delivery.receivers import Rounds
+from minris.outbox import MOST_EVENTS, RETRY_AFTER, Event
+from minris.store.models import database
+from minris.store.rows import erase, insert_rows
+from minris.ups.events import enter_channel
+
+# Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
+
+
+def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
+    """The outbox row after which a new socket is told, and the newest there is.
+
+    alone  no other socket of the AE is open: what came while there was none is told first
+    """
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (oldest,) = database.execute_sql(
+        "SELECT min(id) FROM outbox_event WHERE channel = 'websocket' AND receiver = ?"
+        " AND sent_at = '' AND given_up_at = ''",
+        (ae_title,),
+    ).fetchone()
+    return (oldest - 1 if alone and oldest else newest), newest
+
+
+_SOCKET_EVENTS = (
+    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+    " JOIN workitem_event e ON e.id = o.event_id"
+    " WHERE o.channel = 'websocket' AND o.given_up_at = '' AND o.id > ?"
+)
+
+
+def socket_events(ae_title: str, after: int) -> list[Event]:
+    """What an AE is to be told by WebSocket after an outbox row, in order."""
+    sql = f"{_SOCKET_EVENTS} AND o.receiver = ? ORDER BY o.id LIMIT {MOST_EVENTS}"
+    cursor = database.execute_sql(sql, (after, ae_title))
+    return [Event(i, uid, kind, bytes(data)) for _, i, uid, kind, data in cursor]
+
+
+def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
+    """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    cursor = database.execute_sql(
+        f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
+    )
+    found = [(ae, Event(i, uid, kind, bytes(data))) for ae, i, uid, kind, data in cursor]
+    if len(found) == 10 * MOST_EVENTS:
+        newest = found[-1][1].outbox_id
+    return max([newest, *(event.outbox_id for _, event in found[-1:])]), found
+
+
+def open_channel(ctx: Context, ae_title: str) -> None:
+    """An AE has opened a WebSocket: it is told by it from now on, too."""
+    if enter_channel(ctx, ae_title, "websocket"):
+        audit(ctx, "told by WebSocket", ae_title)
+
+
+def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
+    """Outbox rows by AE title that have been heard by WebSocket."""
+    now = ctx.stamp()
+    database.connection().executemany(
+        "UPDATE outbox_event SET sent_at = ? WHERE id = ? AND sent_at = '' AND given_up_at = ''",
+        [(now, outbox_id) for ids in heard.values() for outbox_id in ids],
+    )
+    insert_rows(
+        "receiver (ae_title, heard_at) VALUES"
+        " ON CONFLICT (ae_title) DO UPDATE SET heard_at = excluded.heard_at",
+        [(ae_title, now) for ae_title in heard],
+    )
+
+
+def give_up_unfetched(ctx: Context) -> int:
+    """Give up what nobody has opened a WebSocket for in [housekeeping] give_up_events_hours.
+
+    An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
+    """
+    cursor = database.execute_sql(
+        "UPDATE outbox_event SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        " WHERE channel = 'websocket' AND sent_at = '' AND given_up_at = '' AND created_at < ?"
+        " RETURNING receiver",
+        (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
+    )
+    given_up = collections.Counter(receiver for (receiver,) in cursor)
+    for ae_title, count in given_up.items():
+        audit(ctx, "events given up", ae_title, f"{count}: no WebSocket was opened")
+        erase(
+            "event_channel WHERE ae_title = ?1 AND channel = 'websocket' AND EXISTS"
+            " (SELECT 1 FROM event_channel c WHERE c.ae_title = ?1 AND c.channel = 'dimse')",
+            ae_title,
+        )
+    return given_up.total()
+
+
+class SocketDelivery(Rounds):
+    """Tells AEs by the WebSockets that they have open, each socket at its own pace.
+
+    An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
+    ae_title, position and began (the outbox rows it was last told, and begins after), unheard
+    (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
+
+    read  runs a function in a reader's thread; `write` runs a core function in the store thread
+    """
+
+    KEEP_ALIVE = 20.0  # seconds between two pings
+
+    def __init__(
+        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
+    ) -> None:
+        super().__init__()
+        self.context, self.read, self.write = context, read, write
+        self.sockets: dict[str, set[Any]] = {}
+        self.seen = 0  # the newest outbox row that has been looked at
+        self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task
+        self.missed: set[Any] = set()  # lagging ones, to which something new was not told
+        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
+        self.noting: asyncio.Task | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sockets.values()))
+
+    def open(self, client: Any) -> None:
+        """Take a socket; what came while its AE had none is told first."""
+        self.sockets.setdefault(client.ae_title, set()).add(client)
+        self._start(client, self._begin(client))
+
+    def closed(self, client: Any) -> None:
+        """Forget a socket; what only it was told is told to the others of its AE."""
+        others = self.sockets.get(client.ae_title, set())
+        others.discard(client)
+        if not others:
+            self.sockets.pop(client.ae_title, None)
+        self.missed.discard(client)
+        oldest = min(client.unheard, default=math.inf)
+        if client in self.lagging and client.began < math.inf:  # what it had not read yet
+            oldest = min(oldest, min(client.position, client.owed) + 1)
+        if task := self.lagging.pop(client, None):
+            task.cancel()
+        for other in others:
+            if oldest <= other.began:
+                other.owed = min(other.owed, oldest - 1)
+                self.missed.add(other)
+                self.resume(other, lags=True)
+
+    def resume(self, client: Any, lags: bool = False) -> None:
+        """A socket is ready for more, or, where it lags, is to read from its position."""
+        if (lags or client in self.lagging) and not self.lagging.get(client):
+            self._start(client, self._catch_up(client))
+
+    def has_heard(self, client: Any, outbox_ids: Iterable[int]) -> None:
+        """A pong has followed these."""
+        self.heard[client.ae_title].update(outbox_ids)
+        if not self.noting:
+            self.noting = asyncio.get_running_loop().create_task(self._note())
+
+    async def run(self) -> None:
+        """Tell what is new whenever woken; ping every client now and then."""
+        loop = asyncio.get_running_loop()
+        ping_at = loop.time() + self.KEEP_ALIVE
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ping_at):
+                    await self.wanted.wait()
+            self.wanted.clear()
+            try:
+                if any(one.began < math.inf for some in self.sockets.values() for one in some):
+                    await self._tell_new()
+                if loop.time() >= ping_at:
+                    ping_at = loop.time() + self.KEEP_ALIVE
+                    await self._ping_all()
+            except Exception:
+                log.exception("delivery by WebSocket failed")
+            await asyncio.sleep(self.CALM)
+
+    async def _tell_new(self) -> None:
+        """Hand what is new to the sockets that do not lag."""
+        more = True
+        while more:
+            newest, found = await self.read(new_socket_events, self.seen)
+            self.seen, told = max(self.seen, newest), set()
+            for ae_title, event in found:
+                for client in self.sockets.get(ae_title, ()):
+                    if client in self.lagging or not client.ready:
+                        self.lagging.setdefault(client, None)
+                        self.missed.add(client)
+                    elif event.outbox_id > client.position:
+                        client.tell(event)
+                        told.add(client)
+            for client in told:
+                client.ping()
+            more = len(found) == 10 * MOST_EVENTS
+
+    async def _ping_all(self) -> None:
+        """Ping every socket; close those that are silent, or may not hear any more."""
+        sockets = [client for some in self.sockets.values() for client in some]
+        allowed = await self.read(lambda: [client.is_allowed() for client in sockets])
+        for number, (client, may) in enumerate(zip(sockets, allowed, strict=True), 1):
+            if not may:
+                client.close(1008)  # policy violation (RFC 6455 7.4.1)
+            elif client.is_alive():
+                client.ping()
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+
+    def _start(self, client: Any, work: Any) -> None:
+        task = self.lagging[client] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(functools.partial(self._done, client))
+
+    def _done(self, client: Any, task: asyncio.Task) -> None:
+        if self.lagging.get(client) is task:
+            self.lagging[client] = None  # not ready: it lags until resume()
+            if client.ready and not task.cancelled() and not task.exception():
+                self.resume(client)  # it was ready again before this was called
+        if not task.cancelled() and (error := task.exception()):
+            log.error("WebSocket of %s failed", client.ae_title, exc_info=error)
+            client.close(1011)  # an unexpected condition; the client comes back
+
+    async def _begin(self, client: Any) -> None:
+        await self.write(open_channel, client.ctx, client.ae_title)
+        same = self.sockets.get(client.ae_title, set()) - {client}
+        alone = all(one.began == math.inf for one in same)
+        start, newest = await self.read(socket_start, client.ae_title, alone)
+        client.began = client.position = start
+        others = (one for some in self.sockets.values() for one in some if one is not client)
+        if all(one.began == math.inf for one in others):  # nobody is told by looking
+            self.seen = max(self.seen, newest)
+        await self._catch_up(client)
+
+    async def _catch_up(self, client: Any) -> None:
+        """Tell a socket what is in the store, until there is no more or it is not ready."""
+        while client.ready:
+            self.missed.discard(client)
+            if client.owed < client.position:
+                client.began = client.position = client.owed
+            client.owed = math.inf
+            events = await self.read(socket_events, client.ae_title, client.position)
+            for event in events:
+                client.tell(event)
+            if events:
+                client.ping()
+            elif client not in self.missed:
+                self.lagging.pop(client, None)
+                return
+
+    async def _note(self) -> None:
+        """Write down what has been heard; a full disk is tried again."""
+        try:
+            while self.heard:
+                heard, self.heard = self.heard, collections.defaultdict(set)
+                try:
+                    await self.write(note_heard, self.context(), heard)
+                except Exception as error:
+                    log.warning("what was heard by WebSocket is not noted: %s", error)
+                    for ae_title, ids in heard.items():
+                        self.heard[ae_title] |= ids
+                    await asyncio.sleep(RETRY_AFTER[0])
+        finally:
+            self.noting = None
+
+    async def close(self) -> None:
+        """Tell what is new, then end all sockets: their clients come back."""
+        with contextlib.suppress(Exception):
+            await self._tell_new()
+        for some in list(self.sockets.values()):
+            for client in list(some):
+                client.close(1001)  # going away
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while self.sockets or self.noting:
+                    await asyncio.sleep(self.CALM)
+        if self.noting:
+            self.noting.cancel()

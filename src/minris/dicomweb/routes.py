@@ -1,0 +1,290 @@
+"""The table of transactions, described (OpenAPI) and answered."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from minris import __version__
+from minris.access.context import Actor, Context
+from minris.dataset.elements import ElementIndex
+from minris.dicomweb.bodies import (
+    DICOM_JSON,
+    DICOM_XML,
+    WebAnswer,
+    accepted_form,
+    check_charset,
+    one_data_set,
+    rendered,
+)
+from minris.dicomweb.parameters import FLAGS, parameter
+from minris.dicomweb.transactions import (
+    MPPS_PATH,
+    service_url,
+    warning,
+    web_cancel,
+    web_change_state,
+    web_commit,
+    web_commitment,
+    web_create,
+    web_get_mpps,
+    web_mpps,
+    web_retrieve,
+    web_search,
+    web_subscribe,
+    web_suspend,
+    web_unsubscribe,
+    web_update,
+    web_worklist,
+)
+from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, http_status, outcome
+from minris.standard.tables import body_rows
+from minris.standard.ups import TRANSACTION_UID
+from minris.ups.workitems import is_purged
+from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, enter, problem_json
+
+
+class DicomRoute(NamedTuple):
+    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts.
+
+    success  the codes of success
+    body     `one` data set, or `optional`
+    query    its parameters beside accept and charset: keys of WEB_PARAMETERS
+    """
+
+    method: str
+    path: str
+    function: Callable[..., WebAnswer]
+    operation: str
+    role: str
+    clause: str
+    success: tuple[int, ...] = (200,)
+    body: str = ""
+    query: tuple[str, ...] = ()
+
+
+SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
+DICOM_ROUTES = (
+    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
+               (201,), "one", ("workitem",)),
+    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
+               (200, 204), "", SEARCH_PARAMETERS),
+    DicomRoute("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
+    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
+               (200,), "one", ("transaction-uid",)),
+    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
+               "PS3.18 11.7", (200,), "one", ("requester",)),
+    DicomRoute("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
+               "technologist", "PS3.18 11.7", (200,), "one"),
+    DicomRoute("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
+               "PS3.18 11.8", (202,), "optional", ("requester",)),
+    DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
+               "desk", "PS3.18 11.8", (202,), "optional"),
+    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
+               "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
+    DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
+               "desk", "PS3.18 11.11"),
+    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
+               "desk", "PS3.18 11.12"),
+    DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
+               "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
+               "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
+    DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
+    DicomRoute("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
+               "technologist", "PS3.18 13.4", (202,), "one"),
+    DicomRoute("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
+               "PS3.18 13.5", (200, 202)),
+)  # fmt: skip
+WEB_PARAMETERS = {
+    name: (kind, meaning)
+    for name, kind, meaning in body_rows("""
+    name                  | type    | meaning
+    accept                | string  | media types of the answer, before the Accept header
+    charset               | string  | character sets of the answer, of which UTF-8 must be one
+    workitem              | string  | UID of the new workitem; one is made where none is given
+    transaction-uid       | string  | the lock of who has claimed the workitem
+    requester             | string  | AE title of who asks
+    deletionlock          | boolean | whether the workitem is to be kept until the lock is released
+    filter                | string  | of a filtered subscription: attribute=value, separated by commas
+    update                | flag    | the performed procedure step is changed, not created
+    limit                 | integer | most matches to answer with
+    offset                | integer | matches to leave out before the first
+    includefield          | string  | attributes to answer with beside the usual ones, or all
+    fuzzymatching         | boolean | not supported: a Warning says so
+    emptyvaluematching    | boolean | not supported: a Warning says so
+    multiplevaluematching | boolean | not supported: a Warning says so
+    """)
+}
+MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
+
+
+def openapi(server: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 description of DICOM_ROUTES."""
+    paths: dict[str, Any] = {}
+    for route in DICOM_ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = described_route(route)
+    value = {"type": "object", "required": ["vr"], "properties": {
+        "vr": {"type": "string"}, "Value": {"type": "array"},
+        "InlineBinary": {"type": "string"}, "BulkDataURI": {"type": "string"}}}  # fmt: skip
+    schemas = {
+        "DataSets": {"type": "array", "items": {"$ref": "#/components/schemas/DataSet"}},
+        "OneDataSet": {"anyOf": [
+            {"type": "array", "minItems": 1, "maxItems": 1,
+             "items": {"$ref": "#/components/schemas/DataSet"}},
+            {"$ref": "#/components/schemas/DataSet"}]},
+        "DataSet": {"type": "object", "additionalProperties": False,
+                    "patternProperties": {"^[0-9A-F]{8}$": value}},
+        "Refusal": {"type": "object", "required": ["status", "error", "problems"], "properties": {
+            "status": {"type": "string", "pattern": "^[0-9A-F]{4}$"},
+            "error": {"type": "string"}, "problems": {"type": "array"}}},
+    }  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "minris", "version": __version__},
+        "servers": [{"url": server}],
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def described_route(route: DicomRoute) -> dict[str, Any]:
+    """A transaction as an operation of OpenAPI."""
+    search = route.operation == "search"
+    kinds = {"flag": {"type": "string", "maxLength": 0}}
+    parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
+                  for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
+    for name in ("accept", "charset", *route.query):
+        kind, meaning = WEB_PARAMETERS[name]
+        schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
+        parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
+    if search:
+        attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
+        schema = {"type": "object", "additionalProperties": {"type": "string"}}
+        words = "keywords or tags, joined by . within sequences, with what they are to match"
+        parameters.append({**attribute, "schema": schema, "description": words})
+    responses: dict[str, Any] = {str(code): {"description": "done"} for code in route.success}
+    if route.method == "GET":
+        responses["200"]["content"] = content_of("DataSets")
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    for code, words in refusals_of(route).items():
+        responses[str(code)] = {"description": words, "content": refused}
+    described: dict[str, Any] = {
+        "operationId": route.function.__name__ + ("_by" if "{requester}" in route.path else ""),
+        "summary": (route.function.__doc__ or "").splitlines()[0],
+        "description": f"{route.clause}; role {route.role}",
+        "parameters": parameters,
+        "responses": responses,
+    }
+    if route.body:
+        needed = route.body == "one"
+        described["requestBody"] = {"content": content_of("OneDataSet"), "required": needed}
+    return described
+
+
+def content_of(schema: str) -> dict[str, Any]:
+    """Data sets in each media type, with the schema where it is JSON."""
+    found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
+
+
+def refusals_of(route: DicomRoute) -> dict[int, str]:
+    """The HTTP codes by which a transaction may be refused, each with its texts."""
+    found: dict[int, list[str]] = {
+        400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
+        406: ["None of the media types that are asked for is answered."],
+        410: ["It was there, and has been deleted."] if "{uid}" in route.path else [],
+        429: ["Too many requests."],
+    }  # fmt: skip
+    for operation, status in OUTCOMES:
+        if operation == route.operation or (
+            operation == "*" and (route.operation, status) not in OUTCOMES
+        ):
+            code, text = outcome(operation, status)
+            found.setdefault(code, []).append(text)
+    return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
+
+
+class DicomView:
+    """Answers the requests of one route."""
+
+    def __init__(self, web: Web, route: DicomRoute, request: Any, response: Any) -> None:
+        self.web, self.route, self.request, self.response = web, route, request, response
+
+    def __call__(self, **arguments: str) -> bytes:
+        request, response = self.request, self.response
+        for name in {"ae_title", "requester"} & arguments.keys():
+            arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
+        try:
+            ctx = self._context(arguments)
+            check_charset(request)
+            form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
+            found = self.route.function(self.web, request, ctx, **arguments)
+        except Refusal as refusal:
+            return self._refused(refusal, arguments.get("uid", ""))
+        response.status = found.http
+        for name, value in found.headers:
+            response.add_header(name, value)
+        if found.data is None:
+            response.content_type = DICOM_JSON
+            return b""
+        response.content_type, body = rendered(found.data, *form)
+        return body
+
+    def _context(self, arguments: Mapping[str, str]) -> Context:
+        """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
+        login, ctx = enter(self.web, self.request, self.route.role)
+        if "ae_title" in arguments:
+            check_speaker(login, arguments["ae_title"])
+        asked = (arguments.get("requester") or parameter(self.request, "requester")).strip()
+        if asked and asked != ctx.config.dicom.ae_title:
+            check_speaker(login, asked)
+        title = login.ae_titles[0] if login.ae_titles else ctx.config.dicom.ae_title
+        return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
+
+    def _refused(self, refusal: Refusal, uid: str) -> bytes:
+        response, operation = self.response, self.route.operation
+        code = http_status(operation, refusal)
+        if code == 404 and uid and self.web.read(is_purged, uid):
+            code = 410
+        response.status, response.content_type = code, "application/json"
+        if code == 401:
+            response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+        text = outcome(operation, refusal.status).text
+        if operation == "change state" and "incorrect" in text and self._has_no_lock():
+            text = "The Transaction UID is missing."
+        response.set_header(*warning(self.web, self.request, text))
+        return json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+
+    def _has_no_lock(self) -> bool:
+        with contextlib.suppress(Refusal):
+            return not ElementIndex(one_data_set(self.request)).has_value(TRANSACTION_UID)
+        return False
+
+
+def add_dicomweb(app: Any, web: Web) -> None:
+    """Put DICOM_ROUTES into a bottle application, and what describes them."""
+    import bottle
+
+    def describe() -> str:
+        bottle.response.content_type = "application/json"
+        return json.dumps(openapi(service_url(web, bottle.request)))
+
+    def upgrade_needed(ae_title: str) -> str:
+        bottle.response.status, bottle.response.content_type = 426, "application/json"
+        bottle.response.set_header("Upgrade", "websocket")
+        return json.dumps(problem_json(HttpRefusal(426, "Events are told by WebSocket")))
+
+    for route in DICOM_ROUTES:
+        path = re.sub(r"{(\w+)}", r"<\1>", route.path)
+        app.route(BASE + path, route.method, DicomView(web, route, bottle.request, bottle.response))
+    for path in ("/subscribers/<ae_title>", "/ws/subscribers/<ae_title>"):
+        app.route(BASE + path, "GET", upgrade_needed)
+    for path in (BASE, BASE + "/"):
+        app.route(path, "OPTIONS", describe)
+    app.route(BASE + "/openapi.json", "GET", describe)

@@ -1,0 +1,1 @@
+"""Door 1: which DIMSE message calls which core function (PS3.7)."""

@@ -1,0 +1,230 @@
+"""Which message of which SOP class calls which core function (PS3.7 9, 10)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minris.access.context import Context
+from minris.dataset.elements import EMPTY, ElementIndex
+from minris.images.availability import notify_availability
+from minris.images.commitment import request_commitment, take_commitment_report
+from minris.mpps.performed import create_mpps, get_mpps, set_mpps
+from minris.orders.worklist import find_worklist
+from minris.standard.commitment import COMMITMENT_ACTIONS, COMMITMENT_EVENTS
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.uids import (
+    INSTANCE_AVAILABILITY,
+    MODALITY_WORKLIST,
+    MPPS,
+    MPPS_RETRIEVE,
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    UPS_CLASSES,
+    UPS_EVENT,
+    UPS_PULL,
+    UPS_PUSH,
+    UPS_QUERY,
+    UPS_WATCH,
+    VERIFICATION,
+)
+from minris.standard.ups import TRANSACTION_UID, UPS_ACTIONS, UPS_ATTRIBUTES, UPS_STATE
+from minris.standard.worklist import MWL_ATTRIBUTES
+from minris.store.writer import Core
+from minris.upper_layer.association import Request
+from minris.ups.search import find_workitems
+from minris.ups.subscriptions import subscribe, suspend_global_subscription, unsubscribe
+from minris.ups.workitems import (
+    change_state,
+    create_workitem,
+    get_workitem,
+    request_cancel,
+    update_workitem,
+)
+
+
+class Service(NamedTuple):
+    """An operation of a SOP class: which core function it calls, and how.
+
+    access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
+    read    turns a request into the arguments of the core function behind ctx
+    answer  turns its result into further fields of the response
+    """
+
+    sop_class: str
+    operation: str
+    core: Core | None
+    access: str
+    read: Callable[[Request], tuple[Any, ...]]
+    answer: Callable[[Any], dict[str, Any]]
+    clause: str
+
+
+def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
+    uid = request.command.get("AffectedSOPInstanceUID", "")
+    return uid, bytes(request.index), request.raw
+
+
+def _requested(request: Request) -> tuple[str, bytes, bytes | None]:
+    uid = request.command.get("RequestedSOPInstanceUID", "")
+    return uid, bytes(request.index), request.raw
+
+
+def _wanted(request: Request) -> tuple[str, list[int]]:
+    command = request.command
+    return command.get("RequestedSOPInstanceUID", ""), command.get("AttributeIdentifierList", [])
+
+
+def _action(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, action type, action information."""
+    command = request.command
+    kind = command.get("ActionTypeID", 0)
+    index = request.index if request.data else EMPTY
+    return command.get("RequestedSOPInstanceUID", ""), kind, index
+
+
+def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
+    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
+    name = UPS_ACTIONS[kind][0]
+    if name == "change state":
+        state = index.text(UPS_STATE) if UPS_STATE in index else None
+        return change_state(ctx, uid, state, index.text(TRANSACTION_UID))
+    if name == "request cancel":
+        return request_cancel(ctx, uid, bytes(index))
+    receiver = _required(index, "ReceivingAE")
+    if name == "suspend":
+        suspend_global_subscription(ctx, uid, receiver)
+        return Status.SUCCESS
+    if name == "unsubscribe":
+        unsubscribe(ctx, uid, receiver)
+        return Status.SUCCESS
+    lock = _required(index, "DeletionLock")
+    if lock not in ("TRUE", "FALSE"):
+        words = Message("{value} is neither TRUE nor FALSE", value=lock[:64])
+        problem = Problem(tag_of("DeletionLock"), words)
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
+    return subscribe(ctx, uid, receiver, lock == "TRUE", keys)
+
+
+def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    if uid != STORAGE_COMMITMENT_INSTANCE:
+        words = Message("{uid} is not known", uid=uid)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
+
+
+def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
+    if uid != STORAGE_COMMITMENT_INSTANCE:
+        words = Message("{uid} is not known", uid=uid)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    if kind not in COMMITMENT_EVENTS.values():
+        raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
+    take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
+
+
+def _event(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, event type, event information."""
+    command = request.command
+    index = request.index if request.data else EMPTY
+    return command.get("AffectedSOPInstanceUID", ""), command.get("EventTypeID", 0), index
+
+
+def _required(index: ElementIndex, keyword: str) -> str:
+    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
+    tag = tag_of(keyword)
+    if tag not in index:
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
+    if not index.text(tag):
+        problem = Problem(tag, Message("has no value"))
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[problem])
+    return index.text(tag)
+
+
+def _created_mpps(uid: str) -> dict[str, Any]:
+    return {"AffectedSOPInstanceUID": uid}
+
+
+def _created_workitem(made: tuple[str, Status]) -> dict[str, Any]:
+    return {"AffectedSOPInstanceUID": made[0], "Status": made[1]}
+
+
+def _found(found: tuple[Status, bytes]) -> dict[str, Any]:
+    return {"Status": found[0], "data": found[1]}
+
+
+def _status(status: Status | None) -> dict[str, Any]:
+    return {} if status is None else {"Status": status}
+
+
+def _nothing(result: Any) -> Any:
+    return {}
+
+
+def _no_arguments(request: Request) -> tuple[()]:
+    return ()
+
+
+def _affected_workitem(request: Request) -> tuple[str, bytes]:
+    return _affected(request)[:2]
+
+
+def _requested_workitem(request: Request) -> tuple[str, bytes]:
+    return _requested(request)[:2]
+
+
+SERVICES = (
+    Service(VERIFICATION, "C-ECHO", None, "none", _no_arguments, _nothing, "PS3.4 A"),
+    Service(
+        MODALITY_WORKLIST, "C-FIND", find_worklist, "find", _no_arguments, _nothing, "PS3.4 K.4.1"
+    ),
+    Service(MPPS, "N-CREATE", create_mpps, "write", _affected, _created_mpps, "PS3.4 F.7.2.1"),
+    Service(MPPS, "N-SET", set_mpps, "write", _requested, _status, "PS3.4 F.7.2.2"),
+    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", _wanted, _found, "PS3.4 F.8.2.1"),
+    Service(
+        UPS_PUSH, "N-CREATE", create_workitem, "write", _affected_workitem, _created_workitem,
+        "PS3.4 CC.2.5"
+    ),
+    Service(UPS_PUSH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2"),
+    Service(UPS_PUSH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_PULL, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(UPS_PULL, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_PULL, "N-SET", update_workitem, "write", _requested_workitem, _status, "PS3.4 CC.2.6"),
+    Service(UPS_PULL, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.1"),
+    Service(UPS_WATCH, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(UPS_WATCH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
+    Service(UPS_WATCH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2, CC.2.3"),
+    Service(UPS_QUERY, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
+    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", _action, _status,
+            "PS3.4 J.3.2"),
+    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", _event, _status,
+            "PS3.4 J.3.3"),
+    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", _affected_workitem,
+            _created_mpps, "PS3.4 R.3.2"),
+)  # fmt: skip
+ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
+SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
+# Whose changes somebody is to be told of, or something is to follow.
+WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
+# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
+PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
+    VERIFICATION: None,
+    MODALITY_WORKLIST: None,
+    MPPS: (True, False),
+    MPPS_RETRIEVE: (True, False),
+    UPS_PUSH: (True, False),
+    UPS_WATCH: (True, False),
+    UPS_PULL: (True, False),
+    UPS_EVENT: (True, False),
+    UPS_QUERY: (True, False),
+    STORAGE_COMMITMENT: (True, True),
+    INSTANCE_AVAILABILITY: (True, False),
+}
+# PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
+EXTENDED_NEGOTIATION = {
+    MODALITY_WORKLIST: b"\1\1\0\0",
+    UPS_PULL: b"\1\1\0\0",
+    UPS_WATCH: b"\1\1\0\0",
+    UPS_QUERY: b"\1\1\0\0",
+}

@@ -1,0 +1,213 @@
+"""What is known of a device, and the one thing to do next."""
+
+import datetime
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydicom.uid import UID
+
+from minris.access.context import Context
+from minris.access.devices import same_host
+from minris.config.ini import Device
+from minris.dataset.elements import ElementIndex
+from minris.dataset.times import datetime_bounds
+from minris.orders.trace import last_query
+from minris.standard.status import Message, Status
+from minris.standard.uids import MODALITY_WORKLIST, VERIFICATION
+from minris.store.models import PerformedProcedureStep
+from minris.store.rows import fetch_rows
+
+
+def echo(our_ae_title: str, device: Device) -> Message:
+    """C-ECHO to a device: what came of it, in a sentence."""
+    where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
+    template = ECHO_WORDS[echo_outcome(our_ae_title, device)]
+    return Message(template.key, **where)
+
+
+ECHO_WORDS = {
+    "no address": Message("{name} has no address here"),
+    "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "rejected": Message("{name} rejects us: is {ae} known to it?"),
+    "no answer": Message("{name} was reached, but did not answer C-ECHO"),
+    "answers": Message("{name} answers"),
+}
+
+
+def echo_outcome(our_ae_title: str, device: Device) -> str:
+    """C-ECHO to a device: a key of ECHO_WORDS."""
+    from pynetdicom import AE
+
+    if not device.host:
+        return "no address"
+    ae = AE(ae_title=our_ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
+    ae.add_requested_context(VERIFICATION)
+    try:
+        association = ae.associate(device.host, device.port, ae_title=device.ae_title)
+    except (OSError, UnicodeError):  # the host has no address, or is no name
+        return "unreached"
+    if association.is_rejected:
+        return "rejected"
+    if association.rejected_contexts:
+        return "no answer"
+    if not association.is_established:
+        return "unreached"
+    status = association.send_c_echo()
+    association.release()
+    return "answers" if status and status.Status == Status.SUCCESS else "no answer"
+
+
+# The doctor of devices: what is known of one, and the one thing to do next.
+
+
+class Finding(NamedTuple):
+    """What is known of a device: `good`, `warning` or `bad`, a sentence, and what mends it.
+
+    path  a page that mends it, with words for the link; or, for `do`, an action of the doctor's page
+    """
+
+    light: str
+    words: Message
+    path: str = ""
+    mend: Message | None = None
+    do: str = ""
+
+
+class Called(NamedTuple):
+    """What the association server has seen: calls by AE title, and those turned away, with why."""
+
+    accepted: Mapping[str, Any]
+    rejected: Mapping[tuple[str, str], tuple[float, str]]
+
+
+def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
+    """What is known of a device, the worst first.
+
+    outcome  a key of ECHO_WORDS
+    """
+    found = [
+        *_reached(ctx, device, outcome),
+        *_turned_away(device, called),
+        *_has_called(ctx, device, called),
+        *_has_asked(ctx, device),
+        *_has_reported(ctx, device),
+    ]
+    order = ("bad", "warning", "good")
+    return sorted(found, key=lambda one: order.index(one.light))
+
+
+def _edit(device: Device) -> str:
+    return f"/devices/edit?name={urllib.parse.quote(device.name)}"
+
+
+def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
+    """Whether we reach it, as results, events and what is passed on need."""
+    where = {"name": device.name, "host": device.host, "port": device.port,
+             "ae": ctx.config.dicom.ae_title}  # fmt: skip
+    words = Message(ECHO_WORDS[outcome].key, **where)
+    if outcome == "answers":
+        yield Finding("good", words)
+    elif outcome == "no address":
+        yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device),
+                      Message("Enter its address"))  # fmt: skip
+    else:
+        light = "warning" if device.role == "modality" else "bad"
+        yield Finding(light, words, _edit(device), Message("Check its address, or switch it on"))
+
+
+def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
+    """Calls of it that were refused, also under another AE title from its address."""
+    for (calling, address), (at, why) in called.rejected.items():
+        last = max((called.accepted[title].at for title in device.ae_titles
+                    if title in called.accepted), default=0.0)  # fmt: skip
+        if calling in device.ae_titles and at > last:
+            words = Message("It was turned away: {why}", why=why)
+            yield Finding("bad", words, _edit(device), Message("Change it here, or at the machine"))
+        elif device.host and same_host(device.host, address) and calling not in device.ae_titles:
+            words = Message("It calls itself {calling}, and is registered as {ae}",
+                            calling=calling, ae=device.ae_title)  # fmt: skip
+            if calling not in called.accepted:
+                yield Finding(
+                    "bad", words, "", Message("Take {calling} too", calling=calling), calling
+                )
+
+
+def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
+    """Its last association, from where, and for what."""
+    calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
+    if not calls:
+        yield Finding("warning", Message("It has not called since this system was started"), "",
+                      Message("Ask for the worklist at the machine"))  # fmt: skip
+        return
+    last = max(calls, key=lambda call: call.at)
+    at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
+    classes = ", ".join(UID(uid).name for uid in last.classes)
+    words = Message("It called at {at} from {address}, for {classes}",
+                    at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
+    yield Finding("good", words)
+    if device.host and not same_host(device.host, last.address):
+        words = Message("It called from {address}, and is registered for {host}",
+                        address=last.address, host=device.host)  # fmt: skip
+        yield Finding("warning", words, _edit(device), Message("Correct its address"))
+    if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
+        words = Message("In its last call it did not offer the worklist")
+        yield Finding("warning", words, "", Message("Set the worklist up at the machine"))
+
+
+def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
+    """Its last worklist query and what came of it."""
+    if device.role != "modality":
+        return
+    query = last_query(device.ae_titles)
+    if not query:
+        words = Message("It has not asked for the worklist of late")
+        yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
+        return
+    why, mend = "/why", Message("Why not there?")
+    at = {
+        "at": f"{datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M}"
+    }
+    if query.status != Status.SUCCESS:
+        yield Finding("bad", Message("Its last query failed, at {at}", **at), why, mend)
+    elif query.answers:
+        words = Message("It asked for the worklist at {at} and was told of {count} exams",
+                        **at, count=query.answers)  # fmt: skip
+        yield Finding("good", words)
+    else:
+        words = Message("It asked for the worklist at {at} and was told of nobody", **at)
+        yield Finding("warning", words, why, mend)
+
+
+MOST_SKEW_S = 300
+
+
+def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
+    """Whether it reports performed steps, and how its clock goes."""
+    if device.role != "modality":
+        return
+    titles = ", ".join("?" * len(device.ae_titles))
+    performed = fetch_rows(
+        PerformedProcedureStep,
+        f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1",
+        *device.ae_titles,
+    )
+    if not performed:
+        light = "bad" if device.mpps == "yes" else "good"
+        words = Message("It does not report performed steps: its exams end by its images, or a tap")
+        yield Finding(light, words)
+        return
+    index = ElementIndex(bytes(performed[0].data))
+    heard = datetime.datetime.fromisoformat(performed[0].created_at)
+    yield Finding("good", Message("It reports performed steps, the last one at {at}",
+                                  at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip
+    begun = f"{index.get('PerformedProcedureStepStartDate')}{index.get('PerformedProcedureStepStartTime')}"
+    try:
+        said = datetime_bounds(begun.partition(".")[0], ctx.config.zone)[0]
+    except (ValueError, OverflowError):
+        return
+    skew = (said - heard).total_seconds()
+    if abs(skew) > MOST_SKEW_S:
+        words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
+        yield Finding("bad", words, "", Message("Set its clock, or ours"))

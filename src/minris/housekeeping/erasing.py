@@ -1,0 +1,261 @@
+"""What is let go when it is old enough, and all of a patient on request."""
+
+import json
+import time
+from typing import Any
+
+from minris import log
+from minris.access.context import Context, audit, needs_reason, purge_audit
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import name_key
+from minris.images.commitment import purge_commitments
+from minris.mpps.performed import notify_of_mpps
+from minris.orders.patients import same_person
+from minris.orders.undo import UNDO_HOURS
+from minris.standard.status import Message, Refusal, Status
+from minris.store.models import (
+    Audit,
+    Patient,
+    PerformedProcedureStep,
+    QueryTrace,
+    ScheduledProcedureStep,
+    UndoNote,
+    Workitem,
+    database,
+)
+from minris.store.rows import erase, fetch_rows, insert_rows
+from minris.ups.search import find_workitem
+
+
+def purge(ctx: Context) -> dict[str, int]:
+    """Erase what [housekeeping] lets go: how many rows of what. What is 0 there is kept."""
+    keep, erased = ctx.config.housekeeping, {}
+    with database.atomic():
+        if keep.keep_steps_days:
+            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
+        if keep.keep_patients_days:
+            erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
+        old = ctx.stamp(days=-keep.keep_queries_days)
+        erased["queries"] = erase("query_trace WHERE last_at < ?", old)
+        if keep.keep_audit_days:
+            old = ctx.stamp(days=-keep.keep_audit_days)
+            erased["audit lines"] = purge_audit(old)
+        erased["commitments"] = purge_commitments(ctx)
+        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
+        old = ctx.stamp(days=-keep.keep_deliveries_days)
+        erased["deliveries"] = erase(
+            "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+        )
+        erased["passed on"] = erase(
+            "passed_on WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+        )
+        erased["initial reports"] = erase(
+            "workitem_event WHERE initial = 1 AND NOT EXISTS"
+            " (SELECT 1 FROM outbox_event o WHERE o.event_id = workitem_event.id)"
+        )
+        if keep.keep_workitem_history_days:
+            old = ctx.stamp(days=-keep.keep_workitem_history_days)
+            erased["workitem events"] = erase(
+                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox_event o"
+                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
+                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
+                old,
+            )
+        if erased := {what: count for what, count in erased.items() if count}:
+            words = ", ".join(f"{count} {what}" for what, count in erased.items())
+            audit(ctx, "purged", "store", words)
+            log.info("purged: %s", words)
+    return erased
+
+
+def _purge_steps(ctx: Context, old: str) -> int:
+    """Erase steps that ended before a time, with what was performed for them alone."""
+    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
+    performed = database.execute_sql(
+        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
+        " WHERE p.updated_at < ? AND NOT EXISTS"
+        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
+        f" AND l.scheduled_id NOT IN ({ended}))",
+        (old, old),
+    ).fetchall()
+    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
+    for row_id, uid in performed:
+        erase("performed_procedure_step WHERE id = ?", row_id)
+        notify_of_mpps(ctx, uid, "deleted")
+    for table in ("scheduled_station", "step_seen"):
+        erase(f"{table} WHERE step_id IN ({ended})", old)
+    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
+    erase(
+        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
+        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
+        old,
+    )
+    return count
+
+
+def _purge_patients(old: str) -> int:
+    return erase(
+        "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+        " WHERE r.patient_id = patient.id)",
+        old,
+    )
+
+
+def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
+    """Erase all that is kept of a patient, with a reason: how many rows of what.
+
+    What stays: lines of the audit log, which name ID and accession number, UIDs of images in the
+    archive, and the backups made until now.
+    Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
+    """
+    needs_reason(why)
+    patient = next(iter(fetch_rows(Patient, "id = ?", row_id)), None)
+    if not patient:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    with database.atomic():
+        steps = fetch_rows(
+            ScheduledProcedureStep,
+            "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)",
+            row_id,
+        )
+        former = former_ids(patient)
+        accessions = {step.accession_number for step in steps}
+        workitems = _workitems_of_patient(patient, former, accessions)
+        if any(step.status == "STARTED" for step in steps) or any(
+            state == "IN PROGRESS" for _, state in workitems
+        ):
+            words = Message("An exam or a workitem of this patient is under way: end it first")
+            raise Refusal(Status.PROCESSING_FAILURE, words)
+        _erase_notes(row_id, [step.id for step in steps])
+        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid, _ in workitems)}
+        erased["performed"] = _erase_performed(ctx, patient, former)
+        for step in steps:
+            for table in ("performed_scheduled_step WHERE scheduled_id",
+                          "scheduled_station WHERE step_id", "step_seen WHERE step_id"):  # fmt: skip
+                erase(f"{table} = ?", step.id)
+            erase("scheduled_procedure_step WHERE id = ?", step.id)
+        erased["exams"] = len(steps)
+        erase("requested_procedure WHERE patient_id = ?", row_id)
+        erased["queries"] = _erase_queries(patient)
+        erase("patient WHERE id = ?", row_id)
+        counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+        audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
+    log.info("a patient's data erased by %s: %s", ctx.actor, counts)
+    return erased
+
+
+def former_ids(patient: Any) -> set[str]:
+    """The Patient IDs that a patient had, by the audit log, and nobody else has now."""
+    found, look = set(), {patient.patient_id}
+    while look:
+        about = look.pop()
+        lines = fetch_rows(Audit, "about = ? AND detail <> '' AND what IN"
+                           " ('patients merged', 'patient corrected')", about)  # fmt: skip
+        old = {line.detail.partition(" -> ")[0] for line in lines if " -> " in line.detail}
+        look |= old - found
+        found |= old
+    others = {one for (one,) in database.execute_sql(
+        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
+    return found - others - {patient.patient_id}
+
+
+def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
+    """Whether a data set names a patient: by ID and by name, or by an ID that the patient had."""
+    known = index.get("PatientID")
+    return known in former or (known == patient.patient_id and same_person(index, patient))
+
+
+def _workitems_of_patient(
+    patient: Any, former: set[str], accessions: set[str]
+) -> list[tuple[str, str]]:
+    """UID and state of a patient's workitems, by ID and name or by accession number."""
+    ids = sorted({patient.patient_id, *former})
+    rows_ = fetch_rows(
+        Workitem,
+        f"patient_id IN ({', '.join('?' * len(ids))}) OR (accession_number <> ''"
+        f" AND accession_number IN ({', '.join('?' * len(accessions))}))",
+        *ids,
+        *accessions,
+    )
+    return [
+        (one.sop_instance_uid, one.state)
+        for one in rows_
+        if one.accession_number in accessions - {""}
+        or _is_of(patient, former, ElementIndex(bytes(one.data)))
+    ]
+
+
+def _erase_workitem(ctx: Context, uid: str) -> int:
+    """Erase a workitem with its history and what was to be told of it."""
+    workitem = find_workitem(uid)
+    events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
+    erase(f"outbox_event WHERE event_id IN ({events})", uid)
+    erase("workitem_event WHERE sop_instance_uid = ?", uid)
+    erase("subscription WHERE workitem_id = ?", workitem.id)
+    insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
+    return erase("workitem WHERE id = ?", workitem.id)
+
+
+def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
+    """Erase what was performed for a patient, also without an order: how many."""
+    ids = sorted({patient.patient_id, *former})
+    found = fetch_rows(
+        PerformedProcedureStep,
+        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
+        patient.id,
+        *ids,
+    )
+    others = (
+        "SELECT 1 FROM performed_scheduled_step l JOIN scheduled_procedure_step s ON s.id ="
+        " l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE l.performed_id = ? AND r.patient_id <> ?"
+    )
+    count = 0
+    for one in found:
+        if database.execute_sql(others, (one.id, patient.id)).fetchone():
+            continue
+        linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
+        is_linked = database.execute_sql(linked, (one.id,)).fetchone()
+        if not is_linked and not _is_of(patient, former, ElementIndex(bytes(one.data))):
+            continue
+        erase("performed_scheduled_step WHERE performed_id = ?", one.id)
+        erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
+        count += erase("performed_procedure_step WHERE id = ?", one.id)
+        notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
+    return count
+
+
+def forget_erased() -> None:
+    """Have what was erased leave the write-ahead log too; called outside any transaction."""
+    for _ in range(50):
+        busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            return
+        time.sleep(0.1)
+    log.warning("what was erased stays in the store's write-ahead log for a while: it is in use")
+
+
+def _erase_notes(patient_row: int, steps: list[int]) -> None:
+    """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
+    about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    for note in fetch_rows(UndoNote, "1 = 1"):
+        rows_ = json.loads(note.images)
+        whose = {row for table, row, *_ in rows_ if table == "patient"}
+        whose |= {image["patient_id"] for table, _, *images in rows_
+                  if table == "requested_procedure" for image in images}  # fmt: skip
+        if note.about in about or patient_row in whose:
+            erase("undo_note WHERE id = ?", note.id)
+
+
+def _erase_queries(patient: Any) -> int:
+    """Erase remembered queries that asked for a patient by ID or name: how many."""
+    count = 0
+    for query in fetch_rows(QueryTrace, "1 = 1"):
+        index = ElementIndex(bytes(query.keys))
+        name = name_key(index.get("PatientName").strip("*")).strip("=")
+        if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
+            count += erase("query_trace WHERE id = ?", query.id)
+    return count

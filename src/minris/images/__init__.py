@@ -1,0 +1,1 @@
+"""Which images are where, and whether they are safe."""

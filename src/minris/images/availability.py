@@ -1,0 +1,149 @@
+"""Instance availability, notified and passed on (PS3.4 R)."""
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import peewee
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.checks import check_attributes, check_instance, check_uid
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.items import availability_data
+from minris.images.arrivals import note_images
+from minris.images.references import _uid_problems, available_of, available_uids
+from minris.outbox import pass_on
+from minris.standard.commitment import (
+    AVAILABILITY_ATTRIBUTES,
+    INSTANCE_AVAILABILITIES,
+    REFERENCED_SOP,
+)
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.uids import INSTANCE_AVAILABILITY, MPPS
+from minris.store.models import AvailabilityNotice, database
+from minris.store.rows import insert_row, insert_rows
+
+if TYPE_CHECKING:
+    from minris.images.commitment import Evidence
+
+
+ENTER_AVAILABILITY = (
+    "availability (sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid,"
+    " series_instance_uid, availability, who, at) VALUES"
+    " ON CONFLICT (sop_instance_uid, retrieve_ae_title) DO UPDATE SET"
+    " sop_class_uid = excluded.sop_class_uid, availability = excluded.availability,"
+    " study_instance_uid = excluded.study_instance_uid,"
+    " series_instance_uid = excluded.series_instance_uid, who = excluded.who, at = excluded.at"
+)
+
+
+def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
+    """Take an Instance Availability Notification: its UID, made where none is given.
+
+    The newest of an instance at a Retrieve AE counts.
+
+    Refuses  0106, 0111, 0117, 0120, 0121. Source: PS3.4 R.3.2.1
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index = ElementIndex(data)
+    check_instance(index, INSTANCE_AVAILABILITY, uid)
+    check_attributes(index, AVAILABILITY_ATTRIBUTES, "create", lenient=True)
+    _check_availability(index)
+    study, rows_ = index.get("StudyInstanceUID"), []
+    for series in index.items(tag_of("ReferencedSeriesSequence")):
+        for one in series.items(REFERENCED_SOP):
+            rows_.append(
+                (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
+                 one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
+                 one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
+            )  # fmt: skip
+    with database.atomic():
+        try:
+            insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,
+                       created_at=ctx.stamp())  # fmt: skip
+        except peewee.IntegrityError:
+            words = Message("{uid} exists already", uid=uid)
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+        insert_rows(ENTER_AVAILABILITY, rows_)
+        look_again({row[0] for row in rows_})
+        note_images(ctx, {study: available_of(study)}, "availability")
+        pass_on(ctx, "availability", "N-CREATE", uid, data)
+        audit(ctx, "availability notified", study, f"{len(rows_)} instances")
+    log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
+    return uid
+
+
+def look_again(uids: Iterable[str]) -> None:
+    """Have requests that wait for one of these instances judged now."""
+    database.connection().executemany(
+        "UPDATE commitment SET try_at = '' WHERE state = 'asked' AND id IN (SELECT commitment_id"
+        " FROM commitment_instance WHERE sop_instance_uid = ? AND verdict = '')",
+        [(uid,) for uid in uids],
+    )
+
+
+def _check_availability(index: ElementIndex) -> None:
+    """Refuse (0106) two performed steps, a word that is no availability, an instance twice."""
+    problems, seen = [], set()
+    performed = tag_of("ReferencedPerformedProcedureStepSequence")
+    if len(index.items(performed)) > 1:
+        problems.append(Problem(performed, Message("has more than one item")))
+    word, instance = tag_of("InstanceAvailability"), tag_of("ReferencedSOPInstanceUID")
+    for series in index.items(tag_of("ReferencedSeriesSequence")):
+        for one in series.items(REFERENCED_SOP):
+            if one.text(word) not in INSTANCE_AVAILABILITIES:
+                choices = ", ".join(sorted(INSTANCE_AVAILABILITIES))
+                problems.append(Problem(word, Message("is not one of {choices}", choices=choices)))
+            place = one.text(instance), one.get("RetrieveAETitle")
+            if place in seen:
+                problems.append(Problem(instance, Message("is there twice")))
+            seen.add(place)
+    problems += _uid_problems(index)
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
+
+
+def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
+    """Keep which images have been seen in the archive; others are told of what is new.
+
+    archive  its AE title. What it notified of an image that can be had counts more than our look
+    """
+    seen = evidence.places.keys() & evidence.found.keys()
+    new = seen - available_uids(evidence.places, [archive])
+    if not new:
+        return
+    unknown = new - available_uids(new)
+    rows_ = [
+        (uid, archive, evidence.found[uid][0], *evidence.places[uid], "", ctx.stamp())
+        for uid in sorted(new)
+    ]
+    with database.atomic():
+        insert_rows(ENTER_AVAILABILITY, rows_)
+        look_again(new)
+        told = sorted((row for row in rows_ if row[0] in unknown), key=lambda row: row[3:5])
+        for study, of_study in itertools.groupby(told, key=lambda row: row[3]):
+            data = availability_notice(study, list(of_study))
+            pass_on(ctx, "availability", "N-CREATE", ctx.new_uid(), data)
+
+
+def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
+    """An Instance Availability Notification of a study, with the performed step that made it.
+
+    rows_  as for availability_data
+    """
+    performed = database.execute_sql(
+        "SELECT p.sop_instance_uid FROM performed_procedure_step p JOIN performed_scheduled_step l"
+        " ON l.performed_id = p.id JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+        " WHERE s.study_instance_uid = ? LIMIT 2",
+        (study,),
+    ).fetchall()
+    of = [
+        text_elements(ReferencedSOPClassUID=MPPS, ReferencedSOPInstanceUID=uid).merged(
+            ElementIndex(encode_items(tag_of("PerformedWorkitemCodeSequence"), []))
+        )
+        for (uid,) in performed[:1] if len(performed) == 1
+    ]  # fmt: skip
+    return availability_data(study, rows_, of)

@@ -1,0 +1,476 @@
+"""Storage commitment: asked, judged, passed on to the archive, told (PS3.4 J, PS3.18 13)."""
+
+import struct
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydicom.uid import UID
+
+from minris import log
+from minris.access.context import Context, archive_of, audit, device_of, needs_reason
+from minris.dataset.checks import check_attributes
+from minris.dataset.elements import ElementIndex, encode_element, encode_items, text_elements
+from minris.images.arrivals import end_by_images
+from minris.images.availability import record_found
+from minris.images.references import Reference, checked_references, is_by_study, places_of
+from minris.outbox import RETRY_AFTER, retry_wait
+from minris.standard.commitment import (
+    COMMITMENT_EVENTS,
+    COMMITMENT_RESULT,
+    COMMITTED,
+    NO_ROOM,
+    NOT_CHECKED,
+    NOT_STORED,
+    NOT_THERE,
+    OF_ANOTHER_CLASS,
+    REFERENCED_SOP,
+    UID_IN_USE,
+)
+from minris.standard.dictionary import tag_of, value_problem
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.ups import TRANSACTION_UID
+from minris.store.models import Commitment, CommitmentInstance, CommitmentRelay, database
+from minris.store.rows import erase, fetch_rows, insert_row, insert_rows, update_row
+
+
+def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse") -> None:
+    """Take a request for storage commitment, to be judged.
+
+    uid      Transaction UID
+    data     the references, stored form
+    door     `dimse`: the result is told to who asks; `web`: it is asked for
+    Refuses  0115, 0120, 0121; 0213 for too many; 0124 for who could not be told; over HTTP 0111
+             for a UID in use. Over DIMSE such a request fails whole, by its report
+    Source   PS3.4 J.3.2; PS3.18 13.4
+    """
+    if not uid or value_problem("UI", uid):
+        problem = Problem(TRANSACTION_UID, Message("{value} is not a UID", value=uid[:64]))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    by_study = door == "web" and is_by_study(index)
+    references = checked_references(ctx, index, by_study)
+    requester = ctx.actor.name
+    device = device_of(ctx, requester)
+    if door == "dimse" and not (device and device.host):
+        words = Message("{ae} is not registered with an address", ae=requester)
+        raise Refusal(Status.NOT_AUTHORIZED, words)
+    with database.atomic():
+        known = next(iter(fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)), None)
+        if known and door == "web":
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
+        same = known and (known.door, known.requester, bytes(known.data)) == (
+            door, requester, bytes(index)
+        )  # fmt: skip
+        if same and known.state in ("asked", "judged"):
+            log.info("commitment %s: asked again by %s", uid, ctx.actor)
+            return
+        _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
+        audit(ctx, "commitment asked", uid, f"{len(references)} instances")
+    log.info("commitment %s: %d instances, by %s", uid, len(references), ctx.actor)
+
+
+def _insert_commitment(
+    ctx: Context,
+    uid: str,
+    index: ElementIndex,
+    references: list[Reference],
+    door: str,
+    by_study: bool,
+    known: bool,
+) -> None:
+    commitment_id = insert_row(
+        Commitment,
+        transaction_uid=uid,
+        requester=ctx.actor.name,
+        called=ctx.actor.called or ctx.config.dicom.ae_title,
+        door=door,
+        by_study=int(by_study),
+        repeats=int(known),
+        state="judged" if known else "asked",
+        data=bytes(index),
+        created_at=ctx.stamp(),
+        judged_at=ctx.stamp() if known else "",
+    )
+    insert_rows(
+        "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
+        " series_instance_uid, verdict)",
+        ((commitment_id, *one, first_verdict(one.sop_class_uid, known)) for one in references),
+    )
+
+
+def first_verdict(sop_class_uid: str, repeated: bool) -> str:
+    """What can be said of an instance unseen: "", or 0131, or 0122 for a class that is not stored."""
+    if repeated:
+        return UID_IN_USE
+    known = UID(sop_class_uid)
+    if known.is_private or known.name == sop_class_uid:  # of a maker, or of a later edition
+        return ""
+    stored = (
+        known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
+    )
+    return "" if stored else NOT_STORED
+
+
+def is_still(commitment: Any) -> bool:
+    """Whether a request is in the state in which it was read."""
+    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = ?"
+    return database.execute_sql(sql, (commitment.id, commitment.state)).fetchone() is not None
+
+
+def commitment_rows(where: str, *values: Any) -> list[Any]:
+    """Requests under a condition, without the references as they came: they may be megabytes."""
+    names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
+    cursor = database.execute_sql(
+        f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
+    )
+    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+
+
+def due_commitments(ctx: Context, state: str) -> list[Any]:
+    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now.
+
+    Of those to be told, the first of each requester: one that is away holds up nobody else
+    """
+    due = "state = ?1 AND (try_at <= ?2 OR try_at > ?3)"
+    if state == "judged":
+        first = f"SELECT min(id) FROM commitment WHERE {due} AND door = 'dimse' GROUP BY requester"
+        due = f"id IN ({first})"
+    times = ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])
+    return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
+
+
+def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
+    """The instances of a request that are not judged, with their places as far as they are known."""
+    cursor = database.execute_sql(
+        "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
+        " FROM commitment_instance WHERE commitment_id = ? AND verdict = ''",
+        (commitment_id,),
+    )
+    found = [Reference(*row) for row in cursor]
+    unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
+    places = places_of(ctx, unknown) if unknown else {}
+    return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
+                         series_instance_uid=places[one.sop_instance_uid][1])
+            if one.sop_instance_uid in places else one for one in found]  # fmt: skip
+
+
+class Evidence(NamedTuple):
+    """What is known of some instances.
+
+    found      by UID the class of each that was seen, empty where that was not told, and the AE
+               title that says so
+    missing    those that were looked for and not seen
+    unchecked  those that could not be looked for
+    problem    why there is no telling of the rest
+    reasons    of those that are missing, where the archive has said why; else 0112
+    places     study, series and Instance Availability of those found, where they are known
+    """
+
+    found: Mapping[str, tuple[str, str]]
+    missing: frozenset[str] = frozenset()
+    unchecked: frozenset[str] = frozenset()
+    problem: str = ""
+    reasons: Mapping[str, str] = types.MappingProxyType({})
+    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+
+
+def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
+    """Judge what evidence is of; the rest is looked at again, until its time is over.
+
+    Source  PS3.4 J.3.3.1.2: success is claimed for what was seen in the archive alone
+    """
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    if commitment.state != "asked":
+        return
+    keep = ctx.config.commitment
+    waited = commitment.created_at <= ctx.stamp(minutes=-keep.missing_minutes)
+    over = commitment.created_at <= ctx.stamp(hours=-keep.give_up_hours)
+    verdicts = []
+    for one in fetch_rows(CommitmentInstance, "commitment_id = ? AND verdict = ''", commitment_id):
+        sop_class, source = evidence.found.get(one.sop_instance_uid, (None, ""))
+        if sop_class is not None:
+            right = sop_class in ("", one.sop_class_uid)
+            verdict = COMMITTED if right else OF_ANOTHER_CLASS
+        elif one.sop_instance_uid in evidence.missing and waited:
+            verdict = evidence.reasons.get(one.sop_instance_uid, NOT_THERE)
+        elif (one.sop_instance_uid in evidence.unchecked and waited) or over:
+            verdict = NOT_CHECKED
+        else:
+            continue
+        verdicts.append((verdict, source, one.id))
+    sql = "UPDATE commitment_instance SET verdict = ?, evidence = ? WHERE id = ?"
+    with database.atomic():
+        database.connection().executemany(sql, verdicts)
+        _settle_commitment(ctx, commitment, evidence.problem)
+        if evidence.places and (archive := archive_of(ctx)):
+            record_found(ctx, archive.ae_title, evidence)
+        for study in sorted({place[0] for place in evidence.places.values()}):
+            end_by_images(ctx, study, "commitment", commitment.requester)
+
+
+def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
+    """A request of which all is judged is judged; another one is looked at again."""
+    good, bad, open_ = commitment_counts([commitment.id])[commitment.id]
+    if open_:
+        failures = commitment.failures + 1
+        update_row(Commitment, commitment.id, failures=failures, problem=problem[:500],
+                   try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
+        return
+    update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp(), failures=0,
+               problem="", try_at="")  # fmt: skip
+    audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
+    log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
+
+
+# What an archive's reasons become; any other is 0110.
+REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
+
+
+def relay_waits(ctx: Context, commitment_id: int) -> bool:
+    """Whether an archive that a request was passed on to may still answer."""
+    return bool(
+        fetch_rows(
+            CommitmentRelay,
+            "commitment_id = ? AND answered_at = '' AND asked_at > ?",
+            commitment_id,
+            ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
+        )
+    )
+
+
+def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
+    """Keep that a request is to be passed on: its Transaction UID there; nothing once it is judged.
+
+    The archive's report on an earlier one may have come while a round was under way.
+    """
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    if commitment.state != "asked":
+        return ""
+    uid = ctx.new_uid()
+    insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
+               asked_at="", answered_at="")  # fmt: skip
+    return uid
+
+
+def note_relay_taken(ctx: Context, uid: str) -> None:
+    """The archive has taken what was passed on: its report is waited for."""
+    sql = "UPDATE commitment_relay SET asked_at = ? WHERE transaction_uid = ?"
+    database.execute_sql(sql, (ctx.stamp(), uid))
+
+
+def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
+    """Take an archive's report on a request that was passed on to it: evidence of its own.
+
+    uid      Transaction UID, ours
+    Refuses  0115 for one that was not passed on to who reports, 0120, 0121
+    Source   PS3.4 J.3.3
+    """
+    found = fetch_rows(CommitmentRelay, "transaction_uid = ?", uid)
+    archive = device_of(ctx, found[0].archive) if found else None
+    if not archive or ctx.actor.name not in archive.ae_titles:
+        problem = Problem(TRANSACTION_UID, Message("is not known"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    all_good = event_type == COMMITMENT_EVENTS[True]
+    check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
+    failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
+              for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
+    title = index.get("RetrieveAETitle") or found[0].archive
+    good: dict[str, tuple[str, str]] = {}
+    for one in index.items(REFERENCED_SOP):
+        uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
+        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot be both
+            failed[uid_] = str(int(OF_ANOTHER_CLASS, 16))
+        good[uid_] = sop_class, one.get("RetrieveAETitle") or title
+    good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
+    with database.atomic():
+        if not found[0].answered_at:
+            answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
+            database.execute_sql(answered, (ctx.stamp(), uid))
+            words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
+            audit(ctx, "commitment of the archive", uid, words)
+            reasons = {one: _failure_reason(text) for one, text in failed.items()}
+            evidence = Evidence(good, frozenset(failed), reasons=reasons)
+            record_evidence(ctx, found[0].commitment_id, evidence)
+    log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
+
+
+def _failure_reason(text: str) -> str:
+    """A Failure Reason (0008,1197), that an archive has told, as one of ours."""
+    known = f"{int(text):04X}" if text.isdigit() else ""
+    return known if known in REASONS_OF_ARCHIVE else NOT_CHECKED
+
+
+def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
+    """How many instances of requests are committed, refused and not judged, by id."""
+    counts = dict.fromkeys(commitment_ids, (0, 0, 0))
+    cursor = database.execute_sql(
+        "SELECT commitment_id, count(*) FILTER (WHERE verdict = '0000'),"
+        " count(*) FILTER (WHERE verdict NOT IN ('', '0000')),"
+        " count(*) FILTER (WHERE verdict = '') FROM commitment_instance"
+        f" WHERE commitment_id IN ({', '.join(map(str, counts))}) GROUP BY commitment_id"
+    )
+    return counts | {row_id: (good, bad, open_) for row_id, good, bad, open_ in cursor}
+
+
+class Result(NamedTuple):
+    """How a request was judged: what a report and the web's answer say of each instance.
+
+    archive  AE title of the archive where all was seen that is committed, if it is one
+    """
+
+    all_good: bool
+    data: bytes
+    archive: str
+
+
+def commitment_result(commitment: Any) -> Result:
+    """The result of a request that is judged, in the form of the request (PS3.4 Table J.3-2)."""
+    verdicts = fetch_rows(CommitmentInstance, "commitment_id = ? ORDER BY id", commitment.id)
+    good = [one for one in verdicts if one.verdict == COMMITTED]
+    bad = [one for one in verdicts if one.verdict != COMMITTED]
+    sources = {one.evidence for one in good}
+    write = _by_study if commitment.by_study else _flat
+    return Result(
+        bool(good) and not bad, write(good, bad), "".join(sources) if len(sources) == 1 else ""
+    )
+
+
+def _reason(verdict: str) -> bytes:
+    """Failure Reason (0008,1197), nothing for what is committed."""
+    if verdict == COMMITTED:
+        return b""
+    return encode_element(tag_of("FailureReason"), b"US", struct.pack("<H", int(verdict, 16)))
+
+
+def _flat(good: list[Any], bad: list[Any]) -> bytes:
+    def item(one: Any) -> bytes:
+        uids = {"ReferencedSOPClassUID": one.sop_class_uid,
+                "ReferencedSOPInstanceUID": one.sop_instance_uid}  # fmt: skip
+        return bytes(text_elements(**uids)) + _reason(one.verdict)
+
+    pairs = (("FailedSOPSequence", bad), ("ReferencedSOPSequence", good))
+    return b"".join(encode_items(tag_of(name), map(item, some)) for name, some in pairs if some)
+
+
+def _by_study(good: list[Any], bad: list[Any]) -> bytes:
+    """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
+
+    def instance(one: Any) -> bytes:
+        uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
+        return uid.merged(ElementIndex(_reason(one.verdict)))
+
+    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[bytes]:
+        if not steps:
+            return [instance(one) for one in some]
+        (column, keyword, sequence), *rest = steps
+        groups: dict[str, list[Any]] = {}
+        for one in some:
+            groups.setdefault(getattr(one, column), []).append(one)
+        return [
+            text_elements(**{keyword: uid}).merged(
+                ElementIndex(encode_items(tag_of(sequence), level(members, tuple(rest))))
+            )
+            for uid, members in groups.items()
+        ]
+
+    steps = (
+        ("study_instance_uid", "StudyInstanceUID", "ReferencedSeriesSequence"),
+        ("series_instance_uid", "SeriesInstanceUID", "ReferencedInstancesBySOPClassSequence"),
+        ("sop_class_uid", "ReferencedSOPClassUID", "ReferencedInstanceSequence"),
+    )
+    pairs = (("ReferencedStudySequence", good), ("FailedStudySequence", bad))
+    return b"".join(encode_items(tag_of(name), level(some, steps)) for name, some in pairs if some)
+
+
+def commitment_by_uid(uid: str) -> Any:
+    """A request by its Transaction UID. Refuses 0112."""
+    found = fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such request"))
+    return found[0]
+
+
+def note_told(ctx: Context, commitment_id: int) -> None:
+    """The result of a request has been told."""
+    update_row(Commitment, commitment_id, state="told", told_at=ctx.stamp(), problem="", try_at="")
+
+
+def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
+    """The result could not be told: again later, until it is given up."""
+    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
+    failures = commitment.failures + 1
+    late = commitment.judged_at <= ctx.stamp(hours=-ctx.config.commitment.report_hours)
+    state = "given up" if late else "judged"
+    update_row(Commitment, commitment_id, state=state, failures=failures, problem=problem[:500],
+               try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
+    if late:
+        audit(ctx, "commitment not told", commitment.transaction_uid, problem[:200])
+    log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
+
+
+def tell_again(requester: str) -> None:
+    """Have results that a requester could not be told tried again now."""
+    database.execute_sql(
+        "UPDATE commitment SET try_at = '' WHERE state = 'judged' AND door = 'dimse'"
+        " AND requester = ?",
+        (requester,),
+    )
+
+
+def purge_commitments(ctx: Context) -> int:
+    """Drop results that are old enough; their Transaction UIDs stay known. How many."""
+    old = ctx.stamp(days=-ctx.config.commitment.keep_days)
+    over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
+    ended = f"({over}) AND judged_at < ?"
+    erase(
+        f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
+    )
+    erase(f"commitment_relay WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
+    erase("availability WHERE at < ?", old)
+    erase("study_seen WHERE since < ?", old)
+    erase("availability_notice WHERE created_at < ?", old)
+    sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
+    return database.execute_sql(sql, (old,)).rowcount
+
+
+def try_commitment_again(ctx: Context, uid: str) -> None:
+    """Ask the archive, or tell the machine, now and not later. Refuses 0112, C300 for what is done.
+
+    A result that was told is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
+    """
+    commitment = commitment_by_uid(uid)
+    done = commitment.state in ("told", "dropped")
+    if done or (commitment.door == "web" and commitment.state != "asked"):
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    state = "judged" if commitment.state == "given up" else commitment.state
+    update_row(Commitment, commitment.id, state=state, failures=0, try_at="")
+    if commitment.state == "given up":  # it has its time anew
+        update_row(Commitment, commitment.id, judged_at=ctx.stamp())
+    audit(ctx, "commitment tried again", uid)
+
+
+def drop_commitment(ctx: Context, uid: str, why: str) -> None:
+    """Tell a machine no more about its images. Refuses 0106, 0112, C300 for what is done."""
+    needs_reason(why)
+    commitment = commitment_by_uid(uid)
+    if commitment.state in ("told", "dropped"):
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    update_row(Commitment, commitment.id, state="dropped", data=b"")
+    for table in ("commitment_instance", "commitment_relay"):
+        erase(f"{table} WHERE commitment_id = ?", commitment.id)
+    audit(ctx, "commitment dropped", uid, why.strip()[:500])
+
+
+def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
+    """The newest requests, each with how many are committed, refused and not judged."""
+    found = commitment_rows(f"1 = 1 ORDER BY id DESC LIMIT {most}")
+    counts = commitment_counts(one.id for one in found)
+    return [(one, *counts[one.id]) for one in found]
+
+
+def judged_instances(commitment_id: int) -> list[Any]:
+    """The instances of a request with their verdicts, those that are refused first."""
+    where = "commitment_id = ? ORDER BY verdict = '0000', id LIMIT 1000"
+    return fetch_rows(CommitmentInstance, where, commitment_id)

@@ -1,0 +1,173 @@
+"""Instances as they are named, and where they are known to be."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from minris.access.context import Context
+from minris.dataset.checks import check_attributes
+from minris.dataset.elements import ElementIndex, encode_text
+from minris.standard.commitment import (
+    COMMITMENT_ATTRIBUTES,
+    COMMITMENT_BY_STUDY,
+    REFERENCED_SOP,
+    RETRIEVABLE,
+)
+from minris.standard.dictionary import tag_of, value_problem
+from minris.standard.mpps import STEP_ATTRIBUTES
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.store.models import database
+
+
+class Reference(NamedTuple):
+    """An instance, and where it is if that is known."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+
+
+def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
+    """UIDs at any depth that are none, or several."""
+    for tag in index:
+        if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
+            yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
+        for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
+            yield from _uid_problems(item)
+
+
+def is_by_study(index: ElementIndex) -> bool:
+    """Whether a request for commitment names its instances by study. Refuses 0106 for both ways."""
+    flat, studies = REFERENCED_SOP, tag_of("ReferencedStudySequence")
+    if flat in index and studies in index:
+        problem = Problem(studies, Message("is there beside (0008,1199)"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    return studies in index
+
+
+def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
+    """The instances that a request for commitment names."""
+    if not by_study:
+        items = index.items(REFERENCED_SOP)
+        return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
+                for one in items]  # fmt: skip
+    found = []
+    for study in index.items(tag_of("ReferencedStudySequence")):
+        for series in study.items(tag_of("ReferencedSeriesSequence")):
+            for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence")):
+                found += [
+                    Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+                              study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
+                    for one in kind.items(tag_of("ReferencedInstanceSequence"))
+                ]  # fmt: skip
+    return found
+
+
+def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
+    """The instances of a request that is in order. Refuses 0115, 0120, 0121, 0213."""
+    check_attributes(index, COMMITMENT_BY_STUDY if by_study else COMMITMENT_ATTRIBUTES, "action")
+    references = references_of(index, by_study)
+    most = ctx.config.commitment.maximum_instances
+    if len(references) > most:
+        words = Message("{count} images are more than the {most} of one request",
+                        count=len(references), most=most)  # fmt: skip
+        raise Refusal(Status.RESOURCE_LIMITATION, words)
+    uids = [one.sop_instance_uid for one in references]
+    tag = tag_of("ReferencedSOPInstanceUID")
+    wrong = [uid for one in references for uid in one if uid and value_problem("UI", uid)]
+    if len(set(uids)) < len(uids):
+        problem = Problem(tag, Message("is there twice"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    if wrong:
+        problem = Problem(tag, Message("{value} is not a UID", value=wrong[0][:64]))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    return references
+
+
+MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
+
+
+def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
+    """Study and series of instances, as availability or performed steps have told them."""
+    found: dict[str, tuple[str, str]] = {}
+    wanted = sorted(uids)
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        cursor = database.execute_sql(
+            "SELECT sop_instance_uid, study_instance_uid, series_instance_uid FROM availability"
+            f" WHERE sop_instance_uid IN ({', '.join('?' * len(some))})",
+            some,
+        )
+        found |= {uid: (study, series) for uid, study, series in cursor}
+    open_ = uids - found.keys()
+    while open_:
+        row = database.execute_sql(
+            "SELECT data FROM (SELECT id, data FROM performed_procedure_step ORDER BY id DESC"
+            f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?) ORDER BY id DESC LIMIT 1",
+            (encode_text("ReferencedSOPInstanceUID", min(open_)),),
+        ).fetchone()
+        told = produced_by(ElementIndex(bytes(row[0]))) if row else {}
+        found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
+        open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
+        if not row and len(open_) > 20:
+            break  # of a machine that does not report: none of the others is known either
+    return found
+
+
+def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
+    """Study, series and class of each instance that a performed procedure step refers to."""
+    studies = {one.get("StudyInstanceUID") for one in performed.items(STEP_ATTRIBUTES)} - {""}
+    if len(studies) != 1:
+        return {}
+    (study,), found = studies, {}
+    for series in performed.items(tag_of("PerformedSeriesSequence")):
+        for keyword in ("ReferencedImageSequence",
+                        "ReferencedNonImageCompositeSOPInstanceSequence"):  # fmt: skip
+            for one in series.items(tag_of(keyword)):
+                found[one.get("ReferencedSOPInstanceUID")] = (
+                    study, series.get("SeriesInstanceUID"), one.get("ReferencedSOPClassUID")
+                )  # fmt: skip
+    return found
+
+
+def notified_instances(
+    ctx: Context, references: Iterable[Reference], archive: str
+) -> dict[str, str]:
+    """The class of each instance that the archive has notified as to be had there."""
+    wanted, found = [one.sop_instance_uid for one in references], {}
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        cursor = database.execute_sql(
+            "SELECT sop_instance_uid, sop_class_uid FROM availability WHERE retrieve_ae_title = ?"
+            f" AND who = ? AND availability IN {RETRIEVABLE}"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
+            (archive, archive, *some),
+        )
+        found |= dict(cursor)
+    return found
+
+
+def available_of(study: str) -> int:
+    """How many images of a study are known to be where they can be had."""
+    sql = (
+        "SELECT count(DISTINCT sop_instance_uid) FROM availability"
+        f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
+    )
+    return database.execute_sql(sql, (study,)).fetchone()[0]
+
+
+def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
+    """Those of some instances that are known to be where they can be had.
+
+    at  the Retrieve AE Titles that will do; any if there are none
+    """
+    wanted, places, found = list(uids), list(at), set()
+    where = f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})" if places else ""
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        found |= {uid for (uid,) in database.execute_sql(
+            f"SELECT sop_instance_uid FROM availability WHERE availability IN {RETRIEVABLE}"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))}){where}",
+            (*some, *places),
+        )}  # fmt: skip
+    return found

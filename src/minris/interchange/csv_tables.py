@@ -1,0 +1,225 @@
+"""Worklist items and the catalogue as CSV."""
+
+import contextlib
+import csv
+import io
+import re
+
+from pydicom import datadict
+
+from minris.access.context import Context
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.names import person_name
+from minris.orders.catalogue import (
+    PROCEDURE_COLUMNS,
+    all_procedures,
+    apply_procedure,
+    retire_procedure,
+    save_procedure,
+)
+from minris.standard.dictionary import vr_of
+from minris.standard.status import Message, Problem, Refusal, Status, joined
+from minris.standard.tables import body_rows
+from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
+from minris.store.models import ScheduledProcedureStep, database
+from minris.store.rows import fetch_rows
+
+# The columns of a CSV file: names they may have, and what they fill. A keyword does too.
+CSV_COLUMNS = {
+    name: keyword
+    for names, keyword in body_rows("""
+    names                                           | keyword
+    family_name, family name, 姓拼音                | family
+    given_name, given name, 名拼音                  | given
+    name, patient name, patient_name, 姓名          | PatientName
+    patient_id, patient id, id, 病人编号, 患者编号, 病历号 | PatientID
+    birth_date, birth date, date of birth, 出生日期 | PatientBirthDate
+    sex, gender, 性别                               | PatientSex
+    weight, 体重                                    | PatientWeight
+    exam, procedure, 检查, 检查项目                 | RequestedProcedureDescription
+    device, station, ae_title, 设备                 | ScheduledStationAETitle
+    modality, 检查类型, 设备类型                    | Modality
+    date, 日期, 检查日期                            | ScheduledProcedureStepStartDate
+    time, 时间, 检查时间                            | ScheduledProcedureStepStartTime
+    priority, 优先级                                | RequestedProcedurePriority
+    physician, referring physician, 申请医生        | ReferringPhysicianName
+    accession, accession number, accession_number, 检查号 | AccessionNumber
+    comment, 备注                                   | RequestedProcedureComments
+    allergies, 过敏史                               | Allergies
+    """)
+    for name in names.split(", ")
+}
+CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
+
+
+def decode_csv(content: bytes) -> str:
+    """The text of a CSV file: UTF-8 with or without mark, else GB18030. Refuses 0106."""
+    for codec in ("utf-8-sig", "gb18030"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode(codec)
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is neither UTF-8 nor GB18030"))
+
+
+def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
+    text = decode_csv(content)
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)
+    try:
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    except csv.Error as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
+        ) from None
+    while lines and not any(cell.strip() for cell in lines[-1]):
+        lines.pop()
+    if len(lines) < 2:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
+    return [name.strip() for name in lines[0]], lines[1:]
+
+
+def csv_keyword(name: str) -> str:
+    """What a column fills: a keyword, or "" for a column that is not known."""
+    known = CSV_COLUMNS.get(name.strip().casefold())
+    return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
+
+
+def csv_value(keyword: str, text: str) -> str:
+    """A cell as DICOM writes it: dates without dashes, times without colons."""
+    text = text.strip().lstrip("'")  # a spreadsheet's way to keep a number a text
+    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
+        parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
+        return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
+    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "TM":
+        parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
+        return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
+    if keyword == "PatientSex":
+        return CSV_SEXES.get(text.casefold(), text)
+    if keyword == "PatientName" and "^" not in text and "=" not in text and not text.isascii():
+        return person_name("", "", text)
+    if keyword == "PatientName" and "^" not in text and "=" not in text:
+        return "^".join(reversed(text.rsplit(" ", 1))) if " " in text else text
+    return text
+
+
+def items_from_csv(content: bytes) -> list[bytes]:
+    """The worklist items of a CSV file, one a row, procedures by the catalogue.
+
+    Refuses 0106 for a file without a column for the name, or with columns that are not known
+    """
+    names, lines = read_csv(content)
+    keywords = [csv_keyword(name) for name in names]
+    problems = [
+        Message("There is no column {value}", value=name)
+        for name, keyword in zip(names, keywords, strict=True)
+        if not keyword
+    ]
+    if not {"PatientName", "family"} & set(keywords):
+        problems.append(Message("There is no column for the patient's name"))
+    if problems:
+        text = joined(problems, "\n")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
+    return [
+        _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
+        for line in lines
+    ]
+
+
+def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
+    cells = {
+        keyword: csv_value(keyword, text) for keyword, text in zip(keywords, line, strict=False)
+    }
+    if "family" in cells or "given" in cells:
+        latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
+        rest = cells.get("PatientName", "")
+        ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
+        cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
+    step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
+    texts = {k: v for k, v in cells.items() if v}
+    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
+    return apply_procedure(text_elements(**texts).merged(ElementIndex(sequence)))
+
+
+STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
+EXPORT_COLUMNS = (
+    "PatientID PatientName PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
+    " StudyInstanceUID RequestedProcedureDescription ReferringPhysicianName"
+    " ScheduledProcedureStepID ScheduledStationAETitle Modality ScheduledProcedureStepStartDate"
+    " ScheduledProcedureStepStartTime ScheduledProcedureStepStatus"
+).split()
+
+
+def no_formula(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def of_formula(cell: str) -> str:
+    """A cell as it was before no_formula."""
+    return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
+
+
+def export_procedures() -> str:
+    """The procedure catalogue as CSV; `import_procedures` reads it back."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([*PROCEDURE_COLUMNS, "retired"])
+    for one in all_procedures():
+        cells = [no_formula(str(getattr(one, column))) for column in PROCEDURE_COLUMNS]
+        writer.writerow([*cells, "yes" if one.retired else ""])
+    return out.getvalue()
+
+
+def import_procedures(ctx: Context, content: bytes) -> int:
+    """Make or change procedures by their codes from CSV, all or nothing: how many.
+
+    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed, what has
+             no column stays as it is
+    Refuses  0106 with a line for each row that is wrong
+    """
+    head, lines = read_csv(content)
+    columns, problems, count = [name.strip().casefold() for name in head], [], 0
+    for column in ("code", "meaning"):
+        if column not in columns:
+            problems.append(Message("There is no column {column}", column=column))
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
+    with database.atomic():
+        stored = {one.code: one for one in all_procedures()}
+        for number, line in enumerate(lines, 2):
+            if not any(cell.strip() for cell in line):
+                continue
+            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=False)}
+            known = stored.get(row.get("code", ""))
+            for key in PROCEDURE_COLUMNS.keys() - set(columns) if known else ():
+                row[key] = str(getattr(known, key))
+            try:
+                save_procedure(ctx, row)
+                said = row.get("retired", "yes" if known and known.retired else "")
+                if said.casefold() in ("yes", "1", "true"):
+                    retire_procedure(ctx, row["code"])
+                count += 1
+            except Refusal as refusal:
+                words = Message("Row {number}: {words}", number=number, words=refusal.detail)
+                problems.append(words)
+        if problems:
+            raise Refusal(
+                Status.INVALID_ATTRIBUTE_VALUE,
+                problems=[Problem(0, words) for words in problems[:50]],
+            )
+    return count
+
+
+def export_csv() -> str:
+    """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(EXPORT_COLUMNS)
+    for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
+        index = ElementIndex(bytes(step.data))
+        item = index.item("ScheduledProcedureStepSequence")
+        cells = [
+            (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
+        ]
+        writer.writerow(map(no_formula, cells))
+    return out.getvalue()

@@ -1,0 +1,187 @@
+"""Worklist items from files: DICOM, DICOM JSON, CSV."""
+
+import json
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from minris.access.context import Context
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import _HEADER, ElementIndex, Malformed
+from minris.dataset.recode import recode_noting
+from minris.interchange.csv_tables import items_from_csv, read_csv
+from minris.orders.scheduling import schedule
+from minris.standard.dictionary import _KNOWN_VRS, _LONG_VRS
+from minris.standard.status import Message, Problem, Refusal, Status, joined
+from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+from minris.store.models import database
+
+
+def read_dicom_file(content: bytes) -> bytes:
+    """The data set of a DICOM file, with or without preamble, in the stored form.
+
+    Refuses 0106 for what cannot be read
+    """
+    if not content:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
+    at = 132 if content[128:132] == b"DICM" else 0
+    try:
+        syntax, at = _file_meta(content, at)
+        syntax = syntax or guess_syntax(content[at:])
+        if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
+            raise Malformed(f"transfer syntax {syntax} is not taken")
+        found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+        if found.damaged:
+            words = Message("cannot be read in the character set of the file")
+            problems = [Problem(tag, words) for tag in dict.fromkeys(found.damaged)]
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        return found.data
+    except (Malformed, struct.error) as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
+        ) from None
+
+
+def _file_meta(content: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax that a file meta group names, and where the data set begins."""
+    start, syntax = at, ""
+    while content[at : at + 2] == b"\x02\x00":
+        _, number, vr, length = _HEADER.unpack_from(content, at)
+        at += 8
+        if vr in _LONG_VRS:
+            length = int.from_bytes(content[at : at + 4], "little")
+            at += 4
+        if number == 0x0010:
+            syntax = content[at : at + length].decode("ascii", "replace").strip(" \0")
+        at += length
+    if at > start and not syntax:
+        raise Malformed("the file does not name its transfer syntax")
+    return syntax, at
+
+
+def guess_syntax(data: bytes) -> str:
+    """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
+    explicit = data[4:6] in _KNOWN_VRS
+    return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
+
+
+def read_items(name: str, content: bytes) -> list[bytes]:
+    """The worklist items of one file, in the stored form.
+
+    name     its name, for its kind: .json is DICOM JSON, one data set or an array; others DICOM
+    Refuses  0106, with "item N" where the file has several
+    """
+    if content[:3] == b"\xef\xbb\xbf":
+        content = content[3:]
+    if name.lower().endswith(".csv"):
+        return items_from_csv(content)
+    if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
+        return items_from_json(content)
+    return [read_dicom_file(content)]
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError where a key is there twice, as one of the two would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:40]!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def items_from_json(content: bytes) -> list[bytes]:
+    """The data sets of a DICOM JSON text: an object or an array. Refuses 0106."""
+    try:
+        value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("is not JSON: {error}", error=error)
+        ) from None
+    values = value if isinstance(value, list) else [value]
+    items = []
+    for number, one in enumerate(values, 1):
+        try:
+            items.append(from_json(one))
+        except Refusal as refusal:
+            raise numbered(refusal, number) from None
+    return items
+
+
+def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
+    """A refusal that says which item it is about, and all that is wrong with it."""
+    found = [problem.message for problem in refusal.problems]
+    words = joined(found, "; ") if found else Message(refusal.detail)
+    line = Message("{word} {number}: {words}", word=Message(word), number=number, words=words)
+    return Refusal(refusal.status, line, refusal.problems)
+
+
+def import_items(
+    ctx: Context,
+    items: Iterable[bytes],
+    same_id: str = "separate",
+    word: str = "item",
+    trial: bool = False,
+) -> int:
+    """Put items on the worklist, all or none: how many.
+
+    trial    it will be undone, and is not logged
+    Refuses  as `schedule`, with "item N: …" for each that is wrong, a line each
+    """
+    imported, refusals = 0, []
+    with database.atomic():
+        for count, item in enumerate(items, 1):
+            if not item:
+                continue  # an empty line of a table, which has its number too
+            try:
+                schedule(ctx, item, same_id, trial)
+                imported += 1
+            except Refusal as refusal:
+                refusals.append(numbered(refusal, count, word))
+        if refusals:
+            lines = [refusal.detail for refusal in refusals[:100]]
+            if len(refusals) > 100:
+                lines.append(Message("and {count} more", count=len(refusals) - 100))
+            problems = [problem for refusal in refusals for problem in refusal.problems]
+            raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
+    if not imported:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no item"))
+    return imported
+
+
+def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
+    """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
+    names, lines = read_csv(content)
+    try:
+        with database.atomic() as trial:
+            import_items(ctx, items_from_csv(content), word="row", trial=True)
+            trial.rollback()
+    except Refusal as refusal:
+        return [names, *lines], refusal.detail
+    return [names, *lines], ""
+
+
+def import_file(ctx: Context, name: str, content: bytes) -> int:
+    """Import a file of the page: how many items. Refuses as import_items."""
+    word = "row" if name.lower().endswith(".csv") else "item"
+    return import_items(ctx, read_items(name, content), word=word)
+
+
+def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
+    """What an import would do: its lines, and what is wrong; nothing is kept."""
+    if name.lower().endswith(".csv"):
+        return preview_csv(ctx, content)
+    items = read_items(name, content)
+    lines = [["PatientID", "PatientName", "AccessionNumber"]]
+    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
+    try:
+        with database.atomic() as trial:
+            import_items(ctx, items, trial=True)
+            trial.rollback()
+    except Refusal as refusal:
+        return lines, refusal.detail
+    return lines, ""

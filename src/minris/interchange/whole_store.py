@@ -1,0 +1,317 @@
+"""All that is kept, out and in again."""
+
+import collections
+import datetime
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import peewee
+
+from minris import __version__
+from minris.access.context import Context
+from minris.access.devices import save_device
+from minris.dataset.checks import check_uid
+from minris.dataset.dicom_json import from_json, to_json
+from minris.dataset.elements import ElementIndex
+from minris.interchange.files import numbered
+from minris.mpps.linking import insert_link
+from minris.orders.catalogue import PROCEDURE_COLUMNS, retire_procedure, save_procedure
+from minris.orders.items import fold, patient_columns, step_columns
+from minris.orders.lookup import find_step
+from minris.orders.patients import _find_patient
+from minris.orders.scheduling import schedule
+from minris.orders.steps import _refold_open, update_patient
+from minris.standard.mpps import MPPS_STATUS
+from minris.standard.status import Message, Refusal, Status
+from minris.standard.uids import WELL_KNOWN_UPS
+from minris.standard.ups import EVENT_TYPES, TRANSACTION_UID, UPS_STATES
+from minris.standard.worklist import OPEN_STEP_STATES
+from minris.store.models import (
+    DeviceRecord,
+    GlobalSubscription,
+    Patient,
+    PerformedProcedureStep,
+    Procedure,
+    PurgedWorkitem,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+    Workitem,
+    WorkitemEvent,
+    database,
+)
+from minris.store.rows import fetch_rows, first_version, insert_row, insert_rows, update_row
+from minris.ups.checks import workitem_columns, workitem_problems
+from minris.ups.events import check_receiver
+from minris.ups.search import filter_search, stored_workitem
+from minris.ups.subscriptions import enter_subscriptions
+from minris.ups.workitems import is_purged
+
+# Everything, in open form.
+
+
+def _exported(row: Any, *columns: str) -> dict[str, Any]:
+    """The data set of a row in the DICOM JSON Model, and some of its columns."""
+    return {
+        "data": to_json(ElementIndex(bytes(row.data))),
+        **{column: getattr(row, column) for column in columns},
+    }
+
+
+def export_store() -> dict[str, Any]:
+    """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
+    patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
+    requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
+    patient_at = {row.id: place for place, row in enumerate(patients)}
+    requested_at = {row.id: place for place, row in enumerate(requested)}
+    links = collections.defaultdict(list)
+    for performed, study, step_id, found_by, before in database.execute_sql(
+        "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
+        " l.status_before FROM performed_scheduled_step l"
+        " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+    ):
+        links[performed].append([study, step_id, found_by, before])
+    stamps = ("created_at", "updated_at")
+    return {
+        "minris": __version__,
+        "patients": [_exported(row, *stamps) for row in patients],
+        "requested": [
+            _exported(row) | {"patient": patient_at[row.patient_id]} for row in requested
+        ],
+        "worklist": [
+            _exported(row, "arrived_at", "started_at", "ended_at", "remark", "told_by")
+            | {"requested": requested_at[row.procedure_id]}
+            for row in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
+        ],
+        "performed": [
+            {"uid": row.sop_instance_uid}
+            | _exported(row, *stamps, "remark", "settled")
+            | {"links": links[row.id]}
+            for row in fetch_rows(PerformedProcedureStep, "1 = 1 ORDER BY id")
+        ],
+        "devices": [
+            {"name": row.name, "settings": json.loads(row.settings)}
+            for row in fetch_rows(DeviceRecord, "1 = 1 ORDER BY name")
+        ],
+        "procedures": [
+            {key: getattr(row, key) for key in (*PROCEDURE_COLUMNS, "retired")}
+            for row in fetch_rows(Procedure, "1 = 1 ORDER BY code")
+        ],
+    } | export_workitems()
+
+
+WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "updated_at",
+                       "claimed_at", "ended_at")  # fmt: skip
+
+
+def export_workitems() -> dict[str, Any]:
+    """The workitems with their history and subscribers; without the locks of their performers."""
+    subscriptions = database.execute_sql(
+        "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
+        " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
+    ).fetchall()
+    return {
+        "workitems": [
+            _exported(row, *WORKITEM_FACTS_KEPT)
+            for row in fetch_rows(Workitem, "1 = 1 ORDER BY id")
+        ],
+        "workitem_events": [
+            {"uid": row.sop_instance_uid} | _exported(row, "event_type", "created_at", "who")
+            for row in fetch_rows(WorkitemEvent, "initial = 0 ORDER BY id")
+        ],
+        "purged_workitems": [
+            [row.sop_instance_uid, row.purged_at]
+            for row in fetch_rows(PurgedWorkitem, "1 = 1 ORDER BY sop_instance_uid")
+        ],
+        "subscriptions": list(map(list, subscriptions)),
+        "global_subscriptions": [
+            {"keys": to_json(ElementIndex(bytes(row.keys)))}
+            | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
+            for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
+        ],
+    }
+
+
+def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
+    """Read back what export_workitems gave. Refuses 0111, 0106.
+
+    Nobody is told; who had claimed a workitem over DICOM has to have it ended and made again.
+    """
+    ids = dict(_import_workitem(ctx, one) for one in content.get("workitems", []))
+    for one in content.get("workitem_events", []):
+        _import_happening(one)
+    purged = [(uid, at) for uid, at in content.get("purged_workitems", [])]
+    check_stamps(at for _, at in purged)
+    insert_rows(
+        "purged_workitem (sop_instance_uid, purged_at) VALUES ON CONFLICT DO NOTHING", purged
+    )
+    _import_subscriptions(ctx, content, ids)
+
+
+def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
+    """Take a workitem of an export: its UID and its row."""
+    data = ElementIndex(from_json(given["data"])).without([TRANSACTION_UID])
+    uid = ElementIndex(data).get("SOPInstanceUID")
+    check_uid(uid)
+    if stored_workitem(uid) or is_purged(uid):
+        words = Message("{uid} exists already", uid=uid)
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
+    if problems := workitem_problems(ctx, ElementIndex(data)):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    columns = workitem_columns(ctx, data)
+    if columns["state"] not in UPS_STATES:
+        raise ValueError(columns["state"])
+    check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
+    row_id = insert_row(
+        Workitem,
+        sop_instance_uid=uid,
+        transaction_uid=ctx.new_uid(),
+        data=data,
+        version=first_version(),
+        **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
+    )
+    return uid, row_id
+
+
+def _import_happening(given: dict[str, Any]) -> None:
+    if given["event_type"] not in EVENT_TYPES.values():
+        raise ValueError(given["event_type"])
+    check_stamps([given["created_at"]])
+    insert_row(
+        WorkitemEvent,
+        sop_instance_uid=given["uid"],
+        data=from_json(given["data"]),
+        **{key: given[key] for key in ("event_type", "created_at", "who")},
+    )
+
+
+def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, int]) -> None:
+    told = [(ids[uid], ae, lock, at) for uid, ae, lock, at in content.get("subscriptions", [])]
+    globally = [
+        (
+            one["ae_title"],
+            one["uid"],
+            one["deletion_lock"],
+            from_json(one["keys"]),
+            one["created_at"],
+        )
+        for one in content.get("global_subscriptions", [])
+    ]
+    for _, uid, _, keys, _ in globally:
+        if uid not in WELL_KNOWN_UPS:
+            raise ValueError(uid)
+        if keys:
+            filter_search(keys, ctx.config.zone)
+    for ae_title, lock in [(row[1], row[2]) for row in told] + [
+        (row[0], row[2]) for row in globally
+    ]:
+        check_receiver(ae_title)
+        if lock not in (0, 1):
+            raise ValueError(lock)
+    check_stamps(row[-1] for row in (*told, *globally))
+    enter_subscriptions(told)
+    insert_rows(
+        "global_subscription (ae_title, uid, deletion_lock, keys, created_at) VALUES"
+        " ON CONFLICT DO NOTHING",
+        globally,
+    )
+
+
+def check_stamps(stamps: Iterable[str]) -> None:
+    """ValueError for what is no time as the store keeps it, nor empty."""
+    for stamp in stamps:
+        if stamp:
+            datetime.datetime.fromisoformat(stamp)
+        elif stamp != "":
+            raise ValueError(stamp)
+
+
+def import_export(ctx: Context, content: dict[str, Any]) -> str:
+    """Read back what export_store gave, all or nothing: what was done. Refuses as `schedule`."""
+    with database.atomic():
+        patients = [(_import_patient(ctx, one), one) for one in content.get("patients", [])]
+        steps = []
+        for number, step in enumerate(content.get("worklist", []), 1):
+            given = from_json(step["data"])
+            try:
+                [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
+            except Refusal as refusal:
+                raise numbered(refusal, number, "worklist") from None
+            index = ElementIndex(data)
+            row = find_step(
+                index.get("StudyInstanceUID"),
+                index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID"),
+            )
+            stamps = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
+            update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
+            if row.status not in OPEN_STEP_STATES:
+                steps.append((row.id, given))
+        for patient, one in patients:  # a step that has ended told of an earlier time
+            if patient:
+                _restore_patient(patient, one)
+        for row_id, given in steps:
+            update_row(ScheduledProcedureStep, row_id, data=given, **step_columns(given))
+        for performed in content.get("performed", []):
+            _import_performed(performed)
+        for device in content.get("devices", []):
+            save_device(ctx, device["name"], device["settings"], device["name"])
+        for procedure in content.get("procedures", []):
+            save_procedure(ctx, {key: str(procedure.get(key, "")) for key in PROCEDURE_COLUMNS})
+            if procedure.get("retired"):
+                retire_procedure(ctx, procedure["code"])
+        import_workitems(ctx, content)
+    counts = (f"{len(content.get(key, []))} {key}" for key in
+              ("worklist", "performed", "devices", "procedures", "workitems"))  # fmt: skip
+    return ", ".join(counts)
+
+
+def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> bytes:
+    """A step that has ended, with what is known of its patient and procedure since."""
+    if "requested" not in step:
+        return data
+    requested = content["requested"][step["requested"]]
+    patient = content["patients"][requested["patient"]]
+    item = bytes(ElementIndex(data).item("ScheduledProcedureStepSequence"))
+    return fold(from_json(patient["data"]), from_json(requested["data"]), item)
+
+
+def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
+    """Make the patient of an export, or tell one who is known of it: who was made."""
+    data = from_json(given["data"])
+    known = _find_patient(ctx, ElementIndex(data), "separate")
+    if known:
+        update_patient(ctx, known, data)
+        return None
+    stamps = {key: given[key] for key in ("created_at", "updated_at")}
+    return Patient.create(**patient_columns(data), **stamps)
+
+
+def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
+    for column, value in patient_columns(from_json(given["data"])).items():
+        setattr(patient, column, value)
+    patient.updated_at = given["updated_at"]
+    patient.save()
+    _refold_open(patient)
+
+
+def _import_performed(performed: dict[str, Any]) -> None:
+    data = from_json(performed["data"])
+    index = ElementIndex(data)
+    check_uid(performed["uid"])
+    try:
+        row_id = insert_row(
+            PerformedProcedureStep,
+            sop_instance_uid=performed["uid"],
+            status=index.text(MPPS_STATUS),
+            performed_station_ae_title=index.get("PerformedStationAETitle"),
+            data=data,
+            created_at=performed["created_at"],
+            updated_at=performed["updated_at"],
+            remark=performed.get("remark", ""),
+            settled=performed.get("settled", ""),
+        )
+    except peewee.IntegrityError:
+        words = Message("{uid} exists already", uid=performed["uid"])
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+    for study, step_id, found_by, before in performed.get("links", []):
+        insert_link(row_id, find_step(study, step_id).id, found_by, before)

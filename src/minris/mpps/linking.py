@@ -1,0 +1,182 @@
+"""Which scheduled steps a performed one satisfies, and what that makes of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from minris.access.context import Context, audit, device_of
+from minris.dataset.elements import ElementIndex
+from minris.orders.steps import enter_state
+from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
+from minris.standard.status import Message, Refusal, Status
+from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
+from minris.store.rows import fetch_rows, update_row
+
+
+def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
+    """Link a performed step to the scheduled one that an item names; whether one was found.
+
+    Found by study with procedure and step ID, else by accession number, else by the step ID alone
+    where it is the only one; never by the patient's name (PS3.4 F.7.2.1.2).
+    """
+    step, found_by = find_scheduled(item, patient_id)
+    if step:
+        insert_link(performed_id, step.id, found_by, step.status)
+    return step is not None
+
+
+def insert_link(performed_id: int, step_row: int, found_by: str, before: str) -> None:
+    """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
+    database.execute_sql(
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_row, found_by, before),
+    )
+
+
+# How a scheduled step is looked for: each attempt needs its first column, and the others where
+# the item has them. A step of another patient is taken only on the word of its study.
+STEP_ATTEMPTS = (
+    ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
+    ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
+    ("accession number", "accession_number", "patient_id"),
+    ("step ID", "scheduled_procedure_step_id", "patient_id"),
+)
+
+
+def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str]:
+    """The one scheduled step an item of Scheduled Step Attributes means, and how it was found."""
+    known = {
+        "study_instance_uid": item.get("StudyInstanceUID"),
+        "requested_procedure_id": item.get("RequestedProcedureID"),
+        "scheduled_procedure_step_id": item.get("ScheduledProcedureStepID"),
+        "accession_number": item.get("AccessionNumber"),
+        "patient_id": patient_id,
+    }
+    for found_by, *columns in STEP_ATTEMPTS:
+        if known[columns[0]]:
+            given = [column for column in columns if known[column]]
+            where = " AND ".join(f"{column} = ?" for column in given) + " LIMIT 2"
+            values = [known[column] for column in given]
+            steps = fetch_rows(ScheduledProcedureStep, where, *values)
+            if len(steps) == 1:
+                return steps[0], found_by
+    return None, ""
+
+
+def settle_steps(ctx: Context, performed_id: int) -> None:
+    """Bring every scheduled step that a performed one satisfies to the state that follows."""
+    cursor = database.execute_sql(
+        "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
+    )
+    for (step_id,) in cursor.fetchall():
+        settle_step(ctx, step_id)
+
+
+def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
+    """The state of a scheduled step from all its performed ones, as STEP_STATUS_AFTER says.
+
+    Where none counts, since the wrong entry was chosen, it is again what it was before.
+
+    before  that state, where the link which knew it is gone
+    """
+    links = database.execute_sql(
+        "SELECT l.status_before, p.status, p.data FROM performed_scheduled_step l"
+        " JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " WHERE l.scheduled_id = ? ORDER BY p.id",
+        (step_id,),
+    ).fetchall()
+    counted = {status for _, status, data in links if not is_wrong_entry(status, bytes(data))}
+    state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
+    if not state:
+        before = links[0][0] if links else before
+        state = (
+            "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
+        )
+    step = fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0]
+    enter_state(ctx, step, state, "performed step")
+
+
+def reporting_stations() -> set[str]:
+    """The AE titles that have ever reported a performed step."""
+    title = "SELECT min(performed_station_ae_title) FROM performed_procedure_step"
+    cursor = database.execute_sql(  # from one title to the next in the index
+        f"WITH RECURSIVE t (title) AS ({title} UNION ALL SELECT ({title} WHERE"
+        " performed_station_ae_title > t.title) FROM t WHERE t.title IS NOT NULL)"
+        " SELECT title FROM t WHERE title IS NOT NULL"
+    )
+    return {title for (title,) in cursor}
+
+
+def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> bool:
+    """Whether a machine reports performed steps, as its device says, else as it has ever done.
+
+    stations   the AE titles that a step is scheduled for; reporting: as reporting_stations gives
+    """
+    titles: set[str] = set()
+    for station in stations:
+        device = device_of(ctx, station)
+        if device and device.mpps != "auto":
+            return device.mpps == "yes"
+        titles |= {station, *(device.ae_titles if device else ())}
+    return bool(titles & reporting)
+
+
+def unscheduled_steps(limit: int = 200) -> list[Any]:
+    """Performed steps that no scheduled one was found for and nobody has settled, newest first."""
+    return fetch_rows(
+        PerformedProcedureStep,
+        "settled = '' AND NOT EXISTS (SELECT 1 FROM performed_scheduled_step l"
+        " WHERE l.performed_id = performed_procedure_step.id) ORDER BY id DESC LIMIT ?",
+        limit,
+    )
+
+
+def link_by_hand(ctx: Context, performed_id: int, step_row: int) -> None:
+    """Let a person say which scheduled step a performed one was. Refuses 0112."""
+    with database.atomic():
+        performed = fetch_rows(PerformedProcedureStep, "id = ?", performed_id)
+        step = fetch_rows(ScheduledProcedureStep, "id = ?", step_row)
+        if not performed or not step:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+        insert_link(performed_id, step_row, "by hand", step[0].status)
+        settle_step(ctx, step_row)
+        uid = performed[0].sop_instance_uid
+        audit(ctx, "performed step matched", uid, step[0].scheduled_procedure_step_id)
+
+
+def unlink_step(ctx: Context, performed_id: int, step_row: int) -> None:
+    """Undo a match; the scheduled step is again what it was. Refuses 0112."""
+    with database.atomic():
+        links = database.execute_sql(
+            "SELECT status_before FROM performed_scheduled_step"
+            " WHERE performed_id = ? AND scheduled_id = ?",
+            (performed_id, step_row),
+        ).fetchall()
+        if not links:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
+        database.execute_sql(
+            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
+            (performed_id, step_row),
+        )
+        settle_step(ctx, step_row, links[0][0])
+        audit(ctx, "performed step unmatched", str(performed_id), str(step_row))
+
+
+def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
+    """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
+    if not reason.strip():
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    if not fetch_rows(PerformedProcedureStep, "id = ?", performed_id):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
+    audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
+
+
+def is_wrong_entry(status: str, data: bytes) -> bool:
+    """Whether a step was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
+    keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
+    reason = ElementIndex(data).item(keyword)
+    known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY
+    return (
+        status == "DISCONTINUED" and known and reason.get("CodingSchemeDesignator") in ("DCM", "")
+    )

@@ -1,0 +1,248 @@
+"""Performed procedure steps: created, set, got (PS3.4 F.7, F.8)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import peewee
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.checks import (
+    _noted,
+    check_attributes,
+    check_instance,
+    check_uid,
+    comparable,
+    selected_attributes,
+)
+from minris.dataset.elements import ElementIndex
+from minris.mpps.linking import link_step, settle_steps
+from minris.outbox import pass_on
+from minris.standard.dictionary import tag_of
+from minris.standard.mpps import (
+    FINAL_MPPS_STATES,
+    MAY_NO_LONGER_BE_UPDATED,
+    MPPS_ATTRIBUTES,
+    MPPS_EVENTS,
+    MPPS_STATUS,
+    MPPS_TRANSITIONS,
+    SERIES,
+    STEP_ATTRIBUTES,
+)
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.uids import MPPS
+from minris.store.models import PerformedProcedureStep, database
+from minris.store.rows import fetch_rows, insert_row, update_row
+
+NOT_SETTABLE = frozenset(
+    attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
+)
+
+
+def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> str:
+    """Take a new performed procedure step: its SOP Instance UID, made where none is given.
+
+    uid      Affected SOP Instance UID (0000,1000), or ""
+    data     the attribute list, stored form
+    raw      as it came, where texts of it had to be recovered
+    Refuses  0111, 0117, 0120, 0121; 0106 for a status other than IN PROGRESS
+    Source   PS3.4 F.7.2.1, PS3.7 10.1.5
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index = ElementIndex(data)
+    check_instance(index, MPPS, uid)
+    strict = ctx.config.dicom.strict_mpps
+    forgiven = check_attributes(index, MPPS_ATTRIBUTES, "create", lenient=not strict)
+    if index.text(MPPS_STATUS) != "IN PROGRESS":
+        words = Message("{value} is not IN PROGRESS", value=index.text(MPPS_STATUS))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
+    with database.atomic():
+        try:
+            performed_id = insert_row(
+                PerformedProcedureStep,
+                sop_instance_uid=uid,
+                status=MPPS_TRANSITIONS["create", "none"],
+                performed_station_ae_title=index.get("PerformedStationAETitle"),
+                data=data,
+                created_at=ctx.stamp(),
+                updated_at=ctx.stamp(),
+                remark=_noted(forgiven),
+                raw=raw,
+            )
+        except peewee.IntegrityError:
+            raise Refusal(
+                Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid)
+            ) from None
+        patient_id = index.get("PatientID")
+        items = index.items(STEP_ATTRIBUTES)
+        links = [link_step(performed_id, item, patient_id) for item in items]
+        settle_steps(ctx, performed_id)
+        pass_on(ctx, "mpps", "N-CREATE", uid, data)
+        notify_of_mpps(ctx, uid, "IN PROGRESS")
+        audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
+    if forgiven:
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+    log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
+    return uid
+
+
+def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
+    """Whether a change was passed on before, and comes from another than the machine.
+
+    Systems that pass on to each other would do so for ever
+    """
+    if ctx.actor.name == performed.performed_station_ae_title:
+        return False
+    sql = (
+        "SELECT 1 FROM passed_on WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
+        " LIMIT 1"
+    )
+    return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())
+
+
+def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
+    """Tell of a performed step by MPPS Notification, what it has entered being a key of MPPS_EVENTS."""
+    event_type = MPPS_EVENTS[entered]
+    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
+
+
+def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
+    """Bytes as received, behind those known; alone where a peer sends them without end."""
+    if not (known and raw):
+        return raw or known
+    kept = bytes(known) + raw
+    return kept if len(kept) <= ctx.config.dicom.maximum_dataset_length else raw
+
+
+def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> None:
+    """Change a performed procedure step that is IN PROGRESS.
+
+    uid      Requested SOP Instance UID (0000,1001)
+    data     the modification list, stored form; a sequence replaces the stored one
+    Refuses  0112; 0110 with A710 after the end; 0105 for what may not be set, if it differs;
+             0106 for another status; 0120, 0121 for what the end needs
+    Source   PS3.4 F.7.2.2
+    """
+    index = ElementIndex(data)
+    with database.atomic():
+        found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        performed = found[0] if found else None
+        status = index.text(MPPS_STATUS)
+        state = mpps_outcome(performed, status, uid)
+        check_instance(index, MPPS, uid)
+        stored = ElementIndex(bytes(performed.data))
+        check_settable(index, stored)
+        blank = {MPPS_STATUS} if not status else set()
+        told = ElementIndex(index.without(NOT_SETTABLE | blank))
+        merged = stored.merged(told)
+        remark = check_mpps(ctx, merged, state)
+        update_row(
+            PerformedProcedureStep,
+            performed.id,
+            data=merged,
+            status=state,
+            updated_at=ctx.stamp(),
+            remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
+            raw=_kept_raw(ctx, performed.raw, raw),
+        )
+        if state != performed.status:
+            settle_steps(ctx, performed.id)
+        changes = merged != bytes(performed.data)
+        if changes and not has_gone_round(ctx, performed, bytes(told)):
+            pass_on(ctx, "mpps", "N-SET", uid, bytes(told))
+        notify_of_mpps(ctx, uid, "" if state == performed.status else state)
+        audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
+    log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
+    if remark:
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
+
+
+def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
+    """A performed procedure step, or some of its attributes: the status and the data set.
+
+    uid      Requested SOP Instance UID (0000,1001)
+    tags     Attribute Identifier List (0000,1005), top level; none for all
+    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Refuses  0112
+    Source   PS3.4 F.8.2.1, Table F.8.2-1
+    """
+    found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    return selected_attributes(ElementIndex(bytes(found[0].data)), tags, MPPS_ATTRIBUTES)
+
+
+def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
+    """The state an N-SET leads to. Refuses as MPPS_TRANSITIONS says, 0106 for another status."""
+    event = f"set {status}" if status else "set"
+    outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
+    if performed and performed.status in FINAL_MPPS_STATES:
+        raise Refusal(
+            Status.PROCESSING_FAILURE,
+            "Performed Procedure Step Object may no longer be updated",
+            error_id=MAY_NO_LONGER_BE_UPDATED,
+        )
+    if not performed:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    if outcome is None:
+        words = Message("{value} is not a state", value=status)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
+    return outcome
+
+
+def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
+    """Refuse (0105) what may not be set, where it is not what is stored (PS3.4 Table F.7.2-1)."""
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in NOT_SETTABLE and comparable(index, tag) != comparable(stored, tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+
+
+def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
+    """Hold a performed step against the table for its state: what was forgiven, in words.
+
+    DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
+    Source: PS3.4 F.7.2.2.2
+    """
+    index, lenient = ElementIndex(merged), not ctx.config.dicom.strict_mpps
+    final = state in FINAL_MPPS_STATES
+    forgiven: list[Problem] = []
+    if final and lenient and state == "DISCONTINUED":
+        ends = ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime")
+        for tag in (*map(tag_of, ends), SERIES):
+            if not index.has_value(tag):
+                forgiven.append(Problem(tag, Message("has no value")))
+        index = ElementIndex(index.without(problem.tag for problem in forgiven))
+    series = index.items(SERIES)
+    column = "final" if final else "create"
+    for item in series:
+        forgiven += check_attributes(item, MPPS_ATTRIBUTES, column, lenient, (SERIES,))
+    if final:
+        wanted = [tag for tag in FINAL_TAGS if tag not in {problem.tag for problem in forgiven}]
+        for status, holds in (
+            (Status.MISSING_ATTRIBUTE, index.__contains__),
+            (Status.MISSING_ATTRIBUTE_VALUE, index.has_value),
+        ):
+            words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
+            if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
+                raise Refusal(status, problems=problems)
+    return _noted(forgiven)
+
+
+FINAL_TAGS = tuple(
+    attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["final"] == "1"
+)
+
+
+def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
+    """Row, data set, remark and the way it was found of each performed step of a scheduled one."""
+    return database.execute_sql(
+        "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        " JOIN performed_scheduled_step l ON l.performed_id = p.id"
+        " WHERE l.scheduled_id = ? ORDER BY p.id",
+        (step_id,),
+    ).fetchall()

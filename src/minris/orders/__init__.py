@@ -1,0 +1,1 @@
+"""Patients, orders, scheduled steps, the worklist."""

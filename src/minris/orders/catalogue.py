@@ -1,0 +1,147 @@
+"""The procedure catalogue."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from minris.access.context import Context, audit
+from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
+from minris.standard.dictionary import tag_of, value_problem
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE
+from minris.store.models import Procedure, ScheduledProcedureStep
+from minris.store.rows import fetch_rows
+
+# The procedure catalogue.
+
+
+def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
+    """Make or change a row of the catalogue, known by its code.
+
+    row      texts by column: code, meaning, and any of scheme, modality, ae_title, minutes,
+             protocol_code, protocol_meaning
+    Refuses  0106
+    """
+    columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
+    problems = []
+    if not re.fullmatch(r"\d{1,4}", columns["minutes"]):
+        problems.append(Message("{value} is not a number of minutes", value=columns["minutes"]))
+    for key, vr in PROCEDURE_VRS.items():
+        words = value_problem(vr, columns[key]) if columns[key] else None
+        if "\\" in columns[key]:
+            words = Message("{value} may not have a backslash", value=columns[key])
+        problems += [words] if words else []
+    if not columns["code"] or not columns["meaning"]:
+        problems.append(Message("A procedure needs a code and a meaning"))
+    if problems:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words) for words in problems]
+        )
+    minutes = int(columns.pop("minutes"))
+    Procedure.insert(**columns, minutes=minutes, retired=0).on_conflict(
+        conflict_target=[Procedure.code], update={**columns, "minutes": minutes, "retired": 0}
+    ).execute()
+    audit(ctx, "procedure saved", columns["code"])
+
+
+PROCEDURE_VRS = {
+    "code": "SH", "scheme": "SH", "meaning": "LO", "modality": "CS", "ae_title": "AE",
+    "protocol_code": "SH", "protocol_meaning": "LO",
+}  # fmt: skip
+PROCEDURE_COLUMNS = {
+    "code": "",
+    "scheme": "99MINRIS",
+    "meaning": "",
+    "modality": "",
+    "ae_title": "",
+    "minutes": "15",
+    "protocol_code": "",
+    "protocol_meaning": "",
+}
+
+
+def code_in_use(code: str) -> bool:
+    """Whether an open step is of a procedure with this code."""
+    states = sorted(OPEN_STEP_STATES)
+    return any(
+        ElementIndex(bytes(step.data)).item("RequestedProcedureCodeSequence").get("CodeValue")
+        == code
+        for step in fetch_rows(
+            ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
+        )
+    )
+
+
+def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
+    """Take a procedure out of use, or out of the catalogue. Refuses 0112, 0110 for one in use."""
+    if not Procedure.get_or_none(Procedure.code == code):
+        raise Refusal(
+            Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
+        )
+    if delete and code_in_use(code):
+        raise Refusal(
+            Status.PROCESSING_FAILURE,
+            Message("{code} is used by open exams: it can only be retired", code=code),
+        )
+    if delete:
+        Procedure.delete().where(Procedure.code == code).execute()
+    else:
+        Procedure.update(retired=1).where(Procedure.code == code).execute()
+    audit(ctx, "procedure deleted" if delete else "procedure retired", code)
+
+
+def find_procedure(text: str) -> Any | None:
+    """The procedure in use that has this code, or this meaning; None where there is none."""
+    found = fetch_rows(
+        Procedure, "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code", text, text
+    )
+    return found[0] if found else None
+
+
+def apply_procedure(data: bytes) -> bytes:
+    """An item whose procedure is named as in the catalogue, with code, modality, station, protocol."""
+    index = ElementIndex(data)
+    procedure = find_procedure(index.get("RequestedProcedureDescription"))
+    if not procedure:
+        return data
+    code = text_elements(
+        CodeValue=procedure.code,
+        CodingSchemeDesignator=procedure.scheme,
+        CodeMeaning=procedure.meaning,
+    )
+    known = [text_elements(RequestedProcedureDescription=procedure.meaning)]
+    known.append(
+        ElementIndex(encode_items(tag_of("RequestedProcedureCodeSequence"), [bytes(code)]))
+    )
+    steps = []
+    for step in index.items(STEP_SEQUENCE) or [EMPTY]:
+        given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
+        defaults = text_elements(
+            Modality=procedure.modality,
+            ScheduledStationAETitle=procedure.ae_title,
+            ScheduledProcedureStepDescription=procedure.meaning,
+        )
+        parts = [defaults, _protocol(procedure), given]
+        steps.append(step.merged(*parts))
+    return index.merged(*known, ElementIndex(encode_items(STEP_SEQUENCE, steps)))
+
+
+def _protocol(procedure: Any) -> ElementIndex:
+    if not procedure.protocol_code:
+        return EMPTY
+    code = text_elements(
+        CodeValue=procedure.protocol_code,
+        CodingSchemeDesignator=procedure.scheme,
+        CodeMeaning=procedure.protocol_meaning or procedure.protocol_code,
+    )
+    return ElementIndex(encode_items(tag_of("ScheduledProtocolCodeSequence"), [bytes(code)]))
+
+
+def all_procedures() -> list[Any]:
+    """The procedures of the catalogue, those out of use last."""
+    return fetch_rows(Procedure, "1 = 1 ORDER BY retired, code")
+
+
+def procedures_in_use() -> list[Any]:
+    """The procedures of the catalogue that can be chosen."""
+    return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")

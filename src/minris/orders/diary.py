@@ -1,0 +1,138 @@
+"""The diary of a station: what is taken, what is free."""
+
+import datetime
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from minris.access.context import Context
+from minris.config.values import WEEKDAYS
+from minris.dataset.elements import ElementIndex
+from minris.orders.catalogue import all_procedures
+from minris.standard.worklist import OPEN_STEP_STATES
+from minris.store.models import database
+
+# The diary of a station: what is taken, what is free.
+
+
+class Booking(NamedTuple):
+    """An exam in the diary of a station; begin and end in minutes of its day."""
+
+    row_id: int
+    date: str
+    begin: int
+    end: int
+    status: str
+    name: str
+    exam: str
+
+
+def minute_of_day(tm: str) -> int:
+    """The minute of the day of a TM value."""
+    return int(tm[:2] or 0) * 60 + int(tm[2:4] or 0)
+
+
+def exam_minutes() -> dict[str, int]:
+    """How long exams take, by code and by name, as the catalogue has them."""
+    known = {}
+    for procedure in all_procedures():
+        known[procedure.code] = known[procedure.meaning] = procedure.minutes
+    return known
+
+
+def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
+    """The exams of a device from one day (DA) to another by their begin; not those called off.
+
+    ae_title  any of its titles
+    """
+    known, found = exam_minutes(), []
+    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    titles = device.ae_titles if device else (ae_title,)
+    cursor = database.execute_sql(
+        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"
+        " WHERE s.id IN (SELECT t.step_id FROM scheduled_station t WHERE t.ae_title IN"
+        f" ({', '.join('?' * len(titles))}) AND t.start_date BETWEEN ? AND ?)"
+        " AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
+        " ORDER BY s.start_date, s.start_time, s.id",
+        (*titles, first, last),
+    )
+    for row_id, date, start_time, status, data in cursor:
+        index = ElementIndex(bytes(data))
+        exam = index.get("RequestedProcedureDescription")
+        code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+        minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
+        begin, name = minute_of_day(start_time), index.get("PatientName")
+        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam))
+    return found
+
+
+def clashes(bookings: Iterable[Booking]) -> set[int]:
+    """The rows of those exams of a diary, not yet over, that lie on another one's time."""
+    found: set[int] = set()
+    latest: Booking | None = None
+    for one in bookings:
+        if one.status not in OPEN_STEP_STATES:
+            continue
+        if latest and latest.date == one.date and one.begin < latest.end:
+            found |= {latest.row_id, one.row_id}
+        if not latest or (one.date, one.end) > (latest.date, latest.end):
+            latest = one
+    return found
+
+
+def day_begins_ends(ctx: Context) -> tuple[int, int]:
+    """The minutes of the day at which the clinic opens and closes."""
+    opens, closes = (at or other for at, other in
+                     ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
+    return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
+
+
+def is_closed(ctx: Context, date: str) -> bool:
+    """Whether a day (DA) is one without exams."""
+    day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
+    return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
+
+
+def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
+    """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
+    opens, closes = day_begins_ends(ctx)
+    now = ctx.local_now()
+    today = f"{now:%Y%m%d}"
+    if date < today or is_closed(ctx, date):
+        return []
+    earliest = now.hour * 60 + now.minute if date == today else 0
+    taken = [one for one in bookings if one.date == date]
+    return [
+        begin
+        for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
+        if begin >= earliest
+        and not any(one.begin < begin + minutes and begin < one.end for one in taken)
+    ]
+
+
+def in_the_way(
+    ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
+) -> tuple[list[Booking], list[int]]:
+    """What lies on the time that an exam would have, and when it could begin instead.
+
+    exam    its name or code; row_id: that of the exam itself, which is in nobody's way
+    """
+    everything = diary(ctx, ae_title, date, date)
+    bookings = [one for one in everything if one.row_id != row_id]
+    its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
+    minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
+    taken = [
+        one
+        for one in bookings
+        if one.status in OPEN_STEP_STATES and one.begin < begin + minutes and begin < one.end
+    ]
+    return taken, free_times(ctx, bookings, date, minutes)
+
+
+def exams_of_days(first: str, last: str) -> dict[str, int]:
+    """How many exams are on each day (DA) from one to another, not those called off."""
+    cursor = database.execute_sql(
+        "SELECT start_date, count(*) FROM scheduled_procedure_step WHERE start_date BETWEEN ? AND ?"
+        " AND status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED') GROUP BY start_date",
+        (first, last),
+    )
+    return dict(cursor.fetchall())

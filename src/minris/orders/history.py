@@ -1,0 +1,128 @@
+"""What happened: the time line of an exam, the days in figures."""
+
+import datetime
+from typing import NamedTuple
+
+from minris.dataset.elements import ElementIndex
+from minris.orders.lookup import step_row
+from minris.standard.commitment import RETRIEVABLE
+from minris.standard.status import Message
+from minris.standard.worklist import TOLD_BY
+from minris.store.models import Audit, database
+from minris.store.rows import fetch_rows
+
+
+class Moment(NamedTuple):
+    """Something that happened in a visit: when (as the store keeps it), what, and what about."""
+
+    at: str
+    what: Message
+    about: str = ""
+
+
+# What the end of a kind of work means for the visit (PS3.16 CID 9231).
+WORKITEM_MOMENTS = {
+    "110001": Message("Images processed"),
+    "3D": Message("Images processed"),
+    "110003": Message("Computer aided diagnosis done"),
+    "110004": Message("Computer aided detection done"),
+    "110005": Message("Read"),
+    "110006": Message("Report written down"),
+    "110007": Message("Report verified"),
+    "CD": Message("CD written"),
+}
+
+
+def visit_of(row_id: int) -> list[Moment]:
+    """The time line of an exam: from its registration to what came after, in order. Refuses 0112."""
+    step = step_row(row_id)
+    told = TOLD_BY.get(step.told_by, step.told_by)
+    found = [
+        Moment(step.created_at, Message("Registered")),
+        *(
+            Moment(at, Message("First on the worklist of {ae}", ae=ae))
+            for ae, at in database.execute_sql(
+                "SELECT ae_title, at FROM step_seen WHERE step_id = ?", (row_id,)
+            )
+        ),
+        Moment(step.arrived_at, Message("Arrived")),
+        Moment(step.started_at, Message("Begun")),
+        Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
+    ]
+    study = (step.study_instance_uid,)
+    changes = fetch_rows(Audit, "about = ? AND what IN ('rescheduled', 'step taken back')", *study)
+    found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
+                     Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
+    first, last, count = database.execute_sql(
+        "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
+        f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
+        study,
+    ).fetchone()
+    found.append(Moment(first, Message("First image in the archive")))
+    if count > 1:
+        found.append(Moment(last, Message("{count} images in the archive", count=count)))
+    found += [
+        Moment(at, Message("{ae} was told that {count} images are safe", ae=ae, count=safe))
+        for at, ae, safe in database.execute_sql(
+            "SELECT c.told_at, c.requester, count(DISTINCT i.id) FROM commitment c JOIN commitment_instance i"
+            " ON i.commitment_id = c.id JOIN availability a ON a.sop_instance_uid ="
+            " i.sop_instance_uid WHERE a.study_instance_uid = ? AND i.verdict = '0000'"
+            " AND c.told_at <> '' GROUP BY c.id",
+            study,
+        )
+    ]
+    workitems = database.execute_sql(
+        "SELECT label, state, created_at, claimed_at, ended_at, performer, data FROM workitem"
+        " WHERE accession_number = ? AND accession_number <> ''",
+        (step.accession_number,),
+    )
+    for label, state, created, claimed, ended, performer, data in workitems:
+        found.append(Moment(created, Message("Workitem made"), label))
+        found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
+        code = ElementIndex(bytes(data)).item("ScheduledWorkitemCodeSequence").get("CodeValue")
+        words = Message("Workitem ended: {state}", state=state)
+        if state == "COMPLETED" and code in WORKITEM_MOMENTS:
+            words = WORKITEM_MOMENTS[code]
+        found.append(Moment(ended, words, f"{label} {performer}".strip()))
+    return sorted((one for one in found if one.at), key=lambda one: one.at)
+
+
+class Day(NamedTuple):
+    """The exams of a day at a station: how many, how they ended, minutes of waiting and in the room."""
+
+    date: str
+    station: str
+    exams: int
+    completed: int
+    discontinued: int
+    no_show: int
+    waiting: list[float]
+    room: list[float]
+
+
+def days_between(first: str, last: str) -> list[Day]:
+    """What happened at each station on the days from one DA to another, in order."""
+    days: dict[tuple[str, str], Day] = {}
+    for date, station, status, arrived, started, ended in database.execute_sql(
+        "SELECT s.start_date, coalesce((SELECT t.ae_title FROM scheduled_station t"
+        " WHERE t.step_id = s.id LIMIT 1), ''), s.status, s.arrived_at, s.started_at, s.ended_at"
+        " FROM scheduled_procedure_step s WHERE s.start_date BETWEEN ? AND ? AND s.status <> 'CANCELED'",
+        (first, last),
+    ):
+        day = days.setdefault((date, station), Day(date, station, 0, 0, 0, 0, [], []))
+        for minutes, begin, end in ((day.waiting, arrived, started), (day.room, started, ended)):
+            if begin and end:
+                minutes.append(minutes_between(begin, end))
+        days[date, station] = day._replace(
+            exams=day.exams + 1,
+            completed=day.completed + (status == "COMPLETED"),
+            discontinued=day.discontinued + (status == "DISCONTINUED"),
+            no_show=day.no_show + (status == "NO SHOW"),
+        )
+    return [days[key] for key in sorted(days)]
+
+
+def minutes_between(begin: str, end: str) -> float:
+    """Minutes between two times as the store keeps them, none below 0."""
+    first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
+    return max(0.0, (last - first).total_seconds() / 60)

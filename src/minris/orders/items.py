@@ -1,0 +1,124 @@
+"""A worklist item: taken apart, completed, checked, folded into one data set for each step."""
+
+from typing import Any
+
+from minris.access.context import Context
+from minris.config.ini import Device
+from minris.dataset.checks import value_problems
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.names import initials, name_key
+from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.dataset.times import _time_start
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem
+from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE, STEP_STATES, STEP_STATUS
+from minris.store.models import ScheduledProcedureStep
+
+
+def is_of_patient(tag: int) -> bool:
+    """Whether an attribute is of the patient, not of the procedure; by group where no table says."""
+    row = MWL_ATTRIBUTES.get((tag,))
+    return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
+
+
+def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
+    """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
+    patient = [tag for tag in index if is_of_patient(tag)]
+    procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
+    return index.only(patient), procedure, index.items(STEP_SEQUENCE)
+
+
+def fold(patient: bytes, procedure: bytes, step: bytes) -> bytes:
+    """The complete worklist data set of one scheduled procedure step."""
+    sequence = encode_items(STEP_SEQUENCE, [step])
+    return ElementIndex(patient).merged(ElementIndex(procedure), ElementIndex(sequence))
+
+
+def step_columns(data: bytes) -> dict[str, str]:
+    """The columns of a scheduled procedure step, all from its data set, normalised."""
+    index = ElementIndex(data)
+    step = index.item("ScheduledProcedureStepSequence")
+    return {
+        "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
+        "study_instance_uid": index.get("StudyInstanceUID"),
+        "requested_procedure_id": index.get("RequestedProcedureID"),
+        "accession_number": index.get("AccessionNumber"),
+        "patient_id": index.get("PatientID"),
+        "name_key": name_key(index.get("PatientName")),
+        "modality": step.get("Modality"),
+        "start_date": step.get("ScheduledProcedureStepStartDate"),
+        "start_time": _time_start(step.get("ScheduledProcedureStepStartTime")),
+        "status": step.get("ScheduledProcedureStepStatus"),
+    }
+
+
+def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex) -> ElementIndex:
+    """A step with what can be known though it was not given: device, modality, time, state."""
+    title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
+    modality = step.get("Modality")
+    devices = (
+        [d for d in ctx.devices if title in d.ae_titles]
+        if title
+        else [d for d in ctx.devices if modality and d.modality == modality]
+    )
+    device = devices[0] if len(devices) == 1 else Device("", ("",))
+    now = ctx.local_now()
+    known = text_elements(
+        ScheduledStationAETitle=device.ae_title,
+        Modality=device.modality,
+        ScheduledStationName=device.station_name,
+        ScheduledProcedureStepLocation=device.location,
+        ScheduledProcedureStepStartDate=f"{now:%Y%m%d}",
+        ScheduledProcedureStepStartTime=f"{now:%H%M%S}",
+        ScheduledProcedureStepDescription=procedure.get("RequestedProcedureDescription"),
+    )
+    given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
+    empty = ElementIndex(step.without(given.found))
+    merged = ElementIndex(empty.merged(known, given))
+    status = text_elements(ScheduledProcedureStepStatus=step.text(STEP_STATUS) or "SCHEDULED")
+    return ElementIndex(merged.merged(status))
+
+
+REQUIRED_STEP_KEYWORDS = (
+    "ScheduledStationAETitle",
+    "Modality",
+    "ScheduledProcedureStepStartDate",
+    "ScheduledProcedureStepStartTime",
+)
+
+
+def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:
+    """Everything that keeps a worklist item from being stored."""
+    problems = list(value_problems(index))
+    if not name_key(index.get("PatientName")).replace("=", ""):
+        problems.append(Problem(tag_of("PatientName"), Message("is missing")))
+    if not steps:
+        problems.append(Problem(STEP_SEQUENCE, Message("is missing")))
+    for step in steps:
+        problems += [
+            Problem(tag_of(keyword), Message("is missing"))
+            for keyword in REQUIRED_STEP_KEYWORDS
+            if not step.get(keyword)
+        ]
+        if (status := step.text(STEP_STATUS)) not in STEP_STATES:
+            problems.append(Problem(STEP_STATUS, Message("{value} is not a state", value=status)))
+    return problems
+
+
+def patient_columns(data: bytes) -> dict[str, Any]:
+    """The columns of a patient, all from its data set."""
+    index = ElementIndex(data)
+    return {
+        "patient_id": index.get("PatientID"),
+        "issuer_of_patient_id": index.get("IssuerOfPatientID"),
+        "patient_name": index.get("PatientName"),
+        "name_key": name_key(index.get("PatientName")),
+        "initials": initials(index.get("PatientName")),
+        "patient_birth_date": index.get("PatientBirthDate"),
+        "data": data,
+    }
+
+
+def step_item(step: ScheduledProcedureStep) -> ElementIndex:
+    """The one item of a stored step's Scheduled Procedure Step Sequence."""
+    return ElementIndex(bytes(step.data)).item("ScheduledProcedureStepSequence")

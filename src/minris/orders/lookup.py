@@ -1,0 +1,164 @@
+"""Orders and steps by their row or name; identifiers, made, and whose they are."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from minris.access.context import Context
+from minris.config.values import format_identifier
+from minris.dataset.names import name_key
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.worklist import OPEN_STEP_STATES
+from minris.store.models import ScheduledProcedureStep, database
+from minris.store.rows import fetch_rows
+
+
+def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) -> str:
+    """The next identifier of a pattern that is not in use; numbers start anew with its dates."""
+    now = ctx.local_now()
+    day = re.sub(r"\{number[^}]*\}", "#", pattern)
+    name = f"{pattern} {format_identifier(day, now, 0)}"
+    while True:
+        number = database.execute_sql(
+            "INSERT INTO counter (name, last) VALUES (?, 1)"
+            " ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last",
+            (name,),
+        ).fetchone()[0]
+        identifier = format_identifier(pattern, now, number)
+        if not taken(identifier):
+            return identifier
+
+
+def _belongs_to_another(keyword: str, value: str) -> Refusal:
+    words = Message("{value} belongs to another patient", value=value)
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
+
+
+def check_accession(accession: str, patient_row: int) -> None:
+    """Refuse (0111) the accession number of another patient."""
+    sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
+    if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
+        raise _belongs_to_another("AccessionNumber", accession)
+
+
+def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
+    """A scheduled procedure step by its study and ID. Refuses 0112 where there is none."""
+    step = ScheduledProcedureStep.get_or_none(
+        (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
+        & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
+    )
+    if not step:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return step
+
+
+def step_data(study_instance_uid: str, step_id: str) -> bytes:
+    """The complete data set of a step. Refuses 0112."""
+    return bytes(find_step(study_instance_uid, step_id).data)
+
+
+def step_key(row_id: int) -> tuple[str, str]:
+    """Study Instance UID and step ID of a row. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT study_instance_uid, scheduled_procedure_step_id FROM scheduled_procedure_step"
+        " WHERE id = ?",
+        (row_id,),
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return row
+
+
+def leftovers(today: str) -> list[Any]:
+    """The steps of days before that are still waiting or begun, the oldest first."""
+    states = sorted(OPEN_STEP_STATES)
+    return fetch_rows(
+        ScheduledProcedureStep,
+        f"status IN ({', '.join('?' * len(states))}) AND start_date < ?"
+        " ORDER BY start_date, start_time LIMIT 500",
+        *states,
+        today,
+    )
+
+
+def find_steps(text: str, limit: int = 50) -> list[Any]:
+    """The steps of a patient by any part of the name in any spelling, ID or accession number."""
+    key = name_key(text)
+    return fetch_rows(
+        ScheduledProcedureStep,
+        "patient_id = ? OR accession_number = ? OR (? <> '' AND instr(name_key, ?))"
+        " ORDER BY start_date DESC, start_time DESC LIMIT ?",
+        text.strip(),
+        text.strip(),
+        key,
+        key,
+        limit,
+    )
+
+
+def data_of_day(date: str) -> list[bytes]:
+    """The complete data sets of a day's steps, in order of their start."""
+    cursor = database.execute_sql(
+        "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
+        (date,),
+    )
+    return [bytes(row[0]) for row in cursor]
+
+
+def steps_of_day(date: str) -> list[tuple[Any, ...]]:
+    """What the board shows of a day's steps, with the station each stands under."""
+    return database.execute_sql(
+        "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
+        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
+        " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
+        (date,),
+    ).fetchall()
+
+
+def step_row(row_id: int) -> Any:
+    """A step by its row. Refuses 0112."""
+    found = fetch_rows(ScheduledProcedureStep, "id = ?", row_id)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return found[0]
+
+
+def get_step(row_id: int) -> tuple[bytes, str, str]:
+    """Data set, state and remark of a step by its row. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return bytes(row[0]), row[1], row[2]
+
+
+def step_known(study: str) -> int | None:
+    """The row of the first step of a study, None where there is none."""
+    row = database.execute_sql(
+        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def patient_of_step(row_id: int) -> int:
+    """The row of the patient of a step. Refuses 0112."""
+    row = database.execute_sql(
+        "SELECT r.patient_id FROM scheduled_procedure_step s JOIN requested_procedure r"
+        " ON r.id = s.procedure_id WHERE s.id = ?",
+        (row_id,),
+    ).fetchone()
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return row[0]
+
+
+def steps_of(patient_row: int) -> list[Any]:
+    """The steps of a patient, the newest first."""
+    return fetch_rows(
+        ScheduledProcedureStep,
+        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"
+        " ORDER BY start_date DESC, start_time DESC LIMIT 100",
+        patient_row,
+    )

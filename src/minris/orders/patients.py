@@ -1,0 +1,234 @@
+"""Patients: found, made, corrected; two who are one, merged."""
+
+import itertools
+import re
+from typing import Any
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.checks import value_problems
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.names import name_key, shown_name
+from minris.dataset.times import shown_date
+from minris.orders.items import patient_columns
+from minris.orders.lookup import next_identifier
+from minris.orders.steps import _refold_open, update_patient
+from minris.orders.undo import Place, can_be_undone
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.store.models import Patient, RequestedProcedure, database
+from minris.store.rows import _exists, erase, fetch_rows
+
+
+def same_person(index: ElementIndex, patient: Patient) -> bool:
+    """Whether name and birth date are those of a patient.
+
+    The ideographic group decides where both have one: many names sound alike. Else any group.
+    """
+    ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
+    if all(len(groups) > 1 and groups[1] for groups in (ours, theirs)):
+        pairs = [(ours[1], theirs[1])]
+    birth_dates = {patient.patient_birth_date, index.get("PatientBirthDate")} - {""}
+    return any(a == b for a, b in pairs) and len(birth_dates) < 2
+
+
+SAME_ID = "{value} belongs to {name}, born {birth_date}"
+SAME_PERSON = "A patient of this name and birth date has the ID {value}"
+
+
+def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+    """The patient an item is for; None where there is none yet.
+
+    same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
+             patient, or keep both as `separate` patients
+    """
+    patient_id = index.get("PatientID")
+    if not patient_id:
+        return None
+    candidates = list(
+        Patient.select()
+        .where(
+            (Patient.patient_id == patient_id)
+            & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
+            if index.get("IssuerOfPatientID")
+            else Patient.patient_id == patient_id  # who names none means the only one
+        )
+        .order_by(Patient.id)
+    )
+    for patient in candidates:
+        if same_person(index, patient):
+            return patient
+    if not candidates or same_id == "separate":
+        if candidates:
+            log.warning("patient ID %s: a second patient of this ID is kept apart", patient_id)
+        return None
+    if same_id == "update":
+        return candidates[0]
+    words = Message(
+        SAME_ID,
+        value=patient_id,
+        name=shown_name(candidates[0].patient_name),
+        birth_date=shown_date(candidates[0].patient_birth_date) or "?",
+    )
+    raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
+
+
+def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+    """Find or make the patient of an item; what it newly tells of a known patient is taken."""
+    index = ElementIndex(given)
+    patient = _find_patient(ctx, index, same_id)
+    if patient:
+        if same_person(index, patient):  # a group that is not told is not told to be empty
+            told = index.get("PatientName").split("=")
+            known = patient.patient_name.split("=")
+            groups = itertools.zip_longest(told, known, fillvalue="")
+            name = "=".join(new or old for new, old in groups)
+            given = index.merged(text_elements(PatientName=name))
+        update_patient(ctx, patient, given)
+        return patient
+    if not index.get("PatientID"):
+        made = next_identifier(
+            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, "patient_id", i)
+        )
+        given = index.merged(text_elements(PatientID=made))
+    now = ctx.stamp()
+    return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
+
+
+def similar_patients(index: ElementIndex) -> list[Any]:
+    """Patients of the same name and birth date under another Patient ID."""
+    birth_date, found = index.get("PatientBirthDate"), []
+    if not birth_date:
+        return []
+    for patient in fetch_rows(Patient, "patient_birth_date = ?", birth_date):
+        if patient.patient_id != index.get("PatientID") and same_person(index, patient):
+            found.append(patient)
+    return found
+
+
+def find_patients(text: str, limit: int = 50) -> list[Any]:
+    """Patients by any part of the name in any spelling, its initials, ID, birth date or phone."""
+    text = text.strip()
+    key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
+    letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
+    phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
+    return fetch_rows(
+        Patient,
+        "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
+        " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
+        " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
+        " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
+        " updated_at DESC LIMIT ?6",
+        text,
+        digits,
+        key,
+        letters,
+        phone,
+        limit,
+    )
+
+
+def rows_of(*patients: Any) -> list[Place]:
+    """The rows of patients and of what was requested for them."""
+    ids = [patient.id for patient in patients]
+    marks = ", ".join("?" * len(ids))
+    cursor = database.execute_sql(
+        f"SELECT id FROM requested_procedure WHERE patient_id IN ({marks})", ids
+    )
+    return [
+        *(("patient", row_id) for row_id in ids),
+        *(("requested_procedure", row_id) for (row_id,) in cursor),
+    ]
+
+
+def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
+    """Give the orders of a patient to another one, who is the same person: the row of that one.
+
+    into     Patient ID of the one who stays; what only the other one has is taken over
+    Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
+    """
+    if not why.strip():
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    with database.atomic():
+        patient = Patient.get_or_none(Patient.id == row_id)
+        known = list(Patient.select().where(Patient.patient_id == into.strip()))
+        if not patient or not known:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        if len(known) > 1:
+            raise Refusal(Status.PROCESSING_FAILURE, Message("Several patients have this ID"))
+        [target] = known
+        if target.id == patient.id:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("That is the same patient"))
+        what, places = Message("Patients merged"), rows_of(patient, target)
+        with can_be_undone(ctx, what, f"patient {target.id}", places):
+            RequestedProcedure.update(patient=target).where(
+                RequestedProcedure.patient == patient
+            ).execute()
+            own = ElementIndex(bytes(patient.data))
+            have = ElementIndex(bytes(target.data))
+            more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
+            update_patient(ctx, target, more)
+            _refold_open(target)
+            erase("patient WHERE id = ?", patient.id)
+        detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
+        audit(ctx, "patients merged", target.patient_id, detail)
+    return target.id
+
+
+def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
+    """Correct what is known of a patient; open steps follow. What is given empty is emptied.
+
+    Another Patient ID is taken too; where a patient has it already, and is the same person by
+    name and birth date, the orders of this one go over to that one (the unknown emergency patient
+    who has been identified).
+    Refuses  0112, 0106; 0111 for the ID of somebody else
+    """
+    with database.atomic():
+        patient = Patient.get_or_none(Patient.id == row_id)
+        if not patient:
+            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        new = ElementIndex(ElementIndex(bytes(patient.data)).merged(ElementIndex(given)))
+        problems = list(value_problems(new))
+        for keyword in ("PatientName", "PatientID"):
+            if not new.get(keyword).strip("^= "):
+                problems.append(Problem(tag_of(keyword), Message("is missing")))
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        known = (
+            _find_patient(ctx, new, "refuse")
+            if new.get("PatientID") != patient.patient_id
+            else None
+        )
+        target = known or patient
+        if known:
+            told = ElementIndex(given)
+            told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
+            new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
+        what, about, old_id = (
+            Message("Patient corrected"),
+            f"patient {target.id}",
+            patient.patient_id,
+        )
+        places = rows_of(patient, target) if known else [("patient", patient.id)]
+        with can_be_undone(ctx, what, about, places):
+            if known:
+                RequestedProcedure.update(patient=known).where(
+                    RequestedProcedure.patient == patient
+                ).execute()
+                audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
+            for column, value in patient_columns(bytes(new)).items():
+                setattr(target, column, value)
+            target.updated_at = ctx.stamp()
+            target.save()
+        moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
+        audit(ctx, "patient corrected", target.patient_id, moved)
+        _refold_open(target)
+
+
+def get_patient(row_id: int) -> bytes:
+    """What is known of a patient by its row. Refuses 0112."""
+    found = fetch_rows(Patient, "id = ?", row_id)
+    if not found:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    return bytes(found[0].data)

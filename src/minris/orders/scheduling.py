@@ -1,0 +1,283 @@
+"""Orders: made, changed, moved."""
+
+from collections.abc import Iterable
+
+import peewee
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.elements import (
+    EMPTY,
+    ElementIndex,
+    _by_tag,
+    encode_items,
+    encode_text,
+    text_elements,
+)
+from minris.orders.items import (
+    fold,
+    item_problems,
+    split_item,
+    step_columns,
+    step_item,
+    step_with_defaults,
+)
+from minris.orders.lookup import (
+    _belongs_to_another,
+    check_accession,
+    find_step,
+    next_identifier,
+    step_data,
+    step_key,
+)
+from minris.orders.patients import _save_patient
+from minris.orders.steps import _refold, _save_stations, change_step, step_outcome, update_patient
+from minris.orders.undo import can_be_undone
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.worklist import (
+    OPEN_STEP_STATES,
+    STEP_SEQUENCE,
+    STEP_STATES,
+    STEP_STATUS,
+    WAITING_STEP_STATES,
+)
+from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
+from minris.store.rows import _exists, first_version, insert_row
+
+
+def _save_procedure(
+    ctx: Context, patient: Patient, given: bytes, same_id: str = "refuse"
+) -> RequestedProcedure:
+    """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
+    index = ElementIndex(given)
+    uid = index.get("StudyInstanceUID")
+    known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
+    if known:
+        if known.patient_id != patient.id:
+            raise _belongs_to_another("StudyInstanceUID", uid)
+        stored = ElementIndex(bytes(known.data))
+        problems = [
+            Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
+            for k in ("AccessionNumber", "RequestedProcedureID")
+            if index.get(k) not in ("", stored.get(k))
+        ]
+        if problems:
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+        return known
+    accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
+    if same_id != "separate":
+        check_accession(accession, patient.id)
+    clinic = ctx.config.clinic
+    made = text_elements(
+        StudyInstanceUID=uid or ctx.new_uid(),
+        AccessionNumber=accession
+        or next_identifier(
+            ctx,
+            clinic.accession_number_format,
+            lambda i: _exists(RequestedProcedure, "accession_number", i),
+        ),
+        RequestedProcedureID=procedure_id
+        or next_identifier(
+            ctx,
+            clinic.requested_procedure_id_format,
+            lambda i: _exists(RequestedProcedure, "requested_procedure_id", i),
+        ),
+    )
+    return RequestedProcedure.create(
+        patient=patient,
+        study_instance_uid=made.get("StudyInstanceUID"),
+        requested_procedure_id=made.get("RequestedProcedureID"),
+        accession_number=made.get("AccessionNumber"),
+        data=index.merged(made),
+        created_at=ctx.stamp(),
+    )
+
+
+def _save_step(
+    ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
+) -> bytes:
+    """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    step_id = step.get("ScheduledProcedureStepID") or next_identifier(
+        ctx,
+        ctx.config.clinic.scheduled_procedure_step_id_format,
+        lambda i: _exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
+    )
+    item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
+    data = fold(bytes(patient.data), bytes(procedure.data), item)
+    columns = step_columns(data)
+    arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
+    ended = "" if columns["status"] in OPEN_STEP_STATES else ctx.stamp()
+    try:
+        row_id = insert_row(
+            ScheduledProcedureStep,
+            procedure_id=procedure.id,
+            data=data,
+            version=first_version(),
+            created_at=ctx.stamp(),
+            arrived_at=arrived,
+            started_at="",
+            ended_at=ended,
+            remark="",
+            **columns,
+        )
+    except peewee.IntegrityError:
+        words = Message("{value} is on the worklist already", value=step_id)
+        raise Refusal(
+            Status.DUPLICATE_SOP_INSTANCE,
+            problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
+        ) from None
+    _save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
+    return data
+
+
+def schedule(
+    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
+) -> list[bytes]:
+    """Put a worklist item on the worklist: the complete data set of each of its steps.
+
+    data      patient, request and Scheduled Procedure Step Sequence of one item or more, stored
+              form; identifiers that are not given are made
+    same_id   `refuse`, `update` or `separate`, when the Patient ID belongs to another name
+    trial     it will be undone, and is not logged
+    Refuses   0106 with every attribute that is wrong or missing, 0111 for what exists already
+    Source    PS3.4 Table K.6-1 (return types)
+    """
+    index = ElementIndex(data)
+    patient_data, procedure_data, steps = split_item(index)
+    procedure_index = ElementIndex(procedure_data)
+    steps = [step_with_defaults(ctx, step, procedure_index) for step in steps]
+    if problems := item_problems(index, steps):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    with database.atomic():
+        patient = _save_patient(ctx, patient_data, same_id)
+        procedure = _save_procedure(ctx, patient, procedure_data, same_id)
+        stored = [_save_step(ctx, patient, procedure, step) for step in steps]
+        audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
+    if not trial:
+        log.info(
+            "accession %s: %d steps scheduled by %s",
+            procedure.accession_number,
+            len(stored),
+            ctx.actor,
+        )
+    return stored
+
+
+def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes) -> bytes:
+    """Change what is given of a step, its procedure and its patient: the new data set.
+
+    data     attributes to change, as for `schedule`; what is absent stays, what is empty is emptied
+    Refuses  0112; 0110 for a step that has begun or ended; 0106; 0105 for another Study Instance
+             UID, step ID or Patient ID
+    """
+    index = ElementIndex(data)
+    patient_data, procedure_data, items = split_item(index)
+    with database.atomic():
+        step = find_step(study_instance_uid, step_id)
+        state = step_outcome("reschedule", step)
+        given = items[0] if items else EMPTY
+        check_identity(index, given, step)
+        problems = [
+            Problem(tag_of(k), Message("is missing"))
+            for where, k in (
+                (index, "StudyInstanceUID"),
+                (index, "PatientID"),
+                (index, "RequestedProcedureID"),
+                (given, "ScheduledProcedureStepID"),
+            )
+            if tag_of(k) in where and not where.get(k)
+        ]
+        if len(items) > 1:
+            problems.append(Problem(STEP_SEQUENCE, Message("has more than one item")))
+        wanted = given.text(STEP_STATUS)
+        if wanted in STEP_STATES and wanted not in WAITING_STEP_STATES | {step.status}:
+            problems.append(Problem(STEP_STATUS, Message("cannot be changed here")))
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        procedure = step.procedure
+        changed = ElementIndex(step_item(step).merged(given))
+        new_state = given.text(STEP_STATUS) or state
+        changed = ElementIndex(
+            changed.merged(text_elements(ScheduledProcedureStepStatus=new_state))
+        )
+        patient_merged = ElementIndex(bytes(procedure.patient.data)).merged(
+            ElementIndex(patient_data)
+        )
+        everything = ElementIndex(fold(patient_merged, procedure_data, bytes(changed)))
+        if problems := item_problems(everything, [changed]):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
+                  ("scheduled_procedure_step", step.id))  # fmt: skip
+        with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
+            _change(ctx, step, changed, patient_data, procedure_data)
+        audit(ctx, "rescheduled", study_instance_uid, step_id)
+    return step_data(study_instance_uid, step_id)
+
+
+def _change(
+    ctx: Context,
+    step: ScheduledProcedureStep,
+    item: ElementIndex,
+    patient_data: bytes,
+    procedure_data: bytes,
+) -> None:
+    """Write what was changed of a step, its procedure and its patient; siblings follow."""
+    procedure = step.procedure
+    procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
+    told = ElementIndex(bytes(procedure.data))
+    if told.get("AccessionNumber") != procedure.accession_number:
+        check_accession(told.get("AccessionNumber"), procedure.patient_id)
+    procedure.accession_number = told.get("AccessionNumber")
+    procedure.requested_procedure_id = told.get("RequestedProcedureID")
+    procedure.save()
+    update_patient(ctx, procedure.patient, patient_data, empty=True)
+    siblings = ScheduledProcedureStep.select().where(
+        (ScheduledProcedureStep.procedure == procedure)
+        & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
+    )
+    for sibling in siblings:
+        its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
+        _refold(sibling, procedure.patient, procedure, its)
+
+
+def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
+    """Refuse (0105) a change of what a step is known by."""
+    known = {
+        "StudyInstanceUID": (index, step.study_instance_uid),
+        "PatientID": (index, step.patient_id),
+        "ScheduledProcedureStepID": (item, step.scheduled_procedure_step_id),
+    }
+    problems = [
+        Problem(tag_of(keyword), Message("cannot be changed here"))
+        for keyword, (where, stored) in known.items()
+        if where.get(keyword) not in ("", stored)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+
+
+def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = "") -> int:
+    """Let an event happen to many steps, to all or none; `today` moves them to today."""
+    count = 0
+    with database.atomic():
+        for count, row_id in enumerate(row_ids, 1):  # noqa: B007
+            study, step_id = step_key(row_id)
+            if event == "today":
+                move_step(ctx, row_id, ScheduledProcedureStepStartDate=ctx.today())
+            else:
+                change_step(ctx, event, study, step_id, remark)
+    return count
+
+
+def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
+    """Give a step another date, time, station or modality by keyword; all else stays."""
+    if title := texts.get("ScheduledStationAETitle"):
+        device = next((d for d in ctx.devices if title in d.ae_titles), None)
+        if device:
+            texts.setdefault("Modality", device.modality)
+            texts["ScheduledStationName"] = device.station_name
+            texts["ScheduledProcedureStepLocation"] = device.location
+    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
+    sequence = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(elements))])
+    return reschedule(ctx, *step_key(row_id), sequence)

@@ -1,0 +1,164 @@
+"""A scheduled step: folded anew with its patient and order, led from state to state."""
+
+from collections.abc import Iterable
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.orders.items import fold, patient_columns, step_columns, step_item
+from minris.orders.lookup import find_step
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Refusal, Status
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE, STEP_TRANSITIONS
+from minris.store.models import (
+    Patient,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+    ScheduledStation,
+    database,
+)
+from minris.store.rows import update_row
+
+
+def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = False) -> None:
+    """Take what is newly told of a patient; open steps follow.
+
+    empty  take what is given empty too; else it changes nothing
+    """
+    index, old = ElementIndex(given), bytes(patient.data)
+    told = ElementIndex(index.only(tag for tag in index if empty or index.has_value(tag)))
+    new = ElementIndex(old).merged(told)
+    if new == old:
+        return
+    for column, value in patient_columns(new).items():
+        setattr(patient, column, value)
+    patient.updated_at = ctx.stamp()
+    patient.save()
+    audit(ctx, "patient updated", patient.patient_id)
+    _refold_open(patient)
+
+
+def _refold_open(patient: Patient) -> None:
+    """Let the open steps of a patient follow what is known of the patient."""
+    steps = (
+        ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
+        .join(RequestedProcedure)
+        .where(
+            (RequestedProcedure.patient == patient)
+            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {"DEPARTED", "NO SHOW"})
+        )
+    )
+    for step in steps:
+        _refold(step, patient, step.procedure, bytes(step_item(step)))
+
+
+def _refold(
+    step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
+) -> None:
+    """Fold a step's data set anew and write it with a new version."""
+    data = fold(bytes(patient.data), bytes(procedure.data), item)
+    columns = step_columns(data)
+    if columns["status"] in OPEN_STEP_STATES:
+        columns["ended_at"] = ""
+    changed = ScheduledProcedureStep.update(
+        data=data, version=ScheduledProcedureStep.version + 1, **columns
+    ).where(ScheduledProcedureStep.id == step.id)
+    changed.execute()
+    stations = ElementIndex(item).values(tag_of("ScheduledStationAETitle"))
+    old = step_item(step)
+    if (stations, columns["start_date"]) != (
+        old.values(tag_of("ScheduledStationAETitle")),
+        step.start_date,
+    ):
+        ScheduledStation.delete().where(ScheduledStation.step == step).execute()
+        _save_stations(step.id, stations, columns["start_date"])
+    step.data, step.status = data, columns["status"]
+
+
+def _save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+    for title in dict.fromkeys(stations):
+        database.execute_sql(
+            "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
+            (title, start_date, step_id),
+        )
+
+
+def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
+    """The state a step goes to. Refuses 0110 where STEP_TRANSITIONS has no way."""
+    outcome = STEP_TRANSITIONS[event, step.status]
+    if isinstance(outcome, Status):
+        raise Refusal(outcome, Message("The step is {state}", state=step.status))
+    return outcome
+
+
+STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
+
+
+def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
+    """Move a step to a state, in its data set and its columns, with the time it got there.
+
+    told_by  a key of TOLD_BY; else it is who asks
+    """
+    if step.status == state:
+        return
+    old, item = step.status, step_item(step)
+    changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
+    data = ElementIndex(bytes(step.data)).merged(
+        ElementIndex(encode_items(STEP_SEQUENCE, [changed]))
+    )
+    ended = state not in OPEN_STEP_STATES
+    stamps = {
+        "ended_at": ctx.stamp() if ended else "",
+        "told_by": (told_by or ctx.actor.name) if ended else "",
+        "state_before": "",  # of what happens by itself nothing is taken back
+    }
+    if state in STAMP_OF_STATE:
+        stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    if state == "READY" and not step.arrived_at:
+        stamps["arrived_at"] = ctx.stamp()
+    update_row(
+        ScheduledProcedureStep,
+        step.id,
+        data=data,
+        status=state,
+        version=step.version + 1,
+        **stamps,
+    )
+    step.data, step.status, step.version = data, state, step.version + 1
+    log.info(
+        "step %s of %s: %s -> %s by %s",
+        step.scheduled_procedure_step_id,
+        step.accession_number,
+        old,
+        state,
+        ctx.actor,
+    )
+    audit(ctx, "step", step.study_instance_uid, f"{step.scheduled_procedure_step_id} {state}")
+
+
+def change_step(
+    ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
+) -> bytes:
+    """Let a person's event happen to a step: its new data set. Refuses 0112, 0110.
+
+    event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
+            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): what it reports later counts
+    remark  a reason, kept with the step
+    """
+    with database.atomic():
+        step = find_step(study_instance_uid, step_id)
+        before = step.status
+        enter_state(ctx, step, step_outcome(event, step))
+        changed = {"remark": remark[:1024]} if remark else {}
+        if step.status != before:
+            changed |= {"state_before": before, "changed_at": ctx.stamp()}
+        if changed:
+            update_row(ScheduledProcedureStep, step.id, **changed)
+        if remark:
+            audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
+    return bytes(step.data)
+
+
+def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
+    """Cancel a step that has not begun; it is kept. Refuses 0112, 0110."""
+    return change_step(ctx, "cancel", study_instance_uid, step_id, reason)

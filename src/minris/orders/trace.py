@@ -1,0 +1,148 @@
+"""Who has asked for what, and why an exam was not among the answers."""
+
+import collections
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from minris.access.context import Context
+from minris.config.ini import Config
+from minris.dataset.elements import ElementIndex
+from minris.dataset.search import Search
+from minris.orders.worklist import STATION_AE_TITLE, WorklistView
+from minris.standard.status import Status, description_of
+from minris.standard.worklist import START_DATE, STEP_STATUS
+from minris.store.models import QueryTrace, database
+from minris.store.rows import fetch_rows
+
+
+class QueryLog:
+    """Worklist queries, folded by hour, device and keys in memory until they are saved.
+
+    What is lost with the power is no harm; a query never waits for it.
+    """
+
+    LIMIT = 2000
+    MOST_SHOWN = 50_000  # that are remembered, of all devices
+
+    def __init__(self) -> None:
+        self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
+        self.shown: set[tuple[str, int, int]] = set()  # to which device which step
+        self.first: list[tuple[int, str, str]] = []
+        self.lock = threading.Lock()
+
+    def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
+        """Count one query: its keys in the stored form and as they came, its answers."""
+        hour = f"{ctx.local_now():%Y-%m-%d %H}"
+        key = hour, ctx.actor.name, ctx.actor.address, keys
+        with self.lock:
+            known = self.folded.get(key)
+            if known:
+                known[1:] = [known[1] + 1, answers, int(status), ctx.stamp()]
+            elif len(self.folded) < self.LIMIT:
+                self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
+
+    def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
+        """Note which steps (row and version) a device is shown, and when each was at first."""
+        name = ctx.actor.name
+        with self.lock:
+            if new := {(name, *step) for step in steps} - self.shown:
+                if len(self.shown) > self.MOST_SHOWN:
+                    self.shown.clear()  # what is told again is saved once
+                self.shown |= new
+                at = ctx.stamp()
+                self.first += [(step_id, name, at) for _, step_id, _ in new]
+
+    def take_shown(self) -> list[tuple[int, str, str]]:
+        """What was shown for the first time since the last call: step, AE title, time."""
+        with self.lock:
+            first, self.first = self.first, []
+        return first
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """What has gathered, to be saved; it is counted from nothing again."""
+        with self.lock:
+            folded, self.folded = self.folded, {}
+        return [(*key, *values) for key, values in folded.items()]
+
+
+def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
+    """Keep what a QueryLog has gathered."""
+    for query in queries:
+        database.execute_sql(
+            "INSERT INTO query_trace"
+            " (hour, ae_title, address, keys, raw, count, answers, status, last_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
+            " count = count + excluded.count, answers = excluded.answers,"
+            " status = excluded.status, last_at = excluded.last_at",
+            query,
+        )
+
+
+def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
+    """Keep which device was shown a step first when, as a QueryLog has gathered it."""
+    for step_id, ae_title, at in first:
+        database.execute_sql(
+            "INSERT OR IGNORE INTO step_seen (step_id, ae_title, at)"
+            " SELECT id, ?, ? FROM scheduled_procedure_step WHERE id = ? AND created_at <= ?",
+            (ae_title, at, step_id, at),
+        )
+
+
+class Exclusion(NamedTuple):
+    """Why a query did not find a step: the key, what it asked for, what the step has.
+
+    tag    the attribute; 0 where the device's profile keeps the step from it
+    """
+
+    tag: int
+    asked: str
+    has: str
+
+    @property
+    def name(self) -> str:
+        """The attribute's name."""
+        return description_of(self.tag) if self.tag else ""
+
+
+def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -> Exclusion | None:
+    """The first thing that keeps a step from the answers to a search; None where it is one."""
+    index = ElementIndex(data)
+    item = index.item("ScheduledProcedureStepSequence")
+    state, day = item.text(STEP_STATUS), item.text(START_DATE)
+    if state in config.dicom.hide_steps:
+        return Exclusion(STEP_STATUS, "", state)
+    stations = item.values(STATION_AE_TITLE)
+    if view.ae_titles and not set(view.ae_titles) & set(stations):
+        return Exclusion(STATION_AE_TITLE, ", ".join(view.ae_titles), ", ".join(stations))
+    if not view.first_day <= day <= (view.last_day or "9"):
+        return Exclusion(START_DATE, f"{view.first_day}-{view.last_day}", day)
+    found = search.mismatches(index)
+    return Exclusion(*found[0]) if found else None
+
+
+def recent_queries(since: str, limit: int = 100) -> list[Any]:
+    """The queries since a time of the store, the newest first."""
+    return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
+
+
+def last_query(ae_titles: Iterable[str]) -> Any | None:
+    """The newest query of any of these AE titles, None where none is kept."""
+    titles = list(ae_titles)
+    found = fetch_rows(
+        QueryTrace,
+        f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1",
+        *titles,
+    )
+    return found[0] if found else None
+
+
+def latest_by_device(queries: Iterable[Any]) -> list[Any]:
+    """Of each calling AE title its different queries, the newest first, three at most."""
+    found: dict[str, list[Any]] = collections.defaultdict(list)
+    for query in queries:
+        of_device = found[query.ae_title]
+        if len(of_device) < 3 and all(other.keys != query.keys for other in of_device):
+            of_device.append(query)
+    return [query for of_device in found.values() for query in of_device]

@@ -1,0 +1,1 @@
+"""The browser's side, a folder for each group of the menu."""

@@ -1,0 +1,1 @@
+"""After the exam: workitems, watchers, commitment."""

@@ -1,0 +1,1 @@
+"""The day: board, exams, calendar, leftovers, figures."""

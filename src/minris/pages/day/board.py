@@ -1,0 +1,252 @@
+"""The board, the waiting room, the day on paper."""
+
+import collections
+import datetime
+import gzip
+import hashlib
+import threading
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from minris.access.context import Context
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import masked_name
+from minris.dataset.times import shown_date
+from minris.mpps.linking import does_report, reporting_stations
+from minris.orders.lookup import steps_of_day
+from minris.pages.frame import Frame
+from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
+from minris.pages.template import template
+from minris.standard.dictionary import is_date
+from minris.standard.status import Message
+from minris.standard.worklist import STEP_STATES
+from minris.web.request import Web, enter, takes_gzip
+
+BOARD_PAGE = template("day/board.html")
+# Its buttons belong to the form beside it, so that the part is the same for all who look at it.
+BOARD_PART = template("day/board_part.html")
+WAITING_PAGE = template("day/waiting.html")
+WAITING_PART = template("day/waiting_part.html")
+PRINT_PAGE = template("day/print.html")
+# What a person reads for a state; the keys are the states themselves.
+PERSON_EVENTS = {
+    "arrive": Message("Arrived"),
+    "cancel": Message("Cancel exam"),
+    "no show": Message("Did not come"),
+    "reschedule": Message("Back on the list"),
+    "finish": Message("Exam is done"),
+    "stop": Message("Exam was given up"),
+}
+EVENTS_OF_STATE = {
+    "SCHEDULED": ("arrive", "no show", "cancel"),
+    "ARRIVED": ("finish", "cancel"),
+    "READY": ("finish", "cancel"),
+    "STARTED": ("finish", "stop"),
+    "DEPARTED": ("arrive", "cancel"),
+    "CANCELED": ("reschedule",),
+    "NO SHOW": ("arrive", "reschedule"),
+    "DISCONTINUED": ("reschedule",),
+}
+
+
+def person_events(
+    ctx: Context, state: str, stations: Iterable[str], reporting: set[str]
+) -> list[str]:
+    """What a person may do with an exam; of a machine that does not report, say that it is done."""
+    events = list(EVENTS_OF_STATE.get(state, ()))
+    if state == "SCHEDULED" and not does_report(ctx, stations, reporting):
+        events.insert(1, "finish")
+    return events
+
+
+def board_step(
+    ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
+) -> dict[str, Any]:
+    """One row of the board."""
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
+    index = ElementIndex(bytes(data))
+    item = index.item("ScheduledProcedureStepSequence")
+    since = ended_at or (started_at if state == "STARTED" else arrived_at)
+    priority = index.get("RequestedProcedurePriority")
+    events = person_events(ctx, state, filter(None, [row[7]]), reporting)
+    return {
+        "path": f"/step/{step_id}",
+        "state": state,
+        "time": shown_time(start_time),
+        "name": t.name(index.get("PatientName")),
+        "patient_id": index.get("PatientID"),
+        "exam": item.get("ScheduledProcedureStepDescription")
+        or index.get("RequestedProcedureDescription"),
+        "accession": index.get("AccessionNumber"),
+        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
+        "since": elapsed(ctx, t, since),
+        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
+    }
+
+
+class BoardView(NamedTuple):
+    """What of a board is shown: a day (DA), by `device` or `state`, the exams of one device."""
+
+    date: str
+    by: str = "device"
+    device: str = ""
+
+    @property
+    def query(self) -> str:
+        """The same as the query of an address."""
+        return urllib.parse.urlencode(
+            {"date": shown_date(self.date), "by": self.by, "device": self.device}
+        )
+
+
+BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
+
+
+def exams_in_groups(
+    web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows of a day's exams, as the board has them, by device or by state."""
+    names = device_names(web)
+    reporting = web.read(reporting_stations)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in web.read(steps_of_day, view.date) if found is None else found:
+        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        step = board_step(ctx, t, row, reporting) | {"device": device}
+        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
+    if view.by == "state":
+        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
+    return sorted(groups.items())
+
+
+def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
+    """The board of a day: the same text for all who look at it in a language."""
+    import bottle
+
+    device = web.access().device(view.device) if view.device else None
+    titles = device.ae_titles if device else (view.device,)
+    found = [
+        row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
+    ]
+    counted = collections.Counter(row[1] for row in found)
+    return bottle.template(
+        BOARD_PART,
+        t=t,
+        count=len(found),
+        totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
+        groups=exams_in_groups(web, ctx, t, view, found),
+        by_state=view.by == "state",
+    )
+
+
+class Rendered(NamedTuple):
+    """A board as it was rendered: text, the same as gzip, and a mark that another text has not."""
+
+    text: str
+    gzip: bytes
+    mark: str
+
+
+class Boards:
+    """The boards that were rendered last: one rendering for each language, view and change."""
+
+    MOST = 32
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.kept: collections.OrderedDict[object, Rendered] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
+        """The board of a view as it is now; minutes since an event count as a change."""
+        minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
+        with self.lock:  # who comes meanwhile wants the same
+            key = self.web.writer.commits, self.web.access().version, t.language, view, minute
+            if key not in self.kept:
+                text = render_board(self.web, ctx, t, view)
+                content = text.encode()
+                mark = hashlib.sha256(content).hexdigest()[:16]
+                self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                if len(self.kept) > self.MOST:
+                    self.kept.popitem(last=False)
+            return self.kept[key]
+
+
+class BoardPages(Frame):
+    """The board, the waiting room, the day on paper."""
+
+    def board(self) -> str | bytes:
+        """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
+        login, ctx = enter(self.web, self.request, "desk")
+        query, t = self.request.query, self.translator()
+        date = (query.getunicode("date") or "").replace("-", "")
+        by = query.get("by") if query.get("by") in BOARD_ORDERS else "device"
+        view = BoardView(
+            date if is_date(date) else ctx.today(), by, query.getunicode("device") or ""
+        )
+        board = self.boards.get(ctx, t, view)
+        if query.get("part") == "board":
+            return self._board_part(board)
+        day = day_of(view.date)
+        before, after = (
+            view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
+            for days in (-1, 1)
+        )
+        today = view.query if is_date(date) else view._replace(date="").query
+        return self.page(
+            BOARD_PAGE,
+            "Board",
+            login,
+            refresh=True,
+            board=board.text,
+            mark=board.mark,
+            part=f"/?part=board&{today}",
+            day=shown_date(view.date),
+            view=view,
+            before=before,
+            after=after,
+            stations=self._stations(),
+            orders=[(by, t(words)) for by, words in BOARD_ORDERS.items()],
+            csrf=login.form_token,
+        )
+
+    def _board_part(self, board: Rendered) -> str | bytes:
+        """A board alone; 204 for who has it already."""
+        response = self.bottle.response
+        if self.request.query.get("have") == board.mark:
+            response.status = 204
+            return ""
+        response.set_header("X-Mark", board.mark)
+        response.set_header("Vary", "Accept-Encoding")
+        if not takes_gzip(self.request.get_header("Accept-Encoding", "")):
+            return board.text
+        response.set_header("Content-Encoding", "gzip")
+        return board.gzip
+
+    def waiting(self) -> str:
+        """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        names = device_names(self.web)
+        people = []
+        for _, state, _, data, _, _, _, station in self.web.read(steps_of_day, ctx.today()):
+            if state in ("ARRIVED", "READY", "STARTED"):
+                index = ElementIndex(bytes(data))
+                number = index.get("AccessionNumber")[-4:]
+                name = masked_name(index.get("PatientName"))
+                people.append((name, number, names.get(station, station or ""), state))
+        board = self.bottle.template(WAITING_PART, t=t, people=people)
+        if self.request.query.get("part") == "board":
+            return board
+        bare = bool(self.request.query.get("bare"))
+        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board, bare=bare)
+
+    def print_day(self) -> str:
+        """GET /print: the exams of a day on paper."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        asked = (self.request.query.getunicode("date") or "").replace("-", "")
+        date = asked if is_date(asked) else ctx.today()
+        devices = exams_in_groups(self.web, ctx, t, BoardView(date))
+        day = t("Exams of {date}", date=t.date(date))
+        return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))

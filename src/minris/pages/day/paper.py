@@ -1,0 +1,109 @@
+"""Slip and label, with bars and squares."""
+
+import io
+import re
+
+from minris.dataset.elements import ElementIndex
+from minris.orders.lookup import get_step
+from minris.pages.frame import Frame
+from minris.pages.language import shown_time
+from minris.pages.template import template
+from minris.standard.dictionary import is_date
+from minris.web.request import enter
+
+SLIP_PAGE = template("day/slip.html")
+LABEL_PAGE = template("day/label.html")
+
+
+def code_128(text: str) -> bytes:
+    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    import barcode
+    from barcode.writer import SVGWriter
+
+    if not text or not text.isascii() or not text.isprintable():
+        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    stream = io.BytesIO()
+    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
+    return scaled(stream.getvalue())
+
+
+def scaled(drawing: bytes) -> bytes:
+    """An SVG of so many mm that can be drawn in any width and height."""
+    sides = (
+        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
+    )
+    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
+    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
+    return drawing.replace(b"<svg", box, 1)
+
+
+def qr_code(text: str) -> bytes:
+    """A text as a QR code, SVG."""
+    import segno
+
+    stream = io.BytesIO()
+    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    return stream.getvalue()
+
+
+class PaperPages(Frame):
+    """Slip and label, with bars and squares."""
+
+    def slip(self, row_id: int) -> str:
+        """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+        login, _ = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        item = index.item("ScheduledProcedureStepSequence")
+        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
+        facts = [
+            (t("Patient ID"), index.get("PatientID")),
+            (t("Birth date"), t.date(index.get("PatientBirthDate"))),
+            (t("Sex"), t(index.get("PatientSex"))),
+            (t("Exam"), index.get("RequestedProcedureDescription")),
+            (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
+            (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
+            (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
+            (t("Accession number"), index.get("AccessionNumber")),
+        ]
+        return self.page(
+            SLIP_PAGE, "Slip", login, clinic=self.web.config.clinic.name, name=t.name(index.get("PatientName")), facts=facts,
+            row_id=row_id, accession=index.get("AccessionNumber"),
+            patient_id=index.get("PatientID"),
+        )  # fmt: skip
+
+    def label(self, row_id: int) -> str:
+        """GET /step/…/label: a sticker of 50 by 30 mm."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t = self.translator()
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        item = index.item("ScheduledProcedureStepSequence")
+        born = index.get("PatientBirthDate")
+        years = (
+            int(ctx.today()[:4]) - int(born[:4]) - (ctx.today()[4:] < born[4:])
+            if is_date(born)
+            else 0
+        )
+        about = (t(index.get("PatientSex")), t.date(born),
+                 t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
+        return self.page(
+            LABEL_PAGE, "Label", login, name=t.name(index.get("PatientName")),
+            about=" · ".join(filter(None, about)),
+            exam=index.get("RequestedProcedureDescription"),
+            date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+            accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+        )  # fmt: skip
+
+    def accession_svg(self, row_id: int) -> bytes:
+        """GET /step/…/code128.svg: the accession number as bars."""
+        return code_128(self._for_code(row_id).get("AccessionNumber"))
+
+    def patient_svg(self, row_id: int) -> bytes:
+        """GET /step/…/qr.svg: the Patient ID as a QR code."""
+        return qr_code(self._for_code(row_id).get("PatientID"))
+
+    def _for_code(self, row_id: int) -> ElementIndex:
+        enter(self.web, self.request, "desk")
+        index = ElementIndex(self.web.read(get_step, row_id)[0])
+        self.bottle.response.content_type = "image/svg+xml"
+        return index

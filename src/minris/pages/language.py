@@ -1,0 +1,168 @@
+"""Sentences, names, dates and values in the language of the reader."""
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from minris.access.context import Context
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import shown_name
+from minris.dataset.times import datetime_bounds, shown_date
+from minris.orders.diary import Booking
+from minris.standard.dictionary import is_date, tag_of, vr_of
+from minris.standard.status import Message
+from minris.standard.uids import INSTANCE_AVAILABILITY, MPPS, MPPS_NOTIFICATION
+from minris.web.request import Web
+
+
+class Translator:
+    """Gives a sentence in a language; English itself is the key of the catalogue."""
+
+    def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
+        self.language, self.catalogue = language, catalogue
+
+    def __call__(self, text: str, **values: object) -> str:
+        if isinstance(text, Message):
+            text, values = text.key, dict(text.values)
+        found = self.catalogue.get(text, text)
+        if not values:
+            return found
+        return found.format_map(
+            {k: self(v) if isinstance(v, Message) else v for k, v in values.items()}
+        )
+
+    def name(self, value: str) -> str:
+        """A PN value: Latin letters first, but for those who read the others."""
+        shown = shown_name(value)
+        if self.language.startswith(("zh", "ja", "ko")):
+            return shown
+        latin = " ".join(value.partition("=")[0].replace("^", " ").split())
+        return f"{latin} {shown.removesuffix(latin)}".strip()
+
+    def date(self, value: str) -> str:
+        """A DA value: 5 Jul 2026, 2026年7月5日; what is none as it stands."""
+        if not is_date(value):
+            return shown_date(value)
+        number = int(value[4:6])
+        words = {"day": int(value[6:]), "month": MONTHS[number - 1], "number": number,
+                 "year": int(value[:4])}  # fmt: skip
+        return DATES.get(self.language, DATES["en"]).format(**words)
+
+
+DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
+    """The catalogues of static/i18n by language."""
+    found: dict[str, Mapping[str, str]] = {"en": {}}
+    for path in sorted((static / "i18n").glob("*.json")) if static else ():
+        found[path.stem] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
+    """The language of a page: the one chosen, else the browser's, else the setting."""
+    known = list(languages)
+    if wanted in known:
+        return wanted
+    for part in accepted.split(","):
+        tag = part.partition(";")[0].strip().lower()
+        for language in known:
+            if tag and language.lower().startswith(tag.partition("-")[0]):
+                return language
+    return default if default in known else "en"
+
+
+LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
+WEEKDAY_WORDS = (
+    Message("Mon"), Message("Tue"), Message("Wed"), Message("Thu"), Message("Fri"), Message("Sat"),
+    Message("Sun"),
+)  # fmt: skip
+
+
+def day_of(date: str) -> datetime.date:
+    """The day of a DA value that a calendar can show, those around it too."""
+    day = datetime.date.fromisoformat(shown_date(date))
+    return min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
+
+
+def clock(minute: int) -> str:
+    """A minute of the day as 09:30."""
+    return f"{minute // 60 % 24:02}:{minute % 60:02}"
+
+
+def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
+    """Exams of a diary in a sentence."""
+    return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
+
+
+def shown_time(value: str) -> str:
+    """A TM value as 09:30."""
+    return f"{value[:2]}:{value[2:4]}" if len(value) >= 4 else value
+
+
+def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
+    """How long ago a time of the store was, in minutes or hours."""
+    if not stamp:
+        return ""
+    then = datetime.datetime.fromisoformat(stamp)
+    minutes = max(0, int((ctx.now() - then).total_seconds() // 60))
+    if minutes < 120:
+        return t("{minutes} min", minutes=minutes)
+    return t("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
+
+
+def device_names(web: Web) -> dict[str, str]:
+    """The name of its device by AE title."""
+    return {title: d.name for d in web.access().devices for title in d.ae_titles}
+
+
+def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
+    """A value as people read it."""
+    text, vr = index.get(keyword), vr_of(tag_of(keyword))
+    readers = {"PN": t.name, "DA": t.date, "TM": shown_time}
+    return readers.get(vr, lambda text: text.replace("\\", ", "))(text) if vr != "CS" else t(text)
+
+
+def facts_of(
+    index: ElementIndex, table: Iterable[list[str]], t: Translator
+) -> list[tuple[str, str]]:
+    """Label and value of what a data set has of a table's rows."""
+    found = [(t(label), shown_value(index, keyword, t)) for label, keyword in table]
+    return [(label, value) for label, value in found if value]
+
+
+PASSED_ON_WORDS = {
+    (MPPS, "N-CREATE"): Message("Exam has begun"),
+    (MPPS, "N-SET"): Message("Exam has changed or ended"),
+    (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
+    (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
+}
+
+
+def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:
+    """What a data set says at a path of keywords, as people read it; codes by their meaning."""
+    *outer, keyword = path.split(" > ")
+    for sequence in outer:
+        index = index.item(sequence)
+    tag = tag_of(keyword)
+    if vr_of(tag) == "SQ":
+        items = index.items(tag)
+        meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
+        return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
+    if vr_of(tag) == "DT" and index.get(keyword):
+        try:
+            at, _ = datetime_bounds(index.get(keyword), zone)
+        except (ValueError, OverflowError):
+            return index.get(keyword)
+        return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
+    return shown_value(index, keyword, t)
+
+
+def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
+    """A time of the store as the clinic's clock shows it."""
+    if not stamp:
+        return ""
+    return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"

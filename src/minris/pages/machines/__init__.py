@@ -1,0 +1,1 @@
+"""Machines: devices, their doctor, what is stuck."""

@@ -1,0 +1,1 @@
+"""Patients: registration, patients, catalogue, import."""

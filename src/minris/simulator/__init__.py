@@ -1,0 +1,1 @@
+"""Machines to try the box with."""

@@ -1,0 +1,197 @@
+"""An archive."""
+
+import collections
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from minris.dataset.elements import ElementIndex
+from minris.dataset.items import availability_data
+from minris.simulator.peer import Peer, SimulationError, _dataset, served
+from minris.standard.commitment import COMMITMENT_EVENTS, NOT_THERE, OF_ANOTHER_CLASS
+from minris.standard.uids import (
+    INSTANCE_AVAILABILITY,
+    MPPS,
+    MPPS_NOTIFICATION,
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    STUDY_ROOT_FIND,
+    VERIFICATION,
+    new_uid,
+)
+
+
+class SimulatedArchive(Peer):
+    """An archive: it stores, answers queries, commits, takes what is passed on, and notifies the box.
+
+    Of images it keeps the UIDs alone. It is C-STORE, C-FIND (Study Root), storage commitment, MPPS
+    and MPPS Notification provider, and sends Instance Availability Notifications
+    """
+
+    CLASSES = (VERIFICATION, INSTANCE_AVAILABILITY)
+    LEVELS = (
+        ("STUDY", "StudyInstanceUID"),
+        ("SERIES", "SeriesInstanceUID"),
+        ("IMAGE", "SOPInstanceUID"),
+    )
+
+    def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
+        super().__init__(ae_title, *address)
+        self.listen = listen
+        self.images: dict[str, tuple[str, str, str]] = {}  # study, series and class by UID
+        self.new: dict[Any, list[str]] = collections.defaultdict(list)  # by association
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be there. SimulationError without a port, or where it is taken."""
+        from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+        if not self.listen:
+            raise SimulationError("an archive must be reached: give --listen PORT")
+        ae = AE(ae_title=self.ae_title)
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(context.abstract_syntax)
+        for uid in (VERIFICATION, STUDY_ROOT_FIND, MPPS, INSTANCE_AVAILABILITY):
+            ae.add_supported_context(uid)
+        for uid in (STORAGE_COMMITMENT, MPPS_NOTIFICATION):
+            ae.add_supported_context(uid, scu_role=True, scp_role=True)
+        handlers = (
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_ACTION, self._commit),
+            (evt.EVT_N_CREATE, self._take),
+            (evt.EVT_N_SET, self._take),
+            (evt.EVT_N_EVENT_REPORT, self._take),
+            (evt.EVT_RELEASED, self._released),
+        )
+        with served(ae, self.listen, *handlers):
+            yield
+
+    def _store(self, event: Any) -> int:
+        ds = event.dataset
+        with self.lock:
+            self.images[ds.SOPInstanceUID] = (
+                ds.StudyInstanceUID,
+                ds.SeriesInstanceUID,
+                ds.SOPClassUID,
+            )
+            self.new[event.assoc].append(ds.SOPInstanceUID)
+        return 0x0000
+
+    def _released(self, event: Any) -> None:
+        """Tell the box what has been stored, from a thread of its own."""
+        with self.lock:
+            uids = self.new.pop(event.assoc, [])
+        if uids:
+            who = event.assoc.requestor.ae_title
+            self.say(f"{who} -> {self.ae_title}  C-STORE {len(uids)} images: 0000")
+            threading.Thread(target=self._guarded, args=(self.notify, uids), daemon=True).start()
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        """What fails is said."""
+        try:
+            step(*arguments)
+        except SimulationError as error:
+            self.say(str(error))
+
+    def notify(self, uids: Iterable[str]) -> None:
+        """N-CREATE of an Instance Availability Notification for each study."""
+        rows_ = [
+            (uid, self.ae_title, of_class, study, series, "ONLINE")
+            for uid in uids
+            for study, series, of_class in [self.images[uid]]
+        ]
+        rows_.sort(key=lambda row: row[3:5])
+        for study, of_study in itertools.groupby(rows_, key=lambda row: row[3]):
+            data = availability_data(study, list(of_study), [])
+            with self.association() as association:
+                status, _ = association.send_n_create(
+                    _dataset(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                )
+            code = f"{status.Status:04X}" if status else "no answer"
+            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
+
+    def _find(self, event: Any) -> Iterator[tuple[int, Any]]:
+        from pydicom.dataset import Dataset
+
+        query = event.identifier
+        depth = [level for level, _ in self.LEVELS].index(query.QueryRetrieveLevel) + 1
+        with self.lock:
+            images = [(study, series, uid, of_class)
+                      for uid, (study, series, of_class) in self.images.items()]  # fmt: skip
+        found: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+        for *place, of_class in images:
+            keys = [query.get(keyword, "") or "" for _, keyword in self.LEVELS]
+            wanted = [[key] if isinstance(key, str) else list(key) for key in keys]
+            if all(not any(some) or uid in some for uid, some in zip(place, wanted, strict=True)):
+                found[tuple(place[:depth])].append(of_class)
+        for place, classes in found.items():
+            answer = Dataset()
+            answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
+                query.QueryRetrieveLevel,
+                self.ae_title,
+            )
+            for uid, (_, keyword) in zip(place, self.LEVELS, strict=False):
+                setattr(answer, keyword, uid)
+            if depth == len(self.LEVELS):
+                answer.SOPClassUID = classes[0]
+            else:
+                answer.NumberOfStudyRelatedInstances = len(classes)
+            yield 0xFF00, answer
+        self.say(f"{event.assoc.requestor.ae_title} -> {self.ae_title}  C-FIND: {len(found)} found")
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        ds, who = event.action_information, event.assoc.requestor.ae_title
+        self.say(f"{who} -> {self.ae_title}  N-ACTION commitment: 0000")
+        threading.Thread(target=self._guarded, args=(self.report, ds, who), daemon=True).start()
+        return 0x0000, None
+
+    def report(self, asked: Any, who: str) -> None:
+        """N-EVENT-REPORT of what is here, on an association of its own, to the box."""
+        from pydicom.dataset import Dataset
+        from pynetdicom import AE, build_role
+
+        ds = Dataset()
+        ds.TransactionUID, ds.RetrieveAETitle = asked.TransactionUID, self.ae_title
+        good, bad = [], []
+        for one in asked.ReferencedSOPSequence:
+            item = Dataset()
+            item.ReferencedSOPClassUID = one.ReferencedSOPClassUID
+            item.ReferencedSOPInstanceUID = one.ReferencedSOPInstanceUID
+            _, _, of_class = self.images.get(one.ReferencedSOPInstanceUID, ("", "", ""))
+            if of_class == one.ReferencedSOPClassUID:
+                good.append(item)
+            else:
+                item.FailureReason = int(OF_ANOTHER_CLASS if of_class else NOT_THERE, 16)
+                bad.append(item)
+        for keyword, items in (("ReferencedSOPSequence", good), ("FailedSOPSequence", bad)):
+            if items:
+                setattr(ds, keyword, items)
+        ae = AE(ae_title=self.ae_title)
+        ae.add_requested_context(STORAGE_COMMITMENT)
+        role = build_role(STORAGE_COMMITMENT, scp_role=True)
+        association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
+        if not association.is_established:
+            raise SimulationError(f"{who} is not reached for the result of its request")
+        kind = COMMITMENT_EVENTS[not bad]
+        status, _ = association.send_n_event_report(
+            ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+        )
+        association.release()
+        code = f"{status.Status:04X}" if status else "no answer"
+        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code}"
+        self.say(f"{self.ae_title} -> {who}  {words}")
+
+    def _take(self, event: Any) -> tuple[int, Any]:
+        """What is passed on: said, and answered with success."""
+        from pydicom.dataset import Dataset
+
+        request = event.request
+        name = type(request).__name__.replace("_", "-")
+        kind = getattr(request, "EventTypeID", None)
+        words = f"{name} {kind}" if kind else name
+        self.say(f"{event.assoc.requestor.ae_title} -> {self.ae_title}  {words}: 0000")
+        return 0x0000, None if kind else Dataset()

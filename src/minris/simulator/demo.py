@@ -1,0 +1,139 @@
+"""A department's day."""
+
+import datetime
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from minris.dataset.dicom_json import from_json, to_json
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.names import shown_name
+from minris.simulator.modality import Modality
+from minris.simulator.scenarios import scenario_pull
+from minris.simulator.workstation import Workstation
+from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY
+from minris.standard.tables import body_rows
+from minris.standard.uids import new_uid
+from minris.standard.worklist import STEP_SEQUENCE
+
+DEMO_CONFIG = """
+[clinic]
+name = Lakeside Clinic (invented)
+[device CT room]
+ae_title = CT1
+modality = CT
+[device X-ray room]
+ae_title = DX1
+modality = DX
+[device Ultrasound]
+ae_title = US1
+modality = US
+character_set = GB18030
+[device 3D workstation]
+ae_title = WS1
+role = workstation
+host = 127.0.0.1
+port = {listen}
+"""
+DEMO_DAY = body_rows("""
+    name                            | birth    | sex | device | modality | exam              | minutes
+    Wang^XiaoDong=王^小东           | 19780312 | M   | CT1    | CT       | CT chest          | 10
+    Li^Na=李^娜                     | 19900721 | F   | US1    | US       | Abdomen           | 15
+    Miller^Anna                     | 19651102 | F   | DX1    | DX       | Chest PA, lateral | 20
+    Zhang^Wei=张^伟                 | 19550918 | M   | DX1    | DX       | Left hand         | 30
+    Garcia^Luis                     | 20010105 | M   | CT1    | CT       | CT abdomen        | 45
+    Ouyang^Jing=欧阳^静             | 19830627 | F   | US1    | US       | Thyroid           | 60
+    """)
+
+
+def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
+    """The patients of the invented day as DICOM JSON."""
+    items = []
+    for name, birth, sex, device, modality, exam, minutes in DEMO_DAY:
+        at = now + datetime.timedelta(minutes=int(minutes))
+        step = text_elements(
+            ScheduledStationAETitle=device,
+            Modality=modality,
+            ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
+            ScheduledProcedureStepStartTime=f"{at:%H%M}00",
+        )
+        patient = text_elements(
+            PatientName=name,
+            PatientBirthDate=birth,
+            PatientSex=sex,
+            RequestedProcedureDescription=exam,
+        )
+        sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
+        items.append(to_json(ElementIndex(patient.merged(sequence))))
+    return items
+
+
+def play_day(
+    web_url: str,
+    token: str,
+    host: str,
+    port: int,
+    called: str,
+    say: Callable[[str], None],
+    pause: float,
+    listen: int = 0,
+) -> None:
+    """Play a department's day: reception over the JSON API, the machines over DICOM."""
+
+    def wait() -> None:
+        time.sleep(pause)
+
+    now = datetime.datetime.now()
+    say("08:00  Reception registers six patients.")
+    body = json.dumps(demo_items(now)).encode()
+    request = urllib.request.Request(
+        f"{web_url}/api/worklist",
+        body,
+        {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        for item in json.load(response):
+            index = ElementIndex(from_json(item))
+            say(f"       {shown_name(index.get('PatientName'))}: ID {index.get('PatientID')},"
+                f" accession number {index.get('AccessionNumber')}")  # fmt: skip
+    wait()
+    machines = {
+        title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
+        for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
+    }
+    say("08:10  Each machine proves that it reaches us.")
+    for machine in machines.values():
+        machine.echo()
+    wait()
+    say("08:15  Each machine asks for its worklist, and no name is typed there.")
+    lists = {title: machine.worklist() for title, machine in machines.items()}
+    wait()
+    ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
+    say("08:20  The CT and the ultrasound begin.")
+    uids = {title: new_uid() for title in machines}
+    ct.start(lists["CT1"][0], uids["CT1"])
+    us.start(lists["US1"][0], uids["US1"])
+    wait()
+    say("08:30  The CT is done. The X-ray operator picks the wrong line, and takes it back:")
+    ct.end(lists["CT1"][0], uids["CT1"], images=12)
+    dx.start(lists["DX1"][1], uids["DX1"])
+    dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
+    say("       that patient is on the worklist again:")
+    dx.worklist()
+    wait()
+    say("08:35  Now the right one. The ultrasound patient cannot go on.")
+    uid = new_uid()
+    dx.start(lists["DX1"][0], uid)
+    us.end(lists["US1"][0], uids["US1"], reason="110515")
+    wait()
+    dx.end(lists["DX1"][0], uid, images=2)
+    say("08:45  What is left on the worklists:")
+    for machine in machines.values():
+        machine.worklist()
+    wait()
+    say("08:50  The 3D workstation finds its workitem, claims it, and hears of what it does.")
+    scenario_pull(
+        Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
+    )

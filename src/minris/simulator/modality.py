@@ -1,0 +1,272 @@
+"""A machine: worklist, performed steps, images."""
+
+import collections
+import datetime
+import queue
+import time
+from typing import Any
+
+from minris.dataset.names import shown_name
+from minris.simulator.peer import Peer, SimulationError, served
+from minris.standard.commitment import FAILURE_REASONS
+from minris.standard.mpps import DISCONTINUATION_REASONS
+from minris.standard.status import Status
+from minris.standard.uids import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_WORKLIST,
+    MPPS,
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
+    VERIFICATION,
+    new_uid,
+)
+
+# What the simulated modality asks for, and what it leaves empty in its reports.
+QUERY_KEYWORDS = (
+    "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
+    " RequestedProcedureDescription StudyInstanceUID"
+).split()
+QUERY_STEP_KEYWORDS = (
+    "ScheduledProcedureStepStartTime ScheduledProcedureStepID ScheduledProcedureStepDescription"
+).split()
+EMPTY_MPPS_TEXTS = (
+    "PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
+    " PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"
+).split()
+EMPTY_MPPS_SEQUENCES = (
+    "ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
+    " PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"
+).split()
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+
+
+class Modality(Peer):
+    """A machine that finds its patients on the worklist and reports what it does.
+
+    ae_title, modality  what it is
+    """
+
+    CLASSES = (VERIFICATION, MODALITY_WORKLIST, MPPS)
+
+    def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
+        super().__init__(ae_title, *address)
+        self.modality = modality
+
+    def echo(self) -> None:
+        """C-ECHO."""
+        with self.association() as association:
+            status = association.send_c_echo()
+        self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
+
+    def worklist(self, date: str = "") -> list[Any]:
+        """The steps scheduled for this machine, as data sets; of a day, or of any."""
+        from pydicom.dataset import Dataset
+
+        query, step = Dataset(), Dataset()
+        query.SpecificCharacterSet = "ISO_IR 192"
+        for keyword in QUERY_KEYWORDS:
+            setattr(query, keyword, "")
+        step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
+        step.ScheduledProcedureStepStartDate = date
+        for keyword in QUERY_STEP_KEYWORDS:
+            setattr(step, keyword, "")
+        query.ScheduledProcedureStepSequence = [step]
+        found = []
+        with self.association() as association:
+            for status, identifier in association.send_c_find(query, MODALITY_WORKLIST):
+                if not status or status.Status not in (0x0000, 0xFF00, 0xFF01):
+                    raise SimulationError(f"C-FIND: {status}")
+                if identifier:
+                    found.append(identifier)
+        names = ", ".join(shown_name(str(ds.PatientName)) for ds in found) or "nobody"
+        self.say(f"{self.ae_title} -> {self.called}  C-FIND worklist: {names}")
+        return found
+
+    def start(self, item: Any, uid: str) -> None:
+        """N-CREATE of a performed procedure step for a worklist item."""
+        from pydicom.dataset import Dataset
+
+        now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
+        scheduled, ds = Dataset(), Dataset()
+        for keyword in ("StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
+                        "RequestedProcedureDescription"):  # fmt: skip
+            setattr(scheduled, keyword, item.get(keyword, ""))
+        scheduled.ScheduledProcedureStepID = step.ScheduledProcedureStepID
+        scheduled.ScheduledProcedureStepDescription = step.get(
+            "ScheduledProcedureStepDescription", ""
+        )
+        scheduled.ScheduledProtocolCodeSequence, scheduled.ReferencedStudySequence = [], []
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.ScheduledStepAttributesSequence = [scheduled]
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex"):
+            setattr(ds, keyword, item.get(keyword, ""))
+        ds.PerformedProcedureStepID = f"P{now:%H%M%S}"
+        ds.PerformedStationAETitle, ds.Modality = self.ae_title, self.modality
+        ds.PerformedProcedureStepStartDate = f"{now:%Y%m%d}"
+        ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
+        ds.PerformedProcedureStepStatus = "IN PROGRESS"
+        ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
+        for keyword in EMPTY_MPPS_TEXTS:
+            setattr(ds, keyword, "")
+        for keyword in EMPTY_MPPS_SEQUENCES:
+            setattr(ds, keyword, [])
+        with self.association() as association:
+            status, _ = association.send_n_create(ds, MPPS, uid)
+        self._report("N-CREATE", "IN PROGRESS", item, status)
+
+    def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> Any:
+        """N-SET to COMPLETED with a series, which is returned, or to DISCONTINUED (DCM code)."""
+        from pydicom.dataset import Dataset
+
+        now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
+        ds.PerformedProcedureStepStatus = "DISCONTINUED" if reason else "COMPLETED"
+        ds.PerformedProcedureStepEndDate = f"{now:%Y%m%d}"
+        ds.PerformedProcedureStepEndTime = f"{now:%H%M%S}"
+        series.PerformingPhysicianName = series.OperatorsName = ""
+        series.ProtocolName, series.SeriesInstanceUID = "Standard", new_uid()
+        series.SeriesDescription = series.RetrieveAETitle = ""
+        series.ReferencedImageSequence = [self._image() for _ in range(0 if reason else images)]
+        series.ReferencedNonImageCompositeSOPInstanceSequence = []
+        ds.PerformedSeriesSequence = [series]
+        if reason:
+            code = Dataset()
+            code.CodeValue, code.CodingSchemeDesignator = reason, "DCM"
+            code.CodeMeaning = DISCONTINUATION_REASONS[reason]
+            ds.PerformedProcedureStepDiscontinuationReasonCodeSequence = [code]
+        with self.association() as association:
+            status, _ = association.send_n_set(ds, MPPS, uid)
+        words = ds.PerformedProcedureStepStatus
+        self._report(
+            "N-SET",
+            f"{words} ({DISCONTINUATION_REASONS[reason]})" if reason else words,
+            item,
+            status,
+        )
+        return series
+
+    @staticmethod
+    def _image() -> Any:
+        from pydicom.dataset import Dataset
+
+        image = Dataset()
+        image.ReferencedSOPClassUID = CT_IMAGE_STORAGE
+        image.ReferencedSOPInstanceUID = new_uid()
+        return image
+
+    def _report(self, operation: str, words: str, item: Any, status: Any) -> None:
+        code = f"{status.Status:04X}" if status else "no answer"
+        name = shown_name(str(item.PatientName))
+        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}, {name}: {code}")
+        if code != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            raise SimulationError(f"{operation} was answered {code} {comment}")
+
+
+class Scanner(Modality):
+    """A modality that stores its images in an archive, and asks the box whether they are safe.
+
+    listen   the port where it hears the result; it must be registered at the box with it
+    archive  AE title, host and port of where it stores; None: it does not
+    """
+
+    CLASSES = (*Modality.CLASSES, STORAGE_COMMITMENT)
+    PATIENCE = 900.0  # what is missing is looked for again for [commitment] missing_minutes
+
+    def __init__(
+        self,
+        ae_title: str,
+        modality: str,
+        *address: Any,
+        listen: int = 0,
+        archive: tuple[str, str, int] | None = None,
+    ) -> None:
+        super().__init__(ae_title, modality, *address)
+        self.listen, self.archive = listen, archive
+        self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+
+    def store(self, item: Any, series: Any) -> None:
+        """C-STORE of the images of a series, one grey pixel each."""
+        from pynetdicom import AE
+
+        if not self.archive:
+            return
+        title, host, port = self.archive
+        ae = AE(ae_title=self.ae_title)
+        ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
+        association = ae.associate(host, port, ae_title=title)
+        if not association.is_established:
+            raise SimulationError(f"{title} is not reached at {host}, port {port}")
+        for number, image in enumerate(series.ReferencedImageSequence, 1):
+            ds = self._pixel(item, series, image.ReferencedSOPInstanceUID, number)
+            status = association.send_c_store(ds)
+            if not status or status.Status != Status.SUCCESS:
+                raise SimulationError(f"C-STORE: {status}")
+        association.release()
+        self.say(f"{self.ae_title} -> {title}  C-STORE {number} images: 0000")
+
+    def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
+        from pydicom.dataset import Dataset, FileMetaDataset
+
+        ds, meta = Dataset(), FileMetaDataset()
+        meta.TransferSyntaxUID = EXPLICIT_VR_LITTLE_ENDIAN
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CT_IMAGE_STORAGE, uid
+        ds.file_meta = meta
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+                        "AccessionNumber", "StudyInstanceUID"):  # fmt: skip
+            setattr(ds, keyword, item.get(keyword, ""))
+        ds.SeriesInstanceUID, ds.Modality = series.SeriesInstanceUID, self.modality
+        ds.StudyDate, ds.StudyTime, ds.StudyID = f"{datetime.date.today():%Y%m%d}", "", ""
+        ds.Rows = ds.Columns = ds.SamplesPerPixel = 1
+        ds.BitsAllocated = ds.BitsStored = 8
+        ds.HighBit, ds.PixelRepresentation = 7, 0
+        ds.PhotometricInterpretation, ds.PixelData = "MONOCHROME2", b"\x80\0"
+        return ds
+
+    def commit(self, series: Any) -> None:
+        """N-ACTION for the images of a series, and the N-EVENT-REPORT that follows."""
+        from pydicom.dataset import Dataset
+        from pynetdicom import AE, evt
+
+        if not self.listen:
+            raise SimulationError("the result would be told to nobody: give --listen PORT")
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
+        ds = Dataset()
+        ds.TransactionUID = new_uid()
+        ds.ReferencedSOPSequence = series.ReferencedImageSequence
+        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+            with self.association() as association:
+                status, _ = association.send_n_action(
+                    ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+                )
+            code = f"{status.Status:04X}" if status else "no answer"
+            count = len(series.ReferencedImageSequence)
+            words = f"N-ACTION are {count} images safe?"
+            self.say(f"{self.ae_title} -> {self.called}  {words}: {code}")
+            if code != "0000":
+                comment = status.get("ErrorComment", "") if status else ""
+                raise SimulationError(f"N-ACTION was answered {code} {comment}")
+            self._say_result(ds.TransactionUID)
+
+    def _hear(self, event: Any) -> tuple[int, None]:
+        self.results.put((event.request.EventTypeID, event.event_information))
+        return 0x0000, None
+
+    def _say_result(self, uid: str) -> None:
+        until = time.monotonic() + self.PATIENCE
+        while True:
+            try:
+                kind, ds = self.results.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise SimulationError(f"{self.ae_title} has not heard the result") from None
+            if ds.TransactionUID == uid:
+                break
+        good, bad = ds.get("ReferencedSOPSequence", []), ds.get("FailedSOPSequence", [])
+        told = [f"{len(good)} images are safe and may be deleted"] if good else []
+        reasons = collections.Counter(f"{one.FailureReason:04X}" for one in bad)
+        for reason, count in sorted(reasons.items()):
+            words = FAILURE_REASONS.get(reason, "for another reason")
+            told.append(f"{count} images are not to be deleted: {reason}, {words}")
+        self.say(f"{self.called} -> {self.ae_title}  N-EVENT-REPORT {kind}: {'; '.join(told)}")

@@ -1,0 +1,242 @@
+"""A system that creates, performs and watches workitems."""
+
+import contextlib
+import datetime
+import queue
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from minris.dataset.checks import with_empty
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.items import cancellation_reason, code_item, workitem_code
+from minris.simulator.peer import Peer, SimulationError, _dataset, served
+from minris.standard.dictionary import tag_of
+from minris.standard.uids import (
+    UPS_EVENT,
+    UPS_FILTERED_SUBSCRIPTION,
+    UPS_PULL,
+    UPS_PUSH,
+    UPS_WATCH,
+    new_uid,
+)
+from minris.standard.ups import (
+    EVENT_TYPES,
+    LOCAL_SCHEME,
+    PERFORMED_PROCEDURE,
+    PROGRESS_INFORMATION,
+    UPS_ATTRIBUTES,
+)
+
+
+class Workstation(Peer):
+    """A system that creates, performs and watches workitems.
+
+    listen  the port where it hears of events; it must be registered at the box with it
+    label   worklist label of the workitems it makes and looks for
+    """
+
+    CLASSES = (UPS_PUSH, UPS_PULL, UPS_WATCH)
+    PATIENCE = 20.0
+
+    def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
+        super().__init__(ae_title, *address)
+        self.listen, self.label = listen, f"SIM {secrets.token_hex(4)}"
+        self.events: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self.made: dict[str, str] = {}
+
+    # What it says
+
+    def create(self, words: str, code: str, source: str = "", station: str = "") -> str:
+        """N-CREATE of a workitem: its UID.
+
+        source   UID of the workitem whose outputs are its inputs
+        station  for which it is
+        """
+        now = datetime.datetime.now().astimezone()
+        codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
+        texts = text_elements(
+            ProcedureStepState="SCHEDULED",
+            ProcedureStepLabel=words,
+            WorklistLabel=self.label,
+            ScheduledProcedureStepPriority="MEDIUM",
+            InputReadinessState="READY",
+            ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d%H%M%S%z}",
+            CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
+        )
+        data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
+        ds = _dataset(ElementIndex(data))
+        if station:
+            code_ds = _dataset(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
+            ds.ScheduledStationNameCodeSequence = [code_ds]
+        uid = new_uid()
+        with self.association() as association:
+            status, _ = association.send_n_create(ds, UPS_PUSH, uid)
+        self._said(f"N-CREATE          {words}", status)
+        self.made[uid] = words
+        return uid
+
+    def find(self, state: str = "SCHEDULED") -> list[str]:
+        """C-FIND of the workitems of its label in a state: their UIDs."""
+        from pydicom.dataset import Dataset
+
+        query = Dataset()
+        query.SOPInstanceUID = query.ProcedureStepLabel = ""
+        query.ProcedureStepState, query.WorklistLabel = state, self.label
+        with self.association() as association:
+            answers = list(association.send_c_find(query, UPS_PULL))
+        found = [ds for _, ds in answers if ds]
+        words = ", ".join(ds.ProcedureStepLabel for ds in found) or "nothing"
+        self._said(f"C-FIND            {state}: {words}", answers[-1][0])
+        return [ds.SOPInstanceUID for ds in found]
+
+    def get(self, uid: str) -> Any:
+        """N-GET of a workitem: its data set."""
+        with self.association() as association:
+            status, ds = association.send_n_get([], UPS_PUSH, uid, meta_uid=UPS_WATCH)
+        self._said(f"N-GET             {ds.ProcedureStepState if ds else ''}", status)
+        return ds
+
+    def claim(self, uid: str) -> str:
+        """N-ACTION to IN PROGRESS: the lock, a Transaction UID of its own."""
+        lock = new_uid()
+        self.change_state(uid, "IN PROGRESS", lock)
+        return lock
+
+    def change_state(self, uid: str, state: str, lock: str) -> None:
+        """N-ACTION of type 1."""
+        action = text_elements(ProcedureStepState=state, TransactionUID=lock)
+        self._act(f"change state      {state}", 1, uid, action, UPS_PULL)
+
+    def progress(self, uid: str, lock: str, percent: int, words: str) -> None:
+        """N-SET of how far it is."""
+        item = text_elements(
+            ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
+        )
+        sequence = encode_items(PROGRESS_INFORMATION, [bytes(item)])
+        self._set(uid, lock, sequence, f"{percent} %, {words}")
+
+    def complete(self, uid: str, lock: str, code: str) -> None:
+        """N-SET of what was performed, and N-ACTION to COMPLETED."""
+        now = f"{datetime.datetime.now().astimezone():%Y%m%d%H%M%S%z}"
+        times = text_elements(
+            PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
+        )
+        station = code_item(self.ae_title, self.ae_title, LOCAL_SCHEME)
+        item = times.merged(
+            *(
+                ElementIndex(encode_items(tag_of(keyword), items))
+                for keyword, items in (
+                    ("PerformedWorkitemCodeSequence", [workitem_code(code)]),
+                    ("PerformedStationNameCodeSequence", [station]),
+                    ("OutputInformationSequence", []),
+                )
+            )
+        )
+        self._set(uid, lock, encode_items(PERFORMED_PROCEDURE, [item]), "what was performed")
+        self.change_state(uid, "COMPLETED", lock)
+
+    def request_cancel(self, uid: str, words: str) -> None:
+        """N-ACTION of type 2 with a reason and a contact."""
+        contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
+        asked = cancellation_reason(words, "110513").merged(contact)
+        self._act(f"request cancel    {words}", 2, uid, ElementIndex(asked), UPS_WATCH)
+
+    def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
+        """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
+        action = text_elements(
+            ReceivingAE=self.ae_title,
+            DeletionLock="TRUE" if lock else "FALSE",
+            WorklistLabel=self.label if only_own else "",
+        )
+        what = "with deletion lock" if lock else "without deletion lock"
+        self._act(f"subscribe         {what}", 3, uid, action, UPS_WATCH)
+
+    def end_subscriptions(self) -> None:
+        """N-ACTION of types 5 and 4: it hears of nothing more, and holds no lock."""
+        action = text_elements(ReceivingAE=self.ae_title)
+        self._act("suspend", 5, UPS_FILTERED_SUBSCRIPTION, action, UPS_WATCH)
+        for uid in self.made:
+            self._act("unsubscribe", 4, uid, action, UPS_WATCH)
+
+    def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
+        ds = _dataset(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+        with self.association() as association:
+            status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
+        self._said(f"N-SET             {words}", status)
+
+    def _act(
+        self, words: str, kind: int, uid: str, information: ElementIndex, sop_class: str
+    ) -> None:
+        with self.association() as association:
+            status, _ = association.send_n_action(
+                _dataset(information), kind, UPS_PUSH, uid, meta_uid=sop_class
+            )
+        self._said(f"N-ACTION          {words}", status)
+
+    def _said(self, words: str, status: Any) -> None:
+        code = f"{status.Status:04X}" if status else "no answer"
+        self.say(f"{self.ae_title:<12} -> {self.called:<12} {words}: {code}")
+        if code != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
+            raise SimulationError(f"{words.split('  ')[0]} was answered {code} {comment}{hint}")
+
+    # What it hears
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be there for events; nothing where it has no port."""
+        if not self.listen:
+            yield
+            return
+        from pynetdicom import AE, evt
+
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(UPS_EVENT, scu_role=True, scp_role=True)
+        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+            yield
+
+    def _hear(self, event: Any) -> tuple[int, None]:
+        request = event.request
+        uid = str(request.AffectedSOPInstanceUID)
+        self.events.put((uid, request.EventTypeID, event.event_information))
+        return 0x0000, None
+
+    def hear(self, uid: str, words: str) -> None:
+        """Wait for an event of a workitem that has these words in it; say what comes."""
+        if not self.listen:
+            return
+        until = time.monotonic() + self.PATIENCE
+        names = {number: name for name, number in EVENT_TYPES.items()}
+        while True:
+            try:
+                left = max(0.0, until - time.monotonic())
+                found, kind, ds = self.events.get(timeout=left)
+            except queue.Empty:
+                raise SimulationError(f"{self.ae_title} has not heard: {words}") from None
+            if found not in self.made:
+                continue
+            told = f"{names[kind]}: {_event_words(ds)}"
+            self.say(
+                f"{self.called:<12} -> {self.ae_title:<12} N-EVENT-REPORT    {told}"
+                f"  ({self.made[found]})"
+            )
+            if found == uid and words in told:
+                return
+
+
+def _event_words(ds: Any) -> str:
+    """What an event says, in a line."""
+    if "ProcedureStepProgressInformationSequence" in ds:
+        item = ds.ProcedureStepProgressInformationSequence[0]
+        return f"{item.get('ProcedureStepProgress', '')} %, " + item.get(
+            "ProcedureStepProgressDescription", ""
+        )
+    texts = ("RequestingAE", "ProcedureStepState", "InputReadinessState", "ReasonForCancellation",
+             "ContactDisplayName", "ContactURI")  # fmt: skip
+    codes = ("ScheduledStationNameCodeSequence", "ProcedureStepDiscontinuationReasonCodeSequence")
+    said = [str(ds.get(keyword, "")) for keyword in texts]
+    said += [item.CodeMeaning for keyword in codes for item in ds.get(keyword, [])]
+    return ", ".join(filter(None, said))

@@ -1,0 +1,72 @@
+"""Attribute tables and transition tables: how they are read."""
+
+import collections
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from minris.standard.dictionary import tag_of, vr_of
+from minris.standard.status import Status
+from minris.standard.tables import rows
+
+
+class Attribute(NamedTuple):
+    """One row of an attribute table: where it stands, and its cells by column name."""
+
+    keyword: str
+    tag: int
+    vr: str
+    path: tuple[int, ...]
+    cells: Mapping[str, str]
+
+
+class AttributeTable(dict[tuple[int, ...], Attribute]):
+    """Attributes by path of tags, outermost first, in the order of the Standard."""
+
+    def children(self, path: tuple[int, ...] = ()) -> tuple[Attribute, ...]:
+        """The attributes directly below a sequence; those of the top level for ()."""
+        return self._children.get(path, ())
+
+    def seal(self) -> "AttributeTable":
+        """Compute `children` once; called by the reader when the last row is in."""
+        below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
+        for path, attribute in self.items():
+            below[path[:-1]].append(attribute)
+        self._children = {path: tuple(found) for path, found in below.items()}
+        return self
+
+
+def attribute_table(source: str, text: str) -> AttributeTable:
+    """Read a table of `> keyword | cell | …`, one `>` for each sequence an attribute lies in.
+
+    Refuses an unknown keyword, a row below something that is no sequence, a double row or a row
+    with a missing cell.
+    """
+    head, *body = rows(text)
+    table, path = AttributeTable(), ()
+    for cells in body:
+        depth = cells[0].count(">")
+        keyword = cells[0].lstrip("> ")
+        try:
+            tag = tag_of(keyword)
+        except KeyError:
+            raise ValueError(f"{source}: no such keyword {keyword}") from None
+        path = (*path[:depth], tag)
+        below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
+        if len(cells) != len(head) or len(path) != depth + 1 or path in table or not below_sequence:
+            raise ValueError(f"{source}: row {cells}")
+        named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
+        table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
+    return table.seal()
+
+
+def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
+    """Read `event | state | …`: a cell is the new state or the hex of the status that refuses."""
+    head, *body = rows(text)
+    known, table = {*states, "none"}, {}
+    for event, *cells in body:
+        for state, cell in zip(head[1:], cells, strict=True):
+            if state not in known or (event, state) in table:
+                raise ValueError(f"{source}: {event}, {state}")
+            table[event, state] = cell if cell in known else Status(int(cell, 16))
+    return table

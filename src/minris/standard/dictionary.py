@@ -1,0 +1,186 @@
+"""The data dictionary: tag, name and VR of each attribute, and what a VR allows (PS3.6, PS3.5 6.2)."""
+
+import datetime
+import functools
+import re
+
+from pydicom import datadict
+
+from minris.standard.status import Message, description_of
+
+# Attributes of Supplement 233 that pydicom 3.0's dictionary does not have yet.
+# Source: PS3.6; (VR, VM, name, retired, keyword). May go when pydicom knows them.
+SUPPLEMENT_233 = {
+    0x00100011: ("SQ", "1", "Person Names to Use Sequence", "", "PersonNamesToUseSequence"),
+    0x00100012: ("LT", "1", "Name to Use", "", "NameToUse"),
+    0x00100013: ("UT", "1", "Name to Use Comment", "", "NameToUseComment"),
+    0x00100014: ("SQ", "1", "Third Person Pronouns Sequence", "", "ThirdPersonPronounsSequence"),
+    0x00100015: ("SQ", "1", "Pronoun Code Sequence", "", "PronounCodeSequence"),
+    0x00100016: ("UT", "1", "Pronoun Comment", "", "PronounComment"),
+    0x00100041: ("SQ", "1", "Gender Identity Sequence", "", "GenderIdentitySequence"),
+    0x00100042: (
+        "UT",
+        "1",
+        "Sex Parameters for Clinical Use Category Comment",
+        "",
+        "SexParametersForClinicalUseCategoryComment",
+    ),
+    0x00100043: (
+        "SQ",
+        "1",
+        "Sex Parameters for Clinical Use Category Sequence",
+        "",
+        "SexParametersForClinicalUseCategorySequence",
+    ),
+    0x00100044: ("SQ", "1", "Gender Identity Code Sequence", "", "GenderIdentityCodeSequence"),
+    0x00100045: ("UT", "1", "Gender Identity Comment", "", "GenderIdentityComment"),
+    0x00100046: (
+        "SQ",
+        "1",
+        "Sex Parameters for Clinical Use Category Code Sequence",
+        "",
+        "SexParametersForClinicalUseCategoryCodeSequence",
+    ),
+    0x00100047: (
+        "UR",
+        "1",
+        "Sex Parameters for Clinical Use Category Reference",
+        "",
+        "SexParametersForClinicalUseCategoryReference",
+    ),
+    0x0040A034: ("DT", "1", "Effective Start DateTime", "", "EffectiveStartDateTime"),
+    0x0040A035: ("DT", "1", "Effective Stop DateTime", "", "EffectiveStopDateTime"),
+}
+datadict.add_dict_entries(
+    {tag: entry for tag, entry in SUPPLEMENT_233.items() if not datadict.dictionary_has_tag(tag)}
+)
+
+
+def tag_of(keyword: str) -> int:
+    """The tag of a keyword, as an int; KeyError for a keyword that DICOM does not have."""
+    tag = datadict.tag_for_keyword(keyword)
+    if tag is None:
+        raise KeyError(keyword)
+    return int(tag)
+
+
+@functools.lru_cache(4096)
+def vrs_of(tag: int) -> str:
+    """The VRs that a tag may have by the data dictionary, such as `US or SS`; UN for an unknown one."""
+    try:
+        return datadict.dictionary_VR(tag)
+    except KeyError:
+        if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
+            return "LO"  # PS3.5 7.8.1: a private creator
+        return "UN"
+
+
+def vr_of(tag: int) -> str:
+    """The VR of a tag in the data dictionary, UN where it is not known; `US or SS` is US."""
+    return vrs_of(tag)[:2]
+
+
+def attribute_name(tag: int) -> str:
+    """`Patient's Birth Date (0010,0030)`, for people."""
+    return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_KNOWN_VRS = _LONG_VRS | frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)
+_TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
+_MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
+_ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
+_LED_BY_SPACES = _ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
+_SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
+
+
+def kind_of_vr(vr: bytes) -> str:
+    """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
+    if vr == b"SQ":
+        return "SQ"
+    if vr in _SPACE_PADDED or vr == b"UI":
+        return "text"
+    return "number" if vr in b"US SS UL SL FL FD UV SV".split() else "bytes"
+
+
+def allows(tag: int, vr: bytes) -> bool:
+    """Whether the dictionary has a VR for an attribute; any where it does not know the attribute."""
+    known = vrs_of(tag)
+    return known == "UN" or vr.decode() in known
+
+
+_BINARY_NUMBERS = {
+    b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
+}  # fmt: skip
+_BINARY_VRS = frozenset(_BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
+# What a value of a VR may be. Source: PS3.5 Table 6.2-1.
+VALUE_LENGTHS = {
+    "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
+    "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
+}  # fmt: skip
+VALUE_PATTERNS = {
+    "AE": (re.compile(r"[ -\[\]-~]*", re.A), "has characters that an AE title may not have"),
+    "AS": (re.compile(r"\d{3}[DWMY]", re.A), "is not an age such as 042Y"),
+    "CS": (re.compile(r"[A-Z0-9_ ]*", re.A), "has characters other than capitals, digits, space and _"),
+    "DA": (re.compile(r"\d{8}", re.A), "is not a date"),
+    "DS": (re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.A), "is not a number"),
+    "DT": (re.compile(r"\d{4}(\d\d){0,5}(\.\d{1,6})?([+-]\d{4})?", re.A), "is not a date and time"),
+    "IS": (re.compile(r"[+-]?\d+", re.A), "is not a whole number"),
+    "TM": (re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?(?<=\d{6})(\.\d{1,6})?|[0-5]\d)?", re.A), "is not a time"),
+    "UI": (re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*", re.A), "is not a UID"),
+}  # fmt: skip
+
+
+def is_date(text: str) -> bool:
+    """Whether eight digits are a day of the calendar."""
+    try:
+        datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        return False
+    return len(text) == 8 and text.isascii() and text.isdigit()
+
+
+def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
+    """Whether a text has the form of its VR, and says a day, a time or a number that there is."""
+    if pattern and not pattern.fullmatch(text):
+        return False
+    if vr == "DA":
+        return is_date(text)
+    if vr == "IS":
+        return -(2**31) <= int(text) < 2**31
+    if vr == "DT":
+        digits = re.match(r"\d*", text)[0]
+        day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]
+        hours, rest = digits[8:10], (digits[10:12], digits[12:14])
+        return is_date(day) and (hours or "0") < "24" and all((one or "0") < "60" for one in rest)
+    return True
+
+
+def value_problem(vr: str, text: str) -> Message | None:
+    """What is wrong with one value of a VR, None where nothing is (PS3.5 Table 6.2-1)."""
+    pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
+    if not is_value(vr, pattern, text):
+        return Message("{value} " + words, value=text)
+    longest = VALUE_LENGTHS.get(vr)
+    if longest and len(text) > longest:
+        return Message(
+            "{value} is longer than {longest} characters", value=text[:80], longest=longest
+        )
+    groups = text.split("=")
+    if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
+        return Message("{value} has more parts than a name", value=text[:80])
+    if vr == "PN" and any(len(group) > 64 for group in groups):
+        return Message("{value} is longer than {longest} characters", value=text[:80], longest=64)
+    control = (
+        r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
+    )
+    if re.search(control, text):
+        return Message("has a control character")
+    return None
+
+
+def is_ae_title(text: str) -> bool:
+    """Whether a text may be an AE title (PS3.5 6.2)."""
+    return bool(text) and not value_problem("AE", text) and text.isprintable()

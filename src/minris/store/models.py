@@ -1,0 +1,543 @@
+"""The tables of the store."""
+
+import peewee
+
+APPLICATION_ID = 0x6D726973  # "mris"
+database = peewee.DatabaseProxy()
+
+
+class StoreError(Exception):
+    """The store cannot be opened: foreign, empty, newer than this program, or in use."""
+
+
+class Stored(peewee.Model):
+    """What all models have in common."""
+
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+
+class Patient(Stored):
+    """A patient; `data` holds the attributes of the patient alone, in the stored form."""
+
+    patient_id = peewee.TextField()
+    issuer_of_patient_id = peewee.TextField(default="")
+    patient_name = peewee.TextField()
+    name_key = peewee.TextField(index=True)
+    initials = peewee.TextField(default="", index=True)
+    patient_birth_date = peewee.TextField(default="")
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+
+    class Meta:
+        indexes = ((("patient_id", "issuer_of_patient_id"), False),)
+
+
+class RequestedProcedure(Stored):
+    """A requested procedure with its imaging service request and visit."""
+
+    patient = peewee.ForeignKeyField(Patient)
+    study_instance_uid = peewee.TextField(unique=True)
+    requested_procedure_id = peewee.TextField(index=True)
+    accession_number = peewee.TextField(default="", index=True)
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+
+
+class ScheduledProcedureStep(Stored):
+    """A scheduled procedure step; `data` is the complete worklist data set, folded together."""
+
+    procedure = peewee.ForeignKeyField(RequestedProcedure)
+    scheduled_procedure_step_id = peewee.TextField(index=True)
+    study_instance_uid = peewee.TextField()
+    requested_procedure_id = peewee.TextField()
+    accession_number = peewee.TextField(default="")
+    patient_id = peewee.TextField()
+    name_key = peewee.TextField()
+    modality = peewee.TextField()
+    start_date = peewee.TextField()
+    start_time = peewee.TextField()
+    status = peewee.TextField()
+    data = peewee.BlobField()
+    version = peewee.IntegerField(default=1)
+    created_at = peewee.TextField()
+    arrived_at = peewee.TextField(default="")
+    started_at = peewee.TextField(default="")
+    ended_at = peewee.TextField(default="")
+    remark = peewee.TextField(default="")
+    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
+    state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
+    changed_at = peewee.TextField(default="")  # when that was
+
+    class Meta:
+        indexes = (
+            (("procedure", "scheduled_procedure_step_id"), True),
+            (("start_date", "start_time"), False),
+            (("start_date", "modality"), False),
+            (("accession_number",), False),
+            (("patient_id",), False),
+            (("study_instance_uid",), False),
+            (("status", "start_date"), False),
+        )
+
+
+class ScheduledStation(Stored):
+    """One of the station AE titles of a scheduled procedure step."""
+
+    ae_title = peewee.TextField()
+    start_date = peewee.TextField()
+    step = peewee.ForeignKeyField(ScheduledProcedureStep)
+
+    class Meta:
+        primary_key = peewee.CompositeKey("ae_title", "start_date", "step")
+
+
+class StepSeen(Stored):
+    """When a scheduled procedure step was first among the answers to a device."""
+
+    step = peewee.ForeignKeyField(ScheduledProcedureStep)
+    ae_title = peewee.TextField()
+    at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("step", "ae_title")
+
+
+class PerformedProcedureStep(Stored):
+    """A modality performed procedure step, as the modality told it."""
+
+    sop_instance_uid = peewee.TextField(unique=True)
+    status = peewee.TextField()
+    performed_station_ae_title = peewee.TextField()
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+    remark = peewee.TextField(default="")
+    raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
+    settled = peewee.TextField(default="")  # why a person left it without an order
+
+
+class PerformedScheduledStep(Stored):
+    """Which scheduled steps a performed one satisfies, n to m."""
+
+    performed = peewee.ForeignKeyField(PerformedProcedureStep)
+    scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
+    found_by = peewee.TextField()
+    status_before = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("performed", "scheduled")
+
+
+class DeviceRecord(Stored):
+    """A device made on the page; `settings` is JSON of texts by key of DEVICE_SETTINGS."""
+
+    name = peewee.TextField(unique=True)
+    settings = peewee.TextField()
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+
+
+class Procedure(Stored):
+    """A row of the procedure catalogue."""
+
+    code = peewee.TextField(unique=True)
+    scheme = peewee.TextField(default="L")
+    meaning = peewee.TextField()
+    modality = peewee.TextField(default="")
+    ae_title = peewee.TextField(default="")
+    minutes = peewee.IntegerField(default=15)
+    protocol_code = peewee.TextField(default="")
+    protocol_meaning = peewee.TextField(default="")
+    retired = peewee.IntegerField(default=0)
+
+
+class QueryTrace(Stored):
+    """Worklist queries of one device with the same keys in one hour, folded."""
+
+    hour = peewee.TextField()
+    ae_title = peewee.TextField()
+    address = peewee.TextField()
+    keys = peewee.BlobField()
+    raw = peewee.BlobField()
+    count = peewee.IntegerField()
+    answers = peewee.IntegerField()
+    status = peewee.IntegerField()
+    last_at = peewee.TextField()
+
+    class Meta:
+        indexes = ((("hour", "ae_title", "address", "keys"), True),)
+
+
+class Workitem(Stored):
+    """A unified procedure step; the Transaction UID, its lock, is in no data set.
+
+    accession_number  that of its request, * where it has several
+    performer  the AE title or, `by_person`, the user that claimed it
+    declined   why that person does not have it cancelled
+    """
+
+    sop_instance_uid = peewee.TextField(unique=True)
+    state = peewee.TextField()
+    transaction_uid = peewee.TextField(default="")
+    performer = peewee.TextField(default="")
+    by_person = peewee.IntegerField(default=0)
+    declined = peewee.TextField(default="")
+    worklist_label = peewee.TextField()
+    priority = peewee.TextField()
+    readiness = peewee.TextField()
+    start_at = peewee.TextField()
+    expires_at = peewee.TextField(default="")
+    patient_id = peewee.TextField(default="")
+    accession_number = peewee.TextField(default="")
+    name_key = peewee.TextField(default="")
+    label = peewee.TextField()
+    data = peewee.BlobField()
+    version = peewee.IntegerField(default=1)
+    created_at = peewee.TextField()
+    updated_at = peewee.TextField()
+    claimed_at = peewee.TextField(default="")
+    ended_at = peewee.TextField(default="")
+
+    class Meta:
+        indexes = (
+            (("state", "worklist_label", "start_at"), False),
+            (("start_at",), False),
+            (("patient_id",), False),
+            (("accession_number",), False),
+        )
+
+
+class PurgedWorkitem(Stored):
+    """The UID of a workitem that was deleted, so that it is known to have been."""
+
+    sop_instance_uid = peewee.TextField(primary_key=True)
+    purged_at = peewee.TextField()
+
+
+class Subscription(Stored):
+    """An AE that hears of one workitem, with or without a deletion lock."""
+
+    workitem = peewee.ForeignKeyField(Workitem)
+    ae_title = peewee.TextField(index=True)
+    deletion_lock = peewee.IntegerField()
+    created_at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("workitem", "ae_title")
+
+
+class GlobalSubscription(Stored):
+    """An AE that is subscribed to what is created; `keys` holds the filter of a filtered one."""
+
+    ae_title = peewee.TextField()
+    uid = peewee.TextField()
+    deletion_lock = peewee.IntegerField()
+    keys = peewee.BlobField()
+    created_at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("ae_title", "uid")
+
+
+class WorkitemEvent(Stored):
+    """Something that happened to a workitem, as watchers are told it; kept as history.
+
+    initial  it is what a new subscriber is told, and no happening
+    """
+
+    sop_instance_uid = peewee.TextField(index=True)
+    event_type = peewee.IntegerField()
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    who = peewee.TextField()
+    initial = peewee.IntegerField(default=0)
+
+
+class OutboxEvent(Stored):
+    """An event that one receiver is to hear of."""
+
+    event = peewee.ForeignKeyField(WorkitemEvent)
+    receiver = peewee.TextField()
+    channel = peewee.TextField(default="dimse")
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        indexes = ((("receiver", "id"), False),)
+
+
+class EventChannel(Stored):
+    """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
+
+    ae_title = peewee.TextField()
+    channel = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("ae_title", "channel")
+
+
+class Receiver(Stored):
+    """How deliveries to an AE by DIMSE go: failures in a row, the seconds they have cost, the next try."""
+
+    ae_title = peewee.TextField(primary_key=True)
+    failures = peewee.IntegerField(default=0)
+    failing_s = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+    heard_at = peewee.TextField(default="")
+
+
+class PassedOn(Stored):
+    """A message of ours to another system: a performed step, a notification, an availability.
+
+    answer   status that it was answered with, 4 hexadecimal digits, and the comment
+    refused  how often it was answered with a failure that may pass
+    """
+
+    receiver = peewee.TextField()
+    sop_class_uid = peewee.TextField()
+    operation = peewee.TextField()
+    sop_instance_uid = peewee.TextField(index=True)
+    event_type = peewee.IntegerField(default=0)
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    answer = peewee.TextField(default="")
+    refused = peewee.IntegerField(default=0)
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        indexes = ((("receiver", "id"), False),)
+
+
+class Destination(Stored):
+    """As Receiver, of what is passed on."""
+
+    ae_title = peewee.TextField(primary_key=True)
+    failures = peewee.IntegerField(default=0)
+    failing_s = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    problem = peewee.TextField(default="")
+    heard_at = peewee.TextField(default="")
+
+
+class Commitment(Stored):
+    """A request for storage commitment.
+
+    requester  the AE title that asked, or the login over HTTP; called: ours, as it asked
+    door       `dimse` or `web`; by_study: how its references are written
+    repeats    it asks under a Transaction UID that was in use already
+    state      `asked`, `judged`, `told`, or `given up`: nobody could be told
+    """
+
+    transaction_uid = peewee.TextField(index=True)
+    requester = peewee.TextField()
+    called = peewee.TextField()
+    door = peewee.TextField()
+    by_study = peewee.IntegerField()
+    repeats = peewee.IntegerField()
+    state = peewee.TextField()
+    data = peewee.BlobField()
+    problem = peewee.TextField(default="")
+    failures = peewee.IntegerField(default=0)
+    try_at = peewee.TextField(default="")
+    created_at = peewee.TextField()
+    judged_at = peewee.TextField(default="")
+    told_at = peewee.TextField(default="")
+
+
+class CommitmentInstance(Stored):
+    """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
+
+    commitment = peewee.ForeignKeyField(Commitment)
+    sop_class_uid = peewee.TextField()
+    sop_instance_uid = peewee.TextField()
+    study_instance_uid = peewee.TextField()
+    series_instance_uid = peewee.TextField()
+    verdict = peewee.TextField(default="")
+    evidence = peewee.TextField(default="")
+
+
+class CommitmentRelay(Stored):
+    """A request that was passed on to the archive, under a Transaction UID of ours.
+
+    asked_at  "" while the archive has not taken it, as far as we know: a report counts all the same
+    """
+
+    transaction_uid = peewee.TextField(unique=True)
+    commitment = peewee.ForeignKeyField(Commitment)
+    archive = peewee.TextField()
+    asked_at = peewee.TextField()
+    answered_at = peewee.TextField(default="")
+
+
+class Availability(Stored):
+    """What was last notified of an instance at an AE that it can be retrieved from."""
+
+    sop_instance_uid = peewee.TextField()
+    retrieve_ae_title = peewee.TextField()
+    sop_class_uid = peewee.TextField()
+    study_instance_uid = peewee.TextField(index=True)
+    series_instance_uid = peewee.TextField()
+    availability = peewee.TextField()
+    who = peewee.TextField()
+    at = peewee.TextField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
+
+
+class StudySeen(Stored):
+    """Of an exam that its machine does not report: its images so far, and since when so many.
+
+    seen_at  when that was last known to be so
+    """
+
+    study_instance_uid = peewee.TextField(primary_key=True)
+    instances = peewee.IntegerField()
+    told_by = peewee.TextField()
+    since = peewee.TextField()
+    seen_at = peewee.TextField(default="")
+
+
+class SettledStudy(Stored):
+    """A study in the archive that a person has said to be without an order of ours, and why."""
+
+    study_instance_uid = peewee.TextField(primary_key=True)
+    why = peewee.TextField()
+    at = peewee.TextField()
+
+
+class AvailabilityNotice(Stored):
+    """An Instance Availability Notification: its UID is not taken twice."""
+
+    sop_instance_uid = peewee.TextField(unique=True)
+    who = peewee.TextField()
+    data = peewee.BlobField()
+    created_at = peewee.TextField()
+
+
+class UndoNote(Stored):
+    """What a person has changed, as it was before and after, so that it can be taken back.
+
+    about   the page that offers it: `patient 3`, `step 7`
+    images  JSON: [table, row, before, after], columns by name, None for a row that is not there
+    """
+
+    about = peewee.TextField(index=True)
+    what = peewee.TextField()
+    who = peewee.TextField()
+    at = peewee.TextField()
+    images = peewee.TextField()
+
+
+class Mark(Stored):
+    """What the store remembers of the box: its last start, when a job last ran."""
+
+    name = peewee.TextField(primary_key=True)
+    value = peewee.TextField()
+
+
+class User(Stored):
+    """Someone who logs in."""
+
+    name = peewee.TextField(unique=True)
+    role = peewee.TextField()
+    password = peewee.TextField()
+    created_at = peewee.TextField()
+
+
+class Session(Stored):
+    """A login; only the hash of its cookie is kept."""
+
+    digest = peewee.TextField(primary_key=True)
+    user = peewee.ForeignKeyField(User)
+    csrf = peewee.TextField()
+    created_at = peewee.TextField()
+    expires_at = peewee.TextField()
+
+
+class Token(Stored):
+    """An API token; only its hash is kept.
+
+    ae_titles  those that it may subscribe, and hear of, separated by backslashes
+    """
+
+    name = peewee.TextField(unique=True)
+    role = peewee.TextField()
+    digest = peewee.TextField(unique=True)
+    created_at = peewee.TextField()
+    ae_titles = peewee.TextField(default="")
+
+
+class LoginFailure(Stored):
+    """A wrong password, for the throttle."""
+
+    who = peewee.TextField(index=True)
+    at = peewee.TextField()
+
+
+class Counter(Stored):
+    """The last number given out for a kind of identifier on a day."""
+
+    name = peewee.TextField(primary_key=True)
+    last = peewee.IntegerField()
+
+
+class Audit(Stored):
+    """Who did what to which object: never changed, and erased by the purge alone.
+
+    digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
+    """
+
+    at = peewee.TextField(index=True)
+    who = peewee.TextField()
+    what = peewee.TextField()
+    about = peewee.TextField()
+    detail = peewee.TextField(default="")
+    digest = peewee.TextField(default="")
+
+
+MODELS = (
+    Patient,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+    ScheduledStation,
+    StepSeen,
+    PerformedProcedureStep,
+    PerformedScheduledStep,
+    Workitem,
+    PurgedWorkitem,
+    Subscription,
+    GlobalSubscription,
+    WorkitemEvent,
+    OutboxEvent,
+    Receiver,
+    EventChannel,
+    PassedOn,
+    Destination,
+    Commitment,
+    CommitmentInstance,
+    CommitmentRelay,
+    Availability,
+    AvailabilityNotice,
+    StudySeen,
+    SettledStudy,
+    UndoNote,
+    Mark,
+    DeviceRecord,
+    Procedure,
+    QueryTrace,
+    User,
+    Session,
+    Token,
+    LoginFailure,
+    Counter,
+    Audit,
+)

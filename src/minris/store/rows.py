@@ -1,0 +1,197 @@
+"""Rows by plain SQL, and the answers of a search made from them, slice by slice."""
+
+import collections
+import secrets
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from minris.dataset.elements import ElementIndex
+from minris.dataset.search import Search
+from minris.standard.status import Message, Refusal, Status
+from minris.store.models import Stored, database
+
+# Plain SQL for what modalities wait for: building a query costs peewee ten times its execution.
+
+
+def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
+    """The rows of a model under a condition, as plain objects with its columns as fields."""
+    table = model._meta.table_name
+    cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
+    names = [column[0] for column in cursor.description]
+    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+
+
+def matching_rows(
+    model: type[Stored], rows_: list[tuple[int, int]], search: Search
+) -> Iterator[tuple[int, ElementIndex]]:
+    """Id and data set of each row that matches, in the order given, read slice by slice.
+
+    rows_  ids, with their versions, of the rows that may match
+    """
+    for start in range(0, len(rows_), 250):
+        chunk = [row_id for row_id, _ in rows_[start : start + 250]]
+        cursor = database.execute_sql(
+            f"SELECT id, data FROM {model._meta.table_name}"
+            f" WHERE id IN ({','.join(map(str, chunk))})"
+        )
+        data = {row_id: bytes(one) for row_id, one in cursor}
+        for row_id in filter(data.__contains__, chunk):
+            index = ElementIndex(data[row_id])
+            if search.matches(index):
+                yield row_id, index
+
+
+def insert_row(model: type[Stored], **columns: Any) -> int:
+    """Insert a row: its id."""
+    table, places = model._meta.table_name, ", ".join("?" * len(columns))
+    sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
+    return database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+
+
+def first_version() -> int:
+    """The version of a new row: none that an earlier row of its id, since purged, has had.
+
+    Answers are kept by id and version, and SQLite gives an id again.
+    """
+    return secrets.randbits(48)
+
+
+def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
+    """Insert many rows, `what` being a table with its columns and what follows their values."""
+    head, _, tail = what.partition(" VALUES")
+    places = ", ".join("?" * (head.count(",") + 1))
+    database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
+
+
+def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
+    """Change columns of a row."""
+    table, places = model._meta.table_name, ", ".join(f"{name} = ?" for name in columns)
+    database.execute_sql(f"UPDATE {table} SET {places} WHERE id = ?", (*columns.values(), row_id))
+
+
+def get_mark(name: str) -> str:
+    """Something remembered in the store, empty if it never was."""
+    row = database.execute_sql("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else ""
+
+
+def set_mark(name: str, value: str) -> None:
+    """Remember something in the store."""
+    columns = "mark (name, value) VALUES ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    insert_rows(columns, [(name, value)])
+
+
+def erase(what: str, *values: Any) -> int:
+    """Delete rows, `what` being a table and a condition: how many."""
+    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
+
+
+def _exists(model: type[Stored], column: str, value: str) -> bool:
+    sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
+    return database.execute_sql(sql, (value,)).fetchone() is not None
+
+
+class AnswerCache:
+    """Rendered answers by search and row version, the searches used least dropped first.
+
+    Modalities repeat the same query every few seconds; a row that has changed has a new version.
+    """
+
+    def __init__(self, limit: int = 16 << 20) -> None:
+        self.limit, self.size = limit, 0
+        self.searches: collections.OrderedDict[object, dict[int, tuple[int, bytes | None]]] = (
+            collections.OrderedDict()
+        )
+        self.sizes: dict[object, int] = {}
+        self.lock = threading.Lock()
+
+    def of(self, key: object) -> dict[int, tuple[int, bytes | None]]:
+        """The answers known to a search: row id → version and answer, None for no match."""
+        with self.lock:
+            answers = self.searches.setdefault(key, {})
+            self.searches.move_to_end(key)
+            return answers
+
+    def grown(self, key: object, added: int) -> None:
+        """Account for what a search has put in, and drop others until all fits."""
+        with self.lock:
+            if key not in self.searches:
+                return
+            self.sizes[key] = self.sizes.get(key, 0) + added
+            self.size += added
+            while self.size > self.limit and self.searches:
+                oldest, _ = self.searches.popitem(last=False)
+                self.size -= self.sizes.pop(oldest, 0)
+
+
+SLICE = 250
+
+
+def answer_slices(
+    search: Search,
+    model: type[Stored],
+    found: list[tuple[int, int]],
+    left: int,
+    cache: AnswerCache | None,
+    key: object,
+    seen: Callable[[list[tuple[int, int]]], None] | None = None,
+) -> Iterator[list[bytes]]:
+    """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
+    known, limit = cache.of(key) if cache else {}, left
+    for start in range(0, len(found), SLICE):
+        chunk = found[start : start + SLICE]
+        missing = [i for i, version in chunk if known.get(i, (0,))[0] != version]
+        if missing:
+            added = _answer_rows(search, model, known, missing)
+            if cache:
+                cache.grown(key, added)
+        matches = [row for row in chunk if row[0] in known and known[row[0]][1] is not None]
+        answers = [known[i][1] for i, _ in matches]
+        if seen:
+            seen(matches[:left])
+        if not cache:
+            known.clear()
+        if len(answers) > left:
+            yield answers[:left]
+            raise Refusal(
+                Status.OUT_OF_RESOURCES, Message("more than {limit} matches", limit=limit)
+            )
+        left -= len(answers)
+        yield answers
+
+
+def page_of_matches(
+    search: Search,
+    shape: Search,
+    model: type[Stored],
+    rows_: list[tuple[int, int]],
+    offset: int,
+    limit: int,
+) -> tuple[list[bytes], int]:
+    """Some of the matches of a search, as `shape` selects of each, and how many there are in all."""
+    found, count = [], 0
+    for count, (_, index) in enumerate(matching_rows(model, rows_, search), 1):
+        if offset < count <= offset + limit:
+            found.append(shape.select(index))
+    return found, count
+
+
+def _answer_rows(
+    search: Search,
+    model: type[Stored],
+    known: dict[int, tuple[int, bytes | None]],
+    missing: list[int],
+) -> int:
+    """Answer some rows into `known`: the bytes it grew by."""
+    added = 0
+    cursor = database.execute_sql(
+        f"SELECT id, version, data FROM {model._meta.table_name}"
+        f" WHERE id IN ({','.join(map(str, missing))})"
+    )
+    for row_id, version, data in cursor:
+        answer = search.answer(bytes(data))
+        known[row_id] = version, answer
+        added += 100 + len(answer or b"")
+    return added

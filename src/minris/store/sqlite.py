@@ -1,0 +1,195 @@
+"""The SQLite file: opened, migrated, locked, backed up, put back."""
+
+import contextlib
+import datetime
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import peewee
+
+from minris import log
+from minris.dataset.names import initials
+from minris.store.migrations import MIGRATIONS
+from minris.store.models import APPLICATION_ID, StoreError, database
+
+
+def _create_store(path: Path) -> None:
+    """A new store under its own name at last, so that a cut in between leaves none."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        _migrate(connection)
+    os.replace(new, path)
+
+
+def _check_version(connection: sqlite3.Connection) -> int:
+    """The schema of a store; StoreError for one that this program does not know yet."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > MIGRATIONS[-1][0]:
+        raise StoreError(f"the store is of a newer minris (schema {version})")
+    return version
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a store to the newest schema, one transaction for each migration."""
+    version = _check_version(connection)
+    connection.create_function("initials_of", 1, initials)
+    for number, what, sql in MIGRATIONS:
+        if number > version:
+            log.info("store: schema %d, %s", number, what)
+            script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
+            connection.executescript(script)
+
+
+def _check_store(path: Path) -> None:
+    """Refuse a file that is no store of ours, without touching it."""
+    if path.stat().st_size == 0:
+        raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
+    # by SQLite, since closing a file ourselves would drop the locks of this process on it
+    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
+    url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} is not a store of minris ({error})") from None
+    if found != APPLICATION_ID:
+        raise StoreError(f"{path} is not a store of minris")
+
+
+def open_store(path: Path) -> None:
+    """Bind `database` to a store, made if there is none, and bring it to the newest schema.
+
+    path    the SQLite file
+    Raises  StoreError for a foreign or empty file, or a store of a newer minris
+    """
+    if not path.exists():
+        _create_store(path)
+    _check_store(path)
+    store = peewee.SqliteDatabase(
+        str(path),
+        lock_type="IMMEDIATE",
+        autoconnect=False,
+        timeout=10,
+        pragmas={
+            "journal_mode": "wal",
+            "synchronous": "full",
+            "foreign_keys": 1,
+            "journal_size_limit": 64 << 20,
+            "cache_size": -4096,
+        },
+    )
+    database.initialize(store)
+    try:
+        with database.connection_context():
+            _migrate(database.connection())
+    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from None
+
+
+def backup_store(path: Path, to: Path) -> None:
+    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
+
+    Raises StoreError where the copy is not in order, OSError where it cannot be written
+    """
+    _check_store(path)
+    part = to.with_name(to.name + ".part")
+    part.unlink(missing_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+    try:
+        with (
+            contextlib.closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            ) as source,
+            contextlib.closing(sqlite3.connect(part)) as copy,
+        ):
+            source.backup(copy)  # in one step: a copy of one moment, that no write delays
+            copy.execute("PRAGMA journal_mode=DELETE")
+            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    if answer != "ok":
+        part.unlink()
+        raise StoreError(f"the copy of {path} is not in order: {answer}")
+    os.replace(part, to)
+
+
+def restore_store(path: Path, backup: Path) -> Path | None:
+    """Put a backup in the place of the store, after checking it; where the old one went, if any.
+
+    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
+    """
+    if not backup.is_file():
+        raise StoreError(f"there is no file {backup}")
+    new = path.with_name(path.name + ".restored")
+    backup_store(backup, new)
+    try:
+        with contextlib.closing(sqlite3.connect(new)) as connection:
+            _check_version(connection)
+    except StoreError:
+        new.unlink()
+        raise
+    kept = None
+    if path.exists():
+        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        try:
+            backup_store(path, kept)  # with what is still in its journal
+        except StoreError:
+            os.replace(path, kept)  # no store any more: kept as it is
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    os.replace(new, path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] >= 3:
+            connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+    return kept
+
+
+class StoreLock:
+    """Held by the one process that may change a store; freed by the system when it dies.
+
+    A file beside the store, itself an SQLite file in an exclusive transaction: the one lock that
+    is alike on every platform.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path} cannot be made: {error}") from None
+        try:
+            self.connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            self.connection.close()
+            raise StoreError(f"{path} is in use by another minris") from None
+
+    def _open(self) -> None:
+        self.connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self.connection.close()
+
+    def __enter__(self) -> "StoreLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """A connection for reading in this thread; opened at the first time and kept."""
+    database.connect(reuse_if_open=True)
+    yield

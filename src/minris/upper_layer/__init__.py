@@ -1,0 +1,1 @@
+"""Associations, opened by others and by us (PS3.8)."""

@@ -1,0 +1,268 @@
+"""An association that we open."""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from minris.standard.status import Status
+from minris.standard.uids import (
+    APPLICATION_CONTEXT,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+)
+from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID
+from minris.upper_layer.pdus import (
+    _PDU_HEADER,
+    _PDV_HEADER,
+    A_ASSOCIATE_AC,
+    A_ASSOCIATE_RJ,
+    NO_DATA_SET,
+    P_DATA_TF,
+    RELEASE_RQ_PDU,
+    AcceptedContext,
+    ProtocolError,
+    decode_command,
+    encode_command,
+    message_pdus,
+)
+
+
+class DeliveryError(Exception):
+    """A receiver could not be told."""
+
+
+# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
+
+
+@functools.lru_cache(maxsize=512)
+def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
+    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+    from pynetdicom.presentation import build_context
+
+    primitive = items.A_ASSOCIATE()
+    primitive.application_context_name = APPLICATION_CONTEXT
+    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
+    contexts, information = [], [items.MaximumLengthNotification()]
+    information[0].maximum_length_received = Caller.LONGEST
+    implementation = items.ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    information.append(implementation)
+    for number, (uid, roles) in enumerate(proposed):
+        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
+        context.context_id = 2 * number + 1
+        contexts.append(context)
+        if roles:
+            item = items.SCP_SCU_RoleSelectionNegotiation()
+            item.sop_class_uid = uid
+            item.scu_role, item.scp_role = roles
+            information.append(item)
+    primitive.presentation_context_definition_list = contexts
+    primitive.user_information = information
+    pdu = pdus.A_ASSOCIATE_RQ()
+    pdu.from_primitive(primitive)
+    return pdu.encode()
+
+
+class Accepted(NamedTuple):
+    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+
+    maximum_length: int
+    contexts: Mapping[str, AcceptedContext]
+    roles: Mapping[str, tuple[bool, bool]]
+
+
+@functools.lru_cache(maxsize=128)
+def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
+    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+
+    answer = pdus.A_ASSOCIATE_AC()
+    answer.decode(pdu)
+    primitive = answer.to_primitive()
+    longest, roles, contexts = 16384, {}, {}
+    for item in primitive.user_information:
+        if isinstance(item, items.MaximumLengthNotification):
+            longest = item.maximum_length_received or 1 << 20
+        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
+    for context in primitive.presentation_context_definition_results_list:
+        if context.result == 0:
+            uid, _ = proposed[(context.context_id - 1) // 2]
+            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
+    return Accepted(max(longest, 64), contexts, roles)
+
+
+def response_to(command: bytes) -> tuple[int, int | None]:
+    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
+    asked = decode_command(command)
+    return asked["CommandField"] | 0x8000, asked.get("MessageID")
+
+
+class Caller:
+    """The requestor's half: an association that we open, in the same event loop.
+
+    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
+    is a DeliveryError, and closes the connection.
+    """
+
+    LONGEST = 65536  # of a PDU, as we announce
+    LONGEST_COMMAND = 16384
+    LONGEST_DATA = 4 << 20
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
+
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
+        self.command, self.data = bytearray(), bytearray()
+        self.fields: dict[str, Any] | None = None  # of a message whose data set is not whole
+        self.messages: collections.deque[tuple[dict[str, Any], bytes]] = collections.deque()
+        self.accepted = Accepted(16384, {}, {})
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def open(
+        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+    ) -> None:
+        """Associate; `accepted` is then what the peer takes.
+
+        ours, theirs  calling and called AE title
+        """
+        request = associate_request(ours, theirs, proposed)
+        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        if kind != A_ASSOCIATE_AC:
+            self.close()
+            rejected = kind == A_ASSOCIATE_RJ
+            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+        try:
+            self.accepted = associate_answer(pdu, proposed)
+        except Exception as error:
+            self.close()
+            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+
+    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
+        self.reader, self.writer = await asyncio.open_connection(*address)
+        self.writer.write(request)
+        return await self._pdu()
+
+    async def _bounded(self, work: Any, words: str) -> Any:
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await work
+        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
+            self.close()
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number).lower() if number and number > 0 else str(error)
+            late = isinstance(error, TimeoutError) and not number
+            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    async def _pdu(self) -> tuple[int, bytes]:
+        header = await self.reader.readexactly(6)
+        kind, _, length = _PDU_HEADER.unpack(header)
+        if length > self.LONGEST:
+            raise ProtocolError("it sent a PDU past the limit")
+        return kind, header + await self.reader.readexactly(length)
+
+    async def ask(
+        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
+    ) -> dict[str, Any]:
+        """Send one message and wait for its response: the command set, with a status."""
+        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
+        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
+
+    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
+        self.writer.write(pdus)
+        await self.writer.drain()
+        fields, _ = await self._answer(wanted)
+        return {"Status": Status.PROCESSING_FAILURE, **fields}
+
+    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
+        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
+                                 Priority=0, CommandDataSetType=1)  # fmt: skip
+        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
+        self.writer.write(pdus)
+        found: list[bytes] = []
+        size, wanted = 0, response_to(command)
+        while True:
+            fields, data = await self._bounded(self._answer(wanted), "no response")
+            status = fields.get("Status", Status.PROCESSING_FAILURE)
+            if status == Status.SUCCESS:
+                return found
+            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
+                raise DeliveryError(f"it answers {status:04X} to our query")
+            found.append(data)
+            size += len(data)
+            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
+                self.close()
+                raise DeliveryError("it answers more than we take")
+
+    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer, which must be a response to what was asked."""
+        fields, data = await self._message()
+        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+            raise ProtocolError("it answers what was not asked")
+        return fields, data
+
+    async def _message(self) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer: command set and data set."""
+        while not self.messages:
+            kind, pdu = await self._pdu()
+            if kind != P_DATA_TF:
+                raise ProtocolError("it ended the association")
+            self._take(pdu)
+        return self.messages.popleft()
+
+    def _take(self, pdu: bytes) -> None:
+        """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
+        pos = 6
+        while pos + 6 <= len(pdu):
+            length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
+            part = self.command if control & 1 else self.data
+            part += pdu[pos + 6 : pos + 4 + length]
+            pos += 4 + max(length, 2)
+            if len(self.command) > self.LONGEST_COMMAND or len(self.data) > self.LONGEST_DATA:
+                raise ProtocolError("its response is past the limit")
+            if control & 3 == 3:
+                self.fields = decode_command(bytes(self.command))
+                if not self.fields["CommandField"] & 0x8000:
+                    raise ProtocolError("it asks where it is to answer")
+                self.command.clear()
+            whole = self.fields and (
+                control == 2 or self.fields.get("CommandDataSetType") == NO_DATA_SET
+            )
+            if whole:
+                self.messages.append((self.fields, bytes(self.data)))
+                self.data.clear()
+                self.fields = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has not closed, as far as is known."""
+        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
+
+    async def release(self) -> None:
+        """Release and close; never raises."""
+        self.timeout = 2.0
+        with contextlib.suppress(DeliveryError):
+            await self._bounded(self._release(), "no release")
+        self.close()
+
+    async def _release(self) -> None:
+        self.writer.write(RELEASE_RQ_PDU)
+        await self._pdu()
+
+    def close(self) -> None:
+        """Close the connection; what the peer has not read is not kept for it."""
+        if self.writer:
+            self.writer.transport.abort()

@@ -1,0 +1,269 @@
+"""What a request for an association leads to (PS3.8 7.1, PS3.7 D.3)."""
+
+import collections
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from minris import __version__
+from minris.access.devices import AccessRules
+from minris.standard.uids import (
+    APPLICATION_CONTEXT,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+)
+from minris.upper_layer.pdus import (
+    _PDU_HEADER,
+    A_ASSOCIATE_RJ,
+    A_ASSOCIATE_RQ,
+    AcceptedContext,
+    ProtocolError,
+)
+
+
+def calling_ae_title(pdu: bytes) -> str:
+    """The calling AE title of an A-ASSOCIATE-RQ, without padding."""
+    return pdu[26:42].decode("ascii", "replace").strip(" \0")
+
+
+class Rejection(Exception):
+    """An association is not accepted: result, source and reason of A-ASSOCIATE-RJ."""
+
+    def __init__(self, result: int, source: int, reason: int, words: str) -> None:
+        super().__init__(words)
+        self.pdu = _PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
+
+
+class Negotiated(NamedTuple):
+    """What an A-ASSOCIATE-RQ led to.
+
+    of_providers  abstract syntaxes of which the peer has the role SCP alone, and we SCU
+    """
+
+    answer: bytes
+    contexts: Mapping[int, AcceptedContext]
+    maximum_length: int
+    called: str
+    calling: str
+    of_providers: frozenset[str] = frozenset()
+
+
+def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of each item of an A-ASSOCIATE PDU; ProtocolError past the end."""
+    while pos < end:
+        if pos + 4 > end:
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is cut short")
+        length = int.from_bytes(data[pos + 2 : pos + 4], "big")
+        if pos + 4 + length > end:
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is longer than the PDU")
+        yield data[pos], pos + 4, pos + 4 + length
+        pos += 4 + length
+
+
+def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
+    """Look an A-ASSOCIATE-RQ over before it is decoded; the PDU with odd context IDs alone.
+
+    Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
+    Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
+    """
+    if len(pdu) < 74:
+        raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+    places, kinds = {}, collections.Counter()
+    for kind, start, end in _items(pdu, 74, len(pdu)):
+        kinds[kind] += 1
+        if kind == 0x20:
+            if end - start < 4 or pdu[start] in places or not pdu[start]:
+                raise ProtocolError("a presentation context has no ID of its own")
+            inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
+            if inner[0x30] != 1 or not inner[0x40]:
+                raise ProtocolError("a presentation context lacks its syntaxes")
+            places[pdu[start]] = start
+        elif kind == 0x50:
+            list(_items(pdu, start, end))
+    if not places or len(places) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
+        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(places)} presentation contexts")
+    free = (number for number in range(255, 0, -2) if number not in places)
+    renumbered, changed = {}, bytearray(pdu)
+    for number, place in places.items():
+        if number % 2 == 0:
+            changed[place] = odd = next(free)
+            renumbered[odd] = number
+    for at in (10, 26):
+        changed[at : at + 16] = bytes(changed[at : at + 16]).strip(b" \0").ljust(16)
+    return _known_items(bytes(changed)), renumbered
+
+
+USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
+
+
+def _known_items(pdu: bytes) -> bytes:
+    """The PDU without items that are not known, which PS3.8 9.3.1 wants ignored."""
+    parts = []
+    for kind, start, end in _items(pdu, 74, len(pdu)):
+        content = pdu[start:end]
+        if kind == 0x50:
+            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
+            content = b"".join(kept)
+        if kind in (0x10, 0x20, 0x50):
+            parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    body = pdu[6:74] + b"".join(parts)
+    return _PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
+
+
+class Negotiator:
+    """Decides on A-ASSOCIATE-RQs, by pynetdicom's classes; remembers what it has decided.
+
+    contexts  abstract syntaxes we serve, with (SCU, SCP) roles we take where they are proposed
+    extended  service class application information we answer, by SOP class
+    """
+
+    REMEMBERED = 256
+
+    def __init__(
+        self,
+        contexts: Mapping[str, tuple[bool, bool] | None],
+        extended: Mapping[str, bytes],
+        maximum_length: int,
+    ) -> None:
+        from pynetdicom.presentation import build_context
+
+        for library in ("pynetdicom", "pydicom"):  # what they say of a peer's bytes, we say once
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+            warnings.filterwarnings("ignore", module=library)
+        self.extended, self.maximum_length = extended, maximum_length
+        self.supported = []
+        for uid, roles in contexts.items():
+            syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+            context = build_context(uid, syntaxes)
+            if roles:
+                context.scu_role, context.scp_role = roles
+            self.supported.append(context)
+        self.known: collections.OrderedDict[object, Negotiated] = collections.OrderedDict()
+
+    def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
+        """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
+        if len(pdu) < 74:
+            raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+        called = pdu[10:26].decode("ascii", "replace").strip(" \0")
+        calling = calling_ae_title(pdu)
+        self._check_titles(called, calling, address, access)
+        key = pdu, address, access.version
+        negotiated = self.known.get(key)
+        if negotiated is None:
+            negotiated = self._negotiate(pdu, address, access)
+            if len(pdu) <= 8192 and not self._has_user_identity(pdu):
+                self.known[key] = negotiated
+                if len(self.known) > self.REMEMBERED:
+                    self.known.popitem(last=False)
+        return negotiated
+
+    @staticmethod
+    def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
+        """Reject who may not call, each time anew (PS3.8 Table 9-21)."""
+        if not calling:
+            raise Rejection(1, 1, 3, "the caller has no AE title set")
+        for reason, title in ((3, calling), (7, called)):
+            if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
+                raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
+        if refusal := access.refusal(called, calling, address):
+            raise Rejection(1, 1, *refusal)
+
+    @staticmethod
+    def _has_user_identity(pdu: bytes) -> bool:
+        return any(
+            kind == 0x58
+            for outer, start, end in _items(pdu, 74, len(pdu))
+            if outer == 0x50
+            for kind, _, _ in _items(pdu, start, end)
+        )
+
+    def _negotiate(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
+        from pynetdicom import pdu as pdus
+
+        called = pdu[10:26].decode("ascii", "replace").strip(" \0")
+        calling = calling_ae_title(pdu)
+        pdu, renumbered = check_associate_rq(pdu)
+        if not int.from_bytes(pdu[6:8], "big") & 1:
+            raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
+        request = pdus.A_ASSOCIATE_RQ()
+        try:
+            request.decode(pdu)
+            primitive = request.to_primitive()
+        except Exception as error:  # whatever pynetdicom says of bytes that are not in order
+            raise ProtocolError(f"A-ASSOCIATE-RQ cannot be decoded: {error}") from None
+        if str(primitive.application_context_name) != APPLICATION_CONTEXT:
+            raise Rejection(1, 1, 2, "the application context is not that of DICOM")
+        return self._accept(primitive, called, calling, renumbered)
+
+    def _accept(
+        self, primitive: Any, called: str, calling: str, renumbered: Mapping[int, int]
+    ) -> Negotiated:
+        from pynetdicom import pdu as pdus
+        from pynetdicom import pdu_primitives as items
+        from pynetdicom.presentation import negotiate_as_acceptor
+
+        roles, extended, maximum = {}, [], 0
+        for item in primitive.user_information:
+            if isinstance(item, items.MaximumLengthNotification):
+                maximum = item.maximum_length_received
+            elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+                roles[item.sop_class_uid] = item.scu_role, item.scp_role
+            elif isinstance(item, items.SOPClassExtendedNegotiation):
+                extended += self._extended(item)
+        if 0 < maximum < 1024:
+            raise Rejection(1, 2, 1, f"a maximum PDU length of {maximum} bytes is too small")
+        results, role_items = negotiate_as_acceptor(
+            primitive.presentation_context_definition_list, self.supported, roles
+        )
+        length, implementation = (
+            items.MaximumLengthNotification(),
+            items.ImplementationClassUIDNotification(),
+        )
+        length.maximum_length_received = self.maximum_length
+        implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        version = items.ImplementationVersionNameNotification()
+        version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        answer = items.A_ASSOCIATE()
+        answer.application_context_name = primitive.application_context_name
+        answer.calling_ae_title = primitive.calling_ae_title
+        answer.called_ae_title = primitive.called_ae_title
+        answer.result, answer.result_source = 0, 1
+        answer.presentation_context_definition_results_list = results
+        answer.user_information = [length, implementation, version, *role_items, *extended]
+        pdu = pdus.A_ASSOCIATE_AC()
+        pdu.from_primitive(answer)
+        contexts = {}
+        for context in results:
+            number = renumbered.get(context.context_id, context.context_id)
+            if context.result == 0:
+                explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+                contexts[number] = AcceptedContext(number, str(context.abstract_syntax), explicit)
+        encoded = self._renumber(pdu.encode(), renumbered)
+        providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
+        return Negotiated(encoded, contexts, maximum, called, calling, providers)
+
+    def _extended(self, item: Any) -> list[Any]:
+        """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
+        ours = self.extended.get(str(item.sop_class_uid))
+        if ours is None:
+            return []
+        asked = len(item.service_class_application_information)
+        answer = type(item)()
+        answer.sop_class_uid = item.sop_class_uid
+        answer.service_class_application_information = ours[: max(3, asked)]
+        return [answer]
+
+    @staticmethod
+    def _renumber(pdu: bytes, renumbered: Mapping[int, int]) -> bytes:
+        changed = bytearray(pdu)
+        for kind, start, _ in _items(pdu, 74, len(pdu)):
+            if kind == 0x21 and pdu[start] in renumbered:
+                changed[start] = renumbered[pdu[start]]
+        return bytes(changed)
+
+
+IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
+IMPLEMENTATION_VERSION_NAME = "MINRIS_" + __version__.replace(".", "")
+IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]

@@ -1,0 +1,137 @@
+"""PDUs, command sets and messages as bytes (PS3.8 9, PS3.7 6.3)."""
+
+import functools
+import struct
+from typing import Any, NamedTuple
+
+from pydicom import datadict
+
+from minris.dataset.elements import _TAG, _TAG_LENGTH, _by_tag, pad
+from minris.standard.dictionary import tag_of, vr_of
+
+A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
+A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
+_PDU_HEADER = struct.Struct(">BBI")
+_PDV_HEADER = struct.Struct(">IBB")
+NO_DATA_SET = 0x0101
+C_CANCEL_RQ = 0x0FFF
+OPERATIONS = {
+    0x0001: "C-STORE",
+    0x0010: "C-GET",
+    0x0020: "C-FIND",
+    0x0021: "C-MOVE",
+    0x0030: "C-ECHO",
+    0x0100: "N-EVENT-REPORT",
+    0x0110: "N-GET",
+    0x0120: "N-SET",
+    0x0130: "N-ACTION",
+    0x0140: "N-CREATE",
+    0x0150: "N-DELETE",
+}
+
+
+class ProtocolError(Exception):
+    """A peer broke a rule of the upper layer or a limit: the association is aborted.
+
+    reason  of A-ABORT: 1 unrecognized PDU, 2 unexpected PDU, 6 invalid parameter (PS3.8 9.3.8)
+    """
+
+    def __init__(self, words: str, reason: int = 6) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in words))
+        self.reason = reason
+
+
+class AcceptedContext(NamedTuple):
+    """A presentation context both sides agreed on."""
+
+    id: int
+    abstract_syntax: str
+    explicit: bool
+
+
+def abort_pdu(source: int, reason: int = 0) -> bytes:
+    """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
+    return _PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
+
+
+RELEASE_RQ_PDU = _PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
+RELEASE_RP_PDU = _PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
+
+
+@functools.lru_cache(maxsize=256)
+def command_element(element: int) -> tuple[str, str]:
+    """Keyword and VR of an element of group 0000. Raises KeyError"""
+    return datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
+
+
+def decode_command(data: bytes) -> dict[str, Any]:
+    """A command set (implicit little endian) by keyword; ProtocolError for what is none."""
+    fields: dict[str, Any] = {}
+    pos = 0
+    while pos < len(data):
+        if pos + 8 > len(data):
+            raise ProtocolError("a command set ends in the middle of an element")
+        group, element, length = _TAG_LENGTH.unpack_from(data, pos)
+        pos += 8 + length
+        if group or pos > len(data):
+            raise ProtocolError("a command set holds something that is no command element")
+        try:
+            keyword, vr = command_element(element)
+        except KeyError:
+            continue
+        value = data[pos - length : pos]
+        if vr == "US":
+            fields[keyword] = int.from_bytes(value[:2], "little")
+        elif vr == "AT":
+            count = length // 4
+            words = struct.unpack_from(f"<{count * 2}H", value)
+            fields[keyword] = [g << 16 | e for g, e in zip(words[::2], words[1::2], strict=True)]
+        else:
+            fields[keyword] = value.decode("ascii", "replace").strip(" \0")
+    if not {"CommandField", "CommandDataSetType"} <= fields.keys():
+        raise ProtocolError("a command set lacks its command field")
+    return fields
+
+
+def encode_command(**fields: Any) -> bytes:
+    """A command set from keywords; what is None is left out. Source: PS3.7 6.3.1, annex E."""
+    elements = {}
+    for keyword, value in fields.items():
+        if value is None:
+            continue
+        tag = tag_of(keyword)
+        vr = vr_of(tag)
+        if vr == "US":
+            raw = int(value).to_bytes(2, "little")
+        elif vr == "AT":
+            raw = b"".join(_TAG.pack(one >> 16, one & 0xFFFF) for one in value)
+        else:
+            raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
+        elements[tag] = _TAG_LENGTH.pack(0, tag, len(raw)) + raw
+    body = b"".join(_by_tag(elements))
+    return _TAG_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
+
+
+def message_pdus(
+    context: AcceptedContext,
+    command: bytes,
+    data: bytes | None,
+    longest: int,
+    combined: bool = True,
+) -> bytes:
+    """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
+    room = longest - 6
+    parts = [(command[i : i + room], 1) for i in range(0, len(command), room)]
+    last = {len(parts) - 1}
+    if data:
+        parts += [(data[i : i + room], 0) for i in range(0, len(data), room)]
+        last.add(len(parts) - 1)
+    pdus, together = [], b""
+    for number, (part, kind) in enumerate(parts):
+        control = kind | (2 if number in last else 0)
+        value = _PDV_HEADER.pack(len(part) + 2, context.id, control) + part
+        if together and (len(together) + len(value) > longest or not combined):
+            pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
+            together = b""
+        together += value
+    return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together

@@ -1,0 +1,156 @@
+"""All associations that others open to us."""
+
+import asyncio
+import collections
+import itertools
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+from minris import log
+from minris.access.devices import AccessRules
+from minris.standard.status import Message
+from minris.upper_layer.association import Association, Call, Ended, Request, alike
+from minris.upper_layer.negotiation import Negotiator, calling_ae_title
+
+
+class AssociationServer:
+    """All associations that others open to us.
+
+    limits      the settings of [dicom]
+    access      gives the AccessRules of the moment
+    negotiator  decides on presentation contexts
+    dispatch    coroutine function (association, request) that answers a message
+    """
+
+    RECEIVING = 64 << 20  # bytes of data sets that are coming in, over all associations
+
+    def __init__(
+        self,
+        limits: types.SimpleNamespace,
+        access: Callable[[], AccessRules],
+        negotiator: Negotiator,
+        dispatch: Callable[[Association, Request], Any],
+    ) -> None:
+        self.limits, self.access = limits, access
+        self.negotiator, self.dispatch = negotiator, dispatch
+        self.loop = asyncio.get_running_loop()
+        self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.associations: set[Association] = set()
+        self.complaints: dict[str, tuple[float, int]] = {}
+        self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
+            collections.OrderedDict()
+        )
+        self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
+        self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
+        self.receiving = self.accepted = self.turned_away = 0
+        self.servers: list[asyncio.Server] = []
+
+    async def listen(self, host: str, port: int, tls: Any = None) -> int:
+        """Open a port: its number."""
+        server = await self.loop.create_server(
+            lambda: Association(self),
+            host or None,
+            port,
+            backlog=512,
+            ssl=tls,
+            ssl_handshake_timeout=5 if tls else None,
+        )
+        self.servers.append(server)
+        return server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and abort what is open."""
+        for server in self.servers:
+            server.close()
+        for association in list(self.associations):
+            association.happens("abort")
+        await asyncio.sleep(0)
+        for association in list(self.associations):
+            association.transport.abort()
+        await asyncio.sleep(0)
+
+    def enter(self, association: Association, kind: str) -> str:
+        """Count a connection as `pending` or `associated`; why it is one too many, or nothing."""
+        limits, address = self.limits, association.address
+        most, most_of_one = {
+            "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
+            "associated": (
+                limits.maximum_associations,
+                limits.maximum_associations_per_address,
+            ),
+        }[kind]
+        count, of_one = self.counts[kind, ""], self.counts[kind, address]
+        self.associations.add(association)
+        if count >= most or of_one >= most_of_one:
+            return Message(
+                "too many at once: {own} of {count} are its own", own=of_one, count=count
+            )
+        self.leave(association)
+        self.associations.add(association)
+        association.counted = kind
+        self.counts[kind, ""] += 1
+        self.counts[kind, address] += 1
+        return ""
+
+    def leave(self, association: Association) -> None:
+        """Count a connection no longer."""
+        self.associations.discard(association)
+        if kind := association.counted:
+            association.counted = ""
+            for key in ((kind, ""), (kind, association.address)):
+                self.counts[key] -= 1
+                if not self.counts[key]:
+                    del self.counts[key]
+
+    def note_accepted(self, association: Association) -> None:
+        """Remember the last call of each AE title, for the doctor of devices."""
+        peer = association.peer
+        classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
+        self.called[peer.calling] = Call(time.time(), association.address, classes)
+        self.called.move_to_end(peer.calling)
+        if len(self.called) > 500:
+            self.called.popitem(last=False)
+
+    def note_ended(self, association: Association) -> None:
+        """Remember an association that is over, for the page of associations.
+
+        Of a machine that does the same every few seconds the last is kept, and one that failed.
+        """
+        if not association.calling.isprintable() or not association.calling:
+            return
+        done = tuple(sorted(association.done.items()))
+        began, now = association.began, time.time()
+        one = Ended(began, now - began, association.calling, association.address, done,
+                    *association.ending)  # fmt: skip
+        for known in itertools.islice(reversed(self.ended), 20):
+            if known[2:6] == one[2:6] and alike(known.words, one.words):
+                self.ended.remove(known)
+                break
+        self.ended.append(one)
+
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
+        """Remember whom we turned away, for the page of devices."""
+        self.turned_away += 1
+        calling = calling_ae_title(pdu)
+        if not calling.isprintable():
+            return
+        self.rejected[calling, address] = time.time(), words
+        self.rejected.move_to_end((calling, address))
+        if len(self.rejected) > 100:
+            self.rejected.popitem(last=False)
+
+    def complain(self, address: str, words: str, *values: object) -> None:
+        """Log what a peer did wrong: one line for each address and minute, and how many more."""
+        now = self.loop.time()
+        since, more = self.complaints.get(address, (-60.0, 0))
+        if now - since < 60:
+            self.complaints[address] = since, more + 1
+            return
+        if more:
+            log.warning("%s: %d more complaints in the minute before", address, more)
+        if len(self.complaints) > 1000:
+            self.complaints.clear()
+        self.complaints[address] = now, 0
+        log.warning(words, *values)

@@ -1,0 +1,1 @@
+"""Workitems, subscriptions, events (PS3.4 CC)."""

@@ -1,0 +1,240 @@
+"""A workitem held against its tables."""
+
+import datetime
+import re
+from collections.abc import Iterator
+
+from pydicom import datadict
+
+from minris.access.context import Context
+from minris.dataset.checks import check_attributes, same_value
+from minris.dataset.elements import ElementIndex, _by_tag, encode_element, encode_items
+from minris.dataset.names import name_key
+from minris.dataset.times import datetime_bounds, split_datetime_range, utc_stamp
+from minris.standard.attributes import Attribute
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.ups import (
+    MODIFIED_AT,
+    PERFORMED_PROCEDURE,
+    PROGRESS_INFORMATION,
+    TIMEZONE_OFFSET,
+    TRANSACTION_UID,
+    UPS_ATTRIBUTES,
+    UPS_ENUMERATIONS,
+    UPS_STATE,
+)
+
+UPS_NOT_SETTABLE = frozenset(
+    attribute.tag for attribute in UPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
+) - {TRANSACTION_UID, UPS_STATE}
+UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
+
+
+def workitem_columns(ctx: Context, data: bytes) -> dict[str, str]:
+    """The columns of a workitem, all from its data set; times in UTC."""
+    index = ElementIndex(data)
+
+    requests = index.items(tag_of("ReferencedRequestSequence"))
+    numbers = {item.get("AccessionNumber") for item in requests} - {""}
+
+    def instant(keyword: str, which: int = 0) -> str:
+        try:
+            at = datetime_bounds(index.get(keyword), ctx.config.zone)[which]
+        except (ValueError, OverflowError):
+            return ""
+        return utc_stamp(at.replace(microsecond=0) if which else at)
+
+    return {
+        "state": index.text(UPS_STATE),
+        "worklist_label": index.get("WorklistLabel"),
+        "priority": index.get("ScheduledProcedureStepPriority"),
+        "readiness": index.get("InputReadinessState"),
+        "start_at": instant("ScheduledProcedureStepStartDateTime"),
+        "expires_at": instant("ScheduledProcedureStepExpirationDateTime", 1),
+        "patient_id": index.get("PatientID"),
+        "accession_number": "*" if len(numbers) > 1 else "".join(numbers),
+        "name_key": name_key(index.get("PatientName")),
+        "label": index.get("ProcedureStepLabel"),
+    }
+
+
+def enumeration_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each value that is none of its few; empty ones are judged elsewhere."""
+    return [
+        Problem(tag_of(keyword), Message("{value} is not one of {choices}",
+                value=index.get(keyword), choices=", ".join(allowed)))
+        for keyword, allowed in UPS_ENUMERATIONS.items()
+        if index.get(keyword) and index.get(keyword) not in allowed
+    ]  # fmt: skip
+
+
+def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
+    """A problem for each time of a workitem that is no DT value, nested ones included."""
+    problems = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            for item in index.items(tag):
+                problems += datetime_problems(item, zone)
+        elif index.vr(tag) == b"DT":
+            one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+            for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
+                try:
+                    datetime_bounds(text, zone)
+                except (ValueError, OverflowError):
+                    words = Message("{value} is not a date and time", value=text[:64])
+                    problems.append(Problem(tag, words))
+    return problems
+
+
+def lock_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each Transaction UID within an item: it would be given to everybody."""
+    problems = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            for item in index.items(tag):
+                if item.has_value(TRANSACTION_UID):
+                    problems.append(Problem(TRANSACTION_UID, Message("must be empty")))
+                problems += lock_problems(item)
+    return problems
+
+
+def count_problems(index: ElementIndex) -> list[Problem]:
+    """A problem for each sequence with more items than one that may have one (PS3.4 CC.2.5-3)."""
+    words = Message("has more than one item")
+    return [
+        Problem(tag, words)
+        for tag in (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+        if len(index.items(tag)) > 1
+    ]
+
+
+def datetime_with_offset(text: str, offset: str) -> str:
+    """A DT, or a range of them, with this offset where it has none."""
+    low, dash, high = split_datetime_range(text)
+    low, high = (
+        end if not end or re.search(r"[+-]\d{4}$", end) else end + offset for end in (low, high)
+    )
+    return low + dash + high
+
+
+def with_offsets(index: ElementIndex, offset: str) -> bytes:
+    """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
+    elements = {}
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            items = [with_offsets(item, offset) for item in index.items(tag)]
+            elements[tag] = encode_items(tag, items)
+        elif index.vr(tag) == b"DT" and index.has_value(tag):
+            texts = [datetime_with_offset(text, offset) for text in index.values(tag)]
+            elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
+        elif tag != TIMEZONE_OFFSET:
+            elements[tag] = index.element(tag)
+    return b"".join(_by_tag(elements))
+
+
+def in_own_zone(index: ElementIndex) -> ElementIndex:
+    """A data set without (0008,0201), whose times say their offset. Refuses 0106 for a wrong one."""
+    offset = index.text(TIMEZONE_OFFSET)
+    if TIMEZONE_OFFSET not in index:
+        return index
+    if offset and not re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", offset):
+        problem = Problem(TIMEZONE_OFFSET, Message("is not an offset"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    return ElementIndex(with_offsets(index, offset))
+
+
+def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
+    """What is wrong with the values of a workitem, or of a change of one."""
+    return [
+        *enumeration_problems(index),
+        *datetime_problems(index, ctx.config.zone),
+        *lock_problems(index),
+        *count_problems(index),
+    ]
+
+
+def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
+    """Hold a new workitem against the table: what was forgiven.
+
+    Refuses C309 for another state than SCHEDULED; 0106 for a Transaction UID, progress or
+    performed procedure with a value, and for a value that is none of its few; 0120, 0121
+    """
+    state = index.text(UPS_STATE)
+    if state and state != "SCHEDULED":
+        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
+    forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
+    given = [
+        Problem(tag, Message("must be empty"))
+        for tag in (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+        if index.has_value(tag)
+    ]
+    problems = given + workitem_problems(ctx, index)
+    if problems:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    return forgiven
+
+
+def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
+    """Refuse a change of state (C303, 0105), of what may not be set (0105), emptied needs (0121)."""
+    if state := index.text(UPS_STATE):
+        if state == "SCHEDULED":
+            raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
+        words = Message("is changed by N-ACTION")
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in UPS_NOT_SETTABLE | UPS_IDENTITY and not same_value(index, stored, tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+    emptied = [
+        Problem(attribute.tag, Message("has no value"))
+        for attribute in UPS_ATTRIBUTES.children()
+        if (attribute.cells["final"] == "R" or attribute.cells["create"] in ("1/1", "2/1"))
+        and attribute.tag in index and not index.has_value(attribute.tag)
+        and attribute.tag != MODIFIED_AT
+    ]  # fmt: skip
+    if emptied:
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=emptied)
+
+
+def check_items(index: ElementIndex, lenient: bool) -> None:
+    """Hold the items of a modification list against the table (their types in N-SET)."""
+    for attribute in UPS_ATTRIBUTES.children():
+        if attribute.vr == "SQ" and attribute.tag in index:
+            for item in index.items(attribute.tag):
+                check_attributes(item, UPS_ATTRIBUTES, "set", lenient, attribute.path)
+
+
+def check_final(index: ElementIndex, state: str) -> None:
+    """Refuse (C304) a final state whose requirements are not met (PS3.4 Table CC.2.5-1)."""
+    needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
+    problems = list(_final_problems(index, needed, ()))
+    if problems:
+        words = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
+        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, f"Missing: {words}", problems)
+
+
+def _final_problems(
+    index: ElementIndex, needed: set[str], path: tuple[int, ...]
+) -> Iterator[Problem]:
+    for attribute in UPS_ATTRIBUTES.children(path):
+        code = attribute.cells["final"]
+        if code not in needed:
+            continue
+        met = attribute.tag in index if code == "P2" else has_content(index, attribute)
+        if not met:
+            yield Problem(attribute.tag, Message("has no value"))
+        for item in index.items(attribute.tag):
+            yield from _final_problems(item, needed, attribute.path)
+
+
+def has_content(index: ElementIndex, attribute: Attribute) -> bool:
+    """Whether an attribute has a value; one that holds codes, whether each item has one."""
+    if not attribute.keyword.endswith("CodeSequence"):
+        return index.has_value(attribute.tag)
+    items = index.items(attribute.tag)
+    codes = ("CodeValue", "LongCodeValue", "URNCodeValue")
+    return bool(items) and all(any(item.get(code) for code in codes) for item in items)

@@ -1,0 +1,143 @@
+"""What watchers are told of a workitem, and by which way (PS3.4 CC.2.4)."""
+
+import collections
+from collections.abc import Iterable
+
+from minris.access.context import Context, device_of
+from minris.dataset.elements import EMPTY, ElementIndex, text_elements
+from minris.standard.dictionary import is_ae_title, tag_of
+from minris.standard.status import Message, Refusal, Status
+from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
+from minris.standard.ups import EVENT_TYPES, UPS_STATE
+from minris.store.models import WorkitemEvent, database
+from minris.store.rows import insert_row, insert_rows
+
+# How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
+EVENT_CHANNELS = ("dimse", "websocket")
+
+
+def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iterable[str]) -> None:
+    """Write an event and a row for each receiver, in the transaction at hand.
+
+    name       a key of EVENT_TYPES
+    data       the event information, stored form
+    receivers  AE titles; without any the event is history alone
+    """
+    now = ctx.stamp()
+    event_id = insert_row(
+        WorkitemEvent,
+        sop_instance_uid=uid,
+        event_type=EVENT_TYPES[name],
+        data=data,
+        created_at=now,
+        who=str(ctx.actor),
+    )
+    to_tell = [(event_id, *way, now) for way in ways_to_tell(ctx, receivers)]
+    insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
+
+
+def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
+    """Each receiver with each channel by which it is told: as its device says, else as is known."""
+    if not (receivers := list(receivers)):
+        return []
+    known = collections.defaultdict(list)
+    for ae_title, channel in database.execute_sql("SELECT ae_title, channel FROM event_channel"):
+        known[ae_title].append(channel)
+    for device in ctx.devices:
+        if device.events != "as_subscribed":
+            ways = EVENT_CHANNELS if device.events == "both" else (device.events,)
+            known |= {title: list(ways) for title in device.ae_titles}
+    return [(title, one) for title in receivers for one in known.get(title, EVENT_CHANNELS[:1])]
+
+
+def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
+    """An AE is to be told by a channel too, by DIMSE where it has an address; whether that is new."""
+    device = device_of(ctx, ae_title)
+    if channel == "dimse" and not (device and device.host):
+        return False
+    sql = "INSERT INTO event_channel (ae_title, channel) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    return database.execute_sql(sql, (ae_title, channel)).rowcount > 0
+
+
+def subscribers(workitem_id: int) -> list[str]:
+    """The AE titles subscribed to a workitem."""
+    cursor = database.execute_sql(
+        "SELECT ae_title FROM subscription WHERE workitem_id = ? ORDER BY ae_title", (workitem_id,)
+    )
+    return [title for (title,) in cursor]
+
+
+def state_report(index: ElementIndex) -> bytes:
+    """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
+    told = {UPS_STATE, tag_of("InputReadinessState")}
+    progress = index.item("ProcedureStepProgressInformationSequence")
+    reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
+    final = index.text(UPS_STATE) == "CANCELED"
+    why = progress.only(map(tag_of, reasons)) if final else b""
+    return ElementIndex(index.only(told)).merged(ElementIndex(why))
+
+
+def assigned_reports(index: ElementIndex) -> list[bytes]:
+    """The information of UPS Assigned: one for each performer, one where only a station is named."""
+    station = ElementIndex(index.only([tag_of("ScheduledStationNameCodeSequence")]))
+    station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
+    keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
+    performers = index.items(tag_of("ScheduledHumanPerformersSequence"))
+    told = [
+        station.merged(ElementIndex(performer.only(map(tag_of, keywords))))
+        for performer in performers
+    ]
+    return told or ([bytes(station)] if station.found else [])
+
+
+def can_be_told(ctx: Context, ae_title: str) -> bool:
+    """Whether an AE is told by WebSocket, or is a device whose address we know."""
+    device = device_of(ctx, ae_title)
+    has_host = bool(device and device.host)
+    return any(way == "websocket" or has_host for _, way in ways_to_tell(ctx, [ae_title]))
+
+
+def check_receiver(ae_title: str) -> None:
+    """Refuse (0115) what is no AE title."""
+    if not is_ae_title(ae_title):
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
+
+
+def known_receiver(ctx: Context, ae_title: str) -> None:
+    """Refuse (0115, C308) an AE title that we could not call."""
+    check_receiver(ae_title)
+    if not can_be_told(ctx, ae_title):
+        raise Refusal(
+            Status.RECEIVING_AE_UNKNOWN,
+            Message("{ae} is not registered with an address", ae=ae_title),
+        )
+
+
+def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
+    """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
+
+    scp_status  RESTARTED or GOING DOWN
+    cold        whether the lists may not be what they were
+    Source      PS3.4 CC.2.4.3; local: one report for an AE, of the UID of global subscriptions;
+                an earlier one that has not been delivered is given up for it
+    """
+    start = "COLD START" if cold else "WARM START"
+    data = text_elements(
+        SCPStatus=scp_status,
+        SubscriptionListStatus=start,
+        UnifiedProcedureStepListStatus=start,
+    )
+    cursor = database.execute_sql(
+        "SELECT ae_title FROM subscription UNION SELECT ae_title FROM global_subscription"
+    )
+    receivers = sorted({title for (title,) in cursor} | set(ctx.config.ups.restart_receivers))
+    database.execute_sql(
+        "UPDATE outbox_event SET given_up_at = ?, problem = 'superseded' WHERE sent_at = ''"
+        " AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+        " WHERE e.id = event_id AND e.event_type = ?)",
+        (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
+    )
+    if receivers:
+        uid = UPS_GLOBAL_SUBSCRIPTION
+        record_event(ctx, "SCP Status Change", uid, bytes(data), receivers)
+    return receivers

@@ -1,0 +1,309 @@
+"""What a person does with workitems, and what is shown of them."""
+
+import datetime
+import re
+from typing import Any, NamedTuple
+
+from minris import log
+from minris.access.context import Context, audit, needs_reason
+from minris.dataset.checks import well_formed
+from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.items import cancellation_reason, code_item, workitem_code
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Refusal, Status
+from minris.standard.ups import (
+    EVENT_TYPES,
+    FINAL_UPS_STATES,
+    LOCAL_SCHEME,
+    PERFORMED_PROCEDURE,
+    UPS_STATES,
+)
+from minris.store.models import Workitem, database
+from minris.store.rows import fetch_rows, update_row
+from minris.ups.events import record_event
+from minris.ups.search import find_workitem
+from minris.ups.workitems import (
+    _cancel,
+    _report_changes,
+    _save_workitem,
+    change_state,
+    dicom_now,
+    with_cancellation,
+)
+
+
+def claim_by_person(ctx: Context, uid: str) -> None:
+    """Let a user claim a workitem; the lock is kept here. Refuses as change_state."""
+    workitem = find_workitem(uid)
+    if workitem.state == "IN PROGRESS":
+        words = Message("{performer} has claimed it already", performer=workitem.performer)
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
+    change_state(ctx, uid, "IN PROGRESS", ctx.new_uid())
+
+
+def claimed_by(ctx: Context, uid: str) -> Any:
+    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    workitem = find_workitem(uid)
+    if workitem.state == "SCHEDULED":
+        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
+    if workitem.state in FINAL_UPS_STATES:
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    if not workitem.by_person or workitem.performer != ctx.actor.name:
+        words = Message("It is {performer}'s", performer=workitem.performer)
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
+    return workitem
+
+
+def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
+    """Complete a workitem for the user who claimed it. Refuses as claimed_by, change_state."""
+    with database.atomic():
+        workitem = claimed_by(ctx, uid)
+        told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
+        _save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
+
+
+def performed_by_person(ctx: Context, workitem: Any, remark: str) -> bytes:
+    """The item of the performed procedure that COMPLETED needs, for a person at this box."""
+    began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
+    codes = ElementIndex(bytes(workitem.data)).items(tag_of("ScheduledWorkitemCodeSequence"))
+    person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
+    sequences = {
+        "PerformedStationNameCodeSequence": [code_item("DESK", "Desk", LOCAL_SCHEME)],
+        "PerformedWorkitemCodeSequence": list(map(bytes, codes)) or [workitem_code("110005")],
+        "ActualHumanPerformersSequence": [bytes(person)],
+        "OutputInformationSequence": [],
+    }
+    texts = text_elements(
+        PerformedProcedureStepStartDateTime=f"{began:%Y%m%d%H%M%S%z}",
+        PerformedProcedureStepEndDateTime=dicom_now(ctx),
+        CommentsOnThePerformedProcedureStep=remark,
+    )
+    return well_formed(
+        texts.merged(
+            *(ElementIndex(encode_items(tag_of(k), items)) for k, items in sequences.items())
+        )
+    )
+
+
+def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513") -> None:
+    """Cancel a workitem for the user who claimed it. Refuses as claimed_by, change_state.
+
+    code  a key of UPS_CANCELLATION_REASONS
+    """
+    with database.atomic():
+        workitem = claimed_by(ctx, uid)
+        data = with_cancellation(
+            ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
+        )
+        _save_workitem(ctx, workitem, data)
+        change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
+
+
+def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
+    """Keep on with what somebody wants cancelled: who asks again hears C313. Refuses 0106.
+
+    Refuses also as claimed_by. Source: PS3.4 CC.2.2.3
+    """
+    needs_reason(remark)
+    workitem = claimed_by(ctx, uid)
+    asked = EVENT_TYPES["UPS Cancel Requested"]
+    if not any(one.event_type == asked for one in history_of(uid)):
+        words = Message("Nobody has asked for its cancellation")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
+    update_row(Workitem, workitem.id, declined=remark.strip()[:500])
+    said = well_formed(bytes(text_elements(ReasonForCancellation=remark.strip())))
+    record_event(ctx, "Cancellation declined", uid, said, [])
+    audit(ctx, "workitem cancellation declined", uid, remark.strip()[:500])
+
+
+def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = "") -> None:
+    """Name the station or the person that a workitem is for; its watchers hear.
+
+    station    AE title of a device
+    performer  name of a person; who or what is not named stays
+    Refuses    C307, C300 after its end, 0106
+    """
+    if not station and not performer:
+        words = Message("Choose a station or name a person")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    with database.atomic():
+        workitem = find_workitem(uid)
+        if workitem.state in FINAL_UPS_STATES:
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        old = ElementIndex(bytes(workitem.data))
+        items = {}
+        if station:
+            code = code_item(station, station, LOCAL_SCHEME)
+            items[tag_of("ScheduledStationNameCodeSequence")] = [code]
+        if performer:
+            items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
+        new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
+        well_formed(new)
+        _save_workitem(ctx, workitem, new)
+        _report_changes(ctx, workitem, old, ElementIndex(new))
+        audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
+
+
+def _performer_item(ctx: Context, name: str) -> bytes:
+    code = code_item(name, name, LOCAL_SCHEME)
+    organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
+    texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
+    return texts.merged(ElementIndex(encode_items(tag_of("HumanPerformerCodeSequence"), [code])))
+
+
+def relationship_of_step(step: bytes) -> bytes:
+    """The patient and the request of a scheduled procedure step, as a workitem has them.
+
+    Source: PS3.3 C.30.4
+    """
+    index = ElementIndex(step)
+    patient = index.only(map(tag_of, (
+        "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+        "AdmissionID", "MedicalAlerts", "SpecialNeeds", "StudyInstanceUID",
+    )))  # fmt: skip
+    request = ElementIndex(index.only(map(tag_of, (
+        "StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
+        "RequestedProcedureDescription", "RequestedProcedureCodeSequence",
+        "ReasonForTheRequestedProcedure", "RequestedProcedureComments", "RequestingPhysician",
+        "ReferringPhysicianName",
+    ))))  # fmt: skip
+    request_item = encode_items(tag_of("ReferencedRequestSequence"), [bytes(request)])
+    return ElementIndex(patient).merged(ElementIndex(request_item))
+
+
+def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:
+    """UID, what is to be done, and state of the workitems of a request, the first twenty."""
+    return database.execute_sql(
+        "SELECT sop_instance_uid, label, state FROM workitem"
+        " WHERE accession_number = ? AND accession_number <> '' ORDER BY start_at LIMIT 20",
+        (accession_number,),
+    ).fetchall()
+
+
+MOST_LISTED = 200
+
+
+def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
+    """Workitems of a state, open ones where empty, and of a worklist label: some, and how many.
+
+    Those that wait come with the oldest begin first, those that have ended with the last end.
+    """
+    states = [state] if state in UPS_STATES else ["SCHEDULED", "IN PROGRESS"]
+    where = f"state IN ({', '.join('?' * len(states))}) AND (? = '' OR worklist_label = ?)"
+    order = "ended_at DESC" if state in FINAL_UPS_STATES else "start_at"
+    found = fetch_rows(
+        Workitem, f"{where} ORDER BY {order} LIMIT {MOST_LISTED}", *states, label, label
+    )
+    cursor = database.execute_sql(
+        f"SELECT count(*) FROM workitem WHERE {where}", (*states, label, label)
+    )
+    return found, cursor.fetchone()[0]
+
+
+def worklist_labels() -> list[str]:
+    """The worklist labels in use."""
+    cursor = database.execute_sql("SELECT DISTINCT worklist_label FROM workitem ORDER BY 1")
+    return [label for (label,) in cursor]
+
+
+class Happening(NamedTuple):
+    """An event in the history of a workitem: when, by whom, what, and how many have been told."""
+
+    at: str
+    who: str
+    event_type: int
+    data: bytes
+    receivers: int
+    heard: int
+
+
+MOST_HAPPENINGS = 500
+
+
+def history_of(uid: str) -> list[Happening]:
+    """What happened to a workitem, of late if it was much; also of one that has been purged."""
+    cursor = database.execute_sql(
+        "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
+        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
+        " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id DESC LIMIT ?",
+        (uid, MOST_HAPPENINGS),
+    )
+    found = [Happening(at, who, kind, bytes(data), n, m) for at, who, kind, data, n, m in cursor]
+    return found[::-1]
+
+
+def watchers_of(uid: str) -> list[tuple[str, int]]:
+    """The AE titles subscribed to a workitem, with their locks."""
+    return database.execute_sql(
+        "SELECT s.ae_title, s.deletion_lock FROM subscription s JOIN workitem w"
+        " ON w.id = s.workitem_id WHERE w.sop_instance_uid = ? ORDER BY s.ae_title",
+        (uid,),
+    ).fetchall()
+
+
+class Watcher(NamedTuple):
+    """An AE that is subscribed to what is created, and how it goes with telling it."""
+
+    ae_title: str
+    uid: str
+    deletion_lock: int
+    single: int
+    waiting: int
+    heard_at: str
+    problem: str
+    channels: str
+
+
+def watchers() -> list[Watcher]:
+    """The global subscriptions, then the other receivers that something is or was to be told."""
+    cursor = database.execute_sql(
+        "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
+        " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
+        " (SELECT count(*) FROM outbox_event o"
+        " WHERE o.receiver = a.ae_title AND o.sent_at = '' AND o.given_up_at = ''),"
+        " coalesce(r.heard_at, ''), coalesce(r.problem, ''),"
+        " (SELECT coalesce(group_concat(c.channel, ' '), '') FROM event_channel c"
+        " WHERE c.ae_title = a.ae_title) FROM"
+        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver"
+        " UNION SELECT ae_title FROM subscription) a"
+        " LEFT JOIN global_subscription g ON g.ae_title = a.ae_title"
+        " LEFT JOIN receiver r ON r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
+    )
+    return [Watcher(*row) for row in cursor]
+
+
+def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
+    """End the deletion lock of a watcher that does not; its subscription stays. Refuses 0106, C307."""
+    needs_reason(why)
+    workitem = find_workitem(uid)
+    cursor = database.execute_sql(
+        "UPDATE subscription SET deletion_lock = 0"
+        " WHERE workitem_id = ? AND ae_title = ? AND deletion_lock = 1",
+        (workitem.id, ae_title),
+    )
+    if not cursor.rowcount:
+        words = Message("{ae} holds no lock on it", ae=ae_title)
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
+    audit(ctx, "lock released", uid, f"{ae_title}: {why.strip()[:500]}")
+    log.info("workitem %s: the lock of %s released by %s", uid, ae_title, ctx.actor)
+
+
+def end_workitem(
+    ctx: Context, uid: str, why: str, code: str = "110513", state: str = "", before: str = ""
+) -> None:
+    """Cancel a workitem that is stuck, whoever has claimed it. Refuses 0106, C307, C300.
+
+    code           a key of UPS_CANCELLATION_REASONS
+    state, before  only if it is in this state, and has not been changed since (C300)
+    """
+    needs_reason(why)
+    with database.atomic():
+        workitem = find_workitem(uid)
+        if workitem.state in FINAL_UPS_STATES:
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        if (state and workitem.state != state) or (before and workitem.updated_at >= before):
+            words = Message("It is not stuck any more")
+            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
+        _cancel(ctx, workitem, cancellation_reason(why, code))
+        audit(ctx, "workitem ended", uid, why.strip()[:500])

@@ -1,0 +1,260 @@
+"""Who hears of workitems (PS3.4 CC.2.3)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.outbox import try_again
+from minris.standard.status import Message, Refusal, Status
+from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, WELL_KNOWN_UPS
+from minris.standard.ups import (
+    EVENT_TYPES,
+    SUBSCRIPTION_STATES,
+    SUBSCRIPTION_TRANSITIONS,
+    UPS_ATTRIBUTES,
+)
+from minris.store.models import GlobalSubscription, database
+from minris.store.rows import erase, fetch_rows, insert_rows
+from minris.ups.events import (
+    EVENT_CHANNELS,
+    check_receiver,
+    enter_channel,
+    known_receiver,
+    ways_to_tell,
+)
+from minris.ups.search import filter_search, find_workitem, matching_workitems
+
+
+def own_state(deletion_lock: int | None) -> str:
+    """The state of SUBSCRIPTION_STATES that a row of `subscription`, or none, stands for."""
+    return SUBSCRIPTION_STATES[0 if deletion_lock is None else 1 if deletion_lock else 2]
+
+
+def change_subscriptions(
+    ctx: Context, request: str, ae_title: str, only: set[int] | None = None
+) -> str:
+    """Let a request change what an AE hears of some workitems, or all, as the table says.
+
+    Returns what the audit line says of locks that it released.
+
+    request  a row of SUBSCRIPTION_TRANSITIONS
+    only     ids of workitems; None for all
+    """
+    nothing = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"] == ("Not Subscribed", False)
+    one = only is not None and len(only) == 1
+    cursor = database.execute_sql(
+        "SELECT w.id, w.sop_instance_uid, w.state, w.readiness, s.deletion_lock FROM workitem w"
+        f" {'' if nothing else 'LEFT '}JOIN subscription s"
+        " ON s.workitem_id = w.id AND s.ae_title = ?"
+        + (f" WHERE w.id = {min(only)}" if one else " ORDER BY w.id"),
+        (ae_title,),
+    )
+    entered, left, reports, released = [], [], [], 0
+    for row_id, uid, state, readiness, lock in cursor.fetchall():
+        if only is not None and row_id not in only:
+            continue
+        new, report = SUBSCRIPTION_TRANSITIONS[request, own_state(lock)]
+        released += bool(lock) and new != "with Lock"
+        if new == "Not Subscribed":
+            left.append((row_id, ae_title))
+        elif new != own_state(lock):
+            entered.append((row_id, ae_title, int(new == "with Lock"), ctx.stamp()))
+        if report:
+            reports.append((uid, state, readiness))
+    enter_subscriptions(entered)
+    delete = "DELETE FROM subscription WHERE workitem_id = ? AND ae_title = ?"
+    database.connection().executemany(delete, left)
+    _record_initial_reports(ctx, ae_title, reports)
+    return f", {released} locks released" if released else ""
+
+
+def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
+    """Write subscriptions as (workitem's id, AE title, deletion lock, time)."""
+    insert_rows(
+        "subscription (workitem_id, ae_title, deletion_lock, created_at) VALUES"
+        " ON CONFLICT (workitem_id, ae_title) DO UPDATE SET deletion_lock = excluded.deletion_lock",
+        values,
+    )
+
+
+def _record_initial_reports(
+    ctx: Context, ae_title: str, reports: list[tuple[str, str, str]]
+) -> None:
+    """State reports for a new subscriber: UID, state, readiness of each (PS3.4 CC.2.3.2)."""
+    if not reports:
+        return
+    now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
+    told = {
+        (state, readiness): bytes(
+            text_elements(ProcedureStepState=state, InputReadinessState=readiness)
+        )
+        for _, state, readiness in reports
+    }
+    (last,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM workitem_event").fetchone()
+    insert_rows(
+        "workitem_event (id, sop_instance_uid, event_type, data, created_at, who, initial)",
+        (
+            (event_id, uid, kind, told[state, readiness], now, who, 1)
+            for event_id, (uid, state, readiness) in enumerate(reports, last + 1)
+        ),
+    )
+    ways = ways_to_tell(ctx, [ae_title])
+    insert_rows(
+        "outbox_event (event_id, receiver, channel, created_at)",
+        ((last + n, *way, now) for n in range(1, len(reports) + 1) for way in ways),
+    )
+
+
+def subscribe(
+    ctx: Context,
+    uid: str,
+    ae_title: str,
+    lock: bool,
+    keys: bytes = b"",
+    channel: str = EVENT_CHANNELS[0],
+) -> Status:
+    """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
+
+    channel  how it is told from now on, too; any AE may be told by WebSocket
+
+    Returns  B301 where a lock was asked for and [ups] grant_locks is off
+    Refuses  C307, C308; 0120 for a filtered subscription without keys, A900 for wrong ones
+    Source   PS3.4 CC.2.3, Table CC.2.3-2
+    """
+    granted = lock and ctx.config.ups.grant_locks
+    ending = ", lock" if granted else ""
+    with database.atomic():
+        if uid not in WELL_KNOWN_UPS:
+            find_workitem(uid)
+        check_receiver(ae_title)
+        enter_channel(ctx, ae_title, channel)
+        known_receiver(ctx, ae_title)
+        if uid in WELL_KNOWN_UPS:
+            only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
+            released = change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
+        else:
+            only = {find_workitem(uid).id}
+            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, only)
+        # who subscribes is there: what it has missed is tried at once
+        try_again(ae_title)
+        audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
+    log.info("%s subscribed to %s by %s", ae_title, uid, ctx.actor)
+    return Status.SUCCESS if granted or not lock else Status.DELETION_LOCK_NOT_GRANTED
+
+
+def _subscribe_globally(
+    ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes
+) -> set[int] | None:
+    """Keep a global subscription: ids of the workitems that it is of, None for all."""
+    only = None
+    if uid == UPS_FILTERED_SUBSCRIPTION:
+        keys = ElementIndex(keys).only(
+            tag for tag in ElementIndex(keys) if (tag,) in UPS_ATTRIBUTES
+        )
+        if not keys:
+            raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
+        try:
+            only = matching_workitems(filter_search(keys, ctx.config.zone))
+        except Refusal as refusal:  # A900 is none of N-ACTION's
+            status = Status.INVALID_ARGUMENT_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
+    insert_rows(
+        "global_subscription (ae_title, uid, deletion_lock, keys, created_at) VALUES"
+        " ON CONFLICT (ae_title, uid) DO UPDATE SET deletion_lock = excluded.deletion_lock,"
+        " keys = excluded.keys",
+        [(ae_title, uid, int(lock), keys if only is not None else b"", ctx.stamp())],
+    )
+    return only
+
+
+def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
+    """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
+
+    why      what a person says who does it for the AE
+
+    Refuses  C307, 0115. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
+    """
+    check_receiver(ae_title)
+    with database.atomic():
+        if uid in WELL_KNOWN_UPS:
+            erase("global_subscription WHERE ae_title = ?", ae_title)
+            released = change_subscriptions(ctx, "unsubscribe globally", ae_title)
+        else:
+            row_id = find_workitem(uid).id
+            released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
+        # who comes back over HTTP alone must not be called by DIMSE for ever
+        erase(
+            "event_channel WHERE ae_title = ? AND channel = 'dimse' AND NOT EXISTS (SELECT 1 FROM"
+            " subscription s WHERE s.ae_title = event_channel.ae_title) AND NOT EXISTS (SELECT 1"
+            " FROM global_subscription g WHERE g.ae_title = event_channel.ae_title)",
+            ae_title,
+        )
+        database.execute_sql(
+            "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
+            " AND sent_at = '' AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+            " WHERE e.id = event_id AND e.event_type <> ? AND (? OR e.sop_instance_uid = ?))",
+            (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
+        )
+        reason = f": {why.strip()[:500]}" if why.strip() else ""
+        audit(ctx, "unsubscribed", uid, f"{ae_title}{released}{reason}")
+    log.info("%s unsubscribed from %s by %s", ae_title, uid, ctx.actor)
+
+
+def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
+    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3).
+
+    single  for a global one: one to a workitem will do, which ends with it
+    """
+    known = ["SELECT 1 FROM global_subscription WHERE uid = ?1 AND ae_title = ?2"]
+    if uid not in WELL_KNOWN_UPS:
+        find_workitem(uid)
+        known = ["SELECT 1 FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+                 " WHERE w.sop_instance_uid = ?1 AND s.ae_title = ?2"]  # fmt: skip
+    elif single:
+        known += [
+            f"SELECT 1 FROM {name}subscription WHERE ae_title = ?2" for name in ("", "global_")
+        ]
+    if not database.execute_sql(" UNION ALL ".join(known), (uid, ae_title)).fetchone():
+        raise Refusal(Status.NO_SUCH_UPS, Message("There is no such subscription"))
+
+
+def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
+    """End what an AE hears of workitems to come; its subscriptions to those there are stay.
+
+    Refuses  C307, 0115; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
+    """
+    check_receiver(ae_title)
+    if uid not in WELL_KNOWN_UPS:
+        find_workitem(uid)
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription is suspended")
+    with database.atomic():
+        erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
+        change_subscriptions(ctx, "suspend globally", ae_title)
+        audit(ctx, "suspended", uid, ae_title)
+    log.info("%s suspended its subscription to %s by %s", ae_title, uid, ctx.actor)
+
+
+def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
+    """Whether a global subscription is of a workitem; one whose filter cannot be read is of none."""
+    try:
+        return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
+    except Refusal as refusal:
+        log.error("the filter of %s cannot be read: %s", row.ae_title, refusal)
+        return False
+
+
+def subscribe_created(ctx: Context, workitem_id: int, data: bytes) -> list[str]:
+    """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
+    index, locks = ElementIndex(data), {}
+    for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
+        if _is_wanted(ctx, row, index):
+            locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
+    entered, now = [], ctx.stamp()
+    for ae_title, lock in locks.items():
+        request = "created, global lock" if lock else "created, global"
+        new, _ = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"]
+        entered.append((workitem_id, ae_title, int(new == "with Lock"), now))
+    enter_subscriptions(entered)
+    return list(locks)

@@ -1,0 +1,389 @@
+"""The workitem's life: created, changed, claimed, ended, got (PS3.4 CC.2)."""
+
+import hmac
+from collections.abc import Iterable
+from typing import Any
+
+from minris import log
+from minris.access.context import Context, audit
+from minris.dataset.checks import _noted, check_instance, check_uid, selected_attributes
+from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
+from minris.dataset.items import code_item
+from minris.standard.dictionary import tag_of, value_problem
+from minris.standard.status import OUTCOMES, Message, Problem, Refusal, Status
+from minris.standard.uids import UPS_PUSH, WELL_KNOWN_UPS
+from minris.standard.ups import (
+    FINAL_UPS_STATES,
+    MODIFIED_AT,
+    PROGRESS_INFORMATION,
+    TRANSACTION_UID,
+    UPS_ATTRIBUTES,
+    UPS_CANCELLATION_REASONS,
+    UPS_STATE,
+    UPS_STATES,
+    UPS_TRANSITIONS,
+)
+from minris.store.models import Workitem, database
+from minris.store.rows import erase, fetch_rows, first_version, insert_row, insert_rows, update_row
+from minris.ups.checks import (
+    UPS_IDENTITY,
+    UPS_NOT_SETTABLE,
+    check_created,
+    check_final,
+    check_items,
+    check_ups_settable,
+    in_own_zone,
+    workitem_columns,
+    workitem_problems,
+)
+from minris.ups.events import assigned_reports, can_be_told, record_event, state_report, subscribers
+from minris.ups.search import find_workitem, stored_workitem
+from minris.ups.subscriptions import enter_subscriptions, subscribe_created
+
+DEFAULT_CANCELLATION_REASON = "110513"
+
+
+def dicom_now(ctx: Context) -> str:
+    """Now as a DT value, with its offset."""
+    return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
+
+
+def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
+    """Take a new workitem: its UID, made where none is given, and the status.
+
+    data     the attribute list, stored form
+    Refuses  as check_created; 0111, 0117
+    Source   PS3.4 CC.2.5
+    """
+    uid = uid or ctx.new_uid()
+    check_uid(uid)
+    index, known = in_own_zone(ElementIndex(data)), stored_workitem(uid)
+    check_instance(index, UPS_PUSH, uid)
+    if known or is_purged(uid):
+        state = known.state if known else "COMPLETED"
+        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} exists already", uid=uid))
+    forgiven = check_created(ctx, index)
+    made = text_elements(
+        SOPClassUID=UPS_PUSH,
+        SOPInstanceUID=uid,
+        ProcedureStepState=UPS_TRANSITIONS["create", "none"],
+        ScheduledProcedureStepModificationDateTime=dicom_now(ctx),
+        WorklistLabel=index.get("WorklistLabel") or ctx.config.ups.worklist_label,
+    )
+    stored = ElementIndex(index.without([TRANSACTION_UID])).merged(made)
+    with database.atomic():
+        row_id = insert_row(
+            Workitem,
+            sop_instance_uid=uid,
+            transaction_uid="",
+            performer="",
+            by_person=0,
+            declined="",
+            data=stored,
+            version=first_version(),
+            created_at=ctx.stamp(),
+            updated_at=ctx.stamp(),
+            claimed_at="",
+            ended_at="",
+            **workitem_columns(ctx, stored),
+        )
+        told = subscribe_created(ctx, row_id, stored)
+        auto = ctx.config.ups.auto_subscribe_creator and can_be_told(ctx, ctx.actor.name)
+        if auto and ctx.actor.name not in told:
+            enter_subscriptions([(row_id, ctx.actor.name, 0, ctx.stamp())])
+            told.append(ctx.actor.name)
+        created = ElementIndex(stored)
+        record_event(ctx, "UPS State Report", uid, state_report(created), told)
+        for report in assigned_reports(created):
+            record_event(ctx, "UPS Assigned", uid, report, told)
+        audit(ctx, "workitem created", uid)
+    if forgiven:
+        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+    log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
+    return uid, Status.SUCCESS
+
+
+def key_state(workitem: Any, transaction_uid: str) -> str:
+    """Whether a Transaction UID is the right one; compared in constant time.
+
+    workitem  None where there is none: as one that nobody has claimed, any UID is right
+    """
+    if not workitem or workitem.state == "SCHEDULED":
+        well_formed = transaction_uid and not value_problem("UI", transaction_uid)
+        return "right UID" if well_formed else "wrong UID"
+    right = hmac.compare_digest(workitem.transaction_uid.encode(), transaction_uid.encode())
+    return "right UID" if right and transaction_uid else "wrong UID"
+
+
+def ups_outcome(event: str, workitem: Any | None) -> str | Status:
+    """What UPS_TRANSITIONS says: a state, or a warning to answer. Refuses a failure."""
+    outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
+    if isinstance(outcome, Status) and outcome >> 12 != 0xB:
+        raise Refusal(outcome, OUTCOMES["*", outcome].text)
+    return outcome
+
+
+def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
+    """Change attributes of a workitem; in progress with the lock of its performer in the data.
+
+    data     the modification list, stored form; a sequence replaces the stored one
+    Refuses  C307, C300, C301, C310; C303 for SCHEDULED, 0105 for another state and for what may
+             not be set, if it differs; 0106, 0121
+    Source   PS3.4 CC.2.6
+    """
+    index = in_own_zone(ElementIndex(data))
+    with database.atomic():
+        workitem, key = stored_workitem(uid), index.text(TRANSACTION_UID)
+        ups_outcome(f"set, {key_state(workitem, key) if key else 'no UID'}", workitem)
+        stored = ElementIndex(bytes(workitem.data))
+        check_ups_settable(index, stored)
+        leave = UPS_NOT_SETTABLE | UPS_IDENTITY | {TRANSACTION_UID, UPS_STATE, MODIFIED_AT}
+        told = ElementIndex(index.without(leave))
+        if problems := workitem_problems(ctx, told):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        check_items(told, not ctx.config.ups.strict)
+        merged = stored.merged(told)
+        _save_workitem(ctx, workitem, merged)
+        _report_changes(ctx, workitem, stored, ElementIndex(merged))
+        audit(ctx, "workitem set", uid)
+    return Status.SUCCESS
+
+
+def _save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+    """Write a workitem's data set with a new modification time and version."""
+    now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
+    data = ElementIndex(data).merged(now)
+    update_row(
+        Workitem,
+        workitem.id,
+        data=data,
+        version=workitem.version + 1,
+        updated_at=ctx.stamp(),
+        **workitem_columns(ctx, data) | columns,
+    )
+    workitem.data, workitem.version = data, workitem.version + 1
+    return data
+
+
+PROGRESS_TOLD = tuple(map(tag_of, (
+    "ProcedureStepProgress", "ProcedureStepProgressDescription",
+    "ProcedureStepCommunicationsURISequence",
+)))  # fmt: skip
+
+
+def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
+    """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
+    uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
+
+    def changed(*keywords: str) -> bool:
+        return any(old.element(tag_of(k)) != new.element(tag_of(k)) for k in keywords)
+
+    if changed("InputReadinessState"):
+        record_event(ctx, "UPS State Report", uid, state_report(new), told)
+    before = old.item("ProcedureStepProgressInformationSequence")
+    after = new.item("ProcedureStepProgressInformationSequence")
+    if any(before.element(tag) != after.element(tag) for tag in PROGRESS_TOLD):
+        parameters = tag_of("ProcedureStepProgressParametersSequence")
+        report = encode_items(PROGRESS_INFORMATION, [after.only((*PROGRESS_TOLD, parameters))])
+        record_event(ctx, "UPS Progress Report", uid, report, told)
+    if changed("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence"):
+        for report in assigned_reports(new) or [b""]:
+            record_event(ctx, "UPS Assigned", uid, report, told)
+
+
+def check_is_workitem(uid: str) -> None:
+    """Refuse (C314) the UID that global subscriptions have for a workitem's (PS3.4 Table CC.2.3-3)."""
+    if uid in WELL_KNOWN_UPS:
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "This is no workitem, but for subscriptions")
+
+
+def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
+    """Move a workitem to `state` and tell its subscribers; SUCCESS, or a warning if already there.
+
+    state            Procedure Step State (0074,1000); None where it is absent
+    transaction_uid  Transaction UID (0008,1195), the lock of whoever claims or has claimed it
+    Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; C314; 0120,
+                     0121, 0115 for a state that is absent, empty or none
+    Source           PS3.4 CC.2.1
+    """
+    check_is_workitem(uid)
+    with database.atomic():
+        workitem = stored_workitem(uid)
+        key = key_state(workitem, transaction_uid)
+        if workitem and state not in UPS_STATES:
+            _refuse_state(state, key)
+        outcome = ups_outcome(f"{state if workitem else 'SCHEDULED'}, {key}", workitem)
+        if isinstance(outcome, Status):
+            return outcome
+        index = ElementIndex(bytes(workitem.data))
+        columns = {}
+        if outcome == "IN PROGRESS":
+            columns = {
+                "transaction_uid": transaction_uid,
+                "performer": ctx.actor.name,
+                "by_person": int(bool(ctx.actor.role)),
+                "claimed_at": ctx.stamp(),
+            }
+        else:
+            index = ElementIndex(
+                with_cancellation(ctx, index) if outcome == "CANCELED" else bytes(index)
+            )
+            check_final(index, outcome)
+        enter_ups_state(ctx, workitem, index, outcome, **columns)
+    return Status.SUCCESS
+
+
+def _refuse_state(state: str | None, key: str) -> None:
+    """Refuse a state that is absent, empty or none of the four; a wrong lock before all else."""
+    if key == "wrong UID":
+        raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
+    if state is None:
+        words = Message("is missing")
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
+    if not state:
+        words = Message("has no value")
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[Problem(UPS_STATE, words)])
+    words = Message("{value} is not a state", value=state[:64])
+    raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[Problem(UPS_STATE, words)])
+
+
+def enter_ups_state(
+    ctx: Context, workitem: Any, index: ElementIndex, state: str, **columns: Any
+) -> None:
+    """Write a new state with its report to the subscribers."""
+    changed = index.merged(text_elements(ProcedureStepState=state))
+    if state in FINAL_UPS_STATES:
+        columns["ended_at"] = ctx.stamp()
+    data = _save_workitem(ctx, workitem, changed, **columns)
+    uid, old = workitem.sop_instance_uid, workitem.state
+    workitem.state = state
+    record_event(
+        ctx, "UPS State Report", uid, state_report(ElementIndex(data)), subscribers(workitem.id)
+    )
+    audit(ctx, "workitem", uid, f"{old} -> {state}")
+    log.info("workitem %s: %s -> %s by %s", uid, old, state, ctx.actor)
+
+
+def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY) -> bytes:
+    """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
+
+    info  what the request to cancel said
+    Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
+    """
+    progress = index.item("ProcedureStepProgressInformationSequence")
+    keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
+    told = ElementIndex(info.only(map(tag_of, keywords)))
+    progress = ElementIndex(progress.merged(told))
+    made = []
+    if not progress.get("ProcedureStepCancellationDateTime"):
+        made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
+    reason = tag_of("ProcedureStepDiscontinuationReasonCodeSequence")
+    if not progress.items(reason):
+        code = DEFAULT_CANCELLATION_REASON
+        item = code_item(code, UPS_CANCELLATION_REASONS[code])
+        made.append(ElementIndex(encode_items(reason, [item])))
+    sequence = encode_items(PROGRESS_INFORMATION, [progress.merged(*made)])
+    return index.merged(ElementIndex(sequence))
+
+
+def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
+    """Ask for a workitem's end: done at once where nobody has begun, else its watchers are told.
+
+    data     reason, reason code, contact, stored form; all of it optional
+    Returns  B304 where it is CANCELED already
+    Refuses  C307, C311, C314; C312 where neither a subscriber nor a person at this box could be told;
+             C313 where that person has declined
+    Source   PS3.4 CC.2.2
+    """
+    check_is_workitem(uid)
+    info = ElementIndex(data)
+    with database.atomic():
+        workitem = stored_workitem(uid)
+        outcome = ups_outcome("request cancel", workitem)
+        if isinstance(outcome, Status):
+            return outcome
+        told = subscribers(workitem.id)
+        if outcome == "IN PROGRESS":
+            _refuse_to_ask(workitem, told)
+        keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
+                    "ContactURI", "ContactDisplayName")  # fmt: skip
+        asked = ElementIndex(info.only(tag for tag in map(tag_of, keywords) if info.has_value(tag)))
+        requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
+        record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
+        audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
+        if outcome == "CANCELED":
+            _cancel(ctx, workitem, info)
+    return Status.SUCCESS
+
+
+def our_or_calling_ae(ctx: Context) -> str:
+    """The AE title that asks: the caller's, ours for a user or a job."""
+    calling = ctx.actor.address and not ctx.actor.role
+    return ctx.actor.name if calling else ctx.config.dicom.ae_title
+
+
+def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
+    """Refuse what the performer of a workitem will not do (C313) or cannot be told (C312)."""
+    if workitem.declined:
+        words = Message("The performer has declined: {reason}", reason=workitem.declined)
+        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
+    if not told and not workitem.by_person:
+        words = Message(
+            "{performer} does not watch it and cannot be told", performer=workitem.performer
+        )
+        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
+
+
+def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
+    """A workitem, or some of its attributes, never the Transaction UID: status and data set.
+
+    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Refuses  C307. Source: PS3.4 CC.2.7
+    """
+    index = ElementIndex(bytes(find_workitem(uid).data))
+    index = ElementIndex(index.without(UPS_IDENTITY))
+    return selected_attributes(index, tags, UPS_ATTRIBUTES)
+
+
+def purge_workitems(ctx: Context, most: int = 200) -> int:
+    """Delete what has ended long enough ago and no deletion lock holds: how many, `most` at once.
+
+    What is still to be told of a workitem keeps it too; its events stay as history.
+    """
+    gone = fetch_rows(
+        Workitem,
+        "ended_at <> '' AND ended_at < ? AND NOT EXISTS (SELECT 1 FROM subscription s"
+        " WHERE s.workitem_id = workitem.id AND s.deletion_lock = 1)"
+        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox_event o ON o.event_id = e.id"
+        " WHERE e.sop_instance_uid = workitem.sop_instance_uid"
+        " AND o.sent_at = '' AND o.given_up_at = '') ORDER BY ended_at LIMIT ?",
+        ctx.stamp(days=-ctx.config.housekeeping.keep_workitems_days),
+        most,
+    )
+    now = ctx.stamp()
+    with database.atomic():
+        for workitem in gone:
+            erase("subscription WHERE workitem_id = ?", workitem.id)
+            erase("workitem WHERE id = ?", workitem.id)
+            audit(ctx, "workitem purged", workitem.sop_instance_uid)
+        insert_rows(
+            "purged_workitem (sop_instance_uid, purged_at)",
+            ((workitem.sop_instance_uid, now) for workitem in gone),
+        )
+    return len(gone)
+
+
+def is_purged(uid: str) -> bool:
+    """Whether a workitem of this UID was here and has been deleted."""
+    sql = "SELECT 1 FROM purged_workitem WHERE sop_instance_uid = ?"
+    return database.execute_sql(sql, (uid,)).fetchone() is not None
+
+
+def _cancel(ctx: Context, workitem: Any, info: ElementIndex) -> None:
+    """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
+    index = ElementIndex(bytes(workitem.data))
+    if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
+        enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
+        index = ElementIndex(bytes(workitem.data))
+    index = ElementIndex(with_cancellation(ctx, index, info))
+    enter_ups_state(ctx, workitem, index, "CANCELED")

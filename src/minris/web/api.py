@@ -1,0 +1,161 @@
+"""The appliance's own JSON: the worklist, health, metrics, commands beside it."""
+
+import base64
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from minris.access.context import Actor, Context
+from minris.dataset.dicom_json import to_json
+from minris.dataset.elements import ElementIndex
+from minris.interchange.files import items_from_json, numbered
+from minris.orders.lookup import data_of_day, step_data
+from minris.orders.scheduling import reschedule, schedule
+from minris.orders.steps import cancel_step
+from minris.standard.dictionary import value_problem
+from minris.standard.status import Refusal, Status, http_status, outcome
+from minris.store.writer import Core
+from minris.web.request import Web, body_of, check_json_type, enter, holds_control, problem_json
+
+
+class Route(NamedTuple):
+    """A path of the API: who may call it and what it answers with."""
+
+    method: str
+    path: str
+    function: Callable[..., Any]
+    role: str
+    success: int
+    meaning: str
+
+
+def as_json(*data: bytes) -> list[dict[str, Any]]:
+    """Stored data sets as DICOM JSON."""
+    return [to_json(ElementIndex(one)) for one in data]
+
+
+def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+    """POST /api/worklist: one item or an array, all or none."""
+    check_json_type(request)
+    same_id = request.query.get("patient", "refuse")
+    if same_id not in ("refuse", "update", "separate"):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient is not refuse, update or separate")
+    items = items_from_json(body_of(request))
+
+    def schedule_all(ctx: Context) -> list[bytes]:
+        stored: list[bytes] = []
+        for number, item in enumerate(items, 1):
+            try:
+                stored += schedule(ctx, item, same_id)
+            except Refusal as refusal:
+                raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
+        return stored
+
+    return as_json(*web.write(schedule_all, ctx))
+
+
+def api_list(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+    """GET /api/worklist?date=YYYYMMDD: the steps of a day, in every state."""
+    date = request.query.get("date") or ctx.today()
+    if words := value_problem("DA", date):
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    return as_json(*web.read(data_of_day, date))
+
+
+def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """GET /api/worklist/…: one step."""
+    return as_json(web.read(step_data, study, step))
+
+
+def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """PUT /api/worklist/…: change what is given."""
+    check_json_type(request)
+    items = items_from_json(body_of(request))
+    if len(items) != 1:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
+    return as_json(web.write(reschedule, ctx, study, step, items[0]))
+
+
+def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+    """DELETE /api/worklist/…: cancel; nothing is erased."""
+    reason = request.query.getunicode("reason") or ""
+    return as_json(web.write(cancel_step, ctx, study, step, reason))
+
+
+STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
+ROUTES = (
+    Route("POST", "/api/worklist", api_schedule, "desk", 201, "schedule items"),
+    Route("GET", "/api/worklist", api_list, "desk", 200, "the steps of a day"),
+    Route("GET", STEP_PATH, api_get, "desk", 200, "one step"),
+    Route("PUT", STEP_PATH, api_put, "desk", 200, "change a step"),
+    Route("DELETE", STEP_PATH, api_delete, "desk", 200, "cancel a step"),
+)
+
+
+def add_api(app: Any, web: Web) -> None:
+    """Put the routes of the API and /healthz into a bottle application."""
+    import bottle
+
+    def answer(route: Route) -> Callable[..., str]:
+        @functools.wraps(route.function)
+        def view(**arguments: str) -> str:
+            response = bottle.response
+            response.content_type = "application/dicom+json; charset=UTF-8"
+            try:
+                _, ctx = enter(web, bottle.request, route.role)
+                result = route.function(web, bottle.request, ctx, **arguments)
+                response.status = route.success
+                return json.dumps(result, ensure_ascii=False)
+            except Refusal as refusal:
+                operation = route.function.__name__.removeprefix("api_")
+                response.status = http_status(operation, refusal)
+                response.content_type = "application/json"
+                if response.status_code == 401:
+                    response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+                text = outcome(operation, refusal.status).text
+                response.set_header("Warning", f'299 minris: "{text}"')
+                return json.dumps(problem_json(refusal), ensure_ascii=False)
+
+        return view
+
+    for route in ROUTES:
+        app.route(route.path, route.method, answer(route), name=None)
+
+    @app.get("/healthz")
+    def healthz() -> str:
+        checks = web.box.health()
+        good = not any(checks.values())
+        bottle.response.status = 200 if good else 503
+        bottle.response.content_type = "application/json"
+        shown = {name: problem or "ok" for name, problem in checks.items()}
+        return json.dumps({"status": "ok" if good else "failing", **shown})
+
+    @app.get("/metrics")
+    def metrics() -> str:
+        bottle.response.content_type = "text/plain; version=0.0.4; charset=utf-8"
+        return "".join(f"{name} {value!r}\n" for name, value in web.box.metrics().items())
+
+
+def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
+    """Let commands beside a running appliance have their work done by it."""
+    import bottle
+
+    @app.post("/control/<command>")
+    def control(command: str) -> str:
+        bottle.response.content_type = "application/json"
+        if not holds_control(web, bottle.request) or command not in commands:
+            bottle.response.status = 403
+            return json.dumps({"error": "not for you"})
+        arguments = json.loads(body_of(bottle.request))
+        if "content" in arguments:
+            arguments["content"] = base64.b64decode(arguments["content"])
+        ctx = web.context(Actor("console", role="admin"))
+
+        def run(ctx: Context) -> str:
+            return commands[command](ctx, **arguments)
+
+        try:
+            return json.dumps({"done": web.writer.submit(run, ctx).result()})
+        except Refusal as refusal:
+            return json.dumps({"refused": refusal.detail})

@@ -1,0 +1,369 @@
+"""The ASGI application: bounds, bottle behind it, streams to open pages."""
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import gzip
+import io
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any
+
+from minris import log
+from minris.access.context import Actor
+from minris.access.users import find_session
+from minris.standard.status import HttpRefusal
+from minris.web.request import (
+    BASE,
+    SECURITY_HEADERS,
+    SLASH,
+    Web,
+    check_headers,
+    cookie_of,
+    header_of,
+    problem_json,
+    takes_gzip,
+)
+from minris.web.sockets import EventSocket
+
+
+class Changes:
+    """Tells open pages that something has changed; `bump` may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop, self.number = loop, 0
+        self.waiting: set[asyncio.Event] = set()
+        self.pending = False
+
+    def bump(self) -> None:
+        """Something has been committed."""
+        if not self.pending:
+            self.pending = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self.loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self.pending = False
+        self.number += 1
+        for event in self.waiting:
+            event.set()
+
+
+class RateLimit:
+    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+
+    rate  0 for no limit
+    """
+
+    BURST = 2.0  # seconds
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.due: dict[str, float] = {}  # when an address would have asked that often
+
+    def allows(self, address: str, now: float) -> bool:
+        """Whether it may ask now; if so that is counted."""
+        if not self.rate:
+            return True
+        due = max(self.due.get(address, 0.0), now)
+        if due - now > self.BURST:
+            return False
+        self.due[address] = due + 1 / self.rate
+        if len(self.due) > 4096:
+            self.due = {one: at for one, at in self.due.items() if at > now}
+        return True
+
+
+class WebServer:
+    """The ASGI application: bounds a request, then hands it to bottle or to the event stream."""
+
+    KEEP_ALIVE = 15.0
+    CALM = 0.25  # seconds between two events of one stream
+
+    def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
+        self.web, self.app, self.changes = web, app, changes
+        self.limits = web.config.web
+        self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
+        self.rate = RateLimit(self.limits.requests_per_second)
+        self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
+        self.addresses: collections.Counter[str] = collections.Counter()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
+            await self._refuse(scope, send, 429, "too many requests", (b"retry-after", b"1"))
+            return
+        if scope["path"] == "/events":
+            await self._events(scope, receive, send)
+            return
+        body = await self._body(scope, receive, send)
+        if body is None:
+            return
+        if (preflight := self._preflight(scope)) is not None:
+            await send(preflight)
+            await send({"type": "http.response.body"})
+            return
+        run = asyncio.get_running_loop().run_in_executor
+        start, content = await run(self.workers, self._answer, scope, body)
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
+
+    def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Have bottle answer, in a thread: head and content at once, as both are bounded.
+
+        a2wsgi's own middleware comes back to the loop for each piece, at twice the cost
+        """
+        from a2wsgi.wsgi import build_environ
+
+        head: dict[str, Any] = {}
+
+        def start_response(status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
+            pairs = ((n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers)
+            head["status"], head["headers"] = int(status[:3]), list(pairs)
+
+        try:
+            check_headers(scope["headers"])
+        except HttpRefusal as refusal:
+            headers = [(b"content-type", b"application/json")]
+            content = json.dumps(problem_json(refusal)).encode()
+            return self._start(scope, refusal.http, headers), content
+        environ = build_environ(scope, io.BytesIO(body))
+        path = scope["raw_path"].decode("ascii", "replace")
+        if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
+            environ["PATH_INFO"] = urllib.parse.unquote(
+                re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
+            )
+        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone
+        environ["CONTENT_LENGTH"] = str(len(body))
+        environ["minris.maximum_body"] = self.limits.maximum_body
+        pieces = self.app(environ, start_response)
+        with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
+            content = b"".join(pieces)
+        headers, content = compressed(scope, head["status"], head["headers"], content)
+        return self._start(scope, head["status"], headers), content
+
+    def _start(
+        self, scope: Any, status: int, headers: Iterable[tuple[bytes, bytes]]
+    ) -> dict[str, Any]:
+        """The head of an answer, with what every answer has, and for pages of other origins."""
+        found = [*headers, *SECURITY_HEADERS, *self._cors(scope)]
+        return {"type": "http.response.start", "status": status, "headers": found}
+
+    def _cors(self, scope: Any) -> list[tuple[bytes, bytes]]:
+        """What lets a page of a configured origin read an answer."""
+        origin = header_of(scope, b"origin").decode("latin-1")
+        if origin not in self.limits.cors_origins or not scope["path"].startswith(OPEN_TO_ORIGINS):
+            return []
+        return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin"),
+                (b"access-control-expose-headers",
+                 b"Warning, Location, Content-Location, Retry-After")]  # fmt: skip
+
+    def _preflight(self, scope: Any) -> dict[str, Any] | None:
+        """The answer to a browser that asks whether a page of another origin may call us."""
+        asks = header_of(scope, b"access-control-request-method")
+        cors = self._cors(scope)
+        if scope["method"] != "OPTIONS" or not asks or not cors:
+            return None
+        allowed = [(b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE"),
+                   (b"access-control-allow-headers", b"Authorization, Content-Type, Content-Encoding, Accept"),
+                   (b"access-control-max-age", b"600")]  # fmt: skip
+        return self._start(scope, 204, allowed)
+
+    async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
+        """The whole body; None where it was too large or too slow, and that was answered."""
+        headers = dict(scope["headers"])
+        most, parts, size = self.limits.maximum_body, [], 0
+        if int(headers.get(b"content-length") or 0) > most:
+            await self._refuse(scope, send, 413, "larger than this system takes")
+            return None
+        try:
+            async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        await self._refuse(scope, send, 413, "larger than this system takes")
+                        return None
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            await self._refuse(scope, send, 408, "too slow")
+            return None
+
+    async def _refuse(
+        self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
+    ) -> None:
+        """Refuse a request that bottle does not see."""
+        usual = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send(self._start(scope, status, [*usual, *headers]))
+        body = json.dumps(problem_json(HttpRefusal(status, text))).encode()
+        await send({"type": "http.response.body", "body": body})
+
+    async def _events(self, scope: Any, receive: Any, send: Any) -> None:
+        """The page's event stream: the number of each change, calmly; a remark keeps it open."""
+        cookie = cookie_of(scope, "minris")
+        ctx = self.web.context(Actor("web"))
+        run = asyncio.get_running_loop().run_in_executor
+        if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
+            await self._refuse(scope, send, 401, "log in first")
+            return
+        headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        event = asyncio.Event()
+        self.changes.waiting.add(event)
+        gone = asyncio.ensure_future(self._until_gone(receive, event))
+        try:
+            text = f"retry: 2000\ndata: {self.changes.number}\n\n"
+            while not gone.done():
+                chunk = {"type": "http.response.body", "body": text.encode(), "more_body": True}
+                await send(chunk)
+                await asyncio.sleep(self.CALM)
+                try:
+                    async with asyncio.timeout(self.KEEP_ALIVE):
+                        await event.wait()
+                    event.clear()
+                    text = f"data: {self.changes.number}\n\n"
+                except TimeoutError:
+                    text = ": still here\n\n"
+        except asyncio.CancelledError:
+            pass  # we are stopping; the page will look for us again
+        finally:
+            gone.cancel()
+            self.changes.waiting.discard(event)
+
+    @staticmethod
+    async def _until_gone(receive: Any, event: asyncio.Event) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        event.set()
+
+    async def listen(self, host: str, port: int, tls: Any = None) -> int:
+        """Open the web port: its number."""
+        import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+        from uvicorn.server import ServerState
+
+        config = uvicorn.Config(
+            self,
+            lifespan="off",
+            http="h11",
+            ws=functools.partial(EventSocket, self),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=10,
+            h11_max_incomplete_event_size=32768,
+        )
+        config.load()
+        self.state = ServerState()
+        protocol = bounded_protocol(H11Protocol, self)
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(
+            lambda: protocol(config=config, server_state=self.state, app_state={}),
+            host or None,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=5 if tls else None,
+        )
+        return self.server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        self.server.close()
+        for connection in list(self.state.connections):
+            connection.transport.abort()
+        if tasks := list(self.state.tasks):
+            await asyncio.wait(tasks, timeout=2)
+        self.workers.shutdown(wait=False)
+        self.readers.shutdown(wait=False)
+
+
+def bounded_protocol(base: type, server: WebServer) -> type:
+    """uvicorn's HTTP protocol with a time for each request to begin, and a bound for each address."""
+
+    class BoundedProtocol(base):
+        counted, timer, upgraded = "", None, False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            address = (transport.get_extra_info("peername") or ("", 0))[0]
+            server.addresses[address] += 1
+            self.counted = address
+            if server.addresses[address] > server.limits.maximum_connections_per_address:
+                log.warning("web: too many connections from %s", address)
+                transport.write(
+                    b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                )
+                transport.close()
+            else:
+                self._time_request()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._let_go()
+            super().connection_lost(error)
+
+        def _let_go(self) -> None:
+            if self.timer:
+                self.timer.cancel()
+            server.addresses[self.counted] -= 1
+            if not server.addresses[self.counted]:
+                del server.addresses[self.counted]
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self.upgraded = True  # EventSocket takes over
+            self._let_go()
+            super().handle_websocket_upgrade(event)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.upgraded:
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                self._time_request()
+            elif self.timer:
+                self.timer.cancel()
+                self.timer = None
+
+        def _time_request(self) -> None:
+            if not self.timer:
+                seconds = server.limits.request_timeout
+                self.timer = self.loop.call_later(seconds, self._too_slow)
+
+        def _too_slow(self) -> None:
+            self.timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return BoundedProtocol
+
+
+OPEN_TO_ORIGINS = (BASE, "/api/")  # what [web] cors_origins may call
+
+
+def compressed(
+    scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """An answer as gzip where that is asked for and worth it.
+
+    Not a page that may repeat what was asked: by its length a stranger could guess what else it says.
+    """
+    wanted = takes_gzip(header_of(scope, b"accept-encoding").decode("latin-1"))
+    done = any(name == b"content-encoding" for name, _ in headers)
+    page = not scope["path"].startswith((*OPEN_TO_ORIGINS, "/static/"))
+    if not wanted or done or status != 200 or len(content) < 1024:
+        return headers, content
+    if page and scope["query_string"]:
+        return headers, content
+    content = gzip.compress(content, 5, mtime=0)
+    kept = [(name, value) for name, value in headers if name != b"content-length"]
+    added = [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding"),
+             (b"content-length", str(len(content)).encode())]  # fmt: skip
+    return [*kept, *added], content

@@ -1,0 +1,300 @@
+"""The WebSocket of events (PS3.18 8.10)."""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import io
+import json
+import math
+import re
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+from minris import log
+from minris.access.context import Actor
+from minris.access.users import Login
+from minris.dataset.dicom_json import to_json
+from minris.dataset.elements import ElementIndex
+from minris.outbox import Event
+from minris.standard.dictionary import is_ae_title
+from minris.standard.status import HttpRefusal, Refusal, http_status
+from minris.standard.uids import UPS_PUSH
+from minris.web.request import (
+    BASE,
+    BEARER,
+    SECURITY_HEADERS,
+    Web,
+    check_headers,
+    check_origin,
+    check_speaker,
+    enter,
+    is_told_by_dimse_alone,
+    problem_json,
+)
+
+if TYPE_CHECKING:
+    from minris.web.server import WebServer
+
+
+SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # /ws as dcm4chee-arc has it
+
+
+@functools.lru_cache(maxsize=64)
+def event_members(uid: str, event_type: int, data: bytes) -> str:
+    """The members of an event's JSON after its Message ID, the same for every receiver."""
+    told = {
+        "00001000": {"vr": "UI", "Value": [uid]},
+        "00001002": {"vr": "US", "Value": [event_type]},
+        **to_json(ElementIndex(data)),
+    }
+    return json.dumps(told, ensure_ascii=False)[1:]
+
+
+def event_text(event: Event) -> str:
+    """An event as one object of DICOM JSON with its command attributes (PS3.18 8.10.5)."""
+    members = event_members(event.uid, event.event_type, event.data)
+    sop_class = f'"00000002": {{"vr": "UI", "Value": ["{UPS_PUSH}"]}}'
+    return f'{{{sop_class}, "00000110": {{"vr": "US", "Value": [{event.message_id}]}}, {members}'
+
+
+class EventSocket(asyncio.Protocol):
+    """A WebSocket of events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
+
+    Its own, on wsproto, since ASGI knows neither pings nor pongs nor how much waits to be sent.
+    """
+
+    MOST_UNHEARD = 1000  # events without a pong
+    PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
+
+    def __init__(self, server: "WebServer", **_: Any) -> None:
+        from wsproto import ConnectionType, WSConnection
+
+        self.server, self.delivery = server, server.web.box.socket_delivery
+        self.connection = WSConnection(ConnectionType.SERVER)
+        self.ae_title, self.ctx = "", None
+        self.began, self.position, self.owed = math.inf, 0, math.inf
+        self.told = 0  # events, in the order in which they were told
+        self._unheard: collections.deque[tuple[int, int]] = collections.deque()
+        self.is_open, self.writable = False, True
+        self.pinged = 0  # of the events told, the number in the last ping
+        self.waits_since: float | None = None  # for a pong
+
+    # What SocketDelivery asks of a socket.
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes more events."""
+        return self.is_open and self.writable and len(self._unheard) < self.MOST_UNHEARD
+
+    @property
+    def unheard(self) -> list[int]:
+        """The outbox rows without a pong."""
+        return [outbox_id for _, outbox_id in self._unheard]
+
+    def tell(self, event: Event) -> None:
+        """Send an event."""
+        from wsproto.events import TextMessage
+
+        self.position = event.outbox_id
+        try:
+            text = event_text(event)
+        except Exception:
+            log.exception("an event of %s cannot be told", event.uid)
+            return
+        self.told += 1
+        self._unheard.append((self.told, event.outbox_id))
+        self._send(TextMessage(data=text))
+
+    def ping(self) -> None:
+        """Ask whether all has arrived that was told."""
+        from wsproto.events import Ping
+
+        self.pinged = self.told
+        if self.waits_since is None:
+            self.waits_since = time.monotonic()
+        self._send(Ping(payload=str(self.told).encode()))
+
+    def is_alive(self) -> bool:
+        """Whether pings are answered; a socket that is silent is cut off."""
+        waits = self.waits_since is not None and time.monotonic() - self.waits_since
+        if waits and waits > self.PONG_WITHIN:
+            log.info("WebSocket of %s: no pong", self.ae_title)
+            self.transport.abort()
+            return False
+        return True
+
+    def is_allowed(self) -> bool:
+        """Whether its login still may hear what the AE is told."""
+        with contextlib.suppress(Refusal):
+            speak_for(self.server.web, self.request, self.ae_title)
+            return True
+        return False
+
+    def close(self, code: int) -> None:
+        """End it in order: the client has a second to answer, with pongs of what it has heard."""
+        from wsproto.events import CloseConnection
+
+        self._send(CloseConnection(code=code))
+        self.is_open = False
+        asyncio.get_running_loop().call_later(self.CLOSE_WITHIN, self.transport.abort)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        if self.ae_title:
+            self.delivery.closed(self)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.delivery.resume(self)
+
+    def data_received(self, data: bytes) -> None:
+        from wsproto.events import RejectConnection
+        from wsproto.utilities import ProtocolError
+
+        try:
+            self.connection.receive_data(data)
+            for event in self.connection.events():
+                self._take(event)
+        except (ProtocolError, UnicodeError) as error:  # the latter of headers beyond ASCII
+            answer = None if self.ae_title else RejectConnection()
+            self._wrong(getattr(error, "event_hint", answer))
+
+    def _take(self, event: Any) -> None:
+        from wsproto.events import CloseConnection, Ping, Pong, Request
+
+        if isinstance(event, Request):
+            self.transport.pause_reading()
+            self.opening = asyncio.get_running_loop().create_task(self._open(event))
+        elif isinstance(event, Ping):
+            if self.writable:  # RFC 6455 5.5.3: the last of several need be answered alone
+                self._send(event.response())
+        elif isinstance(event, Pong):
+            self._heard(bytes(event.payload))
+        elif isinstance(event, CloseConnection):
+            if self.is_open:
+                self._send(event.response())
+            self.transport.close()
+
+    def _wrong(self, answer: Any) -> None:
+        """Answer what is no WebSocket: a handshake with an HTTP code, a frame with a close."""
+        if answer is not None:
+            with contextlib.suppress(Exception):
+                self.transport.write(self.connection.send(answer))
+        self.is_open = False
+        self.transport.close()
+
+    def _send(self, event: Any) -> None:
+        if self.is_open and not self.transport.is_closing():
+            self.transport.write(self.connection.send(event))
+
+    def _heard(self, payload: bytes) -> None:
+        """A pong: all that was told before its ping has arrived."""
+        number = int(payload) if re.fullmatch(rb"[0-9]{1,18}", payload) else -1
+        if not 0 <= number <= self.pinged:
+            return  # of no ping of ours
+        self.waits_since = time.monotonic() if number < self.pinged else None
+        heard = []
+        while self._unheard and self._unheard[0][0] <= number:
+            heard.append(self._unheard.popleft()[1])
+        if heard:
+            self.delivery.has_heard(self, heard)
+            self.delivery.resume(self)
+
+    # The handshake.
+
+    async def _open(self, asked: Any) -> None:
+        from wsproto.events import AcceptConnection
+
+        peer = self.transport.get_extra_info("peername") or ("", 0)
+        try:
+            if not self.server.rate.allows(peer[0], time.monotonic()):
+                raise HttpRefusal(429, "Too many requests")
+            run = asyncio.get_running_loop().run_in_executor
+            title, login = await run(self.server.workers, self._enter, asked, peer[0])
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        except Exception:  # the store, or we: nobody waits for ever
+            log.exception("WebSocket handshake failed")
+            self._refuse(HttpRefusal(500, "Something is wrong here"))
+            return
+        if self.transport.is_closing():
+            return
+        offered = [one for one in asked.subprotocols if not one.startswith(BEARER)]
+        accept = AcceptConnection(subprotocol=offered[0] if offered else None)
+        self.transport.write(self.connection.send(accept))
+        self.ae_title, self.is_open = title, True
+        self.ctx = self.server.web.context(Actor(login.name, peer[0], login.role))
+        self.delivery.open(self)
+        self.transport.resume_reading()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer a handshake with an HTTP code."""
+        from wsproto.events import RejectConnection, RejectData
+
+        code = http_status("subscribe", refusal)
+        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
+        headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
+        reject = RejectConnection(status_code=code, headers=headers, has_body=True)
+        text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        self.transport.write(self.connection.send(reject))
+        self.transport.write(self.connection.send(RejectData(data=text)))
+        self.transport.close()
+
+    def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
+        """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
+        web, server = self.server.web, self.server
+        path, _, query = asked.target.partition("?")
+        found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
+        if not found:
+            raise HttpRefusal(404, "There is no WebSocket here")
+        if len(self.delivery) >= server.limits.maximum_websockets:
+            raise HttpRefusal(503, "There are too many WebSockets")
+        title = urllib.parse.unquote(found[1]).strip()
+        if not is_ae_title(title):
+            raise HttpRefusal(400, "That is no AE title")
+        self.request = handshake_request(asked, path, query, address)
+        login = speak_for(web, self.request, title)
+        if is_told_by_dimse_alone(web, title):
+            raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
+        return title, login
+
+
+def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
+    """A handshake as the request that find_login reads."""
+    import bottle
+
+    try:
+        host = asked.host.encode("idna").decode()
+    except UnicodeError:
+        raise HttpRefusal(400, "That is no host") from None
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
+        "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
+    }  # fmt: skip
+    check_headers(asked.extra_headers)
+    for name, value in asked.extra_headers:
+        environ[f"HTTP_{name.decode().upper().replace('-', '_')}"] = value.decode("latin-1")
+    for one in asked.subprotocols:  # a browser can send no other header of its own
+        if one.startswith(BEARER):
+            environ["HTTP_AUTHORIZATION"] = f"Bearer {one.removeprefix(BEARER)}"
+    return bottle.BaseRequest(environ)
+
+
+def speak_for(web: "Web", request: Any, ae_title: str) -> Login:
+    """The login of a request for an AE. Refuses 0124; 401 where there is none."""
+    login, _ = enter(web, request, "desk")
+    if login.csrf:
+        check_origin(web, request)  # of a browser, which sends its cookie for any site
+    check_speaker(login, ae_title)
+    return login
