@@ -540,7 +540,7 @@ REPERTOIRES = repertoire_table(
 )
 DESIGNATIONS = {one.escape: one for found in REPERTOIRES.values() for one in found}
 ASCII_REPERTOIRE = REPERTOIRES["6"][0]
-_ESCAPE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
+ESCAPE_SEQUENCE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
 CHARACTER_SETS_ALONE = types.MappingProxyType(
     {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 )
@@ -642,22 +642,22 @@ def attribute_name(tag: int) -> str:
     return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_KNOWN_VRS = _LONG_VRS | frozenset(
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+KNOWN_VRS = LONG_VRS | frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
-_TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
-_MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
-_ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
-_LED_BY_SPACES = _ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
-_SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
+TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
+MAY_BE_TEXT = TEXT_VRS | {b"SQ", b"UN"}
+ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
+LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
+SPACE_PADDED_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 
 
 def kind_of_vr(vr: bytes) -> str:
     """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
     if vr == b"SQ":
         return "SQ"
-    if vr in _SPACE_PADDED or vr == b"UI":
+    if vr in SPACE_PADDED_VRS or vr == b"UI":
         return "text"
     return "number" if vr in b"US SS UL SL FL FD UV SV".split() else "bytes"
 
@@ -668,10 +668,10 @@ def allows(tag: int, vr: bytes) -> bool:
     return known == "UN" or vr.decode() in known
 
 
-_BINARY_NUMBERS = {
+BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
-_BINARY_VRS = frozenset(_BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
+BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
 # What a value of a VR may be. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
@@ -2048,12 +2048,12 @@ def settings_reference() -> str:
 # Encoded elements, and the index of an encoded data set.
 # ------------------------------------------------------------------------------------------------
 
-_HEADER = struct.Struct("<HH2sH")
-_TAG = struct.Struct("<HH")
-_TAG_LENGTH = struct.Struct("<HHI")
-_LENGTH = struct.Struct("<I")
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ELEMENT_HEADER = struct.Struct("<HH2sH")
+TAG = struct.Struct("<HH")
+TAG_AND_LENGTH = struct.Struct("<HHI")
+LENGTH = struct.Struct("<I")
+UNDEFINED_LENGTH = 0xFFFFFFFF
+ITEM_TAG, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 class Malformed(ValueError):
@@ -2067,25 +2067,27 @@ class TooManyElements(Malformed):
 def pad(value: bytes, vr: bytes) -> bytes:
     """The value at even length."""
     if len(value) & 1:
-        return value + (b" " if vr in _SPACE_PADDED else b"\0")
+        return value + (b" " if vr in SPACE_PADDED_VRS else b"\0")
     return value
 
 
 def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One element in Explicit VR Little Endian; the value is padded to even length."""
     value = pad(value, vr)
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         return (
-            _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + len(value).to_bytes(4, "little") + value
+            ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0)
+            + len(value).to_bytes(4, "little")
+            + value
         )
     if len(value) > 0xFFFF:
         raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
-    return _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+    return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
 
 
 def encode_item(content: bytes) -> bytes:
     """One item of a sequence, with defined length."""
-    return _TAG_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
+    return TAG_AND_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
 
 
 def encode_items(tag: int, contents: Iterable[bytes]) -> bytes:
@@ -2099,7 +2101,8 @@ def encode_text(keyword: str, text: str) -> bytes:
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
-def _by_tag(found: Mapping[int, bytes]) -> list[bytes]:
+def in_tag_order(found: Mapping[int, bytes]) -> list[bytes]:
+    """Encoded elements in the order of their tags (PS3.5 7.1)."""
     return [found[tag] for tag in sorted(found)]
 
 
@@ -2112,11 +2115,11 @@ class ElementIndex:
         self.data, self.start = data, start
         self.end = end = len(data) if end is None else end
         self.found: dict[int, tuple[bytes, int, int, int]] = {}
-        found, unpack, pos = self.found, _HEADER.unpack_from, start
+        found, unpack, pos = self.found, ELEMENT_HEADER.unpack_from, start
         while pos < end:
             group, number, vr, length = unpack(data, pos)
             value = pos + 8
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 length = int.from_bytes(data[value : value + 4], "little")
                 value += 4
             found[group << 16 | number] = vr, pos, value, value + length
@@ -2149,10 +2152,10 @@ class ElementIndex:
     def text(self, tag: int) -> str:
         """The value as text, without padding; numbers of binary VRs as decimal digits."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
-        if vr in _BINARY_NUMBERS:
+        if vr in BINARY_NUMBERS:
             return "\\".join(map(str, unpack_numbers(vr, self.data[start:end])))
         text = self.data[start:end].decode("utf-8", "replace").rstrip(" \0")
-        return text if vr in _LED_BY_SPACES else text.lstrip(" ")
+        return text if vr in LED_BY_SPACES else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
         """The text of a keyword, empty where there is none."""
@@ -2183,7 +2186,7 @@ class ElementIndex:
     def has_value(self, tag: int) -> bool:
         """Whether there is a value other than padding, or an item."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
-        return end > start and (vr in _BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
+        return end > start and (vr in BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
 
     def __bytes__(self) -> bytes:
         return self.data[self.start : self.end]
@@ -2193,7 +2196,7 @@ class ElementIndex:
         elements = {tag: self.element(tag) for tag in self.found}
         for other in others:
             elements |= {tag: other.element(tag) for tag in other.found}
-        return b"".join(_by_tag(elements))
+        return b"".join(in_tag_order(elements))
 
     def without(self, tags: Iterable[int]) -> bytes:
         """The data set less some elements."""
@@ -2211,19 +2214,19 @@ EMPTY = ElementIndex(b"")
 def text_elements(**texts: str) -> ElementIndex:
     """A data set of text elements by keyword; those without a text are left out."""
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
-    return ElementIndex(b"".join(_by_tag(elements)))
+    return ElementIndex(b"".join(in_tag_order(elements)))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
     """The numbers of a binary value; bytes left over are ignored."""
-    code = _BINARY_NUMBERS[vr]
+    code = BINARY_NUMBERS[vr]
     count = len(value) // struct.calcsize(code)
     return struct.unpack_from(f"<{count}{code}", value)
 
 
 def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
     """Numbers of one binary VR in another. Raises Malformed"""
-    numbers, code = unpack_numbers(vr, value), _BINARY_NUMBERS[right]
+    numbers, code = unpack_numbers(vr, value), BINARY_NUMBERS[right]
     try:
         return struct.pack(f"<{len(numbers)}{code}", *numbers)
     except (struct.error, OverflowError):
@@ -2273,7 +2276,7 @@ class CharacterSet:
 
     def delimiters(self, vr: bytes) -> bytes:
         """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
-        return b"\r\n\f\t" + (b"" if vr in _ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
+        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
 
     def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
         """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
@@ -2292,7 +2295,7 @@ class CharacterSet:
         while pos < len(raw):
             byte = raw[pos]
             if byte == 0x1B:
-                found = _ESCAPE.match(raw, pos)
+                found = ESCAPE_SEQUENCE.match(raw, pos)
                 one = DESIGNATIONS.get(found[1]) if found else None
                 if not one:
                     raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
@@ -2592,7 +2595,8 @@ def typed_name(text: str) -> str:
 # Dates and times: ranges of keys, instants, and what people read.
 # ------------------------------------------------------------------------------------------------
 
-def _refuse_key(tag: int, words: str) -> Refusal:
+def key_refusal(tag: int, words: str) -> Refusal:
+    """The refusal (A900) of a key that cannot be matched on."""
     return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
@@ -2637,7 +2641,7 @@ def _time_end(text: str) -> str:
     return digits + "5959"[len(digits) - 2 :] + ".999999"
 
 
-def _time_start(text: str) -> str:
+def time_start(text: str) -> str:
     """The first instant that an imprecise time covers."""
     return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
 
@@ -2650,11 +2654,11 @@ def interval(tag: int, vr: bytes, text: str) -> Interval:
         if words := value_problem(vr.decode(), part):
             raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, words)])
     if not (low or high):
-        raise _refuse_key(tag, "is not a range")
+        raise key_refusal(tag, "is not a range")
     form = f"{'a' if low else ''}{dash}{'b' if high else ''}"
     high = high if dash else low
     if vr == b"TM":
-        return Interval(_time_start(low) if low else "", _time_end(high) if high else "", form)
+        return Interval(time_start(low) if low else "", _time_end(high) if high else "", form)
     return Interval(low, high, form)
 
 
@@ -2665,7 +2669,7 @@ class TimeInterval(Interval):
 
     def holds(self, text: str) -> bool:
         """Whether one time lies in it."""
-        text = _time_start(normal_time(text))
+        text = time_start(normal_time(text))
         return text >= self.low and (not self.high or text <= self.high)
 
 
@@ -2772,9 +2776,9 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
         first = datetime_bounds(low, zone) if low else None
         last = datetime_bounds(high, zone) if high else None
     except (ValueError, OverflowError):
-        raise _refuse_key(tag, "is not a date and time or a range of them") from None
+        raise key_refusal(tag, "is not a date and time or a range of them") from None
     if not (first or last):
-        raise _refuse_key(tag, "is not a range")
+        raise key_refusal(tag, "is not a range")
     if not dash:
         return Instants(first[0], first[1], zone)
     return Instants(first[0] if first else None, last[1] if last else None, zone)
@@ -2799,8 +2803,8 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         if vr == b"SQ":
             for item in index.items(tag):
                 yield from value_problems(item)
-        elif vr not in _BINARY_VRS:
-            texts = [index.text(tag)] if vr in _ONE_VALUE_VRS else index.values(tag)
+        elif vr not in BINARY_VRS:
+            texts = [index.text(tag)] if vr in ONE_VALUE_VRS else index.values(tag)
             if (
                 len(texts) > 1
                 and datadict.dictionary_has_tag(tag)
@@ -2853,7 +2857,7 @@ def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
         for attribute in table.children()
         if attribute.cells[column].startswith("2/") and attribute.tag not in index
     }
-    return index.merged(ElementIndex(b"".join(_by_tag(absent))))
+    return index.merged(ElementIndex(b"".join(in_tag_order(absent))))
 
 
 def selected_attributes(
@@ -2877,7 +2881,7 @@ def selected_attributes(
         else:
             missing = True
     status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
-    return status, b"".join(_by_tag(parts))
+    return status, b"".join(in_tag_order(parts))
 
 
 def check_uid(uid: str) -> None:
@@ -2898,7 +2902,7 @@ def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
 
 
-def _noted(problems: Iterable[Problem]) -> str:
+def noted_problems(problems: Iterable[Problem]) -> str:
     """What was forgiven, for the log and the step's page."""
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
@@ -2955,13 +2959,13 @@ def _json_whole_or_float(number: float) -> float | str:
 def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
     if vr == b"SQ":
         return [to_json(item) for item in index.items(tag)]
-    if vr in _BINARY_NUMBERS:
+    if vr in BINARY_NUMBERS:
         return [_json_whole_or_float(n) for n in unpack_numbers(vr, index.value(tag))]
     if vr == b"AT":
         value = index.value(tag)
         pairs = struct.iter_unpack("<HH", value[: len(value) // 4 * 4])
         return [f"{group:04X}{element:04X}" for group, element in pairs]
-    if vr in _ONE_VALUE_VRS:
+    if vr in ONE_VALUE_VRS:
         return [index.text(tag)]
     values = index.values(tag)
     if vr == b"PN":
@@ -2999,18 +3003,18 @@ def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> byt
         if not all(item is None or isinstance(item, dict) for item in values):
             raise TypeError
         return b"".join(encode_item(from_json(item or {}, depth + 1)) for item in values)
-    if vr in _BINARY_NUMBERS:
-        code = _BINARY_NUMBERS[vr]
+    if vr in BINARY_NUMBERS:
+        code = BINARY_NUMBERS[vr]
         cast = _float if code in "fd" else _whole_number
         return struct.pack(f"<{len(values)}{code}", *map(cast, values))
     if vr == b"AT":
         if not all(re.fullmatch(r"[0-9A-Fa-f]{8}", value) for value in values):
             raise TypeError
-        return b"".join(_TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
-    if len(values) > 1 and vr in _ONE_VALUE_VRS:
+        return b"".join(TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
+    if len(values) > 1 and vr in ONE_VALUE_VRS:
         raise _bad_json(key, "has more than one value")
     texts = [_json_text(vr, value) for value in values]
-    if vr not in _ONE_VALUE_VRS and any("\\" in text for text in texts):
+    if vr not in ONE_VALUE_VRS and any("\\" in text for text in texts):
         raise _bad_json(key, "has a backslash, which would make two values of one")  # PS3.18 F.2.4
     return "\\".join(texts).rstrip(" ").encode()
 
@@ -3060,7 +3064,7 @@ def _json_vr(key: str, tag: int, given: Any) -> bytes:
     if given is None:
         return vr_of(tag).encode()
     vr = given.encode("ascii", "replace") if isinstance(given, str) else b""
-    if vr not in _KNOWN_VRS:
+    if vr not in KNOWN_VRS:
         raise _bad_json(key, "has no known vr")
     if vr == b"UN" and vr_of(tag) != "SQ":
         return vr_of(tag).encode()
@@ -3096,7 +3100,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
             raise _bad_json(key, "has a value that its vr does not allow") from None
-    return b"".join(_by_tag(found))
+    return b"".join(in_tag_order(found))
 
 
 _JSON_CONTENTS = frozenset(("Value", "InlineBinary", "BulkDataURI"))
@@ -3153,7 +3157,7 @@ class _Recoder:
         while pos < end:
             tag, vr, start, length = self.header(pos, end, explicit)
             if tag == until:
-                return b"".join(found.values() if ordered else _by_tag(found)), start
+                return b"".join(found.values() if ordered else in_tag_order(found)), start
             if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
                 raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
             self.count += 1
@@ -3167,19 +3171,19 @@ class _Recoder:
                 ordered, last = ordered and tag > last, tag
         if until:
             raise Malformed("a delimiter is missing")
-        return b"".join(found.values() if ordered else _by_tag(found)), pos
+        return b"".join(found.values() if ordered else in_tag_order(found)), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty where implicit), start and length of the value."""
         if pos + 8 > end:
             raise Malformed("ends in the middle of an element")
-        group, number, vr, length = _HEADER.unpack_from(self.data, pos)
+        group, number, vr, length = ELEMENT_HEADER.unpack_from(self.data, pos)
         tag, start = group << 16 | number, pos + 8
         if not explicit or group == 0xFFFE:
             return tag, b"", start, int.from_bytes(self.data[pos + 4 : pos + 8], "little")
-        if vr not in _KNOWN_VRS:
+        if vr not in KNOWN_VRS:
             raise Malformed(f"{attribute_name(tag)} has no known VR")
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             if start + 4 > end:
                 raise Malformed("ends in the middle of an element")
             return tag, vr, start + 4, int.from_bytes(self.data[start : start + 4], "little")
@@ -3203,7 +3207,7 @@ class _Recoder:
         right = vr if allows(tag, vr) else vr_of(tag).encode()
         if kind_of_vr(vr) != kind_of_vr(right):
             raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
-        if length == _UNDEFINED:
+        if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has no length")
             return self.sequence(tag, start, end, explicit, charset, depth, delimited=True)
@@ -3212,11 +3216,11 @@ class _Recoder:
         if vr == b"SQ":
             return self.sequence(tag, start, start + length, explicit, charset, depth)
         value = self.data[start : start + length]
-        if right in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
+        if right in TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
             value = self.text(tag, right, value, charset)
-            if len(value) > 0xFFFE and right not in _LONG_VRS:
+            if len(value) > 0xFFFE and right not in LONG_VRS:
                 raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
-        if right != vr and vr in _BINARY_NUMBERS:
+        if right != vr and vr in BINARY_NUMBERS:
             value = repacked(tag, vr, value, right)
         return encode_element(tag, right, value), start + length
 
@@ -3234,12 +3238,12 @@ class _Recoder:
         items = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
-            if item == _SEQUENCE_END and delimited:
+            if item == SEQUENCE_END and delimited:
                 return encode_items(tag, items), start
-            if item != _ITEM:
+            if item != ITEM_TAG:
                 raise Malformed(f"{attribute_name(tag)} holds something that is no item")
-            if length == _UNDEFINED:
-                content, pos = self.elements(start, end, explicit, charset, depth + 1, _ITEM_END)
+            if length == UNDEFINED_LENGTH:
+                content, pos = self.elements(start, end, explicit, charset, depth + 1, ITEM_END)
             elif start + length > end:
                 raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
             else:
@@ -3255,7 +3259,7 @@ class _Recoder:
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
         """A text value in UTF-8; notes where it had to be recovered."""
         # a backslash in a text of several values would make two of one
-        text, how = decode_text(value, charset, vr, "\\" if vr in _ONE_VALUE_VRS else "\ufffd")
+        text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
             (self.recovered if how == "recovered" else self.damaged).append(tag)
         return text.rstrip(" ").encode()
@@ -3324,7 +3328,7 @@ def recode_noting(
 # Source: PS3.4 C.2.2.2 and K.2.2.
 
 Test = Callable[[bytes], bool]
-_WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
+WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
 
 
 class Wildcard:
@@ -3419,8 +3423,8 @@ def name_test(text: str) -> Test:
 
 def text_test(text: str, vr: bytes) -> Test:
     """A key of another text VR: exact and case-sensitive, or with wildcards."""
-    one_value = vr in _ONE_VALUE_VRS
-    if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
+    one_value = vr in ONE_VALUE_VRS
+    if vr in WILDCARD_VRS and ("*" in text or "?" in text):
         pattern = Wildcard(text)
 
         def test(value: bytes) -> bool:
@@ -3449,7 +3453,7 @@ def uid_test(uids: list[str]) -> Test:
 def number_test(text: str, vr: bytes) -> Test:
     """A key of a number: equal by value."""
     wanted = frozenset(map(float, text.split("\\")))
-    if vr in _BINARY_NUMBERS:
+    if vr in BINARY_NUMBERS:
         return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
 
     def test(value: bytes) -> bool:
@@ -3470,19 +3474,19 @@ def key_test(
     values = [value.strip(" ") for value in text.split("\\")]
     if vr == b"UI":
         return uid_test(values)
-    if len(values) > 1 and vr not in _ONE_VALUE_VRS:
-        raise _refuse_key(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
+    if len(values) > 1 and vr not in ONE_VALUE_VRS:
+        raise key_refusal(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
     if vr == b"PN":
         return name_test(text)
     if vr in (b"DA", b"TM"):
         return key_interval(tag, vr, text).test
     if vr == b"DT":
         return instants(tag, text, zone).test
-    if vr in _BINARY_NUMBERS or vr in (b"DS", b"IS"):
+    if vr in BINARY_NUMBERS or vr in (b"DS", b"IS"):
         try:
             return number_test(text, vr)
         except ValueError:
-            raise _refuse_key(tag, "is not a number") from None
+            raise key_refusal(tag, "is not a number") from None
     return text_test(text, vr)
 
 
@@ -3825,7 +3829,7 @@ class Search:
         if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
             # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
             if tag == 0x00080201 and tag in self.extra:
-                self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
+                self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
             return
         path = (*self.path, tag)
         attribute = table.get(path)
@@ -3850,8 +3854,8 @@ class Search:
         absent = (
             b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         )
-        self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
-        if vr_of(tag).encode() in _MAY_BE_TEXT:  # not the VR of the query, which may be wrong
+        self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
+        if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
@@ -3862,7 +3866,7 @@ class Search:
     def _add_sequence(self, tag: int, table: AttributeTable, path: tuple[int, ...]) -> None:
         items = self.index.items(tag)
         if len(items) > 1:
-            raise _refuse_key(tag, "has more than one item")  # PS3.4 C.2.2.2.6
+            raise key_refusal(tag, "has more than one item")  # PS3.4 C.2.2.2.6
         if items and items[0].found:
             nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
@@ -3903,7 +3907,7 @@ class Search:
             if not entry or not test(data[entry[2] : entry[3]]):
                 return False
         if self.combined:
-            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
             if not index.text(START_DATE) or not self.combined.holds(at):
                 return False
         for tag, nested in self.nested.items():
@@ -3924,7 +3928,7 @@ class Search:
             if tag not in index or not test(index.value(tag))
         ]
         if self.combined:
-            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
             if not index.text(START_DATE) or not self.combined.holds(at):
                 found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
         for tag, nested in self.nested.items():
@@ -3971,7 +3975,7 @@ class Search:
                 extended = nested._extended if nested else has_extended_text
                 if any(map(extended, index.items(tag))):
                     return True
-            elif vr in _TEXT_VRS and not data[start:end].isascii():
+            elif vr in TEXT_VRS and not data[start:end].isascii():
                 return True
         return False
 
@@ -3996,12 +4000,12 @@ class Search:
                 value = data[start:end]
                 if one_name and vr == b"PN":
                     value = one_group(value, self.style.name_groups)
-                if not plain and vr in _TEXT_VRS and not value.isascii():
+                if not plain and vr in TEXT_VRS and not value.isascii():
                     value = self._text(vr, value, charset)
                 if self.explicit:
                     parts.append(encode_element(tag, vr, value))
                 else:
-                    parts += raw_tag, _LENGTH.pack(len(value)), value
+                    parts += raw_tag, LENGTH.pack(len(value)), value
         return parts
 
     def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
@@ -4048,7 +4052,7 @@ class Search:
                 value = b"".join(map(encode_item, contents))
             elif vr == b"PN" and self.style.name_groups != "all":
                 value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
-            elif vr in _TEXT_VRS:
+            elif vr in TEXT_VRS:
                 value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
@@ -4059,7 +4063,7 @@ class Search:
         if self.explicit:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
-        return _TAG_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
+        return TAG_AND_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
 
 
 def has_extended_text(index: ElementIndex) -> bool:
@@ -4067,7 +4071,7 @@ def has_extended_text(index: ElementIndex) -> bool:
     return any(
         any(map(has_extended_text, index.items(tag)))
         if index.vr(tag) == b"SQ"
-        else index.vr(tag) in _TEXT_VRS and not index.value(tag).isascii()
+        else index.vr(tag) in TEXT_VRS and not index.value(tag).isascii()
         for tag in index
     )
 
@@ -4089,7 +4093,7 @@ def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
     return all(
         all(carries_all(charset, item) for item in index.items(tag))
         if index.vr(tag) == b"SQ"
-        else index.vr(tag) not in _TEXT_VRS or charset.carries(index.text(tag))
+        else index.vr(tag) not in TEXT_VRS or charset.carries(index.text(tag))
         for tag in index
     )
 
@@ -5053,7 +5057,8 @@ def erase(what: str, *values: Any) -> int:
     return database.execute_sql(f"DELETE FROM {what}", values).rowcount
 
 
-def _exists(model: type[Stored], column: str, value: str) -> bool:
+def row_exists(model: type[Stored], column: str, value: str) -> bool:
+    """Whether a row of `model` has this value in the column."""
     sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
@@ -5517,7 +5522,7 @@ def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Ite
         server.shutdown()
 
 
-def _dataset(index: ElementIndex) -> Any:
+def dataset_of(index: ElementIndex) -> Any:
     """A stored data set as pydicom's."""
     from pydicom.filereader import read_dataset
 
@@ -5617,7 +5622,7 @@ class SimulatedArchive(Peer):
             data = availability_data(study, list(of_study), [])
             with self.association() as association:
                 status, _ = association.send_n_create(
-                    _dataset(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                    dataset_of(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
                 )
             code = f"{status.Status:04X}" if status else "no answer"
             self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
@@ -6002,9 +6007,9 @@ class Workstation(Peer):
             CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
         )
         data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
-        ds = _dataset(ElementIndex(data))
+        ds = dataset_of(ElementIndex(data))
         if station:
-            code_ds = _dataset(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
+            code_ds = dataset_of(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
             ds.ScheduledStationNameCodeSequence = [code_ds]
         uid = new_uid()
         with self.association() as association:
@@ -6097,7 +6102,7 @@ class Workstation(Peer):
             self._act("unsubscribe", 4, uid, action, UPS_WATCH)
 
     def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
-        ds = _dataset(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+        ds = dataset_of(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
         with self.association() as association:
             status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
         self._said(f"N-SET             {words}", status)
@@ -6107,7 +6112,7 @@ class Workstation(Peer):
     ) -> None:
         with self.association() as association:
             status, _ = association.send_n_action(
-                _dataset(information), kind, UPS_PUSH, uid, meta_uid=sop_class
+                dataset_of(information), kind, UPS_PUSH, uid, meta_uid=sop_class
             )
         self._said(f"N-ACTION          {words}", status)
 
@@ -7068,8 +7073,8 @@ def permit(role: str, least: str) -> bool:
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
-_PDU_HEADER = struct.Struct(">BBI")
-_PDV_HEADER = struct.Struct(">IBB")
+PDU_HEADER = struct.Struct(">BBI")
+PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101
 C_CANCEL_RQ = 0x0FFF
 OPERATIONS = {
@@ -7108,11 +7113,11 @@ class AcceptedContext(NamedTuple):
 
 def abort_pdu(source: int, reason: int = 0) -> bytes:
     """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
-    return _PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
+    return PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
 
 
-RELEASE_RQ_PDU = _PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
-RELEASE_RP_PDU = _PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
+RELEASE_RQ_PDU = PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
+RELEASE_RP_PDU = PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
 
 
 @functools.lru_cache(maxsize=256)
@@ -7128,7 +7133,7 @@ def decode_command(data: bytes) -> dict[str, Any]:
     while pos < len(data):
         if pos + 8 > len(data):
             raise ProtocolError("a command set ends in the middle of an element")
-        group, element, length = _TAG_LENGTH.unpack_from(data, pos)
+        group, element, length = TAG_AND_LENGTH.unpack_from(data, pos)
         pos += 8 + length
         if group or pos > len(data):
             raise ProtocolError("a command set holds something that is no command element")
@@ -7161,12 +7166,12 @@ def encode_command(**fields: Any) -> bytes:
         if vr == "US":
             raw = int(value).to_bytes(2, "little")
         elif vr == "AT":
-            raw = b"".join(_TAG.pack(one >> 16, one & 0xFFFF) for one in value)
+            raw = b"".join(TAG.pack(one >> 16, one & 0xFFFF) for one in value)
         else:
             raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
-        elements[tag] = _TAG_LENGTH.pack(0, tag, len(raw)) + raw
-    body = b"".join(_by_tag(elements))
-    return _TAG_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
+        elements[tag] = TAG_AND_LENGTH.pack(0, tag, len(raw)) + raw
+    body = b"".join(in_tag_order(elements))
+    return TAG_AND_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
 
 
 def message_pdus(
@@ -7186,12 +7191,12 @@ def message_pdus(
     pdus, together = [], b""
     for number, (part, kind) in enumerate(parts):
         control = kind | (2 if number in last else 0)
-        value = _PDV_HEADER.pack(len(part) + 2, context.id, control) + part
+        value = PDV_HEADER.pack(len(part) + 2, context.id, control) + part
         if together and (len(together) + len(value) > longest or not combined):
-            pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
+            pdus.append(PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
             together = b""
         together += value
-    return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
+    return b"".join(pdus) + PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
 
 
 # ------------------------------------------------------------------------------------------------
@@ -7209,7 +7214,7 @@ class Rejection(Exception):
 
     def __init__(self, result: int, source: int, reason: int, words: str) -> None:
         super().__init__(words)
-        self.pdu = _PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
+        self.pdu = PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
 
 
 class Negotiated(NamedTuple):
@@ -7285,7 +7290,7 @@ def _known_items(pdu: bytes) -> bytes:
         if kind in (0x10, 0x20, 0x50):
             parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
     body = pdu[6:74] + b"".join(parts)
-    return _PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
+    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
 
 
 class Negotiator:
@@ -7650,7 +7655,7 @@ class Association(asyncio.Protocol):
         pos, have = 0, len(buffer)
         try:
             while have - pos >= 6 and self.state != "Sta1":
-                kind, _, length = _PDU_HEADER.unpack_from(buffer, pos)
+                kind, _, length = PDU_HEADER.unpack_from(buffer, pos)
                 if kind not in PDU_EVENTS:
                     raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
                 if length > self._longest(kind):
@@ -7881,7 +7886,7 @@ class Association(asyncio.Protocol):
         while pos < end:
             if pos + 6 > end:
                 raise ProtocolError("a presentation data value is cut short")
-            length, context_id, control = _PDV_HEADER.unpack_from(pdu, pos)
+            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
             if length < 2 or pos + 4 + length > end:
                 raise ProtocolError("a presentation data value has a wrong length")
             fragment = pdu[pos + 6 : pos + 4 + length]
@@ -8021,7 +8026,7 @@ class Association(asyncio.Protocol):
     ) -> bool:
         """Write many messages with the same command set, 64 KiB and more at a time."""
         pdus, size = [], 0
-        prefix = _PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
+        prefix = PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
         extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length
         for data in answers:
             length = extra + len(data)
@@ -8029,9 +8034,9 @@ class Association(asyncio.Protocol):
                 pdus.append(
                     b"%b%b%b%b"
                     % (
-                        _PDU_HEADER.pack(P_DATA_TF, 0, length),
+                        PDU_HEADER.pack(P_DATA_TF, 0, length),
                         prefix,
-                        _PDV_HEADER.pack(len(data) + 2, context.id, 2),
+                        PDV_HEADER.pack(len(data) + 2, context.id, 2),
                         data,
                     )
                 )
@@ -8199,7 +8204,7 @@ class Caller:
 
     async def _pdu(self) -> tuple[int, bytes]:
         header = await self.reader.readexactly(6)
-        kind, _, length = _PDU_HEADER.unpack(header)
+        kind, _, length = PDU_HEADER.unpack(header)
         if length > self.LONGEST:
             raise ProtocolError("it sent a PDU past the limit")
         return kind, header + await self.reader.readexactly(length)
@@ -8258,7 +8263,7 @@ class Caller:
         """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
         pos = 6
         while pos + 6 <= len(pdu):
-            length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
+            length, _, control = PDV_HEADER.unpack_from(pdu, pos)
             part = self.command if control & 1 else self.data
             part += pdu[pos + 6 : pos + 4 + length]
             pos += 4 + max(length, 2)
@@ -8846,7 +8851,8 @@ def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) ->
             return identifier
 
 
-def _belongs_to_another(keyword: str, value: str) -> Refusal:
+def belongs_to_another(keyword: str, value: str) -> Refusal:
+    """The refusal (0111) of an identifier that another patient has."""
     words = Message("{value} belongs to another patient", value=value)
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
 
@@ -8855,7 +8861,7 @@ def check_accession(accession: str, patient_row: int) -> None:
     """Refuse (0111) the accession number of another patient."""
     sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
     if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
-        raise _belongs_to_another("AccessionNumber", accession)
+        raise belongs_to_another("AccessionNumber", accession)
 
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
@@ -9017,7 +9023,7 @@ def step_columns(data: bytes) -> dict[str, str]:
         "name_key": name_key(index.get("PatientName")),
         "modality": step.get("Modality"),
         "start_date": step.get("ScheduledProcedureStepStartDate"),
-        "start_time": _time_start(step.get("ScheduledProcedureStepStartTime")),
+        "start_time": time_start(step.get("ScheduledProcedureStepStartTime")),
         "status": step.get("ScheduledProcedureStepStatus"),
     }
 
@@ -9508,10 +9514,10 @@ def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = F
     patient.updated_at = ctx.stamp()
     patient.save()
     audit(ctx, "patient updated", patient.patient_id)
-    _refold_open(patient)
+    refold_open(patient)
 
 
-def _refold_open(patient: Patient) -> None:
+def refold_open(patient: Patient) -> None:
     """Let the open steps of a patient follow what is known of the patient."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
@@ -9522,10 +9528,10 @@ def _refold_open(patient: Patient) -> None:
         )
     )
     for step in steps:
-        _refold(step, patient, step.procedure, bytes(step_item(step)))
+        refold(step, patient, step.procedure, bytes(step_item(step)))
 
 
-def _refold(
+def refold(
     step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
 ) -> None:
     """Fold a step's data set anew and write it with a new version."""
@@ -9544,11 +9550,12 @@ def _refold(
         step.start_date,
     ):
         ScheduledStation.delete().where(ScheduledStation.step == step).execute()
-        _save_stations(step.id, stations, columns["start_date"])
+        save_stations(step.id, stations, columns["start_date"])
     step.data, step.status = data, columns["status"]
 
 
-def _save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+    """Write the stations that a step is scheduled for, each once."""
     for title in dict.fromkeys(stations):
         database.execute_sql(
             "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
@@ -9904,7 +9911,7 @@ def undo(ctx: Context, about: str) -> None:
         for item in items:
             _restore_item(*item)
         for patient in Patient.select().where(Patient.id.in_(patients)):
-            _refold_open(patient)
+            refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
         audit(ctx, "change taken back", about, f"{note.what}, {note.at}")
 
@@ -9929,7 +9936,7 @@ def _restore_item(row_id: int, item: bytes, old: str, new: str) -> None:
     state = old if step.status == new else step.status
     status = text_elements(ScheduledProcedureStepStatus=state)
     procedure = step.procedure
-    _refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
+    refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
 
 
 def can_take_back(ctx: Context, step: Any) -> bool:
@@ -9973,7 +9980,7 @@ SAME_ID = "{value} belongs to {name}, born {birth_date}"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
-def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
     """The patient an item is for; None where there is none yet.
 
     same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
@@ -10010,10 +10017,10 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
-def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+def save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
     index = ElementIndex(given)
-    patient = _find_patient(ctx, index, same_id)
+    patient = find_patient(ctx, index, same_id)
     if patient:
         if same_person(index, patient):  # a group that is not told is not told to be empty
             told = index.get("PatientName").split("=")
@@ -10025,7 +10032,7 @@ def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
         return patient
     if not index.get("PatientID"):
         made = next_identifier(
-            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, "patient_id", i)
+            ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
         )
         given = index.merged(text_elements(PatientID=made))
     now = ctx.stamp()
@@ -10105,7 +10112,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             have = ElementIndex(bytes(target.data))
             more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
             update_patient(ctx, target, more)
-            _refold_open(target)
+            refold_open(target)
             erase("patient WHERE id = ?", patient.id)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
         audit(ctx, "patients merged", target.patient_id, detail)
@@ -10132,9 +10139,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         known = (
-            _find_patient(ctx, new, "refuse")
-            if new.get("PatientID") != patient.patient_id
-            else None
+            find_patient(ctx, new, "refuse") if new.get("PatientID") != patient.patient_id else None
         )
         target = known or patient
         if known:
@@ -10159,7 +10164,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             target.save()
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
-        _refold_open(target)
+        refold_open(target)
 
 
 def get_patient(row_id: int) -> bytes:
@@ -10184,7 +10189,7 @@ def _save_procedure(
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
         if known.patient_id != patient.id:
-            raise _belongs_to_another("StudyInstanceUID", uid)
+            raise belongs_to_another("StudyInstanceUID", uid)
         stored = ElementIndex(bytes(known.data))
         problems = [
             Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
@@ -10204,13 +10209,13 @@ def _save_procedure(
         or next_identifier(
             ctx,
             clinic.accession_number_format,
-            lambda i: _exists(RequestedProcedure, "accession_number", i),
+            lambda i: row_exists(RequestedProcedure, "accession_number", i),
         ),
         RequestedProcedureID=procedure_id
         or next_identifier(
             ctx,
             clinic.requested_procedure_id_format,
-            lambda i: _exists(RequestedProcedure, "requested_procedure_id", i),
+            lambda i: row_exists(RequestedProcedure, "requested_procedure_id", i),
         ),
     )
     return RequestedProcedure.create(
@@ -10230,7 +10235,7 @@ def _save_step(
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
         ctx,
         ctx.config.clinic.scheduled_procedure_step_id_format,
-        lambda i: _exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
+        lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     data = fold(bytes(patient.data), bytes(procedure.data), item)
@@ -10256,7 +10261,7 @@ def _save_step(
             Status.DUPLICATE_SOP_INSTANCE,
             problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
         ) from None
-    _save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
+    save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
     return data
 
 
@@ -10279,7 +10284,7 @@ def schedule(
     if problems := item_problems(index, steps):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
-        patient = _save_patient(ctx, patient_data, same_id)
+        patient = save_patient(ctx, patient_data, same_id)
         procedure = _save_procedure(ctx, patient, procedure_data, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
@@ -10367,7 +10372,7 @@ def _change(
     )
     for sibling in siblings:
         its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
-        _refold(sibling, procedure.patient, procedure, its)
+        refold(sibling, procedure.patient, procedure, its)
 
 
 def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
@@ -10408,7 +10413,7 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
             texts["ScheduledStationName"] = device.station_name
             texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
-    sequence = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(elements))])
+    sequence = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(elements))])
     return reschedule(ctx, *step_key(row_id), sequence)
 
 
@@ -10625,7 +10630,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 data=data,
                 created_at=ctx.stamp(),
                 updated_at=ctx.stamp(),
-                remark=_noted(forgiven),
+                remark=noted_problems(forgiven),
                 raw=raw,
             )
         except peewee.IntegrityError:
@@ -10640,7 +10645,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         notify_of_mpps(ctx, uid, "IN PROGRESS")
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
     log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
     return uid
 
@@ -10788,7 +10793,7 @@ def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
             words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
             if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
                 raise Refusal(status, problems=problems)
-    return _noted(forgiven)
+    return noted_problems(forgiven)
 
 
 FINAL_TAGS = tuple(
@@ -10916,7 +10921,7 @@ def with_offsets(index: ElementIndex, offset: str) -> bytes:
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
         elif tag != TIMEZONE_OFFSET:
             elements[tag] = index.element(tag)
-    return b"".join(_by_tag(elements))
+    return b"".join(in_tag_order(elements))
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:
@@ -11554,7 +11559,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
-        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
     log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
     return uid, Status.SUCCESS
 
@@ -11599,13 +11604,13 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         check_items(told, not ctx.config.ups.strict)
         merged = stored.merged(told)
-        _save_workitem(ctx, workitem, merged)
-        _report_changes(ctx, workitem, stored, ElementIndex(merged))
+        save_workitem(ctx, workitem, merged)
+        report_changes(ctx, workitem, stored, ElementIndex(merged))
         audit(ctx, "workitem set", uid)
     return Status.SUCCESS
 
 
-def _save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+def save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
     """Write a workitem's data set with a new modification time and version."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
     data = ElementIndex(data).merged(now)
@@ -11627,7 +11632,7 @@ PROGRESS_TOLD = tuple(map(tag_of, (
 )))  # fmt: skip
 
 
-def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
+def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
     """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
     uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
 
@@ -11710,7 +11715,7 @@ def enter_ups_state(
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
-    data = _save_workitem(ctx, workitem, changed, **columns)
+    data = save_workitem(ctx, workitem, changed, **columns)
     uid, old = workitem.sop_instance_uid, workitem.state
     workitem.state = state
     record_event(
@@ -11768,7 +11773,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
         if outcome == "CANCELED":
-            _cancel(ctx, workitem, info)
+            cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
 
 
@@ -11835,7 +11840,7 @@ def is_purged(uid: str) -> bool:
     return database.execute_sql(sql, (uid,)).fetchone() is not None
 
 
-def _cancel(ctx: Context, workitem: Any, info: ElementIndex) -> None:
+def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
     """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
     index = ElementIndex(bytes(workitem.data))
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
@@ -11877,7 +11882,7 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
     with database.atomic():
         workitem = claimed_by(ctx, uid)
         told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
-        _save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
         change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
 
 
@@ -11914,7 +11919,7 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
         data = with_cancellation(
             ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
         )
-        _save_workitem(ctx, workitem, data)
+        save_workitem(ctx, workitem, data)
         change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
 
 
@@ -11958,8 +11963,8 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
             items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
         new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
         well_formed(new)
-        _save_workitem(ctx, workitem, new)
-        _report_changes(ctx, workitem, old, ElementIndex(new))
+        save_workitem(ctx, workitem, new)
+        report_changes(ctx, workitem, old, ElementIndex(new))
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
 
 
@@ -12123,7 +12128,7 @@ def end_workitem(
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
             words = Message("It is not stuck any more")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
-        _cancel(ctx, workitem, cancellation_reason(why, code))
+        cancel_workitem(ctx, workitem, cancellation_reason(why, code))
         audit(ctx, "workitem ended", uid, why.strip()[:500])
 
 
@@ -12340,13 +12345,13 @@ class Reference(NamedTuple):
     series_instance_uid: str = ""
 
 
-def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
+def uid_problems(index: ElementIndex) -> Iterator[Problem]:
     """UIDs at any depth that are none, or several."""
     for tag in index:
         if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
         for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
-            yield from _uid_problems(item)
+            yield from uid_problems(item)
 
 
 def is_by_study(index: ElementIndex) -> bool:
@@ -12830,7 +12835,7 @@ def _check_availability(index: ElementIndex) -> None:
             if place in seen:
                 problems.append(Problem(instance, Message("is there twice")))
             seen.add(place)
-    problems += _uid_problems(index)
+    problems += uid_problems(index)
     if problems:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
 
@@ -13565,9 +13570,9 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
     """The transfer syntax that a file meta group names, and where the data set begins."""
     start, syntax = at, ""
     while content[at : at + 2] == b"\x02\x00":
-        _, number, vr, length = _HEADER.unpack_from(content, at)
+        _, number, vr, length = ELEMENT_HEADER.unpack_from(content, at)
         at += 8
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             length = int.from_bytes(content[at : at + 4], "little")
             at += 4
         if number == 0x0010:
@@ -13580,7 +13585,7 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
 
 def guess_syntax(data: bytes) -> str:
     """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
-    explicit = data[4:6] in _KNOWN_VRS
+    explicit = data[4:6] in KNOWN_VRS
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
 
@@ -13942,7 +13947,7 @@ def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> by
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
     data = from_json(given["data"])
-    known = _find_patient(ctx, ElementIndex(data), "separate")
+    known = find_patient(ctx, ElementIndex(data), "separate")
     if known:
         update_patient(ctx, known, data)
         return None
@@ -13955,7 +13960,7 @@ def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
         setattr(patient, column, value)
     patient.updated_at = given["updated_at"]
     patient.save()
-    _refold_open(patient)
+    refold_open(patient)
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -16586,7 +16591,7 @@ class ArchiveSearch:
         context = caller.accepted.contexts[STUDY_ROOT_FIND]
         keys["QueryRetrieveLevel"] = level
         elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
-        data = to_syntax(b"".join(_by_tag(elements)), context.explicit)
+        data = to_syntax(b"".join(in_tag_order(elements)), context.explicit)
         answers = await caller.find(context, STUDY_ROOT_FIND, data)
 
         def decode() -> list[ElementIndex]:
@@ -21060,7 +21065,7 @@ def patient_from_form(
     changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
     required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
     index = ElementIndex(split_item(ElementIndex(item))[0])
-    empty = ElementIndex(b"".join(_by_tag({tag_of(k): encode_text(k, "") for k in changed})))
+    empty = ElementIndex(b"".join(in_tag_order({tag_of(k): encode_text(k, "") for k in changed})))
     told = ElementIndex(index.only(map(tag_of, changed)))
     return empty.merged(told), [problem for problem in problems if problem.tag not in required]
 
@@ -21103,8 +21108,8 @@ def exam_from_form(
             ("ScheduledProtocolCodeSequence", inner),
         ):
             where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(inner))])
-    return b"".join(_by_tag(outer))
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(inner))])
+    return b"".join(in_tag_order(outer))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22245,14 +22250,16 @@ def table_block(*lines: Iterable[object]) -> Block:
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
 
 
-def _contents(block: Block, blocks: list[Block]) -> list[Block]:
+def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
+    """The table of contents in the place of its mark; any other block as it is."""
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
     return [Block("heading", "2 Contents", level=2), table_block(("Section",), *headings)]
 
 
-def _markdown(block: Block) -> str:
+def statement_markdown(block: Block) -> str:
+    """A block as Markdown."""
     if block.kind == "heading":
         return f"{'#' * block.level} {block.text}\n\n"
     if block.kind == "paragraph":
@@ -22264,7 +22271,8 @@ def _markdown(block: Block) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def _html(block: Block) -> str:
+def statement_html(block: Block) -> str:
+    """A block as HTML."""
     if block.kind == "heading":
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
     if block.kind == "paragraph":
@@ -22326,7 +22334,7 @@ def matching_kinds(attribute: Attribute) -> str:
     kinds = {b"SQ": "sequence", b"UI": "list of UIDs", b"DA": "single value, range",
              b"TM": "single value, range"}  # fmt: skip
     required = "required" if attribute.cells["match"] == "R" else "optional"
-    kind = kinds.get(vr, "single value, wildcard" if vr in _WILDCARD_VRS else "single value")
+    kind = kinds.get(vr, "single value, wildcard" if vr in WILDCARD_VRS else "single value")
     return f"{required}: {kind}"
 
 
@@ -22862,14 +22870,14 @@ def conformance_statement(config: Config, form: str = "md") -> str:
     blocks = [Block("heading", f"DICOM conformance statement of minris {__version__}", level=1)]
     for part in STATEMENT:
         blocks += part(config)
-    blocks = [block for one in blocks for block in _contents(one, blocks)]
+    blocks = [block for one in blocks for block in statement_contents(one, blocks)]
     if form == "json":
         return json.dumps([block._asdict() for block in blocks], indent=1) + "\n"
     if form == "md":
-        return "".join(map(_markdown, blocks))
+        return "".join(map(statement_markdown, blocks))
     title = html.escape(blocks[0].text)
     head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
-    return f"{head}<body>\n{''.join(map(_html, blocks))}</body></html>\n"
+    return f"{head}<body>\n{''.join(map(statement_html, blocks))}</body></html>\n"
 
 
 # ------------------------------------------------------------------------------------------------

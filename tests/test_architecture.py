@@ -203,6 +203,17 @@ def test_a_module_imports_the_others_at_its_top(module):
 
 
 @each_module
+def test_a_module_imports_no_name_with_a_leading_underscore(module):
+    inside = [
+        alias.name
+        for node in names_of(module)
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert inside == []
+
+
+@each_module
 def test_a_module_touches_what_is_its_own(module):
     if module.room not in MAY_NOT_USE:
         return

@@ -58,7 +58,7 @@ from test_pages import csrf_of, employ, visiting, words_of
 from minris.config.ini import load_config
 from minris.dataset.dicom_json import from_json
 from minris.images.references import available_uids
-from minris.orders.scheduling import schedule
+from minris.orders import scheduling
 from minris.orders.steps import cancel_step
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION, new_uid
 from minris.store.models import database
@@ -125,7 +125,7 @@ def test_a_machine_is_looked_for_behind_five_hundred_that_report(ctx, sono, arch
     """A large clinic: yesterday's and today's open exams of the machines that report."""
     create(ctx, performed_creation(), new_uid())
     for _ in range(501):
-        schedule(ctx, from_json(item()), "separate")
+        scheduling.schedule(ctx, from_json(item()), "separate")
     archive.store(*images_of(sono, 1))
     look(with_archive(ctx, archive.port))
     assert state(sono) == STARTED

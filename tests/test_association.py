@@ -606,8 +606,8 @@ def running_alone(folder, settings="", before=""):
         "import sys",
         f"sys.stderr = open({str(said)!r}, 'w', 1, 'utf-8')",
         before,
-        "import minris",
-        "sys.exit(minris.main(sys.argv[1:]))",
+        "from minris.cli import main",
+        "sys.exit(main(sys.argv[1:]))",
     ]
     command_line = [sys.executable, "-c", "\n".join(lines), "--config", str(config)]
     with peers.process(command_line, cwd=folder) as running:

@@ -39,7 +39,7 @@ from minris.dataset.recode import Limits, recode, recode_noting
 from minris.dataset.search import Search, to_syntax
 from minris.dataset.text import ASCII, UTF_8, character_set
 from minris.standard.attributes import attribute_table
-from minris.standard.dictionary import _BINARY_NUMBERS, is_date, tag_of, value_problem, vr_of
+from minris.standard.dictionary import BINARY_NUMBERS, is_date, tag_of, value_problem, vr_of
 from minris.standard.mpps import MPPS_ATTRIBUTES
 from minris.standard.status import Refusal, Status
 from minris.standard.worklist import MWL_ATTRIBUTES
@@ -544,7 +544,7 @@ def test_an_element_is_encoded_as_by_pydicom(vr):
             theirs = implicit_or_not(ds, explicit=True)
         index = ElementIndex(theirs)
         raw = index.value(tag_of(keyword)).rstrip(b" \0") or index.value(tag_of(keyword))
-        if vr in _BINARY_NUMBERS or vr[0] == "O" or vr in ("UN", "AT"):
+        if vr in BINARY_NUMBERS or vr[0] == "O" or vr in ("UN", "AT"):
             raw = index.value(tag_of(keyword))
         assert encode_element(tag_of(keyword), vr.encode(), raw) == theirs
 

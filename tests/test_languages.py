@@ -70,7 +70,7 @@ def texts_in_code():
             found |= constant_texts(node.args[1])
         elif name == "listing":
             found |= constant_texts(node.args[0])
-        elif (name == "audit" and len(node.args) > 1) or name == "_refuse_key":
+        elif (name == "audit" and len(node.args) > 1) or name == "key_refusal":
             found |= constant_texts(node.args[1])
     return found
 

@@ -7,7 +7,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
 from minris.standard.dictionary import (
-    _KNOWN_VRS,
+    KNOWN_VRS,
     SUPPLEMENT_233,
     attribute_name,
     tag_of,
@@ -392,7 +392,7 @@ def test_an_attribute_is_named_for_people():
 def test_the_dictionary_of_the_product_has_no_vr_that_the_product_does_not_know():
     for tag, entry in datadict.DicomDictionary.items():
         if tag >> 16 not in (0x0000, 0x0002, 0xFFFE):
-            assert vr_of(tag).encode() in _KNOWN_VRS, entry
+            assert vr_of(tag).encode() in KNOWN_VRS, entry
 
 
 def test_the_names_of_what_pregnancy_status_says_are_those_of_ps3_3():

@@ -12,6 +12,7 @@ from test_housekeeping import at, count, keeping
 from test_order_life import refused
 
 from minris.access.context import Actor, utc_now
+from minris.appliance import jobs
 from minris.appliance.appliance import Appliance
 from minris.appliance.jobs import DAILY, Daily, Job, daily_due, job_clock, job_daily, job_workitems
 from minris.appliance.machine import ClockWatch
@@ -1179,8 +1180,9 @@ def test_one_daily_duty_that_fails_does_not_keep_the_others_from_being_done(
         raise OSError("No space left on device")
 
     broken = Daily("broken", lambda config: (0, 0), fail)
-    monkeypatch.setattr("minris.appliance.appliance.DAILY", (broken, *DAILY))
-    monkeypatch.setattr("minris.appliance.jobs.DAILY", (broken, *DAILY))
+    all_of_them = (broken, *jobs.DAILY)
+    monkeypatch.setattr("minris.appliance.appliance.DAILY", all_of_them)
+    monkeypatch.setattr("minris.appliance.jobs.DAILY", all_of_them)
     restless.write(set_mark, "daily broken", "20260101")
     restless.board.run(HOUR)
     restless.appliance.run_job(Job("daily", "interval", {}, job_daily))

@@ -19,14 +19,16 @@ def table_block(*lines: Iterable[object]) -> Block:
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
 
 
-def _contents(block: Block, blocks: list[Block]) -> list[Block]:
+def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
+    """The table of contents in the place of its mark; any other block as it is."""
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
     return [Block("heading", "2 Contents", level=2), table_block(("Section",), *headings)]
 
 
-def _markdown(block: Block) -> str:
+def statement_markdown(block: Block) -> str:
+    """A block as Markdown."""
     if block.kind == "heading":
         return f"{'#' * block.level} {block.text}\n\n"
     if block.kind == "paragraph":
@@ -38,7 +40,8 @@ def _markdown(block: Block) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def _html(block: Block) -> str:
+def statement_html(block: Block) -> str:
+    """A block as HTML."""
     if block.kind == "heading":
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
     if block.kind == "paragraph":

@@ -4,7 +4,7 @@ import types
 
 from minris.config.ini import Config
 from minris.conformance.document import Block, table_block
-from minris.dataset.matching import _WILDCARD_VRS
+from minris.dataset.matching import WILDCARD_VRS
 from minris.outbox import MOST_ABORTS, MOST_REFUSALS, RETRY_AFTER
 from minris.standard.attributes import Attribute
 from minris.standard.commitment import AVAILABILITY_ATTRIBUTES, FAILURE_REASONS
@@ -66,7 +66,7 @@ def matching_kinds(attribute: Attribute) -> str:
     kinds = {b"SQ": "sequence", b"UI": "list of UIDs", b"DA": "single value, range",
              b"TM": "single value, range"}  # fmt: skip
     required = "required" if attribute.cells["match"] == "R" else "optional"
-    kind = kinds.get(vr, "single value, wildcard" if vr in _WILDCARD_VRS else "single value")
+    kind = kinds.get(vr, "single value, wildcard" if vr in WILDCARD_VRS else "single value")
     return f"{required}: {kind}"
 
 

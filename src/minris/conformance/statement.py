@@ -9,7 +9,13 @@ from pydicom.uid import UID
 from minris import __version__
 from minris.config.ini import Config
 from minris.config.settings import DEVICE_SETTINGS, SETTINGS
-from minris.conformance.document import Block, _contents, _html, _markdown, table_block
+from minris.conformance.document import (
+    Block,
+    statement_contents,
+    statement_html,
+    statement_markdown,
+    table_block,
+)
 from minris.conformance.services import (
     statement_availability,
     statement_commitment,
@@ -303,11 +309,11 @@ def conformance_statement(config: Config, form: str = "md") -> str:
     blocks = [Block("heading", f"DICOM conformance statement of minris {__version__}", level=1)]
     for part in STATEMENT:
         blocks += part(config)
-    blocks = [block for one in blocks for block in _contents(one, blocks)]
+    blocks = [block for one in blocks for block in statement_contents(one, blocks)]
     if form == "json":
         return json.dumps([block._asdict() for block in blocks], indent=1) + "\n"
     if form == "md":
-        return "".join(map(_markdown, blocks))
+        return "".join(map(statement_markdown, blocks))
     title = html.escape(blocks[0].text)
     head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
-    return f"{head}<body>\n{''.join(map(_html, blocks))}</body></html>\n"
+    return f"{head}<body>\n{''.join(map(statement_html, blocks))}</body></html>\n"

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 
 from pydicom import datadict
 
-from minris.dataset.elements import ElementIndex, _by_tag, encode_element
+from minris.dataset.elements import ElementIndex, encode_element, in_tag_order
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.standard.attributes import AttributeTable
 from minris.standard.dictionary import (
-    _BINARY_VRS,
-    _ONE_VALUE_VRS,
+    BINARY_VRS,
+    ONE_VALUE_VRS,
     attribute_name,
     tag_of,
     value_problem,
@@ -31,8 +31,8 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         if vr == b"SQ":
             for item in index.items(tag):
                 yield from value_problems(item)
-        elif vr not in _BINARY_VRS:
-            texts = [index.text(tag)] if vr in _ONE_VALUE_VRS else index.values(tag)
+        elif vr not in BINARY_VRS:
+            texts = [index.text(tag)] if vr in ONE_VALUE_VRS else index.values(tag)
             if (
                 len(texts) > 1
                 and datadict.dictionary_has_tag(tag)
@@ -85,7 +85,7 @@ def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
         for attribute in table.children()
         if attribute.cells[column].startswith("2/") and attribute.tag not in index
     }
-    return index.merged(ElementIndex(b"".join(_by_tag(absent))))
+    return index.merged(ElementIndex(b"".join(in_tag_order(absent))))
 
 
 def selected_attributes(
@@ -109,7 +109,7 @@ def selected_attributes(
         else:
             missing = True
     status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
-    return status, b"".join(_by_tag(parts))
+    return status, b"".join(in_tag_order(parts))
 
 
 def check_uid(uid: str) -> None:
@@ -130,7 +130,7 @@ def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
 
 
-def _noted(problems: Iterable[Problem]) -> str:
+def noted_problems(problems: Iterable[Problem]) -> str:
     """What was forgiven, for the log and the step's page."""
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 

@@ -10,15 +10,15 @@ from typing import Any
 from pydicom import datadict
 
 from minris.dataset.elements import (
-    _TAG,
+    TAG,
     ElementIndex,
-    _by_tag,
     encode_element,
     encode_item,
+    in_tag_order,
     unpack_numbers,
 )
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
-from minris.standard.dictionary import _BINARY_NUMBERS, _KNOWN_VRS, _ONE_VALUE_VRS, allows, vr_of
+from minris.standard.dictionary import BINARY_NUMBERS, KNOWN_VRS, ONE_VALUE_VRS, allows, vr_of
 from minris.standard.status import Message, Problem, Refusal, Status
 
 # DICOM JSON, straight to and from the stored form. Source: PS3.18 annex F.
@@ -52,13 +52,13 @@ def _json_whole_or_float(number: float) -> float | str:
 def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
     if vr == b"SQ":
         return [to_json(item) for item in index.items(tag)]
-    if vr in _BINARY_NUMBERS:
+    if vr in BINARY_NUMBERS:
         return [_json_whole_or_float(n) for n in unpack_numbers(vr, index.value(tag))]
     if vr == b"AT":
         value = index.value(tag)
         pairs = struct.iter_unpack("<HH", value[: len(value) // 4 * 4])
         return [f"{group:04X}{element:04X}" for group, element in pairs]
-    if vr in _ONE_VALUE_VRS:
+    if vr in ONE_VALUE_VRS:
         return [index.text(tag)]
     values = index.values(tag)
     if vr == b"PN":
@@ -96,18 +96,18 @@ def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> byt
         if not all(item is None or isinstance(item, dict) for item in values):
             raise TypeError
         return b"".join(encode_item(from_json(item or {}, depth + 1)) for item in values)
-    if vr in _BINARY_NUMBERS:
-        code = _BINARY_NUMBERS[vr]
+    if vr in BINARY_NUMBERS:
+        code = BINARY_NUMBERS[vr]
         cast = _float if code in "fd" else _whole_number
         return struct.pack(f"<{len(values)}{code}", *map(cast, values))
     if vr == b"AT":
         if not all(re.fullmatch(r"[0-9A-Fa-f]{8}", value) for value in values):
             raise TypeError
-        return b"".join(_TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
-    if len(values) > 1 and vr in _ONE_VALUE_VRS:
+        return b"".join(TAG.pack(int(v[:4], 16), int(v[4:8], 16)) for v in values)
+    if len(values) > 1 and vr in ONE_VALUE_VRS:
         raise _bad_json(key, "has more than one value")
     texts = [_json_text(vr, value) for value in values]
-    if vr not in _ONE_VALUE_VRS and any("\\" in text for text in texts):
+    if vr not in ONE_VALUE_VRS and any("\\" in text for text in texts):
         raise _bad_json(key, "has a backslash, which would make two values of one")  # PS3.18 F.2.4
     return "\\".join(texts).rstrip(" ").encode()
 
@@ -157,7 +157,7 @@ def _json_vr(key: str, tag: int, given: Any) -> bytes:
     if given is None:
         return vr_of(tag).encode()
     vr = given.encode("ascii", "replace") if isinstance(given, str) else b""
-    if vr not in _KNOWN_VRS:
+    if vr not in KNOWN_VRS:
         raise _bad_json(key, "has no known vr")
     if vr == b"UN" and vr_of(tag) != "SQ":
         return vr_of(tag).encode()
@@ -193,7 +193,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
             raise _bad_json(key, "has a value that its vr does not allow") from None
-    return b"".join(_by_tag(found))
+    return b"".join(in_tag_order(found))
 
 
 _JSON_CONTENTS = frozenset(("Value", "InlineBinary", "BulkDataURI"))

@@ -4,22 +4,22 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 from minris.standard.dictionary import (
-    _BINARY_NUMBERS,
-    _BINARY_VRS,
-    _LED_BY_SPACES,
-    _LONG_VRS,
-    _SPACE_PADDED,
+    BINARY_NUMBERS,
+    BINARY_VRS,
+    LED_BY_SPACES,
+    LONG_VRS,
+    SPACE_PADDED_VRS,
     attribute_name,
     tag_of,
     vr_of,
 )
 
-_HEADER = struct.Struct("<HH2sH")
-_TAG = struct.Struct("<HH")
-_TAG_LENGTH = struct.Struct("<HHI")
-_LENGTH = struct.Struct("<I")
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ELEMENT_HEADER = struct.Struct("<HH2sH")
+TAG = struct.Struct("<HH")
+TAG_AND_LENGTH = struct.Struct("<HHI")
+LENGTH = struct.Struct("<I")
+UNDEFINED_LENGTH = 0xFFFFFFFF
+ITEM_TAG, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 class Malformed(ValueError):
@@ -33,25 +33,27 @@ class TooManyElements(Malformed):
 def pad(value: bytes, vr: bytes) -> bytes:
     """The value at even length."""
     if len(value) & 1:
-        return value + (b" " if vr in _SPACE_PADDED else b"\0")
+        return value + (b" " if vr in SPACE_PADDED_VRS else b"\0")
     return value
 
 
 def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One element in Explicit VR Little Endian; the value is padded to even length."""
     value = pad(value, vr)
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         return (
-            _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + len(value).to_bytes(4, "little") + value
+            ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0)
+            + len(value).to_bytes(4, "little")
+            + value
         )
     if len(value) > 0xFFFF:
         raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
-    return _HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+    return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
 
 
 def encode_item(content: bytes) -> bytes:
     """One item of a sequence, with defined length."""
-    return _TAG_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
+    return TAG_AND_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
 
 
 def encode_items(tag: int, contents: Iterable[bytes]) -> bytes:
@@ -65,7 +67,8 @@ def encode_text(keyword: str, text: str) -> bytes:
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
-def _by_tag(found: Mapping[int, bytes]) -> list[bytes]:
+def in_tag_order(found: Mapping[int, bytes]) -> list[bytes]:
+    """Encoded elements in the order of their tags (PS3.5 7.1)."""
     return [found[tag] for tag in sorted(found)]
 
 
@@ -78,11 +81,11 @@ class ElementIndex:
         self.data, self.start = data, start
         self.end = end = len(data) if end is None else end
         self.found: dict[int, tuple[bytes, int, int, int]] = {}
-        found, unpack, pos = self.found, _HEADER.unpack_from, start
+        found, unpack, pos = self.found, ELEMENT_HEADER.unpack_from, start
         while pos < end:
             group, number, vr, length = unpack(data, pos)
             value = pos + 8
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 length = int.from_bytes(data[value : value + 4], "little")
                 value += 4
             found[group << 16 | number] = vr, pos, value, value + length
@@ -115,10 +118,10 @@ class ElementIndex:
     def text(self, tag: int) -> str:
         """The value as text, without padding; numbers of binary VRs as decimal digits."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
-        if vr in _BINARY_NUMBERS:
+        if vr in BINARY_NUMBERS:
             return "\\".join(map(str, unpack_numbers(vr, self.data[start:end])))
         text = self.data[start:end].decode("utf-8", "replace").rstrip(" \0")
-        return text if vr in _LED_BY_SPACES else text.lstrip(" ")
+        return text if vr in LED_BY_SPACES else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
         """The text of a keyword, empty where there is none."""
@@ -149,7 +152,7 @@ class ElementIndex:
     def has_value(self, tag: int) -> bool:
         """Whether there is a value other than padding, or an item."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
-        return end > start and (vr in _BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
+        return end > start and (vr in BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
 
     def __bytes__(self) -> bytes:
         return self.data[self.start : self.end]
@@ -159,7 +162,7 @@ class ElementIndex:
         elements = {tag: self.element(tag) for tag in self.found}
         for other in others:
             elements |= {tag: other.element(tag) for tag in other.found}
-        return b"".join(_by_tag(elements))
+        return b"".join(in_tag_order(elements))
 
     def without(self, tags: Iterable[int]) -> bytes:
         """The data set less some elements."""
@@ -177,19 +180,19 @@ EMPTY = ElementIndex(b"")
 def text_elements(**texts: str) -> ElementIndex:
     """A data set of text elements by keyword; those without a text are left out."""
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
-    return ElementIndex(b"".join(_by_tag(elements)))
+    return ElementIndex(b"".join(in_tag_order(elements)))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
     """The numbers of a binary value; bytes left over are ignored."""
-    code = _BINARY_NUMBERS[vr]
+    code = BINARY_NUMBERS[vr]
     count = len(value) // struct.calcsize(code)
     return struct.unpack_from(f"<{count}{code}", value)
 
 
 def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
     """Numbers of one binary VR in another. Raises Malformed"""
-    numbers, code = unpack_numbers(vr, value), _BINARY_NUMBERS[right]
+    numbers, code = unpack_numbers(vr, value), BINARY_NUMBERS[right]
     try:
         return struct.pack(f"<{len(numbers)}{code}", *numbers)
     except (struct.error, OverflowError):

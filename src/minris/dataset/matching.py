@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from minris.dataset.elements import ElementIndex, unpack_numbers
 from minris.dataset.names import name_groups, name_key, plain
-from minris.dataset.times import _refuse_key, instants, key_interval
-from minris.standard.dictionary import _BINARY_NUMBERS, _ONE_VALUE_VRS
+from minris.dataset.times import instants, key_interval, key_refusal
+from minris.standard.dictionary import BINARY_NUMBERS, ONE_VALUE_VRS
 
 # Searching. A query is compiled once into a Search: tests by tag, and the shape of the answer.
 # Source: PS3.4 C.2.2.2 and K.2.2.
 
 Test = Callable[[bytes], bool]
-_WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
+WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
 
 
 class Wildcard:
@@ -109,8 +109,8 @@ def name_test(text: str) -> Test:
 
 def text_test(text: str, vr: bytes) -> Test:
     """A key of another text VR: exact and case-sensitive, or with wildcards."""
-    one_value = vr in _ONE_VALUE_VRS
-    if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
+    one_value = vr in ONE_VALUE_VRS
+    if vr in WILDCARD_VRS and ("*" in text or "?" in text):
         pattern = Wildcard(text)
 
         def test(value: bytes) -> bool:
@@ -139,7 +139,7 @@ def uid_test(uids: list[str]) -> Test:
 def number_test(text: str, vr: bytes) -> Test:
     """A key of a number: equal by value."""
     wanted = frozenset(map(float, text.split("\\")))
-    if vr in _BINARY_NUMBERS:
+    if vr in BINARY_NUMBERS:
         return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
 
     def test(value: bytes) -> bool:
@@ -160,17 +160,17 @@ def key_test(
     values = [value.strip(" ") for value in text.split("\\")]
     if vr == b"UI":
         return uid_test(values)
-    if len(values) > 1 and vr not in _ONE_VALUE_VRS:
-        raise _refuse_key(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
+    if len(values) > 1 and vr not in ONE_VALUE_VRS:
+        raise key_refusal(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
     if vr == b"PN":
         return name_test(text)
     if vr in (b"DA", b"TM"):
         return key_interval(tag, vr, text).test
     if vr == b"DT":
         return instants(tag, text, zone).test
-    if vr in _BINARY_NUMBERS or vr in (b"DS", b"IS"):
+    if vr in BINARY_NUMBERS or vr in (b"DS", b"IS"):
         try:
             return number_test(text, vr)
         except ValueError:
-            raise _refuse_key(tag, "is not a number") from None
+            raise key_refusal(tag, "is not a number") from None
     return text_test(text, vr)

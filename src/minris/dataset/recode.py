@@ -4,16 +4,16 @@ from typing import NamedTuple
 
 from minris import log
 from minris.dataset.elements import (
-    _HEADER,
-    _ITEM,
-    _ITEM_END,
-    _SEQUENCE_END,
-    _UNDEFINED,
+    ELEMENT_HEADER,
+    ITEM_END,
+    ITEM_TAG,
+    SEQUENCE_END,
+    UNDEFINED_LENGTH,
     Malformed,
     TooManyElements,
-    _by_tag,
     encode_element,
     encode_items,
+    in_tag_order,
     repacked,
 )
 from minris.dataset.text import (
@@ -24,11 +24,11 @@ from minris.dataset.text import (
     decode_text,
 )
 from minris.standard.dictionary import (
-    _BINARY_NUMBERS,
-    _KNOWN_VRS,
-    _LONG_VRS,
-    _ONE_VALUE_VRS,
-    _TEXT_VRS,
+    BINARY_NUMBERS,
+    KNOWN_VRS,
+    LONG_VRS,
+    ONE_VALUE_VRS,
+    TEXT_VRS,
     allows,
     attribute_name,
     kind_of_vr,
@@ -63,7 +63,7 @@ class _Recoder:
         while pos < end:
             tag, vr, start, length = self.header(pos, end, explicit)
             if tag == until:
-                return b"".join(found.values() if ordered else _by_tag(found)), start
+                return b"".join(found.values() if ordered else in_tag_order(found)), start
             if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
                 raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
             self.count += 1
@@ -77,19 +77,19 @@ class _Recoder:
                 ordered, last = ordered and tag > last, tag
         if until:
             raise Malformed("a delimiter is missing")
-        return b"".join(found.values() if ordered else _by_tag(found)), pos
+        return b"".join(found.values() if ordered else in_tag_order(found)), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty where implicit), start and length of the value."""
         if pos + 8 > end:
             raise Malformed("ends in the middle of an element")
-        group, number, vr, length = _HEADER.unpack_from(self.data, pos)
+        group, number, vr, length = ELEMENT_HEADER.unpack_from(self.data, pos)
         tag, start = group << 16 | number, pos + 8
         if not explicit or group == 0xFFFE:
             return tag, b"", start, int.from_bytes(self.data[pos + 4 : pos + 8], "little")
-        if vr not in _KNOWN_VRS:
+        if vr not in KNOWN_VRS:
             raise Malformed(f"{attribute_name(tag)} has no known VR")
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             if start + 4 > end:
                 raise Malformed("ends in the middle of an element")
             return tag, vr, start + 4, int.from_bytes(self.data[start : start + 4], "little")
@@ -113,7 +113,7 @@ class _Recoder:
         right = vr if allows(tag, vr) else vr_of(tag).encode()
         if kind_of_vr(vr) != kind_of_vr(right):
             raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
-        if length == _UNDEFINED:
+        if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has no length")
             return self.sequence(tag, start, end, explicit, charset, depth, delimited=True)
@@ -122,11 +122,11 @@ class _Recoder:
         if vr == b"SQ":
             return self.sequence(tag, start, start + length, explicit, charset, depth)
         value = self.data[start : start + length]
-        if right in _TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
+        if right in TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
             value = self.text(tag, right, value, charset)
-            if len(value) > 0xFFFE and right not in _LONG_VRS:
+            if len(value) > 0xFFFE and right not in LONG_VRS:
                 raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
-        if right != vr and vr in _BINARY_NUMBERS:
+        if right != vr and vr in BINARY_NUMBERS:
             value = repacked(tag, vr, value, right)
         return encode_element(tag, right, value), start + length
 
@@ -144,12 +144,12 @@ class _Recoder:
         items = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
-            if item == _SEQUENCE_END and delimited:
+            if item == SEQUENCE_END and delimited:
                 return encode_items(tag, items), start
-            if item != _ITEM:
+            if item != ITEM_TAG:
                 raise Malformed(f"{attribute_name(tag)} holds something that is no item")
-            if length == _UNDEFINED:
-                content, pos = self.elements(start, end, explicit, charset, depth + 1, _ITEM_END)
+            if length == UNDEFINED_LENGTH:
+                content, pos = self.elements(start, end, explicit, charset, depth + 1, ITEM_END)
             elif start + length > end:
                 raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
             else:
@@ -165,7 +165,7 @@ class _Recoder:
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
         """A text value in UTF-8; notes where it had to be recovered."""
         # a backslash in a text of several values would make two of one
-        text, how = decode_text(value, charset, vr, "\\" if vr in _ONE_VALUE_VRS else "\ufffd")
+        text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
             (self.recovered if how == "recovered" else self.damaged).append(tag)
         return text.rstrip(" ").encode()

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from minris.dataset.elements import (
-    _LENGTH,
-    _TAG,
-    _TAG_LENGTH,
     EMPTY,
+    LENGTH,
+    TAG,
+    TAG_AND_LENGTH,
     ElementIndex,
     encode_element,
     encode_item,
@@ -18,9 +18,9 @@ from minris.dataset.elements import (
 )
 from minris.dataset.matching import Test, key_test
 from minris.dataset.text import SPECIFIC_CHARACTER_SET, UTF_8, CharacterSet
-from minris.dataset.times import Interval, _refuse_key, _time_start, key_interval
+from minris.dataset.times import Interval, key_interval, key_refusal, time_start
 from minris.standard.attributes import AttributeTable
-from minris.standard.dictionary import _MAY_BE_TEXT, _TEXT_VRS, tag_of, vr_of
+from minris.standard.dictionary import MAY_BE_TEXT, TEXT_VRS, tag_of, vr_of
 from minris.standard.status import Status
 from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, START_TIME
 
@@ -95,7 +95,7 @@ class Search:
         if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
             # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
             if tag == 0x00080201 and tag in self.extra:
-                self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
+                self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
             return
         path = (*self.path, tag)
         attribute = table.get(path)
@@ -120,8 +120,8 @@ class Search:
         absent = (
             b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         )
-        self.shape.append((tag, _TAG.pack(tag >> 16, tag & 0xFFFF), absent))
-        if vr_of(tag).encode() in _MAY_BE_TEXT:  # not the VR of the query, which may be wrong
+        self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
+        if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
@@ -132,7 +132,7 @@ class Search:
     def _add_sequence(self, tag: int, table: AttributeTable, path: tuple[int, ...]) -> None:
         items = self.index.items(tag)
         if len(items) > 1:
-            raise _refuse_key(tag, "has more than one item")  # PS3.4 C.2.2.2.6
+            raise key_refusal(tag, "has more than one item")  # PS3.4 C.2.2.2.6
         if items and items[0].found:
             nested = Search(items[0], table, self.explicit, self.style, self.extra, path)
             self.unsupported += nested.unsupported
@@ -173,7 +173,7 @@ class Search:
             if not entry or not test(data[entry[2] : entry[3]]):
                 return False
         if self.combined:
-            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
             if not index.text(START_DATE) or not self.combined.holds(at):
                 return False
         for tag, nested in self.nested.items():
@@ -194,7 +194,7 @@ class Search:
             if tag not in index or not test(index.value(tag))
         ]
         if self.combined:
-            at = index.text(START_DATE) + _time_start(index.text(START_TIME) or "000000")
+            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
             if not index.text(START_DATE) or not self.combined.holds(at):
                 found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
         for tag, nested in self.nested.items():
@@ -241,7 +241,7 @@ class Search:
                 extended = nested._extended if nested else has_extended_text
                 if any(map(extended, index.items(tag))):
                     return True
-            elif vr in _TEXT_VRS and not data[start:end].isascii():
+            elif vr in TEXT_VRS and not data[start:end].isascii():
                 return True
         return False
 
@@ -266,12 +266,12 @@ class Search:
                 value = data[start:end]
                 if one_name and vr == b"PN":
                     value = one_group(value, self.style.name_groups)
-                if not plain and vr in _TEXT_VRS and not value.isascii():
+                if not plain and vr in TEXT_VRS and not value.isascii():
                     value = self._text(vr, value, charset)
                 if self.explicit:
                     parts.append(encode_element(tag, vr, value))
                 else:
-                    parts += raw_tag, _LENGTH.pack(len(value)), value
+                    parts += raw_tag, LENGTH.pack(len(value)), value
         return parts
 
     def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
@@ -318,7 +318,7 @@ class Search:
                 value = b"".join(map(encode_item, contents))
             elif vr == b"PN" and self.style.name_groups != "all":
                 value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
-            elif vr in _TEXT_VRS:
+            elif vr in TEXT_VRS:
                 value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
@@ -329,7 +329,7 @@ class Search:
         if self.explicit:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
-        return _TAG_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
+        return TAG_AND_LENGTH.pack(tag >> 16, tag & 0xFFFF, len(value)) + value
 
 
 def has_extended_text(index: ElementIndex) -> bool:
@@ -337,7 +337,7 @@ def has_extended_text(index: ElementIndex) -> bool:
     return any(
         any(map(has_extended_text, index.items(tag)))
         if index.vr(tag) == b"SQ"
-        else index.vr(tag) in _TEXT_VRS and not index.value(tag).isascii()
+        else index.vr(tag) in TEXT_VRS and not index.value(tag).isascii()
         for tag in index
     )
 
@@ -359,7 +359,7 @@ def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
     return all(
         all(carries_all(charset, item) for item in index.items(tag))
         if index.vr(tag) == b"SQ"
-        else index.vr(tag) not in _TEXT_VRS or charset.carries(index.text(tag))
+        else index.vr(tag) not in TEXT_VRS or charset.carries(index.text(tag))
         for tag in index
     )
 

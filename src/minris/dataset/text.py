@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from minris.standard.character_sets import (
-    _ESCAPE,
     ASCII_REPERTOIRE,
     CHARACTER_SET_NUMBER,
     CHARACTER_SETS_ALONE,
     DESIGNATIONS,
+    ESCAPE_SEQUENCE,
     REPERTOIRES,
     Repertoire,
     character_set_problem,
 )
-from minris.standard.dictionary import _ONE_VALUE_VRS
+from minris.standard.dictionary import ONE_VALUE_VRS
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 
@@ -56,7 +56,7 @@ class CharacterSet:
 
     def delimiters(self, vr: bytes) -> bytes:
         """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
-        return b"\r\n\f\t" + (b"" if vr in _ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
+        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
 
     def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
         """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
@@ -75,7 +75,7 @@ class CharacterSet:
         while pos < len(raw):
             byte = raw[pos]
             if byte == 0x1B:
-                found = _ESCAPE.match(raw, pos)
+                found = ESCAPE_SEQUENCE.match(raw, pos)
                 one = DESIGNATIONS.get(found[1]) if found else None
                 if not one:
                     raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")

@@ -8,7 +8,8 @@ from minris.standard.dictionary import value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 
 
-def _refuse_key(tag: int, words: str) -> Refusal:
+def key_refusal(tag: int, words: str) -> Refusal:
+    """The refusal (A900) of a key that cannot be matched on."""
     return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
@@ -53,7 +54,7 @@ def _time_end(text: str) -> str:
     return digits + "5959"[len(digits) - 2 :] + ".999999"
 
 
-def _time_start(text: str) -> str:
+def time_start(text: str) -> str:
     """The first instant that an imprecise time covers."""
     return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
 
@@ -66,11 +67,11 @@ def interval(tag: int, vr: bytes, text: str) -> Interval:
         if words := value_problem(vr.decode(), part):
             raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, words)])
     if not (low or high):
-        raise _refuse_key(tag, "is not a range")
+        raise key_refusal(tag, "is not a range")
     form = f"{'a' if low else ''}{dash}{'b' if high else ''}"
     high = high if dash else low
     if vr == b"TM":
-        return Interval(_time_start(low) if low else "", _time_end(high) if high else "", form)
+        return Interval(time_start(low) if low else "", _time_end(high) if high else "", form)
     return Interval(low, high, form)
 
 
@@ -81,7 +82,7 @@ class TimeInterval(Interval):
 
     def holds(self, text: str) -> bool:
         """Whether one time lies in it."""
-        text = _time_start(normal_time(text))
+        text = time_start(normal_time(text))
         return text >= self.low and (not self.high or text <= self.high)
 
 
@@ -188,9 +189,9 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
         first = datetime_bounds(low, zone) if low else None
         last = datetime_bounds(high, zone) if high else None
     except (ValueError, OverflowError):
-        raise _refuse_key(tag, "is not a date and time or a range of them") from None
+        raise key_refusal(tag, "is not a date and time or a range of them") from None
     if not (first or last):
-        raise _refuse_key(tag, "is not a range")
+        raise key_refusal(tag, "is not a range")
     if not dash:
         return Instants(first[0], first[1], zone)
     return Instants(first[0] if first else None, last[1] if last else None, zone)

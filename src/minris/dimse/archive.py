@@ -12,9 +12,9 @@ from minris.config.ini import Config, Device
 from minris.dataset.elements import (
     ElementIndex,
     Malformed,
-    _by_tag,
     encode_items,
     encode_text,
+    in_tag_order,
     text_elements,
 )
 from minris.dataset.recode import recode
@@ -146,7 +146,7 @@ class ArchiveSearch:
         context = caller.accepted.contexts[STUDY_ROOT_FIND]
         keys["QueryRetrieveLevel"] = level
         elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
-        data = to_syntax(b"".join(_by_tag(elements)), context.explicit)
+        data = to_syntax(b"".join(in_tag_order(elements)), context.explicit)
         answers = await caller.find(context, STUDY_ROOT_FIND, data)
 
         def decode() -> list[ElementIndex]:

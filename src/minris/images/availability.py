@@ -12,7 +12,7 @@ from minris.dataset.checks import check_attributes, check_instance, check_uid
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.items import availability_data
 from minris.images.arrivals import note_images
-from minris.images.references import _uid_problems, available_of, available_uids
+from minris.images.references import available_of, available_uids, uid_problems
 from minris.outbox import pass_on
 from minris.standard.commitment import (
     AVAILABILITY_ATTRIBUTES,
@@ -101,7 +101,7 @@ def _check_availability(index: ElementIndex) -> None:
             if place in seen:
                 problems.append(Problem(instance, Message("is there twice")))
             seen.add(place)
-    problems += _uid_problems(index)
+    problems += uid_problems(index)
     if problems:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
 

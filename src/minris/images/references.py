@@ -27,13 +27,13 @@ class Reference(NamedTuple):
     series_instance_uid: str = ""
 
 
-def _uid_problems(index: ElementIndex) -> Iterator[Problem]:
+def uid_problems(index: ElementIndex) -> Iterator[Problem]:
     """UIDs at any depth that are none, or several."""
     for tag in index:
         if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
         for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
-            yield from _uid_problems(item)
+            yield from uid_problems(item)
 
 
 def is_by_study(index: ElementIndex) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 from minris.access.context import Context
 from minris.dataset.dicom_json import from_json
-from minris.dataset.elements import _HEADER, ElementIndex, Malformed
+from minris.dataset.elements import ELEMENT_HEADER, ElementIndex, Malformed
 from minris.dataset.recode import recode_noting
 from minris.interchange.csv_tables import items_from_csv, read_csv
 from minris.orders.scheduling import schedule
-from minris.standard.dictionary import _KNOWN_VRS, _LONG_VRS
+from minris.standard.dictionary import KNOWN_VRS, LONG_VRS
 from minris.standard.status import Message, Problem, Refusal, Status, joined
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from minris.store.models import database
@@ -46,9 +46,9 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
     """The transfer syntax that a file meta group names, and where the data set begins."""
     start, syntax = at, ""
     while content[at : at + 2] == b"\x02\x00":
-        _, number, vr, length = _HEADER.unpack_from(content, at)
+        _, number, vr, length = ELEMENT_HEADER.unpack_from(content, at)
         at += 8
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             length = int.from_bytes(content[at : at + 4], "little")
             at += 4
         if number == 0x0010:
@@ -61,7 +61,7 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
 
 def guess_syntax(data: bytes) -> str:
     """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
-    explicit = data[4:6] in _KNOWN_VRS
+    explicit = data[4:6] in KNOWN_VRS
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
 

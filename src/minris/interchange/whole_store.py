@@ -19,9 +19,9 @@ from minris.mpps.linking import insert_link
 from minris.orders.catalogue import PROCEDURE_COLUMNS, retire_procedure, save_procedure
 from minris.orders.items import fold, patient_columns, step_columns
 from minris.orders.lookup import find_step
-from minris.orders.patients import _find_patient
+from minris.orders.patients import find_patient
 from minris.orders.scheduling import schedule
-from minris.orders.steps import _refold_open, update_patient
+from minris.orders.steps import refold_open, update_patient
 from minris.standard.mpps import MPPS_STATUS
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.uids import WELL_KNOWN_UPS
@@ -278,7 +278,7 @@ def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> by
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
     data = from_json(given["data"])
-    known = _find_patient(ctx, ElementIndex(data), "separate")
+    known = find_patient(ctx, ElementIndex(data), "separate")
     if known:
         update_patient(ctx, known, data)
         return None
@@ -291,7 +291,7 @@ def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
         setattr(patient, column, value)
     patient.updated_at = given["updated_at"]
     patient.save()
-    _refold_open(patient)
+    refold_open(patient)
 
 
 def _import_performed(performed: dict[str, Any]) -> None:

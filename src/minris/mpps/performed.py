@@ -8,11 +8,11 @@ import peewee
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.checks import (
-    _noted,
     check_attributes,
     check_instance,
     check_uid,
     comparable,
+    noted_problems,
     selected_attributes,
 )
 from minris.dataset.elements import ElementIndex
@@ -67,7 +67,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 data=data,
                 created_at=ctx.stamp(),
                 updated_at=ctx.stamp(),
-                remark=_noted(forgiven),
+                remark=noted_problems(forgiven),
                 raw=raw,
             )
         except peewee.IntegrityError:
@@ -82,7 +82,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         notify_of_mpps(ctx, uid, "IN PROGRESS")
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
     log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
     return uid
 
@@ -230,7 +230,7 @@ def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
             words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
             if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
                 raise Refusal(status, problems=problems)
-    return _noted(forgiven)
+    return noted_problems(forgiven)
 
 
 FINAL_TAGS = tuple(

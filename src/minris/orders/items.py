@@ -8,7 +8,7 @@ from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.names import initials, name_key
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
-from minris.dataset.times import _time_start
+from minris.dataset.times import time_start
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem
 from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE, STEP_STATES, STEP_STATUS
@@ -47,7 +47,7 @@ def step_columns(data: bytes) -> dict[str, str]:
         "name_key": name_key(index.get("PatientName")),
         "modality": step.get("Modality"),
         "start_date": step.get("ScheduledProcedureStepStartDate"),
-        "start_time": _time_start(step.get("ScheduledProcedureStepStartTime")),
+        "start_time": time_start(step.get("ScheduledProcedureStepStartTime")),
         "status": step.get("ScheduledProcedureStepStatus"),
     }
 

@@ -30,7 +30,8 @@ def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) ->
             return identifier
 
 
-def _belongs_to_another(keyword: str, value: str) -> Refusal:
+def belongs_to_another(keyword: str, value: str) -> Refusal:
+    """The refusal (0111) of an identifier that another patient has."""
     words = Message("{value} belongs to another patient", value=value)
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
 
@@ -39,7 +40,7 @@ def check_accession(accession: str, patient_row: int) -> None:
     """Refuse (0111) the accession number of another patient."""
     sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
     if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
-        raise _belongs_to_another("AccessionNumber", accession)
+        raise belongs_to_another("AccessionNumber", accession)
 
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:

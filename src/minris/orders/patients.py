@@ -12,12 +12,12 @@ from minris.dataset.names import name_key, shown_name
 from minris.dataset.times import shown_date
 from minris.orders.items import patient_columns
 from minris.orders.lookup import next_identifier
-from minris.orders.steps import _refold_open, update_patient
+from minris.orders.steps import refold_open, update_patient
 from minris.orders.undo import Place, can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database
-from minris.store.rows import _exists, erase, fetch_rows
+from minris.store.rows import erase, fetch_rows, row_exists
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
@@ -37,7 +37,7 @@ SAME_ID = "{value} belongs to {name}, born {birth_date}"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
-def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
     """The patient an item is for; None where there is none yet.
 
     same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
@@ -74,10 +74,10 @@ def _find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | 
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
-def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+def save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
     index = ElementIndex(given)
-    patient = _find_patient(ctx, index, same_id)
+    patient = find_patient(ctx, index, same_id)
     if patient:
         if same_person(index, patient):  # a group that is not told is not told to be empty
             told = index.get("PatientName").split("=")
@@ -89,7 +89,7 @@ def _save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
         return patient
     if not index.get("PatientID"):
         made = next_identifier(
-            ctx, ctx.config.clinic.patient_id_format, lambda i: _exists(Patient, "patient_id", i)
+            ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
         )
         given = index.merged(text_elements(PatientID=made))
     now = ctx.stamp()
@@ -169,7 +169,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             have = ElementIndex(bytes(target.data))
             more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
             update_patient(ctx, target, more)
-            _refold_open(target)
+            refold_open(target)
             erase("patient WHERE id = ?", patient.id)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
         audit(ctx, "patients merged", target.patient_id, detail)
@@ -196,9 +196,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         known = (
-            _find_patient(ctx, new, "refuse")
-            if new.get("PatientID") != patient.patient_id
-            else None
+            find_patient(ctx, new, "refuse") if new.get("PatientID") != patient.patient_id else None
         )
         target = known or patient
         if known:
@@ -223,7 +221,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             target.save()
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
-        _refold_open(target)
+        refold_open(target)
 
 
 def get_patient(row_id: int) -> bytes:

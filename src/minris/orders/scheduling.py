@@ -9,9 +9,9 @@ from minris.access.context import Context, audit
 from minris.dataset.elements import (
     EMPTY,
     ElementIndex,
-    _by_tag,
     encode_items,
     encode_text,
+    in_tag_order,
     text_elements,
 )
 from minris.orders.items import (
@@ -23,15 +23,15 @@ from minris.orders.items import (
     step_with_defaults,
 )
 from minris.orders.lookup import (
-    _belongs_to_another,
+    belongs_to_another,
     check_accession,
     find_step,
     next_identifier,
     step_data,
     step_key,
 )
-from minris.orders.patients import _save_patient
-from minris.orders.steps import _refold, _save_stations, change_step, step_outcome, update_patient
+from minris.orders.patients import save_patient
+from minris.orders.steps import change_step, refold, save_stations, step_outcome, update_patient
 from minris.orders.undo import can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -43,7 +43,7 @@ from minris.standard.worklist import (
     WAITING_STEP_STATES,
 )
 from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
-from minris.store.rows import _exists, first_version, insert_row
+from minris.store.rows import first_version, insert_row, row_exists
 
 
 def _save_procedure(
@@ -55,7 +55,7 @@ def _save_procedure(
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
         if known.patient_id != patient.id:
-            raise _belongs_to_another("StudyInstanceUID", uid)
+            raise belongs_to_another("StudyInstanceUID", uid)
         stored = ElementIndex(bytes(known.data))
         problems = [
             Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
@@ -75,13 +75,13 @@ def _save_procedure(
         or next_identifier(
             ctx,
             clinic.accession_number_format,
-            lambda i: _exists(RequestedProcedure, "accession_number", i),
+            lambda i: row_exists(RequestedProcedure, "accession_number", i),
         ),
         RequestedProcedureID=procedure_id
         or next_identifier(
             ctx,
             clinic.requested_procedure_id_format,
-            lambda i: _exists(RequestedProcedure, "requested_procedure_id", i),
+            lambda i: row_exists(RequestedProcedure, "requested_procedure_id", i),
         ),
     )
     return RequestedProcedure.create(
@@ -101,7 +101,7 @@ def _save_step(
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
         ctx,
         ctx.config.clinic.scheduled_procedure_step_id_format,
-        lambda i: _exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
+        lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     data = fold(bytes(patient.data), bytes(procedure.data), item)
@@ -127,7 +127,7 @@ def _save_step(
             Status.DUPLICATE_SOP_INSTANCE,
             problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
         ) from None
-    _save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
+    save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
     return data
 
 
@@ -150,7 +150,7 @@ def schedule(
     if problems := item_problems(index, steps):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
-        patient = _save_patient(ctx, patient_data, same_id)
+        patient = save_patient(ctx, patient_data, same_id)
         procedure = _save_procedure(ctx, patient, procedure_data, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
@@ -238,7 +238,7 @@ def _change(
     )
     for sibling in siblings:
         its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
-        _refold(sibling, procedure.patient, procedure, its)
+        refold(sibling, procedure.patient, procedure, its)
 
 
 def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
@@ -279,5 +279,5 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
             texts["ScheduledStationName"] = device.station_name
             texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
-    sequence = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(elements))])
+    sequence = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(elements))])
     return reschedule(ctx, *step_key(row_id), sequence)

@@ -35,10 +35,10 @@ def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = F
     patient.updated_at = ctx.stamp()
     patient.save()
     audit(ctx, "patient updated", patient.patient_id)
-    _refold_open(patient)
+    refold_open(patient)
 
 
-def _refold_open(patient: Patient) -> None:
+def refold_open(patient: Patient) -> None:
     """Let the open steps of a patient follow what is known of the patient."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
@@ -49,10 +49,10 @@ def _refold_open(patient: Patient) -> None:
         )
     )
     for step in steps:
-        _refold(step, patient, step.procedure, bytes(step_item(step)))
+        refold(step, patient, step.procedure, bytes(step_item(step)))
 
 
-def _refold(
+def refold(
     step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
 ) -> None:
     """Fold a step's data set anew and write it with a new version."""
@@ -71,11 +71,12 @@ def _refold(
         step.start_date,
     ):
         ScheduledStation.delete().where(ScheduledStation.step == step).execute()
-        _save_stations(step.id, stations, columns["start_date"])
+        save_stations(step.id, stations, columns["start_date"])
     step.data, step.status = data, columns["status"]
 
 
-def _save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+    """Write the stations that a step is scheduled for, each once."""
     for title in dict.fromkeys(stations):
         database.execute_sql(
             "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",

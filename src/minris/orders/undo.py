@@ -9,7 +9,7 @@ from typing import Any
 from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.orders.lookup import step_row
-from minris.orders.steps import STAMP_OF_STATE, _refold, _refold_open, enter_state
+from minris.orders.steps import STAMP_OF_STATE, enter_state, refold, refold_open
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import STEP_STATUS
 from minris.store.models import Patient, ScheduledProcedureStep, UndoNote, database
@@ -140,7 +140,7 @@ def undo(ctx: Context, about: str) -> None:
         for item in items:
             _restore_item(*item)
         for patient in Patient.select().where(Patient.id.in_(patients)):
-            _refold_open(patient)
+            refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
         audit(ctx, "change taken back", about, f"{note.what}, {note.at}")
 
@@ -165,7 +165,7 @@ def _restore_item(row_id: int, item: bytes, old: str, new: str) -> None:
     state = old if step.status == new else step.status
     status = text_elements(ScheduledProcedureStepStatus=state)
     procedure = step.procedure
-    _refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
+    refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
 
 
 def can_take_back(ctx: Context, step: Any) -> bool:

@@ -10,10 +10,10 @@ from minris.config.ini import Device
 from minris.dataset.elements import (
     EMPTY,
     ElementIndex,
-    _by_tag,
     encode_element,
     encode_items,
     encode_text,
+    in_tag_order,
     text_elements,
 )
 from minris.dataset.names import person_name, resident_number
@@ -213,7 +213,7 @@ def patient_from_form(
     changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
     required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
     index = ElementIndex(split_item(ElementIndex(item))[0])
-    empty = ElementIndex(b"".join(_by_tag({tag_of(k): encode_text(k, "") for k in changed})))
+    empty = ElementIndex(b"".join(in_tag_order({tag_of(k): encode_text(k, "") for k in changed})))
     told = ElementIndex(index.only(map(tag_of, changed)))
     return empty.merged(told), [problem for problem in problems if problem.tag not in required]
 
@@ -256,5 +256,5 @@ def exam_from_form(
             ("ScheduledProtocolCodeSequence", inner),
         ):
             where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(_by_tag(inner))])
-    return b"".join(_by_tag(outer))
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(inner))])
+    return b"".join(in_tag_order(outer))

@@ -9,7 +9,7 @@ from typing import Any
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.items import availability_data
-from minris.simulator.peer import Peer, SimulationError, _dataset, served
+from minris.simulator.peer import Peer, SimulationError, dataset_of, served
 from minris.standard.commitment import COMMITMENT_EVENTS, NOT_THERE, OF_ANOTHER_CLASS
 from minris.standard.uids import (
     INSTANCE_AVAILABILITY,
@@ -109,7 +109,7 @@ class SimulatedArchive(Peer):
             data = availability_data(study, list(of_study), [])
             with self.association() as association:
                 status, _ = association.send_n_create(
-                    _dataset(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                    dataset_of(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
                 )
             code = f"{status.Status:04X}" if status else "no answer"
             self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")

@@ -72,7 +72,7 @@ def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Ite
         server.shutdown()
 
 
-def _dataset(index: ElementIndex) -> Any:
+def dataset_of(index: ElementIndex) -> Any:
     """A stored data set as pydicom's."""
     from pydicom.filereader import read_dataset
 

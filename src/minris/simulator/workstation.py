@@ -11,7 +11,7 @@ from typing import Any
 from minris.dataset.checks import with_empty
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
-from minris.simulator.peer import Peer, SimulationError, _dataset, served
+from minris.simulator.peer import Peer, SimulationError, dataset_of, served
 from minris.standard.dictionary import tag_of
 from minris.standard.uids import (
     UPS_EVENT,
@@ -66,9 +66,9 @@ class Workstation(Peer):
             CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
         )
         data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
-        ds = _dataset(ElementIndex(data))
+        ds = dataset_of(ElementIndex(data))
         if station:
-            code_ds = _dataset(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
+            code_ds = dataset_of(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
             ds.ScheduledStationNameCodeSequence = [code_ds]
         uid = new_uid()
         with self.association() as association:
@@ -161,7 +161,7 @@ class Workstation(Peer):
             self._act("unsubscribe", 4, uid, action, UPS_WATCH)
 
     def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
-        ds = _dataset(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+        ds = dataset_of(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
         with self.association() as association:
             status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
         self._said(f"N-SET             {words}", status)
@@ -171,7 +171,7 @@ class Workstation(Peer):
     ) -> None:
         with self.association() as association:
             status, _ = association.send_n_action(
-                _dataset(information), kind, UPS_PUSH, uid, meta_uid=sop_class
+                dataset_of(information), kind, UPS_PUSH, uid, meta_uid=sop_class
             )
         self._said(f"N-ACTION          {words}", status)
 

@@ -82,7 +82,7 @@ REPERTOIRES = repertoire_table(
 )
 DESIGNATIONS = {one.escape: one for found in REPERTOIRES.values() for one in found}
 ASCII_REPERTOIRE = REPERTOIRES["6"][0]
-_ESCAPE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
+ESCAPE_SEQUENCE = re.compile(rb"\x1b([\x20-\x2f]+[\x30-\x7e]|\$[A-B@])")
 CHARACTER_SETS_ALONE = types.MappingProxyType(
     {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 )

@@ -85,22 +85,22 @@ def attribute_name(tag: int) -> str:
     return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_KNOWN_VRS = _LONG_VRS | frozenset(
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+KNOWN_VRS = LONG_VRS | frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
-_TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
-_MAY_BE_TEXT = _TEXT_VRS | {b"SQ", b"UN"}
-_ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
-_LED_BY_SPACES = _ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
-_SPACE_PADDED = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
+TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
+MAY_BE_TEXT = TEXT_VRS | {b"SQ", b"UN"}
+ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
+LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
+SPACE_PADDED_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 
 
 def kind_of_vr(vr: bytes) -> str:
     """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
     if vr == b"SQ":
         return "SQ"
-    if vr in _SPACE_PADDED or vr == b"UI":
+    if vr in SPACE_PADDED_VRS or vr == b"UI":
         return "text"
     return "number" if vr in b"US SS UL SL FL FD UV SV".split() else "bytes"
 
@@ -111,10 +111,10 @@ def allows(tag: int, vr: bytes) -> bool:
     return known == "UN" or vr.decode() in known
 
 
-_BINARY_NUMBERS = {
+BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
-_BINARY_VRS = frozenset(_BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
+BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
 # What a value of a VR may be. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,

@@ -88,7 +88,8 @@ def erase(what: str, *values: Any) -> int:
     return database.execute_sql(f"DELETE FROM {what}", values).rowcount
 
 
-def _exists(model: type[Stored], column: str, value: str) -> bool:
+def row_exists(model: type[Stored], column: str, value: str) -> bool:
+    """Whether a row of `model` has this value in the column."""
     sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
     return database.execute_sql(sql, (value,)).fetchone() is not None
 

@@ -16,8 +16,6 @@ from minris.standard.status import Message
 from minris.standard.tables import rows
 from minris.upper_layer.negotiation import Negotiated, Rejection, calling_ae_title
 from minris.upper_layer.pdus import (
-    _PDU_HEADER,
-    _PDV_HEADER,
     A_ABORT,
     A_ASSOCIATE_AC,
     A_ASSOCIATE_RJ,
@@ -28,6 +26,8 @@ from minris.upper_layer.pdus import (
     NO_DATA_SET,
     OPERATIONS,
     P_DATA_TF,
+    PDU_HEADER,
+    PDV_HEADER,
     RELEASE_RP_PDU,
     RELEASE_RQ_PDU,
     AcceptedContext,
@@ -241,7 +241,7 @@ class Association(asyncio.Protocol):
         pos, have = 0, len(buffer)
         try:
             while have - pos >= 6 and self.state != "Sta1":
-                kind, _, length = _PDU_HEADER.unpack_from(buffer, pos)
+                kind, _, length = PDU_HEADER.unpack_from(buffer, pos)
                 if kind not in PDU_EVENTS:
                     raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
                 if length > self._longest(kind):
@@ -472,7 +472,7 @@ class Association(asyncio.Protocol):
         while pos < end:
             if pos + 6 > end:
                 raise ProtocolError("a presentation data value is cut short")
-            length, context_id, control = _PDV_HEADER.unpack_from(pdu, pos)
+            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
             if length < 2 or pos + 4 + length > end:
                 raise ProtocolError("a presentation data value has a wrong length")
             fragment = pdu[pos + 6 : pos + 4 + length]
@@ -612,7 +612,7 @@ class Association(asyncio.Protocol):
     ) -> bool:
         """Write many messages with the same command set, 64 KiB and more at a time."""
         pdus, size = [], 0
-        prefix = _PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
+        prefix = PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
         extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length
         for data in answers:
             length = extra + len(data)
@@ -620,9 +620,9 @@ class Association(asyncio.Protocol):
                 pdus.append(
                     b"%b%b%b%b"
                     % (
-                        _PDU_HEADER.pack(P_DATA_TF, 0, length),
+                        PDU_HEADER.pack(P_DATA_TF, 0, length),
                         prefix,
-                        _PDV_HEADER.pack(len(data) + 2, context.id, 2),
+                        PDV_HEADER.pack(len(data) + 2, context.id, 2),
                         data,
                     )
                 )

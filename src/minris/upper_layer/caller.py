@@ -17,12 +17,12 @@ from minris.standard.uids import (
 )
 from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID
 from minris.upper_layer.pdus import (
-    _PDU_HEADER,
-    _PDV_HEADER,
     A_ASSOCIATE_AC,
     A_ASSOCIATE_RJ,
     NO_DATA_SET,
     P_DATA_TF,
+    PDU_HEADER,
+    PDV_HEADER,
     RELEASE_RQ_PDU,
     AcceptedContext,
     ProtocolError,
@@ -168,7 +168,7 @@ class Caller:
 
     async def _pdu(self) -> tuple[int, bytes]:
         header = await self.reader.readexactly(6)
-        kind, _, length = _PDU_HEADER.unpack(header)
+        kind, _, length = PDU_HEADER.unpack(header)
         if length > self.LONGEST:
             raise ProtocolError("it sent a PDU past the limit")
         return kind, header + await self.reader.readexactly(length)
@@ -227,7 +227,7 @@ class Caller:
         """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
         pos = 6
         while pos + 6 <= len(pdu):
-            length, _, control = _PDV_HEADER.unpack_from(pdu, pos)
+            length, _, control = PDV_HEADER.unpack_from(pdu, pos)
             part = self.command if control & 1 else self.data
             part += pdu[pos + 6 : pos + 4 + length]
             pos += 4 + max(length, 2)

@@ -15,9 +15,9 @@ from minris.standard.uids import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from minris.upper_layer.pdus import (
-    _PDU_HEADER,
     A_ASSOCIATE_RJ,
     A_ASSOCIATE_RQ,
+    PDU_HEADER,
     AcceptedContext,
     ProtocolError,
 )
@@ -33,7 +33,7 @@ class Rejection(Exception):
 
     def __init__(self, result: int, source: int, reason: int, words: str) -> None:
         super().__init__(words)
-        self.pdu = _PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
+        self.pdu = PDU_HEADER.pack(A_ASSOCIATE_RJ, 0, 4) + bytes((0, result, source, reason))
 
 
 class Negotiated(NamedTuple):
@@ -109,7 +109,7 @@ def _known_items(pdu: bytes) -> bytes:
         if kind in (0x10, 0x20, 0x50):
             parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
     body = pdu[6:74] + b"".join(parts)
-    return _PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
+    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
 
 
 class Negotiator:

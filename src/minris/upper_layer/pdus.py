@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from pydicom import datadict
 
-from minris.dataset.elements import _TAG, _TAG_LENGTH, _by_tag, pad
+from minris.dataset.elements import TAG, TAG_AND_LENGTH, in_tag_order, pad
 from minris.standard.dictionary import tag_of, vr_of
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
-_PDU_HEADER = struct.Struct(">BBI")
-_PDV_HEADER = struct.Struct(">IBB")
+PDU_HEADER = struct.Struct(">BBI")
+PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101
 C_CANCEL_RQ = 0x0FFF
 OPERATIONS = {
@@ -51,11 +51,11 @@ class AcceptedContext(NamedTuple):
 
 def abort_pdu(source: int, reason: int = 0) -> bytes:
     """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
-    return _PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
+    return PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
 
 
-RELEASE_RQ_PDU = _PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
-RELEASE_RP_PDU = _PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
+RELEASE_RQ_PDU = PDU_HEADER.pack(A_RELEASE_RQ, 0, 4) + bytes(4)
+RELEASE_RP_PDU = PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
 
 
 @functools.lru_cache(maxsize=256)
@@ -71,7 +71,7 @@ def decode_command(data: bytes) -> dict[str, Any]:
     while pos < len(data):
         if pos + 8 > len(data):
             raise ProtocolError("a command set ends in the middle of an element")
-        group, element, length = _TAG_LENGTH.unpack_from(data, pos)
+        group, element, length = TAG_AND_LENGTH.unpack_from(data, pos)
         pos += 8 + length
         if group or pos > len(data):
             raise ProtocolError("a command set holds something that is no command element")
@@ -104,12 +104,12 @@ def encode_command(**fields: Any) -> bytes:
         if vr == "US":
             raw = int(value).to_bytes(2, "little")
         elif vr == "AT":
-            raw = b"".join(_TAG.pack(one >> 16, one & 0xFFFF) for one in value)
+            raw = b"".join(TAG.pack(one >> 16, one & 0xFFFF) for one in value)
         else:
             raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
-        elements[tag] = _TAG_LENGTH.pack(0, tag, len(raw)) + raw
-    body = b"".join(_by_tag(elements))
-    return _TAG_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
+        elements[tag] = TAG_AND_LENGTH.pack(0, tag, len(raw)) + raw
+    body = b"".join(in_tag_order(elements))
+    return TAG_AND_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
 
 
 def message_pdus(
@@ -129,9 +129,9 @@ def message_pdus(
     pdus, together = [], b""
     for number, (part, kind) in enumerate(parts):
         control = kind | (2 if number in last else 0)
-        value = _PDV_HEADER.pack(len(part) + 2, context.id, control) + part
+        value = PDV_HEADER.pack(len(part) + 2, context.id, control) + part
         if together and (len(together) + len(value) > longest or not combined):
-            pdus.append(_PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
+            pdus.append(PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together)
             together = b""
         together += value
-    return b"".join(pdus) + _PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
+    return b"".join(pdus) + PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together

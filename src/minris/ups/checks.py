@@ -8,7 +8,7 @@ from pydicom import datadict
 
 from minris.access.context import Context
 from minris.dataset.checks import check_attributes, same_value
-from minris.dataset.elements import ElementIndex, _by_tag, encode_element, encode_items
+from minris.dataset.elements import ElementIndex, encode_element, encode_items, in_tag_order
 from minris.dataset.names import name_key
 from minris.dataset.times import datetime_bounds, split_datetime_range, utc_stamp
 from minris.standard.attributes import Attribute
@@ -130,7 +130,7 @@ def with_offsets(index: ElementIndex, offset: str) -> bytes:
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
         elif tag != TIMEZONE_OFFSET:
             elements[tag] = index.element(tag)
-    return b"".join(_by_tag(elements))
+    return b"".join(in_tag_order(elements))
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:

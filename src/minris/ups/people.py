@@ -23,11 +23,11 @@ from minris.store.rows import fetch_rows, update_row
 from minris.ups.events import record_event
 from minris.ups.search import find_workitem
 from minris.ups.workitems import (
-    _cancel,
-    _report_changes,
-    _save_workitem,
+    cancel_workitem,
     change_state,
     dicom_now,
+    report_changes,
+    save_workitem,
     with_cancellation,
 )
 
@@ -59,7 +59,7 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
     with database.atomic():
         workitem = claimed_by(ctx, uid)
         told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
-        _save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
         change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
 
 
@@ -96,7 +96,7 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
         data = with_cancellation(
             ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
         )
-        _save_workitem(ctx, workitem, data)
+        save_workitem(ctx, workitem, data)
         change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
 
 
@@ -140,8 +140,8 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
             items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
         new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
         well_formed(new)
-        _save_workitem(ctx, workitem, new)
-        _report_changes(ctx, workitem, old, ElementIndex(new))
+        save_workitem(ctx, workitem, new)
+        report_changes(ctx, workitem, old, ElementIndex(new))
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
 
 
@@ -305,5 +305,5 @@ def end_workitem(
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
             words = Message("It is not stuck any more")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
-        _cancel(ctx, workitem, cancellation_reason(why, code))
+        cancel_workitem(ctx, workitem, cancellation_reason(why, code))
         audit(ctx, "workitem ended", uid, why.strip()[:500])

@@ -6,7 +6,7 @@ from typing import Any
 
 from minris import log
 from minris.access.context import Context, audit
-from minris.dataset.checks import _noted, check_instance, check_uid, selected_attributes
+from minris.dataset.checks import check_instance, check_uid, noted_problems, selected_attributes
 from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
 from minris.dataset.items import code_item
 from minris.standard.dictionary import tag_of, value_problem
@@ -98,7 +98,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
-        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, _noted(forgiven))
+        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
     log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
     return uid, Status.SUCCESS
 
@@ -143,13 +143,13 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         check_items(told, not ctx.config.ups.strict)
         merged = stored.merged(told)
-        _save_workitem(ctx, workitem, merged)
-        _report_changes(ctx, workitem, stored, ElementIndex(merged))
+        save_workitem(ctx, workitem, merged)
+        report_changes(ctx, workitem, stored, ElementIndex(merged))
         audit(ctx, "workitem set", uid)
     return Status.SUCCESS
 
 
-def _save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+def save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
     """Write a workitem's data set with a new modification time and version."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
     data = ElementIndex(data).merged(now)
@@ -171,7 +171,7 @@ PROGRESS_TOLD = tuple(map(tag_of, (
 )))  # fmt: skip
 
 
-def _report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
+def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
     """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
     uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
 
@@ -254,7 +254,7 @@ def enter_ups_state(
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
-    data = _save_workitem(ctx, workitem, changed, **columns)
+    data = save_workitem(ctx, workitem, changed, **columns)
     uid, old = workitem.sop_instance_uid, workitem.state
     workitem.state = state
     record_event(
@@ -312,7 +312,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
         if outcome == "CANCELED":
-            _cancel(ctx, workitem, info)
+            cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
 
 
@@ -379,7 +379,7 @@ def is_purged(uid: str) -> bool:
     return database.execute_sql(sql, (uid,)).fetchone() is not None
 
 
-def _cancel(ctx: Context, workitem: Any, info: ElementIndex) -> None:
+def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
     """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
     index = ElementIndex(bytes(workitem.data))
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
