@@ -19,12 +19,11 @@ import sys
 import threading
 import time
 import zoneinfo
-from pathlib import Path
 
 import httpx
 import peers
 import pytest
-from conftest import MADE, NOON, item
+from conftest import MADE, NOON, ROOT, item
 from test_mpps import creation, creation_for, ending, stored_form, unscheduled_item
 
 from minris.access.context import Context, audit, utc_now
@@ -76,7 +75,7 @@ from minris.store.models import (
 from minris.store.rows import set_mark
 from minris.store.sqlite import backup_store, open_store
 
-UNIT = Path(__file__).parent.parent / "systemd" / "minris.service"
+UNIT = ROOT / "systemd" / "minris.service"
 
 
 def at(ctx, **later):

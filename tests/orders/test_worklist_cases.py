@@ -2,12 +2,11 @@
 
 import io
 import json
-from pathlib import Path
 
 import peers
 import pydicom
 import pytest
-from conftest import Running, write_config
+from conftest import ROOT, Running, write_config
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pynetdicom import AE
@@ -21,7 +20,7 @@ from minris.dataset.search import Search
 from minris.orders.worklist import find_worklist
 from minris.standard.worklist import MWL_ATTRIBUTES
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "data"
 ENTRIES = json.loads((DATA / "worklist-entries.json").read_text("utf-8"))
 CASES = json.loads((DATA / "worklist-cases.json").read_text("utf-8"))["cases"]
 NUMBERS = {e["0020000D"]["Value"][0]: number for number, e in enumerate(ENTRIES, 1)}

@@ -6,12 +6,11 @@ import datetime
 import html
 import re
 import threading
-from pathlib import Path
 
 import httpx
 import peers
 import pytest
-from conftest import Running, item
+from conftest import ROOT, Running, item
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
@@ -35,7 +34,7 @@ from minris.standard.status import Refusal
 from minris.standard.worklist import STEP_STATUS, STEP_TRANSITIONS
 from minris.store.models import Patient, ScheduledProcedureStep, Session, User
 
-ARTEFACTS = Path(__file__).parent.parent / "artefacts"
+ARTEFACTS = ROOT / "artefacts"
 
 
 # Without a browser: forms as they are sent.

@@ -9,10 +9,9 @@ MINRIS_PICTURES=yes makes the README's pictures anew.
 import datetime
 import os
 import re
-from pathlib import Path
 
 import pytest
-from conftest import MADE, item
+from conftest import MADE, ROOT, item
 from playwright.sync_api import expect
 from pynetdicom import AE
 from test_pages import Desk, chromium  # noqa: F401 (a fixture)
@@ -47,7 +46,7 @@ def desk(request, chromium, run_appliance):  # noqa: F811
     assert one.hosts == {"127.0.0.1"}
 
 
-PICTURES = Path(__file__).parent / "pictures"
+PICTURES = ROOT / "tests" / "pictures"
 README_PICTURES = {"en-day", "zh-day", "en-found", "en-calendar", "zh-doctor"}
 
 
