@@ -52,6 +52,11 @@ without a circle. New code finds its folder here first:
 12  cli           the command line
 """
 
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("minris needs Python 3.11 or later, and this is Python " + sys.version.split()[0])
+
 import argparse
 import asyncio
 import base64
@@ -69,6 +74,8 @@ import gzip
 import hashlib
 import hmac
 import html
+import importlib.machinery
+import importlib.util
 import io
 import itertools
 import json
@@ -86,7 +93,6 @@ import sqlite3
 import ssl
 import statistics
 import struct
-import sys
 import tempfile
 import threading
 import time
@@ -102,6 +108,50 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LIBRARIES = {
+    "pynetdicom": "pynetdicom",
+    "pydicom": "pydicom",
+    "peewee": "peewee",
+    "bottle": "bottle",
+    "apscheduler": "apscheduler",
+    "uvicorn": "uvicorn",
+    "h11": "h11",
+    "wsproto": "wsproto",
+    "a2wsgi": "a2wsgi",
+    "python-barcode": "barcode",
+    "segno": "segno",
+    "pypinyin": "pypinyin",
+}
+# Python keeps the syntax tree of a script, some 50 MiB, for as long as it runs: to serve, the script
+# replaces itself by itself as a module.
+AS_MODULE = (
+    "import importlib.util as u, sys; del sys.argv[0]; "
+    "spec = u.spec_from_file_location('minris', sys.argv[0]); "
+    "sys.modules['minris'] = minris = u.module_from_spec(spec); "
+    "spec.loader.exec_module(minris); sys.exit(minris.main())"
+)
+
+
+def is_to_serve(arguments: list[str]) -> bool:
+    """Whether a command line asks for `serve`, be it by saying nothing else."""
+    words = [word for word in arguments if not word.startswith("--config=")]
+    if "--config" in words:
+        at = words.index("--config")
+        del words[at : at + 2]
+    return words in ([], ["serve"])
+
+
+if __name__ == "__main__":
+    missing = [name for name, module in LIBRARIES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        install = f"{sys.executable} -m pip install {' '.join(missing)}"
+        sys.exit(f"minris: libraries are missing. Install them: {install}")
+    if os.name == "posix" and sys.executable and is_to_serve(sys.argv[1:]):
+        # compiled and kept for next time here: what compiling takes stays in this process
+        importlib.machinery.SourceFileLoader("minris", sys.argv[0]).get_code("minris")
+        flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+        os.execv(sys.executable, [sys.executable, *flags, "-P", "-c", AS_MODULE, *sys.argv])
+
 import peewee
 from pydicom import datadict
 from pydicom.uid import UID
@@ -110,7 +160,7 @@ __version__ = "0.1.0"
 
 log = logging.getLogger("minris")
 
-FOLDER = Path(__file__).resolve().parent  # static/ is looked for here
+FOLDER = Path(__file__).resolve().parent  # where further languages are looked for
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15134,7 +15184,6 @@ class Web:
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
-        self.static = find_static()
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -15148,13 +15197,6 @@ class Web:
         """Call a core function that only reads."""
         with reading():
             return core(*arguments)
-
-
-def find_static() -> Path | None:
-    """The folder of style, script and catalogues, beside this file; None for a lone minris.py."""
-    return next(
-        (d for d in (FOLDER / "static", FOLDER.parent.parent / "static") if d.is_dir()), None
-    )
 
 
 def client_address(request: Any) -> str:
@@ -17803,14 +17845,6 @@ DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
-    """The catalogues of static/i18n by language."""
-    found: dict[str, Mapping[str, str]] = {"en": {}}
-    for path in sorted((static / "i18n").glob("*.json")) if static else ():
-        found[path.stem] = json.loads(path.read_text("utf-8"))
-    return found
-
-
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
     """The language of a page: the one chosen, else the browser's, else the setting."""
     known = list(languages)
@@ -17915,6 +17949,1585 @@ def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
     if not stamp:
         return ""
     return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.static
+# What is in static/: style, script, and the catalogues of languages.
+# ------------------------------------------------------------------------------------------------
+
+def static_folder() -> Path | None:
+    """The folder static/: in the wheel and beside a lone file, else in the clone."""
+    places = (FOLDER / "static", FOLDER.parent.parent / "static")
+    return next((place for place in places if place.is_dir()), None)
+
+
+STATIC = {
+    "minris.css": """/* minris: small, semantic, without classes where an element will do. */
+:root {
+  color-scheme: light dark;
+  --ink: #16202a; --paper: #f6f7f9; --card: #fff; --line: #d4dae1; --soft: #5b6875;
+  --accent: #0b5cad; --accent-ink: #fff; --bad: #a4161a; --bad-paper: #fdecec;
+  --SCHEDULED: #5b6875; --ARRIVED: #8a5a00; --READY: #8a5a00; --STARTED: #0b5cad;
+  --COMPLETED: #1d6b35; --DISCONTINUED: #a4161a; --CANCELED: #5b6875; --DEPARTED: #5b6875;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e7ecf1; --paper: #12171c; --card: #1b2229; --line: #36414c; --soft: #a3b0bd;
+    --accent: #7ab8ff; --accent-ink: #0b1a2a; --bad: #ff9c9c; --bad-paper: #3a1c1e;
+    --SCHEDULED: #a3b0bd; --ARRIVED: #f0c060; --READY: #f0c060; --STARTED: #7ab8ff;
+    --COMPLETED: #86d69c; --DISCONTINUED: #ff9c9c; --CANCELED: #a3b0bd; --DEPARTED: #a3b0bd;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif;
+}
+header {
+  display: flex; flex-wrap: wrap; align-items: center; gap: .5rem 1.25rem;
+  padding: .5rem 1rem; background: var(--card); border-bottom: 1px solid var(--line);
+}
+header nav { display: flex; flex-wrap: wrap; gap: .25rem; flex: 1; }
+header nav a { padding: .55rem .8rem; border-radius: .4rem; text-decoration: none; }
+header nav a[aria-current] { background: var(--accent); color: var(--accent-ink); }
+header form { margin: 0; }
+.logout, .language { display: flex; align-items: center; gap: .5rem; }
+.language { margin-left: auto; }
+main { max-width: 78rem; margin: 0 auto; padding: 1rem; }
+p { overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: .25rem 0 1rem; }
+h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
+a { color: var(--accent); }
+button, input, select, textarea { font: inherit; color: inherit; }
+button {
+  min-height: 2.5rem; padding: .35rem .9rem; border: 1px solid var(--line);
+  border-radius: .4rem; background: var(--card); cursor: pointer;
+}
+a.main {
+  padding: .45rem .9rem; border-radius: .4rem; background: var(--accent); color: var(--accent-ink);
+  font-weight: 600; text-decoration: none;
+}
+button:hover { border-color: var(--accent); }
+button.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); font-weight: 600; }
+input, select, textarea {
+  width: 100%; min-height: 2.5rem; padding: .35rem .6rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .4rem;
+}
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
+[aria-invalid="true"] { border-color: var(--bad); }
+fieldset {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .75rem 1rem;
+  margin: 0 0 1rem; padding: 1rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .6rem;
+}
+legend { font-weight: 600; padding: 0 .4rem; }
+label { display: block; color: var(--soft); font-size: .9rem; }
+.field .problem { margin: .2rem 0 0; font-size: .9rem; }
+.login { max-width: 22rem; display: grid; gap: .9rem; }
+.day { display: flex; flex-wrap: wrap; align-items: end; gap: .75rem; margin-bottom: 1rem; }
+.day input, .day select { width: auto; display: block; }
+.day > a { padding: .55rem .2rem; }
+.problem { color: var(--bad); }
+div.problem, p.problem[role], #offline {
+  background: var(--bad-paper); border-left: 4px solid var(--bad); padding: .5rem .9rem; border-radius: .3rem;
+}
+div.problem ul { margin: 0; padding-left: 1.2rem; }
+.told { border-left: 4px solid var(--COMPLETED); padding: .5rem .9rem; background: var(--card); }
+.warning { border-left: 4px solid var(--ARRIVED); padding: .5rem .9rem; background: var(--card); }
+#board section { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+th, td { padding: .45rem .7rem; text-align: left; border-top: 1px solid var(--line); vertical-align: middle; }
+thead th { border-top: 0; color: var(--soft); font-size: .85rem; font-weight: 600; }
+tbody th { font-weight: 600; }
+tr[data-state="CANCELED"] th, tr[data-state="NO SHOW"] th { text-decoration: line-through; font-weight: 400; }
+.state { white-space: nowrap; font-weight: 600; color: var(--SCHEDULED); }
+.state::before { content: "○ "; }
+.state[data-state="ARRIVED"], .state[data-state="READY"] { color: var(--ARRIVED); }
+.state[data-state="ARRIVED"]::before, .state[data-state="READY"]::before { content: "◔ "; }
+.state[data-state="STARTED"] { color: var(--STARTED); }
+.state[data-state="STARTED"]::before { content: "▶ "; }
+.state[data-state="COMPLETED"] { color: var(--COMPLETED); }
+.state[data-state="COMPLETED"]::before { content: "✔ "; }
+.state[data-state="DISCONTINUED"] { color: var(--DISCONTINUED); }
+.state[data-state="DISCONTINUED"]::before { content: "■ "; }
+.state[data-state="CANCELED"]::before, .state[data-state="NO SHOW"]::before { content: "✕ "; }
+.summary .state { margin-right: .9rem; }
+div.actions { display: flex; flex-wrap: wrap; gap: .4rem; align-items: end; }
+.actions form { display: inline-flex; gap: .4rem; align-items: end; margin: .1rem .3rem .1rem 0; }
+td.actions { text-align: right; }
+td.actions button, td.actions input, td.actions select { min-height: 2.2rem; padding: .15rem .6rem; font-size: .9rem; }
+td.actions input, td.actions select { width: auto; max-width: 18rem; }
+td:nth-child(1), td:nth-child(7) { white-space: nowrap; }
+.wide { overflow-x: auto; position: relative; }
+.links { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; margin-top: 1.25rem; }
+.after { columns: 20rem; padding-left: 1.2rem; }
+form[role="search"] input { width: 20rem; max-width: 100%; }
+.urgent { color: var(--bad); margin-left: .4rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .3rem 1.2rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .75rem; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+[hidden] { display: none !important; }
+@media (min-width: 75rem) {
+  main, footer { max-width: 100rem; }
+  #board td.actions { white-space: nowrap; }
+}
+nav.pages {
+  display: flex; flex-wrap: wrap; gap: .1rem .25rem; padding: .15rem 1rem;
+  background: var(--card); border-bottom: 1px solid var(--line);
+}
+nav.pages a { padding: .4rem .7rem; text-decoration: none; border-bottom: 3px solid transparent; }
+nav.pages a[aria-current] { border-color: var(--accent); font-weight: 600; }
+footer { max-width: 78rem; margin: 2rem auto 0; padding: 0 1rem 1rem; color: var(--soft); font-size: .9rem; }
+.light { text-decoration: none; font-size: 1.2rem; }
+.light[data-light="good"], [data-light="good"] > :first-child { color: var(--COMPLETED); }
+.light[data-light="warning"], [data-light="warning"] > :first-child { color: var(--ARRIVED); }
+.light[data-light="bad"], [data-light="bad"] > :first-child { color: var(--bad); font-weight: 600; }
+table.month td { text-align: center; }
+table.month td a + a { display: block; font-size: .85rem; }
+td[aria-current] { outline: 2px solid var(--accent); outline-offset: -2px; }
+table.week th, table.week td { padding: .15rem .4rem; border-left: 1px solid var(--line); min-width: 6rem; }
+table.week tbody th { min-width: 0; color: var(--soft); font-weight: 400; }
+table.week td.taken { background: var(--paper); }
+table.week a.state { display: block; white-space: normal; }
+table.week a.free { display: block; text-align: center; text-decoration: none; color: var(--soft); }
+table.week a.free:hover, table.week a.free:focus { background: var(--accent); color: var(--accent-ink); }
+@media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
+@media print {
+  header, .actions, .day, #offline { display: none !important; }
+  body { background: #fff; color: #000; font-size: 11pt; }
+  table, dl, fieldset { border-color: #999; }
+}
+
+details.deed { border: 1px solid var(--line); border-radius: .4rem; margin-bottom: .5rem; max-width: 40rem; background: var(--card); }
+details.deed summary { padding: .5rem .8rem; cursor: pointer; }
+form.deed { display: grid; gap: .5rem; padding: 0 .8rem .8rem; max-width: 38rem; }
+section > form.deed { padding: 0 0 .5rem; justify-items: start; }
+form.deed button { justify-self: start; }
+.timeline .who { opacity: .75; }
+nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
+
+.waiting { list-style: none; padding: 0; font-size: 2rem; }
+.waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1fr; gap: 1rem; padding: .5rem 1rem; border-bottom: 1px solid var(--line, #ccc); }
+.slip { max-width: 24rem; }
+.label { width: 50mm; padding: 1mm; font-size: 8pt; line-height: 1.15; border: 1px dashed var(--line); background: #fff; color: #000; }
+.label p { margin: 0 0 .5mm; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.label img { height: 9mm; width: 34mm; vertical-align: middle; }
+.label img + img { height: 11mm; width: 11mm; }
+@page label { size: 50mm 30mm; margin: 1mm; }
+@media print {
+  header, nav, footer, .noprint, .notice { display: none !important; }
+  body { background: #fff; color: #000; }
+  .label { page: label; width: auto; border: 0; padding: 0; }
+  body:has(.label) h1 { display: none; }
+  body:has(.label) main { padding: 0; }
+}
+@media (max-width: 40rem) {
+  main { padding: .6rem; }
+  header nav { flex-basis: 100%; }
+  #board thead { display: none; }
+  #board tr { display: block; padding: .5rem .2rem; border-top: 1px solid var(--line); }
+  #board td, #board tbody th { display: inline-block; border: 0; padding: .1rem .5rem; }
+  dl { grid-template-columns: 1fr; }
+  dd { margin-bottom: .4rem; }
+  .waiting { font-size: 1.3rem; }
+  .waiting li { grid-template-columns: 1fr 1fr; gap: .2rem .8rem; padding: .5rem .2rem; }
+}
+.slip img { height: 16mm; width: 70mm; max-width: 100%; }
+.slip img + img { height: 26mm; width: 26mm; display: block; }
+""",
+    "minris.js": """// minris: keeps the board live, helps while one types. Every page works without this file.
+"use strict";
+
+(function () {
+  const board = document.getElementById("board");
+  const offline = document.getElementById("offline");
+  if (!board || !window.EventSource) return;
+
+  let shown = board.innerHTML;
+  let mark = board.dataset.mark || "";
+  let waiting = false;
+  let again = false;
+
+  // Fetch the board and put it in place, unless nothing has changed.
+  async function refresh() {
+    if (waiting) { again = true; return; }
+    waiting = true;
+    try {
+      const path = board.dataset.part + "&have=" + mark;
+      const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
+      if (answer.type === "opaqueredirect" || answer.status === 401) { location.reload(); return; }
+      if (!answer.ok) throw new Error(answer.status);
+      offline.hidden = true;
+      if (answer.status === 204) return;
+      const text = await answer.text();
+      mark = answer.headers.get("X-Mark") || "";
+      if (text !== shown) put(text);
+    } catch (error) {
+      offline.hidden = false;
+    } finally {
+      waiting = false;
+      if (again) { again = false; refresh(); }
+    }
+  }
+
+  // Keep the focus where it was: the same control in the same place of the new board.
+  function put(text) {
+    const focused = document.activeElement;
+    const inside = board.contains(focused);
+    const controls = () => Array.from(board.querySelectorAll("a, button"));
+    const place = inside ? controls().indexOf(focused) : -1;
+    shown = text;
+    board.innerHTML = text;
+    if (place >= 0 && controls()[place]) controls()[place].focus();
+  }
+
+  // A browser has few connections to one server: a page that is not seen gives its own back.
+  let stream = null;
+  function listen() {
+    if (document.hidden) {
+      if (stream) stream.close();
+      stream = null;
+    } else if (!stream) {
+      stream = new EventSource("/events");
+      stream.onmessage = refresh;
+      stream.onopen = () => { offline.hidden = true; };
+      stream.onerror = () => { offline.hidden = false; };
+    }
+  }
+  document.addEventListener("visibilitychange", listen);
+  listen();
+  // Minutes since an event go on though nothing happens.
+  setInterval(refresh, 30000);
+})();
+
+// A part of a page that is fetched for what is typed; the answer to the last question counts.
+function asker(element, use) {
+  let asked = 0;
+  let timer = 0;
+  async function ask(query) {
+    const mine = ++asked;
+    try {
+      const path = element.dataset.find + "?" + new URLSearchParams(query);
+      const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
+      if (!answer.ok || mine !== asked) return;
+      element.innerHTML = await answer.text();
+      if (use) use(element);
+    } catch (error) { /* it is a help, no more */ }
+  }
+  return (query, wait) => {
+    clearTimeout(timer);
+    timer = setTimeout(ask, wait, query);
+  };
+}
+
+const field = (name) => document.getElementById(name);
+
+// Registration: who may be meant is shown while a name, number, phone or birth date is typed.
+(function () {
+  const found = field("found");
+  if (!found) return;
+
+  // An identity number says birth date and sex.
+  function fill(element) {
+    const told = element.firstElementChild;
+    if (!told || !told.dataset.born) return;
+    if (!field("birth_date").value) field("birth_date").value = told.dataset.born;
+    if (!field("sex").value) field("sex").value = told.dataset.sex;
+  }
+
+  const ask = asker(found, fill);
+  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "phone", "birth_date"]) {
+    const input = field(name);
+    if (input) input.addEventListener("input", () => {
+      const family = name === "given_name" ? field("family_name").value + " " : "";
+      ask({ q: family + input.value }, 200);
+    });
+  }
+})();
+
+// An exam: what is in its way, and when the device is free.
+(function () {
+  const slots = field("slots");
+  if (!slots || !field("time")) return;
+  const names = ["device", "date", "time", "procedure"];
+  const step = document.querySelector("input[name=step]");
+
+  function look(wait) {
+    const query = Object.fromEntries(names.map((name) => [name, field(name) ? field(name).value : ""]));
+    if (step) query.step = step.value;
+    ask(query, wait);
+  }
+  function use(element) {
+    for (const button of element.querySelectorAll("[data-time]")) {
+      button.addEventListener("click", () => {
+        field("time").value = button.dataset.time;
+        look(0);
+        field("time").focus();
+      });
+    }
+  }
+  const ask = asker(slots, use);
+  for (const name of names) {
+    if (field(name)) field(name).addEventListener("input", () => look(200));
+  }
+  if (field("device").value) look(0);
+})();
+
+// A form is sent once: the second click of a double click finds its button asleep.
+document.addEventListener("submit", (event) => {
+  for (const button of event.target.elements) {
+    if (button.tagName !== "BUTTON") continue;
+    setTimeout(() => { button.disabled = true; }, 0);
+    setTimeout(() => { button.disabled = false; }, 5000);
+  }
+});
+// The back button shows a page as it was, asleep buttons too.
+window.addEventListener("pageshow", () => {
+  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+});
+
+// Keys, while nothing is typed: N new, / search, T today, arrows for the day, P print, ? what there is.
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  if (typing || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const follow = (selector) => {
+    const link = document.querySelector(selector);
+    if (link) link.click();
+    return Boolean(link);
+  };
+  const search = document.querySelector("form[role=search] input, input[autofocus]");
+  const keys = {
+    n: () => follow("a[href='/register']"),
+    t: () => follow("header a[href='/']"),
+    p: () => follow("a[href^='/print'], a[href$='/label']"),
+    ArrowLeft: () => follow("a[rel=prev]"),
+    ArrowRight: () => follow("a[rel=next]"),
+    "/": () => { if (search) search.focus(); else location.href = "/patients"; return true; },
+    "?": () => { const keys = field("keys"); if (keys) keys.open = !keys.open; return Boolean(keys); },
+  };
+  const deed = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (deed && deed()) event.preventDefault();
+});
+""",
+    "i18n/zh-CN.json": r"""{
+ "1 exam": "1 项检查",
+ "1 image is not judged yet: do not delete it": "1 幅影像尚未判定：请勿删除",
+ "1 image is not safe: do not delete it": "1 幅影像不安全：请勿删除",
+ "1 image is safe: the machine may delete it": "1 幅影像安全：设备可以删除",
+ "3D views": "三维视图",
+ "A UID is wrong": "UID 错误",
+ "A machine was not told about its images": "设备未收到影像归档结果",
+ "A message is malformed": "消息格式错误",
+ "A name has 1 to 64 characters": "名称须为 1 至 64 个字符",
+ "A password has at least 8 characters": "密码至少 8 个字符",
+ "A patient of this name and birth date has the ID {value}": "同名且同出生日期的患者已有编号 {value}",
+ "A person": "人员",
+ "A procedure needs a code and a meaning": "检查项目须有代码和名称",
+ "A program (API token)": "程序（API 令牌）",
+ "A reason is needed": "请填写原因",
+ "A token needs a name and a role": "令牌须有名称和角色",
+ "A user name has 1 to 64 characters, without spaces and : @ /": "用户名须为 1 至 64 个字符，不含空格和 : @ /",
+ "A value is missing": "缺少值",
+ "A value is wrong": "值错误",
+ "A workitem begins as scheduled": "工作项必须以“已安排”状态开始",
+ "AE title": "AE 标题",
+ "AE title of the archive that is asked; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
+ "AE titles": "AE 标题",
+ "AE titles (of a token)": "AE 标题（令牌用）",
+ "AE titles of the machine, separated by commas": "设备的 AE 标题，以逗号分隔",
+ "AE titles told of our restart beside all subscribers, separated by commas": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
+ "ARRIVED": "已到达",
+ "About": "关于",
+ "Accession Number": "检查号",
+ "Accession Number made when none is given": "未提供时生成的检查号",
+ "Accession number": "检查号",
+ "Accession number (made if empty)": "检查号（空则自动生成）",
+ "Actions": "操作",
+ "Actual Human Performers Sequence": "实际执行人员序列",
+ "Add Addendum to Report": "补充报告",
+ "Additional Patient History": "患者其他病史",
+ "Address": "地址",
+ "Admission ID": "住院号",
+ "Admitting Diagnoses Code Sequence": "入院诊断代码序列",
+ "Admitting Diagnoses Description": "入院诊断",
+ "After the exam": "检查之后",
+ "All is well with {name}.": "{name} 一切正常。",
+ "All requests": "全部请求",
+ "All worklists": "全部任务列表",
+ "Allergies": "过敏史",
+ "Already known?": "是否已登记？",
+ "An administrator can end the others.": "其余的由管理员结束。",
+ "An argument is wrong": "参数错误",
+ "An attribute is missing": "缺少属性",
+ "An attribute was sent that may not be there": "收到不允许出现的属性",
+ "An exam has gone on since: it cannot be taken back": "此后检查已继续进行：无法撤销",
+ "An exam or a workitem of this patient is under way: end it first": "该患者有检查或工作项正在进行：请先结束",
+ "Another exam in this order": "同一申请再加一项检查",
+ "Another patient of the same name": "同名的另一位患者",
+ "Another patient: make a new ID": "另一位患者：生成新编号",
+ "Answer": "应答",
+ "Answers": "结果数",
+ "Archive Requested": "要求归档",
+ "Are they safe?": "图像安全吗？",
+ "Arrived": "已到",
+ "Arrived, did not come, cancel, exam is done": "已到达、未到、取消、检查完成",
+ "Ask for fewer: a day, a station, a name.": "请缩小范围：某一天、某台设备或某个姓名。",
+ "Ask for the worklist at the machine": "请在设备上查询工作列表",
+ "Ask the person who has it.": "请询问领取它的人。",
+ "Asked": "查询时间",
+ "Asked by": "提问者",
+ "Asked for": "查询条件",
+ "Asked is the archive {ae}.": "所询问的归档系统是 {ae}。",
+ "Assign it": "指派",
+ "Associations": "连接记录",
+ "At this time the device has:": "该设备此时已有：",
+ "At {at} it answered.": "{at} 已应答。",
+ "At {at} it failed: {problem}.": "{at} 询问失败：{problem}。",
+ "Audit log": "审计日志",
+ "Back": "返回",
+ "Back on the list": "放回列表",
+ "Back up now": "立即备份",
+ "Backup": "备份",
+ "Barcode Value": "条码值",
+ "Begin": "开始",
+ "Begun": "开始",
+ "Birth date": "出生日期",
+ "Board": "看板",
+ "Bytes": "字节",
+ "CANCELED": "已取消",
+ "CD written": "光盘已刻录",
+ "COMPLETED": "已完成",
+ "CT, MR, US, DX ...: what it is offered for on the registration page": "CT、MR、US、DX 等：登记页上列出的检查类型",
+ "Calendar": "日历",
+ "Call the person who has it.": "请致电领取它的人。",
+ "Cancel exam": "取消检查",
+ "Cancel it": "取消任务",
+ "Canceled": "取消时间",
+ "Cancellation declined": "已拒绝取消",
+ "Catalogue": "项目目录",
+ "Certificate": "证书",
+ "Change exam": "修改检查",
+ "Change it here, or at the machine": "请在此处或在设备上更改",
+ "Change of procedure for correct charging": "为正确计费更改项目",
+ "Change the password": "修改密码",
+ "Changed": "已修改",
+ "Character set": "字符集",
+ "Check its address, or switch it on": "请检查其地址，或打开设备",
+ "Chinese name": "中文姓名",
+ "Choose a station or name a person": "请选择工作站或填写人员",
+ "Choose another workitem, or ask who has it.": "请选择其他工作项，或询问谁已领取。",
+ "Chosen": "选中",
+ "Claim it": "认领",
+ "Claim it first.": "请先领取。",
+ "Class and instance do not belong together": "SOP 类与实例不匹配",
+ "Clock": "时钟",
+ "Code": "代码",
+ "Code Meaning": "代码含义",
+ "Code Value": "代码值",
+ "Coding Scheme Designator": "编码体系",
+ "Coding Scheme Version": "编码体系版本",
+ "Coding scheme": "编码体系",
+ "Columns: {columns}. Procedures are known by their codes.": "列：{columns}。检查项目以代码识别。",
+ "Comment": "备注",
+ "Comments on the Performed Procedure Step": "执行步骤备注",
+ "Comments on the Scheduled Procedure Step": "预约步骤备注",
+ "Computer Aided Detection": "计算机辅助检测",
+ "Computer Aided Diagnosis": "计算机辅助诊断",
+ "Computer aided detection done": "计算机辅助检测已完成",
+ "Computer aided diagnosis done": "计算机辅助诊断已完成",
+ "Confidentiality Code": "保密代码",
+ "Confidentiality Constraint on Patient Data Description": "患者资料保密说明",
+ "Contact": "联系方式",
+ "Contact (telephone or e-mail)": "联系方式（电话或电子邮件）",
+ "Contact Display Name": "联系人显示名",
+ "Contact URI": "联系方式 URI",
+ "Contact's name": "联系人姓名",
+ "Container Identifier": "容器标识",
+ "Container Type Code Sequence": "容器类型代码序列",
+ "Correct its address": "更正其地址",
+ "Correct the value that is named, here or at the device.": "请在此处或设备上更正所指的值。",
+ "Correct what is named, at the device.": "请在设备上更正所指内容。",
+ "Create": "创建",
+ "Current Patient Location": "患者当前位置",
+ "DEPARTED": "已离开",
+ "DICOM door": "DICOM 服务",
+ "DISCONTINUED": "已中止",
+ "Date": "日期",
+ "Day": "日期",
+ "Delete": "删除",
+ "Deletion lock": "删除锁",
+ "Deletion lock on what has ended": "已结束任务上的删除锁",
+ "Detail": "详情",
+ "Device": "设备",
+ "Device or address": "设备或地址",
+ "Devices": "设备",
+ "Devices and who has called, statuses, catalogue": "设备、连接记录、状态码、检查目录",
+ "Devices reported these exams, and no order of ours was found for them.": "设备报告了这些检查，但没有找到对应的申请。",
+ "Did not come": "未到",
+ "Discontinued for unspecified reason": "未说明原因的中止",
+ "Disk": "磁盘",
+ "Display calibration": "显示器校准",
+ "Distance source to detector (mm)": "射线源至探测器距离 (mm)",
+ "Do it with one workitem, not with all.": "请对单个工作项操作，而不是全部。",
+ "Do not cancel it": "拒绝取消",
+ "Doctor": "诊断",
+ "Doctor canceled procedure": "医生取消检查",
+ "Done": "完成",
+ "Done; attributes that are not known here were left out": "已完成；此处不认识的属性已略去",
+ "Done; some of what was asked for is not there": "已完成；所请求的部分内容不存在",
+ "Dose area product (dGy·cm²)": "剂量面积乘积 (dGy·cm²)",
+ "Double booking: at this time {device} has {exams} too.": "时间冲突：{device} 此时还有 {exams}。",
+ "Drop it": "放弃",
+ "Duplicate order": "重复申请",
+ "Effective Start DateTime": "生效日期时间",
+ "Effective Stop DateTime": "失效日期时间",
+ "End": "结束",
+ "End a subscription": "结束订阅",
+ "End it": "结束",
+ "End it, whoever has it": "强制结束（无论由谁认领）",
+ "End its subscriptions": "结束其全部订阅",
+ "End sessions": "结束会话",
+ "End what is stuck, end subscriptions of others": "结束滞留任务、结束他人的订阅",
+ "Ended": "结束",
+ "Ended: {state}": "结束：{state}",
+ "Enter its address": "填写其地址",
+ "Entrance dose (dGy)": "入射剂量 (dGy)",
+ "Entrance dose (mGy)": "入射剂量 (mGy)",
+ "Equipment change": "更换设备",
+ "Equipment failure": "设备故障",
+ "Erase": "删除",
+ "Erase a patient": "删除患者",
+ "Erase a patient's data": "删除患者数据",
+ "Erase this patient's data": "删除该患者的数据",
+ "Erased are the patient, all exams, reports of machines, workitems and remembered queries. The audit log keeps ID and accession numbers, the archive its images, and backups what they have until they are dropped. This cannot be taken back.": "将删除患者、全部检查、设备报告、工作项和记住的查询。审计日志保留患者号和检查号，归档系统保留影像，备份在被替换之前保留原有内容。此操作无法撤销。",
+ "Erased.": "已删除。",
+ "Ethnic Group": "民族",
+ "Events not delivered": "未送达的事件",
+ "Exam": "检查项目",
+ "Exam changed": "检查已修改",
+ "Exam has begun": "检查已开始",
+ "Exam has begun, and no news since": "检查已开始，此后没有消息",
+ "Exam has changed or ended": "检查已更改或结束",
+ "Exam is done": "检查已完成",
+ "Exam of a day before, not begun": "往日未开始的检查",
+ "Exam was given up": "检查已中止",
+ "Exams": "检查数",
+ "Exams a day": "每日检查数",
+ "Exams by day": "每日检查数",
+ "Exams of days before that have neither ended nor been taken off the list.": "前几日既未结束也未移出列表的检查。",
+ "Exams of the last two days whose images are not all in the archive": "最近两天图像未全部归档的检查",
+ "Exams of {date}": "{date} 的检查",
+ "Expected Completion DateTime": "预计完成日期时间",
+ "Expected end": "预计结束",
+ "Expires after": "过期时间",
+ "Exposure": "曝光",
+ "Exposure time (ms)": "曝光时间 (ms)",
+ "Exposures": "曝光次数",
+ "F": "女",
+ "Family name (Latin letters)": "姓（拼音，空则自动生成）",
+ "Female": "女",
+ "Figures": "统计",
+ "File": "文件",
+ "File: CSV, DICOM JSON or a DICOM worklist file": "文件：CSV、DICOM JSON 或 DICOM 工作列表文件",
+ "Fill in what is missing at the workstation.": "请在工作站补全缺少的内容。",
+ "Fill it in at the device, or in the order.": "请在设备上或申请中填写。",
+ "Filler Order Number / Imaging Service Request": "执行方申请号",
+ "Filter": "筛选",
+ "First image in the archive": "首幅图像已归档",
+ "First on the worklist of {ae}": "首次出现在 {ae} 的工作列表",
+ "Fluoroscopy (s)": "透视时间 (s)",
+ "For the screen in the room: this page alone": "候诊室屏幕：仅显示此页",
+ "Free is {time}.": "空闲时间：{time}。",
+ "Free times:": "空闲时间：",
+ "Fri": "周五",
+ "From": "来源",
+ "From config.ini, to be changed there": "来自 config.ini，请在该文件中修改",
+ "From day": "起始日期",
+ "Further": "更多",
+ "Gender Identity Code Sequence": "性别认同代码序列",
+ "Gender Identity Comment": "性别认同备注",
+ "Gender Identity Sequence": "性别认同序列",
+ "Give it up": "放弃",
+ "Give the exam {asked}": "将检查改为 {asked}",
+ "Give them up": "放弃发送",
+ "Given name (Latin letters)": "名（拼音，空则自动生成）",
+ "Given up": "中止",
+ "Given up, of those begun": "已开始检查的中止率",
+ "HIGH": "优先",
+ "HL7 Structured Document Reference Sequence": "HL7 结构化文档引用序列",
+ "Hears of": "接收内容",
+ "Height (cm)": "身高 (cm)",
+ "How it ended": "结束方式",
+ "Human Performer Code Sequence": "执行人员代码序列",
+ "Human Performer's Name": "执行人员姓名",
+ "Human Performer's Organization": "执行人员单位",
+ "IN PROGRESS": "进行中",
+ "INCOMPLETE": "不完整",
+ "Image": "图像",
+ "Image Processing": "图像处理",
+ "Images are in the archive": "图像已在归档系统中",
+ "Images processed": "影像已处理",
+ "Images without an order": "没有申请的影像",
+ "Imaging Service Request Comments": "影像申请备注",
+ "Import": "导入",
+ "Import a CSV file": "导入 CSV 文件",
+ "Import them all": "全部导入",
+ "In its last call it did not offer the worklist": "最近一次呼叫时它未提供工作列表服务",
+ "In order of": "排列",
+ "In progress without news": "进行中但无消息",
+ "In the archive": "已归档",
+ "In the room, minutes (median)": "检查用时，分钟（中位数）",
+ "Incorrect procedure ordered": "申请了错误的检查",
+ "Incorrect side ordered": "申请了错误的侧别",
+ "Incorrect worklist entry selected": "选错了工作列表条目",
+ "Input Information Sequence": "输入信息序列",
+ "Input Readiness State": "输入就绪状态",
+ "Input sets": "输入组数",
+ "Inputs": "输入数据",
+ "Institution Address": "机构地址",
+ "Institution Name": "机构名称",
+ "Institutional Department Name": "科室名称",
+ "Interpretation": "阅片",
+ "Issue Date of Imaging Service Request": "影像申请日期",
+ "Issue Time of Imaging Service Request": "影像申请时间",
+ "Issuer of Accession Number Sequence": "检查号签发者序列",
+ "Issuer of Admission ID Sequence": "住院号签发者序列",
+ "Issuer of Patient ID": "患者编号签发者",
+ "Issuer of Patient ID Qualifiers Sequence": "患者编号签发者限定序列",
+ "Issuer of Service Episode ID Sequence": "就诊号签发者序列",
+ "It asked for the worklist at {at} and was told of nobody": "它于 {at} 查询工作列表，没有患者",
+ "It asked for the worklist at {at} and was told of {count} exams": "它于 {at} 查询工作列表，得到 {count} 项检查",
+ "It asked for {name} {asked}; the exam has {has}.": "设备查询的{name}为 {asked}，而该检查为 {has}。",
+ "It called at {at} from {address}, for {classes}": "它在 {at} 从 {address} 呼叫，服务：{classes}",
+ "It called from {address}, and is registered for {host}": "它从 {address} 呼叫，而登记的是 {host}",
+ "It calls itself {calling}, and is registered as {ae}": "它自称 {calling}，而登记的是 {ae}",
+ "It cannot be scheduled a second time": "不能再次安排",
+ "It could not be done": "未能完成",
+ "It does not report performed steps: its exams end by its images, or a tap": "它不报告执行步骤：其检查由图像或点按结束",
+ "It has been purged; its history remains.": "该任务已清除；其历史仍保留。",
+ "It has ended already": "已经结束",
+ "It has ended and cannot be changed": "已结束，不能更改",
+ "It has ended and was erased: load the list anew.": "它已结束并被删除：请重新加载列表。",
+ "It has not asked for the worklist of late": "近期未查询工作列表",
+ "It has not called since this system was started": "本系统启动以来它未曾呼叫",
+ "It is completed: it cannot be canceled": "已完成，不能取消",
+ "It is done": "完成",
+ "It is found.": "能查到。",
+ "It is in progress already": "已在进行中",
+ "It is not allowed": "不允许",
+ "It is not in progress": "未在进行中",
+ "It is not stuck any more": "已不再滞留",
+ "It is not there": "不存在",
+ "It is of config.ini, and is changed there": "该设备来自 config.ini，请在该文件中修改",
+ "It is there already": "已存在",
+ "It is tried again now.": "现在重试。",
+ "It is {performer}'s": "由 {performer} 认领",
+ "It may have been erased, or the device speaks to another system.": "它可能已被删除，或设备连接的是另一个系统。",
+ "It reports performed steps, the last one at {at}": "它会报告执行步骤，最近一次在 {at}",
+ "It was canceled before": "此前已取消",
+ "It was changed again since, and cannot be taken back": "此后又有更改，无法撤销",
+ "It was completed before": "此前已完成",
+ "It was turned away: {why}": "它被拒绝：{why}",
+ "Its clock is {minutes} minutes off ours": "其时钟与本系统相差 {minutes} 分钟",
+ "Its day has passed: a machine that asks for today does not find it.": "日期已过：查询当天的设备找不到它。",
+ "Its last query failed, at {at}": "它最近的查询失败，时间 {at}",
+ "Judgement": "判定",
+ "KVP": "管电压 (kV)",
+ "Keys": "快捷键",
+ "Kind of reason": "原因类别",
+ "Kind of station": "工作站类别",
+ "Kind of work": "工作类别",
+ "Known": "已知情况",
+ "LOW": "低",
+ "Label": "标签",
+ "Last": "最近",
+ "Last Menstrual Date": "末次月经日期",
+ "Last heard": "最近送达",
+ "Last login": "最近登录",
+ "Left out by the device": "设备未提供",
+ "Leftovers": "遗留检查",
+ "Light": "指示灯",
+ "Local Namespace Entity ID": "本地命名空间标识",
+ "Log in": "登录",
+ "Log in first": "请先登录",
+ "Log out": "退出",
+ "Long Code Value": "长代码值",
+ "Look at it first": "先预览",
+ "Look at the device's settings for this service; the log names the attribute.": "请查看设备上此服务的设置；日志中有该属性的名称。",
+ "M": "男",
+ "MEDIUM": "中",
+ "Machines": "设备与连接",
+ "Made": "创建时间",
+ "Make a new workitem.": "请新建工作项。",
+ "Make, claim and end workitems": "创建、领取和结束任务",
+ "Male": "男",
+ "Match": "匹配",
+ "Match what came without an order; why not there; import": "匹配无申请的检查；为何查不到；导入",
+ "Matched by": "匹配依据",
+ "Matched.": "已匹配。",
+ "Meaning": "含义",
+ "Media Import": "介质导入",
+ "Medical Alerts": "医疗警示",
+ "Medical alerts": "医疗警示",
+ "Mended: the next query of the device finds the exam.": "已更正：设备下次查询即可找到该检查。",
+ "Merge": "合并",
+ "Minutes": "分钟",
+ "Modality": "检查类型",
+ "Modality (that of the device if empty)": "检查类型（空则取设备的类型）",
+ "Mon": "周一",
+ "More answers than are sent at once": "结果超过一次发送的数量",
+ "Move to today": "改到今天",
+ "N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help": "N：登记患者；/：搜索；T：今天；左右箭头：前一天或后一天；P：打印；?：本帮助",
+ "NO SHOW": "未到",
+ "Name": "名称",
+ "Name to Use": "使用的姓名",
+ "Name to Use Comment": "使用姓名备注",
+ "Name, ID or birth date": "姓名、编号或出生日期",
+ "Names as this device is sent them": "该设备收到的姓名",
+ "Names of Intended Recipients of Results": "结果接收人姓名",
+ "New device": "新设备",
+ "New exam for this patient": "为该患者新建检查",
+ "New password": "新密码",
+ "New subscription": "新订阅",
+ "New user or token": "新建用户或令牌",
+ "New workitem": "新任务",
+ "New, or changed": "新建或更改",
+ "No archive is set: nothing can be called safe. Register it as a device with the role archive.": "未设置归档系统：无法判定任何图像安全。请将其登记为角色为 archive 的设备。",
+ "No connection to the server. What is shown may be old.": "与服务器的连接已断开，显示的内容可能不是最新。",
+ "No device has asked for a worklist.": "还没有设备查询过工作列表。",
+ "No exams on this day.": "当天没有检查。",
+ "No machine has asked whether its images are safe.": "还没有设备询问其图像是否安全。",
+ "No order": "没有申请",
+ "Nobody has asked for its cancellation": "没有人请求取消",
+ "Nobody has claimed it yet": "尚无人认领",
+ "Nobody is subscribed.": "没有订阅者。",
+ "Nobody is waiting.": "没有人在等候。",
+ "Nobody was found.": "没有找到。",
+ "Nobody.": "无。",
+ "None.": "无。",
+ "Not passed on": "未能转发",
+ "Nothing found.": "未找到。",
+ "Nothing is passed on: set passed_on at a device.": "没有转发任何内容：请在设备上设置 passed_on。",
+ "Nothing is stuck.": "没有滞留项。",
+ "Nothing is to be done if it was sent twice; else give it another number.": "如果重复发送，无需处理；否则请换一个编号。",
+ "Nothing is to be done.": "无需处理。",
+ "Nothing is to be done: it is watched without a lock.": "无需处理：已订阅，但没有删除锁。",
+ "Nothing is to be done: the first end counts.": "无需处理：以第一次结束为准。",
+ "Nothing is to be done: the first one counts.": "无需处理：以第一次为准。",
+ "Nothing was chosen": "没有选择任何内容",
+ "Nothing was imported:": "没有导入任何内容：",
+ "Nothing was saved. Please correct:": "尚未保存，请更正：",
+ "Nothing yet.": "尚无内容。",
+ "Notification of an exam": "检查通知",
+ "Nursing unit cancel": "护理单元取消",
+ "O": "其他",
+ "Occupation": "职业",
+ "Of what a device repeats, the last time is shown.": "设备重复的操作只显示最后一次。",
+ "Older": "更早",
+ "Open": "未结束",
+ "Open now": "当前连接",
+ "Operators' Name": "操作者姓名",
+ "Order Callback Phone Number": "申请回复电话",
+ "Order Entered By": "申请录入人",
+ "Order Enterer's Location": "申请录入地点",
+ "Order Filler Identifier Sequence": "执行方标识序列",
+ "Order Placer Identifier Sequence": "申请方标识序列",
+ "Other": "其他",
+ "Other Patient IDs": "患者其他编号",
+ "Other Patient IDs Sequence": "患者其他编号序列",
+ "Other Patient Names": "患者其他姓名",
+ "Output Destination Sequence": "输出目的地序列",
+ "Output Information Sequence": "输出信息序列",
+ "Output sets": "输出组数",
+ "Pages": "页面",
+ "Passed on": "转发",
+ "Passed on to {device}": "已转发给 {device}",
+ "Password": "密码",
+ "Password (of a person)": "密码（人员）",
+ "Password until now": "当前密码",
+ "Past its expiration": "已过期",
+ "Patient": "患者",
+ "Patient Comments": "患者备注",
+ "Patient ID": "患者编号",
+ "Patient ID made when none is given": "未提供时生成的患者编号",
+ "Patient ID of the one who stays": "保留者的患者编号",
+ "Patient ID, once more": "再次输入患者号",
+ "Patient ID, or identity number (made if empty)": "患者编号或身份证号（留空自动生成）",
+ "Patient Species Description": "物种说明",
+ "Patient State": "患者状态",
+ "Patient Transport Arrangements": "患者转运安排",
+ "Patient allergic to media/contrast": "患者对造影剂过敏",
+ "Patient condition prevented continuing": "患者状况不允许继续",
+ "Patient corrected": "患者信息已更正",
+ "Patient did not arrive": "患者未到",
+ "Patient died": "患者死亡",
+ "Patient pregnant": "患者怀孕",
+ "Patient refused to continue procedure": "患者拒绝继续检查",
+ "Patient taken for treatment or surgery": "患者被接去治疗或手术",
+ "Patient's Address": "患者地址",
+ "Patient's Age": "患者年龄",
+ "Patient's Birth Date": "患者出生日期",
+ "Patient's Birth Time": "患者出生时间",
+ "Patient's Name": "患者姓名",
+ "Patient's Primary Language Code Sequence": "患者主要语言代码序列",
+ "Patient's Primary Language Modifier Code Sequence": "患者主要语言修饰代码序列",
+ "Patient's Religious Preference": "患者宗教信仰",
+ "Patient's Sex": "患者性别",
+ "Patient's Size": "患者身高",
+ "Patient's Telephone Numbers": "患者电话",
+ "Patient's Weight": "患者体重",
+ "Patient's name": "患者姓名",
+ "Patient: name, ID or accession number": "患者：姓名、编号或检查号",
+ "Patients": "患者",
+ "Patients merged": "患者已合并",
+ "Performed": "已执行",
+ "Performed Location": "执行地点",
+ "Performed Procedure Step Description": "执行步骤说明",
+ "Performed Procedure Step Discontinuation Reason Code Sequence": "执行步骤中止原因代码序列",
+ "Performed Procedure Step End Date": "执行步骤结束日期",
+ "Performed Procedure Step End DateTime": "执行步骤结束日期时间",
+ "Performed Procedure Step End Time": "执行步骤结束时间",
+ "Performed Procedure Step ID": "执行步骤编号",
+ "Performed Procedure Step Start Date": "执行步骤开始日期",
+ "Performed Procedure Step Start DateTime": "执行步骤开始日期时间",
+ "Performed Procedure Step Start Time": "执行步骤开始时间",
+ "Performed Procedure Step Status": "执行步骤状态",
+ "Performed Procedure Type Description": "执行类型说明",
+ "Performed Processing Parameters Sequence": "执行处理参数序列",
+ "Performed Protocol Code Sequence": "执行协议代码序列",
+ "Performed Series Sequence": "执行序列",
+ "Performed Station AE Title": "执行设备 AE 标题",
+ "Performed Station Class Code Sequence": "执行工作站类别代码序列",
+ "Performed Station Geographic Location Code Sequence": "执行工作站地理位置代码序列",
+ "Performed Station Name": "执行设备名称",
+ "Performed Station Name Code Sequence": "执行工作站名称代码序列",
+ "Performed Workitem Code Sequence": "执行任务代码序列",
+ "Performed step {number}": "执行步骤 {number}",
+ "Performed without an order": "没有申请的已执行检查",
+ "Performer": "执行者",
+ "Performing Physician's Name": "执行医生姓名",
+ "Person": "人员",
+ "Person Names to Use Sequence": "称呼姓名序列",
+ "Persons": "人员",
+ "Pertinent Documents Sequence": "相关文档序列",
+ "Phone": "电话",
+ "Place": "地点",
+ "Placer Order Number / Imaging Service Request": "申请方申请号",
+ "Please choose": "请选择",
+ "Pre-Medication": "术前用药",
+ "Prefetch of earlier images": "预取既往图像",
+ "Pregnancy": "妊娠",
+ "Pregnancy Status": "妊娠状态",
+ "Preview of {file}": "{file} 预览",
+ "Print": "打印",
+ "Priority": "优先级",
+ "Problem": "问题",
+ "Procedure": "检查项目",
+ "Procedure Code Sequence": "检查项目代码序列",
+ "Procedure Step Cancellation DateTime": "步骤取消日期时间",
+ "Procedure Step Communications URI Sequence": "步骤联系 URI 序列",
+ "Procedure Step Discontinuation Reason Code Sequence": "步骤中止原因代码序列",
+ "Procedure Step Label": "步骤标签",
+ "Procedure Step Progress": "步骤进度",
+ "Procedure Step Progress Description": "步骤进度描述",
+ "Procedure Step Progress Information Sequence": "步骤进度信息序列",
+ "Procedure Step Progress Parameters Sequence": "步骤进度参数序列",
+ "Procedure Step State": "步骤状态",
+ "Programs (API tokens)": "程序（API 令牌）",
+ "Progress": "进度说明",
+ "Progress (%)": "进度（%）",
+ "Pronoun Code Sequence": "代词代码序列",
+ "Pronoun Comment": "代词备注",
+ "Protocol": "扫描协议",
+ "Protocol Context Sequence": "协议上下文序列",
+ "Protocol Name": "协议名称",
+ "Protocol code": "协议代码",
+ "Quality Control": "质量控制",
+ "Queries of the devices": "设备的查询",
+ "READY": "就绪",
+ "ROUTINE": "普通",
+ "Radiation mode": "辐射模式",
+ "Read": "已阅片",
+ "Read the sentence beside it; look at The box and the log.": "请看旁边的说明；并查看“主机”页面和日志。",
+ "Reason": "原因",
+ "Reason For Performed Procedure Code Sequence": "执行原因代码序列",
+ "Reason for Cancellation": "取消原因",
+ "Reason for Requested Procedure Code Sequence": "申请检查原因代码序列",
+ "Reason for the Imaging Service Request": "影像申请原因",
+ "Reason for the Requested Procedure": "申请检查的原因",
+ "Referenced Defined Protocol Sequence": "引用的既定协议序列",
+ "Referenced Image Sequence": "引用图像序列",
+ "Referenced Non-Image Composite SOP Instance Sequence": "引用非图像实例序列",
+ "Referenced Patient Photo Sequence": "引用患者照片序列",
+ "Referenced Patient Sequence": "引用患者序列",
+ "Referenced Performed Protocol Sequence": "引用的已执行协议序列",
+ "Referenced Request Sequence": "引用申请序列",
+ "Referenced SOP Class UID": "引用 SOP 类 UID",
+ "Referenced SOP Instance UID": "引用 SOP 实例 UID",
+ "Referenced Study Sequence": "引用检查序列",
+ "Referring Physician's Name": "申请医生姓名",
+ "Referring physician": "申请医生",
+ "Register": "登记",
+ "Register a device first.": "请先登记设备。",
+ "Register a patient": "登记患者",
+ "Register another patient": "登记下一位患者",
+ "Register it as a device with its address.": "请将其登记为设备并填写地址。",
+ "Register on {date} at {time}": "在 {date} {time} 登记",
+ "Register the device, or give it the right.": "请登记该设备，或授予权限。",
+ "Register, find and correct patients, merge two who are one": "登记、查找、更正患者，合并重复患者",
+ "Registered": "已登记",
+ "Registered. The device finds the patient on its worklist.": "登记完成，设备可在工作列表中找到该患者。",
+ "Relationship": "关联信息",
+ "Release a deletion lock": "解除删除锁",
+ "Release the lock": "解除锁",
+ "Remark": "说明",
+ "Remark on dose": "剂量说明",
+ "Replaced Procedure Step Sequence": "被替换步骤序列",
+ "Report Verification": "报告审核",
+ "Report verified": "报告已审核",
+ "Report written down": "报告已录入",
+ "Reporting Priority": "报告优先级",
+ "Request cancellation": "请求取消",
+ "Requested Contrast Agent": "申请的造影剂",
+ "Requested Procedure Code Sequence": "申请检查代码序列",
+ "Requested Procedure Comments": "申请检查备注",
+ "Requested Procedure Description": "申请检查说明",
+ "Requested Procedure ID": "申请检查编号",
+ "Requested Procedure ID made when none is given": "未提供时生成的申请检查编号",
+ "Requested Procedure Location": "申请检查地点",
+ "Requested Procedure Priority": "申请检查优先级",
+ "Requested procedure ID": "申请检查编号",
+ "Requesting Physician": "申请医生",
+ "Requesting Service": "申请科室",
+ "Requesting Service Code Sequence": "申请科室代码序列",
+ "Resource inadequate": "资源不足",
+ "Responsible Organization": "负责机构",
+ "Responsible Person": "负责人",
+ "Retire": "停用",
+ "Retrieve AE Title": "取图 AE 标题",
+ "Role": "角色",
+ "Row {number}: {words}": "第 {number} 行：{words}",
+ "SCHEDULED": "已预约",
+ "SCP Status Change": "服务器状态变更",
+ "SOP Class UID": "SOP 类 UID",
+ "SOP Instance UID": "SOP 实例 UID",
+ "STARTED": "检查中",
+ "STAT": "急诊",
+ "Sat": "周六",
+ "Save": "保存",
+ "Saved.": "已保存。",
+ "Saved. Open exams follow.": "已保存，未结束的检查同步更新。",
+ "Says": "依据",
+ "Scheduled": "已安排",
+ "Scheduled Human Performers Sequence": "预定执行人员序列",
+ "Scheduled Performing Physician's Name": "预约执行医生姓名",
+ "Scheduled Procedure Step Description": "预约步骤说明",
+ "Scheduled Procedure Step End Date": "预约步骤结束日期",
+ "Scheduled Procedure Step End Time": "预约步骤结束时间",
+ "Scheduled Procedure Step Expiration DateTime": "预定步骤过期日期时间",
+ "Scheduled Procedure Step ID": "预约步骤编号",
+ "Scheduled Procedure Step ID made when none is given": "未提供时生成的预约步骤编号",
+ "Scheduled Procedure Step Location": "预约步骤地点",
+ "Scheduled Procedure Step Location (0040,0011) of its steps": "该设备检查的 Scheduled Procedure Step Location (0040,0011)",
+ "Scheduled Procedure Step Modification DateTime": "预定步骤修改日期时间",
+ "Scheduled Procedure Step Priority": "预定步骤优先级",
+ "Scheduled Procedure Step Sequence": "预约步骤序列",
+ "Scheduled Procedure Step Start Date": "预约日期",
+ "Scheduled Procedure Step Start DateTime": "预定步骤开始日期时间",
+ "Scheduled Procedure Step Start Time": "预约时间",
+ "Scheduled Procedure Step Status": "预约步骤状态",
+ "Scheduled Processing Parameters Sequence": "预定处理参数序列",
+ "Scheduled Protocol Code Sequence": "预约协议代码序列",
+ "Scheduled Specimen Sequence": "预约标本序列",
+ "Scheduled Station AE Title": "预约设备 AE 标题",
+ "Scheduled Station Class Code Sequence": "预定工作站类别代码序列",
+ "Scheduled Station Geographic Location Code Sequence": "预定工作站地理位置代码序列",
+ "Scheduled Station Name": "预约设备名称",
+ "Scheduled Station Name (0040,0010) of its steps": "该设备检查的 Scheduled Station Name (0040,0010)",
+ "Scheduled Station Name Code Sequence": "预定工作站名称代码序列",
+ "Scheduled Step Attributes Sequence": "预约步骤属性序列",
+ "Scheduled Workitem Code Sequence": "预定任务代码序列",
+ "Search": "查找",
+ "See the board, the calendar and the day on paper": "查看看板、日历和打印当日安排",
+ "See what is stuck, settle what has no order": "查看滞留任务，处理没有申请的内容",
+ "Send it now": "现在提交",
+ "Sending of images": "发送图像",
+ "Series Description": "序列说明",
+ "Series Instance UID": "序列实例 UID",
+ "Series {number}": "序列 {number}",
+ "Service Episode Description": "就诊说明",
+ "Service Episode ID": "就诊号",
+ "Sessions": "会话",
+ "Set its clock, or ours": "请校正其时钟或本系统时钟",
+ "Set its inputs": "设置输入状态",
+ "Set the device's query to the worklist; the log names the key.": "请将设备的查询设为工作列表；日志中有该查询键的名称。",
+ "Set the worklist up at the machine": "请在设备上设置工作列表",
+ "Setting": "设置项",
+ "Settings": "设置",
+ "Settings are changed in the file, and taken at the next start: {path}": "设置在文件中更改，下次启动时生效：{path}",
+ "Several patients have this ID": "有多名患者使用此编号",
+ "Sex": "性别",
+ "Sex Parameters for Clinical Use Category Code Sequence": "临床用性别参数类别代码序列",
+ "Sex Parameters for Clinical Use Category Comment": "临床用性别参数类别备注",
+ "Sex Parameters for Clinical Use Category Reference": "临床用性别参数类别参考",
+ "Sex Parameters for Clinical Use Category Sequence": "临床用性别参数类别序列",
+ "Show": "显示",
+ "Show names as sent": "预览姓名的发送形式",
+ "Since": "已持续",
+ "Since the start, the newest first": "启动以来，最新的在前",
+ "Since when": "起始时间",
+ "Slip": "检查单",
+ "Smoking Status": "吸烟状况",
+ "Somebody else has claimed it": "已被他人领取",
+ "Somebody wants it to be canceled; see the time line.": "有人请求取消；见时间线。",
+ "Something went wrong. It is in the log.": "出错了，详情见日志。",
+ "Special Needs": "特殊需要",
+ "Specific Character Set": "字符集",
+ "Specimen Description Sequence": "标本说明序列",
+ "Specimen Identifier": "标本标识",
+ "Specimen UID": "标本 UID",
+ "State": "状态",
+ "Station": "工作站",
+ "Status": "状态码",
+ "Statuses": "状态码",
+ "Step ID": "步骤编号",
+ "Store": "数据库",
+ "Stuck": "滞留任务",
+ "Study Date": "检查日期",
+ "Study ID": "检查 ID",
+ "Study Instance UID": "检查实例 UID",
+ "Study Time": "检查时间",
+ "Subscribe a device": "为设备订阅",
+ "Subscribe to all workitems": "订阅全部任务",
+ "Sun": "周日",
+ "Switch it off at the device, or there.": "请在设备上或对方系统中关闭它。",
+ "Take back: {what}": "撤销：{what}",
+ "Take back: {what} ({who}, {at})": "撤销：{what}（{who}，{at}）",
+ "Take {calling} too": "也接受 {calling}",
+ "Taken back": "已撤销",
+ "Taken back.": "已撤销。",
+ "Text": "文本",
+ "That did not work": "操作未成功",
+ "That is no AE title": "这不是 AE 标题",
+ "That is the same patient": "这是同一名患者",
+ "The box": "系统",
+ "The cancellation was declined: {reason}": "取消请求已被拒绝：{reason}",
+ "The certificate {file} expires on {day}": "证书 {file} 将于 {day} 过期",
+ "The certificate {file} has expired on {day}": "证书 {file} 已于 {day} 过期",
+ "The day": "当日",
+ "The day after": "后一天",
+ "The day before": "前一天",
+ "The deletion lock was not granted": "未授予删除锁",
+ "The device gets": "设备收到",
+ "The device sends more than the service has: update it, or ignore it.": "设备发送的内容超出此服务：请更新设备，或忽略。",
+ "The device stopped its question": "设备中止了查询",
+ "The device's software is at fault: tell its maker.": "设备软件有误：请联系厂商。",
+ "The exam is {state}; that is not shown to devices.": "该检查{state}，此状态不向设备显示。",
+ "The export is damaged: {problem}": "导出文件已损坏：{problem}",
+ "The file has no item": "文件中没有任何条目",
+ "The file has no rows": "文件没有数据行",
+ "The file is empty": "文件为空",
+ "The file is neither UTF-8 nor GB18030": "文件既不是 UTF-8 也不是 GB18030",
+ "The first {shown} of {count}. Choose a state or a worklist.": "共 {count} 项，仅显示前 {shown} 项。请按状态或任务列表筛选。",
+ "The form is too old: load the page anew": "表单已过期：请重新打开页面",
+ "The last backup failed: {problem}": "最近一次备份失败：{problem}",
+ "The log was changed behind our back: the line of {at} does not follow from the one before it.": "日志被人擅自改动：{at} 的记录与前一条不衔接。",
+ "The name or the password is wrong": "用户名或密码错误",
+ "The newest": "最新",
+ "The performer cannot be reached": "无法联系执行者",
+ "The performer does not want to cancel": "执行者不愿取消",
+ "The performer has declined: {reason}": "执行者已拒绝取消：{reason}",
+ "The query was refused: {words}": "查询被拒绝：{words}",
+ "The question does not fit the service": "查询不符合此服务",
+ "The receiver is not known": "接收方未登记",
+ "The request comes from another site": "请求来自其他网站",
+ "The same patient: correct the name": "同一患者：更正姓名",
+ "The same patient: use the ID {value}": "同一患者：使用编号 {value}",
+ "The same person": "同一人",
+ "The same person as another one": "与另一患者是同一人",
+ "The same request came before": "此前已收到相同请求",
+ "The step is {state}": "该步骤为 {state}",
+ "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
+ "The week after": "后一周",
+ "The week before": "前一周",
+ "The workstation's software is at fault: tell its maker.": "工作站软件有误：请联系厂商。",
+ "There are no such images": "没有这些影像",
+ "There are none.": "没有。",
+ "There are several archives: nothing can be called safe until [commitment] archive names one.": "有多个归档系统：在 [commitment] archive 指定其一之前，无法判定任何图像安全。",
+ "There is no column for the patient's name": "没有患者姓名列",
+ "There is no column {column}": "没有列 {column}",
+ "There is no column {value}": "没有 {value} 这一列",
+ "There is no device {name}": "没有设备 {name}",
+ "There is no procedure {code}": "没有检查项目 {code}",
+ "There is no role {role}": "没有角色 {role}",
+ "There is no room for it now": "目前没有空间",
+ "There is no such action": "没有这个操作",
+ "There is no such match": "没有这个匹配",
+ "There is no such page.": "没有这个页面。",
+ "There is no such patient": "没有这位患者",
+ "There is no such reason": "没有这个原因",
+ "There is no such request": "没有这样的请求",
+ "There is no such step": "没有这个检查步骤",
+ "There is no such subscription": "没有这个订阅",
+ "There is no such workitem": "没有这个任务",
+ "There is no token {name}": "没有令牌 {name}",
+ "There is no user {name}": "没有用户 {name}",
+ "There is nothing to take back": "没有可撤销的操作",
+ "Third Person Pronouns Sequence": "第三人称代词序列",
+ "This Patient ID is known with another name": "该编号已属于另一姓名",
+ "This action is not known": "未知操作",
+ "This cannot be done here.": "此处不能这样操作。",
+ "This cannot be done with it": "不能这样操作",
+ "This is no valid identity number: a digit may be wrong.": "身份证号无效：可能有数字输错。",
+ "This is not the ID of the patient": "这不是该患者的患者号",
+ "This is the last administrator": "这是最后一位管理员",
+ "This kind of event is not known": "未知事件类型",
+ "This login does not speak for {ae}": "此登录无权代表 {ae}",
+ "This message is not known there": "对方不认识此消息",
+ "This name and birth date are known": "已有同名且同出生日期的患者",
+ "This service is not known there": "对方不认识此服务",
+ "This service is not offered there": "对方不提供此服务",
+ "This was another exam": "这是另一项检查",
+ "Thu": "周四",
+ "Time": "时间",
+ "Time line": "时间线",
+ "Times in the hour": "该小时次数",
+ "Timezone Offset From UTC": "时区",
+ "To be told": "待通知",
+ "To day": "结束日期",
+ "To the board": "回到看板",
+ "Told by": "通知方式",
+ "Too many wrong passwords: wait 15 minutes": "密码错误次数过多：请等待 15 分钟",
+ "Transaction UID": "事务 UID",
+ "Transcription": "转录",
+ "Try again later; look at The box for disk and memory.": "请稍后再试；在“主机”页面查看磁盘和内存。",
+ "Try again now": "立即重试",
+ "Tube current (µA)": "管电流 (µA)",
+ "Tue": "周二",
+ "Turned away since the start": "启动以来被拒绝的连接",
+ "UNAVAILABLE": "不可用",
+ "UPS Assigned": "任务指派",
+ "UPS Cancel Requested": "请求取消任务",
+ "UPS Progress Report": "任务进度",
+ "UPS State Report": "任务状态",
+ "URN Code Value": "URN 代码值",
+ "Unified Procedure Step Performed Procedure Sequence": "统一步骤执行信息序列",
+ "Universal Entity ID": "通用实体标识",
+ "Universal Entity ID Type": "通用实体标识类型",
+ "Unknown attribute": "未知属性",
+ "Unknown emergency patient": "身份不明的急诊患者",
+ "Unscheduled": "无申请的检查",
+ "Update the device, or ignore it.": "请更新设备，或忽略。",
+ "Use: {profile}": "套用：{profile}",
+ "User name": "用户名",
+ "Users": "用户",
+ "Users, tokens, audit log, settings, backup": "用户、令牌、审计日志、设置、备份",
+ "Value": "值",
+ "Waiting room": "候诊室",
+ "Waiting, minutes (median)": "等候，分钟（中位数）",
+ "Watched by": "订阅者",
+ "Watchers": "订阅者",
+ "Watchers, what is passed on, are they safe": "订阅者、转发、影像是否安全",
+ "WebSockets open at once": "同时打开的 WebSocket 数",
+ "Wed": "周三",
+ "Week": "周",
+ "Week from {first} to {last}": "{first} 至 {last} 的一周",
+ "Weight (kg)": "体重 (kg)",
+ "What": "项目",
+ "What came of it": "结果",
+ "What devices show, and what is in the log.": "设备上显示的和日志中的状态码。",
+ "What each role may do": "各角色的权限",
+ "What is known": "已知情况",
+ "What is to be done": "要做什么",
+ "What it is": "类别",
+ "What to do": "可执行操作",
+ "What was done": "执行内容",
+ "What was performed is not told completely": "执行内容不完整",
+ "What you had typed": "您之前输入的内容",
+ "Who": "操作者",
+ "Why": "原因",
+ "Why is my patient not on the machine?": "为什么设备上查不到我的患者？",
+ "Why not there?": "为何查不到",
+ "Workitem": "任务",
+ "Workitem assignment rejected by assigned resource": "被指派方拒绝任务",
+ "Workitem claimed": "任务已领取",
+ "Workitem ended: {state}": "任务已结束：{state}",
+ "Workitem expired": "任务已过期",
+ "Workitem made": "任务已创建",
+ "Workitems": "任务",
+ "Worklist": "任务列表",
+ "Worklist Label": "任务列表标签",
+ "Worklist Label (0074,1202) of workitems created without one": "未指定时任务的工作列表标签 (0074,1202)",
+ "Write a CD": "刻录光盘",
+ "Writing to the store": "写入数据库",
+ "Your role may not do this": "您的角色无权执行此操作",
+ "Your session has ended, and nothing was saved yet. Log in: what you typed is kept.": "会话已结束，尚未保存。请登录：您输入的内容已保留。",
+ "[{section}] {key}: {value} {words}": "[{section}] {key}：{value} {words}",
+ "[{section}] {key}: {words}": "[{section}] {key}：{words}",
+ "a deletion lock on what ended so many hours ago is listed as stuck": "任务结束这么多小时后仍有的删除锁列为滞留",
+ "a login ends after so many hours": "登录在这么多小时后失效",
+ "a result that the machine does not take is given up after so many hours": "设备不接收的结果在这么多小时后放弃",
+ "a workitem in progress without news for so many hours is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
+ "a workitem that has ended stays so many days at least, and as long as a deletion lock": "已结束的任务至少保留这么多天，有删除锁时一直保留",
+ "address of the machine, where we call it": "设备的网络地址",
+ "address that browsers use, where a proxy stands before this port": "浏览器使用的地址（端口前有代理时）",
+ "address to listen on": "监听地址",
+ "admin": "管理员",
+ "all": "全部",
+ "all workitems": "全部任务",
+ "alphabetic": "仅拼音",
+ "an archive that finds images by their own UIDs alone": "仅凭图像自身 UID 即可查到图像的归档系统",
+ "an archive that was passed a request on, for its own commitment, is asked anew after so many minutes": "把请求转给归档系统自行确认后，这么多分钟没有答复则重新询问",
+ "an association without a message for so long is aborted": "这么长时间没有消息的连接将被中止",
+ "an event, or what is passed on, that cannot be delivered is given up after so many hours": "无法送达的事件或转发内容在这么多小时后放弃",
+ "an exam that has begun, without news for so many hours, is listed as stuck": "已开始的检查这么多小时没有消息则列为滞留",
+ "an image that the archive does not have is looked for again for so long": "归档系统中没有的图像在这段时间内会再次查找",
+ "and {count} more": "另有 {count} 条",
+ "answer sequences without items; no: leave them out": "返回空序列；no：省略空序列",
+ "archive": "归档",
+ "as asked": "随查询",
+ "as many backups are kept, the oldest goes": "保留这么多份备份，最旧的删除",
+ "as_subscribed": "按其订阅方式",
+ "associations at once": "同时的连接数",
+ "audit lines are erased after so many days (0: never)": "审计记录在这么多天后删除（0：从不）",
+ "auto": "自动",
+ "availability notified": "收到影像可用通知",
+ "being judged": "正在判定",
+ "both": "两者都用",
+ "broken off by the device": "被设备中断",
+ "broken off by us: {words}": "被本系统中断：{words}",
+ "callers must show a certificate of one of the authorities in this file, PEM": "呼叫方须出示由此文件中机构签发的证书，PEM",
+ "calls from 127.0.0.1 to /api and /dicom-web need no token": "来自 127.0.0.1 的 /api 和 /dicom-web 调用不需要令牌",
+ "cannot be changed here": "不能在此修改",
+ "cannot be read in the character set of the file": "无法按文件的字符集读取",
+ "cannot be read: {error}": "无法读取：{error}",
+ "change taken back": "修改已撤销",
+ "closed": "休息",
+ "commitment asked": "请求归档确认",
+ "commitment dropped": "放弃归档确认",
+ "commitment judged": "归档确认已判定",
+ "commitment not told": "归档结果未送达",
+ "commitment of the archive": "归档系统的确认",
+ "commitment tried again": "重试归档确认",
+ "config.ini": "config.ini",
+ "connections from one address, without WebSockets": "来自同一地址的连接数（不含 WebSocket）",
+ "connections not yet associated": "尚未建立关联的连接数",
+ "could not be checked": "无法核实",
+ "could not be told": "无法通知",
+ "days of the week without exams, such as sat, sun": "没有检查的星期，例如 sat, sun",
+ "deepest nesting of sequences": "序列的最大嵌套层数",
+ "default": "默认",
+ "definitely pregnant": "确定妊娠",
+ "deletion locks on ended workitems are released after so many days (0: only by a person)": "已结束任务的删除锁在这么多天后释放（0：只能由人释放）",
+ "desk": "前台",
+ "device": "设备",
+ "device deleted": "删除设备",
+ "device saved": "保存设备",
+ "dimse": "DIMSE",
+ "does not work": "不工作",
+ "double booking": "时间冲突",
+ "dropped": "已丢弃",
+ "ended in order": "正常结束",
+ "events given up": "放弃事件",
+ "events of purged workitems are erased after so many days (0: never)": "已清除任务的事件在这么多天后删除（0：从不）",
+ "events tried again": "重试事件",
+ "events, and what is passed on, that could not be delivered for so many minutes are listed as stuck": "这么多分钟未能送达的事件和转发内容列为滞留",
+ "file to write to, rotated at 10 MB; empty: standard error": "写入的文件，满 10 MB 轮换；空：标准错误输出",
+ "file with its private key, PEM": "其私钥文件，PEM",
+ "file with our certificate and those above it, PEM": "我方证书及其上级证书的文件，PEM",
+ "file with the certificate of the pages, PEM: they are served by https": "网页证书文件，PEM：网页以 https 提供",
+ "form of a line": "每行的格式",
+ "given up": "已放弃",
+ "given up, {answer}": "已放弃，{answer}",
+ "grant deletion locks; no: subscribers get none (B301)": "授予删除锁；no：订阅者得不到 (B301)",
+ "has a control character": "含有控制字符",
+ "has characters other than capitals, digits, space and _": "含有大写字母、数字、空格和 _ 以外的字符",
+ "has more than one item": "含有多个条目",
+ "has more than one value": "有多个值",
+ "has no room in the archive": "归档系统空间不足",
+ "has no value": "没有值",
+ "has several values": "含有多个值",
+ "how it is told of workitems: as it has subscribed, or whoever subscribed it": "如何向它通知工作项：按它（或替它订阅者）的订阅方式",
+ "how long an exam takes whose procedure the catalogue does not know": "目录中没有的检查项目所需的分钟数",
+ "ideographic": "仅汉字",
+ "idle for {seconds} s": "空闲 {seconds} 秒",
+ "images settled": "处理无申请影像",
+ "in order": "正常",
+ "is before its begin": "早于开始时间",
+ "is changed by N-ACTION": "须用 N-ACTION 更改",
+ "is in a character set that is not known here": "使用了未知的字符集",
+ "is in the archive as an object of another class": "在归档系统中，但属于另一类对象",
+ "is longer than {longest} characters": "超过 {longest} 个字符",
+ "is missing": "缺失",
+ "is neither yes nor no": "既不是 yes 也不是 no",
+ "is nested too deep": "嵌套过深",
+ "is no object that is stored": "不是可存储的对象",
+ "is not JSON: {error}": "不是 JSON：{error}",
+ "is not a date and time or a range of them": "不是日期时间或其范围",
+ "is not a kind of work": "不是工作类别",
+ "is not a number": "不是数字",
+ "is not a range": "不是范围",
+ "is not a whole number from {low} to {high}": "不是 {low} 到 {high} 之间的整数",
+ "is not an AE title": "不是 AE 标题",
+ "is not an object of DICOM JSON": "不是 DICOM JSON 对象",
+ "is not an offset": "不是时区偏移",
+ "is not in the archive": "不在归档系统中",
+ "is not judged yet": "尚未判定",
+ "is not known": "未知",
+ "is not one of {choices}": "不是以下之一：{choices}",
+ "is not some of {choices}": "不是 {choices} 中的若干项",
+ "is not that of the command set": "与命令集不一致",
+ "is not that of the identity number": "与身份证号不符",
+ "is safe": "安全",
+ "is there beside (0008,1199)": "与 (0008,1199) 同时出现",
+ "is there twice": "出现了两次",
+ "is {value} already": "已经是 {value}",
+ "it called {called}, our AE title is {ours}": "它呼叫的是 {called}，本机的 AE title 是 {ours}",
+ "item": "条目",
+ "language of the pages where the browser asks for neither": "浏览器两种语言都未要求时网页的语言",
+ "largest PDU accepted, bytes": "可接受的最大 PDU，字节",
+ "largest command set, bytes": "最大命令集，字节",
+ "largest data set, bytes; a larger one is read over and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
+ "largest request, bytes": "最大请求，字节",
+ "last told: {at}": "最近通知：{at}",
+ "least level that is written": "写入的最低级别",
+ "lock released": "释放删除锁",
+ "login": "登录",
+ "login failed": "登录失败",
+ "logout": "退出",
+ "look at it": "需留意",
+ "may not be set": "不允许修改",
+ "may not have \\ or =": "不能含有 \\ 或 =",
+ "modality": "影像设备",
+ "more than {limit} matches": "超过 {limit} 条结果",
+ "most answers to one query of it; empty: as [dicom] answer_limit": "每次查询最多返回条数；空：同 [dicom] answer_limit",
+ "most answers to one query; past it the query ends with A700": "一次查询的最多应答数；超过则以 A700 结束",
+ "most elements in one data set": "一个数据集的最多元素数",
+ "most images in one request": "一次请求的最多图像数",
+ "must be empty": "必须为空",
+ "never": "从未",
+ "no": "否",
+ "no file: defaults": "无文件：默认值",
+ "nobody opens its WebSocket": "没有人打开它的 WebSocket",
+ "none yet": "尚无",
+ "not passed on": "未转发",
+ "not pregnant": "未妊娠",
+ "nothing": "空",
+ "of them from one address": "其中来自同一地址的",
+ "orders moved": "申请已转移",
+ "our AE title, to be entered at every machine": "我方 AE 标题，须在每台设备上填写",
+ "past so many bytes of one data set the association is aborted": "一个数据集超过这么多字节则中止连接",
+ "patient corrected": "更正患者",
+ "patient erased": "删除患者数据",
+ "patient updated": "更新患者",
+ "patients merged": "合并患者",
+ "patients without any step, unchanged for so many days, are erased (0: never)": "没有任何检查且这么多天未变的患者将被删除（0：从不）",
+ "performed step created": "新建执行步骤",
+ "performed step matched": "匹配执行步骤",
+ "performed step set": "更新执行步骤",
+ "performed step settled": "处理无申请执行步骤",
+ "performed step unmatched": "取消匹配执行步骤",
+ "port for associations over TLS (0: none; 2762 is the registered one)": "TLS 连接端口（0：无；注册端口为 2762）",
+ "port of the machine, where we call it": "设备的端口",
+ "port to listen on (0: any free)": "监听端口（0：任意空闲）",
+ "port to listen on; 104 is the registered one (0: any free)": "监听端口；注册端口为 104（0：任意空闲）",
+ "possibly pregnant": "可能妊娠",
+ "procedure deleted": "删除检查项目",
+ "procedure retired": "停用检查项目",
+ "procedure saved": "保存检查项目",
+ "purged": "清理",
+ "reason": "原因",
+ "refuse a performed step without its type 2 attributes (0120), or discontinued without series": "拒绝缺少 2 类属性 (0120) 或中止而无序列的执行步骤",
+ "refuse a workitem without its type 2 attributes (0120)": "拒绝缺少 2 类属性的任务 (0120)",
+ "refuse calls to another AE title than ours": "拒绝呼叫非我方 AE 标题的连接",
+ "refuse its AE titles from another address than host": "拒绝来自其他地址的该 AE 标题",
+ "refused, {answer}": "被拒绝，{answer}",
+ "requests from one address, before it is told to wait (429); 0: no limit": "同一地址每秒的请求数，超过则要求等待 (429)；0：不限",
+ "rescheduled": "修改检查",
+ "results, and what was notified of availability, are kept so many days": "结果和可用性通知保留这么多天",
+ "retired": "已停用",
+ "row": "行",
+ "scheduled": "登记检查",
+ "scheduled workitems past their expiration are canceled": "过期的预约任务将被取消",
+ "send command and data set in one PDU": "命令和数据集放在同一个 PDU 中发送",
+ "send it UPS events though it does not take us as SCP": "即使对方不接受我方为 SCP，也向其发送 UPS 事件",
+ "serve AE titles that are not registered as devices": "为未登记为设备的 AE 标题提供服务",
+ "sessions ended": "结束会话",
+ "set of an answer that character_set cannot carry": "character_set 无法表示时使用的字符集",
+ "set of answers to it and of its texts without one; empty: as its query says, else UTF-8": "返回结果所用的字符集；空：按其查询，否则 UTF-8",
+ "set of answers where neither device nor query name one; empty: ISO_IR 192 (UTF-8)": "设备和查询都未指定时应答的字符集；空：ISO_IR 192 (UTF-8)",
+ "show it no step from before so many days ago; empty: no limit": "不显示早于多少天前的检查；空：不限",
+ "show it no step from more than so many days ahead; empty: no limit": "不显示晚于多少天后的检查；空：不限",
+ "show it only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
+ "shown on the pages": "显示在网页上",
+ "sites whose pages may call /api and /dicom-web with a token, https://viewer.example and so on": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
+ "state": "状态",
+ "step": "检查状态",
+ "step taken back": "撤销检查状态",
+ "steps in these states are not shown to modalities": "处于这些状态的步骤不向设备显示",
+ "steps that ended so many days ago are erased, with what was performed for them (0: never)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
+ "subscribe whoever creates a workitem to it": "让创建任务者订阅该任务",
+ "subscribed": "订阅",
+ "suspended": "暂停订阅",
+ "taken, {answer}": "已接收，{answer}",
+ "technologist": "技师",
+ "tell it the result of storage commitment on its own association first, while that is open": "存储确认的结果先在设备自己仍打开的连接上告知",
+ "tell subscribers when the appliance is stopped": "停机时通知订阅者",
+ "the archive is asked every so many minutes for images that are to come (0: never)": "每隔这么多分钟向归档系统查询待到的图像（0：从不）",
+ "the archive's notice of images": "归档系统的图像通知",
+ "the clock has leapt: nothing is erased until it runs evenly": "时钟发生跳变：走时平稳前不删除任何内容",
+ "the connection was lost": "连接中断",
+ "the exam of a machine that does not report has ended when no image has come for so long": "不报告的设备，这么长时间没有新图像即视为检查结束",
+ "the images found in the archive": "在归档系统中找到的图像",
+ "the last is {name}": "最近一份是 {name}",
+ "the machine's question whether its images are safe": "设备询问图像是否安全",
+ "the machine's report": "设备的报告",
+ "there is no such setting": "没有这个设置",
+ "time for a PDU that has begun, and one second more for each 16 KiB": "已开始的 PDU 的时限，每 16 KiB 多一秒",
+ "time for a caller to ask for an association": "呼叫方请求关联的时限",
+ "time for a caller to take what we send": "呼叫方接收我方数据的时限",
+ "time for a request to come in": "请求传入的时限",
+ "time of the nightly backup, made up for at the next start if it was missed; empty: none": "夜间备份时间，错过则下次启动时补做；空：不备份",
+ "time zone of the clinic, such as Asia/Shanghai; empty: that of the machine": "诊所时区，如 Asia/Shanghai；空：使用本机时区",
+ "to be told": "待通知",
+ "token deleted": "删除令牌",
+ "token made": "新建令牌",
+ "told": "已通知",
+ "told by WebSocket": "经 WebSocket 通知",
+ "told: {heard} of {all}": "已通知：{heard}/{all}",
+ "too many at once: {own} of {count} are its own": "同时连接过多：{count} 个中有 {own} 个来自该地址",
+ "turned away: {words}": "被拒绝：{words}",
+ "unknown": "未知",
+ "unsubscribed": "取消订阅",
+ "user deleted": "删除用户",
+ "user set": "设置用户",
+ "waits": "等待中",
+ "was asked for under a number that is in use": "询问时使用了已被占用的编号",
+ "was changed meanwhile: {value}": "期间已被他人改为：{value}",
+ "websocket": "WebSocket",
+ "what it is": "设备角色",
+ "what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability": "向其转发的内容，用逗号分隔：mpps（执行步骤）、mpps_notification、availability",
+ "what it is sent of a name: all groups, or one as the only one": "发送姓名的哪部分：全部，或只发送其一",
+ "what proves that an image is safe, in this order, by commas: archive, commitment, availability": "证明图像安全的依据，按此顺序，用逗号分隔：archive、commitment、availability",
+ "when the first exam may begin, for the calendar": "第一个检查可以开始的时间，用于日历",
+ "when the last exam has ended, for the calendar and no_show_after_closing": "最后一个检查结束的时间，用于日历和 no_show_after_closing",
+ "where backups go; a relative path counts from config.ini": "备份位置；相对路径以 config.ini 为准",
+ "where everything is kept; a relative path counts from config.ini": "数据存放位置；相对路径以 config.ini 为准",
+ "whether it reports performed steps; auto: if it ever has; else its exams end by what the archive tells": "设备是否报告执行步骤；auto：是否曾经报告过；否则其检查按归档系统的信息结束",
+ "who has not come by closing time did not come, where the machine reports its exams": "对于会报告检查的设备，到下班时未到的患者视为未到",
+ "who was told of an event, or passed on what, and when, is remembered for so many days": "事件通知和转发的记录保留这么多天",
+ "with deletion lock": "带删除锁",
+ "without evidence, as the archive is down, images are called not safe after so many hours": "归档系统停机而无依据时，这么多小时后判为图像不安全",
+ "workitem": "任务状态",
+ "workitem assigned": "分配任务",
+ "workitem cancel requested": "请求取消任务",
+ "workitem cancellation declined": "拒绝取消任务",
+ "workitem created": "新建任务",
+ "workitem ended": "结束任务",
+ "workitem purged": "清理任务",
+ "workitem set": "更新任务",
+ "workitems in progress without news for so many hours are canceled (0: only by a person)": "进行中的任务这么多小时没有消息则取消（0：只能由人取消）",
+ "workitems that match its filter": "符合其筛选条件的任务",
+ "worklist queries are remembered for so many days": "工作列表查询记录保留这么多天",
+ "workstation": "工作站",
+ "wrong passwords from one address or for one user in 15 minutes before both must wait": "15 分钟内同一地址或同一用户的密码错误次数，超过则须等待",
+ "yes": "是",
+ "{ae} holds no lock on it": "{ae} 未持有其删除锁",
+ "{ae} is no AE title": "{ae} 不是 AE 标题",
+ "{ae} is not registered with an address": "{ae} 未登记地址",
+ "{ae} was told that {count} images are safe": "已告知 {ae}：{count} 幅图像安全",
+ "{calling} is not registered as a device": "{calling} 不是已登记的设备",
+ "{calling} is registered for {host}": "{calling} 登记的地址是 {host}",
+ "{code} is used by open exams: it can only be retired": "{code} 仍被未结束的检查使用：只能停用",
+ "{count} exams": "{count} 项检查",
+ "{count} exams lie on the time of another one.": "有 {count} 个检查时间冲突。",
+ "{count} images": "{count} 幅影像",
+ "{count} images are more than the {most} of one request": "{count} 幅图像超过一次请求的上限 {most}",
+ "{count} images are not judged yet: do not delete them": "{count} 幅图像尚未判定：请勿删除",
+ "{count} images are not safe: do not delete them": "{count} 幅图像不安全：请勿删除",
+ "{count} images are safe: the machine may delete them": "{count} 幅图像安全：设备可以删除",
+ "{count} images in the archive": "{count} 幅图像已归档",
+ "{count} imported": "已导入 {count} 条",
+ "{count} lines, unbroken; the last digest is {digest}.": "共 {count} 条，完整无改动；最后的摘要为 {digest}。",
+ "{count} rows": "{count} 行",
+ "{count}, see {page}": "{count}，见 {page}",
+ "{device} will show the name as {name}": "{device} 将显示姓名为 {name}",
+ "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
+ "{images} images, {others} others": "{images} 幅图像，{others} 个其他对象",
+ "{key} needs host": "{key} 需要 host",
+ "{minutes} min": "{minutes} 分钟",
+ "{name} answers": "{name} 有应答",
+ "{name} has no address here": "{name} 没有填写地址",
+ "{name} is not reached at {host}, port {port}": "无法连接 {name}（{host} 端口 {port}）",
+ "{name} rejects us: is {ae} known to it?": "{name} 拒绝了连接：它是否已登记 {ae}？",
+ "{name} was reached, but did not answer C-ECHO": "已连接 {name}，但它没有应答 C-ECHO",
+ "{number} of {count} images": "{count} 幅图像中的 {number} 幅",
+ "{performer} does not watch it and cannot be told": "{performer} 未订阅此任务，无法通知，请直接联系",
+ "{performer} has claimed it already": "已被 {performer} 认领",
+ "{term!r} is not a character set known here": "{term!r} 不是已知的字符集",
+ "{term} stands alone": "{term} 必须单独使用",
+ "{title!r} is not an AE title (1 to 16 ASCII characters)": "{title!r} 不是 AE 标题（1 至 16 个 ASCII 字符）",
+ "{uid} exists already": "{uid} 已存在",
+ "{uid} is in use": "{uid} 已被使用",
+ "{uid} is not known": "{uid} 未知",
+ "{value} belongs to another patient": "{value} 属于另一位患者",
+ "{value} belongs to {name} already": "{value} 已属于 {name}",
+ "{value} belongs to {name}, born {birth_date}": "{value} 属于 {name}，出生日期 {birth_date}",
+ "{value} cannot be": "{value} 不可能",
+ "{value} has characters other than capitals, digits, space and _": "{value} 含有大写字母、数字、空格和 _ 以外的字符",
+ "{value} has characters that an AE title may not have": "{value} 含有 AE 标题不允许的字符",
+ "{value} has more parts than a name": "{value} 的组成部分多于姓名所允许",
+ "{value} is longer than {longest} characters": "{value} 超过 {longest} 个字符",
+ "{value} is neither TRUE nor FALSE": "{value} 既不是 TRUE 也不是 FALSE",
+ "{value} is not IN PROGRESS": "{value} 不是 IN PROGRESS",
+ "{value} is not a UID": "{value} 不是 UID",
+ "{value} is not a birth date": "{value} 不是出生日期",
+ "{value} is not a date": "{value} 不是有效日期",
+ "{value} is not a date and time": "{value} 不是有效的日期时间",
+ "{value} is not a number": "{value} 不是数字",
+ "{value} is not a number of minutes": "{value} 不是分钟数",
+ "{value} is not a state": "{value} 不是有效状态",
+ "{value} is not a time": "{value} 不是有效时间",
+ "{value} is not a whole number": "{value} 不是整数",
+ "{value} is not an age such as 042Y": "{value} 不是年龄（如 042Y）",
+ "{value} is not one of {choices}": "{value} 不是 {choices} 之一",
+ "{value} is on the worklist already": "{value} 已在工作列表中",
+ "{value} may not have a backslash": "{value} 不能含有反斜杠",
+ "{who} is the same person as": "{who} 与以下患者是同一人",
+ "{years} years": "{years} 岁"
+}
+""",
+}
+STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+
+
+def load_catalogues() -> dict[str, Mapping[str, str]]:
+    """The catalogues by language: those inside, then further ones of static/i18n."""
+    found: dict[str, Mapping[str, str]] = {"en": {}}
+    texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
+    folder = static_folder()
+    for path in sorted((folder / "i18n").glob("*.json")) if folder else ():
+        texts.setdefault(f"i18n/{path.name}", path.read_text("utf-8"))
+    for name, text in texts.items():
+        found[name.removeprefix("i18n/").removesuffix(".json")] = json.loads(text)
+    return found
+
+
+def static_answer(name: str, request: Any) -> Any:
+    """GET /static/…: style or script, or 304 where the browser has it."""
+    import bottle
+
+    kind = STATIC_TYPES.get(name.rpartition(".")[2])
+    if name not in STATIC or not kind:
+        return bottle.HTTPError(404)
+    etag = f'"{hashlib.sha256(STATIC[name].encode()).hexdigest()[:16]}"'
+    headers = {"Content-Type": kind, "ETag": etag}
+    if request.get_header("If-None-Match") == etag:
+        return bottle.HTTPResponse(status=304, **headers)
+    return bottle.HTTPResponse(STATIC[name], **headers)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -18105,14 +19718,9 @@ LAYOUT = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{title}} - {{clinic}}</title>
-% if refresh and not static:
-<meta http-equiv="refresh" content="15">
-% end
-% if static:
 <link rel="stylesheet" href="/static/minris.css">
 <script src="/static/minris.js" defer></script>
-% end
-% if refresh and static:
+% if refresh:
 <noscript><meta http-equiv="refresh" content="15"></noscript>
 % end
 </head>
@@ -18156,7 +19764,7 @@ LAYOUT = """<!DOCTYPE html>
 <h1>{{title}}</h1>
 {{!base}}
 </main>
-% if login and static and not bare:
+% if login and not bare:
 <footer><details id="keys"><summary>{{t('Keys')}}</summary>
 <p>{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p>
 </details></footer>
@@ -18339,7 +19947,7 @@ class Frame:
         import bottle
 
         self.web, self.bottle = web, bottle
-        self.catalogues = load_catalogues(web.static)
+        self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
 
     @property
@@ -18369,7 +19977,7 @@ class Frame:
             first.setdefault(name, path)
         notices = [t(notice) for notice in self.web.box.notices()] if login else []
         told = values.pop("told", "") or (self.told() if login else "")
-        shared = {"t": t, "here": here, "login": login, "static": self.web.static, "told": told}
+        shared = {"t": t, "here": here, "login": login, "told": told}
         return self.bottle.template(
             LAYOUT,
             **shared,
@@ -22197,9 +23805,7 @@ def add_pages(app: Any, web: Web) -> None:
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
-        if not web.static:
-            return bottle.HTTPError(404)
-        return bottle.static_file(name, root=str(web.static))
+        return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
         if error.status_code >= 500:

@@ -5,7 +5,7 @@
 
 The modules stand in the order of the floors, which the docstring of `minris/__init__.py` lists,
 each behind a banner with its name and docstring. Their imports of one another are dropped, the
-others gathered at the top. The text of a template stands where the package reads its file.
+others gathered at the top. The texts of templates and of static/ stand where the package reads them.
 A name that stands twice, an import of another form, or one from a floor above is refused.
 """
 
@@ -16,12 +16,14 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 SRC = Path(__file__).resolve().parent
 ROOT = SRC.parent
 PACKAGE = SRC / "minris"
 
-LEFT_OUT = ("minris.__main__", "minris.pages.template")  # the one file has no need of them
+READERS = ("template", "static_files")  # of files, whose texts stand in the place of the call
+MODULE_OF = {"python-barcode": "barcode"}  # where a library's name is not that of its module
 WIDTH = 96
 
 HEAD = '''\
@@ -33,7 +35,45 @@ HEAD = '''\
 """{docstring}
 """
 
+import sys
+
+if sys.version_info < ({python}):
+    sys.exit("minris needs Python {words} or later, and this is Python " + sys.version.split()[0])
+
 {imports}
+
+LIBRARIES = {libraries}
+# Python keeps the syntax tree of a script, some 50 MiB, for as long as it runs: to serve, the script
+# replaces itself by itself as a module.
+AS_MODULE = (
+    "import importlib.util as u, sys; del sys.argv[0]; "
+    "spec = u.spec_from_file_location('minris', sys.argv[0]); "
+    "sys.modules['minris'] = minris = u.module_from_spec(spec); "
+    "spec.loader.exec_module(minris); sys.exit(minris.main())"
+)
+
+
+def is_to_serve(arguments: list[str]) -> bool:
+    """Whether a command line asks for `serve`, be it by saying nothing else."""
+    words = [word for word in arguments if not word.startswith("--config=")]
+    if "--config" in words:
+        at = words.index("--config")
+        del words[at : at + 2]
+    return words in ([], ["serve"])
+
+
+if __name__ == "__main__":
+    missing = [name for name, module in LIBRARIES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        install = f"{{sys.executable}} -m pip install {{' '.join(missing)}}"
+        sys.exit(f"minris: libraries are missing. Install them: {{install}}")
+    if os.name == "posix" and sys.executable and is_to_serve(sys.argv[1:]):
+        # compiled and kept for next time here: what compiling takes stays in this process
+        importlib.machinery.SourceFileLoader("minris", sys.argv[0]).get_code("minris")
+        flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+        os.execv(sys.executable, [sys.executable, *flags, "-P", "-c", AS_MODULE, *sys.argv])
+
+{other_imports}
 
 {code}
 '''
@@ -108,38 +148,43 @@ class Module:
                             yield part.id, node
 
     def code(self) -> str:
-        """Its text without docstring and imports, and with its templates."""
+        """Its text without docstring and imports, and with the texts of the files it reads."""
         lines = self.source.splitlines()
         for number, node in reversed(list(enumerate(self.tree.body))):
             if (number == 0 and self.docstring) or is_dropped(node):
                 lines[node.lineno - 1 : node.end_lineno] = []
-            elif name := template_of(node):
-                left = lines[node.lineno - 1].partition(" = ")[0]
-                text = f"{left} = {literal(name)}"
-                lines[node.lineno - 1 : node.end_lineno] = text.split("\n")
+            elif isinstance(node, ast.Assign) and (text := file_texts(node.value)):
+                left = ast.unparse(node.targets[0])
+                lines[node.lineno - 1 : node.end_lineno] = f"{left} = {text}".split("\n")
         return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines)).strip("\n")
 
 
 def is_dropped(node: ast.stmt) -> bool:
-    """Whether a statement is an import, of modules or of names for annotations alone."""
+    """Whether a statement is an import, of modules or of names for annotations, or reads files."""
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "TYPE_CHECKING"
+    if isinstance(node, ast.FunctionDef):
+        return node.name in READERS
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 
-def template_of(node: ast.stmt) -> str:
-    """The file that `NAME = template("file")` reads."""
-    call = node.value if isinstance(node, ast.Assign) else None
-    if isinstance(call, ast.Call) and ast.unparse(call.func) == "template":
-        return ast.literal_eval(call.args[0])
-    return ""
+def file_texts(call: ast.expr) -> str:
+    """What stands for `template("file")` or `static_files("file", …)`; nothing for another value."""
+    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+    if not isinstance(call, ast.Call) or name not in READERS:
+        return ""
+    names = [ast.literal_eval(argument) for argument in call.args]
+    if name == "template":
+        return literal(PACKAGE / "pages" / names[0])
+    items = [f'    "{name}": {literal(ROOT / "static" / name)},\n' for name in names]
+    return "{\n" + "".join(items) + "}"
 
 
-def literal(name: str) -> str:
-    """The text of a template as a literal that can be read."""
-    text = (PACKAGE / "pages" / name).read_text("utf-8")
+def literal(path: Path) -> str:
+    """The text of a file as a literal that can be read."""
+    text = path.read_text("utf-8")
     if '"""' in text:
-        raise Refused(f"src/minris/pages/{name}: three quotes in a template")
+        raise Refused(f"{path.relative_to(ROOT)}: three quotes in a text that goes into the file")
     return ("r" if "\\" in text else "") + f'"""{text}"""'
 
 
@@ -158,8 +203,6 @@ def check_floors(modules: Mapping[str, Module], floor_of: Mapping[str, int]) -> 
         if module.room not in floor_of:
             raise Refused(f"{module.name} is not in the list of src/minris/__init__.py")
         for used in module.uses - {"minris"}:
-            if used in LEFT_OUT:
-                continue
             if used not in modules:
                 raise Refused(f"{module.name} imports {used}, which is not there")
             room = modules[used].room
@@ -191,26 +234,39 @@ def in_order(modules: Mapping[str, Module], floor_of: Mapping[str, int]) -> list
     return ordered
 
 
+def project() -> dict[str, Any]:
+    """The table [project] of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
 def header() -> str:
-    """What runners such as uv read (PEP 723), of pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    dependencies = "".join(f'#   "{line}",\n' for line in project["dependencies"])
-    python = project["requires-python"]
+    """What runners such as uv read (PEP 723)."""
+    dependencies = "".join(f'#   "{line}",\n' for line in project()["dependencies"])
+    python = project()["requires-python"]
     return f'# requires-python = "{python}"\n# dependencies = [\n{dependencies}# ]'
 
 
-def gathered(modules: Iterable[Module]) -> str:
-    """The imports of all modules: of the standard library, then of others."""
-    lines = {line for module in modules for line in module.libraries} | {"import sys"}
-    lines -= {"from typing import TYPE_CHECKING"}
+def libraries() -> str:
+    """The libraries that every box needs, with the modules that they bring."""
+    needed = [line for line in project()["dependencies"] if ";" not in line]
+    names = [re.match(r"[\w-]+", line)[0] for line in needed]
+    items = "".join(f'    "{name}": "{MODULE_OF.get(name, name)}",\n' for name in names)
+    return "{\n" + items + "}"
+
+
+def gathered(modules: Iterable[Module]) -> tuple[str, str]:
+    """The imports of all modules: those of the standard library, and those of others."""
+    lines = {line for module in modules for line in module.libraries}
+    lines |= {"import importlib.machinery", "import importlib.util", "import os"}
+    lines -= {"import sys", "from typing import TYPE_CHECKING"}
     froms: dict[str, list[str]] = {}
     for line in sorted(line for line in lines if line.startswith("from ")):
         _, module_name, _, name = line.split(" ")
         froms.setdefault(module_name, []).append(name)
-    plain = [line for line in lines if line.startswith("import ")]
-    every = sorted(plain) + [f"from {name} import {', '.join(froms[name])}" for name in froms]
+    plain = sorted(line for line in lines if line.startswith("import "))
+    every = plain + [f"from {name} import {', '.join(froms[name])}" for name in froms]
     ours = [line for line in every if line.split()[1].partition(".")[0] in sys.stdlib_module_names]
-    return "\n".join([*ours, "", *(line for line in every if line not in ours)])
+    return "\n".join(ours), "\n".join(line for line in every if line not in ours)
 
 
 def banner(module: Module) -> str:
@@ -223,16 +279,21 @@ def amalgamated() -> str:
     """The text of minris.py. Raises Refused."""
     modules = {module.name: module for module in map(Module, sorted(PACKAGE.rglob("*.py")))}
     first = modules.pop("minris")
-    for name in LEFT_OUT:
-        del modules[name]
+    del modules["minris.__main__"]
     floor_of = floors(first.docstring)
     check_floors(modules, floor_of)
     check_names([first, *modules.values()])
     ordered = in_order(modules, floor_of)
+    imports, other_imports = gathered([first, *ordered])
+    python = re.findall(r"\d+", project()["requires-python"])
     head = HEAD.format(
         header=header(),
         docstring=first.docstring,
-        imports=gathered([first, *ordered]),
+        python=", ".join(python),
+        words=".".join(python),
+        imports=imports,
+        libraries=libraries(),
+        other_imports=other_imports,
         code=first.code(),
     )
     return head + "".join(banner(m) for m in ordered if m.code()) + TAIL

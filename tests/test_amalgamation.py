@@ -24,7 +24,6 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(amalgamate, "ROOT", tmp_path)
     monkeypatch.setattr(amalgamate, "SRC", tmp_path / "src")
     monkeypatch.setattr(amalgamate, "PACKAGE", tmp_path / "src" / "minris")
-    monkeypatch.setattr(amalgamate, "LEFT_OUT", ())
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nrequires-python = ">=3.11"\ndependencies = ["bottle"]\n'
     )
@@ -35,6 +34,7 @@ def package(tmp_path, monkeypatch):
         path.write_text(text)
 
     write("__init__.py", '"""A house.\n\n 1  cellar  stores\n 2  hall  guests\n"""\n\nHERE = 1\n')
+    write("__main__.py", "")
     write("cellar/__init__.py", '"""The cellar."""\n')
     write("hall/__init__.py", '"""The hall."""\n')
     write("cellar/wine.py", '"""Wine."""\n\nimport re\n\nWINE = re.compile("red")\n')
@@ -48,7 +48,7 @@ def package(tmp_path, monkeypatch):
 def test_the_modules_stand_in_the_order_of_the_floors_behind_their_banners(package):
     text = amalgamate.amalgamated()
     assert "from minris" not in text
-    assert "import re\nimport sys" in text
+    assert "import os\nimport re" in text
     assert text.index("HERE = 1") < text.index("# minris.cellar.wine\n# Wine.")
     assert text.index("WINE = re.compile") < text.index("# minris.hall.table\n# The table.")
     assert '# requires-python = ">=3.11"\n# dependencies = [\n#   "bottle",\n# ]\n# ///' in text
@@ -92,3 +92,22 @@ def test_the_text_of_a_template_stands_in_the_file(package, template, made):
     package("hall/page.py", 'from minris.hall.t import template\n\nPAGE = template("p.html")\n')
     package("hall/t.py", "def template(name):\n    return name\n")
     assert made in amalgamate.amalgamated()
+    assert "def template" not in amalgamate.amalgamated()
+
+
+def test_the_files_of_static_stand_in_the_file(package, tmp_path):
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "a.css").write_text("p { color: red }\n")
+    package(
+        "hall/t.py", "def static_files(name):\n    return {}\n\n\nALL = static_files('a.css')\n"
+    )
+    made = 'ALL = {\n    "a.css": """p { color: red }\n""",\n}\n'
+    assert made in amalgamate.amalgamated()
+    assert "def static_files" not in amalgamate.amalgamated()
+
+
+def test_a_text_that_would_end_its_literal_is_refused(package):
+    package("pages/p.html", '<p title="""></p>')
+    package("hall/page.py", 'PAGE = template("p.html")\n')
+    with pytest.raises(amalgamate.Refused, match="three quotes"):
+        amalgamate.amalgamated()

@@ -100,7 +100,7 @@ def unpacked(wheel, tmp_path):
 
 
 def test_an_installed_minris_finds_its_static_files(unpacked, tmp_path):
-    script = "from minris.web.request import FOLDER, find_static; print(FOLDER, find_static())"
+    script = "from minris.pages.static import FOLDER, static_folder; print(FOLDER, static_folder())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -127,10 +127,10 @@ SETTINGS = {
 class Program:
     """A minris that runs by itself in a folder; `port` and `url` are where."""
 
-    def __init__(self, line, folder):
+    def __init__(self, line, folder, pid):
         self.port = int(re.search(r"DICOM \S+ at 127\.0\.0\.1:(\d+)", line)[1])
         self.url = re.search(r"pages at (\S+),", line)[1]
-        self.folder = folder
+        self.folder, self.pid = folder, pid
 
     @contextlib.contextmanager
     def browser(self, **headers):
@@ -168,7 +168,7 @@ def serving(command, folder, **environment):
         try:
             line = next((line for line in running.stdout if "pages at" in line), "")
             assert line, "it did not start"
-            yield Program(line, folder)
+            yield Program(line, folder, running.pid)
         finally:
             running.send_signal(signal.SIGTERM)
             assert running.wait(20) == 0
@@ -196,26 +196,88 @@ def test_a_lone_minris_py_registers_the_first_patient(lone):
 
 
 @pytest.mark.parametrize("path", [row[0] for row in NAVIGATION])
-def test_a_lone_minris_py_has_every_page_without_style_and_script(lone, path):
+def test_a_lone_minris_py_has_every_page_with_style_and_script(lone, path):
     with lone.browser() as client:
         answer = client.get(path)
     assert answer.status_code == 200
-    assert "/static/" not in answer.text
+    assert 'href="/static/minris.css"' in answer.text
     assert "<h1>" in answer.text
 
 
-def test_a_lone_minris_py_speaks_english_to_a_chinese_browser(lone):
-    with lone.browser(**{"Accept-Language": "zh-CN"}) as client:
-        assert '<html lang="en">' in client.get("/").text
+@pytest.mark.parametrize(("language", "words"), [("en", "Register"), ("zh-CN", "登记")])
+def test_a_lone_minris_py_speaks_the_language_of_the_browser(lone, language, words):
+    with lone.browser(**{"Accept-Language": language}) as client:
+        text = client.get("/").text
+    assert f'<html lang="{language}">' in text
+    assert words in text
 
 
-def test_the_board_of_a_lone_minris_py_reloads_itself(lone):
-    with lone.browser() as client:
-        assert '<meta http-equiv="refresh"' in client.get("/").text
+@pytest.mark.parametrize("name", ["minris.css", "minris.js"])
+def test_a_lone_minris_py_gives_its_style_and_script(lone, name):
+    given = httpx.get(f"{lone.url}/static/{name}", trust_env=False)
+    assert given.text == (ROOT / "static" / name).read_text("utf-8")
 
 
-def test_a_lone_minris_py_has_no_static_files_to_give(lone):
-    assert httpx.get(f"{lone.url}/static/minris.css", trust_env=False).status_code == 404
+def test_a_lone_minris_py_gives_nothing_else_of_its_folder(lone):
+    for name in ("minris.py", "../minris.db", "i18n/zh-CN.json", "no.css"):
+        assert httpx.get(f"{lone.url}/static/{name}", trust_env=False).status_code == 404
+
+
+def test_a_language_that_lies_beside_a_lone_minris_py_is_offered(tmp_path):
+    shutil.copy2(ROOT / "minris.py", tmp_path)
+    folder = tmp_path / "static" / "i18n"
+    folder.mkdir(parents=True)
+    (folder / "eo.json").write_text('{"Log in": "Ensaluti"}')
+    with serving([sys.executable, tmp_path / "minris.py"], tmp_path, **os.environ) as program:
+        url = f"{program.url}/login"
+        page = httpx.get(url, headers={"Accept-Language": "eo"}, trust_env=False).text
+    assert '<html lang="eo">' in page
+    assert "Ensaluti" in page
+
+
+def memory_of(pid):
+    """The resident memory of a process, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: looks into /proc")
+def test_a_lone_minris_py_that_serves_does_not_keep_its_syntax_tree(tmp_path):
+    """It replaces itself by itself as a module; the process stays the same, as systemd wants it."""
+    shutil.copy2(ROOT / "minris.py", tmp_path)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, tmp_path / "minris.py"]
+    with serving(command, tmp_path, **environment) as program:
+        status = httpx.get(f"{program.url}/healthz", trust_env=False).status_code
+        assert (status, memory_of(program.pid) < 75) == (200, True)
+
+
+# What it says where it cannot run.
+
+
+def test_too_old_a_python_is_told_what_is_needed():
+    pretend = "import sys; sys.version_info = (3, 9, 1, 'final', 0); sys.version = '3.9.1 (old)'"
+    run = f"exec(open({str(ROOT / 'minris.py')!r}, encoding='utf-8').read(), {{'__name__': '__main__'}})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{pretend}\n{run}"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "minris needs Python 3.11 or later, and this is Python 3.9.1\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "--version", "check"])
+def test_missing_libraries_are_named_in_one_sentence(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / "minris.py", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    [line] = done.stderr.splitlines()
+    assert line.startswith("minris: libraries are missing. Install them: ")
+    assert " -m pip install pynetdicom pydicom peewee bottle " in line
+    assert done.returncode == 1
 
 
 def test_a_lone_minris_py_keeps_its_store_where_it_was_started(lone):

@@ -39,4 +39,4 @@ __version__ = "0.1.0"
 
 log = logging.getLogger("minris")
 
-FOLDER = Path(__file__).resolve().parent  # static/ is looked for here
+FOLDER = Path(__file__).resolve().parent  # where further languages are looked for

@@ -410,27 +410,6 @@ def test_any_query_gives_a_board(desk, query):
     assert "<script>" not in answer.text
 
 
-def test_a_lone_file_has_every_page_plainly_and_in_english(run_appliance, monkeypatch):
-    """Without static/ there is neither style nor script, and the browser's language is not there."""
-    monkeypatch.setattr("minris.web.request.find_static", lambda: None)
-    running = run_appliance()
-    running.schedule(item())
-    shown = {}
-    with visiting(running) as client:
-        employ(running, client, "admin")
-        client.headers["Accept-Language"] = "zh-CN"
-        for method, rule in page_rules(running):
-            if method != "GET" or rule.endswith((".svg", ".csv")):
-                continue
-            answer = client.get(rule.replace("*", "1"))
-            shown[rule] = answer.status_code, "/static/" in answer.text, 'lang="en"' in answer.text
-    parts = {"/find", "/slots"}  # of a page, for its script
-    unknown = {"/workitem/*", "/commitment/*", "/devices/doctor"}  # there is none
-    for rule, told in shown.items():
-        expected = (404 if rule in unknown else 200, False, rule not in parts)
-        assert told == expected, rule
-
-
 def workitem_named(ctx, label):
     """A workitem with a label that a program chose."""
     texts = text_elements(

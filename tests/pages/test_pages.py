@@ -966,15 +966,11 @@ def test_what_is_not_there_is_said_on_a_page_with_a_way_back(desk, method, path,
     assert 'href="/"' in answer.text
 
 
-def test_a_lone_file_has_pages_too(run_appliance, monkeypatch):
-    monkeypatch.setattr("minris.web.request.find_static", lambda: None)
-    appliance = run_appliance()
-    with visiting(appliance) as client:
-        log_in(client, "admin", admin_password(appliance))
-        board = client.get("/").text
-        assert register(client).status_code == 303
-    assert "/static/" not in board
-    assert 'http-equiv="refresh"' in board
+def test_style_and_script_are_not_sent_again_to_who_has_them(desk):
+    first = desk.get("/static/minris.css")
+    again = desk.get("/static/minris.css", headers={"If-None-Match": first.headers["ETag"]})
+    assert (first.status_code, first.headers["Content-Type"]) == (200, "text/css; charset=utf-8")
+    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_the_board_loads_itself_anew_without_script(desk):

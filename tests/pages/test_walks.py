@@ -11,7 +11,7 @@ import os
 import re
 
 import pytest
-from conftest import MADE, ROOT, item
+from conftest import ROOT, item
 from playwright.sync_api import expect
 from pynetdicom import AE
 from test_pages import Desk, chromium  # noqa: F401 (a fixture)
@@ -22,7 +22,8 @@ from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.times import shown_date
 from minris.orders.patients import get_patient
 from minris.pages.frame import NAVIGATION
-from minris.pages.language import Translator, load_catalogues
+from minris.pages.language import Translator
+from minris.pages.static import load_catalogues
 from minris.standard.uids import MODALITY_WORKLIST
 from minris.store.models import database
 from minris.ups.people import end_workitem
@@ -61,7 +62,7 @@ def picture(desk, name):
 
 def words(desk, text):
     """A text of the pages in the language of the window."""
-    catalogues = load_catalogues(MADE.parent / "static")
+    catalogues = load_catalogues()
     code = {"en": "en", "zh": "zh-CN"}[desk.language]
     return Translator(code, catalogues[code])(text)
 

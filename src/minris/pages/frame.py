@@ -12,9 +12,9 @@ from minris.pages.language import (
     LANGUAGES,
     Translator,
     choose_language,
-    load_catalogues,
     shown_instant,
 )
+from minris.pages.static import load_catalogues
 from minris.pages.template import template
 from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message, Refusal, Status
@@ -118,7 +118,7 @@ class Frame:
         import bottle
 
         self.web, self.bottle = web, bottle
-        self.catalogues = load_catalogues(web.static)
+        self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
 
     @property
@@ -148,7 +148,7 @@ class Frame:
             first.setdefault(name, path)
         notices = [t(notice) for notice in self.web.box.notices()] if login else []
         told = values.pop("told", "") or (self.told() if login else "")
-        shared = {"t": t, "here": here, "login": login, "static": self.web.static, "told": told}
+        shared = {"t": t, "here": here, "login": login, "told": told}
         return self.bottle.template(
             LAYOUT,
             **shared,

@@ -1,9 +1,7 @@
 """Sentences, names, dates and values in the language of the reader."""
 
 import datetime
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
@@ -52,14 +50,6 @@ class Translator:
 
 DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def load_catalogues(static: Path | None) -> dict[str, Mapping[str, str]]:
-    """The catalogues of static/i18n by language."""
-    found: dict[str, Mapping[str, str]] = {"en": {}}
-    for path in sorted((static / "i18n").glob("*.json")) if static else ():
-        found[path.stem] = json.loads(path.read_text("utf-8"))
-    return found
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:

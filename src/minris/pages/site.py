@@ -28,6 +28,7 @@ from minris.pages.patients.files import ImportPages
 from minris.pages.patients.patients import PatientPages
 from minris.pages.patients.register import RegisterPages
 from minris.pages.reception import Reception
+from minris.pages.static import static_answer
 from minris.standard.status import Message, Refusal, Status, http_status
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
@@ -168,9 +169,7 @@ def add_pages(app: Any, web: Web) -> None:
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
-        if not web.static:
-            return bottle.HTTPError(404)
-        return bottle.static_file(name, root=str(web.static))
+        return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
         if error.status_code >= 500:

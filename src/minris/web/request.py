@@ -5,10 +5,8 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from minris import FOLDER
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
 from minris.access.users import Login, find_session, find_token, permit
@@ -40,7 +38,6 @@ class Web:
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
-        self.static = find_static()
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -54,13 +51,6 @@ class Web:
         """Call a core function that only reads."""
         with reading():
             return core(*arguments)
-
-
-def find_static() -> Path | None:
-    """The folder of style, script and catalogues, beside this file; None for a lone minris.py."""
-    return next(
-        (d for d in (FOLDER / "static", FOLDER.parent.parent / "static") if d.is_dir()), None
-    )
 
 
 def client_address(request: Any) -> str:

@@ -1,0 +1,56 @@
+"""What is in static/: style, script, and the catalogues of languages."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minris import FOLDER
+
+
+def static_folder() -> Path | None:
+    """The folder static/: in the wheel and beside a lone file, else in the clone."""
+    places = (FOLDER / "static", FOLDER.parent.parent / "static")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def static_files(*names: str) -> dict[str, str]:
+    """The texts of files of static/, by their names there.
+
+    `src/amalgamate.py` puts the texts themselves in the place of this call.
+    """
+    folder = static_folder()
+    if not folder:
+        raise FileNotFoundError(f"{FOLDER}: static/ is missing")
+    return {name: (folder / name).read_text("utf-8") for name in names}
+
+
+STATIC = static_files("minris.css", "minris.js", "i18n/zh-CN.json")
+STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+
+
+def load_catalogues() -> dict[str, Mapping[str, str]]:
+    """The catalogues by language: those inside, then further ones of static/i18n."""
+    found: dict[str, Mapping[str, str]] = {"en": {}}
+    texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
+    folder = static_folder()
+    for path in sorted((folder / "i18n").glob("*.json")) if folder else ():
+        texts.setdefault(f"i18n/{path.name}", path.read_text("utf-8"))
+    for name, text in texts.items():
+        found[name.removeprefix("i18n/").removesuffix(".json")] = json.loads(text)
+    return found
+
+
+def static_answer(name: str, request: Any) -> Any:
+    """GET /static/…: style or script, or 304 where the browser has it."""
+    import bottle
+
+    kind = STATIC_TYPES.get(name.rpartition(".")[2])
+    if name not in STATIC or not kind:
+        return bottle.HTTPError(404)
+    etag = f'"{hashlib.sha256(STATIC[name].encode()).hexdigest()[:16]}"'
+    headers = {"Content-Type": kind, "ETag": etag}
+    if request.get_header("If-None-Match") == etag:
+        return bottle.HTTPResponse(status=304, **headers)
+    return bottle.HTTPResponse(STATIC[name], **headers)
