@@ -4158,326 +4158,20 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.migrations
-# How the schema came to be: each step once, in order.
+# How the schema has changed since the first release: each step once, in order.
 # ------------------------------------------------------------------------------------------------
 
-# Append-only: what has been released is never changed, a change is a new row.
-MIGRATIONS: tuple[tuple[int, str, str], ...] = (
-    (
-        1,
-        "patients, procedures, steps, users, audit",
-        """
-        CREATE TABLE patient (
-            id INTEGER NOT NULL PRIMARY KEY, patient_id TEXT NOT NULL,
-            issuer_of_patient_id TEXT NOT NULL, patient_name TEXT NOT NULL, name_key TEXT NOT NULL,
-            patient_birth_date TEXT NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
-            updated_at TEXT NOT NULL);
-        CREATE INDEX patient_name_key ON patient (name_key);
-        CREATE INDEX patient_patient_id_issuer_of_patient_id
-            ON patient (patient_id, issuer_of_patient_id);
-        CREATE TABLE requested_procedure (
-            id INTEGER NOT NULL PRIMARY KEY,
-            patient_id INTEGER NOT NULL REFERENCES patient (id), study_instance_uid TEXT NOT NULL,
-            requested_procedure_id TEXT NOT NULL, accession_number TEXT NOT NULL,
-            data BLOB NOT NULL, created_at TEXT NOT NULL);
-        CREATE INDEX requested_procedure_patient_id ON requested_procedure (patient_id);
-        CREATE UNIQUE INDEX requested_procedure_study_instance_uid
-            ON requested_procedure (study_instance_uid);
-        CREATE INDEX requested_procedure_requested_procedure_id
-            ON requested_procedure (requested_procedure_id);
-        CREATE INDEX requested_procedure_accession_number ON requested_procedure (accession_number);
-        CREATE TABLE scheduled_procedure_step (
-            id INTEGER NOT NULL PRIMARY KEY,
-            procedure_id INTEGER NOT NULL REFERENCES requested_procedure (id),
-            scheduled_procedure_step_id TEXT NOT NULL, study_instance_uid TEXT NOT NULL,
-            requested_procedure_id TEXT NOT NULL, accession_number TEXT NOT NULL,
-            patient_id TEXT NOT NULL, name_key TEXT NOT NULL, modality TEXT NOT NULL,
-            start_date TEXT NOT NULL, start_time TEXT NOT NULL, status TEXT NOT NULL,
-            data BLOB NOT NULL, version INTEGER NOT NULL, created_at TEXT NOT NULL,
-            arrived_at TEXT NOT NULL, started_at TEXT NOT NULL, ended_at TEXT NOT NULL,
-            remark TEXT NOT NULL);
-        CREATE UNIQUE INDEX scheduled_procedure_step_procedure_step_id
-            ON scheduled_procedure_step (procedure_id, scheduled_procedure_step_id);
-        CREATE INDEX scheduled_procedure_step_step_id
-            ON scheduled_procedure_step (scheduled_procedure_step_id);
-        CREATE INDEX scheduled_procedure_step_start
-            ON scheduled_procedure_step (start_date, start_time);
-        CREATE INDEX scheduled_procedure_step_start_date_modality
-            ON scheduled_procedure_step (start_date, modality);
-        CREATE INDEX scheduled_procedure_step_accession_number
-            ON scheduled_procedure_step (accession_number);
-        CREATE INDEX scheduled_procedure_step_patient_id ON scheduled_procedure_step (patient_id);
-        CREATE INDEX scheduled_procedure_step_study
-            ON scheduled_procedure_step (study_instance_uid);
-        CREATE TABLE scheduled_station (
-            ae_title TEXT NOT NULL, start_date TEXT NOT NULL,
-            step_id INTEGER NOT NULL REFERENCES scheduled_procedure_step (id),
-            PRIMARY KEY (ae_title, start_date, step_id)) WITHOUT ROWID;
-        CREATE INDEX scheduled_station_step_id ON scheduled_station (step_id);
-        CREATE TABLE performed_procedure_step (
-            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL, status TEXT NOT NULL,
-            performed_station_ae_title TEXT NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
-            updated_at TEXT NOT NULL, remark TEXT NOT NULL);
-        CREATE UNIQUE INDEX performed_procedure_step_sop_instance_uid
-            ON performed_procedure_step (sop_instance_uid);
-        CREATE INDEX performed_procedure_step_created_at ON performed_procedure_step (created_at);
-        CREATE TABLE performed_scheduled_step (
-            performed_id INTEGER NOT NULL REFERENCES performed_procedure_step (id),
-            scheduled_id INTEGER NOT NULL REFERENCES scheduled_procedure_step (id),
-            found_by TEXT NOT NULL, status_before TEXT NOT NULL,
-            PRIMARY KEY (performed_id, scheduled_id)) WITHOUT ROWID;
-        CREATE INDEX performed_scheduled_step_scheduled_id
-            ON performed_scheduled_step (scheduled_id);
-        CREATE TABLE user (
-            id INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL,
-            password TEXT NOT NULL, created_at TEXT NOT NULL);
-        CREATE TABLE session (
-            digest TEXT NOT NULL PRIMARY KEY,
-            user_id INTEGER NOT NULL REFERENCES user (id) ON DELETE CASCADE,
-            csrf TEXT NOT NULL, created_at TEXT NOT NULL, expires_at TEXT NOT NULL);
-        CREATE TABLE token (
-            id INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL,
-            digest TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL);
-        CREATE TABLE login_failure (
-            id INTEGER NOT NULL PRIMARY KEY, who TEXT NOT NULL, at TEXT NOT NULL);
-        CREATE INDEX login_failure_who ON login_failure (who, at);
-        CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL);
-        CREATE TABLE audit (
-            id INTEGER NOT NULL PRIMARY KEY, at TEXT NOT NULL, who TEXT NOT NULL,
-            what TEXT NOT NULL, about TEXT NOT NULL, detail TEXT NOT NULL);
-        CREATE INDEX audit_at ON audit (at);
-        """,
-    ),
-    (
-        2,
-        "devices, procedure catalogue, query trace, raw bytes of recovered texts",
-        """
-        CREATE TABLE device_record (
-            id INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE, settings TEXT NOT NULL,
-            created_at TEXT NOT NULL, updated_at TEXT NOT NULL);
-        CREATE TABLE procedure (
-            id INTEGER NOT NULL PRIMARY KEY, code TEXT NOT NULL UNIQUE, scheme TEXT NOT NULL,
-            meaning TEXT NOT NULL, modality TEXT NOT NULL, ae_title TEXT NOT NULL,
-            minutes INTEGER NOT NULL, protocol_code TEXT NOT NULL, protocol_meaning TEXT NOT NULL,
-            retired INTEGER NOT NULL);
-        CREATE TABLE query_trace (
-            id INTEGER NOT NULL PRIMARY KEY, hour TEXT NOT NULL, ae_title TEXT NOT NULL,
-            address TEXT NOT NULL, keys BLOB NOT NULL, raw BLOB NOT NULL, count INTEGER NOT NULL,
-            answers INTEGER NOT NULL, status INTEGER NOT NULL, last_at TEXT NOT NULL);
-        CREATE UNIQUE INDEX query_trace_once ON query_trace (hour, ae_title, address, keys);
-        ALTER TABLE performed_procedure_step ADD COLUMN raw BLOB;
-        ALTER TABLE performed_procedure_step ADD COLUMN settled TEXT NOT NULL DEFAULT '';
-        CREATE INDEX scheduled_procedure_step_status
-            ON scheduled_procedure_step (status, start_date);
-        """,
-    ),
-    (
-        3,
-        "workitems, subscriptions, events and their delivery",
-        """
-        CREATE TABLE workitem (
-            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL, state TEXT NOT NULL,
-            transaction_uid TEXT NOT NULL, performer TEXT NOT NULL, by_person INTEGER NOT NULL,
-            declined TEXT NOT NULL, worklist_label TEXT NOT NULL,
-            priority TEXT NOT NULL, readiness TEXT NOT NULL, start_at TEXT NOT NULL,
-            expires_at TEXT NOT NULL, patient_id TEXT NOT NULL,
-            accession_number TEXT NOT NULL, name_key TEXT NOT NULL, label TEXT NOT NULL, data BLOB NOT NULL, version INTEGER NOT NULL,
-            created_at TEXT NOT NULL, updated_at TEXT NOT NULL, claimed_at TEXT NOT NULL,
-            ended_at TEXT NOT NULL);
-        CREATE INDEX workitem_ended_at ON workitem (ended_at) WHERE ended_at <> '';
-        CREATE UNIQUE INDEX workitem_sop_instance_uid ON workitem (sop_instance_uid);
-        CREATE INDEX workitem_state ON workitem (state, worklist_label, start_at);
-        CREATE INDEX workitem_start_at ON workitem (start_at);
-        CREATE INDEX workitem_patient_id ON workitem (patient_id);
-        CREATE INDEX workitem_accession_number ON workitem (accession_number);
-        CREATE INDEX workitem_silent ON workitem (updated_at) WHERE state = 'IN PROGRESS';
-        CREATE TABLE purged_workitem (
-            sop_instance_uid TEXT NOT NULL PRIMARY KEY, purged_at TEXT NOT NULL);
-        CREATE TABLE subscription (
-            workitem_id INTEGER NOT NULL REFERENCES workitem (id), ae_title TEXT NOT NULL,
-            deletion_lock INTEGER NOT NULL, created_at TEXT NOT NULL,
-            PRIMARY KEY (workitem_id, ae_title)) WITHOUT ROWID;
-        CREATE INDEX subscription_ae_title ON subscription (ae_title);
-        CREATE TABLE global_subscription (
-            ae_title TEXT NOT NULL, uid TEXT NOT NULL, deletion_lock INTEGER NOT NULL,
-            keys BLOB NOT NULL, created_at TEXT NOT NULL, PRIMARY KEY (ae_title, uid));
-        CREATE TABLE workitem_event (
-            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL,
-            event_type INTEGER NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
-            who TEXT NOT NULL, initial INTEGER NOT NULL DEFAULT 0);
-        CREATE INDEX workitem_event_sop_instance_uid ON workitem_event (sop_instance_uid);
-        CREATE TABLE outbox_event (
-            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-            event_id INTEGER NOT NULL REFERENCES workitem_event (id), receiver TEXT NOT NULL,
-            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
-            given_up_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '');
-        CREATE INDEX outbox_event_receiver ON outbox_event (receiver, id);
-        CREATE INDEX outbox_event_due ON outbox_event (receiver, id)
-            WHERE sent_at = '' AND given_up_at = '';
-        CREATE INDEX outbox_event_event_id ON outbox_event (event_id);
-        CREATE TABLE receiver (
-            ae_title TEXT NOT NULL PRIMARY KEY, failures INTEGER NOT NULL DEFAULT 0,
-            failing_s INTEGER NOT NULL DEFAULT 0,
-            try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
-            heard_at TEXT NOT NULL DEFAULT '');
-        CREATE TABLE mark (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
-        """,
-    ),
-    (
-        4,
-        "events by WebSocket, tokens of AE titles",
-        """
-        CREATE TABLE event_channel (
-            ae_title TEXT NOT NULL, channel TEXT NOT NULL,
-            PRIMARY KEY (ae_title, channel)) WITHOUT ROWID;
-        INSERT INTO event_channel SELECT ae_title, 'dimse' FROM subscription
-            UNION SELECT ae_title, 'dimse' FROM global_subscription;
-        ALTER TABLE outbox_event ADD COLUMN channel TEXT NOT NULL DEFAULT 'dimse';
-        DROP INDEX outbox_event_due;
-        CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
-            WHERE sent_at = '' AND given_up_at = '';
-        ALTER TABLE token ADD COLUMN ae_titles TEXT NOT NULL DEFAULT '';
-        """,
-    ),
-    (
-        5,
-        "storage commitment, instance availability",
-        """
-        CREATE TABLE commitment (
-            id INTEGER NOT NULL PRIMARY KEY, transaction_uid TEXT NOT NULL,
-            requester TEXT NOT NULL, called TEXT NOT NULL, door TEXT NOT NULL,
-            by_study INTEGER NOT NULL, repeats INTEGER NOT NULL, state TEXT NOT NULL,
-            data BLOB NOT NULL, problem TEXT NOT NULL DEFAULT '',
-            failures INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
-            created_at TEXT NOT NULL, judged_at TEXT NOT NULL DEFAULT '',
-            told_at TEXT NOT NULL DEFAULT '');
-        CREATE INDEX commitment_transaction_uid ON commitment (transaction_uid);
-        CREATE INDEX commitment_due ON commitment (try_at) WHERE state IN ('asked', 'judged');
-        CREATE INDEX commitment_created_at ON commitment (created_at);
-        CREATE TABLE commitment_instance (
-            id INTEGER NOT NULL PRIMARY KEY,
-            commitment_id INTEGER NOT NULL REFERENCES commitment (id) ON DELETE CASCADE,
-            sop_class_uid TEXT NOT NULL, sop_instance_uid TEXT NOT NULL,
-            study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL,
-            verdict TEXT NOT NULL DEFAULT '', evidence TEXT NOT NULL DEFAULT '');
-        CREATE INDEX commitment_instance_commitment_id ON commitment_instance (commitment_id);
-        CREATE TABLE availability (
-            sop_instance_uid TEXT NOT NULL, retrieve_ae_title TEXT NOT NULL,
-            sop_class_uid TEXT NOT NULL, study_instance_uid TEXT NOT NULL,
-            series_instance_uid TEXT NOT NULL, availability TEXT NOT NULL, who TEXT NOT NULL,
-            at TEXT NOT NULL, PRIMARY KEY (sop_instance_uid, retrieve_ae_title)) WITHOUT ROWID;
-        CREATE INDEX availability_study_instance_uid ON availability (study_instance_uid);
-        CREATE TABLE availability_notice (
-            id INTEGER NOT NULL PRIMARY KEY, sop_instance_uid TEXT NOT NULL UNIQUE,
-            who TEXT NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL);
-        """,
-    ),
-    (
-        6,
-        "what is passed on to other systems",
-        """
-        CREATE TABLE passed_on (
-            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, receiver TEXT NOT NULL,
-            sop_class_uid TEXT NOT NULL, operation TEXT NOT NULL, sop_instance_uid TEXT NOT NULL,
-            event_type INTEGER NOT NULL, data BLOB NOT NULL, created_at TEXT NOT NULL,
-            sent_at TEXT NOT NULL DEFAULT '', given_up_at TEXT NOT NULL DEFAULT '',
-            answer TEXT NOT NULL DEFAULT '', refused INTEGER NOT NULL DEFAULT 0,
-            problem TEXT NOT NULL DEFAULT '');
-        CREATE INDEX passed_on_due ON passed_on (receiver, id)
-            WHERE sent_at = '' AND given_up_at = '';
-        CREATE INDEX passed_on_sop_instance_uid ON passed_on (sop_instance_uid);
-        CREATE TABLE destination (
-            ae_title TEXT NOT NULL PRIMARY KEY, failures INTEGER NOT NULL DEFAULT 0,
-            failing_s INTEGER NOT NULL DEFAULT 0,
-            try_at TEXT NOT NULL DEFAULT '', problem TEXT NOT NULL DEFAULT '',
-            heard_at TEXT NOT NULL DEFAULT '');
-        """,
-    ),
-    (
-        7,
-        "requests for commitment that are passed on to the archive",
-        """
-        CREATE TABLE commitment_relay (
-            id INTEGER NOT NULL PRIMARY KEY, transaction_uid TEXT NOT NULL UNIQUE,
-            commitment_id INTEGER NOT NULL REFERENCES commitment (id) ON DELETE CASCADE,
-            archive TEXT NOT NULL, asked_at TEXT NOT NULL,
-            answered_at TEXT NOT NULL DEFAULT '');
-        CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
-        CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
-            WHERE verdict = '';
-        """,
-    ),
-    (
-        8,
-        "exams whose machines do not report",
-        """
-        ALTER TABLE scheduled_procedure_step ADD COLUMN told_by TEXT NOT NULL DEFAULT '';
-        CREATE TABLE study_seen (
-            study_instance_uid TEXT NOT NULL PRIMARY KEY, instances INTEGER NOT NULL,
-            told_by TEXT NOT NULL, since TEXT NOT NULL);
-        CREATE INDEX performed_procedure_step_station
-            ON performed_procedure_step (performed_station_ae_title);
-        CREATE INDEX performed_procedure_step_updated_at ON performed_procedure_step (updated_at);
-        CREATE INDEX workitem_not_ready ON workitem (updated_at)
-            WHERE state = 'SCHEDULED' AND readiness <> 'READY';
-        """,
-    ),
-    (
-        9,
-        "an audit log that shows whether it was changed",
-        """
-        ALTER TABLE audit ADD COLUMN digest TEXT NOT NULL DEFAULT '';
-        CREATE TRIGGER audit_not_changed BEFORE UPDATE ON audit
-            BEGIN SELECT RAISE(ABORT, 'the audit log is never changed'); END;
-        CREATE TRIGGER audit_not_erased BEFORE DELETE ON audit
-            WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
-            BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
-        """,
-    ),
-    (
-        10,
-        "when images were last counted",
-        "ALTER TABLE study_seen ADD COLUMN seen_at TEXT NOT NULL DEFAULT ''",
-    ),
-    (
-        11,
-        "what a person has done to an exam can be taken back",
-        """
-        ALTER TABLE scheduled_procedure_step ADD COLUMN state_before TEXT NOT NULL DEFAULT '';
-        ALTER TABLE scheduled_procedure_step ADD COLUMN changed_at TEXT NOT NULL DEFAULT '';
-        """,
-    ),
-    (
-        12,
-        "which device was shown an exam first when, studies that are known to be without an order",
-        """
-        CREATE TABLE step_seen (
-            step_id INTEGER NOT NULL REFERENCES scheduled_procedure_step (id), ae_title TEXT NOT NULL,
-            at TEXT NOT NULL, PRIMARY KEY (step_id, ae_title)) WITHOUT ROWID;
-        CREATE TABLE settled_study (
-            study_instance_uid TEXT NOT NULL PRIMARY KEY, why TEXT NOT NULL, at TEXT NOT NULL);
-        """,
-    ),
-    (
-        13,
-        "changes of patients and exams can be taken back",
-        """
-        CREATE TABLE undo_note (
-            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, about TEXT NOT NULL, what TEXT NOT NULL,
-            who TEXT NOT NULL, at TEXT NOT NULL, images TEXT NOT NULL);
-        CREATE INDEX undo_note_about ON undo_note (about);
-        """,
-    ),
-    (
-        14,
-        "the initials of patients",
-        """
-        ALTER TABLE patient ADD COLUMN initials TEXT NOT NULL DEFAULT '';
-        UPDATE patient SET initials = initials_of(patient_name);
-        CREATE INDEX patient_initials ON patient (initials);
-        """,
-    ),
-)
+# The schema of the first release; an older one was never released.
+BASELINE = 14
+
+# Append-only: what has been released is never changed, a change is a new row of (number, what,
+# SQL). A new store is made from the models, and has them all.
+MIGRATIONS: tuple[tuple[int, str, str], ...] = ()
+
+
+def newest_schema() -> int:
+    """The number of the schema that this program knows."""
+    return MIGRATIONS[-1][0] if MIGRATIONS else BASELINE
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4505,26 +4199,23 @@ class Patient(Stored):
     """A patient; `data` holds the attributes of the patient alone, in the stored form."""
 
     patient_id = peewee.TextField()
-    issuer_of_patient_id = peewee.TextField(default="")
+    issuer_of_patient_id = peewee.TextField()
     patient_name = peewee.TextField()
-    name_key = peewee.TextField(index=True)
-    initials = peewee.TextField(default="", index=True)
-    patient_birth_date = peewee.TextField(default="")
+    name_key = peewee.TextField()
+    patient_birth_date = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-
-    class Meta:
-        indexes = ((("patient_id", "issuer_of_patient_id"), False),)
+    initials = peewee.TextField(default="")
 
 
 class RequestedProcedure(Stored):
     """A requested procedure with its imaging service request and visit."""
 
     patient = peewee.ForeignKeyField(Patient)
-    study_instance_uid = peewee.TextField(unique=True)
-    requested_procedure_id = peewee.TextField(index=True)
-    accession_number = peewee.TextField(default="", index=True)
+    study_instance_uid = peewee.TextField()
+    requested_procedure_id = peewee.TextField()
+    accession_number = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
 
@@ -4533,10 +4224,10 @@ class ScheduledProcedureStep(Stored):
     """A scheduled procedure step; `data` is the complete worklist data set, folded together."""
 
     procedure = peewee.ForeignKeyField(RequestedProcedure)
-    scheduled_procedure_step_id = peewee.TextField(index=True)
+    scheduled_procedure_step_id = peewee.TextField()
     study_instance_uid = peewee.TextField()
     requested_procedure_id = peewee.TextField()
-    accession_number = peewee.TextField(default="")
+    accession_number = peewee.TextField()
     patient_id = peewee.TextField()
     name_key = peewee.TextField()
     modality = peewee.TextField()
@@ -4544,26 +4235,15 @@ class ScheduledProcedureStep(Stored):
     start_time = peewee.TextField()
     status = peewee.TextField()
     data = peewee.BlobField()
-    version = peewee.IntegerField(default=1)
+    version = peewee.IntegerField()
     created_at = peewee.TextField()
-    arrived_at = peewee.TextField(default="")
-    started_at = peewee.TextField(default="")
-    ended_at = peewee.TextField(default="")
-    remark = peewee.TextField(default="")
+    arrived_at = peewee.TextField()
+    started_at = peewee.TextField()
+    ended_at = peewee.TextField()
+    remark = peewee.TextField()
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
     state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
     changed_at = peewee.TextField(default="")  # when that was
-
-    class Meta:
-        indexes = (
-            (("procedure", "scheduled_procedure_step_id"), True),
-            (("start_date", "start_time"), False),
-            (("start_date", "modality"), False),
-            (("accession_number",), False),
-            (("patient_id",), False),
-            (("study_instance_uid",), False),
-            (("status", "start_date"), False),
-        )
 
 
 class ScheduledStation(Stored):
@@ -4575,6 +4255,7 @@ class ScheduledStation(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("ae_title", "start_date", "step")
+        without_rowid = True
 
 
 class StepSeen(Stored):
@@ -4586,18 +4267,19 @@ class StepSeen(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("step", "ae_title")
+        without_rowid = True
 
 
 class PerformedProcedureStep(Stored):
     """A modality performed procedure step, as the modality told it."""
 
-    sop_instance_uid = peewee.TextField(unique=True)
+    sop_instance_uid = peewee.TextField()
     status = peewee.TextField()
     performed_station_ae_title = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-    remark = peewee.TextField(default="")
+    remark = peewee.TextField()
     raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
     settled = peewee.TextField(default="")  # why a person left it without an order
 
@@ -4612,6 +4294,7 @@ class PerformedScheduledStep(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("performed", "scheduled")
+        without_rowid = True
 
 
 class DeviceRecord(Stored):
@@ -4627,14 +4310,14 @@ class Procedure(Stored):
     """A row of the procedure catalogue."""
 
     code = peewee.TextField(unique=True)
-    scheme = peewee.TextField(default="L")
+    scheme = peewee.TextField()
     meaning = peewee.TextField()
-    modality = peewee.TextField(default="")
-    ae_title = peewee.TextField(default="")
-    minutes = peewee.IntegerField(default=15)
-    protocol_code = peewee.TextField(default="")
-    protocol_meaning = peewee.TextField(default="")
-    retired = peewee.IntegerField(default=0)
+    modality = peewee.TextField()
+    ae_title = peewee.TextField()
+    minutes = peewee.IntegerField()
+    protocol_code = peewee.TextField()
+    protocol_meaning = peewee.TextField()
+    retired = peewee.IntegerField()
 
 
 class QueryTrace(Stored):
@@ -4650,9 +4333,6 @@ class QueryTrace(Stored):
     status = peewee.IntegerField()
     last_at = peewee.TextField()
 
-    class Meta:
-        indexes = ((("hour", "ae_title", "address", "keys"), True),)
-
 
 class Workitem(Stored):
     """A unified procedure step; the Transaction UID, its lock, is in no data set.
@@ -4662,35 +4342,27 @@ class Workitem(Stored):
     declined   why that person does not have it cancelled
     """
 
-    sop_instance_uid = peewee.TextField(unique=True)
+    sop_instance_uid = peewee.TextField()
     state = peewee.TextField()
-    transaction_uid = peewee.TextField(default="")
-    performer = peewee.TextField(default="")
-    by_person = peewee.IntegerField(default=0)
-    declined = peewee.TextField(default="")
+    transaction_uid = peewee.TextField()
+    performer = peewee.TextField()
+    by_person = peewee.IntegerField()
+    declined = peewee.TextField()
     worklist_label = peewee.TextField()
     priority = peewee.TextField()
     readiness = peewee.TextField()
     start_at = peewee.TextField()
-    expires_at = peewee.TextField(default="")
-    patient_id = peewee.TextField(default="")
-    accession_number = peewee.TextField(default="")
-    name_key = peewee.TextField(default="")
+    expires_at = peewee.TextField()
+    patient_id = peewee.TextField()
+    accession_number = peewee.TextField()
+    name_key = peewee.TextField()
     label = peewee.TextField()
     data = peewee.BlobField()
-    version = peewee.IntegerField(default=1)
+    version = peewee.IntegerField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-    claimed_at = peewee.TextField(default="")
-    ended_at = peewee.TextField(default="")
-
-    class Meta:
-        indexes = (
-            (("state", "worklist_label", "start_at"), False),
-            (("start_at",), False),
-            (("patient_id",), False),
-            (("accession_number",), False),
-        )
+    claimed_at = peewee.TextField()
+    ended_at = peewee.TextField()
 
 
 class PurgedWorkitem(Stored):
@@ -4704,12 +4376,13 @@ class Subscription(Stored):
     """An AE that hears of one workitem, with or without a deletion lock."""
 
     workitem = peewee.ForeignKeyField(Workitem)
-    ae_title = peewee.TextField(index=True)
+    ae_title = peewee.TextField()
     deletion_lock = peewee.IntegerField()
     created_at = peewee.TextField()
 
     class Meta:
         primary_key = peewee.CompositeKey("workitem", "ae_title")
+        without_rowid = True
 
 
 class GlobalSubscription(Stored):
@@ -4731,7 +4404,7 @@ class WorkitemEvent(Stored):
     initial  it is what a new subscriber is told, and no happening
     """
 
-    sop_instance_uid = peewee.TextField(index=True)
+    sop_instance_uid = peewee.TextField()
     event_type = peewee.IntegerField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
@@ -4744,14 +4417,14 @@ class OutboxEvent(Stored):
 
     event = peewee.ForeignKeyField(WorkitemEvent)
     receiver = peewee.TextField()
-    channel = peewee.TextField(default="dimse")
     created_at = peewee.TextField()
     sent_at = peewee.TextField(default="")
     given_up_at = peewee.TextField(default="")
     problem = peewee.TextField(default="")
+    channel = peewee.TextField(default="dimse")
 
     class Meta:
-        indexes = ((("receiver", "id"), False),)
+        autoincrement = True
 
 
 class EventChannel(Stored):
@@ -4762,6 +4435,7 @@ class EventChannel(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("ae_title", "channel")
+        without_rowid = True
 
 
 class Receiver(Stored):
@@ -4785,8 +4459,8 @@ class PassedOn(Stored):
     receiver = peewee.TextField()
     sop_class_uid = peewee.TextField()
     operation = peewee.TextField()
-    sop_instance_uid = peewee.TextField(index=True)
-    event_type = peewee.IntegerField(default=0)
+    sop_instance_uid = peewee.TextField()
+    event_type = peewee.IntegerField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     sent_at = peewee.TextField(default="")
@@ -4796,7 +4470,7 @@ class PassedOn(Stored):
     problem = peewee.TextField(default="")
 
     class Meta:
-        indexes = ((("receiver", "id"), False),)
+        autoincrement = True
 
 
 class Destination(Stored):
@@ -4819,7 +4493,7 @@ class Commitment(Stored):
     state      `asked`, `judged`, `told`, or `given up`: nobody could be told
     """
 
-    transaction_uid = peewee.TextField(index=True)
+    transaction_uid = peewee.TextField()
     requester = peewee.TextField()
     called = peewee.TextField()
     door = peewee.TextField()
@@ -4838,7 +4512,7 @@ class Commitment(Stored):
 class CommitmentInstance(Stored):
     """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
 
-    commitment = peewee.ForeignKeyField(Commitment)
+    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     sop_class_uid = peewee.TextField()
     sop_instance_uid = peewee.TextField()
     study_instance_uid = peewee.TextField()
@@ -4854,7 +4528,7 @@ class CommitmentRelay(Stored):
     """
 
     transaction_uid = peewee.TextField(unique=True)
-    commitment = peewee.ForeignKeyField(Commitment)
+    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     archive = peewee.TextField()
     asked_at = peewee.TextField()
     answered_at = peewee.TextField(default="")
@@ -4866,7 +4540,7 @@ class Availability(Stored):
     sop_instance_uid = peewee.TextField()
     retrieve_ae_title = peewee.TextField()
     sop_class_uid = peewee.TextField()
-    study_instance_uid = peewee.TextField(index=True)
+    study_instance_uid = peewee.TextField()
     series_instance_uid = peewee.TextField()
     availability = peewee.TextField()
     who = peewee.TextField()
@@ -4874,6 +4548,7 @@ class Availability(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
+        without_rowid = True
 
 
 class StudySeen(Stored):
@@ -4913,11 +4588,14 @@ class UndoNote(Stored):
     images  JSON: [table, row, before, after], columns by name, None for a row that is not there
     """
 
-    about = peewee.TextField(index=True)
+    about = peewee.TextField()
     what = peewee.TextField()
     who = peewee.TextField()
     at = peewee.TextField()
     images = peewee.TextField()
+
+    class Meta:
+        autoincrement = True
 
 
 class Mark(Stored):
@@ -4940,7 +4618,7 @@ class Session(Stored):
     """A login; only the hash of its cookie is kept."""
 
     digest = peewee.TextField(primary_key=True)
-    user = peewee.ForeignKeyField(User)
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     csrf = peewee.TextField()
     created_at = peewee.TextField()
     expires_at = peewee.TextField()
@@ -4962,7 +4640,7 @@ class Token(Stored):
 class LoginFailure(Stored):
     """A wrong password, for the throttle."""
 
-    who = peewee.TextField(index=True)
+    who = peewee.TextField()
     at = peewee.TextField()
 
 
@@ -4979,11 +4657,11 @@ class Audit(Stored):
     digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
     """
 
-    at = peewee.TextField(index=True)
+    at = peewee.TextField()
     who = peewee.TextField()
     what = peewee.TextField()
     about = peewee.TextField()
-    detail = peewee.TextField(default="")
+    detail = peewee.TextField()
     digest = peewee.TextField(default="")
 
 
@@ -5218,188 +4896,115 @@ def _answer_rows(
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.store.sqlite
-# The SQLite file: opened, migrated, locked, backed up, put back.
+# minris.store.schema
+# The schema of a new store: its tables are the models, with the indexes and triggers below.
 # ------------------------------------------------------------------------------------------------
 
-def _create_store(path: Path) -> None:
-    """A new store under its own name at last, so that a cut in between leaves none."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
-    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        _migrate(connection)
-    os.replace(new, path)
+# Column types of peewee's fields in SQLite.
+_TYPES = {"AUTO": "INTEGER", "INT": "INTEGER", "TEXT": "TEXT", "BLOB": "BLOB"}
+
+INDEXES = """
+    CREATE INDEX patient_name_key ON patient (name_key);
+    CREATE INDEX patient_patient_id_issuer_of_patient_id
+        ON patient (patient_id, issuer_of_patient_id);
+    CREATE INDEX patient_initials ON patient (initials);
+    CREATE INDEX requested_procedure_patient_id ON requested_procedure (patient_id);
+    CREATE UNIQUE INDEX requested_procedure_study_instance_uid
+        ON requested_procedure (study_instance_uid);
+    CREATE INDEX requested_procedure_requested_procedure_id
+        ON requested_procedure (requested_procedure_id);
+    CREATE INDEX requested_procedure_accession_number ON requested_procedure (accession_number);
+    CREATE UNIQUE INDEX scheduled_procedure_step_procedure_step_id
+        ON scheduled_procedure_step (procedure_id, scheduled_procedure_step_id);
+    CREATE INDEX scheduled_procedure_step_step_id
+        ON scheduled_procedure_step (scheduled_procedure_step_id);
+    CREATE INDEX scheduled_procedure_step_start
+        ON scheduled_procedure_step (start_date, start_time);
+    CREATE INDEX scheduled_procedure_step_start_date_modality
+        ON scheduled_procedure_step (start_date, modality);
+    CREATE INDEX scheduled_procedure_step_accession_number
+        ON scheduled_procedure_step (accession_number);
+    CREATE INDEX scheduled_procedure_step_patient_id ON scheduled_procedure_step (patient_id);
+    CREATE INDEX scheduled_procedure_step_study ON scheduled_procedure_step (study_instance_uid);
+    CREATE INDEX scheduled_procedure_step_status ON scheduled_procedure_step (status, start_date);
+    CREATE INDEX scheduled_station_step_id ON scheduled_station (step_id);
+    CREATE UNIQUE INDEX performed_procedure_step_sop_instance_uid
+        ON performed_procedure_step (sop_instance_uid);
+    CREATE INDEX performed_procedure_step_created_at ON performed_procedure_step (created_at);
+    CREATE INDEX performed_procedure_step_station
+        ON performed_procedure_step (performed_station_ae_title);
+    CREATE INDEX performed_procedure_step_updated_at ON performed_procedure_step (updated_at);
+    CREATE INDEX performed_scheduled_step_scheduled_id ON performed_scheduled_step (scheduled_id);
+    CREATE INDEX workitem_ended_at ON workitem (ended_at) WHERE ended_at <> '';
+    CREATE UNIQUE INDEX workitem_sop_instance_uid ON workitem (sop_instance_uid);
+    CREATE INDEX workitem_state ON workitem (state, worklist_label, start_at);
+    CREATE INDEX workitem_start_at ON workitem (start_at);
+    CREATE INDEX workitem_patient_id ON workitem (patient_id);
+    CREATE INDEX workitem_accession_number ON workitem (accession_number);
+    CREATE INDEX workitem_silent ON workitem (updated_at) WHERE state = 'IN PROGRESS';
+    CREATE INDEX workitem_not_ready ON workitem (updated_at)
+        WHERE state = 'SCHEDULED' AND readiness <> 'READY';
+    CREATE INDEX subscription_ae_title ON subscription (ae_title);
+    CREATE INDEX workitem_event_sop_instance_uid ON workitem_event (sop_instance_uid);
+    CREATE INDEX outbox_event_receiver ON outbox_event (receiver, id);
+    CREATE INDEX outbox_event_event_id ON outbox_event (event_id);
+    CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
+        WHERE sent_at = '' AND given_up_at = '';
+    CREATE INDEX passed_on_due ON passed_on (receiver, id) WHERE sent_at = '' AND given_up_at = '';
+    CREATE INDEX passed_on_sop_instance_uid ON passed_on (sop_instance_uid);
+    CREATE INDEX commitment_transaction_uid ON commitment (transaction_uid);
+    CREATE INDEX commitment_due ON commitment (try_at) WHERE state IN ('asked', 'judged');
+    CREATE INDEX commitment_created_at ON commitment (created_at);
+    CREATE INDEX commitment_instance_commitment_id ON commitment_instance (commitment_id);
+    CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
+        WHERE verdict = '';
+    CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
+    CREATE INDEX availability_study_instance_uid ON availability (study_instance_uid);
+    CREATE INDEX undo_note_about ON undo_note (about);
+    CREATE UNIQUE INDEX query_trace_once ON query_trace (hour, ae_title, address, keys);
+    CREATE INDEX login_failure_who ON login_failure (who, at);
+    CREATE INDEX audit_at ON audit (at);
+"""
+
+TRIGGERS = """
+    CREATE TRIGGER audit_not_changed BEFORE UPDATE ON audit
+        BEGIN SELECT RAISE(ABORT, 'the audit log is never changed'); END;
+    CREATE TRIGGER audit_not_erased BEFORE DELETE ON audit
+        WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
+        BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
+"""
 
 
-def _check_version(connection: sqlite3.Connection) -> int:
-    """The schema of a store; StoreError for one that this program does not know yet."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > MIGRATIONS[-1][0]:
-        raise StoreError(f"the store is of a newer minris (schema {version})")
-    return version
+def _column(field: peewee.Field) -> str:
+    """A column as its model has it; a default of the model is one of the schema."""
+    kind = _TYPES[getattr(field, "rel_field", field).field_type]
+    words = [field.column_name, kind, *([] if field.null else ["NOT NULL"])]
+    if field.primary_key:
+        words.append("PRIMARY KEY")
+        words += ["AUTOINCREMENT"] if hasattr(field.model._meta, "autoincrement") else []
+    if field.unique:
+        words.append("UNIQUE")
+    if isinstance(field, peewee.ForeignKeyField):
+        words.append(f"REFERENCES {field.rel_model._meta.table_name} (id)")
+        words += [f"ON DELETE {field.on_delete}"] if field.on_delete else []
+    if field.default is not None:
+        words.append(f"DEFAULT {field.default!r}")
+    return " ".join(words)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a store to the newest schema, one transaction for each migration."""
-    version = _check_version(connection)
-    connection.create_function("initials_of", 1, initials)
-    for number, what, sql in MIGRATIONS:
-        if number > version:
-            log.info("store: schema %d, %s", number, what)
-            script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
-            connection.executescript(script)
+def _table(model: type[Stored]) -> str:
+    meta = model._meta
+    parts = [_column(field) for field in meta.sorted_fields]
+    if meta.composite_key:
+        names = ", ".join(field.column_name for field in meta.get_primary_keys())
+        parts.append(f"PRIMARY KEY ({names})")
+    ending = " WITHOUT ROWID" if meta.without_rowid else ""
+    return f"CREATE TABLE {meta.table_name} ({', '.join(parts)}){ending};"
 
 
-def _check_store(path: Path) -> None:
-    """Refuse a file that is no store of ours, without touching it."""
-    if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
-    # by SQLite, since closing a file ourselves would drop the locks of this process on it
-    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
-    url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    try:
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
-            (found,) = connection.execute("PRAGMA application_id").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is not a store of minris ({error})") from None
-    if found != APPLICATION_ID:
-        raise StoreError(f"{path} is not a store of minris")
-
-
-def open_store(path: Path) -> None:
-    """Bind `database` to a store, made if there is none, and bring it to the newest schema.
-
-    path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a store of a newer minris
-    """
-    if not path.exists():
-        _create_store(path)
-    _check_store(path)
-    store = peewee.SqliteDatabase(
-        str(path),
-        lock_type="IMMEDIATE",
-        autoconnect=False,
-        timeout=10,
-        pragmas={
-            "journal_mode": "wal",
-            "synchronous": "full",
-            "foreign_keys": 1,
-            "journal_size_limit": 64 << 20,
-            "cache_size": -4096,
-        },
-    )
-    database.initialize(store)
-    try:
-        with database.connection_context():
-            _migrate(database.connection())
-    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from None
-
-
-def backup_store(path: Path, to: Path) -> None:
-    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
-
-    Raises StoreError where the copy is not in order, OSError where it cannot be written
-    """
-    _check_store(path)
-    part = to.with_name(to.name + ".part")
-    part.unlink(missing_ok=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
-    try:
-        with (
-            contextlib.closing(
-                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-            ) as source,
-            contextlib.closing(sqlite3.connect(part)) as copy,
-        ):
-            source.backup(copy)  # in one step: a copy of one moment, that no write delays
-            copy.execute("PRAGMA journal_mode=DELETE")
-            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        answer = str(error)
-    if answer != "ok":
-        part.unlink()
-        raise StoreError(f"the copy of {path} is not in order: {answer}")
-    os.replace(part, to)
-
-
-def restore_store(path: Path, backup: Path) -> Path | None:
-    """Put a backup in the place of the store, after checking it; where the old one went, if any.
-
-    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
-    """
-    if not backup.is_file():
-        raise StoreError(f"there is no file {backup}")
-    new = path.with_name(path.name + ".restored")
-    backup_store(backup, new)
-    try:
-        with contextlib.closing(sqlite3.connect(new)) as connection:
-            _check_version(connection)
-    except StoreError:
-        new.unlink()
-        raise
-    kept = None
-    if path.exists():
-        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-        try:
-            backup_store(path, kept)  # with what is still in its journal
-        except StoreError:
-            os.replace(path, kept)  # no store any more: kept as it is
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    os.replace(new, path)
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] >= 3:
-            connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
-    return kept
-
-
-class StoreLock:
-    """Held by the one process that may change a store; freed by the system when it dies.
-
-    A file beside the store, itself an SQLite file in an exclusive transaction: the one lock that
-    is alike on every platform.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open()
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path} cannot be made: {error}") from None
-        try:
-            self.connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            self.connection.close()
-            raise StoreError(f"{path} is in use by another minris") from None
-
-    def _open(self) -> None:
-        self.connection = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
-        )
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self.connection.close()
-
-    def __enter__(self) -> "StoreLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-@contextlib.contextmanager
-def reading() -> Iterator[None]:
-    """A connection for reading in this thread; opened at the first time and kept."""
-    database.connect(reuse_if_open=True)
-    yield
+def new_schema() -> str:
+    """The SQL of a new store."""
+    return "".join((*map(_table, MODELS), INDEXES, TRIGGERS))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -5502,6 +5107,192 @@ class Writer:
 
 
 Core = Callable[..., Any]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.store.sqlite
+# The SQLite file: opened, migrated, locked, backed up, put back.
+# ------------------------------------------------------------------------------------------------
+
+def _create_store(path: Path) -> None:
+    """A new store under its own name at last, so that a cut in between leaves none."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        script = f"BEGIN;{new_schema()}PRAGMA user_version={newest_schema()};COMMIT"
+        connection.executescript(script)
+    os.replace(new, path)
+
+
+def _check_version(connection: sqlite3.Connection) -> int:
+    """The schema of a store; StoreError for one that this program does not know."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > newest_schema():
+        raise StoreError(f"the store is of a newer minris (schema {version})")
+    if version < BASELINE:
+        raise StoreError(f"the store is of a minris before its first release (schema {version})")
+    return version
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a store to the newest schema, one transaction for each migration."""
+    version = _check_version(connection)
+    for number, what, sql in MIGRATIONS:
+        if number > version:
+            log.info("store: schema %d, %s", number, what)
+            script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
+            connection.executescript(script)
+
+
+def _check_store(path: Path) -> None:
+    """Refuse a file that is no store of ours, without touching it."""
+    if path.stat().st_size == 0:
+        raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
+    # by SQLite, since closing a file ourselves would drop the locks of this process on it
+    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
+    url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} is not a store of minris ({error})") from None
+    if found != APPLICATION_ID:
+        raise StoreError(f"{path} is not a store of minris")
+
+
+def open_store(path: Path) -> None:
+    """Bind `database` to a store, made if there is none, and bring it to the newest schema.
+
+    path    the SQLite file
+    Raises  StoreError for a foreign or empty file, or a store of a newer minris or an unreleased one
+    """
+    if not path.exists():
+        _create_store(path)
+    _check_store(path)
+    store = peewee.SqliteDatabase(
+        str(path),
+        lock_type="IMMEDIATE",
+        autoconnect=False,
+        timeout=10,
+        pragmas={
+            "journal_mode": "wal",
+            "synchronous": "full",
+            "foreign_keys": 1,
+            "journal_size_limit": 64 << 20,
+            "cache_size": -4096,
+        },
+    )
+    database.initialize(store)
+    try:
+        with database.connection_context():
+            _migrate(database.connection())
+    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from None
+
+
+def backup_store(path: Path, to: Path) -> None:
+    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
+
+    Raises StoreError where the copy is not in order, OSError where it cannot be written
+    """
+    _check_store(path)
+    part = to.with_name(to.name + ".part")
+    part.unlink(missing_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+    try:
+        with (
+            contextlib.closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            ) as source,
+            contextlib.closing(sqlite3.connect(part)) as copy,
+        ):
+            source.backup(copy)  # in one step: a copy of one moment, that no write delays
+            copy.execute("PRAGMA journal_mode=DELETE")
+            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    if answer != "ok":
+        part.unlink()
+        raise StoreError(f"the copy of {path} is not in order: {answer}")
+    os.replace(part, to)
+
+
+def restore_store(path: Path, backup: Path) -> Path | None:
+    """Put a backup in the place of the store, after checking it; where the old one went, if any.
+
+    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
+    """
+    if not backup.is_file():
+        raise StoreError(f"there is no file {backup}")
+    new = path.with_name(path.name + ".restored")
+    backup_store(backup, new)
+    try:
+        with contextlib.closing(sqlite3.connect(new)) as connection:
+            _check_version(connection)
+    except StoreError:
+        new.unlink()
+        raise
+    kept = None
+    if path.exists():
+        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        try:
+            backup_store(path, kept)  # with what is still in its journal
+        except StoreError:
+            os.replace(path, kept)  # no store any more: kept as it is
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    os.replace(new, path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+    return kept
+
+
+class StoreLock:
+    """Held by the one process that may change a store; freed by the system when it dies.
+
+    A file beside the store, itself an SQLite file in an exclusive transaction: the one lock that
+    is alike on every platform.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path} cannot be made: {error}") from None
+        try:
+            self.connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            self.connection.close()
+            raise StoreError(f"{path} is in use by another minris") from None
+
+    def _open(self) -> None:
+        self.connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self.connection.close()
+
+    def __enter__(self) -> "StoreLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """A connection for reading in this thread; opened at the first time and kept."""
+    database.connect(reuse_if_open=True)
+    yield
 
 
 # ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -19,7 +20,7 @@ from pynetdicom import AE
 
 from minris.standard.status import Refusal, Status
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, MPPS
-from minris.store.migrations import MIGRATIONS
+from minris.store.migrations import BASELINE, MIGRATIONS, newest_schema
 from minris.store.models import (
     APPLICATION_ID,
     MODELS,
@@ -112,11 +113,23 @@ class Gate:
 # The schema
 
 
-def schema(path: Path) -> dict[str, str]:
-    """The SQL of every table and index, white space apart."""
+def schema(path: Path) -> dict[tuple[str, str], set[str] | str]:
+    """Tables by their columns and ends, in any order; indexes and triggers by their SQL.
+
+    A column that a migration has added comes after the others; it means the same.
+    """
+    found = {}
     with connect(path) as connection:
-        found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        return {name: " ".join(sql.split()) for name, sql in found}
+        master = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        for kind, name, sql in connection.execute(master):
+            words = " ".join(sql.split()).replace('"', "")
+            if kind == "table":
+                _, _, inside = words.partition("(")
+                inside, _, ending = inside.rpartition(")")
+                parts = re.split(r",(?![^(]*\))", inside)
+                words = {part.strip() for part in (*parts, ending)}
+            found[kind, name] = words
+    return found
 
 
 def columns(path: Path, table: str) -> dict[str, tuple]:
@@ -124,19 +137,6 @@ def columns(path: Path, table: str) -> dict[str, tuple]:
     with connect(path) as connection:
         found = connection.execute(f"PRAGMA table_info({table})").fetchall()
     return {name: (not not_null, key) for _, name, _, not_null, _, key in found}
-
-
-def indexes(path: Path, table: str) -> set[tuple[tuple[str, ...], bool]]:
-    """Columns of each index of a table, and whether it is unique."""
-    with connect(path) as connection:
-        listed = connection.execute(f"PRAGMA index_list({table})").fetchall()
-        return {
-            (
-                tuple(row[2] for row in connection.execute(f"PRAGMA index_info({name})")),
-                bool(unique),
-            )
-            for _, name, unique, *_ in listed
-        }
 
 
 def test_every_table_has_a_model_and_every_model_its_table(path):
@@ -171,24 +171,6 @@ def test_the_primary_key_of_a_model_is_that_of_the_schema(model, path):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_the_indexes_of_a_model_are_in_the_schema(model, path):
-    found = indexes(path, model._meta.table_name)
-    column = {field.name: field.column_name for field in model._meta.sorted_fields}
-    wanted = {(tuple(column[n] for n in names), unique) for names, unique in model._meta.indexes}
-    wanted |= {((field.column_name,), True) for field in model._meta.sorted_fields if field.unique}
-    assert wanted <= found
-    starts = {names[:1] for names, _ in found} | {
-        tuple(f.column_name for f in model._meta.get_primary_keys())[:1]
-    }
-    singles = {
-        (field.column_name,)
-        for field in model._meta.sorted_fields
-        if field.index and not isinstance(field, peewee.ForeignKeyField)
-    }
-    assert singles <= starts
-
-
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_a_reference_is_kept_by_the_database(model, path):
     with connect(path) as connection:
         listed = connection.execute(f"PRAGMA foreign_key_list({model._meta.table_name})")
@@ -203,51 +185,68 @@ def test_a_reference_is_kept_by_the_database(model, path):
 # Migrations
 
 
-def test_migrations_are_numbered_from_one_on():
-    assert [number for number, _, _ in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
+def test_migrations_are_numbered_from_the_first_release_on():
+    numbers = [number for number, _, _ in MIGRATIONS]
+    assert numbers == list(range(BASELINE + 1, BASELINE + 1 + len(MIGRATIONS)))
 
 
 def test_a_new_store_is_at_the_newest_schema(path):
     with connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA user_version").fetchone() == (newest_schema(),)
         assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
 
 
+RELEASED = HERE / "tests" / "data" / "store-14.sql"
+
+
 @pytest.fixture
-def old_store(tmp_path, monkeypatch):
-    """Gives a function that makes a store of an older schema."""
-
-    def make(number: int) -> Path:
-        file = tmp_path / "old.db"
-        with monkeypatch.context() as patch:
-            patch.setattr("minris.store.sqlite.MIGRATIONS", MIGRATIONS[:number])
-            open_store(file)
-        return file
-
-    return make
+def released(tmp_path):
+    """A store of the first release, with rows in each table."""
+    file = tmp_path / "released.db"
+    with connect(file) as connection:
+        connection.executescript(RELEASED.read_text("utf-8"))
+    return file
 
 
-@pytest.mark.parametrize("number", [number for number, _, _ in MIGRATIONS[:-1]])
-def test_a_store_of_an_older_schema_becomes_as_a_new_one(number, old_store, path):
-    old = old_store(number)
-    assert schema(old) != schema(path)
-    open_store(old)
-    assert schema(old) == schema(path)
+def contents(path: Path) -> dict[str, list[tuple]]:
+    """The rows of each table."""
+    with connect(path) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        names = [name for (name,) in tables if not name.startswith("sqlite_")]
+        return {
+            name: sorted(map(repr, connection.execute(f"SELECT * FROM {name}"))) for name in names
+        }
 
 
-@pytest.mark.parametrize("number", [number for number, _, _ in MIGRATIONS[:-1]])
-def test_what_an_older_store_holds_is_there_afterwards(number, old_store):
-    old = old_store(number)
-    with database.connection_context():
-        count("P{number:06} P#", 41)
-    open_store(old)
-    with database.connection_context():
-        assert Counter.get().last == 41
+def test_a_store_of_the_first_release_becomes_as_a_new_one(released, path):
+    open_store(released)
+    assert schema(released) == schema(path)
+    with connect(released) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (newest_schema(),)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_what_a_store_of_the_first_release_holds_is_there_afterwards(released):
+    before = contents(released)
+    assert all(before.values())
+    open_store(released)
+    after = contents(released)
+    assert before == after
+
+
+def test_a_store_from_before_the_first_release_is_refused_in_words(released):
+    with connect(released) as connection:
+        connection.execute(f"PRAGMA user_version={BASELINE - 1}")
+    before = contents(released)
+    with pytest.raises(StoreError, match="before its first release"):
+        open_store(released)
+    assert contents(released) == before
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(path, monkeypatch):
     before = schema(path)
-    number = len(MIGRATIONS) + 1
+    number = newest_schema() + 1
     broken = (number, "broken", "CREATE TABLE ward (id INTEGER); INSERT INTO beds VALUES (1)")
     monkeypatch.setattr("minris.store.sqlite.MIGRATIONS", (*MIGRATIONS, broken))
     with pytest.raises((sqlite3.Error, peewee.DatabaseError, StoreError)):
@@ -295,7 +294,7 @@ def test_only_our_user_may_read_a_store(tmp_path):
 
 
 def test_a_cut_while_a_store_is_made_leaves_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("minris.store.sqlite._migrate", lambda connection: 1 / 0)
+    monkeypatch.setattr("minris.store.sqlite.new_schema", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_store(tmp_path / "minris.db")
     monkeypatch.undo()
@@ -328,7 +327,7 @@ def empty(file: Path) -> None:
 def newer(file: Path) -> None:
     open_store(file)
     with connect(file) as connection:
-        connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA user_version={newest_schema() + 1}")
 
 
 def damaged(file: Path) -> None:

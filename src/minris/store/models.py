@@ -22,26 +22,23 @@ class Patient(Stored):
     """A patient; `data` holds the attributes of the patient alone, in the stored form."""
 
     patient_id = peewee.TextField()
-    issuer_of_patient_id = peewee.TextField(default="")
+    issuer_of_patient_id = peewee.TextField()
     patient_name = peewee.TextField()
-    name_key = peewee.TextField(index=True)
-    initials = peewee.TextField(default="", index=True)
-    patient_birth_date = peewee.TextField(default="")
+    name_key = peewee.TextField()
+    patient_birth_date = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-
-    class Meta:
-        indexes = ((("patient_id", "issuer_of_patient_id"), False),)
+    initials = peewee.TextField(default="")
 
 
 class RequestedProcedure(Stored):
     """A requested procedure with its imaging service request and visit."""
 
     patient = peewee.ForeignKeyField(Patient)
-    study_instance_uid = peewee.TextField(unique=True)
-    requested_procedure_id = peewee.TextField(index=True)
-    accession_number = peewee.TextField(default="", index=True)
+    study_instance_uid = peewee.TextField()
+    requested_procedure_id = peewee.TextField()
+    accession_number = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
 
@@ -50,10 +47,10 @@ class ScheduledProcedureStep(Stored):
     """A scheduled procedure step; `data` is the complete worklist data set, folded together."""
 
     procedure = peewee.ForeignKeyField(RequestedProcedure)
-    scheduled_procedure_step_id = peewee.TextField(index=True)
+    scheduled_procedure_step_id = peewee.TextField()
     study_instance_uid = peewee.TextField()
     requested_procedure_id = peewee.TextField()
-    accession_number = peewee.TextField(default="")
+    accession_number = peewee.TextField()
     patient_id = peewee.TextField()
     name_key = peewee.TextField()
     modality = peewee.TextField()
@@ -61,26 +58,15 @@ class ScheduledProcedureStep(Stored):
     start_time = peewee.TextField()
     status = peewee.TextField()
     data = peewee.BlobField()
-    version = peewee.IntegerField(default=1)
+    version = peewee.IntegerField()
     created_at = peewee.TextField()
-    arrived_at = peewee.TextField(default="")
-    started_at = peewee.TextField(default="")
-    ended_at = peewee.TextField(default="")
-    remark = peewee.TextField(default="")
+    arrived_at = peewee.TextField()
+    started_at = peewee.TextField()
+    ended_at = peewee.TextField()
+    remark = peewee.TextField()
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
     state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
     changed_at = peewee.TextField(default="")  # when that was
-
-    class Meta:
-        indexes = (
-            (("procedure", "scheduled_procedure_step_id"), True),
-            (("start_date", "start_time"), False),
-            (("start_date", "modality"), False),
-            (("accession_number",), False),
-            (("patient_id",), False),
-            (("study_instance_uid",), False),
-            (("status", "start_date"), False),
-        )
 
 
 class ScheduledStation(Stored):
@@ -92,6 +78,7 @@ class ScheduledStation(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("ae_title", "start_date", "step")
+        without_rowid = True
 
 
 class StepSeen(Stored):
@@ -103,18 +90,19 @@ class StepSeen(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("step", "ae_title")
+        without_rowid = True
 
 
 class PerformedProcedureStep(Stored):
     """A modality performed procedure step, as the modality told it."""
 
-    sop_instance_uid = peewee.TextField(unique=True)
+    sop_instance_uid = peewee.TextField()
     status = peewee.TextField()
     performed_station_ae_title = peewee.TextField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-    remark = peewee.TextField(default="")
+    remark = peewee.TextField()
     raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
     settled = peewee.TextField(default="")  # why a person left it without an order
 
@@ -129,6 +117,7 @@ class PerformedScheduledStep(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("performed", "scheduled")
+        without_rowid = True
 
 
 class DeviceRecord(Stored):
@@ -144,14 +133,14 @@ class Procedure(Stored):
     """A row of the procedure catalogue."""
 
     code = peewee.TextField(unique=True)
-    scheme = peewee.TextField(default="L")
+    scheme = peewee.TextField()
     meaning = peewee.TextField()
-    modality = peewee.TextField(default="")
-    ae_title = peewee.TextField(default="")
-    minutes = peewee.IntegerField(default=15)
-    protocol_code = peewee.TextField(default="")
-    protocol_meaning = peewee.TextField(default="")
-    retired = peewee.IntegerField(default=0)
+    modality = peewee.TextField()
+    ae_title = peewee.TextField()
+    minutes = peewee.IntegerField()
+    protocol_code = peewee.TextField()
+    protocol_meaning = peewee.TextField()
+    retired = peewee.IntegerField()
 
 
 class QueryTrace(Stored):
@@ -167,9 +156,6 @@ class QueryTrace(Stored):
     status = peewee.IntegerField()
     last_at = peewee.TextField()
 
-    class Meta:
-        indexes = ((("hour", "ae_title", "address", "keys"), True),)
-
 
 class Workitem(Stored):
     """A unified procedure step; the Transaction UID, its lock, is in no data set.
@@ -179,35 +165,27 @@ class Workitem(Stored):
     declined   why that person does not have it cancelled
     """
 
-    sop_instance_uid = peewee.TextField(unique=True)
+    sop_instance_uid = peewee.TextField()
     state = peewee.TextField()
-    transaction_uid = peewee.TextField(default="")
-    performer = peewee.TextField(default="")
-    by_person = peewee.IntegerField(default=0)
-    declined = peewee.TextField(default="")
+    transaction_uid = peewee.TextField()
+    performer = peewee.TextField()
+    by_person = peewee.IntegerField()
+    declined = peewee.TextField()
     worklist_label = peewee.TextField()
     priority = peewee.TextField()
     readiness = peewee.TextField()
     start_at = peewee.TextField()
-    expires_at = peewee.TextField(default="")
-    patient_id = peewee.TextField(default="")
-    accession_number = peewee.TextField(default="")
-    name_key = peewee.TextField(default="")
+    expires_at = peewee.TextField()
+    patient_id = peewee.TextField()
+    accession_number = peewee.TextField()
+    name_key = peewee.TextField()
     label = peewee.TextField()
     data = peewee.BlobField()
-    version = peewee.IntegerField(default=1)
+    version = peewee.IntegerField()
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
-    claimed_at = peewee.TextField(default="")
-    ended_at = peewee.TextField(default="")
-
-    class Meta:
-        indexes = (
-            (("state", "worklist_label", "start_at"), False),
-            (("start_at",), False),
-            (("patient_id",), False),
-            (("accession_number",), False),
-        )
+    claimed_at = peewee.TextField()
+    ended_at = peewee.TextField()
 
 
 class PurgedWorkitem(Stored):
@@ -221,12 +199,13 @@ class Subscription(Stored):
     """An AE that hears of one workitem, with or without a deletion lock."""
 
     workitem = peewee.ForeignKeyField(Workitem)
-    ae_title = peewee.TextField(index=True)
+    ae_title = peewee.TextField()
     deletion_lock = peewee.IntegerField()
     created_at = peewee.TextField()
 
     class Meta:
         primary_key = peewee.CompositeKey("workitem", "ae_title")
+        without_rowid = True
 
 
 class GlobalSubscription(Stored):
@@ -248,7 +227,7 @@ class WorkitemEvent(Stored):
     initial  it is what a new subscriber is told, and no happening
     """
 
-    sop_instance_uid = peewee.TextField(index=True)
+    sop_instance_uid = peewee.TextField()
     event_type = peewee.IntegerField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
@@ -261,14 +240,14 @@ class OutboxEvent(Stored):
 
     event = peewee.ForeignKeyField(WorkitemEvent)
     receiver = peewee.TextField()
-    channel = peewee.TextField(default="dimse")
     created_at = peewee.TextField()
     sent_at = peewee.TextField(default="")
     given_up_at = peewee.TextField(default="")
     problem = peewee.TextField(default="")
+    channel = peewee.TextField(default="dimse")
 
     class Meta:
-        indexes = ((("receiver", "id"), False),)
+        autoincrement = True
 
 
 class EventChannel(Stored):
@@ -279,6 +258,7 @@ class EventChannel(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("ae_title", "channel")
+        without_rowid = True
 
 
 class Receiver(Stored):
@@ -302,8 +282,8 @@ class PassedOn(Stored):
     receiver = peewee.TextField()
     sop_class_uid = peewee.TextField()
     operation = peewee.TextField()
-    sop_instance_uid = peewee.TextField(index=True)
-    event_type = peewee.IntegerField(default=0)
+    sop_instance_uid = peewee.TextField()
+    event_type = peewee.IntegerField()
     data = peewee.BlobField()
     created_at = peewee.TextField()
     sent_at = peewee.TextField(default="")
@@ -313,7 +293,7 @@ class PassedOn(Stored):
     problem = peewee.TextField(default="")
 
     class Meta:
-        indexes = ((("receiver", "id"), False),)
+        autoincrement = True
 
 
 class Destination(Stored):
@@ -336,7 +316,7 @@ class Commitment(Stored):
     state      `asked`, `judged`, `told`, or `given up`: nobody could be told
     """
 
-    transaction_uid = peewee.TextField(index=True)
+    transaction_uid = peewee.TextField()
     requester = peewee.TextField()
     called = peewee.TextField()
     door = peewee.TextField()
@@ -355,7 +335,7 @@ class Commitment(Stored):
 class CommitmentInstance(Stored):
     """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
 
-    commitment = peewee.ForeignKeyField(Commitment)
+    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     sop_class_uid = peewee.TextField()
     sop_instance_uid = peewee.TextField()
     study_instance_uid = peewee.TextField()
@@ -371,7 +351,7 @@ class CommitmentRelay(Stored):
     """
 
     transaction_uid = peewee.TextField(unique=True)
-    commitment = peewee.ForeignKeyField(Commitment)
+    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     archive = peewee.TextField()
     asked_at = peewee.TextField()
     answered_at = peewee.TextField(default="")
@@ -383,7 +363,7 @@ class Availability(Stored):
     sop_instance_uid = peewee.TextField()
     retrieve_ae_title = peewee.TextField()
     sop_class_uid = peewee.TextField()
-    study_instance_uid = peewee.TextField(index=True)
+    study_instance_uid = peewee.TextField()
     series_instance_uid = peewee.TextField()
     availability = peewee.TextField()
     who = peewee.TextField()
@@ -391,6 +371,7 @@ class Availability(Stored):
 
     class Meta:
         primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
+        without_rowid = True
 
 
 class StudySeen(Stored):
@@ -430,11 +411,14 @@ class UndoNote(Stored):
     images  JSON: [table, row, before, after], columns by name, None for a row that is not there
     """
 
-    about = peewee.TextField(index=True)
+    about = peewee.TextField()
     what = peewee.TextField()
     who = peewee.TextField()
     at = peewee.TextField()
     images = peewee.TextField()
+
+    class Meta:
+        autoincrement = True
 
 
 class Mark(Stored):
@@ -457,7 +441,7 @@ class Session(Stored):
     """A login; only the hash of its cookie is kept."""
 
     digest = peewee.TextField(primary_key=True)
-    user = peewee.ForeignKeyField(User)
+    user = peewee.ForeignKeyField(User, on_delete="CASCADE")
     csrf = peewee.TextField()
     created_at = peewee.TextField()
     expires_at = peewee.TextField()
@@ -479,7 +463,7 @@ class Token(Stored):
 class LoginFailure(Stored):
     """A wrong password, for the throttle."""
 
-    who = peewee.TextField(index=True)
+    who = peewee.TextField()
     at = peewee.TextField()
 
 
@@ -496,11 +480,11 @@ class Audit(Stored):
     digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
     """
 
-    at = peewee.TextField(index=True)
+    at = peewee.TextField()
     who = peewee.TextField()
     what = peewee.TextField()
     about = peewee.TextField()
-    detail = peewee.TextField(default="")
+    detail = peewee.TextField()
     digest = peewee.TextField(default="")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import peewee
 
 from minris import log
-from minris.dataset.names import initials
-from minris.store.migrations import MIGRATIONS
+from minris.store.migrations import BASELINE, MIGRATIONS, newest_schema
 from minris.store.models import APPLICATION_ID, StoreError, database
+from minris.store.schema import new_schema
 
 
 def _create_store(path: Path) -> None:
@@ -24,22 +24,24 @@ def _create_store(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        _migrate(connection)
+        script = f"BEGIN;{new_schema()}PRAGMA user_version={newest_schema()};COMMIT"
+        connection.executescript(script)
     os.replace(new, path)
 
 
 def _check_version(connection: sqlite3.Connection) -> int:
-    """The schema of a store; StoreError for one that this program does not know yet."""
+    """The schema of a store; StoreError for one that this program does not know."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > MIGRATIONS[-1][0]:
+    if version > newest_schema():
         raise StoreError(f"the store is of a newer minris (schema {version})")
+    if version < BASELINE:
+        raise StoreError(f"the store is of a minris before its first release (schema {version})")
     return version
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring a store to the newest schema, one transaction for each migration."""
     version = _check_version(connection)
-    connection.create_function("initials_of", 1, initials)
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("store: schema %d, %s", number, what)
@@ -67,7 +69,7 @@ def open_store(path: Path) -> None:
     """Bind `database` to a store, made if there is none, and bring it to the newest schema.
 
     path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a store of a newer minris
+    Raises  StoreError for a foreign or empty file, or a store of a newer minris or an unreleased one
     """
     if not path.exists():
         _create_store(path)
@@ -147,8 +149,7 @@ def restore_store(path: Path, backup: Path) -> Path | None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(new, path)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] >= 3:
-            connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+        connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
     return kept
 
 
