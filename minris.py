@@ -60,6 +60,7 @@ if sys.version_info < (3, 11):
 import argparse
 import asyncio
 import base64
+import codecs
 import collections
 import concurrent.futures
 import configparser
@@ -104,7 +105,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,17 +169,78 @@ FOLDER = Path(__file__).resolve().parent  # where further languages are looked f
 # Text tables, as the Standard prints them: how their cells are read.
 # ------------------------------------------------------------------------------------------------
 
-def rows(text: str) -> Iterator[list[str]]:
-    """The cells of a text table, row by row; the head is the first row, `# …` is a remark."""
+def rows(text: str, source: str = "table") -> Iterator[list[str]]:
+    """The cells of a text table, row by row; the head is the first row, `# …` is a remark.
+
+    Raises  ValueError with the line for a row that has more or fewer cells than the head
+    """
+    width = 0
     for line in text.splitlines():
-        line = line.split("  # ")[0].strip()
-        if line:
-            yield [cell.strip() for cell in line.split("|")]
+        if line := line.split("  # ")[0].strip():
+            cells = [cell.strip() for cell in line.split("|")]
+            width = width or len(cells)
+            if len(cells) != width:
+                raise ValueError(f"{source}: {line}: {len(cells)} cells in {width} columns")
+            yield cells
 
 
 def body_rows(text: str) -> tuple[list[str], ...]:
     """The rows of a text table below its head."""
     return tuple(rows(text))[1:]
+
+
+def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The rows of a text table, each cell by the name of its column, as the head has it.
+
+    readers  by column: what makes a value of a cell; a cell that has none stays text
+    Raises   ValueError for a reader of no column, and with the line where a cell is not taken
+    """
+    head, *body = rows(text, source)
+    if unknown := readers.keys() - set(head):
+        raise ValueError(f"{source}: there is no column {min(unknown)}")
+    row = collections.namedtuple("row", head)  # type: ignore[misc]  # the head names its fields
+    read = [readers.get(name, str) for name in head]
+    return tuple(row(*_read_cells(source, read, cells)) for cells in body)
+
+
+def grid_table(
+    source: str, text: str, read: Callable[[str], Any], column: Callable[[str], str] = str
+) -> dict[tuple[str, str], Any]:
+    """The cells of a text table by the first cell of the row and the head of the column.
+
+    read    what makes a value of a cell
+    column  what reads the head of a column
+    Raises  ValueError with the line where a cell is not taken, and for a row or column twice
+    """
+    head, *body = rows(text, source)
+    columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
+    readers = [str, *[read] * len(columns)]
+    found: dict[tuple[str, str], Any] = {}
+    for cells in body:
+        name, *values = _read_cells(source, readers, cells)
+        new = {(name, one): value for one, value in zip(columns, values, strict=True)}
+        if len(new) < len(columns) or new.keys() & found.keys():
+            raise ValueError(f"{source}: {name}: stands twice")
+        found |= new
+    return found
+
+
+def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[str]) -> list[Any]:
+    try:
+        return [read(cell) for read, cell in zip(readers, cells, strict=True)]
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{source}: {' | '.join(cells)}: {error}") from None
+
+
+def one_of(words: Collection[str]) -> Callable[[str], str]:
+    """A reader of cells that takes these words alone."""
+
+    def read(cell: str) -> str:
+        if cell not in words:
+            raise ValueError(f"{cell!r} is none of {', '.join(words)}")
+        return cell
+
+    return read
 
 
 # ------------------------------------------------------------------------------------------------
@@ -273,6 +335,11 @@ class Status(enum.IntEnum):
     PENDING_OPTIONAL_KEYS_UNSUPPORTED = 0xFF01
 
 
+def read_status(text: str) -> Status:
+    """A status from its four hex digits. Raises ValueError for one that is not answered here."""
+    return Status(int(text, 16))
+
+
 class Message(str):
     """A sentence for a person: English as it stands, and what a catalogue needs to translate it.
 
@@ -360,13 +427,13 @@ class Outcome(NamedTuple):
 
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
     """Read `operation | status | HTTP | text`; refuses an unknown status or HTTP code."""
-    table: dict[tuple[str, Status], Outcome] = {}
-    for operation, status, code, words in body_rows(text):
-        key = operation, Status(int(status, 16))
-        if key in table or not 200 <= int(code) <= 599:
-            raise ValueError(f"{source}: {operation} {status}")
-        table[key] = Outcome(int(code), words)
-    return table
+    found: dict[tuple[str, Status], Outcome] = {}
+    for row in table(text, source, status=read_status, HTTP=int):
+        key = row.operation, row.status
+        if key in found or not 200 <= row.HTTP <= 599:
+            raise ValueError(f"{source}: {row}")
+        found[key] = Outcome(row.HTTP, row.text)
+    return found
 
 
 OUTCOMES = outcome_table(
@@ -439,9 +506,10 @@ WARNINGS = {
     Status.ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED.",
 }
 # What a status means, and what mends it, for whoever stands at a machine or reads its log.
-STATUS_WORDS = {
-    int(code, 16): (Message(meaning), Message(mend))
-    for code, meaning, mend in body_rows("""
+STATUS_WORDS: dict[int, tuple[Message, Message]] = {
+    row.code: (row.meaning, row.mend)
+    for row in table(
+        """
     code | meaning | mend
     0000 | Done | Nothing is to be done.
     0001 | Done; attributes that are not known here were left out | Nothing is to be done.
@@ -486,7 +554,11 @@ STATUS_WORDS = {
     C313 | The performer does not want to cancel | Ask the person who has it.
     C314 | This cannot be done with it | Do it with one workitem, not with all.
     FE00 | The device stopped its question | Nothing is to be done.
-    """)
+    """,
+        code=lambda code: int(code, 16),
+        meaning=Message,
+        mend=Message,
+    )
 }
 
 
@@ -556,12 +628,17 @@ class Repertoire(NamedTuple):
 
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
     """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
-    table: dict[str, tuple[Repertoire, ...]] = {}
-    for number, place, escape, width, codec, prefix in body_rows(text):
-        b"".decode(codec)
-        found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
-        table[number] = (*table.get(number, ()), found)
-    return table
+    found: dict[str, tuple[Repertoire, ...]] = {}
+    readers = {
+        "place": one_of(("G0", "G1")),
+        "escape": str.encode,
+        "width": int,
+        "codec": lambda name: codecs.lookup(name) and name,
+        "prefix": bytes.fromhex,
+    }
+    for number, *one in table(text, source, **readers):
+        found[number] = (*found.get(number, ()), Repertoire(*one))
+    return found
 
 
 REPERTOIRES = repertoire_table(
@@ -830,8 +907,9 @@ def attribute_table(source: str, text: str) -> AttributeTable:
     Refuses an unknown keyword, a row below something that is no sequence, a double row or a row
     with a missing cell.
     """
-    head, *body = rows(text)
-    table, path = AttributeTable(), ()
+    head, *body = rows(text, source)
+    table = AttributeTable()
+    path: tuple[int, ...] = ()
     for cells in body:
         depth = cells[0].count(">")
         keyword = cells[0].lstrip("> ")
@@ -841,8 +919,8 @@ def attribute_table(source: str, text: str) -> AttributeTable:
             raise ValueError(f"{source}: no such keyword {keyword}") from None
         path = (*path[:depth], tag)
         below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
-        if len(cells) != len(head) or len(path) != depth + 1 or path in table or not below_sequence:
-            raise ValueError(f"{source}: row {cells}")
+        if len(path) != depth + 1 or path in table or not below_sequence:
+            raise ValueError(f"{source}: {' | '.join(cells)}: is out of place, or stands twice")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
         table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
     return table.seal()
@@ -850,14 +928,12 @@ def attribute_table(source: str, text: str) -> AttributeTable:
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
     """Read `event | state | …`: a cell is the new state or the hex of the status that refuses."""
-    head, *body = rows(text)
-    known, table = {*states, "none"}, {}
-    for event, *cells in body:
-        for state, cell in zip(head[1:], cells, strict=True):
-            if state not in known or (event, state) in table:
-                raise ValueError(f"{source}: {event}, {state}")
-            table[event, state] = cell if cell in known else Status(int(cell, 16))
-    return table
+    known = {*states, "none"}
+
+    def read(cell: str) -> str | Status:
+        return cell if cell in known else read_status(cell)
+
+    return grid_table(source, text, read, one_of(known))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1440,17 +1516,13 @@ SUBSCRIPTION_STATES = ("Not Subscribed", "with Lock", "without Lock")
 
 def subscription_table(source: str, text: str) -> dict[tuple[str, str], tuple[str, bool]]:
     """Read `request | state | …`: a cell is the new state, with `+` where a state report is due."""
-    head, *body = rows(text)
-    table: dict[tuple[str, str], tuple[str, bool]] = {}
-    for request, *cells in body:
-        for state, cell in zip(head[1:], cells, strict=True):
-            if cell == "-":  # cannot be
-                continue
-            new = cell.removesuffix(" +")
-            if not {state, new} <= set(SUBSCRIPTION_STATES) or (request, state) in table:
-                raise ValueError(f"{source}: {request}, {state}")
-            table[request, state] = new, cell.endswith(" +")
-    return table
+    state = one_of(SUBSCRIPTION_STATES)
+
+    def read(cell: str) -> tuple[str, bool] | None:
+        return None if cell == "-" else (state(cell.removesuffix(" +")), cell.endswith(" +"))
+
+    found = grid_table(source, text, read, state)
+    return {key: outcome for key, outcome in found.items() if outcome}  # `-` cannot be
 
 
 # Request by the own state of one AE for one workitem; a workitem that is created has no
@@ -1497,9 +1569,9 @@ PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
 LOCAL_SCHEME = "99MINRIS"
 # For people who make a workitem: PS3.16 CID 9231 and, under a scheme of our own, what it lacks.
-WORKITEM_CODES = {
-    code: (scheme, meaning)
-    for code, scheme, meaning in body_rows("""
+WORKITEM_CODES: dict[str, tuple[str, str]] = {
+    row.code: (row.scheme, row.meaning)
+    for row in table("""
     code    | scheme   | meaning
     110001  | DCM      | Image Processing
     110002  | DCM      | Quality Control
@@ -1751,13 +1823,13 @@ class Setting(NamedTuple):
 
 def setting_table(text: str) -> tuple[Setting, ...]:
     """Read `section | key | default | kind | meaning`; an unknown kind is refused."""
-    table = tuple(Setting(*cells) for cells in body_rows(text))
-    for setting in table:
+    found = tuple(Setting(*row) for row in table(text))
+    for setting in found:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
             raise ValueError(f"kind of {setting}")
-    if len({setting[:2] for setting in table}) < len(table):
+    if len({(setting.section, setting.key) for setting in found}) < len(found):
         raise ValueError("a setting stands twice")
-    return table
+    return found
 
 
 SETTINGS = setting_table(r"""
@@ -6222,7 +6294,7 @@ role = workstation
 host = 127.0.0.1
 port = {listen}
 """
-DEMO_DAY = body_rows("""
+DEMO_DAY = table("""
     name                            | birth    | sex | device | modality | exam              | minutes
     Wang^XiaoDong=王^小东           | 19780312 | M   | CT1    | CT       | CT chest          | 10
     Li^Na=李^娜                     | 19900721 | F   | US1    | US       | Abdomen           | 15
@@ -6236,19 +6308,19 @@ DEMO_DAY = body_rows("""
 def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
     """The patients of the invented day as DICOM JSON."""
     items = []
-    for name, birth, sex, device, modality, exam, minutes in DEMO_DAY:
-        at = now + datetime.timedelta(minutes=int(minutes))
+    for row in DEMO_DAY:
+        at = now + datetime.timedelta(minutes=int(row.minutes))
         step = text_elements(
-            ScheduledStationAETitle=device,
-            Modality=modality,
+            ScheduledStationAETitle=row.device,
+            Modality=row.modality,
             ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
             ScheduledProcedureStepStartTime=f"{at:%H%M}00",
         )
         patient = text_elements(
-            PatientName=name,
-            PatientBirthDate=birth,
-            PatientSex=sex,
-            RequestedProcedureDescription=exam,
+            PatientName=row.name,
+            PatientBirthDate=row.birth,
+            PatientSex=row.sex,
+            RequestedProcedureDescription=row.exam,
         )
         sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
         items.append(to_json(ElementIndex(patient.merged(sequence))))
@@ -6616,9 +6688,9 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
 
 
 # Ready settings for a new device, to start from.
-DEVICE_PROFILES = {
-    name: dict(pair.split(": ", 1) for pair in pairs.split("; "))
-    for name, pairs in body_rows("""
+DEVICE_PROFILES: dict[str, dict[str, str]] = {
+    row.name: dict(pair.split(": ", 1) for pair in row.settings.split("; "))
+    for row in table("""
     name                        | settings
     Modern, UTF-8               | character_set: ISO_IR 192
     Chinese, GB18030            | character_set: GB18030
@@ -7297,12 +7369,11 @@ IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
 # ------------------------------------------------------------------------------------------------
 
 # The acceptor's half of the state machine: what happens, and the state after it.
-# Source: PS3.8 Table 9-10
-ASSOCIATION_STATES = {
-    (event, state): cell.split(" ")
-    for head, *body in [
-        list(
-            rows("""
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
+    place: cell
+    for place, cell in grid_table(
+        "PS3.8 Table 9-10",
+        """
     event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
     connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
     ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
@@ -7321,11 +7392,9 @@ ASSOCIATION_STATES = {
     closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
     ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
     invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-            """)
-        )
-    ]
-    for event, *cells in body
-    for state, cell in zip(head[1:], cells, strict=True)
+    """,
+        str.split,
+    ).items()
     if cell
 }  # local: "abort" in Sta2 is ours, for a connection past a limit
 PDU_EVENTS = {
@@ -13177,9 +13246,9 @@ def judged_instances(commitment_id: int) -> list[Any]:
 # ------------------------------------------------------------------------------------------------
 
 # The columns of a CSV file: names they may have, and what they fill. A keyword does too.
-CSV_COLUMNS = {
-    name: keyword
-    for names, keyword in body_rows("""
+CSV_COLUMNS: dict[str, str] = {
+    name: row.keyword
+    for row in table("""
     names                                           | keyword
     family_name, family name, 姓拼音                | family
     given_name, given name, 名拼音                  | given
@@ -13199,7 +13268,7 @@ CSV_COLUMNS = {
     comment, 备注                                   | RequestedProcedureComments
     allergies, 过敏史                               | Allergies
     """)
-    for name in names.split(", ")
+    for name in row.names.split(", ")
 }
 CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
 
@@ -17401,8 +17470,8 @@ DICOM_ROUTES = (
                "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
-    name: (kind, meaning)
-    for name, kind, meaning in body_rows("""
+    row.name: row
+    for row in table("""
     name                  | type    | meaning
     accept                | string  | media types of the answer, before the Accept header
     charset               | string  | character sets of the answer, of which UTF-8 must be one
@@ -17463,7 +17532,7 @@ def described_route(route: DicomRoute) -> dict[str, Any]:
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
                   for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
     for name in ("accept", "charset", *route.query):
-        kind, meaning = WEB_PARAMETERS[name]
+        kind, meaning = WEB_PARAMETERS[name].type, WEB_PARAMETERS[name].meaning
         schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
         parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
     if search:

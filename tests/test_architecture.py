@@ -82,7 +82,7 @@ LONG_MODULES = {"minris.upper_layer.association"}
 
 # What may be called while a module is imported: readers of tables and builders of constants.
 CALLED_AT_IMPORT = {
-    "rows", "body_rows", "tag_of", "template", "static_files", "logging.getLogger", "re.compile", "struct.Struct",
+    "rows", "body_rows", "table", "one_of", "tag_of", "template", "static_files", "logging.getLogger", "re.compile", "struct.Struct",
     "peewee.DatabaseProxy", "types.MappingProxyType", "datadict.add_dict_entries",
     "datadict.dictionary_has_tag", "functools.lru_cache", "dataclasses.dataclass",
     "dataclasses.field", "peewee.CompositeKey",

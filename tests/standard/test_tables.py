@@ -10,7 +10,7 @@ from minris.config.settings import setting_table
 from minris.standard.attributes import attribute_table, transition_table
 from minris.standard.mpps import FINAL_MPPS_STATES, MPPS_STATES, MPPS_TRANSITIONS, STEP_STATUS_AFTER
 from minris.standard.status import OUTCOMES, Status, outcome_table
-from minris.standard.tables import rows
+from minris.standard.tables import grid_table, one_of, rows, table
 from minris.standard.ups import UPS_STATES, UPS_TRANSITIONS
 from minris.standard.worklist import STEP_STATES, STEP_TRANSITIONS
 
@@ -206,3 +206,46 @@ def test_remarks_and_empty_lines_of_a_table_are_read_over():
     cell  | C# and #2   # a remark behind
     """
     assert list(rows(text)) == [["head", "second"], ["cell", "C# and #2"]]
+
+
+# Any table
+
+
+def test_rows_of_a_table_are_read_by_name():
+    text = """
+    term | number | words
+    A    | 7      | an apple, red
+    B    |        |
+    """
+    first, second = table(text, number=lambda cell: int(cell or 0))
+    assert (first.term, first.number, first.words) == ("A", 7, "an apple, red")
+    assert (second.term, second.number, second.words) == ("B", 0, "")
+
+
+TABLES_ARE_WRONG = {
+    "a missing cell": ("term | number\nA | 1\nB", {}, "B"),
+    "a cell too many": ("term | number\nA | 1 | 2", {}, r"A \| 1 \| 2"),
+    "a column twice": ("term | term\nA | 1", {}, "term"),
+    "a reader of no column": ("term | number\nA | 1", {"count": int}, "count"),
+    "a cell that is not taken": ("term | number\nA | one", {"number": int}, r"A \| one"),
+    "an unknown word": ("term | number\nC | 1", {"term": one_of("AB")}, r"C \| 1.*A, B"),
+}
+
+
+@pytest.mark.parametrize("what", TABLES_ARE_WRONG)
+def test_a_table_is_refused_with_its_line_for(what):
+    text, readers, line = TABLES_ARE_WRONG[what]
+    with pytest.raises(ValueError, match=line):
+        table(text, **readers)
+
+
+def test_cells_of_a_grid_are_found_by_row_and_column():
+    text = """
+    event | Sta1 | Sta2
+    open  | 2    | 1
+    close | 1    | 1
+    """
+    found = grid_table("PS3.8", text, int)
+    assert found == {
+        ("open", "Sta1"): 2, ("open", "Sta2"): 1, ("close", "Sta1"): 1, ("close", "Sta2"): 1,
+    }  # fmt: skip

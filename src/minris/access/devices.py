@@ -17,7 +17,7 @@ from minris.dataset.search import AnswerStyle, encode_whole
 from minris.dataset.text import UTF_8, CharacterSet, character_set
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 from minris.store.models import DeviceRecord, database
 
 
@@ -179,9 +179,9 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
 
 
 # Ready settings for a new device, to start from.
-DEVICE_PROFILES = {
-    name: dict(pair.split(": ", 1) for pair in pairs.split("; "))
-    for name, pairs in body_rows("""
+DEVICE_PROFILES: dict[str, dict[str, str]] = {
+    row.name: dict(pair.split(": ", 1) for pair in row.settings.split("; "))
+    for row in table("""
     name                        | settings
     Modern, UTF-8               | character_set: ISO_IR 192
     Chinese, GB18030            | character_set: GB18030

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from minris.config.values import SETTING_KINDS
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 
 
 class Setting(NamedTuple):
@@ -18,13 +18,13 @@ class Setting(NamedTuple):
 
 def setting_table(text: str) -> tuple[Setting, ...]:
     """Read `section | key | default | kind | meaning`; an unknown kind is refused."""
-    table = tuple(Setting(*cells) for cells in body_rows(text))
-    for setting in table:
+    found = tuple(Setting(*row) for row in table(text))
+    for setting in found:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
             raise ValueError(f"kind of {setting}")
-    if len({setting[:2] for setting in table}) < len(table):
+    if len({(setting.section, setting.key) for setting in found}) < len(found):
         raise ValueError("a setting stands twice")
-    return table
+    return found
 
 
 SETTINGS = setting_table(r"""

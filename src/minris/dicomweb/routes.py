@@ -39,7 +39,7 @@ from minris.dicomweb.transactions import (
     web_worklist,
 )
 from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, http_status, outcome
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 from minris.standard.ups import TRANSACTION_UID
 from minris.ups.workitems import is_purged
 from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, enter, problem_json
@@ -98,8 +98,8 @@ DICOM_ROUTES = (
                "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
-    name: (kind, meaning)
-    for name, kind, meaning in body_rows("""
+    row.name: row
+    for row in table("""
     name                  | type    | meaning
     accept                | string  | media types of the answer, before the Accept header
     charset               | string  | character sets of the answer, of which UTF-8 must be one
@@ -160,7 +160,7 @@ def described_route(route: DicomRoute) -> dict[str, Any]:
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
                   for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
     for name in ("accept", "charset", *route.query):
-        kind, meaning = WEB_PARAMETERS[name]
+        kind, meaning = WEB_PARAMETERS[name].type, WEB_PARAMETERS[name].meaning
         schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
         parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
     if search:

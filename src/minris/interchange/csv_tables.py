@@ -19,15 +19,15 @@ from minris.orders.catalogue import (
 )
 from minris.standard.dictionary import vr_of
 from minris.standard.status import Message, Problem, Refusal, Status, joined
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
 from minris.store.models import ScheduledProcedureStep, database
 from minris.store.rows import fetch_rows
 
 # The columns of a CSV file: names they may have, and what they fill. A keyword does too.
-CSV_COLUMNS = {
-    name: keyword
-    for names, keyword in body_rows("""
+CSV_COLUMNS: dict[str, str] = {
+    name: row.keyword
+    for row in table("""
     names                                           | keyword
     family_name, family name, 姓拼音                | family
     given_name, given name, 名拼音                  | given
@@ -47,7 +47,7 @@ CSV_COLUMNS = {
     comment, 备注                                   | RequestedProcedureComments
     allergies, 过敏史                               | Allergies
     """)
-    for name in names.split(", ")
+    for name in row.names.split(", ")
 }
 CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
 

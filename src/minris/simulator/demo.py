@@ -14,7 +14,7 @@ from minris.simulator.modality import Modality
 from minris.simulator.scenarios import scenario_pull
 from minris.simulator.workstation import Workstation
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 from minris.standard.uids import new_uid
 from minris.standard.worklist import STEP_SEQUENCE
 
@@ -37,7 +37,7 @@ role = workstation
 host = 127.0.0.1
 port = {listen}
 """
-DEMO_DAY = body_rows("""
+DEMO_DAY = table("""
     name                            | birth    | sex | device | modality | exam              | minutes
     Wang^XiaoDong=王^小东           | 19780312 | M   | CT1    | CT       | CT chest          | 10
     Li^Na=李^娜                     | 19900721 | F   | US1    | US       | Abdomen           | 15
@@ -51,19 +51,19 @@ DEMO_DAY = body_rows("""
 def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
     """The patients of the invented day as DICOM JSON."""
     items = []
-    for name, birth, sex, device, modality, exam, minutes in DEMO_DAY:
-        at = now + datetime.timedelta(minutes=int(minutes))
+    for row in DEMO_DAY:
+        at = now + datetime.timedelta(minutes=int(row.minutes))
         step = text_elements(
-            ScheduledStationAETitle=device,
-            Modality=modality,
+            ScheduledStationAETitle=row.device,
+            Modality=row.modality,
             ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
             ScheduledProcedureStepStartTime=f"{at:%H%M}00",
         )
         patient = text_elements(
-            PatientName=name,
-            PatientBirthDate=birth,
-            PatientSex=sex,
-            RequestedProcedureDescription=exam,
+            PatientName=row.name,
+            PatientBirthDate=row.birth,
+            PatientSex=row.sex,
+            RequestedProcedureDescription=row.exam,
         )
         sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
         items.append(to_json(ElementIndex(patient.merged(sequence))))

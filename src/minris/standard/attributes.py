@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from minris.standard.dictionary import tag_of, vr_of
-from minris.standard.status import Status
-from minris.standard.tables import rows
+from minris.standard.status import Status, read_status
+from minris.standard.tables import grid_table, one_of, rows
 
 
 class Attribute(NamedTuple):
@@ -42,8 +42,9 @@ def attribute_table(source: str, text: str) -> AttributeTable:
     Refuses an unknown keyword, a row below something that is no sequence, a double row or a row
     with a missing cell.
     """
-    head, *body = rows(text)
-    table, path = AttributeTable(), ()
+    head, *body = rows(text, source)
+    table = AttributeTable()
+    path: tuple[int, ...] = ()
     for cells in body:
         depth = cells[0].count(">")
         keyword = cells[0].lstrip("> ")
@@ -53,8 +54,8 @@ def attribute_table(source: str, text: str) -> AttributeTable:
             raise ValueError(f"{source}: no such keyword {keyword}") from None
         path = (*path[:depth], tag)
         below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
-        if len(cells) != len(head) or len(path) != depth + 1 or path in table or not below_sequence:
-            raise ValueError(f"{source}: row {cells}")
+        if len(path) != depth + 1 or path in table or not below_sequence:
+            raise ValueError(f"{source}: {' | '.join(cells)}: is out of place, or stands twice")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
         table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
     return table.seal()
@@ -62,11 +63,9 @@ def attribute_table(source: str, text: str) -> AttributeTable:
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
     """Read `event | state | …`: a cell is the new state or the hex of the status that refuses."""
-    head, *body = rows(text)
-    known, table = {*states, "none"}, {}
-    for event, *cells in body:
-        for state, cell in zip(head[1:], cells, strict=True):
-            if state not in known or (event, state) in table:
-                raise ValueError(f"{source}: {event}, {state}")
-            table[event, state] = cell if cell in known else Status(int(cell, 16))
-    return table
+    known = {*states, "none"}
+
+    def read(cell: str) -> str | Status:
+        return cell if cell in known else read_status(cell)
+
+    return grid_table(source, text, read, one_of(known))

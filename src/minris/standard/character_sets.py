@@ -1,12 +1,13 @@
 """Coded character sets, and which of them go together (PS3.3 C.12.1.1.2)."""
 
+import codecs
 import re
 import types
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from minris.standard.status import Message
-from minris.standard.tables import body_rows
+from minris.standard.tables import one_of, table
 
 
 class Repertoire(NamedTuple):
@@ -48,12 +49,17 @@ class Repertoire(NamedTuple):
 
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
     """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
-    table: dict[str, tuple[Repertoire, ...]] = {}
-    for number, place, escape, width, codec, prefix in body_rows(text):
-        b"".decode(codec)
-        found = Repertoire(place, escape.encode(), int(width), codec, bytes.fromhex(prefix))
-        table[number] = (*table.get(number, ()), found)
-    return table
+    found: dict[str, tuple[Repertoire, ...]] = {}
+    readers = {
+        "place": one_of(("G0", "G1")),
+        "escape": str.encode,
+        "width": int,
+        "codec": lambda name: codecs.lookup(name) and name,
+        "prefix": bytes.fromhex,
+    }
+    for number, *one in table(text, source, **readers):
+        found[number] = (*found.get(number, ()), Repertoire(*one))
+    return found
 
 
 REPERTOIRES = repertoire_table(

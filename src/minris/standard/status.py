@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pydicom import datadict
 
-from minris.standard.tables import body_rows
+from minris.standard.tables import table
 
 
 class Status(enum.IntEnum):
@@ -53,6 +53,11 @@ class Status(enum.IntEnum):
     CANCEL = 0xFE00
     PENDING = 0xFF00
     PENDING_OPTIONAL_KEYS_UNSUPPORTED = 0xFF01
+
+
+def read_status(text: str) -> Status:
+    """A status from its four hex digits. Raises ValueError for one that is not answered here."""
+    return Status(int(text, 16))
 
 
 class Message(str):
@@ -142,13 +147,13 @@ class Outcome(NamedTuple):
 
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
     """Read `operation | status | HTTP | text`; refuses an unknown status or HTTP code."""
-    table: dict[tuple[str, Status], Outcome] = {}
-    for operation, status, code, words in body_rows(text):
-        key = operation, Status(int(status, 16))
-        if key in table or not 200 <= int(code) <= 599:
-            raise ValueError(f"{source}: {operation} {status}")
-        table[key] = Outcome(int(code), words)
-    return table
+    found: dict[tuple[str, Status], Outcome] = {}
+    for row in table(text, source, status=read_status, HTTP=int):
+        key = row.operation, row.status
+        if key in found or not 200 <= row.HTTP <= 599:
+            raise ValueError(f"{source}: {row}")
+        found[key] = Outcome(row.HTTP, row.text)
+    return found
 
 
 OUTCOMES = outcome_table(
@@ -221,9 +226,10 @@ WARNINGS = {
     Status.ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED.",
 }
 # What a status means, and what mends it, for whoever stands at a machine or reads its log.
-STATUS_WORDS = {
-    int(code, 16): (Message(meaning), Message(mend))
-    for code, meaning, mend in body_rows("""
+STATUS_WORDS: dict[int, tuple[Message, Message]] = {
+    row.code: (row.meaning, row.mend)
+    for row in table(
+        """
     code | meaning | mend
     0000 | Done | Nothing is to be done.
     0001 | Done; attributes that are not known here were left out | Nothing is to be done.
@@ -268,7 +274,11 @@ STATUS_WORDS = {
     C313 | The performer does not want to cancel | Ask the person who has it.
     C314 | This cannot be done with it | Do it with one workitem, not with all.
     FE00 | The device stopped its question | Nothing is to be done.
-    """)
+    """,
+        code=lambda code: int(code, 16),
+        meaning=Message,
+        mend=Message,
+    )
 }
 
 

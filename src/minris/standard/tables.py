@@ -1,16 +1,79 @@
 """Text tables, as the Standard prints them: how their cells are read."""
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 
-def rows(text: str) -> Iterator[list[str]]:
-    """The cells of a text table, row by row; the head is the first row, `# …` is a remark."""
+def rows(text: str, source: str = "table") -> Iterator[list[str]]:
+    """The cells of a text table, row by row; the head is the first row, `# …` is a remark.
+
+    Raises  ValueError with the line for a row that has more or fewer cells than the head
+    """
+    width = 0
     for line in text.splitlines():
-        line = line.split("  # ")[0].strip()
-        if line:
-            yield [cell.strip() for cell in line.split("|")]
+        if line := line.split("  # ")[0].strip():
+            cells = [cell.strip() for cell in line.split("|")]
+            width = width or len(cells)
+            if len(cells) != width:
+                raise ValueError(f"{source}: {line}: {len(cells)} cells in {width} columns")
+            yield cells
 
 
 def body_rows(text: str) -> tuple[list[str], ...]:
     """The rows of a text table below its head."""
     return tuple(rows(text))[1:]
+
+
+def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The rows of a text table, each cell by the name of its column, as the head has it.
+
+    readers  by column: what makes a value of a cell; a cell that has none stays text
+    Raises   ValueError for a reader of no column, and with the line where a cell is not taken
+    """
+    head, *body = rows(text, source)
+    if unknown := readers.keys() - set(head):
+        raise ValueError(f"{source}: there is no column {min(unknown)}")
+    row = collections.namedtuple("row", head)  # type: ignore[misc]  # the head names its fields
+    read = [readers.get(name, str) for name in head]
+    return tuple(row(*_read_cells(source, read, cells)) for cells in body)
+
+
+def grid_table(
+    source: str, text: str, read: Callable[[str], Any], column: Callable[[str], str] = str
+) -> dict[tuple[str, str], Any]:
+    """The cells of a text table by the first cell of the row and the head of the column.
+
+    read    what makes a value of a cell
+    column  what reads the head of a column
+    Raises  ValueError with the line where a cell is not taken, and for a row or column twice
+    """
+    head, *body = rows(text, source)
+    columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
+    readers = [str, *[read] * len(columns)]
+    found: dict[tuple[str, str], Any] = {}
+    for cells in body:
+        name, *values = _read_cells(source, readers, cells)
+        new = {(name, one): value for one, value in zip(columns, values, strict=True)}
+        if len(new) < len(columns) or new.keys() & found.keys():
+            raise ValueError(f"{source}: {name}: stands twice")
+        found |= new
+    return found
+
+
+def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[str]) -> list[Any]:
+    try:
+        return [read(cell) for read, cell in zip(readers, cells, strict=True)]
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{source}: {' | '.join(cells)}: {error}") from None
+
+
+def one_of(words: Collection[str]) -> Callable[[str], str]:
+    """A reader of cells that takes these words alone."""
+
+    def read(cell: str) -> str:
+        if cell not in words:
+            raise ValueError(f"{cell!r} is none of {', '.join(words)}")
+        return cell
+
+    return read

@@ -3,7 +3,7 @@
 from minris.standard.attributes import attribute_table, transition_table
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import DISCONTINUATION_REASONS
-from minris.standard.tables import body_rows, rows
+from minris.standard.tables import grid_table, one_of, table
 from minris.standard.uids import UPS_PULL, UPS_PUSH, UPS_WATCH
 
 # create, set: as above; final: R always, RC if known, P for COMPLETED, P2 the same but it may be
@@ -153,17 +153,13 @@ SUBSCRIPTION_STATES = ("Not Subscribed", "with Lock", "without Lock")
 
 def subscription_table(source: str, text: str) -> dict[tuple[str, str], tuple[str, bool]]:
     """Read `request | state | …`: a cell is the new state, with `+` where a state report is due."""
-    head, *body = rows(text)
-    table: dict[tuple[str, str], tuple[str, bool]] = {}
-    for request, *cells in body:
-        for state, cell in zip(head[1:], cells, strict=True):
-            if cell == "-":  # cannot be
-                continue
-            new = cell.removesuffix(" +")
-            if not {state, new} <= set(SUBSCRIPTION_STATES) or (request, state) in table:
-                raise ValueError(f"{source}: {request}, {state}")
-            table[request, state] = new, cell.endswith(" +")
-    return table
+    state = one_of(SUBSCRIPTION_STATES)
+
+    def read(cell: str) -> tuple[str, bool] | None:
+        return None if cell == "-" else (state(cell.removesuffix(" +")), cell.endswith(" +"))
+
+    found = grid_table(source, text, read, state)
+    return {key: outcome for key, outcome in found.items() if outcome}  # `-` cannot be
 
 
 # Request by the own state of one AE for one workitem; a workitem that is created has no
@@ -210,9 +206,9 @@ PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
 LOCAL_SCHEME = "99MINRIS"
 # For people who make a workitem: PS3.16 CID 9231 and, under a scheme of our own, what it lacks.
-WORKITEM_CODES = {
-    code: (scheme, meaning)
-    for code, scheme, meaning in body_rows("""
+WORKITEM_CODES: dict[str, tuple[str, str]] = {
+    row.code: (row.scheme, row.meaning)
+    for row in table("""
     code    | scheme   | meaning
     110001  | DCM      | Image Processing
     110002  | DCM      | Quality Control

@@ -13,7 +13,7 @@ from minris import log
 from minris.access.devices import host_addresses, this_minute
 from minris.dataset.elements import ElementIndex
 from minris.standard.status import Message
-from minris.standard.tables import rows
+from minris.standard.tables import grid_table
 from minris.upper_layer.negotiation import Negotiated, Rejection, calling_ae_title
 from minris.upper_layer.pdus import (
     A_ABORT,
@@ -42,12 +42,11 @@ if TYPE_CHECKING:
 
 
 # The acceptor's half of the state machine: what happens, and the state after it.
-# Source: PS3.8 Table 9-10
-ASSOCIATION_STATES = {
-    (event, state): cell.split(" ")
-    for head, *body in [
-        list(
-            rows("""
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
+    place: cell
+    for place, cell in grid_table(
+        "PS3.8 Table 9-10",
+        """
     event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
     connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
     ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
@@ -66,11 +65,9 @@ ASSOCIATION_STATES = {
     closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
     ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
     invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-            """)
-        )
-    ]
-    for event, *cells in body
-    for state, cell in zip(head[1:], cells, strict=True)
+    """,
+        str.split,
+    ).items()
     if cell
 }  # local: "abort" in Sta2 is ours, for a connection past a limit
 PDU_EVENTS = {
