@@ -107,7 +107,7 @@ import zlib
 import zoneinfo
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsBytes
 
 LIBRARIES = {
     "pynetdicom": "pynetdicom",
@@ -214,7 +214,7 @@ def grid_table(
     """
     head, *body = rows(text, source)
     columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
-    readers = [str, *[read] * len(columns)]
+    readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
     found: dict[tuple[str, str], Any] = {}
     for cells in body:
         name, *values = _read_cells(source, readers, cells)
@@ -629,14 +629,16 @@ class Repertoire(NamedTuple):
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
     """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
     found: dict[str, tuple[Repertoire, ...]] = {}
-    readers = {
-        "place": one_of(("G0", "G1")),
-        "escape": str.encode,
-        "width": int,
-        "codec": lambda name: codecs.lookup(name) and name,
-        "prefix": bytes.fromhex,
-    }
-    for number, *one in table(text, source, **readers):
+    rows_ = table(
+        text,
+        source,
+        place=one_of(("G0", "G1")),
+        escape=str.encode,
+        width=int,
+        codec=lambda name: codecs.lookup(name) and name,
+        prefix=bytes.fromhex,
+    )
+    for number, *one in rows_:
         found[number] = (*found.get(number, ()), Repertoire(*one))
     return found
 
@@ -2212,9 +2214,9 @@ def encode_item(content: bytes) -> bytes:
     return TAG_AND_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
 
 
-def encode_items(tag: int, contents: Iterable[bytes]) -> bytes:
+def encode_items(tag: int, contents: Iterable[SupportsBytes]) -> bytes:
     """A sequence of items that are encoded already."""
-    return encode_element(tag, b"SQ", b"".join(map(encode_item, contents)))
+    return encode_element(tag, b"SQ", b"".join(encode_item(bytes(one)) for one in contents))
 
 
 def encode_text(keyword: str, text: str) -> bytes:
@@ -2223,9 +2225,9 @@ def encode_text(keyword: str, text: str) -> bytes:
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
-def in_tag_order(found: Mapping[int, bytes]) -> list[bytes]:
-    """Encoded elements in the order of their tags (PS3.5 7.1)."""
-    return [found[tag] for tag in sorted(found)]
+def encoded(elements: Mapping[int, bytes]) -> bytes:
+    """A data set of encoded elements, in the order of their tags (PS3.5 7.1)."""
+    return b"".join([elements[tag] for tag in sorted(elements)])
 
 
 class ElementIndex:
@@ -2233,8 +2235,9 @@ class ElementIndex:
 
     __slots__ = ("data", "end", "found", "start")
 
-    def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
-        self.data, self.start = data, start
+    def __init__(self, data: SupportsBytes, start: int = 0, end: int | None = None) -> None:
+        self.data = data = bytes(data)
+        self.start = start
         self.end = end = len(data) if end is None else end
         self.found: dict[int, tuple[bytes, int, int, int]] = {}
         found, unpack, pos = self.found, ELEMENT_HEADER.unpack_from, start
@@ -2313,21 +2316,25 @@ class ElementIndex:
     def __bytes__(self) -> bytes:
         return self.data[self.start : self.end]
 
-    def merged(self, *others: "ElementIndex") -> bytes:
+    def merged(self, *others: "ElementIndex") -> "ElementIndex":
         """The data set with the elements of the others put in, each in the place of its own."""
         elements = {tag: self.element(tag) for tag in self.found}
         for other in others:
             elements |= {tag: other.element(tag) for tag in other.found}
-        return b"".join(in_tag_order(elements))
+        return ElementIndex(encoded(elements))
 
-    def without(self, tags: Iterable[int]) -> bytes:
+    def without(self, tags: Iterable[int]) -> "ElementIndex":
         """The data set less some elements."""
         leave = frozenset(tags)
-        return b"".join(self.element(tag) for tag in self.found if tag not in leave)
+        return self.only([tag for tag in self.found if tag not in leave])
 
-    def only(self, tags: Iterable[int]) -> bytes:
-        """The elements of the given tags that are there, ascending."""
-        return b"".join(self.element(tag) for tag in sorted(tags) if tag in self.found)
+    def only(self, tags: Iterable[int]) -> "ElementIndex":
+        """The elements of the given tags that are there."""
+        return ElementIndex(encoded({tag: self.element(tag) for tag in tags if tag in self.found}))
+
+    def with_values(self) -> "ElementIndex":
+        """The elements that have a value."""
+        return self.only(filter(self.has_value, self.found))
 
 
 EMPTY = ElementIndex(b"")
@@ -2335,8 +2342,13 @@ EMPTY = ElementIndex(b"")
 
 def text_elements(**texts: str) -> ElementIndex:
     """A data set of text elements by keyword; those without a text are left out."""
-    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
-    return ElementIndex(b"".join(in_tag_order(elements)))
+    return ElementIndex(encoded({tag_of(k): encode_text(k, v) for k, v in texts.items() if v}))
+
+
+def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
+    """A data set of sequences by keyword, of items that are encoded already."""
+    tags = {tag_of(keyword): items for keyword, items in sequences.items()}
+    return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
@@ -2911,11 +2923,11 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
 # Data sets held against an attribute table, and what N-GET selects of them.
 # ------------------------------------------------------------------------------------------------
 
-def well_formed(data: bytes) -> bytes:
+def well_formed(index: ElementIndex) -> ElementIndex:
     """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
-    if problems := list(value_problems(ElementIndex(data))):
+    if problems := list(value_problems(index)):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-    return data
+    return index
 
 
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
@@ -2971,15 +2983,14 @@ def check_attributes(
     return forgiven
 
 
-def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
+def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> ElementIndex:
     """A data set with the type 2 attributes of a column that it lacks, empty."""
-    index = ElementIndex(data)
     absent = {
         attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
         for attribute in table.children()
         if attribute.cells[column].startswith("2/") and attribute.tag not in index
     }
-    return index.merged(ElementIndex(b"".join(in_tag_order(absent))))
+    return index.merged(ElementIndex(encoded(absent)))
 
 
 def selected_attributes(
@@ -3003,7 +3014,7 @@ def selected_attributes(
         else:
             missing = True
     status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
-    return status, b"".join(in_tag_order(parts))
+    return status, encoded(parts)
 
 
 def check_uid(uid: str) -> None:
@@ -3222,7 +3233,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
             raise _bad_json(key, "has a value that its vr does not allow") from None
-    return b"".join(in_tag_order(found))
+    return encoded(found)
 
 
 _JSON_CONTENTS = frozenset(("Value", "InlineBinary", "BulkDataURI"))
@@ -3279,7 +3290,7 @@ class _Recoder:
         while pos < end:
             tag, vr, start, length = self.header(pos, end, explicit)
             if tag == until:
-                return b"".join(found.values() if ordered else in_tag_order(found)), start
+                return b"".join(found.values()) if ordered else encoded(found), start
             if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
                 raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
             self.count += 1
@@ -3293,7 +3304,7 @@ class _Recoder:
                 ordered, last = ordered and tag > last, tag
         if until:
             raise Malformed("a delimiter is missing")
-        return b"".join(found.values() if ordered else in_tag_order(found)), pos
+        return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty where implicit), start and length of the value."""
@@ -3635,12 +3646,14 @@ def cancellation_reason(remark: str, code: str) -> ElementIndex:
     if code not in UPS_CANCELLATION_REASONS:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
     item = code_item(code, UPS_CANCELLATION_REASONS[code])
-    codes = encode_items(tag_of("ProcedureStepDiscontinuationReasonCodeSequence"), [item])
+    codes = sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item])
     texts = text_elements(ReasonForCancellation=remark.strip()) if remark.strip() else EMPTY
-    return ElementIndex(well_formed(texts.merged(ElementIndex(codes))))
+    return well_formed(texts.merged(codes))
 
 
-def availability_data(study: str, rows_: list[tuple[str, ...]], of: list[bytes]) -> bytes:
+def availability_data(
+    study: str, rows_: list[tuple[str, ...]], of: list[ElementIndex]
+) -> ElementIndex:
     """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
 
     rows_  instance, Retrieve AE Title, class, study, series, availability, in order of the series
@@ -3649,15 +3662,16 @@ def availability_data(study: str, rows_: list[tuple[str, ...]], of: list[bytes])
     series = []
     for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
         images = [
-            bytes(text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
-                                InstanceAvailability=row[5], RetrieveAETitle=row[1]))
+            text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
+                          InstanceAvailability=row[5], RetrieveAETitle=row[1])
             for row in of_series
         ]  # fmt: skip
-        sequence = ElementIndex(encode_items(REFERENCED_SOP, images))
+        sequence = sequence_elements(ReferencedSOPSequence=images)
         series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
     return text_elements(StudyInstanceUID=study).merged(
-        ElementIndex(encode_items(tag_of("ReferencedPerformedProcedureStepSequence"), of)),
-        ElementIndex(encode_items(tag_of("ReferencedSeriesSequence"), series)),
+        sequence_elements(
+            ReferencedPerformedProcedureStepSequence=of, ReferencedSeriesSequence=series
+        )
     )
 
 
@@ -4200,7 +4214,7 @@ def has_extended_text(index: ElementIndex) -> bool:
 
 def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
     """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
-    index = ElementIndex(ElementIndex(data).without([SPECIFIC_CHARACTER_SET]))
+    index = ElementIndex(data).without([SPECIFIC_CHARACTER_SET])
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
         return search._whole(index, UTF_8)
@@ -5535,7 +5549,7 @@ class SimulatedArchive(Peer):
             data = availability_data(study, list(of_study), [])
             with self.association() as association:
                 status, _ = association.send_n_create(
-                    dataset_of(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                    dataset_of(data), INSTANCE_AVAILABILITY, new_uid()
                 )
             code = f"{status.Status:04X}" if status else "no answer"
             self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
@@ -5909,7 +5923,7 @@ class Workstation(Peer):
         station  for which it is
         """
         now = datetime.datetime.now().astimezone()
-        codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
+        codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(code)])
         texts = text_elements(
             ProcedureStepState="SCHEDULED",
             ProcedureStepLabel=words,
@@ -5919,8 +5933,7 @@ class Workstation(Peer):
             ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d%H%M%S%z}",
             CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
         )
-        data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
-        ds = dataset_of(ElementIndex(data))
+        ds = dataset_of(with_empty(texts.merged(codes), UPS_ATTRIBUTES, "create"))
         if station:
             code_ds = dataset_of(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
             ds.ScheduledStationNameCodeSequence = [code_ds]
@@ -5968,7 +5981,7 @@ class Workstation(Peer):
         item = text_elements(
             ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
         )
-        sequence = encode_items(PROGRESS_INFORMATION, [bytes(item)])
+        sequence = sequence_elements(ProcedureStepProgressInformationSequence=[item])
         self._set(uid, lock, sequence, f"{percent} %, {words}")
 
     def complete(self, uid: str, lock: str, code: str) -> None:
@@ -5978,24 +5991,21 @@ class Workstation(Peer):
             PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
         )
         station = code_item(self.ae_title, self.ae_title, LOCAL_SCHEME)
-        item = times.merged(
-            *(
-                ElementIndex(encode_items(tag_of(keyword), items))
-                for keyword, items in (
-                    ("PerformedWorkitemCodeSequence", [workitem_code(code)]),
-                    ("PerformedStationNameCodeSequence", [station]),
-                    ("OutputInformationSequence", []),
-                )
-            )
+        sequences = sequence_elements(
+            PerformedWorkitemCodeSequence=[workitem_code(code)],
+            PerformedStationNameCodeSequence=[station],
+            OutputInformationSequence=[],
         )
-        self._set(uid, lock, encode_items(PERFORMED_PROCEDURE, [item]), "what was performed")
+        items = [times.merged(sequences)]
+        performed = sequence_elements(UnifiedProcedureStepPerformedProcedureSequence=items)
+        self._set(uid, lock, performed, "what was performed")
         self.change_state(uid, "COMPLETED", lock)
 
     def request_cancel(self, uid: str, words: str) -> None:
         """N-ACTION of type 2 with a reason and a contact."""
         contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
         asked = cancellation_reason(words, "110513").merged(contact)
-        self._act(f"request cancel    {words}", 2, uid, ElementIndex(asked), UPS_WATCH)
+        self._act(f"request cancel    {words}", 2, uid, asked, UPS_WATCH)
 
     def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
         """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
@@ -6014,8 +6024,8 @@ class Workstation(Peer):
         for uid in self.made:
             self._act("unsubscribe", 4, uid, action, UPS_WATCH)
 
-    def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
-        ds = dataset_of(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+    def _set(self, uid: str, lock: str, index: ElementIndex, words: str) -> None:
+        ds = dataset_of(text_elements(TransactionUID=lock).merged(index))
         with self.association() as association:
             status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
         self._said(f"N-SET             {words}", status)
@@ -6322,8 +6332,8 @@ def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
             PatientSex=row.sex,
             RequestedProcedureDescription=row.exam,
         )
-        sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
-        items.append(to_json(ElementIndex(patient.merged(sequence))))
+        sequence = sequence_elements(ScheduledProcedureStepSequence=[step])
+        items.append(to_json(patient.merged(sequence)))
     return items
 
 
@@ -7083,7 +7093,7 @@ def encode_command(**fields: Any) -> bytes:
         else:
             raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
         elements[tag] = TAG_AND_LENGTH.pack(0, tag, len(raw)) + raw
-    body = b"".join(in_tag_order(elements))
+    body = encoded(elements)
     return TAG_AND_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
 
 
@@ -8657,8 +8667,7 @@ def code_in_use(code: str) -> bool:
     """Whether an open step is of a procedure with this code."""
     states = sorted(OPEN_STEP_STATES)
     return any(
-        ElementIndex(bytes(step.data)).item("RequestedProcedureCodeSequence").get("CodeValue")
-        == code
+        ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
         for step in fetch_rows(
             ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
         )
@@ -8702,21 +8711,19 @@ def apply_procedure(data: bytes) -> bytes:
         CodingSchemeDesignator=procedure.scheme,
         CodeMeaning=procedure.meaning,
     )
-    known = [text_elements(RequestedProcedureDescription=procedure.meaning)]
-    known.append(
-        ElementIndex(encode_items(tag_of("RequestedProcedureCodeSequence"), [bytes(code)]))
-    )
     steps = []
     for step in index.items(STEP_SEQUENCE) or [EMPTY]:
-        given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
         defaults = text_elements(
             Modality=procedure.modality,
             ScheduledStationAETitle=procedure.ae_title,
             ScheduledProcedureStepDescription=procedure.meaning,
         )
-        parts = [defaults, _protocol(procedure), given]
-        steps.append(step.merged(*parts))
-    return index.merged(*known, ElementIndex(encode_items(STEP_SEQUENCE, steps)))
+        steps.append(step.merged(defaults, _protocol(procedure), step.with_values()))
+    named = text_elements(RequestedProcedureDescription=procedure.meaning)
+    sequences = sequence_elements(
+        RequestedProcedureCodeSequence=[code], ScheduledProcedureStepSequence=steps
+    )
+    return bytes(index.merged(named, sequences))
 
 
 def _protocol(procedure: Any) -> ElementIndex:
@@ -8727,7 +8734,7 @@ def _protocol(procedure: Any) -> ElementIndex:
         CodingSchemeDesignator=procedure.scheme,
         CodeMeaning=procedure.protocol_meaning or procedure.protocol_code,
     )
-    return ElementIndex(encode_items(tag_of("ScheduledProtocolCodeSequence"), [bytes(code)]))
+    return sequence_elements(ScheduledProtocolCodeSequence=[code])
 
 
 def all_procedures() -> list[Any]:
@@ -8907,22 +8914,20 @@ def is_of_patient(tag: int) -> bool:
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
-def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
+def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
     """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
 
 
-def fold(patient: bytes, procedure: bytes, step: bytes) -> bytes:
+def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> ElementIndex:
     """The complete worklist data set of one scheduled procedure step."""
-    sequence = encode_items(STEP_SEQUENCE, [step])
-    return ElementIndex(patient).merged(ElementIndex(procedure), ElementIndex(sequence))
+    return patient.merged(procedure, sequence_elements(ScheduledProcedureStepSequence=[step]))
 
 
-def step_columns(data: bytes) -> dict[str, str]:
+def step_columns(index: ElementIndex) -> dict[str, str]:
     """The columns of a scheduled procedure step, all from its data set, normalised."""
-    index = ElementIndex(data)
     step = index.item("ScheduledProcedureStepSequence")
     return {
         "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
@@ -8958,11 +8963,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
         ScheduledProcedureStepStartTime=f"{now:%H%M%S}",
         ScheduledProcedureStepDescription=procedure.get("RequestedProcedureDescription"),
     )
-    given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
-    empty = ElementIndex(step.without(given.found))
-    merged = ElementIndex(empty.merged(known, given))
     status = text_elements(ScheduledProcedureStepStatus=step.text(STEP_STATUS) or "SCHEDULED")
-    return ElementIndex(merged.merged(status))
+    return step.merged(known, step.with_values(), status)
 
 
 REQUIRED_STEP_KEYWORDS = (
@@ -8991,9 +8993,8 @@ def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Proble
     return problems
 
 
-def patient_columns(data: bytes) -> dict[str, Any]:
+def patient_columns(index: ElementIndex) -> dict[str, Any]:
     """The columns of a patient, all from its data set."""
-    index = ElementIndex(data)
     return {
         "patient_id": index.get("PatientID"),
         "issuer_of_patient_id": index.get("IssuerOfPatientID"),
@@ -9001,13 +9002,13 @@ def patient_columns(data: bytes) -> dict[str, Any]:
         "name_key": name_key(index.get("PatientName")),
         "initials": initials(index.get("PatientName")),
         "patient_birth_date": index.get("PatientBirthDate"),
-        "data": data,
+        "data": bytes(index),
     }
 
 
 def step_item(step: ScheduledProcedureStep) -> ElementIndex:
     """The one item of a stored step's Scheduled Procedure Step Sequence."""
-    return ElementIndex(bytes(step.data)).item("ScheduledProcedureStepSequence")
+    return ElementIndex(step.data).item("ScheduledProcedureStepSequence")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -9201,7 +9202,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data in cursor:
-        index = ElementIndex(bytes(data))
+        index = ElementIndex(data)
         exam = index.get("RequestedProcedureDescription")
         code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
@@ -9355,7 +9356,7 @@ def visit_of(row_id: int) -> list[Moment]:
     for label, state, created, claimed, ended, performer, data in workitems:
         found.append(Moment(created, Message("Workitem made"), label))
         found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
-        code = ElementIndex(bytes(data)).item("ScheduledWorkitemCodeSequence").get("CodeValue")
+        code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
         words = Message("Workitem ended: {state}", state=state)
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
@@ -9409,15 +9410,16 @@ def minutes_between(begin: str, end: str) -> float:
 # A scheduled step: folded anew with its patient and order, led from state to state.
 # ------------------------------------------------------------------------------------------------
 
-def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = False) -> None:
+def update_patient(
+    ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
+) -> None:
     """Take what is newly told of a patient; open steps follow.
 
     empty  take what is given empty too; else it changes nothing
     """
-    index, old = ElementIndex(given), bytes(patient.data)
-    told = ElementIndex(index.only(tag for tag in index if empty or index.has_value(tag)))
-    new = ElementIndex(old).merged(told)
-    if new == old:
+    old = ElementIndex(patient.data)
+    new = old.merged(given if empty else given.with_values())
+    if bytes(new) == bytes(old):
         return
     for column, value in patient_columns(new).items():
         setattr(patient, column, value)
@@ -9438,22 +9440,25 @@ def refold_open(patient: Patient) -> None:
         )
     )
     for step in steps:
-        refold(step, patient, step.procedure, bytes(step_item(step)))
+        refold(step, patient, step.procedure, step_item(step))
 
 
 def refold(
-    step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
+    step: ScheduledProcedureStep,
+    patient: Patient,
+    procedure: RequestedProcedure,
+    item: ElementIndex,
 ) -> None:
     """Fold a step's data set anew and write it with a new version."""
-    data = fold(bytes(patient.data), bytes(procedure.data), item)
-    columns = step_columns(data)
+    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
+    columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
         columns["ended_at"] = ""
     changed = ScheduledProcedureStep.update(
-        data=data, version=ScheduledProcedureStep.version + 1, **columns
+        data=bytes(folded), version=ScheduledProcedureStep.version + 1, **columns
     ).where(ScheduledProcedureStep.id == step.id)
     changed.execute()
-    stations = ElementIndex(item).values(tag_of("ScheduledStationAETitle"))
+    stations = item.values(tag_of("ScheduledStationAETitle"))
     old = step_item(step)
     if (stations, columns["start_date"]) != (
         old.values(tag_of("ScheduledStationAETitle")),
@@ -9461,7 +9466,7 @@ def refold(
     ):
         ScheduledStation.delete().where(ScheduledStation.step == step).execute()
         save_stations(step.id, stations, columns["start_date"])
-    step.data, step.status = data, columns["status"]
+    step.data, step.status = bytes(folded), columns["status"]
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
@@ -9493,9 +9498,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
         return
     old, item = step.status, step_item(step)
     changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
-    data = ElementIndex(bytes(step.data)).merged(
-        ElementIndex(encode_items(STEP_SEQUENCE, [changed]))
-    )
+    sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
+    data = bytes(ElementIndex(step.data).merged(sequence))
     ended = state not in OPEN_STEP_STATES
     stamps = {
         "ended_at": ctx.stamp() if ended else "",
@@ -9720,7 +9724,7 @@ def _image(place: Place) -> dict[str, str] | None:
         return None
     image = dict(zip(columns.split(", "), row, strict=True))
     if table == "scheduled_procedure_step":
-        item = ElementIndex(bytes(image["data"])).item("ScheduledProcedureStepSequence")
+        item = ElementIndex(image["data"]).item("ScheduledProcedureStepSequence")
         image["data"] = item.without([STEP_STATUS])
     return image | {"data": base64.b64encode(bytes(image["data"])).decode()}
 
@@ -9927,24 +9931,23 @@ def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | N
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
-def save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
-    index = ElementIndex(given)
-    patient = find_patient(ctx, index, same_id)
+    patient = find_patient(ctx, given, same_id)
     if patient:
-        if same_person(index, patient):  # a group that is not told is not told to be empty
-            told = index.get("PatientName").split("=")
+        if same_person(given, patient):  # a group that is not told is not told to be empty
+            told = given.get("PatientName").split("=")
             known = patient.patient_name.split("=")
             groups = itertools.zip_longest(told, known, fillvalue="")
             name = "=".join(new or old for new, old in groups)
-            given = index.merged(text_elements(PatientName=name))
+            given = given.merged(text_elements(PatientName=name))
         update_patient(ctx, patient, given)
         return patient
-    if not index.get("PatientID"):
+    if not given.get("PatientID"):
         made = next_identifier(
             ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
         )
-        given = index.merged(text_elements(PatientID=made))
+        given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
@@ -10018,10 +10021,8 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             RequestedProcedure.update(patient=target).where(
                 RequestedProcedure.patient == patient
             ).execute()
-            own = ElementIndex(bytes(patient.data))
-            have = ElementIndex(bytes(target.data))
-            more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
-            update_patient(ctx, target, more)
+            own, have = ElementIndex(patient.data), ElementIndex(target.data)
+            update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
@@ -10041,7 +10042,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         patient = Patient.get_or_none(Patient.id == row_id)
         if not patient:
             raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-        new = ElementIndex(ElementIndex(bytes(patient.data)).merged(ElementIndex(given)))
+        told = ElementIndex(given)
+        new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
@@ -10053,9 +10055,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         )
         target = known or patient
         if known:
-            told = ElementIndex(given)
-            told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
-            new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
+            new = ElementIndex(known.data).merged(told.with_values())
         what, about, old_id = (
             Message("Patient corrected"),
             f"patient {target.id}",
@@ -10068,7 +10068,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                     RequestedProcedure.patient == patient
                 ).execute()
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
-            for column, value in patient_columns(bytes(new)).items():
+            for column, value in patient_columns(new).items():
                 setattr(target, column, value)
             target.updated_at = ctx.stamp()
             target.save()
@@ -10091,16 +10091,15 @@ def get_patient(row_id: int) -> bytes:
 # ------------------------------------------------------------------------------------------------
 
 def _save_procedure(
-    ctx: Context, patient: Patient, given: bytes, same_id: str = "refuse"
+    ctx: Context, patient: Patient, index: ElementIndex, same_id: str = "refuse"
 ) -> RequestedProcedure:
     """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
-    index = ElementIndex(given)
     uid = index.get("StudyInstanceUID")
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
         if known.patient_id != patient.id:
             raise belongs_to_another("StudyInstanceUID", uid)
-        stored = ElementIndex(bytes(known.data))
+        stored = ElementIndex(known.data)
         problems = [
             Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
             for k in ("AccessionNumber", "RequestedProcedureID")
@@ -10133,7 +10132,7 @@ def _save_procedure(
         study_instance_uid=made.get("StudyInstanceUID"),
         requested_procedure_id=made.get("RequestedProcedureID"),
         accession_number=made.get("AccessionNumber"),
-        data=index.merged(made),
+        data=bytes(index.merged(made)),
         created_at=ctx.stamp(),
     )
 
@@ -10148,8 +10147,8 @@ def _save_step(
         lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
-    data = fold(bytes(patient.data), bytes(procedure.data), item)
-    columns = step_columns(data)
+    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
+    data, columns = bytes(folded), step_columns(folded)
     arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
     ended = "" if columns["status"] in OPEN_STEP_STATES else ctx.stamp()
     try:
@@ -10188,14 +10187,13 @@ def schedule(
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
-    patient_data, procedure_data, steps = split_item(index)
-    procedure_index = ElementIndex(procedure_data)
-    steps = [step_with_defaults(ctx, step, procedure_index) for step in steps]
+    of_patient, of_procedure, steps = split_item(index)
+    steps = [step_with_defaults(ctx, step, of_procedure) for step in steps]
     if problems := item_problems(index, steps):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
-        patient = save_patient(ctx, patient_data, same_id)
-        procedure = _save_procedure(ctx, patient, procedure_data, same_id)
+        patient = save_patient(ctx, of_patient, same_id)
+        procedure = _save_procedure(ctx, patient, of_procedure, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
@@ -10216,7 +10214,7 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
              UID, step ID or Patient ID
     """
     index = ElementIndex(data)
-    patient_data, procedure_data, items = split_item(index)
+    of_patient, of_procedure, items = split_item(index)
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
         state = step_outcome("reschedule", step)
@@ -10240,21 +10238,17 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         procedure = step.procedure
-        changed = ElementIndex(step_item(step).merged(given))
         new_state = given.text(STEP_STATUS) or state
-        changed = ElementIndex(
-            changed.merged(text_elements(ScheduledProcedureStepStatus=new_state))
-        )
-        patient_merged = ElementIndex(bytes(procedure.patient.data)).merged(
-            ElementIndex(patient_data)
-        )
-        everything = ElementIndex(fold(patient_merged, procedure_data, bytes(changed)))
+        status = text_elements(ScheduledProcedureStepStatus=new_state)
+        changed = step_item(step).merged(given, status)
+        patient = ElementIndex(procedure.patient.data).merged(of_patient)
+        everything = fold(patient, of_procedure, changed)
         if problems := item_problems(everything, [changed]):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
         with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
-            _change(ctx, step, changed, patient_data, procedure_data)
+            _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
 
@@ -10263,25 +10257,25 @@ def _change(
     ctx: Context,
     step: ScheduledProcedureStep,
     item: ElementIndex,
-    patient_data: bytes,
-    procedure_data: bytes,
+    of_patient: ElementIndex,
+    of_procedure: ElementIndex,
 ) -> None:
     """Write what was changed of a step, its procedure and its patient; siblings follow."""
     procedure = step.procedure
-    procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
-    told = ElementIndex(bytes(procedure.data))
+    told = ElementIndex(procedure.data).merged(of_procedure)
+    procedure.data = bytes(told)
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)
     procedure.accession_number = told.get("AccessionNumber")
     procedure.requested_procedure_id = told.get("RequestedProcedureID")
     procedure.save()
-    update_patient(ctx, procedure.patient, patient_data, empty=True)
+    update_patient(ctx, procedure.patient, of_patient, empty=True)
     siblings = ScheduledProcedureStep.select().where(
         (ScheduledProcedureStep.procedure == procedure)
         & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
     )
     for sibling in siblings:
-        its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
+        its = item if sibling.id == step.id else step_item(sibling)
         refold(sibling, procedure.patient, procedure, its)
 
 
@@ -10323,7 +10317,7 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
             texts["ScheduledStationName"] = device.station_name
             texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
-    sequence = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(elements))])
+    sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)
 
 
@@ -10604,16 +10598,16 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
-        stored = ElementIndex(bytes(performed.data))
+        stored = ElementIndex(performed.data)
         check_settable(index, stored)
         blank = {MPPS_STATUS} if not status else set()
-        told = ElementIndex(index.without(NOT_SETTABLE | blank))
+        told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
         remark = check_mpps(ctx, merged, state)
         update_row(
             PerformedProcedureStep,
             performed.id,
-            data=merged,
+            data=bytes(merged),
             status=state,
             updated_at=ctx.stamp(),
             remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
@@ -10621,7 +10615,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
-        changes = merged != bytes(performed.data)
+        changes = bytes(merged) != bytes(stored)
         if changes and not has_gone_round(ctx, performed, bytes(told)):
             pass_on(ctx, "mpps", "N-SET", uid, bytes(told))
         notify_of_mpps(ctx, uid, "" if state == performed.status else state)
@@ -10643,7 +10637,7 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
     if not found:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
-    return selected_attributes(ElementIndex(bytes(found[0].data)), tags, MPPS_ATTRIBUTES)
+    return selected_attributes(ElementIndex(found[0].data), tags, MPPS_ATTRIBUTES)
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
@@ -10675,13 +10669,13 @@ def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
-def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
+def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
     """Hold a performed step against the table for its state: what was forgiven, in words.
 
     DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
     Source: PS3.4 F.7.2.2.2
     """
-    index, lenient = ElementIndex(merged), not ctx.config.dicom.strict_mpps
+    lenient = not ctx.config.dicom.strict_mpps
     final = state in FINAL_MPPS_STATES
     forgiven: list[Problem] = []
     if final and lenient and state == "DISCONTINUED":
@@ -10689,7 +10683,7 @@ def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
         for tag in (*map(tag_of, ends), SERIES):
             if not index.has_value(tag):
                 forgiven.append(Problem(tag, Message("has no value")))
-        index = ElementIndex(index.without(problem.tag for problem in forgiven))
+        index = index.without(problem.tag for problem in forgiven)
     series = index.items(SERIES)
     column = "final" if final else "create"
     for item in series:
@@ -10732,10 +10726,8 @@ UPS_NOT_SETTABLE = frozenset(
 UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
 
 
-def workitem_columns(ctx: Context, data: bytes) -> dict[str, str]:
+def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
     """The columns of a workitem, all from its data set; times in UTC."""
-    index = ElementIndex(data)
-
     requests = index.items(tag_of("ReferencedRequestSequence"))
     numbers = {item.get("AccessionNumber") for item in requests} - {""}
 
@@ -10819,7 +10811,7 @@ def datetime_with_offset(text: str, offset: str) -> str:
     return low + dash + high
 
 
-def with_offsets(index: ElementIndex, offset: str) -> bytes:
+def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
     """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
     elements = {}
     for tag in index:
@@ -10831,7 +10823,7 @@ def with_offsets(index: ElementIndex, offset: str) -> bytes:
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
         elif tag != TIMEZONE_OFFSET:
             elements[tag] = index.element(tag)
-    return b"".join(in_tag_order(elements))
+    return ElementIndex(encoded(elements))
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:
@@ -10842,7 +10834,7 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
     if offset and not re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", offset):
         problem = Problem(TIMEZONE_OFFSET, Message("is not an offset"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    return ElementIndex(with_offsets(index, offset))
+    return with_offsets(index, offset)
 
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
@@ -10950,11 +10942,13 @@ def has_content(index: ElementIndex, attribute: Attribute) -> bool:
 EVENT_CHANNELS = ("dimse", "websocket")
 
 
-def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iterable[str]) -> None:
+def record_event(
+    ctx: Context, name: str, uid: str, told: ElementIndex, receivers: Iterable[str]
+) -> None:
     """Write an event and a row for each receiver, in the transaction at hand.
 
     name       a key of EVENT_TYPES
-    data       the event information, stored form
+    told       the event information
     receivers  AE titles; without any the event is history alone
     """
     now = ctx.stamp()
@@ -10962,7 +10956,7 @@ def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iter
         WorkitemEvent,
         sop_instance_uid=uid,
         event_type=EVENT_TYPES[name],
-        data=data,
+        data=bytes(told),
         created_at=now,
         who=str(ctx.actor),
     )
@@ -11001,27 +10995,23 @@ def subscribers(workitem_id: int) -> list[str]:
     return [title for (title,) in cursor]
 
 
-def state_report(index: ElementIndex) -> bytes:
+def state_report(index: ElementIndex) -> ElementIndex:
     """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
     reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    final = index.text(UPS_STATE) == "CANCELED"
-    why = progress.only(map(tag_of, reasons)) if final else b""
-    return ElementIndex(index.only(told)).merged(ElementIndex(why))
+    canceled = index.text(UPS_STATE) == "CANCELED"
+    return index.only(told).merged(progress.only(map(tag_of, reasons) if canceled else ()))
 
 
-def assigned_reports(index: ElementIndex) -> list[bytes]:
+def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
     """The information of UPS Assigned: one for each performer, one where only a station is named."""
-    station = ElementIndex(index.only([tag_of("ScheduledStationNameCodeSequence")]))
+    station = index.only([tag_of("ScheduledStationNameCodeSequence")])
     station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
     keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
     performers = index.items(tag_of("ScheduledHumanPerformersSequence"))
-    told = [
-        station.merged(ElementIndex(performer.only(map(tag_of, keywords))))
-        for performer in performers
-    ]
-    return told or ([bytes(station)] if station.found else [])
+    told = [station.merged(performer.only(map(tag_of, keywords))) for performer in performers]
+    return told or ([station] if station.found else [])
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
@@ -11073,7 +11063,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     )
     if receivers:
         uid = UPS_GLOBAL_SUBSCRIPTION
-        record_event(ctx, "SCP Status Change", uid, bytes(data), receivers)
+        record_event(ctx, "SCP Status Change", uid, data, receivers)
     return receivers
 
 
@@ -11296,9 +11286,8 @@ def _subscribe_globally(
     """Keep a global subscription: ids of the workitems that it is of, None for all."""
     only = None
     if uid == UPS_FILTERED_SUBSCRIPTION:
-        keys = ElementIndex(keys).only(
-            tag for tag in ElementIndex(keys) if (tag,) in UPS_ATTRIBUTES
-        )
+        asked = ElementIndex(keys)
+        keys = bytes(asked.only(tag for tag in asked if (tag,) in UPS_ATTRIBUTES))
         if not keys:
             raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
         try:
@@ -11391,9 +11380,9 @@ def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
         return False
 
 
-def subscribe_created(ctx: Context, workitem_id: int, data: bytes) -> list[str]:
+def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> list[str]:
     """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
-    index, locks = ElementIndex(data), {}
+    locks: dict[str, bool] = {}
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):
             locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
@@ -11441,7 +11430,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         ScheduledProcedureStepModificationDateTime=dicom_now(ctx),
         WorklistLabel=index.get("WorklistLabel") or ctx.config.ups.worklist_label,
     )
-    stored = ElementIndex(index.without([TRANSACTION_UID])).merged(made)
+    stored = index.without([TRANSACTION_UID]).merged(made)
     with database.atomic():
         row_id = insert_row(
             Workitem,
@@ -11450,7 +11439,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             performer="",
             by_person=0,
             declined="",
-            data=stored,
+            data=bytes(stored),
             version=first_version(),
             created_at=ctx.stamp(),
             updated_at=ctx.stamp(),
@@ -11463,9 +11452,8 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         if auto and ctx.actor.name not in told:
             enter_subscriptions([(row_id, ctx.actor.name, 0, ctx.stamp())])
             told.append(ctx.actor.name)
-        created = ElementIndex(stored)
-        record_event(ctx, "UPS State Report", uid, state_report(created), told)
-        for report in assigned_reports(created):
+        record_event(ctx, "UPS State Report", uid, state_report(stored), told)
+        for report in assigned_reports(stored):
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
@@ -11506,34 +11494,34 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
     with database.atomic():
         workitem, key = stored_workitem(uid), index.text(TRANSACTION_UID)
         ups_outcome(f"set, {key_state(workitem, key) if key else 'no UID'}", workitem)
-        stored = ElementIndex(bytes(workitem.data))
+        stored = ElementIndex(workitem.data)
         check_ups_settable(index, stored)
         leave = UPS_NOT_SETTABLE | UPS_IDENTITY | {TRANSACTION_UID, UPS_STATE, MODIFIED_AT}
-        told = ElementIndex(index.without(leave))
+        told = index.without(leave)
         if problems := workitem_problems(ctx, told):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         check_items(told, not ctx.config.ups.strict)
         merged = stored.merged(told)
         save_workitem(ctx, workitem, merged)
-        report_changes(ctx, workitem, stored, ElementIndex(merged))
+        report_changes(ctx, workitem, stored, merged)
         audit(ctx, "workitem set", uid)
     return Status.SUCCESS
 
 
-def save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+def save_workitem(ctx: Context, workitem: Any, index: ElementIndex, **columns: Any) -> ElementIndex:
     """Write a workitem's data set with a new modification time and version."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
-    data = ElementIndex(data).merged(now)
+    index = index.merged(now)
     update_row(
         Workitem,
         workitem.id,
-        data=data,
+        data=bytes(index),
         version=workitem.version + 1,
         updated_at=ctx.stamp(),
-        **workitem_columns(ctx, data) | columns,
+        **workitem_columns(ctx, index) | columns,
     )
-    workitem.data, workitem.version = data, workitem.version + 1
-    return data
+    workitem.data, workitem.version = bytes(index), workitem.version + 1
+    return index
 
 
 PROGRESS_TOLD = tuple(map(tag_of, (
@@ -11555,10 +11543,11 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
     after = new.item("ProcedureStepProgressInformationSequence")
     if any(before.element(tag) != after.element(tag) for tag in PROGRESS_TOLD):
         parameters = tag_of("ProcedureStepProgressParametersSequence")
-        report = encode_items(PROGRESS_INFORMATION, [after.only((*PROGRESS_TOLD, parameters))])
+        told_of = after.only((*PROGRESS_TOLD, parameters))
+        report = sequence_elements(ProcedureStepProgressInformationSequence=[told_of])
         record_event(ctx, "UPS Progress Report", uid, report, told)
     if changed("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence"):
-        for report in assigned_reports(new) or [b""]:
+        for report in assigned_reports(new) or [EMPTY]:
             record_event(ctx, "UPS Assigned", uid, report, told)
 
 
@@ -11586,7 +11575,7 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
         outcome = ups_outcome(f"{state if workitem else 'SCHEDULED'}, {key}", workitem)
         if isinstance(outcome, Status):
             return outcome
-        index = ElementIndex(bytes(workitem.data))
+        index = ElementIndex(workitem.data)
         columns = {}
         if outcome == "IN PROGRESS":
             columns = {
@@ -11596,9 +11585,8 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
                 "claimed_at": ctx.stamp(),
             }
         else:
-            index = ElementIndex(
-                with_cancellation(ctx, index) if outcome == "CANCELED" else bytes(index)
-            )
+            if outcome == "CANCELED":
+                index = with_cancellation(ctx, index)
             check_final(index, outcome)
         enter_ups_state(ctx, workitem, index, outcome, **columns)
     return Status.SUCCESS
@@ -11625,17 +11613,17 @@ def enter_ups_state(
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
-    data = save_workitem(ctx, workitem, changed, **columns)
+    saved = save_workitem(ctx, workitem, changed, **columns)
     uid, old = workitem.sop_instance_uid, workitem.state
     workitem.state = state
-    record_event(
-        ctx, "UPS State Report", uid, state_report(ElementIndex(data)), subscribers(workitem.id)
-    )
+    record_event(ctx, "UPS State Report", uid, state_report(saved), subscribers(workitem.id))
     audit(ctx, "workitem", uid, f"{old} -> {state}")
     log.info("workitem %s: %s -> %s by %s", uid, old, state, ctx.actor)
 
 
-def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY) -> bytes:
+def with_cancellation(
+    ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY
+) -> ElementIndex:
     """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
 
     info  what the request to cancel said
@@ -11643,8 +11631,7 @@ def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EM
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
     keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    told = ElementIndex(info.only(map(tag_of, keywords)))
-    progress = ElementIndex(progress.merged(told))
+    progress = progress.merged(info.only(map(tag_of, keywords)))
     made = []
     if not progress.get("ProcedureStepCancellationDateTime"):
         made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
@@ -11652,9 +11639,9 @@ def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EM
     if not progress.items(reason):
         code = DEFAULT_CANCELLATION_REASON
         item = code_item(code, UPS_CANCELLATION_REASONS[code])
-        made.append(ElementIndex(encode_items(reason, [item])))
-    sequence = encode_items(PROGRESS_INFORMATION, [progress.merged(*made)])
-    return index.merged(ElementIndex(sequence))
+        made.append(sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item]))
+    items = [progress.merged(*made)]
+    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=items))
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
@@ -11678,7 +11665,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             _refuse_to_ask(workitem, told)
         keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
                     "ContactURI", "ContactDisplayName")  # fmt: skip
-        asked = ElementIndex(info.only(tag for tag in map(tag_of, keywords) if info.has_value(tag)))
+        asked = info.only(map(tag_of, keywords)).with_values()
         requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
@@ -11711,8 +11698,7 @@ def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Returns  0001 where an attribute is asked for that is not kept, else 0000
     Refuses  C307. Source: PS3.4 CC.2.7
     """
-    index = ElementIndex(bytes(find_workitem(uid).data))
-    index = ElementIndex(index.without(UPS_IDENTITY))
+    index = ElementIndex(find_workitem(uid).data).without(UPS_IDENTITY)
     return selected_attributes(index, tags, UPS_ATTRIBUTES)
 
 
@@ -11752,12 +11738,11 @@ def is_purged(uid: str) -> bool:
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
     """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
-    index = ElementIndex(bytes(workitem.data))
+    index = ElementIndex(workitem.data)
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
         enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
-        index = ElementIndex(bytes(workitem.data))
-    index = ElementIndex(with_cancellation(ctx, index, info))
-    enter_ups_state(ctx, workitem, index, "CANCELED")
+        index = ElementIndex(workitem.data)
+    enter_ups_state(ctx, workitem, with_cancellation(ctx, index, info), "CANCELED")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -11791,32 +11776,29 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
     """Complete a workitem for the user who claimed it. Refuses as claimed_by, change_state."""
     with database.atomic():
         workitem = claimed_by(ctx, uid)
-        told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
-        save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        performed = [performed_by_person(ctx, workitem, remark)]
+        told = sequence_elements(UnifiedProcedureStepPerformedProcedureSequence=performed)
+        save_workitem(ctx, workitem, ElementIndex(workitem.data).merged(told))
         change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
 
 
-def performed_by_person(ctx: Context, workitem: Any, remark: str) -> bytes:
+def performed_by_person(ctx: Context, workitem: Any, remark: str) -> ElementIndex:
     """The item of the performed procedure that COMPLETED needs, for a person at this box."""
     began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
-    codes = ElementIndex(bytes(workitem.data)).items(tag_of("ScheduledWorkitemCodeSequence"))
+    codes = ElementIndex(workitem.data).items(tag_of("ScheduledWorkitemCodeSequence"))
     person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
-    sequences = {
-        "PerformedStationNameCodeSequence": [code_item("DESK", "Desk", LOCAL_SCHEME)],
-        "PerformedWorkitemCodeSequence": list(map(bytes, codes)) or [workitem_code("110005")],
-        "ActualHumanPerformersSequence": [bytes(person)],
-        "OutputInformationSequence": [],
-    }
+    sequences = sequence_elements(
+        PerformedStationNameCodeSequence=[code_item("DESK", "Desk", LOCAL_SCHEME)],
+        PerformedWorkitemCodeSequence=codes or [workitem_code("110005")],
+        ActualHumanPerformersSequence=[person],
+        OutputInformationSequence=[],
+    )
     texts = text_elements(
         PerformedProcedureStepStartDateTime=f"{began:%Y%m%d%H%M%S%z}",
         PerformedProcedureStepEndDateTime=dicom_now(ctx),
         CommentsOnThePerformedProcedureStep=remark,
     )
-    return well_formed(
-        texts.merged(
-            *(ElementIndex(encode_items(tag_of(k), items)) for k, items in sequences.items())
-        )
-    )
+    return well_formed(texts.merged(sequences))
 
 
 def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513") -> None:
@@ -11826,10 +11808,8 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
     """
     with database.atomic():
         workitem = claimed_by(ctx, uid)
-        data = with_cancellation(
-            ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
-        )
-        save_workitem(ctx, workitem, data)
+        why = cancellation_reason(remark, code)
+        save_workitem(ctx, workitem, with_cancellation(ctx, ElementIndex(workitem.data), why))
         change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
 
 
@@ -11845,7 +11825,7 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
         words = Message("Nobody has asked for its cancellation")
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     update_row(Workitem, workitem.id, declined=remark.strip()[:500])
-    said = well_formed(bytes(text_elements(ReasonForCancellation=remark.strip())))
+    said = well_formed(text_elements(ReasonForCancellation=remark.strip()))
     record_event(ctx, "Cancellation declined", uid, said, [])
     audit(ctx, "workitem cancellation declined", uid, remark.strip()[:500])
 
@@ -11864,28 +11844,26 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
         workitem = find_workitem(uid)
         if workitem.state in FINAL_UPS_STATES:
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
-        old = ElementIndex(bytes(workitem.data))
-        items = {}
+        new = old = ElementIndex(workitem.data)
         if station:
             code = code_item(station, station, LOCAL_SCHEME)
-            items[tag_of("ScheduledStationNameCodeSequence")] = [code]
+            new = new.merged(sequence_elements(ScheduledStationNameCodeSequence=[code]))
         if performer:
-            items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
-        new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
-        well_formed(new)
-        save_workitem(ctx, workitem, new)
-        report_changes(ctx, workitem, old, ElementIndex(new))
+            item = _performer_item(ctx, performer)
+            new = new.merged(sequence_elements(ScheduledHumanPerformersSequence=[item]))
+        save_workitem(ctx, workitem, well_formed(new))
+        report_changes(ctx, workitem, old, new)
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
 
 
-def _performer_item(ctx: Context, name: str) -> bytes:
+def _performer_item(ctx: Context, name: str) -> ElementIndex:
     code = code_item(name, name, LOCAL_SCHEME)
     organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
     texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
-    return texts.merged(ElementIndex(encode_items(tag_of("HumanPerformerCodeSequence"), [code])))
+    return texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
 
 
-def relationship_of_step(step: bytes) -> bytes:
+def relationship_of_step(step: bytes) -> ElementIndex:
     """The patient and the request of a scheduled procedure step, as a workitem has them.
 
     Source: PS3.3 C.30.4
@@ -11895,14 +11873,13 @@ def relationship_of_step(step: bytes) -> bytes:
         "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
         "AdmissionID", "MedicalAlerts", "SpecialNeeds", "StudyInstanceUID",
     )))  # fmt: skip
-    request = ElementIndex(index.only(map(tag_of, (
+    request = index.only(map(tag_of, (
         "StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
         "RequestedProcedureDescription", "RequestedProcedureCodeSequence",
         "ReasonForTheRequestedProcedure", "RequestedProcedureComments", "RequestingPhysician",
         "ReferringPhysicianName",
-    ))))  # fmt: skip
-    request_item = encode_items(tag_of("ReferencedRequestSequence"), [bytes(request)])
-    return ElementIndex(patient).merged(ElementIndex(request_item))
+    )))  # fmt: skip
+    return patient.merged(sequence_elements(ReferencedRequestSequence=[request]))
 
 
 def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:
@@ -12226,7 +12203,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         words = Message("It does not report performed steps: its exams end by its images, or a tap")
         yield Finding(light, words)
         return
-    index = ElementIndex(bytes(performed[0].data))
+    index = ElementIndex(performed[0].data)
     heard = datetime.datetime.fromisoformat(performed[0].created_at)
     yield Finding("good", Message("It reports performed steps, the last one at {at}",
                                   at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip
@@ -12334,7 +12311,7 @@ def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
             f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?) ORDER BY id DESC LIMIT 1",
             (encode_text("ReferencedSOPInstanceUID", min(open_)),),
         ).fetchone()
-        told = produced_by(ElementIndex(bytes(row[0]))) if row else {}
+        told = produced_by(ElementIndex(row[0])) if row else {}
         found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
         open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
         if not row and len(open_) > 20:
@@ -12423,7 +12400,7 @@ class Arrival(NamedTuple):
 
 def arrival_of(row: Any) -> Arrival:
     """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
-    performed = ElementIndex(bytes(row.data))
+    performed = ElementIndex(row.data)
     produced = produced_by(performed)
     there = available_uids(produced)
     references = [Reference(sop_class, uid, study, series)
@@ -12613,7 +12590,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
     )
     found: list[Reference] = []
     for workitem in waiting:
-        for item in ElementIndex(bytes(workitem.data)).items(tag_of("InputInformationSequence")):
+        for item in ElementIndex(workitem.data).items(tag_of("InputInformationSequence")):
             listed = [
                 Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
                           item.get("StudyInstanceUID"), item.get("SeriesInstanceUID"))
@@ -12630,7 +12607,7 @@ def ready_workitems() -> list[str]:
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
     )
     return [one.sop_instance_uid for one in waiting
-            if inputs_are_ready(ElementIndex(bytes(one.data)))]  # fmt: skip
+            if inputs_are_ready(ElementIndex(one.data))]  # fmt: skip
 
 
 def make_ready(ctx: Context, uid: str) -> None:
@@ -12638,7 +12615,7 @@ def make_ready(ctx: Context, uid: str) -> None:
     workitem = stored_workitem(uid)
     if not workitem or workitem.state != "SCHEDULED" or workitem.readiness == "READY":
         return
-    if inputs_are_ready(ElementIndex(bytes(workitem.data))):
+    if inputs_are_ready(ElementIndex(workitem.data)):
         update_workitem(ctx, uid, bytes(text_elements(InputReadinessState="READY")))
         log.info("workitem %s: its inputs are ready", uid)
 
@@ -12786,11 +12763,11 @@ def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
     ).fetchall()
     of = [
         text_elements(ReferencedSOPClassUID=MPPS, ReferencedSOPInstanceUID=uid).merged(
-            ElementIndex(encode_items(tag_of("PerformedWorkitemCodeSequence"), []))
+            sequence_elements(PerformedWorkitemCodeSequence=[])
         )
         for (uid,) in performed[:1] if len(performed) == 1
     ]  # fmt: skip
-    return availability_data(study, rows_, of)
+    return bytes(availability_data(study, rows_, of))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -12811,7 +12788,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
     if not uid or value_problem("UI", uid):
         problem = Problem(TRANSACTION_UID, Message("{value} is not a UID", value=uid[:64]))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    index = ElementIndex(data).without([TRANSACTION_UID])
     by_study = door == "web" and is_by_study(index)
     references = checked_references(ctx, index, by_study)
     requester = ctx.actor.name
@@ -13035,7 +13012,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    index = ElementIndex(data).without([TRANSACTION_UID])
     all_good = event_type == COMMITMENT_EVENTS[True]
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
@@ -13121,11 +13098,11 @@ def _flat(good: list[Any], bad: list[Any]) -> bytes:
 def _by_study(good: list[Any], bad: list[Any]) -> bytes:
     """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
 
-    def instance(one: Any) -> bytes:
+    def instance(one: Any) -> ElementIndex:
         uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
         return uid.merged(ElementIndex(_reason(one.verdict)))
 
-    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[bytes]:
+    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[ElementIndex]:
         if not steps:
             return [instance(one) for one in some]
         (column, keyword, sequence), *rest = steps
@@ -13134,7 +13111,7 @@ def _by_study(good: list[Any], bad: list[Any]) -> bytes:
             groups.setdefault(getattr(one, column), []).append(one)
         return [
             text_elements(**{keyword: uid}).merged(
-                ElementIndex(encode_items(tag_of(sequence), level(members, tuple(rest))))
+                sequence_elements(**{sequence: level(members, tuple(rest))})
             )
             for uid, members in groups.items()
         ]
@@ -13357,8 +13334,8 @@ def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
         cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
     step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
     texts = {k: v for k, v in cells.items() if v}
-    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
-    return apply_procedure(text_elements(**texts).merged(ElementIndex(sequence)))
+    sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])
+    return apply_procedure(bytes(text_elements(**texts).merged(sequence)))
 
 
 STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
@@ -13437,7 +13414,7 @@ def export_csv() -> str:
     writer = csv.writer(out)
     writer.writerow(EXPORT_COLUMNS)
     for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
-        index = ElementIndex(bytes(step.data))
+        index = ElementIndex(step.data)
         item = index.item("ScheduledProcedureStepSequence")
         cells = [
             (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
@@ -13632,7 +13609,7 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
 def _exported(row: Any, *columns: str) -> dict[str, Any]:
     """The data set of a row in the DICOM JSON Model, and some of its columns."""
     return {
-        "data": to_json(ElementIndex(bytes(row.data))),
+        "data": to_json(ElementIndex(row.data)),
         **{column: getattr(row, column) for column in columns},
     }
 
@@ -13704,7 +13681,7 @@ def export_workitems() -> dict[str, Any]:
         ],
         "subscriptions": list(map(list, subscriptions)),
         "global_subscriptions": [
-            {"keys": to_json(ElementIndex(bytes(row.keys)))}
+            {"keys": to_json(ElementIndex(row.keys))}
             | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
             for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
         ],
@@ -13729,15 +13706,15 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     """Take a workitem of an export: its UID and its row."""
-    data = ElementIndex(from_json(given["data"])).without([TRANSACTION_UID])
-    uid = ElementIndex(data).get("SOPInstanceUID")
+    index = _index_of(given).without([TRANSACTION_UID])
+    uid = index.get("SOPInstanceUID")
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
         words = Message("{uid} exists already", uid=uid)
         raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
-    if problems := workitem_problems(ctx, ElementIndex(data)):
+    if problems := workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-    columns = workitem_columns(ctx, data)
+    columns = workitem_columns(ctx, index)
     if columns["state"] not in UPS_STATES:
         raise ValueError(columns["state"])
     check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
@@ -13745,7 +13722,7 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
         Workitem,
         sop_instance_uid=uid,
         transaction_uid=ctx.new_uid(),
-        data=data,
+        data=bytes(index),
         version=first_version(),
         **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
     )
@@ -13829,7 +13806,8 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             if patient:
                 _restore_patient(patient, one)
         for row_id, given in steps:
-            update_row(ScheduledProcedureStep, row_id, data=given, **step_columns(given))
+            columns = step_columns(ElementIndex(given))
+            update_row(ScheduledProcedureStep, row_id, data=given, **columns)
         for performed in content.get("performed", []):
             _import_performed(performed)
         for device in content.get("devices", []):
@@ -13850,23 +13828,27 @@ def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> by
         return data
     requested = content["requested"][step["requested"]]
     patient = content["patients"][requested["patient"]]
-    item = bytes(ElementIndex(data).item("ScheduledProcedureStepSequence"))
-    return fold(from_json(patient["data"]), from_json(requested["data"]), item)
+    item = ElementIndex(data).item("ScheduledProcedureStepSequence")
+    return bytes(fold(_index_of(patient), _index_of(requested), item))
+
+
+def _index_of(given: dict[str, Any]) -> ElementIndex:
+    return ElementIndex(from_json(given["data"]))
 
 
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
-    data = from_json(given["data"])
-    known = find_patient(ctx, ElementIndex(data), "separate")
+    index = _index_of(given)
+    known = find_patient(ctx, index, "separate")
     if known:
-        update_patient(ctx, known, data)
+        update_patient(ctx, known, index)
         return None
     stamps = {key: given[key] for key in ("created_at", "updated_at")}
-    return Patient.create(**patient_columns(data), **stamps)
+    return Patient.create(**patient_columns(index), **stamps)
 
 
 def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
-    for column, value in patient_columns(from_json(given["data"])).items():
+    for column, value in patient_columns(_index_of(given)).items():
         setattr(patient, column, value)
     patient.updated_at = given["updated_at"]
     patient.save()
@@ -14056,7 +14038,7 @@ def _workitems_of_patient(
         (one.sop_instance_uid, one.state)
         for one in rows_
         if one.accession_number in accessions - {""}
-        or _is_of(patient, former, ElementIndex(bytes(one.data)))
+        or _is_of(patient, former, ElementIndex(one.data))
     ]
 
 
@@ -14093,7 +14075,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
             continue
         linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
         is_linked = database.execute_sql(linked, (one.id,)).fetchone()
-        if not is_linked and not _is_of(patient, former, ElementIndex(bytes(one.data))):
+        if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
         erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
@@ -14128,7 +14110,7 @@ def _erase_queries(patient: Any) -> int:
     """Erase remembered queries that asked for a patient by ID or name: how many."""
     count = 0
     for query in fetch_rows(QueryTrace, "1 = 1"):
-        index = ElementIndex(bytes(query.keys))
+        index = ElementIndex(query.keys)
         name = name_key(index.get("PatientName").strip("*")).strip("=")
         if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
             count += erase("query_trace WHERE id = ?", query.id)
@@ -16252,7 +16234,7 @@ def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status
         problem = Problem(tag_of("DeletionLock"), words)
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
     keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
-    return subscribe(ctx, uid, receiver, lock == "TRUE", keys)
+    return subscribe(ctx, uid, receiver, lock == "TRUE", bytes(keys))
 
 
 def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
@@ -16493,7 +16475,7 @@ class ArchiveSearch:
         context = caller.accepted.contexts[STUDY_ROOT_FIND]
         keys["QueryRetrieveLevel"] = level
         elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
-        data = to_syntax(b"".join(in_tag_order(elements)), context.explicit)
+        data = to_syntax(encoded(elements), context.explicit)
         answers = await caller.find(context, STUDY_ROOT_FIND, data)
 
         def decode() -> list[ElementIndex]:
@@ -16515,13 +16497,12 @@ class CommitmentRequester:
         """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
         address = address_of(archive, archive.ae_title)
         items = [
-            bytes(text_elements(ReferencedSOPClassUID=one.sop_class_uid,
-                                ReferencedSOPInstanceUID=one.sop_instance_uid))
+            text_elements(ReferencedSOPClassUID=one.sop_class_uid,
+                          ReferencedSOPInstanceUID=one.sop_instance_uid)
             for one in references
         ]  # fmt: skip
-        data = text_elements(TransactionUID=uid).merged(
-            ElementIndex(encode_items(REFERENCED_SOP, items))
-        )
+        sequence = sequence_elements(ReferencedSOPSequence=items)
+        data = bytes(text_elements(TransactionUID=uid).merged(sequence))
         caller, ours = Caller(30.0), self.config.dicom.ae_title
         await caller.open(address, ours, archive.ae_title, ((STORAGE_COMMITMENT, None),))
         try:
@@ -16560,8 +16541,9 @@ class CommitmentSender:
         told = text_elements(
             TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
         )
+        data = bytes(ElementIndex(result.data).merged(told))
         if device.report_on_same_association and await self._on_same(
-            commitment, device, ElementIndex(result.data).merged(told), result
+            commitment, device, data, result
         ):
             return
         ours, theirs = commitment.called, commitment.requester
@@ -16571,7 +16553,7 @@ class CommitmentSender:
                 caller,
                 caller.accepted.contexts[STORAGE_COMMITMENT],
                 device,
-                ElementIndex(result.data).merged(told),
+                data,
                 "N-EVENT-REPORT",
                 STORAGE_COMMITMENT,
                 STORAGE_COMMITMENT_INSTANCE,
@@ -16804,7 +16786,7 @@ class Dimse:
             Status.MISSING_ATTRIBUTE_VALUE,
         ):
             tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
-            data = to_syntax(request.index.only(tags), request.context.explicit) or None
+            data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
         return fields, data
 
     @staticmethod
@@ -16921,7 +16903,7 @@ class Dimse:
         style = style_of(device, self._answer_set(ctx, device, request.asked))
         if request.asked is not None:
             asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
-            index = ElementIndex(asked.merged(index))
+            index = asked.merged(index)
         extra = {0x00080201: self._timezone(ctx, explicit)}
         return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
 
@@ -17287,8 +17269,8 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
     if len(given) > 1:
         raise HttpRefusal(400, "Two different Transaction UIDs are given")
     lock = text_elements(TransactionUID="".join(given)) if given else EMPTY
-    merged = ElementIndex(index.without([TRANSACTION_UID])).merged(lock)
-    return warned(web, request, 200, web.write(update_workitem, ctx, uid, merged))
+    merged = index.without([TRANSACTION_UID]).merged(lock)
+    return warned(web, request, 200, web.write(update_workitem, ctx, uid, bytes(merged)))
 
 
 def web_change_state(
@@ -20359,7 +20341,7 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(form["code"])])
+    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
     day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
     texts = text_elements(
         ProcedureStepState="SCHEDULED",
@@ -20373,13 +20355,13 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
         PatientID=form["patient_id"],
         CommentsOnTheScheduledProcedureStep=form["comment"],
     )
-    relationship = ElementIndex(relationship_of_step(step) if step else b"")
-    made = texts.merged(ElementIndex(codes), relationship)
+    relationship = relationship_of_step(step) if step else EMPTY
+    made = texts.merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
         problem = Problem(tag, Message("is before its begin"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    return with_empty(well_formed(made), UPS_ATTRIBUTES, "create")
+    return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
 
 
 def workitems_path(state: str, label: str) -> str:
@@ -20575,7 +20557,7 @@ class WorkitemPages(Frame):
             ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
         )
         asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
-        return asked.merged(contact)
+        return bytes(asked.merged(contact))
 
     def new_workitem(
         self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
@@ -22442,7 +22424,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
         value = int(form["pregnancy"]).to_bytes(2, "little")
         parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
     sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
-    return EMPTY.merged(*parts, ElementIndex(sequence)), problems
+    return bytes(EMPTY.merged(*parts, ElementIndex(sequence))), problems
 
 
 class Reception(Frame):
@@ -22532,10 +22514,10 @@ def patient_from_form(
     item, problems = item_from_form(whole)
     changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
     required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
-    index = ElementIndex(split_item(ElementIndex(item))[0])
-    empty = ElementIndex(b"".join(in_tag_order({tag_of(k): encode_text(k, "") for k in changed})))
-    told = ElementIndex(index.only(map(tag_of, changed)))
-    return empty.merged(told), [problem for problem in problems if problem.tag not in required]
+    index = split_item(ElementIndex(item))[0]
+    empty = ElementIndex(encoded({tag_of(k): encode_text(k, "") for k in changed}))
+    given = bytes(empty.merged(index.only(map(tag_of, changed))))
+    return given, [problem for problem in problems if problem.tag not in required]
 
 
 def exam_from_form(
@@ -22576,8 +22558,8 @@ def exam_from_form(
             ("ScheduledProtocolCodeSequence", inner),
         ):
             where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(inner))])
-    return b"".join(in_tag_order(outer))
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [encoded(inner)])
+    return encoded(outer)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23308,8 +23290,8 @@ class PatientPages(Frame):
             before = form_of_patient(known)
             if all(form[n] == before[n] for n in ("family_name", "given_name", "chinese_name")):
                 # the form shows less of a name than there is: middle names, a phonetic group
-                name = ElementIndex(known.only([tag_of("PatientName")]))
-                given = ElementIndex(given).merged(name)
+                name = known.only([tag_of("PatientName")])
+                given = bytes(ElementIndex(given).merged(name))
 
             def now() -> dict[str, str]:
                 return form_of_patient(ElementIndex(get_patient(row_id)))

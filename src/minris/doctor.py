@@ -198,7 +198,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         words = Message("It does not report performed steps: its exams end by its images, or a tap")
         yield Finding(light, words)
         return
-    index = ElementIndex(bytes(performed[0].data))
+    index = ElementIndex(performed[0].data)
     heard = datetime.datetime.fromisoformat(performed[0].created_at)
     yield Finding("good", Message("It reports performed steps, the last one at {at}",
                                   at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip

@@ -33,6 +33,8 @@ from minris.dataset.elements import (
     encode_items,
     encode_text,
     pad,
+    sequence_elements,
+    text_elements,
 )
 from minris.dataset.matching import key_test
 from minris.dataset.recode import Limits, recode, recode_noting
@@ -663,7 +665,7 @@ def test_a_leading_space_of_a_long_text_is_part_of_it():
 
 def test_an_element_put_in_takes_the_place_of_its_own(index):
     told = index_of(PatientID="P02", PatientSex="F")
-    merged = ElementIndex(index.merged(told))
+    merged = index.merged(told)
     assert (merged.get("PatientID"), merged.get("PatientSex")) == ("P02", "F")
     assert list(merged) == sorted({*index, *told})
     assert bytes(merged) == recode(bytes(merged), charset=UTF_8)
@@ -671,13 +673,23 @@ def test_an_element_put_in_takes_the_place_of_its_own(index):
 
 def test_the_last_of_several_goes_before_the_others(index):
     merged = index.merged(index_of(PatientID="P02"), index_of(PatientID="P03"))
-    assert ElementIndex(merged).get("PatientID") == "P03"
+    assert merged.get("PatientID") == "P03"
 
 
 def test_some_elements_are_left_out_or_taken_alone(index):
     tags = [tag_of("PatientID"), PATIENT_NAME, tag_of("PatientSex")]
-    assert list(ElementIndex(index.only(tags))) == [PATIENT_NAME, tag_of("PatientID")]
-    assert list(ElementIndex(index.without(tags))) == [tag for tag in index if tag not in tags]
+    assert list(index.only(tags)) == [PATIENT_NAME, tag_of("PatientID")]
+    assert list(index.without(tags)) == [tag for tag in index if tag not in tags]
+
+
+def test_elements_that_have_a_value_are_taken_alone():
+    sequences = sequence_elements(
+        ReferencedStudySequence=[], ScheduledProcedureStepSequence=[text_elements(Modality="CT")]
+    )
+    empty = ElementIndex(encode_text("PatientID", ""))
+    found = text_elements(PatientName="Li^Na").merged(empty, sequences).with_values()
+    assert list(found) == [PATIENT_NAME, STEP_SEQUENCE]
+    assert found.item("ScheduledProcedureStepSequence").get("Modality") == "CT"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -1118,15 +1130,15 @@ def step(**texts: str) -> bytes:
 def entry(*steps: bytes, **texts: str) -> bytes:
     """A worklist data set as it is stored."""
     given = {"PatientName": "Wang^XiaoDong=王^小东", "PatientID": "P01", **texts}
-    return index_of(**given).merged(ElementIndex(encode_items(STEP_SEQUENCE, steps or [step()])))
+    sequence = sequence_elements(ScheduledProcedureStepSequence=steps or [step()])
+    return bytes(index_of(**given).merged(sequence))
 
 
 def query(item: dict[str, str] | None = None, **texts: str) -> Search:
-    data = bytes(index_of(**texts))
+    keys = index_of(**texts)
     if item is not None:
-        content = bytes(index_of(**item))
-        data = ElementIndex(data).merged(ElementIndex(encode_items(STEP_SEQUENCE, [content])))
-    return Search(ElementIndex(data), MWL_ATTRIBUTES)
+        keys = keys.merged(sequence_elements(ScheduledProcedureStepSequence=[index_of(**item)]))
+    return Search(keys, MWL_ATTRIBUTES)
 
 
 def keywords(data: bytes) -> list[str]:
@@ -1179,9 +1191,8 @@ def test_the_keys_of_an_item_match_in_one_item():
         return bytes(index_of(CodeValue=value, CodingSchemeDesignator=scheme))
 
     codes = tag_of("RequestedProcedureCodeSequence")
-    stored_item = ElementIndex(entry()).merged(
-        ElementIndex(encode_items(codes, [code("A", "X"), code("B", "Y")]))
-    )
+    two = ElementIndex(encode_items(codes, [code("A", "X"), code("B", "Y")]))
+    stored_item = bytes(ElementIndex(entry()).merged(two))
     for value, scheme, matches in (("A", "X", True), ("B", "Y", True), ("A", "Y", False)):
         search = Search(ElementIndex(encode_items(codes, [code(value, scheme)])), MWL_ATTRIBUTES)
         assert (search.answer(stored_item) is not None) is matches
@@ -1242,8 +1253,8 @@ def test_a_sequence_that_is_never_matched_restricts_nothing(keyword):
 def test_a_zone_is_answered_once_in_either_syntax():
     """T-MWL-27: also for an entry that was imported with a zone of its own."""
     zone = encode_element(0x00080201, b"SH", b"+0800")
-    stored_item = ElementIndex(entry()).merged(ElementIndex(zone))
-    index = ElementIndex(index_of(PatientID="").merged(index_of(TimezoneOffsetFromUTC="")))
+    stored_item = bytes(ElementIndex(entry()).merged(ElementIndex(zone)))
+    index = index_of(PatientID="").merged(index_of(TimezoneOffsetFromUTC=""))
     for explicit in (True, False):
         extra = {0x00080201: to_syntax(zone, explicit)}
         search = Search(index, MWL_ATTRIBUTES, explicit, extra=extra)
@@ -1254,7 +1265,7 @@ def test_a_zone_is_answered_once_in_either_syntax():
 
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "implicit"])
 def test_an_answer_is_read_by_pydicom_as_it_is_stored(explicit):
-    index = ElementIndex(index_of(PatientID="").merged(index_of(PatientName="")))
+    index = index_of(PatientID="").merged(index_of(PatientName=""))
     search = Search(index, MWL_ATTRIBUTES, explicit)
     ds = read(search.answer(entry()), explicit)
     assert str(ds.PatientName) == "Wang^XiaoDong=王^小东"

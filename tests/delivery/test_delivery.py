@@ -36,6 +36,7 @@ from test_mpps import dataset, serving
 from test_pages import csrf_of, employ, visiting
 
 from minris.config.ini import load_config
+from minris.dataset.elements import EMPTY
 from minris.delivery.receivers import Delivery
 from minris.outbox import (
     RETRY_AFTER,
@@ -940,7 +941,7 @@ def test_what_is_young_is_not_given_up_with_the_old(ctx, one_event):
     hours = ctx.config.housekeeping.give_up_events_hours
     waited = failures_of(ctx, hours)
     young = later(ctx, seconds=waited)
-    record_event(young, "UPS State Report", UID, b"", ["WATCH1"])
+    record_event(young, "UPS State Report", UID, EMPTY, ["WATCH1"])
     note_failed(young, "WATCH1", "not reached")
     assert [event.uid for event in due_events("WATCH1")] == [UID]
 
@@ -1027,7 +1028,7 @@ def told_of(ctx, *receivers, count=3):
     """Events that receivers have not heard: their UIDs."""
     uids = [f"2.25.6{number}" for number in range(count)]
     for uid in uids:
-        record_event(ctx, "UPS State Report", uid, b"", receivers)
+        record_event(ctx, "UPS State Report", uid, EMPTY, receivers)
     return uids
 
 

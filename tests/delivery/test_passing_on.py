@@ -53,6 +53,7 @@ from minris.access.context import Actor
 from minris.access.devices import save_device, stored_devices
 from minris.appliance.jobs import job_purge, job_workitems
 from minris.config.ini import ConfigError, Device, load_config
+from minris.dataset.elements import EMPTY
 from minris.delivery.receivers import Answered, Delivery
 from minris.dimse.senders import EventSender
 from minris.housekeeping.erasing import purge
@@ -1187,7 +1188,7 @@ def test_what_is_not_taken_is_given_up_after_days(ctx_with_pacs):
 def test_failures_to_pass_on_and_to_tell_of_workitems_are_counted_apart(ctx_with_pacs):
     ctx = ctx_with_pacs
     create_mpps(ctx, UID, stored_form(creation()))
-    record_event(ctx, "UPS State Report", UID, b"", ["PACS"])
+    record_event(ctx, "UPS State Report", UID, EMPTY, ["PACS"])
     note_failed(ctx, "PACS", "not reached", PASSED_ON_OUTBOX)
     assert due_receivers(ctx, PASSED_ON_OUTBOX) == []
     assert due_receivers(ctx) == ["PACS"]

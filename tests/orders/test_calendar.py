@@ -477,8 +477,8 @@ def test_what_comes_after_is_told_by_what_it_was(ctx, code, words):
         ScheduledProcedureStepStartDateTime="20260705",
     )  # fmt: skip
     codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
-    data = texts.merged(ElementIndex(codes), ElementIndex(request))
-    uid, _ = create_workitem(ctx, "", data)
+    data = texts.merged(ElementIndex(codes), request)
+    uid, _ = create_workitem(ctx, "", bytes(data))
     reader = ctx.by(Actor("anna", "127.0.0.1", "desk"))
     later = dataclasses.replace(reader, now=lambda: ctx.now() + datetime.timedelta(hours=1))
     claim_by_person(later, uid)

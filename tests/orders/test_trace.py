@@ -172,7 +172,7 @@ def test_of_each_device_its_last_three_different_queries_explain(ctx):
 def data_of(**texts):
     """A step as it is stored, as if scheduled."""
     steps = from_json(item(**{"PatientID": "P000042", **texts}))
-    return fold(*_parts(steps))
+    return bytes(fold(*_parts(steps)))
 
 
 def _parts(data):

@@ -2163,7 +2163,7 @@ def test_a_corrected_name_is_found_and_the_old_one_is_not(worklist_of_corrected)
 def worklist_of_corrected(ctx):
     """Gives how many steps are found by a name, after Wang^Fang was corrected to Wang^Fan."""
     put(ctx, item("Wang^Fang", PatientID="P7"))
-    update_patient(ctx, Patient.get(), encode_text("PatientName", "Wang^Fan"))
+    update_patient(ctx, Patient.get(), text_elements(PatientName="Wang^Fan"))
     return lambda key: len(find(ctx, query(PatientName=key)))
 
 

@@ -756,7 +756,7 @@ def put_performed(items):
     """Put items of what was performed into the stored workitem, past all checks."""
     found = ElementIndex(bytes(row().data))
     ds = dataset(UnifiedProcedureStepPerformedProcedureSequence=items)
-    data = found.merged(ElementIndex(stored_form(ds)))
+    data = bytes(found.merged(ElementIndex(stored_form(ds))))
     Workitem.update(data=data).where(Workitem.sop_instance_uid == UID).execute()
 
 

@@ -213,7 +213,7 @@ def test_of_a_filter_is_kept_what_workitems_are_matched_by(ctx):
     junk.add_new(0x00091001, "LO", "padding")
     junk.PixelSpacing = [1, 1]
     keys = keys_of({"WorklistLabel": "3D"})
-    padded = ElementIndex(keys).merged(ElementIndex(recode(_encoded(junk))))
+    padded = bytes(ElementIndex(keys).merged(ElementIndex(recode(_encoded(junk)))))
     ups_subscriptions.subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH1", False, padded)
     [(kept,)] = database.execute_sql("SELECT keys FROM global_subscription")
     assert set(ElementIndex(bytes(kept))) <= {

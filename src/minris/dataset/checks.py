@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from pydicom import datadict
 
-from minris.dataset.elements import ElementIndex, encode_element, in_tag_order
+from minris.dataset.elements import ElementIndex, encode_element, encoded
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.standard.attributes import AttributeTable
 from minris.standard.dictionary import (
@@ -17,11 +17,11 @@ from minris.standard.dictionary import (
 from minris.standard.status import Message, Problem, Refusal, Status
 
 
-def well_formed(data: bytes) -> bytes:
+def well_formed(index: ElementIndex) -> ElementIndex:
     """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
-    if problems := list(value_problems(ElementIndex(data))):
+    if problems := list(value_problems(index)):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-    return data
+    return index
 
 
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
@@ -77,15 +77,14 @@ def check_attributes(
     return forgiven
 
 
-def with_empty(data: bytes, table: AttributeTable, column: str) -> bytes:
+def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> ElementIndex:
     """A data set with the type 2 attributes of a column that it lacks, empty."""
-    index = ElementIndex(data)
     absent = {
         attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
         for attribute in table.children()
         if attribute.cells[column].startswith("2/") and attribute.tag not in index
     }
-    return index.merged(ElementIndex(b"".join(in_tag_order(absent))))
+    return index.merged(ElementIndex(encoded(absent)))
 
 
 def selected_attributes(
@@ -109,7 +108,7 @@ def selected_attributes(
         else:
             missing = True
     status = Status.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if missing else Status.SUCCESS
-    return status, b"".join(in_tag_order(parts))
+    return status, encoded(parts)
 
 
 def check_uid(uid: str) -> None:

@@ -14,7 +14,7 @@ from minris.dataset.elements import (
     ElementIndex,
     encode_element,
     encode_item,
-    in_tag_order,
+    encoded,
     unpack_numbers,
 )
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
@@ -193,7 +193,7 @@ def from_json(value: Any, depth: int = 1) -> bytes:
             found[tag] = encode_element(tag, vr, _json_member(key, vr, member, depth))
         except (TypeError, ValueError, AttributeError, struct.error, OverflowError):
             raise _bad_json(key, "has a value that its vr does not allow") from None
-    return b"".join(in_tag_order(found))
+    return encoded(found)
 
 
 _JSON_CONTENTS = frozenset(("Value", "InlineBinary", "BulkDataURI"))

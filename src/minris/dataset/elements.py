@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from typing import SupportsBytes
 
 from minris.standard.dictionary import (
     BINARY_NUMBERS,
@@ -56,9 +57,9 @@ def encode_item(content: bytes) -> bytes:
     return TAG_AND_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
 
 
-def encode_items(tag: int, contents: Iterable[bytes]) -> bytes:
+def encode_items(tag: int, contents: Iterable[SupportsBytes]) -> bytes:
     """A sequence of items that are encoded already."""
-    return encode_element(tag, b"SQ", b"".join(map(encode_item, contents)))
+    return encode_element(tag, b"SQ", b"".join(encode_item(bytes(one)) for one in contents))
 
 
 def encode_text(keyword: str, text: str) -> bytes:
@@ -67,9 +68,9 @@ def encode_text(keyword: str, text: str) -> bytes:
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
-def in_tag_order(found: Mapping[int, bytes]) -> list[bytes]:
-    """Encoded elements in the order of their tags (PS3.5 7.1)."""
-    return [found[tag] for tag in sorted(found)]
+def encoded(elements: Mapping[int, bytes]) -> bytes:
+    """A data set of encoded elements, in the order of their tags (PS3.5 7.1)."""
+    return b"".join([elements[tag] for tag in sorted(elements)])
 
 
 class ElementIndex:
@@ -77,8 +78,9 @@ class ElementIndex:
 
     __slots__ = ("data", "end", "found", "start")
 
-    def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
-        self.data, self.start = data, start
+    def __init__(self, data: SupportsBytes, start: int = 0, end: int | None = None) -> None:
+        self.data = data = bytes(data)
+        self.start = start
         self.end = end = len(data) if end is None else end
         self.found: dict[int, tuple[bytes, int, int, int]] = {}
         found, unpack, pos = self.found, ELEMENT_HEADER.unpack_from, start
@@ -157,21 +159,25 @@ class ElementIndex:
     def __bytes__(self) -> bytes:
         return self.data[self.start : self.end]
 
-    def merged(self, *others: "ElementIndex") -> bytes:
+    def merged(self, *others: "ElementIndex") -> "ElementIndex":
         """The data set with the elements of the others put in, each in the place of its own."""
         elements = {tag: self.element(tag) for tag in self.found}
         for other in others:
             elements |= {tag: other.element(tag) for tag in other.found}
-        return b"".join(in_tag_order(elements))
+        return ElementIndex(encoded(elements))
 
-    def without(self, tags: Iterable[int]) -> bytes:
+    def without(self, tags: Iterable[int]) -> "ElementIndex":
         """The data set less some elements."""
         leave = frozenset(tags)
-        return b"".join(self.element(tag) for tag in self.found if tag not in leave)
+        return self.only([tag for tag in self.found if tag not in leave])
 
-    def only(self, tags: Iterable[int]) -> bytes:
-        """The elements of the given tags that are there, ascending."""
-        return b"".join(self.element(tag) for tag in sorted(tags) if tag in self.found)
+    def only(self, tags: Iterable[int]) -> "ElementIndex":
+        """The elements of the given tags that are there."""
+        return ElementIndex(encoded({tag: self.element(tag) for tag in tags if tag in self.found}))
+
+    def with_values(self) -> "ElementIndex":
+        """The elements that have a value."""
+        return self.only(filter(self.has_value, self.found))
 
 
 EMPTY = ElementIndex(b"")
@@ -179,8 +185,13 @@ EMPTY = ElementIndex(b"")
 
 def text_elements(**texts: str) -> ElementIndex:
     """A data set of text elements by keyword; those without a text are left out."""
-    elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v}
-    return ElementIndex(b"".join(in_tag_order(elements)))
+    return ElementIndex(encoded({tag_of(k): encode_text(k, v) for k, v in texts.items() if v}))
+
+
+def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
+    """A data set of sequences by keyword, of items that are encoded already."""
+    tags = {tag_of(keyword): items for keyword, items in sequences.items()}
+    return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:

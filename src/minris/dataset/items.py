@@ -3,9 +3,7 @@
 import itertools
 
 from minris.dataset.checks import well_formed
-from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
-from minris.standard.commitment import REFERENCED_SOP
-from minris.standard.dictionary import tag_of
+from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.ups import UPS_CANCELLATION_REASONS, WORKITEM_CODES
 
@@ -28,12 +26,14 @@ def cancellation_reason(remark: str, code: str) -> ElementIndex:
     if code not in UPS_CANCELLATION_REASONS:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
     item = code_item(code, UPS_CANCELLATION_REASONS[code])
-    codes = encode_items(tag_of("ProcedureStepDiscontinuationReasonCodeSequence"), [item])
+    codes = sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item])
     texts = text_elements(ReasonForCancellation=remark.strip()) if remark.strip() else EMPTY
-    return ElementIndex(well_formed(texts.merged(ElementIndex(codes))))
+    return well_formed(texts.merged(codes))
 
 
-def availability_data(study: str, rows_: list[tuple[str, ...]], of: list[bytes]) -> bytes:
+def availability_data(
+    study: str, rows_: list[tuple[str, ...]], of: list[ElementIndex]
+) -> ElementIndex:
     """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
 
     rows_  instance, Retrieve AE Title, class, study, series, availability, in order of the series
@@ -42,13 +42,14 @@ def availability_data(study: str, rows_: list[tuple[str, ...]], of: list[bytes])
     series = []
     for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
         images = [
-            bytes(text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
-                                InstanceAvailability=row[5], RetrieveAETitle=row[1]))
+            text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
+                          InstanceAvailability=row[5], RetrieveAETitle=row[1])
             for row in of_series
         ]  # fmt: skip
-        sequence = ElementIndex(encode_items(REFERENCED_SOP, images))
+        sequence = sequence_elements(ReferencedSOPSequence=images)
         series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
     return text_elements(StudyInstanceUID=study).merged(
-        ElementIndex(encode_items(tag_of("ReferencedPerformedProcedureStepSequence"), of)),
-        ElementIndex(encode_items(tag_of("ReferencedSeriesSequence"), series)),
+        sequence_elements(
+            ReferencedPerformedProcedureStepSequence=of, ReferencedSeriesSequence=series
+        )
     )

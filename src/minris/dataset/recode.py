@@ -13,7 +13,7 @@ from minris.dataset.elements import (
     TooManyElements,
     encode_element,
     encode_items,
-    in_tag_order,
+    encoded,
     repacked,
 )
 from minris.dataset.text import (
@@ -63,7 +63,7 @@ class _Recoder:
         while pos < end:
             tag, vr, start, length = self.header(pos, end, explicit)
             if tag == until:
-                return b"".join(found.values() if ordered else in_tag_order(found)), start
+                return b"".join(found.values()) if ordered else encoded(found), start
             if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
                 raise Malformed(f"{attribute_name(tag)} does not belong in a data set")
             self.count += 1
@@ -77,7 +77,7 @@ class _Recoder:
                 ordered, last = ordered and tag > last, tag
         if until:
             raise Malformed("a delimiter is missing")
-        return b"".join(found.values() if ordered else in_tag_order(found)), pos
+        return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty where implicit), start and length of the value."""

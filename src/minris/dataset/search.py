@@ -344,7 +344,7 @@ def has_extended_text(index: ElementIndex) -> bool:
 
 def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
     """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
-    index = ElementIndex(ElementIndex(data).without([SPECIFIC_CHARACTER_SET]))
+    index = ElementIndex(data).without([SPECIFIC_CHARACTER_SET])
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
         return search._whole(index, UTF_8)

@@ -137,8 +137,8 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
     if len(given) > 1:
         raise HttpRefusal(400, "Two different Transaction UIDs are given")
     lock = text_elements(TransactionUID="".join(given)) if given else EMPTY
-    merged = ElementIndex(index.without([TRANSACTION_UID])).merged(lock)
-    return warned(web, request, 200, web.write(update_workitem, ctx, uid, merged))
+    merged = index.without([TRANSACTION_UID]).merged(lock)
+    return warned(web, request, 200, web.write(update_workitem, ctx, uid, bytes(merged)))
 
 
 def web_change_state(

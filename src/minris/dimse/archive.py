@@ -12,9 +12,9 @@ from minris.config.ini import Config, Device
 from minris.dataset.elements import (
     ElementIndex,
     Malformed,
-    encode_items,
     encode_text,
-    in_tag_order,
+    encoded,
+    sequence_elements,
     text_elements,
 )
 from minris.dataset.recode import recode
@@ -29,7 +29,7 @@ from minris.dimse.senders import (
 )
 from minris.images.commitment import Evidence, Result
 from minris.images.references import Reference
-from minris.standard.commitment import COMMITMENT_EVENTS, REFERENCED_SOP, RETRIEVABLE
+from minris.standard.commitment import COMMITMENT_EVENTS, RETRIEVABLE
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Status
 from minris.standard.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, STUDY_ROOT_FIND
@@ -146,7 +146,7 @@ class ArchiveSearch:
         context = caller.accepted.contexts[STUDY_ROOT_FIND]
         keys["QueryRetrieveLevel"] = level
         elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
-        data = to_syntax(b"".join(in_tag_order(elements)), context.explicit)
+        data = to_syntax(encoded(elements), context.explicit)
         answers = await caller.find(context, STUDY_ROOT_FIND, data)
 
         def decode() -> list[ElementIndex]:
@@ -168,13 +168,12 @@ class CommitmentRequester:
         """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
         address = address_of(archive, archive.ae_title)
         items = [
-            bytes(text_elements(ReferencedSOPClassUID=one.sop_class_uid,
-                                ReferencedSOPInstanceUID=one.sop_instance_uid))
+            text_elements(ReferencedSOPClassUID=one.sop_class_uid,
+                          ReferencedSOPInstanceUID=one.sop_instance_uid)
             for one in references
         ]  # fmt: skip
-        data = text_elements(TransactionUID=uid).merged(
-            ElementIndex(encode_items(REFERENCED_SOP, items))
-        )
+        sequence = sequence_elements(ReferencedSOPSequence=items)
+        data = bytes(text_elements(TransactionUID=uid).merged(sequence))
         caller, ours = Caller(30.0), self.config.dicom.ae_title
         await caller.open(address, ours, archive.ae_title, ((STORAGE_COMMITMENT, None),))
         try:
@@ -213,8 +212,9 @@ class CommitmentSender:
         told = text_elements(
             TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
         )
+        data = bytes(ElementIndex(result.data).merged(told))
         if device.report_on_same_association and await self._on_same(
-            commitment, device, ElementIndex(result.data).merged(told), result
+            commitment, device, data, result
         ):
             return
         ours, theirs = commitment.called, commitment.requester
@@ -224,7 +224,7 @@ class CommitmentSender:
                 caller,
                 caller.accepted.contexts[STORAGE_COMMITMENT],
                 device,
-                ElementIndex(result.data).merged(told),
+                data,
                 "N-EVENT-REPORT",
                 STORAGE_COMMITMENT,
                 STORAGE_COMMITMENT_INSTANCE,

@@ -224,7 +224,7 @@ class Dimse:
             Status.MISSING_ATTRIBUTE_VALUE,
         ):
             tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
-            data = to_syntax(request.index.only(tags), request.context.explicit) or None
+            data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
         return fields, data
 
     @staticmethod
@@ -341,7 +341,7 @@ class Dimse:
         style = style_of(device, self._answer_set(ctx, device, request.asked))
         if request.asked is not None:
             asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
-            index = ElementIndex(asked.merged(index))
+            index = asked.merged(index)
         extra = {0x00080201: self._timezone(ctx, explicit)}
         return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
 

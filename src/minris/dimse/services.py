@@ -103,7 +103,7 @@ def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status
         problem = Problem(tag_of("DeletionLock"), words)
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
     keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
-    return subscribe(ctx, uid, receiver, lock == "TRUE", keys)
+    return subscribe(ctx, uid, receiver, lock == "TRUE", bytes(keys))
 
 
 def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:

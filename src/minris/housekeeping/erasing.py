@@ -182,7 +182,7 @@ def _workitems_of_patient(
         (one.sop_instance_uid, one.state)
         for one in rows_
         if one.accession_number in accessions - {""}
-        or _is_of(patient, former, ElementIndex(bytes(one.data)))
+        or _is_of(patient, former, ElementIndex(one.data))
     ]
 
 
@@ -219,7 +219,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
             continue
         linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
         is_linked = database.execute_sql(linked, (one.id,)).fetchone()
-        if not is_linked and not _is_of(patient, former, ElementIndex(bytes(one.data))):
+        if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
         erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
@@ -254,7 +254,7 @@ def _erase_queries(patient: Any) -> int:
     """Erase remembered queries that asked for a patient by ID or name: how many."""
     count = 0
     for query in fetch_rows(QueryTrace, "1 = 1"):
-        index = ElementIndex(bytes(query.keys))
+        index = ElementIndex(query.keys)
         name = name_key(index.get("PatientName").strip("*")).strip("=")
         if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
             count += erase("query_trace WHERE id = ?", query.id)

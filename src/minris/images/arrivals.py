@@ -40,7 +40,7 @@ class Arrival(NamedTuple):
 
 def arrival_of(row: Any) -> Arrival:
     """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
-    performed = ElementIndex(bytes(row.data))
+    performed = ElementIndex(row.data)
     produced = produced_by(performed)
     there = available_uids(produced)
     references = [Reference(sop_class, uid, study, series)
@@ -230,7 +230,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
     )
     found: list[Reference] = []
     for workitem in waiting:
-        for item in ElementIndex(bytes(workitem.data)).items(tag_of("InputInformationSequence")):
+        for item in ElementIndex(workitem.data).items(tag_of("InputInformationSequence")):
             listed = [
                 Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
                           item.get("StudyInstanceUID"), item.get("SeriesInstanceUID"))
@@ -247,7 +247,7 @@ def ready_workitems() -> list[str]:
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
     )
     return [one.sop_instance_uid for one in waiting
-            if inputs_are_ready(ElementIndex(bytes(one.data)))]  # fmt: skip
+            if inputs_are_ready(ElementIndex(one.data))]  # fmt: skip
 
 
 def make_ready(ctx: Context, uid: str) -> None:
@@ -255,7 +255,7 @@ def make_ready(ctx: Context, uid: str) -> None:
     workitem = stored_workitem(uid)
     if not workitem or workitem.state != "SCHEDULED" or workitem.readiness == "READY":
         return
-    if inputs_are_ready(ElementIndex(bytes(workitem.data))):
+    if inputs_are_ready(ElementIndex(workitem.data)):
         update_workitem(ctx, uid, bytes(text_elements(InputReadinessState="READY")))
         log.info("workitem %s: its inputs are ready", uid)
 

@@ -9,7 +9,7 @@ import peewee
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.checks import check_attributes, check_instance, check_uid
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import availability_data
 from minris.images.arrivals import note_images
 from minris.images.references import available_of, available_uids, uid_problems
@@ -142,8 +142,8 @@ def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
     ).fetchall()
     of = [
         text_elements(ReferencedSOPClassUID=MPPS, ReferencedSOPInstanceUID=uid).merged(
-            ElementIndex(encode_items(tag_of("PerformedWorkitemCodeSequence"), []))
+            sequence_elements(PerformedWorkitemCodeSequence=[])
         )
         for (uid,) in performed[:1] if len(performed) == 1
     ]  # fmt: skip
-    return availability_data(study, rows_, of)
+    return bytes(availability_data(study, rows_, of))

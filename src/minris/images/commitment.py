@@ -10,7 +10,13 @@ from pydicom.uid import UID
 from minris import log
 from minris.access.context import Context, archive_of, audit, device_of, needs_reason
 from minris.dataset.checks import check_attributes
-from minris.dataset.elements import ElementIndex, encode_element, encode_items, text_elements
+from minris.dataset.elements import (
+    ElementIndex,
+    encode_element,
+    encode_items,
+    sequence_elements,
+    text_elements,
+)
 from minris.images.arrivals import end_by_images
 from minris.images.availability import record_found
 from minris.images.references import Reference, checked_references, is_by_study, places_of
@@ -47,7 +53,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
     if not uid or value_problem("UI", uid):
         problem = Problem(TRANSACTION_UID, Message("{value} is not a UID", value=uid[:64]))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    index = ElementIndex(data).without([TRANSACTION_UID])
     by_study = door == "web" and is_by_study(index)
     references = checked_references(ctx, index, by_study)
     requester = ctx.actor.name
@@ -271,7 +277,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    index = ElementIndex(ElementIndex(data).without([TRANSACTION_UID]))
+    index = ElementIndex(data).without([TRANSACTION_UID])
     all_good = event_type == COMMITMENT_EVENTS[True]
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
@@ -357,11 +363,11 @@ def _flat(good: list[Any], bad: list[Any]) -> bytes:
 def _by_study(good: list[Any], bad: list[Any]) -> bytes:
     """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
 
-    def instance(one: Any) -> bytes:
+    def instance(one: Any) -> ElementIndex:
         uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
         return uid.merged(ElementIndex(_reason(one.verdict)))
 
-    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[bytes]:
+    def level(some: list[Any], steps: tuple[tuple[str, str, str], ...]) -> list[ElementIndex]:
         if not steps:
             return [instance(one) for one in some]
         (column, keyword, sequence), *rest = steps
@@ -370,7 +376,7 @@ def _by_study(good: list[Any], bad: list[Any]) -> bytes:
             groups.setdefault(getattr(one, column), []).append(one)
         return [
             text_elements(**{keyword: uid}).merged(
-                ElementIndex(encode_items(tag_of(sequence), level(members, tuple(rest))))
+                sequence_elements(**{sequence: level(members, tuple(rest))})
             )
             for uid, members in groups.items()
         ]

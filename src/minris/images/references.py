@@ -106,7 +106,7 @@ def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
             f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?) ORDER BY id DESC LIMIT 1",
             (encode_text("ReferencedSOPInstanceUID", min(open_)),),
         ).fetchone()
-        told = produced_by(ElementIndex(bytes(row[0]))) if row else {}
+        told = produced_by(ElementIndex(row[0])) if row else {}
         found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
         open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
         if not row and len(open_) > 20:

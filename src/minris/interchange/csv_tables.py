@@ -8,7 +8,7 @@ import re
 from pydicom import datadict
 
 from minris.access.context import Context
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.names import person_name
 from minris.orders.catalogue import (
     PROCEDURE_COLUMNS,
@@ -136,8 +136,8 @@ def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
         cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
     step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
     texts = {k: v for k, v in cells.items() if v}
-    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
-    return apply_procedure(text_elements(**texts).merged(ElementIndex(sequence)))
+    sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])
+    return apply_procedure(bytes(text_elements(**texts).merged(sequence)))
 
 
 STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
@@ -216,7 +216,7 @@ def export_csv() -> str:
     writer = csv.writer(out)
     writer.writerow(EXPORT_COLUMNS)
     for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
-        index = ElementIndex(bytes(step.data))
+        index = ElementIndex(step.data)
         item = index.item("ScheduledProcedureStepSequence")
         cells = [
             (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS

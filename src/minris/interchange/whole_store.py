@@ -53,7 +53,7 @@ from minris.ups.workitems import is_purged
 def _exported(row: Any, *columns: str) -> dict[str, Any]:
     """The data set of a row in the DICOM JSON Model, and some of its columns."""
     return {
-        "data": to_json(ElementIndex(bytes(row.data))),
+        "data": to_json(ElementIndex(row.data)),
         **{column: getattr(row, column) for column in columns},
     }
 
@@ -125,7 +125,7 @@ def export_workitems() -> dict[str, Any]:
         ],
         "subscriptions": list(map(list, subscriptions)),
         "global_subscriptions": [
-            {"keys": to_json(ElementIndex(bytes(row.keys)))}
+            {"keys": to_json(ElementIndex(row.keys))}
             | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
             for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
         ],
@@ -150,15 +150,15 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     """Take a workitem of an export: its UID and its row."""
-    data = ElementIndex(from_json(given["data"])).without([TRANSACTION_UID])
-    uid = ElementIndex(data).get("SOPInstanceUID")
+    index = _index_of(given).without([TRANSACTION_UID])
+    uid = index.get("SOPInstanceUID")
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
         words = Message("{uid} exists already", uid=uid)
         raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
-    if problems := workitem_problems(ctx, ElementIndex(data)):
+    if problems := workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-    columns = workitem_columns(ctx, data)
+    columns = workitem_columns(ctx, index)
     if columns["state"] not in UPS_STATES:
         raise ValueError(columns["state"])
     check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
@@ -166,7 +166,7 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
         Workitem,
         sop_instance_uid=uid,
         transaction_uid=ctx.new_uid(),
-        data=data,
+        data=bytes(index),
         version=first_version(),
         **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
     )
@@ -250,7 +250,8 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             if patient:
                 _restore_patient(patient, one)
         for row_id, given in steps:
-            update_row(ScheduledProcedureStep, row_id, data=given, **step_columns(given))
+            columns = step_columns(ElementIndex(given))
+            update_row(ScheduledProcedureStep, row_id, data=given, **columns)
         for performed in content.get("performed", []):
             _import_performed(performed)
         for device in content.get("devices", []):
@@ -271,23 +272,27 @@ def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> by
         return data
     requested = content["requested"][step["requested"]]
     patient = content["patients"][requested["patient"]]
-    item = bytes(ElementIndex(data).item("ScheduledProcedureStepSequence"))
-    return fold(from_json(patient["data"]), from_json(requested["data"]), item)
+    item = ElementIndex(data).item("ScheduledProcedureStepSequence")
+    return bytes(fold(_index_of(patient), _index_of(requested), item))
+
+
+def _index_of(given: dict[str, Any]) -> ElementIndex:
+    return ElementIndex(from_json(given["data"]))
 
 
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
-    data = from_json(given["data"])
-    known = find_patient(ctx, ElementIndex(data), "separate")
+    index = _index_of(given)
+    known = find_patient(ctx, index, "separate")
     if known:
-        update_patient(ctx, known, data)
+        update_patient(ctx, known, index)
         return None
     stamps = {key: given[key] for key in ("created_at", "updated_at")}
-    return Patient.create(**patient_columns(data), **stamps)
+    return Patient.create(**patient_columns(index), **stamps)
 
 
 def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
-    for column, value in patient_columns(from_json(given["data"])).items():
+    for column, value in patient_columns(_index_of(given)).items():
         setattr(patient, column, value)
     patient.updated_at = given["updated_at"]
     patient.save()

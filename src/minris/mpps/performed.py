@@ -131,16 +131,16 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
-        stored = ElementIndex(bytes(performed.data))
+        stored = ElementIndex(performed.data)
         check_settable(index, stored)
         blank = {MPPS_STATUS} if not status else set()
-        told = ElementIndex(index.without(NOT_SETTABLE | blank))
+        told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
         remark = check_mpps(ctx, merged, state)
         update_row(
             PerformedProcedureStep,
             performed.id,
-            data=merged,
+            data=bytes(merged),
             status=state,
             updated_at=ctx.stamp(),
             remark=", ".join(dict.fromkeys(filter(None, (performed.remark, remark)))),
@@ -148,7 +148,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         )
         if state != performed.status:
             settle_steps(ctx, performed.id)
-        changes = merged != bytes(performed.data)
+        changes = bytes(merged) != bytes(stored)
         if changes and not has_gone_round(ctx, performed, bytes(told)):
             pass_on(ctx, "mpps", "N-SET", uid, bytes(told))
         notify_of_mpps(ctx, uid, "" if state == performed.status else state)
@@ -170,7 +170,7 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
     if not found:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
-    return selected_attributes(ElementIndex(bytes(found[0].data)), tags, MPPS_ATTRIBUTES)
+    return selected_attributes(ElementIndex(found[0].data), tags, MPPS_ATTRIBUTES)
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
@@ -202,13 +202,13 @@ def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
-def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
+def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
     """Hold a performed step against the table for its state: what was forgiven, in words.
 
     DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
     Source: PS3.4 F.7.2.2.2
     """
-    index, lenient = ElementIndex(merged), not ctx.config.dicom.strict_mpps
+    lenient = not ctx.config.dicom.strict_mpps
     final = state in FINAL_MPPS_STATES
     forgiven: list[Problem] = []
     if final and lenient and state == "DISCONTINUED":
@@ -216,7 +216,7 @@ def check_mpps(ctx: Context, merged: bytes, state: str) -> str:
         for tag in (*map(tag_of, ends), SERIES):
             if not index.has_value(tag):
                 forgiven.append(Problem(tag, Message("has no value")))
-        index = ElementIndex(index.without(problem.tag for problem in forgiven))
+        index = index.without(problem.tag for problem in forgiven)
     series = index.items(SERIES)
     column = "final" if final else "create"
     for item in series:

@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from minris.access.context import Context, audit
-from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
-from minris.standard.dictionary import tag_of, value_problem
+from minris.dataset.elements import (
+    EMPTY,
+    ElementIndex,
+    sequence_elements,
+    text_elements,
+)
+from minris.standard.dictionary import value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE
 from minris.store.models import Procedure, ScheduledProcedureStep
@@ -64,8 +69,7 @@ def code_in_use(code: str) -> bool:
     """Whether an open step is of a procedure with this code."""
     states = sorted(OPEN_STEP_STATES)
     return any(
-        ElementIndex(bytes(step.data)).item("RequestedProcedureCodeSequence").get("CodeValue")
-        == code
+        ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
         for step in fetch_rows(
             ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
         )
@@ -109,21 +113,19 @@ def apply_procedure(data: bytes) -> bytes:
         CodingSchemeDesignator=procedure.scheme,
         CodeMeaning=procedure.meaning,
     )
-    known = [text_elements(RequestedProcedureDescription=procedure.meaning)]
-    known.append(
-        ElementIndex(encode_items(tag_of("RequestedProcedureCodeSequence"), [bytes(code)]))
-    )
     steps = []
     for step in index.items(STEP_SEQUENCE) or [EMPTY]:
-        given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
         defaults = text_elements(
             Modality=procedure.modality,
             ScheduledStationAETitle=procedure.ae_title,
             ScheduledProcedureStepDescription=procedure.meaning,
         )
-        parts = [defaults, _protocol(procedure), given]
-        steps.append(step.merged(*parts))
-    return index.merged(*known, ElementIndex(encode_items(STEP_SEQUENCE, steps)))
+        steps.append(step.merged(defaults, _protocol(procedure), step.with_values()))
+    named = text_elements(RequestedProcedureDescription=procedure.meaning)
+    sequences = sequence_elements(
+        RequestedProcedureCodeSequence=[code], ScheduledProcedureStepSequence=steps
+    )
+    return bytes(index.merged(named, sequences))
 
 
 def _protocol(procedure: Any) -> ElementIndex:
@@ -134,7 +136,7 @@ def _protocol(procedure: Any) -> ElementIndex:
         CodingSchemeDesignator=procedure.scheme,
         CodeMeaning=procedure.protocol_meaning or procedure.protocol_code,
     )
-    return ElementIndex(encode_items(tag_of("ScheduledProtocolCodeSequence"), [bytes(code)]))
+    return sequence_elements(ScheduledProtocolCodeSequence=[code])
 
 
 def all_procedures() -> list[Any]:

@@ -56,7 +56,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data in cursor:
-        index = ElementIndex(bytes(data))
+        index = ElementIndex(data)
         exam = index.get("RequestedProcedureDescription")
         code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes

@@ -79,7 +79,7 @@ def visit_of(row_id: int) -> list[Moment]:
     for label, state, created, claimed, ended, performer, data in workitems:
         found.append(Moment(created, Message("Workitem made"), label))
         found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
-        code = ElementIndex(bytes(data)).item("ScheduledWorkitemCodeSequence").get("CodeValue")
+        code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
         words = Message("Workitem ended: {state}", state=state)
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]

@@ -5,7 +5,7 @@ from typing import Any
 from minris.access.context import Context
 from minris.config.ini import Device
 from minris.dataset.checks import value_problems
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.names import initials, name_key
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.dataset.times import time_start
@@ -21,22 +21,20 @@ def is_of_patient(tag: int) -> bool:
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
-def split_item(index: ElementIndex) -> tuple[bytes, bytes, list[ElementIndex]]:
+def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
     """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
 
 
-def fold(patient: bytes, procedure: bytes, step: bytes) -> bytes:
+def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> ElementIndex:
     """The complete worklist data set of one scheduled procedure step."""
-    sequence = encode_items(STEP_SEQUENCE, [step])
-    return ElementIndex(patient).merged(ElementIndex(procedure), ElementIndex(sequence))
+    return patient.merged(procedure, sequence_elements(ScheduledProcedureStepSequence=[step]))
 
 
-def step_columns(data: bytes) -> dict[str, str]:
+def step_columns(index: ElementIndex) -> dict[str, str]:
     """The columns of a scheduled procedure step, all from its data set, normalised."""
-    index = ElementIndex(data)
     step = index.item("ScheduledProcedureStepSequence")
     return {
         "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
@@ -72,11 +70,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
         ScheduledProcedureStepStartTime=f"{now:%H%M%S}",
         ScheduledProcedureStepDescription=procedure.get("RequestedProcedureDescription"),
     )
-    given = ElementIndex(step.only(tag for tag in step if step.has_value(tag)))
-    empty = ElementIndex(step.without(given.found))
-    merged = ElementIndex(empty.merged(known, given))
     status = text_elements(ScheduledProcedureStepStatus=step.text(STEP_STATUS) or "SCHEDULED")
-    return ElementIndex(merged.merged(status))
+    return step.merged(known, step.with_values(), status)
 
 
 REQUIRED_STEP_KEYWORDS = (
@@ -105,9 +100,8 @@ def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Proble
     return problems
 
 
-def patient_columns(data: bytes) -> dict[str, Any]:
+def patient_columns(index: ElementIndex) -> dict[str, Any]:
     """The columns of a patient, all from its data set."""
-    index = ElementIndex(data)
     return {
         "patient_id": index.get("PatientID"),
         "issuer_of_patient_id": index.get("IssuerOfPatientID"),
@@ -115,10 +109,10 @@ def patient_columns(data: bytes) -> dict[str, Any]:
         "name_key": name_key(index.get("PatientName")),
         "initials": initials(index.get("PatientName")),
         "patient_birth_date": index.get("PatientBirthDate"),
-        "data": data,
+        "data": bytes(index),
     }
 
 
 def step_item(step: ScheduledProcedureStep) -> ElementIndex:
     """The one item of a stored step's Scheduled Procedure Step Sequence."""
-    return ElementIndex(bytes(step.data)).item("ScheduledProcedureStepSequence")
+    return ElementIndex(step.data).item("ScheduledProcedureStepSequence")

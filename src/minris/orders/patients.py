@@ -74,24 +74,23 @@ def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | N
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
-def save_patient(ctx: Context, given: bytes, same_id: str) -> Patient:
+def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
-    index = ElementIndex(given)
-    patient = find_patient(ctx, index, same_id)
+    patient = find_patient(ctx, given, same_id)
     if patient:
-        if same_person(index, patient):  # a group that is not told is not told to be empty
-            told = index.get("PatientName").split("=")
+        if same_person(given, patient):  # a group that is not told is not told to be empty
+            told = given.get("PatientName").split("=")
             known = patient.patient_name.split("=")
             groups = itertools.zip_longest(told, known, fillvalue="")
             name = "=".join(new or old for new, old in groups)
-            given = index.merged(text_elements(PatientName=name))
+            given = given.merged(text_elements(PatientName=name))
         update_patient(ctx, patient, given)
         return patient
-    if not index.get("PatientID"):
+    if not given.get("PatientID"):
         made = next_identifier(
             ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
         )
-        given = index.merged(text_elements(PatientID=made))
+        given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
@@ -165,10 +164,8 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             RequestedProcedure.update(patient=target).where(
                 RequestedProcedure.patient == patient
             ).execute()
-            own = ElementIndex(bytes(patient.data))
-            have = ElementIndex(bytes(target.data))
-            more = own.only(tag for tag in own if own.has_value(tag) and not have.has_value(tag))
-            update_patient(ctx, target, more)
+            own, have = ElementIndex(patient.data), ElementIndex(target.data)
+            update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
@@ -188,7 +185,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         patient = Patient.get_or_none(Patient.id == row_id)
         if not patient:
             raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-        new = ElementIndex(ElementIndex(bytes(patient.data)).merged(ElementIndex(given)))
+        told = ElementIndex(given)
+        new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
@@ -200,9 +198,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         )
         target = known or patient
         if known:
-            told = ElementIndex(given)
-            told = ElementIndex(told.only(tag for tag in told if told.has_value(tag)))
-            new = ElementIndex(ElementIndex(bytes(known.data)).merged(told))
+            new = ElementIndex(known.data).merged(told.with_values())
         what, about, old_id = (
             Message("Patient corrected"),
             f"patient {target.id}",
@@ -215,7 +211,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                     RequestedProcedure.patient == patient
                 ).execute()
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
-            for column, value in patient_columns(bytes(new)).items():
+            for column, value in patient_columns(new).items():
                 setattr(target, column, value)
             target.updated_at = ctx.stamp()
             target.save()

@@ -11,7 +11,7 @@ from minris.dataset.elements import (
     ElementIndex,
     encode_items,
     encode_text,
-    in_tag_order,
+    encoded,
     text_elements,
 )
 from minris.orders.items import (
@@ -47,16 +47,15 @@ from minris.store.rows import first_version, insert_row, row_exists
 
 
 def _save_procedure(
-    ctx: Context, patient: Patient, given: bytes, same_id: str = "refuse"
+    ctx: Context, patient: Patient, index: ElementIndex, same_id: str = "refuse"
 ) -> RequestedProcedure:
     """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
-    index = ElementIndex(given)
     uid = index.get("StudyInstanceUID")
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
         if known.patient_id != patient.id:
             raise belongs_to_another("StudyInstanceUID", uid)
-        stored = ElementIndex(bytes(known.data))
+        stored = ElementIndex(known.data)
         problems = [
             Problem(tag_of(k), Message("is {value} already", value=stored.get(k)))
             for k in ("AccessionNumber", "RequestedProcedureID")
@@ -89,7 +88,7 @@ def _save_procedure(
         study_instance_uid=made.get("StudyInstanceUID"),
         requested_procedure_id=made.get("RequestedProcedureID"),
         accession_number=made.get("AccessionNumber"),
-        data=index.merged(made),
+        data=bytes(index.merged(made)),
         created_at=ctx.stamp(),
     )
 
@@ -104,8 +103,8 @@ def _save_step(
         lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
-    data = fold(bytes(patient.data), bytes(procedure.data), item)
-    columns = step_columns(data)
+    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
+    data, columns = bytes(folded), step_columns(folded)
     arrived = ctx.stamp() if columns["status"] in ("ARRIVED", "READY") else ""
     ended = "" if columns["status"] in OPEN_STEP_STATES else ctx.stamp()
     try:
@@ -144,14 +143,13 @@ def schedule(
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
-    patient_data, procedure_data, steps = split_item(index)
-    procedure_index = ElementIndex(procedure_data)
-    steps = [step_with_defaults(ctx, step, procedure_index) for step in steps]
+    of_patient, of_procedure, steps = split_item(index)
+    steps = [step_with_defaults(ctx, step, of_procedure) for step in steps]
     if problems := item_problems(index, steps):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
-        patient = save_patient(ctx, patient_data, same_id)
-        procedure = _save_procedure(ctx, patient, procedure_data, same_id)
+        patient = save_patient(ctx, of_patient, same_id)
+        procedure = _save_procedure(ctx, patient, of_procedure, same_id)
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
@@ -172,7 +170,7 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
              UID, step ID or Patient ID
     """
     index = ElementIndex(data)
-    patient_data, procedure_data, items = split_item(index)
+    of_patient, of_procedure, items = split_item(index)
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
         state = step_outcome("reschedule", step)
@@ -196,21 +194,17 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         procedure = step.procedure
-        changed = ElementIndex(step_item(step).merged(given))
         new_state = given.text(STEP_STATUS) or state
-        changed = ElementIndex(
-            changed.merged(text_elements(ScheduledProcedureStepStatus=new_state))
-        )
-        patient_merged = ElementIndex(bytes(procedure.patient.data)).merged(
-            ElementIndex(patient_data)
-        )
-        everything = ElementIndex(fold(patient_merged, procedure_data, bytes(changed)))
+        status = text_elements(ScheduledProcedureStepStatus=new_state)
+        changed = step_item(step).merged(given, status)
+        patient = ElementIndex(procedure.patient.data).merged(of_patient)
+        everything = fold(patient, of_procedure, changed)
         if problems := item_problems(everything, [changed]):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
         with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
-            _change(ctx, step, changed, patient_data, procedure_data)
+            _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
 
@@ -219,25 +213,25 @@ def _change(
     ctx: Context,
     step: ScheduledProcedureStep,
     item: ElementIndex,
-    patient_data: bytes,
-    procedure_data: bytes,
+    of_patient: ElementIndex,
+    of_procedure: ElementIndex,
 ) -> None:
     """Write what was changed of a step, its procedure and its patient; siblings follow."""
     procedure = step.procedure
-    procedure.data = ElementIndex(bytes(procedure.data)).merged(ElementIndex(procedure_data))
-    told = ElementIndex(bytes(procedure.data))
+    told = ElementIndex(procedure.data).merged(of_procedure)
+    procedure.data = bytes(told)
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)
     procedure.accession_number = told.get("AccessionNumber")
     procedure.requested_procedure_id = told.get("RequestedProcedureID")
     procedure.save()
-    update_patient(ctx, procedure.patient, patient_data, empty=True)
+    update_patient(ctx, procedure.patient, of_patient, empty=True)
     siblings = ScheduledProcedureStep.select().where(
         (ScheduledProcedureStep.procedure == procedure)
         & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {step.status})
     )
     for sibling in siblings:
-        its = bytes(item) if sibling.id == step.id else bytes(step_item(sibling))
+        its = item if sibling.id == step.id else step_item(sibling)
         refold(sibling, procedure.patient, procedure, its)
 
 
@@ -279,5 +273,5 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
             texts["ScheduledStationName"] = device.station_name
             texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
-    sequence = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(elements))])
+    sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)

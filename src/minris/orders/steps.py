@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 from minris import log
 from minris.access.context import Context, audit
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
-from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE, STEP_TRANSITIONS
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS
 from minris.store.models import (
     Patient,
     RequestedProcedure,
@@ -20,15 +20,16 @@ from minris.store.models import (
 from minris.store.rows import update_row
 
 
-def update_patient(ctx: Context, patient: Patient, given: bytes, empty: bool = False) -> None:
+def update_patient(
+    ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
+) -> None:
     """Take what is newly told of a patient; open steps follow.
 
     empty  take what is given empty too; else it changes nothing
     """
-    index, old = ElementIndex(given), bytes(patient.data)
-    told = ElementIndex(index.only(tag for tag in index if empty or index.has_value(tag)))
-    new = ElementIndex(old).merged(told)
-    if new == old:
+    old = ElementIndex(patient.data)
+    new = old.merged(given if empty else given.with_values())
+    if bytes(new) == bytes(old):
         return
     for column, value in patient_columns(new).items():
         setattr(patient, column, value)
@@ -49,22 +50,25 @@ def refold_open(patient: Patient) -> None:
         )
     )
     for step in steps:
-        refold(step, patient, step.procedure, bytes(step_item(step)))
+        refold(step, patient, step.procedure, step_item(step))
 
 
 def refold(
-    step: ScheduledProcedureStep, patient: Patient, procedure: RequestedProcedure, item: bytes
+    step: ScheduledProcedureStep,
+    patient: Patient,
+    procedure: RequestedProcedure,
+    item: ElementIndex,
 ) -> None:
     """Fold a step's data set anew and write it with a new version."""
-    data = fold(bytes(patient.data), bytes(procedure.data), item)
-    columns = step_columns(data)
+    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
+    columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
         columns["ended_at"] = ""
     changed = ScheduledProcedureStep.update(
-        data=data, version=ScheduledProcedureStep.version + 1, **columns
+        data=bytes(folded), version=ScheduledProcedureStep.version + 1, **columns
     ).where(ScheduledProcedureStep.id == step.id)
     changed.execute()
-    stations = ElementIndex(item).values(tag_of("ScheduledStationAETitle"))
+    stations = item.values(tag_of("ScheduledStationAETitle"))
     old = step_item(step)
     if (stations, columns["start_date"]) != (
         old.values(tag_of("ScheduledStationAETitle")),
@@ -72,7 +76,7 @@ def refold(
     ):
         ScheduledStation.delete().where(ScheduledStation.step == step).execute()
         save_stations(step.id, stations, columns["start_date"])
-    step.data, step.status = data, columns["status"]
+    step.data, step.status = bytes(folded), columns["status"]
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
@@ -104,9 +108,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
         return
     old, item = step.status, step_item(step)
     changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
-    data = ElementIndex(bytes(step.data)).merged(
-        ElementIndex(encode_items(STEP_SEQUENCE, [changed]))
-    )
+    sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
+    data = bytes(ElementIndex(step.data).merged(sequence))
     ended = state not in OPEN_STEP_STATES
     stamps = {
         "ended_at": ctx.stamp() if ended else "",

@@ -39,7 +39,7 @@ def _image(place: Place) -> dict[str, str] | None:
         return None
     image = dict(zip(columns.split(", "), row, strict=True))
     if table == "scheduled_procedure_step":
-        item = ElementIndex(bytes(image["data"])).item("ScheduledProcedureStepSequence")
+        item = ElementIndex(image["data"]).item("ScheduledProcedureStepSequence")
         image["data"] = item.without([STEP_STATUS])
     return image | {"data": base64.b64encode(bytes(image["data"])).decode()}
 

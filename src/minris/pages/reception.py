@@ -13,7 +13,7 @@ from minris.dataset.elements import (
     encode_element,
     encode_items,
     encode_text,
-    in_tag_order,
+    encoded,
     text_elements,
 )
 from minris.dataset.names import person_name, resident_number
@@ -122,7 +122,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
         value = int(form["pregnancy"]).to_bytes(2, "little")
         parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
     sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
-    return EMPTY.merged(*parts, ElementIndex(sequence)), problems
+    return bytes(EMPTY.merged(*parts, ElementIndex(sequence))), problems
 
 
 class Reception(Frame):
@@ -212,10 +212,10 @@ def patient_from_form(
     item, problems = item_from_form(whole)
     changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
     required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
-    index = ElementIndex(split_item(ElementIndex(item))[0])
-    empty = ElementIndex(b"".join(in_tag_order({tag_of(k): encode_text(k, "") for k in changed})))
-    told = ElementIndex(index.only(map(tag_of, changed)))
-    return empty.merged(told), [problem for problem in problems if problem.tag not in required]
+    index = split_item(ElementIndex(item))[0]
+    empty = ElementIndex(encoded({tag_of(k): encode_text(k, "") for k in changed}))
+    given = bytes(empty.merged(index.only(map(tag_of, changed))))
+    return given, [problem for problem in problems if problem.tag not in required]
 
 
 def exam_from_form(
@@ -256,5 +256,5 @@ def exam_from_form(
             ("ScheduledProtocolCodeSequence", inner),
         ):
             where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [b"".join(in_tag_order(inner))])
-    return b"".join(in_tag_order(outer))
+    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [encoded(inner)])
+    return encoded(outer)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from minris.dataset.elements import ElementIndex
 from minris.dataset.items import availability_data
 from minris.simulator.peer import Peer, SimulationError, dataset_of, served
 from minris.standard.commitment import COMMITMENT_EVENTS, NOT_THERE, OF_ANOTHER_CLASS
@@ -109,7 +108,7 @@ class SimulatedArchive(Peer):
             data = availability_data(study, list(of_study), [])
             with self.association() as association:
                 status, _ = association.send_n_create(
-                    dataset_of(ElementIndex(data)), INSTANCE_AVAILABILITY, new_uid()
+                    dataset_of(data), INSTANCE_AVAILABILITY, new_uid()
                 )
             code = f"{status.Status:04X}" if status else "no answer"
             self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")

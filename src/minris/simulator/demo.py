@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minris.dataset.dicom_json import from_json, to_json
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.names import shown_name
 from minris.simulator.modality import Modality
 from minris.simulator.scenarios import scenario_pull
@@ -16,7 +16,6 @@ from minris.simulator.workstation import Workstation
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY
 from minris.standard.tables import table
 from minris.standard.uids import new_uid
-from minris.standard.worklist import STEP_SEQUENCE
 
 DEMO_CONFIG = """
 [clinic]
@@ -65,8 +64,8 @@ def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
             PatientSex=row.sex,
             RequestedProcedureDescription=row.exam,
         )
-        sequence = ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)]))
-        items.append(to_json(ElementIndex(patient.merged(sequence))))
+        sequence = sequence_elements(ScheduledProcedureStepSequence=[step])
+        items.append(to_json(patient.merged(sequence)))
     return items
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from minris.dataset.checks import with_empty
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
 from minris.simulator.peer import Peer, SimulationError, dataset_of, served
-from minris.standard.dictionary import tag_of
 from minris.standard.uids import (
     UPS_EVENT,
     UPS_FILTERED_SUBSCRIPTION,
@@ -24,8 +23,6 @@ from minris.standard.uids import (
 from minris.standard.ups import (
     EVENT_TYPES,
     LOCAL_SCHEME,
-    PERFORMED_PROCEDURE,
-    PROGRESS_INFORMATION,
     UPS_ATTRIBUTES,
 )
 
@@ -55,7 +52,7 @@ class Workstation(Peer):
         station  for which it is
         """
         now = datetime.datetime.now().astimezone()
-        codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(code)])
+        codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(code)])
         texts = text_elements(
             ProcedureStepState="SCHEDULED",
             ProcedureStepLabel=words,
@@ -65,8 +62,7 @@ class Workstation(Peer):
             ScheduledProcedureStepStartDateTime=f"{now:%Y%m%d%H%M%S%z}",
             CommentsOnTheScheduledProcedureStep=f"made of {source}" if source else "",
         )
-        data = with_empty(texts.merged(ElementIndex(codes)), UPS_ATTRIBUTES, "create")
-        ds = dataset_of(ElementIndex(data))
+        ds = dataset_of(with_empty(texts.merged(codes), UPS_ATTRIBUTES, "create"))
         if station:
             code_ds = dataset_of(ElementIndex(code_item(station, station, LOCAL_SCHEME)))
             ds.ScheduledStationNameCodeSequence = [code_ds]
@@ -114,7 +110,7 @@ class Workstation(Peer):
         item = text_elements(
             ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
         )
-        sequence = encode_items(PROGRESS_INFORMATION, [bytes(item)])
+        sequence = sequence_elements(ProcedureStepProgressInformationSequence=[item])
         self._set(uid, lock, sequence, f"{percent} %, {words}")
 
     def complete(self, uid: str, lock: str, code: str) -> None:
@@ -124,24 +120,21 @@ class Workstation(Peer):
             PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
         )
         station = code_item(self.ae_title, self.ae_title, LOCAL_SCHEME)
-        item = times.merged(
-            *(
-                ElementIndex(encode_items(tag_of(keyword), items))
-                for keyword, items in (
-                    ("PerformedWorkitemCodeSequence", [workitem_code(code)]),
-                    ("PerformedStationNameCodeSequence", [station]),
-                    ("OutputInformationSequence", []),
-                )
-            )
+        sequences = sequence_elements(
+            PerformedWorkitemCodeSequence=[workitem_code(code)],
+            PerformedStationNameCodeSequence=[station],
+            OutputInformationSequence=[],
         )
-        self._set(uid, lock, encode_items(PERFORMED_PROCEDURE, [item]), "what was performed")
+        items = [times.merged(sequences)]
+        performed = sequence_elements(UnifiedProcedureStepPerformedProcedureSequence=items)
+        self._set(uid, lock, performed, "what was performed")
         self.change_state(uid, "COMPLETED", lock)
 
     def request_cancel(self, uid: str, words: str) -> None:
         """N-ACTION of type 2 with a reason and a contact."""
         contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
         asked = cancellation_reason(words, "110513").merged(contact)
-        self._act(f"request cancel    {words}", 2, uid, ElementIndex(asked), UPS_WATCH)
+        self._act(f"request cancel    {words}", 2, uid, asked, UPS_WATCH)
 
     def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
         """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
@@ -160,8 +153,8 @@ class Workstation(Peer):
         for uid in self.made:
             self._act("unsubscribe", 4, uid, action, UPS_WATCH)
 
-    def _set(self, uid: str, lock: str, data: bytes, words: str) -> None:
-        ds = dataset_of(ElementIndex(text_elements(TransactionUID=lock).merged(ElementIndex(data))))
+    def _set(self, uid: str, lock: str, index: ElementIndex, words: str) -> None:
+        ds = dataset_of(text_elements(TransactionUID=lock).merged(index))
         with self.association() as association:
             status, _ = association.send_n_set(ds, UPS_PUSH, uid, meta_uid=UPS_PULL)
         self._said(f"N-SET             {words}", status)

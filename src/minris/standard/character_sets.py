@@ -50,14 +50,16 @@ class Repertoire(NamedTuple):
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
     """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
     found: dict[str, tuple[Repertoire, ...]] = {}
-    readers = {
-        "place": one_of(("G0", "G1")),
-        "escape": str.encode,
-        "width": int,
-        "codec": lambda name: codecs.lookup(name) and name,
-        "prefix": bytes.fromhex,
-    }
-    for number, *one in table(text, source, **readers):
+    rows_ = table(
+        text,
+        source,
+        place=one_of(("G0", "G1")),
+        escape=str.encode,
+        width=int,
+        codec=lambda name: codecs.lookup(name) and name,
+        prefix=bytes.fromhex,
+    )
+    for number, *one in rows_:
         found[number] = (*found.get(number, ()), Repertoire(*one))
     return found
 

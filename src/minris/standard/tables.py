@@ -50,7 +50,7 @@ def grid_table(
     """
     head, *body = rows(text, source)
     columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
-    readers = [str, *[read] * len(columns)]
+    readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
     found: dict[tuple[str, str], Any] = {}
     for cells in body:
         name, *values = _read_cells(source, readers, cells)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydicom import datadict
 
-from minris.dataset.elements import TAG, TAG_AND_LENGTH, in_tag_order, pad
+from minris.dataset.elements import TAG, TAG_AND_LENGTH, encoded, pad
 from minris.standard.dictionary import tag_of, vr_of
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
@@ -108,7 +108,7 @@ def encode_command(**fields: Any) -> bytes:
         else:
             raw = pad(str(value).encode("ascii", "backslashreplace"), vr.encode())
         elements[tag] = TAG_AND_LENGTH.pack(0, tag, len(raw)) + raw
-    body = b"".join(in_tag_order(elements))
+    body = encoded(elements)
     return TAG_AND_LENGTH.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
 
 

@@ -8,7 +8,12 @@ from pydicom import datadict
 
 from minris.access.context import Context
 from minris.dataset.checks import check_attributes, same_value
-from minris.dataset.elements import ElementIndex, encode_element, encode_items, in_tag_order
+from minris.dataset.elements import (
+    ElementIndex,
+    encode_element,
+    encode_items,
+    encoded,
+)
 from minris.dataset.names import name_key
 from minris.dataset.times import datetime_bounds, split_datetime_range, utc_stamp
 from minris.standard.attributes import Attribute
@@ -31,10 +36,8 @@ UPS_NOT_SETTABLE = frozenset(
 UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
 
 
-def workitem_columns(ctx: Context, data: bytes) -> dict[str, str]:
+def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
     """The columns of a workitem, all from its data set; times in UTC."""
-    index = ElementIndex(data)
-
     requests = index.items(tag_of("ReferencedRequestSequence"))
     numbers = {item.get("AccessionNumber") for item in requests} - {""}
 
@@ -118,7 +121,7 @@ def datetime_with_offset(text: str, offset: str) -> str:
     return low + dash + high
 
 
-def with_offsets(index: ElementIndex, offset: str) -> bytes:
+def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
     """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
     elements = {}
     for tag in index:
@@ -130,7 +133,7 @@ def with_offsets(index: ElementIndex, offset: str) -> bytes:
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
         elif tag != TIMEZONE_OFFSET:
             elements[tag] = index.element(tag)
-    return b"".join(in_tag_order(elements))
+    return ElementIndex(encoded(elements))
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:
@@ -141,7 +144,7 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
     if offset and not re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", offset):
         problem = Problem(TIMEZONE_OFFSET, Message("is not an offset"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    return ElementIndex(with_offsets(index, offset))
+    return with_offsets(index, offset)
 
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:

@@ -16,11 +16,13 @@ from minris.store.rows import insert_row, insert_rows
 EVENT_CHANNELS = ("dimse", "websocket")
 
 
-def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iterable[str]) -> None:
+def record_event(
+    ctx: Context, name: str, uid: str, told: ElementIndex, receivers: Iterable[str]
+) -> None:
     """Write an event and a row for each receiver, in the transaction at hand.
 
     name       a key of EVENT_TYPES
-    data       the event information, stored form
+    told       the event information
     receivers  AE titles; without any the event is history alone
     """
     now = ctx.stamp()
@@ -28,7 +30,7 @@ def record_event(ctx: Context, name: str, uid: str, data: bytes, receivers: Iter
         WorkitemEvent,
         sop_instance_uid=uid,
         event_type=EVENT_TYPES[name],
-        data=data,
+        data=bytes(told),
         created_at=now,
         who=str(ctx.actor),
     )
@@ -67,27 +69,23 @@ def subscribers(workitem_id: int) -> list[str]:
     return [title for (title,) in cursor]
 
 
-def state_report(index: ElementIndex) -> bytes:
+def state_report(index: ElementIndex) -> ElementIndex:
     """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
     reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    final = index.text(UPS_STATE) == "CANCELED"
-    why = progress.only(map(tag_of, reasons)) if final else b""
-    return ElementIndex(index.only(told)).merged(ElementIndex(why))
+    canceled = index.text(UPS_STATE) == "CANCELED"
+    return index.only(told).merged(progress.only(map(tag_of, reasons) if canceled else ()))
 
 
-def assigned_reports(index: ElementIndex) -> list[bytes]:
+def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
     """The information of UPS Assigned: one for each performer, one where only a station is named."""
-    station = ElementIndex(index.only([tag_of("ScheduledStationNameCodeSequence")]))
+    station = index.only([tag_of("ScheduledStationNameCodeSequence")])
     station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
     keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
     performers = index.items(tag_of("ScheduledHumanPerformersSequence"))
-    told = [
-        station.merged(ElementIndex(performer.only(map(tag_of, keywords))))
-        for performer in performers
-    ]
-    return told or ([bytes(station)] if station.found else [])
+    told = [station.merged(performer.only(map(tag_of, keywords))) for performer in performers]
+    return told or ([station] if station.found else [])
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
@@ -139,5 +137,5 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     )
     if receivers:
         uid = UPS_GLOBAL_SUBSCRIPTION
-        record_event(ctx, "SCP Status Change", uid, bytes(data), receivers)
+        record_event(ctx, "SCP Status Change", uid, data, receivers)
     return receivers

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minris import log
 from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import well_formed
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
@@ -15,7 +15,6 @@ from minris.standard.ups import (
     EVENT_TYPES,
     FINAL_UPS_STATES,
     LOCAL_SCHEME,
-    PERFORMED_PROCEDURE,
     UPS_STATES,
 )
 from minris.store.models import Workitem, database
@@ -58,32 +57,29 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
     """Complete a workitem for the user who claimed it. Refuses as claimed_by, change_state."""
     with database.atomic():
         workitem = claimed_by(ctx, uid)
-        told = encode_items(PERFORMED_PROCEDURE, [performed_by_person(ctx, workitem, remark)])
-        save_workitem(ctx, workitem, ElementIndex(bytes(workitem.data)).merged(ElementIndex(told)))
+        performed = [performed_by_person(ctx, workitem, remark)]
+        told = sequence_elements(UnifiedProcedureStepPerformedProcedureSequence=performed)
+        save_workitem(ctx, workitem, ElementIndex(workitem.data).merged(told))
         change_state(ctx, uid, "COMPLETED", workitem.transaction_uid)
 
 
-def performed_by_person(ctx: Context, workitem: Any, remark: str) -> bytes:
+def performed_by_person(ctx: Context, workitem: Any, remark: str) -> ElementIndex:
     """The item of the performed procedure that COMPLETED needs, for a person at this box."""
     began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
-    codes = ElementIndex(bytes(workitem.data)).items(tag_of("ScheduledWorkitemCodeSequence"))
+    codes = ElementIndex(workitem.data).items(tag_of("ScheduledWorkitemCodeSequence"))
     person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
-    sequences = {
-        "PerformedStationNameCodeSequence": [code_item("DESK", "Desk", LOCAL_SCHEME)],
-        "PerformedWorkitemCodeSequence": list(map(bytes, codes)) or [workitem_code("110005")],
-        "ActualHumanPerformersSequence": [bytes(person)],
-        "OutputInformationSequence": [],
-    }
+    sequences = sequence_elements(
+        PerformedStationNameCodeSequence=[code_item("DESK", "Desk", LOCAL_SCHEME)],
+        PerformedWorkitemCodeSequence=codes or [workitem_code("110005")],
+        ActualHumanPerformersSequence=[person],
+        OutputInformationSequence=[],
+    )
     texts = text_elements(
         PerformedProcedureStepStartDateTime=f"{began:%Y%m%d%H%M%S%z}",
         PerformedProcedureStepEndDateTime=dicom_now(ctx),
         CommentsOnThePerformedProcedureStep=remark,
     )
-    return well_formed(
-        texts.merged(
-            *(ElementIndex(encode_items(tag_of(k), items)) for k, items in sequences.items())
-        )
-    )
+    return well_formed(texts.merged(sequences))
 
 
 def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513") -> None:
@@ -93,10 +89,8 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
     """
     with database.atomic():
         workitem = claimed_by(ctx, uid)
-        data = with_cancellation(
-            ctx, ElementIndex(bytes(workitem.data)), cancellation_reason(remark, code)
-        )
-        save_workitem(ctx, workitem, data)
+        why = cancellation_reason(remark, code)
+        save_workitem(ctx, workitem, with_cancellation(ctx, ElementIndex(workitem.data), why))
         change_state(ctx, uid, "CANCELED", workitem.transaction_uid)
 
 
@@ -112,7 +106,7 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
         words = Message("Nobody has asked for its cancellation")
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     update_row(Workitem, workitem.id, declined=remark.strip()[:500])
-    said = well_formed(bytes(text_elements(ReasonForCancellation=remark.strip())))
+    said = well_formed(text_elements(ReasonForCancellation=remark.strip()))
     record_event(ctx, "Cancellation declined", uid, said, [])
     audit(ctx, "workitem cancellation declined", uid, remark.strip()[:500])
 
@@ -131,28 +125,26 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
         workitem = find_workitem(uid)
         if workitem.state in FINAL_UPS_STATES:
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
-        old = ElementIndex(bytes(workitem.data))
-        items = {}
+        new = old = ElementIndex(workitem.data)
         if station:
             code = code_item(station, station, LOCAL_SCHEME)
-            items[tag_of("ScheduledStationNameCodeSequence")] = [code]
+            new = new.merged(sequence_elements(ScheduledStationNameCodeSequence=[code]))
         if performer:
-            items[tag_of("ScheduledHumanPerformersSequence")] = [_performer_item(ctx, performer)]
-        new = old.merged(*(ElementIndex(encode_items(tag, one)) for tag, one in items.items()))
-        well_formed(new)
-        save_workitem(ctx, workitem, new)
-        report_changes(ctx, workitem, old, ElementIndex(new))
+            item = _performer_item(ctx, performer)
+            new = new.merged(sequence_elements(ScheduledHumanPerformersSequence=[item]))
+        save_workitem(ctx, workitem, well_formed(new))
+        report_changes(ctx, workitem, old, new)
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
 
 
-def _performer_item(ctx: Context, name: str) -> bytes:
+def _performer_item(ctx: Context, name: str) -> ElementIndex:
     code = code_item(name, name, LOCAL_SCHEME)
     organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
     texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
-    return texts.merged(ElementIndex(encode_items(tag_of("HumanPerformerCodeSequence"), [code])))
+    return texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
 
 
-def relationship_of_step(step: bytes) -> bytes:
+def relationship_of_step(step: bytes) -> ElementIndex:
     """The patient and the request of a scheduled procedure step, as a workitem has them.
 
     Source: PS3.3 C.30.4
@@ -162,14 +154,13 @@ def relationship_of_step(step: bytes) -> bytes:
         "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
         "AdmissionID", "MedicalAlerts", "SpecialNeeds", "StudyInstanceUID",
     )))  # fmt: skip
-    request = ElementIndex(index.only(map(tag_of, (
+    request = index.only(map(tag_of, (
         "StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
         "RequestedProcedureDescription", "RequestedProcedureCodeSequence",
         "ReasonForTheRequestedProcedure", "RequestedProcedureComments", "RequestingPhysician",
         "ReferringPhysicianName",
-    ))))  # fmt: skip
-    request_item = encode_items(tag_of("ReferencedRequestSequence"), [bytes(request)])
-    return ElementIndex(patient).merged(ElementIndex(request_item))
+    )))  # fmt: skip
+    return patient.merged(sequence_elements(ReferencedRequestSequence=[request]))
 
 
 def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:

@@ -150,9 +150,8 @@ def _subscribe_globally(
     """Keep a global subscription: ids of the workitems that it is of, None for all."""
     only = None
     if uid == UPS_FILTERED_SUBSCRIPTION:
-        keys = ElementIndex(keys).only(
-            tag for tag in ElementIndex(keys) if (tag,) in UPS_ATTRIBUTES
-        )
+        asked = ElementIndex(keys)
+        keys = bytes(asked.only(tag for tag in asked if (tag,) in UPS_ATTRIBUTES))
         if not keys:
             raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
         try:
@@ -245,9 +244,9 @@ def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
         return False
 
 
-def subscribe_created(ctx: Context, workitem_id: int, data: bytes) -> list[str]:
+def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> list[str]:
     """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
-    index, locks = ElementIndex(data), {}
+    locks: dict[str, bool] = {}
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):
             locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)

@@ -7,7 +7,12 @@ from typing import Any
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.checks import check_instance, check_uid, noted_problems, selected_attributes
-from minris.dataset.elements import EMPTY, ElementIndex, encode_items, text_elements
+from minris.dataset.elements import (
+    EMPTY,
+    ElementIndex,
+    sequence_elements,
+    text_elements,
+)
 from minris.dataset.items import code_item
 from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import OUTCOMES, Message, Problem, Refusal, Status
@@ -15,7 +20,6 @@ from minris.standard.uids import UPS_PUSH, WELL_KNOWN_UPS
 from minris.standard.ups import (
     FINAL_UPS_STATES,
     MODIFIED_AT,
-    PROGRESS_INFORMATION,
     TRANSACTION_UID,
     UPS_ATTRIBUTES,
     UPS_CANCELLATION_REASONS,
@@ -70,7 +74,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         ScheduledProcedureStepModificationDateTime=dicom_now(ctx),
         WorklistLabel=index.get("WorklistLabel") or ctx.config.ups.worklist_label,
     )
-    stored = ElementIndex(index.without([TRANSACTION_UID])).merged(made)
+    stored = index.without([TRANSACTION_UID]).merged(made)
     with database.atomic():
         row_id = insert_row(
             Workitem,
@@ -79,7 +83,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             performer="",
             by_person=0,
             declined="",
-            data=stored,
+            data=bytes(stored),
             version=first_version(),
             created_at=ctx.stamp(),
             updated_at=ctx.stamp(),
@@ -92,9 +96,8 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         if auto and ctx.actor.name not in told:
             enter_subscriptions([(row_id, ctx.actor.name, 0, ctx.stamp())])
             told.append(ctx.actor.name)
-        created = ElementIndex(stored)
-        record_event(ctx, "UPS State Report", uid, state_report(created), told)
-        for report in assigned_reports(created):
+        record_event(ctx, "UPS State Report", uid, state_report(stored), told)
+        for report in assigned_reports(stored):
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
@@ -135,34 +138,34 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
     with database.atomic():
         workitem, key = stored_workitem(uid), index.text(TRANSACTION_UID)
         ups_outcome(f"set, {key_state(workitem, key) if key else 'no UID'}", workitem)
-        stored = ElementIndex(bytes(workitem.data))
+        stored = ElementIndex(workitem.data)
         check_ups_settable(index, stored)
         leave = UPS_NOT_SETTABLE | UPS_IDENTITY | {TRANSACTION_UID, UPS_STATE, MODIFIED_AT}
-        told = ElementIndex(index.without(leave))
+        told = index.without(leave)
         if problems := workitem_problems(ctx, told):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         check_items(told, not ctx.config.ups.strict)
         merged = stored.merged(told)
         save_workitem(ctx, workitem, merged)
-        report_changes(ctx, workitem, stored, ElementIndex(merged))
+        report_changes(ctx, workitem, stored, merged)
         audit(ctx, "workitem set", uid)
     return Status.SUCCESS
 
 
-def save_workitem(ctx: Context, workitem: Any, data: bytes, **columns: Any) -> bytes:
+def save_workitem(ctx: Context, workitem: Any, index: ElementIndex, **columns: Any) -> ElementIndex:
     """Write a workitem's data set with a new modification time and version."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
-    data = ElementIndex(data).merged(now)
+    index = index.merged(now)
     update_row(
         Workitem,
         workitem.id,
-        data=data,
+        data=bytes(index),
         version=workitem.version + 1,
         updated_at=ctx.stamp(),
-        **workitem_columns(ctx, data) | columns,
+        **workitem_columns(ctx, index) | columns,
     )
-    workitem.data, workitem.version = data, workitem.version + 1
-    return data
+    workitem.data, workitem.version = bytes(index), workitem.version + 1
+    return index
 
 
 PROGRESS_TOLD = tuple(map(tag_of, (
@@ -184,10 +187,11 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
     after = new.item("ProcedureStepProgressInformationSequence")
     if any(before.element(tag) != after.element(tag) for tag in PROGRESS_TOLD):
         parameters = tag_of("ProcedureStepProgressParametersSequence")
-        report = encode_items(PROGRESS_INFORMATION, [after.only((*PROGRESS_TOLD, parameters))])
+        told_of = after.only((*PROGRESS_TOLD, parameters))
+        report = sequence_elements(ProcedureStepProgressInformationSequence=[told_of])
         record_event(ctx, "UPS Progress Report", uid, report, told)
     if changed("ScheduledStationNameCodeSequence", "ScheduledHumanPerformersSequence"):
-        for report in assigned_reports(new) or [b""]:
+        for report in assigned_reports(new) or [EMPTY]:
             record_event(ctx, "UPS Assigned", uid, report, told)
 
 
@@ -215,7 +219,7 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
         outcome = ups_outcome(f"{state if workitem else 'SCHEDULED'}, {key}", workitem)
         if isinstance(outcome, Status):
             return outcome
-        index = ElementIndex(bytes(workitem.data))
+        index = ElementIndex(workitem.data)
         columns = {}
         if outcome == "IN PROGRESS":
             columns = {
@@ -225,9 +229,8 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
                 "claimed_at": ctx.stamp(),
             }
         else:
-            index = ElementIndex(
-                with_cancellation(ctx, index) if outcome == "CANCELED" else bytes(index)
-            )
+            if outcome == "CANCELED":
+                index = with_cancellation(ctx, index)
             check_final(index, outcome)
         enter_ups_state(ctx, workitem, index, outcome, **columns)
     return Status.SUCCESS
@@ -254,17 +257,17 @@ def enter_ups_state(
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
-    data = save_workitem(ctx, workitem, changed, **columns)
+    saved = save_workitem(ctx, workitem, changed, **columns)
     uid, old = workitem.sop_instance_uid, workitem.state
     workitem.state = state
-    record_event(
-        ctx, "UPS State Report", uid, state_report(ElementIndex(data)), subscribers(workitem.id)
-    )
+    record_event(ctx, "UPS State Report", uid, state_report(saved), subscribers(workitem.id))
     audit(ctx, "workitem", uid, f"{old} -> {state}")
     log.info("workitem %s: %s -> %s by %s", uid, old, state, ctx.actor)
 
 
-def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY) -> bytes:
+def with_cancellation(
+    ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY
+) -> ElementIndex:
     """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
 
     info  what the request to cancel said
@@ -272,8 +275,7 @@ def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EM
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
     keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    told = ElementIndex(info.only(map(tag_of, keywords)))
-    progress = ElementIndex(progress.merged(told))
+    progress = progress.merged(info.only(map(tag_of, keywords)))
     made = []
     if not progress.get("ProcedureStepCancellationDateTime"):
         made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
@@ -281,9 +283,9 @@ def with_cancellation(ctx: Context, index: ElementIndex, info: ElementIndex = EM
     if not progress.items(reason):
         code = DEFAULT_CANCELLATION_REASON
         item = code_item(code, UPS_CANCELLATION_REASONS[code])
-        made.append(ElementIndex(encode_items(reason, [item])))
-    sequence = encode_items(PROGRESS_INFORMATION, [progress.merged(*made)])
-    return index.merged(ElementIndex(sequence))
+        made.append(sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item]))
+    items = [progress.merged(*made)]
+    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=items))
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
@@ -307,7 +309,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             _refuse_to_ask(workitem, told)
         keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
                     "ContactURI", "ContactDisplayName")  # fmt: skip
-        asked = ElementIndex(info.only(tag for tag in map(tag_of, keywords) if info.has_value(tag)))
+        asked = info.only(map(tag_of, keywords)).with_values()
         requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
@@ -340,8 +342,7 @@ def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Returns  0001 where an attribute is asked for that is not kept, else 0000
     Refuses  C307. Source: PS3.4 CC.2.7
     """
-    index = ElementIndex(bytes(find_workitem(uid).data))
-    index = ElementIndex(index.without(UPS_IDENTITY))
+    index = ElementIndex(find_workitem(uid).data).without(UPS_IDENTITY)
     return selected_attributes(index, tags, UPS_ATTRIBUTES)
 
 
@@ -381,9 +382,8 @@ def is_purged(uid: str) -> bool:
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
     """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
-    index = ElementIndex(bytes(workitem.data))
+    index = ElementIndex(workitem.data)
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
         enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
-        index = ElementIndex(bytes(workitem.data))
-    index = ElementIndex(with_cancellation(ctx, index, info))
-    enter_ups_state(ctx, workitem, index, "CANCELED")
+        index = ElementIndex(workitem.data)
+    enter_ups_state(ctx, workitem, with_cancellation(ctx, index, info), "CANCELED")

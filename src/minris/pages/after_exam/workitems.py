@@ -9,7 +9,7 @@ from typing import Any
 from minris.access.context import Context, needs_reason
 from minris.access.users import Login, permit
 from minris.dataset.checks import well_formed, with_empty
-from minris.dataset.elements import ElementIndex, encode_items, text_elements
+from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, workitem_code
 from minris.dataset.names import typed_name
 from minris.orders.lookup import get_step
@@ -161,7 +161,7 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    codes = encode_items(tag_of("ScheduledWorkitemCodeSequence"), [workitem_code(form["code"])])
+    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
     day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
     texts = text_elements(
         ProcedureStepState="SCHEDULED",
@@ -175,13 +175,13 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
         PatientID=form["patient_id"],
         CommentsOnTheScheduledProcedureStep=form["comment"],
     )
-    relationship = ElementIndex(relationship_of_step(step) if step else b"")
-    made = texts.merged(ElementIndex(codes), relationship)
+    relationship = relationship_of_step(step) if step else EMPTY
+    made = texts.merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
         problem = Problem(tag, Message("is before its begin"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    return with_empty(well_formed(made), UPS_ATTRIBUTES, "create")
+    return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
 
 
 def workitems_path(state: str, label: str) -> str:
@@ -377,7 +377,7 @@ class WorkitemPages(Frame):
             ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
         )
         asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
-        return asked.merged(contact)
+        return bytes(asked.merged(contact))
 
     def new_workitem(
         self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()

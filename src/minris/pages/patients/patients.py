@@ -198,8 +198,8 @@ class PatientPages(Frame):
             before = form_of_patient(known)
             if all(form[n] == before[n] for n in ("family_name", "given_name", "chinese_name")):
                 # the form shows less of a name than there is: middle names, a phonetic group
-                name = ElementIndex(known.only([tag_of("PatientName")]))
-                given = ElementIndex(given).merged(name)
+                name = known.only([tag_of("PatientName")])
+                given = bytes(ElementIndex(given).merged(name))
 
             def now() -> dict[str, str]:
                 return form_of_patient(ElementIndex(get_patient(row_id)))
