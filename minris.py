@@ -105,9 +105,9 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsBytes
+from typing import Any, NamedTuple, Protocol, SupportsBytes
 
 LIBRARIES = {
     "pynetdicom": "pynetdicom",
@@ -7123,6 +7123,134 @@ def message_pdus(
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.upper_layer.messages
+# The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E).
+# ------------------------------------------------------------------------------------------------
+
+class Request:
+    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+
+    def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
+        self.context, self.command = context, command
+        self.data: bytes | None = None
+        self.too_large = False
+        self.cancelled = False
+        self.index: ElementIndex | None = None
+        self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
+        self.raw: bytes | None = None  # kept where texts had to be recovered
+
+    @property
+    def operation(self) -> str:
+        """C-FIND, N-SET …; the number of a command that is none of them."""
+        field = self.command["CommandField"]
+        return OPERATIONS.get(field, f"{field:04X}")
+
+    @property
+    def message_id(self) -> int:
+        """Message ID (0000,0110)."""
+        return self.command.get("MessageID", 0)
+
+
+class MessageLimits(NamedTuple):
+    """The most bytes of a command set, of a data set, and of one that is read but not kept."""
+
+    command: int
+    data: int
+    drained: int
+
+
+class Intake:
+    """The bytes of data sets that are coming in, over all associations."""
+
+    MOST = 64 << 20
+
+    def __init__(self) -> None:
+        self.held = 0
+
+
+class Assembler:
+    """Puts the messages of one association together.
+
+    A data set past a limit is read to its end and dropped, so that it can be answered.
+    """
+
+    EMPTY = 1024  # fragments of one association that carry nothing
+
+    def __init__(self, limits: MessageLimits, intake: Intake) -> None:
+        self.limits, self.intake = limits, intake
+        self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
+        self.request: Request | None = None  # whose data set is coming
+
+    def take(self, pdu: bytes, contexts: Mapping[int, AcceptedContext]) -> Iterator[Request]:
+        """The messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
+        pos, end = 6, len(pdu)
+        if pos == end:
+            raise ProtocolError("a P-DATA PDU is empty")
+        while pos < end:
+            if pos + 6 > end:
+                raise ProtocolError("a presentation data value is cut short")
+            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
+            if length < 2 or pos + 4 + length > end:
+                raise ProtocolError("a presentation data value has a wrong length")
+            fragment = pdu[pos + 6 : pos + 4 + length]
+            pos += 4 + length
+            context = contexts.get(context_id)
+            if not context:
+                raise ProtocolError(f"presentation context {context_id} was not accepted")
+            if not fragment and not control & 2:
+                self.empty += 1
+                if self.empty > self.EMPTY:
+                    raise ProtocolError("fragments without end carry nothing")
+            add = self._add_command if control & 1 else self._add_data
+            if request := add(context, fragment, bool(control & 2)):
+                yield request
+
+    def _add_command(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
+        if self.request:
+            raise ProtocolError("a command comes before the data set of the one before")
+        self.command += fragment
+        if len(self.command) > self.limits.command:
+            raise ProtocolError("a command set is past the limit")
+        if not last:
+            return None
+        request = Request(context, decode_command(bytes(self.command)))
+        self.command.clear()
+        if request.command["CommandDataSetType"] == NO_DATA_SET:
+            return request
+        self.request = request
+        return None
+
+    def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
+        request = self.request
+        if not request or request.context.id != context.id:
+            raise ProtocolError("a data set comes without its command")
+        self.received += len(fragment)
+        if not request.too_large:
+            self.data += fragment
+            self.intake.held += len(fragment)
+            if self.received > self.limits.data or self.intake.held > self.intake.MOST:
+                request.too_large = True
+                self._drop_data()
+        if self.received > self.limits.drained:
+            raise ProtocolError(f"a data set of {self.received} bytes and more")
+        if not last:
+            return None
+        if not request.too_large:
+            request.data = bytes(self.data)
+        self.forget()
+        return request
+
+    def _drop_data(self) -> None:
+        self.intake.held -= len(self.data)
+        self.data = bytearray()
+
+    def forget(self) -> None:
+        """Let go of a message whose data set has not come to its end."""
+        self._drop_data()
+        self.request, self.received = None, 0
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.negotiation
 # What a request for an association leads to (PS3.8 7.1, PS3.7 D.3).
 # ------------------------------------------------------------------------------------------------
@@ -7374,8 +7502,8 @@ IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.upper_layer.association
-# An association that a peer has opened, from its first byte to its last (PS3.8 9.2).
+# minris.upper_layer.states
+# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
 # ------------------------------------------------------------------------------------------------
 
 # The acceptor's half of the state machine: what happens, and the state after it.
@@ -7418,68 +7546,243 @@ PDU_EVENTS = {
 }
 
 
-class Request:
-    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+# ------------------------------------------------------------------------------------------------
+# minris.upper_layer.caller
+# An association that we open.
+# ------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self, context: AcceptedContext, command: dict[str, Any], data: bytes | None
-    ) -> None:
-        self.context, self.command, self.data = context, command, data
-        self.too_large = False
-        self.cancelled = False
-        self.index: ElementIndex | None = None
-        self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
-        self.raw: bytes | None = None  # kept where texts had to be recovered
-
-    @property
-    def operation(self) -> str:
-        """C-FIND, N-SET …; the number of a command that is none of them."""
-        field = self.command["CommandField"]
-        return OPERATIONS.get(field, f"{field:04X}")
-
-    @property
-    def message_id(self) -> int:
-        """Message ID (0000,0110)."""
-        return self.command.get("MessageID", 0)
+class DeliveryError(Exception):
+    """A receiver could not be told."""
 
 
-class Call(NamedTuple):
-    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
-
-    at: float
-    address: str
-    classes: tuple[str, ...]
+# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
 
 
-class Ended(NamedTuple):
-    """An association that is over, for people.
+@functools.lru_cache(maxsize=512)
+def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
+    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+    from pynetdicom.presentation import build_context
 
-    at       when it began, in seconds since 1970; for how many seconds
-    done     how many messages of an operation had a status
-    ending   a key of ENDINGS; words  what was said of it
+    primitive = items.A_ASSOCIATE()
+    primitive.application_context_name = APPLICATION_CONTEXT
+    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
+    contexts, information = [], [items.MaximumLengthNotification()]
+    information[0].maximum_length_received = Caller.LONGEST
+    implementation = items.ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    information.append(implementation)
+    for number, (uid, roles) in enumerate(proposed):
+        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
+        context.context_id = 2 * number + 1
+        contexts.append(context)
+        if roles:
+            item = items.SCP_SCU_RoleSelectionNegotiation()
+            item.sop_class_uid = uid
+            item.scu_role, item.scp_role = roles
+            information.append(item)
+    primitive.presentation_context_definition_list = contexts
+    primitive.user_information = information
+    pdu = pdus.A_ASSOCIATE_RQ()
+    pdu.from_primitive(primitive)
+    return pdu.encode()
+
+
+class Accepted(NamedTuple):
+    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+
+    maximum_length: int
+    contexts: Mapping[str, AcceptedContext]
+    roles: Mapping[str, tuple[bool, bool]]
+
+
+@functools.lru_cache(maxsize=128)
+def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
+    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+
+    answer = pdus.A_ASSOCIATE_AC()
+    answer.decode(pdu)
+    primitive = answer.to_primitive()
+    longest, roles, contexts = 16384, {}, {}
+    for item in primitive.user_information:
+        if isinstance(item, items.MaximumLengthNotification):
+            longest = item.maximum_length_received or 1 << 20
+        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
+    for context in primitive.presentation_context_definition_results_list:
+        if context.result == 0:
+            uid, _ = proposed[(context.context_id - 1) // 2]
+            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
+    return Accepted(max(longest, 64), contexts, roles)
+
+
+def response_to(command: bytes) -> tuple[int, int | None]:
+    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
+    asked = decode_command(command)
+    return asked["CommandField"] | 0x8000, asked.get("MessageID")
+
+
+class Caller:
+    """The requestor's half: an association that we open, in the same event loop.
+
+    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
+    is a DeliveryError, and closes the connection.
     """
 
-    at: float
-    seconds: float
-    calling: str
-    address: str
-    done: tuple[tuple[tuple[str, int], int], ...]
-    ending: str
-    words: str
+    LONGEST = 65536  # of a PDU, as we announce
+    MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
+
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
+        self.assembler = Assembler(self.MOST, Intake())
+        self.messages: collections.deque[Request] = collections.deque()
+        self.accepted = Accepted(16384, {}, {})
+        self.contexts: Mapping[int, AcceptedContext] = {}
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def open(
+        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+    ) -> None:
+        """Associate; `accepted` is then what the peer takes.
+
+        ours, theirs  calling and called AE title
+        """
+        request = associate_request(ours, theirs, proposed)
+        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        if kind != A_ASSOCIATE_AC:
+            self.close()
+            rejected = kind == A_ASSOCIATE_RJ
+            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+        try:
+            self.accepted = associate_answer(pdu, proposed)
+        except Exception as error:
+            self.close()
+            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+        self.contexts = {context.id: context for context in self.accepted.contexts.values()}
+
+    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
+        self.reader, self.writer = await asyncio.open_connection(*address)
+        self.writer.write(request)
+        return await self._pdu()
+
+    async def _bounded(self, work: Any, words: str) -> Any:
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await work
+        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
+            self.close()
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number).lower() if number and number > 0 else str(error)
+            late = isinstance(error, TimeoutError) and not number
+            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    async def _pdu(self) -> tuple[int, bytes]:
+        header = await self.reader.readexactly(6)
+        kind, _, length = PDU_HEADER.unpack(header)
+        if length > self.LONGEST:
+            raise ProtocolError("it sent a PDU past the limit")
+        return kind, header + await self.reader.readexactly(length)
+
+    async def ask(
+        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
+    ) -> dict[str, Any]:
+        """Send one message and wait for its response: the command set, with a status."""
+        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
+        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
+
+    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
+        self.writer.write(pdus)
+        await self.writer.drain()
+        fields, _ = await self._answer(wanted)
+        return {"Status": Status.PROCESSING_FAILURE, **fields}
+
+    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
+        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
+                                 Priority=0, CommandDataSetType=1)  # fmt: skip
+        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
+        self.writer.write(pdus)
+        found: list[bytes] = []
+        size, wanted = 0, response_to(command)
+        while True:
+            fields, data = await self._bounded(self._answer(wanted), "no response")
+            status = fields.get("Status", Status.PROCESSING_FAILURE)
+            if status == Status.SUCCESS:
+                return found
+            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
+                raise DeliveryError(f"it answers {status:04X} to our query")
+            found.append(data)
+            size += len(data)
+            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
+                self.close()
+                raise DeliveryError("it answers more than we take")
+
+    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer, which must be a response to what was asked."""
+        while not self.messages:
+            kind, pdu = await self._pdu()
+            if kind != P_DATA_TF:
+                raise ProtocolError("it ended the association")
+            self.messages.extend(self.assembler.take(pdu, self.contexts))
+        message = self.messages.popleft()
+        fields = message.command
+        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+            raise ProtocolError("it answers what was not asked")
+        return fields, message.data or b""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has not closed, as far as is known."""
+        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
+
+    async def release(self) -> None:
+        """Release and close; never raises."""
+        self.timeout = 2.0
+        with contextlib.suppress(DeliveryError):
+            await self._bounded(self._release(), "no release")
+        self.close()
+
+    async def _release(self) -> None:
+        self.writer.write(RELEASE_RQ_PDU)
+        await self._pdu()
+
+    def close(self) -> None:
+        """Close the connection; what the peer has not read is not kept for it."""
+        if self.writer:
+            self.writer.transport.abort()
 
 
-ENDINGS = {
-    "released": Message("ended in order"),
-    "aborted": Message("broken off by the device"),
-    "lost": Message("the connection was lost"),
-    "refused": Message("broken off by us: {words}"),
-    "rejected": Message("turned away: {words}"),
-}
+# ------------------------------------------------------------------------------------------------
+# minris.upper_layer.association
+# An association that a peer has opened, from its first byte to its last (PS3.8 9.2).
+# ------------------------------------------------------------------------------------------------
 
+class AssociationHost(Protocol):
+    """What an association asks of the server that it belongs to."""
 
-def alike(words: str, others: str) -> bool:
-    """Whether two sentences say the same, but for the numbers in them."""
-    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
+    limits: types.SimpleNamespace
+    message_limits: MessageLimits
+    intake: Intake
+    loop: asyncio.AbstractEventLoop
+    negotiator: Negotiator
+    accepted: int
+    access: Callable[[], AccessRules]
+    dispatch: Callable[["Association", Request], Awaitable[None]]
+    enter: Callable[["Association", str], str]
+    leave: Callable[["Association"], None]
+    note_accepted: Callable[["Association"], None]
+    note_ended: Callable[["Association"], None]
+    note_rejected: Callable[[str, bytes, str], None]
+    complain: Callable[..., None]
 
 
 class Association(asyncio.Protocol):
@@ -7491,15 +7794,13 @@ class Association(asyncio.Protocol):
 
     QUEUE = 16  # messages waiting before reading is paused
     ASKED_ID = 1  # Message ID of what we ask the peer, one at a time
-    EMPTY = 1024  # fragments of one association that carry nothing
 
-    def __init__(self, server: "AssociationServer") -> None:
+    def __init__(self, server: AssociationHost) -> None:
         self.server, self.limits = server, server.limits
         self.loop = server.loop
         self.state = "Sta1"
         self.buffer = bytearray()
-        self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
-        self.request: Request | None = None
+        self.assembler = Assembler(server.message_limits, server.intake)
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
         self.asked: asyncio.Future[int] | None = None  # the status of what we ask the peer
@@ -7540,7 +7841,7 @@ class Association(asyncio.Protocol):
         for timer in (self.artim, self.pdu_timer, self.idle_timer, self.send_timer):
             if timer:
                 timer.cancel()
-        self._forget_data()
+        self.assembler.forget()
         self.server.leave(self)
         self.server.note_ended(self)
         self.writable.set()
@@ -7656,7 +7957,7 @@ class Association(asyncio.Protocol):
         self._start_artim(min(2.0, self.limits.associate_timeout))
 
     def _stop_work(self) -> None:
-        self._forget_data()
+        self.assembler.forget()
         self.waiting.clear()
         if self.current:
             self.current.cancelled = True
@@ -7720,7 +8021,8 @@ class Association(asyncio.Protocol):
     _ar_7 = _dt_1
 
     def _dt_2(self, pdu: bytes) -> None:
-        self._fragments(pdu)
+        for request in self.assembler.take(pdu, self.peer.contexts):
+            self._complete(request)
 
     _ar_6 = _dt_2
 
@@ -7797,75 +8099,6 @@ class Association(asyncio.Protocol):
         self.happens("abort")
 
     # Messages
-
-    def _fragments(self, pdu: bytes) -> None:
-        """Take the presentation data values of a P-DATA-TF PDU (PS3.8 9.3.5, annex E)."""
-        pos, end = 6, len(pdu)
-        if pos == end:
-            raise ProtocolError("a P-DATA PDU is empty")
-        while pos < end:
-            if pos + 6 > end:
-                raise ProtocolError("a presentation data value is cut short")
-            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
-            if length < 2 or pos + 4 + length > end:
-                raise ProtocolError("a presentation data value has a wrong length")
-            fragment = pdu[pos + 6 : pos + 4 + length]
-            pos += 4 + length
-            context = self.peer.contexts.get(context_id)
-            if not context:
-                raise ProtocolError(f"presentation context {context_id} was not accepted")
-            if not fragment and not control & 2:
-                self.empty += 1
-                if self.empty > self.EMPTY:
-                    raise ProtocolError("fragments without end carry nothing")
-            if control & 1:
-                self._command_fragment(context, fragment, bool(control & 2))
-            else:
-                self._data_fragment(context, fragment, bool(control & 2))
-
-    def _command_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
-        if self.request:
-            raise ProtocolError("a command comes before the data set of the one before")
-        self.command += fragment
-        if len(self.command) > self.limits.maximum_command_length:
-            raise ProtocolError("a command set is past the limit")
-        if last:
-            fields = decode_command(bytes(self.command))
-            self.command.clear()
-            request = Request(context, fields, None)
-            if fields["CommandDataSetType"] == NO_DATA_SET:
-                self._complete(request)
-            else:
-                self.request = request
-
-    def _data_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
-        request = self.request
-        if not request or request.context.id != context.id:
-            raise ProtocolError("a data set comes without its command")
-        self.received += len(fragment)
-        if not request.too_large:
-            self.data += fragment
-            self.server.receiving += len(fragment)
-            if (
-                self.received > self.limits.maximum_dataset_length
-                or self.server.receiving > self.server.RECEIVING
-            ):
-                request.too_large = True
-                self._drop_data()
-        if self.received > self.limits.maximum_drained_length:
-            raise ProtocolError(f"a data set of {self.received} bytes and more")
-        if last:
-            request.data = None if request.too_large else bytes(self.data)
-            self._forget_data()
-            self._complete(request)
-
-    def _drop_data(self) -> None:
-        self.server.receiving -= len(self.data)
-        self.data = bytearray()
-
-    def _forget_data(self) -> None:
-        self._drop_data()
-        self.request, self.received = None, 0
 
     def _complete(self, request: Request) -> None:
         """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
@@ -7984,250 +8217,48 @@ class Association(asyncio.Protocol):
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.upper_layer.caller
-# An association that we open.
-# ------------------------------------------------------------------------------------------------
-
-class DeliveryError(Exception):
-    """A receiver could not be told."""
-
-
-# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
-Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
-
-
-@functools.lru_cache(maxsize=512)
-def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
-    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
-    from pynetdicom import pdu as pdus
-    from pynetdicom import pdu_primitives as items
-    from pynetdicom.presentation import build_context
-
-    primitive = items.A_ASSOCIATE()
-    primitive.application_context_name = APPLICATION_CONTEXT
-    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
-    contexts, information = [], [items.MaximumLengthNotification()]
-    information[0].maximum_length_received = Caller.LONGEST
-    implementation = items.ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    information.append(implementation)
-    for number, (uid, roles) in enumerate(proposed):
-        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
-        context.context_id = 2 * number + 1
-        contexts.append(context)
-        if roles:
-            item = items.SCP_SCU_RoleSelectionNegotiation()
-            item.sop_class_uid = uid
-            item.scu_role, item.scp_role = roles
-            information.append(item)
-    primitive.presentation_context_definition_list = contexts
-    primitive.user_information = information
-    pdu = pdus.A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return pdu.encode()
-
-
-class Accepted(NamedTuple):
-    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
-
-    maximum_length: int
-    contexts: Mapping[str, AcceptedContext]
-    roles: Mapping[str, tuple[bool, bool]]
-
-
-@functools.lru_cache(maxsize=128)
-def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
-    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
-    from pynetdicom import pdu as pdus
-    from pynetdicom import pdu_primitives as items
-
-    answer = pdus.A_ASSOCIATE_AC()
-    answer.decode(pdu)
-    primitive = answer.to_primitive()
-    longest, roles, contexts = 16384, {}, {}
-    for item in primitive.user_information:
-        if isinstance(item, items.MaximumLengthNotification):
-            longest = item.maximum_length_received or 1 << 20
-        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
-            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
-    for context in primitive.presentation_context_definition_results_list:
-        if context.result == 0:
-            uid, _ = proposed[(context.context_id - 1) // 2]
-            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
-            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
-    return Accepted(max(longest, 64), contexts, roles)
-
-
-def response_to(command: bytes) -> tuple[int, int | None]:
-    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
-    asked = decode_command(command)
-    return asked["CommandField"] | 0x8000, asked.get("MessageID")
-
-
-class Caller:
-    """The requestor's half: an association that we open, in the same event loop.
-
-    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
-    is a DeliveryError, and closes the connection.
-    """
-
-    LONGEST = 65536  # of a PDU, as we announce
-    LONGEST_COMMAND = 16384
-    LONGEST_DATA = 4 << 20
-    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
-
-    def __init__(self, timeout: float = 10.0) -> None:
-        self.timeout = timeout
-        self.command, self.data = bytearray(), bytearray()
-        self.fields: dict[str, Any] | None = None  # of a message whose data set is not whole
-        self.messages: collections.deque[tuple[dict[str, Any], bytes]] = collections.deque()
-        self.accepted = Accepted(16384, {}, {})
-        self.writer: asyncio.StreamWriter | None = None
-
-    async def open(
-        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
-    ) -> None:
-        """Associate; `accepted` is then what the peer takes.
-
-        ours, theirs  calling and called AE title
-        """
-        request = associate_request(ours, theirs, proposed)
-        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
-        if kind != A_ASSOCIATE_AC:
-            self.close()
-            rejected = kind == A_ASSOCIATE_RJ
-            raise DeliveryError("it rejects our association" if rejected else "it aborts")
-        try:
-            self.accepted = associate_answer(pdu, proposed)
-        except Exception as error:
-            self.close()
-            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
-
-    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
-        self.reader, self.writer = await asyncio.open_connection(*address)
-        self.writer.write(request)
-        return await self._pdu()
-
-    async def _bounded(self, work: Any, words: str) -> Any:
-        try:
-            async with asyncio.timeout(self.timeout):
-                return await work
-        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
-            self.close()
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number).lower() if number and number > 0 else str(error)
-            late = isinstance(error, TimeoutError) and not number
-            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
-        except BaseException:
-            self.close()
-            raise
-
-    async def _pdu(self) -> tuple[int, bytes]:
-        header = await self.reader.readexactly(6)
-        kind, _, length = PDU_HEADER.unpack(header)
-        if length > self.LONGEST:
-            raise ProtocolError("it sent a PDU past the limit")
-        return kind, header + await self.reader.readexactly(length)
-
-    async def ask(
-        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
-    ) -> dict[str, Any]:
-        """Send one message and wait for its response: the command set, with a status."""
-        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
-
-    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
-        self.writer.write(pdus)
-        await self.writer.drain()
-        fields, _ = await self._answer(wanted)
-        return {"Status": Status.PROCESSING_FAILURE, **fields}
-
-    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
-        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
-        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
-                                 Priority=0, CommandDataSetType=1)  # fmt: skip
-        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
-        self.writer.write(pdus)
-        found: list[bytes] = []
-        size, wanted = 0, response_to(command)
-        while True:
-            fields, data = await self._bounded(self._answer(wanted), "no response")
-            status = fields.get("Status", Status.PROCESSING_FAILURE)
-            if status == Status.SUCCESS:
-                return found
-            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
-                raise DeliveryError(f"it answers {status:04X} to our query")
-            found.append(data)
-            size += len(data)
-            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
-                self.close()
-                raise DeliveryError("it answers more than we take")
-
-    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer, which must be a response to what was asked."""
-        fields, data = await self._message()
-        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-            raise ProtocolError("it answers what was not asked")
-        return fields, data
-
-    async def _message(self) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer: command set and data set."""
-        while not self.messages:
-            kind, pdu = await self._pdu()
-            if kind != P_DATA_TF:
-                raise ProtocolError("it ended the association")
-            self._take(pdu)
-        return self.messages.popleft()
-
-    def _take(self, pdu: bytes) -> None:
-        """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
-        pos = 6
-        while pos + 6 <= len(pdu):
-            length, _, control = PDV_HEADER.unpack_from(pdu, pos)
-            part = self.command if control & 1 else self.data
-            part += pdu[pos + 6 : pos + 4 + length]
-            pos += 4 + max(length, 2)
-            if len(self.command) > self.LONGEST_COMMAND or len(self.data) > self.LONGEST_DATA:
-                raise ProtocolError("its response is past the limit")
-            if control & 3 == 3:
-                self.fields = decode_command(bytes(self.command))
-                if not self.fields["CommandField"] & 0x8000:
-                    raise ProtocolError("it asks where it is to answer")
-                self.command.clear()
-            whole = self.fields and (
-                control == 2 or self.fields.get("CommandDataSetType") == NO_DATA_SET
-            )
-            if whole:
-                self.messages.append((self.fields, bytes(self.data)))
-                self.data.clear()
-                self.fields = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the peer has not closed, as far as is known."""
-        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
-
-    async def release(self) -> None:
-        """Release and close; never raises."""
-        self.timeout = 2.0
-        with contextlib.suppress(DeliveryError):
-            await self._bounded(self._release(), "no release")
-        self.close()
-
-    async def _release(self) -> None:
-        self.writer.write(RELEASE_RQ_PDU)
-        await self._pdu()
-
-    def close(self) -> None:
-        """Close the connection; what the peer has not read is not kept for it."""
-        if self.writer:
-            self.writer.transport.abort()
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.server
 # All associations that others open to us.
 # ------------------------------------------------------------------------------------------------
+
+class Call(NamedTuple):
+    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
+
+    at: float
+    address: str
+    classes: tuple[str, ...]
+
+
+class Ended(NamedTuple):
+    """An association that is over, for people.
+
+    at       when it began, in seconds since 1970; for how many seconds
+    done     how many messages of an operation had a status
+    ending   a key of ENDINGS; words  what was said of it
+    """
+
+    at: float
+    seconds: float
+    calling: str
+    address: str
+    done: tuple[tuple[tuple[str, int], int], ...]
+    ending: str
+    words: str
+
+
+ENDINGS = {
+    "released": Message("ended in order"),
+    "aborted": Message("broken off by the device"),
+    "lost": Message("the connection was lost"),
+    "refused": Message("broken off by us: {words}"),
+    "rejected": Message("turned away: {words}"),
+}
+
+
+def alike(words: str, others: str) -> bool:
+    """Whether two sentences say the same, but for the numbers in them."""
+    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
+
 
 class AssociationServer:
     """All associations that others open to us.
@@ -8238,8 +8269,6 @@ class AssociationServer:
     dispatch    coroutine function (association, request) that answers a message
     """
 
-    RECEIVING = 64 << 20  # bytes of data sets that are coming in, over all associations
-
     def __init__(
         self,
         limits: types.SimpleNamespace,
@@ -8249,6 +8278,12 @@ class AssociationServer:
     ) -> None:
         self.limits, self.access = limits, access
         self.negotiator, self.dispatch = negotiator, dispatch
+        self.message_limits = MessageLimits(
+            limits.maximum_command_length,
+            limits.maximum_dataset_length,
+            limits.maximum_drained_length,
+        )
+        self.intake = Intake()
         self.loop = asyncio.get_running_loop()
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
@@ -8258,7 +8293,7 @@ class AssociationServer:
         )
         self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
-        self.receiving = self.accepted = self.turned_away = 0
+        self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:

@@ -20,7 +20,7 @@ from minris.standard.status import Message
 from minris.standard.uids import MODALITY_WORKLIST, MPPS, VERIFICATION
 from minris.store.models import QueryTrace
 from minris.store.rows import insert_row
-from minris.upper_layer.association import Call
+from minris.upper_layer.server import Call
 
 CT = Device("CT room", ("CT1",), host="127.0.0.1", port=104, from_file=False)
 NOBODY = Called({}, {})

@@ -798,7 +798,7 @@ def test_what_was_read_over_is_forgotten(small):
         for number in range(10):
             answer = wire.ask(create_request(f"2.25.{number}", padded(creation(), 100000)))
             assert answer.Status == 0x0213
-        assert small.appliance.associations.receiving == 0
+        assert small.appliance.associations.intake.held == 0
 
 
 # Messages in pieces.

@@ -41,10 +41,12 @@ from minris.access.devices import AccessRules, host_addresses
 from minris.config.ini import load_config
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.store.models import PerformedProcedureStep
-from minris.upper_layer.association import ASSOCIATION_STATES, Association
+from minris.upper_layer.association import Association
+from minris.upper_layer.messages import Intake
 from minris.upper_layer.negotiation import Negotiator, Rejection
 from minris.upper_layer.pdus import decode_command, encode_command
 from minris.upper_layer.server import AssociationServer
+from minris.upper_layer.states import ASSOCIATION_STATES
 
 HOST = "127.0.0.1"
 ELSEWHERE = "127.0.0.2"
@@ -451,7 +453,7 @@ class Inside:
         found = {
             "associations": [(str(a), a.state) for a in self.server.associations],
             "counts": dict(self.server.counts),
-            "bytes": self.server.receiving,
+            "bytes": self.server.intake.held,
             "tasks": tasks,
             "timers": timers,
         }
@@ -2129,17 +2131,20 @@ def test_a_data_set_past_what_is_read_over_is_aborted(serve):
 
 
 def test_data_sets_of_all_peers_together_are_bounded(serve, monkeypatch):
-    monkeypatch.setattr(AssociationServer, "RECEIVING", 100_000)
+    monkeypatch.setattr(Intake, "MOST", 100_000)
     inside = serve()
     unfinished = p_data(value(3, 3, FIND_COMMAND), value(3, 0, bytes(60_000)))
     with associated(inside.port) as one, associated(inside.port) as other:
         one.send(unfinished)
-        inside.until(lambda: inside.server.receiving == 60_000)
+        inside.until(lambda: inside.server.intake.held == 60_000)
         other.send(unfinished)
         inside.until(
-            lambda: any(a.request and a.request.too_large for a in inside.server.associations)
+            lambda: any(
+                a.assembler.request and a.assembler.request.too_large
+                for a in inside.server.associations
+            )
         )
-        assert inside.server.receiving == 60_000
+        assert inside.server.intake.held == 60_000
         one.send(p_data(value(3, 2, b"")))
         assert statuses([one.receive()]) == [0]
         other.send(p_data(value(3, 2, b"")))

@@ -27,7 +27,8 @@ from minris.standard.ups import TRANSACTION_UID
 from minris.store.rows import SLICE, AnswerCache
 from minris.store.sqlite import reading
 from minris.store.writer import Core, Writer
-from minris.upper_layer.association import Association, Request
+from minris.upper_layer.association import Association
+from minris.upper_layer.messages import Request
 from minris.upper_layer.pdus import NO_DATA_SET, encode_command
 
 

@@ -30,7 +30,7 @@ from minris.standard.uids import (
 from minris.standard.ups import TRANSACTION_UID, UPS_ACTIONS, UPS_ATTRIBUTES, UPS_STATE
 from minris.standard.worklist import MWL_ATTRIBUTES
 from minris.store.writer import Core
-from minris.upper_layer.association import Request
+from minris.upper_layer.messages import Request
 from minris.ups.search import find_workitems
 from minris.ups.subscriptions import subscribe, suspend_global_subscription, unsubscribe
 from minris.ups.workitems import (

@@ -3,28 +3,25 @@
 import asyncio
 import collections
 import contextlib
-import re
 import socket
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+import types
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
 
 from minris import log
-from minris.access.devices import host_addresses, this_minute
-from minris.dataset.elements import ElementIndex
+from minris.access.devices import AccessRules, host_addresses, this_minute
 from minris.standard.status import Message
-from minris.standard.tables import grid_table
-from minris.upper_layer.negotiation import Negotiated, Rejection, calling_ae_title
+from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
+from minris.upper_layer.negotiation import (
+    Negotiated,
+    Negotiator,
+    Rejection,
+    calling_ae_title,
+)
 from minris.upper_layer.pdus import (
-    A_ABORT,
     A_ASSOCIATE_AC,
-    A_ASSOCIATE_RJ,
-    A_ASSOCIATE_RQ,
-    A_RELEASE_RP,
-    A_RELEASE_RQ,
     C_CANCEL_RQ,
-    NO_DATA_SET,
-    OPERATIONS,
     P_DATA_TF,
     PDU_HEADER,
     PDV_HEADER,
@@ -33,116 +30,28 @@ from minris.upper_layer.pdus import (
     AcceptedContext,
     ProtocolError,
     abort_pdu,
-    decode_command,
     message_pdus,
 )
-
-if TYPE_CHECKING:
-    from minris.upper_layer.server import AssociationServer
+from minris.upper_layer.states import ASSOCIATION_STATES, PDU_EVENTS
 
 
-# The acceptor's half of the state machine: what happens, and the state after it.
-ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
-    place: cell
-    for place, cell in grid_table(
-        "PS3.8 Table 9-10",
-        """
-    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
-    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
-    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
-    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
-    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
-    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
-    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
-    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
-    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
-    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
-    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
-    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
-    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    """,
-        str.split,
-    ).items()
-    if cell
-}  # local: "abort" in Sta2 is ours, for a connection past a limit
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
+class AssociationHost(Protocol):
+    """What an association asks of the server that it belongs to."""
 
-
-class Request:
-    """One DIMSE message of a peer: its command set, and its data set if it has one."""
-
-    def __init__(
-        self, context: AcceptedContext, command: dict[str, Any], data: bytes | None
-    ) -> None:
-        self.context, self.command, self.data = context, command, data
-        self.too_large = False
-        self.cancelled = False
-        self.index: ElementIndex | None = None
-        self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
-        self.raw: bytes | None = None  # kept where texts had to be recovered
-
-    @property
-    def operation(self) -> str:
-        """C-FIND, N-SET …; the number of a command that is none of them."""
-        field = self.command["CommandField"]
-        return OPERATIONS.get(field, f"{field:04X}")
-
-    @property
-    def message_id(self) -> int:
-        """Message ID (0000,0110)."""
-        return self.command.get("MessageID", 0)
-
-
-class Call(NamedTuple):
-    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
-
-    at: float
-    address: str
-    classes: tuple[str, ...]
-
-
-class Ended(NamedTuple):
-    """An association that is over, for people.
-
-    at       when it began, in seconds since 1970; for how many seconds
-    done     how many messages of an operation had a status
-    ending   a key of ENDINGS; words  what was said of it
-    """
-
-    at: float
-    seconds: float
-    calling: str
-    address: str
-    done: tuple[tuple[tuple[str, int], int], ...]
-    ending: str
-    words: str
-
-
-ENDINGS = {
-    "released": Message("ended in order"),
-    "aborted": Message("broken off by the device"),
-    "lost": Message("the connection was lost"),
-    "refused": Message("broken off by us: {words}"),
-    "rejected": Message("turned away: {words}"),
-}
-
-
-def alike(words: str, others: str) -> bool:
-    """Whether two sentences say the same, but for the numbers in them."""
-    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
+    limits: types.SimpleNamespace
+    message_limits: MessageLimits
+    intake: Intake
+    loop: asyncio.AbstractEventLoop
+    negotiator: Negotiator
+    accepted: int
+    access: Callable[[], AccessRules]
+    dispatch: Callable[["Association", Request], Awaitable[None]]
+    enter: Callable[["Association", str], str]
+    leave: Callable[["Association"], None]
+    note_accepted: Callable[["Association"], None]
+    note_ended: Callable[["Association"], None]
+    note_rejected: Callable[[str, bytes, str], None]
+    complain: Callable[..., None]
 
 
 class Association(asyncio.Protocol):
@@ -154,15 +63,13 @@ class Association(asyncio.Protocol):
 
     QUEUE = 16  # messages waiting before reading is paused
     ASKED_ID = 1  # Message ID of what we ask the peer, one at a time
-    EMPTY = 1024  # fragments of one association that carry nothing
 
-    def __init__(self, server: "AssociationServer") -> None:
+    def __init__(self, server: AssociationHost) -> None:
         self.server, self.limits = server, server.limits
         self.loop = server.loop
         self.state = "Sta1"
         self.buffer = bytearray()
-        self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
-        self.request: Request | None = None
+        self.assembler = Assembler(server.message_limits, server.intake)
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
         self.asked: asyncio.Future[int] | None = None  # the status of what we ask the peer
@@ -203,7 +110,7 @@ class Association(asyncio.Protocol):
         for timer in (self.artim, self.pdu_timer, self.idle_timer, self.send_timer):
             if timer:
                 timer.cancel()
-        self._forget_data()
+        self.assembler.forget()
         self.server.leave(self)
         self.server.note_ended(self)
         self.writable.set()
@@ -319,7 +226,7 @@ class Association(asyncio.Protocol):
         self._start_artim(min(2.0, self.limits.associate_timeout))
 
     def _stop_work(self) -> None:
-        self._forget_data()
+        self.assembler.forget()
         self.waiting.clear()
         if self.current:
             self.current.cancelled = True
@@ -383,7 +290,8 @@ class Association(asyncio.Protocol):
     _ar_7 = _dt_1
 
     def _dt_2(self, pdu: bytes) -> None:
-        self._fragments(pdu)
+        for request in self.assembler.take(pdu, self.peer.contexts):
+            self._complete(request)
 
     _ar_6 = _dt_2
 
@@ -460,75 +368,6 @@ class Association(asyncio.Protocol):
         self.happens("abort")
 
     # Messages
-
-    def _fragments(self, pdu: bytes) -> None:
-        """Take the presentation data values of a P-DATA-TF PDU (PS3.8 9.3.5, annex E)."""
-        pos, end = 6, len(pdu)
-        if pos == end:
-            raise ProtocolError("a P-DATA PDU is empty")
-        while pos < end:
-            if pos + 6 > end:
-                raise ProtocolError("a presentation data value is cut short")
-            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
-            if length < 2 or pos + 4 + length > end:
-                raise ProtocolError("a presentation data value has a wrong length")
-            fragment = pdu[pos + 6 : pos + 4 + length]
-            pos += 4 + length
-            context = self.peer.contexts.get(context_id)
-            if not context:
-                raise ProtocolError(f"presentation context {context_id} was not accepted")
-            if not fragment and not control & 2:
-                self.empty += 1
-                if self.empty > self.EMPTY:
-                    raise ProtocolError("fragments without end carry nothing")
-            if control & 1:
-                self._command_fragment(context, fragment, bool(control & 2))
-            else:
-                self._data_fragment(context, fragment, bool(control & 2))
-
-    def _command_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
-        if self.request:
-            raise ProtocolError("a command comes before the data set of the one before")
-        self.command += fragment
-        if len(self.command) > self.limits.maximum_command_length:
-            raise ProtocolError("a command set is past the limit")
-        if last:
-            fields = decode_command(bytes(self.command))
-            self.command.clear()
-            request = Request(context, fields, None)
-            if fields["CommandDataSetType"] == NO_DATA_SET:
-                self._complete(request)
-            else:
-                self.request = request
-
-    def _data_fragment(self, context: AcceptedContext, fragment: bytes, last: bool) -> None:
-        request = self.request
-        if not request or request.context.id != context.id:
-            raise ProtocolError("a data set comes without its command")
-        self.received += len(fragment)
-        if not request.too_large:
-            self.data += fragment
-            self.server.receiving += len(fragment)
-            if (
-                self.received > self.limits.maximum_dataset_length
-                or self.server.receiving > self.server.RECEIVING
-            ):
-                request.too_large = True
-                self._drop_data()
-        if self.received > self.limits.maximum_drained_length:
-            raise ProtocolError(f"a data set of {self.received} bytes and more")
-        if last:
-            request.data = None if request.too_large else bytes(self.data)
-            self._forget_data()
-            self._complete(request)
-
-    def _drop_data(self) -> None:
-        self.server.receiving -= len(self.data)
-        self.data = bytearray()
-
-    def _forget_data(self) -> None:
-        self._drop_data()
-        self.request, self.received = None, 0
 
     def _complete(self, request: Request) -> None:
         """A message is whole: a C-CANCEL acts at once, others wait for their turn."""

@@ -15,14 +15,13 @@ from minris.standard.uids import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
+from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
 from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
     A_ASSOCIATE_RJ,
-    NO_DATA_SET,
     P_DATA_TF,
     PDU_HEADER,
-    PDV_HEADER,
     RELEASE_RQ_PDU,
     AcceptedContext,
     ProtocolError,
@@ -116,16 +115,15 @@ class Caller:
     """
 
     LONGEST = 65536  # of a PDU, as we announce
-    LONGEST_COMMAND = 16384
-    LONGEST_DATA = 4 << 20
+    MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
     MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
-        self.command, self.data = bytearray(), bytearray()
-        self.fields: dict[str, Any] | None = None  # of a message whose data set is not whole
-        self.messages: collections.deque[tuple[dict[str, Any], bytes]] = collections.deque()
+        self.assembler = Assembler(self.MOST, Intake())
+        self.messages: collections.deque[Request] = collections.deque()
         self.accepted = Accepted(16384, {}, {})
+        self.contexts: Mapping[int, AcceptedContext] = {}
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(
@@ -146,6 +144,7 @@ class Caller:
         except Exception as error:
             self.close()
             raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+        self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
     async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
         self.reader, self.writer = await asyncio.open_connection(*address)
@@ -209,42 +208,16 @@ class Caller:
 
     async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
         """The next message of the peer, which must be a response to what was asked."""
-        fields, data = await self._message()
-        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-            raise ProtocolError("it answers what was not asked")
-        return fields, data
-
-    async def _message(self) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer: command set and data set."""
         while not self.messages:
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
                 raise ProtocolError("it ended the association")
-            self._take(pdu)
-        return self.messages.popleft()
-
-    def _take(self, pdu: bytes) -> None:
-        """Gather the fragments of a P-DATA-TF; whole messages go to `messages`."""
-        pos = 6
-        while pos + 6 <= len(pdu):
-            length, _, control = PDV_HEADER.unpack_from(pdu, pos)
-            part = self.command if control & 1 else self.data
-            part += pdu[pos + 6 : pos + 4 + length]
-            pos += 4 + max(length, 2)
-            if len(self.command) > self.LONGEST_COMMAND or len(self.data) > self.LONGEST_DATA:
-                raise ProtocolError("its response is past the limit")
-            if control & 3 == 3:
-                self.fields = decode_command(bytes(self.command))
-                if not self.fields["CommandField"] & 0x8000:
-                    raise ProtocolError("it asks where it is to answer")
-                self.command.clear()
-            whole = self.fields and (
-                control == 2 or self.fields.get("CommandDataSetType") == NO_DATA_SET
-            )
-            if whole:
-                self.messages.append((self.fields, bytes(self.data)))
-                self.data.clear()
-                self.fields = None
+            self.messages.extend(self.assembler.take(pdu, self.contexts))
+        message = self.messages.popleft()
+        fields = message.command
+        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+            raise ProtocolError("it answers what was not asked")
+        return fields, message.data or b""
 
     @property
     def is_open(self) -> bool:

@@ -3,16 +3,57 @@
 import asyncio
 import collections
 import itertools
+import re
 import time
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.devices import AccessRules
 from minris.standard.status import Message
-from minris.upper_layer.association import Association, Call, Ended, Request, alike
+from minris.upper_layer.association import Association
+from minris.upper_layer.messages import Intake, MessageLimits, Request
 from minris.upper_layer.negotiation import Negotiator, calling_ae_title
+
+
+class Call(NamedTuple):
+    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
+
+    at: float
+    address: str
+    classes: tuple[str, ...]
+
+
+class Ended(NamedTuple):
+    """An association that is over, for people.
+
+    at       when it began, in seconds since 1970; for how many seconds
+    done     how many messages of an operation had a status
+    ending   a key of ENDINGS; words  what was said of it
+    """
+
+    at: float
+    seconds: float
+    calling: str
+    address: str
+    done: tuple[tuple[tuple[str, int], int], ...]
+    ending: str
+    words: str
+
+
+ENDINGS = {
+    "released": Message("ended in order"),
+    "aborted": Message("broken off by the device"),
+    "lost": Message("the connection was lost"),
+    "refused": Message("broken off by us: {words}"),
+    "rejected": Message("turned away: {words}"),
+}
+
+
+def alike(words: str, others: str) -> bool:
+    """Whether two sentences say the same, but for the numbers in them."""
+    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
 
 
 class AssociationServer:
@@ -24,8 +65,6 @@ class AssociationServer:
     dispatch    coroutine function (association, request) that answers a message
     """
 
-    RECEIVING = 64 << 20  # bytes of data sets that are coming in, over all associations
-
     def __init__(
         self,
         limits: types.SimpleNamespace,
@@ -35,6 +74,12 @@ class AssociationServer:
     ) -> None:
         self.limits, self.access = limits, access
         self.negotiator, self.dispatch = negotiator, dispatch
+        self.message_limits = MessageLimits(
+            limits.maximum_command_length,
+            limits.maximum_dataset_length,
+            limits.maximum_drained_length,
+        )
+        self.intake = Intake()
         self.loop = asyncio.get_running_loop()
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
@@ -44,7 +89,7 @@ class AssociationServer:
         )
         self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
-        self.receiving = self.accepted = self.turned_away = 0
+        self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:

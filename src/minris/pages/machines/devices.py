@@ -21,7 +21,7 @@ from minris.pages.forms import FORM_PAGE, Field
 from minris.pages.frame import LIGHTS, Action, Frame, Part, Row
 from minris.pages.language import Translator, device_names
 from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status
-from minris.upper_layer.association import ENDINGS
+from minris.upper_layer.server import ENDINGS
 from minris.web.request import enter
 
 

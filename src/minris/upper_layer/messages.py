@@ -1,0 +1,137 @@
+"""The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from minris.dataset.elements import ElementIndex
+from minris.upper_layer.pdus import (
+    NO_DATA_SET,
+    OPERATIONS,
+    PDV_HEADER,
+    AcceptedContext,
+    ProtocolError,
+    decode_command,
+)
+
+
+class Request:
+    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+
+    def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
+        self.context, self.command = context, command
+        self.data: bytes | None = None
+        self.too_large = False
+        self.cancelled = False
+        self.index: ElementIndex | None = None
+        self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
+        self.raw: bytes | None = None  # kept where texts had to be recovered
+
+    @property
+    def operation(self) -> str:
+        """C-FIND, N-SET …; the number of a command that is none of them."""
+        field = self.command["CommandField"]
+        return OPERATIONS.get(field, f"{field:04X}")
+
+    @property
+    def message_id(self) -> int:
+        """Message ID (0000,0110)."""
+        return self.command.get("MessageID", 0)
+
+
+class MessageLimits(NamedTuple):
+    """The most bytes of a command set, of a data set, and of one that is read but not kept."""
+
+    command: int
+    data: int
+    drained: int
+
+
+class Intake:
+    """The bytes of data sets that are coming in, over all associations."""
+
+    MOST = 64 << 20
+
+    def __init__(self) -> None:
+        self.held = 0
+
+
+class Assembler:
+    """Puts the messages of one association together.
+
+    A data set past a limit is read to its end and dropped, so that it can be answered.
+    """
+
+    EMPTY = 1024  # fragments of one association that carry nothing
+
+    def __init__(self, limits: MessageLimits, intake: Intake) -> None:
+        self.limits, self.intake = limits, intake
+        self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
+        self.request: Request | None = None  # whose data set is coming
+
+    def take(self, pdu: bytes, contexts: Mapping[int, AcceptedContext]) -> Iterator[Request]:
+        """The messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
+        pos, end = 6, len(pdu)
+        if pos == end:
+            raise ProtocolError("a P-DATA PDU is empty")
+        while pos < end:
+            if pos + 6 > end:
+                raise ProtocolError("a presentation data value is cut short")
+            length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
+            if length < 2 or pos + 4 + length > end:
+                raise ProtocolError("a presentation data value has a wrong length")
+            fragment = pdu[pos + 6 : pos + 4 + length]
+            pos += 4 + length
+            context = contexts.get(context_id)
+            if not context:
+                raise ProtocolError(f"presentation context {context_id} was not accepted")
+            if not fragment and not control & 2:
+                self.empty += 1
+                if self.empty > self.EMPTY:
+                    raise ProtocolError("fragments without end carry nothing")
+            add = self._add_command if control & 1 else self._add_data
+            if request := add(context, fragment, bool(control & 2)):
+                yield request
+
+    def _add_command(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
+        if self.request:
+            raise ProtocolError("a command comes before the data set of the one before")
+        self.command += fragment
+        if len(self.command) > self.limits.command:
+            raise ProtocolError("a command set is past the limit")
+        if not last:
+            return None
+        request = Request(context, decode_command(bytes(self.command)))
+        self.command.clear()
+        if request.command["CommandDataSetType"] == NO_DATA_SET:
+            return request
+        self.request = request
+        return None
+
+    def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
+        request = self.request
+        if not request or request.context.id != context.id:
+            raise ProtocolError("a data set comes without its command")
+        self.received += len(fragment)
+        if not request.too_large:
+            self.data += fragment
+            self.intake.held += len(fragment)
+            if self.received > self.limits.data or self.intake.held > self.intake.MOST:
+                request.too_large = True
+                self._drop_data()
+        if self.received > self.limits.drained:
+            raise ProtocolError(f"a data set of {self.received} bytes and more")
+        if not last:
+            return None
+        if not request.too_large:
+            request.data = bytes(self.data)
+        self.forget()
+        return request
+
+    def _drop_data(self) -> None:
+        self.intake.held -= len(self.data)
+        self.data = bytearray()
+
+    def forget(self) -> None:
+        """Let go of a message whose data set has not come to its end."""
+        self._drop_data()
+        self.request, self.received = None, 0
