@@ -7123,6 +7123,25 @@ def message_pdus(
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.upper_layer.recent
+# What was set last, up to a number.
+# ------------------------------------------------------------------------------------------------
+
+class Recent(dict[Any, Any]):
+    """The `most` entries that were set last."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        if len(self) > self.most:
+            del self[next(iter(self))]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.messages
 # The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E).
 # ------------------------------------------------------------------------------------------------
@@ -7251,6 +7270,51 @@ class Assembler:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.upper_layer.states
+# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
+# ------------------------------------------------------------------------------------------------
+
+# The acceptor's half of the state machine: what happens, and the state after it.
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
+    place: cell
+    for place, cell in grid_table(
+        "PS3.8 Table 9-10",
+        """
+    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
+    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
+    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
+    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
+    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
+    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
+    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
+    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
+    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
+    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
+    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
+    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
+    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+    """,
+        str.split,
+    ).items()
+    if cell
+}  # local: "abort" in Sta2 is ours, for a connection past a limit
+PDU_EVENTS = {
+    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
+    A_ASSOCIATE_AC: "ASSOCIATE-AC",
+    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
+    P_DATA_TF: "P-DATA",
+    A_RELEASE_RQ: "RELEASE-RQ",
+    A_RELEASE_RP: "RELEASE-RP",
+    A_ABORT: "ABORT",
+}
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.negotiation
 # What a request for an association leads to (PS3.8 7.1, PS3.7 D.3).
 # ------------------------------------------------------------------------------------------------
@@ -7372,7 +7436,7 @@ class Negotiator:
             if roles:
                 context.scu_role, context.scp_role = roles
             self.supported.append(context)
-        self.known: collections.OrderedDict[object, Negotiated] = collections.OrderedDict()
+        self.known = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
@@ -7387,8 +7451,6 @@ class Negotiator:
             negotiated = self._negotiate(pdu, address, access)
             if len(pdu) <= 8192 and not self._has_user_identity(pdu):
                 self.known[key] = negotiated
-                if len(self.known) > self.REMEMBERED:
-                    self.known.popitem(last=False)
         return negotiated
 
     @staticmethod
@@ -7499,266 +7561,6 @@ class Negotiator:
 IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
 IMPLEMENTATION_VERSION_NAME = "MINRIS_" + __version__.replace(".", "")
 IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.upper_layer.states
-# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
-# ------------------------------------------------------------------------------------------------
-
-# The acceptor's half of the state machine: what happens, and the state after it.
-ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
-    place: cell
-    for place, cell in grid_table(
-        "PS3.8 Table 9-10",
-        """
-    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
-    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
-    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
-    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
-    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
-    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
-    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
-    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
-    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
-    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
-    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
-    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
-    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    """,
-        str.split,
-    ).items()
-    if cell
-}  # local: "abort" in Sta2 is ours, for a connection past a limit
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.upper_layer.caller
-# An association that we open.
-# ------------------------------------------------------------------------------------------------
-
-class DeliveryError(Exception):
-    """A receiver could not be told."""
-
-
-# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
-Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
-
-
-@functools.lru_cache(maxsize=512)
-def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
-    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
-    from pynetdicom import pdu as pdus
-    from pynetdicom import pdu_primitives as items
-    from pynetdicom.presentation import build_context
-
-    primitive = items.A_ASSOCIATE()
-    primitive.application_context_name = APPLICATION_CONTEXT
-    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
-    contexts, information = [], [items.MaximumLengthNotification()]
-    information[0].maximum_length_received = Caller.LONGEST
-    implementation = items.ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    information.append(implementation)
-    for number, (uid, roles) in enumerate(proposed):
-        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
-        context.context_id = 2 * number + 1
-        contexts.append(context)
-        if roles:
-            item = items.SCP_SCU_RoleSelectionNegotiation()
-            item.sop_class_uid = uid
-            item.scu_role, item.scp_role = roles
-            information.append(item)
-    primitive.presentation_context_definition_list = contexts
-    primitive.user_information = information
-    pdu = pdus.A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return pdu.encode()
-
-
-class Accepted(NamedTuple):
-    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
-
-    maximum_length: int
-    contexts: Mapping[str, AcceptedContext]
-    roles: Mapping[str, tuple[bool, bool]]
-
-
-@functools.lru_cache(maxsize=128)
-def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
-    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
-    from pynetdicom import pdu as pdus
-    from pynetdicom import pdu_primitives as items
-
-    answer = pdus.A_ASSOCIATE_AC()
-    answer.decode(pdu)
-    primitive = answer.to_primitive()
-    longest, roles, contexts = 16384, {}, {}
-    for item in primitive.user_information:
-        if isinstance(item, items.MaximumLengthNotification):
-            longest = item.maximum_length_received or 1 << 20
-        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
-            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
-    for context in primitive.presentation_context_definition_results_list:
-        if context.result == 0:
-            uid, _ = proposed[(context.context_id - 1) // 2]
-            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
-            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
-    return Accepted(max(longest, 64), contexts, roles)
-
-
-def response_to(command: bytes) -> tuple[int, int | None]:
-    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
-    asked = decode_command(command)
-    return asked["CommandField"] | 0x8000, asked.get("MessageID")
-
-
-class Caller:
-    """The requestor's half: an association that we open, in the same event loop.
-
-    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
-    is a DeliveryError, and closes the connection.
-    """
-
-    LONGEST = 65536  # of a PDU, as we announce
-    MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
-    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
-
-    def __init__(self, timeout: float = 10.0) -> None:
-        self.timeout = timeout
-        self.assembler = Assembler(self.MOST, Intake())
-        self.messages: collections.deque[Request] = collections.deque()
-        self.accepted = Accepted(16384, {}, {})
-        self.contexts: Mapping[int, AcceptedContext] = {}
-        self.writer: asyncio.StreamWriter | None = None
-
-    async def open(
-        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
-    ) -> None:
-        """Associate; `accepted` is then what the peer takes.
-
-        ours, theirs  calling and called AE title
-        """
-        request = associate_request(ours, theirs, proposed)
-        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
-        if kind != A_ASSOCIATE_AC:
-            self.close()
-            rejected = kind == A_ASSOCIATE_RJ
-            raise DeliveryError("it rejects our association" if rejected else "it aborts")
-        try:
-            self.accepted = associate_answer(pdu, proposed)
-        except Exception as error:
-            self.close()
-            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
-        self.contexts = {context.id: context for context in self.accepted.contexts.values()}
-
-    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
-        self.reader, self.writer = await asyncio.open_connection(*address)
-        self.writer.write(request)
-        return await self._pdu()
-
-    async def _bounded(self, work: Any, words: str) -> Any:
-        try:
-            async with asyncio.timeout(self.timeout):
-                return await work
-        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
-            self.close()
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number).lower() if number and number > 0 else str(error)
-            late = isinstance(error, TimeoutError) and not number
-            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
-        except BaseException:
-            self.close()
-            raise
-
-    async def _pdu(self) -> tuple[int, bytes]:
-        header = await self.reader.readexactly(6)
-        kind, _, length = PDU_HEADER.unpack(header)
-        if length > self.LONGEST:
-            raise ProtocolError("it sent a PDU past the limit")
-        return kind, header + await self.reader.readexactly(length)
-
-    async def ask(
-        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
-    ) -> dict[str, Any]:
-        """Send one message and wait for its response: the command set, with a status."""
-        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
-
-    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
-        self.writer.write(pdus)
-        await self.writer.drain()
-        fields, _ = await self._answer(wanted)
-        return {"Status": Status.PROCESSING_FAILURE, **fields}
-
-    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
-        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
-        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
-                                 Priority=0, CommandDataSetType=1)  # fmt: skip
-        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
-        self.writer.write(pdus)
-        found: list[bytes] = []
-        size, wanted = 0, response_to(command)
-        while True:
-            fields, data = await self._bounded(self._answer(wanted), "no response")
-            status = fields.get("Status", Status.PROCESSING_FAILURE)
-            if status == Status.SUCCESS:
-                return found
-            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
-                raise DeliveryError(f"it answers {status:04X} to our query")
-            found.append(data)
-            size += len(data)
-            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
-                self.close()
-                raise DeliveryError("it answers more than we take")
-
-    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer, which must be a response to what was asked."""
-        while not self.messages:
-            kind, pdu = await self._pdu()
-            if kind != P_DATA_TF:
-                raise ProtocolError("it ended the association")
-            self.messages.extend(self.assembler.take(pdu, self.contexts))
-        message = self.messages.popleft()
-        fields = message.command
-        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-            raise ProtocolError("it answers what was not asked")
-        return fields, message.data or b""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the peer has not closed, as far as is known."""
-        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
-
-    async def release(self) -> None:
-        """Release and close; never raises."""
-        self.timeout = 2.0
-        with contextlib.suppress(DeliveryError):
-            await self._bounded(self._release(), "no release")
-        self.close()
-
-    async def _release(self) -> None:
-        self.writer.write(RELEASE_RQ_PDU)
-        await self._pdu()
-
-    def close(self) -> None:
-        """Close the connection; what the peer has not read is not kept for it."""
-        if self.writer:
-            self.writer.transport.abort()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -8217,6 +8019,221 @@ class Association(asyncio.Protocol):
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.upper_layer.caller
+# An association that we open.
+# ------------------------------------------------------------------------------------------------
+
+class DeliveryError(Exception):
+    """A receiver could not be told."""
+
+
+# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
+
+
+@functools.lru_cache(maxsize=512)
+def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
+    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+    from pynetdicom.presentation import build_context
+
+    primitive = items.A_ASSOCIATE()
+    primitive.application_context_name = APPLICATION_CONTEXT
+    primitive.calling_ae_title, primitive.called_ae_title = ours, theirs
+    contexts, information = [], [items.MaximumLengthNotification()]
+    information[0].maximum_length_received = Caller.LONGEST
+    implementation = items.ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    information.append(implementation)
+    for number, (uid, roles) in enumerate(proposed):
+        context = build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
+        context.context_id = 2 * number + 1
+        contexts.append(context)
+        if roles:
+            item = items.SCP_SCU_RoleSelectionNegotiation()
+            item.sop_class_uid = uid
+            item.scu_role, item.scp_role = roles
+            information.append(item)
+    primitive.presentation_context_definition_list = contexts
+    primitive.user_information = information
+    pdu = pdus.A_ASSOCIATE_RQ()
+    pdu.from_primitive(primitive)
+    return pdu.encode()
+
+
+class Accepted(NamedTuple):
+    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+
+    maximum_length: int
+    contexts: Mapping[str, AcceptedContext]
+    roles: Mapping[str, tuple[bool, bool]]
+
+
+@functools.lru_cache(maxsize=128)
+def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
+    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    from pynetdicom import pdu as pdus
+    from pynetdicom import pdu_primitives as items
+
+    answer = pdus.A_ASSOCIATE_AC()
+    answer.decode(pdu)
+    primitive = answer.to_primitive()
+    longest, roles, contexts = 16384, {}, {}
+    for item in primitive.user_information:
+        if isinstance(item, items.MaximumLengthNotification):
+            longest = item.maximum_length_received or 1 << 20
+        elif isinstance(item, items.SCP_SCU_RoleSelectionNegotiation):
+            roles[str(item.sop_class_uid)] = bool(item.scu_role), bool(item.scp_role)
+    for context in primitive.presentation_context_definition_results_list:
+        if context.result == 0:
+            uid, _ = proposed[(context.context_id - 1) // 2]
+            explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
+            contexts[uid] = AcceptedContext(context.context_id, uid, explicit)
+    return Accepted(max(longest, 64), contexts, roles)
+
+
+def response_to(command: bytes) -> tuple[int, int | None]:
+    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
+    asked = decode_command(command)
+    return asked["CommandField"] | 0x8000, asked.get("MessageID")
+
+
+class Caller:
+    """The requestor's half: an association that we open, in the same event loop.
+
+    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
+    is a DeliveryError, and closes the connection.
+    """
+
+    LONGEST = 65536  # of a PDU, as we announce
+    MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
+
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
+        self.assembler = Assembler(self.MOST, Intake())
+        self.messages: collections.deque[Request] = collections.deque()
+        self.accepted = Accepted(16384, {}, {})
+        self.contexts: Mapping[int, AcceptedContext] = {}
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def open(
+        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+    ) -> None:
+        """Associate; `accepted` is then what the peer takes.
+
+        ours, theirs  calling and called AE title
+        """
+        request = associate_request(ours, theirs, proposed)
+        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        if kind != A_ASSOCIATE_AC:
+            self.close()
+            rejected = kind == A_ASSOCIATE_RJ
+            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+        try:
+            self.accepted = associate_answer(pdu, proposed)
+        except Exception as error:
+            self.close()
+            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+        self.contexts = {context.id: context for context in self.accepted.contexts.values()}
+
+    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
+        self.reader, self.writer = await asyncio.open_connection(*address)
+        self.writer.write(request)
+        return await self._pdu()
+
+    async def _bounded(self, work: Any, words: str) -> Any:
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await work
+        except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
+            self.close()
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number).lower() if number and number > 0 else str(error)
+            late = isinstance(error, TimeoutError) and not number
+            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    async def _pdu(self) -> tuple[int, bytes]:
+        header = await self.reader.readexactly(6)
+        kind, _, length = PDU_HEADER.unpack(header)
+        if length > self.LONGEST:
+            raise ProtocolError("it sent a PDU past the limit")
+        return kind, header + await self.reader.readexactly(length)
+
+    async def ask(
+        self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
+    ) -> dict[str, Any]:
+        """Send one message and wait for its response: the command set, with a status."""
+        pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
+        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
+
+    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
+        self.writer.write(pdus)
+        await self.writer.drain()
+        fields, _ = await self._answer(wanted)
+        return {"Status": Status.PROCESSING_FAILURE, **fields}
+
+    async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
+        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
+                                 Priority=0, CommandDataSetType=1)  # fmt: skip
+        pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
+        self.writer.write(pdus)
+        found: list[bytes] = []
+        size, wanted = 0, response_to(command)
+        while True:
+            fields, data = await self._bounded(self._answer(wanted), "no response")
+            status = fields.get("Status", Status.PROCESSING_FAILURE)
+            if status == Status.SUCCESS:
+                return found
+            if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
+                raise DeliveryError(f"it answers {status:04X} to our query")
+            found.append(data)
+            size += len(data)
+            if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
+                self.close()
+                raise DeliveryError("it answers more than we take")
+
+    async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
+        """The next message of the peer, which must be a response to what was asked."""
+        while not self.messages:
+            kind, pdu = await self._pdu()
+            if kind != P_DATA_TF:
+                raise ProtocolError("it ended the association")
+            self.messages.extend(self.assembler.take(pdu, self.contexts))
+        message = self.messages.popleft()
+        fields = message.command
+        if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
+            raise ProtocolError("it answers what was not asked")
+        return fields, message.data or b""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has not closed, as far as is known."""
+        return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
+
+    async def release(self) -> None:
+        """Release and close; never raises."""
+        self.timeout = 2.0
+        with contextlib.suppress(DeliveryError):
+            await self._bounded(self._release(), "no release")
+        self.close()
+
+    async def _release(self) -> None:
+        self.writer.write(RELEASE_RQ_PDU)
+        await self._pdu()
+
+    def close(self) -> None:
+        """Close the connection; what the peer has not read is not kept for it."""
+        if self.writer:
+            self.writer.transport.abort()
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.server
 # All associations that others open to us.
 # ------------------------------------------------------------------------------------------------
@@ -8288,10 +8305,8 @@ class AssociationServer:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
         self.complaints: dict[str, tuple[float, int]] = {}
-        self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
-            collections.OrderedDict()
-        )
-        self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
+        self.rejected = Recent(100)  # by AE title and address: when, and why
+        self.called = Recent(500)  # by AE title: its last Call
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
@@ -8358,9 +8373,6 @@ class AssociationServer:
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         self.called[peer.calling] = Call(time.time(), association.address, classes)
-        self.called.move_to_end(peer.calling)
-        if len(self.called) > 500:
-            self.called.popitem(last=False)
 
     def note_ended(self, association: Association) -> None:
         """Remember an association that is over, for the page of associations.
@@ -8386,9 +8398,6 @@ class AssociationServer:
         if not calling.isprintable():
             return
         self.rejected[calling, address] = time.time(), words
-        self.rejected.move_to_end((calling, address))
-        if len(self.rejected) > 100:
-            self.rejected.popitem(last=False)
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line for each address and minute, and how many more."""
@@ -16204,6 +16213,100 @@ class PassingOnSender(EventSender):
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.dimse.encoding
+# A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C).
+# ------------------------------------------------------------------------------------------------
+
+def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
+    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+    limits = ctx.config.dicom
+    charset = character_set(device.character_set) if device else ASCII
+    try:
+        recoded = recode_noting(
+            request.data or b"",
+            request.context.explicit,
+            charset,
+            Limits(limits.maximum_nesting, limits.maximum_elements),
+        )
+    except Malformed as error:
+        many = isinstance(error, TooManyElements)
+        status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
+        raise Refusal(status, f"The data set cannot be read: {error}") from None
+    if recoded.recovered or recoded.damaged:
+        _note_texts(ctx, request, recoded)
+    request.asked = recoded.asked
+    request.index = ElementIndex(recoded.data)
+
+
+def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
+    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+
+    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
+    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+    """
+    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
+    how = "guessed at" if recoded.damaged else "recovered"
+    log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
+    unknown = recoded.asked and character_set(recoded.asked) is None
+    if recoded.damaged and unknown and request.operation != "C-FIND":
+        words = Message("is in a character set that is not known here")
+        problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    if request.operation != "C-FIND":
+        request.raw = request.data
+
+
+def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
+    """The command set of a response (PS3.7 9.3, 10.3)."""
+    command = request.command
+    if request.operation == "N-ACTION":
+        fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
+    if request.operation == "N-EVENT-REPORT":
+        fields.setdefault("EventTypeID", command.get("EventTypeID"))
+    uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
+    if request.operation.startswith("N-"):
+        fields.setdefault("AffectedSOPInstanceUID", uid or None)
+    return encode_command(
+        AffectedSOPClassUID=command.get("AffectedSOPClassUID")
+        or command.get("RequestedSOPClassUID"),
+        CommandField=command["CommandField"] | 0x8000,
+        MessageIDBeingRespondedTo=request.message_id,
+        CommandDataSetType=1 if data else NO_DATA_SET,
+        **fields,
+    )
+
+
+def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a failure, and the attributes to blame where the status has them."""
+    fields: dict[str, Any] = {
+        "Status": refusal.status,
+        "ErrorComment": error_comment(refusal),
+        "ErrorID": refusal.error_id,
+    }
+    data = None
+    if request.operation == "C-FIND":
+        fields["OffendingElement"] = refusal.tags or None
+    elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
+        fields["AttributeIdentifierList"] = refusal.tags or None
+    elif request.index and refusal.status in (
+        Status.INVALID_ATTRIBUTE_VALUE,
+        Status.MISSING_ATTRIBUTE_VALUE,
+    ):
+        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+        data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
+    return fields, data
+
+
+def error_comment(refusal: Refusal) -> str:
+    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    words = refusal.detail
+    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
+        tag, words = refusal.problems[0]
+        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
+    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.dimse.services
 # Which message of which SOP class calls which core function (PS3.7 9, 10).
 # ------------------------------------------------------------------------------------------------
@@ -16624,8 +16727,8 @@ class CommitmentSender:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.dimse.dispatcher
-# Door 1: the messages of associations, answered.
+# minris.dimse.find
+# C-FIND answered: from what was kept, or slice by slice (PS3.4 C.4.1).
 # ------------------------------------------------------------------------------------------------
 
 class KeptAnswers(NamedTuple):
@@ -16638,213 +16741,27 @@ class KeptAnswers(NamedTuple):
     keys: bytes
 
 
-def error_comment(refusal: Refusal) -> str:
-    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
-    words = refusal.detail
-    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
-        tag, words = refusal.problems[0]
-        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
-    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]
+class Finder:
+    """Answers C-FINDs; a small result is kept whole until the next commit, or the next day.
 
-
-class Dimse:
-    """Door 1: answers the messages of associations.
-
-    context  gives a Context for an Actor
     access   gives the AccessRules of the moment
-    writer   the store's one writer
+    writer   whose commits make what is kept old
     readers  threads that search
+    queries  takes each worklist query, and what was shown
     """
-
-    RECENT = 128
 
     def __init__(
         self,
-        context: Callable[[Actor], Context],
         access: Callable[[], AccessRules],
         writer: Writer,
         readers: concurrent.futures.Executor,
+        queries: QueryLog,
     ) -> None:
-        self.context, self.access = context, access
-        self.writer, self.readers = writer, readers
+        self.access, self.writer, self.readers, self.queries = access, writer, readers, queries
         self.cache = AnswerCache()
-        self.recent: collections.OrderedDict[object, KeptAnswers] = collections.OrderedDict()
-        self.queries = QueryLog()
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.on_events: Callable[[], None] = lambda: None
-        self.on_caller: Callable[[str], None] = lambda ae_title: None
-        self.services = {(s.sop_class, s.operation): s for s in SERVICES}
-        self.classes = {s.sop_class for s in SERVICES}
+        self.recent = Recent(128)
 
-    async def dispatch(self, association: Association, request: Request) -> None:
-        """Answer one message; every failure is a status, never silence."""
-        peer = association.peer
-        actor = Actor(peer.calling, association.address, called=peer.called)
-        ctx = self.context(actor)
-        self.counts[request.operation] += 1
-        self.on_caller(actor.name)
-        changed = False
-        try:
-            service = self._service(request)
-            if request.too_large:
-                find = request.operation == "C-FIND"
-                status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
-                raise Refusal(status, "The data set is larger than this system takes")
-            if service.access == "find":
-                await self._find(ctx, association, request, service.core)
-                return
-            fields, data = await self._call(ctx, service, request)
-            changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
-        except Refusal as refusal:
-            fields, data = self._refused(request, refusal)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception:
-            log.exception("%s from %s failed", request.operation, association)
-            fields, data = self._refused(
-                request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
-            )
-        association.done[request.operation, int(fields.get("Status", 0))] += 1
-        await association.send((request.context, self._response(request, data, **fields), data))
-        if changed:  # once it is answered
-            self.on_events()
-
-    def _service(self, request: Request) -> Service:
-        """What a message calls. Refuses 0118, 0211, 0123 (PS3.7 10.1; PS3.4 CC.3.1.1)."""
-        command, syntax = request.command, request.context.abstract_syntax
-        named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
-        c_service = request.operation.startswith("C-")
-        # PS3.4 CC.3.1.1: the Push UID in any of them; C-FIND names the class of its context
-        any_ups = syntax in UPS_CLASSES and named in UPS_CLASSES and not c_service
-        if named != syntax and not any_ups:  # PS3.7 9.1: for C-services it is 0122
-            raise Refusal(
-                Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
-                f"{named or 'nothing'} is not the SOP class of its context",
-            )
-        service = self.services.get((syntax, request.operation))
-        if service and (actions := ACTIONS.get(service.core)):
-            kind = command.get("ActionTypeID", 0)
-            if kind not in actions:
-                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
-            if syntax not in actions[kind][1]:
-                service = None
-        if not service:
-            raise Refusal(
-                Status.UNRECOGNIZED_OPERATION,
-                f"{request.operation} is not part of this SOP class",
-            )
-        return service
-
-    async def _call(
-        self, ctx: Context, service: Service, request: Request
-    ) -> tuple[dict[str, Any], bytes | None]:
-        if not service.core:
-            return {"Status": Status.SUCCESS}, None
-        if len(request.data or b"") > 65536:
-            await asyncio.get_running_loop().run_in_executor(
-                self.readers, self.decode, ctx, request
-            )
-        if service.access == "read":
-            run = asyncio.get_running_loop().run_in_executor
-            result = await run(self.readers, self._read, service, request)
-        else:
-            future = self.writer.submit(self._run, ctx, service, request)
-            result = await asyncio.wrap_future(future)
-        fields = {"Status": Status.SUCCESS, **service.answer(result)}
-        data = fields.pop("data", None)
-        device = self.access().device(ctx.actor.name)
-        return fields, written_for(device, data, request.context.explicit) if data else None
-
-    @staticmethod
-    def _read(service: Service, request: Request) -> Any:
-        with reading():
-            return service.core(*service.read(request))
-
-    def _run(self, ctx: Context, service: Service, request: Request) -> Any:
-        if request.index is None:
-            self.decode(ctx, request)
-        return service.core(ctx, *service.read(request))
-
-    def decode(self, ctx: Context, request: Request) -> None:
-        """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
-        limits = ctx.config.dicom
-        device = self.access().device(ctx.actor.name)
-        charset = character_set(device.character_set) if device else ASCII
-        try:
-            recoded = recode_noting(
-                request.data or b"",
-                request.context.explicit,
-                charset,
-                Limits(limits.maximum_nesting, limits.maximum_elements),
-            )
-        except Malformed as error:
-            many = isinstance(error, TooManyElements)
-            status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
-            raise Refusal(status, f"The data set cannot be read: {error}") from None
-        if recoded.recovered or recoded.damaged:
-            self._note_texts(ctx, request, recoded)
-        request.asked = recoded.asked
-        request.index = ElementIndex(recoded.data)
-
-    @staticmethod
-    def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-        """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
-
-        A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
-        wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
-        """
-        words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-        how = "guessed at" if recoded.damaged else "recovered"
-        log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
-        unknown = recoded.asked and character_set(recoded.asked) is None
-        if recoded.damaged and unknown and request.operation != "C-FIND":
-            words = Message("is in a character set that is not known here")
-            problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        if request.operation != "C-FIND":
-            request.raw = request.data
-
-    def _refused(self, request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-        """The fields of a failure, and the attributes to blame where the status has them."""
-        fields: dict[str, Any] = {
-            "Status": refusal.status,
-            "ErrorComment": error_comment(refusal),
-            "ErrorID": refusal.error_id,
-        }
-        data = None
-        if request.operation == "C-FIND":
-            fields["OffendingElement"] = refusal.tags or None
-        elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
-            fields["AttributeIdentifierList"] = refusal.tags or None
-        elif request.index and refusal.status in (
-            Status.INVALID_ATTRIBUTE_VALUE,
-            Status.MISSING_ATTRIBUTE_VALUE,
-        ):
-            tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
-            data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
-        return fields, data
-
-    @staticmethod
-    def _response(request: Request, data: bytes | None, **fields: Any) -> bytes:
-        """The command set of a response (PS3.7 9.3, 10.3)."""
-        command = request.command
-        if request.operation == "N-ACTION":
-            fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
-        if request.operation == "N-EVENT-REPORT":
-            fields.setdefault("EventTypeID", command.get("EventTypeID"))
-        uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
-        if request.operation.startswith("N-"):
-            fields.setdefault("AffectedSOPInstanceUID", uid or None)
-        return encode_command(
-            AffectedSOPClassUID=command.get("AffectedSOPClassUID")
-            or command.get("RequestedSOPClassUID"),
-            CommandField=command["CommandField"] | 0x8000,
-            MessageIDBeingRespondedTo=request.message_id,
-            CommandDataSetType=1 if data else NO_DATA_SET,
-            **fields,
-        )
-
-    async def _find(
+    async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
     ) -> None:
         """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
@@ -16879,7 +16796,7 @@ class Dimse:
             if request.index and core is find_worklist:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
-            self._remember(key, KeptAnswers(commits, day, *last, bytes(request.index)))
+            self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))
         await self._end_find(association, request, status)
 
     async def _send_slice(
@@ -16887,20 +16804,13 @@ class Dimse:
     ) -> bool:
         if not answers:
             return True
-        pending = self._response(request, b"-", Status=status)
+        pending = response_command(request, b"-", Status=status)
         return await association.send_answers(request.context, pending, answers)
 
     async def _end_find(self, association: Association, request: Request, status: Status) -> None:
         association.done[request.operation, int(status)] += 1
-        final = self._response(request, None, Status=status)
+        final = response_command(request, None, Status=status)
         await association.send((request.context, final, None))
-
-    def _remember(self, key: object, found: "KeptAnswers") -> None:
-        """Keep a small result whole: it holds until the next commit, or the next day."""
-        self.recent[key] = found
-        self.recent.move_to_end(key)
-        if len(self.recent) > self.RECENT:
-            self.recent.popitem(last=False)
 
     @staticmethod
     def _next(
@@ -16915,7 +16825,7 @@ class Dimse:
         """The status of all answers with each slice of them; in a reader's thread."""
         rules = self.access()
         device = rules.device(ctx.actor.name)
-        search = self.search(ctx, request, SEARCHED[core])
+        search = compiled(ctx, request, SEARCHED[core], device)
         zone = f"{ctx.local_now():%z}"
         key = core, request.data, search.explicit, device and device.name, rules.version, zone
         shown: tuple[Any, ...] = ()
@@ -16925,38 +16835,155 @@ class Dimse:
         for answers in core(ctx, search, self.cache, key, *shown):
             yield search.status, answers
 
-    def search(self, ctx: Context, request: Request, table: AttributeTable) -> Search:
-        """Compile the identifier of a C-FIND. Refuses A900."""
-        device = self.access().device(ctx.actor.name)
-        if not request.data:
-            raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
+
+def compiled(
+    ctx: Context, request: Request, table: AttributeTable, device: Device | None
+) -> Search:
+    """The identifier of a C-FIND of a device as a search. Refuses A900."""
+    if not request.data:
+        raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
+    try:
+        decode_request(ctx, request, device)
+    except Refusal as refusal:
+        raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
+    explicit, index = request.context.explicit, request.index
+    style = style_of(device, answer_set(ctx, device, request.asked))
+    if request.asked is not None:
+        asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
+        index = asked.merged(index)
+    zone = encode_element(TIMEZONE_OFFSET, b"SH", f"{ctx.local_now():%z}".encode()[:5])
+    extra = {TIMEZONE_OFFSET: to_syntax(zone, explicit)}
+    return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
+
+
+def answer_set(ctx: Context, device: Device | None, asked: tuple[str, ...] | None) -> CharacterSet:
+    """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
+    if device and device.character_set:
+        return character_set(device.character_set)
+    if asked and (known := character_set(asked)):
+        return known
+    return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dimse.dispatcher
+# Door 1: the messages of associations, answered.
+# ------------------------------------------------------------------------------------------------
+
+class Dimse:
+    """Door 1: answers the messages of associations.
+
+    context  gives a Context for an Actor
+    access   gives the AccessRules of the moment
+    writer   the store's one writer
+    readers  threads that search
+    """
+
+    def __init__(
+        self,
+        context: Callable[[Actor], Context],
+        access: Callable[[], AccessRules],
+        writer: Writer,
+        readers: concurrent.futures.Executor,
+    ) -> None:
+        self.context, self.access = context, access
+        self.writer, self.readers = writer, readers
+        self.queries = QueryLog()
+        self.finder = Finder(access, writer, readers, self.queries)
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.on_events: Callable[[], None] = lambda: None
+        self.on_caller: Callable[[str], None] = lambda ae_title: None
+        self.services = {(s.sop_class, s.operation): s for s in SERVICES}
+
+    async def dispatch(self, association: Association, request: Request) -> None:
+        """Answer one message; every failure is a status, never silence."""
+        peer = association.peer
+        actor = Actor(peer.calling, association.address, called=peer.called)
+        ctx = self.context(actor)
+        self.counts[request.operation] += 1
+        self.on_caller(actor.name)
+        changed = False
         try:
-            self.decode(ctx, request)
+            service = self._service(request)
+            if request.too_large:
+                find = request.operation == "C-FIND"
+                status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
+                raise Refusal(status, "The data set is larger than this system takes")
+            if service.access == "find":
+                await self.finder.answer(ctx, association, request, service.core)
+                return
+            fields, data = await self._call(ctx, service, request)
+            changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
-            raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
-        explicit, index = request.context.explicit, request.index
-        style = style_of(device, self._answer_set(ctx, device, request.asked))
-        if request.asked is not None:
-            asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
-            index = asked.merged(index)
-        extra = {0x00080201: self._timezone(ctx, explicit)}
-        return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
+            fields, data = refused_fields(request, refusal)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            log.exception("%s from %s failed", request.operation, association)
+            fields, data = refused_fields(
+                request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
+            )
+        association.done[request.operation, int(fields.get("Status", 0))] += 1
+        await association.send((request.context, response_command(request, data, **fields), data))
+        if changed:  # once it is answered
+            self.on_events()
+
+    def _service(self, request: Request) -> Service:
+        """What a message calls. Refuses 0118, 0211, 0123 (PS3.7 10.1; PS3.4 CC.3.1.1)."""
+        command, syntax = request.command, request.context.abstract_syntax
+        named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
+        c_service = request.operation.startswith("C-")
+        # PS3.4 CC.3.1.1: the Push UID in any of them; C-FIND names the class of its context
+        any_ups = syntax in UPS_CLASSES and named in UPS_CLASSES and not c_service
+        if named != syntax and not any_ups:  # PS3.7 9.1: for C-services it is 0122
+            raise Refusal(
+                Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
+                f"{named or 'nothing'} is not the SOP class of its context",
+            )
+        service = self.services.get((syntax, request.operation))
+        if service and (actions := ACTIONS.get(service.core)):
+            kind = command.get("ActionTypeID", 0)
+            if kind not in actions:
+                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
+            if syntax not in actions[kind][1]:
+                service = None
+        if not service:
+            raise Refusal(
+                Status.UNRECOGNIZED_OPERATION,
+                f"{request.operation} is not part of this SOP class",
+            )
+        return service
+
+    async def _call(
+        self, ctx: Context, service: Service, request: Request
+    ) -> tuple[dict[str, Any], bytes | None]:
+        if not service.core:
+            return {"Status": Status.SUCCESS}, None
+        run = asyncio.get_running_loop().run_in_executor
+        if len(request.data or b"") > 65536:
+            await run(self.readers, self._decode, ctx, request)
+        if service.access == "read":
+            result = await run(self.readers, self._read, service, request)
+        else:
+            future = self.writer.submit(self._run, ctx, service, request)
+            result = await asyncio.wrap_future(future)
+        fields = {"Status": Status.SUCCESS, **service.answer(result)}
+        data = fields.pop("data", None)
+        device = self.access().device(ctx.actor.name)
+        return fields, written_for(device, data, request.context.explicit) if data else None
 
     @staticmethod
-    def _answer_set(
-        ctx: Context, device: Device | None, asked: tuple[str, ...] | None
-    ) -> CharacterSet:
-        """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
-        if device and device.character_set:
-            return character_set(device.character_set)
-        if asked and (known := character_set(asked)):
-            return known
-        return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
+    def _read(service: Service, request: Request) -> Any:
+        with reading():
+            return service.core(*service.read(request))
 
-    @staticmethod
-    def _timezone(ctx: Context, explicit: bool) -> bytes:
-        value = f"{ctx.local_now():%z}".encode()[:5]
-        return to_syntax(encode_element(0x00080201, b"SH", value), explicit)
+    def _run(self, ctx: Context, service: Service, request: Request) -> Any:
+        if request.index is None:
+            self._decode(ctx, request)
+        return service.core(ctx, *service.read(request))
+
+    def _decode(self, ctx: Context, request: Request) -> None:
+        decode_request(ctx, request, self.access().device(ctx.actor.name))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from minris.upper_layer.pdus import (
     AcceptedContext,
     ProtocolError,
 )
+from minris.upper_layer.recent import Recent
 
 
 def calling_ae_title(pdu: bytes) -> str:
@@ -140,7 +141,7 @@ class Negotiator:
             if roles:
                 context.scu_role, context.scp_role = roles
             self.supported.append(context)
-        self.known: collections.OrderedDict[object, Negotiated] = collections.OrderedDict()
+        self.known = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
@@ -155,8 +156,6 @@ class Negotiator:
             negotiated = self._negotiate(pdu, address, access)
             if len(pdu) <= 8192 and not self._has_user_identity(pdu):
                 self.known[key] = negotiated
-                if len(self.known) > self.REMEMBERED:
-                    self.known.popitem(last=False)
         return negotiated
 
     @staticmethod

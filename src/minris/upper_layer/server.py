@@ -15,6 +15,7 @@ from minris.standard.status import Message
 from minris.upper_layer.association import Association
 from minris.upper_layer.messages import Intake, MessageLimits, Request
 from minris.upper_layer.negotiation import Negotiator, calling_ae_title
+from minris.upper_layer.recent import Recent
 
 
 class Call(NamedTuple):
@@ -84,10 +85,8 @@ class AssociationServer:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
         self.complaints: dict[str, tuple[float, int]] = {}
-        self.rejected: collections.OrderedDict[tuple[str, str], tuple[float, str]] = (
-            collections.OrderedDict()
-        )
-        self.called: collections.OrderedDict[str, Call] = collections.OrderedDict()
+        self.rejected = Recent(100)  # by AE title and address: when, and why
+        self.called = Recent(500)  # by AE title: its last Call
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
@@ -154,9 +153,6 @@ class AssociationServer:
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         self.called[peer.calling] = Call(time.time(), association.address, classes)
-        self.called.move_to_end(peer.calling)
-        if len(self.called) > 500:
-            self.called.popitem(last=False)
 
     def note_ended(self, association: Association) -> None:
         """Remember an association that is over, for the page of associations.
@@ -182,9 +178,6 @@ class AssociationServer:
         if not calling.isprintable():
             return
         self.rejected[calling, address] = time.time(), words
-        self.rejected.move_to_end((calling, address))
-        if len(self.rejected) > 100:
-            self.rejected.popitem(last=False)
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line for each address and minute, and how many more."""

@@ -1,0 +1,106 @@
+"""A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C)."""
+
+import re
+from typing import Any
+
+from minris import log
+from minris.access.context import Context
+from minris.config.ini import Device
+from minris.dataset.elements import ElementIndex, Malformed, TooManyElements
+from minris.dataset.recode import Limits, Recoded, recode_noting
+from minris.dataset.search import to_syntax
+from minris.dataset.text import ASCII, SPECIFIC_CHARACTER_SET, character_set
+from minris.standard.dictionary import attribute_name
+from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.ups import TRANSACTION_UID
+from minris.upper_layer.messages import Request
+from minris.upper_layer.pdus import NO_DATA_SET, encode_command
+
+
+def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
+    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+    limits = ctx.config.dicom
+    charset = character_set(device.character_set) if device else ASCII
+    try:
+        recoded = recode_noting(
+            request.data or b"",
+            request.context.explicit,
+            charset,
+            Limits(limits.maximum_nesting, limits.maximum_elements),
+        )
+    except Malformed as error:
+        many = isinstance(error, TooManyElements)
+        status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
+        raise Refusal(status, f"The data set cannot be read: {error}") from None
+    if recoded.recovered or recoded.damaged:
+        _note_texts(ctx, request, recoded)
+    request.asked = recoded.asked
+    request.index = ElementIndex(recoded.data)
+
+
+def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
+    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+
+    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
+    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+    """
+    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
+    how = "guessed at" if recoded.damaged else "recovered"
+    log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
+    unknown = recoded.asked and character_set(recoded.asked) is None
+    if recoded.damaged and unknown and request.operation != "C-FIND":
+        words = Message("is in a character set that is not known here")
+        problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    if request.operation != "C-FIND":
+        request.raw = request.data
+
+
+def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
+    """The command set of a response (PS3.7 9.3, 10.3)."""
+    command = request.command
+    if request.operation == "N-ACTION":
+        fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
+    if request.operation == "N-EVENT-REPORT":
+        fields.setdefault("EventTypeID", command.get("EventTypeID"))
+    uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
+    if request.operation.startswith("N-"):
+        fields.setdefault("AffectedSOPInstanceUID", uid or None)
+    return encode_command(
+        AffectedSOPClassUID=command.get("AffectedSOPClassUID")
+        or command.get("RequestedSOPClassUID"),
+        CommandField=command["CommandField"] | 0x8000,
+        MessageIDBeingRespondedTo=request.message_id,
+        CommandDataSetType=1 if data else NO_DATA_SET,
+        **fields,
+    )
+
+
+def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a failure, and the attributes to blame where the status has them."""
+    fields: dict[str, Any] = {
+        "Status": refusal.status,
+        "ErrorComment": error_comment(refusal),
+        "ErrorID": refusal.error_id,
+    }
+    data = None
+    if request.operation == "C-FIND":
+        fields["OffendingElement"] = refusal.tags or None
+    elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
+        fields["AttributeIdentifierList"] = refusal.tags or None
+    elif request.index and refusal.status in (
+        Status.INVALID_ATTRIBUTE_VALUE,
+        Status.MISSING_ATTRIBUTE_VALUE,
+    ):
+        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+        data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
+    return fields, data
+
+
+def error_comment(refusal: Refusal) -> str:
+    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    words = refusal.detail
+    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
+        tag, words = refusal.problems[0]
+        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
+    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]

@@ -1,0 +1,161 @@
+"""C-FIND answered: from what was kept, or slice by slice (PS3.4 C.4.1)."""
+
+import asyncio
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from minris.access.context import Context
+from minris.access.devices import AccessRules, style_of
+from minris.config.ini import Device
+from minris.dataset.elements import ElementIndex, encode_element
+from minris.dataset.search import Search, to_syntax
+from minris.dataset.text import SPECIFIC_CHARACTER_SET, CharacterSet, character_set
+from minris.dimse.encoding import decode_request, response_command
+from minris.dimse.services import SEARCHED
+from minris.orders.trace import QueryLog
+from minris.orders.worklist import WorklistView, find_worklist
+from minris.standard.attributes import AttributeTable
+from minris.standard.status import Refusal, Status
+from minris.standard.ups import TIMEZONE_OFFSET
+from minris.store.rows import SLICE, AnswerCache
+from minris.store.sqlite import reading
+from minris.store.writer import Core, Writer
+from minris.upper_layer.association import Association
+from minris.upper_layer.messages import Request
+from minris.upper_layer.recent import Recent
+
+
+class KeptAnswers(NamedTuple):
+    """A small result as it was at a commit, on a day."""
+
+    commits: int
+    day: str
+    status: Status
+    answers: list[bytes]
+    keys: bytes
+
+
+class Finder:
+    """Answers C-FINDs; a small result is kept whole until the next commit, or the next day.
+
+    access   gives the AccessRules of the moment
+    writer   whose commits make what is kept old
+    readers  threads that search
+    queries  takes each worklist query, and what was shown
+    """
+
+    def __init__(
+        self,
+        access: Callable[[], AccessRules],
+        writer: Writer,
+        readers: concurrent.futures.Executor,
+        queries: QueryLog,
+    ) -> None:
+        self.access, self.writer, self.readers, self.queries = access, writer, readers, queries
+        self.cache = AnswerCache()
+        self.recent = Recent(128)
+
+    async def answer(
+        self, ctx: Context, association: Association, request: Request, core: Core
+    ) -> None:
+        """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
+        key = core, request.data, request.context.explicit, ctx.actor, self.access().version
+        commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
+        kept = self.recent.get(key)
+        if kept and kept.commits == commits and kept.day == day:
+            await self._send_slice(association, request, kept.status, kept.answers)
+            if core is find_worklist:
+                self.queries.note(ctx, kept.keys, request.data, len(kept.answers), Status.SUCCESS)
+            await self._end_find(association, request, Status.SUCCESS)
+            return
+        slices = self._slices(ctx, request, core)
+        count, last, status = 0, None, Status.UNABLE_TO_PROCESS
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            while found := await run(self.readers, self._next, slices):
+                if request.cancelled:
+                    status = Status.CANCEL
+                    break
+                last, count = found, count + len(found[1])
+                if not await self._send_slice(association, request, *found):
+                    return
+            else:
+                status = Status.SUCCESS
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        finally:
+            # closed in a reader's thread, where it never runs at the same time
+            self.readers.submit(slices.close)
+            if request.index and core is find_worklist:
+                self.queries.note(ctx, bytes(request.index), request.data, count, status)
+        if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
+            self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))
+        await self._end_find(association, request, status)
+
+    async def _send_slice(
+        self, association: Association, request: Request, status: Status, answers: list[bytes]
+    ) -> bool:
+        if not answers:
+            return True
+        pending = response_command(request, b"-", Status=status)
+        return await association.send_answers(request.context, pending, answers)
+
+    async def _end_find(self, association: Association, request: Request, status: Status) -> None:
+        association.done[request.operation, int(status)] += 1
+        final = response_command(request, None, Status=status)
+        await association.send((request.context, final, None))
+
+    @staticmethod
+    def _next(
+        slices: Iterator[tuple[Status, list[bytes]]],
+    ) -> tuple[Status, list[bytes]] | None:
+        with reading():  # any of the threads may come next, each has its own connection
+            return next(slices, None)
+
+    def _slices(
+        self, ctx: Context, request: Request, core: Core
+    ) -> Iterator[tuple[Status, list[bytes]]]:
+        """The status of all answers with each slice of them; in a reader's thread."""
+        rules = self.access()
+        device = rules.device(ctx.actor.name)
+        search = compiled(ctx, request, SEARCHED[core], device)
+        zone = f"{ctx.local_now():%z}"
+        key = core, request.data, search.explicit, device and device.name, rules.version, zone
+        shown: tuple[Any, ...] = ()
+        if core is find_worklist:
+            view = WorklistView.of(ctx, device)
+            shown = (view, functools.partial(self.queries.show, ctx))
+        for answers in core(ctx, search, self.cache, key, *shown):
+            yield search.status, answers
+
+
+def compiled(
+    ctx: Context, request: Request, table: AttributeTable, device: Device | None
+) -> Search:
+    """The identifier of a C-FIND of a device as a search. Refuses A900."""
+    if not request.data:
+        raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
+    try:
+        decode_request(ctx, request, device)
+    except Refusal as refusal:
+        raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
+    explicit, index = request.context.explicit, request.index
+    style = style_of(device, answer_set(ctx, device, request.asked))
+    if request.asked is not None:
+        asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
+        index = asked.merged(index)
+    zone = encode_element(TIMEZONE_OFFSET, b"SH", f"{ctx.local_now():%z}".encode()[:5])
+    extra = {TIMEZONE_OFFSET: to_syntax(zone, explicit)}
+    return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
+
+
+def answer_set(ctx: Context, device: Device | None, asked: tuple[str, ...] | None) -> CharacterSet:
+    """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
+    if device and device.character_set:
+        return character_set(device.character_set)
+    if asked and (known := character_set(asked)):
+        return known
+    return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
