@@ -8027,6 +8027,10 @@ class DeliveryError(Exception):
     """A receiver could not be told."""
 
 
+class AssociationRejected(DeliveryError):
+    """A receiver rejects our association."""
+
+
 # Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
 Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
 
@@ -8102,8 +8106,7 @@ def response_to(command: bytes) -> tuple[int, int | None]:
 class Caller:
     """The requestor's half: an association that we open, in the same event loop.
 
-    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
-    is a DeliveryError, and closes the connection.
+    Every failure is a DeliveryError, and closes the connection.
     """
 
     LONGEST = 65536  # of a PDU, as we announce
@@ -8129,8 +8132,9 @@ class Caller:
         kind, pdu = await self._bounded(self._associate(address, request), "not reached")
         if kind != A_ASSOCIATE_AC:
             self.close()
-            rejected = kind == A_ASSOCIATE_RJ
-            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+            if kind == A_ASSOCIATE_RJ:
+                raise AssociationRejected("it rejects our association")
+            raise DeliveryError("it aborts")
         try:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
@@ -12086,26 +12090,25 @@ ECHO_WORDS = {
 
 def echo_outcome(our_ae_title: str, device: Device) -> str:
     """C-ECHO to a device: a key of ECHO_WORDS."""
-    from pynetdicom import AE
+    return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
 
-    if not device.host:
-        return "no address"
-    ae = AE(ae_title=our_ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
-    ae.add_requested_context(VERIFICATION)
+
+async def _ask_echo(our_ae_title: str, device: Device) -> str:
+    caller, status = Caller(5.0), None
+    command = encode_command(AffectedSOPClassUID=VERIFICATION, CommandField=0x0030, MessageID=1,
+                             CommandDataSetType=NO_DATA_SET)  # fmt: skip
+    address = device.host, device.port
     try:
-        association = ae.associate(device.host, device.port, ae_title=device.ae_title)
-    except (OSError, UnicodeError):  # the host has no address, or is no name
-        return "unreached"
-    if association.is_rejected:
+        await caller.open(address, our_ae_title, device.ae_title, ((VERIFICATION, None),))
+    except AssociationRejected:
         return "rejected"
-    if association.rejected_contexts:
-        return "no answer"
-    if not association.is_established:
+    except DeliveryError:
         return "unreached"
-    status = association.send_c_echo()
-    association.release()
-    return "answers" if status and status.Status == Status.SUCCESS else "no answer"
+    if context := caller.accepted.contexts.get(VERIFICATION):
+        with contextlib.suppress(DeliveryError):
+            status = (await caller.ask(context, command, None))["Status"]
+    await caller.release()
+    return "answers" if status == Status.SUCCESS else "no answer"
 
 
 # The doctor of devices: what is known of one, and the one thing to do next.
@@ -12127,7 +12130,7 @@ class Finding(NamedTuple):
 class Called(NamedTuple):
     """What the association server has seen: calls by AE title, and those turned away, with why."""
 
-    accepted: Mapping[str, Any]
+    accepted: Mapping[str, Call]
     rejected: Mapping[tuple[str, str], tuple[float, str]]
 
 

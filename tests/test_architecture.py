@@ -63,7 +63,7 @@ IMPORTED_BY = {
     "uvicorn": {"web"},
     "h11": {"web"},
     "wsproto": {"web"},
-    "pynetdicom": {"upper_layer", "doctor", "simulator"},
+    "pynetdicom": {"upper_layer", "simulator"},
     "pydicom": {"conformance", "simulator"},
     "pypinyin": {"dataset"},
     "apscheduler": {"appliance"},

@@ -1,9 +1,11 @@
 """What is known of a device, and the one thing to do next."""
 
+import asyncio
+import contextlib
 import datetime
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydicom.uid import UID
 
@@ -17,6 +19,9 @@ from minris.standard.status import Message, Status
 from minris.standard.uids import MODALITY_WORKLIST, VERIFICATION
 from minris.store.models import PerformedProcedureStep
 from minris.store.rows import fetch_rows
+from minris.upper_layer.caller import AssociationRejected, Caller, DeliveryError
+from minris.upper_layer.pdus import NO_DATA_SET, encode_command
+from minris.upper_layer.server import Call
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
@@ -37,26 +42,25 @@ ECHO_WORDS = {
 
 def echo_outcome(our_ae_title: str, device: Device) -> str:
     """C-ECHO to a device: a key of ECHO_WORDS."""
-    from pynetdicom import AE
+    return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
 
-    if not device.host:
-        return "no address"
-    ae = AE(ae_title=our_ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
-    ae.add_requested_context(VERIFICATION)
+
+async def _ask_echo(our_ae_title: str, device: Device) -> str:
+    caller, status = Caller(5.0), None
+    command = encode_command(AffectedSOPClassUID=VERIFICATION, CommandField=0x0030, MessageID=1,
+                             CommandDataSetType=NO_DATA_SET)  # fmt: skip
+    address = device.host, device.port
     try:
-        association = ae.associate(device.host, device.port, ae_title=device.ae_title)
-    except (OSError, UnicodeError):  # the host has no address, or is no name
-        return "unreached"
-    if association.is_rejected:
+        await caller.open(address, our_ae_title, device.ae_title, ((VERIFICATION, None),))
+    except AssociationRejected:
         return "rejected"
-    if association.rejected_contexts:
-        return "no answer"
-    if not association.is_established:
+    except DeliveryError:
         return "unreached"
-    status = association.send_c_echo()
-    association.release()
-    return "answers" if status and status.Status == Status.SUCCESS else "no answer"
+    if context := caller.accepted.contexts.get(VERIFICATION):
+        with contextlib.suppress(DeliveryError):
+            status = (await caller.ask(context, command, None))["Status"]
+    await caller.release()
+    return "answers" if status == Status.SUCCESS else "no answer"
 
 
 # The doctor of devices: what is known of one, and the one thing to do next.
@@ -78,7 +82,7 @@ class Finding(NamedTuple):
 class Called(NamedTuple):
     """What the association server has seen: calls by AE title, and those turned away, with why."""
 
-    accepted: Mapping[str, Any]
+    accepted: Mapping[str, Call]
     rejected: Mapping[tuple[str, str], tuple[float, str]]
 
 

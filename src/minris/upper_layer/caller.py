@@ -35,6 +35,10 @@ class DeliveryError(Exception):
     """A receiver could not be told."""
 
 
+class AssociationRejected(DeliveryError):
+    """A receiver rejects our association."""
+
+
 # Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
 Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
 
@@ -110,8 +114,7 @@ def response_to(command: bytes) -> tuple[int, int | None]:
 class Caller:
     """The requestor's half: an association that we open, in the same event loop.
 
-    Used where many receivers are told at once; rare calls are made by pynetdicom. Every failure
-    is a DeliveryError, and closes the connection.
+    Every failure is a DeliveryError, and closes the connection.
     """
 
     LONGEST = 65536  # of a PDU, as we announce
@@ -137,8 +140,9 @@ class Caller:
         kind, pdu = await self._bounded(self._associate(address, request), "not reached")
         if kind != A_ASSOCIATE_AC:
             self.close()
-            rejected = kind == A_ASSOCIATE_RJ
-            raise DeliveryError("it rejects our association" if rejected else "it aborts")
+            if kind == A_ASSOCIATE_RJ:
+                raise AssociationRejected("it rejects our association")
+            raise DeliveryError("it aborts")
         try:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
