@@ -12279,6 +12279,26 @@ class Reference(NamedTuple):
     series_instance_uid: str = ""
 
 
+class Evidence(NamedTuple):
+    """What is known of some instances.
+
+    found      by UID the class of each that was seen, empty where that was not told, and the AE
+               title that says so
+    missing    those that were looked for and not seen
+    unchecked  those that could not be looked for
+    problem    why there is no telling of the rest
+    reasons    of those that are missing, where the archive has said why; else 0112
+    places     study, series and Instance Availability of those found, where they are known
+    """
+
+    found: Mapping[str, tuple[str, str]]
+    missing: frozenset[str] = frozenset()
+    unchecked: frozenset[str] = frozenset()
+    problem: str = ""
+    reasons: Mapping[str, str] = types.MappingProxyType({})
+    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+
+
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
     """UIDs at any depth that are none, or several."""
     for tag in index:
@@ -12774,7 +12794,7 @@ def _check_availability(index: ElementIndex) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
 
 
-def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
+def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
     """Keep which images have been seen in the archive; others are told of what is new.
 
     archive  its AE title. What it notified of an image that can be had counts more than our look
@@ -12941,26 +12961,6 @@ def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
     return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
                          series_instance_uid=places[one.sop_instance_uid][1])
             if one.sop_instance_uid in places else one for one in found]  # fmt: skip
-
-
-class Evidence(NamedTuple):
-    """What is known of some instances.
-
-    found      by UID the class of each that was seen, empty where that was not told, and the AE
-               title that says so
-    missing    those that were looked for and not seen
-    unchecked  those that could not be looked for
-    problem    why there is no telling of the rest
-    reasons    of those that are missing, where the archive has said why; else 0112
-    places     study, series and Instance Availability of those found, where they are known
-    """
-
-    found: Mapping[str, tuple[str, str]]
-    missing: frozenset[str] = frozenset()
-    unchecked: frozenset[str] = frozenset()
-    problem: str = ""
-    reasons: Mapping[str, str] = types.MappingProxyType({})
-    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:

@@ -69,8 +69,8 @@ from minris.dimse.archive import ArchiveSearch
 from minris.housekeeping.stuck import correct_stamps, orphans
 from minris.images.arrivals import arrival_of, incomplete_arrivals, make_ready, ready_workitems
 from minris.images.availability import record_found
-from minris.images.commitment import Evidence, record_evidence, request_commitment
-from minris.images.references import Reference, notified_instances
+from minris.images.commitment import record_evidence, request_commitment
+from minris.images.references import Evidence, Reference, notified_instances
 from minris.interchange.whole_store import export_store, import_export
 from minris.orders.steps import change_step
 from minris.standard.commitment import AVAILABILITY_ATTRIBUTES

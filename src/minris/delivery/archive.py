@@ -22,7 +22,6 @@ from minris.images.arrivals import (
 )
 from minris.images.availability import record_found
 from minris.images.commitment import (
-    Evidence,
     commitment_result,
     due_commitments,
     is_still,
@@ -35,7 +34,7 @@ from minris.images.commitment import (
     relay_waits,
     tell_again,
 )
-from minris.images.references import Reference, notified_instances
+from minris.images.references import Evidence, Reference, notified_instances
 from minris.outbox import RETRY_AFTER
 from minris.standard.status import Refusal
 from minris.upper_layer.caller import DeliveryError

@@ -27,8 +27,8 @@ from minris.dimse.senders import (
     request_command,
     send_request,
 )
-from minris.images.commitment import Evidence, Result
-from minris.images.references import Reference
+from minris.images.commitment import Result
+from minris.images.references import Evidence, Reference
 from minris.standard.commitment import COMMITMENT_EVENTS, RETRIEVABLE
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Status

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import peewee
 
@@ -12,7 +11,7 @@ from minris.dataset.checks import check_attributes, check_instance, check_uid
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import availability_data
 from minris.images.arrivals import note_images
-from minris.images.references import available_of, available_uids, uid_problems
+from minris.images.references import Evidence, available_of, available_uids, uid_problems
 from minris.outbox import pass_on
 from minris.standard.commitment import (
     AVAILABILITY_ATTRIBUTES,
@@ -24,10 +23,6 @@ from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.uids import INSTANCE_AVAILABILITY, MPPS
 from minris.store.models import AvailabilityNotice, database
 from minris.store.rows import insert_row, insert_rows
-
-if TYPE_CHECKING:
-    from minris.images.commitment import Evidence
-
 
 ENTER_AVAILABILITY = (
     "availability (sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid,"
@@ -106,7 +101,7 @@ def _check_availability(index: ElementIndex) -> None:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems[:20])
 
 
-def record_found(ctx: Context, archive: str, evidence: "Evidence") -> None:
+def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
     """Keep which images have been seen in the archive; others are told of what is new.
 
     archive  its AE title. What it notified of an image that can be had counts more than our look

@@ -2,7 +2,7 @@
 
 import struct
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pydicom.uid import UID
@@ -19,7 +19,7 @@ from minris.dataset.elements import (
 )
 from minris.images.arrivals import end_by_images
 from minris.images.availability import record_found
-from minris.images.references import Reference, checked_references, is_by_study, places_of
+from minris.images.references import Evidence, Reference, checked_references, is_by_study, places_of
 from minris.outbox import RETRY_AFTER, retry_wait
 from minris.standard.commitment import (
     COMMITMENT_EVENTS,
@@ -159,26 +159,6 @@ def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
     return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
                          series_instance_uid=places[one.sop_instance_uid][1])
             if one.sop_instance_uid in places else one for one in found]  # fmt: skip
-
-
-class Evidence(NamedTuple):
-    """What is known of some instances.
-
-    found      by UID the class of each that was seen, empty where that was not told, and the AE
-               title that says so
-    missing    those that were looked for and not seen
-    unchecked  those that could not be looked for
-    problem    why there is no telling of the rest
-    reasons    of those that are missing, where the archive has said why; else 0112
-    places     study, series and Instance Availability of those found, where they are known
-    """
-
-    found: Mapping[str, tuple[str, str]]
-    missing: frozenset[str] = frozenset()
-    unchecked: frozenset[str] = frozenset()
-    problem: str = ""
-    reasons: Mapping[str, str] = types.MappingProxyType({})
-    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:

@@ -1,6 +1,7 @@
 """Instances as they are named, and where they are known to be."""
 
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from minris.access.context import Context
@@ -25,6 +26,26 @@ class Reference(NamedTuple):
     sop_instance_uid: str
     study_instance_uid: str = ""
     series_instance_uid: str = ""
+
+
+class Evidence(NamedTuple):
+    """What is known of some instances.
+
+    found      by UID the class of each that was seen, empty where that was not told, and the AE
+               title that says so
+    missing    those that were looked for and not seen
+    unchecked  those that could not be looked for
+    problem    why there is no telling of the rest
+    reasons    of those that are missing, where the archive has said why; else 0112
+    places     study, series and Instance Availability of those found, where they are known
+    """
+
+    found: Mapping[str, tuple[str, str]]
+    missing: frozenset[str] = frozenset()
+    unchecked: frozenset[str] = frozenset()
+    problem: str = ""
+    reasons: Mapping[str, str] = types.MappingProxyType({})
+    places: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
 
 
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
