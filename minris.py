@@ -15261,27 +15261,85 @@ SECURITY_HEADERS = (
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.web.api
-# The appliance's own JSON: the worklist, health, metrics, commands beside it.
+# minris.web.answers
+# The routes of programs, and what they are answered: data, or a refusal (PS3.18 8.5).
 # ------------------------------------------------------------------------------------------------
 
 class Route(NamedTuple):
-    """A path of the API: who may call it and what it answers with."""
+    """A path: who may call it, and what answers.
+
+    operation  as OUTCOMES names it
+    clause     of PS3.18; empty for what is the product's own
+    success    the codes of success
+    body       `one` data set, or `optional`
+    query      its parameters beside accept and charset: keys of WEB_PARAMETERS
+    """
 
     method: str
     path: str
     function: Callable[..., Any]
+    operation: str
     role: str
-    success: int
-    meaning: str
+    clause: str = ""
+    success: tuple[int, ...] = (200,)
+    body: str = ""
+    query: tuple[str, ...] = ()
 
 
-def as_json(*data: bytes) -> list[dict[str, Any]]:
-    """Stored data sets as DICOM JSON."""
-    return [to_json(ElementIndex(one)) for one in data]
+class Reply(NamedTuple):
+    """An answer: the HTTP code, the body with its type, further headers."""
+
+    http: int
+    content_type: str
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """Its headers as ASGI has them."""
+        found = (("Content-Type", self.content_type), *self.headers)
+        return [(name.lower().encode(), value.encode("latin-1")) for name, value in found]
 
 
-def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
+    """A refusal as a program is told of it: the code is that of OUTCOMES."""
+    code = http_status(operation, refusal)
+    headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
+    body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+    return Reply(code, "application/json", body, headers)
+
+
+class RouteView:
+    """Answers the requests of one route through bottle: `reply` and `refused` are a door's own."""
+
+    def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
+        self.web, self.route, self.request, self.response = web, route, request, response
+
+    def __call__(self, **arguments: str) -> bytes:
+        try:
+            reply = self.reply(arguments)
+        except Refusal as refusal:
+            reply = self.refused(refusal, arguments)
+        self.response.status, self.response.content_type = reply.http, reply.content_type
+        for name, value in reply.headers:
+            self.response.add_header(name, value)
+        return reply.body
+
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """What a request is answered, `arguments` being the parts of its path."""
+        raise NotImplementedError
+
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """What a request is refused with: a Warning header has the text of OUTCOMES."""
+        raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.web.api
+# The appliance's own JSON: the worklist, health, metrics, commands beside it.
+# ------------------------------------------------------------------------------------------------
+
+def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
     """POST /api/worklist: one item or an array, all or none."""
     check_json_type(request)
     same_id = request.query.get("patient", "refuse")
@@ -15298,75 +15356,71 @@ def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
                 raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
         return stored
 
-    return as_json(*web.write(schedule_all, ctx))
+    return web.write(schedule_all, ctx)
 
 
-def api_list(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+def api_list(web: Web, request: Any, ctx: Context) -> list[bytes]:
     """GET /api/worklist?date=YYYYMMDD: the steps of a day, in every state."""
     date = request.query.get("date") or ctx.today()
     if words := value_problem("DA", date):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
-    return as_json(*web.read(data_of_day, date))
+    return web.read(data_of_day, date)
 
 
-def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """GET /api/worklist/…: one step."""
-    return as_json(web.read(step_data, study, step))
+    return [web.read(step_data, study, step)]
 
 
-def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """PUT /api/worklist/…: change what is given."""
     check_json_type(request)
     items = items_from_json(body_of(request))
     if len(items) != 1:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
-    return as_json(web.write(reschedule, ctx, study, step, items[0]))
+    return [web.write(reschedule, ctx, study, step, items[0])]
 
 
-def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """DELETE /api/worklist/…: cancel; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
-    return as_json(web.write(cancel_step, ctx, study, step, reason))
+    return [web.write(cancel_step, ctx, study, step, reason)]
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
-    Route("POST", "/api/worklist", api_schedule, "desk", 201, "schedule items"),
-    Route("GET", "/api/worklist", api_list, "desk", 200, "the steps of a day"),
-    Route("GET", STEP_PATH, api_get, "desk", 200, "one step"),
-    Route("PUT", STEP_PATH, api_put, "desk", 200, "change a step"),
-    Route("DELETE", STEP_PATH, api_delete, "desk", 200, "cancel a step"),
+    Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201,)),
+    Route("GET", "/api/worklist", api_list, "the steps of a day", "desk"),
+    Route("GET", STEP_PATH, api_get, "one step", "desk"),
+    Route("PUT", STEP_PATH, api_put, "change a step", "desk"),
+    Route("DELETE", STEP_PATH, api_delete, "cancel a step", "desk"),
 )
+
+
+class ApiView(RouteView):
+    """Answers the requests of one route of the API with DICOM JSON."""
+
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """The data sets that the function gives."""
+        _, ctx = enter(self.web, self.request, self.route.role)
+        found = self.route.function(self.web, self.request, ctx, **arguments)
+        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+        kind = "application/dicom+json; charset=UTF-8"
+        return Reply(self.route.success[0], kind, body.encode())
+
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """The refusal, with the Warning header of this API."""
+        reply = refusal_reply(refusal, self.route.operation)
+        text = outcome(self.route.operation, refusal.status).text
+        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
 
 
 def add_api(app: Any, web: Web) -> None:
     """Put the routes of the API and /healthz into a bottle application."""
     import bottle
 
-    def answer(route: Route) -> Callable[..., str]:
-        @functools.wraps(route.function)
-        def view(**arguments: str) -> str:
-            response = bottle.response
-            response.content_type = "application/dicom+json; charset=UTF-8"
-            try:
-                _, ctx = enter(web, bottle.request, route.role)
-                result = route.function(web, bottle.request, ctx, **arguments)
-                response.status = route.success
-                return json.dumps(result, ensure_ascii=False)
-            except Refusal as refusal:
-                operation = route.function.__name__.removeprefix("api_")
-                response.status = http_status(operation, refusal)
-                response.content_type = "application/json"
-                if response.status_code == 401:
-                    response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
-                text = outcome(operation, refusal.status).text
-                response.set_header("Warning", f'299 minris: "{text}"')
-                return json.dumps(problem_json(refusal), ensure_ascii=False)
-
-        return view
-
     for route in ROUTES:
-        app.route(route.path, route.method, answer(route), name=None)
+        app.route(route.path, route.method, ApiView(web, route, bottle.request, bottle.response))
 
     @app.get("/healthz")
     def healthz() -> str:
@@ -15616,13 +15670,11 @@ class EventSocket(asyncio.Protocol):
         """Answer a handshake with an HTTP code."""
         from wsproto.events import RejectConnection, RejectData
 
-        code = http_status("subscribe", refusal)
-        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
-        headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
-        reject = RejectConnection(status_code=code, headers=headers, has_body=True)
-        text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        reply = refusal_reply(refusal, "subscribe")
+        headers = [*reply.pairs, *SECURITY_HEADERS]
+        reject = RejectConnection(status_code=reply.http, headers=headers, has_body=True)
         self.transport.write(self.connection.send(reject))
-        self.transport.write(self.connection.send(RejectData(data=text)))
+        self.transport.write(self.connection.send(RejectData(data=reply.body)))
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
@@ -15775,9 +15827,8 @@ class WebServer:
         try:
             check_headers(scope["headers"])
         except HttpRefusal as refusal:
-            headers = [(b"content-type", b"application/json")]
-            content = json.dumps(problem_json(refusal)).encode()
-            return self._start(scope, refusal.http, headers), content
+            reply = refusal_reply(refusal)
+            return self._start(scope, reply.http, reply.pairs), reply.body
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
         if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
@@ -15848,10 +15899,10 @@ class WebServer:
         self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
     ) -> None:
         """Refuse a request that bottle does not see."""
-        usual = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send(self._start(scope, status, [*usual, *headers]))
-        body = json.dumps(problem_json(HttpRefusal(status, text))).encode()
-        await send({"type": "http.response.body", "body": body})
+        reply = refusal_reply(HttpRefusal(status, text))
+        found = [*reply.pairs, (b"connection", b"close"), *headers]
+        await send(self._start(scope, status, found))
+        await send({"type": "http.response.body", "body": reply.body})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """The page's event stream: the number of each change, calmly; a remark keeps it open."""
@@ -17464,57 +17515,38 @@ MPPS_PATH = "/modality-performed-procedure-steps"
 # The table of transactions, described (OpenAPI) and answered.
 # ------------------------------------------------------------------------------------------------
 
-class DicomRoute(NamedTuple):
-    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts.
-
-    success  the codes of success
-    body     `one` data set, or `optional`
-    query    its parameters beside accept and charset: keys of WEB_PARAMETERS
-    """
-
-    method: str
-    path: str
-    function: Callable[..., WebAnswer]
-    operation: str
-    role: str
-    clause: str
-    success: tuple[int, ...] = (200,)
-    body: str = ""
-    query: tuple[str, ...] = ()
-
-
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
-    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
-               (201,), "one", ("workitem",)),
-    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
-               (200, 204), "", SEARCH_PARAMETERS),
-    DicomRoute("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
-    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
-               (200,), "one", ("transaction-uid",)),
-    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
-               "PS3.18 11.7", (200,), "one", ("requester",)),
-    DicomRoute("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
-               "technologist", "PS3.18 11.7", (200,), "one"),
-    DicomRoute("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
-               "PS3.18 11.8", (202,), "optional", ("requester",)),
-    DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
-               "desk", "PS3.18 11.8", (202,), "optional"),
-    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-               "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
-    DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
-               "desk", "PS3.18 11.11"),
-    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
-               "desk", "PS3.18 11.12"),
-    DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
-               "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
-    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
-               "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
-    DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
-    DicomRoute("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
-               "technologist", "PS3.18 13.4", (202,), "one"),
-    DicomRoute("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
-               "PS3.18 13.5", (200, 202)),
+    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
+          (201,), "one", ("workitem",)),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
+          (200, 204), "", SEARCH_PARAMETERS),
+    Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
+    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
+          (200,), "one", ("transaction-uid",)),
+    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
+          "PS3.18 11.7", (200,), "one", ("requester",)),
+    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
+          "technologist", "PS3.18 11.7", (200,), "one"),
+    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
+          "PS3.18 11.8", (202,), "optional", ("requester",)),
+    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
+          "desk", "PS3.18 11.8", (202,), "optional"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
+          "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
+    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
+          "desk", "PS3.18 11.11"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
+          "desk", "PS3.18 11.12"),
+    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
+          "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
+          "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
+    Route("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
+    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
+          "technologist", "PS3.18 13.4", (202,), "one"),
+    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
+          "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
     row.name: row
@@ -17572,7 +17604,7 @@ def openapi(server: str) -> dict[str, Any]:
     }
 
 
-def described_route(route: DicomRoute) -> dict[str, Any]:
+def described_route(route: Route) -> dict[str, Any]:
     """A transaction as an operation of OpenAPI."""
     search = route.operation == "search"
     kinds = {"flag": {"type": "string", "maxLength": 0}}
@@ -17612,7 +17644,7 @@ def content_of(schema: str) -> dict[str, Any]:
     return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
 
 
-def refusals_of(route: DicomRoute) -> dict[int, str]:
+def refusals_of(route: Route) -> dict[int, str]:
     """The HTTP codes by which a transaction may be refused, each with its texts."""
     found: dict[int, list[str]] = {
         400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
@@ -17629,31 +17661,20 @@ def refusals_of(route: DicomRoute) -> dict[int, str]:
     return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
 
 
-class DicomView:
-    """Answers the requests of one route."""
+class DicomView(RouteView):
+    """Answers the requests of one transaction."""
 
-    def __init__(self, web: Web, route: DicomRoute, request: Any, response: Any) -> None:
-        self.web, self.route, self.request, self.response = web, route, request, response
-
-    def __call__(self, **arguments: str) -> bytes:
-        request, response = self.request, self.response
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """The data sets that the transaction gives, in the form that is asked for."""
+        request = self.request
         for name in {"ae_title", "requester"} & arguments.keys():
             arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
-        try:
-            ctx = self._context(arguments)
-            check_charset(request)
-            form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
-            found = self.route.function(self.web, request, ctx, **arguments)
-        except Refusal as refusal:
-            return self._refused(refusal, arguments.get("uid", ""))
-        response.status = found.http
-        for name, value in found.headers:
-            response.add_header(name, value)
-        if found.data is None:
-            response.content_type = DICOM_JSON
-            return b""
-        response.content_type, body = rendered(found.data, *form)
-        return body
+        ctx = self._context(arguments)
+        check_charset(request)
+        form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
+        found = self.route.function(self.web, request, ctx, **arguments)
+        kind, body = (DICOM_JSON, b"") if found.data is None else rendered(found.data, *form)
+        return Reply(found.http, kind, body, found.headers)
 
     def _context(self, arguments: Mapping[str, str]) -> Context:
         """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
@@ -17666,19 +17687,17 @@ class DicomView:
         title = login.ae_titles[0] if login.ae_titles else ctx.config.dicom.ae_title
         return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
 
-    def _refused(self, refusal: Refusal, uid: str) -> bytes:
-        response, operation = self.response, self.route.operation
-        code = http_status(operation, refusal)
-        if code == 404 and uid and self.web.read(is_purged, uid):
-            code = 410
-        response.status, response.content_type = code, "application/json"
-        if code == 401:
-            response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """The refusal, with the texts of PS3.18; 410 for what was there."""
+        operation, uid = self.route.operation, arguments.get("uid", "")
+        reply = refusal_reply(refusal, operation)
+        if reply.http == 404 and uid and self.web.read(is_purged, uid):
+            reply = reply._replace(http=410)
         text = outcome(operation, refusal.status).text
         if operation == "change state" and "incorrect" in text and self._has_no_lock():
             text = "The Transaction UID is missing."
-        response.set_header(*warning(self.web, self.request, text))
-        return json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        headers = (*reply.headers, warning(self.web, self.request, text))
+        return reply._replace(headers=headers)
 
     def _has_no_lock(self) -> bool:
         with contextlib.suppress(Refusal):
@@ -17694,10 +17713,11 @@ def add_dicomweb(app: Any, web: Web) -> None:
         bottle.response.content_type = "application/json"
         return json.dumps(openapi(service_url(web, bottle.request)))
 
-    def upgrade_needed(ae_title: str) -> str:
-        bottle.response.status, bottle.response.content_type = 426, "application/json"
+    def upgrade_needed(ae_title: str) -> bytes:
+        reply = refusal_reply(HttpRefusal(426, "Events are told by WebSocket"))
+        bottle.response.status, bottle.response.content_type = reply.http, reply.content_type
         bottle.response.set_header("Upgrade", "websocket")
-        return json.dumps(problem_json(HttpRefusal(426, "Events are told by WebSocket")))
+        return reply.body
 
     for route in DICOM_ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1>", route.path)
@@ -24256,7 +24276,7 @@ def statement_dicomweb(config: Config) -> list[Block]:
 
 def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
-    lines = [(r.method, r.path, r.meaning, r.role, r.success) for r in ROUTES]
+    lines = [(r.method, r.path, r.operation, r.role, *r.success) for r in ROUTES]
     return [
         Block("heading", "5.5 Web interface (not DICOMweb: the product's own)", level=3),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),

@@ -182,7 +182,7 @@ def statement_dicomweb(config: Config) -> list[Block]:
 
 def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
-    lines = [(r.method, r.path, r.meaning, r.role, r.success) for r in ROUTES]
+    lines = [(r.method, r.path, r.operation, r.role, *r.success) for r in ROUTES]
     return [
         Block("heading", "5.5 Web interface (not DICOMweb: the product's own)", level=3),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from minris import __version__
 from minris.access.context import Actor, Context
@@ -12,7 +12,6 @@ from minris.dataset.elements import ElementIndex
 from minris.dicomweb.bodies import (
     DICOM_JSON,
     DICOM_XML,
-    WebAnswer,
     accepted_form,
     check_charset,
     one_data_set,
@@ -38,64 +37,45 @@ from minris.dicomweb.transactions import (
     web_update,
     web_worklist,
 )
-from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, http_status, outcome
+from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, outcome
 from minris.standard.tables import table
 from minris.standard.ups import TRANSACTION_UID
 from minris.ups.workitems import is_purged
-from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, enter, problem_json
-
-
-class DicomRoute(NamedTuple):
-    """A transaction: `operation` is that of OUTCOMES; {…} in the path are its parts.
-
-    success  the codes of success
-    body     `one` data set, or `optional`
-    query    its parameters beside accept and charset: keys of WEB_PARAMETERS
-    """
-
-    method: str
-    path: str
-    function: Callable[..., WebAnswer]
-    operation: str
-    role: str
-    clause: str
-    success: tuple[int, ...] = (200,)
-    body: str = ""
-    query: tuple[str, ...] = ()
-
+from minris.web.answers import Reply, Route, RouteView, refusal_reply
+from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, enter
 
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
-    DicomRoute("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
-               (201,), "one", ("workitem",)),
-    DicomRoute("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
-               (200, 204), "", SEARCH_PARAMETERS),
-    DicomRoute("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
-    DicomRoute("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
-               (200,), "one", ("transaction-uid",)),
-    DicomRoute("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
-               "PS3.18 11.7", (200,), "one", ("requester",)),
-    DicomRoute("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
-               "technologist", "PS3.18 11.7", (200,), "one"),
-    DicomRoute("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
-               "PS3.18 11.8", (202,), "optional", ("requester",)),
-    DicomRoute("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
-               "desk", "PS3.18 11.8", (202,), "optional"),
-    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-               "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
-    DicomRoute("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
-               "desk", "PS3.18 11.11"),
-    DicomRoute("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
-               "desk", "PS3.18 11.12"),
-    DicomRoute("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
-               "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
-    DicomRoute("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
-               "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
-    DicomRoute("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
-    DicomRoute("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
-               "technologist", "PS3.18 13.4", (202,), "one"),
-    DicomRoute("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
-               "PS3.18 13.5", (200, 202)),
+    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
+          (201,), "one", ("workitem",)),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
+          (200, 204), "", SEARCH_PARAMETERS),
+    Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
+    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
+          (200,), "one", ("transaction-uid",)),
+    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
+          "PS3.18 11.7", (200,), "one", ("requester",)),
+    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
+          "technologist", "PS3.18 11.7", (200,), "one"),
+    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
+          "PS3.18 11.8", (202,), "optional", ("requester",)),
+    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
+          "desk", "PS3.18 11.8", (202,), "optional"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
+          "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
+    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
+          "desk", "PS3.18 11.11"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
+          "desk", "PS3.18 11.12"),
+    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
+          "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
+          "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
+    Route("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
+    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
+          "technologist", "PS3.18 13.4", (202,), "one"),
+    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
+          "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
     row.name: row
@@ -153,7 +133,7 @@ def openapi(server: str) -> dict[str, Any]:
     }
 
 
-def described_route(route: DicomRoute) -> dict[str, Any]:
+def described_route(route: Route) -> dict[str, Any]:
     """A transaction as an operation of OpenAPI."""
     search = route.operation == "search"
     kinds = {"flag": {"type": "string", "maxLength": 0}}
@@ -193,7 +173,7 @@ def content_of(schema: str) -> dict[str, Any]:
     return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
 
 
-def refusals_of(route: DicomRoute) -> dict[int, str]:
+def refusals_of(route: Route) -> dict[int, str]:
     """The HTTP codes by which a transaction may be refused, each with its texts."""
     found: dict[int, list[str]] = {
         400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
@@ -210,31 +190,20 @@ def refusals_of(route: DicomRoute) -> dict[int, str]:
     return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
 
 
-class DicomView:
-    """Answers the requests of one route."""
+class DicomView(RouteView):
+    """Answers the requests of one transaction."""
 
-    def __init__(self, web: Web, route: DicomRoute, request: Any, response: Any) -> None:
-        self.web, self.route, self.request, self.response = web, route, request, response
-
-    def __call__(self, **arguments: str) -> bytes:
-        request, response = self.request, self.response
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """The data sets that the transaction gives, in the form that is asked for."""
+        request = self.request
         for name in {"ae_title", "requester"} & arguments.keys():
             arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
-        try:
-            ctx = self._context(arguments)
-            check_charset(request)
-            form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
-            found = self.route.function(self.web, request, ctx, **arguments)
-        except Refusal as refusal:
-            return self._refused(refusal, arguments.get("uid", ""))
-        response.status = found.http
-        for name, value in found.headers:
-            response.add_header(name, value)
-        if found.data is None:
-            response.content_type = DICOM_JSON
-            return b""
-        response.content_type, body = rendered(found.data, *form)
-        return body
+        ctx = self._context(arguments)
+        check_charset(request)
+        form = accepted_form(request.get_header("Accept", ""), parameter(request, "accept"))
+        found = self.route.function(self.web, request, ctx, **arguments)
+        kind, body = (DICOM_JSON, b"") if found.data is None else rendered(found.data, *form)
+        return Reply(found.http, kind, body, found.headers)
 
     def _context(self, arguments: Mapping[str, str]) -> Context:
         """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
@@ -247,19 +216,17 @@ class DicomView:
         title = login.ae_titles[0] if login.ae_titles else ctx.config.dicom.ae_title
         return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
 
-    def _refused(self, refusal: Refusal, uid: str) -> bytes:
-        response, operation = self.response, self.route.operation
-        code = http_status(operation, refusal)
-        if code == 404 and uid and self.web.read(is_purged, uid):
-            code = 410
-        response.status, response.content_type = code, "application/json"
-        if code == 401:
-            response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """The refusal, with the texts of PS3.18; 410 for what was there."""
+        operation, uid = self.route.operation, arguments.get("uid", "")
+        reply = refusal_reply(refusal, operation)
+        if reply.http == 404 and uid and self.web.read(is_purged, uid):
+            reply = reply._replace(http=410)
         text = outcome(operation, refusal.status).text
         if operation == "change state" and "incorrect" in text and self._has_no_lock():
             text = "The Transaction UID is missing."
-        response.set_header(*warning(self.web, self.request, text))
-        return json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        headers = (*reply.headers, warning(self.web, self.request, text))
+        return reply._replace(headers=headers)
 
     def _has_no_lock(self) -> bool:
         with contextlib.suppress(Refusal):
@@ -275,10 +242,11 @@ def add_dicomweb(app: Any, web: Web) -> None:
         bottle.response.content_type = "application/json"
         return json.dumps(openapi(service_url(web, bottle.request)))
 
-    def upgrade_needed(ae_title: str) -> str:
-        bottle.response.status, bottle.response.content_type = 426, "application/json"
+    def upgrade_needed(ae_title: str) -> bytes:
+        reply = refusal_reply(HttpRefusal(426, "Events are told by WebSocket"))
+        bottle.response.status, bottle.response.content_type = reply.http, reply.content_type
         bottle.response.set_header("Upgrade", "websocket")
-        return json.dumps(problem_json(HttpRefusal(426, "Events are told by WebSocket")))
+        return reply.body
 
     for route in DICOM_ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1>", route.path)

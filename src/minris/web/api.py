@@ -1,10 +1,9 @@
 """The appliance's own JSON: the worklist, health, metrics, commands beside it."""
 
 import base64
-import functools
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from minris.access.context import Actor, Context
 from minris.dataset.dicom_json import to_json
@@ -14,28 +13,13 @@ from minris.orders.lookup import data_of_day, step_data
 from minris.orders.scheduling import reschedule, schedule
 from minris.orders.steps import cancel_step
 from minris.standard.dictionary import value_problem
-from minris.standard.status import Refusal, Status, http_status, outcome
+from minris.standard.status import Refusal, Status, outcome
 from minris.store.writer import Core
-from minris.web.request import Web, body_of, check_json_type, enter, holds_control, problem_json
+from minris.web.answers import Reply, Route, RouteView, refusal_reply
+from minris.web.request import Web, body_of, check_json_type, enter, holds_control
 
 
-class Route(NamedTuple):
-    """A path of the API: who may call it and what it answers with."""
-
-    method: str
-    path: str
-    function: Callable[..., Any]
-    role: str
-    success: int
-    meaning: str
-
-
-def as_json(*data: bytes) -> list[dict[str, Any]]:
-    """Stored data sets as DICOM JSON."""
-    return [to_json(ElementIndex(one)) for one in data]
-
-
-def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
     """POST /api/worklist: one item or an array, all or none."""
     check_json_type(request)
     same_id = request.query.get("patient", "refuse")
@@ -52,75 +36,71 @@ def api_schedule(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
                 raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
         return stored
 
-    return as_json(*web.write(schedule_all, ctx))
+    return web.write(schedule_all, ctx)
 
 
-def api_list(web: Web, request: Any, ctx: Context) -> list[dict[str, Any]]:
+def api_list(web: Web, request: Any, ctx: Context) -> list[bytes]:
     """GET /api/worklist?date=YYYYMMDD: the steps of a day, in every state."""
     date = request.query.get("date") or ctx.today()
     if words := value_problem("DA", date):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
-    return as_json(*web.read(data_of_day, date))
+    return web.read(data_of_day, date)
 
 
-def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """GET /api/worklist/…: one step."""
-    return as_json(web.read(step_data, study, step))
+    return [web.read(step_data, study, step)]
 
 
-def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """PUT /api/worklist/…: change what is given."""
     check_json_type(request)
     items = items_from_json(body_of(request))
     if len(items) != 1:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
-    return as_json(web.write(reschedule, ctx, study, step, items[0]))
+    return [web.write(reschedule, ctx, study, step, items[0])]
 
 
-def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[dict[str, Any]]:
+def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """DELETE /api/worklist/…: cancel; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
-    return as_json(web.write(cancel_step, ctx, study, step, reason))
+    return [web.write(cancel_step, ctx, study, step, reason)]
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
-    Route("POST", "/api/worklist", api_schedule, "desk", 201, "schedule items"),
-    Route("GET", "/api/worklist", api_list, "desk", 200, "the steps of a day"),
-    Route("GET", STEP_PATH, api_get, "desk", 200, "one step"),
-    Route("PUT", STEP_PATH, api_put, "desk", 200, "change a step"),
-    Route("DELETE", STEP_PATH, api_delete, "desk", 200, "cancel a step"),
+    Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201,)),
+    Route("GET", "/api/worklist", api_list, "the steps of a day", "desk"),
+    Route("GET", STEP_PATH, api_get, "one step", "desk"),
+    Route("PUT", STEP_PATH, api_put, "change a step", "desk"),
+    Route("DELETE", STEP_PATH, api_delete, "cancel a step", "desk"),
 )
+
+
+class ApiView(RouteView):
+    """Answers the requests of one route of the API with DICOM JSON."""
+
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """The data sets that the function gives."""
+        _, ctx = enter(self.web, self.request, self.route.role)
+        found = self.route.function(self.web, self.request, ctx, **arguments)
+        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+        kind = "application/dicom+json; charset=UTF-8"
+        return Reply(self.route.success[0], kind, body.encode())
+
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """The refusal, with the Warning header of this API."""
+        reply = refusal_reply(refusal, self.route.operation)
+        text = outcome(self.route.operation, refusal.status).text
+        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
 
 
 def add_api(app: Any, web: Web) -> None:
     """Put the routes of the API and /healthz into a bottle application."""
     import bottle
 
-    def answer(route: Route) -> Callable[..., str]:
-        @functools.wraps(route.function)
-        def view(**arguments: str) -> str:
-            response = bottle.response
-            response.content_type = "application/dicom+json; charset=UTF-8"
-            try:
-                _, ctx = enter(web, bottle.request, route.role)
-                result = route.function(web, bottle.request, ctx, **arguments)
-                response.status = route.success
-                return json.dumps(result, ensure_ascii=False)
-            except Refusal as refusal:
-                operation = route.function.__name__.removeprefix("api_")
-                response.status = http_status(operation, refusal)
-                response.content_type = "application/json"
-                if response.status_code == 401:
-                    response.set_header("WWW-Authenticate", 'Bearer realm="minris"')
-                text = outcome(operation, refusal.status).text
-                response.set_header("Warning", f'299 minris: "{text}"')
-                return json.dumps(problem_json(refusal), ensure_ascii=False)
-
-        return view
-
     for route in ROUTES:
-        app.route(route.path, route.method, answer(route), name=None)
+        app.route(route.path, route.method, ApiView(web, route, bottle.request, bottle.response))
 
     @app.get("/healthz")
     def healthz() -> str:

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import gzip
 import io
-import json
 import re
 import time
 import urllib.parse
@@ -18,6 +17,7 @@ from minris import log
 from minris.access.context import Actor
 from minris.access.users import find_session
 from minris.standard.status import HttpRefusal
+from minris.web.answers import refusal_reply
 from minris.web.request import (
     BASE,
     SECURITY_HEADERS,
@@ -26,7 +26,6 @@ from minris.web.request import (
     check_headers,
     cookie_of,
     header_of,
-    problem_json,
     takes_gzip,
 )
 from minris.web.sockets import EventSocket
@@ -128,9 +127,8 @@ class WebServer:
         try:
             check_headers(scope["headers"])
         except HttpRefusal as refusal:
-            headers = [(b"content-type", b"application/json")]
-            content = json.dumps(problem_json(refusal)).encode()
-            return self._start(scope, refusal.http, headers), content
+            reply = refusal_reply(refusal)
+            return self._start(scope, reply.http, reply.pairs), reply.body
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
         if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
@@ -201,10 +199,10 @@ class WebServer:
         self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
     ) -> None:
         """Refuse a request that bottle does not see."""
-        usual = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send(self._start(scope, status, [*usual, *headers]))
-        body = json.dumps(problem_json(HttpRefusal(status, text))).encode()
-        await send({"type": "http.response.body", "body": body})
+        reply = refusal_reply(HttpRefusal(status, text))
+        found = [*reply.pairs, (b"connection", b"close"), *headers]
+        await send(self._start(scope, status, found))
+        await send({"type": "http.response.body", "body": reply.body})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """The page's event stream: the number of each change, calmly; a remark keeps it open."""

@@ -19,8 +19,9 @@ from minris.dataset.dicom_json import to_json
 from minris.dataset.elements import ElementIndex
 from minris.outbox import Event
 from minris.standard.dictionary import is_ae_title
-from minris.standard.status import HttpRefusal, Refusal, http_status
+from minris.standard.status import HttpRefusal, Refusal
 from minris.standard.uids import UPS_PUSH
+from minris.web.answers import refusal_reply
 from minris.web.request import (
     BASE,
     BEARER,
@@ -31,7 +32,6 @@ from minris.web.request import (
     check_speaker,
     enter,
     is_told_by_dimse_alone,
-    problem_json,
 )
 
 if TYPE_CHECKING:
@@ -242,13 +242,11 @@ class EventSocket(asyncio.Protocol):
         """Answer a handshake with an HTTP code."""
         from wsproto.events import RejectConnection, RejectData
 
-        code = http_status("subscribe", refusal)
-        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
-        headers += [(b"www-authenticate", b'Bearer realm="minris"')] if code == 401 else []
-        reject = RejectConnection(status_code=code, headers=headers, has_body=True)
-        text = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+        reply = refusal_reply(refusal, "subscribe")
+        headers = [*reply.pairs, *SECURITY_HEADERS]
+        reject = RejectConnection(status_code=reply.http, headers=headers, has_body=True)
         self.transport.write(self.connection.send(reject))
-        self.transport.write(self.connection.send(RejectData(data=text)))
+        self.transport.write(self.connection.send(RejectData(data=reply.body)))
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:

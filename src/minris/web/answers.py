@@ -1,0 +1,77 @@
+"""The routes of programs, and what they are answered: data, or a refusal (PS3.18 8.5)."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minris.standard.status import Refusal, http_status
+from minris.web.request import Web, problem_json
+
+
+class Route(NamedTuple):
+    """A path: who may call it, and what answers.
+
+    operation  as OUTCOMES names it
+    clause     of PS3.18; empty for what is the product's own
+    success    the codes of success
+    body       `one` data set, or `optional`
+    query      its parameters beside accept and charset: keys of WEB_PARAMETERS
+    """
+
+    method: str
+    path: str
+    function: Callable[..., Any]
+    operation: str
+    role: str
+    clause: str = ""
+    success: tuple[int, ...] = (200,)
+    body: str = ""
+    query: tuple[str, ...] = ()
+
+
+class Reply(NamedTuple):
+    """An answer: the HTTP code, the body with its type, further headers."""
+
+    http: int
+    content_type: str
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """Its headers as ASGI has them."""
+        found = (("Content-Type", self.content_type), *self.headers)
+        return [(name.lower().encode(), value.encode("latin-1")) for name, value in found]
+
+
+def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
+    """A refusal as a program is told of it: the code is that of OUTCOMES."""
+    code = http_status(operation, refusal)
+    headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
+    body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
+    return Reply(code, "application/json", body, headers)
+
+
+class RouteView:
+    """Answers the requests of one route through bottle: `reply` and `refused` are a door's own."""
+
+    def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
+        self.web, self.route, self.request, self.response = web, route, request, response
+
+    def __call__(self, **arguments: str) -> bytes:
+        try:
+            reply = self.reply(arguments)
+        except Refusal as refusal:
+            reply = self.refused(refusal, arguments)
+        self.response.status, self.response.content_type = reply.http, reply.content_type
+        for name, value in reply.headers:
+            self.response.add_header(name, value)
+        return reply.body
+
+    def reply(self, arguments: dict[str, str]) -> Reply:
+        """What a request is answered, `arguments` being the parts of its path."""
+        raise NotImplementedError
+
+    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
+        """What a request is refused with: a Warning header has the text of OUTCOMES."""
+        raise NotImplementedError
