@@ -15050,8 +15050,29 @@ class SocketDelivery(Rounds):
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.request
-# A request: who asks, from where, with what body.
+# A request: who asks, from where, how often, with what body.
 # ------------------------------------------------------------------------------------------------
+
+class Box(Protocol):
+    """What routes and pages ask of the appliance.
+
+    control  the secret of commands beside it
+    """
+
+    associations: AssociationServer
+    backup_problem: str
+    control: str
+    commitments: Any  # these three stand beside the web, or above it
+    dimse: Any
+    socket_delivery: Any
+    back_up: Callable[[], None]
+    health: Callable[[], Mapping[str, str]]
+    lights: Callable[[], list[tuple[Message, str, Message]]]
+    metrics: Callable[[], Mapping[str, float]]
+    notices: Callable[[], list[Message]]
+    reload_access: Callable[[], None]
+    wake_delivery: Callable[[], None]
+
 
 class Web:
     """What the routes and pages work with.
@@ -15059,8 +15080,7 @@ class Web:
     context  gives a Context for an Actor
     access   gives the AccessRules of the moment
     writer   the store's one writer
-    box      the appliance: health(), metrics(), notices(), reload_access(), control (the secret of
-             commands beside it), associations, dimse, wake_delivery()
+    box      the appliance
     """
 
     def __init__(
@@ -15069,7 +15089,7 @@ class Web:
         context: Callable[[Actor], Context],
         access: Callable[[], AccessRules],
         writer: Writer,
-        box: Any,
+        box: Box,
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
@@ -15086,6 +15106,31 @@ class Web:
         """Call a core function that only reads."""
         with reading():
             return core(*arguments)
+
+
+class RateLimit:
+    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+
+    rate  0 for no limit
+    """
+
+    BURST = 2.0  # seconds
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.due: dict[str, float] = {}  # when an address would have asked that often
+
+    def allows(self, address: str, now: float) -> bool:
+        """Whether it may ask now; if so that is counted."""
+        if not self.rate:
+            return True
+        due = max(self.due.get(address, 0.0), now)
+        if due - now > self.BURST:
+            return False
+        self.due[address] = due + 1 / self.rate
+        if len(self.due) > 4096:
+            self.due = {one: at for one, at in self.due.items() if at > now}
+        return True
 
 
 def client_address(request: Any) -> str:
@@ -15496,10 +15541,13 @@ class EventSocket(asyncio.Protocol):
     MOST_UNHEARD = 1000  # events without a pong
     PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
 
-    def __init__(self, server: "WebServer", **_: Any) -> None:
+    def __init__(
+        self, web: Web, rate: RateLimit, workers: concurrent.futures.Executor, **_: Any
+    ) -> None:
         from wsproto import ConnectionType, WSConnection
 
-        self.server, self.delivery = server, server.web.box.socket_delivery
+        self.web, self.rate, self.workers = web, rate, workers
+        self.delivery = web.box.socket_delivery
         self.connection = WSConnection(ConnectionType.SERVER)
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
@@ -15556,7 +15604,7 @@ class EventSocket(asyncio.Protocol):
     def is_allowed(self) -> bool:
         """Whether its login still may hear what the AE is told."""
         with contextlib.suppress(Refusal):
-            speak_for(self.server.web, self.request, self.ae_title)
+            speak_for(self.web, self.request, self.ae_title)
             return True
         return False
 
@@ -15645,10 +15693,10 @@ class EventSocket(asyncio.Protocol):
 
         peer = self.transport.get_extra_info("peername") or ("", 0)
         try:
-            if not self.server.rate.allows(peer[0], time.monotonic()):
+            if not self.rate.allows(peer[0], time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
-            title, login = await run(self.server.workers, self._enter, asked, peer[0])
+            title, login = await run(self.workers, self._enter, asked, peer[0])
         except Refusal as refusal:
             self._refuse(refusal)
             return
@@ -15662,7 +15710,7 @@ class EventSocket(asyncio.Protocol):
         accept = AcceptConnection(subprotocol=offered[0] if offered else None)
         self.transport.write(self.connection.send(accept))
         self.ae_title, self.is_open = title, True
-        self.ctx = self.server.web.context(Actor(login.name, peer[0], login.role))
+        self.ctx = self.web.context(Actor(login.name, peer[0], login.role))
         self.delivery.open(self)
         self.transport.resume_reading()
 
@@ -15679,19 +15727,18 @@ class EventSocket(asyncio.Protocol):
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
         """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
-        web, server = self.server.web, self.server
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
-        if len(self.delivery) >= server.limits.maximum_websockets:
+        if len(self.delivery) >= self.web.config.web.maximum_websockets:
             raise HttpRefusal(503, "There are too many WebSockets")
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "That is no AE title")
         self.request = handshake_request(asked, path, query, address)
-        login = speak_for(web, self.request, title)
-        if is_told_by_dimse_alone(web, title):
+        login = speak_for(self.web, self.request, title)
+        if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
         return title, login
 
@@ -15717,7 +15764,7 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     return bottle.BaseRequest(environ)
 
 
-def speak_for(web: "Web", request: Any, ae_title: str) -> Login:
+def speak_for(web: Web, request: Any, ae_title: str) -> Login:
     """The login of a request for an AE. Refuses 0124; 401 where there is none."""
     login, _ = enter(web, request, "desk")
     if login.csrf:
@@ -15751,31 +15798,6 @@ class Changes:
         self.number += 1
         for event in self.waiting:
             event.set()
-
-
-class RateLimit:
-    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
-
-    rate  0 for no limit
-    """
-
-    BURST = 2.0  # seconds
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.due: dict[str, float] = {}  # when an address would have asked that often
-
-    def allows(self, address: str, now: float) -> bool:
-        """Whether it may ask now; if so that is counted."""
-        if not self.rate:
-            return True
-        due = max(self.due.get(address, 0.0), now)
-        if due - now > self.BURST:
-            return False
-        self.due[address] = due + 1 / self.rate
-        if len(self.due) > 4096:
-            self.due = {one: at for one, at in self.due.items() if at > now}
-        return True
 
 
 class WebServer:
@@ -15952,7 +15974,7 @@ class WebServer:
             self,
             lifespan="off",
             http="h11",
-            ws=functools.partial(EventSocket, self),
+            ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
             log_config=None,
             access_log=False,
             server_header=False,

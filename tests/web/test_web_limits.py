@@ -19,7 +19,7 @@ from minris.standard.ups import EVENT_TYPES
 from minris.store.models import Token
 from minris.ups.events import ways_to_tell
 from minris.ups.people import history_of, watchers_of
-from minris.web.server import RateLimit
+from minris.web.request import RateLimit
 
 STEPS = "/modality-scheduled-procedure-steps"
 VIEWER = "https://viewer.example"

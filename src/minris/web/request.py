@@ -1,11 +1,11 @@
-"""A request: who asks, from where, with what body."""
+"""A request: who asks, from where, how often, with what body."""
 
 import hmac
 import re
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
@@ -15,7 +15,29 @@ from minris.standard.dictionary import attribute_name
 from minris.standard.status import HttpRefusal, Message, Refusal, Status
 from minris.store.sqlite import reading
 from minris.store.writer import Core, Writer
+from minris.upper_layer.server import AssociationServer
 from minris.ups.events import EVENT_CHANNELS
+
+
+class Box(Protocol):
+    """What routes and pages ask of the appliance.
+
+    control  the secret of commands beside it
+    """
+
+    associations: AssociationServer
+    backup_problem: str
+    control: str
+    commitments: Any  # these three stand beside the web, or above it
+    dimse: Any
+    socket_delivery: Any
+    back_up: Callable[[], None]
+    health: Callable[[], Mapping[str, str]]
+    lights: Callable[[], list[tuple[Message, str, Message]]]
+    metrics: Callable[[], Mapping[str, float]]
+    notices: Callable[[], list[Message]]
+    reload_access: Callable[[], None]
+    wake_delivery: Callable[[], None]
 
 
 class Web:
@@ -24,8 +46,7 @@ class Web:
     context  gives a Context for an Actor
     access   gives the AccessRules of the moment
     writer   the store's one writer
-    box      the appliance: health(), metrics(), notices(), reload_access(), control (the secret of
-             commands beside it), associations, dimse, wake_delivery()
+    box      the appliance
     """
 
     def __init__(
@@ -34,7 +55,7 @@ class Web:
         context: Callable[[Actor], Context],
         access: Callable[[], AccessRules],
         writer: Writer,
-        box: Any,
+        box: Box,
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
@@ -51,6 +72,31 @@ class Web:
         """Call a core function that only reads."""
         with reading():
             return core(*arguments)
+
+
+class RateLimit:
+    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+
+    rate  0 for no limit
+    """
+
+    BURST = 2.0  # seconds
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.due: dict[str, float] = {}  # when an address would have asked that often
+
+    def allows(self, address: str, now: float) -> bool:
+        """Whether it may ask now; if so that is counted."""
+        if not self.rate:
+            return True
+        due = max(self.due.get(address, 0.0), now)
+        if due - now > self.BURST:
+            return False
+        self.due[address] = due + 1 / self.rate
+        if len(self.due) > 4096:
+            self.due = {one: at for one, at in self.due.items() if at > now}
+        return True
 
 
 def client_address(request: Any) -> str:

@@ -22,6 +22,7 @@ from minris.web.request import (
     BASE,
     SECURITY_HEADERS,
     SLASH,
+    RateLimit,
     Web,
     check_headers,
     cookie_of,
@@ -51,31 +52,6 @@ class Changes:
         self.number += 1
         for event in self.waiting:
             event.set()
-
-
-class RateLimit:
-    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
-
-    rate  0 for no limit
-    """
-
-    BURST = 2.0  # seconds
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.due: dict[str, float] = {}  # when an address would have asked that often
-
-    def allows(self, address: str, now: float) -> bool:
-        """Whether it may ask now; if so that is counted."""
-        if not self.rate:
-            return True
-        due = max(self.due.get(address, 0.0), now)
-        if due - now > self.BURST:
-            return False
-        self.due[address] = due + 1 / self.rate
-        if len(self.due) > 4096:
-            self.due = {one: at for one, at in self.due.items() if at > now}
-        return True
 
 
 class WebServer:
@@ -252,7 +228,7 @@ class WebServer:
             self,
             lifespan="off",
             http="h11",
-            ws=functools.partial(EventSocket, self),
+            ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
             log_config=None,
             access_log=False,
             server_header=False,

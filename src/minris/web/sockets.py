@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import io
@@ -10,7 +11,7 @@ import math
 import re
 import time
 import urllib.parse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minris import log
 from minris.access.context import Actor
@@ -26,6 +27,7 @@ from minris.web.request import (
     BASE,
     BEARER,
     SECURITY_HEADERS,
+    RateLimit,
     Web,
     check_headers,
     check_origin,
@@ -33,10 +35,6 @@ from minris.web.request import (
     enter,
     is_told_by_dimse_alone,
 )
-
-if TYPE_CHECKING:
-    from minris.web.server import WebServer
-
 
 SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # /ws as dcm4chee-arc has it
 
@@ -68,10 +66,13 @@ class EventSocket(asyncio.Protocol):
     MOST_UNHEARD = 1000  # events without a pong
     PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
 
-    def __init__(self, server: "WebServer", **_: Any) -> None:
+    def __init__(
+        self, web: Web, rate: RateLimit, workers: concurrent.futures.Executor, **_: Any
+    ) -> None:
         from wsproto import ConnectionType, WSConnection
 
-        self.server, self.delivery = server, server.web.box.socket_delivery
+        self.web, self.rate, self.workers = web, rate, workers
+        self.delivery = web.box.socket_delivery
         self.connection = WSConnection(ConnectionType.SERVER)
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
@@ -128,7 +129,7 @@ class EventSocket(asyncio.Protocol):
     def is_allowed(self) -> bool:
         """Whether its login still may hear what the AE is told."""
         with contextlib.suppress(Refusal):
-            speak_for(self.server.web, self.request, self.ae_title)
+            speak_for(self.web, self.request, self.ae_title)
             return True
         return False
 
@@ -217,10 +218,10 @@ class EventSocket(asyncio.Protocol):
 
         peer = self.transport.get_extra_info("peername") or ("", 0)
         try:
-            if not self.server.rate.allows(peer[0], time.monotonic()):
+            if not self.rate.allows(peer[0], time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
-            title, login = await run(self.server.workers, self._enter, asked, peer[0])
+            title, login = await run(self.workers, self._enter, asked, peer[0])
         except Refusal as refusal:
             self._refuse(refusal)
             return
@@ -234,7 +235,7 @@ class EventSocket(asyncio.Protocol):
         accept = AcceptConnection(subprotocol=offered[0] if offered else None)
         self.transport.write(self.connection.send(accept))
         self.ae_title, self.is_open = title, True
-        self.ctx = self.server.web.context(Actor(login.name, peer[0], login.role))
+        self.ctx = self.web.context(Actor(login.name, peer[0], login.role))
         self.delivery.open(self)
         self.transport.resume_reading()
 
@@ -251,19 +252,18 @@ class EventSocket(asyncio.Protocol):
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
         """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
-        web, server = self.server.web, self.server
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
-        if len(self.delivery) >= server.limits.maximum_websockets:
+        if len(self.delivery) >= self.web.config.web.maximum_websockets:
             raise HttpRefusal(503, "There are too many WebSockets")
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "That is no AE title")
         self.request = handshake_request(asked, path, query, address)
-        login = speak_for(web, self.request, title)
-        if is_told_by_dimse_alone(web, title):
+        login = speak_for(self.web, self.request, title)
+        if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
         return title, login
 
@@ -289,7 +289,7 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     return bottle.BaseRequest(environ)
 
 
-def speak_for(web: "Web", request: Any, ae_title: str) -> Login:
+def speak_for(web: Web, request: Any, ae_title: str) -> Login:
     """The login of a request for an AE. Refuses 0124; 401 where there is none."""
     login, _ = enter(web, request, "desk")
     if login.csrf:
