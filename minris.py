@@ -24666,6 +24666,204 @@ STORE_COMMANDS: dict[str, Callable[..., str]] = {
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.health
+# Whether all is well: with the running appliance, and before it is started.
+# ------------------------------------------------------------------------------------------------
+
+LIGHT_WORDS = {
+    "store": Message("Store"),
+    "writer": Message("Writing to the store"),
+    "dicom": Message("DICOM door"),
+    "disk": Message("Disk"),
+}
+
+
+class Parts(Protocol):
+    """What health and jobs look at of the appliance."""
+
+    config: Config
+    writer: Writer | None
+    associations: AssociationServer
+    dimse: Dimse
+    changes: Changes
+    socket_delivery: SocketDelivery
+    clock: ClockWatch
+    certificates: list[Certificate]
+    stuck: set[tuple[str, str, str]]
+    leftovers: int
+    backup_problem: str
+    start_time: float
+    context: Callable[[], Context]
+    wake_delivery: Callable[[], None]
+
+
+def health(box: Parts) -> dict[str, str]:
+    """Each check, and what is wrong with it or nothing."""
+    checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+    try:
+        with reading():
+            database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
+    except Exception as error:
+        checks["store"] = str(error)
+    if not box.writer or not box.writer.thread.is_alive():
+        checks["writer"] = "not running"
+    if not all(server.is_serving() for server in box.associations.servers):
+        checks["dicom"] = "not listening"
+    if shutil.disk_usage(box.config.store_path.parent).free < 64 << 20:
+        checks["disk"] = "less than 64 MiB free"
+    return checks
+
+
+def lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+    in_order = Message("in order")
+    found = [
+        (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
+        for name, said in health(box).items()
+    ]
+    kept = backups(box.config)
+    last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
+    if box.backup_problem:
+        last = Message("The last backup failed: {problem}", problem=box.backup_problem)
+    light = "bad" if box.backup_problem else "good" if kept else "warning"
+    found.append((Message("Backup"), light, last))
+    if box.clock.doubtful and not box.clock.steady:
+        words = Message("the clock has leapt: nothing is erased until it runs evenly")
+        found.append((Message("Clock"), "warning", words))
+    for what, count, page in (
+        (Message("Stuck"), len(box.stuck), "/orphans"),
+        (Message("Leftovers"), box.leftovers, "/leftovers"),
+    ):
+        words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+        found.append((what, "warning" if count else "good", words))
+    now = utc_now()
+    for certificate in box.certificates:
+        notice = certificate.notice(now)
+        found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
+    return found
+
+
+def backups(config: Config) -> list[Path]:
+    """The backups there are, the oldest first."""
+    return sorted(config.backup_folder.glob("minris-????????-??????.db"))
+
+
+def notices(box: Parts) -> list[Message]:
+    """What every page says on top: certificates that expire, a backup that failed."""
+    now = utc_now()
+    found = [notice for one in box.certificates if (notice := one.notice(now))]
+    if box.backup_problem:
+        found.append(Message("The last backup failed: {problem}", problem=box.backup_problem))
+    return found
+
+
+def metrics(box: Parts) -> dict[str, float]:
+    """Figures for /metrics, by name; none of them is about a patient."""
+    with reading():
+        today = box.context().today()
+        states = database.execute_sql(
+            "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
+            " GROUP BY status",
+            (today,),
+        ).fetchall()
+        (unscheduled,) = database.execute_sql(
+            "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
+            " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
+        ).fetchone()
+        waiting, to_pass_on = (
+            database.execute_sql(
+                f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
+            ).fetchone()[0]
+            for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
+        )
+        workitems = database.execute_sql(
+            "SELECT state, count(*) FROM workitem GROUP BY state"
+        ).fetchall()
+    counts = box.associations.counts
+    figures = {
+        "minris_associations": counts["associated", ""],
+        "minris_connections_pending": counts["pending", ""],
+        "minris_associations_total": box.associations.accepted,
+        "minris_rejections_total": box.associations.turned_away,
+        "minris_commits_total": box.writer.commits,
+        "minris_event_streams": len(box.changes.waiting),
+        "minris_websockets": len(box.socket_delivery),
+        "minris_unscheduled_performed_steps": unscheduled,
+        "minris_events_waiting": waiting,
+        "minris_passed_on_waiting": to_pass_on,
+        "minris_stuck": len(box.stuck),
+        "minris_leftovers": box.leftovers,
+        "minris_store_bytes": box.config.store_path.stat().st_size,
+        "minris_start_time_seconds": box.start_time,
+    }
+    figures |= {
+        f'minris_requests_total{{operation="{operation}"}}': count
+        for operation, count in sorted(box.dimse.counts.items())
+    }
+    figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
+    figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
+    return figures
+
+
+# Before it is started.
+
+
+def check_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """What is checked, and what is wrong with it or nothing."""
+    yield f"configuration {config.path or 'defaults'}", ""
+    running = ""
+    try:
+        with StoreLock(config.store_path):
+            yield from check_store_lines(config)
+    except StoreError as error:
+        running = str(error)
+        yield f"store {config.store_path} (in use by a running minris)", ""
+    for name, section in (("dicom", config.dicom), ("web", config.web)):
+        problem = "" if running else port_problem(section.host, section.port)
+        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    folder = config.store_path.parent
+    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
+    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    year = datetime.datetime.now().year
+    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
+    for name, device in config.devices.items():
+        if device.host:
+            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+
+
+def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """The checks of a store that no appliance holds."""
+    if not config.store_path.exists():
+        yield f"store {config.store_path} (is made at the first start)", ""
+        return
+    try:
+        open_store(config.store_path)
+        with database.connection_context():
+            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+        yield f"store {config.store_path}", "" if answer == "ok" else answer
+    except (StoreError, peewee.DatabaseError) as error:
+        yield f"store {config.store_path}", str(error)
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why a port cannot be listened on, or nothing."""
+    try:
+        with socket.create_server((host, port)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def reach(host: str, port: int) -> str:
+    """Why a TCP connection cannot be made, or nothing."""
+    try:
+        with socket.create_connection((host, port), 3):
+            return ""
+    except OSError as error:
+        return f"not reached: {error.strerror or error}"
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.jobs
 # What is done by the clock.
 # ------------------------------------------------------------------------------------------------
@@ -24676,16 +24874,16 @@ class Job(NamedTuple):
     name: str
     trigger: str
     when: Mapping[str, Any]
-    function: Callable[["Appliance"], None]
+    function: Callable[[Parts], None]
 
 
-def job_watchdog(appliance: "Appliance") -> None:
+def job_watchdog(appliance: Parts) -> None:
     """Tell systemd that all is well, while it is."""
-    if not any(appliance.health().values()):
+    if not any(health(appliance).values()):
         notify_systemd("WATCHDOG=1")
 
 
-def job_save_queries(appliance: "Appliance") -> None:
+def job_save_queries(appliance: Parts) -> None:
     """Keep the worklist queries that have gathered, and who was shown what."""
     if shown := appliance.dimse.queries.take_shown():
         appliance.writer.submit(save_shown, shown).result(60)
@@ -24693,13 +24891,13 @@ def job_save_queries(appliance: "Appliance") -> None:
         appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
 
 
-def job_purge(appliance: "Appliance") -> None:
+def job_purge(appliance: Parts) -> None:
     """Erase what [housekeeping] lets go."""
     appliance.writer.submit(purge, appliance.context()).result(600)
     appliance.wake_delivery()  # MPPS Notification tells what is deleted
 
 
-def job_workitems(appliance: "Appliance") -> None:
+def job_workitems(appliance: Parts) -> None:
     """Say what is newly stuck; purge workitems, and end what [housekeeping] ends of itself."""
     ctx, writer = appliance.context(), appliance.writer
     with reading():
@@ -24722,14 +24920,14 @@ def job_workitems(appliance: "Appliance") -> None:
     appliance.wake_delivery()
 
 
-def job_clock(appliance: "Appliance") -> None:
+def job_clock(appliance: Parts) -> None:
     """Remember what time it is, for the next start; not while the clock is in doubt."""
     if not appliance.clock.steady:
         return
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
-def job_daily(appliance: "Appliance") -> None:
+def job_daily(appliance: Parts) -> None:
     """Do what is due today and has not been done."""
     if not appliance.clock.steady:
         return
@@ -24745,7 +24943,7 @@ def job_daily(appliance: "Appliance") -> None:
             appliance.writer.submit(set_mark, f"daily {daily.name}", ctx.today()).result(60)
 
 
-def job_renew(appliance: "Appliance") -> None:
+def job_renew(appliance: Parts) -> None:
     """Read renewed certificates; say which are about to expire."""
     for certificate in appliance.certificates:
         try:
@@ -24755,7 +24953,7 @@ def job_renew(appliance: "Appliance") -> None:
             log.error("certificate %s cannot be read: %s", certificate.files[0], error)
 
 
-def job_backup(appliance: "Appliance") -> None:
+def job_backup(appliance: Parts) -> None:
     """Copy the store into the folder of backups, and drop the oldest there."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
@@ -24766,7 +24964,7 @@ def job_backup(appliance: "Appliance") -> None:
         appliance.backup_problem = str(error)
         return
     appliance.backup_problem = ""
-    kept = sorted(folder.glob("minris-????????-??????.db"))
+    kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
     log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
@@ -24777,10 +24975,10 @@ class Daily(NamedTuple):
 
     name: str
     at: Callable[[Config], tuple[int, int] | None]
-    function: Callable[["Appliance"], None]
+    function: Callable[[Parts], None]
 
 
-def job_leftovers(appliance: "Appliance") -> None:
+def job_leftovers(appliance: Parts) -> None:
     """Say how many exams of days before are still open; the page Leftovers shows them."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
@@ -24788,12 +24986,12 @@ def job_leftovers(appliance: "Appliance") -> None:
         log.warning("%d exams of days before have not ended", appliance.leftovers)
 
 
-def job_no_show(appliance: "Appliance") -> None:
+def job_no_show(appliance: Parts) -> None:
     """Say at closing time who did not come."""
     appliance.writer.submit(note_not_come, appliance.context()).result(60)
 
 
-def job_audit(appliance: "Appliance") -> None:
+def job_audit(appliance: Parts) -> None:
     """Say whether the audit log is as it was written, and by what another copy is compared with it."""
     with reading():
         chain = check_audit()
@@ -24844,14 +25042,6 @@ JOBS = (
 # The whole box: store, writer, both doors.
 # ------------------------------------------------------------------------------------------------
 
-LIGHT_WORDS = {
-    "store": Message("Store"),
-    "writer": Message("Writing to the store"),
-    "dicom": Message("DICOM door"),
-    "disk": Message("Disk"),
-}
-
-
 class Appliance:
     """The whole box: store, writer, both doors.
 
@@ -24897,14 +25087,6 @@ class Appliance:
         with reading():
             stored = stored_devices()
         self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
-
-    def notices(self) -> list[Message]:
-        """What every page says on top: certificates that expire, a backup that failed."""
-        now = utc_now()
-        found = [notice for one in self.certificates if (notice := one.notice(now))]
-        if self.backup_problem:
-            found.append(Message("The last backup failed: {problem}", problem=self.backup_problem))
-        return found
 
     async def start(self) -> None:
         """Open both doors; OSError where a port is taken."""
@@ -25075,53 +25257,6 @@ class Appliance:
         except Exception:
             log.exception("job %s failed", job.name)
 
-    def metrics(self) -> dict[str, float]:
-        """Figures for /metrics, by name; none of them is about a patient."""
-        with reading():
-            today = self.context().today()
-            states = database.execute_sql(
-                "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
-                " GROUP BY status",
-                (today,),
-            ).fetchall()
-            (unscheduled,) = database.execute_sql(
-                "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
-                " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
-            ).fetchone()
-            waiting, to_pass_on = (
-                database.execute_sql(
-                    f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
-                ).fetchone()[0]
-                for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
-            )
-            workitems = database.execute_sql(
-                "SELECT state, count(*) FROM workitem GROUP BY state"
-            ).fetchall()
-        counts = self.associations.counts
-        figures = {
-            "minris_associations": counts["associated", ""],
-            "minris_connections_pending": counts["pending", ""],
-            "minris_associations_total": self.associations.accepted,
-            "minris_rejections_total": self.associations.turned_away,
-            "minris_commits_total": self.writer.commits,
-            "minris_event_streams": len(self.changes.waiting),
-            "minris_websockets": len(self.socket_delivery),
-            "minris_unscheduled_performed_steps": unscheduled,
-            "minris_events_waiting": waiting,
-            "minris_passed_on_waiting": to_pass_on,
-            "minris_stuck": len(self.stuck),
-            "minris_leftovers": self.leftovers,
-            "minris_store_bytes": self.config.store_path.stat().st_size,
-            "minris_start_time_seconds": self.start_time,
-        }
-        figures |= {
-            f'minris_requests_total{{operation="{operation}"}}': count
-            for operation, count in sorted(self.dimse.counts.items())
-        }
-        figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
-        figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
-        return figures
-
     @property
     def web_url(self) -> str:
         """Where a browser on this machine finds the pages."""
@@ -25154,55 +25289,19 @@ class Appliance:
 
     def health(self) -> dict[str, str]:
         """Each check, and what is wrong with it or nothing."""
-        checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
-        try:
-            with reading():
-                database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
-        except Exception as error:
-            checks["store"] = str(error)
-        if not self.writer or not self.writer.thread.is_alive():
-            checks["writer"] = "not running"
-        if not all(server.is_serving() for server in self.associations.servers):
-            checks["dicom"] = "not listening"
-        if shutil.disk_usage(self.config.store_path.parent).free < 64 << 20:
-            checks["disk"] = "less than 64 MiB free"
-        return checks
+        return health(self)
 
     def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
-        in_order = Message("in order")
-        found = [
-            (
-                LIGHT_WORDS[name],
-                "bad" if said else "good",
-                Message(said) if said else in_order,
-            )
-            for name, said in self.health().items()
-        ]
-        backups = sorted(self.config.backup_folder.glob("minris-????????-??????.db"))
-        last = (
-            Message("the last is {name}", name=backups[-1].name) if backups else Message("none yet")
-        )
-        if self.backup_problem:
-            last = Message("The last backup failed: {problem}", problem=self.backup_problem)
-        light = "bad" if self.backup_problem else "good" if backups else "warning"
-        found.append((Message("Backup"), light, last))
-        if self.clock.doubtful and not self.clock.steady:
-            words = Message("the clock has leapt: nothing is erased until it runs evenly")
-            found.append((Message("Clock"), "warning", words))
-        for what, count, page in (
-            (Message("Stuck"), len(self.stuck), "/orphans"),
-            (Message("Leftovers"), self.leftovers, "/leftovers"),
-        ):
-            words = Message("{count}, see {page}", count=count, page=page) if count else in_order
-            found.append((what, "warning" if count else "good", words))
-        now = utc_now()
-        for certificate in self.certificates:
-            notice = certificate.notice(now)
-            found.append(
-                (Message("Certificate"), "warning" if notice else "good", notice or in_order)
-            )
-        return found
+        """What may fail, and what is known of it; for people."""
+        return lights(self)
+
+    def notices(self) -> list[Message]:
+        """What every page says on top."""
+        return notices(self)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for /metrics, by name."""
+        return metrics(self)
 
     def back_up(self) -> None:
         """Make a backup now; `backup_problem` says what went wrong, or is empty."""
@@ -25478,61 +25577,6 @@ def command_check(config: Config, arguments: argparse.Namespace) -> None:
         print(f"{what}: {problem or 'ok'}")
     if problems:
         raise SystemExit(1)
-
-
-def check_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """What is checked, and what is wrong with it or nothing."""
-    yield f"configuration {config.path or 'defaults'}", ""
-    running = ""
-    try:
-        with StoreLock(config.store_path):
-            yield from check_store_lines(config)
-    except StoreError as error:
-        running = str(error)
-        yield f"store {config.store_path} (in use by a running minris)", ""
-    for name, section in (("dicom", config.dicom), ("web", config.web)):
-        problem = "" if running else port_problem(section.host, section.port)
-        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
-    folder = config.store_path.parent
-    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
-    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
-    year = datetime.datetime.now().year
-    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
-    for name, device in config.devices.items():
-        if device.host:
-            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
-
-
-def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """The checks of a store that no appliance holds."""
-    if not config.store_path.exists():
-        yield f"store {config.store_path} (is made at the first start)", ""
-        return
-    try:
-        open_store(config.store_path)
-        with database.connection_context():
-            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
-        yield f"store {config.store_path}", "" if answer == "ok" else answer
-    except (StoreError, peewee.DatabaseError) as error:
-        yield f"store {config.store_path}", str(error)
-
-
-def port_problem(host: str, port: int) -> str:
-    """Why a port cannot be listened on, or nothing."""
-    try:
-        with socket.create_server((host, port)):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def reach(host: str, port: int) -> str:
-    """Why a TCP connection cannot be made, or nothing."""
-    try:
-        with socket.create_connection((host, port), 3):
-            return ""
-    except OSError as error:
-        return f"not reached: {error.strerror or error}"
 
 
 def command_demo(config: Config, arguments: argparse.Namespace) -> None:

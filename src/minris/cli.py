@@ -10,24 +10,22 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import peewee
 
 from minris import __version__
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
 from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
+from minris.appliance.health import check_lines, port_problem
 from minris.appliance.machine import set_up_logging, write_private
 from minris.appliance.store_commands import STORE_COMMANDS
 from minris.config.ini import Config, ConfigError, load_config, settings_reference
@@ -269,61 +267,6 @@ def command_check(config: Config, arguments: argparse.Namespace) -> None:
         print(f"{what}: {problem or 'ok'}")
     if problems:
         raise SystemExit(1)
-
-
-def check_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """What is checked, and what is wrong with it or nothing."""
-    yield f"configuration {config.path or 'defaults'}", ""
-    running = ""
-    try:
-        with StoreLock(config.store_path):
-            yield from check_store_lines(config)
-    except StoreError as error:
-        running = str(error)
-        yield f"store {config.store_path} (in use by a running minris)", ""
-    for name, section in (("dicom", config.dicom), ("web", config.web)):
-        problem = "" if running else port_problem(section.host, section.port)
-        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
-    folder = config.store_path.parent
-    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
-    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
-    year = datetime.datetime.now().year
-    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
-    for name, device in config.devices.items():
-        if device.host:
-            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
-
-
-def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """The checks of a store that no appliance holds."""
-    if not config.store_path.exists():
-        yield f"store {config.store_path} (is made at the first start)", ""
-        return
-    try:
-        open_store(config.store_path)
-        with database.connection_context():
-            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
-        yield f"store {config.store_path}", "" if answer == "ok" else answer
-    except (StoreError, peewee.DatabaseError) as error:
-        yield f"store {config.store_path}", str(error)
-
-
-def port_problem(host: str, port: int) -> str:
-    """Why a port cannot be listened on, or nothing."""
-    try:
-        with socket.create_server((host, port)):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def reach(host: str, port: int) -> str:
-    """Why a TCP connection cannot be made, or nothing."""
-    try:
-        with socket.create_connection((host, port), 3):
-            return ""
-    except OSError as error:
-        return f"not reached: {error.strerror or error}"
 
 
 def command_demo(config: Config, arguments: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import sys
 import threading
 import time
@@ -19,9 +18,10 @@ from typing import Any
 import peewee
 
 from minris import __version__, log
-from minris.access.context import Actor, Context, utc_now
+from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, stored_devices
 from minris.access.users import make_user
+from minris.appliance.health import health, lights, metrics, notices
 from minris.appliance.jobs import DAILY, JOBS, Job, job_backup
 from minris.appliance.machine import (
     ClockWatch,
@@ -53,13 +53,6 @@ from minris.ups.events import announce, can_be_told
 from minris.web.api import add_control
 from minris.web.request import Web
 from minris.web.server import Changes, WebServer
-
-LIGHT_WORDS = {
-    "store": Message("Store"),
-    "writer": Message("Writing to the store"),
-    "dicom": Message("DICOM door"),
-    "disk": Message("Disk"),
-}
 
 
 class Appliance:
@@ -107,14 +100,6 @@ class Appliance:
         with reading():
             stored = stored_devices()
         self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
-
-    def notices(self) -> list[Message]:
-        """What every page says on top: certificates that expire, a backup that failed."""
-        now = utc_now()
-        found = [notice for one in self.certificates if (notice := one.notice(now))]
-        if self.backup_problem:
-            found.append(Message("The last backup failed: {problem}", problem=self.backup_problem))
-        return found
 
     async def start(self) -> None:
         """Open both doors; OSError where a port is taken."""
@@ -285,53 +270,6 @@ class Appliance:
         except Exception:
             log.exception("job %s failed", job.name)
 
-    def metrics(self) -> dict[str, float]:
-        """Figures for /metrics, by name; none of them is about a patient."""
-        with reading():
-            today = self.context().today()
-            states = database.execute_sql(
-                "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
-                " GROUP BY status",
-                (today,),
-            ).fetchall()
-            (unscheduled,) = database.execute_sql(
-                "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
-                " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
-            ).fetchone()
-            waiting, to_pass_on = (
-                database.execute_sql(
-                    f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
-                ).fetchone()[0]
-                for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
-            )
-            workitems = database.execute_sql(
-                "SELECT state, count(*) FROM workitem GROUP BY state"
-            ).fetchall()
-        counts = self.associations.counts
-        figures = {
-            "minris_associations": counts["associated", ""],
-            "minris_connections_pending": counts["pending", ""],
-            "minris_associations_total": self.associations.accepted,
-            "minris_rejections_total": self.associations.turned_away,
-            "minris_commits_total": self.writer.commits,
-            "minris_event_streams": len(self.changes.waiting),
-            "minris_websockets": len(self.socket_delivery),
-            "minris_unscheduled_performed_steps": unscheduled,
-            "minris_events_waiting": waiting,
-            "minris_passed_on_waiting": to_pass_on,
-            "minris_stuck": len(self.stuck),
-            "minris_leftovers": self.leftovers,
-            "minris_store_bytes": self.config.store_path.stat().st_size,
-            "minris_start_time_seconds": self.start_time,
-        }
-        figures |= {
-            f'minris_requests_total{{operation="{operation}"}}': count
-            for operation, count in sorted(self.dimse.counts.items())
-        }
-        figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
-        figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
-        return figures
-
     @property
     def web_url(self) -> str:
         """Where a browser on this machine finds the pages."""
@@ -364,55 +302,19 @@ class Appliance:
 
     def health(self) -> dict[str, str]:
         """Each check, and what is wrong with it or nothing."""
-        checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
-        try:
-            with reading():
-                database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
-        except Exception as error:
-            checks["store"] = str(error)
-        if not self.writer or not self.writer.thread.is_alive():
-            checks["writer"] = "not running"
-        if not all(server.is_serving() for server in self.associations.servers):
-            checks["dicom"] = "not listening"
-        if shutil.disk_usage(self.config.store_path.parent).free < 64 << 20:
-            checks["disk"] = "less than 64 MiB free"
-        return checks
+        return health(self)
 
     def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
-        in_order = Message("in order")
-        found = [
-            (
-                LIGHT_WORDS[name],
-                "bad" if said else "good",
-                Message(said) if said else in_order,
-            )
-            for name, said in self.health().items()
-        ]
-        backups = sorted(self.config.backup_folder.glob("minris-????????-??????.db"))
-        last = (
-            Message("the last is {name}", name=backups[-1].name) if backups else Message("none yet")
-        )
-        if self.backup_problem:
-            last = Message("The last backup failed: {problem}", problem=self.backup_problem)
-        light = "bad" if self.backup_problem else "good" if backups else "warning"
-        found.append((Message("Backup"), light, last))
-        if self.clock.doubtful and not self.clock.steady:
-            words = Message("the clock has leapt: nothing is erased until it runs evenly")
-            found.append((Message("Clock"), "warning", words))
-        for what, count, page in (
-            (Message("Stuck"), len(self.stuck), "/orphans"),
-            (Message("Leftovers"), self.leftovers, "/leftovers"),
-        ):
-            words = Message("{count}, see {page}", count=count, page=page) if count else in_order
-            found.append((what, "warning" if count else "good", words))
-        now = utc_now()
-        for certificate in self.certificates:
-            notice = certificate.notice(now)
-            found.append(
-                (Message("Certificate"), "warning" if notice else "good", notice or in_order)
-            )
-        return found
+        """What may fail, and what is known of it; for people."""
+        return lights(self)
+
+    def notices(self) -> list[Message]:
+        """What every page says on top."""
+        return notices(self)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for /metrics, by name."""
+        return metrics(self)
 
     def back_up(self) -> None:
         """Make a backup now; `backup_problem` says what went wrong, or is empty."""

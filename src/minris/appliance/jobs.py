@@ -4,10 +4,11 @@ import datetime
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context, check_audit
+from minris.appliance.health import Parts, backups, health
 from minris.appliance.machine import notify_systemd
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
@@ -21,9 +22,6 @@ from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import backup_store, reading
 from minris.ups.workitems import purge_workitems
 
-if TYPE_CHECKING:
-    from minris.appliance.appliance import Appliance
-
 
 class Job(NamedTuple):
     """Something the appliance does by the clock: an APScheduler trigger, and what."""
@@ -31,16 +29,16 @@ class Job(NamedTuple):
     name: str
     trigger: str
     when: Mapping[str, Any]
-    function: Callable[["Appliance"], None]
+    function: Callable[[Parts], None]
 
 
-def job_watchdog(appliance: "Appliance") -> None:
+def job_watchdog(appliance: Parts) -> None:
     """Tell systemd that all is well, while it is."""
-    if not any(appliance.health().values()):
+    if not any(health(appliance).values()):
         notify_systemd("WATCHDOG=1")
 
 
-def job_save_queries(appliance: "Appliance") -> None:
+def job_save_queries(appliance: Parts) -> None:
     """Keep the worklist queries that have gathered, and who was shown what."""
     if shown := appliance.dimse.queries.take_shown():
         appliance.writer.submit(save_shown, shown).result(60)
@@ -48,13 +46,13 @@ def job_save_queries(appliance: "Appliance") -> None:
         appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
 
 
-def job_purge(appliance: "Appliance") -> None:
+def job_purge(appliance: Parts) -> None:
     """Erase what [housekeeping] lets go."""
     appliance.writer.submit(purge, appliance.context()).result(600)
     appliance.wake_delivery()  # MPPS Notification tells what is deleted
 
 
-def job_workitems(appliance: "Appliance") -> None:
+def job_workitems(appliance: Parts) -> None:
     """Say what is newly stuck; purge workitems, and end what [housekeeping] ends of itself."""
     ctx, writer = appliance.context(), appliance.writer
     with reading():
@@ -77,14 +75,14 @@ def job_workitems(appliance: "Appliance") -> None:
     appliance.wake_delivery()
 
 
-def job_clock(appliance: "Appliance") -> None:
+def job_clock(appliance: Parts) -> None:
     """Remember what time it is, for the next start; not while the clock is in doubt."""
     if not appliance.clock.steady:
         return
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
-def job_daily(appliance: "Appliance") -> None:
+def job_daily(appliance: Parts) -> None:
     """Do what is due today and has not been done."""
     if not appliance.clock.steady:
         return
@@ -100,7 +98,7 @@ def job_daily(appliance: "Appliance") -> None:
             appliance.writer.submit(set_mark, f"daily {daily.name}", ctx.today()).result(60)
 
 
-def job_renew(appliance: "Appliance") -> None:
+def job_renew(appliance: Parts) -> None:
     """Read renewed certificates; say which are about to expire."""
     for certificate in appliance.certificates:
         try:
@@ -110,7 +108,7 @@ def job_renew(appliance: "Appliance") -> None:
             log.error("certificate %s cannot be read: %s", certificate.files[0], error)
 
 
-def job_backup(appliance: "Appliance") -> None:
+def job_backup(appliance: Parts) -> None:
     """Copy the store into the folder of backups, and drop the oldest there."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
@@ -121,7 +119,7 @@ def job_backup(appliance: "Appliance") -> None:
         appliance.backup_problem = str(error)
         return
     appliance.backup_problem = ""
-    kept = sorted(folder.glob("minris-????????-??????.db"))
+    kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
     log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
@@ -132,10 +130,10 @@ class Daily(NamedTuple):
 
     name: str
     at: Callable[[Config], tuple[int, int] | None]
-    function: Callable[["Appliance"], None]
+    function: Callable[[Parts], None]
 
 
-def job_leftovers(appliance: "Appliance") -> None:
+def job_leftovers(appliance: Parts) -> None:
     """Say how many exams of days before are still open; the page Leftovers shows them."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
@@ -143,12 +141,12 @@ def job_leftovers(appliance: "Appliance") -> None:
         log.warning("%d exams of days before have not ended", appliance.leftovers)
 
 
-def job_no_show(appliance: "Appliance") -> None:
+def job_no_show(appliance: Parts) -> None:
     """Say at closing time who did not come."""
     appliance.writer.submit(note_not_come, appliance.context()).result(60)
 
 
-def job_audit(appliance: "Appliance") -> None:
+def job_audit(appliance: Parts) -> None:
     """Say whether the audit log is as it was written, and by what another copy is compared with it."""
     with reading():
         chain = check_audit()

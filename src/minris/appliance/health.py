@@ -1,0 +1,215 @@
+"""Whether all is well: with the running appliance, and before it is started."""
+
+import datetime
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import peewee
+
+from minris.access.context import Context, utc_now
+from minris.appliance.machine import Certificate, ClockWatch
+from minris.config.ini import Config
+from minris.delivery.sockets import SocketDelivery
+from minris.dimse.dispatcher import Dimse
+from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX
+from minris.standard.status import Message
+from minris.store.models import StoreError, database
+from minris.store.sqlite import StoreLock, open_store, reading
+from minris.store.writer import Writer
+from minris.upper_layer.server import AssociationServer
+from minris.web.server import Changes
+
+LIGHT_WORDS = {
+    "store": Message("Store"),
+    "writer": Message("Writing to the store"),
+    "dicom": Message("DICOM door"),
+    "disk": Message("Disk"),
+}
+
+
+class Parts(Protocol):
+    """What health and jobs look at of the appliance."""
+
+    config: Config
+    writer: Writer | None
+    associations: AssociationServer
+    dimse: Dimse
+    changes: Changes
+    socket_delivery: SocketDelivery
+    clock: ClockWatch
+    certificates: list[Certificate]
+    stuck: set[tuple[str, str, str]]
+    leftovers: int
+    backup_problem: str
+    start_time: float
+    context: Callable[[], Context]
+    wake_delivery: Callable[[], None]
+
+
+def health(box: Parts) -> dict[str, str]:
+    """Each check, and what is wrong with it or nothing."""
+    checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+    try:
+        with reading():
+            database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
+    except Exception as error:
+        checks["store"] = str(error)
+    if not box.writer or not box.writer.thread.is_alive():
+        checks["writer"] = "not running"
+    if not all(server.is_serving() for server in box.associations.servers):
+        checks["dicom"] = "not listening"
+    if shutil.disk_usage(box.config.store_path.parent).free < 64 << 20:
+        checks["disk"] = "less than 64 MiB free"
+    return checks
+
+
+def lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+    in_order = Message("in order")
+    found = [
+        (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
+        for name, said in health(box).items()
+    ]
+    kept = backups(box.config)
+    last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
+    if box.backup_problem:
+        last = Message("The last backup failed: {problem}", problem=box.backup_problem)
+    light = "bad" if box.backup_problem else "good" if kept else "warning"
+    found.append((Message("Backup"), light, last))
+    if box.clock.doubtful and not box.clock.steady:
+        words = Message("the clock has leapt: nothing is erased until it runs evenly")
+        found.append((Message("Clock"), "warning", words))
+    for what, count, page in (
+        (Message("Stuck"), len(box.stuck), "/orphans"),
+        (Message("Leftovers"), box.leftovers, "/leftovers"),
+    ):
+        words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+        found.append((what, "warning" if count else "good", words))
+    now = utc_now()
+    for certificate in box.certificates:
+        notice = certificate.notice(now)
+        found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
+    return found
+
+
+def backups(config: Config) -> list[Path]:
+    """The backups there are, the oldest first."""
+    return sorted(config.backup_folder.glob("minris-????????-??????.db"))
+
+
+def notices(box: Parts) -> list[Message]:
+    """What every page says on top: certificates that expire, a backup that failed."""
+    now = utc_now()
+    found = [notice for one in box.certificates if (notice := one.notice(now))]
+    if box.backup_problem:
+        found.append(Message("The last backup failed: {problem}", problem=box.backup_problem))
+    return found
+
+
+def metrics(box: Parts) -> dict[str, float]:
+    """Figures for /metrics, by name; none of them is about a patient."""
+    with reading():
+        today = box.context().today()
+        states = database.execute_sql(
+            "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
+            " GROUP BY status",
+            (today,),
+        ).fetchall()
+        (unscheduled,) = database.execute_sql(
+            "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
+            " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
+        ).fetchone()
+        waiting, to_pass_on = (
+            database.execute_sql(
+                f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
+            ).fetchone()[0]
+            for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
+        )
+        workitems = database.execute_sql(
+            "SELECT state, count(*) FROM workitem GROUP BY state"
+        ).fetchall()
+    counts = box.associations.counts
+    figures = {
+        "minris_associations": counts["associated", ""],
+        "minris_connections_pending": counts["pending", ""],
+        "minris_associations_total": box.associations.accepted,
+        "minris_rejections_total": box.associations.turned_away,
+        "minris_commits_total": box.writer.commits,
+        "minris_event_streams": len(box.changes.waiting),
+        "minris_websockets": len(box.socket_delivery),
+        "minris_unscheduled_performed_steps": unscheduled,
+        "minris_events_waiting": waiting,
+        "minris_passed_on_waiting": to_pass_on,
+        "minris_stuck": len(box.stuck),
+        "minris_leftovers": box.leftovers,
+        "minris_store_bytes": box.config.store_path.stat().st_size,
+        "minris_start_time_seconds": box.start_time,
+    }
+    figures |= {
+        f'minris_requests_total{{operation="{operation}"}}': count
+        for operation, count in sorted(box.dimse.counts.items())
+    }
+    figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
+    figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
+    return figures
+
+
+# Before it is started.
+
+
+def check_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """What is checked, and what is wrong with it or nothing."""
+    yield f"configuration {config.path or 'defaults'}", ""
+    running = ""
+    try:
+        with StoreLock(config.store_path):
+            yield from check_store_lines(config)
+    except StoreError as error:
+        running = str(error)
+        yield f"store {config.store_path} (in use by a running minris)", ""
+    for name, section in (("dicom", config.dicom), ("web", config.web)):
+        problem = "" if running else port_problem(section.host, section.port)
+        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    folder = config.store_path.parent
+    free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
+    yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    year = datetime.datetime.now().year
+    yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
+    for name, device in config.devices.items():
+        if device.host:
+            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+
+
+def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
+    """The checks of a store that no appliance holds."""
+    if not config.store_path.exists():
+        yield f"store {config.store_path} (is made at the first start)", ""
+        return
+    try:
+        open_store(config.store_path)
+        with database.connection_context():
+            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+        yield f"store {config.store_path}", "" if answer == "ok" else answer
+    except (StoreError, peewee.DatabaseError) as error:
+        yield f"store {config.store_path}", str(error)
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why a port cannot be listened on, or nothing."""
+    try:
+        with socket.create_server((host, port)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def reach(host: str, port: int) -> str:
+    """Why a TCP connection cannot be made, or nothing."""
+    try:
+        with socket.create_connection((host, port), 3):
+            return ""
+    except OSError as error:
+        return f"not reached: {error.strerror or error}"
