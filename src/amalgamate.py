@@ -25,6 +25,7 @@ PACKAGE = SRC / "minris"
 READERS = ("template", "static_files")  # of files, whose texts stand in the place of the call
 MODULE_OF = {"python-barcode": "barcode"}  # where a library's name is not that of its module
 WIDTH = 96
+IMPORTS = ast.Import | ast.ImportFrom
 
 HEAD = '''\
 # Made of src/minris by src/amalgamate.py. Change it there, not here.
@@ -112,7 +113,7 @@ class Module:
         self.uses: set[str] = set()
         self.libraries: set[str] = set()
         for node in self.tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
+            if isinstance(node, IMPORTS):
                 self._note_import(node)
 
     @property
@@ -160,12 +161,8 @@ class Module:
 
 
 def is_dropped(node: ast.stmt) -> bool:
-    """Whether a statement is an import, of modules or of names for annotations, or reads files."""
-    if isinstance(node, ast.If):
-        return ast.unparse(node.test) == "TYPE_CHECKING"
-    if isinstance(node, ast.FunctionDef):
-        return node.name in READERS
-    return isinstance(node, ast.Import | ast.ImportFrom)
+    """Whether a statement is an import, or a function that reads files."""
+    return isinstance(node, IMPORTS) or (isinstance(node, ast.FunctionDef) and node.name in READERS)
 
 
 def file_texts(call: ast.expr) -> str:
@@ -258,7 +255,7 @@ def gathered(modules: Iterable[Module]) -> tuple[str, str]:
     """The imports of all modules: those of the standard library, and those of others."""
     lines = {line for module in modules for line in module.libraries}
     lines |= {"import importlib.machinery", "import importlib.util", "import os"}
-    lines -= {"import sys", "from typing import TYPE_CHECKING"}
+    lines -= {"import sys"}
     froms: dict[str, list[str]] = {}
     for line in sorted(line for line in lines if line.startswith("from ")):
         _, module_name, _, name = line.split(" ")

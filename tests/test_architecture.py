@@ -95,7 +95,7 @@ CALLED_AT_IMPORT_BY_FORM = re.compile(r"[a-z_]+_table|character_set|peewee\.[A-Z
 
 
 def names_of(module: amalgamate.Module) -> list[ast.ImportFrom]:
-    """Its imports of other modules of the package, those for annotations left out."""
+    """Its imports of other modules of the package."""
     return [
         node
         for node in module.tree.body
@@ -192,14 +192,7 @@ def test_a_module_imports_the_others_at_its_top(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minris")
         if node not in module.tree.body
     ]
-    for_types = {
-        part.lineno
-        for node in module.tree.body
-        if amalgamate.is_dropped(node)
-        for part in ast.walk(node)
-        if isinstance(part, ast.ImportFrom)
-    }
-    assert [line for line in inside if line not in for_types] == []
+    assert inside == []
 
 
 @each_module
