@@ -7448,7 +7448,7 @@ class Negotiator:
         key = pdu, address, access.version
         negotiated = self.known.get(key)
         if negotiated is None:
-            negotiated = self._negotiate(pdu, address, access)
+            negotiated = self._negotiate(pdu, called, calling)
             if len(pdu) <= 8192 and not self._has_user_identity(pdu):
                 self.known[key] = negotiated
         return negotiated
@@ -7473,11 +7473,9 @@ class Negotiator:
             for kind, _, _ in _items(pdu, start, end)
         )
 
-    def _negotiate(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
+    def _negotiate(self, pdu: bytes, called: str, calling: str) -> Negotiated:
         from pynetdicom import pdu as pdus
 
-        called = pdu[10:26].decode("ascii", "replace").strip(" \0")
-        calling = calling_ae_title(pdu)
         pdu, renumbered = check_associate_rq(pdu)
         if not int.from_bytes(pdu[6:8], "big") & 1:
             raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
@@ -7511,11 +7509,9 @@ class Negotiator:
         results, role_items = negotiate_as_acceptor(
             primitive.presentation_context_definition_list, self.supported, roles
         )
-        length, implementation = (
-            items.MaximumLengthNotification(),
-            items.ImplementationClassUIDNotification(),
-        )
+        length = items.MaximumLengthNotification()
         length.maximum_length_received = self.maximum_length
+        implementation = items.ImplementationClassUIDNotification()
         implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         version = items.ImplementationVersionNameNotification()
         version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -7559,8 +7555,7 @@ class Negotiator:
 
 
 IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
-IMPLEMENTATION_VERSION_NAME = "MINRIS_" + __version__.replace(".", "")
-IMPLEMENTATION_VERSION_NAME = IMPLEMENTATION_VERSION_NAME[:16]
+IMPLEMENTATION_VERSION_NAME = f"MINRIS_{__version__.replace('.', '')}"[:16]
 
 
 # ------------------------------------------------------------------------------------------------
