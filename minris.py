@@ -24601,11 +24601,8 @@ def write_private(path: Path, text: str) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.store_commands
-# Commands that change the store, run in its thread.
+# Commands that change the store, run in its thread; by the appliance where one runs.
 # ------------------------------------------------------------------------------------------------
-
-# Commands that change the store. Beside a running appliance they go through it.
-
 
 # What SQLite says of a value that has no place in a column.
 NOT_STORABLE = (
@@ -24651,6 +24648,11 @@ def run_token(
         delete_token(ctx, name)
         return f"token {name} is deleted"
     return make_token(ctx, name, role, ae_titles)
+
+
+def control_file(config: Config) -> Path:
+    """Where commands beside a running appliance find its address and the secret of its run."""
+    return config.store_path.with_name(config.store_path.name + ".control")
 
 
 STORE_COMMANDS: dict[str, Callable[..., str]] = {
@@ -25113,7 +25115,8 @@ class Appliance:
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
-        self.write_control_file()
+        told = json.dumps({"url": self.web_url, "secret": self.control})
+        write_private(control_file(config), told)
         await asyncio.wrap_future(self.writer.submit(self.first_start))
         await self.write_async(self.begin_marks)
         await self.write_async(self.tell_of_restart)
@@ -25260,15 +25263,6 @@ class Appliance:
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
-    @property
-    def control_file(self) -> Path:
-        """Where commands beside a running appliance find it."""
-        return self.config.store_path.with_name(self.config.store_path.name + ".control")
-
-    def write_control_file(self) -> None:
-        """Tell commands beside us where we are and the secret of this run; for our user alone."""
-        write_private(self.control_file, json.dumps({"url": self.web_url, "secret": self.control}))
-
     def first_start(self) -> None:
         """Make the administrator where there is no user yet, with a random password."""
         if User.select().exists():
@@ -25325,7 +25319,7 @@ class Appliance:
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.delivery_reader.shutdown(wait=False, cancel_futures=True)
-        self.control_file.unlink(missing_ok=True)
+        control_file(self.config).unlink(missing_ok=True)
         self.lock.release()
 
     async def serve(self, until: asyncio.Event) -> None:
@@ -25355,7 +25349,8 @@ class Appliance:
 # The command line.
 # ------------------------------------------------------------------------------------------------
 
-async def _serve_until_signal(appliance: Appliance) -> None:
+def _until_signal() -> asyncio.Event:
+    """An event that SIGTERM, SIGINT or Ctrl-Break sets."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
@@ -25364,7 +25359,11 @@ async def _serve_until_signal(appliance: Appliance) -> None:
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-    await appliance.serve(until)
+    return until
+
+
+async def _serve(appliance: Appliance) -> None:
+    await appliance.serve(_until_signal())
 
 
 class CommandError(Exception):
@@ -25390,9 +25389,8 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
 
 def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     """Have the running appliance run a command."""
-    path = config.store_path.with_name(config.store_path.name + ".control")
     try:
-        where = json.loads(path.read_text())
+        where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
         raise CommandError(f"{config.store_path} is in use by another minris") from None
     if "content" in arguments:
@@ -25420,7 +25418,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
     set_up_logging(config)
-    asyncio.run(_serve_until_signal(Appliance(config, say=lambda line: print(line, flush=True))))
+    asyncio.run(_serve(Appliance(config, say=lambda line: print(line, flush=True))))
 
 
 def command_settings(config: Config, arguments: argparse.Namespace) -> None:
@@ -25497,30 +25495,14 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
                 password = getpass.getpass(f"Password of {arguments.name}: ")
             except EOFError:
                 raise CommandError("there is no terminal: use --password-stdin") from None
-    print(
-        run_store_command(
-            config,
-            "user",
-            name=arguments.name,
-            role=arguments.role,
-            password=password,
-            delete=arguments.delete,
-        )
-    )
+    named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
+    print(run_store_command(config, "user", password=password, **named))
 
 
 def command_token(config: Config, arguments: argparse.Namespace) -> None:
     """Make an API token; it is printed this once."""
-    print(
-        run_store_command(
-            config,
-            "token",
-            name=arguments.name,
-            role=arguments.role,
-            delete=arguments.delete,
-            ae_titles=arguments.ae,
-        )
-    )
+    named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
+    print(run_store_command(config, "token", ae_titles=arguments.ae, **named))
 
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
@@ -25596,14 +25578,10 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
 
 
 async def _demo(config: Config, once: bool, listen: int) -> None:
-    lines: list[str] = []
-    appliance = Appliance(config, lines.append)
+    appliance = Appliance(config, lambda line: None)
     await appliance.start()
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    password, token = "demo-admin", ""
+    say = functools.partial(print, flush=True)
+    password = "demo-admin"
 
     def logins() -> str:
         ctx = appliance.context()
@@ -25615,29 +25593,14 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
         say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
             f" pages at {appliance.web_url}\n")  # fmt: skip
-        await asyncio.get_running_loop().run_in_executor(
-            None,
-            play_day,
-            appliance.web_url,
-            token,
-            "127.0.0.1",
-            appliance.dicom_port,
-            config.dicom.ae_title,
-            say,
-            0.2 if once else 1.5,
-            listen,
-        )
+        where = "127.0.0.1", appliance.dicom_port, config.dicom.ae_title
+        pause_s = 0.2 if once else 1.5
+        await asyncio.to_thread(play_day, appliance.web_url, token, *where, say, pause_s, listen)
         say("\nThe day has been played.")
         if not once:
             say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
             say("It stays up until Ctrl-C; then all of it is gone.")
-            until = asyncio.Event()
-            for name in ("SIGTERM", "SIGINT"):
-                signal.signal(
-                    getattr(signal, name),
-                    lambda *_: appliance.changes.loop.call_soon_threadsafe(until.set),
-                )
-            await until.wait()
+            await _until_signal().wait()
     finally:
         await appliance.stop()
 

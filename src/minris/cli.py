@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import base64
 import datetime
+import functools
 import getpass
 import io
 import json
@@ -27,7 +28,7 @@ from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
 from minris.appliance.health import check_lines, port_problem
 from minris.appliance.machine import set_up_logging, write_private
-from minris.appliance.store_commands import STORE_COMMANDS
+from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, load_config, settings_reference
 from minris.config.values import ROLES
 from minris.conformance.statement import conformance_statement
@@ -50,7 +51,8 @@ from minris.store.models import StoreError, database
 from minris.store.sqlite import StoreLock, backup_store, open_store, restore_store
 
 
-async def _serve_until_signal(appliance: Appliance) -> None:
+def _until_signal() -> asyncio.Event:
+    """An event that SIGTERM, SIGINT or Ctrl-Break sets."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
@@ -59,7 +61,11 @@ async def _serve_until_signal(appliance: Appliance) -> None:
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-    await appliance.serve(until)
+    return until
+
+
+async def _serve(appliance: Appliance) -> None:
+    await appliance.serve(_until_signal())
 
 
 class CommandError(Exception):
@@ -85,9 +91,8 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
 
 def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     """Have the running appliance run a command."""
-    path = config.store_path.with_name(config.store_path.name + ".control")
     try:
-        where = json.loads(path.read_text())
+        where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
         raise CommandError(f"{config.store_path} is in use by another minris") from None
     if "content" in arguments:
@@ -115,7 +120,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
     set_up_logging(config)
-    asyncio.run(_serve_until_signal(Appliance(config, say=lambda line: print(line, flush=True))))
+    asyncio.run(_serve(Appliance(config, say=lambda line: print(line, flush=True))))
 
 
 def command_settings(config: Config, arguments: argparse.Namespace) -> None:
@@ -192,30 +197,14 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
                 password = getpass.getpass(f"Password of {arguments.name}: ")
             except EOFError:
                 raise CommandError("there is no terminal: use --password-stdin") from None
-    print(
-        run_store_command(
-            config,
-            "user",
-            name=arguments.name,
-            role=arguments.role,
-            password=password,
-            delete=arguments.delete,
-        )
-    )
+    named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
+    print(run_store_command(config, "user", password=password, **named))
 
 
 def command_token(config: Config, arguments: argparse.Namespace) -> None:
     """Make an API token; it is printed this once."""
-    print(
-        run_store_command(
-            config,
-            "token",
-            name=arguments.name,
-            role=arguments.role,
-            delete=arguments.delete,
-            ae_titles=arguments.ae,
-        )
-    )
+    named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
+    print(run_store_command(config, "token", ae_titles=arguments.ae, **named))
 
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
@@ -291,14 +280,10 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
 
 
 async def _demo(config: Config, once: bool, listen: int) -> None:
-    lines: list[str] = []
-    appliance = Appliance(config, lines.append)
+    appliance = Appliance(config, lambda line: None)
     await appliance.start()
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    password, token = "demo-admin", ""
+    say = functools.partial(print, flush=True)
+    password = "demo-admin"
 
     def logins() -> str:
         ctx = appliance.context()
@@ -310,29 +295,14 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
         say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
             f" pages at {appliance.web_url}\n")  # fmt: skip
-        await asyncio.get_running_loop().run_in_executor(
-            None,
-            play_day,
-            appliance.web_url,
-            token,
-            "127.0.0.1",
-            appliance.dicom_port,
-            config.dicom.ae_title,
-            say,
-            0.2 if once else 1.5,
-            listen,
-        )
+        where = "127.0.0.1", appliance.dicom_port, config.dicom.ae_title
+        pause_s = 0.2 if once else 1.5
+        await asyncio.to_thread(play_day, appliance.web_url, token, *where, say, pause_s, listen)
         say("\nThe day has been played.")
         if not once:
             say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
             say("It stays up until Ctrl-C; then all of it is gone.")
-            until = asyncio.Event()
-            for name in ("SIGTERM", "SIGINT"):
-                signal.signal(
-                    getattr(signal, name),
-                    lambda *_: appliance.changes.loop.call_soon_threadsafe(until.set),
-                )
-            await until.wait()
+            await _until_signal().wait()
     finally:
         await appliance.stop()
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import peewee
@@ -30,7 +29,7 @@ from minris.appliance.machine import (
     raise_file_limit,
     write_private,
 )
-from minris.appliance.store_commands import STORE_COMMANDS
+from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
 from minris.delivery.receivers import Delivery
@@ -131,7 +130,8 @@ class Appliance:
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
-        self.write_control_file()
+        told = json.dumps({"url": self.web_url, "secret": self.control})
+        write_private(control_file(config), told)
         await asyncio.wrap_future(self.writer.submit(self.first_start))
         await self.write_async(self.begin_marks)
         await self.write_async(self.tell_of_restart)
@@ -278,15 +278,6 @@ class Appliance:
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
-    @property
-    def control_file(self) -> Path:
-        """Where commands beside a running appliance find it."""
-        return self.config.store_path.with_name(self.config.store_path.name + ".control")
-
-    def write_control_file(self) -> None:
-        """Tell commands beside us where we are and the secret of this run; for our user alone."""
-        write_private(self.control_file, json.dumps({"url": self.web_url, "secret": self.control}))
-
     def first_start(self) -> None:
         """Make the administrator where there is no user yet, with a random password."""
         if User.select().exists():
@@ -343,7 +334,7 @@ class Appliance:
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.delivery_reader.shutdown(wait=False, cancel_futures=True)
-        self.control_file.unlink(missing_ok=True)
+        control_file(self.config).unlink(missing_ok=True)
         self.lock.release()
 
     async def serve(self, until: asyncio.Event) -> None:

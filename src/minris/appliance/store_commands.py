@@ -1,19 +1,18 @@
-"""Commands that change the store, run in its thread."""
+"""Commands that change the store, run in its thread; by the appliance where one runs."""
 
 import json
 import sqlite3
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import peewee
 
 from minris.access.context import Context
 from minris.access.users import delete_token, delete_user, make_token, make_user
+from minris.config.ini import Config
 from minris.interchange.files import import_items, read_items
 from minris.interchange.whole_store import import_export
 from minris.standard.status import Message, Refusal, Status
-
-# Commands that change the store. Beside a running appliance they go through it.
-
 
 # What SQLite says of a value that has no place in a column.
 NOT_STORABLE = (
@@ -59,6 +58,11 @@ def run_token(
         delete_token(ctx, name)
         return f"token {name} is deleted"
     return make_token(ctx, name, role, ae_titles)
+
+
+def control_file(config: Config) -> Path:
+    """Where commands beside a running appliance find its address and the secret of its run."""
+    return config.store_path.with_name(config.store_path.name + ".control")
 
 
 STORE_COMMANDS: dict[str, Callable[..., str]] = {
