@@ -109,16 +109,20 @@ FORWARDING_HEADERS = frozenset(
 )
 
 
+def bearer_of(request: Any) -> str:
+    """The token that a request bears, or nothing."""
+    kind, _, token = request.get_header("Authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
 def find_login(web: Web, request: Any) -> Login | None:
     """Who a request comes from: a bearer token, a session, or loopback where that is allowed."""
-    kind, _, secret = request.get_header("Authorization", "").partition(" ")
-    ctx = web.context(Actor("web"))
-    if kind.lower() == "bearer" and secret:
-        if holds_control(web, request):
-            return Login("console", "admin")
-        return web.read(find_token, secret.strip())
+    if holds_control(web, request):
+        return Login("console", "admin")
+    if token := bearer_of(request):
+        return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
-        return web.read(find_session, ctx, cookie)
+        return web.read(find_session, web.context(Actor("web")), cookie)
     if web.config.web.anonymous_loopback and not web.config.web.public_url:
         forwarded = FORWARDING_HEADERS.intersection(name.lower() for name in request.headers)
         host = urllib.parse.urlsplit(f"//{request.get_header('Host', '')}").hostname
@@ -211,8 +215,6 @@ def problem_json(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-# DICOMweb: workitems (PS3.18 11), scheduled and performed procedure steps (14, 15).
-
 BASE = "/dicom-web"
 
 
@@ -227,13 +229,10 @@ SLASH = "%2F"  # a slash of an AE title, which is none of the path
 
 def holds_control(web: Web, request: Any) -> bool:
     """Whether a request bears the secret of this run, which is in a file of our user's alone."""
-    kind, _, secret = request.get_header("Authorization", "").partition(" ")
-    return kind.lower() == "bearer" and hmac.compare_digest(
-        secret.encode(), web.box.control.encode()
-    )
+    return hmac.compare_digest(bearer_of(request).encode(), web.box.control.encode())
 
 
-BEARER = "bearer."
+BEARER = "bearer."  # before the token in a subprotocol of a WebSocket
 
 
 def header_of(scope: Any, name: bytes) -> bytes:
