@@ -23794,6 +23794,16 @@ class Block(NamedTuple):
     level: int = 0
 
 
+def heading(level: int, text: str) -> Block:
+    """A heading; level 1 is the title of the document."""
+    return Block("heading", text, level=level)
+
+
+def paragraphs(*texts: str) -> list[Block]:
+    """Paragraphs, one of each text."""
+    return [Block("paragraph", text) for text in texts]
+
+
 def table_block(*lines: Iterable[object]) -> Block:
     """A table; the first line is its head."""
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
@@ -23804,7 +23814,7 @@ def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
-    return [Block("heading", "2 Contents", level=2), table_block(("Section",), *headings)]
+    return [heading(2, "2 Contents"), table_block(("Section",), *headings)]
 
 
 def statement_markdown(block: Block) -> str:
@@ -23841,14 +23851,8 @@ def statement_html(block: Block) -> str:
 def statement_worklist(config: Config) -> list[Block]:
     """The worklist's keys and rules."""
     lines = [
-        (
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            attribute.vr,
-            matching_kinds(attribute),
-            attribute.cells["return"],
-        )
-        for path, attribute in MWL_ATTRIBUTES.items()
+        (*named(path, one), one.vr, matching_kinds(one), one.cells["return"])
+        for path, one in MWL_ATTRIBUTES.items()
     ]
     hidden = ", ".join(sorted(config.dicom.hide_steps)) or "none"
     rules = (
@@ -23869,10 +23873,24 @@ def statement_worklist(config: Config) -> list[Block]:
         "Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.",
     )
     return [
-        Block("heading", "5.1 Modality worklist (PS3.4 annex K)", level=3),
+        heading(3, "5.1 Modality worklist (PS3.4 annex K)"),
         table_block(("Attribute", "Tag", "VR", "Matching", "Return type"), *lines),
-        *(Block("paragraph", rule) for rule in rules),
+        *paragraphs(*rules),
     ]
+
+
+def named(path: tuple[int, ...], attribute: Attribute) -> tuple[str, str]:
+    """Keyword and tag of an attribute, > before it for each sequence around it."""
+    tag = f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})"
+    return ">" * (len(path) - 1) + attribute.keyword, tag
+
+
+def transition_block(table: Mapping[tuple[str, str], Status | str]) -> Block:
+    """A transition table: what comes of an event in a state."""
+    return table_block(("Event", "State", "Outcome"), *(
+        (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
+        for (event, state), outcome in table.items()
+    ))  # fmt: skip
 
 
 def matching_kinds(attribute: Attribute) -> str:
@@ -23889,14 +23907,7 @@ def matching_kinds(attribute: Attribute) -> str:
 
 def statement_mpps(config: Config) -> list[Block]:
     """The attributes and rules of performed steps."""
-    lines = [
-        (
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            *attribute.cells.values(),
-        )
-        for path, attribute in MPPS_ATTRIBUTES.items()
-    ]
+    lines = [(*named(path, one), *one.cells.values()) for path, one in MPPS_ATTRIBUTES.items()]
     head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET")
     absent = "refused with 0120" if config.dicom.strict_mpps else "taken as empty and noted"
     discontinued = "refused" if config.dicom.strict_mpps else "taken and noted"
@@ -23911,18 +23922,12 @@ def statement_mpps(config: Config) -> list[Block]:
         "All texts are stored in Unicode, whatever set each message came in.",
     )
     return [
-        Block("heading", "5.2 Modality performed procedure step (PS3.4 F.7, F.8)", level=3),
+        heading(3, "5.2 Modality performed procedure step (PS3.4 F.7, F.8)"),
         table_block(head, *lines),
-        *(Block("paragraph", rule) for rule in rules),
+        *paragraphs(*rules),
         *statement_passing_on(config),
-        Block("heading", "5.2.1 States", level=4),
-        table_block(
-            ("Event", "State", "Outcome"),
-            *(
-                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
-                for (event, state), outcome in MPPS_TRANSITIONS.items()
-            ),
-        ),
+        heading(4, "5.2.1 States"),
+        transition_block(MPPS_TRANSITIONS),
     ]
 
 
@@ -23948,8 +23953,8 @@ def statement_passing_on(config: Config) -> list[Block]:
         + ". None has a data set.",
     )
     return [
-        Block("heading", "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)", level=4),
-        *(Block("paragraph", rule) for rule in rules),
+        heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"),
+        *paragraphs(*rules),
     ]
 
 
@@ -23981,14 +23986,12 @@ def statement_workitems(config: Config) -> list[Block]:
         "N-GET and event reports are in the device's character set, else in ISO_IR 192.",
     )
     return [
-        Block("heading", "5.3 Unified procedure step (PS3.4 annex CC)", level=3),
-        table_block(head, *((
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            *attribute.cells.values(),
-        ) for path, attribute in UPS_ATTRIBUTES.items())),
-        *(Block("paragraph", rule) for rule in rules),
-        Block("paragraph", "Final: R with a value in each final state, RC if known, P for COMPLETED,"
+        heading(3, "5.3 Unified procedure step (PS3.4 annex CC)"),
+        table_block(head, *(
+            (*named(path, one), *one.cells.values()) for path, one in UPS_ATTRIBUTES.items()
+        )),
+        *paragraphs(*rules),
+        *paragraphs("Final: R with a value in each final state, RC if known, P for COMPLETED,"
               " P2 the same though it may be empty, X for CANCELED, O never."),
         table_block(
             ("Action type", "Action", "In the contexts of"),
@@ -23996,29 +23999,23 @@ def statement_workitems(config: Config) -> list[Block]:
               for kind, (name, classes) in UPS_ACTIONS.items()),
         ),
         table_block(("Event type", "Event"), *((n, name) for name, n in EVENT_TYPES.items() if n)),
-        Block("paragraph", f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
+        *paragraphs(f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
               f" workitems are to {UPS_GLOBAL_SUBSCRIPTION}, filtered ones to"
               f" {UPS_FILTERED_SUBSCRIPTION}, the keys beside Receiving AE and Deletion Lock."),
         *_workitem_tables(),
-        *(Block("paragraph", rule) for rule in _subscription_rules(config)),
-        Block("heading", "5.3.3 Retention and orphans", level=4),
-        *(Block("paragraph", rule) for rule in _retention_rules(keep)),
+        *paragraphs(*_subscription_rules(config)),
+        heading(4, "5.3.3 Retention and orphans"),
+        *paragraphs(*_retention_rules(keep)),
     ]  # fmt: skip
 
 
 def _workitem_tables() -> list[Block]:
     """The transition tables of workitems and subscriptions."""
     return [
-        Block("heading", "5.3.1 States", level=4),
-        Block("paragraph", "Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
-        table_block(
-            ("Event", "State", "Outcome"),
-            *(
-                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
-                for (event, state), outcome in UPS_TRANSITIONS.items()
-            ),
-        ),
-        Block("heading", "5.3.2 Subscriptions", level=4),
+        heading(4, "5.3.1 States"),
+        *paragraphs("Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
+        transition_block(UPS_TRANSITIONS),
+        heading(4, "5.3.2 Subscriptions"),
         table_block(
             ("Request", "State", "New state", "State report"),
             *((request, state, new, "yes" if report else "no")
@@ -24116,8 +24113,8 @@ def statement_commitment(config: Config) -> list[Block]:
     )
     classes = [(reason, str(words)) for reason, words in FAILURE_REASONS.items()]
     return [
-        Block("heading", "5.7 Storage commitment (PS3.4 J; PS3.18 13)", level=3),
-        *(Block("paragraph", rule) for rule in rules),
+        heading(3, "5.7 Storage commitment (PS3.4 J; PS3.18 13)"),
+        *paragraphs(*rules),
         table_block(("Failure Reason", "Meaning"), *classes),
     ]
 
@@ -24146,12 +24143,11 @@ def statement_availability(config: Config) -> list[Block]:
         " INCOMPLETE, all performed steps of the study must have ended and all their instances be known.",
     )
     lines = [
-        (">" * (len(path) - 1) + one.keyword, one.cells["create"])
-        for path, one in AVAILABILITY_ATTRIBUTES.items()
+        (named(path, one)[0], one.cells["create"]) for path, one in AVAILABILITY_ATTRIBUTES.items()
     ]
     return [
-        Block("heading", "5.8 Instance availability notification (PS3.4 R)", level=3),
-        *(Block("paragraph", rule) for rule in seen),
+        heading(3, "5.8 Instance availability notification (PS3.4 R)"),
+        *paragraphs(*seen),
         table_block(("Attribute", "N-CREATE"), *lines),
     ]
 
@@ -24180,9 +24176,8 @@ def statement_overview(config: Config) -> list[Block]:
     )
     lines.append((UID(STUDY_ROOT_FIND).name, STUDY_ROOT_FIND, "", "Yes, in the archive", "C-FIND"))
     return [
-        Block("heading", "1 Conformance statement overview", level=2),
-        Block(
-            "paragraph",
+        heading(2, "1 Conformance statement overview"),
+        *paragraphs(
             "minris registers patients and exams, offers them to modalities as a modality worklist,"
             " and takes the performed procedure steps that modalities report. It manages the"
             " workitems (unified procedure steps) of what comes after, and tells subscribers what"
@@ -24195,7 +24190,7 @@ def statement_overview(config: Config) -> list[Block]:
 def statement_introduction(config: Config) -> list[Block]:
     """What the document is of."""
     return [
-        Block("heading", "3 Introduction", level=2),
+        heading(2, "3 Introduction"),
         table_block(
             ("Item", "Value"),
             ("Product", f"minris {__version__}"),
@@ -24209,15 +24204,14 @@ def statement_introduction(config: Config) -> list[Block]:
 def statement_model(config: Config) -> list[Block]:
     """What the application entity does and when."""
     return [
-        Block("heading", "4 Implementation model", level=2),
-        Block(
-            "paragraph",
+        heading(2, "4 Implementation model"),
+        *paragraphs(
             f"One application entity, {config.dicom.ae_title}, waits for associations. A worklist"
             " query is answered from what was registered on the page, by the JSON API or by"
             " import. A performed procedure step changes the state of the scheduled steps that it"
             " names; the answer follows the commit to disk.",
         ),
-        Block("heading", "4.1 What a performed step does to a scheduled one", level=3),
+        heading(3, "4.1 What a performed step does to a scheduled one"),
         table_block(
             ("Performed step", "Scheduled step"),
             *STEP_STATUS_AFTER,
@@ -24226,8 +24220,7 @@ def statement_model(config: Config) -> list[Block]:
                 "as it was before the performed step began",
             ),
         ),
-        Block(
-            "paragraph",
+        *paragraphs(
             "A scheduled step is found by: "
             + "; else by ".join(
                 f"{how} ({', '.join(column.replace('_', ' ') for column in columns)})"
@@ -24282,11 +24275,11 @@ def statement_dicomweb(config: Config) -> list[Block]:
         " client sends is ignored.",
     )
     return [
-        Block("heading", "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)", level=3),
+        heading(3, "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)"),
         table_block(("Method", "Path", "Source", "Least role"), *lines),
-        *(Block("paragraph", rule) for rule in rules),
-        Block("heading", "5.4.1 Notification channel (PS3.18 8.10, 11.13)", level=4),
-        *(Block("paragraph", rule) for rule in events),
+        *paragraphs(*rules),
+        heading(4, "5.4.1 Notification channel (PS3.18 8.10, 11.13)"),
+        *paragraphs(*events),
     ]
 
 
@@ -24294,9 +24287,9 @@ def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
     lines = [(r.method, r.path, r.operation, r.role, *r.success) for r in ROUTES]
     return [
-        Block("heading", "5.5 Web interface (not DICOMweb: the product's own)", level=3),
+        heading(3, "5.5 Web interface (not DICOMweb: the product's own)"),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
-        Block("heading", "5.6 Statuses", level=3),
+        heading(3, "5.6 Statuses"),
         table_block(
             ("Operation", "Status", "HTTP", "Text"),
             *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
@@ -24307,7 +24300,7 @@ def statement_web(config: Config) -> list[Block]:
 def statement_configuration(config: Config) -> list[Block]:
     """The settings, and the devices of the file."""
     return [
-        Block("heading", "6 Configuration", level=2),
+        heading(2, "6 Configuration"),
         table_block(
             ("Setting", "Default", "Meaning"),
             *(
@@ -24347,26 +24340,23 @@ def statement_network(config: Config) -> list[Block]:
     sets = sorted({*CharacterSet.ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
                    ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
     return [
-        Block("heading", "7 Network communication details", level=2),
-        Block("heading", "7.1 Association acceptance", level=3),
+        heading(2, "7 Network communication details"),
+        heading(3, "7.1 Association acceptance"),
         table_block(head, *contexts),
-        Block(
-            "paragraph",
+        *paragraphs(
             f"Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come"
             " before an answer wait. Explicit VR is chosen where both are proposed.",
         ),
         table_block(("Limit", "Value", "Meaning"), *limits),
-        Block(
-            "paragraph",
+        *paragraphs(
             "Associations are opened for events, one for each receiver, kept for"
             f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
             f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
             " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
         ),
-        Block("heading", "7.2 Character sets", level=3),
-        Block("paragraph", ", ".join(sets)),
-        Block(
-            "paragraph",
+        heading(3, "7.2 Character sets"),
+        *paragraphs(", ".join(sets)),
+        *paragraphs(
             "Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a"
             " name, groups that a set cannot carry are left out if the alphabetic one remains; else"
             " the answer is in the device's fallback set. Bytes that contradict the declared set"
@@ -24380,7 +24370,7 @@ def statement_security(config: Config) -> list[Block]:
     unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
     tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
     return [
-        Block("heading", "8 Security", level=2),
+        heading(2, "8 Security"),
         table_block(
             ("Item", "Value"),
             ("Calling AE titles that are not registered", unknown),
@@ -24400,7 +24390,7 @@ STATEMENT = (
     lambda config: [Block("contents")],
     statement_introduction,
     statement_model,
-    lambda config: [Block("heading", "5 Service and interoperability description", level=2)],
+    lambda config: [heading(2, "5 Service and interoperability description")],
     statement_worklist,
     statement_mpps,
     statement_workitems,
@@ -24416,7 +24406,7 @@ STATEMENT = (
 
 def conformance_statement(config: Config, form: str = "md") -> str:
     """The DICOM conformance statement of a configuration, as `md`, `html` or `json`."""
-    blocks = [Block("heading", f"DICOM conformance statement of minris {__version__}", level=1)]
+    blocks = [heading(1, f"DICOM conformance statement of minris {__version__}")]
     for part in STATEMENT:
         blocks += part(config)
     blocks = [block for one in blocks for block in statement_contents(one, blocks)]

@@ -14,6 +14,16 @@ class Block(NamedTuple):
     level: int = 0
 
 
+def heading(level: int, text: str) -> Block:
+    """A heading; level 1 is the title of the document."""
+    return Block("heading", text, level=level)
+
+
+def paragraphs(*texts: str) -> list[Block]:
+    """Paragraphs, one of each text."""
+    return [Block("paragraph", text) for text in texts]
+
+
 def table_block(*lines: Iterable[object]) -> Block:
     """A table; the first line is its head."""
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
@@ -24,7 +34,7 @@ def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
-    return [Block("heading", "2 Contents", level=2), table_block(("Section",), *headings)]
+    return [heading(2, "2 Contents"), table_block(("Section",), *headings)]
 
 
 def statement_markdown(block: Block) -> str:

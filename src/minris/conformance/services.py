@@ -1,9 +1,10 @@
 """What is said of the DIMSE services."""
 
 import types
+from collections.abc import Mapping
 
 from minris.config.ini import Config
-from minris.conformance.document import Block, table_block
+from minris.conformance.document import Block, heading, paragraphs, table_block
 from minris.dataset.matching import WILDCARD_VRS
 from minris.outbox import MOST_ABORTS, MOST_REFUSALS, RETRY_AFTER
 from minris.standard.attributes import Attribute
@@ -24,14 +25,8 @@ from minris.standard.worklist import MWL_ATTRIBUTES
 def statement_worklist(config: Config) -> list[Block]:
     """The worklist's keys and rules."""
     lines = [
-        (
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            attribute.vr,
-            matching_kinds(attribute),
-            attribute.cells["return"],
-        )
-        for path, attribute in MWL_ATTRIBUTES.items()
+        (*named(path, one), one.vr, matching_kinds(one), one.cells["return"])
+        for path, one in MWL_ATTRIBUTES.items()
     ]
     hidden = ", ".join(sorted(config.dicom.hide_steps)) or "none"
     rules = (
@@ -52,10 +47,24 @@ def statement_worklist(config: Config) -> list[Block]:
         "Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.",
     )
     return [
-        Block("heading", "5.1 Modality worklist (PS3.4 annex K)", level=3),
+        heading(3, "5.1 Modality worklist (PS3.4 annex K)"),
         table_block(("Attribute", "Tag", "VR", "Matching", "Return type"), *lines),
-        *(Block("paragraph", rule) for rule in rules),
+        *paragraphs(*rules),
     ]
+
+
+def named(path: tuple[int, ...], attribute: Attribute) -> tuple[str, str]:
+    """Keyword and tag of an attribute, > before it for each sequence around it."""
+    tag = f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})"
+    return ">" * (len(path) - 1) + attribute.keyword, tag
+
+
+def transition_block(table: Mapping[tuple[str, str], Status | str]) -> Block:
+    """A transition table: what comes of an event in a state."""
+    return table_block(("Event", "State", "Outcome"), *(
+        (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
+        for (event, state), outcome in table.items()
+    ))  # fmt: skip
 
 
 def matching_kinds(attribute: Attribute) -> str:
@@ -72,14 +81,7 @@ def matching_kinds(attribute: Attribute) -> str:
 
 def statement_mpps(config: Config) -> list[Block]:
     """The attributes and rules of performed steps."""
-    lines = [
-        (
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            *attribute.cells.values(),
-        )
-        for path, attribute in MPPS_ATTRIBUTES.items()
-    ]
+    lines = [(*named(path, one), *one.cells.values()) for path, one in MPPS_ATTRIBUTES.items()]
     head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET")
     absent = "refused with 0120" if config.dicom.strict_mpps else "taken as empty and noted"
     discontinued = "refused" if config.dicom.strict_mpps else "taken and noted"
@@ -94,18 +96,12 @@ def statement_mpps(config: Config) -> list[Block]:
         "All texts are stored in Unicode, whatever set each message came in.",
     )
     return [
-        Block("heading", "5.2 Modality performed procedure step (PS3.4 F.7, F.8)", level=3),
+        heading(3, "5.2 Modality performed procedure step (PS3.4 F.7, F.8)"),
         table_block(head, *lines),
-        *(Block("paragraph", rule) for rule in rules),
+        *paragraphs(*rules),
         *statement_passing_on(config),
-        Block("heading", "5.2.1 States", level=4),
-        table_block(
-            ("Event", "State", "Outcome"),
-            *(
-                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
-                for (event, state), outcome in MPPS_TRANSITIONS.items()
-            ),
-        ),
+        heading(4, "5.2.1 States"),
+        transition_block(MPPS_TRANSITIONS),
     ]
 
 
@@ -131,8 +127,8 @@ def statement_passing_on(config: Config) -> list[Block]:
         + ". None has a data set.",
     )
     return [
-        Block("heading", "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)", level=4),
-        *(Block("paragraph", rule) for rule in rules),
+        heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"),
+        *paragraphs(*rules),
     ]
 
 
@@ -164,14 +160,12 @@ def statement_workitems(config: Config) -> list[Block]:
         "N-GET and event reports are in the device's character set, else in ISO_IR 192.",
     )
     return [
-        Block("heading", "5.3 Unified procedure step (PS3.4 annex CC)", level=3),
-        table_block(head, *((
-            ">" * (len(path) - 1) + attribute.keyword,
-            f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X})",
-            *attribute.cells.values(),
-        ) for path, attribute in UPS_ATTRIBUTES.items())),
-        *(Block("paragraph", rule) for rule in rules),
-        Block("paragraph", "Final: R with a value in each final state, RC if known, P for COMPLETED,"
+        heading(3, "5.3 Unified procedure step (PS3.4 annex CC)"),
+        table_block(head, *(
+            (*named(path, one), *one.cells.values()) for path, one in UPS_ATTRIBUTES.items()
+        )),
+        *paragraphs(*rules),
+        *paragraphs("Final: R with a value in each final state, RC if known, P for COMPLETED,"
               " P2 the same though it may be empty, X for CANCELED, O never."),
         table_block(
             ("Action type", "Action", "In the contexts of"),
@@ -179,29 +173,23 @@ def statement_workitems(config: Config) -> list[Block]:
               for kind, (name, classes) in UPS_ACTIONS.items()),
         ),
         table_block(("Event type", "Event"), *((n, name) for name, n in EVENT_TYPES.items() if n)),
-        Block("paragraph", f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
+        *paragraphs(f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
               f" workitems are to {UPS_GLOBAL_SUBSCRIPTION}, filtered ones to"
               f" {UPS_FILTERED_SUBSCRIPTION}, the keys beside Receiving AE and Deletion Lock."),
         *_workitem_tables(),
-        *(Block("paragraph", rule) for rule in _subscription_rules(config)),
-        Block("heading", "5.3.3 Retention and orphans", level=4),
-        *(Block("paragraph", rule) for rule in _retention_rules(keep)),
+        *paragraphs(*_subscription_rules(config)),
+        heading(4, "5.3.3 Retention and orphans"),
+        *paragraphs(*_retention_rules(keep)),
     ]  # fmt: skip
 
 
 def _workitem_tables() -> list[Block]:
     """The transition tables of workitems and subscriptions."""
     return [
-        Block("heading", "5.3.1 States", level=4),
-        Block("paragraph", "Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
-        table_block(
-            ("Event", "State", "Outcome"),
-            *(
-                (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
-                for (event, state), outcome in UPS_TRANSITIONS.items()
-            ),
-        ),
-        Block("heading", "5.3.2 Subscriptions", level=4),
+        heading(4, "5.3.1 States"),
+        *paragraphs("Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
+        transition_block(UPS_TRANSITIONS),
+        heading(4, "5.3.2 Subscriptions"),
         table_block(
             ("Request", "State", "New state", "State report"),
             *((request, state, new, "yes" if report else "no")
@@ -299,8 +287,8 @@ def statement_commitment(config: Config) -> list[Block]:
     )
     classes = [(reason, str(words)) for reason, words in FAILURE_REASONS.items()]
     return [
-        Block("heading", "5.7 Storage commitment (PS3.4 J; PS3.18 13)", level=3),
-        *(Block("paragraph", rule) for rule in rules),
+        heading(3, "5.7 Storage commitment (PS3.4 J; PS3.18 13)"),
+        *paragraphs(*rules),
         table_block(("Failure Reason", "Meaning"), *classes),
     ]
 
@@ -329,11 +317,10 @@ def statement_availability(config: Config) -> list[Block]:
         " INCOMPLETE, all performed steps of the study must have ended and all their instances be known.",
     )
     lines = [
-        (">" * (len(path) - 1) + one.keyword, one.cells["create"])
-        for path, one in AVAILABILITY_ATTRIBUTES.items()
+        (named(path, one)[0], one.cells["create"]) for path, one in AVAILABILITY_ATTRIBUTES.items()
     ]
     return [
-        Block("heading", "5.8 Instance availability notification (PS3.4 R)", level=3),
-        *(Block("paragraph", rule) for rule in seen),
+        heading(3, "5.8 Instance availability notification (PS3.4 R)"),
+        *paragraphs(*seen),
         table_block(("Attribute", "N-CREATE"), *lines),
     ]

@@ -11,6 +11,8 @@ from minris.config.ini import Config
 from minris.config.settings import DEVICE_SETTINGS, SETTINGS
 from minris.conformance.document import (
     Block,
+    heading,
+    paragraphs,
     statement_contents,
     statement_html,
     statement_markdown,
@@ -70,9 +72,8 @@ def statement_overview(config: Config) -> list[Block]:
     )
     lines.append((UID(STUDY_ROOT_FIND).name, STUDY_ROOT_FIND, "", "Yes, in the archive", "C-FIND"))
     return [
-        Block("heading", "1 Conformance statement overview", level=2),
-        Block(
-            "paragraph",
+        heading(2, "1 Conformance statement overview"),
+        *paragraphs(
             "minris registers patients and exams, offers them to modalities as a modality worklist,"
             " and takes the performed procedure steps that modalities report. It manages the"
             " workitems (unified procedure steps) of what comes after, and tells subscribers what"
@@ -85,7 +86,7 @@ def statement_overview(config: Config) -> list[Block]:
 def statement_introduction(config: Config) -> list[Block]:
     """What the document is of."""
     return [
-        Block("heading", "3 Introduction", level=2),
+        heading(2, "3 Introduction"),
         table_block(
             ("Item", "Value"),
             ("Product", f"minris {__version__}"),
@@ -99,15 +100,14 @@ def statement_introduction(config: Config) -> list[Block]:
 def statement_model(config: Config) -> list[Block]:
     """What the application entity does and when."""
     return [
-        Block("heading", "4 Implementation model", level=2),
-        Block(
-            "paragraph",
+        heading(2, "4 Implementation model"),
+        *paragraphs(
             f"One application entity, {config.dicom.ae_title}, waits for associations. A worklist"
             " query is answered from what was registered on the page, by the JSON API or by"
             " import. A performed procedure step changes the state of the scheduled steps that it"
             " names; the answer follows the commit to disk.",
         ),
-        Block("heading", "4.1 What a performed step does to a scheduled one", level=3),
+        heading(3, "4.1 What a performed step does to a scheduled one"),
         table_block(
             ("Performed step", "Scheduled step"),
             *STEP_STATUS_AFTER,
@@ -116,8 +116,7 @@ def statement_model(config: Config) -> list[Block]:
                 "as it was before the performed step began",
             ),
         ),
-        Block(
-            "paragraph",
+        *paragraphs(
             "A scheduled step is found by: "
             + "; else by ".join(
                 f"{how} ({', '.join(column.replace('_', ' ') for column in columns)})"
@@ -172,11 +171,11 @@ def statement_dicomweb(config: Config) -> list[Block]:
         " client sends is ignored.",
     )
     return [
-        Block("heading", "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)", level=3),
+        heading(3, "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)"),
         table_block(("Method", "Path", "Source", "Least role"), *lines),
-        *(Block("paragraph", rule) for rule in rules),
-        Block("heading", "5.4.1 Notification channel (PS3.18 8.10, 11.13)", level=4),
-        *(Block("paragraph", rule) for rule in events),
+        *paragraphs(*rules),
+        heading(4, "5.4.1 Notification channel (PS3.18 8.10, 11.13)"),
+        *paragraphs(*events),
     ]
 
 
@@ -184,9 +183,9 @@ def statement_web(config: Config) -> list[Block]:
     """The JSON API."""
     lines = [(r.method, r.path, r.operation, r.role, *r.success) for r in ROUTES]
     return [
-        Block("heading", "5.5 Web interface (not DICOMweb: the product's own)", level=3),
+        heading(3, "5.5 Web interface (not DICOMweb: the product's own)"),
         table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
-        Block("heading", "5.6 Statuses", level=3),
+        heading(3, "5.6 Statuses"),
         table_block(
             ("Operation", "Status", "HTTP", "Text"),
             *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
@@ -197,7 +196,7 @@ def statement_web(config: Config) -> list[Block]:
 def statement_configuration(config: Config) -> list[Block]:
     """The settings, and the devices of the file."""
     return [
-        Block("heading", "6 Configuration", level=2),
+        heading(2, "6 Configuration"),
         table_block(
             ("Setting", "Default", "Meaning"),
             *(
@@ -237,26 +236,23 @@ def statement_network(config: Config) -> list[Block]:
     sets = sorted({*CharacterSet.ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
                    ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
     return [
-        Block("heading", "7 Network communication details", level=2),
-        Block("heading", "7.1 Association acceptance", level=3),
+        heading(2, "7 Network communication details"),
+        heading(3, "7.1 Association acceptance"),
         table_block(head, *contexts),
-        Block(
-            "paragraph",
+        *paragraphs(
             f"Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come"
             " before an answer wait. Explicit VR is chosen where both are proposed.",
         ),
         table_block(("Limit", "Value", "Meaning"), *limits),
-        Block(
-            "paragraph",
+        *paragraphs(
             "Associations are opened for events, one for each receiver, kept for"
             f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
             f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
             " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
         ),
-        Block("heading", "7.2 Character sets", level=3),
-        Block("paragraph", ", ".join(sets)),
-        Block(
-            "paragraph",
+        heading(3, "7.2 Character sets"),
+        *paragraphs(", ".join(sets)),
+        *paragraphs(
             "Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a"
             " name, groups that a set cannot carry are left out if the alphabetic one remains; else"
             " the answer is in the device's fallback set. Bytes that contradict the declared set"
@@ -270,7 +266,7 @@ def statement_security(config: Config) -> list[Block]:
     unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
     tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
     return [
-        Block("heading", "8 Security", level=2),
+        heading(2, "8 Security"),
         table_block(
             ("Item", "Value"),
             ("Calling AE titles that are not registered", unknown),
@@ -290,7 +286,7 @@ STATEMENT = (
     lambda config: [Block("contents")],
     statement_introduction,
     statement_model,
-    lambda config: [Block("heading", "5 Service and interoperability description", level=2)],
+    lambda config: [heading(2, "5 Service and interoperability description")],
     statement_worklist,
     statement_mpps,
     statement_workitems,
@@ -306,7 +302,7 @@ STATEMENT = (
 
 def conformance_statement(config: Config, form: str = "md") -> str:
     """The DICOM conformance statement of a configuration, as `md`, `html` or `json`."""
-    blocks = [Block("heading", f"DICOM conformance statement of minris {__version__}", level=1)]
+    blocks = [heading(1, f"DICOM conformance statement of minris {__version__}")]
     for part in STATEMENT:
         blocks += part(config)
     blocks = [block for one in blocks for block in statement_contents(one, blocks)]
