@@ -105,7 +105,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes
 
@@ -7573,13 +7573,25 @@ class AssociationHost(Protocol):
     negotiator: Negotiator
     accepted: int
     access: Callable[[], AccessRules]
-    dispatch: Callable[["Association", Request], Awaitable[None]]
-    enter: Callable[["Association", str], str]
-    leave: Callable[["Association"], None]
-    note_accepted: Callable[["Association"], None]
-    note_ended: Callable[["Association"], None]
-    note_rejected: Callable[[str, bytes, str], None]
-    complain: Callable[..., None]
+    dispatch: Callable[["Association", Request], Any]
+
+    def enter(self, association: "Association", kind: str) -> str:
+        """Count it as `pending` or `associated`; why it is one too many, or nothing."""
+
+    def leave(self, association: "Association") -> None:
+        """Count it no longer."""
+
+    def note_accepted(self, association: "Association") -> None:
+        """Remember that it was accepted."""
+
+    def note_ended(self, association: "Association") -> None:
+        """Remember that it is over."""
+
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
+        """Remember whom we turned away."""
+
+    def complain(self, address: str, words: str, *values: object) -> None:
+        """Log what a peer did wrong."""
 
 
 class Association(asyncio.Protocol):
@@ -15060,13 +15072,27 @@ class Box(Protocol):
     commitments: Any  # these three stand beside the web, or above it
     dimse: Any
     socket_delivery: Any
-    back_up: Callable[[], None]
-    health: Callable[[], Mapping[str, str]]
-    lights: Callable[[], list[tuple[Message, str, Message]]]
-    metrics: Callable[[], Mapping[str, float]]
-    notices: Callable[[], list[Message]]
-    reload_access: Callable[[], None]
-    wake_delivery: Callable[[], None]
+
+    def back_up(self) -> None:
+        """Make a backup now."""
+
+    def health(self) -> Mapping[str, str]:
+        """Each check, and what is wrong with it or nothing."""
+
+    def lights(self) -> list[tuple[Message, str, Message]]:
+        """What may fail, and what is known of it; for people."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Figures by name."""
+
+    def notices(self) -> list[Message]:
+        """What every page says on top."""
+
+    def reload_access(self) -> None:
+        """Take the devices of the page anew."""
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
 
 
 class Web:
@@ -24679,8 +24705,12 @@ class Parts(Protocol):
     leftovers: int
     backup_problem: str
     start_time: float
-    context: Callable[[], Context]
-    wake_delivery: Callable[[], None]
+
+    def context(self) -> Context:
+        """The circumstances of what it does of itself."""
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
 
 
 def health(box: Parts) -> dict[str, str]:

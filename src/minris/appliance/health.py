@@ -3,7 +3,7 @@
 import datetime
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -45,8 +45,12 @@ class Parts(Protocol):
     leftovers: int
     backup_problem: str
     start_time: float
-    context: Callable[[], Context]
-    wake_delivery: Callable[[], None]
+
+    def context(self) -> Context:
+        """The circumstances of what it does of itself."""
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
 
 
 def health(box: Parts) -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 import types
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from minris import log
@@ -45,13 +45,25 @@ class AssociationHost(Protocol):
     negotiator: Negotiator
     accepted: int
     access: Callable[[], AccessRules]
-    dispatch: Callable[["Association", Request], Awaitable[None]]
-    enter: Callable[["Association", str], str]
-    leave: Callable[["Association"], None]
-    note_accepted: Callable[["Association"], None]
-    note_ended: Callable[["Association"], None]
-    note_rejected: Callable[[str, bytes, str], None]
-    complain: Callable[..., None]
+    dispatch: Callable[["Association", Request], Any]
+
+    def enter(self, association: "Association", kind: str) -> str:
+        """Count it as `pending` or `associated`; why it is one too many, or nothing."""
+
+    def leave(self, association: "Association") -> None:
+        """Count it no longer."""
+
+    def note_accepted(self, association: "Association") -> None:
+        """Remember that it was accepted."""
+
+    def note_ended(self, association: "Association") -> None:
+        """Remember that it is over."""
+
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
+        """Remember whom we turned away."""
+
+    def complain(self, address: str, words: str, *values: object) -> None:
+        """Log what a peer did wrong."""
 
 
 class Association(asyncio.Protocol):

@@ -31,13 +31,27 @@ class Box(Protocol):
     commitments: Any  # these three stand beside the web, or above it
     dimse: Any
     socket_delivery: Any
-    back_up: Callable[[], None]
-    health: Callable[[], Mapping[str, str]]
-    lights: Callable[[], list[tuple[Message, str, Message]]]
-    metrics: Callable[[], Mapping[str, float]]
-    notices: Callable[[], list[Message]]
-    reload_access: Callable[[], None]
-    wake_delivery: Callable[[], None]
+
+    def back_up(self) -> None:
+        """Make a backup now."""
+
+    def health(self) -> Mapping[str, str]:
+        """Each check, and what is wrong with it or nothing."""
+
+    def lights(self) -> list[tuple[Message, str, Message]]:
+        """What may fail, and what is known of it; for people."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Figures by name."""
+
+    def notices(self) -> list[Message]:
+        """What every page says on top."""
+
+    def reload_access(self) -> None:
+        """Take the devices of the page anew."""
+
+    def wake_delivery(self) -> None:
+        """Something may be to be told; called from any thread."""
 
 
 class Web:
