@@ -6,9 +6,11 @@ Each function that names one gives its full path, or leaves the test out (with C
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import queue
+import random
 import re
 import socket
 import subprocess
@@ -114,11 +116,57 @@ def cached(find: Any, *arguments: str) -> str | None:
     return find(*arguments)
 
 
+class Ports:
+    """A block of ports for this process alone, counted up.
+
+    Whoever holds the first port of a block has the others. So the workers of one run share
+    nothing, nor do two runs on one machine; the system frees the block when the process ends. No
+    block lies where the system looks for a port for whoever asks for any.
+    """
+
+    BLOCKS = range(20_000, 32_600, 200)
+    ANY_PORT = Path("/proc/sys/net/ipv4/ip_local_port_range")  # elsewhere from 49152: RFC 6335
+
+    def __init__(self) -> None:
+        first, last = 49_152, 65_535
+        if self.ANY_PORT.is_file():
+            first, last = map(int, self.ANY_PORT.read_text().split())
+        blocks = [range(at, at + self.BLOCKS.step) for at in self.BLOCKS]
+        outside = [block for block in blocks if block[-1] < first or last < block[0]]
+        random.shuffle(outside)
+        self.first, block = next(
+            (held, block) for block in outside if (held := bound("127.0.0.1", block[0]))
+        )
+        self.ports = itertools.cycle(block[1:])
+
+    def next(self) -> int:
+        """The next port of the block that nobody has."""
+        while True:
+            port = next(self.ports)
+            if found := bound("", port):
+                found.close()
+                return port
+
+
+def bound(host: str, port: int) -> socket.socket | None:
+    """A socket that has this port, None if it is taken."""
+    found = socket.socket()
+    try:
+        found.bind((host, port))
+    except OSError:
+        found.close()
+        return None
+    return found
+
+
+@functools.cache
+def ports() -> Ports:
+    return Ports()
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return listener.getsockname()[1]
+    """A TCP port that nobody listens on, nor will, but who is told of it: see Ports."""
+    return ports().next()
 
 
 # DCMTK.

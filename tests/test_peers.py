@@ -257,6 +257,27 @@ def test_dcmjs_dimse_listens_for_events():
     assert event["dataset"]["ReasonForCancellation"] == "病人未到"
 
 
-def test_a_free_port_is_free():
-    ports = {peers.free_port() for _ in range(3)}
-    assert all(1024 < port < 65536 for port in ports)
+def test_a_free_port_is_free_and_given_once():
+    ports = [peers.free_port() for _ in range(20)]
+    assert len(set(ports)) == 20
+    for port in ports:
+        peers.bound("", port).close()
+
+
+@pytest.mark.skipif(not peers.Ports.ANY_PORT.is_file(), reason="needs Linux: looks into /proc")
+def test_a_free_port_is_none_that_the_system_gives_to_anybody():
+    first, last = map(int, peers.Ports.ANY_PORT.read_text().split())
+    assert not first <= peers.free_port() <= last
+
+
+def test_a_free_port_is_none_that_somebody_has():
+    here = peers.Ports()
+    following = here.next() + 1
+    with peers.bound("", following):
+        assert here.next() == following + 1
+
+
+def test_another_process_has_other_ports():
+    others = peers.Ports()
+    mine = {peers.free_port() for _ in range(200)}
+    assert not mine & {others.next() for _ in range(200)}

@@ -106,7 +106,7 @@ class Watcher:
         self.requests, self.associations = [], []
         self.gate = threading.Event()
         self.gate.set()
-        self.port = port
+        self.port = port or peers.free_port()  # it is stopped, and listens there again
         self.listen()
 
     def listen(self):
@@ -121,9 +121,7 @@ class Watcher:
             (evt.EVT_RELEASED, lambda event: self.closed.put("released")),
             (evt.EVT_N_EVENT_REPORT, self._told),
         ]
-        where = (peers.HOST, self.port)
-        server = ae.start_server(where, block=False, evt_handlers=handlers)
-        self.port = server.socket.getsockname()[1]
+        ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
 
     def _requested(self, event):
         self.requests.append(event.assoc.requestor.primitive)

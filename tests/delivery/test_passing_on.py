@@ -126,7 +126,7 @@ class Receiver:
         role=True,
         syntax=EXPLICIT_VR_LITTLE_ENDIAN,
     ):
-        self.answer, self.title, self.port = answer, title, port
+        self.answer, self.title, self.port = answer, title, port or peers.free_port()
         self.classes, self.role, self.syntax = classes, role, syntax
         self.messages, self.released = queue.Queue(), queue.Queue()
         self.requests, self.associations = [], []
@@ -148,8 +148,7 @@ class Receiver:
             (evt.EVT_N_SET, self._heard, [SET]),
             (evt.EVT_N_EVENT_REPORT, self._heard, [TOLD]),
         ]
-        server = self.ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
-        self.port = server.socket.getsockname()[1]
+        self.ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
 
     def _heard(self, event, operation):
         request = event.request

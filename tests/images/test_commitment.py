@@ -249,7 +249,8 @@ class Console:
     """
 
     def __init__(self, port=0, answer=0x0000, takes_role=True):
-        self.port, self.answer, self.takes_role = port, answer, takes_role
+        self.port = port or peers.free_port()
+        self.answer, self.takes_role = answer, takes_role
         self.events, self.requests = queue.Queue(), []
         self.listen()
 
@@ -258,8 +259,7 @@ class Console:
         roles = {"scu_role": False, "scp_role": True} if self.takes_role else {}
         ae.add_supported_context(STORAGE_COMMITMENT, **roles)
         handlers = [(evt.EVT_REQUESTED, self._requested), (evt.EVT_N_EVENT_REPORT, self._told)]
-        server = ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
-        self.port = server.socket.getsockname()[1]
+        ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
 
     def _requested(self, event):
         self.requests.append(event.assoc.requestor.primitive)

@@ -144,7 +144,7 @@ class Committer:
     """
 
     def __init__(self, port=0, answer=ACCEPTED, after=None):
-        self.port, self.answer, self.after = port, answer, after
+        self.port, self.answer, self.after = port or peers.free_port(), answer, after
         self.asked = queue.Queue()
         self.listen()
 
@@ -154,8 +154,7 @@ class Committer:
         for name, setting in how.items():
             setattr(self.ae, name, setting)
         handlers = [(evt.EVT_N_ACTION, self._asked), (evt.EVT_PDU_SENT, self._sent)]
-        server = self.ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
-        self.port = server.socket.getsockname()[1]
+        self.ae.start_server((peers.HOST, self.port), block=False, evt_handlers=handlers)
 
     def _asked(self, event):
         ds = event.action_information
