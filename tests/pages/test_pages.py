@@ -1069,6 +1069,10 @@ class Desk:
         self.page.locator("[name=password]").fill(password or admin_password(self.appliance))
         self.page.locator("form.login button").click()
 
+    def hearing(self):
+        """A block at whose end the page that it opens hears of changes."""
+        return self.page.expect_response("**/events")
+
     def fill_in(self, page=None, **texts):
         """Fill in the registration form for Wang XiaoDong at the CT, today."""
         page = page or self.page
@@ -1095,8 +1099,9 @@ class Desk:
 
 
 @pytest.fixture
-def window(chromium, appliance):
+def window(chromium, run_appliance):
     """Gives a function that opens a window: window(java_script_enabled=False)."""
+    appliance = run_appliance(f"[web]\nport = {peers.free_port()}")  # it may come back there
     with contextlib.ExitStack() as stack:
 
         def open_window(**how):
@@ -1185,6 +1190,9 @@ def register_by_hand(desk):
     return found
 
 
+SOONER_THAN_RELOADED_MS = 20_000  # the page asks anew every 30 s, whatever it has heard
+
+
 def test_a_patient_registered_on_the_page_is_worked_by_a_modality(window):
     """The board stays open and is never loaded anew."""
     desk = window(viewport={"width": 1280, "height": 800})
@@ -1192,15 +1200,16 @@ def test_a_patient_registered_on_the_page_is_worked_by_a_modality(window):
     desk.picture("login")
     found = register_by_hand(desk)
     desk.picture("registered")
-    desk.page.goto("/")
+    with desk.hearing():
+        desk.page.goto("/")
     row_in(desk.page, "SCHEDULED").wait_for()
     desk.picture("board-scheduled")
     desk.page.evaluate("window.loadedOnce = true")
     begin(desk.appliance.port, found, "2.25.77")
-    row_in(desk.page, "STARTED").wait_for(timeout=3000)
+    row_in(desk.page, "STARTED").wait_for(timeout=SOONER_THAN_RELOADED_MS)
     desk.picture("board-in-progress")
     complete(desk.appliance.port, "2.25.77")
-    row_in(desk.page, "COMPLETED").wait_for(timeout=3000)
+    row_in(desk.page, "COMPLETED").wait_for(timeout=SOONER_THAN_RELOADED_MS)
     desk.picture("board-done")
     assert desk.page.evaluate("window.loadedOnce")
     desk.page.get_by_role("link", name="王小东").click()
@@ -1302,11 +1311,9 @@ def test_the_board_recovers_when_the_server_is_back(window):
     desk = window()
     desk.log_in()
     desk.page.locator("#board").wait_for()
-    config, port = desk.appliance.config, desk.appliance.appliance.web_port
     desk.appliance.stop()
     desk.page.locator("#offline").wait_for(state="visible")
-    config.web.port = port
-    again = Running(config)
+    again = Running(desk.appliance.config)
     try:
         again.schedule(item(ScheduledProcedureStepStartDate=again.context().today()))
         row_in(desk.page, "SCHEDULED").wait_for()
@@ -1317,8 +1324,8 @@ def test_the_board_recovers_when_the_server_is_back(window):
 
 def test_a_board_whose_login_has_ended_asks_for_it(window):
     desk = window()
-    desk.log_in()
-    desk.page.locator("#board").wait_for()
+    with desk.hearing():
+        desk.log_in()
     desk.appliance.write(lambda: Session.delete().execute())
     desk.appliance.schedule(item())
     desk.page.get_by_label("Password").wait_for()
