@@ -4252,7 +4252,17 @@ BASELINE = 14
 
 # Append-only: what has been released is never changed, a change is a new row of (number, what,
 # SQL). A new store is made from the models, and has them all.
-MIGRATIONS: tuple[tuple[int, str, str], ...] = ()
+MIGRATIONS: tuple[tuple[int, str, str], ...] = (
+    (
+        15,
+        "one note for all that can be taken back; notes of the last day are dropped",
+        """
+        ALTER TABLE scheduled_procedure_step DROP COLUMN state_before;
+        ALTER TABLE scheduled_procedure_step DROP COLUMN changed_at;
+        DELETE FROM undo_note;
+        """,
+    ),
+)
 
 
 def newest_schema() -> int:
@@ -4328,8 +4338,6 @@ class ScheduledProcedureStep(Stored):
     ended_at = peewee.TextField()
     remark = peewee.TextField()
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
-    state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
-    changed_at = peewee.TextField(default="")  # when that was
 
 
 class ScheduledStation(Stored):
@@ -4671,7 +4679,7 @@ class UndoNote(Stored):
     """What a person has changed, as it was before and after, so that it can be taken back.
 
     about   the page that offers it: `patient 3`, `step 7`
-    images  JSON: [table, row, before, after], columns by name, None for a row that is not there
+    images  JSON: [table, row, before, after], what has changed by name; nothing after a row's end
     """
 
     about = peewee.TextField()
@@ -9067,6 +9075,65 @@ def step_item(step: ScheduledProcedureStep) -> ElementIndex:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.orders.notes
+# What people change of patients and exams, noted for a day as it was before and after.
+# ------------------------------------------------------------------------------------------------
+
+UNDO_HOURS = 24
+Place = tuple[str, int]  # a table of _COLUMNS and a row
+_COLUMNS = {
+    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
+    " patient_birth_date, created_at, data",
+    "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
+    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, data",
+}
+
+
+def row_as_noted(place: Place) -> dict[str, Any]:
+    """The columns of a row, `data` in Base64; of a step its item, and its state as one part.
+
+    Empty where there is no such row
+    """
+    table, row_id = place
+    columns = _COLUMNS[table]
+    row = database.execute_sql(f"SELECT {columns} FROM {table} WHERE id = ?", (row_id,)).fetchone()
+    if not row:
+        return {}
+    parts = dict(zip(columns.split(", "), row, strict=True))
+    data = ElementIndex(parts.pop("data"))
+    if table == "scheduled_procedure_step":
+        data = data.item("ScheduledProcedureStepSequence").without([STEP_STATUS])
+        parts = {"state": parts}
+    return parts | {"data": base64.b64encode(bytes(data)).decode()}
+
+
+@contextlib.contextmanager
+def can_be_undone(
+    ctx: Context, what: str, about: str, places: Iterable[Place], always: bool = False
+) -> Iterator[None]:
+    """Note what a change makes of some rows, so that it can be taken back.
+
+    what    the change, in words: a Message or a state
+    about   what it is about, and offered at: `patient 3`, `step 7`
+    places  the rows that may change, a patient before the orders, these before the steps
+    always  note it whoever makes it; else only what a person changes
+    """
+    if not (always or ctx.actor.role):
+        yield
+        return
+    before = {place: row_as_noted(place) for place in places}
+    yield
+    images = []
+    for place, old in before.items():
+        new = row_as_noted(place)
+        changed = {part for part in old if old[part] != new.get(part)}
+        images.append([*place, *({p: row[p] for p in row if p in changed} for row in (old, new))])
+    if any(old for *_, old, _ in images):
+        insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
+                   images=json.dumps(images))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.orders.worklist
 # The modality worklist as machines and the web search it (PS3.4 K.4).
 # ------------------------------------------------------------------------------------------------
@@ -9382,7 +9449,13 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(Audit, "about = ? AND what IN ('rescheduled', 'step taken back')", *study)
+    changes = fetch_rows(  # a row's number may have been that of an earlier exam
+        Audit,
+        "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
+        *study,
+        f"step {row_id}",
+        step.created_at,
+    )
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
                      Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
@@ -9559,7 +9632,6 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     stamps = {
         "ended_at": ctx.stamp() if ended else "",
         "told_by": (told_by or ctx.actor.name) if ended else "",
-        "state_before": "",  # of what happens by itself nothing is taken back
     }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
@@ -9596,14 +9668,13 @@ def change_step(
     """
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
-        before = step.status
-        enter_state(ctx, step, step_outcome(event, step))
-        changed = {"remark": remark[:1024]} if remark else {}
-        if step.status != before:
-            changed |= {"state_before": before, "changed_at": ctx.stamp()}
-        if changed:
-            update_row(ScheduledProcedureStep, step.id, **changed)
+        state, about = step_outcome(event, step), f"step {step.id}"
+        if state != step.status:  # only the last one is taken back
+            erase("undo_note WHERE about = ? AND what = ?", about, step.status)
+        with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
+            enter_state(ctx, step, state)
         if remark:
+            update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
 
@@ -9748,183 +9819,6 @@ def latest_by_device(queries: Iterable[Any]) -> list[Any]:
         if len(of_device) < 3 and all(other.keys != query.keys for other in of_device):
             of_device.append(query)
     return [query for of_device in found.values() for query in of_device]
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.orders.undo
-# What a person has done is taken back, within a day.
-# ------------------------------------------------------------------------------------------------
-
-UNDO_HOURS = 24
-STAMPS_BY_THEN = {  # the times that an exam has in a state, beside that of its registration
-    "ARRIVED": ("arrived_at",),
-    "READY": ("arrived_at",),
-    "STARTED": ("arrived_at", "started_at"),
-}
-_IMAGE_COLUMNS = {
-    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
-    " patient_birth_date, data, created_at, updated_at",
-    "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
-    "scheduled_procedure_step": "status, data",
-}
-Place = tuple[str, int]  # a table of _IMAGE_COLUMNS and a row
-
-
-def _image(place: Place) -> dict[str, str] | None:
-    """A row as it is; of a step its item, and its state beside. None where there is none."""
-    table, row_id = place
-    columns = _IMAGE_COLUMNS[table]
-    row = database.execute_sql(f"SELECT {columns} FROM {table} WHERE id = ?", (row_id,)).fetchone()
-    if not row:
-        return None
-    image = dict(zip(columns.split(", "), row, strict=True))
-    if table == "scheduled_procedure_step":
-        item = ElementIndex(image["data"]).item("ScheduledProcedureStepSequence")
-        image["data"] = item.without([STEP_STATUS])
-    return image | {"data": base64.b64encode(bytes(image["data"])).decode()}
-
-
-def _same_image(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> bool:
-    """Whether a row is as it was, but for the state of a step."""
-    return (one and {**one, "status": ""}) == (other and {**other, "status": ""})
-
-
-@contextlib.contextmanager
-def can_be_undone(
-    ctx: Context, what: Message, about: str, places: Iterable[Place]
-) -> Iterator[None]:
-    """Keep rows as they are before and after what a person does to them, for a day."""
-    if not ctx.actor.role:
-        yield
-        return
-    before = {place: _image(place) for place in places}
-    yield
-    images = [[*place, old, new] for place, old in before.items() if (new := _image(place)) != old]
-    if images:
-        insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
-                   images=json.dumps(images))  # fmt: skip
-
-
-def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
-    """The last change of `patient 3` or `step 7` within a day, and why it cannot be taken back.
-
-    None and words where there is none
-    """
-    where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
-    found = fetch_rows(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
-    if not found:
-        return None, Message("There is nothing to take back")
-    [note] = found
-    images = json.loads(note.images)
-    if not all(_same_image(_image((table, row)), after) for table, row, _, after in images):
-        return note, Message("It was changed again since, and cannot be taken back")
-    return note, _undo_problem(note, images)
-
-
-def _undo_problem(note: Any, images: list[Any]) -> Message | None:
-    """Why rows cannot be as they were: somebody else has the number, or an exam went on."""
-    own = [row for table, row, *_ in images if table == "patient"]
-    for table, row, before, after in images:
-        if table == "patient" and before["patient_id"] != (after or {}).get("patient_id"):
-            others = fetch_rows(
-                Patient,
-                "patient_id = ? AND issuer_of_patient_id = ? AND id NOT IN"
-                f" ({', '.join('?' * len(own))})",
-                before["patient_id"], before["issuer_of_patient_id"], *own,
-            )  # fmt: skip
-            if others:
-                return Message("{value} belongs to another patient", value=before["patient_id"])
-        if table == "requested_procedure":
-            number, whose = before["accession_number"], before["patient_id"]
-            taken = (
-                "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
-                " AND id <> ? AND accession_number NOT IN ('', ?)"
-            )
-            values = number, whose, row, after["accession_number"]
-            if database.execute_sql(taken, values).fetchone():
-                return Message("{value} belongs to another patient", value=number)
-            if whose not in own and not Patient.get_or_none(Patient.id == whose):
-                return Message("It was changed again since, and cannot be taken back")
-    rows_: dict[str, list[str]] = {table: ["0"] for table in _IMAGE_COLUMNS}
-    for table, row, *_ in images:
-        rows_[table].append(str(row))
-    of_patient, of_order, of_step = map(", ".join, rows_.values())
-    begun = (
-        "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r ON r.id = s.procedure_id"
-        f" WHERE (r.patient_id IN ({of_patient}) OR r.id IN ({of_order}) OR s.id IN ({of_step}))"
-        " AND (s.started_at >= ? OR s.ended_at >= ?)"
-    )
-    if database.execute_sql(begun, (note.at, note.at)).fetchone():
-        return Message("An exam has gone on since: it cannot be taken back")
-    return None
-
-
-def undo(ctx: Context, about: str) -> None:
-    """Take back the last change of a patient or an exam, within a day.
-
-    Refuses  0110 where there is none, or what it changed has changed again, gone on, or belongs to
-             somebody else
-    """
-    with database.atomic():
-        note, problem = undoable(ctx, about)
-        if problem:
-            raise Refusal(Status.PROCESSING_FAILURE, problem)
-        items, patients = [], set()
-        for table, row_id, before, after in json.loads(note.images):
-            columns = before | {"data": base64.b64decode(before["data"])}
-            if table == "scheduled_procedure_step":
-                items.append((row_id, columns["data"], before["status"], after["status"]))
-            else:
-                _restore(table, row_id, columns)
-                patients.add(row_id if table == "patient" else before["patient_id"])
-        for item in items:
-            _restore_item(*item)
-        for patient in Patient.select().where(Patient.id.in_(patients)):
-            refold_open(patient)
-        erase("undo_note WHERE id = ?", note.id)
-        audit(ctx, "change taken back", about, f"{note.what}, {note.at}")
-
-
-def _restore(table: str, row_id: int, columns: Mapping[str, Any]) -> None:
-    """Write a row as it was, anew where it is gone."""
-    names, places = ", ".join(columns), ", ".join("?" * len(columns))
-    values = ", ".join(f"{name} = excluded.{name}" for name in columns)
-    if table == "patient":
-        sql = f"INSERT INTO patient (id, {names}) VALUES (?, {places}) ON CONFLICT (id) DO UPDATE SET {values}"
-        database.execute_sql(sql, (row_id, *columns.values()))
-    else:
-        values = ", ".join(f"{name} = ?" for name in columns)
-        database.execute_sql(
-            f"UPDATE {table} SET {values} WHERE id = ?", (*columns.values(), row_id)
-        )
-
-
-def _restore_item(row_id: int, item: bytes, old: str, new: str) -> None:
-    """Give an exam its item as it was, and its state if the change had changed that."""
-    step = ScheduledProcedureStep.get_by_id(row_id)
-    state = old if step.status == new else step.status
-    status = text_elements(ScheduledProcedureStepStatus=state)
-    procedure = step.procedure
-    refold(step, procedure.patient, procedure, ElementIndex(item).merged(status))
-
-
-def can_take_back(ctx: Context, step: Any) -> bool:
-    """Whether the last thing that a person did to an exam can be taken back."""
-    return bool(step.state_before) and step.changed_at >= ctx.stamp(hours=-UNDO_HOURS)
-
-
-def take_back(ctx: Context, row_id: int) -> None:
-    """Undo the last thing that a person did to an exam, within a day. Refuses 0112, 0110."""
-    with database.atomic():
-        step = step_row(row_id)
-        if not can_take_back(ctx, step):
-            raise Refusal(Status.PROCESSING_FAILURE, Message("There is nothing to take back"))
-        old, kept = step.status, STAMPS_BY_THEN.get(step.state_before, ())
-        stamps = {name: getattr(step, name) if name in kept else ""
-                  for name in STAMP_OF_STATE.values()}  # fmt: skip
-        enter_state(ctx, step, step.state_before)
-        update_row(ScheduledProcedureStep, row_id, **stamps)
-        audit(ctx, "step taken back", step.study_instance_uid, f"{old} -> {step.status}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10138,6 +10032,114 @@ def get_patient(row_id: int) -> bytes:
     if not found:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
     return bytes(found[0].data)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.orders.undo
+# What a person has done is taken back, within a day.
+# ------------------------------------------------------------------------------------------------
+
+_EXAMS_GONE_ON = {  # since a time, of what a row of each table is
+    table: "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r"
+    f" ON r.id = s.procedure_id WHERE {column} = ? AND max(s.started_at, s.ended_at) >= ?"
+    for table, column in (
+        ("patient", "r.patient_id"),
+        ("requested_procedure", "r.id"),
+        ("scheduled_procedure_step", "s.id"),
+    )
+}
+
+
+def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
+    """The last change of `patient 3` or `step 7` within a day, and why it cannot be taken back.
+
+    None and words where there is none
+    """
+    where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
+    found = fetch_rows(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
+    if not found:
+        return None, Message("There is nothing to take back")
+    [note] = found
+    for table, row_id, old, new in json.loads(note.images):
+        now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
+        if now | new != now or was_removed == bool(now):
+            return note, Message("It was changed again since, and cannot be taken back")
+        more_than_state = old.keys() - {"state"}
+        if (
+            more_than_state
+            and database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
+        ):
+            return note, Message("An exam has gone on since: it cannot be taken back")
+    return note, None
+
+
+def undo(ctx: Context, about: str) -> None:
+    """Take back the last change of a patient or an exam, within a day; open exams follow.
+
+    Refuses  0110 where there is none, or what it changed has changed again or gone on;
+             0111 where somebody else has the number by now
+    """
+    with database.atomic():
+        note, problem = undoable(ctx, about)
+        if problem:
+            raise Refusal(Status.PROCESSING_FAILURE, problem)
+        patients = set()
+        for table, row_id, old, new in json.loads(note.images):
+            if "data" in old:
+                old["data"] = base64.b64decode(old["data"])
+            if table == "patient":
+                _put_back_patient(ctx, row_id, old, bool(new))
+                patients.add(row_id)
+            elif table == "requested_procedure":
+                _put_back_procedure(row_id, old)
+            else:
+                patients.add(_put_back_step(ctx, row_id, old))
+        for patient in Patient.select().where(Patient.id.in_(patients)):
+            refold_open(patient)
+        erase("undo_note WHERE id = ?", note.id)
+        log.info("%s: %s taken back by %s", about, note.what, ctx.actor)
+        audit(ctx, "change taken back", about, note.what)
+
+
+def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: bool) -> None:
+    """Give a patient back what was changed, or make it anew. Refuses 0111 for another's ID."""
+    if there:
+        update_row(Patient, row_id, **old, updated_at=ctx.stamp())
+    elif old:
+        insert_row(Patient, id=row_id, **old, updated_at=ctx.stamp())
+    if "patient_id" in old or "issuer_of_patient_id" in old:
+        patient = Patient.get_by_id(row_id)
+        others = fetch_rows(
+            Patient,
+            "patient_id = ? AND issuer_of_patient_id = ? AND id <> ?",
+            patient.patient_id,
+            patient.issuer_of_patient_id,
+            row_id,
+        )
+        if others:
+            raise belongs_to_another("PatientID", patient.patient_id)
+
+
+def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
+    """Give an order back what was changed. Refuses 0111 for another's accession number."""
+    if old:
+        update_row(RequestedProcedure, row_id, **old)
+    if "accession_number" in old:
+        patient_row = RequestedProcedure.get_by_id(row_id).patient_id
+        check_accession(old["accession_number"], patient_row)
+
+
+def _put_back_step(ctx: Context, row_id: int, old: Mapping[str, Any]) -> int:
+    """Give an exam back its state with its times, and its item: the row of its patient."""
+    step = ScheduledProcedureStep.get_by_id(row_id)
+    procedure = step.procedure
+    if "state" in old:
+        enter_state(ctx, step, old["state"]["status"])
+        update_row(ScheduledProcedureStep, row_id, **old["state"])
+    if "data" in old:
+        status = text_elements(ScheduledProcedureStepStatus=step.status)
+        refold(step, procedure.patient, procedure, ElementIndex(old["data"]).merged(status))
+    return procedure.patient_id
 
 
 # ------------------------------------------------------------------------------------------------
@@ -14152,11 +14154,8 @@ def _erase_notes(patient_row: int, steps: list[int]) -> None:
     """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
     for note in fetch_rows(UndoNote, "1 = 1"):
-        rows_ = json.loads(note.images)
-        whose = {row for table, row, *_ in rows_ if table == "patient"}
-        whose |= {image["patient_id"] for table, _, *images in rows_
-                  if table == "requested_procedure" for image in images}  # fmt: skip
-        if note.about in about or patient_row in whose:
+        places = [(table, row) for table, row, *_ in json.loads(note.images)]
+        if note.about in about or ("patient", patient_row) in places:
             erase("undo_note WHERE id = ?", note.id)
 
 
@@ -18973,7 +18972,6 @@ document.addEventListener("keydown", (event) => {
  "Subscribe to all workitems": "订阅全部任务",
  "Sun": "周日",
  "Switch it off at the device, or there.": "请在设备上或对方系统中关闭它。",
- "Take back: {what}": "撤销：{what}",
  "Take back: {what} ({who}, {at})": "撤销：{what}（{who}，{at}）",
  "Take {calling} too": "也接受 {calling}",
  "Taken back": "已撤销",
@@ -19335,7 +19333,6 @@ document.addEventListener("keydown", (event) => {
  "sites whose pages may call /api and /dicom-web with a token, https://viewer.example and so on": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
  "state": "状态",
  "step": "检查状态",
- "step taken back": "撤销检查状态",
  "steps in these states are not shown to modalities": "处于这些状态的步骤不向设备显示",
  "steps that ended so many days ago are erased, with what was performed for them (0: never)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
  "subscribe whoever creates a workitem to it": "让创建任务者订阅该任务",
@@ -23060,7 +23057,6 @@ class ExamPages(Frame):
             facts=facts,
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
-            + self._take_back_button(ctx, t, row)
             + self._undo_button(ctx, t, f"step {row_id}"),
             links=self._step_links(t, row_id, index, row.status),
             visit=[
@@ -23147,9 +23143,6 @@ class ExamPages(Frame):
         """POST /step/…: arrived, cancelled, did not come, back on the list."""
         _, ctx = enter(self.web, self.request, "desk")
         event = self.form("event")
-        if event == "take back":
-            self.web.write(take_back, ctx, row_id)
-            return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
         if event == "undo":
             self.web.write(undo, ctx, f"step {row_id}")
             return self.tell(f"/step/{row_id}", self.translator()("Taken back."))
@@ -23166,13 +23159,6 @@ class ExamPages(Frame):
             self.form("remark"),
         )
         return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
-
-    @staticmethod
-    def _take_back_button(ctx: Context, t: Translator, row: Any) -> list[tuple[str, str]]:
-        """The button that takes back what a person last said of an exam."""
-        if not can_take_back(ctx, row):
-            return []
-        return [("take back", t("Take back: {what}", what=t(row.status)))]
 
     def edit_step(self, row_id: int, form: Mapping[str, str] | None = None,
                   problems: Iterable[Problem] = ()) -> str:  # fmt: skip

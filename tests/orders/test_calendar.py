@@ -29,7 +29,7 @@ from minris.orders.patients import get_patient
 from minris.orders.scheduling import reschedule
 from minris.orders.steps import change_step
 from minris.orders.trace import QueryLog, save_shown
-from minris.orders.undo import take_back
+from minris.orders.undo import undo
 from minris.pages.day.paper import code_128
 from minris.standard.dictionary import tag_of
 from minris.store.models import database
@@ -314,7 +314,7 @@ def test_at_closing_time_who_did_not_come_is_said_so_and_can_be_taken_back(appli
     appliance.schedule(at(appliance.context().today(), "000000"))
     job_no_show(appliance.appliance)
     assert appliance.read(step_row, 1).status == "NO SHOW"
-    appliance.write(take_back, appliance.context(), 1)
+    appliance.write(undo, appliance.context(), "step 1")
     assert appliance.read(step_row, 1).status == "SCHEDULED"
 
 

@@ -83,12 +83,48 @@ def test_a_change_of_an_exam_is_taken_back(desk):
 
 
 def test_an_exam_that_has_come_meanwhile_stays_arrived(desk):
+    """Another system has told so; what a person has told is the last change, and first to go."""
     schedule(desk)
     move(desk, ScheduledProcedureStepStartTime="1500")
-    change_step(desk, "arrive", *step_key(1))
+    ris = dataclasses.replace(desk, actor=Actor("RIS"))
+    move(ris, ScheduledProcedureStepStatus="ARRIVED")
     undo(desk, "step 1")
     row = step_row(1)
     assert (row.status, row.start_time[:4]) == ("ARRIVED", "0930")
+
+
+def test_states_and_changes_of_an_exam_are_taken_back_in_turn(desk):
+    schedule(desk)
+    before = everything()
+    move(desk, ScheduledProcedureStepStartTime="1500")
+    change_step(desk, "arrive", *step_key(1))
+    move(desk, ScheduledProcedureStepStartTime="1600")
+    found = []
+    for _ in range(3):
+        row, (note, _) = step_row(1), undoable(desk, "step 1")
+        found.append((note.what, row.status, row.start_time[:4]))
+        undo(desk, "step 1")
+    assert found == [("Exam changed", "ARRIVED", "1600"), ("ARRIVED", "ARRIVED", "1500"),
+                     ("Exam changed", "SCHEDULED", "1500")]  # fmt: skip
+    assert everything() == before
+
+
+def test_an_end_that_is_taken_back_leaves_no_trace_in_the_times_before(desk):
+    schedule(desk)
+    change_step(desk, "arrive", *step_key(1))
+    before = everything()
+    change_step(later(desk, minutes=9), "finish", *step_key(1))
+    assert step_row(1).told_by == "anna"
+    undo(later(desk, minutes=10), "step 1")
+    assert everything() == before
+
+
+def test_an_exam_that_is_open_again_has_the_corrected_name(desk):
+    schedule(desk, PatientID="P1")
+    change_step(desk, "finish", *step_key(1))
+    correct(desk, PatientName="Zhang^Wei=张^伟")
+    undo(desk, "step 1")
+    assert step_data().get("PatientName") == "Zhang^Wei=张^伟"
 
 
 def test_a_merge_is_taken_back_with_all_that_was_moved(desk):
@@ -168,7 +204,7 @@ def test_an_order_does_not_change_behind_an_exam_that_was_done_meanwhile(desk):
     schedule(desk, AccessionNumber="ACC1")
     study, step_id = step_key(1)
     reschedule(desk, study, step_id, texts(AccessionNumber="ACC2"))
-    change_step(later(desk, minutes=9), "finish", study, step_id)
+    enter_state(later(desk, minutes=9), step_row(1), "COMPLETED", "performed step")
     with pytest.raises(Refusal, match="gone on"):
         undo(desk, "step 1")
     assert undoable(desk, "step 1")[1], "no button is offered"
@@ -218,6 +254,27 @@ def test_an_accession_number_that_somebody_else_has_by_now_does_not_come_back(de
     schedule(desk, AccessionNumber="ACC1", PatientID="P9", PatientName="Li^Si")
     with pytest.raises(Refusal, match="ACC1 belongs to another patient"):
         undo(desk, "step 1")
+
+
+def test_an_exam_that_the_machine_has_ended_again_stays_ended(desk):
+    """The person's word came first; the machine has told of a start and an end since."""
+    schedule(desk)
+    change_step(desk, "finish", *step_key(1))
+    for state in ("STARTED", "COMPLETED"):
+        enter_state(later(desk, minutes=9), step_row(1), state, "performed step")
+    with pytest.raises(Refusal, match="changed again"):
+        undo(desk, "step 1")
+    assert step_row(1).told_by == "performed step"
+
+
+def test_orders_do_not_go_back_to_a_patient_who_is_gone(desk):
+    schedule(desk, PatientID="P1", PatientBirthDate="19780312")
+    schedule(desk, PatientID="P2", PatientName="Unknown^Emergency")
+    schedule(desk, PatientID="P3", PatientName="Li^Si")
+    correct(desk, 2, PatientID="P1", PatientName="Wang^XiaoDong=王^小东")
+    merge_patients(desk, 2, "P3", "Typed twice")
+    with pytest.raises(Refusal, match="changed again"):
+        undo(desk, "patient 1")
 
 
 def test_a_change_whose_patient_was_erased_is_forgotten(desk):

@@ -20,7 +20,7 @@ from minris.orders.lookup import get_step, step_data, step_row, steps_of
 from minris.orders.patients import find_patients, get_patient, merge_patients
 from minris.orders.scheduling import move_step
 from minris.orders.steps import change_step, enter_state
-from minris.orders.undo import take_back
+from minris.orders.undo import undo
 from minris.pages.day.paper import code_128
 from minris.standard.commitment import COMMITTED
 from minris.standard.status import Refusal, Status
@@ -213,7 +213,7 @@ def test_what_a_person_has_done_is_taken_back(ctx, name):
     step = schedule(ctx)
     event(ctx, step, name)
     assert state(step) != "SCHEDULED"
-    take_back(ctx, 1)
+    undo(ctx, "step 1")
     row = step_row(1)
     assert (state(step), row.ended_at, row.told_by) == ("SCHEDULED", "", "")
 
@@ -225,14 +225,14 @@ def test_when_a_patient_arrived_is_not_forgotten(ctx):
     arrived = step_row(1).arrived_at
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(minutes=8))
     event(later, step, "finish")
-    take_back(later, 1)
+    undo(later, "step 1")
     assert (state(step), step_row(1).arrived_at) == ("ARRIVED", arrived)
 
 
 def test_who_did_not_arrive_after_all_has_no_time_of_arrival(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")
-    take_back(ctx, 1)
+    undo(ctx, "step 1")
     assert step_row(1).arrived_at == ""
 
 
@@ -300,7 +300,7 @@ def test_a_change_is_in_the_time_line(ctx):
     step = schedule(ctx)
     move_step(ctx, 1, ScheduledProcedureStepStartTime="1100")
     event(ctx, step, "arrive")
-    take_back(ctx, 1)
+    undo(ctx, "step 1")
     told = [str(one.what) for one in visit_of(1)]
     assert {"Registered", "Changed", "Taken back"} <= set(told)
 
@@ -309,10 +309,10 @@ def test_only_the_last_thing_is_taken_back_and_once(ctx):
     step = schedule(ctx)
     event(ctx, step, "arrive")
     event(ctx, step, "finish")
-    take_back(ctx, 1)
+    undo(ctx, "step 1")
     assert state(step) == "ARRIVED"
     with pytest.raises(Refusal, match="nothing to take back"):
-        take_back(ctx, 1)
+        undo(ctx, "step 1")
 
 
 def test_after_a_day_nothing_is_taken_back(ctx):
@@ -320,7 +320,7 @@ def test_after_a_day_nothing_is_taken_back(ctx):
     event(ctx, step, "no show")
     later = dataclasses.replace(ctx, now=lambda: ctx.now() + datetime.timedelta(hours=25))
     with pytest.raises(Refusal):
-        take_back(later, 1)
+        undo(later, "step 1")
 
 
 def test_what_a_machine_has_reported_is_not_taken_back(ctx):
@@ -328,7 +328,7 @@ def test_what_a_machine_has_reported_is_not_taken_back(ctx):
     event(ctx, step, "arrive")
     enter_state(ctx, step_row(1), "STARTED", "performed step")
     with pytest.raises(Refusal):
-        take_back(ctx, 1)
+        undo(ctx, "step 1")
     assert state(step) == "STARTED"
 
 
@@ -340,7 +340,7 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
         csrf = csrf_of(page.text)
         client.post("/step/1", data={"csrf": csrf, "event": "no show"})
         assert "Take back" in client.get("/step/1").text
-        client.post("/step/1", data={"csrf": csrf, "event": "take back"})
+        client.post("/step/1", data={"csrf": csrf, "event": "undo"})
         assert re.search('data-state="SCHEDULED"|SCHEDULED', client.get("/step/1").text)
 
 

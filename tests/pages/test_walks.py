@@ -111,7 +111,7 @@ def test_a_patient_comes_waits_and_is_done(desk):
     page.locator('#board tr[data-state="COMPLETED"]').wait_for()
     page.goto("/step/1")
     picture(desk, "visit")
-    page.locator("button[value='take back']").click()
+    page.locator("button[value='undo']").click()
     page.goto("/")
     page.locator('#board tr[data-state="ARRIVED"]').wait_for()
 

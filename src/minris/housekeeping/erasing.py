@@ -10,8 +10,8 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_key
 from minris.images.commitment import purge_commitments
 from minris.mpps.performed import notify_of_mpps
+from minris.orders.notes import UNDO_HOURS
 from minris.orders.patients import same_person
-from minris.orders.undo import UNDO_HOURS
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import (
     Audit,
@@ -242,11 +242,8 @@ def _erase_notes(patient_row: int, steps: list[int]) -> None:
     """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
     for note in fetch_rows(UndoNote, "1 = 1"):
-        rows_ = json.loads(note.images)
-        whose = {row for table, row, *_ in rows_ if table == "patient"}
-        whose |= {image["patient_id"] for table, _, *images in rows_
-                  if table == "requested_procedure" for image in images}  # fmt: skip
-        if note.about in about or patient_row in whose:
+        places = [(table, row) for table, row, *_ in json.loads(note.images)]
+        if note.about in about or ("patient", patient_row) in places:
             erase("undo_note WHERE id = ?", note.id)
 
 

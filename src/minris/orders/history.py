@@ -50,7 +50,13 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(Audit, "about = ? AND what IN ('rescheduled', 'step taken back')", *study)
+    changes = fetch_rows(  # a row's number may have been that of an earlier exam
+        Audit,
+        "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
+        *study,
+        f"step {row_id}",
+        step.created_at,
+    )
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
                      Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(

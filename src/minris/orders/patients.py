@@ -12,8 +12,8 @@ from minris.dataset.names import name_key, shown_name
 from minris.dataset.times import shown_date
 from minris.orders.items import patient_columns
 from minris.orders.lookup import next_identifier
+from minris.orders.notes import Place, can_be_undone
 from minris.orders.steps import refold_open, update_patient
-from minris.orders.undo import Place, can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database

@@ -30,9 +30,9 @@ from minris.orders.lookup import (
     step_data,
     step_key,
 )
+from minris.orders.notes import can_be_undone
 from minris.orders.patients import save_patient
 from minris.orders.steps import change_step, refold, save_stations, step_outcome, update_patient
-from minris.orders.undo import can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import (

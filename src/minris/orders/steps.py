@@ -7,6 +7,7 @@ from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
+from minris.orders.notes import can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS
@@ -17,7 +18,7 @@ from minris.store.models import (
     ScheduledStation,
     database,
 )
-from minris.store.rows import update_row
+from minris.store.rows import erase, update_row
 
 
 def update_patient(
@@ -114,7 +115,6 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     stamps = {
         "ended_at": ctx.stamp() if ended else "",
         "told_by": (told_by or ctx.actor.name) if ended else "",
-        "state_before": "",  # of what happens by itself nothing is taken back
     }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
@@ -151,14 +151,13 @@ def change_step(
     """
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
-        before = step.status
-        enter_state(ctx, step, step_outcome(event, step))
-        changed = {"remark": remark[:1024]} if remark else {}
-        if step.status != before:
-            changed |= {"state_before": before, "changed_at": ctx.stamp()}
-        if changed:
-            update_row(ScheduledProcedureStep, step.id, **changed)
+        state, about = step_outcome(event, step), f"step {step.id}"
+        if state != step.status:  # only the last one is taken back
+            erase("undo_note WHERE about = ? AND what = ?", about, step.status)
+        with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
+            enter_state(ctx, step, state)
         if remark:
+            update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
 

@@ -65,8 +65,6 @@ class ScheduledProcedureStep(Stored):
     ended_at = peewee.TextField()
     remark = peewee.TextField()
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
-    state_before = peewee.TextField(default="")  # what a person's last event may be taken back to
-    changed_at = peewee.TextField(default="")  # when that was
 
 
 class ScheduledStation(Stored):
@@ -408,7 +406,7 @@ class UndoNote(Stored):
     """What a person has changed, as it was before and after, so that it can be taken back.
 
     about   the page that offers it: `patient 3`, `step 7`
-    images  JSON: [table, row, before, after], columns by name, None for a row that is not there
+    images  JSON: [table, row, before, after], what has changed by name; nothing after a row's end
     """
 
     about = peewee.TextField()

@@ -21,7 +21,7 @@ from minris.orders.history import visit_of
 from minris.orders.lookup import get_step, patient_of_step, step_key, step_row
 from minris.orders.scheduling import reschedule
 from minris.orders.steps import change_step
-from minris.orders.undo import can_take_back, take_back, undo
+from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.day.board import PERSON_EVENTS, person_events
 from minris.pages.forms import FORM_PAGE, Field, encoded_form, unless_changed, with_choice
@@ -186,7 +186,6 @@ class ExamPages(Frame):
             facts=facts,
             warnings=warnings,
             actions=[(e, t(PERSON_EVENTS[e])) for e in events]
-            + self._take_back_button(ctx, t, row)
             + self._undo_button(ctx, t, f"step {row_id}"),
             links=self._step_links(t, row_id, index, row.status),
             visit=[
@@ -273,9 +272,6 @@ class ExamPages(Frame):
         """POST /step/…: arrived, cancelled, did not come, back on the list."""
         _, ctx = enter(self.web, self.request, "desk")
         event = self.form("event")
-        if event == "take back":
-            self.web.write(take_back, ctx, row_id)
-            return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
         if event == "undo":
             self.web.write(undo, ctx, f"step {row_id}")
             return self.tell(f"/step/{row_id}", self.translator()("Taken back."))
@@ -292,13 +288,6 @@ class ExamPages(Frame):
             self.form("remark"),
         )
         return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
-
-    @staticmethod
-    def _take_back_button(ctx: Context, t: Translator, row: Any) -> list[tuple[str, str]]:
-        """The button that takes back what a person last said of an exam."""
-        if not can_take_back(ctx, row):
-            return []
-        return [("take back", t("Take back: {what}", what=t(row.status)))]
 
     def edit_step(self, row_id: int, form: Mapping[str, str] | None = None,
                   problems: Iterable[Problem] = ()) -> str:  # fmt: skip

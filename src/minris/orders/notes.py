@@ -1,0 +1,66 @@
+"""What people change of patients and exams, noted for a day as it was before and after."""
+
+import base64
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from minris.access.context import Context
+from minris.dataset.elements import ElementIndex
+from minris.standard.worklist import STEP_STATUS
+from minris.store.models import UndoNote, database
+from minris.store.rows import insert_row
+
+UNDO_HOURS = 24
+Place = tuple[str, int]  # a table of _COLUMNS and a row
+_COLUMNS = {
+    "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
+    " patient_birth_date, created_at, data",
+    "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
+    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, data",
+}
+
+
+def row_as_noted(place: Place) -> dict[str, Any]:
+    """The columns of a row, `data` in Base64; of a step its item, and its state as one part.
+
+    Empty where there is no such row
+    """
+    table, row_id = place
+    columns = _COLUMNS[table]
+    row = database.execute_sql(f"SELECT {columns} FROM {table} WHERE id = ?", (row_id,)).fetchone()
+    if not row:
+        return {}
+    parts = dict(zip(columns.split(", "), row, strict=True))
+    data = ElementIndex(parts.pop("data"))
+    if table == "scheduled_procedure_step":
+        data = data.item("ScheduledProcedureStepSequence").without([STEP_STATUS])
+        parts = {"state": parts}
+    return parts | {"data": base64.b64encode(bytes(data)).decode()}
+
+
+@contextlib.contextmanager
+def can_be_undone(
+    ctx: Context, what: str, about: str, places: Iterable[Place], always: bool = False
+) -> Iterator[None]:
+    """Note what a change makes of some rows, so that it can be taken back.
+
+    what    the change, in words: a Message or a state
+    about   what it is about, and offered at: `patient 3`, `step 7`
+    places  the rows that may change, a patient before the orders, these before the steps
+    always  note it whoever makes it; else only what a person changes
+    """
+    if not (always or ctx.actor.role):
+        yield
+        return
+    before = {place: row_as_noted(place) for place in places}
+    yield
+    images = []
+    for place, old in before.items():
+        new = row_as_noted(place)
+        changed = {part for part in old if old[part] != new.get(part)}
+        images.append([*place, *({p: row[p] for p in row if p in changed} for row in (old, new))])
+    if any(old for *_, old, _ in images):
+        insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
+                   images=json.dumps(images))  # fmt: skip
