@@ -4814,6 +4814,11 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
+def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
+    """The first row of a model under a condition, as fetch_rows gives it; None where there is none."""
+    return next(iter(fetch_rows(model, where, *values)), None)
+
+
 def matching_rows(
     model: type[Stored], rows_: list[tuple[int, int]], search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:
@@ -8757,10 +8762,8 @@ def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
 
 def find_procedure(text: str) -> Any | None:
     """The procedure in use that has this code, or this meaning; None where there is none."""
-    found = fetch_rows(
-        Procedure, "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code", text, text
-    )
-    return found[0] if found else None
+    where = "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code LIMIT 1"
+    return first_row(Procedure, where, text, text)
 
 
 def apply_procedure(data: bytes) -> bytes:
@@ -8815,8 +8818,8 @@ def procedures_in_use() -> list[Any]:
 # Orders and steps by their row or name; identifiers, made, and whose they are.
 # ------------------------------------------------------------------------------------------------
 
-def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) -> str:
-    """The next identifier of a pattern that is not in use; numbers start anew with its dates."""
+def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
+    """The next identifier of a pattern that no row has; numbers start anew with its dates."""
     now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
@@ -8827,7 +8830,7 @@ def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) ->
             (name,),
         ).fetchone()[0]
         identifier = format_identifier(pattern, now, number)
-        if not taken(identifier):
+        if not row_exists(model, column, identifier):
             return identifier
 
 
@@ -8862,14 +8865,8 @@ def step_data(study_instance_uid: str, step_id: str) -> bytes:
 
 def step_key(row_id: int) -> tuple[str, str]:
     """Study Instance UID and step ID of a row. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT study_instance_uid, scheduled_procedure_step_id FROM scheduled_procedure_step"
-        " WHERE id = ?",
-        (row_id,),
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row
+    row = step_row(row_id)
+    return row.study_instance_uid, row.scheduled_procedure_step_id
 
 
 def leftovers(today: str) -> list[Any]:
@@ -8920,40 +8917,27 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 def step_row(row_id: int) -> Any:
     """A step by its row. Refuses 0112."""
-    found = fetch_rows(ScheduledProcedureStep, "id = ?", row_id)
-    if not found:
+    row = first_row(ScheduledProcedureStep, "id = ?", row_id)
+    if not row:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return found[0]
+    return row
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
     """Data set, state and remark of a step by its row. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return bytes(row[0]), row[1], row[2]
+    row = step_row(row_id)
+    return bytes(row.data), row.status, row.remark
 
 
 def step_known(study: str) -> int | None:
     """The row of the first step of a study, None where there is none."""
-    row = database.execute_sql(
-        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
-    ).fetchone()
-    return row[0] if row else None
+    row = first_row(ScheduledProcedureStep, "study_instance_uid = ? ORDER BY id LIMIT 1", study)
+    return row.id if row else None
 
 
 def patient_of_step(row_id: int) -> int:
     """The row of the patient of a step. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT r.patient_id FROM scheduled_procedure_step s JOIN requested_procedure r"
-        " ON r.id = s.procedure_id WHERE s.id = ?",
-        (row_id,),
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row[0]
+    return first_row(RequestedProcedure, "id = ?", step_row(row_id).procedure_id).patient_id
 
 
 def steps_of(patient_row: int) -> list[Any]:
@@ -9313,7 +9297,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     ae_title  any of its titles
     """
     known, found = exam_minutes(), []
-    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    device = device_of(ctx, ae_title)
     titles = device.ae_titles if device else (ae_title,)
     cursor = database.execute_sql(
         "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"
@@ -9803,12 +9787,8 @@ def recent_queries(since: str, limit: int = 100) -> list[Any]:
 def last_query(ae_titles: Iterable[str]) -> Any | None:
     """The newest query of any of these AE titles, None where none is kept."""
     titles = list(ae_titles)
-    found = fetch_rows(
-        QueryTrace,
-        f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1",
-        *titles,
-    )
-    return found[0] if found else None
+    where = f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1"
+    return first_row(QueryTrace, where, *titles)
 
 
 def latest_by_device(queries: Iterable[Any]) -> list[Any]:
@@ -9893,9 +9873,8 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        made = next_identifier(
-            ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
-        )
+        pattern = ctx.config.clinic.patient_id_format
+        made = next_identifier(ctx, pattern, Patient, "patient_id")
         given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
@@ -9953,8 +9932,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     into     Patient ID of the one who stays; what only the other one has is taken over
     Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
     """
-    if not why.strip():
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    needs_reason(why)
     with database.atomic():
         patient = Patient.get_or_none(Patient.id == row_id)
         known = list(Patient.select().where(Patient.patient_id == into.strip()))
@@ -10028,10 +10006,10 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 def get_patient(row_id: int) -> bytes:
     """What is known of a patient by its row. Refuses 0112."""
-    found = fetch_rows(Patient, "id = ?", row_id)
-    if not found:
+    patient = first_row(Patient, "id = ?", row_id)
+    if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    return bytes(found[0].data)
+    return bytes(patient.data)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10173,15 +10151,11 @@ def _save_procedure(
         StudyInstanceUID=uid or ctx.new_uid(),
         AccessionNumber=accession
         or next_identifier(
-            ctx,
-            clinic.accession_number_format,
-            lambda i: row_exists(RequestedProcedure, "accession_number", i),
+            ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
         ),
         RequestedProcedureID=procedure_id
         or next_identifier(
-            ctx,
-            clinic.requested_procedure_id_format,
-            lambda i: row_exists(RequestedProcedure, "requested_procedure_id", i),
+            ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
         ),
     )
     return RequestedProcedure.create(
@@ -10198,10 +10172,9 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx,
-        ctx.config.clinic.scheduled_procedure_step_id_format,
-        lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
+        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
@@ -10367,12 +10340,10 @@ def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = 
 
 def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     """Give a step another date, time, station or modality by keyword; all else stays."""
-    if title := texts.get("ScheduledStationAETitle"):
-        device = next((d for d in ctx.devices if title in d.ae_titles), None)
-        if device:
-            texts.setdefault("Modality", device.modality)
-            texts["ScheduledStationName"] = device.station_name
-            texts["ScheduledProcedureStepLocation"] = device.location
+    if device := device_of(ctx, texts.get("ScheduledStationAETitle", "")):
+        texts.setdefault("Modality", device.modality)
+        texts["ScheduledStationName"] = device.station_name
+        texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
     sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)
@@ -10395,12 +10366,12 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
     return step is not None
 
 
-def insert_link(performed_id: int, step_row: int, found_by: str, before: str) -> None:
+def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
     database.execute_sql(
         "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
         " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_row, found_by, before),
+        (performed_id, step_id, found_by, before),
     )
 
 
@@ -10463,8 +10434,7 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
         state = (
             "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
         )
-    step = fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0]
-    enter_state(ctx, step, state, "performed step")
+    enter_state(ctx, step_row(step_id), state, "performed step")
 
 
 def reporting_stations() -> set[str]:
@@ -10502,43 +10472,46 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
     )
 
 
-def link_by_hand(ctx: Context, performed_id: int, step_row: int) -> None:
+def _performed_row(performed_id: int) -> Any:
+    """A performed step by its row. Refuses 0112."""
+    performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
+    if not performed:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return performed
+
+
+def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Let a person say which scheduled step a performed one was. Refuses 0112."""
     with database.atomic():
-        performed = fetch_rows(PerformedProcedureStep, "id = ?", performed_id)
-        step = fetch_rows(ScheduledProcedureStep, "id = ?", step_row)
-        if not performed or not step:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-        insert_link(performed_id, step_row, "by hand", step[0].status)
-        settle_step(ctx, step_row)
-        uid = performed[0].sop_instance_uid
-        audit(ctx, "performed step matched", uid, step[0].scheduled_procedure_step_id)
+        performed, step = _performed_row(performed_id), step_row(step_id)
+        insert_link(performed_id, step_id, "by hand", step.status)
+        settle_step(ctx, step_id)
+        uid = performed.sop_instance_uid
+        audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
 
 
-def unlink_step(ctx: Context, performed_id: int, step_row: int) -> None:
+def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
     """Undo a match; the scheduled step is again what it was. Refuses 0112."""
     with database.atomic():
         links = database.execute_sql(
             "SELECT status_before FROM performed_scheduled_step"
             " WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_row),
+            (performed_id, step_id),
         ).fetchall()
         if not links:
             raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
         database.execute_sql(
             "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_row),
+            (performed_id, step_id),
         )
-        settle_step(ctx, step_row, links[0][0])
-        audit(ctx, "performed step unmatched", str(performed_id), str(step_row))
+        settle_step(ctx, step_id, links[0][0])
+        audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
     """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
-    if not reason.strip():
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
-    if not fetch_rows(PerformedProcedureStep, "id = ?", performed_id):
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    needs_reason(reason)
+    _performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
     audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 
@@ -10650,8 +10623,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
     """
     index = ElementIndex(data)
     with database.atomic():
-        found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-        performed = found[0] if found else None
+        performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
@@ -10691,10 +10663,10 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
-    found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-    if not found:
+    performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    if not performed:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
-    return selected_attributes(ElementIndex(found[0].data), tags, MPPS_ATTRIBUTES)
+    return selected_attributes(ElementIndex(performed.data), tags, MPPS_ATTRIBUTES)
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
@@ -11131,7 +11103,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
 
 def stored_workitem(uid: str) -> Any:
     """A workitem by its UID, None where there is none."""
-    return next(iter(fetch_rows(Workitem, "sop_instance_uid = ?", uid)), None)
+    return first_row(Workitem, "sop_instance_uid = ?", uid)
 
 
 def find_workitem(uid: str) -> Any:
@@ -12873,7 +12845,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
         words = Message("{ae} is not registered with an address", ae=requester)
         raise Refusal(Status.NOT_AUTHORIZED, words)
     with database.atomic():
-        known = next(iter(fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)), None)
+        known = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
         if known and door == "web":
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
         same = known and (known.door, known.requester, bytes(known.data)) == (
@@ -13026,14 +12998,9 @@ REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM
 
 def relay_waits(ctx: Context, commitment_id: int) -> bool:
     """Whether an archive that a request was passed on to may still answer."""
-    return bool(
-        fetch_rows(
-            CommitmentRelay,
-            "commitment_id = ? AND answered_at = '' AND asked_at > ?",
-            commitment_id,
-            ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
-        )
-    )
+    since = ctx.stamp(minutes=-ctx.config.commitment.answer_minutes)
+    where = "commitment_id = ? AND answered_at = '' AND asked_at > ?"
+    return bool(first_row(CommitmentRelay, where, commitment_id, since))
 
 
 def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
@@ -13063,8 +13030,8 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     Refuses  0115 for one that was not passed on to who reports, 0120, 0121
     Source   PS3.4 J.3.3
     """
-    found = fetch_rows(CommitmentRelay, "transaction_uid = ?", uid)
-    archive = device_of(ctx, found[0].archive) if found else None
+    relay = first_row(CommitmentRelay, "transaction_uid = ?", uid)
+    archive = device_of(ctx, relay.archive) if relay else None
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
@@ -13073,7 +13040,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
               for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
-    title = index.get("RetrieveAETitle") or found[0].archive
+    title = index.get("RetrieveAETitle") or relay.archive
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
@@ -13082,14 +13049,14 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if not found[0].answered_at:
+        if not relay.answered_at:
             answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
             database.execute_sql(answered, (ctx.stamp(), uid))
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
-            record_evidence(ctx, found[0].commitment_id, evidence)
+            record_evidence(ctx, relay.commitment_id, evidence)
     log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
 
 
@@ -13183,10 +13150,10 @@ def _by_study(good: list[Any], bad: list[Any]) -> bytes:
 
 def commitment_by_uid(uid: str) -> Any:
     """A request by its Transaction UID. Refuses 0112."""
-    found = fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)
-    if not found:
+    commitment = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
+    if not commitment:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such request"))
-    return found[0]
+    return commitment
 
 
 def note_told(ctx: Context, commitment_id: int) -> None:
@@ -14021,7 +13988,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
-    patient = next(iter(fetch_rows(Patient, "id = ?", row_id)), None)
+    patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
     database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten

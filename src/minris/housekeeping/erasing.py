@@ -23,7 +23,7 @@ from minris.store.models import (
     Workitem,
     database,
 )
-from minris.store.rows import erase, fetch_rows, insert_rows
+from minris.store.rows import erase, fetch_rows, first_row, insert_rows
 from minris.ups.search import find_workitem
 
 
@@ -109,7 +109,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
-    patient = next(iter(fetch_rows(Patient, "id = ?", row_id)), None)
+    patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
     database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten

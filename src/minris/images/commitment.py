@@ -37,7 +37,7 @@ from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.ups import TRANSACTION_UID
 from minris.store.models import Commitment, CommitmentInstance, CommitmentRelay, database
-from minris.store.rows import erase, fetch_rows, insert_row, insert_rows, update_row
+from minris.store.rows import erase, fetch_rows, first_row, insert_row, insert_rows, update_row
 
 
 def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse") -> None:
@@ -62,7 +62,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
         words = Message("{ae} is not registered with an address", ae=requester)
         raise Refusal(Status.NOT_AUTHORIZED, words)
     with database.atomic():
-        known = next(iter(fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)), None)
+        known = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
         if known and door == "web":
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
         same = known and (known.door, known.requester, bytes(known.data)) == (
@@ -215,14 +215,9 @@ REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM
 
 def relay_waits(ctx: Context, commitment_id: int) -> bool:
     """Whether an archive that a request was passed on to may still answer."""
-    return bool(
-        fetch_rows(
-            CommitmentRelay,
-            "commitment_id = ? AND answered_at = '' AND asked_at > ?",
-            commitment_id,
-            ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
-        )
-    )
+    since = ctx.stamp(minutes=-ctx.config.commitment.answer_minutes)
+    where = "commitment_id = ? AND answered_at = '' AND asked_at > ?"
+    return bool(first_row(CommitmentRelay, where, commitment_id, since))
 
 
 def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
@@ -252,8 +247,8 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     Refuses  0115 for one that was not passed on to who reports, 0120, 0121
     Source   PS3.4 J.3.3
     """
-    found = fetch_rows(CommitmentRelay, "transaction_uid = ?", uid)
-    archive = device_of(ctx, found[0].archive) if found else None
+    relay = first_row(CommitmentRelay, "transaction_uid = ?", uid)
+    archive = device_of(ctx, relay.archive) if relay else None
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
@@ -262,7 +257,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
               for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
-    title = index.get("RetrieveAETitle") or found[0].archive
+    title = index.get("RetrieveAETitle") or relay.archive
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
@@ -271,14 +266,14 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if not found[0].answered_at:
+        if not relay.answered_at:
             answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
             database.execute_sql(answered, (ctx.stamp(), uid))
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
-            record_evidence(ctx, found[0].commitment_id, evidence)
+            record_evidence(ctx, relay.commitment_id, evidence)
     log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
 
 
@@ -372,10 +367,10 @@ def _by_study(good: list[Any], bad: list[Any]) -> bytes:
 
 def commitment_by_uid(uid: str) -> Any:
     """A request by its Transaction UID. Refuses 0112."""
-    found = fetch_rows(Commitment, "transaction_uid = ? AND repeats = 0", uid)
-    if not found:
+    commitment = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
+    if not commitment:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such request"))
-    return found[0]
+    return commitment
 
 
 def note_told(ctx: Context, commitment_id: int) -> None:

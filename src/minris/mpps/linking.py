@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-from minris.access.context import Context, audit, device_of
+from minris.access.context import Context, audit, device_of, needs_reason
 from minris.dataset.elements import ElementIndex
+from minris.orders.lookup import step_row
 from minris.orders.steps import enter_state
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
-from minris.store.rows import fetch_rows, update_row
+from minris.store.rows import fetch_rows, first_row, update_row
 
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
@@ -24,12 +25,12 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
     return step is not None
 
 
-def insert_link(performed_id: int, step_row: int, found_by: str, before: str) -> None:
+def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
     database.execute_sql(
         "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
         " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_row, found_by, before),
+        (performed_id, step_id, found_by, before),
     )
 
 
@@ -92,8 +93,7 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
         state = (
             "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
         )
-    step = fetch_rows(ScheduledProcedureStep, "id = ?", step_id)[0]
-    enter_state(ctx, step, state, "performed step")
+    enter_state(ctx, step_row(step_id), state, "performed step")
 
 
 def reporting_stations() -> set[str]:
@@ -131,43 +131,46 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
     )
 
 
-def link_by_hand(ctx: Context, performed_id: int, step_row: int) -> None:
+def _performed_row(performed_id: int) -> Any:
+    """A performed step by its row. Refuses 0112."""
+    performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
+    if not performed:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    return performed
+
+
+def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Let a person say which scheduled step a performed one was. Refuses 0112."""
     with database.atomic():
-        performed = fetch_rows(PerformedProcedureStep, "id = ?", performed_id)
-        step = fetch_rows(ScheduledProcedureStep, "id = ?", step_row)
-        if not performed or not step:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-        insert_link(performed_id, step_row, "by hand", step[0].status)
-        settle_step(ctx, step_row)
-        uid = performed[0].sop_instance_uid
-        audit(ctx, "performed step matched", uid, step[0].scheduled_procedure_step_id)
+        performed, step = _performed_row(performed_id), step_row(step_id)
+        insert_link(performed_id, step_id, "by hand", step.status)
+        settle_step(ctx, step_id)
+        uid = performed.sop_instance_uid
+        audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
 
 
-def unlink_step(ctx: Context, performed_id: int, step_row: int) -> None:
+def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
     """Undo a match; the scheduled step is again what it was. Refuses 0112."""
     with database.atomic():
         links = database.execute_sql(
             "SELECT status_before FROM performed_scheduled_step"
             " WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_row),
+            (performed_id, step_id),
         ).fetchall()
         if not links:
             raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
         database.execute_sql(
             "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_row),
+            (performed_id, step_id),
         )
-        settle_step(ctx, step_row, links[0][0])
-        audit(ctx, "performed step unmatched", str(performed_id), str(step_row))
+        settle_step(ctx, step_id, links[0][0])
+        audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
     """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
-    if not reason.strip():
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
-    if not fetch_rows(PerformedProcedureStep, "id = ?", performed_id):
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    needs_reason(reason)
+    _performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
     audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 

@@ -32,7 +32,7 @@ from minris.standard.mpps import (
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.uids import MPPS
 from minris.store.models import PerformedProcedureStep, database
-from minris.store.rows import fetch_rows, insert_row, update_row
+from minris.store.rows import first_row, insert_row, update_row
 
 NOT_SETTABLE = frozenset(
     attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
@@ -126,8 +126,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
     """
     index = ElementIndex(data)
     with database.atomic():
-        found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-        performed = found[0] if found else None
+        performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
         status = index.text(MPPS_STATUS)
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
@@ -167,10 +166,10 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
-    found = fetch_rows(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-    if not found:
+    performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    if not performed:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
-    return selected_attributes(ElementIndex(found[0].data), tags, MPPS_ATTRIBUTES)
+    return selected_attributes(ElementIndex(performed.data), tags, MPPS_ATTRIBUTES)
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:

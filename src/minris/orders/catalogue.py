@@ -15,7 +15,7 @@ from minris.standard.dictionary import value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE
 from minris.store.models import Procedure, ScheduledProcedureStep
-from minris.store.rows import fetch_rows
+from minris.store.rows import fetch_rows, first_row
 
 # The procedure catalogue.
 
@@ -96,10 +96,8 @@ def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
 
 def find_procedure(text: str) -> Any | None:
     """The procedure in use that has this code, or this meaning; None where there is none."""
-    found = fetch_rows(
-        Procedure, "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code", text, text
-    )
-    return found[0] if found else None
+    where = "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code LIMIT 1"
+    return first_row(Procedure, where, text, text)
 
 
 def apply_procedure(data: bytes) -> bytes:

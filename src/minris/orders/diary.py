@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from minris.access.context import Context
+from minris.access.context import Context, device_of
 from minris.config.values import WEEKDAYS
 from minris.dataset.elements import ElementIndex
 from minris.orders.catalogue import all_procedures
@@ -45,7 +45,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     ae_title  any of its titles
     """
     known, found = exam_minutes(), []
-    device = next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    device = device_of(ctx, ae_title)
     titles = device.ae_titles if device else (ae_title,)
     cursor = database.execute_sql(
         "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"

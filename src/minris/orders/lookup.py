@@ -1,7 +1,6 @@
 """Orders and steps by their row or name; identifiers, made, and whose they are."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from minris.access.context import Context
@@ -10,12 +9,12 @@ from minris.dataset.names import name_key
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
-from minris.store.models import ScheduledProcedureStep, database
-from minris.store.rows import fetch_rows
+from minris.store.models import RequestedProcedure, ScheduledProcedureStep, Stored, database
+from minris.store.rows import fetch_rows, first_row, row_exists
 
 
-def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) -> str:
-    """The next identifier of a pattern that is not in use; numbers start anew with its dates."""
+def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
+    """The next identifier of a pattern that no row has; numbers start anew with its dates."""
     now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
@@ -26,7 +25,7 @@ def next_identifier(ctx: Context, pattern: str, taken: Callable[[str], bool]) ->
             (name,),
         ).fetchone()[0]
         identifier = format_identifier(pattern, now, number)
-        if not taken(identifier):
+        if not row_exists(model, column, identifier):
             return identifier
 
 
@@ -61,14 +60,8 @@ def step_data(study_instance_uid: str, step_id: str) -> bytes:
 
 def step_key(row_id: int) -> tuple[str, str]:
     """Study Instance UID and step ID of a row. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT study_instance_uid, scheduled_procedure_step_id FROM scheduled_procedure_step"
-        " WHERE id = ?",
-        (row_id,),
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row
+    row = step_row(row_id)
+    return row.study_instance_uid, row.scheduled_procedure_step_id
 
 
 def leftovers(today: str) -> list[Any]:
@@ -119,40 +112,27 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 def step_row(row_id: int) -> Any:
     """A step by its row. Refuses 0112."""
-    found = fetch_rows(ScheduledProcedureStep, "id = ?", row_id)
-    if not found:
+    row = first_row(ScheduledProcedureStep, "id = ?", row_id)
+    if not row:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return found[0]
+    return row
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
     """Data set, state and remark of a step by its row. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT data, status, remark FROM scheduled_procedure_step WHERE id = ?", (row_id,)
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return bytes(row[0]), row[1], row[2]
+    row = step_row(row_id)
+    return bytes(row.data), row.status, row.remark
 
 
 def step_known(study: str) -> int | None:
     """The row of the first step of a study, None where there is none."""
-    row = database.execute_sql(
-        "SELECT id FROM scheduled_procedure_step WHERE study_instance_uid = ? ORDER BY id", (study,)
-    ).fetchone()
-    return row[0] if row else None
+    row = first_row(ScheduledProcedureStep, "study_instance_uid = ? ORDER BY id LIMIT 1", study)
+    return row.id if row else None
 
 
 def patient_of_step(row_id: int) -> int:
     """The row of the patient of a step. Refuses 0112."""
-    row = database.execute_sql(
-        "SELECT r.patient_id FROM scheduled_procedure_step s JOIN requested_procedure r"
-        " ON r.id = s.procedure_id WHERE s.id = ?",
-        (row_id,),
-    ).fetchone()
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row[0]
+    return first_row(RequestedProcedure, "id = ?", step_row(row_id).procedure_id).patient_id
 
 
 def steps_of(patient_row: int) -> list[Any]:

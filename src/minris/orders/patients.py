@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from minris import log
-from minris.access.context import Context, audit
+from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
@@ -17,7 +17,7 @@ from minris.orders.steps import refold_open, update_patient
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database
-from minris.store.rows import erase, fetch_rows, row_exists
+from minris.store.rows import erase, fetch_rows, first_row
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
@@ -87,9 +87,8 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        made = next_identifier(
-            ctx, ctx.config.clinic.patient_id_format, lambda i: row_exists(Patient, "patient_id", i)
-        )
+        pattern = ctx.config.clinic.patient_id_format
+        made = next_identifier(ctx, pattern, Patient, "patient_id")
         given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
@@ -147,8 +146,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     into     Patient ID of the one who stays; what only the other one has is taken over
     Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
     """
-    if not why.strip():
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
+    needs_reason(why)
     with database.atomic():
         patient = Patient.get_or_none(Patient.id == row_id)
         known = list(Patient.select().where(Patient.patient_id == into.strip()))
@@ -222,7 +220,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 def get_patient(row_id: int) -> bytes:
     """What is known of a patient by its row. Refuses 0112."""
-    found = fetch_rows(Patient, "id = ?", row_id)
-    if not found:
+    patient = first_row(Patient, "id = ?", row_id)
+    if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    return bytes(found[0].data)
+    return bytes(patient.data)

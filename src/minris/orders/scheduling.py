@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import peewee
 
 from minris import log
-from minris.access.context import Context, audit
+from minris.access.context import Context, audit, device_of
 from minris.dataset.elements import (
     EMPTY,
     ElementIndex,
@@ -43,7 +43,7 @@ from minris.standard.worklist import (
     WAITING_STEP_STATES,
 )
 from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
-from minris.store.rows import first_version, insert_row, row_exists
+from minris.store.rows import first_version, insert_row
 
 
 def _save_procedure(
@@ -72,15 +72,11 @@ def _save_procedure(
         StudyInstanceUID=uid or ctx.new_uid(),
         AccessionNumber=accession
         or next_identifier(
-            ctx,
-            clinic.accession_number_format,
-            lambda i: row_exists(RequestedProcedure, "accession_number", i),
+            ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
         ),
         RequestedProcedureID=procedure_id
         or next_identifier(
-            ctx,
-            clinic.requested_procedure_id_format,
-            lambda i: row_exists(RequestedProcedure, "requested_procedure_id", i),
+            ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
         ),
     )
     return RequestedProcedure.create(
@@ -97,10 +93,9 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx,
-        ctx.config.clinic.scheduled_procedure_step_id_format,
-        lambda i: row_exists(ScheduledProcedureStep, "scheduled_procedure_step_id", i),
+        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
@@ -266,12 +261,10 @@ def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = 
 
 def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     """Give a step another date, time, station or modality by keyword; all else stays."""
-    if title := texts.get("ScheduledStationAETitle"):
-        device = next((d for d in ctx.devices if title in d.ae_titles), None)
-        if device:
-            texts.setdefault("Modality", device.modality)
-            texts["ScheduledStationName"] = device.station_name
-            texts["ScheduledProcedureStepLocation"] = device.location
+    if device := device_of(ctx, texts.get("ScheduledStationAETitle", "")):
+        texts.setdefault("Modality", device.modality)
+        texts["ScheduledStationName"] = device.station_name
+        texts["ScheduledProcedureStepLocation"] = device.location
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
     sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)

@@ -13,7 +13,7 @@ from minris.orders.worklist import STATION_AE_TITLE, WorklistView
 from minris.standard.status import Status, description_of
 from minris.standard.worklist import START_DATE, STEP_STATUS
 from minris.store.models import QueryTrace, database
-from minris.store.rows import fetch_rows
+from minris.store.rows import fetch_rows, first_row
 
 
 class QueryLog:
@@ -130,12 +130,8 @@ def recent_queries(since: str, limit: int = 100) -> list[Any]:
 def last_query(ae_titles: Iterable[str]) -> Any | None:
     """The newest query of any of these AE titles, None where none is kept."""
     titles = list(ae_titles)
-    found = fetch_rows(
-        QueryTrace,
-        f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1",
-        *titles,
-    )
-    return found[0] if found else None
+    where = f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1"
+    return first_row(QueryTrace, where, *titles)
 
 
 def latest_by_device(queries: Iterable[Any]) -> list[Any]:

@@ -23,6 +23,11 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
+def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
+    """The first row of a model under a condition, as fetch_rows gives it; None where there is none."""
+    return next(iter(fetch_rows(model, where, *values)), None)
+
+
 def matching_rows(
     model: type[Stored], rows_: list[tuple[int, int]], search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:

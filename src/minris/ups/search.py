@@ -14,12 +14,12 @@ from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.ups import UPS_ATTRIBUTES
 from minris.store.models import Workitem, database
-from minris.store.rows import AnswerCache, answer_slices, fetch_rows, matching_rows, page_of_matches
+from minris.store.rows import AnswerCache, answer_slices, first_row, matching_rows, page_of_matches
 
 
 def stored_workitem(uid: str) -> Any:
     """A workitem by its UID, None where there is none."""
-    return next(iter(fetch_rows(Workitem, "sop_instance_uid = ?", uid)), None)
+    return first_row(Workitem, "sop_instance_uid = ?", uid)
 
 
 def find_workitem(uid: str) -> Any:
