@@ -19642,7 +19642,7 @@ def decoded_form(text: str) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.frame
-# What all pages share: the layout, the menu, lists, sending and answering.
+# What all pages share: a request and how it is answered, the layout, the menu, lists.
 # ------------------------------------------------------------------------------------------------
 
 LAYOUT = """<!DOCTYPE html>
@@ -19818,44 +19818,6 @@ class Action(NamedTuple):
     get: bool = False  # it only shows something
 
 
-NAVIGATION = body_rows("""
-    path          | words          | role         | group
-    /             | Board          | desk         | The day
-    /calendar     | Calendar       | desk         | The day
-    /waiting      | Waiting room   | desk         | The day
-    /leftovers    | Leftovers      | desk         | The day
-    /unscheduled  | Unscheduled    | desk         | The day
-    /figures      | Figures        | technologist | The day
-    /register     | Register       | desk         | Patients
-    /patients     | Patients       | desk         | Patients
-    /import       | Import         | desk         | Patients
-    /catalogue    | Catalogue      | technologist | Patients
-    /workitems    | Workitems      | desk         | After the exam
-    /commitments  | Are they safe? | technologist | After the exam
-    /watchers     | Watchers       | technologist | After the exam
-    /passed-on    | Passed on      | technologist | After the exam
-    /why          | Why not there? | desk         | Machines
-    /devices      | Devices        | technologist | Machines
-    /associations | Associations   | technologist | Machines
-    /orphans      | Stuck          | technologist | Machines
-    /statuses     | Statuses       | technologist | Machines
-    /box          | The box        | admin        | The box
-    /users        | Users          | admin        | The box
-    /audit        | Audit log      | admin        | The box
-    /settings     | Settings       | admin        | The box
-    """)
-
-
-def group_of(here: str) -> str:
-    """The group of pages that a path belongs to: /patient/3 is of /patients, /step/1 of the day."""
-    found = [
-        (len(path), group)
-        for path, _, _, group in NAVIGATION[1:]
-        if f"{here}/".startswith((f"{path}/", f"{path.removesuffix('s')}/"))
-    ]
-    return max(found)[1] if found else NAVIGATION[0][3]
-
-
 LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
           "bad": "\N{BLACK SQUARE}"}  # fmt: skip
 LIGHT_SAYS = {
@@ -19863,6 +19825,36 @@ LIGHT_SAYS = {
     "warning": Message("look at it"),
     "bad": Message("does not work"),
 }
+
+
+class Page(NamedTuple):
+    """A row of the table of pages: what answers a method and a path.
+
+    role   the least that may ask for it; "" where nobody need be logged in
+    words  in the menu, and its group there; "" for what is not in the menu
+    """
+
+    method: str
+    path: str
+    role: str
+    function: Callable[..., str | bytes]
+    words: str = ""
+    group: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The path, with * for a part that varies."""
+        return re.sub("<[^>]*>", "*", self.path)
+
+
+def group_of(menu: list[Page], here: str) -> str:
+    """The group of pages that a path belongs to: /patient/3 is of /patients, /step/1 of the day."""
+    found = [
+        (len(page.path), page.group)
+        for page in menu
+        if f"{here}/".startswith((f"{page.path}/", f"{page.path.removesuffix('s')}/"))
+    ]
+    return max(found)[1] if found else menu[0].group
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
@@ -19873,15 +19865,221 @@ def safe_path(path: str | None, default: str = "/") -> str:
     return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
-class Frame:
-    """What all pages share: the layout, the menu, lists, sending and answering."""
+class Site:
+    """What all requests share: the table of pages, the catalogues, the boards, the box's light."""
 
-    def __init__(self, web: Web) -> None:
-        import bottle
-
-        self.web, self.bottle = web, bottle
+    def __init__(self, web: Web, pages: tuple[Page, ...], boards: Any) -> None:
+        self.web, self.pages, self.boards = web, pages, boards
+        self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
+
+    def light(self) -> str:
+        """The worst of the box's lights, looked at each ten seconds."""
+        now = time.monotonic()
+        if now > self.light_until:
+            self.light_until = now + 10
+            order = list(LIGHTS)
+            self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
+        return self.worst
+
+
+class PageRequest:
+    """A request for a page: who asks, in which language, what was sent, and how it is answered.
+
+    login  who asks; None where that is not known, or not asked
+    ctx    the circumstances that core functions are given
+    """
+
+    def __init__(self, site: Site) -> None:
+        import bottle
+
+        self.site, self.web = site, site.web
+        self.request, self.response = bottle.request, bottle.response
+        self.login: Login | None = None
+        self.ctx: Context = self.web.context(Actor("web"))
+
+    def enter(self, least: str) -> None:
+        """Find who asks. Refuses who may not do what `least` may (0124), or has no login (401)."""
+        self.login, self.ctx = enter(self.web, self.request, least)
+
+    def may(self, least: str) -> bool:
+        """Whether who asks may do what `least` may."""
+        return permit(self.login.role if self.login else "", least)
+
+    def need(self, least: str) -> None:
+        """Refuse (0124) a deed that asks for more than its page does."""
+        if not self.may(least):
+            raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+
+    # What was sent.
+
+    @functools.cached_property
+    def t(self) -> Translator:
+        """The language of the one who asks."""
+        language = choose_language(
+            self.site.catalogues,
+            self.request.get_cookie("language") or "",
+            self.request.get_header("Accept-Language", ""),
+            self.web.config.clinic.language,
+        )
+        return Translator(language, self.site.catalogues[language])
+
+    def query(self, name: str) -> str:
+        """A parameter of the address, as text."""
+        return self.request.query.getunicode(name) or ""
+
+    def day(self, name: str) -> str:
+        """A day in the address as DA; nothing for what is none."""
+        date = self.query(name).replace("-", "")
+        return date if is_date(date) else ""
+
+    def form(self, name: str) -> str:
+        """A field of the form that was sent, as text."""
+        return self.request.forms.getunicode(name) or ""
+
+    def number(self, name: str) -> int:
+        """A field that holds the number of a row. Refuses 0106."""
+        if not self.form(name).isdigit():
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
+        return int(self.form(name))
+
+    def came_from(self, default: str) -> str:
+        """The page of ours that it was sent from."""
+        return safe_path(self.request.get_header("Referer"), default)
+
+    # The store and the clinic.
+
+    def read(self, core: Core, *arguments: Any) -> Any:
+        """Call a core function that only reads."""
+        return self.web.read(core, *arguments)
+
+    def write(self, core: Core, *arguments: Any) -> Any:
+        """Call a core function in the store thread, for who asks, and wait for its commit."""
+        return self.web.write(core, self.ctx, *arguments)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices of the moment."""
+        return self.web.access().devices
+
+    def device(self, ae_title: str) -> Device | None:
+        """The device of an AE title."""
+        return self.web.access().device(ae_title)
+
+    def at(self, stamp: str) -> str:
+        """A time of the store as the clinic's clock shows it."""
+        return shown_instant(stamp, self.web.config.zone)
+
+    # The answer.
+
+    def show(
+        self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
+        **values: Any,
+    ) -> str:  # fmt: skip
+        """A whole page around a template.
+
+        refresh  load it anew by itself; bare: without the head of a page
+        told     what the action before says of itself
+        """
+        t, login, here, site = self.t, self.login, self.request.path, self.site
+        seen = [page for page in site.menu if self.may(page.role)]
+        group, first = group_of(site.menu, here), {}
+        for page in seen:
+            first.setdefault(page.group, page.path)
+        shared = {
+            "here": here, "login": login, "refresh": refresh,
+            "bare": bare, "told": told or (self._told() if login else ""),
+            "csrf": login.form_token if login else "",
+        }  # fmt: skip
+        return self.part(
+            LAYOUT,
+            **shared,
+            base=self.part(template, **shared, **values),
+            title=t(title),
+            clinic=self.web.config.clinic.name,
+            group=t(group),
+            groups=[(path, t(name), name == group) for name, path in first.items()],
+            navigation=[(page.path, t(page.words)) for page in seen if page.group == group],
+            light=self._light() if self.may("admin") else None,
+            notices=[t(notice) for notice in self.web.box.notices()] if login else [],
+            languages=[(code, LANGUAGES.get(code, code)) for code in site.catalogues],
+        )
+
+    def part(self, template: str, **values: Any) -> str:
+        """A template alone."""
+        import bottle
+
+        return bottle.template(template, t=self.t, **values)
+
+    def listing(self, title: str, parts: list[Part], **values: Any) -> str:
+        """A list page."""
+        settings = {"intro": "", "search": None, "query": "", "links": [], "filters": []}
+        return self.show(LIST_PAGE, title, parts=parts, **settings | values)
+
+    def _light(self) -> tuple[str, str, str]:
+        """The box's light: kind, sign, words."""
+        worst = self.site.light()
+        return worst, LIGHTS[worst], self.t(LIGHT_SAYS[worst])
+
+    def _told(self) -> str:
+        """What the action before this page says of itself, once, from a cookie."""
+        text = self.request.get_cookie("told")
+        if not text:
+            return ""
+        self.response.delete_cookie("told", path="/")
+        return urllib.parse.unquote(text)
+
+    def tell(self, path: str, text: str) -> str:
+        """Go to a page that says what has been done."""
+        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
+        return self.redirect(path)
+
+    def redirect(self, path: str) -> str:
+        """Answer with 303, so that the back button repeats nothing."""
+        self.response.status = 303
+        self.response.set_header("Location", path)
+        return ""
+
+    def again(self, refusal: Refusal) -> list[Problem]:
+        """Why a form is shown again (422): what is wrong with its fields, or one sentence."""
+        self.response.status = 422
+        return list(refusal.problems) or [Problem(0, refusal.detail)]
+
+    def set_cookie(self, name: str, value: str, **options: Any) -> None:
+        """A cookie that scripts cannot read, for this site alone."""
+        secure = self.request.urlparts.scheme == "https" or (
+            self.web.config.web.public_url.startswith("https")
+        )
+        self.response.set_cookie(
+            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
+        )
+
+    def csv(self, name: str, text: str) -> bytes:
+        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
+        self.response.content_type = "text/csv; charset=utf-8"
+        self.response.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        return b"\xef\xbb\xbf" + text.encode()
+
+    def svg(self, drawing: str | bytes) -> str | bytes:
+        """A drawing."""
+        self.response.content_type = "image/svg+xml"
+        return drawing
+
+
+def no_such_action() -> Refusal:
+    """What a form is refused with that asks for a deed that there is not (0106)."""
+    return Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+
+
+class Frame:
+    """What the pages share that are still methods."""
+
+    def __init__(self, site: Site) -> None:
+        import bottle
+
+        self.site, self.web, self.bottle = site, site.web, bottle
+        self.catalogues, self.boards = site.catalogues, site.boards
 
     @property
     def request(self) -> Any:
@@ -19890,51 +20088,14 @@ class Frame:
 
     def translator(self) -> Translator:
         """The language of the one who asks."""
-        request = self.request
-        language = choose_language(
-            self.catalogues,
-            request.get_cookie("language") or "",
-            request.get_header("Accept-Language", ""),
-            self.web.config.clinic.language,
-        )
-        return Translator(language, self.catalogues[language])
+        return PageRequest(self.site).t
 
     def page(self, template: str, title: str, login: Login | None = None, **values: Any) -> str:
         """A whole page around a template."""
-        t = self.translator()
-        here = self.request.path
-        role = login.role if login else ""
-        seen = [row for row in NAVIGATION if permit(role, row[2])]
-        group, first = group_of(here), {}
-        for path, _, _, name in seen:
-            first.setdefault(name, path)
-        notices = [t(notice) for notice in self.web.box.notices()] if login else []
-        told = values.pop("told", "") or (self.told() if login else "")
-        shared = {"t": t, "here": here, "login": login, "told": told}
-        return self.bottle.template(
-            LAYOUT,
-            **shared,
-            base=self.bottle.template(template, **shared, **values),
-            title=t(title),
-            clinic=self.web.config.clinic.name,
-            refresh=values.get("refresh", False),
-            bare=values.get("bare", False),
-            group=t(group),
-            groups=[(path, t(name), name == group) for name, path in first.items()],
-            navigation=[(path, t(words)) for path, words, _, name in seen if name == group],
-            light=self._light(t) if permit(role, "admin") else None,
-            notices=notices,
-            languages=[(code, LANGUAGES.get(code, code)) for code in self.catalogues],
-        )
-
-    def _light(self, t: Translator) -> tuple[str, str, str]:
-        """The worst of the box's lights, looked at each ten seconds: kind, sign, words."""
-        now = time.monotonic()
-        if now > self.light_until:
-            self.light_until = now + 10
-            order = list(LIGHTS)
-            self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
-        return self.worst, LIGHTS[self.worst], t(LIGHT_SAYS[self.worst])
+        p = PageRequest(self.site)
+        p.login = login
+        values.pop("csrf", "")
+        return p.show(template, title, **values)
 
     def form(self, name: str) -> str:
         """A field of the form that was sent, as text."""
@@ -19962,17 +20123,9 @@ class Frame:
 
     def listing(self, title: str, login: Login, parts: list[Part], **values: Any) -> str:
         """A list page."""
-        settings = {"told": "", "intro": "", "search": None, "query": "", "links": [],
+        settings = {"intro": "", "search": None, "query": "", "links": [],
                     "filters": []} | values  # fmt: skip
         return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.form_token, **settings)
-
-    def told(self) -> str:
-        """What the action before this page says of itself, once, from a cookie."""
-        text = self.request.get_cookie("told")
-        if not text:
-            return ""
-        self.bottle.response.delete_cookie("told", path="/")
-        return urllib.parse.unquote(text)
 
     def tell(self, path: str, text: str) -> str:
         """Go to a page that says what has been done."""
@@ -23613,117 +23766,121 @@ class Pages(
     StuckPages,
     BoxPages,
 ):
-    """All pages."""
+    """All pages that are still methods."""
 
-    def __init__(self, web: Web) -> None:
-        super().__init__(web)
-        self.boards = Boards(web)
+
+# Which function answers a method and a path; the least role that may ask ("": nobody need be logged
+# in); the words and the group of the menu, for what is in it.
+PAGES = tuple(Page(*row) for row in (
+    ("GET", "/login", "", "login_page"),
+    ("POST", "/login", "", "log_in"),
+    ("POST", "/logout", "desk", "log_out"),
+    ("GET", "/password", "desk", "password_page"),
+    ("POST", "/password", "desk", "change_password"),
+    ("GET", "/language", "", "language"),
+    ("GET", "/", "desk", "board", "Board", "The day"),
+    ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
+    ("GET", "/slots", "desk", "slots"),
+    ("GET", "/waiting", "desk", "waiting", "Waiting room", "The day"),
+    ("GET", "/print", "desk", "print_day"),
+    ("GET", "/leftovers", "desk", "leftovers_page", "Leftovers", "The day"),
+    ("POST", "/leftovers", "desk", "end_leftovers"),
+    ("GET", "/unscheduled", "desk", "unscheduled", "Unscheduled", "The day"),
+    ("POST", "/unscheduled/match", "desk", "match"),
+    ("POST", "/unscheduled/settle", "desk", "settle"),
+    ("POST", "/unmatch", "desk", "unmatch"),
+    ("GET", "/figures", "technologist", "figures", "Figures", "The day"),
+    ("GET", "/figures.csv", "technologist", "figures_csv"),
+    ("GET", "/figures.svg", "technologist", "figures_svg"),
+    ("GET", "/step/<row_id:int>", "desk", "step"),
+    ("POST", "/step/<row_id:int>", "desk", "step_event"),
+    ("GET", "/step/<row_id:int>/edit", "desk", "edit_step"),
+    ("POST", "/step/<row_id:int>/edit", "desk", "change"),
+    ("GET", "/step/<row_id:int>/slip", "desk", "slip"),
+    ("GET", "/step/<row_id:int>/label", "desk", "label"),
+    ("GET", "/step/<row_id:int>/code128.svg", "desk", "accession_svg"),
+    ("GET", "/step/<row_id:int>/qr.svg", "desk", "patient_svg"),
+    ("GET", "/register", "desk", "register_page", "Register", "Patients"),
+    ("POST", "/register", "desk", "register"),
+    ("GET", "/find", "desk", "find"),
+    ("GET", "/patients", "desk", "patients", "Patients", "Patients"),
+    ("GET", "/patient/<row_id:int>", "desk", "patient"),
+    ("POST", "/patient/<row_id:int>", "desk", "correct"),
+    ("GET", "/patient/<row_id:int>/merge", "desk", "merge_page"),
+    ("POST", "/patient/<row_id:int>/merge", "desk", "merge"),
+    ("GET", "/patient/<row_id:int>/erase", "admin", "erase_page"),
+    ("POST", "/patient/<row_id:int>/erase", "admin", "erase"),
+    ("GET", "/import", "desk", "import_page", "Import", "Patients"),
+    ("POST", "/import", "desk", "import_file"),
+    ("GET", "/catalogue", "technologist", "catalogue", "Catalogue", "Patients"),
+    ("POST", "/catalogue", "technologist", "save_catalogue"),
+    ("GET", "/catalogue.csv", "technologist", "catalogue_csv"),
+    ("GET", "/catalogue/import", "technologist", "import_catalogue_page"),
+    ("POST", "/catalogue/import", "technologist", "import_catalogue"),
+    ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
+    ("GET", "/workitems/new", "desk", "new_workitem"),
+    ("POST", "/workitems/new", "desk", "create_workitem"),
+    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem"),
+    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem_event"),
+    ("GET", "/commitments", "technologist", "commitments", "Are they safe?", "After the exam"),
+    ("POST", "/commitments", "technologist", "try_commitment"),
+    ("GET", "/commitment/<uid>", "technologist", "commitment"),
+    ("GET", "/watchers", "technologist", "watchers_page", "Watchers", "After the exam"),
+    ("POST", "/watchers", "technologist", "change_watcher"),
+    ("GET", "/passed-on", "technologist", "passed_on", "Passed on", "After the exam"),
+    ("POST", "/passed-on", "technologist", "retry_passing_on"),
+    ("GET", "/why", "desk", "why", "Why not there?", "Machines"),
+    ("POST", "/why/mend", "desk", "mend"),
+    ("GET", "/devices", "technologist", "devices", "Devices", "Machines"),
+    ("GET", "/devices/edit", "technologist", "edit_device"),
+    ("POST", "/devices/save", "technologist", "save_device_form"),
+    ("POST", "/devices/echo", "technologist", "echo_device"),
+    ("POST", "/devices/adopt", "technologist", "adopt"),
+    ("GET", "/devices/doctor", "technologist", "doctor"),
+    ("GET", "/associations", "technologist", "associations", "Associations", "Machines"),
+    ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
+    ("POST", "/orphans", "technologist", "end_stuck"),
+    ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
+    ("GET", "/box", "admin", "box_page", "The box", "The box"),
+    ("POST", "/box", "admin", "box_action"),
+    ("GET", "/users", "admin", "users", "Users", "The box"),
+    ("POST", "/users", "admin", "change_user"),
+    ("GET", "/users/new", "admin", "new_user"),
+    ("GET", "/audit", "admin", "audit_page", "Audit log", "The box"),
+    ("GET", "/settings", "admin", "settings_page", "Settings", "The box"),
+))  # fmt: skip
 
 
 def add_pages(app: Any, web: Web) -> None:
     """Put the pages into a bottle application."""
     import bottle
 
-    pages = Pages(web)
-    bindings = (
-        ("GET", "/", pages.board),
-        ("GET", "/login", pages.login_page),
-        ("POST", "/login", pages.log_in),
-        ("POST", "/logout", pages.log_out),
-        ("GET", "/password", pages.password_page),
-        ("POST", "/password", pages.change_password),
-        ("GET", "/language", pages.language),
-        ("GET", "/register", pages.register_page),
-        ("POST", "/register", pages.register),
-        ("GET", "/step/<row_id:int>", pages.step),
-        ("POST", "/step/<row_id:int>", pages.step_event),
-        ("GET", "/step/<row_id:int>/edit", pages.edit_step),
-        ("POST", "/step/<row_id:int>/edit", pages.change),
-        ("GET", "/step/<row_id:int>/slip", pages.slip),
-        ("GET", "/step/<row_id:int>/label", pages.label),
-        ("GET", "/calendar", pages.calendar),
-        ("GET", "/slots", pages.slots),
-        ("GET", "/step/<row_id:int>/code128.svg", pages.accession_svg),
-        ("GET", "/step/<row_id:int>/qr.svg", pages.patient_svg),
-        ("GET", "/figures", pages.figures),
-        ("GET", "/figures.csv", pages.figures_csv),
-        ("GET", "/figures.svg", pages.figures_svg),
-        ("GET", "/waiting", pages.waiting),
-        ("GET", "/print", pages.print_day),
-        ("POST", "/unmatch", pages.unmatch),
-        ("GET", "/patients", pages.patients),
-        ("GET", "/patient/<row_id:int>", pages.patient),
-        ("POST", "/patient/<row_id:int>", pages.correct),
-        ("GET", "/patient/<row_id:int>/erase", pages.erase_page),
-        ("POST", "/patient/<row_id:int>/erase", pages.erase),
-        ("GET", "/patient/<row_id:int>/merge", pages.merge_page),
-        ("POST", "/patient/<row_id:int>/merge", pages.merge),
-        ("GET", "/find", pages.find),
-        ("GET", "/workitems", pages.workitems),
-        ("GET", "/workitems/new", pages.new_workitem),
-        ("POST", "/workitems/new", pages.create_workitem),
-        ("GET", "/workitem/<uid:re:[0-9.]+>", pages.workitem),
-        ("POST", "/workitem/<uid:re:[0-9.]+>", pages.workitem_event),
-        ("GET", "/watchers", pages.watchers_page),
-        ("POST", "/watchers", pages.change_watcher),
-        ("GET", "/passed-on", pages.passed_on),
-        ("POST", "/passed-on", pages.retry_passing_on),
-        ("GET", "/commitments", pages.commitments),
-        ("POST", "/commitments", pages.try_commitment),
-        ("GET", "/commitment/<uid>", pages.commitment),
-        ("GET", "/orphans", pages.stuck),
-        ("POST", "/orphans", pages.end_stuck),
-        ("GET", "/leftovers", pages.leftovers_page),
-        ("POST", "/leftovers", pages.end_leftovers),
-        ("GET", "/unscheduled", pages.unscheduled),
-        ("POST", "/unscheduled/match", pages.match),
-        ("POST", "/unscheduled/settle", pages.settle),
-        ("GET", "/why", pages.why),
-        ("POST", "/why/mend", pages.mend),
-        ("GET", "/catalogue", pages.catalogue),
-        ("POST", "/catalogue", pages.save_catalogue),
-        ("GET", "/catalogue.csv", pages.catalogue_csv),
-        ("GET", "/catalogue/import", pages.import_catalogue_page),
-        ("POST", "/catalogue/import", pages.import_catalogue),
-        ("GET", "/import", pages.import_page),
-        ("POST", "/import", pages.import_file),
-        ("GET", "/box", pages.box_page),
-        ("POST", "/box", pages.box_action),
-        ("GET", "/users", pages.users),
-        ("POST", "/users", pages.change_user),
-        ("GET", "/users/new", pages.new_user),
-        ("GET", "/audit", pages.audit_page),
-        ("GET", "/settings", pages.settings_page),
-        ("GET", "/devices", pages.devices),
-        ("GET", "/devices/edit", pages.edit_device),
-        ("POST", "/devices/save", pages.save_device_form),
-        ("POST", "/devices/echo", pages.echo_device),
-        ("GET", "/devices/doctor", pages.doctor),
-        ("GET", "/associations", pages.associations),
-        ("GET", "/statuses", pages.statuses),
-        ("POST", "/devices/adopt", pages.adopt),
-    )
+    site = Site(web, PAGES, Boards(web))
+    pages = Pages(site)
 
-    def guarded(function: Callable[..., str]) -> Callable[..., str]:
-        @functools.wraps(function)
-        def view(**arguments: Any) -> str:
+    def answer(page: Page) -> Callable[..., str | bytes]:
+        def view(**arguments: Any) -> str | bytes:
+            p = PageRequest(site)
             try:
                 if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
                     words = Message("There is no such page.")
                     raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
-                return function(**arguments)
+                if page.role:
+                    p.enter(page.role)
+                if isinstance(page.function, str):
+                    return getattr(pages, page.function)(**arguments)
+                return page.function(p, **arguments)
             except Refusal as refusal:
-                login = find_login(web, bottle.request)
-                if refusal.status is Status.NOT_AUTHORIZED and not login:
+                p.login = p.login or find_login(web, p.request)
+                if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return pages.ask_to_log_in()
-                bottle.response.status = http_status("page", refusal)
-                t = pages.translator()
-                return pages.page(ERROR_PAGE, "That did not work", login, words=t(refusal.detail))
+                p.response.status = http_status("page", refusal)
+                return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
 
         return view
 
-    for method, path, function in bindings:
-        app.route(path, method, guarded(function))
+    for page in site.pages:
+        app.route(page.path, page.method, answer(page))
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
@@ -23733,16 +23890,15 @@ def add_pages(app: Any, web: Web) -> None:
         if error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
-        t = pages.translator()
-        words = {404: t("There is no such page."), 405: t("This cannot be done here.")}
-        text = words.get(error.status_code, t("Something went wrong. It is in the log."))
+        p = PageRequest(site)
+        words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
+        text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        login = None
         with contextlib.suppress(Exception):  # it may be what has failed
-            login = find_login(web, bottle.request)
-        return pages.page(ERROR_PAGE, "That did not work", login, words=text)
+            p.login = find_login(web, p.request)
+        return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
 

@@ -75,7 +75,6 @@ AT_THE_TOP = {"peewee", "pydicom"}
 LONGEST_FUNCTION = 60
 LONG_FUNCTIONS = {
     "play_day",  # the script of the demonstration: one scene after the other
-    "add_pages",  # which method answers which path: one line each
 }
 LONGEST_MODULE = 600
 LONG_MODULES: set[str] = set()

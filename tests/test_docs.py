@@ -18,9 +18,9 @@ from pydicom import datadict
 from minris.cli import build_parser
 from minris.config.ini import ConfigError, load_config, settings_reference
 from minris.config.settings import SETTINGS
-from minris.pages.frame import NAVIGATION
 from minris.pages.language import LANGUAGES
 from minris.pages.reception import REGISTER_FIELDS
+from minris.pages.site import PAGES
 from minris.standard.dictionary import VALUE_PATTERNS
 from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
 from minris.standard.ups import UPS_ATTRIBUTES
@@ -190,13 +190,13 @@ def sentences():
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        position = {"t": 0, "Message": 0, "listing": 0, "page": 1}.get(name)
+        position = {"t": 0, "Message": 0, "listing": 0, "page": 1, "show": 1}.get(name)
         if position is not None and len(node.args) > position:
             text = node.args[position]
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 found.add(text.value)
     found |= {row[4] for row in REGISTER_FIELDS}
-    found |= {row[1] for row in NAVIGATION}
+    found |= {page.words for page in PAGES}
     for name, table in every_name().items():
         if name.endswith("_FACTS"):
             found |= {row[0] for row in table}

@@ -18,8 +18,8 @@ import pytest
 import minris
 from minris.config.ini import load_config, settings_reference
 from minris.conformance.statement import conformance_statement
-from minris.pages.frame import NAVIGATION
 from minris.pages.reception import REGISTER_FIELDS
+from minris.pages.site import PAGES
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("minris.py", "src", "pyproject.toml", "README.md", "LICENSE", "config.ini", "static")
@@ -195,7 +195,7 @@ def test_a_lone_minris_py_registers_the_first_patient(lone):
     assert lone.on_worklist() == ["Wang^XiaoDong=王^小东"]
 
 
-@pytest.mark.parametrize("path", [row[0] for row in NAVIGATION])
+@pytest.mark.parametrize("path", [page.path for page in PAGES if page.words])
 def test_a_lone_minris_py_has_every_page_with_style_and_script(lone, path):
     with lone.browser() as client:
         answer = client.get(path)

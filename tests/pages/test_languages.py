@@ -21,10 +21,10 @@ from minris.pages.day.exam import (
     STEP_FACTS,
     STEP_ITEM_FACTS,
 )
-from minris.pages.frame import NAVIGATION
 from minris.pages.language import Translator
 from minris.pages.machines.stuck import ORPHAN_ROWS
 from minris.pages.reception import REGISTER_FIELDS
+from minris.pages.site import PAGES
 from minris.standard.dictionary import VALUE_PATTERNS
 from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
 from minris.standard.status import STATUS_WORDS, Message, description_of
@@ -66,7 +66,7 @@ def texts_in_code():
         name = getattr(function, "id", getattr(function, "attr", ""))
         if name in ("Message", "t", "translator"):
             found |= constant_texts(node.args[0])
-        elif name == "page" and len(node.args) > 1:
+        elif name in ("page", "show") and len(node.args) > 1:
             found |= constant_texts(node.args[1])
         elif name == "listing":
             found |= constant_texts(node.args[0])
@@ -82,7 +82,7 @@ def texts_in_templates():
 
 def texts_in_tables():
     """Labels, states, reasons and names that pages take from tables."""
-    found = {cell for row in NAVIGATION for cell in (row[1], row[3])}
+    found = {cell for page in PAGES for cell in (page.words, page.group)} - {""}
     found |= {words for pair in STATUS_WORDS.values() for words in pair}
     found |= {cell for row in ORPHAN_ROWS for cell in row[1:3]}
     found |= {row[4] for row in REGISTER_FIELDS} | {"Patient", "Exam"}

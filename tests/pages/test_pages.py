@@ -27,14 +27,15 @@ from minris.access.users import (
 from minris.config.values import ROLES
 from minris.dataset.elements import ElementIndex
 from minris.pages.day.board import EVENTS_OF_STATE
-from minris.pages.frame import NAVIGATION
 from minris.pages.language import choose_language
 from minris.pages.reception import REGISTER_FIELDS
+from minris.pages.site import PAGES
 from minris.standard.status import Refusal
 from minris.standard.worklist import STEP_STATUS, STEP_TRANSITIONS
 from minris.store.models import Patient, ScheduledProcedureStep, Session, User
 
 ARTEFACTS = ROOT / "artefacts"
+MENU = [page for page in PAGES if page.words]
 
 
 # Without a browser: forms as they are sent.
@@ -354,8 +355,8 @@ def test_a_deleted_user_is_out(appliance, desk):
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_sees_the_pages_of_its_row_and_no_others(appliance, guest, role):
     employ(appliance, guest, role)
-    seen = {path: guest.get(path).status_code for path, *_ in NAVIGATION}
-    allowed = {path: permit(role, least) for path, _, least, _ in NAVIGATION}
+    seen = {page.path: guest.get(page.path).status_code for page in MENU}
+    allowed = {page.path: permit(role, page.role) for page in MENU}
     assert seen == {path: 200 if may else 403 for path, may in allowed.items()}
 
 
@@ -363,10 +364,10 @@ def test_a_role_sees_the_pages_of_its_row_and_no_others(appliance, guest, role):
 def test_a_role_is_offered_what_it_may_see(appliance, guest, role):
     employ(appliance, guest, role)
     first = guest.get("/").text
-    for path, _, least, group in NAVIGATION:
-        where = re.search(rf'<a href="([^"]+)"[^>]*>{group}</a>', first)
+    for page in MENU:
+        where = re.search(rf'<a href="([^"]+)"[^>]*>{page.group}</a>', first)
         offered = guest.get(where[1]).text.partition("<main>")[0] if where else ""
-        assert (f'href="{path}"' in offered) == permit(role, least)
+        assert (f'href="{page.path}"' in offered) == permit(role, page.role)
 
 
 @pytest.mark.parametrize("least", ROLES)
@@ -1367,7 +1368,7 @@ def test_a_board_that_was_hidden_is_right_when_it_is_seen_again(window):
 
 
 PICTURED = [
-    *(row[0] for row in NAVIGATION),
+    *(page.path for page in MENU),
     *("/?by=state", "/step/1", "/step/1/edit", "/step/1/slip", "/step/1/label", "/patient/1"),
     *("/patient/1/merge", "/patient/1/erase", "/patients?q=wang", "/print", "/why?q=wang"),
     *("/calendar?device=CT1", "/devices/edit?profile=Modern%2C+UTF-8", "/users/new", "/login"),

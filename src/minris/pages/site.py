@@ -1,7 +1,6 @@
 """Which function answers which path."""
 
 import contextlib
-import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from minris.pages.day.exam import ExamPages
 from minris.pages.day.figures import FigurePages
 from minris.pages.day.leftovers import LeftoverPages
 from minris.pages.day.paper import PaperPages
-from minris.pages.frame import ERROR_PAGE
+from minris.pages.frame import ERROR_PAGE, Page, PageRequest, Site
 from minris.pages.login import LoginPages
 from minris.pages.machines.devices import DevicePages
 from minris.pages.machines.stuck import StuckPages
@@ -55,117 +54,121 @@ class Pages(
     StuckPages,
     BoxPages,
 ):
-    """All pages."""
+    """All pages that are still methods."""
 
-    def __init__(self, web: Web) -> None:
-        super().__init__(web)
-        self.boards = Boards(web)
+
+# Which function answers a method and a path; the least role that may ask ("": nobody need be logged
+# in); the words and the group of the menu, for what is in it.
+PAGES = tuple(Page(*row) for row in (
+    ("GET", "/login", "", "login_page"),
+    ("POST", "/login", "", "log_in"),
+    ("POST", "/logout", "desk", "log_out"),
+    ("GET", "/password", "desk", "password_page"),
+    ("POST", "/password", "desk", "change_password"),
+    ("GET", "/language", "", "language"),
+    ("GET", "/", "desk", "board", "Board", "The day"),
+    ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
+    ("GET", "/slots", "desk", "slots"),
+    ("GET", "/waiting", "desk", "waiting", "Waiting room", "The day"),
+    ("GET", "/print", "desk", "print_day"),
+    ("GET", "/leftovers", "desk", "leftovers_page", "Leftovers", "The day"),
+    ("POST", "/leftovers", "desk", "end_leftovers"),
+    ("GET", "/unscheduled", "desk", "unscheduled", "Unscheduled", "The day"),
+    ("POST", "/unscheduled/match", "desk", "match"),
+    ("POST", "/unscheduled/settle", "desk", "settle"),
+    ("POST", "/unmatch", "desk", "unmatch"),
+    ("GET", "/figures", "technologist", "figures", "Figures", "The day"),
+    ("GET", "/figures.csv", "technologist", "figures_csv"),
+    ("GET", "/figures.svg", "technologist", "figures_svg"),
+    ("GET", "/step/<row_id:int>", "desk", "step"),
+    ("POST", "/step/<row_id:int>", "desk", "step_event"),
+    ("GET", "/step/<row_id:int>/edit", "desk", "edit_step"),
+    ("POST", "/step/<row_id:int>/edit", "desk", "change"),
+    ("GET", "/step/<row_id:int>/slip", "desk", "slip"),
+    ("GET", "/step/<row_id:int>/label", "desk", "label"),
+    ("GET", "/step/<row_id:int>/code128.svg", "desk", "accession_svg"),
+    ("GET", "/step/<row_id:int>/qr.svg", "desk", "patient_svg"),
+    ("GET", "/register", "desk", "register_page", "Register", "Patients"),
+    ("POST", "/register", "desk", "register"),
+    ("GET", "/find", "desk", "find"),
+    ("GET", "/patients", "desk", "patients", "Patients", "Patients"),
+    ("GET", "/patient/<row_id:int>", "desk", "patient"),
+    ("POST", "/patient/<row_id:int>", "desk", "correct"),
+    ("GET", "/patient/<row_id:int>/merge", "desk", "merge_page"),
+    ("POST", "/patient/<row_id:int>/merge", "desk", "merge"),
+    ("GET", "/patient/<row_id:int>/erase", "admin", "erase_page"),
+    ("POST", "/patient/<row_id:int>/erase", "admin", "erase"),
+    ("GET", "/import", "desk", "import_page", "Import", "Patients"),
+    ("POST", "/import", "desk", "import_file"),
+    ("GET", "/catalogue", "technologist", "catalogue", "Catalogue", "Patients"),
+    ("POST", "/catalogue", "technologist", "save_catalogue"),
+    ("GET", "/catalogue.csv", "technologist", "catalogue_csv"),
+    ("GET", "/catalogue/import", "technologist", "import_catalogue_page"),
+    ("POST", "/catalogue/import", "technologist", "import_catalogue"),
+    ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
+    ("GET", "/workitems/new", "desk", "new_workitem"),
+    ("POST", "/workitems/new", "desk", "create_workitem"),
+    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem"),
+    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem_event"),
+    ("GET", "/commitments", "technologist", "commitments", "Are they safe?", "After the exam"),
+    ("POST", "/commitments", "technologist", "try_commitment"),
+    ("GET", "/commitment/<uid>", "technologist", "commitment"),
+    ("GET", "/watchers", "technologist", "watchers_page", "Watchers", "After the exam"),
+    ("POST", "/watchers", "technologist", "change_watcher"),
+    ("GET", "/passed-on", "technologist", "passed_on", "Passed on", "After the exam"),
+    ("POST", "/passed-on", "technologist", "retry_passing_on"),
+    ("GET", "/why", "desk", "why", "Why not there?", "Machines"),
+    ("POST", "/why/mend", "desk", "mend"),
+    ("GET", "/devices", "technologist", "devices", "Devices", "Machines"),
+    ("GET", "/devices/edit", "technologist", "edit_device"),
+    ("POST", "/devices/save", "technologist", "save_device_form"),
+    ("POST", "/devices/echo", "technologist", "echo_device"),
+    ("POST", "/devices/adopt", "technologist", "adopt"),
+    ("GET", "/devices/doctor", "technologist", "doctor"),
+    ("GET", "/associations", "technologist", "associations", "Associations", "Machines"),
+    ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
+    ("POST", "/orphans", "technologist", "end_stuck"),
+    ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
+    ("GET", "/box", "admin", "box_page", "The box", "The box"),
+    ("POST", "/box", "admin", "box_action"),
+    ("GET", "/users", "admin", "users", "Users", "The box"),
+    ("POST", "/users", "admin", "change_user"),
+    ("GET", "/users/new", "admin", "new_user"),
+    ("GET", "/audit", "admin", "audit_page", "Audit log", "The box"),
+    ("GET", "/settings", "admin", "settings_page", "Settings", "The box"),
+))  # fmt: skip
 
 
 def add_pages(app: Any, web: Web) -> None:
     """Put the pages into a bottle application."""
     import bottle
 
-    pages = Pages(web)
-    bindings = (
-        ("GET", "/", pages.board),
-        ("GET", "/login", pages.login_page),
-        ("POST", "/login", pages.log_in),
-        ("POST", "/logout", pages.log_out),
-        ("GET", "/password", pages.password_page),
-        ("POST", "/password", pages.change_password),
-        ("GET", "/language", pages.language),
-        ("GET", "/register", pages.register_page),
-        ("POST", "/register", pages.register),
-        ("GET", "/step/<row_id:int>", pages.step),
-        ("POST", "/step/<row_id:int>", pages.step_event),
-        ("GET", "/step/<row_id:int>/edit", pages.edit_step),
-        ("POST", "/step/<row_id:int>/edit", pages.change),
-        ("GET", "/step/<row_id:int>/slip", pages.slip),
-        ("GET", "/step/<row_id:int>/label", pages.label),
-        ("GET", "/calendar", pages.calendar),
-        ("GET", "/slots", pages.slots),
-        ("GET", "/step/<row_id:int>/code128.svg", pages.accession_svg),
-        ("GET", "/step/<row_id:int>/qr.svg", pages.patient_svg),
-        ("GET", "/figures", pages.figures),
-        ("GET", "/figures.csv", pages.figures_csv),
-        ("GET", "/figures.svg", pages.figures_svg),
-        ("GET", "/waiting", pages.waiting),
-        ("GET", "/print", pages.print_day),
-        ("POST", "/unmatch", pages.unmatch),
-        ("GET", "/patients", pages.patients),
-        ("GET", "/patient/<row_id:int>", pages.patient),
-        ("POST", "/patient/<row_id:int>", pages.correct),
-        ("GET", "/patient/<row_id:int>/erase", pages.erase_page),
-        ("POST", "/patient/<row_id:int>/erase", pages.erase),
-        ("GET", "/patient/<row_id:int>/merge", pages.merge_page),
-        ("POST", "/patient/<row_id:int>/merge", pages.merge),
-        ("GET", "/find", pages.find),
-        ("GET", "/workitems", pages.workitems),
-        ("GET", "/workitems/new", pages.new_workitem),
-        ("POST", "/workitems/new", pages.create_workitem),
-        ("GET", "/workitem/<uid:re:[0-9.]+>", pages.workitem),
-        ("POST", "/workitem/<uid:re:[0-9.]+>", pages.workitem_event),
-        ("GET", "/watchers", pages.watchers_page),
-        ("POST", "/watchers", pages.change_watcher),
-        ("GET", "/passed-on", pages.passed_on),
-        ("POST", "/passed-on", pages.retry_passing_on),
-        ("GET", "/commitments", pages.commitments),
-        ("POST", "/commitments", pages.try_commitment),
-        ("GET", "/commitment/<uid>", pages.commitment),
-        ("GET", "/orphans", pages.stuck),
-        ("POST", "/orphans", pages.end_stuck),
-        ("GET", "/leftovers", pages.leftovers_page),
-        ("POST", "/leftovers", pages.end_leftovers),
-        ("GET", "/unscheduled", pages.unscheduled),
-        ("POST", "/unscheduled/match", pages.match),
-        ("POST", "/unscheduled/settle", pages.settle),
-        ("GET", "/why", pages.why),
-        ("POST", "/why/mend", pages.mend),
-        ("GET", "/catalogue", pages.catalogue),
-        ("POST", "/catalogue", pages.save_catalogue),
-        ("GET", "/catalogue.csv", pages.catalogue_csv),
-        ("GET", "/catalogue/import", pages.import_catalogue_page),
-        ("POST", "/catalogue/import", pages.import_catalogue),
-        ("GET", "/import", pages.import_page),
-        ("POST", "/import", pages.import_file),
-        ("GET", "/box", pages.box_page),
-        ("POST", "/box", pages.box_action),
-        ("GET", "/users", pages.users),
-        ("POST", "/users", pages.change_user),
-        ("GET", "/users/new", pages.new_user),
-        ("GET", "/audit", pages.audit_page),
-        ("GET", "/settings", pages.settings_page),
-        ("GET", "/devices", pages.devices),
-        ("GET", "/devices/edit", pages.edit_device),
-        ("POST", "/devices/save", pages.save_device_form),
-        ("POST", "/devices/echo", pages.echo_device),
-        ("GET", "/devices/doctor", pages.doctor),
-        ("GET", "/associations", pages.associations),
-        ("GET", "/statuses", pages.statuses),
-        ("POST", "/devices/adopt", pages.adopt),
-    )
+    site = Site(web, PAGES, Boards(web))
+    pages = Pages(site)
 
-    def guarded(function: Callable[..., str]) -> Callable[..., str]:
-        @functools.wraps(function)
-        def view(**arguments: Any) -> str:
+    def answer(page: Page) -> Callable[..., str | bytes]:
+        def view(**arguments: Any) -> str | bytes:
+            p = PageRequest(site)
             try:
                 if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
                     words = Message("There is no such page.")
                     raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
-                return function(**arguments)
+                if page.role:
+                    p.enter(page.role)
+                if isinstance(page.function, str):
+                    return getattr(pages, page.function)(**arguments)
+                return page.function(p, **arguments)
             except Refusal as refusal:
-                login = find_login(web, bottle.request)
-                if refusal.status is Status.NOT_AUTHORIZED and not login:
+                p.login = p.login or find_login(web, p.request)
+                if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return pages.ask_to_log_in()
-                bottle.response.status = http_status("page", refusal)
-                t = pages.translator()
-                return pages.page(ERROR_PAGE, "That did not work", login, words=t(refusal.detail))
+                p.response.status = http_status("page", refusal)
+                return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
 
         return view
 
-    for method, path, function in bindings:
-        app.route(path, method, guarded(function))
+    for page in site.pages:
+        app.route(page.path, page.method, answer(page))
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
@@ -175,16 +178,15 @@ def add_pages(app: Any, web: Web) -> None:
         if error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
-        t = pages.translator()
-        words = {404: t("There is no such page."), 405: t("This cannot be done here.")}
-        text = words.get(error.status_code, t("Something went wrong. It is in the log."))
+        p = PageRequest(site)
+        words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
+        text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        login = None
         with contextlib.suppress(Exception):  # it may be what has failed
-            login = find_login(web, bottle.request)
-        return pages.page(ERROR_PAGE, "That did not work", login, words=text)
+            p.login = find_login(web, p.request)
+        return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
 
