@@ -19464,183 +19464,6 @@ def static_answer(name: str, request: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.forms
-# Forms: their fields, and what a form had shown when somebody else was quicker.
-# ------------------------------------------------------------------------------------------------
-
-FORM_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
-% if problems:
-<div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
-% for words in problems:
-<li>{{words}}</li>
-% end
-</ul></div>
-% end
-% if get('intro'):
-<p>{{intro}}</p>
-% end
-<form method="post" action="{{action}}" class="fields">
-<input type="hidden" name="csrf" value="{{csrf}}">
-% for name, value in hidden:
-<input type="hidden" name="{{name}}" value="{{value}}">
-% end
-% loop_first = True
-% for legend, fields in groups:
-<fieldset><legend>{{legend}}</legend>
-% for f in fields:
-<div class="field">
-<label for="{{f.name}}">{{f.label}}{{' *' if f.required else ''}}</label>
-% described = ' aria-invalid="true" aria-describedby="' + f.name + '-problem"' if f.problem else ''
-% if f.kind == 'select':
-<select id="{{f.name}}" name="{{f.name}}"{{!described}}>
-% for value, words in f.choices:
-<option value="{{value}}"{{!' selected' if value == f.value else ''}}>{{words}}</option>
-% end
-</select>
-% elif f.kind == 'area':
-<textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
-% else:
-<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}} {{'autofocus' if f.name == get('focus') else ''}}
- {{!'list="' + f.name + '-list"' if f.choices else ''}}>
-% if f.choices:
-<datalist id="{{f.name}}-list">
-% for value, words in f.choices:
-<option value="{{value}}">{{words}}</option>
-% end
-</datalist>
-% end
-% end
-% if f.problem:
-<p class="problem" id="{{f.name}}-problem">{{f.problem}}</p>
-% end
-</div>
-% end
-</fieldset>
-% if loop_first and get('finding'):
-<div id="found" data-find="{{finding}}" aria-live="polite"></div>
-% end
-% loop_first = False
-% end
-% if get('slots'):
-<div id="slots" data-find="{{slots}}" aria-live="polite"></div>
-% end
-% for part in get('shown', []):
-<section><h2>{{part.heading}}</h2>
-<div class="wide"><table><thead><tr>
-% for words in part.columns:
-<th scope="col">{{words}}</th>
-% end
-</tr></thead><tbody>
-% for row in part.rows:
-<tr>
-% for cell in row.cells:
-<td>{{cell}}</td>
-% end
-</tr>
-% end
-</tbody></table></div></section>
-% end
-<div class="actions">
-% if submit:
-<button class="main">{{submit}}</button>
-% end
-% for event, words in get('extra', []):
-<button name="event" value="{{event}}">{{words}}</button>
-% end
-</div>
-</form>
-% if get('after'):
-<ul class="after">
-% for path, words in after:
-<li><a href="{{path}}">{{words}}</a></li>
-% end
-</ul>
-% end
-"""
-UPLOAD_PAGE = """
-% if problems:
-<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
-% for words in problems:
-<li>{{words}}</li>
-% end
-</ul></div>
-% end
-<p>{{intro}}</p>
-<form method="post" action="{{action}}" enctype="multipart/form-data" class="login">
-<input type="hidden" name="csrf" value="{{csrf}}">
-<label>{{t('File')}} <input type="file" name="upload" required></label>
-<button class="main">{{t('Import')}}</button>
-</form>
-"""
-
-
-def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple[str, str], ...]:
-    """The choices of a field, and what it holds, though that is not among them."""
-    if not choices or any(one == value for one, _ in choices):
-        return choices
-    return (*choices, (value, value))
-
-
-class Field(NamedTuple):
-    """One field of a form, ready to show."""
-
-    name: str
-    label: str
-    kind: str
-    value: str
-    required: bool
-    problem: str
-    choices: tuple[tuple[str, str], ...] = ()
-
-
-def decoded(text: str) -> bytes:
-    """The bytes of a hidden field. Refuses 0106."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-        ) from None
-
-
-def unless_changed(
-    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
-    *arguments: Any,
-) -> bool:  # fmt: skip
-    """Call a core function in the store thread if a form is still as it was shown; whether so."""
-    if now() != shown:
-        return False
-    core(ctx, *arguments)
-    return True
-
-
-NOT_KEPT = frozenset(
-    {"csrf", "password", "new_password", "seen"}
-)  # of a form that was sent without a login
-
-
-def encoded_form(form: Mapping[str, str]) -> str:
-    """What a form showed, for a hidden field."""
-    return base64.b64encode(json.dumps(form).encode()).decode()
-
-
-def decoded_form(text: str) -> dict[str, str]:
-    """What a form had shown; nothing where that is not told. Refuses 0106."""
-    try:
-        found = json.loads(decoded(text) or b"{}")
-        if all(isinstance(value, str) for value in found.values()):
-            return found
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    raise Refusal(
-        Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-    )
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.frame
 # What all pages share: a request and how it is answered, the layout, the menu, lists.
 # ------------------------------------------------------------------------------------------------
@@ -20398,479 +20221,6 @@ class WatcherPages(Frame):
         _, ctx = enter(self.web, self.request, "technologist")
         self.web.write(retry_events, ctx, self.form("receiver"), PASSED_ON_OUTBOX)
         return self.tell("/passed-on", self.translator()("It is tried again now."))
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.after_exam.workitems
-# Workitems.
-# ------------------------------------------------------------------------------------------------
-
-WORKITEM_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
-% for words in warnings:
-<p class="warning">{{words}}</p>
-% end
-% for heading, facts in modules:
-<section><h2>{{heading}}</h2>
-% if facts:
-<dl>
-% for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
-% end
-</dl>
-% else:
-<p>{{t('Nothing yet.')}}</p>
-% end
-</section>
-% end
-% if forms:
-<section><h2>{{t('What to do')}}</h2>
-% for event, words, fields in forms:
-% if fields:
-<details class="deed"><summary>{{words}}</summary>
-% end
-<form method="post" action="{{here}}" class="deed"><input type="hidden" name="csrf" value="{{csrf}}">
-% for f in fields:
-% if f.choices:
-<label>{{f.label}} <select name="{{f.name}}">
-% for value, meaning in f.choices:
-<option value="{{value}}">{{meaning}}</option>
-% end
-</select></label>
-% else:
-<label>{{f.label}} <input name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"></label>
-% end
-% end
-<button name="event" value="{{event}}">{{words}}</button></form>
-% if fields:
-</details>
-% end
-% end
-</section>
-% end
-<section><h2>{{t('Watched by')}}</h2>
-% if watched:
-<ul>
-% for ae_title, lock in watched:
-<li>{{ae_title}}{{', ' + t('with deletion lock') if lock else ''}}</li>
-% end
-</ul>
-% else:
-<p>{{t('Nobody.')}}</p>
-% end
-</section>
-<section><h2>{{t('Time line')}}</h2>
-<ol class="timeline">
-% for at, who, words, heard in events:
-<li><time>{{at}}</time> {{words}} <span class="who">{{who}}</span>{{' · ' + heard if heard else ''}}</li>
-% end
-</ol></section>
-<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a>
-% if patient_id:
-<a href="/patients?q={{patient_id}}">{{t('Patient')}}</a>
-% end
-<a href="/">{{t('To the board')}}</a></nav>
-"""
-# What a person may do with a workitem: in which states, who, and what is asked for.
-WORKITEM_ACTIONS = body_rows("""
-    event     | states                | who    | role         | asks              | words
-    claim     | SCHEDULED             | anyone | desk         |                   | Claim it
-    complete  | IN PROGRESS           | holder | desk         | remark            | It is done
-    give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
-    decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
-    cancel    | SCHEDULED | anyone | desk         | code reason uri contact | Cancel it
-    cancel    | IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
-    assign    | SCHEDULED             | anyone | desk         | station performer | Assign it
-    readiness | SCHEDULED             | anyone | desk         | readiness         | Set its inputs
-    subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
-    unsubscribe | any                 | anyone | admin        | watcher reason    | End a subscription
-    release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
-    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
-    """)
-WORKITEM_QUESTIONS = {
-    "remark": Message("Remark"),
-    "reason": Message("Reason"),
-    "code": Message("Kind of reason"),
-    "uri": Message("Contact (telephone or e-mail)"),
-    "contact": Message("Contact's name"),
-    "station": Message("Station"),
-    "performer": Message("Person"),
-    "readiness": Message("Inputs"),
-    "receiver": Message("Device"),
-    "watcher": Message("Device"),
-    "lock": Message("Deletion lock"),
-}
-WORKITEM_FIELDS = body_rows("""
-    name       | keyword                             | kind   | label
-    label      | ProcedureStepLabel                  | text   | What is to be done
-    code       | ScheduledWorkitemCodeSequence       | select | Kind of work
-    worklist   | WorklistLabel                       | text   | Worklist
-    priority   | ScheduledProcedureStepPriority      | select | Priority
-    readiness  | InputReadinessState                 | select | Inputs
-    date       | ScheduledProcedureStepStartDateTime | date   | Date
-    time       | ScheduledProcedureStepStartDateTime | time   | Time
-    expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
-    patient    | PatientName                         | text   | Patient's name
-    patient_id | PatientID                           | text   | Patient ID
-    comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
-    """)
-# The four modules of PS3.3 C.30; the first item where a path leads through a sequence.
-WORKITEM_FACTS = body_rows("""
-    module       | label               | path
-    Scheduled    | What is to be done  | ProcedureStepLabel
-    Scheduled    | Kind of work        | ScheduledWorkitemCodeSequence
-    Scheduled    | Worklist            | WorklistLabel
-    Scheduled    | Priority            | ScheduledProcedureStepPriority
-    Scheduled    | Inputs              | InputReadinessState
-    Scheduled    | Begin               | ScheduledProcedureStepStartDateTime
-    Scheduled    | Expected end        | ExpectedCompletionDateTime
-    Scheduled    | Expires after       | ScheduledProcedureStepExpirationDateTime
-    Scheduled    | Station             | ScheduledStationNameCodeSequence
-    Scheduled    | Kind of station     | ScheduledStationClassCodeSequence
-    Scheduled    | Place               | ScheduledStationGeographicLocationCodeSequence
-    Scheduled    | Person              | ScheduledHumanPerformersSequence > HumanPerformerName
-    Scheduled    | Input sets          | InputInformationSequence
-    Scheduled    | Comment             | CommentsOnTheScheduledProcedureStep
-    Relationship | Patient             | PatientName
-    Relationship | Patient ID          | PatientID
-    Relationship | Birth date          | PatientBirthDate
-    Relationship | Sex                 | PatientSex
-    Relationship | Accession number    | ReferencedRequestSequence > AccessionNumber
-    Relationship | Exam                | ReferencedRequestSequence > RequestedProcedureDescription
-    Relationship | Requested procedure ID | ReferencedRequestSequence > RequestedProcedureID
-    Relationship | Study Instance UID  | StudyInstanceUID
-    Progress     | State               | ProcedureStepState
-    Progress     | Progress (%)        | ProcedureStepProgressInformationSequence > ProcedureStepProgress
-    Progress     | Progress            | ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription
-    Progress     | Contact             | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactURI
-    Progress     | Contact's name      | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactDisplayName
-    Progress     | Canceled            | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
-    Progress     | Kind of reason      | ProcedureStepProgressInformationSequence > ProcedureStepDiscontinuationReasonCodeSequence
-    Progress     | Reason              | ProcedureStepProgressInformationSequence > ReasonForCancellation
-    Performed    | Station             | UnifiedProcedureStepPerformedProcedureSequence > PerformedStationNameCodeSequence
-    Performed    | Person              | UnifiedProcedureStepPerformedProcedureSequence > ActualHumanPerformersSequence > HumanPerformerName
-    Performed    | Begin               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
-    Performed    | End                 | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepEndDateTime
-    Performed    | Kind of work        | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
-    Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
-    Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
-    """)
-# What the time line says of an event of each type, beside its name.
-HAPPENING_PATHS = {
-    0: ("ReasonForCancellation",),
-    1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
-    2: ("RequestingAE", "ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
-        "ContactDisplayName", "ContactURI"),
-    3: ("ProcedureStepProgressInformationSequence > ProcedureStepProgress",
-        "ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription"),
-    5: ("ScheduledStationNameCodeSequence", "HumanPerformerCodeSequence"),
-}  # fmt: skip
-
-
-def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """An event of the time line in words."""
-    name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
-    index = ElementIndex(happening.data)
-    said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
-    return f"{t(name)}: {', '.join(filter(None, said))}"
-
-
-def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
-    """A workitem from the form. Refuses 0106.
-
-    step  the scheduled procedure step that it is for, whose patient and request it has
-    """
-    if form["code"] not in WORKITEM_CODES:
-        problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
-    day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
-    texts = text_elements(
-        ProcedureStepState="SCHEDULED",
-        ProcedureStepLabel=form["label"],
-        WorklistLabel=form["worklist"],
-        ScheduledProcedureStepPriority=form["priority"],
-        InputReadinessState=form["readiness"],
-        ScheduledProcedureStepStartDateTime=day and day + clock,
-        ScheduledProcedureStepExpirationDateTime=form["expires"].replace("-", ""),
-        PatientName=typed_name(form["patient"]),
-        PatientID=form["patient_id"],
-        CommentsOnTheScheduledProcedureStep=form["comment"],
-    )
-    relationship = relationship_of_step(step) if step else EMPTY
-    made = texts.merged(codes, relationship)
-    if form["expires"] and form["date"] > form["expires"]:
-        tag = tag_of("ScheduledProcedureStepExpirationDateTime")
-        problem = Problem(tag, Message("is before its begin"))
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
-
-
-def workitems_path(state: str, label: str) -> str:
-    """Where workitems of a state and a worklist label are listed."""
-    return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
-
-
-class WorkitemPages(Frame):
-    """Workitems."""
-
-    def workitems(self) -> str:
-        """GET /workitems: what comes after, by state and worklist label."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query
-        state = query.getunicode("state") or ""
-        label = query.getunicode("label") or ""
-        found, count = self.web.read(workitems_of, state, label)
-        found_rows = [
-            Row(
-                (
-                    w.label,
-                    t.name(ElementIndex(bytes(w.data)).get("PatientName")),
-                    w.patient_id,
-                    w.worklist_label,
-                    t(w.state),
-                    t(w.priority),
-                    shown_instant(w.start_at, self.web.config.zone),
-                    w.performer,
-                ),
-                f"/workitem/{w.sop_instance_uid}",
-            )
-            for w in found
-        ]
-        columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
-                   t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
-        part = Part("", columns, found_rows, t("There are none."))
-        labels = self.web.read(worklist_labels)
-        intro = (
-            t(
-                "The first {shown} of {count}. Choose a state or a worklist.",
-                shown=len(found),
-                count=count,
-            )
-            if count > len(found)
-            else ""
-        )
-        filters = [(workitems_path("", label), t("Open"), not state)]
-        filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
-        if len(labels) > 1:
-            filters.append((workitems_path(state, ""), t("All worklists"), not label))
-            filters += [(workitems_path(state, one), one, one == label) for one in labels]
-        links = [("/workitems/new", t("New workitem"))]
-        return self.listing("Workitems", login, [part], links=links, filters=filters, intro=intro)
-
-    def workitem(self, uid: str) -> str:
-        """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, zone = self.translator(), self.web.config.zone
-        workitem = self.web.read(stored_workitem, uid)
-        happenings = self.web.read(history_of, uid)
-        if not workitem and not happenings:
-            raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
-        index = ElementIndex(bytes(workitem.data) if workitem else b"")
-        modules: dict[str, list[tuple[str, str]]] = {}
-        for module, label, path in WORKITEM_FACTS:
-            facts = modules.setdefault(module, [])
-            if value := fact(index, path, t, zone):
-                facts.append((t(label), value))
-        if workitem and workitem.performer:
-            modules["Progress"].append((t("Performer"), workitem.performer))
-        events = [
-            (
-                shown_instant(one.at, zone),
-                one.who,
-                happening_words(one, t, zone),
-                t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
-                if one.receivers
-                else "",
-            )
-            for one in happenings
-        ]
-        asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
-        warnings = [] if workitem else [t("It has been purged; its history remains.")]
-        if asked and workitem and workitem.state == "IN PROGRESS":
-            warnings.append(
-                t("The cancellation was declined: {reason}", reason=workitem.declined)
-                if workitem.declined
-                else t("Somebody wants it to be canceled; see the time line.")
-            )
-        return self.page(
-            WORKITEM_PAGE,
-            "Workitem",
-            login,
-            warnings=warnings,
-            modules=[(t(module), facts) for module, facts in modules.items()],
-            forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
-            watched=self.web.read(watchers_of, uid),
-            patient_id=index.get("PatientID"),
-            events=events,
-            csrf=login.form_token,
-        )
-
-    def _workitem_forms(
-        self, login: Login, workitem: Any, asked_to_cancel: bool, t: Translator
-    ) -> list[tuple[str, str, list[Field]]]:
-        """What this person may do with a workitem now."""
-        holder = workitem.by_person and workitem.performer == login.name
-        who_may = {
-            "anyone": True,
-            "holder": holder,
-            "asked": holder and asked_to_cancel and not workitem.declined,
-        }
-        choices = self._workitem_choices(workitem, t)
-        forms = []
-        for event, states, who, role, asks, words in WORKITEM_ACTIONS:
-            in_state = states == "any" or workitem.state in states.split(", ")
-            fields = [
-                Field(
-                    name, t(WORKITEM_QUESTIONS[name]), "text", "", False, "", choices.get(name, ())
-                )
-                for name in asks.split()
-            ]
-            askable = all(choices.get(name, True) for name in asks.split())
-            if in_state and askable and who_may[who] and permit(login.role, role):
-                forms.append((event, t(words), fields))
-        return forms
-
-    def _workitem_choices(self, workitem: Any, t: Translator) -> dict[str, Any]:
-        """What the questions about a workitem are answered from."""
-        callable_ = [d for d in self.web.access().devices if d.host]
-        return {
-            "code": tuple(
-                (code, t(words))
-                for code, words in sorted(
-                    UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513"
-                )
-            ),
-            "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
-            "readiness": tuple(
-                (r, t(r))
-                for r in sorted(
-                    UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness
-                )
-            ),
-            "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
-            "watcher": tuple(
-                (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
-            ),
-            "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
-        }
-
-    def workitem_event(self, uid: str) -> str:
-        """POST /workitem/…: what a person does with it."""
-        event = self.form("event")
-        least = next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin")
-        _, ctx = enter(self.web, self.request, least)
-        self._do_with_workitem(ctx, uid, event)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
-
-    def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
-        asked, write = self.form, self.web.write
-        if event in ("give up", "end", "release", "decline", "unsubscribe"):
-            needs_reason(asked("reason"))
-        calls: dict[str, Callable[[], Any]] = {
-            "claim": lambda: write(claim_by_person, ctx, uid),
-            "complete": lambda: write(finish_by_person, ctx, uid, asked("remark")),
-            "give up": lambda: write(give_up_by_person, ctx, uid, asked("reason"), asked("code")),
-            "decline": lambda: write(decline_cancellation, ctx, uid, asked("reason")),
-            "cancel": lambda: write(request_cancel, ctx, uid, self._cancel_request()),
-            "assign": lambda: write(
-                assign_workitem, ctx, uid, asked("station"), asked("performer")
-            ),
-            "readiness": lambda: write(
-                update_workitem,
-                ctx,
-                uid,
-                bytes(text_elements(InputReadinessState=asked("readiness"))),
-            ),
-            "subscribe": lambda: write(
-                subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
-            ),
-            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher"), asked("reason")),
-            "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
-            "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
-        }
-        if event not in calls:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        calls[event]()
-
-    def _cancel_request(self) -> bytes:
-        """The information of a request to cancel, from the form."""
-        contact = text_elements(
-            ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
-        )
-        asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
-        return bytes(asked.merged(contact))
-
-    def new_workitem(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, now = self.translator(), ctx.local_now()
-        form = form or {
-            "step": self.request.query.getunicode("step") or "",
-            "date": f"{now:%Y-%m-%d}",
-            "time": f"{now:%H:%M}",
-            "priority": "MEDIUM",
-            "readiness": "READY",
-        }
-        step = ElementIndex(self._step_data(form.get("step", "")))
-        fixed = {
-            "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
-        } if step.found else {}  # fmt: skip
-        choices = {
-            "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
-            "worklist": tuple((label, label) for label in self.web.read(worklist_labels)),
-            "priority": tuple(
-                (p, t(p)) for p in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
-            ),
-            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
-        }
-        by_tag = {problem.tag: t(problem.words) for problem in problems}
-        fields = [
-            Field(name, t(label), kind, form.get(name, ""), name == "label",
-                  by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
-            for name, keyword, kind, label in WORKITEM_FIELDS
-            if name not in fixed
-        ]  # fmt: skip
-        words = " · ".join(filter(None, fixed.values()))
-        return self.page(
-            FORM_PAGE,
-            "New workitem",
-            login,
-            action="/workitems/new",
-            submit=t("Create"),
-            csrf=login.form_token,
-            hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
-            groups=[(words or t("Workitem"), fields)],
-            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
-            + list(by_tag.values()),
-        )
-
-    def _step_data(self, row_id: str) -> bytes:
-        """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
-        return (
-            self.web.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
-        )
-
-    def create_workitem(self) -> str:
-        """POST /workitems/new."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
-        form |= {"step": self.form("step"), "uid": self.form("uid")}
-        step = self._step_data(form["step"])
-        try:
-            uid, _ = self.web.write(
-                create_workitem, ctx, form["uid"], workitem_from_form(form, step)
-            )
-        except Refusal as refusal:
-            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
-                return self.redirect(f"/workitem/{form['uid']}")
-            self.bottle.response.status = 422
-            return self.new_workitem(form, refusal.problems)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21734,6 +21084,914 @@ class PaperPages(Frame):
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.forms
+# Forms: their fields, and what a form had shown when somebody else was quicker.
+# ------------------------------------------------------------------------------------------------
+
+FORM_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+% if problems:
+<div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+% if get('intro'):
+<p>{{intro}}</p>
+% end
+<form method="post" action="{{action}}" class="fields">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in hidden:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% loop_first = True
+% for legend, fields in groups:
+<fieldset><legend>{{legend}}</legend>
+% for f in fields:
+<div class="field">
+<label for="{{f.name}}">{{f.label}}{{' *' if f.required else ''}}</label>
+% described = ' aria-invalid="true" aria-describedby="' + f.name + '-problem"' if f.problem else ''
+% if f.kind == 'select':
+<select id="{{f.name}}" name="{{f.name}}"{{!described}}>
+% for value, words in f.choices:
+<option value="{{value}}"{{!' selected' if value == f.value else ''}}>{{words}}</option>
+% end
+</select>
+% elif f.kind == 'area':
+<textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
+% else:
+<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}} {{'autofocus' if f.name == get('focus') else ''}}
+ {{!'list="' + f.name + '-list"' if f.choices else ''}}>
+% if f.choices:
+<datalist id="{{f.name}}-list">
+% for value, words in f.choices:
+<option value="{{value}}">{{words}}</option>
+% end
+</datalist>
+% end
+% end
+% if f.problem:
+<p class="problem" id="{{f.name}}-problem">{{f.problem}}</p>
+% end
+</div>
+% end
+</fieldset>
+% if loop_first and get('finding'):
+<div id="found" data-find="{{finding}}" aria-live="polite"></div>
+% end
+% loop_first = False
+% end
+% if get('slots'):
+<div id="slots" data-find="{{slots}}" aria-live="polite"></div>
+% end
+% for part in get('shown', []):
+<section><h2>{{part.heading}}</h2>
+<div class="wide"><table><thead><tr>
+% for words in part.columns:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for row in part.rows:
+<tr>
+% for cell in row.cells:
+<td>{{cell}}</td>
+% end
+</tr>
+% end
+</tbody></table></div></section>
+% end
+<div class="actions">
+% if submit:
+<button class="main">{{submit}}</button>
+% end
+% for event, words in get('extra', []):
+<button name="event" value="{{event}}">{{words}}</button>
+% end
+</div>
+</form>
+% if get('after'):
+<ul class="after">
+% for path, words in after:
+<li><a href="{{path}}">{{words}}</a></li>
+% end
+</ul>
+% end
+"""
+UPLOAD_PAGE = """
+% if problems:
+<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+<p>{{intro}}</p>
+<form method="post" action="{{action}}" enctype="multipart/form-data" class="login">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>{{t('File')}} <input type="file" name="upload" required></label>
+<button class="main">{{t('Import')}}</button>
+</form>
+"""
+
+
+def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple[str, str], ...]:
+    """The choices of a field, and what it holds, though that is not among them."""
+    if not choices or any(one == value for one, _ in choices):
+        return choices
+    return (*choices, (value, value))
+
+
+class Field(NamedTuple):
+    """One field of a form, ready to show."""
+
+    name: str
+    label: str
+    kind: str = "text"
+    value: str = ""
+    required: bool = False
+    problem: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+def show_form(
+    p: PageRequest,
+    title: str,
+    groups: list[tuple[str, list[Field]]],
+    problems: Iterable[Problem] = (),
+    **values: Any,
+) -> str:
+    """A page of one form.
+
+    groups    legends with their fields
+    problems  what is wrong, beside what is said at the fields
+    values    submit: the words of its button, "" for none; action: where it is sent, the address
+              it is shown at if not given; what form.html can have beside that
+    """
+    said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
+    said += [p.t(problem.words) for problem in problems]
+    values = {"action": p.request.path, "hidden": []} | values
+    return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
+
+
+def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
+    """The button that takes back the last change of a patient or an exam, if there is one."""
+    note, problem = p.read(undoable, p.ctx, about)
+    if problem:
+        return []
+    at = p.at(note.at)[:-3]
+    return [
+        ("undo", p.t("Take back: {what} ({who}, {at})", what=p.t(note.what), who=note.who, at=at))
+    ]
+
+
+def decoded(text: str) -> bytes:
+    """The bytes of a hidden field. Refuses 0106."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Refusal(
+            Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
+        ) from None
+
+
+def unless_changed(
+    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
+    *arguments: Any,
+) -> bool:  # fmt: skip
+    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    if now() != shown:
+        return False
+    core(ctx, *arguments)
+    return True
+
+
+NOT_KEPT = frozenset(
+    {"csrf", "password", "new_password", "seen"}
+)  # of a form that was sent without a login
+
+
+def encoded_form(form: Mapping[str, str]) -> str:
+    """What a form showed, for a hidden field."""
+    return base64.b64encode(json.dumps(form).encode()).decode()
+
+
+def decoded_form(text: str) -> dict[str, str]:
+    """What a form had shown; nothing where that is not told. Refuses 0106."""
+    try:
+        found = json.loads(decoded(text) or b"{}")
+        if all(isinstance(value, str) for value in found.values()):
+            return found
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise Refusal(
+        Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.machines.stuck
+# What is stuck.
+# ------------------------------------------------------------------------------------------------
+
+# What is stuck: in words, what is done about it, the page of it, and who may do it.
+ORPHAN_ROWS = body_rows("""
+    kind        | words                               | action           | page         | role
+    lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
+    silent      | In progress without news            | End it           | /workitem/   | admin
+    expired     | Past its expiration                 | End it           | /workitem/   | admin
+    exam        | Exam has begun, and no news since   | Exam is done     | /step/       | admin
+    leftover    | Exam of a day before, not begun     | Did not come     | /step/       | technologist
+    unscheduled | Performed without an order          | No order         | /unscheduled | technologist
+    images      | Images without an order             | No order         |              | technologist
+    commitment  | A machine was not told about its images | Drop it      | /commitment/ | admin
+    events      | Events not delivered                | Give them up     | /watchers    | admin
+    passed on   | Not passed on                       | Give them up     | /passed-on   | admin
+    """)
+ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
+
+
+class StuckPages(Frame):
+    """What is stuck."""
+
+    def stuck(self) -> str:
+        """GET /orphans: what is stuck in any service, to be ended with a reason."""
+        login, ctx = enter(self.web, self.request, "technologist")
+        t, zone = self.translator(), self.web.config.zone
+        found_rows = []
+        for orphan in self.web.read(orphans, ctx):
+            _, words, deed, page, least = ORPHANS[orphan.kind]
+            fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
+            action = Action("/orphans", t(deed), fields, "reason", t("Reason"))
+            link = page + orphan.uid if page.endswith("/") else page
+            about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
+            cells = (t(words), about, shown_instant(orphan.since, zone), self._known(t, orphan))
+            found_rows.append(Row(cells, link, (action,) if permit(login.role, least) else ()))
+        columns = (t("What"), t("About"), t("Since when"), t("Known"))
+        part = Part("", columns, found_rows, t("Nothing is stuck."))
+        links = [("/watchers", t("Watchers"))]
+        intro = "" if permit(login.role, "admin") else t("An administrator can end the others.")
+        return self.listing("Stuck", login, [part], links=links, intro=intro)
+
+    def _known(self, t: Translator, orphan: Orphan) -> str:
+        """What is known of something that is stuck, in words."""
+        if orphan.kind == "lock":
+            at = shown_instant(orphan.known, self.web.config.zone) or t("never")
+            return t("last told: {at}", at=at)
+        if orphan.kind == "leftover":
+            return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
+        if orphan.kind == "images":
+            return t("{count} images", count=orphan.known)
+        return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
+
+    def end_stuck(self) -> str:
+        """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
+        kind, uid, why = self.form("kind"), self.form("uid"), self.form("reason")
+        least = ORPHANS[kind][4] if kind in ORPHANS else "admin"
+        _, ctx = enter(self.web, self.request, least)
+        old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
+        deeds: dict[str, tuple[Any, ...]] = {
+            "lock": (release_lock, uid, self.form("about"), why),
+            "expired": (end_workitem, uid, why, "110533", "SCHEDULED"),
+            "silent": (end_workitem, uid, why, "110513", "IN PROGRESS", old),
+            "exam": (end_silent_exam, uid, why),
+            "leftover": (end_leftover, uid, why),
+            "unscheduled": (settle_unscheduled, uid, why),
+            "images": (settle_study, uid, why),
+            "commitment": (drop_commitment, uid, why),
+            "events": (give_up_events, uid, why, EVENTS_OUTBOX),
+            "passed on": (give_up_events, uid, why, PASSED_ON_OUTBOX),
+        }
+        by_row = ("exam", "leftover", "unscheduled")
+        if kind not in deeds or (kind in by_row and not re.fullmatch("[0-9]{1,18}", uid)):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        core, _, *more = deeds[kind]
+        self.web.write(core, ctx, int(uid) if kind in by_row else uid, *more)
+        return self.tell("/orphans", self.translator()("Saved."))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.machines.why
+# Why is my patient not on the machine?
+# ------------------------------------------------------------------------------------------------
+
+class WhyPages(Frame):
+    """Why is my patient not on the machine?"""
+
+    def why(self) -> str:
+        """GET /why: which device asked when, and the first key that kept each exam from it."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query.getunicode("q") or ""
+        self.web.write(save_queries, ctx, self.web.box.dimse.queries.take())
+        since = ctx.stamp(days=-self.web.config.housekeeping.keep_queries_days)
+        queries = self.web.read(recent_queries, since)
+        parts = []
+        if query.strip():
+            steps = self.web.read(find_steps, query)[:10]
+            parts = [self.explained(ctx, t, step, queries) for step in steps]
+            if not steps:
+                parts = [Part("", (), [], t("Nobody was found."))]
+        columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+        asked = [
+            Row(
+                (
+                    f"{q.ae_title} {q.address}",
+                    f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
+                    str(q.count),
+                    str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+                    asked_for(t, ElementIndex(bytes(q.keys))),
+                )
+            )
+            for q in queries[:50]
+        ]
+        parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+        label = t("Patient: name, ID or accession number")
+        intro = t("Why is my patient not on the machine?")
+        return self.listing("Why not there?", login, parts, search=label, query=query, intro=intro)
+
+    def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
+        """For one exam, each device's last different queries and what kept it from them."""
+        data, found_rows, is_found = bytes(step.data), [], False
+        for query in latest_by_device(queries):
+            device = self.web.access().device(query.ae_title)
+            try:
+                search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
+            except Refusal as refusal:
+                found_rows.append(
+                    Row((query.ae_title, t("The query was refused: {words}", words=refusal.detail)))
+                )
+                continue
+            seen = Context(
+                ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
+            )
+            why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
+            others = search.mismatches(ElementIndex(data))
+            sentence, actions = reason_of(t, why, step, others)
+            when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
+            found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
+            stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
+            titles = device.ae_titles if device else (query.ae_title,)
+            is_found |= why is None and bool(set(titles) & set(stations))
+        if is_found:  # by its own machine: nothing is to be mended
+            found_rows = [row._replace(actions=()) for row in found_rows]
+        index = ElementIndex(data)
+        heading = (
+            f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
+        )
+        columns = (t("Device"), t("Asked"), t("What came of it"))
+        return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
+
+    def mend(self) -> str:
+        """POST /why/mend: give the exam what the device asked for."""
+        _, ctx = enter(self.web, self.request, "desk")
+        row_id, forms = self.number("step"), self.request.forms
+        given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
+        if "ScheduledProcedureStepStatus" in given:
+            study, step_id = self.web.read(step_key, row_id)
+            self.web.write(reschedule, ctx, study, step_id, b"")
+        elif given and MENDABLE.issuperset(given):
+            self.web.write(mend_step, ctx, row_id, given)
+        else:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        t = self.translator()
+        following = safe_path(self.request.get_header("Referer"), "/why")
+        return self.tell(following, t("Mended: the next query of the device finds the exam."))
+
+
+MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
+
+
+def mend_step(ctx: Context, row_id: int, given: Mapping[str, str]) -> bytes:
+    """Give a step what a query asked for: its station, modality or day, by keyword."""
+    return move_step(ctx, row_id, **given)
+
+
+def reason_of(
+    t: Translator, why: Exclusion | None, step: Any, others: list[tuple[int, str, str]]
+) -> tuple[str, tuple[Action, ...]]:
+    """Why a query did not find an exam, in a sentence, and the click that mends it.
+
+    others  every key that the exam does not satisfy
+    """
+    if why is None:
+        return t("It is found."), ()
+    again = isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
+    fields = [("step", str(step.id))]
+    if why.tag == STEP_STATUS and not why.asked:
+        sentence = t("The exam is {state}; that is not shown to devices.", state=t(why.has))
+        fields += [("keyword", "ScheduledProcedureStepStatus"), ("value", "")]
+        words = t("Back on the list")
+        return sentence, (Action("/why/mend", words, tuple(fields)),) if again else ()
+    asked, has = (t.date(one) if is_date(one) else one for one in (why.asked, why.has))
+    values = {"name": t(why.name), "asked": asked, "has": has or t("nothing")}
+    sentence = t("It asked for {name} {asked}; the exam has {has}.", **values)
+    given = []
+    for tag, asked, _ in [why[:3], *others]:
+        keyword = datadict.keyword_for_tag(tag)
+        wild = set("*?\\") | (set("-") if tag == START_DATE else set())
+        if (
+            keyword in MENDABLE
+            and asked
+            and not wild & set(asked)
+            and (keyword, asked) not in given
+        ):
+            given.append((keyword, asked))
+    if not given or not again:
+        return sentence, ()
+    for keyword, asked in given:
+        fields += [("keyword", keyword), ("value", asked)]
+    words = t("Give the exam {asked}", asked=", ".join(
+        t.date(asked) if is_date(asked) else asked for _, asked in given))  # fmt: skip
+    return sentence, (Action("/why/mend", words, tuple(fields)),)
+
+
+def asked_for(t: Translator, index: ElementIndex) -> str:
+    """The keys of a query that are not universal, in words."""
+    words = []
+    for tag in index:
+        if index.vr(tag) == b"SQ":
+            words += [asked_for(t, item) for item in index.items(tag)]
+        elif index.text(tag).strip("*"):
+            words.append(f"{t(description_of(tag))} {index.text(tag)}")
+    return ", ".join(filter(None, words))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.after_exam.workitems
+# Workitems.
+# ------------------------------------------------------------------------------------------------
+
+WORKITEM_PAGE = """
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
+% for words in warnings:
+<p class="warning">{{words}}</p>
+% end
+% for heading, facts in modules:
+<section><h2>{{heading}}</h2>
+% if facts:
+<dl>
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+% else:
+<p>{{t('Nothing yet.')}}</p>
+% end
+</section>
+% end
+% if forms:
+<section><h2>{{t('What to do')}}</h2>
+% for event, words, fields in forms:
+% if fields:
+<details class="deed"><summary>{{words}}</summary>
+% end
+<form method="post" action="{{here}}" class="deed"><input type="hidden" name="csrf" value="{{csrf}}">
+% for f in fields:
+% if f.choices:
+<label>{{f.label}} <select name="{{f.name}}">
+% for value, meaning in f.choices:
+<option value="{{value}}">{{meaning}}</option>
+% end
+</select></label>
+% else:
+<label>{{f.label}} <input name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"></label>
+% end
+% end
+<button name="event" value="{{event}}">{{words}}</button></form>
+% if fields:
+</details>
+% end
+% end
+</section>
+% end
+<section><h2>{{t('Watched by')}}</h2>
+% if watched:
+<ul>
+% for ae_title, lock in watched:
+<li>{{ae_title}}{{', ' + t('with deletion lock') if lock else ''}}</li>
+% end
+</ul>
+% else:
+<p>{{t('Nobody.')}}</p>
+% end
+</section>
+<section><h2>{{t('Time line')}}</h2>
+<ol class="timeline">
+% for at, who, words, heard in events:
+<li><time>{{at}}</time> {{words}} <span class="who">{{who}}</span>{{' · ' + heard if heard else ''}}</li>
+% end
+</ol></section>
+<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a>
+% if patient_id:
+<a href="/patients?q={{patient_id}}">{{t('Patient')}}</a>
+% end
+<a href="/">{{t('To the board')}}</a></nav>
+"""
+# What a person may do with a workitem: in which states, who, and what is asked for.
+WORKITEM_ACTIONS = body_rows("""
+    event     | states                | who    | role         | asks              | words
+    claim     | SCHEDULED             | anyone | desk         |                   | Claim it
+    complete  | IN PROGRESS           | holder | desk         | remark            | It is done
+    give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
+    decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
+    cancel    | SCHEDULED | anyone | desk         | code reason uri contact | Cancel it
+    cancel    | IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
+    assign    | SCHEDULED             | anyone | desk         | station performer | Assign it
+    readiness | SCHEDULED             | anyone | desk         | readiness         | Set its inputs
+    subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
+    unsubscribe | any                 | anyone | admin        | watcher reason    | End a subscription
+    release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
+    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
+    """)
+WORKITEM_QUESTIONS = {
+    "remark": Message("Remark"),
+    "reason": Message("Reason"),
+    "code": Message("Kind of reason"),
+    "uri": Message("Contact (telephone or e-mail)"),
+    "contact": Message("Contact's name"),
+    "station": Message("Station"),
+    "performer": Message("Person"),
+    "readiness": Message("Inputs"),
+    "receiver": Message("Device"),
+    "watcher": Message("Device"),
+    "lock": Message("Deletion lock"),
+}
+WORKITEM_FIELDS = body_rows("""
+    name       | keyword                             | kind   | label
+    label      | ProcedureStepLabel                  | text   | What is to be done
+    code       | ScheduledWorkitemCodeSequence       | select | Kind of work
+    worklist   | WorklistLabel                       | text   | Worklist
+    priority   | ScheduledProcedureStepPriority      | select | Priority
+    readiness  | InputReadinessState                 | select | Inputs
+    date       | ScheduledProcedureStepStartDateTime | date   | Date
+    time       | ScheduledProcedureStepStartDateTime | time   | Time
+    expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
+    patient    | PatientName                         | text   | Patient's name
+    patient_id | PatientID                           | text   | Patient ID
+    comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
+    """)
+# The four modules of PS3.3 C.30; the first item where a path leads through a sequence.
+WORKITEM_FACTS = body_rows("""
+    module       | label               | path
+    Scheduled    | What is to be done  | ProcedureStepLabel
+    Scheduled    | Kind of work        | ScheduledWorkitemCodeSequence
+    Scheduled    | Worklist            | WorklistLabel
+    Scheduled    | Priority            | ScheduledProcedureStepPriority
+    Scheduled    | Inputs              | InputReadinessState
+    Scheduled    | Begin               | ScheduledProcedureStepStartDateTime
+    Scheduled    | Expected end        | ExpectedCompletionDateTime
+    Scheduled    | Expires after       | ScheduledProcedureStepExpirationDateTime
+    Scheduled    | Station             | ScheduledStationNameCodeSequence
+    Scheduled    | Kind of station     | ScheduledStationClassCodeSequence
+    Scheduled    | Place               | ScheduledStationGeographicLocationCodeSequence
+    Scheduled    | Person              | ScheduledHumanPerformersSequence > HumanPerformerName
+    Scheduled    | Input sets          | InputInformationSequence
+    Scheduled    | Comment             | CommentsOnTheScheduledProcedureStep
+    Relationship | Patient             | PatientName
+    Relationship | Patient ID          | PatientID
+    Relationship | Birth date          | PatientBirthDate
+    Relationship | Sex                 | PatientSex
+    Relationship | Accession number    | ReferencedRequestSequence > AccessionNumber
+    Relationship | Exam                | ReferencedRequestSequence > RequestedProcedureDescription
+    Relationship | Requested procedure ID | ReferencedRequestSequence > RequestedProcedureID
+    Relationship | Study Instance UID  | StudyInstanceUID
+    Progress     | State               | ProcedureStepState
+    Progress     | Progress (%)        | ProcedureStepProgressInformationSequence > ProcedureStepProgress
+    Progress     | Progress            | ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription
+    Progress     | Contact             | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactURI
+    Progress     | Contact's name      | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactDisplayName
+    Progress     | Canceled            | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
+    Progress     | Kind of reason      | ProcedureStepProgressInformationSequence > ProcedureStepDiscontinuationReasonCodeSequence
+    Progress     | Reason              | ProcedureStepProgressInformationSequence > ReasonForCancellation
+    Performed    | Station             | UnifiedProcedureStepPerformedProcedureSequence > PerformedStationNameCodeSequence
+    Performed    | Person              | UnifiedProcedureStepPerformedProcedureSequence > ActualHumanPerformersSequence > HumanPerformerName
+    Performed    | Begin               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
+    Performed    | End                 | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepEndDateTime
+    Performed    | Kind of work        | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
+    Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
+    Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
+    """)
+# What the time line says of an event of each type, beside its name.
+HAPPENING_PATHS = {
+    0: ("ReasonForCancellation",),
+    1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
+    2: ("RequestingAE", "ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
+        "ContactDisplayName", "ContactURI"),
+    3: ("ProcedureStepProgressInformationSequence > ProcedureStepProgress",
+        "ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription"),
+    5: ("ScheduledStationNameCodeSequence", "HumanPerformerCodeSequence"),
+}  # fmt: skip
+
+
+def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
+    """An event of the time line in words."""
+    name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
+    index = ElementIndex(happening.data)
+    said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
+    return f"{t(name)}: {', '.join(filter(None, said))}"
+
+
+def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
+    """A workitem from the form. Refuses 0106.
+
+    step  the scheduled procedure step that it is for, whose patient and request it has
+    """
+    if form["code"] not in WORKITEM_CODES:
+        problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
+    day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
+    texts = text_elements(
+        ProcedureStepState="SCHEDULED",
+        ProcedureStepLabel=form["label"],
+        WorklistLabel=form["worklist"],
+        ScheduledProcedureStepPriority=form["priority"],
+        InputReadinessState=form["readiness"],
+        ScheduledProcedureStepStartDateTime=day and day + clock,
+        ScheduledProcedureStepExpirationDateTime=form["expires"].replace("-", ""),
+        PatientName=typed_name(form["patient"]),
+        PatientID=form["patient_id"],
+        CommentsOnTheScheduledProcedureStep=form["comment"],
+    )
+    relationship = relationship_of_step(step) if step else EMPTY
+    made = texts.merged(codes, relationship)
+    if form["expires"] and form["date"] > form["expires"]:
+        tag = tag_of("ScheduledProcedureStepExpirationDateTime")
+        problem = Problem(tag, Message("is before its begin"))
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
+    return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
+
+
+def workitems_path(state: str, label: str) -> str:
+    """Where workitems of a state and a worklist label are listed."""
+    return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
+
+
+class WorkitemPages(Frame):
+    """Workitems."""
+
+    def workitems(self) -> str:
+        """GET /workitems: what comes after, by state and worklist label."""
+        login, _ = enter(self.web, self.request, "desk")
+        t, query = self.translator(), self.request.query
+        state = query.getunicode("state") or ""
+        label = query.getunicode("label") or ""
+        found, count = self.web.read(workitems_of, state, label)
+        found_rows = [
+            Row(
+                (
+                    w.label,
+                    t.name(ElementIndex(bytes(w.data)).get("PatientName")),
+                    w.patient_id,
+                    w.worklist_label,
+                    t(w.state),
+                    t(w.priority),
+                    shown_instant(w.start_at, self.web.config.zone),
+                    w.performer,
+                ),
+                f"/workitem/{w.sop_instance_uid}",
+            )
+            for w in found
+        ]
+        columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
+                   t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
+        part = Part("", columns, found_rows, t("There are none."))
+        labels = self.web.read(worklist_labels)
+        intro = (
+            t(
+                "The first {shown} of {count}. Choose a state or a worklist.",
+                shown=len(found),
+                count=count,
+            )
+            if count > len(found)
+            else ""
+        )
+        filters = [(workitems_path("", label), t("Open"), not state)]
+        filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+        if len(labels) > 1:
+            filters.append((workitems_path(state, ""), t("All worklists"), not label))
+            filters += [(workitems_path(state, one), one, one == label) for one in labels]
+        links = [("/workitems/new", t("New workitem"))]
+        return self.listing("Workitems", login, [part], links=links, filters=filters, intro=intro)
+
+    def workitem(self, uid: str) -> str:
+        """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+        login, _ = enter(self.web, self.request, "desk")
+        t, zone = self.translator(), self.web.config.zone
+        workitem = self.web.read(stored_workitem, uid)
+        happenings = self.web.read(history_of, uid)
+        if not workitem and not happenings:
+            raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
+        index = ElementIndex(bytes(workitem.data) if workitem else b"")
+        modules: dict[str, list[tuple[str, str]]] = {}
+        for module, label, path in WORKITEM_FACTS:
+            facts = modules.setdefault(module, [])
+            if value := fact(index, path, t, zone):
+                facts.append((t(label), value))
+        if workitem and workitem.performer:
+            modules["Progress"].append((t("Performer"), workitem.performer))
+        events = [
+            (
+                shown_instant(one.at, zone),
+                one.who,
+                happening_words(one, t, zone),
+                t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
+                if one.receivers
+                else "",
+            )
+            for one in happenings
+        ]
+        asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
+        warnings = [] if workitem else [t("It has been purged; its history remains.")]
+        if asked and workitem and workitem.state == "IN PROGRESS":
+            warnings.append(
+                t("The cancellation was declined: {reason}", reason=workitem.declined)
+                if workitem.declined
+                else t("Somebody wants it to be canceled; see the time line.")
+            )
+        return self.page(
+            WORKITEM_PAGE,
+            "Workitem",
+            login,
+            warnings=warnings,
+            modules=[(t(module), facts) for module, facts in modules.items()],
+            forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
+            watched=self.web.read(watchers_of, uid),
+            patient_id=index.get("PatientID"),
+            events=events,
+            csrf=login.form_token,
+        )
+
+    def _workitem_forms(
+        self, login: Login, workitem: Any, asked_to_cancel: bool, t: Translator
+    ) -> list[tuple[str, str, list[Field]]]:
+        """What this person may do with a workitem now."""
+        holder = workitem.by_person and workitem.performer == login.name
+        who_may = {
+            "anyone": True,
+            "holder": holder,
+            "asked": holder and asked_to_cancel and not workitem.declined,
+        }
+        choices = self._workitem_choices(workitem, t)
+        forms = []
+        for event, states, who, role, asks, words in WORKITEM_ACTIONS:
+            in_state = states == "any" or workitem.state in states.split(", ")
+            fields = [
+                Field(
+                    name, t(WORKITEM_QUESTIONS[name]), "text", "", False, "", choices.get(name, ())
+                )
+                for name in asks.split()
+            ]
+            askable = all(choices.get(name, True) for name in asks.split())
+            if in_state and askable and who_may[who] and permit(login.role, role):
+                forms.append((event, t(words), fields))
+        return forms
+
+    def _workitem_choices(self, workitem: Any, t: Translator) -> dict[str, Any]:
+        """What the questions about a workitem are answered from."""
+        callable_ = [d for d in self.web.access().devices if d.host]
+        return {
+            "code": tuple(
+                (code, t(words))
+                for code, words in sorted(
+                    UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513"
+                )
+            ),
+            "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
+            "readiness": tuple(
+                (r, t(r))
+                for r in sorted(
+                    UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness
+                )
+            ),
+            "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
+            "watcher": tuple(
+                (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
+            ),
+            "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
+        }
+
+    def workitem_event(self, uid: str) -> str:
+        """POST /workitem/…: what a person does with it."""
+        event = self.form("event")
+        least = next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin")
+        _, ctx = enter(self.web, self.request, least)
+        self._do_with_workitem(ctx, uid, event)
+        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+
+    def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
+        asked, write = self.form, self.web.write
+        if event in ("give up", "end", "release", "decline", "unsubscribe"):
+            needs_reason(asked("reason"))
+        calls: dict[str, Callable[[], Any]] = {
+            "claim": lambda: write(claim_by_person, ctx, uid),
+            "complete": lambda: write(finish_by_person, ctx, uid, asked("remark")),
+            "give up": lambda: write(give_up_by_person, ctx, uid, asked("reason"), asked("code")),
+            "decline": lambda: write(decline_cancellation, ctx, uid, asked("reason")),
+            "cancel": lambda: write(request_cancel, ctx, uid, self._cancel_request()),
+            "assign": lambda: write(
+                assign_workitem, ctx, uid, asked("station"), asked("performer")
+            ),
+            "readiness": lambda: write(
+                update_workitem,
+                ctx,
+                uid,
+                bytes(text_elements(InputReadinessState=asked("readiness"))),
+            ),
+            "subscribe": lambda: write(
+                subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
+            ),
+            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher"), asked("reason")),
+            "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
+            "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
+        }
+        if event not in calls:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
+        calls[event]()
+
+    def _cancel_request(self) -> bytes:
+        """The information of a request to cancel, from the form."""
+        contact = text_elements(
+            ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
+        )
+        asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
+        return bytes(asked.merged(contact))
+
+    def new_workitem(
+        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    ) -> str:
+        """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+        login, ctx = enter(self.web, self.request, "desk")
+        t, now = self.translator(), ctx.local_now()
+        form = form or {
+            "step": self.request.query.getunicode("step") or "",
+            "date": f"{now:%Y-%m-%d}",
+            "time": f"{now:%H:%M}",
+            "priority": "MEDIUM",
+            "readiness": "READY",
+        }
+        step = ElementIndex(self._step_data(form.get("step", "")))
+        fixed = {
+            "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
+        } if step.found else {}  # fmt: skip
+        choices = {
+            "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
+            "worklist": tuple((label, label) for label in self.web.read(worklist_labels)),
+            "priority": tuple(
+                (p, t(p)) for p in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
+            ),
+            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
+        }
+        by_tag = {problem.tag: t(problem.words) for problem in problems}
+        fields = [
+            Field(name, t(label), kind, form.get(name, ""), name == "label",
+                  by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
+            for name, keyword, kind, label in WORKITEM_FIELDS
+            if name not in fixed
+        ]  # fmt: skip
+        words = " · ".join(filter(None, fixed.values()))
+        return self.page(
+            FORM_PAGE,
+            "New workitem",
+            login,
+            action="/workitems/new",
+            submit=t("Create"),
+            csrf=login.form_token,
+            hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
+            groups=[(words or t("Workitem"), fields)],
+            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
+            + list(by_tag.values()),
+        )
+
+    def _step_data(self, row_id: str) -> bytes:
+        """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+        return (
+            self.web.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+        )
+
+    def create_workitem(self) -> str:
+        """POST /workitems/new."""
+        _, ctx = enter(self.web, self.request, "desk")
+        form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
+        form |= {"step": self.form("step"), "uid": self.form("uid")}
+        step = self._step_data(form["step"])
+        try:
+            uid, _ = self.web.write(
+                create_workitem, ctx, form["uid"], workitem_from_form(form, step)
+            )
+        except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+                return self.redirect(f"/workitem/{form['uid']}")
+            self.bottle.response.status = 422
+            return self.new_workitem(form, refusal.problems)
+        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.login
 # Login, logout, password, language.
 # ------------------------------------------------------------------------------------------------
@@ -21765,117 +22023,112 @@ RESUME_PAGE = """
 """
 
 
-class LoginPages(Frame):
-    """Login, logout, password, language."""
+def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
+    """GET /login.
 
-    def login_page(self, problem: str = "", kept: str = "") -> str:
-        """GET /login.
+    kept  a form that was sent without a login, as encoded_form has it: it is sent after it
+    """
+    following = safe_path(p.query("next") or p.form("next"))
+    name = "" if kept else p.form("name")
+    kept = kept or p.form("kept")
+    return p.show(LOGIN_PAGE, "Log in", problem=problem, next=following, name=name, kept=kept)
 
-        kept  a form that was sent without a login, as encoded_form has it: it is sent after it
-        """
-        following = safe_path(self.request.query.getunicode("next") or self.form("next"))
-        name = "" if kept else self.form("name")
-        kept = kept or self.form("kept")
-        return self.page(
-            LOGIN_PAGE, "Log in", problem=problem, next=following, name=name, kept=kept
-        )
 
-    def ask_to_log_in(self) -> str:
-        """For who asks for a page without a login; what a form of ours had is kept meanwhile."""
-        request = self.request
-        asked = (request.path + "?" + request.query_string).rstrip("?")
-        if request.method != "POST" or request.content_type.startswith("multipart"):
-            return self.redirect(f"/login?next={urllib.parse.quote(asked)}")
-        try:
-            check_origin(self.web, request)
-        except Refusal:
-            return self.redirect("/login")
-        fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-        kept = base64.b64encode(json.dumps([asked, fields]).encode()).decode()
-        self.bottle.response.status = 401
-        words = Message(
-            "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
-        )
-        return self.login_page(words, kept)
+def ask_to_log_in(p: PageRequest) -> str:
+    """For who asks for a page without a login; what a form of ours had is kept meanwhile."""
+    request = p.request
+    asked = (request.path + "?" + request.query_string).rstrip("?")
+    if request.method != "POST" or request.content_type.startswith("multipart"):
+        return p.redirect(f"/login?next={urllib.parse.quote(asked)}")
+    try:
+        check_origin(p.web, request)
+    except Refusal:
+        return p.redirect("/login")
+    fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
+    kept = base64.b64encode(json.dumps([asked, fields]).encode()).decode()
+    p.response.status = 401
+    words = Message(
+        "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
+    )
+    return login_page(p, words, kept)
 
-    def _resume(self, secret: str, kept: str) -> str:
-        """What was typed before the session ended, to be sent with one click."""
-        try:
-            path, fields = json.loads(decoded(kept))
-            fields = [(str(name), str(value)) for name, value in fields]
-        except (ValueError, TypeError, RecursionError):
-            return self.redirect("/")
-        login = self.web.read(find_session, self.web.context(Actor("web")), secret)
-        shown = [(name, value) for name, value in fields if value and len(value) < 100]
-        return self.page(
-            RESUME_PAGE, "What you had typed", login, action=safe_path(str(path)), fields=fields,
-            shown=shown, csrf=login.form_token,
-        )  # fmt: skip
 
-    def log_in(self) -> str:
-        """POST /login."""
-        web, name = self.web, self.form("name").strip()
-        ctx = web.context(Actor(name[:64] or "nobody", client_address(self.request)))
-        try:
-            check_origin(web, self.request)
-            user_id = web.read(authenticate, ctx, name, self.form("password"))
-        except Refusal as refusal:
-            if refusal.status is Status.NOT_AUTHORIZED:
-                web.write(note_login_failure, ctx, name)
-            self.bottle.response.status = (
-                429 if refusal.status is Status.RESOURCE_LIMITATION else 403
-            )
-            return self.login_page(refusal.detail)
-        secret = web.write(open_session, ctx, user_id)
-        self.set_cookie("minris", secret, max_age=web.config.web.session_hours * 3600)
-        if self.form("kept"):
-            return self._resume(secret, self.form("kept"))
-        return self.redirect(safe_path(self.form("next")))
+def resume_page(p: PageRequest, secret: str, kept: str) -> str:
+    """What was typed before the session ended, to be sent with one click."""
+    try:
+        path, fields = json.loads(decoded(kept))
+        fields = [(str(name), str(value)) for name, value in fields]
+    except (ValueError, TypeError, RecursionError):
+        return p.redirect("/")
+    p.login = p.read(find_session, p.ctx, secret)
+    shown = [(name, value) for name, value in fields if value and len(value) < 100]
+    action = safe_path(str(path))
+    return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
 
-    def log_out(self) -> str:
-        """POST /logout."""
-        _, ctx = enter(self.web, self.request, "desk")
-        if cookie := self.request.get_cookie("minris"):
-            self.web.write(end_session, ctx, cookie)
-        self.bottle.response.delete_cookie("minris", path="/")
-        return self.redirect("/login")
 
-    def password_page(self, problems: Iterable[Message] = ()) -> str:
-        """GET /password: one's own."""
-        login, _ = enter(self.web, self.request, "desk")
-        t = self.translator()
-        fields = [
-            Field("password", t("Password until now"), "password", "", True, "", ()),
-            Field("new_password", t("New password"), "password", "", True, "", ()),
-        ]
-        return self.page(
-            FORM_PAGE, "Change the password", login, action="/password", submit=t("Save"),
-            csrf=login.form_token, hidden=[], problems=list(map(t, problems)),
-            groups=[(login.name, fields)],
-        )  # fmt: skip
+def begin_session(p: PageRequest, user_id: int) -> str:
+    """Log a user in: the secret of the session, which the browser keeps."""
+    secret = p.write(open_session, user_id)
+    p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
+    return secret
 
-    def change_password(self) -> str:
-        """POST /password: the other sessions of the user end."""
-        login, ctx = enter(self.web, self.request, "desk")
-        try:
-            user_id = self.web.read(authenticate, ctx, login.name, self.form("password"))
-            new = self.form("new_password")
-            self.web.write(make_user, ctx, login.name, login.role, new)
-        except Refusal as refusal:
-            if refusal.status is Status.NOT_AUTHORIZED:
-                self.web.write(note_login_failure, ctx, login.name)
-            self.bottle.response.status = 422
-            return self.password_page([refusal.detail])
-        secret = self.web.write(open_session, ctx, user_id)
-        self.set_cookie("minris", secret, max_age=self.web.config.web.session_hours * 3600)
-        return self.tell("/password", self.translator()("Saved."))
 
-    def language(self) -> str:
-        """GET /language: remember the language chosen."""
-        wanted = self.request.query.getunicode("language") or ""
-        if wanted in self.catalogues:
-            self.set_cookie("language", wanted, max_age=365 * 86400)
-        return self.redirect(safe_path(self.request.query.getunicode("back")))
+def post_login(p: PageRequest) -> str:
+    """POST /login."""
+    name = p.form("name").strip()
+    p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
+    try:
+        check_origin(p.web, p.request)
+        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:
+            p.write(note_login_failure, name)
+        p.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+        return login_page(p, refusal.detail)
+    secret = begin_session(p, user_id)
+    if p.form("kept"):
+        return resume_page(p, secret, p.form("kept"))
+    return p.redirect(safe_path(p.form("next")))
+
+
+def post_logout(p: PageRequest) -> str:
+    """POST /logout."""
+    if cookie := p.request.get_cookie("minris"):
+        p.write(end_session, cookie)
+    p.response.delete_cookie("minris", path="/")
+    return p.redirect("/login")
+
+
+def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
+    """GET /password: one's own."""
+    fields = [
+        Field("password", p.t("Password until now"), "password", required=True),
+        Field("new_password", p.t("New password"), "password", required=True),
+    ]
+    groups = [(p.login.name, fields)]
+    return show_form(p, "Change the password", groups, problems, submit=p.t("Save"))
+
+
+def post_password(p: PageRequest) -> str:
+    """POST /password: the other sessions of the user end."""
+    name = p.login.name
+    try:
+        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
+        p.write(make_user, name, p.login.role, p.form("new_password"))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:
+            p.write(note_login_failure, name)
+        return password_page(p, p.again(refusal))
+    begin_session(p, user_id)
+    return p.tell("/password", p.t("Saved."))
+
+
+def choose_page_language(p: PageRequest) -> str:
+    """GET /language: remember the language chosen."""
+    wanted = p.query("language")
+    if wanted in p.site.catalogues:
+        p.set_cookie("language", wanted, max_age=365 * 86400)
+    return p.redirect(safe_path(p.query("back")))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22170,233 +22423,6 @@ def settings_of(device: Device) -> dict[str, str]:
             value = ", ".join(sorted(value))
         given[setting.key] = "" if value is None else str(value)
     return given
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.machines.stuck
-# What is stuck.
-# ------------------------------------------------------------------------------------------------
-
-# What is stuck: in words, what is done about it, the page of it, and who may do it.
-ORPHAN_ROWS = body_rows("""
-    kind        | words                               | action           | page         | role
-    lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
-    silent      | In progress without news            | End it           | /workitem/   | admin
-    expired     | Past its expiration                 | End it           | /workitem/   | admin
-    exam        | Exam has begun, and no news since   | Exam is done     | /step/       | admin
-    leftover    | Exam of a day before, not begun     | Did not come     | /step/       | technologist
-    unscheduled | Performed without an order          | No order         | /unscheduled | technologist
-    images      | Images without an order             | No order         |              | technologist
-    commitment  | A machine was not told about its images | Drop it      | /commitment/ | admin
-    events      | Events not delivered                | Give them up     | /watchers    | admin
-    passed on   | Not passed on                       | Give them up     | /passed-on   | admin
-    """)
-ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
-
-
-class StuckPages(Frame):
-    """What is stuck."""
-
-    def stuck(self) -> str:
-        """GET /orphans: what is stuck in any service, to be ended with a reason."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, zone = self.translator(), self.web.config.zone
-        found_rows = []
-        for orphan in self.web.read(orphans, ctx):
-            _, words, deed, page, least = ORPHANS[orphan.kind]
-            fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
-            action = Action("/orphans", t(deed), fields, "reason", t("Reason"))
-            link = page + orphan.uid if page.endswith("/") else page
-            about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
-            cells = (t(words), about, shown_instant(orphan.since, zone), self._known(t, orphan))
-            found_rows.append(Row(cells, link, (action,) if permit(login.role, least) else ()))
-        columns = (t("What"), t("About"), t("Since when"), t("Known"))
-        part = Part("", columns, found_rows, t("Nothing is stuck."))
-        links = [("/watchers", t("Watchers"))]
-        intro = "" if permit(login.role, "admin") else t("An administrator can end the others.")
-        return self.listing("Stuck", login, [part], links=links, intro=intro)
-
-    def _known(self, t: Translator, orphan: Orphan) -> str:
-        """What is known of something that is stuck, in words."""
-        if orphan.kind == "lock":
-            at = shown_instant(orphan.known, self.web.config.zone) or t("never")
-            return t("last told: {at}", at=at)
-        if orphan.kind == "leftover":
-            return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
-        if orphan.kind == "images":
-            return t("{count} images", count=orphan.known)
-        return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
-
-    def end_stuck(self) -> str:
-        """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
-        kind, uid, why = self.form("kind"), self.form("uid"), self.form("reason")
-        least = ORPHANS[kind][4] if kind in ORPHANS else "admin"
-        _, ctx = enter(self.web, self.request, least)
-        old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
-        deeds: dict[str, tuple[Any, ...]] = {
-            "lock": (release_lock, uid, self.form("about"), why),
-            "expired": (end_workitem, uid, why, "110533", "SCHEDULED"),
-            "silent": (end_workitem, uid, why, "110513", "IN PROGRESS", old),
-            "exam": (end_silent_exam, uid, why),
-            "leftover": (end_leftover, uid, why),
-            "unscheduled": (settle_unscheduled, uid, why),
-            "images": (settle_study, uid, why),
-            "commitment": (drop_commitment, uid, why),
-            "events": (give_up_events, uid, why, EVENTS_OUTBOX),
-            "passed on": (give_up_events, uid, why, PASSED_ON_OUTBOX),
-        }
-        by_row = ("exam", "leftover", "unscheduled")
-        if kind not in deeds or (kind in by_row and not re.fullmatch("[0-9]{1,18}", uid)):
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        core, _, *more = deeds[kind]
-        self.web.write(core, ctx, int(uid) if kind in by_row else uid, *more)
-        return self.tell("/orphans", self.translator()("Saved."))
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.machines.why
-# Why is my patient not on the machine?
-# ------------------------------------------------------------------------------------------------
-
-class WhyPages(Frame):
-    """Why is my patient not on the machine?"""
-
-    def why(self) -> str:
-        """GET /why: which device asked when, and the first key that kept each exam from it."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query.getunicode("q") or ""
-        self.web.write(save_queries, ctx, self.web.box.dimse.queries.take())
-        since = ctx.stamp(days=-self.web.config.housekeeping.keep_queries_days)
-        queries = self.web.read(recent_queries, since)
-        parts = []
-        if query.strip():
-            steps = self.web.read(find_steps, query)[:10]
-            parts = [self.explained(ctx, t, step, queries) for step in steps]
-            if not steps:
-                parts = [Part("", (), [], t("Nobody was found."))]
-        columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
-        asked = [
-            Row(
-                (
-                    f"{q.ae_title} {q.address}",
-                    f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
-                    str(q.count),
-                    str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                    asked_for(t, ElementIndex(bytes(q.keys))),
-                )
-            )
-            for q in queries[:50]
-        ]
-        parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
-        label = t("Patient: name, ID or accession number")
-        intro = t("Why is my patient not on the machine?")
-        return self.listing("Why not there?", login, parts, search=label, query=query, intro=intro)
-
-    def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
-        """For one exam, each device's last different queries and what kept it from them."""
-        data, found_rows, is_found = bytes(step.data), [], False
-        for query in latest_by_device(queries):
-            device = self.web.access().device(query.ae_title)
-            try:
-                search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
-            except Refusal as refusal:
-                found_rows.append(
-                    Row((query.ae_title, t("The query was refused: {words}", words=refusal.detail)))
-                )
-                continue
-            seen = Context(
-                ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
-            )
-            why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
-            others = search.mismatches(ElementIndex(data))
-            sentence, actions = reason_of(t, why, step, others)
-            when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
-            found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
-            stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
-            titles = device.ae_titles if device else (query.ae_title,)
-            is_found |= why is None and bool(set(titles) & set(stations))
-        if is_found:  # by its own machine: nothing is to be mended
-            found_rows = [row._replace(actions=()) for row in found_rows]
-        index = ElementIndex(data)
-        heading = (
-            f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
-        )
-        columns = (t("Device"), t("Asked"), t("What came of it"))
-        return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
-
-    def mend(self) -> str:
-        """POST /why/mend: give the exam what the device asked for."""
-        _, ctx = enter(self.web, self.request, "desk")
-        row_id, forms = self.number("step"), self.request.forms
-        given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
-        if "ScheduledProcedureStepStatus" in given:
-            study, step_id = self.web.read(step_key, row_id)
-            self.web.write(reschedule, ctx, study, step_id, b"")
-        elif given and MENDABLE.issuperset(given):
-            self.web.write(mend_step, ctx, row_id, given)
-        else:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        t = self.translator()
-        following = safe_path(self.request.get_header("Referer"), "/why")
-        return self.tell(following, t("Mended: the next query of the device finds the exam."))
-
-
-MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
-
-
-def mend_step(ctx: Context, row_id: int, given: Mapping[str, str]) -> bytes:
-    """Give a step what a query asked for: its station, modality or day, by keyword."""
-    return move_step(ctx, row_id, **given)
-
-
-def reason_of(
-    t: Translator, why: Exclusion | None, step: Any, others: list[tuple[int, str, str]]
-) -> tuple[str, tuple[Action, ...]]:
-    """Why a query did not find an exam, in a sentence, and the click that mends it.
-
-    others  every key that the exam does not satisfy
-    """
-    if why is None:
-        return t("It is found."), ()
-    again = isinstance(STEP_TRANSITIONS["reschedule", step.status], str)
-    fields = [("step", str(step.id))]
-    if why.tag == STEP_STATUS and not why.asked:
-        sentence = t("The exam is {state}; that is not shown to devices.", state=t(why.has))
-        fields += [("keyword", "ScheduledProcedureStepStatus"), ("value", "")]
-        words = t("Back on the list")
-        return sentence, (Action("/why/mend", words, tuple(fields)),) if again else ()
-    asked, has = (t.date(one) if is_date(one) else one for one in (why.asked, why.has))
-    values = {"name": t(why.name), "asked": asked, "has": has or t("nothing")}
-    sentence = t("It asked for {name} {asked}; the exam has {has}.", **values)
-    given = []
-    for tag, asked, _ in [why[:3], *others]:
-        keyword = datadict.keyword_for_tag(tag)
-        wild = set("*?\\") | (set("-") if tag == START_DATE else set())
-        if (
-            keyword in MENDABLE
-            and asked
-            and not wild & set(asked)
-            and (keyword, asked) not in given
-        ):
-            given.append((keyword, asked))
-    if not given or not again:
-        return sentence, ()
-    for keyword, asked in given:
-        fields += [("keyword", keyword), ("value", asked)]
-    words = t("Give the exam {asked}", asked=", ".join(
-        t.date(asked) if is_date(asked) else asked for _, asked in given))  # fmt: skip
-    return sentence, (Action("/why/mend", words, tuple(fields)),)
-
-
-def asked_for(t: Translator, index: ElementIndex) -> str:
-    """The keys of a query that are not universal, in words."""
-    words = []
-    for tag in index:
-        if index.vr(tag) == b"SQ":
-            words += [asked_for(t, item) for item in index.items(tag)]
-        elif index.text(tag).strip("*"):
-            words.append(f"{t(description_of(tag))} {index.text(tag)}")
-    return ", ".join(filter(None, words))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22811,167 +22837,156 @@ def exam_from_form(
 # The box: its lights, users and tokens, the audit log, settings.
 # ------------------------------------------------------------------------------------------------
 
-# What each role may do: in words, and on which pages (* for a part of the path). The pages ask the
-# same with `enter`, and the tests compare; what "-" stands for is asked for by the deed.
+# What each role may do, in words, and on which pages (* for a part of the path). The first of them
+# says which role that is at least; "-" stands for what is asked of an administrator by the deed.
 RIGHTS = body_rows("""
-    what                                                          | least        | pages
-    See the board, the calendar and the day on paper             | desk         | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients, merge two who are one    | desk         | /register /find /patients /patient
-    Arrived, did not come, cancel, exam is done                   | desk         | /leftovers
-    Make, claim and end workitems                                 | desk         | /workitems /workitem
-    Match what came without an order; why not there; import       | desk         | /unscheduled /unmatch /why /import
-    Devices and who has called, statuses, catalogue               | technologist | /devices /associations /statuses /catalogue /catalogue.csv
-    Watchers, what is passed on, are they safe                    | technologist | /watchers /passed-on /commitments /commitment
-    Figures                                                       | technologist | /figures /figures.csv /figures.svg
-    See what is stuck, settle what has no order                   | technologist | /orphans
-    End what is stuck, end subscriptions of others                | admin        | -
-    Erase a patient's data                                        | admin        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | admin        | /box /users /audit /settings
+    what                                                          | pages
+    See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
+    Register, find and correct patients, merge two who are one    | /register /find /patients /patient
+    Arrived, did not come, cancel, exam is done                   | /leftovers
+    Make, claim and end workitems                                 | /workitems /workitem
+    Match what came without an order; why not there; import       | /unscheduled /unmatch /why /import
+    Devices and who has called, statuses, catalogue               | /devices /associations /statuses /catalogue /catalogue.csv
+    Watchers, what is passed on, are they safe                    | /watchers /passed-on /commitments /commitment
+    Figures                                                       | /figures /figures.csv /figures.svg
+    See what is stuck, settle what has no order                   | /orphans
+    End what is stuck, end subscriptions of others                | -
+    Erase a patient's data                                        | /patient/*/erase
+    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 
 
-class BoxPages(Frame):
-    """The box: its lights, users and tokens, the audit log, settings."""
+def box_page(p: PageRequest) -> str:
+    """GET /box: a light for each thing that may fail, and where the rest of it is."""
+    t = p.t
+    lights = [
+        Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
+        for what, light, said in p.web.box.lights()
+    ]
+    part = Part("", (t("Light"), t("What"), t("What is known")), lights)
+    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
+    backup = Action("/box", t("Back up now"), (("do", "backup"),))
+    doing = Part("", (t("What"),), [Row((t("Backup"),), "", (backup,))])
+    return p.listing("The box", [part, doing], links=links)
 
-    def box_page(self) -> str:
-        """GET /box: a light for each thing that may fail, and where the rest of it is."""
-        login, _ = enter(self.web, self.request, "admin")
-        t, lights = self.translator(), self.web.box.lights()
-        rows_ = [
-            Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
-            for what, light, said in lights
-        ]
-        part = Part("", (t("Light"), t("What"), t("What is known")), rows_)
-        links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
-        backup = Action("/box", t("Back up now"), (("do", "backup"),))
-        doing = Part("", (t("What"),), [Row((t("Backup"),), "", (backup,))])
-        return self.listing("The box", login, [part, doing], links=links)
 
-    def box_action(self) -> str:
-        """POST /box: make a backup."""
-        enter(self.web, self.request, "admin")
-        self.web.box.back_up()
-        problem = self.web.box.backup_problem
-        t = self.translator()
-        words = t("The last backup failed: {problem}", problem=problem) if problem else t("Saved.")
-        return self.tell("/box", words)
+def post_box(p: PageRequest) -> str:
+    """POST /box: make a backup."""
+    p.web.box.back_up()
+    if problem := p.web.box.backup_problem:
+        return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
+    return p.tell("/box", p.t("Saved."))
 
-    def users(self, new_token: str = "") -> str:
-        """GET /users: who may log in, which programs may call, and what each role may do."""
-        login, ctx = enter(self.web, self.request, "admin")
-        t, zone = self.translator(), ctx.config.zone
-        people = [
-            Row((name, t(role), str(count), shown_instant(at, zone)), "", (
-                Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
-                Action("/users", t("Delete"), (("do", "delete"), ("name", name))),
-            ))
-            for name, role, count, at in self.web.read(logins_of, ctx)
+
+def users_page(p: PageRequest, new_token: str = "") -> str:
+    """GET /users: who may log in, which programs may call, and what each role may do."""
+    t = p.t
+    people = [
+        Row((name, t(role), str(count), p.at(at)), "", (
+            Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete"), ("name", name))),
+        ))
+        for name, role, count, at in p.read(logins_of, p.ctx)
+    ]  # fmt: skip
+    programs = [
+        Row((name, t(role), titles.replace("\\", ", "), p.at(at)), "", (
+            Action("/users", t("Delete"), (("do", "delete token"), ("name", name))),
+        ))
+        for name, role, titles, at in p.read(tokens_of)
+    ]  # fmt: skip
+    rights = [
+        Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
+        for words, least in roles_of_rights(p.site.pages)
+    ]
+    parts = [
+        Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),
+        Part(t("Programs (API tokens)"), (t("Name"), t("Role"), t("AE titles"), t("Made")),
+             programs, t("There are none.")),
+        Part(t("What each role may do"), (t("What"), *(t(role) for role in ROLES)), rights),
+    ]  # fmt: skip
+    links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
+    shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
+    return p.listing("Users", parts, told=shown, links=links)
+
+
+def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
+    """What may be done, in words, and the least role that may do it."""
+    roles = {page.rule: page.role for page in pages}
+    return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
+
+
+def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
+    """GET /users/new: a form for a person or a token; a known name is changed."""
+    t = p.t
+    kinds = (("person", t("A person")), ("token", t("A program (API token)")))
+    roles = tuple((role, t(role)) for role in ROLES)
+    fields = [
+        Field("name", t("Name"), "text", p.form("name"), True),
+        Field("kind", t("What it is"), "select", p.form("kind") or "person", True, "", kinds),
+        Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
+        Field("password", t("Password (of a person)"), "password"),
+        Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
+    ]
+    return show_form(
+        p, "Users", [(t("New, or changed"), fields)], problems, submit=t("Save"), action="/users",
+        hidden=[("do", "save")], after=[("/users", t("Users"))],
+    )  # fmt: skip
+
+
+def post_users(p: PageRequest) -> str:
+    """POST /users: set a user or make a token, end sessions, delete."""
+    name, deed = p.form("name").strip(), p.form("do")
+    try:
+        if deed == "save" and p.form("kind") != "token":
+            p.write(make_user, name, p.form("role"), p.form("password"))
+        elif deed == "save":
+            titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
+            return users_page(p, p.write(make_token, name, p.form("role"), titles))
+        elif deed in USER_DEEDS:
+            p.write(USER_DEEDS[deed], name)
+        else:
+            raise no_such_action()
+    except Refusal as refusal:
+        return new_user_page(p, p.again(refusal))
+    return p.tell("/users", p.t("Saved."))
+
+
+def audit_page(p: PageRequest) -> str:
+    """GET /audit: who did what, searched by any text; whether the log is as it was written."""
+    t, text, before = p.t, p.query("q"), p.query("before")
+    found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
+    lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
+    columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
+    links = [("/box", t("The box"))]
+    if len(found) == 200:
+        older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
+        links.insert(0, (f"/audit?{older}", t("Older")))
+    chain = p.read(check_audit)
+    words = t("{count} lines, unbroken; the last digest is {digest}.", count=chain.count,
+              digest=chain.digest[:16])  # fmt: skip
+    if chain.broken:
+        words = t("The log was changed behind our back: the line of {at} does not follow from the"
+                  " one before it.", at=p.at(chain.broken[1]))  # fmt: skip
+    part = Part("", columns, lines, t("Nothing found."))
+    return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
+
+
+def settings_page(p: PageRequest) -> str:
+    """GET /settings: each setting, its value and where it comes from."""
+    t, config = p.t, p.web.config
+    columns = (t("Setting"), t("Value"), t("From"), t("Meaning"))
+    parts = []
+    for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
+        lines = [
+            Row((one.key, setting_text(config, one),
+                 config.sources.get((section, one.key), t("default")), t(one.meaning)))
+            for one in of_section
         ]  # fmt: skip
-        programs = [
-            Row((name, t(role), titles.replace("\\", ", "), shown_instant(at, zone)), "", (
-                Action("/users", t("Delete"), (("do", "delete token"), ("name", name))),
-            ))
-            for name, role, titles, at in self.web.read(tokens_of)
-        ]  # fmt: skip
-        rights = [
-            Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
-            for words, least, _ in RIGHTS
-        ]
-        parts = [
-            Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),
-            Part(t("Programs (API tokens)"), (t("Name"), t("Role"), t("AE titles"), t("Made")),
-                 programs, t("There are none.")),
-            Part(t("What each role may do"), (t("What"), *(t(role) for role in ROLES)), rights),
-        ]  # fmt: skip
-        links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
-        shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
-        return self.listing("Users", login, parts, told=shown, links=links)
-
-    def new_user(self, problems: Iterable[Problem] = ()) -> str:
-        """GET /users/new: a form for a person or a token; a known name is changed."""
-        login, _ = enter(self.web, self.request, "admin")
-        t = self.translator()
-        roles = tuple((role, t(role)) for role in ROLES)
-        fields = [
-            Field("name", t("Name"), "text", self.form("name"), True, "", ()),
-            Field("kind", t("What it is"), "select", self.form("kind") or "person", True, "",
-                  (("person", t("A person")), ("token", t("A program (API token)")))),
-            Field("role", t("Role"), "select", self.form("role") or "desk", True, "", roles),
-            Field("password", t("Password (of a person)"), "password", "", False, "", ()),
-            Field("ae_titles", t("AE titles (of a token)"), "text", self.form("ae_titles"), False, "",
-                  ()),
-        ]  # fmt: skip
-        return self.page(
-            FORM_PAGE, "Users", login, action="/users", submit=t("Save"), csrf=login.form_token,
-            hidden=[("do", "save")], groups=[(t("New, or changed"), fields)],
-            problems=[t(problem.words) for problem in problems], after=[("/users", t("Users"))],
-        )  # fmt: skip
-
-    def change_user(self) -> str:
-        """POST /users: set a user or make a token, end sessions, delete."""
-        _, ctx = enter(self.web, self.request, "admin")
-        name, deed = self.form("name").strip(), self.form("do")
-        try:
-            if deed == "save" and self.form("kind") != "token":
-                self.web.write(make_user, ctx, name, self.form("role"), self.form("password"))
-            elif deed == "save":
-                titles = [one for one in self.form("ae_titles").split(",") if one.strip()]
-                made = self.web.write(make_token, ctx, name, self.form("role"), titles)
-                return self.users(new_token=made)
-            elif deed in USER_DEEDS:
-                self.web.write(USER_DEEDS[deed], ctx, name)
-            else:
-                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            return self.new_user(refusal.problems or [Problem(0, Message(refusal.detail))])
-        return self.tell("/users", self.translator()("Saved."))
-
-    def audit_page(self) -> str:
-        """GET /audit: who did what, searched by any text; whether the log is as it was written."""
-        login, ctx = enter(self.web, self.request, "admin")
-        t, zone = self.translator(), ctx.config.zone
-        text, before = (
-            self.request.query.getunicode("q") or "",
-            self.request.query.get("before", ""),
-        )
-        found = self.web.read(audit_lines, text, int(before) if before.isdecimal() else 0)
-        rows_ = [Row((shown_instant(one.at, zone), one.who, t(one.what), one.about, one.detail))
-                 for one in found]  # fmt: skip
-        columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
-        links = [("/box", t("The box"))]
-        if len(found) == 200:
-            older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
-            links.insert(0, (f"/audit?{older}", t("Older")))
-        chain = self.web.read(check_audit)
-        words = t("{count} lines, unbroken; the last digest is {digest}.", count=chain.count,
-                  digest=chain.digest[:16])  # fmt: skip
-        if chain.broken:
-            words = t("The log was changed behind our back: the line of {at} does not follow from the"
-                      " one before it.", at=shown_instant(chain.broken[1], zone))  # fmt: skip
-        part = Part("", columns, rows_, t("Nothing found."))
-        return self.listing("Audit log", login, [part], intro=words, links=links,
-                            search=t("Text"), query=text)  # fmt: skip
-
-    def settings_page(self) -> str:
-        """GET /settings: each setting, its value and where it comes from."""
-        login, ctx = enter(self.web, self.request, "admin")
-        t, config = self.translator(), ctx.config
-        parts = []
-        for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
-            rows_ = [
-                Row((one.key, setting_text(config, one),
-                     config.sources.get((section, one.key), t("default")), t(one.meaning)))
-                for one in of_section
-            ]  # fmt: skip
-            columns = (t("Setting"), t("Value"), t("From"), t("Meaning"))
-            parts.append(Part(f"[{section}]", columns, rows_))
-        where = str(config.path) if config.path else t("no file: defaults")
-        intro = t(
-            "Settings are changed in the file, and taken at the next start: {path}", path=where
-        )
-        return self.listing("Settings", login, parts, intro=intro, links=[("/box", t("The box"))])
+        parts.append(Part(f"[{section}]", columns, lines))
+    where = str(config.path) if config.path else t("no file: defaults")
+    intro = t("Settings are changed in the file, and taken at the next start: {path}", path=where)
+    return p.listing("Settings", parts, intro=intro, links=[("/box", t("The box"))])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23747,7 +23762,6 @@ class RegisterPages(Frame):
 
 class Pages(
     Reception,
-    LoginPages,
     BoardPages,
     ExamPages,
     PaperPages,
@@ -23764,7 +23778,6 @@ class Pages(
     DevicePages,
     WhyPages,
     StuckPages,
-    BoxPages,
 ):
     """All pages that are still methods."""
 
@@ -23772,12 +23785,12 @@ class Pages(
 # Which function answers a method and a path; the least role that may ask ("": nobody need be logged
 # in); the words and the group of the menu, for what is in it.
 PAGES = tuple(Page(*row) for row in (
-    ("GET", "/login", "", "login_page"),
-    ("POST", "/login", "", "log_in"),
-    ("POST", "/logout", "desk", "log_out"),
-    ("GET", "/password", "desk", "password_page"),
-    ("POST", "/password", "desk", "change_password"),
-    ("GET", "/language", "", "language"),
+    ("GET", "/login", "", login_page),
+    ("POST", "/login", "", post_login),
+    ("POST", "/logout", "desk", post_logout),
+    ("GET", "/password", "desk", password_page),
+    ("POST", "/password", "desk", post_password),
+    ("GET", "/language", "", choose_page_language),
     ("GET", "/", "desk", "board", "Board", "The day"),
     ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
     ("GET", "/slots", "desk", "slots"),
@@ -23841,13 +23854,13 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
     ("POST", "/orphans", "technologist", "end_stuck"),
     ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
-    ("GET", "/box", "admin", "box_page", "The box", "The box"),
-    ("POST", "/box", "admin", "box_action"),
-    ("GET", "/users", "admin", "users", "Users", "The box"),
-    ("POST", "/users", "admin", "change_user"),
-    ("GET", "/users/new", "admin", "new_user"),
-    ("GET", "/audit", "admin", "audit_page", "Audit log", "The box"),
-    ("GET", "/settings", "admin", "settings_page", "Settings", "The box"),
+    ("GET", "/box", "admin", box_page, "The box", "The box"),
+    ("POST", "/box", "admin", post_box),
+    ("GET", "/users", "admin", users_page, "Users", "The box"),
+    ("POST", "/users", "admin", post_users),
+    ("GET", "/users/new", "admin", new_user_page),
+    ("GET", "/audit", "admin", audit_page, "Audit log", "The box"),
+    ("GET", "/settings", "admin", settings_page, "Settings", "The box"),
 ))  # fmt: skip
 
 
@@ -23873,7 +23886,7 @@ def add_pages(app: Any, web: Web) -> None:
             except Refusal as refusal:
                 p.login = p.login or find_login(web, p.request)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
-                    return pages.ask_to_log_in()
+                    return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
                 return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
 

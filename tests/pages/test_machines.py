@@ -32,7 +32,7 @@ from minris.dataset.elements import text_elements
 from minris.interchange.csv_tables import no_formula, of_formula
 from minris.orders.catalogue import all_procedures, retire_procedure, save_procedure
 from minris.orders.patients import find_patients
-from minris.pages.box import RIGHTS
+from minris.pages.box import RIGHTS, roles_of_rights
 from minris.pages.day.board import render_board
 from minris.pages.frame import group_of
 from minris.pages.machines.devices import is_failure
@@ -529,9 +529,9 @@ def page_rules(appliance):
 
 
 def least_of(rule):
-    """The role that RIGHTS asks for on a page: that of the longest path that leads to it."""
+    """The role that RIGHTS shows for a page: that of the longest path that leads to it."""
     found = []
-    for _, least, pages in RIGHTS:
+    for (_, pages), (_, least) in zip(RIGHTS, roles_of_rights(PAGES), strict=True):
         for page in pages.split():
             below = page != "/" and f"{rule}/".startswith(f"{page}/")
             if rule == page or below:
@@ -564,6 +564,15 @@ def test_what_a_role_may_do_is_what_the_table_says(appliance, role):
 def test_every_page_is_in_the_table_of_rights(appliance):
     assert len(page_rules(appliance)) > 60
     assert all(least_of(rule) in ROLES for _, rule in page_rules(appliance))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.role], ids=lambda page: page.path)
+def test_the_role_that_is_shown_for_a_page_is_the_one_it_asks_for(page):
+    assert least_of(page.rule) == page.role
+
+
+def test_nobody_need_be_logged_in_to_log_in_or_choose_a_language():
+    assert {page.path for page in PAGES if not page.role} == {"/login", "/language"}
 
 
 @pytest.mark.parametrize(

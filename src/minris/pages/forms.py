@@ -2,12 +2,14 @@
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
+from minris.orders.undo import undoable
+from minris.pages.frame import PageRequest
 from minris.pages.template import template
-from minris.standard.status import Message, Refusal, Status
+from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.writer import Core
 
 FORM_PAGE = template("form.html")
@@ -26,11 +28,42 @@ class Field(NamedTuple):
 
     name: str
     label: str
-    kind: str
-    value: str
-    required: bool
-    problem: str
+    kind: str = "text"
+    value: str = ""
+    required: bool = False
+    problem: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+
+
+def show_form(
+    p: PageRequest,
+    title: str,
+    groups: list[tuple[str, list[Field]]],
+    problems: Iterable[Problem] = (),
+    **values: Any,
+) -> str:
+    """A page of one form.
+
+    groups    legends with their fields
+    problems  what is wrong, beside what is said at the fields
+    values    submit: the words of its button, "" for none; action: where it is sent, the address
+              it is shown at if not given; what form.html can have beside that
+    """
+    said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
+    said += [p.t(problem.words) for problem in problems]
+    values = {"action": p.request.path, "hidden": []} | values
+    return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
+
+
+def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
+    """The button that takes back the last change of a patient or an exam, if there is one."""
+    note, problem = p.read(undoable, p.ctx, about)
+    if problem:
+        return []
+    at = p.at(note.at)[:-3]
+    return [
+        ("undo", p.t("Take back: {what} ({who}, {at})", what=p.t(note.what), who=note.who, at=at))
+    ]
 
 
 def decoded(text: str) -> bytes:

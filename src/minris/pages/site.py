@@ -10,7 +10,15 @@ from minris.dicomweb.routes import add_dicomweb
 from minris.pages.after_exam.commitments import CommitmentPages
 from minris.pages.after_exam.watchers import WatcherPages
 from minris.pages.after_exam.workitems import WorkitemPages
-from minris.pages.box import BoxPages
+from minris.pages.box import (
+    audit_page,
+    box_page,
+    new_user_page,
+    post_box,
+    post_users,
+    settings_page,
+    users_page,
+)
 from minris.pages.day.board import BoardPages, Boards
 from minris.pages.day.calendar import CalendarPages
 from minris.pages.day.exam import ExamPages
@@ -18,7 +26,15 @@ from minris.pages.day.figures import FigurePages
 from minris.pages.day.leftovers import LeftoverPages
 from minris.pages.day.paper import PaperPages
 from minris.pages.frame import ERROR_PAGE, Page, PageRequest, Site
-from minris.pages.login import LoginPages
+from minris.pages.login import (
+    ask_to_log_in,
+    choose_page_language,
+    login_page,
+    password_page,
+    post_login,
+    post_logout,
+    post_password,
+)
 from minris.pages.machines.devices import DevicePages
 from minris.pages.machines.stuck import StuckPages
 from minris.pages.machines.why import WhyPages
@@ -35,7 +51,6 @@ from minris.web.request import Web, find_login, problem_json
 
 class Pages(
     Reception,
-    LoginPages,
     BoardPages,
     ExamPages,
     PaperPages,
@@ -52,7 +67,6 @@ class Pages(
     DevicePages,
     WhyPages,
     StuckPages,
-    BoxPages,
 ):
     """All pages that are still methods."""
 
@@ -60,12 +74,12 @@ class Pages(
 # Which function answers a method and a path; the least role that may ask ("": nobody need be logged
 # in); the words and the group of the menu, for what is in it.
 PAGES = tuple(Page(*row) for row in (
-    ("GET", "/login", "", "login_page"),
-    ("POST", "/login", "", "log_in"),
-    ("POST", "/logout", "desk", "log_out"),
-    ("GET", "/password", "desk", "password_page"),
-    ("POST", "/password", "desk", "change_password"),
-    ("GET", "/language", "", "language"),
+    ("GET", "/login", "", login_page),
+    ("POST", "/login", "", post_login),
+    ("POST", "/logout", "desk", post_logout),
+    ("GET", "/password", "desk", password_page),
+    ("POST", "/password", "desk", post_password),
+    ("GET", "/language", "", choose_page_language),
     ("GET", "/", "desk", "board", "Board", "The day"),
     ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
     ("GET", "/slots", "desk", "slots"),
@@ -129,13 +143,13 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
     ("POST", "/orphans", "technologist", "end_stuck"),
     ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
-    ("GET", "/box", "admin", "box_page", "The box", "The box"),
-    ("POST", "/box", "admin", "box_action"),
-    ("GET", "/users", "admin", "users", "Users", "The box"),
-    ("POST", "/users", "admin", "change_user"),
-    ("GET", "/users/new", "admin", "new_user"),
-    ("GET", "/audit", "admin", "audit_page", "Audit log", "The box"),
-    ("GET", "/settings", "admin", "settings_page", "Settings", "The box"),
+    ("GET", "/box", "admin", box_page, "The box", "The box"),
+    ("POST", "/box", "admin", post_box),
+    ("GET", "/users", "admin", users_page, "Users", "The box"),
+    ("POST", "/users", "admin", post_users),
+    ("GET", "/users/new", "admin", new_user_page),
+    ("GET", "/audit", "admin", audit_page, "Audit log", "The box"),
+    ("GET", "/settings", "admin", settings_page, "Settings", "The box"),
 ))  # fmt: skip
 
 
@@ -161,7 +175,7 @@ def add_pages(app: Any, web: Web) -> None:
             except Refusal as refusal:
                 p.login = p.login or find_login(web, p.request)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
-                    return pages.ask_to_log_in()
+                    return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
                 return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
 
