@@ -17860,6 +17860,16 @@ PASSED_ON_WORDS = {
 }
 
 
+def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
+    """What came of passing something on."""
+    if given_up_at:
+        return t("given up, {answer}", answer=answer) if answer else t("given up")
+    if not sent_at:
+        return t("waits")
+    taken = answer.startswith(TAKEN_ANSWERS)
+    return t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
+
+
 def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:
     """What a data set says at a path of keywords, as people read it; codes by their meaning."""
     *outer, keyword = path.split(" > ")
@@ -19867,7 +19877,9 @@ class PageRequest:
     def again(self, refusal: Refusal) -> list[Problem]:
         """Why a form is shown again (422): what is wrong with its fields, or one sentence."""
         self.response.status = 422
-        return list(refusal.problems) or [Problem(0, refusal.detail)]
+        detail = refusal.detail
+        words = detail if isinstance(detail, Message) else Message(detail)
+        return list(refusal.problems) or [Problem(0, words)]
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
         """A cookie that scripts cannot read, for this site alone."""
@@ -20474,252 +20486,76 @@ class Boards:
             return self.kept[key]
 
 
-class BoardPages(Frame):
-    """The board, the waiting room, the day on paper."""
-
-    def board(self) -> str | bytes:
-        """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
-        login, ctx = enter(self.web, self.request, "desk")
-        query, t = self.request.query, self.translator()
-        date = (query.getunicode("date") or "").replace("-", "")
-        by = query.get("by") if query.get("by") in BOARD_ORDERS else "device"
-        view = BoardView(
-            date if is_date(date) else ctx.today(), by, query.getunicode("device") or ""
-        )
-        board = self.boards.get(ctx, t, view)
-        if query.get("part") == "board":
-            return self._board_part(board)
-        day = day_of(view.date)
-        before, after = (
-            view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
-            for days in (-1, 1)
-        )
-        today = view.query if is_date(date) else view._replace(date="").query
-        return self.page(
-            BOARD_PAGE,
-            "Board",
-            login,
-            refresh=True,
-            board=board.text,
-            mark=board.mark,
-            part=f"/?part=board&{today}",
-            day=shown_date(view.date),
-            view=view,
-            before=before,
-            after=after,
-            stations=self._stations(),
-            orders=[(by, t(words)) for by, words in BOARD_ORDERS.items()],
-            csrf=login.form_token,
-        )
-
-    def _board_part(self, board: Rendered) -> str | bytes:
-        """A board alone; 204 for who has it already."""
-        response = self.bottle.response
-        if self.request.query.get("have") == board.mark:
-            response.status = 204
-            return ""
-        response.set_header("X-Mark", board.mark)
-        response.set_header("Vary", "Accept-Encoding")
-        if not takes_gzip(self.request.get_header("Accept-Encoding", "")):
-            return board.text
-        response.set_header("Content-Encoding", "gzip")
-        return board.gzip
-
-    def waiting(self) -> str:
-        """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        names = device_names(self.web)
-        people = []
-        for _, state, _, data, _, _, _, station in self.web.read(steps_of_day, ctx.today()):
-            if state in ("ARRIVED", "READY", "STARTED"):
-                index = ElementIndex(bytes(data))
-                number = index.get("AccessionNumber")[-4:]
-                name = masked_name(index.get("PatientName"))
-                people.append((name, number, names.get(station, station or ""), state))
-        board = self.bottle.template(WAITING_PART, t=t, people=people)
-        if self.request.query.get("part") == "board":
-            return board
-        bare = bool(self.request.query.get("bare"))
-        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board, bare=bare)
-
-    def print_day(self) -> str:
-        """GET /print: the exams of a day on paper."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        asked = (self.request.query.getunicode("date") or "").replace("-", "")
-        date = asked if is_date(asked) else ctx.today()
-        devices = exams_in_groups(self.web, ctx, t, BoardView(date))
-        day = t("Exams of {date}", date=t.date(date))
-        return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
+def board_page(p: PageRequest) -> str | bytes:
+    """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
+    date, by = p.day("date"), p.query("by")
+    by = by if by in BOARD_ORDERS else "device"
+    view = BoardView(date or p.ctx.today(), by, p.query("device"))
+    board = p.site.boards.get(p.ctx, p.t, view)
+    if p.query("part") == "board":
+        return board_part(p, board)
+    day = day_of(view.date)
+    before, after = (
+        view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
+        for days in (-1, 1)
+    )
+    today = view._replace(date=date).query
+    return p.show(
+        BOARD_PAGE,
+        "Board",
+        refresh=True,
+        board=board.text,
+        mark=board.mark,
+        part=f"/?part=board&{today}",
+        day=shown_date(view.date),
+        view=view,
+        before=before,
+        after=after,
+        stations=stations_of(p),
+        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+    )
 
 
-# ------------------------------------------------------------------------------------------------
-# minris.pages.day.calendar
-# The month, and the week of a device.
-# ------------------------------------------------------------------------------------------------
-
-CALENDAR_PAGE = """
-<form method="get" action="/calendar" class="day">
-<a href="/calendar?{{before}}" rel="prev" title="{{t('The week before')}}">←</a>
-<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
-<a href="/calendar?{{after}}" rel="next" title="{{t('The week after')}}">→</a>
-<label>{{t('Device')}} <select name="device">
-% for title, name in stations:
-<option value="{{title}}"{{!' selected' if title == device else ''}}>{{name}}</option>
-% end
-</select></label> <button>{{t('Show')}}</button>
-</form>
-<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
-% if double:
-<p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
-% end
-% if not device:
-<p>{{t('Register a device first.')}}</p>
-% else:
-<div class="wide"><table class="week"><thead><tr><th scope="col">{{t('Time')}}</th>
-% for words, date, closed in days:
-<th scope="col"><a href="/?date={{date}}">{{words}} {{date}}</a>{{' · ' + t('closed') if closed else ''}}</th>
-% end
-</tr></thead><tbody>
-% for time, cells in slots:
-<tr><th scope="row">{{time}}</th>
-% for exams, free, taken in cells:
-<td{{!' class="taken"' if taken else ''}}>
-% for path, words, state, clash in exams:
-<a href="{{path}}" class="state" data-state="{{state}}">{{words}}</a>
-% if clash:
-<strong class="urgent">{{t('double booking')}}</strong>
-% end
-% end
-% if free:
-<a href="/register?{{free[0]}}" class="free" aria-label="{{free[1]}}">+</a>
-% end
-</td>
-% end
-</tr>
-% end
-</tbody></table></div>
-% end
-</section>
-<section><h2>{{month}}</h2>
-<div class="wide"><table class="month"><thead><tr>
-% for words in weekdays:
-<th scope="col">{{words}}</th>
-% end
-</tr></thead><tbody>
-% for week in weeks:
-<tr>
-% for number, query, count, date, current in week:
-<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
-% if count:
-<a href="/?date={{date}}">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}</a>
-% end
-</td>
-% end
-</tr>
-% end
-</tbody></table></div></section>
-"""
-SLOTS_PART = """
-% if taken:
-<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
-% end
-% if free:
-<p>{{t('Free times:')}}
-% for time in free:
-<button type="button" data-time="{{time}}">{{time}}</button>
-% end
-</p>
-% end
-"""
+def stations_of(p: PageRequest) -> list[tuple[str, str]]:
+    """AE title and name of the devices that exams are scheduled for."""
+    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
 
 
-class CalendarPages(Frame):
-    """The month, and the week of a device."""
+def board_part(p: PageRequest, board: Rendered) -> str | bytes:
+    """A board alone; 204 for who has it already."""
+    if p.query("have") == board.mark:
+        p.response.status = 204
+        return ""
+    p.response.set_header("X-Mark", board.mark)
+    p.response.set_header("Vary", "Accept-Encoding")
+    if not takes_gzip(p.request.get_header("Accept-Encoding", "")):
+        return board.text
+    p.response.set_header("Content-Encoding", "gzip")
+    return board.gzip
 
-    def calendar(self) -> str:
-        """GET /calendar: the month, and the week of a device with what is free."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, query, stations = self.translator(), self.request.query, self._stations()
-        asked = (query.getunicode("date") or "").replace("-", "")
-        day = day_of(asked if is_date(asked) else ctx.today())
-        device = query.getunicode("device") or (stations[0][0] if stations else "")
-        monday = day - datetime.timedelta(days=day.weekday())
-        days = [monday + datetime.timedelta(days=n) for n in range(7)]
-        bookings = self.web.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-        double = clashes(bookings)
 
-        def address(days: int) -> str:
-            at = day + datetime.timedelta(days=days)
-            return urllib.parse.urlencode({"date": f"{at}", "device": device})
+def waiting_page(p: PageRequest) -> str:
+    """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+    names, people = device_names(p.web), []
+    for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
+        if state in ("ARRIVED", "READY", "STARTED"):
+            index = ElementIndex(bytes(data))
+            number = index.get("AccessionNumber")[-4:]
+            name = masked_name(index.get("PatientName"))
+            people.append((name, number, names.get(station, station or ""), state))
+    board = p.part(WAITING_PART, people=people)
+    if p.query("part") == "board":
+        return board
+    bare = bool(p.query("bare"))
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, board=board)
 
-        return self.page(
-            CALENDAR_PAGE, "Calendar", login, before=address(-7), after=address(7), day=f"{day}",
-            device=device, stations=stations, heading=dict(stations).get(device, device),
-            month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
-            weeks=self._month(day, device), double=len(double),
-            days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
-            slots=self._week(ctx, t, device, days, bookings, double),
-        )  # fmt: skip
 
-    def _month(self, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
-        """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
-        first = day.replace(day=1)
-        first -= datetime.timedelta(days=first.weekday())
-        days = [first + datetime.timedelta(days=n) for n in range(42)]
-        counts = self.web.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-        cells = [
-            (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
-             counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
-            for one in days
-        ]  # fmt: skip
-        weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
-        return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
-
-    def _week(
-        self, ctx: Context, t: Translator, device: str, days: list[datetime.date],
-        bookings: list[Booking], double: set[int],
-    ) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
-        """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
-        step = ctx.config.clinic.slot_minutes
-        opens, closes = day_begins_ends(ctx)
-        earliest = min([opens, *(one.begin for one in bookings)])
-        first = opens - math.ceil((opens - earliest) / step) * step
-        last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
-        dates = [f"{day:%Y%m%d}" for day in days]
-        free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
-        rows_ = []
-        for begin in range(first, last, step):
-            cells = []
-            for day, date in zip(days, dates, strict=True):
-                here = [one for one in bookings if one.date == date and one.begin < begin + step
-                        and begin < one.end]  # fmt: skip
-                exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
-                          one.status, one.row_id in double)
-                         for one in here if begin <= one.begin]  # fmt: skip
-                words = t("Register on {date} at {time}", date=day, time=clock(begin))
-                query = {"date": f"{day}", "time": clock(begin), "device": device}
-                open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
-                cells.append((exams, open_, bool(here)))
-            rows_.append((clock(max(0, begin)), cells))
-        return rows_
-
-    def slots(self) -> str:
-        """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
-        _, ctx = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query
-        date = (query.getunicode("date") or "").replace("-", "")
-        device, time_ = query.getunicode("device") or "", query.getunicode("time") or ""
-        if not (is_date(date) and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
-            return ""
-        begin, row_id = minute_of_day(time_.replace(":", "")), query.get("step") or ""
-        exam = query.getunicode("procedure") or ""
-        itself = int(row_id) if re.fullmatch("[0-9]{1,18}", row_id) else 0
-        taken, free = self.web.read(in_the_way, ctx, device, date, begin, exam, itself)
-        later = [one for one in free if one >= begin] or free
-        shown = [clock(one) for one in later[:6]] if taken else []
-        return self.bottle.template(SLOTS_PART, t=t, taken=booked_words(t, taken), free=shown)
+def print_page(p: PageRequest) -> str:
+    """GET /print: the exams of a day on paper."""
+    date = p.day("date") or p.ctx.today()
+    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
+    day = p.t("Exams of {date}", date=p.t.date(date))
+    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -20758,74 +20594,62 @@ CHART = """<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="180
 """
 
 
-class FigurePages(Frame):
-    """Figures of days."""
+def days_asked_for(p: PageRequest) -> tuple[str, str]:
+    """The first and the last day that are asked for, DA; else the last four weeks."""
+    month = f"{p.ctx.local_now() - datetime.timedelta(days=27):%Y%m%d}"
+    return p.day("first") or month, p.day("last") or p.ctx.today()
 
-    def _span(self, ctx: Context) -> tuple[str, str]:
-        """The first and the last day that are asked for, DA; else the last four weeks."""
-        asked = [(self.request.query.getunicode(name) or "").replace("-", "")
-                 for name in ("first", "last")]  # fmt: skip
-        month = f"{ctx.local_now() - datetime.timedelta(days=27):%Y%m%d}"
-        first, last = (one if is_date(one) else other
-                       for one, other in zip(asked, (month, ctx.today()), strict=True))  # fmt: skip
-        return first, last
 
-    def _figures(self, ctx: Context, t: Translator) -> tuple[tuple[str, ...], list[list[str]]]:
-        """The table of figures: a row for each week and station."""
-        weeks: dict[tuple[str, str], list[Day]] = {}
-        for day in self.web.read(days_between, *self._span(ctx)):
-            year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
-            weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
-        names = device_names(self.web)
-        columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Given up"),
-                   t("Given up, of those begun"), t("Did not come"),
-                   t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
-        rows_ = []
-        for (week, station), days in sorted(weeks.items()):
-            exams, done, given_up, absent = (
-                sum(getattr(day, key) for day in days)
-                for key in ("exams", "completed", "discontinued", "no_show")
-            )
-            share = f"{100 * given_up / (done + given_up):.0f} %" if done + given_up else ""
-            counts = (exams, f"{exams / len(days):.1f}", done, given_up, share, absent)
-            medians = []
-            for key in ("waiting", "room"):
-                minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))
-                medians.append(f"{statistics.median(minutes):.0f}" if minutes else "")
-            name = names.get(station, station)
-            rows_.append([week, name, *map(str, counts), *medians])
-        return columns, rows_
-
-    def figures(self) -> str:
-        """GET /figures: exams by week and device, how long people waited, how long exams took."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        columns, rows_ = self._figures(ctx, self.translator())
-        first, last = map(shown_date, self._span(ctx))
-        return self.page(
-            FIGURES_PAGE, "Figures", login, columns=columns, rows=rows_, first=first, last=last
+def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
+    """The columns, and a row for each week and station."""
+    t, names = p.t, device_names(p.web)
+    weeks: dict[tuple[str, str], list[Day]] = {}
+    for day in p.read(days_between, *days_asked_for(p)):
+        year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
+        weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
+    columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Given up"),
+               t("Given up, of those begun"), t("Did not come"),
+               t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
+    table = []
+    for (week, station), days in sorted(weeks.items()):
+        exams, done, given_up, absent = (
+            sum(getattr(day, key) for day in days)
+            for key in ("exams", "completed", "discontinued", "no_show")
         )
+        share = f"{100 * given_up / (done + given_up):.0f} %" if done + given_up else ""
+        counts = (exams, f"{exams / len(days):.1f}", done, given_up, share, absent)
+        medians = []
+        for key in ("waiting", "room"):
+            minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))
+            medians.append(f"{statistics.median(minutes):.0f}" if minutes else "")
+        table.append([week, names.get(station, station), *map(str, counts), *medians])
+    return columns, table
 
-    def figures_csv(self) -> bytes:
-        """GET /figures.csv: the same, for a spreadsheet."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        columns, rows_ = self._figures(ctx, self.translator())
-        stream = io.StringIO()
-        csv.writer(stream).writerows(
-            [columns, *([no_formula(cell) for cell in row] for row in rows_)]
-        )
-        return self._csv("figures.csv", stream.getvalue())
 
-    def figures_svg(self) -> str:
-        """GET /figures.svg: exams by day, as bars."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        counts: collections.Counter[str] = collections.Counter()
-        for day in self.web.read(days_between, *self._span(ctx)):
-            counts[day.date] += day.exams
-        most = max(counts.values(), default=1)
-        bars = [(f"{date[6:8]}.{date[4:6]}.", count, round(120 * count / most))
-                for date, count in sorted(counts.items())[-60:]]  # fmt: skip
-        self.bottle.response.content_type = "image/svg+xml"
-        return self.bottle.template(CHART, bars=bars, width=40 + 26 * max(1, len(bars)))
+def figures_page(p: PageRequest) -> str:
+    """GET /figures: exams by week and device, how long people waited, how long exams took."""
+    columns, table = table_of_figures(p)
+    first, last = map(shown_date, days_asked_for(p))
+    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=table, first=first, last=last)
+
+
+def figures_csv(p: PageRequest) -> bytes:
+    """GET /figures.csv: the same, for a spreadsheet."""
+    columns, table = table_of_figures(p)
+    stream = io.StringIO()
+    csv.writer(stream).writerows([columns, *([no_formula(cell) for cell in row] for row in table)])
+    return p.csv("figures.csv", stream.getvalue())
+
+
+def figures_svg(p: PageRequest) -> str:
+    """GET /figures.svg: exams by day, as bars."""
+    counts: collections.Counter[str] = collections.Counter()
+    for day in p.read(days_between, *days_asked_for(p)):
+        counts[day.date] += day.exams
+    most = max(counts.values(), default=1)
+    bars = [(f"{date[6:8]}.{date[4:6]}.", count, round(120 * count / most))
+            for date, count in sorted(counts.items())[-60:]]  # fmt: skip
+    return p.svg(p.part(CHART, bars=bars, width=40 + 26 * max(1, len(bars))))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -20859,93 +20683,86 @@ LEFTOVERS_PAGE = """
 """
 
 
-class LeftoverPages(Frame):
-    """What days before left open, and what came without an order."""
+def leftovers_page(p: PageRequest) -> str:
+    """GET /leftovers: what is still open from days before."""
+    steps = [
+        (
+            step.id,
+            p.t.name(ElementIndex(bytes(step.data)).get("PatientName")),
+            step.patient_id,
+            step_item(step).get("ScheduledProcedureStepDescription"),
+            p.t.date(step.start_date),
+            step.status,
+        )
+        for step in p.read(leftovers, p.ctx.today())
+    ]
+    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
 
-    def leftovers_page(self) -> str:
-        """GET /leftovers: what is still open from days before."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        steps = [
-            (
-                step.id,
-                t.name(ElementIndex(bytes(step.data)).get("PatientName")),
-                step.patient_id,
-                step_item(step).get("ScheduledProcedureStepDescription"),
-                t.date(step.start_date),
-                step.status,
-            )
-            for step in self.web.read(leftovers, ctx.today())
-        ]
-        return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.form_token)
 
-    def end_leftovers(self) -> str:
-        """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
-        _, ctx = enter(self.web, self.request, "desk")
-        event = self.form("event")
-        if event not in ("no show", "finish", "cancel", "today"):
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        chosen = [int(row) for row in self.request.forms.getall("row") if row.isdigit()]
-        self.web.write(change_rows, ctx, event, chosen)
-        return self.redirect("/leftovers")
+def post_leftovers(p: PageRequest) -> str:
+    """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
+    event = p.form("event")
+    if event not in ("no show", "finish", "cancel", "today"):
+        raise no_such_action()
+    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    p.write(change_rows, event, chosen)
+    return p.redirect("/leftovers")
 
-    def unscheduled(self) -> str:
-        """GET /unscheduled: performed steps without an order, to be matched by a person."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        choices_of = functools.cache(functools.partial(self.choices_of_day, t))
-        found_rows = []
-        for row in self.web.read(unscheduled_steps):
-            index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
-            cells = (
-                t.name(index.get("PatientName")) or "?",
-                index.get("PatientID"),
-                row.performed_station_ae_title,
-                t.date(index.get("PerformedProcedureStepStartDate"))
-                + " "
-                + shown_time(index.get("PerformedProcedureStepStartTime")),
-                index.get("PerformedProcedureStepDescription"),
-                t(row.status),
-            )
-            days = {index.get("PerformedProcedureStepStartDate"), ctx.today()} - {""}
-            choices = [choice for day in sorted(days) for choice in choices_of(day)]
-            near = similar_first(t, choices, index)
-            match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
-            leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
-            found_rows.append(Row(cells, "", (match, leave) if near else (leave,)))
-        columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
-        intro = t("Devices reported these exams, and no order of ours was found for them.")
-        part = Part("", columns, found_rows, t("There are none."))
-        return self.listing("Unscheduled", login, [part], intro=intro)
 
-    def choices_of_day(self, t: Translator, day: str) -> list[tuple[str, str]]:
-        """The exams of a day to choose from: row and words."""
-        return [
-            (str(row[0]), f"{t.date(day)} {shown_time(row[2])}"
-             f" {t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
-            for row in self.web.read(steps_of_day, day)
-            for index in [ElementIndex(bytes(row[3]))]
-        ]  # fmt: skip
+def unscheduled_page(p: PageRequest) -> str:
+    """GET /unscheduled: performed steps without an order, to be matched by a person."""
+    t = p.t
+    choices_of = functools.cache(functools.partial(exams_to_choose, p))
+    found = []
+    for row in p.read(unscheduled_steps):
+        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
+        day = index.get("PerformedProcedureStepStartDate")
+        cells = (
+            t.name(index.get("PatientName")) or "?",
+            index.get("PatientID"),
+            row.performed_station_ae_title,
+            f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}",
+            index.get("PerformedProcedureStepDescription"),
+            t(row.status),
+        )
+        days = sorted({day, p.ctx.today()} - {""})
+        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
+        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
+        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
+        found.append(Row(cells, "", (match, leave) if near else (leave,)))
+    columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
+    intro = t("Devices reported these exams, and no order of ours was found for them.")
+    part = Part("", columns, found, t("There are none."))
+    return p.listing("Unscheduled", [part], intro=intro)
 
-    def match(self) -> str:
-        """POST /unscheduled/match."""
-        _, ctx = enter(self.web, self.request, "desk")
-        performed, step = self.number("performed"), self.number("step")
-        self.web.write(link_by_hand, ctx, performed, step)
-        return self.tell("/unscheduled", self.translator()("Matched."))
 
-    def settle(self) -> str:
-        """POST /unscheduled/settle."""
-        _, ctx = enter(self.web, self.request, "desk")
-        self.web.write(settle_unscheduled, ctx, self.number("performed"), self.form("reason"))
-        return self.tell("/unscheduled", self.translator()("Saved."))
+def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
+    """The exams of a day to choose from: row and words."""
+    return [
+        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
+         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
+        for row in p.read(steps_of_day, day)
+        for index in [ElementIndex(bytes(row[3]))]
+    ]  # fmt: skip
 
-    def unmatch(self) -> str:
-        """POST /unmatch: undo a match."""
-        _, ctx = enter(self.web, self.request, "desk")
-        step = self.number("step")
-        self.web.write(unlink_step, ctx, self.number("performed"), step)
-        return self.redirect(f"/step/{step}")
+
+def post_match(p: PageRequest) -> str:
+    """POST /unscheduled/match."""
+    p.write(link_by_hand, p.number("performed"), p.number("step"))
+    return p.tell("/unscheduled", p.t("Matched."))
+
+
+def post_settle(p: PageRequest) -> str:
+    """POST /unscheduled/settle."""
+    p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
+    return p.tell("/unscheduled", p.t("Saved."))
+
+
+def post_unmatch(p: PageRequest) -> str:
+    """POST /unmatch: undo a match."""
+    step = p.number("step")
+    p.write(unlink_step, p.number("performed"), step)
+    return p.redirect(f"/step/{step}")
 
 
 def similar_first(
@@ -20955,132 +20772,6 @@ def similar_first(
     wanted = {t.name(index.get("PatientName")), *(
         item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
     return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.day.paper
-# Slip and label, with bars and squares.
-# ------------------------------------------------------------------------------------------------
-
-SLIP_PAGE = """
-<article class="slip">
-<p>{{clinic}}</p>
-<h2>{{name}}</h2>
-<dl>
-% for label, text in facts:
-<dt>{{label}}</dt><dd>{{text}}</dd>
-% end
-</dl>
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
-</article>
-"""
-LABEL_PAGE = """
-<article class="label">
-<p><strong>{{name}}</strong></p>
-<p>{{patient_id}}</p>
-<p>{{about}}</p>
-<p>{{exam}} {{date}}</p>
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
-</article>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
-"""
-
-
-def code_128(text: str) -> bytes:
-    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
-    import barcode
-    from barcode.writer import SVGWriter
-
-    if not text or not text.isascii() or not text.isprintable():
-        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
-    stream = io.BytesIO()
-    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
-    return scaled(stream.getvalue())
-
-
-def scaled(drawing: bytes) -> bytes:
-    """An SVG of so many mm that can be drawn in any width and height."""
-    sides = (
-        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
-    )
-    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
-    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
-    return drawing.replace(b"<svg", box, 1)
-
-
-def qr_code(text: str) -> bytes:
-    """A text as a QR code, SVG."""
-    import segno
-
-    stream = io.BytesIO()
-    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
-    return stream.getvalue()
-
-
-class PaperPages(Frame):
-    """Slip and label, with bars and squares."""
-
-    def slip(self, row_id: int) -> str:
-        """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
-        login, _ = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        item = index.item("ScheduledProcedureStepSequence")
-        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
-        facts = [
-            (t("Patient ID"), index.get("PatientID")),
-            (t("Birth date"), t.date(index.get("PatientBirthDate"))),
-            (t("Sex"), t(index.get("PatientSex"))),
-            (t("Exam"), index.get("RequestedProcedureDescription")),
-            (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
-            (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
-            (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
-            (t("Accession number"), index.get("AccessionNumber")),
-        ]
-        return self.page(
-            SLIP_PAGE, "Slip", login, clinic=self.web.config.clinic.name, name=t.name(index.get("PatientName")), facts=facts,
-            row_id=row_id, accession=index.get("AccessionNumber"),
-            patient_id=index.get("PatientID"),
-        )  # fmt: skip
-
-    def label(self, row_id: int) -> str:
-        """GET /step/…/label: a sticker of 50 by 30 mm."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        item = index.item("ScheduledProcedureStepSequence")
-        born = index.get("PatientBirthDate")
-        years = (
-            int(ctx.today()[:4]) - int(born[:4]) - (ctx.today()[4:] < born[4:])
-            if is_date(born)
-            else 0
-        )
-        about = (t(index.get("PatientSex")), t.date(born),
-                 t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
-        return self.page(
-            LABEL_PAGE, "Label", login, name=t.name(index.get("PatientName")),
-            about=" · ".join(filter(None, about)),
-            exam=index.get("RequestedProcedureDescription"),
-            date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
-            accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
-        )  # fmt: skip
-
-    def accession_svg(self, row_id: int) -> bytes:
-        """GET /step/…/code128.svg: the accession number as bars."""
-        return code_128(self._for_code(row_id).get("AccessionNumber"))
-
-    def patient_svg(self, row_id: int) -> bytes:
-        """GET /step/…/qr.svg: the Patient ID as a QR code."""
-        return qr_code(self._for_code(row_id).get("PatientID"))
-
-    def _for_code(self, row_id: int) -> ElementIndex:
-        enter(self.web, self.request, "desk")
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        self.bottle.response.content_type = "image/svg+xml"
-        return index
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21516,6 +21207,168 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
         elif index.text(tag).strip("*"):
             words.append(f"{t(description_of(tag))} {index.text(tag)}")
     return ", ".join(filter(None, words))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.day.calendar
+# The month, and the week of a device.
+# ------------------------------------------------------------------------------------------------
+
+CALENDAR_PAGE = """
+<form method="get" action="/calendar" class="day">
+<a href="/calendar?{{before}}" rel="prev" title="{{t('The week before')}}">←</a>
+<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
+<a href="/calendar?{{after}}" rel="next" title="{{t('The week after')}}">→</a>
+<label>{{t('Device')}} <select name="device">
+% for title, name in stations:
+<option value="{{title}}"{{!' selected' if title == device else ''}}>{{name}}</option>
+% end
+</select></label> <button>{{t('Show')}}</button>
+</form>
+<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
+% if double:
+<p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
+% end
+% if not device:
+<p>{{t('Register a device first.')}}</p>
+% else:
+<div class="wide"><table class="week"><thead><tr><th scope="col">{{t('Time')}}</th>
+% for words, date, closed in days:
+<th scope="col"><a href="/?date={{date}}">{{words}} {{date}}</a>{{' · ' + t('closed') if closed else ''}}</th>
+% end
+</tr></thead><tbody>
+% for time, cells in slots:
+<tr><th scope="row">{{time}}</th>
+% for exams, free, taken in cells:
+<td{{!' class="taken"' if taken else ''}}>
+% for path, words, state, clash in exams:
+<a href="{{path}}" class="state" data-state="{{state}}">{{words}}</a>
+% if clash:
+<strong class="urgent">{{t('double booking')}}</strong>
+% end
+% end
+% if free:
+<a href="/register?{{free[0]}}" class="free" aria-label="{{free[1]}}">+</a>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div>
+% end
+</section>
+<section><h2>{{month}}</h2>
+<div class="wide"><table class="month"><thead><tr>
+% for words in weekdays:
+<th scope="col">{{words}}</th>
+% end
+</tr></thead><tbody>
+% for week in weeks:
+<tr>
+% for number, query, count, date, current in week:
+<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
+% if count:
+<a href="/?date={{date}}">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}</a>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div></section>
+"""
+SLOTS_PART = """
+% if taken:
+<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
+% end
+% if free:
+<p>{{t('Free times:')}}
+% for time in free:
+<button type="button" data-time="{{time}}">{{time}}</button>
+% end
+</p>
+% end
+"""
+
+
+def calendar_page(p: PageRequest) -> str:
+    """GET /calendar: the month, and the week of a device with what is free."""
+    ctx, t, stations = p.ctx, p.t, stations_of(p)
+    day = day_of(p.day("date") or ctx.today())
+    device = p.query("device") or (stations[0][0] if stations else "")
+    monday = day - datetime.timedelta(days=day.weekday())
+    days = [monday + datetime.timedelta(days=n) for n in range(7)]
+    bookings = p.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+    double = clashes(bookings)
+
+    def address(days: int) -> str:
+        at = day + datetime.timedelta(days=days)
+        return urllib.parse.urlencode({"date": f"{at}", "device": device})
+
+    return p.show(
+        CALENDAR_PAGE, "Calendar", before=address(-7), after=address(7), day=f"{day}",
+        device=device, stations=stations, heading=dict(stations).get(device, device),
+        month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
+        weeks=weeks_of_month(p, day, device), double=len(double),
+        days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
+        slots=week_rows(p, device, days, bookings, double),
+    )  # fmt: skip
+
+
+def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
+    """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
+    first = day.replace(day=1)
+    first -= datetime.timedelta(days=first.weekday())
+    days = [first + datetime.timedelta(days=n) for n in range(42)]
+    counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+    cells = [
+        (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
+         counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+        for one in days
+    ]  # fmt: skip
+    weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
+    return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
+
+
+def week_rows(
+    p: PageRequest, device: str, days: list[datetime.date], bookings: list[Booking],
+    double: set[int],
+) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
+    """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
+    ctx, t, step = p.ctx, p.t, p.ctx.config.clinic.slot_minutes
+    opens, closes = day_begins_ends(ctx)
+    earliest = min([opens, *(one.begin for one in bookings)])
+    first = opens - math.ceil((opens - earliest) / step) * step
+    last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
+    dates = [f"{day:%Y%m%d}" for day in days]
+    free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
+    week = []
+    for begin in range(first, last, step):
+        cells = []
+        for day, date in zip(days, dates, strict=True):
+            here = [one for one in bookings if one.date == date and one.begin < begin + step
+                    and begin < one.end]  # fmt: skip
+            exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
+                      one.status, one.row_id in double)
+                     for one in here if begin <= one.begin]  # fmt: skip
+            words = t("Register on {date} at {time}", date=day, time=clock(begin))
+            query = {"date": f"{day}", "time": clock(begin), "device": device}
+            open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
+            cells.append((exams, open_, bool(here)))
+        week.append((clock(max(0, begin)), cells))
+    return week
+
+
+def slots_part(p: PageRequest) -> str:
+    """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
+    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
+    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+        return ""
+    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
+    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
+    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
+    later = [one for one in free if one >= begin] or free
+    shown = [clock(one) for one in later[:6]] if taken else []
+    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22430,96 +22283,73 @@ def settings_of(device: Device) -> dict[str, str]:
 # The procedure catalogue.
 # ------------------------------------------------------------------------------------------------
 
-class CataloguePages(Frame):
-    """The procedure catalogue."""
+def catalogue_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /catalogue: the procedures, and a form for one."""
+    t, listed, code = p.t, p.read(all_procedures), p.query("code")
+    form = form or next(
+        (
+            {k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS}
+            for one in listed
+            if one.code == code
+        ),
+        PROCEDURE_COLUMNS,
+    )
+    labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
+              t("Protocol code"), t("Protocol"))  # fmt: skip
+    fields = [
+        Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"))
+        for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
+    ]
+    after = [("/catalogue.csv", "CSV"), ("/catalogue/import", t("Import a CSV file"))]
+    for one in listed:
+        words = f"{one.code} {one.meaning}{' · ' + t('retired') if one.retired else ''}"
+        after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
+    return show_form(
+        p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
+        extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
+    )  # fmt: skip
 
-    def catalogue(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /catalogue: the procedures, and a form for one."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        listed = self.web.read(all_procedures)
-        code = self.request.query.getunicode("code") or ""
-        form = form or next(
-            ({k: str(getattr(p, k)) for k in PROCEDURE_COLUMNS} for p in listed if p.code == code),
-            PROCEDURE_COLUMNS,
-        )
-        labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
-                  t("Protocol code"), t("Protocol"))  # fmt: skip
-        fields = [
-            Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"), "", ())
-            for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
-        ]
-        after = [
-            (
-                f"/catalogue?code={urllib.parse.quote(p.code)}",
-                f"{p.code} {p.meaning}{' · ' + t('retired') if p.retired else ''}",
-            )
-            for p in listed
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Catalogue",
-            login,
-            action="/catalogue",
-            submit=t("Save"),
-            csrf=login.form_token,
-            hidden=[],
-            groups=[(t("Procedure"), fields)],
-            problems=[t(problem.words) for problem in problems],
-            after=[
-                ("/catalogue.csv", "CSV"),
-                ("/catalogue/import", t("Import a CSV file")),
-                *after,
-            ],
-            extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
-        )
 
-    def catalogue_csv(self) -> bytes:
-        """GET /catalogue.csv: the catalogue for a spreadsheet."""
-        enter(self.web, self.request, "technologist")
-        return self._csv("catalogue.csv", self.web.read(export_procedures))
+def post_catalogue(p: PageRequest) -> str:
+    """POST /catalogue: save, retire or delete a procedure."""
+    form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
+    try:
+        if (event := p.form("event")) in ("retire", "delete"):
+            p.write(retire_procedure, form["code"], event == "delete")
+        else:
+            p.write(save_procedure, form)
+    except Refusal as refusal:
+        return catalogue_page(p, form, p.again(refusal))
+    return p.tell("/catalogue", p.t("Saved."))
 
-    def import_catalogue_page(self, problems: Iterable[str] = ()) -> str:
-        """GET /catalogue/import."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        words = t("Columns: {columns}. Procedures are known by their codes.",
-                  columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
-        return self.page(
-            UPLOAD_PAGE, "Import a CSV file", login, action="/catalogue/import", intro=words,
-            csrf=login.form_token, problems=list(problems),
-        )  # fmt: skip
 
-    def import_catalogue(self) -> str:
-        """POST /catalogue/import: all rows or none."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        t, upload = self.translator(), self.request.files.get("upload")
-        if not upload:
-            return self.import_catalogue_page([t("Nothing was chosen")])
-        try:
-            count = self.web.write(import_procedures, ctx, upload.file.read())
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            words = [problem.words for problem in refusal.problems] or [refusal.detail]
-            return self.import_catalogue_page(map(t, words))
-        return self.tell("/catalogue", t("{count} imported", count=count))
+def catalogue_csv(p: PageRequest) -> bytes:
+    """GET /catalogue.csv: the catalogue for a spreadsheet."""
+    return p.csv("catalogue.csv", p.read(export_procedures))
 
-    def save_catalogue(self) -> str:
-        """POST /catalogue: save, retire or delete a procedure."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        form = {key: self.form(key) for key in PROCEDURE_COLUMNS}
-        try:
-            if (event := self.form("event")) in ("retire", "delete"):
-                self.web.write(retire_procedure, ctx, form["code"], event == "delete")
-            else:
-                self.web.write(save_procedure, ctx, form)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
-            return self.catalogue(form, problems)
-        return self.tell("/catalogue", self.translator()("Saved."))
+
+def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
+    """GET /catalogue/import."""
+    words = p.t("Columns: {columns}. Procedures are known by their codes.",
+                columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
+    return p.show(
+        UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
+        problems=list(problems),
+    )  # fmt: skip
+
+
+def post_catalogue_import(p: PageRequest) -> str:
+    """POST /catalogue/import: all rows or none."""
+    upload = p.request.files.get("upload")
+    if not upload:
+        return catalogue_import_page(p, [p.t("Nothing was chosen")])
+    try:
+        count = p.write(import_procedures, upload.file.read())
+    except Refusal as refusal:
+        return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
+    return p.tell("/catalogue", p.t("{count} imported", count=count))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22568,38 +22398,33 @@ IMPORT_PAGE = """
 """
 
 
-class ImportPages(Frame):
-    """Import of files."""
+def import_page(p: PageRequest, **values: Any) -> str:
+    """GET /import."""
+    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": ""}
+    return p.show(IMPORT_PAGE, "Import", **settings | values)
 
-    def import_page(self, **values: Any) -> str:
-        """GET /import."""
-        login, _ = enter(self.web, self.request, "desk")
-        settings: dict[str, Any] = {"problems": [], "lines": [], "content": "",
-                                    "file": ""}  # fmt: skip
-        return self.page(IMPORT_PAGE, "Import", login, csrf=login.form_token, **settings | values)
 
-    def import_file(self) -> str:
-        """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
-        _, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        if self.form("confirmed"):
-            name, content = self.form("file"), decoded(self.form("content"))
-        else:
-            upload = self.request.files.get("upload")
-            if not upload:
-                return self.import_page(problems=[t("Nothing was chosen")])
-            name, content = upload.raw_filename or "file", upload.file.read()
-        try:
-            if self.form("confirmed"):
-                done = self.web.write(import_file, ctx, name, content)
-                return self.tell("/import", t("{count} imported", count=done))
-            lines, problems = self.web.write(preview_file, ctx, name, content)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            return self.import_page(problems=t(refusal.detail).split("\n"), file=name)
-        kept = "" if problems else base64.b64encode(content).decode()
-        listed = t(problems).split("\n") if problems else []
-        return self.import_page(lines=lines, problems=listed, content=kept, file=name)
+def post_import(p: PageRequest) -> str:
+    """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
+    t = p.t
+    if p.form("confirmed"):
+        name, content = p.form("file"), decoded(p.form("content"))
+    else:
+        upload = p.request.files.get("upload")
+        if not upload:
+            return import_page(p, problems=[t("Nothing was chosen")])
+        name, content = upload.raw_filename or "file", upload.file.read()
+    try:
+        if p.form("confirmed"):
+            done = p.write(import_file, name, content)
+            return p.tell("/import", t("{count} imported", count=done))
+        lines, problems = p.write(preview_file, name, content)
+    except Refusal as refusal:
+        p.response.status = 422
+        return import_page(p, problems=t(refusal.detail).split("\n"), file=name)
+    kept = "" if problems else base64.b64encode(content).decode()
+    listed = t(problems).split("\n") if problems else []
+    return import_page(p, lines=lines, problems=listed, content=kept, file=name)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22697,38 +22522,40 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     return bytes(EMPTY.merged(*parts, ElementIndex(sequence))), problems
 
 
-class Reception(Frame):
-    """The fields of reception's form: what they fill, and what they show of a data set."""
+def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
+    """What may be chosen in the fields of the registration form, by name."""
+    t = p.t
+    nothing = ("", "")
+    devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
+    return {
+        "sex": (nothing, ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
+        "pregnancy": (
+            nothing,
+            *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
+        ),
+        "device": (nothing, *devices),
+        "modality": (nothing, *((m, m) for m in MODALITIES)),
+        "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
+        "procedure": tuple((row.meaning, row.code) for row in p.read(procedures_in_use)),
+    }
 
-    def choices(self, name: str, t: Translator) -> tuple[tuple[str, str], ...]:
-        """What may be chosen in a field of the registration form."""
-        devices = [d for d in self.web.access().devices if d.role == "modality"]
-        return {
-            "sex": (("", ""), ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
-            "pregnancy": (
-                ("", ""),
-                *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
-            ),
-            "device": (("", ""), *((d.ae_title, f"{d.name} ({d.ae_title})") for d in devices)),
-            "modality": (("", ""), *((m, m) for m in MODALITIES)),
-            "priority": (("", ""), *((p, t(p)) for p in ("ROUTINE", "HIGH", "STAT"))),
-            "procedure": tuple((row.meaning, row.code) for row in self.web.read(procedures_in_use)),
-        }.get(name, ())
 
-    def _changed_meanwhile(
-        self, group: str, form: dict[str, str], stored: Mapping[str, str]
-    ) -> list[Problem]:
-        """What somebody else has changed since a form was shown; the form takes it where it was
-        left as it had been."""
-        seen, problems = decoded_form(self.form("seen")), []
-        for name, of, keyword, _, _ in REGISTER_FIELDS:
-            if of != group or name not in seen or seen[name] == stored.get(name, ""):
-                continue
-            words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
-            problems.append(Problem(tag_of(keyword), words))
-            if form[name].strip() == seen[name].strip():
-                form[name] = stored.get(name, "")
-        return problems
+def changed_meanwhile(
+    p: PageRequest, group: str, form: dict[str, str], stored: Mapping[str, str]
+) -> list[Problem]:
+    """What somebody else has changed since a form was shown (409); the form takes it where it was
+    left as it had been."""
+    seen, problems = decoded_form(p.form("seen")), []
+    for name, of, keyword, _, _ in REGISTER_FIELDS:
+        if of != group or name not in seen or seen[name] == stored.get(name, ""):
+            continue
+        words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
+        problems.append(Problem(tag_of(keyword), words))
+        if form[name].strip() == seen[name].strip():
+            form[name] = stored.get(name, "")
+    if problems:
+        p.response.status = 409
+    return problems
 
 
 def form_of_patient(index: ElementIndex) -> dict[str, str]:
@@ -23153,206 +22980,180 @@ def performed_facts(
     return facts
 
 
-class ExamPages(Frame):
-    """The page of an exam."""
+def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
+    """The data set of an exam. Refuses 0112."""
+    return ElementIndex(p.read(get_step, row_id)[0])
 
-    def step(self, row_id: int) -> str:
-        """GET /step/…: all that is known of one step."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        row = self.web.read(step_row, row_id)
-        data = bytes(row.data)
-        index = ElementIndex(data)
-        item = index.item("ScheduledProcedureStepSequence")
-        facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
-        if row.remark:
-            facts.append((t("Remark"), row.remark))
-        if row.told_by:
-            facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
-        told = self.request.query.get("registered")
-        stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
-        device = self.web.access().device(stations[0]) if stations else None
-        events = person_events(ctx, row.status, stations, self.web.read(reporting_stations))
-        shown, warnings = shown_at(device, data), []
-        if shown:
-            warnings.append(
-                t("{device} will show the name as {name}", device=device.name, name=shown)
+
+def step_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…: all that is known of one step."""
+    t, row = p.t, p.read(step_row, row_id)
+    data = bytes(row.data)
+    index = ElementIndex(data)
+    item = index.item("ScheduledProcedureStepSequence")
+    facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
+    if row.remark:
+        facts.append((t("Remark"), row.remark))
+    if row.told_by:
+        facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
+    stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
+    device = p.device(stations[0]) if stations else None
+    events = person_events(p.ctx, row.status, stations, p.read(reporting_stations))
+    warnings = double_booking(p, row, stations, device)
+    if shown := shown_at(device, data):
+        words = t("{device} will show the name as {name}", device=device.name, name=shown)
+        warnings.insert(0, words)
+    told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
+    if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
+        told = ""
+        warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
+    return p.show(
+        STEP_PAGE,
+        "Exam",
+        told=told,
+        facts=facts,
+        warnings=warnings,
+        actions=[(e, t(PERSON_EVENTS[e])) for e in events] + undo_button(p, f"step {row_id}"),
+        links=step_links(p, row_id, index, row.status),
+        visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
+        performed=[
+            (
+                t("Performed step {number}", number=number),
+                performed,
+                performed_facts(*row, t)
+                + arrival_facts(p, performed)
+                + passing_facts(p, performed),
             )
-        warnings += self._double_booking(ctx, t, row, stations, device)
-        if row.status in WAITING_STEP_STATES and row.start_date < ctx.today():
-            told = ""
-            warnings.insert(
-                0, t("Its day has passed: a machine that asks for today does not find it.")
-            )
-        return self.page(
-            STEP_PAGE,
-            "Exam",
-            login,
-            told=t("Registered. The device finds the patient on its worklist.") if told else "",
-            facts=facts,
-            warnings=warnings,
-            actions=[(e, t(PERSON_EVENTS[e])) for e in events]
-            + self._undo_button(ctx, t, f"step {row_id}"),
-            links=self._step_links(t, row_id, index, row.status),
-            visit=[
-                (shown_instant(one.at, ctx.config.zone), t(one.what), t(one.about))
-                for one in self.web.read(visit_of, row_id)
-            ],
-            performed=[
-                (
-                    t("Performed step {number}", number=number),
-                    performed,
-                    performed_facts(*row, t)
-                    + self._arrival_facts(performed, t)
-                    + self._passing_facts(performed, t),
-                )
-                for number, (performed, *row) in enumerate(self.web.read(performed_of, row_id), 1)
-            ],
-            path=f"/step/{row_id}",
-            row_id=row_id,
-            csrf=login.form_token,
-        )
+            for number, (performed, *row) in enumerate(p.read(performed_of, row_id), 1)
+        ],
+        path=f"/step/{row_id}",
+        row_id=row_id,
+    )
 
-    def _double_booking(
-        self, ctx: Context, t: Translator, row: Any, stations: list[str], device: Device | None
-    ) -> list[str]:
-        """What is said of an exam that lies on another one's time."""
-        if row.status not in WAITING_STEP_STATES or not stations:
-            return []
-        when = row.start_date, minute_of_day(row.start_time)
-        taken, free = self.web.read(in_the_way, ctx, stations[0], *when, "", row.id)
-        if not taken:
-            return []
-        later = [one for one in free if one >= when[1]][:1]
-        next_free = f" {t('Free is {time}.', time=clock(later[0]))}" if later else ""
-        name = device.name if device else stations[0]
-        words = t("Double booking: at this time {device} has {exams} too.", device=name,
-                  exams=booked_words(t, taken))  # fmt: skip
-        return [words + next_free]
 
-    def _step_links(
-        self, t: Translator, row_id: int, index: ElementIndex, state: str
-    ) -> list[tuple[str, str]]:
-        """Where one goes from the page of an exam."""
-        patient = self.web.read(patient_of_step, row_id)
-        return [
-            (f"/step/{row_id}/edit", t("Change exam"))
-            if isinstance(STEP_TRANSITIONS["reschedule", state], str)
-            else ("", ""),
-            (f"/step/{row_id}/slip", t("Slip")),
-            (f"/step/{row_id}/label", t("Label")),
-            (f"/register?order={row_id}", t("Another exam in this order")),
-            (f"/workitems/new?step={row_id}", t("New workitem")),
-            *(
-                (f"/workitem/{uid}", f"{label}: {t(state_)}")
-                for uid, label, state_ in self.web.read(
-                    workitems_of_request, index.get("AccessionNumber")
-                )
-            ),
-            (f"/patient/{patient}", t("Patient")),
-            (f"/register?patient={patient}", t("New exam for this patient")),
-            (f"/why?q={urllib.parse.quote(index.get('AccessionNumber'))}", t("Why not there?")),
-        ]
+def double_booking(
+    p: PageRequest, row: Any, stations: list[str], device: Device | None
+) -> list[str]:
+    """What is said of an exam that lies on another one's time."""
+    if row.status not in WAITING_STEP_STATES or not stations:
+        return []
+    when = row.start_date, minute_of_day(row.start_time)
+    taken, free = p.read(in_the_way, p.ctx, stations[0], *when, "", row.id)
+    if not taken:
+        return []
+    words = p.t("Double booking: at this time {device} has {exams} too.",
+                device=device.name if device else stations[0], exams=booked_words(p.t, taken))  # fmt: skip
+    later = [one for one in free if one >= when[1]][:1]
+    return [words + (f" {p.t('Free is {time}.', time=clock(later[0]))}" if later else "")]
 
-    def _arrival_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
-        """How many of the images that a performed step names have come to an archive."""
-        arrival = self.web.read(performed_arrival, performed_id)
-        archives = any(device.role == "archive" for device in self.web.access().devices)
-        nobody_knows = len(arrival.missing) == len(arrival.references) and not archives
-        if not arrival.references or nobody_knows:
-            return []
-        count = len(arrival.references)
-        words = t("{number} of {count} images", number=count - len(arrival.missing), count=count)
-        return [(t("In the archive"), words)]
 
-    def _passing_facts(self, performed_id: int, t: Translator) -> list[tuple[str, str]]:
-        """To whom a performed step was passed on, and what came of it."""
-        words: dict[str, list[str]] = collections.defaultdict(list)
-        for receiver, operation, *how in self.web.read(passed_on_of, performed_id):
-            words[receiver].append(f"{operation}: {self._passing_words(t, *how)}")
-        return [
-            (t("Passed on to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
-        ]
+def step_links(
+    p: PageRequest, row_id: int, index: ElementIndex, state: str
+) -> list[tuple[str, str]]:
+    """Where one goes from the page of an exam."""
+    t, accession = p.t, index.get("AccessionNumber")
+    patient = p.read(patient_of_step, row_id)
+    return [
+        (f"/step/{row_id}/edit", t("Change exam"))
+        if isinstance(STEP_TRANSITIONS["reschedule", state], str)
+        else ("", ""),
+        (f"/step/{row_id}/slip", t("Slip")),
+        (f"/step/{row_id}/label", t("Label")),
+        (f"/register?order={row_id}", t("Another exam in this order")),
+        (f"/workitems/new?step={row_id}", t("New workitem")),
+        *(
+            (f"/workitem/{uid}", f"{label}: {t(state_)}")
+            for uid, label, state_ in p.read(workitems_of_request, accession)
+        ),
+        (f"/patient/{patient}", t("Patient")),
+        (f"/register?patient={patient}", t("New exam for this patient")),
+        (f"/why?q={urllib.parse.quote(accession)}", t("Why not there?")),
+    ]
 
-    def step_event(self, row_id: int) -> str:
-        """POST /step/…: arrived, cancelled, did not come, back on the list."""
-        _, ctx = enter(self.web, self.request, "desk")
-        event = self.form("event")
-        if event == "undo":
-            self.web.write(undo, ctx, f"step {row_id}")
-            return self.tell(f"/step/{row_id}", self.translator()("Taken back."))
-        if event not in PERSON_EVENTS:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        item = index.item("ScheduledProcedureStepSequence")
-        self.web.write(
-            change_step,
-            ctx,
-            event,
-            index.get("StudyInstanceUID"),
-            item.get("ScheduledProcedureStepID"),
-            self.form("remark"),
-        )
-        return self.redirect(safe_path(self.request.get_header("Referer"), "/"))
 
-    def edit_step(self, row_id: int, form: Mapping[str, str] | None = None,
-                  problems: Iterable[Problem] = ()) -> str:  # fmt: skip
-        """GET /step/…/edit: another date, device, exam."""
-        login, _ = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        form = form or form_of_step(index)
-        seen = [("seen", encoded_form(form_of_step(index))), ("step", str(row_id))]
-        by_tag = {problem.tag: t(problem.words) for problem in problems}
-        fields = [
-            Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
-                  by_tag.pop(tag_of(keyword), ""), with_choice(self.choices(name, t), form.get(name, "")))
-            for name, group, keyword, kind, label in REGISTER_FIELDS
-            if group == "exam"
-        ]  # fmt: skip
-        return self.page(
-            FORM_PAGE,
-            "Change exam",
-            login,
-            action=f"/step/{row_id}/edit",
-            submit=t("Save"),
-            csrf=login.form_token,
-            slots="/slots",
-            hidden=seen,
-            groups=[(t.name(index.get("PatientName")), fields)],
-            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
-            + list(by_tag.values()),
-            after=[(f"/step/{row_id}", t("Back"))],
-        )
+def arrival_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
+    """How many of the images that a performed step names have come to an archive."""
+    arrival = p.read(performed_arrival, performed_id)
+    archives = any(device.role == "archive" for device in p.devices)
+    nobody_knows = len(arrival.missing) == len(arrival.references) and not archives
+    if not arrival.references or nobody_knows:
+        return []
+    count = len(arrival.references)
+    words = p.t("{number} of {count} images", number=count - len(arrival.missing), count=count)
+    return [(p.t("In the archive"), words)]
 
-    def change(self, row_id: int) -> str:
-        """POST /step/…/edit: reschedule, move to another device."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
-        shown = form_of_step(ElementIndex(self.web.read(get_step, row_id)[0]))
-        if meanwhile := self._changed_meanwhile("exam", form, shown):
-            self.bottle.response.status = 409
-            return self.edit_step(row_id, form, meanwhile)
-        data = exam_from_form(form, shown, self.web.access().device(form["device"]))
-        if form["procedure"].strip() != shown["procedure"]:
-            data = self.web.read(apply_procedure, data)
-        try:
-            study, step_id = self.web.read(step_key, row_id)
 
-            def now() -> dict[str, str]:
-                return form_of_step(ElementIndex(get_step(row_id)[0]))
+def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
+    """To whom a performed step was passed on, and what came of it."""
+    words: dict[str, list[str]] = collections.defaultdict(list)
+    for receiver, operation, *how in p.read(passed_on_of, performed_id):
+        words[receiver].append(f"{operation}: {passing_words(p.t, *how)}")
+    return [
+        (p.t("Passed on to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
+    ]
 
-            if not self.web.write(
-                unless_changed, ctx, shown, now, reschedule, study, step_id, data
-            ):
-                return self.change(row_id)
-        except Refusal as refusal:
-            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-                raise
-            self.bottle.response.status = 422
-            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
-            return self.edit_step(row_id, form, problems)
-        return self.redirect(f"/step/{row_id}")
+
+def post_step(p: PageRequest, row_id: int) -> str:
+    """POST /step/…: arrived, cancelled, did not come, back on the list."""
+    event = p.form("event")
+    if event == "undo":
+        p.write(undo, f"step {row_id}")
+        return p.tell(f"/step/{row_id}", p.t("Taken back."))
+    if event not in PERSON_EVENTS:
+        raise no_such_action()
+    p.write(change_step, event, *p.read(step_key, row_id), p.form("remark"))
+    return p.redirect(p.came_from("/"))
+
+
+def edit_page(
+    p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
+    problems: Iterable[Problem] = (),
+) -> str:  # fmt: skip
+    """GET /step/…/edit: another date, device, exam."""
+    t, index = p.t, exam_of(p, row_id)
+    form = form or form_of_step(index)
+    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    choices = reception_choices(p)
+    fields = [
+        Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
+              by_tag.pop(tag_of(keyword), ""), with_choice(choices.get(name, ()), form.get(name, "")))
+        for name, group, keyword, kind, label in REGISTER_FIELDS
+        if group == "exam"
+    ]  # fmt: skip
+    return show_form(
+        p,
+        "Change exam",
+        [(t.name(index.get("PatientName")), fields)],
+        [problem for problem in problems if problem.tag in by_tag],
+        submit=t("Save"),
+        slots="/slots",
+        hidden=[("seen", encoded_form(form_of_step(index))), ("step", str(row_id))],
+        after=[(f"/step/{row_id}", t("Back"))],
+    )
+
+
+def post_edit(p: PageRequest, row_id: int) -> str:
+    """POST /step/…/edit: reschedule, move to another device."""
+    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
+    shown = form_of_step(exam_of(p, row_id))
+    if meanwhile := changed_meanwhile(p, "exam", form, shown):
+        return edit_page(p, row_id, form, meanwhile)
+    data = exam_from_form(form, shown, p.device(form["device"]))
+    if form["procedure"].strip() != shown["procedure"]:
+        data = p.read(apply_procedure, data)
+
+    def now() -> dict[str, str]:
+        return form_of_step(ElementIndex(get_step(row_id)[0]))
+
+    try:
+        key = p.read(step_key, row_id)
+        if not p.write(unless_changed, shown, now, reschedule, *key, data):
+            return post_edit(p, row_id)
+    except Refusal as refusal:
+        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+            raise
+        return edit_page(p, row_id, form, p.again(refusal))
+    return p.redirect(f"/step/{row_id}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23360,202 +23161,169 @@ class ExamPages(Frame):
 # Patients: found, corrected, merged, erased.
 # ------------------------------------------------------------------------------------------------
 
-class PatientPages(Frame):
-    """Patients: found, corrected, merged, erased."""
+def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
+    """What is known of a patient. Refuses 0112."""
+    return ElementIndex(p.read(get_patient, row_id))
 
-    def merge(self, row_id: int) -> str:
-        """POST /patient/…/merge: this patient is another one."""
-        _, ctx = enter(self.web, self.request, "desk")
-        try:
-            into = self.web.write(
-                merge_patients, ctx, row_id, self.form("into"), self.form("reason")
-            )
-        except Refusal as refusal:
-            self.web.read(get_patient, row_id)  # refuses where there is none
-            self.bottle.response.status = 422
-            return self.merge_page(row_id, [refusal.detail])
-        return self.tell(f"/patient/{into}", self.translator()("Saved. Open exams follow."))
 
-    def merge_page(self, row_id: int, problems: Iterable[Message] = ()) -> str:
-        """GET /patient/…/merge: which other one this patient is."""
-        login, _ = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_patient, row_id))
-        who = f"{t.name(index.get('PatientName'))} {index.get('PatientID')}"
-        fields = [
-            Field(
-                "into",
-                t("Patient ID of the one who stays"),
-                "text",
-                self.form("into"),
-                True,
-                "",
-                self._namesakes(t, row_id, index),
-            ),
-            Field("reason", t("Reason"), "text", self.form("reason"), True, "", ()),
-        ]
-        return self.page(
-            FORM_PAGE, "The same person", login, action=f"/patient/{row_id}/merge",
-            submit=t("Merge"), csrf=login.form_token, hidden=[], problems=list(map(t, problems)),
-            groups=[(t("{who} is the same person as", who=who), fields)],
-            after=[(f"/patient/{row_id}", t("Back"))],
-        )  # fmt: skip
+def who_it_is(p: PageRequest, index: ElementIndex) -> str:
+    """Name and ID of a patient."""
+    return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
 
-    def _namesakes(
-        self, t: Translator, row_id: int, index: ElementIndex
-    ) -> tuple[tuple[str, str], ...]:
-        """Patients who may be the same person: ID and who it is."""
-        initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
-        found = [
-            one
-            for text in (initials_, born)
-            if text
-            for one in self.web.read(find_patients, text, 10)
-        ]
-        return tuple({
-            one.patient_id: f"{t.name(one.patient_name)}, {t.date(one.patient_birth_date)}"
-            for one in found if one.id != row_id
-        }.items())  # fmt: skip
 
-    def erase_page(self, row_id: int, problems: Iterable[Problem] = ()) -> str:
-        """GET /patient/…/erase: erase all that is kept of a patient, on request."""
-        login, _ = enter(self.web, self.request, "admin")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_patient, row_id))
-        fields = [
-            Field("patient_id", t("Patient ID, once more"), "text", "", True, "", ()),
-            Field("reason", t("Reason"), "text", self.form("reason"), True, "", ()),
-        ]
-        who = f"{t.name(index.get('PatientName'))} {index.get('PatientID')}"
-        words = t(
-            "Erased are the patient, all exams, reports of machines, workitems and remembered"
-            " queries. The audit log keeps ID and accession numbers, the archive its images, and"
-            " backups what they have until they are dropped. This cannot be taken back."
-        )
-        return self.page(
-            FORM_PAGE, "Erase a patient", login, action=f"/patient/{row_id}/erase",
-            submit=t("Erase"), csrf=login.form_token, hidden=[], intro=words,
-            problems=[t(problem.words) for problem in problems], groups=[(who, fields)],
-            after=[(f"/patient/{row_id}", t("Back"))],
-        )  # fmt: skip
+def merge_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+    """GET /patient/…/merge: which other one this patient is."""
+    t, index = p.t, patient_index(p, row_id)
+    fields = [
+        Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
+              namesakes(p, row_id, index)),
+        Field("reason", t("Reason"), "text", p.form("reason"), True),
+    ]  # fmt: skip
+    legend = t("{who} is the same person as", who=who_it_is(p, index))
+    after = [(f"/patient/{row_id}", t("Back"))]
+    return show_form(
+        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after
+    )
 
-    def erase(self, row_id: int) -> str:
-        """POST /patient/…/erase."""
-        _, ctx = enter(self.web, self.request, "admin")
-        known = ElementIndex(self.web.read(get_patient, row_id)).get("PatientID")
-        try:
-            if self.form("patient_id").strip() != known:
-                words = Message("This is not the ID of the patient")
-                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
-            self.web.write(erase_patient, ctx, row_id, self.form("reason"))
-            self.web.read(forget_erased)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            return self.erase_page(
-                row_id, refusal.problems or [Problem(0, Message(refusal.detail))]
-            )
-        return self.tell("/patients", self.translator()("Erased."))
 
-    def patients(self) -> str:
-        """GET /patients: find a patient."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query.getunicode("q") or ""
-        found = self.web.read(find_patients, query) if query.strip() else []
-        found_rows = [
-            Row(
-                (t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date)),
-                f"/patient/{p.id}",
-            )
-            for p in found
-        ]
-        columns = (t("Patient"), t("Patient ID"), t("Birth date"))
-        empty = t("Nobody was found.") if query else ""
-        label = t("Name, ID or birth date")
-        part = Part("", columns, found_rows, empty)
-        return self.listing("Patients", login, [part], search=label, query=query)
+def post_merge(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…/merge: this patient is another one."""
+    try:
+        into = p.write(merge_patients, row_id, p.form("into"), p.form("reason"))
+    except Refusal as refusal:
+        patient_index(p, row_id)  # refuses where there is none
+        return merge_page(p, row_id, p.again(refusal))
+    return p.tell(f"/patient/{into}", p.t("Saved. Open exams follow."))
 
-    def patient(self, row_id: int, form: Mapping[str, str] | None = None,
-                problems: Iterable[Problem] = ()) -> str:  # fmt: skip
-        """GET /patient/…: what is known of a patient, to correct, and the exams."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        shown_now = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
-        form = form or shown_now
-        by_tag = {problem.tag: t(problem.words) for problem in problems}
-        fields = []
-        for name, group, keyword, kind, label in REGISTER_FIELDS:
-            if group == "patient" and name != "pregnancy":
-                words = by_tag.pop(tag_of(keyword), "")
-                field = Field(name, t(label), kind, form.get(name, ""), False, words,
-                              self.choices(name, t))  # fmt: skip
-                fields.append(field)
-        shown = self.page(
-            FORM_PAGE,
-            "Patient",
-            login,
-            action=f"/patient/{row_id}",
-            submit=t("Save"),
-            csrf=login.form_token,
-            hidden=[("seen", encoded_form(shown_now))],
-            groups=[(t("Patient"), fields)],
-            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
-            + list(by_tag.values()),
-            extra=self._undo_button(ctx, t, f"patient {row_id}"),
-            after=self.steps_of_patient(row_id, t),
-        )
-        return shown
 
-    def steps_of_patient(self, row_id: int, t: Translator) -> list[tuple[str, str]]:
-        """A link to each exam of a patient, and to a new one."""
-        links = [(f"/register?patient={row_id}", t("New exam for this patient")),
-                 (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
-        login = find_login(self.web, self.request)
-        if login and permit(login.role, "admin"):
-            links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
-        for step in self.web.read(steps_of, row_id):
-            item = step_item(step)
-            words = (t.date(step.start_date), shown_time(step.start_time),
-                     item.get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
-            links.append((f"/step/{step.id}", " ".join(words)))
-        return links
+def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
+    """Patients who may be the same person: ID and who it is."""
+    initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
+    found = [one for text in (initials_, born) if text for one in p.read(find_patients, text, 10)]
+    return tuple({
+        one.patient_id: f"{p.t.name(one.patient_name)}, {p.t.date(one.patient_birth_date)}"
+        for one in found if one.id != row_id
+    }.items())  # fmt: skip
 
-    def correct(self, row_id: int) -> str:
-        """POST /patient/…: correct a patient, or take back what was last done."""
-        _, ctx = enter(self.web, self.request, "desk")
-        if self.form("event") == "undo":
-            self.web.write(undo, ctx, f"patient {row_id}")
-            return self.tell(f"/patient/{row_id}", self.translator()("Taken back."))
-        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
-        shown = form_of_patient(ElementIndex(self.web.read(get_patient, row_id)))
-        if meanwhile := self._changed_meanwhile("patient", form, shown):
-            self.bottle.response.status = 409
-            return self.patient(row_id, form, meanwhile)
-        given, problems = patient_from_form(form, shown)
-        try:
-            if problems:
-                raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-            known = ElementIndex(self.web.read(get_patient, row_id))
-            before = form_of_patient(known)
-            if all(form[n] == before[n] for n in ("family_name", "given_name", "chinese_name")):
-                # the form shows less of a name than there is: middle names, a phonetic group
-                name = known.only([tag_of("PatientName")])
-                given = bytes(ElementIndex(given).merged(name))
 
-            def now() -> dict[str, str]:
-                return form_of_patient(ElementIndex(get_patient(row_id)))
+def erase_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+    """GET /patient/…/erase: erase all that is kept of a patient, on request."""
+    t, index = p.t, patient_index(p, row_id)
+    fields = [
+        Field("patient_id", t("Patient ID, once more"), required=True),
+        Field("reason", t("Reason"), "text", p.form("reason"), True),
+    ]
+    words = t(
+        "Erased are the patient, all exams, reports of machines, workitems and remembered"
+        " queries. The audit log keeps ID and accession numbers, the archive its images, and"
+        " backups what they have until they are dropped. This cannot be taken back."
+    )
+    return show_form(
+        p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
+        intro=words, after=[(f"/patient/{row_id}", t("Back"))],
+    )  # fmt: skip
 
-            if not self.web.write(unless_changed, ctx, shown, now, correct_patient, row_id, given):
-                return self.correct(row_id)
-        except Refusal as refusal:
-            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-                raise
-            self.bottle.response.status = 422
-            return self.patient(row_id, form, refusal.problems)
-        t = self.translator()
-        where = f"/patient/{row_id}"
-        if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
-            where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
-        return self.tell(where, t("Saved. Open exams follow."))
+
+def post_erase(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…/erase."""
+    known = patient_index(p, row_id).get("PatientID")
+    try:
+        if p.form("patient_id").strip() != known:
+            words = Message("This is not the ID of the patient")
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
+        p.write(erase_patient, row_id, p.form("reason"))
+        p.read(forget_erased)
+    except Refusal as refusal:
+        return erase_page(p, row_id, p.again(refusal))
+    return p.tell("/patients", p.t("Erased."))
+
+
+def patients_page(p: PageRequest) -> str:
+    """GET /patients: find a patient."""
+    t, query = p.t, p.query("q")
+    found = p.read(find_patients, query) if query.strip() else []
+    found_rows = [
+        Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
+            f"/patient/{one.id}")
+        for one in found
+    ]  # fmt: skip
+    columns = (t("Patient"), t("Patient ID"), t("Birth date"))
+    part = Part("", columns, found_rows, t("Nobody was found.") if query else "")
+    return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
+
+
+def patient_page(
+    p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
+    problems: Iterable[Problem] = (),
+) -> str:  # fmt: skip
+    """GET /patient/…: what is known of a patient, to correct, and the exams."""
+    t, shown = p.t, form_of_patient(patient_index(p, row_id))
+    form, choices = form or shown, reception_choices(p)
+    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    fields = [
+        Field(name, t(label), kind, form.get(name, ""), False, by_tag.pop(tag_of(keyword), ""),
+              choices.get(name, ()))
+        for name, group, keyword, kind, label in REGISTER_FIELDS
+        if group == "patient" and name != "pregnancy"
+    ]  # fmt: skip
+    return show_form(
+        p,
+        "Patient",
+        [(t("Patient"), fields)],
+        [problem for problem in problems if problem.tag in by_tag],
+        submit=t("Save"),
+        hidden=[("seen", encoded_form(shown))],
+        extra=undo_button(p, f"patient {row_id}"),
+        after=patient_links(p, row_id),
+    )
+
+
+def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
+    """A link to each exam of a patient, and to a new one."""
+    t = p.t
+    links = [(f"/register?patient={row_id}", t("New exam for this patient")),
+             (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
+    if p.may("admin"):
+        links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
+    for step in p.read(steps_of, row_id):
+        words = (t.date(step.start_date), shown_time(step.start_time),
+                 step_item(step).get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
+        links.append((f"/step/{step.id}", " ".join(words)))
+    return links
+
+
+def post_patient(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…: correct a patient, or take back what was last done."""
+    where = f"/patient/{row_id}"
+    if p.form("event") == "undo":
+        p.write(undo, f"patient {row_id}")
+        return p.tell(where, p.t("Taken back."))
+    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS}
+    known = patient_index(p, row_id)
+    shown = form_of_patient(known)
+    if meanwhile := changed_meanwhile(p, "patient", form, shown):
+        return patient_page(p, row_id, form, meanwhile)
+    given, problems = patient_from_form(form, shown)
+    if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
+        # the form shows less of a name than there is: middle names, a phonetic group
+        name = ElementIndex(known.only([tag_of("PatientName")]))
+        given = ElementIndex(given).merged(name)
+
+    def now() -> dict[str, str]:
+        return form_of_patient(ElementIndex(get_patient(row_id)))
+
+    try:
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        if not p.write(unless_changed, shown, now, correct_patient, row_id, given):
+            return post_patient(p, row_id)
+    except Refusal as refusal:
+        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+            raise
+        return patient_page(p, row_id, form, p.again(refusal))
+    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
+        where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
+    return p.tell(where, p.t("Saved. Open exams follow."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23597,162 +23365,253 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
     schedule(ctx, item, same_id)
 
 
-class RegisterPages(Frame):
-    """Registration."""
+def prefilled(p: PageRequest) -> dict[str, str]:
+    """The form as it is first shown: for nobody yet, a known patient, or a known order."""
+    now = p.ctx.local_now()
+    form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
+    if p.query("emergency"):
+        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
+                 "priority": "STAT"}  # fmt: skip
+    for name in ("date", "time", "device"):  # from the calendar
+        form |= {name: p.query(name)} if p.query(name) else {}
+    row_id = p.query("order") or p.query("patient")
+    if not re.fullmatch("[0-9]{1,18}", row_id):
+        return form
+    if p.query("order"):
+        index = ElementIndex(p.read(get_step, int(row_id))[0])
+        form |= {name: form_of_step(index)[name] for name in ("accession", "physician")}
+    else:
+        index = ElementIndex(p.read(get_patient, int(row_id)))
+    return form | form_of_patient(index)
 
-    def prefilled(self, ctx: Context) -> dict[str, str]:
-        """The form as it is first shown: for nobody yet, a known patient, or a known order."""
-        now, query = ctx.local_now(), self.request.query
-        form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": ctx.new_uid()}
-        if query.get("emergency"):
-            form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
-                     "priority": "STAT"}  # fmt: skip
-        for name in ("date", "time", "device"):  # from the calendar
-            form |= {name: query.getunicode(name)} if query.getunicode(name) else {}
-        row_id = query.get("order") or query.get("patient") or ""
-        if not re.fullmatch("[0-9]{1,18}", row_id):
-            return form
-        if query.get("order"):
-            index = ElementIndex(self.web.read(get_step, int(row_id))[0])
-            form |= {
-                "accession": index.get("AccessionNumber"),
-                "physician": index.get("ReferringPhysicianName").replace("^", " "),
-            }
-        else:
-            index = ElementIndex(self.web.read(get_patient, int(row_id)))
-        return form | form_of_patient(index)
 
-    def register_page(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /register, and the form again with words beside each field that is wrong."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        form = form or self.prefilled(ctx)
-        by_tag = collections.defaultdict(list)
-        for problem in problems:
-            by_tag[problem.tag].append(t(problem.words))
-        shown: set[int] = set()
-        groups: dict[str, list[Field]] = {t("Patient"): [], t("Exam"): []}
-        for name, group, keyword, kind, label in REGISTER_FIELDS:
-            tag = tag_of(keyword)
-            words = "; ".join(by_tag[tag]) if tag not in shown else ""
-            shown.add(tag)
-            required = name in REQUIRED_FIELDS
-            choices = self.choices(name, t)
-            field = Field(name, t(label), kind, form.get(name, ""), required, words, choices)
-            groups[t(group.capitalize())].append(field)
-        others = [t(p.words) for p in problems if p.tag not in shown]
-        if any(p.words.key == SAME_ID for p in problems) or form.get("same_id"):
-            groups[t("Patient")].insert(4, self._same_id_field(t, form))
-        if similar := [p for p in problems if p.words.key == SAME_PERSON]:
-            groups[t("Patient")].insert(4, self._same_person_field(t, similar))
-        listed = [
-            f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Register",
-            login,
-            action="/register",
-            after=[("/register?emergency=1", t("Unknown emergency patient"))],
-            submit=t("Register"),
-            csrf=login.form_token,
-            hidden=[("study", form.get("study", ""))],
-            groups=list(groups.items()),
-            problems=listed + others,
-            finding="/find",
-            slots="/slots",
-            focus="chinese_name" if t.language.startswith("zh") else "family_name",
-        )
+def register_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /register, and the form again with words beside each field that is wrong."""
+    t, form = p.t, form or prefilled(p)
+    by_tag = collections.defaultdict(list)
+    for problem in problems:
+        by_tag[problem.tag].append(t(problem.words))
+    choices = reception_choices(p)
+    groups: dict[str, list[Field]] = {"patient": [], "exam": []}
+    for name, group, keyword, kind, label in REGISTER_FIELDS:
+        words = "; ".join(by_tag.pop(tag_of(keyword), ()))
+        field = Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS, words,
+                      choices.get(name, ()))  # fmt: skip
+        groups[group].append(field)
+    if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
+        groups["patient"].insert(4, same_id_field(t, form))
+    if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
+        groups["patient"].insert(4, same_person_field(t, similar))
+    return show_form(
+        p,
+        "Register",
+        [(t(group.capitalize()), fields) for group, fields in groups.items()],
+        [problem for problem in problems if problem.tag in by_tag],
+        after=[("/register?emergency=1", t("Unknown emergency patient"))],
+        submit=t("Register"),
+        hidden=[("study", form.get("study", ""))],
+        finding="/find",
+        slots="/slots",
+        focus="chinese_name" if t.language.startswith("zh") else "family_name",
+    )
 
-    @staticmethod
-    def _same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
-        """Shown when the Patient ID belongs to another name: who is right must be said."""
-        choices = (
-            ("", t("Please choose")),
-            ("update", t("The same patient: correct the name")),
-            ("new", t("Another patient: make a new ID")),
-        )
-        label = t("This Patient ID is known with another name")
-        return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
 
-    @staticmethod
-    def _same_person_field(t: Translator, similar: list[Problem]) -> Field:
-        """Shown when someone of this name and birth date has another Patient ID."""
-        known = [str(problem.words.values["value"]) for problem in similar]
-        choices = (
-            ("", t("Please choose")),
-            *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
-            ("another", t("Another patient of the same name")),
-        )
-        label = t("This name and birth date are known")
-        return Field("same_person", label, "select", "", True, "", choices)
+def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
+    """Shown when the Patient ID belongs to another name: who is right must be said."""
+    choices = (
+        ("", t("Please choose")),
+        ("update", t("The same patient: correct the name")),
+        ("new", t("Another patient: make a new ID")),
+    )
+    label = t("This Patient ID is known with another name")
+    return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
 
-    def register(self) -> str:
-        """POST /register: the step's page, or the form again with nothing saved."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
-        form |= {name: self.form(name) for name in ("study", "same_id", "same_person")}
-        if value_problem("UI", form["study"]) or not form["study"]:
-            form["study"] = ctx.new_uid()
-        if not self.same_form(form):  # the form of another patient, by the back button
-            form["study"] = ctx.new_uid()
-        if form["same_id"] == "new":
-            form |= {"patient_id": "", "same_id": ""}
-        if form["same_person"] not in ("", "another"):
-            form["patient_id"] = form["same_person"]
-        item, problems = item_from_form(form)
-        item = self.web.read(apply_procedure, item)
-        same_id = "update" if form["same_id"] == "update" else "refuse"
-        try:
-            if problems:
-                self._add_problems(ctx, item, problems)
-            ask = not form["same_person"]
-            self.web.write(register_once, ctx, item, same_id, ask)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            return self.register_page(form, refusal.problems)
-        return self.redirect(f"/step/{self.web.read(step_known, form['study'])}?registered=1")
 
-    def same_form(self, form: Mapping[str, str]) -> bool:
-        """Whether the study of a form is new, or that of this very form, sent a second time."""
-        known = self.web.read(step_known, form["study"])
-        if not known:
-            return True
-        index = ElementIndex(self.web.read(get_step, known)[0])
-        stored = form_of_patient(index) | form_of_step(index)
-        typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
-        told = ("device", "procedure", "date", "time")
-        return typed == index.get("PatientName") and all(
-            form[name].strip() in ("", stored[name]) for name in told
-        )
+def same_person_field(t: Translator, similar: list[Problem]) -> Field:
+    """Shown when someone of this name and birth date has another Patient ID."""
+    known = [str(problem.words.values["value"]) for problem in similar]
+    choices = (
+        ("", t("Please choose")),
+        *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
+        ("another", t("Another patient of the same name")),
+    )
+    label = t("This name and birth date are known")
+    return Field("same_person", label, "select", "", True, "", choices)
 
-    @staticmethod
-    def _add_problems(ctx: Context, item: bytes, problems: list[Problem]) -> None:
-        """Refuse with what the form found and what the item itself shows, each once."""
-        index = ElementIndex(item)
-        _, procedure, steps = split_item(index)
-        steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
-        found = {problem.tag: problem for problem in item_problems(index, steps)}
-        found |= {problem.tag: problem for problem in problems}
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
-    def find(self) -> str:
-        """GET /find: patients while the form is typed, a part of a page for its script."""
-        enter(self.web, self.request, "desk")
-        t, text = self.translator(), (self.request.query.getunicode("q") or "").strip()
-        enough = len(text) >= 2 or (text and not text.isascii())
-        found = self.web.read(find_patients, text, 6) if enough else []
-        people = [
-            (p.id, t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date))
-            for p in found
-        ]
-        born, sex = resident_number(text) or ("", "")
-        mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
-        return self.bottle.template(
-            FOUND_PART, t=t, people=people, born=shown_date(born), sex=sex, mistyped=mistyped
-        )
+def post_register(p: PageRequest) -> str:
+    """POST /register: the step's page, or the form again with nothing saved."""
+    names = [row[0] for row in REGISTER_FIELDS]
+    form = {name: p.form(name) for name in (*names, "study", "same_id", "same_person")}
+    if value_problem("UI", form["study"]) or not form["study"]:
+        form["study"] = p.ctx.new_uid()
+    if not same_form(p, form):  # the form of another patient, by the back button
+        form["study"] = p.ctx.new_uid()
+    if form["same_id"] == "new":
+        form |= {"patient_id": "", "same_id": ""}
+    if form["same_person"] not in ("", "another"):
+        form["patient_id"] = form["same_person"]
+    item, problems = item_from_form(form)
+    item = p.read(apply_procedure, item)
+    same_id = "update" if form["same_id"] == "update" else "refuse"
+    try:
+        if problems:
+            refuse_item(p.ctx, item, problems)
+        p.write(register_once, item, same_id, not form["same_person"])
+    except Refusal as refusal:
+        return register_page(p, form, p.again(refusal))
+    return p.redirect(f"/step/{p.read(step_known, form['study'])}?registered=1")
+
+
+def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
+    """Whether the study of a form is new, or that of this very form, sent a second time."""
+    known = p.read(step_known, form["study"])
+    if not known:
+        return True
+    index = ElementIndex(p.read(get_step, known)[0])
+    stored = form_of_step(index)
+    typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
+    told = ("device", "procedure", "date", "time")
+    return typed == index.get("PatientName") and all(
+        form[name].strip() in ("", stored[name]) for name in told
+    )
+
+
+def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
+    """Refuse with what the form found and what the item itself shows, each once."""
+    index = ElementIndex(item)
+    _, procedure, steps = split_item(index)
+    steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
+    found = {problem.tag: problem for problem in (*item_problems(index, steps), *problems)}
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
+
+
+def find_part(p: PageRequest) -> str:
+    """GET /find: patients while the form is typed, a part of a page for its script."""
+    t, text = p.t, p.query("q").strip()
+    enough = len(text) >= 2 or (text and not text.isascii())
+    people = [
+        (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
+        for one in (p.read(find_patients, text, 6) if enough else ())
+    ]
+    born, sex = resident_number(text) or ("", "")
+    mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
+    return p.part(FOUND_PART, people=people, born=shown_date(born), sex=sex, mistyped=mistyped)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.day.paper
+# Slip and label, with bars and squares.
+# ------------------------------------------------------------------------------------------------
+
+SLIP_PAGE = """
+<article class="slip">
+<p>{{clinic}}</p>
+<h2>{{name}}</h2>
+<dl>
+% for label, text in facts:
+<dt>{{label}}</dt><dd>{{text}}</dd>
+% end
+</dl>
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+</article>
+"""
+LABEL_PAGE = """
+<article class="label">
+<p><strong>{{name}}</strong></p>
+<p>{{patient_id}}</p>
+<p>{{about}}</p>
+<p>{{exam}} {{date}}</p>
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
+</article>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+"""
+
+
+def code_128(text: str) -> bytes:
+    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    import barcode
+    from barcode.writer import SVGWriter
+
+    if not text or not text.isascii() or not text.isprintable():
+        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    stream = io.BytesIO()
+    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
+    return scaled(stream.getvalue())
+
+
+def scaled(drawing: bytes) -> bytes:
+    """An SVG of so many mm that can be drawn in any width and height."""
+    sides = (
+        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
+    )
+    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
+    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
+    return drawing.replace(b"<svg", box, 1)
+
+
+def qr_code(text: str) -> bytes:
+    """A text as a QR code, SVG."""
+    import segno
+
+    stream = io.BytesIO()
+    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    return stream.getvalue()
+
+
+def slip_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+    t, index = p.t, exam_of(p, row_id)
+    item = index.item("ScheduledProcedureStepSequence")
+    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
+    facts = [
+        (t("Patient ID"), index.get("PatientID")),
+        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
+        (t("Sex"), t(index.get("PatientSex"))),
+        (t("Exam"), index.get("RequestedProcedureDescription")),
+        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
+        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
+        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
+        (t("Accession number"), index.get("AccessionNumber")),
+    ]
+    return p.show(
+        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
+        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
+        patient_id=index.get("PatientID"),
+    )  # fmt: skip
+
+
+def label_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/label: a sticker of 50 by 30 mm."""
+    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
+    item = index.item("ScheduledProcedureStepSequence")
+    born = index.get("PatientBirthDate")
+    about = [t(index.get("PatientSex")), t.date(born)]
+    if is_date(born):
+        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
+        about.append(t("{years} years", years=years))
+    return p.show(
+        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
+        about=" · ".join(filter(None, about)),
+        exam=index.get("RequestedProcedureDescription"),
+        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+        accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+    )  # fmt: skip
+
+
+def accession_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/code128.svg: the accession number as bars."""
+    return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
+
+
+def patient_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/qr.svg: the Patient ID as a QR code."""
+    return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23761,17 +23620,6 @@ class RegisterPages(Frame):
 # ------------------------------------------------------------------------------------------------
 
 class Pages(
-    Reception,
-    BoardPages,
-    ExamPages,
-    PaperPages,
-    CalendarPages,
-    LeftoverPages,
-    FigurePages,
-    RegisterPages,
-    PatientPages,
-    CataloguePages,
-    ImportPages,
     WorkitemPages,
     WatcherPages,
     CommitmentPages,
@@ -23791,45 +23639,45 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/password", "desk", password_page),
     ("POST", "/password", "desk", post_password),
     ("GET", "/language", "", choose_page_language),
-    ("GET", "/", "desk", "board", "Board", "The day"),
-    ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
-    ("GET", "/slots", "desk", "slots"),
-    ("GET", "/waiting", "desk", "waiting", "Waiting room", "The day"),
-    ("GET", "/print", "desk", "print_day"),
-    ("GET", "/leftovers", "desk", "leftovers_page", "Leftovers", "The day"),
-    ("POST", "/leftovers", "desk", "end_leftovers"),
-    ("GET", "/unscheduled", "desk", "unscheduled", "Unscheduled", "The day"),
-    ("POST", "/unscheduled/match", "desk", "match"),
-    ("POST", "/unscheduled/settle", "desk", "settle"),
-    ("POST", "/unmatch", "desk", "unmatch"),
-    ("GET", "/figures", "technologist", "figures", "Figures", "The day"),
-    ("GET", "/figures.csv", "technologist", "figures_csv"),
-    ("GET", "/figures.svg", "technologist", "figures_svg"),
-    ("GET", "/step/<row_id:int>", "desk", "step"),
-    ("POST", "/step/<row_id:int>", "desk", "step_event"),
-    ("GET", "/step/<row_id:int>/edit", "desk", "edit_step"),
-    ("POST", "/step/<row_id:int>/edit", "desk", "change"),
-    ("GET", "/step/<row_id:int>/slip", "desk", "slip"),
-    ("GET", "/step/<row_id:int>/label", "desk", "label"),
-    ("GET", "/step/<row_id:int>/code128.svg", "desk", "accession_svg"),
-    ("GET", "/step/<row_id:int>/qr.svg", "desk", "patient_svg"),
-    ("GET", "/register", "desk", "register_page", "Register", "Patients"),
-    ("POST", "/register", "desk", "register"),
-    ("GET", "/find", "desk", "find"),
-    ("GET", "/patients", "desk", "patients", "Patients", "Patients"),
-    ("GET", "/patient/<row_id:int>", "desk", "patient"),
-    ("POST", "/patient/<row_id:int>", "desk", "correct"),
-    ("GET", "/patient/<row_id:int>/merge", "desk", "merge_page"),
-    ("POST", "/patient/<row_id:int>/merge", "desk", "merge"),
-    ("GET", "/patient/<row_id:int>/erase", "admin", "erase_page"),
-    ("POST", "/patient/<row_id:int>/erase", "admin", "erase"),
-    ("GET", "/import", "desk", "import_page", "Import", "Patients"),
-    ("POST", "/import", "desk", "import_file"),
-    ("GET", "/catalogue", "technologist", "catalogue", "Catalogue", "Patients"),
-    ("POST", "/catalogue", "technologist", "save_catalogue"),
-    ("GET", "/catalogue.csv", "technologist", "catalogue_csv"),
-    ("GET", "/catalogue/import", "technologist", "import_catalogue_page"),
-    ("POST", "/catalogue/import", "technologist", "import_catalogue"),
+    ("GET", "/", "desk", board_page, "Board", "The day"),
+    ("GET", "/calendar", "desk", calendar_page, "Calendar", "The day"),
+    ("GET", "/slots", "desk", slots_part),
+    ("GET", "/waiting", "desk", waiting_page, "Waiting room", "The day"),
+    ("GET", "/print", "desk", print_page),
+    ("GET", "/leftovers", "desk", leftovers_page, "Leftovers", "The day"),
+    ("POST", "/leftovers", "desk", post_leftovers),
+    ("GET", "/unscheduled", "desk", unscheduled_page, "Unscheduled", "The day"),
+    ("POST", "/unscheduled/match", "desk", post_match),
+    ("POST", "/unscheduled/settle", "desk", post_settle),
+    ("POST", "/unmatch", "desk", post_unmatch),
+    ("GET", "/figures", "technologist", figures_page, "Figures", "The day"),
+    ("GET", "/figures.csv", "technologist", figures_csv),
+    ("GET", "/figures.svg", "technologist", figures_svg),
+    ("GET", "/step/<row_id:int>", "desk", step_page),
+    ("POST", "/step/<row_id:int>", "desk", post_step),
+    ("GET", "/step/<row_id:int>/edit", "desk", edit_page),
+    ("POST", "/step/<row_id:int>/edit", "desk", post_edit),
+    ("GET", "/step/<row_id:int>/slip", "desk", slip_page),
+    ("GET", "/step/<row_id:int>/label", "desk", label_page),
+    ("GET", "/step/<row_id:int>/code128.svg", "desk", accession_svg),
+    ("GET", "/step/<row_id:int>/qr.svg", "desk", patient_svg),
+    ("GET", "/register", "desk", register_page, "Register", "Patients"),
+    ("POST", "/register", "desk", post_register),
+    ("GET", "/find", "desk", find_part),
+    ("GET", "/patients", "desk", patients_page, "Patients", "Patients"),
+    ("GET", "/patient/<row_id:int>", "desk", patient_page),
+    ("POST", "/patient/<row_id:int>", "desk", post_patient),
+    ("GET", "/patient/<row_id:int>/merge", "desk", merge_page),
+    ("POST", "/patient/<row_id:int>/merge", "desk", post_merge),
+    ("GET", "/patient/<row_id:int>/erase", "admin", erase_page),
+    ("POST", "/patient/<row_id:int>/erase", "admin", post_erase),
+    ("GET", "/import", "desk", import_page, "Import", "Patients"),
+    ("POST", "/import", "desk", post_import),
+    ("GET", "/catalogue", "technologist", catalogue_page, "Catalogue", "Patients"),
+    ("POST", "/catalogue", "technologist", post_catalogue),
+    ("GET", "/catalogue.csv", "technologist", catalogue_csv),
+    ("GET", "/catalogue/import", "technologist", catalogue_import_page),
+    ("POST", "/catalogue/import", "technologist", post_catalogue_import),
     ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
     ("GET", "/workitems/new", "desk", "new_workitem"),
     ("POST", "/workitems/new", "desk", "create_workitem"),

@@ -286,7 +286,9 @@ class PageRequest:
     def again(self, refusal: Refusal) -> list[Problem]:
         """Why a form is shown again (422): what is wrong with its fields, or one sentence."""
         self.response.status = 422
-        return list(refusal.problems) or [Problem(0, refusal.detail)]
+        detail = refusal.detail
+        words = detail if isinstance(detail, Message) else Message(detail)
+        return list(refusal.problems) or [Problem(0, words)]
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
         """A cookie that scripts cannot read, for this site alone."""

@@ -9,6 +9,7 @@ from minris.dataset.names import shown_name
 from minris.dataset.times import datetime_bounds, shown_date
 from minris.orders.diary import Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
+from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message
 from minris.standard.uids import INSTANCE_AVAILABILITY, MPPS, MPPS_NOTIFICATION
 from minris.web.request import Web
@@ -130,6 +131,16 @@ PASSED_ON_WORDS = {
     (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
     (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
 }
+
+
+def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
+    """What came of passing something on."""
+    if given_up_at:
+        return t("given up, {answer}", answer=answer) if answer else t("given up")
+    if not sent_at:
+        return t("waits")
+    taken = answer.startswith(TAKEN_ANSWERS)
+    return t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
 
 
 def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:

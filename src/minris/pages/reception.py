@@ -22,8 +22,8 @@ from minris.interchange.csv_tables import STEP_KEYWORDS
 from minris.orders.catalogue import procedures_in_use
 from minris.orders.items import split_item
 from minris.pages.forms import decoded_form
-from minris.pages.frame import Frame
-from minris.pages.language import Translator, shown_time
+from minris.pages.frame import PageRequest
+from minris.pages.language import shown_time
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.status import Message, Problem
 from minris.standard.tables import body_rows
@@ -125,38 +125,40 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     return bytes(EMPTY.merged(*parts, ElementIndex(sequence))), problems
 
 
-class Reception(Frame):
-    """The fields of reception's form: what they fill, and what they show of a data set."""
+def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
+    """What may be chosen in the fields of the registration form, by name."""
+    t = p.t
+    nothing = ("", "")
+    devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
+    return {
+        "sex": (nothing, ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
+        "pregnancy": (
+            nothing,
+            *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
+        ),
+        "device": (nothing, *devices),
+        "modality": (nothing, *((m, m) for m in MODALITIES)),
+        "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
+        "procedure": tuple((row.meaning, row.code) for row in p.read(procedures_in_use)),
+    }
 
-    def choices(self, name: str, t: Translator) -> tuple[tuple[str, str], ...]:
-        """What may be chosen in a field of the registration form."""
-        devices = [d for d in self.web.access().devices if d.role == "modality"]
-        return {
-            "sex": (("", ""), ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
-            "pregnancy": (
-                ("", ""),
-                *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
-            ),
-            "device": (("", ""), *((d.ae_title, f"{d.name} ({d.ae_title})") for d in devices)),
-            "modality": (("", ""), *((m, m) for m in MODALITIES)),
-            "priority": (("", ""), *((p, t(p)) for p in ("ROUTINE", "HIGH", "STAT"))),
-            "procedure": tuple((row.meaning, row.code) for row in self.web.read(procedures_in_use)),
-        }.get(name, ())
 
-    def _changed_meanwhile(
-        self, group: str, form: dict[str, str], stored: Mapping[str, str]
-    ) -> list[Problem]:
-        """What somebody else has changed since a form was shown; the form takes it where it was
-        left as it had been."""
-        seen, problems = decoded_form(self.form("seen")), []
-        for name, of, keyword, _, _ in REGISTER_FIELDS:
-            if of != group or name not in seen or seen[name] == stored.get(name, ""):
-                continue
-            words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
-            problems.append(Problem(tag_of(keyword), words))
-            if form[name].strip() == seen[name].strip():
-                form[name] = stored.get(name, "")
-        return problems
+def changed_meanwhile(
+    p: PageRequest, group: str, form: dict[str, str], stored: Mapping[str, str]
+) -> list[Problem]:
+    """What somebody else has changed since a form was shown (409); the form takes it where it was
+    left as it had been."""
+    seen, problems = decoded_form(p.form("seen")), []
+    for name, of, keyword, _, _ in REGISTER_FIELDS:
+        if of != group or name not in seen or seen[name] == stored.get(name, ""):
+            continue
+        words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
+        problems.append(Problem(tag_of(keyword), words))
+        if form[name].strip() == seen[name].strip():
+            form[name] = stored.get(name, "")
+    if problems:
+        p.response.status = 409
+    return problems
 
 
 def form_of_patient(index: ElementIndex) -> dict[str, str]:

@@ -19,12 +19,19 @@ from minris.pages.box import (
     settings_page,
     users_page,
 )
-from minris.pages.day.board import BoardPages, Boards
-from minris.pages.day.calendar import CalendarPages
-from minris.pages.day.exam import ExamPages
-from minris.pages.day.figures import FigurePages
-from minris.pages.day.leftovers import LeftoverPages
-from minris.pages.day.paper import PaperPages
+from minris.pages.day.board import Boards, board_page, print_page, waiting_page
+from minris.pages.day.calendar import calendar_page, slots_part
+from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
+from minris.pages.day.figures import figures_csv, figures_page, figures_svg
+from minris.pages.day.leftovers import (
+    leftovers_page,
+    post_leftovers,
+    post_match,
+    post_settle,
+    post_unmatch,
+    unscheduled_page,
+)
+from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
 from minris.pages.frame import ERROR_PAGE, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
@@ -38,11 +45,24 @@ from minris.pages.login import (
 from minris.pages.machines.devices import DevicePages
 from minris.pages.machines.stuck import StuckPages
 from minris.pages.machines.why import WhyPages
-from minris.pages.patients.catalogue import CataloguePages
-from minris.pages.patients.files import ImportPages
-from minris.pages.patients.patients import PatientPages
-from minris.pages.patients.register import RegisterPages
-from minris.pages.reception import Reception
+from minris.pages.patients.catalogue import (
+    catalogue_csv,
+    catalogue_import_page,
+    catalogue_page,
+    post_catalogue,
+    post_catalogue_import,
+)
+from minris.pages.patients.files import import_page, post_import
+from minris.pages.patients.patients import (
+    erase_page,
+    merge_page,
+    patient_page,
+    patients_page,
+    post_erase,
+    post_merge,
+    post_patient,
+)
+from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.static import static_answer
 from minris.standard.status import Message, Refusal, Status, http_status
 from minris.web.api import add_api
@@ -50,17 +70,6 @@ from minris.web.request import Web, find_login, problem_json
 
 
 class Pages(
-    Reception,
-    BoardPages,
-    ExamPages,
-    PaperPages,
-    CalendarPages,
-    LeftoverPages,
-    FigurePages,
-    RegisterPages,
-    PatientPages,
-    CataloguePages,
-    ImportPages,
     WorkitemPages,
     WatcherPages,
     CommitmentPages,
@@ -80,45 +89,45 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/password", "desk", password_page),
     ("POST", "/password", "desk", post_password),
     ("GET", "/language", "", choose_page_language),
-    ("GET", "/", "desk", "board", "Board", "The day"),
-    ("GET", "/calendar", "desk", "calendar", "Calendar", "The day"),
-    ("GET", "/slots", "desk", "slots"),
-    ("GET", "/waiting", "desk", "waiting", "Waiting room", "The day"),
-    ("GET", "/print", "desk", "print_day"),
-    ("GET", "/leftovers", "desk", "leftovers_page", "Leftovers", "The day"),
-    ("POST", "/leftovers", "desk", "end_leftovers"),
-    ("GET", "/unscheduled", "desk", "unscheduled", "Unscheduled", "The day"),
-    ("POST", "/unscheduled/match", "desk", "match"),
-    ("POST", "/unscheduled/settle", "desk", "settle"),
-    ("POST", "/unmatch", "desk", "unmatch"),
-    ("GET", "/figures", "technologist", "figures", "Figures", "The day"),
-    ("GET", "/figures.csv", "technologist", "figures_csv"),
-    ("GET", "/figures.svg", "technologist", "figures_svg"),
-    ("GET", "/step/<row_id:int>", "desk", "step"),
-    ("POST", "/step/<row_id:int>", "desk", "step_event"),
-    ("GET", "/step/<row_id:int>/edit", "desk", "edit_step"),
-    ("POST", "/step/<row_id:int>/edit", "desk", "change"),
-    ("GET", "/step/<row_id:int>/slip", "desk", "slip"),
-    ("GET", "/step/<row_id:int>/label", "desk", "label"),
-    ("GET", "/step/<row_id:int>/code128.svg", "desk", "accession_svg"),
-    ("GET", "/step/<row_id:int>/qr.svg", "desk", "patient_svg"),
-    ("GET", "/register", "desk", "register_page", "Register", "Patients"),
-    ("POST", "/register", "desk", "register"),
-    ("GET", "/find", "desk", "find"),
-    ("GET", "/patients", "desk", "patients", "Patients", "Patients"),
-    ("GET", "/patient/<row_id:int>", "desk", "patient"),
-    ("POST", "/patient/<row_id:int>", "desk", "correct"),
-    ("GET", "/patient/<row_id:int>/merge", "desk", "merge_page"),
-    ("POST", "/patient/<row_id:int>/merge", "desk", "merge"),
-    ("GET", "/patient/<row_id:int>/erase", "admin", "erase_page"),
-    ("POST", "/patient/<row_id:int>/erase", "admin", "erase"),
-    ("GET", "/import", "desk", "import_page", "Import", "Patients"),
-    ("POST", "/import", "desk", "import_file"),
-    ("GET", "/catalogue", "technologist", "catalogue", "Catalogue", "Patients"),
-    ("POST", "/catalogue", "technologist", "save_catalogue"),
-    ("GET", "/catalogue.csv", "technologist", "catalogue_csv"),
-    ("GET", "/catalogue/import", "technologist", "import_catalogue_page"),
-    ("POST", "/catalogue/import", "technologist", "import_catalogue"),
+    ("GET", "/", "desk", board_page, "Board", "The day"),
+    ("GET", "/calendar", "desk", calendar_page, "Calendar", "The day"),
+    ("GET", "/slots", "desk", slots_part),
+    ("GET", "/waiting", "desk", waiting_page, "Waiting room", "The day"),
+    ("GET", "/print", "desk", print_page),
+    ("GET", "/leftovers", "desk", leftovers_page, "Leftovers", "The day"),
+    ("POST", "/leftovers", "desk", post_leftovers),
+    ("GET", "/unscheduled", "desk", unscheduled_page, "Unscheduled", "The day"),
+    ("POST", "/unscheduled/match", "desk", post_match),
+    ("POST", "/unscheduled/settle", "desk", post_settle),
+    ("POST", "/unmatch", "desk", post_unmatch),
+    ("GET", "/figures", "technologist", figures_page, "Figures", "The day"),
+    ("GET", "/figures.csv", "technologist", figures_csv),
+    ("GET", "/figures.svg", "technologist", figures_svg),
+    ("GET", "/step/<row_id:int>", "desk", step_page),
+    ("POST", "/step/<row_id:int>", "desk", post_step),
+    ("GET", "/step/<row_id:int>/edit", "desk", edit_page),
+    ("POST", "/step/<row_id:int>/edit", "desk", post_edit),
+    ("GET", "/step/<row_id:int>/slip", "desk", slip_page),
+    ("GET", "/step/<row_id:int>/label", "desk", label_page),
+    ("GET", "/step/<row_id:int>/code128.svg", "desk", accession_svg),
+    ("GET", "/step/<row_id:int>/qr.svg", "desk", patient_svg),
+    ("GET", "/register", "desk", register_page, "Register", "Patients"),
+    ("POST", "/register", "desk", post_register),
+    ("GET", "/find", "desk", find_part),
+    ("GET", "/patients", "desk", patients_page, "Patients", "Patients"),
+    ("GET", "/patient/<row_id:int>", "desk", patient_page),
+    ("POST", "/patient/<row_id:int>", "desk", post_patient),
+    ("GET", "/patient/<row_id:int>/merge", "desk", merge_page),
+    ("POST", "/patient/<row_id:int>/merge", "desk", post_merge),
+    ("GET", "/patient/<row_id:int>/erase", "admin", erase_page),
+    ("POST", "/patient/<row_id:int>/erase", "admin", post_erase),
+    ("GET", "/import", "desk", import_page, "Import", "Patients"),
+    ("POST", "/import", "desk", post_import),
+    ("GET", "/catalogue", "technologist", catalogue_page, "Catalogue", "Patients"),
+    ("POST", "/catalogue", "technologist", post_catalogue),
+    ("GET", "/catalogue.csv", "technologist", catalogue_csv),
+    ("GET", "/catalogue/import", "technologist", catalogue_import_page),
+    ("POST", "/catalogue/import", "technologist", post_catalogue_import),
     ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
     ("GET", "/workitems/new", "desk", "new_workitem"),
     ("POST", "/workitems/new", "desk", "create_workitem"),

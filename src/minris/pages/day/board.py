@@ -15,13 +15,12 @@ from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, reporting_stations
 from minris.orders.lookup import steps_of_day
-from minris.pages.frame import Frame
+from minris.pages.frame import PageRequest
 from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
 from minris.pages.template import template
-from minris.standard.dictionary import is_date
 from minris.standard.status import Message
 from minris.standard.worklist import STEP_STATES
-from minris.web.request import Web, enter, takes_gzip
+from minris.web.request import Web, takes_gzip
 
 BOARD_PAGE = template("day/board.html")
 # Its buttons belong to the form beside it, so that the part is the same for all who look at it.
@@ -172,81 +171,73 @@ class Boards:
             return self.kept[key]
 
 
-class BoardPages(Frame):
-    """The board, the waiting room, the day on paper."""
+def board_page(p: PageRequest) -> str | bytes:
+    """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
+    date, by = p.day("date"), p.query("by")
+    by = by if by in BOARD_ORDERS else "device"
+    view = BoardView(date or p.ctx.today(), by, p.query("device"))
+    board = p.site.boards.get(p.ctx, p.t, view)
+    if p.query("part") == "board":
+        return board_part(p, board)
+    day = day_of(view.date)
+    before, after = (
+        view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
+        for days in (-1, 1)
+    )
+    today = view._replace(date=date).query
+    return p.show(
+        BOARD_PAGE,
+        "Board",
+        refresh=True,
+        board=board.text,
+        mark=board.mark,
+        part=f"/?part=board&{today}",
+        day=shown_date(view.date),
+        view=view,
+        before=before,
+        after=after,
+        stations=stations_of(p),
+        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+    )
 
-    def board(self) -> str | bytes:
-        """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
-        login, ctx = enter(self.web, self.request, "desk")
-        query, t = self.request.query, self.translator()
-        date = (query.getunicode("date") or "").replace("-", "")
-        by = query.get("by") if query.get("by") in BOARD_ORDERS else "device"
-        view = BoardView(
-            date if is_date(date) else ctx.today(), by, query.getunicode("device") or ""
-        )
-        board = self.boards.get(ctx, t, view)
-        if query.get("part") == "board":
-            return self._board_part(board)
-        day = day_of(view.date)
-        before, after = (
-            view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
-            for days in (-1, 1)
-        )
-        today = view.query if is_date(date) else view._replace(date="").query
-        return self.page(
-            BOARD_PAGE,
-            "Board",
-            login,
-            refresh=True,
-            board=board.text,
-            mark=board.mark,
-            part=f"/?part=board&{today}",
-            day=shown_date(view.date),
-            view=view,
-            before=before,
-            after=after,
-            stations=self._stations(),
-            orders=[(by, t(words)) for by, words in BOARD_ORDERS.items()],
-            csrf=login.form_token,
-        )
 
-    def _board_part(self, board: Rendered) -> str | bytes:
-        """A board alone; 204 for who has it already."""
-        response = self.bottle.response
-        if self.request.query.get("have") == board.mark:
-            response.status = 204
-            return ""
-        response.set_header("X-Mark", board.mark)
-        response.set_header("Vary", "Accept-Encoding")
-        if not takes_gzip(self.request.get_header("Accept-Encoding", "")):
-            return board.text
-        response.set_header("Content-Encoding", "gzip")
-        return board.gzip
+def stations_of(p: PageRequest) -> list[tuple[str, str]]:
+    """AE title and name of the devices that exams are scheduled for."""
+    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
 
-    def waiting(self) -> str:
-        """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        names = device_names(self.web)
-        people = []
-        for _, state, _, data, _, _, _, station in self.web.read(steps_of_day, ctx.today()):
-            if state in ("ARRIVED", "READY", "STARTED"):
-                index = ElementIndex(bytes(data))
-                number = index.get("AccessionNumber")[-4:]
-                name = masked_name(index.get("PatientName"))
-                people.append((name, number, names.get(station, station or ""), state))
-        board = self.bottle.template(WAITING_PART, t=t, people=people)
-        if self.request.query.get("part") == "board":
-            return board
-        bare = bool(self.request.query.get("bare"))
-        return self.page(WAITING_PAGE, "Waiting room", login, refresh=True, board=board, bare=bare)
 
-    def print_day(self) -> str:
-        """GET /print: the exams of a day on paper."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        asked = (self.request.query.getunicode("date") or "").replace("-", "")
-        date = asked if is_date(asked) else ctx.today()
-        devices = exams_in_groups(self.web, ctx, t, BoardView(date))
-        day = t("Exams of {date}", date=t.date(date))
-        return self.page(PRINT_PAGE, day, login, devices=devices, date=shown_date(date))
+def board_part(p: PageRequest, board: Rendered) -> str | bytes:
+    """A board alone; 204 for who has it already."""
+    if p.query("have") == board.mark:
+        p.response.status = 204
+        return ""
+    p.response.set_header("X-Mark", board.mark)
+    p.response.set_header("Vary", "Accept-Encoding")
+    if not takes_gzip(p.request.get_header("Accept-Encoding", "")):
+        return board.text
+    p.response.set_header("Content-Encoding", "gzip")
+    return board.gzip
+
+
+def waiting_page(p: PageRequest) -> str:
+    """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+    names, people = device_names(p.web), []
+    for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
+        if state in ("ARRIVED", "READY", "STARTED"):
+            index = ElementIndex(bytes(data))
+            number = index.get("AccessionNumber")[-4:]
+            name = masked_name(index.get("PatientName"))
+            people.append((name, number, names.get(station, station or ""), state))
+    board = p.part(WAITING_PART, people=people)
+    if p.query("part") == "board":
+        return board
+    bare = bool(p.query("bare"))
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, board=board)
+
+
+def print_page(p: PageRequest) -> str:
+    """GET /print: the exams of a day on paper."""
+    date = p.day("date") or p.ctx.today()
+    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
+    day = p.t("Exams of {date}", date=p.t.date(date))
+    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))

@@ -6,7 +6,6 @@ import re
 import urllib.parse
 from typing import Any
 
-from minris.access.context import Context
 from minris.orders.diary import (
     Booking,
     clashes,
@@ -18,98 +17,91 @@ from minris.orders.diary import (
     is_closed,
     minute_of_day,
 )
-from minris.pages.frame import Frame
-from minris.pages.language import WEEKDAY_WORDS, Translator, booked_words, clock, day_of
+from minris.pages.day.board import stations_of
+from minris.pages.frame import PageRequest
+from minris.pages.language import WEEKDAY_WORDS, booked_words, clock, day_of
 from minris.pages.template import template
-from minris.standard.dictionary import is_date
-from minris.web.request import enter
 
 CALENDAR_PAGE = template("day/calendar.html")
 SLOTS_PART = template("day/slots_part.html")
 
 
-class CalendarPages(Frame):
-    """The month, and the week of a device."""
+def calendar_page(p: PageRequest) -> str:
+    """GET /calendar: the month, and the week of a device with what is free."""
+    ctx, t, stations = p.ctx, p.t, stations_of(p)
+    day = day_of(p.day("date") or ctx.today())
+    device = p.query("device") or (stations[0][0] if stations else "")
+    monday = day - datetime.timedelta(days=day.weekday())
+    days = [monday + datetime.timedelta(days=n) for n in range(7)]
+    bookings = p.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+    double = clashes(bookings)
 
-    def calendar(self) -> str:
-        """GET /calendar: the month, and the week of a device with what is free."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, query, stations = self.translator(), self.request.query, self._stations()
-        asked = (query.getunicode("date") or "").replace("-", "")
-        day = day_of(asked if is_date(asked) else ctx.today())
-        device = query.getunicode("device") or (stations[0][0] if stations else "")
-        monday = day - datetime.timedelta(days=day.weekday())
-        days = [monday + datetime.timedelta(days=n) for n in range(7)]
-        bookings = self.web.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-        double = clashes(bookings)
+    def address(days: int) -> str:
+        at = day + datetime.timedelta(days=days)
+        return urllib.parse.urlencode({"date": f"{at}", "device": device})
 
-        def address(days: int) -> str:
-            at = day + datetime.timedelta(days=days)
-            return urllib.parse.urlencode({"date": f"{at}", "device": device})
+    return p.show(
+        CALENDAR_PAGE, "Calendar", before=address(-7), after=address(7), day=f"{day}",
+        device=device, stations=stations, heading=dict(stations).get(device, device),
+        month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
+        weeks=weeks_of_month(p, day, device), double=len(double),
+        days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
+        slots=week_rows(p, device, days, bookings, double),
+    )  # fmt: skip
 
-        return self.page(
-            CALENDAR_PAGE, "Calendar", login, before=address(-7), after=address(7), day=f"{day}",
-            device=device, stations=stations, heading=dict(stations).get(device, device),
-            month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
-            weeks=self._month(day, device), double=len(double),
-            days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
-            slots=self._week(ctx, t, device, days, bookings, double),
-        )  # fmt: skip
 
-    def _month(self, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
-        """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
-        first = day.replace(day=1)
-        first -= datetime.timedelta(days=first.weekday())
-        days = [first + datetime.timedelta(days=n) for n in range(42)]
-        counts = self.web.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-        cells = [
-            (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
-             counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
-            for one in days
-        ]  # fmt: skip
-        weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
-        return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
+def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
+    """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
+    first = day.replace(day=1)
+    first -= datetime.timedelta(days=first.weekday())
+    days = [first + datetime.timedelta(days=n) for n in range(42)]
+    counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+    cells = [
+        (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
+         counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+        for one in days
+    ]  # fmt: skip
+    weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
+    return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
 
-    def _week(
-        self, ctx: Context, t: Translator, device: str, days: list[datetime.date],
-        bookings: list[Booking], double: set[int],
-    ) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
-        """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
-        step = ctx.config.clinic.slot_minutes
-        opens, closes = day_begins_ends(ctx)
-        earliest = min([opens, *(one.begin for one in bookings)])
-        first = opens - math.ceil((opens - earliest) / step) * step
-        last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
-        dates = [f"{day:%Y%m%d}" for day in days]
-        free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
-        rows_ = []
-        for begin in range(first, last, step):
-            cells = []
-            for day, date in zip(days, dates, strict=True):
-                here = [one for one in bookings if one.date == date and one.begin < begin + step
-                        and begin < one.end]  # fmt: skip
-                exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
-                          one.status, one.row_id in double)
-                         for one in here if begin <= one.begin]  # fmt: skip
-                words = t("Register on {date} at {time}", date=day, time=clock(begin))
-                query = {"date": f"{day}", "time": clock(begin), "device": device}
-                open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
-                cells.append((exams, open_, bool(here)))
-            rows_.append((clock(max(0, begin)), cells))
-        return rows_
 
-    def slots(self) -> str:
-        """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
-        _, ctx = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query
-        date = (query.getunicode("date") or "").replace("-", "")
-        device, time_ = query.getunicode("device") or "", query.getunicode("time") or ""
-        if not (is_date(date) and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
-            return ""
-        begin, row_id = minute_of_day(time_.replace(":", "")), query.get("step") or ""
-        exam = query.getunicode("procedure") or ""
-        itself = int(row_id) if re.fullmatch("[0-9]{1,18}", row_id) else 0
-        taken, free = self.web.read(in_the_way, ctx, device, date, begin, exam, itself)
-        later = [one for one in free if one >= begin] or free
-        shown = [clock(one) for one in later[:6]] if taken else []
-        return self.bottle.template(SLOTS_PART, t=t, taken=booked_words(t, taken), free=shown)
+def week_rows(
+    p: PageRequest, device: str, days: list[datetime.date], bookings: list[Booking],
+    double: set[int],
+) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
+    """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
+    ctx, t, step = p.ctx, p.t, p.ctx.config.clinic.slot_minutes
+    opens, closes = day_begins_ends(ctx)
+    earliest = min([opens, *(one.begin for one in bookings)])
+    first = opens - math.ceil((opens - earliest) / step) * step
+    last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
+    dates = [f"{day:%Y%m%d}" for day in days]
+    free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
+    week = []
+    for begin in range(first, last, step):
+        cells = []
+        for day, date in zip(days, dates, strict=True):
+            here = [one for one in bookings if one.date == date and one.begin < begin + step
+                    and begin < one.end]  # fmt: skip
+            exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
+                      one.status, one.row_id in double)
+                     for one in here if begin <= one.begin]  # fmt: skip
+            words = t("Register on {date} at {time}", date=day, time=clock(begin))
+            query = {"date": f"{day}", "time": clock(begin), "device": device}
+            open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
+            cells.append((exams, open_, bool(here)))
+        week.append((clock(max(0, begin)), cells))
+    return week
+
+
+def slots_part(p: PageRequest) -> str:
+    """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
+    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
+    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+        return ""
+    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
+    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
+    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
+    later = [one for one in free if one >= begin] or free
+    shown = [clock(one) for one in later[:6]] if taken else []
+    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)

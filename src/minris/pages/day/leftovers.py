@@ -7,103 +7,94 @@ from minris.mpps.linking import link_by_hand, settle_unscheduled, unlink_step, u
 from minris.orders.items import step_item
 from minris.orders.lookup import leftovers, steps_of_day
 from minris.orders.scheduling import change_rows
-from minris.pages.frame import Action, Frame, Part, Row
+from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
 from minris.pages.language import Translator, shown_time
 from minris.pages.template import template
 from minris.standard.mpps import STEP_ATTRIBUTES
-from minris.standard.status import Message, Refusal, Status
-from minris.web.request import enter
 
 LEFTOVERS_PAGE = template("day/leftovers.html")
 
 
-class LeftoverPages(Frame):
-    """What days before left open, and what came without an order."""
+def leftovers_page(p: PageRequest) -> str:
+    """GET /leftovers: what is still open from days before."""
+    steps = [
+        (
+            step.id,
+            p.t.name(ElementIndex(bytes(step.data)).get("PatientName")),
+            step.patient_id,
+            step_item(step).get("ScheduledProcedureStepDescription"),
+            p.t.date(step.start_date),
+            step.status,
+        )
+        for step in p.read(leftovers, p.ctx.today())
+    ]
+    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
 
-    def leftovers_page(self) -> str:
-        """GET /leftovers: what is still open from days before."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        steps = [
-            (
-                step.id,
-                t.name(ElementIndex(bytes(step.data)).get("PatientName")),
-                step.patient_id,
-                step_item(step).get("ScheduledProcedureStepDescription"),
-                t.date(step.start_date),
-                step.status,
-            )
-            for step in self.web.read(leftovers, ctx.today())
-        ]
-        return self.page(LEFTOVERS_PAGE, "Leftovers", login, steps=steps, csrf=login.form_token)
 
-    def end_leftovers(self) -> str:
-        """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
-        _, ctx = enter(self.web, self.request, "desk")
-        event = self.form("event")
-        if event not in ("no show", "finish", "cancel", "today"):
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        chosen = [int(row) for row in self.request.forms.getall("row") if row.isdigit()]
-        self.web.write(change_rows, ctx, event, chosen)
-        return self.redirect("/leftovers")
+def post_leftovers(p: PageRequest) -> str:
+    """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
+    event = p.form("event")
+    if event not in ("no show", "finish", "cancel", "today"):
+        raise no_such_action()
+    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    p.write(change_rows, event, chosen)
+    return p.redirect("/leftovers")
 
-    def unscheduled(self) -> str:
-        """GET /unscheduled: performed steps without an order, to be matched by a person."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        choices_of = functools.cache(functools.partial(self.choices_of_day, t))
-        found_rows = []
-        for row in self.web.read(unscheduled_steps):
-            index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
-            cells = (
-                t.name(index.get("PatientName")) or "?",
-                index.get("PatientID"),
-                row.performed_station_ae_title,
-                t.date(index.get("PerformedProcedureStepStartDate"))
-                + " "
-                + shown_time(index.get("PerformedProcedureStepStartTime")),
-                index.get("PerformedProcedureStepDescription"),
-                t(row.status),
-            )
-            days = {index.get("PerformedProcedureStepStartDate"), ctx.today()} - {""}
-            choices = [choice for day in sorted(days) for choice in choices_of(day)]
-            near = similar_first(t, choices, index)
-            match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
-            leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
-            found_rows.append(Row(cells, "", (match, leave) if near else (leave,)))
-        columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
-        intro = t("Devices reported these exams, and no order of ours was found for them.")
-        part = Part("", columns, found_rows, t("There are none."))
-        return self.listing("Unscheduled", login, [part], intro=intro)
 
-    def choices_of_day(self, t: Translator, day: str) -> list[tuple[str, str]]:
-        """The exams of a day to choose from: row and words."""
-        return [
-            (str(row[0]), f"{t.date(day)} {shown_time(row[2])}"
-             f" {t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
-            for row in self.web.read(steps_of_day, day)
-            for index in [ElementIndex(bytes(row[3]))]
-        ]  # fmt: skip
+def unscheduled_page(p: PageRequest) -> str:
+    """GET /unscheduled: performed steps without an order, to be matched by a person."""
+    t = p.t
+    choices_of = functools.cache(functools.partial(exams_to_choose, p))
+    found = []
+    for row in p.read(unscheduled_steps):
+        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
+        day = index.get("PerformedProcedureStepStartDate")
+        cells = (
+            t.name(index.get("PatientName")) or "?",
+            index.get("PatientID"),
+            row.performed_station_ae_title,
+            f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}",
+            index.get("PerformedProcedureStepDescription"),
+            t(row.status),
+        )
+        days = sorted({day, p.ctx.today()} - {""})
+        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
+        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
+        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
+        found.append(Row(cells, "", (match, leave) if near else (leave,)))
+    columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
+    intro = t("Devices reported these exams, and no order of ours was found for them.")
+    part = Part("", columns, found, t("There are none."))
+    return p.listing("Unscheduled", [part], intro=intro)
 
-    def match(self) -> str:
-        """POST /unscheduled/match."""
-        _, ctx = enter(self.web, self.request, "desk")
-        performed, step = self.number("performed"), self.number("step")
-        self.web.write(link_by_hand, ctx, performed, step)
-        return self.tell("/unscheduled", self.translator()("Matched."))
 
-    def settle(self) -> str:
-        """POST /unscheduled/settle."""
-        _, ctx = enter(self.web, self.request, "desk")
-        self.web.write(settle_unscheduled, ctx, self.number("performed"), self.form("reason"))
-        return self.tell("/unscheduled", self.translator()("Saved."))
+def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
+    """The exams of a day to choose from: row and words."""
+    return [
+        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
+         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
+        for row in p.read(steps_of_day, day)
+        for index in [ElementIndex(bytes(row[3]))]
+    ]  # fmt: skip
 
-    def unmatch(self) -> str:
-        """POST /unmatch: undo a match."""
-        _, ctx = enter(self.web, self.request, "desk")
-        step = self.number("step")
-        self.web.write(unlink_step, ctx, self.number("performed"), step)
-        return self.redirect(f"/step/{step}")
+
+def post_match(p: PageRequest) -> str:
+    """POST /unscheduled/match."""
+    p.write(link_by_hand, p.number("performed"), p.number("step"))
+    return p.tell("/unscheduled", p.t("Matched."))
+
+
+def post_settle(p: PageRequest) -> str:
+    """POST /unscheduled/settle."""
+    p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
+    return p.tell("/unscheduled", p.t("Saved."))
+
+
+def post_unmatch(p: PageRequest) -> str:
+    """POST /unmatch: undo a match."""
+    step = p.number("step")
+    p.write(unlink_step, p.number("performed"), step)
+    return p.redirect(f"/step/{step}")
 
 
 def similar_first(

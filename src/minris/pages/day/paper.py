@@ -3,13 +3,11 @@
 import io
 import re
 
-from minris.dataset.elements import ElementIndex
-from minris.orders.lookup import get_step
-from minris.pages.frame import Frame
+from minris.pages.day.exam import exam_of
+from minris.pages.frame import PageRequest
 from minris.pages.language import shown_time
 from minris.pages.template import template
 from minris.standard.dictionary import is_date
-from minris.web.request import enter
 
 SLIP_PAGE = template("day/slip.html")
 LABEL_PAGE = template("day/label.html")
@@ -46,64 +44,51 @@ def qr_code(text: str) -> bytes:
     return stream.getvalue()
 
 
-class PaperPages(Frame):
-    """Slip and label, with bars and squares."""
+def slip_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+    t, index = p.t, exam_of(p, row_id)
+    item = index.item("ScheduledProcedureStepSequence")
+    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
+    facts = [
+        (t("Patient ID"), index.get("PatientID")),
+        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
+        (t("Sex"), t(index.get("PatientSex"))),
+        (t("Exam"), index.get("RequestedProcedureDescription")),
+        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
+        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
+        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
+        (t("Accession number"), index.get("AccessionNumber")),
+    ]
+    return p.show(
+        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
+        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
+        patient_id=index.get("PatientID"),
+    )  # fmt: skip
 
-    def slip(self, row_id: int) -> str:
-        """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
-        login, _ = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        item = index.item("ScheduledProcedureStepSequence")
-        device = self.web.access().device(item.get("ScheduledStationAETitle").split("\\")[0])
-        facts = [
-            (t("Patient ID"), index.get("PatientID")),
-            (t("Birth date"), t.date(index.get("PatientBirthDate"))),
-            (t("Sex"), t(index.get("PatientSex"))),
-            (t("Exam"), index.get("RequestedProcedureDescription")),
-            (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
-            (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
-            (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
-            (t("Accession number"), index.get("AccessionNumber")),
-        ]
-        return self.page(
-            SLIP_PAGE, "Slip", login, clinic=self.web.config.clinic.name, name=t.name(index.get("PatientName")), facts=facts,
-            row_id=row_id, accession=index.get("AccessionNumber"),
-            patient_id=index.get("PatientID"),
-        )  # fmt: skip
 
-    def label(self, row_id: int) -> str:
-        """GET /step/…/label: a sticker of 50 by 30 mm."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        item = index.item("ScheduledProcedureStepSequence")
-        born = index.get("PatientBirthDate")
-        years = (
-            int(ctx.today()[:4]) - int(born[:4]) - (ctx.today()[4:] < born[4:])
-            if is_date(born)
-            else 0
-        )
-        about = (t(index.get("PatientSex")), t.date(born),
-                 t("{years} years", years=years) if is_date(born) else "")  # fmt: skip
-        return self.page(
-            LABEL_PAGE, "Label", login, name=t.name(index.get("PatientName")),
-            about=" · ".join(filter(None, about)),
-            exam=index.get("RequestedProcedureDescription"),
-            date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
-            accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
-        )  # fmt: skip
+def label_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/label: a sticker of 50 by 30 mm."""
+    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
+    item = index.item("ScheduledProcedureStepSequence")
+    born = index.get("PatientBirthDate")
+    about = [t(index.get("PatientSex")), t.date(born)]
+    if is_date(born):
+        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
+        about.append(t("{years} years", years=years))
+    return p.show(
+        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
+        about=" · ".join(filter(None, about)),
+        exam=index.get("RequestedProcedureDescription"),
+        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+        accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+    )  # fmt: skip
 
-    def accession_svg(self, row_id: int) -> bytes:
-        """GET /step/…/code128.svg: the accession number as bars."""
-        return code_128(self._for_code(row_id).get("AccessionNumber"))
 
-    def patient_svg(self, row_id: int) -> bytes:
-        """GET /step/…/qr.svg: the Patient ID as a QR code."""
-        return qr_code(self._for_code(row_id).get("PatientID"))
+def accession_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/code128.svg: the accession number as bars."""
+    return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
 
-    def _for_code(self, row_id: int) -> ElementIndex:
-        enter(self.web, self.request, "desk")
-        index = ElementIndex(self.web.read(get_step, row_id)[0])
-        self.bottle.response.content_type = "image/svg+xml"
-        return index
+
+def patient_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/qr.svg: the Patient ID as a QR code."""
+    return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))

@@ -10,99 +10,75 @@ from minris.orders.catalogue import (
     retire_procedure,
     save_procedure,
 )
-from minris.pages.forms import FORM_PAGE, UPLOAD_PAGE, Field
-from minris.pages.frame import Frame
-from minris.standard.status import Message, Problem, Refusal
-from minris.web.request import enter
+from minris.pages.forms import UPLOAD_PAGE, Field, show_form
+from minris.pages.frame import PageRequest
+from minris.standard.status import Problem, Refusal
 
 
-class CataloguePages(Frame):
-    """The procedure catalogue."""
+def catalogue_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /catalogue: the procedures, and a form for one."""
+    t, listed, code = p.t, p.read(all_procedures), p.query("code")
+    form = form or next(
+        (
+            {k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS}
+            for one in listed
+            if one.code == code
+        ),
+        PROCEDURE_COLUMNS,
+    )
+    labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
+              t("Protocol code"), t("Protocol"))  # fmt: skip
+    fields = [
+        Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"))
+        for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
+    ]
+    after = [("/catalogue.csv", "CSV"), ("/catalogue/import", t("Import a CSV file"))]
+    for one in listed:
+        words = f"{one.code} {one.meaning}{' · ' + t('retired') if one.retired else ''}"
+        after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
+    return show_form(
+        p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
+        extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
+    )  # fmt: skip
 
-    def catalogue(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /catalogue: the procedures, and a form for one."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        listed = self.web.read(all_procedures)
-        code = self.request.query.getunicode("code") or ""
-        form = form or next(
-            ({k: str(getattr(p, k)) for k in PROCEDURE_COLUMNS} for p in listed if p.code == code),
-            PROCEDURE_COLUMNS,
-        )
-        labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
-                  t("Protocol code"), t("Protocol"))  # fmt: skip
-        fields = [
-            Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"), "", ())
-            for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
-        ]
-        after = [
-            (
-                f"/catalogue?code={urllib.parse.quote(p.code)}",
-                f"{p.code} {p.meaning}{' · ' + t('retired') if p.retired else ''}",
-            )
-            for p in listed
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Catalogue",
-            login,
-            action="/catalogue",
-            submit=t("Save"),
-            csrf=login.form_token,
-            hidden=[],
-            groups=[(t("Procedure"), fields)],
-            problems=[t(problem.words) for problem in problems],
-            after=[
-                ("/catalogue.csv", "CSV"),
-                ("/catalogue/import", t("Import a CSV file")),
-                *after,
-            ],
-            extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
-        )
 
-    def catalogue_csv(self) -> bytes:
-        """GET /catalogue.csv: the catalogue for a spreadsheet."""
-        enter(self.web, self.request, "technologist")
-        return self._csv("catalogue.csv", self.web.read(export_procedures))
+def post_catalogue(p: PageRequest) -> str:
+    """POST /catalogue: save, retire or delete a procedure."""
+    form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
+    try:
+        if (event := p.form("event")) in ("retire", "delete"):
+            p.write(retire_procedure, form["code"], event == "delete")
+        else:
+            p.write(save_procedure, form)
+    except Refusal as refusal:
+        return catalogue_page(p, form, p.again(refusal))
+    return p.tell("/catalogue", p.t("Saved."))
 
-    def import_catalogue_page(self, problems: Iterable[str] = ()) -> str:
-        """GET /catalogue/import."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        words = t("Columns: {columns}. Procedures are known by their codes.",
-                  columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
-        return self.page(
-            UPLOAD_PAGE, "Import a CSV file", login, action="/catalogue/import", intro=words,
-            csrf=login.form_token, problems=list(problems),
-        )  # fmt: skip
 
-    def import_catalogue(self) -> str:
-        """POST /catalogue/import: all rows or none."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        t, upload = self.translator(), self.request.files.get("upload")
-        if not upload:
-            return self.import_catalogue_page([t("Nothing was chosen")])
-        try:
-            count = self.web.write(import_procedures, ctx, upload.file.read())
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            words = [problem.words for problem in refusal.problems] or [refusal.detail]
-            return self.import_catalogue_page(map(t, words))
-        return self.tell("/catalogue", t("{count} imported", count=count))
+def catalogue_csv(p: PageRequest) -> bytes:
+    """GET /catalogue.csv: the catalogue for a spreadsheet."""
+    return p.csv("catalogue.csv", p.read(export_procedures))
 
-    def save_catalogue(self) -> str:
-        """POST /catalogue: save, retire or delete a procedure."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        form = {key: self.form(key) for key in PROCEDURE_COLUMNS}
-        try:
-            if (event := self.form("event")) in ("retire", "delete"):
-                self.web.write(retire_procedure, ctx, form["code"], event == "delete")
-            else:
-                self.web.write(save_procedure, ctx, form)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
-            return self.catalogue(form, problems)
-        return self.tell("/catalogue", self.translator()("Saved."))
+
+def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
+    """GET /catalogue/import."""
+    words = p.t("Columns: {columns}. Procedures are known by their codes.",
+                columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
+    return p.show(
+        UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
+        problems=list(problems),
+    )  # fmt: skip
+
+
+def post_catalogue_import(p: PageRequest) -> str:
+    """POST /catalogue/import: all rows or none."""
+    upload = p.request.files.get("upload")
+    if not upload:
+        return catalogue_import_page(p, [p.t("Nothing was chosen")])
+    try:
+        count = p.write(import_procedures, upload.file.read())
+    except Refusal as refusal:
+        return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
+    return p.tell("/catalogue", p.t("{count} imported", count=count))

@@ -19,8 +19,8 @@ from minris.orders.patients import (
     similar_patients,
 )
 from minris.orders.scheduling import schedule
-from minris.pages.forms import FORM_PAGE, Field
-from minris.pages.frame import Frame
+from minris.pages.forms import Field, show_form
+from minris.pages.frame import PageRequest
 from minris.pages.language import Translator
 from minris.pages.reception import (
     REGISTER_FIELDS,
@@ -28,11 +28,11 @@ from minris.pages.reception import (
     form_of_patient,
     form_of_step,
     item_from_form,
+    reception_choices,
 )
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
-from minris.web.request import enter
 
 FOUND_PART = template("patients/found_part.html")
 
@@ -54,159 +54,137 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
     schedule(ctx, item, same_id)
 
 
-class RegisterPages(Frame):
-    """Registration."""
+def prefilled(p: PageRequest) -> dict[str, str]:
+    """The form as it is first shown: for nobody yet, a known patient, or a known order."""
+    now = p.ctx.local_now()
+    form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
+    if p.query("emergency"):
+        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
+                 "priority": "STAT"}  # fmt: skip
+    for name in ("date", "time", "device"):  # from the calendar
+        form |= {name: p.query(name)} if p.query(name) else {}
+    row_id = p.query("order") or p.query("patient")
+    if not re.fullmatch("[0-9]{1,18}", row_id):
+        return form
+    if p.query("order"):
+        index = ElementIndex(p.read(get_step, int(row_id))[0])
+        form |= {name: form_of_step(index)[name] for name in ("accession", "physician")}
+    else:
+        index = ElementIndex(p.read(get_patient, int(row_id)))
+    return form | form_of_patient(index)
 
-    def prefilled(self, ctx: Context) -> dict[str, str]:
-        """The form as it is first shown: for nobody yet, a known patient, or a known order."""
-        now, query = ctx.local_now(), self.request.query
-        form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": ctx.new_uid()}
-        if query.get("emergency"):
-            form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
-                     "priority": "STAT"}  # fmt: skip
-        for name in ("date", "time", "device"):  # from the calendar
-            form |= {name: query.getunicode(name)} if query.getunicode(name) else {}
-        row_id = query.get("order") or query.get("patient") or ""
-        if not re.fullmatch("[0-9]{1,18}", row_id):
-            return form
-        if query.get("order"):
-            index = ElementIndex(self.web.read(get_step, int(row_id))[0])
-            form |= {
-                "accession": index.get("AccessionNumber"),
-                "physician": index.get("ReferringPhysicianName").replace("^", " "),
-            }
-        else:
-            index = ElementIndex(self.web.read(get_patient, int(row_id)))
-        return form | form_of_patient(index)
 
-    def register_page(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /register, and the form again with words beside each field that is wrong."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t = self.translator()
-        form = form or self.prefilled(ctx)
-        by_tag = collections.defaultdict(list)
-        for problem in problems:
-            by_tag[problem.tag].append(t(problem.words))
-        shown: set[int] = set()
-        groups: dict[str, list[Field]] = {t("Patient"): [], t("Exam"): []}
-        for name, group, keyword, kind, label in REGISTER_FIELDS:
-            tag = tag_of(keyword)
-            words = "; ".join(by_tag[tag]) if tag not in shown else ""
-            shown.add(tag)
-            required = name in REQUIRED_FIELDS
-            choices = self.choices(name, t)
-            field = Field(name, t(label), kind, form.get(name, ""), required, words, choices)
-            groups[t(group.capitalize())].append(field)
-        others = [t(p.words) for p in problems if p.tag not in shown]
-        if any(p.words.key == SAME_ID for p in problems) or form.get("same_id"):
-            groups[t("Patient")].insert(4, self._same_id_field(t, form))
-        if similar := [p for p in problems if p.words.key == SAME_PERSON]:
-            groups[t("Patient")].insert(4, self._same_person_field(t, similar))
-        listed = [
-            f"{f.label}: {f.problem}" for fields in groups.values() for f in fields if f.problem
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Register",
-            login,
-            action="/register",
-            after=[("/register?emergency=1", t("Unknown emergency patient"))],
-            submit=t("Register"),
-            csrf=login.form_token,
-            hidden=[("study", form.get("study", ""))],
-            groups=list(groups.items()),
-            problems=listed + others,
-            finding="/find",
-            slots="/slots",
-            focus="chinese_name" if t.language.startswith("zh") else "family_name",
-        )
+def register_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /register, and the form again with words beside each field that is wrong."""
+    t, form = p.t, form or prefilled(p)
+    by_tag = collections.defaultdict(list)
+    for problem in problems:
+        by_tag[problem.tag].append(t(problem.words))
+    choices = reception_choices(p)
+    groups: dict[str, list[Field]] = {"patient": [], "exam": []}
+    for name, group, keyword, kind, label in REGISTER_FIELDS:
+        words = "; ".join(by_tag.pop(tag_of(keyword), ()))
+        field = Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS, words,
+                      choices.get(name, ()))  # fmt: skip
+        groups[group].append(field)
+    if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
+        groups["patient"].insert(4, same_id_field(t, form))
+    if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
+        groups["patient"].insert(4, same_person_field(t, similar))
+    return show_form(
+        p,
+        "Register",
+        [(t(group.capitalize()), fields) for group, fields in groups.items()],
+        [problem for problem in problems if problem.tag in by_tag],
+        after=[("/register?emergency=1", t("Unknown emergency patient"))],
+        submit=t("Register"),
+        hidden=[("study", form.get("study", ""))],
+        finding="/find",
+        slots="/slots",
+        focus="chinese_name" if t.language.startswith("zh") else "family_name",
+    )
 
-    @staticmethod
-    def _same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
-        """Shown when the Patient ID belongs to another name: who is right must be said."""
-        choices = (
-            ("", t("Please choose")),
-            ("update", t("The same patient: correct the name")),
-            ("new", t("Another patient: make a new ID")),
-        )
-        label = t("This Patient ID is known with another name")
-        return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
 
-    @staticmethod
-    def _same_person_field(t: Translator, similar: list[Problem]) -> Field:
-        """Shown when someone of this name and birth date has another Patient ID."""
-        known = [str(problem.words.values["value"]) for problem in similar]
-        choices = (
-            ("", t("Please choose")),
-            *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
-            ("another", t("Another patient of the same name")),
-        )
-        label = t("This name and birth date are known")
-        return Field("same_person", label, "select", "", True, "", choices)
+def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
+    """Shown when the Patient ID belongs to another name: who is right must be said."""
+    choices = (
+        ("", t("Please choose")),
+        ("update", t("The same patient: correct the name")),
+        ("new", t("Another patient: make a new ID")),
+    )
+    label = t("This Patient ID is known with another name")
+    return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
 
-    def register(self) -> str:
-        """POST /register: the step's page, or the form again with nothing saved."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]) for row in REGISTER_FIELDS}
-        form |= {name: self.form(name) for name in ("study", "same_id", "same_person")}
-        if value_problem("UI", form["study"]) or not form["study"]:
-            form["study"] = ctx.new_uid()
-        if not self.same_form(form):  # the form of another patient, by the back button
-            form["study"] = ctx.new_uid()
-        if form["same_id"] == "new":
-            form |= {"patient_id": "", "same_id": ""}
-        if form["same_person"] not in ("", "another"):
-            form["patient_id"] = form["same_person"]
-        item, problems = item_from_form(form)
-        item = self.web.read(apply_procedure, item)
-        same_id = "update" if form["same_id"] == "update" else "refuse"
-        try:
-            if problems:
-                self._add_problems(ctx, item, problems)
-            ask = not form["same_person"]
-            self.web.write(register_once, ctx, item, same_id, ask)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            return self.register_page(form, refusal.problems)
-        return self.redirect(f"/step/{self.web.read(step_known, form['study'])}?registered=1")
 
-    def same_form(self, form: Mapping[str, str]) -> bool:
-        """Whether the study of a form is new, or that of this very form, sent a second time."""
-        known = self.web.read(step_known, form["study"])
-        if not known:
-            return True
-        index = ElementIndex(self.web.read(get_step, known)[0])
-        stored = form_of_patient(index) | form_of_step(index)
-        typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
-        told = ("device", "procedure", "date", "time")
-        return typed == index.get("PatientName") and all(
-            form[name].strip() in ("", stored[name]) for name in told
-        )
+def same_person_field(t: Translator, similar: list[Problem]) -> Field:
+    """Shown when someone of this name and birth date has another Patient ID."""
+    known = [str(problem.words.values["value"]) for problem in similar]
+    choices = (
+        ("", t("Please choose")),
+        *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
+        ("another", t("Another patient of the same name")),
+    )
+    label = t("This name and birth date are known")
+    return Field("same_person", label, "select", "", True, "", choices)
 
-    @staticmethod
-    def _add_problems(ctx: Context, item: bytes, problems: list[Problem]) -> None:
-        """Refuse with what the form found and what the item itself shows, each once."""
-        index = ElementIndex(item)
-        _, procedure, steps = split_item(index)
-        steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
-        found = {problem.tag: problem for problem in item_problems(index, steps)}
-        found |= {problem.tag: problem for problem in problems}
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
-    def find(self) -> str:
-        """GET /find: patients while the form is typed, a part of a page for its script."""
-        enter(self.web, self.request, "desk")
-        t, text = self.translator(), (self.request.query.getunicode("q") or "").strip()
-        enough = len(text) >= 2 or (text and not text.isascii())
-        found = self.web.read(find_patients, text, 6) if enough else []
-        people = [
-            (p.id, t.name(p.patient_name), p.patient_id, t.date(p.patient_birth_date))
-            for p in found
-        ]
-        born, sex = resident_number(text) or ("", "")
-        mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
-        return self.bottle.template(
-            FOUND_PART, t=t, people=people, born=shown_date(born), sex=sex, mistyped=mistyped
-        )
+def post_register(p: PageRequest) -> str:
+    """POST /register: the step's page, or the form again with nothing saved."""
+    names = [row[0] for row in REGISTER_FIELDS]
+    form = {name: p.form(name) for name in (*names, "study", "same_id", "same_person")}
+    if value_problem("UI", form["study"]) or not form["study"]:
+        form["study"] = p.ctx.new_uid()
+    if not same_form(p, form):  # the form of another patient, by the back button
+        form["study"] = p.ctx.new_uid()
+    if form["same_id"] == "new":
+        form |= {"patient_id": "", "same_id": ""}
+    if form["same_person"] not in ("", "another"):
+        form["patient_id"] = form["same_person"]
+    item, problems = item_from_form(form)
+    item = p.read(apply_procedure, item)
+    same_id = "update" if form["same_id"] == "update" else "refuse"
+    try:
+        if problems:
+            refuse_item(p.ctx, item, problems)
+        p.write(register_once, item, same_id, not form["same_person"])
+    except Refusal as refusal:
+        return register_page(p, form, p.again(refusal))
+    return p.redirect(f"/step/{p.read(step_known, form['study'])}?registered=1")
+
+
+def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
+    """Whether the study of a form is new, or that of this very form, sent a second time."""
+    known = p.read(step_known, form["study"])
+    if not known:
+        return True
+    index = ElementIndex(p.read(get_step, known)[0])
+    stored = form_of_step(index)
+    typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
+    told = ("device", "procedure", "date", "time")
+    return typed == index.get("PatientName") and all(
+        form[name].strip() in ("", stored[name]) for name in told
+    )
+
+
+def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
+    """Refuse with what the form found and what the item itself shows, each once."""
+    index = ElementIndex(item)
+    _, procedure, steps = split_item(index)
+    steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
+    found = {problem.tag: problem for problem in (*item_problems(index, steps), *problems)}
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
+
+
+def find_part(p: PageRequest) -> str:
+    """GET /find: patients while the form is typed, a part of a page for its script."""
+    t, text = p.t, p.query("q").strip()
+    enough = len(text) >= 2 or (text and not text.isascii())
+    people = [
+        (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
+        for one in (p.read(find_patients, text, 6) if enough else ())
+    ]
+    born, sex = resident_number(text) or ("", "")
+    mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
+    return p.part(FOUND_PART, people=people, born=shown_date(born), sex=sex, mistyped=mistyped)
