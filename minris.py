@@ -19907,110 +19907,6 @@ def no_such_action() -> Refusal:
     return Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
 
 
-class Frame:
-    """What the pages share that are still methods."""
-
-    def __init__(self, site: Site) -> None:
-        import bottle
-
-        self.site, self.web, self.bottle = site, site.web, bottle
-        self.catalogues, self.boards = site.catalogues, site.boards
-
-    @property
-    def request(self) -> Any:
-        """The request being served."""
-        return self.bottle.request
-
-    def translator(self) -> Translator:
-        """The language of the one who asks."""
-        return PageRequest(self.site).t
-
-    def page(self, template: str, title: str, login: Login | None = None, **values: Any) -> str:
-        """A whole page around a template."""
-        p = PageRequest(self.site)
-        p.login = login
-        values.pop("csrf", "")
-        return p.show(template, title, **values)
-
-    def form(self, name: str) -> str:
-        """A field of the form that was sent, as text."""
-        return self.request.forms.getunicode(name) or ""
-
-    def redirect(self, path: str) -> str:
-        """Answer with 303, so that the back button repeats nothing."""
-        response = self.bottle.response
-        response.status = 303
-        response.set_header("Location", path)
-        return ""
-
-    def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """A cookie that scripts cannot read, for this site alone."""
-        secure = self.request.urlparts.scheme == "https" or (
-            self.web.config.web.public_url.startswith("https")
-        )
-        self.bottle.response.set_cookie(
-            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
-        )
-
-    def _stations(self) -> list[tuple[str, str]]:
-        """AE title and name of the devices that exams are scheduled for."""
-        return [(d.ae_title, d.name) for d in self.web.access().devices if d.role == "modality"]
-
-    def listing(self, title: str, login: Login, parts: list[Part], **values: Any) -> str:
-        """A list page."""
-        settings = {"intro": "", "search": None, "query": "", "links": [],
-                    "filters": []} | values  # fmt: skip
-        return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.form_token, **settings)
-
-    def tell(self, path: str, text: str) -> str:
-        """Go to a page that says what has been done."""
-        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
-        return self.redirect(path)
-
-    def _undo_button(self, ctx: Context, t: Translator, about: str) -> list[tuple[str, str]]:
-        """The button that takes back the last change of a patient or an exam, if there is one."""
-        note, problem = self.web.read(undoable, ctx, about)
-        if problem:
-            return []
-        at = shown_instant(note.at, ctx.config.zone)[:-3]
-        words = t("Take back: {what} ({who}, {at})", what=t(note.what), who=note.who, at=at)
-        return [("undo", words)]
-
-    def number(self, name: str) -> int:
-        """A field that holds the number of a row. Refuses 0106."""
-        if not self.form(name).isdigit():
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
-        return int(self.form(name))
-
-    @staticmethod
-    def _passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
-        """What came of passing something on."""
-        if given_up_at:
-            return t("given up, {answer}", answer=answer) if answer else t("given up")
-        if not sent_at:
-            return t("waits")
-        taken = answer.startswith(TAKEN_ANSWERS)
-        return (
-            t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
-        )
-
-    def _csv(self, name: str, text: str) -> bytes:
-        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
-        response = self.bottle.response
-        response.content_type = "text/csv; charset=utf-8"
-        response.set_header("Content-Disposition", f'attachment; filename="{name}"')
-        return b"\xef\xbb\xbf" + text.encode()
-
-    def _device(self, name: str) -> Device:
-        """A device by its name. Refuses 0112."""
-        device = next((one for one in self.web.access().devices if one.name == name), None)
-        if not device:
-            raise Refusal(
-                Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name)
-            )
-        return device
-
-
 # ------------------------------------------------------------------------------------------------
 # minris.pages.after_exam.commitments
 # Are they safe?
@@ -20043,92 +19939,87 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     return "; ".join(words)
 
 
-class CommitmentPages(Frame):
-    """Are they safe?"""
+def commitments_page(p: PageRequest) -> str:
+    """GET /commitments: which images machines have asked about, and what they were told."""
+    t, asked = p.t, []
+    for one, *counts in p.read(recent_commitments):
+        cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
+                 t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
+        link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
+        asked.append(Row(cells, link, commitment_actions(t, one)))
+    columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
+               t("Transaction UID"))  # fmt: skip
+    part = Part("", columns, asked, t("No machine has asked whether its images are safe."))
+    return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
 
-    def commitments(self) -> str:
-        """GET /commitments: which images machines have asked about, and what they were told."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, found_rows = self.translator(), []
-        for one, *counts in self.web.read(recent_commitments):
-            cells = (shown_instant(one.created_at, ctx.config.zone), one.requester,
-                     verdict_words(t, one, *counts), t(COMMITMENT_STATES[one.state]), one.problem,
-                     one.transaction_uid)  # fmt: skip
-            link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
-            found_rows.append(Row(cells, link, self._commitment_actions(t, one)))
-        columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
-                   t("Transaction UID"))  # fmt: skip
-        part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
-        parts, intro = [part, self._missing_images(t, ctx)], self._archive_words(t, ctx)
-        return self.listing("Are they safe?", login, parts, intro=intro)
 
-    def _missing_images(self, t: Translator, ctx: Context) -> Part:
-        """Exams of the last days whose images are not all known to be in the archive."""
-        found_rows = [
-            Row((shown_instant(one.ended_at, ctx.config.zone),
-                 t.name(one.performed.get("PatientName")), one.performed.get("PatientID"),
-                 one.performed.get("PerformedProcedureStepDescription"),
-                 one.performed.get("PerformedStationAETitle"),
-                 t("{number} of {count} images", number=len(one.references) - len(one.missing),
-                   count=len(one.references))),
-                f"/step/{one.step_id}" if one.step_id else "/unscheduled")
-            for one in self.web.read(incomplete_arrivals, ctx)
-        ]  # fmt: skip
-        columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
-                   t("In the archive"))  # fmt: skip
-        heading = t("Exams of the last two days whose images are not all in the archive")
-        return Part(heading, columns, found_rows, t("There are none."))
+def missing_images(p: PageRequest) -> Part:
+    """Exams of the last days whose images are not all known to be in the archive."""
+    t = p.t
+    exams = [
+        Row((p.at(one.ended_at),
+             t.name(one.performed.get("PatientName")), one.performed.get("PatientID"),
+             one.performed.get("PerformedProcedureStepDescription"),
+             one.performed.get("PerformedStationAETitle"),
+             t("{number} of {count} images", number=len(one.references) - len(one.missing),
+               count=len(one.references))),
+            f"/step/{one.step_id}" if one.step_id else "/unscheduled")
+        for one in p.read(incomplete_arrivals, p.ctx)
+    ]  # fmt: skip
+    columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
+               t("In the archive"))  # fmt: skip
+    heading = t("Exams of the last two days whose images are not all in the archive")
+    return Part(heading, columns, exams, t("There are none."))
 
-    def _archive_words(self, t: Translator, ctx: Context) -> str:
-        """Which archive is asked, and how it was the last time."""
-        archive = archive_of(ctx)
-        if not archive and any(device.role == "archive" for device in ctx.devices):
-            return t("There are several archives: nothing can be called safe until [commitment] archive"
-                     " names one.")  # fmt: skip
-        if not archive:
-            return t("No archive is set: nothing can be called safe. Register it as a device with the"
-                     " role archive.")  # fmt: skip
-        words, desk = (
-            [t("Asked is the archive {ae}.", ae=archive.ae_title)],
-            self.web.box.commitments,
-        )
-        if desk.archive_at:
-            at = datetime.datetime.fromtimestamp(desk.archive_at, ctx.config.zone)
-            when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
-            words.append(t("At {at} it failed: {problem}.", **when) if desk.archive_problem
-                         else t("At {at} it answered.", **when))  # fmt: skip
-        return " ".join(words)
 
-    @staticmethod
-    def _commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
-        waits = commitment.state == "asked" or (
-            commitment.door == "dimse" and commitment.state in ("judged", "given up")
-        )
-        fields = (("uid", commitment.transaction_uid),)
-        again = waits and not commitment.repeats
-        return (Action("/commitments", t("Try again now"), fields),) if again else ()
+def archive_words(p: PageRequest) -> str:
+    """Which archive is asked, and how it was the last time."""
+    t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
+    if not archive and any(device.role == "archive" for device in p.ctx.devices):
+        return t("There are several archives: nothing can be called safe until [commitment] archive"
+                 " names one.")  # fmt: skip
+    if not archive:
+        return t("No archive is set: nothing can be called safe. Register it as a device with the"
+                 " role archive.")  # fmt: skip
+    words = t("Asked is the archive {ae}.", ae=archive.ae_title)
+    if not desk.archive_at:
+        return words
+    at = datetime.datetime.fromtimestamp(desk.archive_at, p.ctx.config.zone)
+    when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
+    failed, answered = Message("At {at} it failed: {problem}."), Message("At {at} it answered.")
+    return f"{words} {t((failed if desk.archive_problem else answered).key, **when)}"
 
-    def commitment(self, uid: str) -> str:
-        """GET /commitment/…: the judgement of each image, in words."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t, one = self.translator(), self.web.read(commitment_by_uid, uid)
-        words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
-        words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
-        rows_ = [
-            Row((each.sop_instance_uid, words[each.verdict], each.evidence))
-            for each in self.web.read(judged_instances, one.id)
-        ]
-        columns = (t("Image"), t("Judgement"), t("Says"))
-        counts = self.web.read(commitment_counts, [one.id])[one.id]
-        links = [("/commitments", t("All requests"))]
-        part, intro = Part("", columns, rows_), verdict_words(t, one, *counts)
-        return self.listing("Are they safe?", login, [part], intro=intro, links=links)
 
-    def try_commitment(self) -> str:
-        """POST /commitments: ask the archive or tell the machine now."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        self.web.write(try_commitment_again, ctx, self.form("uid"))
-        return self.tell("/commitments", self.translator()("It is tried again now."))
+def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
+    """The button that asks the archive or tells the machine now, where that is still open."""
+    waits = commitment.state == "asked" or (
+        commitment.door == "dimse" and commitment.state in ("judged", "given up")
+    )
+    if not waits or commitment.repeats:
+        return ()
+    return (Action("/commitments", t("Try again now"), (("uid", commitment.transaction_uid),)),)
+
+
+def commitment_page(p: PageRequest, uid: str) -> str:
+    """GET /commitment/…: the judgement of each image, in words."""
+    t, one = p.t, p.read(commitment_by_uid, uid)
+    words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
+    words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
+    images = [
+        Row((each.sop_instance_uid, words[each.verdict], each.evidence))
+        for each in p.read(judged_instances, one.id)
+    ]
+    part = Part("", (t("Image"), t("Judgement"), t("Says")), images)
+    counts = p.read(commitment_counts, [one.id])[one.id]
+    links = [("/commitments", t("All requests"))]
+    intro = verdict_words(t, one, *counts)
+    return p.listing("Are they safe?", [part], intro=intro, links=links)
+
+
+def post_commitments(p: PageRequest) -> str:
+    """POST /commitments: ask the archive or tell the machine now."""
+    p.write(try_commitment_again, p.form("uid"))
+    return p.tell("/commitments", p.t("It is tried again now."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -20139,100 +20030,89 @@ class CommitmentPages(Frame):
 CHANNEL_WORDS = {"dimse": "DICOM", "websocket": "WebSocket"}
 
 
-class WatcherPages(Frame):
-    """Who hears of workitems; what is passed on."""
+def watchers_page(p: PageRequest) -> str:
+    """GET /watchers: who hears of workitems, and how it goes with telling them."""
+    t = p.t
+    kinds = {
+        UPS_GLOBAL_SUBSCRIPTION: t("all workitems"),
+        UPS_FILTERED_SUBSCRIPTION: t("workitems that match its filter"),
+    }
+    end, retry = t("End its subscriptions"), t("Try again now")
+    subscribed = []
+    for one in p.read(watchers):
+        fields, actions = (("receiver", one.ae_title), ("uid", one.uid)), []
+        if p.may("admin") and (one.uid or one.single):
+            ending = (*fields, ("do", "end"))
+            actions.append(Action("/watchers", end, ending, "reason", t("Reason")))
+        if one.waiting:
+            actions.append(Action("/watchers", retry, (*fields, ("do", "retry"))))
+        cells = (
+            one.ae_title,
+            kinds.get(one.uid, ""),
+            str(one.single),
+            t("yes") if one.deletion_lock else t("no"),
+            ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
+            str(one.waiting),
+            p.at(one.heard_at),
+            one.problem,
+        )
+        subscribed.append(Row(cells, "", tuple(actions)))
+    columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
+               t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
+    part = Part("", columns, subscribed, t("Nobody is subscribed."))
+    new = tuple((one, one) for device in p.devices if device.host for one in device.ae_titles)
+    add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
+                 "receiver", t("Device"), new)  # fmt: skip
+    adding = Part("", (t("New subscription"),), [Row(("",), "", (add,))] if new else [])
+    return p.listing("Watchers", [part, adding])
 
-    def watchers_page(self) -> str:
-        """GET /watchers: who hears of workitems, and how it goes with telling them."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t, zone = self.translator(), self.web.config.zone
-        kinds = {
-            UPS_GLOBAL_SUBSCRIPTION: t("all workitems"),
-            UPS_FILTERED_SUBSCRIPTION: t("workitems that match its filter"),
-        }
-        found_rows = []
-        for one in self.web.read(watchers):
-            fields = (("receiver", one.ae_title), ("uid", one.uid))
-            actions = []
-            if permit(login.role, "admin") and (one.uid or one.single):
-                actions.append(
-                    Action(
-                        "/watchers",
-                        t("End its subscriptions"),
-                        (*fields, ("do", "end")),
-                        "reason",
-                        t("Reason"),
-                    )
-                )
-            if one.waiting:
-                actions.append(Action("/watchers", t("Try again now"), (*fields, ("do", "retry"))))
-            cells = (
-                one.ae_title,
-                kinds.get(one.uid, ""),
-                str(one.single),
-                t("yes") if one.deletion_lock else t("no"),
-                ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
-                str(one.waiting),
-                shown_instant(one.heard_at, zone),
-                one.problem,
-            )
-            found_rows.append(Row(cells, "", tuple(actions)))
-        columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
-                   t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
-        part = Part("", columns, found_rows, t("Nobody is subscribed."))
-        new = tuple((one, one) for d in self.web.access().devices if d.host for one in d.ae_titles)
-        add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
-                     "receiver", t("Device"), new)  # fmt: skip
-        adding = Part("", (t("New subscription"),), [Row(("",), "", (add,))] if new else [])
-        return self.listing("Watchers", login, [part, adding])
 
-    def change_watcher(self) -> str:
-        """POST /watchers: subscribe a device, end its subscriptions, try again."""
-        receiver, deed = self.form("receiver"), self.form("do")
-        least = "admin" if deed == "end" else "technologist"
-        _, ctx = enter(self.web, self.request, least)
-        if deed == "subscribe":
-            self.web.write(subscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
-        elif deed == "end":
-            why = self.form("reason")
-            needs_reason(why)
-            self.web.write(unsubscribe, ctx, UPS_GLOBAL_SUBSCRIPTION, receiver, why)
-        elif deed == "retry":
-            self.web.write(retry_events, ctx, receiver)
-        else:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        return self.tell("/watchers", self.translator()("Saved."))
+def post_watchers(p: PageRequest) -> str:
+    """POST /watchers: subscribe a device, end its subscriptions, try again."""
+    receiver, deed = p.form("receiver"), p.form("do")
+    if deed == "subscribe":
+        p.write(subscribe, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
+    elif deed == "end":
+        p.need("admin")
+        why = p.form("reason")
+        needs_reason(why)
+        p.write(unsubscribe, UPS_GLOBAL_SUBSCRIPTION, receiver, why)
+    elif deed == "retry":
+        p.write(retry_events, receiver)
+    else:
+        raise no_such_action()
+    return p.tell("/watchers", p.t("Saved."))
 
-    def passed_on(self) -> str:
-        """GET /passed-on: what other systems are sent, and what they answered."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, zone = self.translator(), ctx.config.zone
-        to_whom = [
-            Row(
-                (ae, str(waiting), shown_instant(since, zone), shown_instant(heard, zone), problem),
-                "",
-                (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else (),
-            )
-            for ae, waiting, since, heard, problem in self.web.read(destinations)
-        ]
-        what = [
-            Row((shown_instant(one.created_at, zone), one.receiver,
-                 t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
-                 self._passing_words(t, one.answer, one.sent_at, one.given_up_at)))
-            for one in self.web.read(recent_passed_on)
-        ]  # fmt: skip
-        parts = [
-            Part("", (t("Device"), t("To be told"), t("Since when"), t("Last heard"), t("Problem")),
-                 to_whom, t("Nothing is passed on: set passed_on at a device.")),
-            Part(t("The newest"), (t("Time"), t("Device"), t("What"), t("About"), t("Answer")), what),
-        ]  # fmt: skip
-        return self.listing("Passed on", login, parts)
 
-    def retry_passing_on(self) -> str:
-        """POST /passed-on: try a receiver now."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        self.web.write(retry_events, ctx, self.form("receiver"), PASSED_ON_OUTBOX)
-        return self.tell("/passed-on", self.translator()("It is tried again now."))
+def passed_on_page(p: PageRequest) -> str:
+    """GET /passed-on: what other systems are sent, and what they answered."""
+    t = p.t
+    to_whom = [
+        Row(
+            (ae, str(waiting), p.at(since), p.at(heard), problem),
+            "",
+            (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else (),
+        )
+        for ae, waiting, since, heard, problem in p.read(destinations)
+    ]
+    what = [
+        Row((p.at(one.created_at), one.receiver,
+             t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
+             passing_words(t, one.answer, one.sent_at, one.given_up_at)))
+        for one in p.read(recent_passed_on)
+    ]  # fmt: skip
+    parts = [
+        Part("", (t("Device"), t("To be told"), t("Since when"), t("Last heard"), t("Problem")),
+             to_whom, t("Nothing is passed on: set passed_on at a device.")),
+        Part(t("The newest"), (t("Time"), t("Device"), t("What"), t("About"), t("Answer")), what),
+    ]  # fmt: skip
+    return p.listing("Passed on", parts)
+
+
+def post_passed_on(p: PageRequest) -> str:
+    """POST /passed-on: try a receiver now."""
+    p.write(retry_events, p.form("receiver"), PASSED_ON_OUTBOX)
+    return p.tell("/passed-on", p.t("It is tried again now."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21004,63 +20884,58 @@ ORPHAN_ROWS = body_rows("""
 ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 
 
-class StuckPages(Frame):
-    """What is stuck."""
+def stuck_page(p: PageRequest) -> str:
+    """GET /orphans: what is stuck in any service, to be ended with a reason."""
+    t, found = p.t, []
+    for orphan in p.read(orphans, p.ctx):
+        _, words, deed, page, least = ORPHANS[orphan.kind]
+        fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
+        action = Action("/orphans", t(deed), fields, "reason", t("Reason"))
+        link = page + orphan.uid if page.endswith("/") else page
+        about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
+        cells = (t(words), about, p.at(orphan.since), known_of_orphan(p, orphan))
+        found.append(Row(cells, link, (action,) if p.may(least) else ()))
+    columns = (t("What"), t("About"), t("Since when"), t("Known"))
+    part = Part("", columns, found, t("Nothing is stuck."))
+    intro = "" if p.may("admin") else t("An administrator can end the others.")
+    return p.listing("Stuck", [part], links=[("/watchers", t("Watchers"))], intro=intro)
 
-    def stuck(self) -> str:
-        """GET /orphans: what is stuck in any service, to be ended with a reason."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, zone = self.translator(), self.web.config.zone
-        found_rows = []
-        for orphan in self.web.read(orphans, ctx):
-            _, words, deed, page, least = ORPHANS[orphan.kind]
-            fields = (("kind", orphan.kind), ("uid", orphan.uid), ("about", orphan.about))
-            action = Action("/orphans", t(deed), fields, "reason", t("Reason"))
-            link = page + orphan.uid if page.endswith("/") else page
-            about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
-            cells = (t(words), about, shown_instant(orphan.since, zone), self._known(t, orphan))
-            found_rows.append(Row(cells, link, (action,) if permit(login.role, least) else ()))
-        columns = (t("What"), t("About"), t("Since when"), t("Known"))
-        part = Part("", columns, found_rows, t("Nothing is stuck."))
-        links = [("/watchers", t("Watchers"))]
-        intro = "" if permit(login.role, "admin") else t("An administrator can end the others.")
-        return self.listing("Stuck", login, [part], links=links, intro=intro)
 
-    def _known(self, t: Translator, orphan: Orphan) -> str:
-        """What is known of something that is stuck, in words."""
-        if orphan.kind == "lock":
-            at = shown_instant(orphan.known, self.web.config.zone) or t("never")
-            return t("last told: {at}", at=at)
-        if orphan.kind == "leftover":
-            return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
-        if orphan.kind == "images":
-            return t("{count} images", count=orphan.known)
-        return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
+def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
+    """What is known of something that is stuck, in words."""
+    t = p.t
+    if orphan.kind == "lock":
+        return t("last told: {at}", at=p.at(orphan.known) or t("never"))
+    if orphan.kind == "leftover":
+        return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
+    if orphan.kind == "images":
+        return t("{count} images", count=orphan.known)
+    return t("nobody opens its WebSocket") if orphan.known == "websocket" else t(orphan.known)
 
-    def end_stuck(self) -> str:
-        """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
-        kind, uid, why = self.form("kind"), self.form("uid"), self.form("reason")
-        least = ORPHANS[kind][4] if kind in ORPHANS else "admin"
-        _, ctx = enter(self.web, self.request, least)
-        old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_workitem_hours)
-        deeds: dict[str, tuple[Any, ...]] = {
-            "lock": (release_lock, uid, self.form("about"), why),
-            "expired": (end_workitem, uid, why, "110533", "SCHEDULED"),
-            "silent": (end_workitem, uid, why, "110513", "IN PROGRESS", old),
-            "exam": (end_silent_exam, uid, why),
-            "leftover": (end_leftover, uid, why),
-            "unscheduled": (settle_unscheduled, uid, why),
-            "images": (settle_study, uid, why),
-            "commitment": (drop_commitment, uid, why),
-            "events": (give_up_events, uid, why, EVENTS_OUTBOX),
-            "passed on": (give_up_events, uid, why, PASSED_ON_OUTBOX),
-        }
-        by_row = ("exam", "leftover", "unscheduled")
-        if kind not in deeds or (kind in by_row and not re.fullmatch("[0-9]{1,18}", uid)):
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        core, _, *more = deeds[kind]
-        self.web.write(core, ctx, int(uid) if kind in by_row else uid, *more)
-        return self.tell("/orphans", self.translator()("Saved."))
+
+def post_orphans(p: PageRequest) -> str:
+    """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
+    kind, uid, why = p.form("kind"), p.form("uid"), p.form("reason")
+    p.need(ORPHANS[kind][4] if kind in ORPHANS else "admin")
+    old = p.ctx.stamp(hours=-p.ctx.config.housekeeping.stuck_workitem_hours)
+    deeds: dict[str, tuple[Any, ...]] = {
+        "lock": (release_lock, p.form("about"), why),
+        "expired": (end_workitem, why, "110533", "SCHEDULED"),
+        "silent": (end_workitem, why, "110513", "IN PROGRESS", old),
+        "exam": (end_silent_exam, why),
+        "leftover": (end_leftover, why),
+        "unscheduled": (settle_unscheduled, why),
+        "images": (settle_study, why),
+        "commitment": (drop_commitment, why),
+        "events": (give_up_events, why, EVENTS_OUTBOX),
+        "passed on": (give_up_events, why, PASSED_ON_OUTBOX),
+    }
+    by_row = kind in ("exam", "leftover", "unscheduled")
+    if kind not in deeds or (by_row and not re.fullmatch("[0-9]{1,18}", uid)):
+        raise no_such_action()
+    core, *more = deeds[kind]
+    p.write(core, int(uid) if by_row else uid, *more)
+    return p.tell("/orphans", p.t("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21068,87 +20943,81 @@ class StuckPages(Frame):
 # Why is my patient not on the machine?
 # ------------------------------------------------------------------------------------------------
 
-class WhyPages(Frame):
-    """Why is my patient not on the machine?"""
-
-    def why(self) -> str:
-        """GET /why: which device asked when, and the first key that kept each exam from it."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query.getunicode("q") or ""
-        self.web.write(save_queries, ctx, self.web.box.dimse.queries.take())
-        since = ctx.stamp(days=-self.web.config.housekeeping.keep_queries_days)
-        queries = self.web.read(recent_queries, since)
-        parts = []
-        if query.strip():
-            steps = self.web.read(find_steps, query)[:10]
-            parts = [self.explained(ctx, t, step, queries) for step in steps]
-            if not steps:
-                parts = [Part("", (), [], t("Nobody was found."))]
-        columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
-        asked = [
-            Row(
-                (
-                    f"{q.ae_title} {q.address}",
-                    f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
-                    str(q.count),
-                    str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                    asked_for(t, ElementIndex(bytes(q.keys))),
-                )
+def why_page(p: PageRequest) -> str:
+    """GET /why: which device asked when, and the first key that kept each exam from it."""
+    t, query = p.t, p.query("q")
+    p.write(save_queries, p.web.box.dimse.queries.take())
+    queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
+    parts = []
+    if query.strip():
+        steps = p.read(find_steps, query)[:10]
+        parts = [explained(p, step, queries) for step in steps]
+        if not steps:
+            parts = [Part("", (), [], t("Nobody was found."))]
+    columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+    asked = [
+        Row(
+            (
+                f"{q.ae_title} {q.address}",
+                f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+                str(q.count),
+                str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+                asked_for(t, ElementIndex(bytes(q.keys))),
             )
-            for q in queries[:50]
-        ]
-        parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
-        label = t("Patient: name, ID or accession number")
-        intro = t("Why is my patient not on the machine?")
-        return self.listing("Why not there?", login, parts, search=label, query=query, intro=intro)
-
-    def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
-        """For one exam, each device's last different queries and what kept it from them."""
-        data, found_rows, is_found = bytes(step.data), [], False
-        for query in latest_by_device(queries):
-            device = self.web.access().device(query.ae_title)
-            try:
-                search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
-            except Refusal as refusal:
-                found_rows.append(
-                    Row((query.ae_title, t("The query was refused: {words}", words=refusal.detail)))
-                )
-                continue
-            seen = Context(
-                ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
-            )
-            why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
-            others = search.mismatches(ElementIndex(data))
-            sentence, actions = reason_of(t, why, step, others)
-            when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
-            found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
-            stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
-            titles = device.ae_titles if device else (query.ae_title,)
-            is_found |= why is None and bool(set(titles) & set(stations))
-        if is_found:  # by its own machine: nothing is to be mended
-            found_rows = [row._replace(actions=()) for row in found_rows]
-        index = ElementIndex(data)
-        heading = (
-            f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
         )
-        columns = (t("Device"), t("Asked"), t("What came of it"))
-        return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
+        for q in queries[:50]
+    ]
+    parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+    label = t("Patient: name, ID or accession number")
+    intro = t("Why is my patient not on the machine?")
+    return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
 
-    def mend(self) -> str:
-        """POST /why/mend: give the exam what the device asked for."""
-        _, ctx = enter(self.web, self.request, "desk")
-        row_id, forms = self.number("step"), self.request.forms
-        given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
-        if "ScheduledProcedureStepStatus" in given:
-            study, step_id = self.web.read(step_key, row_id)
-            self.web.write(reschedule, ctx, study, step_id, b"")
-        elif given and MENDABLE.issuperset(given):
-            self.web.write(mend_step, ctx, row_id, given)
-        else:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        t = self.translator()
-        following = safe_path(self.request.get_header("Referer"), "/why")
-        return self.tell(following, t("Mended: the next query of the device finds the exam."))
+
+def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
+    """A time of the store on the clock of the clinic."""
+    return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
+
+
+def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
+    """For one exam, each device's last different queries and what kept it from them."""
+    ctx, t, data, answers, is_found = p.ctx, p.t, bytes(step.data), [], False
+    for query in latest_by_device(queries):
+        device = p.device(query.ae_title)
+        try:
+            search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
+        except Refusal as refusal:
+            words = t("The query was refused: {words}", words=refusal.detail)
+            answers.append(Row((query.ae_title, words)))
+            continue
+        when = local_time(p, query.last_at)
+        seen = Context(ctx.config, ctx.actor, lambda when=when: when)
+        why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
+        others = search.mismatches(ElementIndex(data))
+        sentence, actions = reason_of(t, why, step, others)
+        answers.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
+        stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
+        titles = device.ae_titles if device else (query.ae_title,)
+        is_found |= why is None and bool(set(titles) & set(stations))
+    if is_found:  # by its own machine: nothing is to be mended
+        answers = [row._replace(actions=()) for row in answers]
+    name = t.name(ElementIndex(data).get("PatientName"))
+    heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
+    columns = (t("Device"), t("Asked"), t("What came of it"))
+    return Part(heading, columns, answers, t("No device has asked for a worklist."))
+
+
+def post_mend(p: PageRequest) -> str:
+    """POST /why/mend: give the exam what the device asked for."""
+    row_id, forms = p.number("step"), p.request.forms
+    given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
+    if "ScheduledProcedureStepStatus" in given:
+        p.write(reschedule, *p.read(step_key, row_id), b"")
+    elif given and MENDABLE.issuperset(given):
+        p.write(mend_step, row_id, given)
+    else:
+        raise no_such_action()
+    words = p.t("Mended: the next query of the device finds the exam.")
+    return p.tell(p.came_from("/why"), words)
 
 
 MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
@@ -21584,264 +21453,222 @@ def workitems_path(state: str, label: str) -> str:
     return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
 
 
-class WorkitemPages(Frame):
-    """Workitems."""
-
-    def workitems(self) -> str:
-        """GET /workitems: what comes after, by state and worklist label."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query
-        state = query.getunicode("state") or ""
-        label = query.getunicode("label") or ""
-        found, count = self.web.read(workitems_of, state, label)
-        found_rows = [
-            Row(
-                (
-                    w.label,
-                    t.name(ElementIndex(bytes(w.data)).get("PatientName")),
-                    w.patient_id,
-                    w.worklist_label,
-                    t(w.state),
-                    t(w.priority),
-                    shown_instant(w.start_at, self.web.config.zone),
-                    w.performer,
-                ),
-                f"/workitem/{w.sop_instance_uid}",
-            )
-            for w in found
-        ]
-        columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
-                   t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
-        part = Part("", columns, found_rows, t("There are none."))
-        labels = self.web.read(worklist_labels)
-        intro = (
-            t(
-                "The first {shown} of {count}. Choose a state or a worklist.",
-                shown=len(found),
-                count=count,
-            )
-            if count > len(found)
-            else ""
-        )
-        filters = [(workitems_path("", label), t("Open"), not state)]
-        filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
-        if len(labels) > 1:
-            filters.append((workitems_path(state, ""), t("All worklists"), not label))
-            filters += [(workitems_path(state, one), one, one == label) for one in labels]
-        links = [("/workitems/new", t("New workitem"))]
-        return self.listing("Workitems", login, [part], links=links, filters=filters, intro=intro)
-
-    def workitem(self, uid: str) -> str:
-        """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, zone = self.translator(), self.web.config.zone
-        workitem = self.web.read(stored_workitem, uid)
-        happenings = self.web.read(history_of, uid)
-        if not workitem and not happenings:
-            raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
-        index = ElementIndex(bytes(workitem.data) if workitem else b"")
-        modules: dict[str, list[tuple[str, str]]] = {}
-        for module, label, path in WORKITEM_FACTS:
-            facts = modules.setdefault(module, [])
-            if value := fact(index, path, t, zone):
-                facts.append((t(label), value))
-        if workitem and workitem.performer:
-            modules["Progress"].append((t("Performer"), workitem.performer))
-        events = [
+def workitems_page(p: PageRequest) -> str:
+    """GET /workitems: what comes after, by state and worklist label."""
+    t, state, label = p.t, p.query("state"), p.query("label")
+    found, count = p.read(workitems_of, state, label)
+    listed = [
+        Row(
             (
-                shown_instant(one.at, zone),
-                one.who,
-                happening_words(one, t, zone),
-                t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
-                if one.receivers
-                else "",
-            )
-            for one in happenings
-        ]
-        asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
-        warnings = [] if workitem else [t("It has been purged; its history remains.")]
-        if asked and workitem and workitem.state == "IN PROGRESS":
-            warnings.append(
-                t("The cancellation was declined: {reason}", reason=workitem.declined)
-                if workitem.declined
-                else t("Somebody wants it to be canceled; see the time line.")
-            )
-        return self.page(
-            WORKITEM_PAGE,
-            "Workitem",
-            login,
-            warnings=warnings,
-            modules=[(t(module), facts) for module, facts in modules.items()],
-            forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
-            watched=self.web.read(watchers_of, uid),
-            patient_id=index.get("PatientID"),
-            events=events,
-            csrf=login.form_token,
+                one.label,
+                t.name(ElementIndex(bytes(one.data)).get("PatientName")),
+                one.patient_id,
+                one.worklist_label,
+                t(one.state),
+                t(one.priority),
+                p.at(one.start_at),
+                one.performer,
+            ),
+            f"/workitem/{one.sop_instance_uid}",
         )
+        for one in found
+    ]
+    columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
+               t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
+    part = Part("", columns, listed, t("There are none."))
+    intro = ""
+    if count > len(found):
+        intro = t("The first {shown} of {count}. Choose a state or a worklist.",
+                  shown=len(found), count=count)  # fmt: skip
+    filters = [(workitems_path("", label), t("Open"), not state)]
+    filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+    labels = p.read(worklist_labels)
+    if len(labels) > 1:
+        filters.append((workitems_path(state, ""), t("All worklists"), not label))
+        filters += [(workitems_path(state, one), one, one == label) for one in labels]
+    links = [("/workitems/new", t("New workitem"))]
+    return p.listing("Workitems", [part], links=links, filters=filters, intro=intro)
 
-    def _workitem_forms(
-        self, login: Login, workitem: Any, asked_to_cancel: bool, t: Translator
-    ) -> list[tuple[str, str, list[Field]]]:
-        """What this person may do with a workitem now."""
-        holder = workitem.by_person and workitem.performer == login.name
-        who_may = {
-            "anyone": True,
-            "holder": holder,
-            "asked": holder and asked_to_cancel and not workitem.declined,
-        }
-        choices = self._workitem_choices(workitem, t)
-        forms = []
-        for event, states, who, role, asks, words in WORKITEM_ACTIONS:
-            in_state = states == "any" or workitem.state in states.split(", ")
-            fields = [
-                Field(
-                    name, t(WORKITEM_QUESTIONS[name]), "text", "", False, "", choices.get(name, ())
-                )
-                for name in asks.split()
-            ]
-            askable = all(choices.get(name, True) for name in asks.split())
-            if in_state and askable and who_may[who] and permit(login.role, role):
-                forms.append((event, t(words), fields))
-        return forms
 
-    def _workitem_choices(self, workitem: Any, t: Translator) -> dict[str, Any]:
-        """What the questions about a workitem are answered from."""
-        callable_ = [d for d in self.web.access().devices if d.host]
-        return {
-            "code": tuple(
-                (code, t(words))
-                for code, words in sorted(
-                    UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513"
-                )
-            ),
-            "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
-            "readiness": tuple(
-                (r, t(r))
-                for r in sorted(
-                    UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness
-                )
-            ),
-            "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
-            "watcher": tuple(
-                (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
-            ),
-            "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
-        }
-
-    def workitem_event(self, uid: str) -> str:
-        """POST /workitem/…: what a person does with it."""
-        event = self.form("event")
-        least = next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin")
-        _, ctx = enter(self.web, self.request, least)
-        self._do_with_workitem(ctx, uid, event)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
-
-    def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
-        asked, write = self.form, self.web.write
-        if event in ("give up", "end", "release", "decline", "unsubscribe"):
-            needs_reason(asked("reason"))
-        calls: dict[str, Callable[[], Any]] = {
-            "claim": lambda: write(claim_by_person, ctx, uid),
-            "complete": lambda: write(finish_by_person, ctx, uid, asked("remark")),
-            "give up": lambda: write(give_up_by_person, ctx, uid, asked("reason"), asked("code")),
-            "decline": lambda: write(decline_cancellation, ctx, uid, asked("reason")),
-            "cancel": lambda: write(request_cancel, ctx, uid, self._cancel_request()),
-            "assign": lambda: write(
-                assign_workitem, ctx, uid, asked("station"), asked("performer")
-            ),
-            "readiness": lambda: write(
-                update_workitem,
-                ctx,
-                uid,
-                bytes(text_elements(InputReadinessState=asked("readiness"))),
-            ),
-            "subscribe": lambda: write(
-                subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
-            ),
-            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher"), asked("reason")),
-            "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
-            "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
-        }
-        if event not in calls:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        calls[event]()
-
-    def _cancel_request(self) -> bytes:
-        """The information of a request to cancel, from the form."""
-        contact = text_elements(
-            ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
+def workitem_page(p: PageRequest, uid: str) -> str:
+    """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+    t, zone = p.t, p.web.config.zone
+    workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
+    if not workitem and not happenings:
+        raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
+    index = ElementIndex(bytes(workitem.data) if workitem else b"")
+    modules: dict[str, list[tuple[str, str]]] = {}
+    for module, label, path in WORKITEM_FACTS:
+        facts = modules.setdefault(module, [])
+        if value := fact(index, path, t, zone):
+            facts.append((t(label), value))
+    if workitem and workitem.performer:
+        modules["Progress"].append((t("Performer"), workitem.performer))
+    events = [
+        (
+            p.at(one.at),
+            one.who,
+            happening_words(one, t, zone),
+            t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
+            if one.receivers
+            else "",
         )
-        asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
-        return bytes(asked.merged(contact))
+        for one in happenings
+    ]
+    asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
+    warnings = [] if workitem else [t("It has been purged; its history remains.")]
+    if asked and workitem and workitem.state == "IN PROGRESS":
+        warnings.append(
+            t("The cancellation was declined: {reason}", reason=workitem.declined)
+            if workitem.declined
+            else t("Somebody wants it to be canceled; see the time line.")
+        )
+    return p.show(
+        WORKITEM_PAGE,
+        "Workitem",
+        warnings=warnings,
+        modules=[(t(module), facts) for module, facts in modules.items()],
+        forms=workitem_forms(p, workitem, asked) if workitem else [],
+        watched=p.read(watchers_of, uid),
+        patient_id=index.get("PatientID"),
+        events=events,
+    )
 
-    def new_workitem(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, now = self.translator(), ctx.local_now()
-        form = form or {
-            "step": self.request.query.getunicode("step") or "",
-            "date": f"{now:%Y-%m-%d}",
-            "time": f"{now:%H:%M}",
-            "priority": "MEDIUM",
-            "readiness": "READY",
-        }
-        step = ElementIndex(self._step_data(form.get("step", "")))
-        fixed = {
-            "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
-        } if step.found else {}  # fmt: skip
-        choices = {
-            "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
-            "worklist": tuple((label, label) for label in self.web.read(worklist_labels)),
-            "priority": tuple(
-                (p, t(p)) for p in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
-            ),
-            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
-        }
-        by_tag = {problem.tag: t(problem.words) for problem in problems}
+
+def workitem_forms(
+    p: PageRequest, workitem: Any, asked_to_cancel: bool
+) -> list[tuple[str, str, list[Field]]]:
+    """What this person may do with a workitem now."""
+    holder = workitem.by_person and workitem.performer == p.login.name
+    who_may = {
+        "anyone": True,
+        "holder": holder,
+        "asked": holder and asked_to_cancel and not workitem.declined,
+    }
+    choices = workitem_choices(p, workitem)
+    forms = []
+    for event, states, who, role, asks, words in WORKITEM_ACTIONS:
+        in_state = states == "any" or workitem.state in states.split(", ")
         fields = [
-            Field(name, t(label), kind, form.get(name, ""), name == "label",
-                  by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
-            for name, keyword, kind, label in WORKITEM_FIELDS
-            if name not in fixed
-        ]  # fmt: skip
-        words = " · ".join(filter(None, fixed.values()))
-        return self.page(
-            FORM_PAGE,
-            "New workitem",
-            login,
-            action="/workitems/new",
-            submit=t("Create"),
-            csrf=login.form_token,
-            hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
-            groups=[(words or t("Workitem"), fields)],
-            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
-            + list(by_tag.values()),
-        )
+            Field(name, p.t(WORKITEM_QUESTIONS[name]), choices=choices.get(name, ()))
+            for name in asks.split()
+        ]
+        askable = all(choices.get(name, True) for name in asks.split())
+        if in_state and askable and who_may[who] and p.may(role):
+            forms.append((event, p.t(words), fields))
+    return forms
 
-    def _step_data(self, row_id: str) -> bytes:
-        """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
-        return (
-            self.web.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
-        )
 
-    def create_workitem(self) -> str:
-        """POST /workitems/new."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
-        form |= {"step": self.form("step"), "uid": self.form("uid")}
-        step = self._step_data(form["step"])
-        try:
-            uid, _ = self.web.write(
-                create_workitem, ctx, form["uid"], workitem_from_form(form, step)
-            )
-        except Refusal as refusal:
-            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
-                return self.redirect(f"/workitem/{form['uid']}")
-            self.bottle.response.status = 422
-            return self.new_workitem(form, refusal.problems)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str, str], ...]]:
+    """What the questions about a workitem are answered from."""
+    t = p.t
+    codes = sorted(UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513")
+    inputs = sorted(UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness)
+    watching = p.read(watchers_of, workitem.sop_instance_uid)
+    return {
+        "code": tuple((code, t(words)) for code, words in codes),
+        "station": (("", "-"), *((device.ae_title, device.name) for device in p.devices)),
+        "readiness": tuple((one, t(one)) for one in inputs),
+        "receiver": tuple((one, one) for d in p.devices if d.host for one in d.ae_titles),
+        "watcher": tuple((ae, ae) for ae, _ in watching),
+        "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
+    }
+
+
+def post_workitem(p: PageRequest, uid: str) -> str:
+    """POST /workitem/…: what a person does with it."""
+    event, asked = p.form("event"), p.form
+    p.need(next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin"))
+    if event in ("give up", "end", "release", "decline", "unsubscribe"):
+        needs_reason(asked("reason"))
+    readiness = bytes(text_elements(InputReadinessState=asked("readiness")))
+    deeds: dict[str, tuple[Any, ...]] = {
+        "claim": (claim_by_person,),
+        "complete": (finish_by_person, asked("remark")),
+        "give up": (give_up_by_person, asked("reason"), asked("code")),
+        "decline": (decline_cancellation, asked("reason")),
+        "assign": (assign_workitem, asked("station"), asked("performer")),
+        "readiness": (update_workitem, readiness),
+        "subscribe": (subscribe, asked("receiver"), asked("lock") == "TRUE"),
+        "unsubscribe": (unsubscribe, asked("watcher"), asked("reason")),
+        "release": (release_lock, asked("watcher"), asked("reason")),
+        "end": (end_workitem, asked("reason"), asked("code")),
+    }
+    if event == "cancel":
+        p.write(request_cancel, uid, cancel_request(p))
+    elif event in deeds:
+        core, *more = deeds[event]
+        p.write(core, uid, *more)
+    else:
+        raise no_such_action()
+    return p.tell(f"/workitem/{uid}", p.t("Saved."))
+
+
+def cancel_request(p: PageRequest) -> bytes:
+    """The information of a request to cancel, from the form. Refuses 0106."""
+    contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
+    return cancellation_reason(p.form("reason"), p.form("code") or "110513").merged(contact)
+
+
+def new_workitem_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+    t, now = p.t, p.ctx.local_now()
+    form = form or {
+        "step": p.query("step"),
+        "date": f"{now:%Y-%m-%d}",
+        "time": f"{now:%H:%M}",
+        "priority": "MEDIUM",
+        "readiness": "READY",
+    }
+    step = ElementIndex(step_of_form(p, form.get("step", "")))
+    fixed = {
+        "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
+    } if step.found else {}  # fmt: skip
+    choices = {
+        "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
+        "worklist": tuple((label, label) for label in p.read(worklist_labels)),
+        "priority": tuple(
+            (one, t(one)) for one in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
+        ),
+        "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
+    }
+    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    fields = [
+        Field(name, t(label), kind, form.get(name, ""), name == "label",
+              by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
+        for name, keyword, kind, label in WORKITEM_FIELDS
+        if name not in fixed
+    ]  # fmt: skip
+    words = " · ".join(filter(None, fixed.values()))
+    return show_form(
+        p,
+        "New workitem",
+        [(words or t("Workitem"), fields)],
+        [problem for problem in problems if problem.tag in by_tag],
+        submit=t("Create"),
+        hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
+    )
+
+
+def step_of_form(p: PageRequest, row_id: str) -> bytes:
+    """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+    return p.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+
+
+def post_new_workitem(p: PageRequest) -> str:
+    """POST /workitems/new."""
+    form = {row[0]: p.form(row[0]).strip() for row in WORKITEM_FIELDS}
+    form |= {"step": p.form("step"), "uid": p.form("uid")}
+    step = step_of_form(p, form["step"])
+    try:
+        uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))
+    except Refusal as refusal:
+        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+            return p.redirect(f"/workitem/{form['uid']}")
+        return new_workitem_page(p, form, p.again(refusal))
+    return p.tell(f"/workitem/{uid}", p.t("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21989,238 +21816,212 @@ def choose_page_language(p: PageRequest) -> str:
 # Devices and the doctor of one; who has called; what each status means.
 # ------------------------------------------------------------------------------------------------
 
-class DevicePages(Frame):
-    """Devices and the doctor of one; who has called; what each status means."""
-
-    def devices(self) -> str:
-        """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        known = [
-            Row(
-                (
-                    device.name,
-                    ", ".join(device.ae_titles),
-                    device.modality,
-                    f"{device.host}:{device.port}" if device.host else "",
-                    "\\".join(device.character_set) or t("as asked"),
-                    t("config.ini") if device.from_file else "",
-                ),
-                f"/devices/edit?name={urllib.parse.quote(device.name)}",
-                (
-                    Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-                    Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
-                ),
-            )
-            for device in self.web.access().devices
-        ]
-        columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
-        tried = [
-            Row(
-                (
-                    calling or "?",
-                    address,
-                    t(words),
-                    f"{datetime.datetime.fromtimestamp(at, self.web.config.zone):%d.%m. %H:%M}",
-                ),
-                "",
-                (register_action(t, calling, address),)
-                if calling and not self.web.access().device(calling)
-                else (),
-            )
-            for (calling, address), (at, words) in reversed(
-                self.web.box.associations.rejected.copy().items()
-            )
-        ]
-        parts = [
-            Part("", columns, known, t("There are none.")),
-            Part(t("Turned away since the start"),
-                 (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
-        ]  # fmt: skip
-        links = [("/devices/edit", t("New device"))]
-        return self.listing("Devices", login, parts, links=links)
-
-    def edit_device(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /devices/edit: the settings of a device, those of the file to look at."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        name = self.request.query.getunicode("name") or ""
-        device = next((d for d in self.web.access().devices if d.name == name), None)
-        profile = self.request.query.getunicode("profile") or ""
-        form = form or {
-            "name": name,
-            "old_name": name if device else "",
-            **(settings_of(device) if device else {}),
-            **profile_settings(profile),
-        }
-        fields = [Field("name", t("Name"), "text", form.get("name", ""), True, "", ())]
-        for setting in DEVICE_SETTINGS:
-            choices = setting_choices(setting, t)
-            kind = "select" if choices else "text"
-            value = form.get(setting.key) or (setting.default if choices else "")
-            label = f"{setting.key}: {t(setting.meaning)}"
-            fields.append(
-                Field(setting.key, label, kind, value, setting.key == "ae_title", "", choices)
-            )
-        editable = not (device and device.from_file)
-        known = urllib.parse.quote(name)
-        after = [
+def devices_page(p: PageRequest) -> str:
+    """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
+    t = p.t
+    known = [
+        Row(
             (
-                f"/devices/edit?name={known}&profile={urllib.parse.quote(p)}",
-                t("Use: {profile}", profile=p),
-            )
-            for p in DEVICE_PROFILES
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Device",
-            login,
-            action="/devices/save",
-            submit=t("Save") if editable else "",
-            csrf=login.form_token,
-            hidden=[("old_name", form.get("old_name", ""))],
-            groups=[
-                (t("Device") if editable else t("From config.ini, to be changed there"), fields)
+                device.name,
+                ", ".join(device.ae_titles),
+                device.modality,
+                f"{device.host}:{device.port}" if device.host else "",
+                "\\".join(device.character_set) or t("as asked"),
+                t("config.ini") if device.from_file else "",
+            ),
+            f"/devices/edit?name={urllib.parse.quote(device.name)}",
+            (
+                Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+                Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
+            ),
+        )
+        for device in p.devices
+    ]
+    columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
+    tried = []
+    for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
+        when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
+        new = calling and not p.device(calling)
+        actions = (register_action(t, calling, address),) if new else ()
+        tried.append(Row((calling or "?", address, t(words), when), "", actions))
+    parts = [
+        Part("", columns, known, t("There are none.")),
+        Part(t("Turned away since the start"),
+             (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
+    ]  # fmt: skip
+    return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
+
+
+def device_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /devices/edit: the settings of a device, those of the file to look at."""
+    t, name = p.t, p.query("name")
+    device = next((d for d in p.devices if d.name == name), None)
+    form = form or {
+        "name": name,
+        "old_name": name if device else "",
+        **(settings_of(device) if device else {}),
+        **profile_settings(p.query("profile")),
+    }
+    fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
+    for setting in DEVICE_SETTINGS:
+        choices = setting_choices(setting, t)
+        kind = "select" if choices else "text"
+        value = form.get(setting.key) or (setting.default if choices else "")
+        label = f"{setting.key}: {t(setting.meaning)}"
+        required = setting.key == "ae_title"
+        fields.append(Field(setting.key, label, kind, value, required, "", choices))
+    values = {"submit": "", "after": [("/devices", t("Back"))]}
+    legend = t("From config.ini, to be changed there")
+    if not (device and device.from_file):
+        legend, query = t("Device"), f"name={urllib.parse.quote(name)}&profile="
+        values = {
+            "submit": t("Save"),
+            "extra": [("preview", t("Show names as sent"))]
+            + [("delete", t("Delete"))] * bool(form.get("old_name")),
+            "after": [
+                (
+                    f"/devices/edit?{query}{urllib.parse.quote(one)}",
+                    t("Use: {profile}", profile=one),
+                )
+                for one in DEVICE_PROFILES
             ],
-            problems=[t(problem.words) for problem in problems],
-            after=after if editable else [("/devices", t("Back"))],
-            shown=self._names_as_sent(t, form),
-            extra=[("preview", t("Show names as sent"))] * editable
-            + [("delete", t("Delete"))] * bool(form.get("old_name") and editable),
+        }
+    return show_form(
+        p, "Device", [(legend, fields)], problems, action="/devices/save",
+        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(t, form), **values,
+    )  # fmt: skip
+
+
+def names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
+    """What a device with these settings is sent of some names, to the byte."""
+    settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
+    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
+        key: text for key, text in settings.items() if text})  # fmt: skip
+    if not made:
+        return []
+    names = []
+    for name in SAMPLE_NAMES:
+        text, sent = name_as_sent(made, name)
+        names.append(Row((name, text, sent.hex(" ").upper())))
+    columns = (t("Name"), t("The device gets"), t("Bytes"))
+    return [Part(t("Names as this device is sent them"), columns, names)]
+
+
+def post_device(p: PageRequest) -> str:
+    """POST /devices/save: make, change or delete a device; the next call is judged by it."""
+    settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
+    name, old_name = p.form("name").strip(), p.form("old_name")
+    form = {"name": name, "old_name": old_name, **settings}
+    if p.form("event") == "preview":
+        return device_page(p, form)
+    try:
+        if p.form("event") == "delete":
+            p.write(delete_device, old_name)
+        else:
+            p.write(save_device, name, settings, old_name)
+    except Refusal as refusal:
+        return device_page(p, form, p.again(refusal))
+    p.web.box.reload_access()
+    return p.tell("/devices", p.t("Saved."))
+
+
+def device_named(p: PageRequest, name: str) -> Device:
+    """A device by its name. Refuses 0112."""
+    device = next((one for one in p.devices if one.name == name), None)
+    if not device:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+    return device
+
+
+def doctor_page(p: PageRequest) -> str:
+    """GET /devices/doctor: what is known of a device, and the one thing to do next."""
+    t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
+    outcome = echo_outcome(p.web.config.dicom.ae_title, device)
+    called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
+    found = p.read(examine, p.ctx, device, called, outcome)
+    findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
+                for one in found]  # fmt: skip
+    first = found[0]
+    verdict = t("All is well with {name}.", name=device.name)
+    if first.light != "good":
+        mend = f" {t(first.mend)}." if first.mend else ""
+        verdict = f"{t(first.words)}.{mend}"
+    links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
+    links.append(("/devices", t("Devices")))
+    part = Part(device.name, (t("Light"), t("What is known")), findings)
+    return p.listing("Doctor", [part], intro=verdict, links=links)
+
+
+def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
+    """The button that takes another AE title of a device."""
+    if not finding.do or device.from_file:
+        return ()
+    fields = (("name", device.name), ("ae_title", finding.do))
+    return (Action("/devices/adopt", t(finding.mend), fields),)
+
+
+def post_adopt(p: PageRequest) -> str:
+    """POST /devices/adopt: take another AE title of a device."""
+    name = p.form("name")
+    p.write(adopt_title, name, p.form("ae_title"))
+    p.web.box.reload_access()
+    return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
+
+
+def post_echo(p: PageRequest) -> str:
+    """POST /devices/echo: C-ECHO to a device."""
+    device = device_named(p, p.form("name"))
+    return p.tell("/devices", p.t(echo(p.web.config.dicom.ae_title, device)))
+
+
+def associations_page(p: PageRequest) -> str:
+    """GET /associations: who is calling now and who has called, what was done, how it ended."""
+    t, server, names = p.t, p.web.box.associations, device_names(p.web)
+    wanted = p.query("q").strip().casefold()
+    ended = []
+    for one in reversed(server.ended.copy()):
+        name = names.get(one.calling, "")
+        if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
+            continue
+        failed = one.ending not in ("released", "aborted") or any(
+            is_failure(status) for (_, status), _ in one.done
         )
+        when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
+        cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
+                 "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
+                 t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
+        link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
+        actions = () if name else (register_action(t, one.calling, one.address),)
+        ended.append(Row(cells, link, actions, "warning" if failed else "good"))
+    now = [
+        Row((names.get(one.calling, t("unknown")), one.calling, one.address))
+        for one in server.associations.copy()
+        if one.calling
+    ]
+    columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
+               t("How it ended"))  # fmt: skip
+    parts = [
+        Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
+        Part(t("Since the start, the newest first"), columns, ended, t("None.")),
+    ]
+    intro = t("Of what a device repeats, the last time is shown.")
+    return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
+                     query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
 
-    @staticmethod
-    def _names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
-        """What a device with these settings is sent of some names, to the byte."""
-        settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
-        made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
-            key: text for key, text in settings.items() if text})  # fmt: skip
-        if not made:
-            return []
-        rows_ = []
-        for name in SAMPLE_NAMES:
-            text, sent = name_as_sent(made, name)
-            rows_.append(Row((name, text, sent.hex(" ").upper())))
-        columns = (t("Name"), t("The device gets"), t("Bytes"))
-        return [Part(t("Names as this device is sent them"), columns, rows_)]
 
-    def save_device_form(self) -> str:
-        """POST /devices/save: make, change or delete a device; the next call is judged by it."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        form = {setting.key: self.form(setting.key).strip() for setting in DEVICE_SETTINGS}
-        name, old_name = self.form("name").strip(), self.form("old_name")
-        try:
-            if self.form("event") == "preview":
-                return self.edit_device({"name": name, "old_name": old_name, **form})
-            if self.form("event") == "delete":
-                self.web.write(delete_device, ctx, old_name)
-            else:
-                self.web.write(save_device, ctx, name, form, old_name)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
-            return self.edit_device({"name": name, "old_name": old_name, **form}, problems)
-        self.web.box.reload_access()
-        return self.tell("/devices", self.translator()("Saved."))
-
-    def doctor(self) -> str:
-        """GET /devices/doctor: what is known of a device, and the one thing to do next."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, device = self.translator(), self._device(self.request.query.getunicode("name") or "")
-        server = self.web.box.associations
-        outcome = echo_outcome(self.web.config.dicom.ae_title, device)
-        called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
-        found = self.web.read(examine, ctx, device, called, outcome)
-        rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one), one.light)
-                 for one in found]  # fmt: skip
-        first = found[0]
-        verdict = t("All is well with {name}.", name=device.name)
-        if first.light != "good":
-            mend = f" {t(first.mend)}." if first.mend else ""
-            verdict = f"{t(first.words)}.{mend}"
-        links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
-        links.append(("/devices", t("Devices")))
-        part = Part(device.name, (t("Light"), t("What is known")), rows_)
-        return self.listing("Doctor", login, [part], intro=verdict, links=links)
-
-    def associations(self) -> str:
-        """GET /associations: who is calling now and who has called, what was done, how it ended."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, server = self.translator(), self.web.box.associations
-        wanted = (self.request.query.getunicode("q") or "").strip().casefold()
-        names = device_names(self.web)
-        found_rows = []
-        for one in reversed(server.ended.copy()):
-            name = names.get(one.calling, "")
-            if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
-                continue
-            failed = one.ending not in ("released", "aborted") or any(
-                is_failure(status) for (_, status), _ in one.done
-            )
-            when = datetime.datetime.fromtimestamp(one.at, ctx.config.zone)
-            cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
-                     "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
-                     t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
-            link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
-            actions = () if name else (register_action(t, one.calling, one.address),)
-            found_rows.append(Row(cells, link, actions, "warning" if failed else "good"))
-        now = [
-            Row((names.get(one.calling, t("unknown")), one.calling, one.address))
-            for one in server.associations.copy()
-            if one.calling
-        ]
-        columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
-                   t("How it ended"))  # fmt: skip
-        parts = [
-            Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
-            Part(t("Since the start, the newest first"), columns, found_rows, t("None.")),
-        ]
-        intro = t("Of what a device repeats, the last time is shown.")
-        return self.listing("Associations", login, parts, intro=intro, search=t("Device or address"),
-                            query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
-
-    def statuses(self) -> str:
-        """GET /statuses: what each status means, and what mends it."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        wanted = (self.request.query.getunicode("q") or "").strip().upper().removeprefix("0X")
-        rows_ = [
-            Row((f"{status:04X}", t(meaning), t(mend)))
-            for status, (meaning, mend) in STATUS_WORDS.items()
-            if wanted in f"{status:04X}"
-        ]
-        columns = (t("Status"), t("Meaning"), t("What to do"))
-        part = Part("", columns, rows_, t("Nothing found."))
-        intro = t("What devices show, and what is in the log.")
-        return self.listing(
-            "Statuses", login, [part], intro=intro, search=t("Status"), query=wanted
-        )
-
-    @staticmethod
-    def _mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
-        """The button that takes another AE title of a device."""
-        if not finding.do or device.from_file:
-            return ()
-        fields = (("name", device.name), ("ae_title", finding.do))
-        return (Action("/devices/adopt", t(finding.mend), fields),)
-
-    def adopt(self) -> str:
-        """POST /devices/adopt: take another AE title of a device."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        name = self.form("name")
-        self.web.write(adopt_title, ctx, name, self.form("ae_title"))
-        self.web.box.reload_access()
-        path = f"/devices/doctor?name={urllib.parse.quote(name)}"
-        return self.tell(path, self.translator()("Saved."))
-
-    def echo_device(self) -> str:
-        """POST /devices/echo: C-ECHO to a device."""
-        enter(self.web, self.request, "technologist")
-        device = self._device(self.form("name"))
-        words = echo(self.web.config.dicom.ae_title, device)
-        return self.tell("/devices", self.translator()(words))
+def statuses_page(p: PageRequest) -> str:
+    """GET /statuses: what each status means, and what mends it."""
+    t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
+    found = [
+        Row((f"{status:04X}", t(meaning), t(mend)))
+        for status, (meaning, mend) in STATUS_WORDS.items()
+        if wanted in f"{status:04X}"
+    ]
+    part = Part("", (t("Status"), t("Meaning"), t("What to do")), found, t("Nothing found."))
+    intro = t("What devices show, and what is in the log.")
+    return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:
@@ -23619,17 +23420,6 @@ def patient_svg(p: PageRequest, row_id: int) -> bytes:
 # Which function answers which path.
 # ------------------------------------------------------------------------------------------------
 
-class Pages(
-    WorkitemPages,
-    WatcherPages,
-    CommitmentPages,
-    DevicePages,
-    WhyPages,
-    StuckPages,
-):
-    """All pages that are still methods."""
-
-
 # Which function answers a method and a path; the least role that may ask ("": nobody need be logged
 # in); the words and the group of the menu, for what is in it.
 PAGES = tuple(Page(*row) for row in (
@@ -23678,30 +23468,30 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/catalogue.csv", "technologist", catalogue_csv),
     ("GET", "/catalogue/import", "technologist", catalogue_import_page),
     ("POST", "/catalogue/import", "technologist", post_catalogue_import),
-    ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
-    ("GET", "/workitems/new", "desk", "new_workitem"),
-    ("POST", "/workitems/new", "desk", "create_workitem"),
-    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem"),
-    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem_event"),
-    ("GET", "/commitments", "technologist", "commitments", "Are they safe?", "After the exam"),
-    ("POST", "/commitments", "technologist", "try_commitment"),
-    ("GET", "/commitment/<uid>", "technologist", "commitment"),
-    ("GET", "/watchers", "technologist", "watchers_page", "Watchers", "After the exam"),
-    ("POST", "/watchers", "technologist", "change_watcher"),
-    ("GET", "/passed-on", "technologist", "passed_on", "Passed on", "After the exam"),
-    ("POST", "/passed-on", "technologist", "retry_passing_on"),
-    ("GET", "/why", "desk", "why", "Why not there?", "Machines"),
-    ("POST", "/why/mend", "desk", "mend"),
-    ("GET", "/devices", "technologist", "devices", "Devices", "Machines"),
-    ("GET", "/devices/edit", "technologist", "edit_device"),
-    ("POST", "/devices/save", "technologist", "save_device_form"),
-    ("POST", "/devices/echo", "technologist", "echo_device"),
-    ("POST", "/devices/adopt", "technologist", "adopt"),
-    ("GET", "/devices/doctor", "technologist", "doctor"),
-    ("GET", "/associations", "technologist", "associations", "Associations", "Machines"),
-    ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
-    ("POST", "/orphans", "technologist", "end_stuck"),
-    ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
+    ("GET", "/workitems", "desk", workitems_page, "Workitems", "After the exam"),
+    ("GET", "/workitems/new", "desk", new_workitem_page),
+    ("POST", "/workitems/new", "desk", post_new_workitem),
+    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", workitem_page),
+    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", post_workitem),
+    ("GET", "/commitments", "technologist", commitments_page, "Are they safe?", "After the exam"),
+    ("POST", "/commitments", "technologist", post_commitments),
+    ("GET", "/commitment/<uid>", "technologist", commitment_page),
+    ("GET", "/watchers", "technologist", watchers_page, "Watchers", "After the exam"),
+    ("POST", "/watchers", "technologist", post_watchers),
+    ("GET", "/passed-on", "technologist", passed_on_page, "Passed on", "After the exam"),
+    ("POST", "/passed-on", "technologist", post_passed_on),
+    ("GET", "/why", "desk", why_page, "Why not there?", "Machines"),
+    ("POST", "/why/mend", "desk", post_mend),
+    ("GET", "/devices", "technologist", devices_page, "Devices", "Machines"),
+    ("GET", "/devices/edit", "technologist", device_page),
+    ("POST", "/devices/save", "technologist", post_device),
+    ("POST", "/devices/echo", "technologist", post_echo),
+    ("POST", "/devices/adopt", "technologist", post_adopt),
+    ("GET", "/devices/doctor", "technologist", doctor_page),
+    ("GET", "/associations", "technologist", associations_page, "Associations", "Machines"),
+    ("GET", "/orphans", "technologist", stuck_page, "Stuck", "Machines"),
+    ("POST", "/orphans", "technologist", post_orphans),
+    ("GET", "/statuses", "technologist", statuses_page, "Statuses", "Machines"),
     ("GET", "/box", "admin", box_page, "The box", "The box"),
     ("POST", "/box", "admin", post_box),
     ("GET", "/users", "admin", users_page, "Users", "The box"),
@@ -23717,7 +23507,6 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
-    pages = Pages(site)
 
     def answer(page: Page) -> Callable[..., str | bytes]:
         def view(**arguments: Any) -> str | bytes:
@@ -23728,8 +23517,6 @@ def add_pages(app: Any, web: Web) -> None:
                     raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
                 if page.role:
                     p.enter(page.role)
-                if isinstance(page.function, str):
-                    return getattr(pages, page.function)(**arguments)
                 return page.function(p, **arguments)
             except Refusal as refusal:
                 p.login = p.login or find_login(web, p.request)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
-from minris.orders.undo import undoable
 from minris.pages.language import (
     LANGUAGES,
     Translator,
@@ -20,7 +19,6 @@ from minris.pages.language import (
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
 from minris.standard.dictionary import is_date
-from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.writer import Core
 from minris.web.request import Web, enter
@@ -314,107 +312,3 @@ class PageRequest:
 def no_such_action() -> Refusal:
     """What a form is refused with that asks for a deed that there is not (0106)."""
     return Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-
-
-class Frame:
-    """What the pages share that are still methods."""
-
-    def __init__(self, site: Site) -> None:
-        import bottle
-
-        self.site, self.web, self.bottle = site, site.web, bottle
-        self.catalogues, self.boards = site.catalogues, site.boards
-
-    @property
-    def request(self) -> Any:
-        """The request being served."""
-        return self.bottle.request
-
-    def translator(self) -> Translator:
-        """The language of the one who asks."""
-        return PageRequest(self.site).t
-
-    def page(self, template: str, title: str, login: Login | None = None, **values: Any) -> str:
-        """A whole page around a template."""
-        p = PageRequest(self.site)
-        p.login = login
-        values.pop("csrf", "")
-        return p.show(template, title, **values)
-
-    def form(self, name: str) -> str:
-        """A field of the form that was sent, as text."""
-        return self.request.forms.getunicode(name) or ""
-
-    def redirect(self, path: str) -> str:
-        """Answer with 303, so that the back button repeats nothing."""
-        response = self.bottle.response
-        response.status = 303
-        response.set_header("Location", path)
-        return ""
-
-    def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """A cookie that scripts cannot read, for this site alone."""
-        secure = self.request.urlparts.scheme == "https" or (
-            self.web.config.web.public_url.startswith("https")
-        )
-        self.bottle.response.set_cookie(
-            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
-        )
-
-    def _stations(self) -> list[tuple[str, str]]:
-        """AE title and name of the devices that exams are scheduled for."""
-        return [(d.ae_title, d.name) for d in self.web.access().devices if d.role == "modality"]
-
-    def listing(self, title: str, login: Login, parts: list[Part], **values: Any) -> str:
-        """A list page."""
-        settings = {"intro": "", "search": None, "query": "", "links": [],
-                    "filters": []} | values  # fmt: skip
-        return self.page(LIST_PAGE, title, login, parts=parts, csrf=login.form_token, **settings)
-
-    def tell(self, path: str, text: str) -> str:
-        """Go to a page that says what has been done."""
-        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
-        return self.redirect(path)
-
-    def _undo_button(self, ctx: Context, t: Translator, about: str) -> list[tuple[str, str]]:
-        """The button that takes back the last change of a patient or an exam, if there is one."""
-        note, problem = self.web.read(undoable, ctx, about)
-        if problem:
-            return []
-        at = shown_instant(note.at, ctx.config.zone)[:-3]
-        words = t("Take back: {what} ({who}, {at})", what=t(note.what), who=note.who, at=at)
-        return [("undo", words)]
-
-    def number(self, name: str) -> int:
-        """A field that holds the number of a row. Refuses 0106."""
-        if not self.form(name).isdigit():
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
-        return int(self.form(name))
-
-    @staticmethod
-    def _passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
-        """What came of passing something on."""
-        if given_up_at:
-            return t("given up, {answer}", answer=answer) if answer else t("given up")
-        if not sent_at:
-            return t("waits")
-        taken = answer.startswith(TAKEN_ANSWERS)
-        return (
-            t("taken, {answer}", answer=answer) if taken else t("refused, {answer}", answer=answer)
-        )
-
-    def _csv(self, name: str, text: str) -> bytes:
-        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
-        response = self.bottle.response
-        response.content_type = "text/csv; charset=utf-8"
-        response.set_header("Content-Disposition", f'attachment; filename="{name}"')
-        return b"\xef\xbb\xbf" + text.encode()
-
-    def _device(self, name: str) -> Device:
-        """A device by its name. Refuses 0112."""
-        device = next((one for one in self.web.access().devices if one.name == name), None)
-        if not device:
-            raise Refusal(
-                Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name)
-            )
-        return device

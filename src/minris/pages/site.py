@@ -7,9 +7,20 @@ from typing import Any
 
 from minris import log
 from minris.dicomweb.routes import add_dicomweb
-from minris.pages.after_exam.commitments import CommitmentPages
-from minris.pages.after_exam.watchers import WatcherPages
-from minris.pages.after_exam.workitems import WorkitemPages
+from minris.pages.after_exam.commitments import commitment_page, commitments_page, post_commitments
+from minris.pages.after_exam.watchers import (
+    passed_on_page,
+    post_passed_on,
+    post_watchers,
+    watchers_page,
+)
+from minris.pages.after_exam.workitems import (
+    new_workitem_page,
+    post_new_workitem,
+    post_workitem,
+    workitem_page,
+    workitems_page,
+)
 from minris.pages.box import (
     audit_page,
     box_page,
@@ -42,9 +53,18 @@ from minris.pages.login import (
     post_logout,
     post_password,
 )
-from minris.pages.machines.devices import DevicePages
-from minris.pages.machines.stuck import StuckPages
-from minris.pages.machines.why import WhyPages
+from minris.pages.machines.devices import (
+    associations_page,
+    device_page,
+    devices_page,
+    doctor_page,
+    post_adopt,
+    post_device,
+    post_echo,
+    statuses_page,
+)
+from minris.pages.machines.stuck import post_orphans, stuck_page
+from minris.pages.machines.why import post_mend, why_page
 from minris.pages.patients.catalogue import (
     catalogue_csv,
     catalogue_import_page,
@@ -67,18 +87,6 @@ from minris.pages.static import static_answer
 from minris.standard.status import Message, Refusal, Status, http_status
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
-
-
-class Pages(
-    WorkitemPages,
-    WatcherPages,
-    CommitmentPages,
-    DevicePages,
-    WhyPages,
-    StuckPages,
-):
-    """All pages that are still methods."""
-
 
 # Which function answers a method and a path; the least role that may ask ("": nobody need be logged
 # in); the words and the group of the menu, for what is in it.
@@ -128,30 +136,30 @@ PAGES = tuple(Page(*row) for row in (
     ("GET", "/catalogue.csv", "technologist", catalogue_csv),
     ("GET", "/catalogue/import", "technologist", catalogue_import_page),
     ("POST", "/catalogue/import", "technologist", post_catalogue_import),
-    ("GET", "/workitems", "desk", "workitems", "Workitems", "After the exam"),
-    ("GET", "/workitems/new", "desk", "new_workitem"),
-    ("POST", "/workitems/new", "desk", "create_workitem"),
-    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem"),
-    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", "workitem_event"),
-    ("GET", "/commitments", "technologist", "commitments", "Are they safe?", "After the exam"),
-    ("POST", "/commitments", "technologist", "try_commitment"),
-    ("GET", "/commitment/<uid>", "technologist", "commitment"),
-    ("GET", "/watchers", "technologist", "watchers_page", "Watchers", "After the exam"),
-    ("POST", "/watchers", "technologist", "change_watcher"),
-    ("GET", "/passed-on", "technologist", "passed_on", "Passed on", "After the exam"),
-    ("POST", "/passed-on", "technologist", "retry_passing_on"),
-    ("GET", "/why", "desk", "why", "Why not there?", "Machines"),
-    ("POST", "/why/mend", "desk", "mend"),
-    ("GET", "/devices", "technologist", "devices", "Devices", "Machines"),
-    ("GET", "/devices/edit", "technologist", "edit_device"),
-    ("POST", "/devices/save", "technologist", "save_device_form"),
-    ("POST", "/devices/echo", "technologist", "echo_device"),
-    ("POST", "/devices/adopt", "technologist", "adopt"),
-    ("GET", "/devices/doctor", "technologist", "doctor"),
-    ("GET", "/associations", "technologist", "associations", "Associations", "Machines"),
-    ("GET", "/orphans", "technologist", "stuck", "Stuck", "Machines"),
-    ("POST", "/orphans", "technologist", "end_stuck"),
-    ("GET", "/statuses", "technologist", "statuses", "Statuses", "Machines"),
+    ("GET", "/workitems", "desk", workitems_page, "Workitems", "After the exam"),
+    ("GET", "/workitems/new", "desk", new_workitem_page),
+    ("POST", "/workitems/new", "desk", post_new_workitem),
+    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", workitem_page),
+    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", post_workitem),
+    ("GET", "/commitments", "technologist", commitments_page, "Are they safe?", "After the exam"),
+    ("POST", "/commitments", "technologist", post_commitments),
+    ("GET", "/commitment/<uid>", "technologist", commitment_page),
+    ("GET", "/watchers", "technologist", watchers_page, "Watchers", "After the exam"),
+    ("POST", "/watchers", "technologist", post_watchers),
+    ("GET", "/passed-on", "technologist", passed_on_page, "Passed on", "After the exam"),
+    ("POST", "/passed-on", "technologist", post_passed_on),
+    ("GET", "/why", "desk", why_page, "Why not there?", "Machines"),
+    ("POST", "/why/mend", "desk", post_mend),
+    ("GET", "/devices", "technologist", devices_page, "Devices", "Machines"),
+    ("GET", "/devices/edit", "technologist", device_page),
+    ("POST", "/devices/save", "technologist", post_device),
+    ("POST", "/devices/echo", "technologist", post_echo),
+    ("POST", "/devices/adopt", "technologist", post_adopt),
+    ("GET", "/devices/doctor", "technologist", doctor_page),
+    ("GET", "/associations", "technologist", associations_page, "Associations", "Machines"),
+    ("GET", "/orphans", "technologist", stuck_page, "Stuck", "Machines"),
+    ("POST", "/orphans", "technologist", post_orphans),
+    ("GET", "/statuses", "technologist", statuses_page, "Statuses", "Machines"),
     ("GET", "/box", "admin", box_page, "The box", "The box"),
     ("POST", "/box", "admin", post_box),
     ("GET", "/users", "admin", users_page, "Users", "The box"),
@@ -167,7 +175,6 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
-    pages = Pages(site)
 
     def answer(page: Page) -> Callable[..., str | bytes]:
         def view(**arguments: Any) -> str | bytes:
@@ -178,8 +185,6 @@ def add_pages(app: Any, web: Web) -> None:
                     raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
                 if page.role:
                     p.enter(page.role)
-                if isinstance(page.function, str):
-                    return getattr(pages, page.function)(**arguments)
                 return page.function(p, **arguments)
             except Refusal as refusal:
                 p.login = p.login or find_login(web, p.request)

@@ -3,7 +3,7 @@
 import datetime
 from typing import Any
 
-from minris.access.context import Context, archive_of
+from minris.access.context import archive_of
 from minris.images.arrivals import incomplete_arrivals
 from minris.images.commitment import (
     commitment_by_uid,
@@ -12,11 +12,10 @@ from minris.images.commitment import (
     recent_commitments,
     try_commitment_again,
 )
-from minris.pages.frame import Action, Frame, Part, Row
-from minris.pages.language import Translator, shown_instant
+from minris.pages.frame import Action, PageRequest, Part, Row
+from minris.pages.language import Translator
 from minris.standard.commitment import COMMITTED, FAILURE_REASONS
 from minris.standard.status import Message
-from minris.web.request import enter
 
 COMMITMENT_STATES = {
     "asked": Message("being judged"),
@@ -45,89 +44,84 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     return "; ".join(words)
 
 
-class CommitmentPages(Frame):
-    """Are they safe?"""
+def commitments_page(p: PageRequest) -> str:
+    """GET /commitments: which images machines have asked about, and what they were told."""
+    t, asked = p.t, []
+    for one, *counts in p.read(recent_commitments):
+        cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
+                 t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
+        link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
+        asked.append(Row(cells, link, commitment_actions(t, one)))
+    columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
+               t("Transaction UID"))  # fmt: skip
+    part = Part("", columns, asked, t("No machine has asked whether its images are safe."))
+    return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
 
-    def commitments(self) -> str:
-        """GET /commitments: which images machines have asked about, and what they were told."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, found_rows = self.translator(), []
-        for one, *counts in self.web.read(recent_commitments):
-            cells = (shown_instant(one.created_at, ctx.config.zone), one.requester,
-                     verdict_words(t, one, *counts), t(COMMITMENT_STATES[one.state]), one.problem,
-                     one.transaction_uid)  # fmt: skip
-            link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
-            found_rows.append(Row(cells, link, self._commitment_actions(t, one)))
-        columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
-                   t("Transaction UID"))  # fmt: skip
-        part = Part("", columns, found_rows, t("No machine has asked whether its images are safe."))
-        parts, intro = [part, self._missing_images(t, ctx)], self._archive_words(t, ctx)
-        return self.listing("Are they safe?", login, parts, intro=intro)
 
-    def _missing_images(self, t: Translator, ctx: Context) -> Part:
-        """Exams of the last days whose images are not all known to be in the archive."""
-        found_rows = [
-            Row((shown_instant(one.ended_at, ctx.config.zone),
-                 t.name(one.performed.get("PatientName")), one.performed.get("PatientID"),
-                 one.performed.get("PerformedProcedureStepDescription"),
-                 one.performed.get("PerformedStationAETitle"),
-                 t("{number} of {count} images", number=len(one.references) - len(one.missing),
-                   count=len(one.references))),
-                f"/step/{one.step_id}" if one.step_id else "/unscheduled")
-            for one in self.web.read(incomplete_arrivals, ctx)
-        ]  # fmt: skip
-        columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
-                   t("In the archive"))  # fmt: skip
-        heading = t("Exams of the last two days whose images are not all in the archive")
-        return Part(heading, columns, found_rows, t("There are none."))
+def missing_images(p: PageRequest) -> Part:
+    """Exams of the last days whose images are not all known to be in the archive."""
+    t = p.t
+    exams = [
+        Row((p.at(one.ended_at),
+             t.name(one.performed.get("PatientName")), one.performed.get("PatientID"),
+             one.performed.get("PerformedProcedureStepDescription"),
+             one.performed.get("PerformedStationAETitle"),
+             t("{number} of {count} images", number=len(one.references) - len(one.missing),
+               count=len(one.references))),
+            f"/step/{one.step_id}" if one.step_id else "/unscheduled")
+        for one in p.read(incomplete_arrivals, p.ctx)
+    ]  # fmt: skip
+    columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
+               t("In the archive"))  # fmt: skip
+    heading = t("Exams of the last two days whose images are not all in the archive")
+    return Part(heading, columns, exams, t("There are none."))
 
-    def _archive_words(self, t: Translator, ctx: Context) -> str:
-        """Which archive is asked, and how it was the last time."""
-        archive = archive_of(ctx)
-        if not archive and any(device.role == "archive" for device in ctx.devices):
-            return t("There are several archives: nothing can be called safe until [commitment] archive"
-                     " names one.")  # fmt: skip
-        if not archive:
-            return t("No archive is set: nothing can be called safe. Register it as a device with the"
-                     " role archive.")  # fmt: skip
-        words, desk = (
-            [t("Asked is the archive {ae}.", ae=archive.ae_title)],
-            self.web.box.commitments,
-        )
-        if desk.archive_at:
-            at = datetime.datetime.fromtimestamp(desk.archive_at, ctx.config.zone)
-            when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
-            words.append(t("At {at} it failed: {problem}.", **when) if desk.archive_problem
-                         else t("At {at} it answered.", **when))  # fmt: skip
-        return " ".join(words)
 
-    @staticmethod
-    def _commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
-        waits = commitment.state == "asked" or (
-            commitment.door == "dimse" and commitment.state in ("judged", "given up")
-        )
-        fields = (("uid", commitment.transaction_uid),)
-        again = waits and not commitment.repeats
-        return (Action("/commitments", t("Try again now"), fields),) if again else ()
+def archive_words(p: PageRequest) -> str:
+    """Which archive is asked, and how it was the last time."""
+    t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
+    if not archive and any(device.role == "archive" for device in p.ctx.devices):
+        return t("There are several archives: nothing can be called safe until [commitment] archive"
+                 " names one.")  # fmt: skip
+    if not archive:
+        return t("No archive is set: nothing can be called safe. Register it as a device with the"
+                 " role archive.")  # fmt: skip
+    words = t("Asked is the archive {ae}.", ae=archive.ae_title)
+    if not desk.archive_at:
+        return words
+    at = datetime.datetime.fromtimestamp(desk.archive_at, p.ctx.config.zone)
+    when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
+    failed, answered = Message("At {at} it failed: {problem}."), Message("At {at} it answered.")
+    return f"{words} {t((failed if desk.archive_problem else answered).key, **when)}"
 
-    def commitment(self, uid: str) -> str:
-        """GET /commitment/…: the judgement of each image, in words."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t, one = self.translator(), self.web.read(commitment_by_uid, uid)
-        words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
-        words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
-        rows_ = [
-            Row((each.sop_instance_uid, words[each.verdict], each.evidence))
-            for each in self.web.read(judged_instances, one.id)
-        ]
-        columns = (t("Image"), t("Judgement"), t("Says"))
-        counts = self.web.read(commitment_counts, [one.id])[one.id]
-        links = [("/commitments", t("All requests"))]
-        part, intro = Part("", columns, rows_), verdict_words(t, one, *counts)
-        return self.listing("Are they safe?", login, [part], intro=intro, links=links)
 
-    def try_commitment(self) -> str:
-        """POST /commitments: ask the archive or tell the machine now."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        self.web.write(try_commitment_again, ctx, self.form("uid"))
-        return self.tell("/commitments", self.translator()("It is tried again now."))
+def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
+    """The button that asks the archive or tells the machine now, where that is still open."""
+    waits = commitment.state == "asked" or (
+        commitment.door == "dimse" and commitment.state in ("judged", "given up")
+    )
+    if not waits or commitment.repeats:
+        return ()
+    return (Action("/commitments", t("Try again now"), (("uid", commitment.transaction_uid),)),)
+
+
+def commitment_page(p: PageRequest, uid: str) -> str:
+    """GET /commitment/…: the judgement of each image, in words."""
+    t, one = p.t, p.read(commitment_by_uid, uid)
+    words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
+    words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
+    images = [
+        Row((each.sop_instance_uid, words[each.verdict], each.evidence))
+        for each in p.read(judged_instances, one.id)
+    ]
+    part = Part("", (t("Image"), t("Judgement"), t("Says")), images)
+    counts = p.read(commitment_counts, [one.id])[one.id]
+    links = [("/commitments", t("All requests"))]
+    intro = verdict_words(t, one, *counts)
+    return p.listing("Are they safe?", [part], intro=intro, links=links)
+
+
+def post_commitments(p: PageRequest) -> str:
+    """POST /commitments: ask the archive or tell the machine now."""
+    p.write(try_commitment_again, p.form("uid"))
+    return p.tell("/commitments", p.t("It is tried again now."))

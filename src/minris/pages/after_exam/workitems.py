@@ -3,19 +3,18 @@
 import datetime
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minris.access.context import Context, needs_reason
-from minris.access.users import Login, permit
+from minris.access.context import needs_reason
 from minris.dataset.checks import well_formed, with_empty
 from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, workitem_code
 from minris.dataset.names import typed_name
 from minris.orders.lookup import get_step
-from minris.pages.forms import FORM_PAGE, Field
-from minris.pages.frame import Frame, Part, Row
-from minris.pages.language import Translator, fact, shown_instant
+from minris.pages.forms import Field, show_form
+from minris.pages.frame import PageRequest, Part, Row, no_such_action
+from minris.pages.language import Translator, fact
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -46,7 +45,6 @@ from minris.ups.people import (
 from minris.ups.search import stored_workitem
 from minris.ups.subscriptions import subscribe, unsubscribe
 from minris.ups.workitems import create_workitem, request_cancel, update_workitem
-from minris.web.request import enter
 
 WORKITEM_PAGE = template("after_exam/workitem.html")
 # What a person may do with a workitem: in which states, who, and what is asked for.
@@ -189,261 +187,219 @@ def workitems_path(state: str, label: str) -> str:
     return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
 
 
-class WorkitemPages(Frame):
-    """Workitems."""
-
-    def workitems(self) -> str:
-        """GET /workitems: what comes after, by state and worklist label."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query
-        state = query.getunicode("state") or ""
-        label = query.getunicode("label") or ""
-        found, count = self.web.read(workitems_of, state, label)
-        found_rows = [
-            Row(
-                (
-                    w.label,
-                    t.name(ElementIndex(bytes(w.data)).get("PatientName")),
-                    w.patient_id,
-                    w.worklist_label,
-                    t(w.state),
-                    t(w.priority),
-                    shown_instant(w.start_at, self.web.config.zone),
-                    w.performer,
-                ),
-                f"/workitem/{w.sop_instance_uid}",
-            )
-            for w in found
-        ]
-        columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
-                   t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
-        part = Part("", columns, found_rows, t("There are none."))
-        labels = self.web.read(worklist_labels)
-        intro = (
-            t(
-                "The first {shown} of {count}. Choose a state or a worklist.",
-                shown=len(found),
-                count=count,
-            )
-            if count > len(found)
-            else ""
-        )
-        filters = [(workitems_path("", label), t("Open"), not state)]
-        filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
-        if len(labels) > 1:
-            filters.append((workitems_path(state, ""), t("All worklists"), not label))
-            filters += [(workitems_path(state, one), one, one == label) for one in labels]
-        links = [("/workitems/new", t("New workitem"))]
-        return self.listing("Workitems", login, [part], links=links, filters=filters, intro=intro)
-
-    def workitem(self, uid: str) -> str:
-        """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
-        login, _ = enter(self.web, self.request, "desk")
-        t, zone = self.translator(), self.web.config.zone
-        workitem = self.web.read(stored_workitem, uid)
-        happenings = self.web.read(history_of, uid)
-        if not workitem and not happenings:
-            raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
-        index = ElementIndex(bytes(workitem.data) if workitem else b"")
-        modules: dict[str, list[tuple[str, str]]] = {}
-        for module, label, path in WORKITEM_FACTS:
-            facts = modules.setdefault(module, [])
-            if value := fact(index, path, t, zone):
-                facts.append((t(label), value))
-        if workitem and workitem.performer:
-            modules["Progress"].append((t("Performer"), workitem.performer))
-        events = [
+def workitems_page(p: PageRequest) -> str:
+    """GET /workitems: what comes after, by state and worklist label."""
+    t, state, label = p.t, p.query("state"), p.query("label")
+    found, count = p.read(workitems_of, state, label)
+    listed = [
+        Row(
             (
-                shown_instant(one.at, zone),
-                one.who,
-                happening_words(one, t, zone),
-                t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
-                if one.receivers
-                else "",
-            )
-            for one in happenings
-        ]
-        asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
-        warnings = [] if workitem else [t("It has been purged; its history remains.")]
-        if asked and workitem and workitem.state == "IN PROGRESS":
-            warnings.append(
-                t("The cancellation was declined: {reason}", reason=workitem.declined)
-                if workitem.declined
-                else t("Somebody wants it to be canceled; see the time line.")
-            )
-        return self.page(
-            WORKITEM_PAGE,
-            "Workitem",
-            login,
-            warnings=warnings,
-            modules=[(t(module), facts) for module, facts in modules.items()],
-            forms=self._workitem_forms(login, workitem, asked, t) if workitem else [],
-            watched=self.web.read(watchers_of, uid),
-            patient_id=index.get("PatientID"),
-            events=events,
-            csrf=login.form_token,
+                one.label,
+                t.name(ElementIndex(bytes(one.data)).get("PatientName")),
+                one.patient_id,
+                one.worklist_label,
+                t(one.state),
+                t(one.priority),
+                p.at(one.start_at),
+                one.performer,
+            ),
+            f"/workitem/{one.sop_instance_uid}",
         )
+        for one in found
+    ]
+    columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
+               t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
+    part = Part("", columns, listed, t("There are none."))
+    intro = ""
+    if count > len(found):
+        intro = t("The first {shown} of {count}. Choose a state or a worklist.",
+                  shown=len(found), count=count)  # fmt: skip
+    filters = [(workitems_path("", label), t("Open"), not state)]
+    filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+    labels = p.read(worklist_labels)
+    if len(labels) > 1:
+        filters.append((workitems_path(state, ""), t("All worklists"), not label))
+        filters += [(workitems_path(state, one), one, one == label) for one in labels]
+    links = [("/workitems/new", t("New workitem"))]
+    return p.listing("Workitems", [part], links=links, filters=filters, intro=intro)
 
-    def _workitem_forms(
-        self, login: Login, workitem: Any, asked_to_cancel: bool, t: Translator
-    ) -> list[tuple[str, str, list[Field]]]:
-        """What this person may do with a workitem now."""
-        holder = workitem.by_person and workitem.performer == login.name
-        who_may = {
-            "anyone": True,
-            "holder": holder,
-            "asked": holder and asked_to_cancel and not workitem.declined,
-        }
-        choices = self._workitem_choices(workitem, t)
-        forms = []
-        for event, states, who, role, asks, words in WORKITEM_ACTIONS:
-            in_state = states == "any" or workitem.state in states.split(", ")
-            fields = [
-                Field(
-                    name, t(WORKITEM_QUESTIONS[name]), "text", "", False, "", choices.get(name, ())
-                )
-                for name in asks.split()
-            ]
-            askable = all(choices.get(name, True) for name in asks.split())
-            if in_state and askable and who_may[who] and permit(login.role, role):
-                forms.append((event, t(words), fields))
-        return forms
 
-    def _workitem_choices(self, workitem: Any, t: Translator) -> dict[str, Any]:
-        """What the questions about a workitem are answered from."""
-        callable_ = [d for d in self.web.access().devices if d.host]
-        return {
-            "code": tuple(
-                (code, t(words))
-                for code, words in sorted(
-                    UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513"
-                )
-            ),
-            "station": (("", "-"), *((d.ae_title, d.name) for d in self.web.access().devices)),
-            "readiness": tuple(
-                (r, t(r))
-                for r in sorted(
-                    UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness
-                )
-            ),
-            "receiver": tuple((one, one) for d in callable_ for one in d.ae_titles),
-            "watcher": tuple(
-                (ae, ae) for ae, _ in self.web.read(watchers_of, workitem.sop_instance_uid)
-            ),
-            "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
-        }
-
-    def workitem_event(self, uid: str) -> str:
-        """POST /workitem/…: what a person does with it."""
-        event = self.form("event")
-        least = next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin")
-        _, ctx = enter(self.web, self.request, least)
-        self._do_with_workitem(ctx, uid, event)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
-
-    def _do_with_workitem(self, ctx: Context, uid: str, event: str) -> None:
-        asked, write = self.form, self.web.write
-        if event in ("give up", "end", "release", "decline", "unsubscribe"):
-            needs_reason(asked("reason"))
-        calls: dict[str, Callable[[], Any]] = {
-            "claim": lambda: write(claim_by_person, ctx, uid),
-            "complete": lambda: write(finish_by_person, ctx, uid, asked("remark")),
-            "give up": lambda: write(give_up_by_person, ctx, uid, asked("reason"), asked("code")),
-            "decline": lambda: write(decline_cancellation, ctx, uid, asked("reason")),
-            "cancel": lambda: write(request_cancel, ctx, uid, self._cancel_request()),
-            "assign": lambda: write(
-                assign_workitem, ctx, uid, asked("station"), asked("performer")
-            ),
-            "readiness": lambda: write(
-                update_workitem,
-                ctx,
-                uid,
-                bytes(text_elements(InputReadinessState=asked("readiness"))),
-            ),
-            "subscribe": lambda: write(
-                subscribe, ctx, uid, asked("receiver"), asked("lock") == "TRUE"
-            ),
-            "unsubscribe": lambda: write(unsubscribe, ctx, uid, asked("watcher"), asked("reason")),
-            "release": lambda: write(release_lock, ctx, uid, asked("watcher"), asked("reason")),
-            "end": lambda: write(end_workitem, ctx, uid, asked("reason"), asked("code")),
-        }
-        if event not in calls:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        calls[event]()
-
-    def _cancel_request(self) -> bytes:
-        """The information of a request to cancel, from the form."""
-        contact = text_elements(
-            ContactURI=self.form("uri"), ContactDisplayName=self.form("contact")
+def workitem_page(p: PageRequest, uid: str) -> str:
+    """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+    t, zone = p.t, p.web.config.zone
+    workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
+    if not workitem and not happenings:
+        raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
+    index = ElementIndex(bytes(workitem.data) if workitem else b"")
+    modules: dict[str, list[tuple[str, str]]] = {}
+    for module, label, path in WORKITEM_FACTS:
+        facts = modules.setdefault(module, [])
+        if value := fact(index, path, t, zone):
+            facts.append((t(label), value))
+    if workitem and workitem.performer:
+        modules["Progress"].append((t("Performer"), workitem.performer))
+    events = [
+        (
+            p.at(one.at),
+            one.who,
+            happening_words(one, t, zone),
+            t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
+            if one.receivers
+            else "",
         )
-        asked = cancellation_reason(self.form("reason"), self.form("code") or "110513")
-        return bytes(asked.merged(contact))
+        for one in happenings
+    ]
+    asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
+    warnings = [] if workitem else [t("It has been purged; its history remains.")]
+    if asked and workitem and workitem.state == "IN PROGRESS":
+        warnings.append(
+            t("The cancellation was declined: {reason}", reason=workitem.declined)
+            if workitem.declined
+            else t("Somebody wants it to be canceled; see the time line.")
+        )
+    return p.show(
+        WORKITEM_PAGE,
+        "Workitem",
+        warnings=warnings,
+        modules=[(t(module), facts) for module, facts in modules.items()],
+        forms=workitem_forms(p, workitem, asked) if workitem else [],
+        watched=p.read(watchers_of, uid),
+        patient_id=index.get("PatientID"),
+        events=events,
+    )
 
-    def new_workitem(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, now = self.translator(), ctx.local_now()
-        form = form or {
-            "step": self.request.query.getunicode("step") or "",
-            "date": f"{now:%Y-%m-%d}",
-            "time": f"{now:%H:%M}",
-            "priority": "MEDIUM",
-            "readiness": "READY",
-        }
-        step = ElementIndex(self._step_data(form.get("step", "")))
-        fixed = {
-            "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
-        } if step.found else {}  # fmt: skip
-        choices = {
-            "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
-            "worklist": tuple((label, label) for label in self.web.read(worklist_labels)),
-            "priority": tuple(
-                (p, t(p)) for p in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
-            ),
-            "readiness": tuple((r, t(r)) for r in UPS_ENUMERATIONS["InputReadinessState"]),
-        }
-        by_tag = {problem.tag: t(problem.words) for problem in problems}
+
+def workitem_forms(
+    p: PageRequest, workitem: Any, asked_to_cancel: bool
+) -> list[tuple[str, str, list[Field]]]:
+    """What this person may do with a workitem now."""
+    holder = workitem.by_person and workitem.performer == p.login.name
+    who_may = {
+        "anyone": True,
+        "holder": holder,
+        "asked": holder and asked_to_cancel and not workitem.declined,
+    }
+    choices = workitem_choices(p, workitem)
+    forms = []
+    for event, states, who, role, asks, words in WORKITEM_ACTIONS:
+        in_state = states == "any" or workitem.state in states.split(", ")
         fields = [
-            Field(name, t(label), kind, form.get(name, ""), name == "label",
-                  by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
-            for name, keyword, kind, label in WORKITEM_FIELDS
-            if name not in fixed
-        ]  # fmt: skip
-        words = " · ".join(filter(None, fixed.values()))
-        return self.page(
-            FORM_PAGE,
-            "New workitem",
-            login,
-            action="/workitems/new",
-            submit=t("Create"),
-            csrf=login.form_token,
-            hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or ctx.new_uid())],
-            groups=[(words or t("Workitem"), fields)],
-            problems=[f"{f.label}: {f.problem}" for f in fields if f.problem]
-            + list(by_tag.values()),
-        )
+            Field(name, p.t(WORKITEM_QUESTIONS[name]), choices=choices.get(name, ()))
+            for name in asks.split()
+        ]
+        askable = all(choices.get(name, True) for name in asks.split())
+        if in_state and askable and who_may[who] and p.may(role):
+            forms.append((event, p.t(words), fields))
+    return forms
 
-    def _step_data(self, row_id: str) -> bytes:
-        """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
-        return (
-            self.web.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
-        )
 
-    def create_workitem(self) -> str:
-        """POST /workitems/new."""
-        _, ctx = enter(self.web, self.request, "desk")
-        form = {row[0]: self.form(row[0]).strip() for row in WORKITEM_FIELDS}
-        form |= {"step": self.form("step"), "uid": self.form("uid")}
-        step = self._step_data(form["step"])
-        try:
-            uid, _ = self.web.write(
-                create_workitem, ctx, form["uid"], workitem_from_form(form, step)
-            )
-        except Refusal as refusal:
-            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
-                return self.redirect(f"/workitem/{form['uid']}")
-            self.bottle.response.status = 422
-            return self.new_workitem(form, refusal.problems)
-        return self.tell(f"/workitem/{uid}", self.translator()("Saved."))
+def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str, str], ...]]:
+    """What the questions about a workitem are answered from."""
+    t = p.t
+    codes = sorted(UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513")
+    inputs = sorted(UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness)
+    watching = p.read(watchers_of, workitem.sop_instance_uid)
+    return {
+        "code": tuple((code, t(words)) for code, words in codes),
+        "station": (("", "-"), *((device.ae_title, device.name) for device in p.devices)),
+        "readiness": tuple((one, t(one)) for one in inputs),
+        "receiver": tuple((one, one) for d in p.devices if d.host for one in d.ae_titles),
+        "watcher": tuple((ae, ae) for ae, _ in watching),
+        "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
+    }
+
+
+def post_workitem(p: PageRequest, uid: str) -> str:
+    """POST /workitem/…: what a person does with it."""
+    event, asked = p.form("event"), p.form
+    p.need(next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin"))
+    if event in ("give up", "end", "release", "decline", "unsubscribe"):
+        needs_reason(asked("reason"))
+    readiness = bytes(text_elements(InputReadinessState=asked("readiness")))
+    deeds: dict[str, tuple[Any, ...]] = {
+        "claim": (claim_by_person,),
+        "complete": (finish_by_person, asked("remark")),
+        "give up": (give_up_by_person, asked("reason"), asked("code")),
+        "decline": (decline_cancellation, asked("reason")),
+        "assign": (assign_workitem, asked("station"), asked("performer")),
+        "readiness": (update_workitem, readiness),
+        "subscribe": (subscribe, asked("receiver"), asked("lock") == "TRUE"),
+        "unsubscribe": (unsubscribe, asked("watcher"), asked("reason")),
+        "release": (release_lock, asked("watcher"), asked("reason")),
+        "end": (end_workitem, asked("reason"), asked("code")),
+    }
+    if event == "cancel":
+        p.write(request_cancel, uid, cancel_request(p))
+    elif event in deeds:
+        core, *more = deeds[event]
+        p.write(core, uid, *more)
+    else:
+        raise no_such_action()
+    return p.tell(f"/workitem/{uid}", p.t("Saved."))
+
+
+def cancel_request(p: PageRequest) -> bytes:
+    """The information of a request to cancel, from the form. Refuses 0106."""
+    contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
+    return cancellation_reason(p.form("reason"), p.form("code") or "110513").merged(contact)
+
+
+def new_workitem_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+    t, now = p.t, p.ctx.local_now()
+    form = form or {
+        "step": p.query("step"),
+        "date": f"{now:%Y-%m-%d}",
+        "time": f"{now:%H:%M}",
+        "priority": "MEDIUM",
+        "readiness": "READY",
+    }
+    step = ElementIndex(step_of_form(p, form.get("step", "")))
+    fixed = {
+        "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
+    } if step.found else {}  # fmt: skip
+    choices = {
+        "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
+        "worklist": tuple((label, label) for label in p.read(worklist_labels)),
+        "priority": tuple(
+            (one, t(one)) for one in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
+        ),
+        "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
+    }
+    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    fields = [
+        Field(name, t(label), kind, form.get(name, ""), name == "label",
+              by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
+        for name, keyword, kind, label in WORKITEM_FIELDS
+        if name not in fixed
+    ]  # fmt: skip
+    words = " · ".join(filter(None, fixed.values()))
+    return show_form(
+        p,
+        "New workitem",
+        [(words or t("Workitem"), fields)],
+        [problem for problem in problems if problem.tag in by_tag],
+        submit=t("Create"),
+        hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
+    )
+
+
+def step_of_form(p: PageRequest, row_id: str) -> bytes:
+    """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+    return p.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+
+
+def post_new_workitem(p: PageRequest) -> str:
+    """POST /workitems/new."""
+    form = {row[0]: p.form(row[0]).strip() for row in WORKITEM_FIELDS}
+    form |= {"step": p.form("step"), "uid": p.form("uid")}
+    step = step_of_form(p, form["step"])
+    try:
+        uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))
+    except Refusal as refusal:
+        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+            return p.redirect(f"/workitem/{form['uid']}")
+        return new_workitem_page(p, form, p.again(refusal))
+    return p.tell(f"/workitem/{uid}", p.t("Saved."))

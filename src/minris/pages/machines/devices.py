@@ -17,246 +17,219 @@ from minris.access.devices import (
 from minris.config.ini import Config, Device
 from minris.config.settings import DEVICE_SETTINGS, Setting
 from minris.doctor import Called, Finding, echo, echo_outcome, examine
-from minris.pages.forms import FORM_PAGE, Field
-from minris.pages.frame import LIGHTS, Action, Frame, Part, Row
+from minris.pages.forms import Field, show_form
+from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
 from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status
 from minris.upper_layer.server import ENDINGS
-from minris.web.request import enter
 
 
-class DevicePages(Frame):
-    """Devices and the doctor of one; who has called; what each status means."""
-
-    def devices(self) -> str:
-        """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        known = [
-            Row(
-                (
-                    device.name,
-                    ", ".join(device.ae_titles),
-                    device.modality,
-                    f"{device.host}:{device.port}" if device.host else "",
-                    "\\".join(device.character_set) or t("as asked"),
-                    t("config.ini") if device.from_file else "",
-                ),
-                f"/devices/edit?name={urllib.parse.quote(device.name)}",
-                (
-                    Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-                    Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
-                ),
-            )
-            for device in self.web.access().devices
-        ]
-        columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
-        tried = [
-            Row(
-                (
-                    calling or "?",
-                    address,
-                    t(words),
-                    f"{datetime.datetime.fromtimestamp(at, self.web.config.zone):%d.%m. %H:%M}",
-                ),
-                "",
-                (register_action(t, calling, address),)
-                if calling and not self.web.access().device(calling)
-                else (),
-            )
-            for (calling, address), (at, words) in reversed(
-                self.web.box.associations.rejected.copy().items()
-            )
-        ]
-        parts = [
-            Part("", columns, known, t("There are none.")),
-            Part(t("Turned away since the start"),
-                 (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
-        ]  # fmt: skip
-        links = [("/devices/edit", t("New device"))]
-        return self.listing("Devices", login, parts, links=links)
-
-    def edit_device(
-        self, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-    ) -> str:
-        """GET /devices/edit: the settings of a device, those of the file to look at."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        name = self.request.query.getunicode("name") or ""
-        device = next((d for d in self.web.access().devices if d.name == name), None)
-        profile = self.request.query.getunicode("profile") or ""
-        form = form or {
-            "name": name,
-            "old_name": name if device else "",
-            **(settings_of(device) if device else {}),
-            **profile_settings(profile),
-        }
-        fields = [Field("name", t("Name"), "text", form.get("name", ""), True, "", ())]
-        for setting in DEVICE_SETTINGS:
-            choices = setting_choices(setting, t)
-            kind = "select" if choices else "text"
-            value = form.get(setting.key) or (setting.default if choices else "")
-            label = f"{setting.key}: {t(setting.meaning)}"
-            fields.append(
-                Field(setting.key, label, kind, value, setting.key == "ae_title", "", choices)
-            )
-        editable = not (device and device.from_file)
-        known = urllib.parse.quote(name)
-        after = [
+def devices_page(p: PageRequest) -> str:
+    """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
+    t = p.t
+    known = [
+        Row(
             (
-                f"/devices/edit?name={known}&profile={urllib.parse.quote(p)}",
-                t("Use: {profile}", profile=p),
-            )
-            for p in DEVICE_PROFILES
-        ]
-        return self.page(
-            FORM_PAGE,
-            "Device",
-            login,
-            action="/devices/save",
-            submit=t("Save") if editable else "",
-            csrf=login.form_token,
-            hidden=[("old_name", form.get("old_name", ""))],
-            groups=[
-                (t("Device") if editable else t("From config.ini, to be changed there"), fields)
+                device.name,
+                ", ".join(device.ae_titles),
+                device.modality,
+                f"{device.host}:{device.port}" if device.host else "",
+                "\\".join(device.character_set) or t("as asked"),
+                t("config.ini") if device.from_file else "",
+            ),
+            f"/devices/edit?name={urllib.parse.quote(device.name)}",
+            (
+                Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+                Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
+            ),
+        )
+        for device in p.devices
+    ]
+    columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
+    tried = []
+    for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
+        when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
+        new = calling and not p.device(calling)
+        actions = (register_action(t, calling, address),) if new else ()
+        tried.append(Row((calling or "?", address, t(words), when), "", actions))
+    parts = [
+        Part("", columns, known, t("There are none.")),
+        Part(t("Turned away since the start"),
+             (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
+    ]  # fmt: skip
+    return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
+
+
+def device_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /devices/edit: the settings of a device, those of the file to look at."""
+    t, name = p.t, p.query("name")
+    device = next((d for d in p.devices if d.name == name), None)
+    form = form or {
+        "name": name,
+        "old_name": name if device else "",
+        **(settings_of(device) if device else {}),
+        **profile_settings(p.query("profile")),
+    }
+    fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
+    for setting in DEVICE_SETTINGS:
+        choices = setting_choices(setting, t)
+        kind = "select" if choices else "text"
+        value = form.get(setting.key) or (setting.default if choices else "")
+        label = f"{setting.key}: {t(setting.meaning)}"
+        required = setting.key == "ae_title"
+        fields.append(Field(setting.key, label, kind, value, required, "", choices))
+    values = {"submit": "", "after": [("/devices", t("Back"))]}
+    legend = t("From config.ini, to be changed there")
+    if not (device and device.from_file):
+        legend, query = t("Device"), f"name={urllib.parse.quote(name)}&profile="
+        values = {
+            "submit": t("Save"),
+            "extra": [("preview", t("Show names as sent"))]
+            + [("delete", t("Delete"))] * bool(form.get("old_name")),
+            "after": [
+                (
+                    f"/devices/edit?{query}{urllib.parse.quote(one)}",
+                    t("Use: {profile}", profile=one),
+                )
+                for one in DEVICE_PROFILES
             ],
-            problems=[t(problem.words) for problem in problems],
-            after=after if editable else [("/devices", t("Back"))],
-            shown=self._names_as_sent(t, form),
-            extra=[("preview", t("Show names as sent"))] * editable
-            + [("delete", t("Delete"))] * bool(form.get("old_name") and editable),
+        }
+    return show_form(
+        p, "Device", [(legend, fields)], problems, action="/devices/save",
+        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(t, form), **values,
+    )  # fmt: skip
+
+
+def names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
+    """What a device with these settings is sent of some names, to the byte."""
+    settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
+    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
+        key: text for key, text in settings.items() if text})  # fmt: skip
+    if not made:
+        return []
+    names = []
+    for name in SAMPLE_NAMES:
+        text, sent = name_as_sent(made, name)
+        names.append(Row((name, text, sent.hex(" ").upper())))
+    columns = (t("Name"), t("The device gets"), t("Bytes"))
+    return [Part(t("Names as this device is sent them"), columns, names)]
+
+
+def post_device(p: PageRequest) -> str:
+    """POST /devices/save: make, change or delete a device; the next call is judged by it."""
+    settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
+    name, old_name = p.form("name").strip(), p.form("old_name")
+    form = {"name": name, "old_name": old_name, **settings}
+    if p.form("event") == "preview":
+        return device_page(p, form)
+    try:
+        if p.form("event") == "delete":
+            p.write(delete_device, old_name)
+        else:
+            p.write(save_device, name, settings, old_name)
+    except Refusal as refusal:
+        return device_page(p, form, p.again(refusal))
+    p.web.box.reload_access()
+    return p.tell("/devices", p.t("Saved."))
+
+
+def device_named(p: PageRequest, name: str) -> Device:
+    """A device by its name. Refuses 0112."""
+    device = next((one for one in p.devices if one.name == name), None)
+    if not device:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+    return device
+
+
+def doctor_page(p: PageRequest) -> str:
+    """GET /devices/doctor: what is known of a device, and the one thing to do next."""
+    t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
+    outcome = echo_outcome(p.web.config.dicom.ae_title, device)
+    called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
+    found = p.read(examine, p.ctx, device, called, outcome)
+    findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
+                for one in found]  # fmt: skip
+    first = found[0]
+    verdict = t("All is well with {name}.", name=device.name)
+    if first.light != "good":
+        mend = f" {t(first.mend)}." if first.mend else ""
+        verdict = f"{t(first.words)}.{mend}"
+    links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
+    links.append(("/devices", t("Devices")))
+    part = Part(device.name, (t("Light"), t("What is known")), findings)
+    return p.listing("Doctor", [part], intro=verdict, links=links)
+
+
+def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
+    """The button that takes another AE title of a device."""
+    if not finding.do or device.from_file:
+        return ()
+    fields = (("name", device.name), ("ae_title", finding.do))
+    return (Action("/devices/adopt", t(finding.mend), fields),)
+
+
+def post_adopt(p: PageRequest) -> str:
+    """POST /devices/adopt: take another AE title of a device."""
+    name = p.form("name")
+    p.write(adopt_title, name, p.form("ae_title"))
+    p.web.box.reload_access()
+    return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
+
+
+def post_echo(p: PageRequest) -> str:
+    """POST /devices/echo: C-ECHO to a device."""
+    device = device_named(p, p.form("name"))
+    return p.tell("/devices", p.t(echo(p.web.config.dicom.ae_title, device)))
+
+
+def associations_page(p: PageRequest) -> str:
+    """GET /associations: who is calling now and who has called, what was done, how it ended."""
+    t, server, names = p.t, p.web.box.associations, device_names(p.web)
+    wanted = p.query("q").strip().casefold()
+    ended = []
+    for one in reversed(server.ended.copy()):
+        name = names.get(one.calling, "")
+        if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
+            continue
+        failed = one.ending not in ("released", "aborted") or any(
+            is_failure(status) for (_, status), _ in one.done
         )
+        when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
+        cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
+                 "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
+                 t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
+        link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
+        actions = () if name else (register_action(t, one.calling, one.address),)
+        ended.append(Row(cells, link, actions, "warning" if failed else "good"))
+    now = [
+        Row((names.get(one.calling, t("unknown")), one.calling, one.address))
+        for one in server.associations.copy()
+        if one.calling
+    ]
+    columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
+               t("How it ended"))  # fmt: skip
+    parts = [
+        Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
+        Part(t("Since the start, the newest first"), columns, ended, t("None.")),
+    ]
+    intro = t("Of what a device repeats, the last time is shown.")
+    return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
+                     query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
 
-    @staticmethod
-    def _names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
-        """What a device with these settings is sent of some names, to the byte."""
-        settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
-        made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
-            key: text for key, text in settings.items() if text})  # fmt: skip
-        if not made:
-            return []
-        rows_ = []
-        for name in SAMPLE_NAMES:
-            text, sent = name_as_sent(made, name)
-            rows_.append(Row((name, text, sent.hex(" ").upper())))
-        columns = (t("Name"), t("The device gets"), t("Bytes"))
-        return [Part(t("Names as this device is sent them"), columns, rows_)]
 
-    def save_device_form(self) -> str:
-        """POST /devices/save: make, change or delete a device; the next call is judged by it."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        form = {setting.key: self.form(setting.key).strip() for setting in DEVICE_SETTINGS}
-        name, old_name = self.form("name").strip(), self.form("old_name")
-        try:
-            if self.form("event") == "preview":
-                return self.edit_device({"name": name, "old_name": old_name, **form})
-            if self.form("event") == "delete":
-                self.web.write(delete_device, ctx, old_name)
-            else:
-                self.web.write(save_device, ctx, name, form, old_name)
-        except Refusal as refusal:
-            self.bottle.response.status = 422
-            problems = refusal.problems or [Problem(0, Message(refusal.detail))]
-            return self.edit_device({"name": name, "old_name": old_name, **form}, problems)
-        self.web.box.reload_access()
-        return self.tell("/devices", self.translator()("Saved."))
-
-    def doctor(self) -> str:
-        """GET /devices/doctor: what is known of a device, and the one thing to do next."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, device = self.translator(), self._device(self.request.query.getunicode("name") or "")
-        server = self.web.box.associations
-        outcome = echo_outcome(self.web.config.dicom.ae_title, device)
-        called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
-        found = self.web.read(examine, ctx, device, called, outcome)
-        rows_ = [Row((LIGHTS[one.light], t(one.words)), "", self._mending(t, device, one), one.light)
-                 for one in found]  # fmt: skip
-        first = found[0]
-        verdict = t("All is well with {name}.", name=device.name)
-        if first.light != "good":
-            mend = f" {t(first.mend)}." if first.mend else ""
-            verdict = f"{t(first.words)}.{mend}"
-        links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
-        links.append(("/devices", t("Devices")))
-        part = Part(device.name, (t("Light"), t("What is known")), rows_)
-        return self.listing("Doctor", login, [part], intro=verdict, links=links)
-
-    def associations(self) -> str:
-        """GET /associations: who is calling now and who has called, what was done, how it ended."""
-        login, ctx = enter(self.web, self.request, "technologist")
-        t, server = self.translator(), self.web.box.associations
-        wanted = (self.request.query.getunicode("q") or "").strip().casefold()
-        names = device_names(self.web)
-        found_rows = []
-        for one in reversed(server.ended.copy()):
-            name = names.get(one.calling, "")
-            if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
-                continue
-            failed = one.ending not in ("released", "aborted") or any(
-                is_failure(status) for (_, status), _ in one.done
-            )
-            when = datetime.datetime.fromtimestamp(one.at, ctx.config.zone)
-            cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
-                     "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
-                     t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
-            link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
-            actions = () if name else (register_action(t, one.calling, one.address),)
-            found_rows.append(Row(cells, link, actions, "warning" if failed else "good"))
-        now = [
-            Row((names.get(one.calling, t("unknown")), one.calling, one.address))
-            for one in server.associations.copy()
-            if one.calling
-        ]
-        columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
-                   t("How it ended"))  # fmt: skip
-        parts = [
-            Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
-            Part(t("Since the start, the newest first"), columns, found_rows, t("None.")),
-        ]
-        intro = t("Of what a device repeats, the last time is shown.")
-        return self.listing("Associations", login, parts, intro=intro, search=t("Device or address"),
-                            query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
-
-    def statuses(self) -> str:
-        """GET /statuses: what each status means, and what mends it."""
-        login, _ = enter(self.web, self.request, "technologist")
-        t = self.translator()
-        wanted = (self.request.query.getunicode("q") or "").strip().upper().removeprefix("0X")
-        rows_ = [
-            Row((f"{status:04X}", t(meaning), t(mend)))
-            for status, (meaning, mend) in STATUS_WORDS.items()
-            if wanted in f"{status:04X}"
-        ]
-        columns = (t("Status"), t("Meaning"), t("What to do"))
-        part = Part("", columns, rows_, t("Nothing found."))
-        intro = t("What devices show, and what is in the log.")
-        return self.listing(
-            "Statuses", login, [part], intro=intro, search=t("Status"), query=wanted
-        )
-
-    @staticmethod
-    def _mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
-        """The button that takes another AE title of a device."""
-        if not finding.do or device.from_file:
-            return ()
-        fields = (("name", device.name), ("ae_title", finding.do))
-        return (Action("/devices/adopt", t(finding.mend), fields),)
-
-    def adopt(self) -> str:
-        """POST /devices/adopt: take another AE title of a device."""
-        _, ctx = enter(self.web, self.request, "technologist")
-        name = self.form("name")
-        self.web.write(adopt_title, ctx, name, self.form("ae_title"))
-        self.web.box.reload_access()
-        path = f"/devices/doctor?name={urllib.parse.quote(name)}"
-        return self.tell(path, self.translator()("Saved."))
-
-    def echo_device(self) -> str:
-        """POST /devices/echo: C-ECHO to a device."""
-        enter(self.web, self.request, "technologist")
-        device = self._device(self.form("name"))
-        words = echo(self.web.config.dicom.ae_title, device)
-        return self.tell("/devices", self.translator()(words))
+def statuses_page(p: PageRequest) -> str:
+    """GET /statuses: what each status means, and what mends it."""
+    t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
+    found = [
+        Row((f"{status:04X}", t(meaning), t(mend)))
+        for status, (meaning, mend) in STATUS_WORDS.items()
+        if wanted in f"{status:04X}"
+    ]
+    part = Part("", (t("Status"), t("Meaning"), t("What to do")), found, t("Nothing found."))
+    intro = t("What devices show, and what is in the log.")
+    return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:

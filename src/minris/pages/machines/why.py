@@ -14,95 +14,88 @@ from minris.orders.lookup import find_steps, step_key
 from minris.orders.scheduling import move_step, reschedule
 from minris.orders.trace import Exclusion, exclusion, latest_by_device, recent_queries, save_queries
 from minris.orders.worklist import WorklistView
-from minris.pages.frame import Action, Frame, Part, Row, safe_path
+from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
 from minris.pages.language import Translator
 from minris.standard.dictionary import is_date, tag_of
-from minris.standard.status import Message, Refusal, Status, description_of
+from minris.standard.status import Refusal, Status, description_of
 from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, STEP_STATUS, STEP_TRANSITIONS
-from minris.web.request import enter
 
 
-class WhyPages(Frame):
-    """Why is my patient not on the machine?"""
-
-    def why(self) -> str:
-        """GET /why: which device asked when, and the first key that kept each exam from it."""
-        login, ctx = enter(self.web, self.request, "desk")
-        t, query = self.translator(), self.request.query.getunicode("q") or ""
-        self.web.write(save_queries, ctx, self.web.box.dimse.queries.take())
-        since = ctx.stamp(days=-self.web.config.housekeeping.keep_queries_days)
-        queries = self.web.read(recent_queries, since)
-        parts = []
-        if query.strip():
-            steps = self.web.read(find_steps, query)[:10]
-            parts = [self.explained(ctx, t, step, queries) for step in steps]
-            if not steps:
-                parts = [Part("", (), [], t("Nobody was found."))]
-        columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
-        asked = [
-            Row(
-                (
-                    f"{q.ae_title} {q.address}",
-                    f"{datetime.datetime.fromisoformat(q.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M:%S}",
-                    str(q.count),
-                    str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                    asked_for(t, ElementIndex(bytes(q.keys))),
-                )
+def why_page(p: PageRequest) -> str:
+    """GET /why: which device asked when, and the first key that kept each exam from it."""
+    t, query = p.t, p.query("q")
+    p.write(save_queries, p.web.box.dimse.queries.take())
+    queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
+    parts = []
+    if query.strip():
+        steps = p.read(find_steps, query)[:10]
+        parts = [explained(p, step, queries) for step in steps]
+        if not steps:
+            parts = [Part("", (), [], t("Nobody was found."))]
+    columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+    asked = [
+        Row(
+            (
+                f"{q.ae_title} {q.address}",
+                f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+                str(q.count),
+                str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+                asked_for(t, ElementIndex(bytes(q.keys))),
             )
-            for q in queries[:50]
-        ]
-        parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
-        label = t("Patient: name, ID or accession number")
-        intro = t("Why is my patient not on the machine?")
-        return self.listing("Why not there?", login, parts, search=label, query=query, intro=intro)
-
-    def explained(self, ctx: Context, t: Translator, step: Any, queries: list[Any]) -> Part:
-        """For one exam, each device's last different queries and what kept it from them."""
-        data, found_rows, is_found = bytes(step.data), [], False
-        for query in latest_by_device(queries):
-            device = self.web.access().device(query.ae_title)
-            try:
-                search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
-            except Refusal as refusal:
-                found_rows.append(
-                    Row((query.ae_title, t("The query was refused: {words}", words=refusal.detail)))
-                )
-                continue
-            seen = Context(
-                ctx.config, ctx.actor, lambda q=query: datetime.datetime.fromisoformat(q.last_at)
-            )
-            why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
-            others = search.mismatches(ElementIndex(data))
-            sentence, actions = reason_of(t, why, step, others)
-            when = datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone)
-            found_rows.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
-            stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
-            titles = device.ae_titles if device else (query.ae_title,)
-            is_found |= why is None and bool(set(titles) & set(stations))
-        if is_found:  # by its own machine: nothing is to be mended
-            found_rows = [row._replace(actions=()) for row in found_rows]
-        index = ElementIndex(data)
-        heading = (
-            f"{t.name(index.get('PatientName'))}, {t.date(step.start_date)} {step.accession_number}"
         )
-        columns = (t("Device"), t("Asked"), t("What came of it"))
-        return Part(heading, columns, found_rows, t("No device has asked for a worklist."))
+        for q in queries[:50]
+    ]
+    parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+    label = t("Patient: name, ID or accession number")
+    intro = t("Why is my patient not on the machine?")
+    return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
 
-    def mend(self) -> str:
-        """POST /why/mend: give the exam what the device asked for."""
-        _, ctx = enter(self.web, self.request, "desk")
-        row_id, forms = self.number("step"), self.request.forms
-        given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
-        if "ScheduledProcedureStepStatus" in given:
-            study, step_id = self.web.read(step_key, row_id)
-            self.web.write(reschedule, ctx, study, step_id, b"")
-        elif given and MENDABLE.issuperset(given):
-            self.web.write(mend_step, ctx, row_id, given)
-        else:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
-        t = self.translator()
-        following = safe_path(self.request.get_header("Referer"), "/why")
-        return self.tell(following, t("Mended: the next query of the device finds the exam."))
+
+def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
+    """A time of the store on the clock of the clinic."""
+    return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
+
+
+def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
+    """For one exam, each device's last different queries and what kept it from them."""
+    ctx, t, data, answers, is_found = p.ctx, p.t, bytes(step.data), [], False
+    for query in latest_by_device(queries):
+        device = p.device(query.ae_title)
+        try:
+            search = Search(ElementIndex(bytes(query.keys)), MWL_ATTRIBUTES)
+        except Refusal as refusal:
+            words = t("The query was refused: {words}", words=refusal.detail)
+            answers.append(Row((query.ae_title, words)))
+            continue
+        when = local_time(p, query.last_at)
+        seen = Context(ctx.config, ctx.actor, lambda when=when: when)
+        why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
+        others = search.mismatches(ElementIndex(data))
+        sentence, actions = reason_of(t, why, step, others)
+        answers.append(Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "", actions))
+        stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
+        titles = device.ae_titles if device else (query.ae_title,)
+        is_found |= why is None and bool(set(titles) & set(stations))
+    if is_found:  # by its own machine: nothing is to be mended
+        answers = [row._replace(actions=()) for row in answers]
+    name = t.name(ElementIndex(data).get("PatientName"))
+    heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
+    columns = (t("Device"), t("Asked"), t("What came of it"))
+    return Part(heading, columns, answers, t("No device has asked for a worklist."))
+
+
+def post_mend(p: PageRequest) -> str:
+    """POST /why/mend: give the exam what the device asked for."""
+    row_id, forms = p.number("step"), p.request.forms
+    given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
+    if "ScheduledProcedureStepStatus" in given:
+        p.write(reschedule, *p.read(step_key, row_id), b"")
+    elif given and MENDABLE.issuperset(given):
+        p.write(mend_step, row_id, given)
+    else:
+        raise no_such_action()
+    words = p.t("Mended: the next query of the device finds the exam.")
+    return p.tell(p.came_from("/why"), words)
 
 
 MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
