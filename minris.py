@@ -1836,123 +1836,123 @@ def setting_table(text: str) -> tuple[Setting, ...]:
 
 SETTINGS = setting_table(r"""
     section | key | default | kind | meaning
-    dicom | ae_title | MINRIS | ae | our AE title, to be entered at every machine
+    dicom | ae_title | MINRIS | ae | AE title of this system; configure it on every machine
     dicom | host | 0.0.0.0 | text | address to listen on
     dicom | port | 11112 | int 0 65535 | port to listen on; 104 is the registered one (0: any free)
-    dicom | check_called_ae_title | yes | bool | refuse calls to another AE title than ours
-    dicom | accept_unknown_devices | no | bool | serve AE titles that are not registered as devices
-    dicom | character_set | | charset | set of answers where neither device nor query name one; empty: ISO_IR 192 (UTF-8)
-    dicom | hide_steps | COMPLETED, DISCONTINUED, CANCELED, NO SHOW, DEPARTED | states | steps in these states are not shown to modalities
-    dicom | answer_limit | 10000 | int 1 1000000 | most answers to one query; past it the query ends with A700
+    dicom | check_called_ae_title | yes | bool | reject calls to any other AE title
+    dicom | accept_unknown_devices | no | bool | accept calls from AE titles that are not registered as devices
+    dicom | character_set | | charset | character set of answers if neither device nor query specifies one; empty: ISO_IR 192 (UTF-8)
+    dicom | hide_steps | COMPLETED, DISCONTINUED, CANCELED, NO SHOW, DEPARTED | states | states in which steps are hidden from modalities
+    dicom | answer_limit | 10000 | int 1 1000000 | maximum answers per query; beyond it the query ends with A700
     dicom | strict_mpps | no | bool | refuse a performed step without its type 2 attributes (0120), or discontinued without series
-    dicom | maximum_pdu_length | 131072 | int 4096 1048576 | largest PDU accepted, bytes
-    dicom | maximum_command_length | 16384 | int 1024 1048576 | largest command set, bytes
-    dicom | maximum_dataset_length | 4194304 | int 65536 268435456 | largest data set, bytes; a larger one is read over and answered 0213
-    dicom | maximum_drained_length | 33554432 | int 65536 1073741824 | past so many bytes of one data set the association is aborted
-    dicom | maximum_nesting | 16 | int 2 64 | deepest nesting of sequences
-    dicom | maximum_elements | 100000 | int 1000 10000000 | most elements in one data set
-    dicom | associate_timeout | 10 | seconds 0.1 600 | time for a caller to ask for an association
-    dicom | pdu_timeout | 5 | seconds 0.1 600 | time for a PDU that has begun, and one second more for each 16 KiB
-    dicom | idle_timeout | 60 | seconds 0.1 86400 | an association without a message for so long is aborted
-    dicom | send_timeout | 10 | seconds 0.1 600 | time for a caller to take what we send
-    dicom | maximum_associations | 256 | int 1 10000 | associations at once
-    dicom | maximum_associations_per_address | 128 | int 1 10000 | of them from one address
-    dicom | maximum_pending | 256 | int 1 10000 | connections not yet associated
-    dicom | maximum_pending_per_address | 128 | int 1 10000 | of them from one address
+    dicom | maximum_pdu_length | 131072 | int 4096 1048576 | maximum PDU accepted, bytes
+    dicom | maximum_command_length | 16384 | int 1024 1048576 | maximum command set, bytes
+    dicom | maximum_dataset_length | 4194304 | int 65536 268435456 | maximum data set, bytes; larger ones are discarded and answered 0213
+    dicom | maximum_drained_length | 33554432 | int 65536 1073741824 | bytes of one data set to discard before the association is aborted
+    dicom | maximum_nesting | 16 | int 2 64 | maximum nesting of sequences
+    dicom | maximum_elements | 100000 | int 1000 10000000 | maximum elements in one data set
+    dicom | associate_timeout | 10 | seconds 0.1 600 | seconds a caller has to request an association
+    dicom | pdu_timeout | 5 | seconds 0.1 600 | seconds to receive one PDU, plus 1 s per 16 KiB
+    dicom | idle_timeout | 60 | seconds 0.1 86400 | seconds without a message before an association is aborted
+    dicom | send_timeout | 10 | seconds 0.1 600 | seconds a caller has to accept what is sent
+    dicom | maximum_associations | 256 | int 1 10000 | maximum associations at once
+    dicom | maximum_associations_per_address | 128 | int 1 10000 | maximum per address
+    dicom | maximum_pending | 256 | int 1 10000 | maximum connections without an association yet
+    dicom | maximum_pending_per_address | 128 | int 1 10000 | maximum per address
     dicom | tls_port | 0 | int 0 65535 | port for associations over TLS (0: none; 2762 is the registered one)
-    dicom | tls_certificate | | text | file with our certificate and those above it, PEM
-    dicom | tls_key | | text | file with its private key, PEM
-    dicom | tls_client_ca | | text | callers must show a certificate of one of the authorities in this file, PEM
+    dicom | tls_certificate | | text | certificate chain file (PEM)
+    dicom | tls_key | | text | private key file (PEM)
+    dicom | tls_client_ca | | text | authorities file (PEM); callers must present a certificate issued by one of them
     ups | worklist_label | MAIN | value LO 64 | Worklist Label (0074,1202) of workitems created without one
     ups | strict | no | bool | refuse a workitem without its type 2 attributes (0120)
     ups | grant_locks | yes | bool | grant deletion locks; no: subscribers get none (B301)
-    ups | restart_receivers | | titles | AE titles told of our restart beside all subscribers, separated by commas
+    ups | restart_receivers | | titles | further AE titles notified after a restart, comma-separated
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
-    ups | tell_going_down | yes | bool | tell subscribers when the appliance is stopped
-    commitment | evidence | archive | evidence | what proves that an image is safe, in this order, by commas: archive, commitment, availability
-    commitment | archive | | ae_or_none | AE title of the archive that is asked; empty: the device whose role is archive
-    commitment | answer_minutes | 60 | int 1 1440 | an archive that was passed a request on, for its own commitment, is asked anew after so many minutes
-    commitment | look_minutes | 5 | int 0 1440 | the archive is asked every so many minutes for images that are to come (0: never)
-    commitment | quiet_minutes | 10 | int 0 1440 | the exam of a machine that does not report has ended when no image has come for so long
-    commitment | missing_minutes | 5 | int 0 1440 | an image that the archive does not have is looked for again for so long
-    commitment | give_up_hours | 24 | int 1 720 | without evidence, as the archive is down, images are called not safe after so many hours
-    commitment | report_hours | 72 | int 1 720 | a result that the machine does not take is given up after so many hours
-    commitment | keep_days | 90 | int 1 36500 | results, and what was notified of availability, are kept so many days
-    commitment | maximum_instances | 20000 | int 1 1000000 | most images in one request
+    ups | tell_going_down | yes | bool | notify subscribers when minris is stopped
+    commitment | evidence | archive | evidence | accepted proof that an image is safe, in this order, comma-separated: archive, commitment, availability
+    commitment | archive | | ae_or_none | AE title of the archive to query; empty: the device whose role is archive
+    commitment | answer_minutes | 60 | int 1 1440 | minutes to wait for the archive's own commitment before asking again
+    commitment | look_minutes | 5 | int 0 1440 | minutes between archive queries for expected images (0: never)
+    commitment | quiet_minutes | 10 | int 0 1440 | minutes without a new image before an exam counts as ended, for machines without MPPS
+    commitment | missing_minutes | 5 | int 0 1440 | minutes to keep looking for an image that the archive does not have
+    commitment | give_up_hours | 24 | int 1 720 | hours without proof, such as with the archive down, before images are reported as not safe
+    commitment | report_hours | 72 | int 1 720 | hours to keep retrying delivery of a result to the machine
+    commitment | keep_days | 90 | int 1 36500 | days to keep results and availability notifications
+    commitment | maximum_instances | 20000 | int 1 1000000 | maximum images per request
     web | host | 0.0.0.0 | text | address to listen on
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
-    web | tls_certificate | | text | file with the certificate of the pages, PEM: they are served by https
-    web | tls_key | | text | file with its private key, PEM
-    web | public_url | | url | address that browsers use, where a proxy stands before this port
-    web | anonymous_loopback | no | bool | calls from 127.0.0.1 to /api and /dicom-web need no token
-    web | session_hours | 12 | int 1 720 | a login ends after so many hours
-    web | login_attempts | 10 | int 3 1000 | wrong passwords from one address or for one user in 15 minutes before both must wait
-    web | maximum_body | 16777216 | int 65536 1073741824 | largest request, bytes
-    web | request_timeout | 20 | seconds 1 600 | time for a request to come in
-    web | maximum_connections_per_address | 128 | int 1 10000 | connections from one address, without WebSockets
-    web | maximum_websockets | 1000 | int 1 100000 | WebSockets open at once
-    web | requests_per_second | 1000 | int 0 100000 | requests from one address, before it is told to wait (429); 0: no limit
-    web | cors_origins | | origins | sites whose pages may call /api and /dicom-web with a token, https://viewer.example and so on
-    store | url | sqlite:///minris.db | store | where everything is kept; a relative path counts from config.ini
-    clinic | name | minris | text | shown on the pages
+    web | tls_certificate | | text | certificate chain file of the pages (PEM); set it to serve them by https
+    web | tls_key | | text | private key file (PEM)
+    web | public_url | | url | public URL if behind a reverse proxy
+    web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
+    web | session_hours | 12 | int 1 720 | hours until a login expires
+    web | login_attempts | 10 | int 3 1000 | failed logins per address or user in 15 minutes before a lock-out
+    web | maximum_body | 16777216 | int 65536 1073741824 | maximum request, bytes
+    web | request_timeout | 20 | seconds 1 600 | seconds to receive a request
+    web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets
+    web | maximum_websockets | 1000 | int 1 100000 | maximum open WebSockets
+    web | requests_per_second | 1000 | int 0 100000 | requests per second and address before 429; 0: no limit
+    web | cors_origins | | origins | origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example
+    store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
+    clinic | name | minris | text | name of the clinic, shown on the pages
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
-    clinic | language | en | choice en zh-CN | language of the pages where the browser asks for neither
-    clinic | opens | 08:00 | clock | when the first exam may begin, for the calendar
-    clinic | closes | 18:00 | clock | when the last exam has ended, for the calendar and no_show_after_closing
+    clinic | language | en | choice en zh-CN | default language of the pages
+    clinic | opens | 08:00 | clock | opening time, for the calendar
+    clinic | closes | 18:00 | clock | closing time, for the calendar and no_show_after_closing
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
-    clinic | slot_minutes | 15 | int 5 240 | how long an exam takes whose procedure the catalogue does not know
-    clinic | patient_id_format | P{number:06} | id 64 | Patient ID made when none is given
-    clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | Accession Number made when none is given
-    clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | Requested Procedure ID made when none is given
-    clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | Scheduled Procedure Step ID made when none is given
-    housekeeping | backup_time | 02:30 | clock | time of the nightly backup, made up for at the next start if it was missed; empty: none
-    housekeeping | backup_folder | backups | text | where backups go; a relative path counts from config.ini
-    housekeeping | backups_kept | 14 | int 1 1000 | as many backups are kept, the oldest goes
-    housekeeping | no_show_after_closing | no | bool | who has not come by closing time did not come, where the machine reports its exams
-    housekeeping | keep_queries_days | 7 | int 1 3650 | worklist queries are remembered for so many days
-    housekeeping | keep_steps_days | 0 | int 0 36500 | steps that ended so many days ago are erased, with what was performed for them (0: never)
-    housekeeping | keep_patients_days | 0 | int 0 36500 | patients without any step, unchanged for so many days, are erased (0: never)
-    housekeeping | keep_workitems_days | 7 | int 1 36500 | a workitem that has ended stays so many days at least, and as long as a deletion lock
-    housekeeping | keep_workitem_history_days | 0 | int 0 36500 | events of purged workitems are erased after so many days (0: never)
-    housekeeping | keep_deliveries_days | 30 | int 1 3650 | who was told of an event, or passed on what, and when, is remembered for so many days
-    housekeeping | stuck_lock_hours | 24 | int 1 8760 | a deletion lock on what ended so many hours ago is listed as stuck
-    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | a workitem in progress without news for so many hours is listed as stuck
-    housekeeping | stuck_exam_hours | 4 | int 1 8760 | an exam that has begun, without news for so many hours, is listed as stuck
-    housekeeping | stuck_events_minutes | 10 | int 1 10080 | events, and what is passed on, that could not be delivered for so many minutes are listed as stuck
-    housekeeping | give_up_events_hours | 72 | int 1 8760 | an event, or what is passed on, that cannot be delivered is given up after so many hours
-    housekeeping | release_locks_days | 0 | int 0 3650 | deletion locks on ended workitems are released after so many days (0: only by a person)
-    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | workitems in progress without news for so many hours are canceled (0: only by a person)
-    housekeeping | cancel_expired_workitems | no | bool | scheduled workitems past their expiration are canceled
-    housekeeping | keep_audit_days | 0 | int 0 36500 | audit lines are erased after so many days (0: never)
-    log | level | INFO | choice DEBUG INFO WARNING ERROR | least level that is written
-    log | format | text | choice text json | form of a line
-    log | file | | text | file to write to, rotated at 10 MB; empty: standard error
+    clinic | slot_minutes | 15 | int 5 240 | default length of an exam, minutes, if its procedure is not in the catalogue
+    clinic | patient_id_format | P{number:06} | id 64 | pattern of generated Patient IDs
+    clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | pattern of generated Accession Numbers
+    clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | pattern of generated Requested Procedure IDs
+    clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | pattern of generated Scheduled Procedure Step IDs
+    housekeeping | backup_time | 02:30 | clock | time of the nightly backup; a missed one is made at the next start; empty: none
+    housekeeping | backup_folder | backups | text | backup folder; a relative path is relative to config.ini
+    housekeeping | backups_kept | 14 | int 1 1000 | number of backups kept
+    housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
+    housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
+    housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)
+    housekeeping | keep_patients_days | 0 | int 0 36500 | days to keep patients without steps (0: for ever)
+    housekeeping | keep_workitems_days | 7 | int 1 36500 | minimum days to keep an ended workitem; a deletion lock keeps it longer
+    housekeeping | keep_workitem_history_days | 0 | int 0 36500 | days to keep the events of purged workitems (0: for ever)
+    housekeeping | keep_deliveries_days | 30 | int 1 3650 | days to keep the record of deliveries
+    housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed as stuck
+    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed as stuck
+    housekeeping | stuck_exam_hours | 4 | int 1 8760 | hours without an update before a started exam is listed as stuck
+    housekeeping | stuck_events_minutes | 10 | int 1 10080 | minutes before undelivered events and reports are listed as stuck
+    housekeeping | give_up_events_hours | 72 | int 1 8760 | hours to keep retrying delivery of an event or report
+    housekeeping | release_locks_days | 0 | int 0 3650 | days before deletion locks on ended workitems are released (0: only by hand)
+    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
+    housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
+    housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
+    log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level
+    log | format | text | choice text json | log format
+    log | file | | text | log file, rotated at 10 MB; empty: standard error
     """)
 # The keys of each [device NAME].
 DEVICE_SETTINGS = setting_table(r"""
     section | key | default | kind | meaning
-    device | ae_title | | aes 8 | AE titles of the machine, separated by commas
-    device | host | | text | address of the machine, where we call it
-    device | port | 104 | int 1 65535 | port of the machine, where we call it
-    device | check_address | no | bool | refuse its AE titles from another address than host
-    device | modality | | value CS 16 | CT, MR, US, DX ...: what it is offered for on the registration page
+    device | ae_title | | aes 8 | AE titles of the machine, comma-separated
+    device | host | | text | address of the machine (needed only if minris connects to it)
+    device | port | 104 | int 1 65535 | port of the machine (needed only if minris connects to it)
+    device | check_address | no | bool | reject its AE titles from any address other than host
+    device | modality | | value CS 16 | modality (CT, MR, US, DX ...), preselected at registration
     device | station_name | | value SH 16 | Scheduled Station Name (0040,0010) of its steps
     device | location | | value SH 16 | Scheduled Procedure Step Location (0040,0011) of its steps
-    device | character_set | | charset | set of answers to it and of its texts without one; empty: as its query says, else UTF-8
-    device | fallback_character_set | ISO_IR 192 | charset | set of an answer that character_set cannot carry
-    device | role | modality | choice modality archive workstation | what it is
-    device | own_steps_only | no | bool | show it only steps scheduled for its own AE titles, whatever it asks for
-    device | days_back | | days | show it no step from before so many days ago; empty: no limit
-    device | days_ahead | | days | show it no step from more than so many days ahead; empty: no limit
-    device | answer_limit | | limit | most answers to one query of it; empty: as [dicom] answer_limit
-    device | empty_sequences | yes | bool | answer sequences without items; no: leave them out
-    device | name_groups | all | choice all alphabetic ideographic | what it is sent of a name: all groups, or one as the only one
-    device | relational_queries | no | bool | an archive that finds images by their own UIDs alone
-    device | mpps | auto | choice auto yes no | whether it reports performed steps; auto: if it ever has; else its exams end by what the archive tells
-    device | report_on_same_association | no | bool | tell it the result of storage commitment on its own association first, while that is open
-    device | passed_on | | passed_on | what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability
-    device | events | as_subscribed | choice as_subscribed dimse websocket both | how it is told of workitems: as it has subscribed, or whoever subscribed it
-    device | events_without_role | no | bool | send it UPS events though it does not take us as SCP
+    device | character_set | | charset | character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8
+    device | fallback_character_set | ISO_IR 192 | charset | character set of answers that character_set cannot encode
+    device | role | modality | choice modality archive workstation | kind of device
+    device | own_steps_only | no | bool | show only steps scheduled for its own AE titles, whatever it asks for
+    device | days_back | | days | days back: hide older steps; empty: no limit
+    device | days_ahead | | days | days ahead: hide later steps; empty: no limit
+    device | answer_limit | | limit | maximum answers per query of this device; empty: as [dicom] answer_limit
+    device | empty_sequences | yes | bool | return empty sequences; no: omit them
+    device | name_groups | all | choice all alphabetic ideographic | name groups it receives: all, or only one
+    device | relational_queries | no | bool | archive supports relational queries
+    device | mpps | auto | choice auto yes no | whether it sends MPPS; auto: if it ever has; no: its exams end when their images are in the archive
+    device | report_on_same_association | no | bool | send storage commitment results on its own association first, while that is open
+    device | passed_on | | passed_on | what is forwarded to it, comma-separated: mpps (performed steps), mpps_notification, availability
+    device | events | as_subscribed | choice as_subscribed dimse websocket both | how workitem events reach it: as_subscribed, or always dimse, websocket or both
+    device | events_without_role | no | bool | send UPS events even if it rejects the SCP role
     device | combined_pdvs | yes | bool | send command and data set in one PDU
     """)
 
@@ -2153,10 +2153,10 @@ def load_config(
 
 
 def settings_reference() -> str:
-    """config.ini with every setting, its default and meaning, each default as a remark."""
+    """config.ini with every setting, its default and meaning, each default as a comment."""
     lines = [
-        "# minris: every setting with its default. A line that begins with # is a remark:",
-        "# take the # away and change the value. Texts are UTF-8.",
+        "# minris: every setting with its default. Lines starting with # are comments.",
+        "# Remove the # to set a value. File encoding: UTF-8.",
     ]
     section = ""
     for setting in (*SETTINGS, *DEVICE_SETTINGS):
@@ -18279,15 +18279,15 @@ document.addEventListener("keydown", (event) => {
  "A value is wrong": "值错误",
  "A workitem begins as scheduled": "工作项必须以“已安排”状态开始",
  "AE title": "AE 标题",
- "AE title of the archive that is asked; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
+ "AE title of the archive to query; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
  "AE titles": "AE 标题",
  "AE titles (of a token)": "AE 标题（令牌用）",
- "AE titles of the machine, separated by commas": "设备的 AE 标题，以逗号分隔",
- "AE titles told of our restart beside all subscribers, separated by commas": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
+ "AE titles of the machine, comma-separated": "设备的 AE 标题，以逗号分隔",
+ "further AE titles notified after a restart, comma-separated": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
  "ARRIVED": "已到达",
  "About": "关于",
  "Accession Number": "检查号",
- "Accession Number made when none is given": "未提供时生成的检查号",
+ "pattern of generated Accession Numbers": "未提供时生成的检查号",
  "Accession number": "检查号",
  "Accession number (made if empty)": "检查号（空则自动生成）",
  "Actions": "操作",
@@ -18345,7 +18345,7 @@ document.addEventListener("keydown", (event) => {
  "CANCELED": "已取消",
  "CD written": "光盘已刻录",
  "COMPLETED": "已完成",
- "CT, MR, US, DX ...: what it is offered for on the registration page": "CT、MR、US、DX 等：登记页上列出的检查类型",
+ "modality (CT, MR, US, DX ...), preselected at registration": "CT、MR、US、DX 等：登记页上列出的检查类型",
  "Calendar": "日历",
  "Call the person who has it.": "请致电领取它的人。",
  "Cancel exam": "取消检查",
@@ -18697,7 +18697,7 @@ document.addEventListener("keydown", (event) => {
  "Patient": "患者",
  "Patient Comments": "患者备注",
  "Patient ID": "患者编号",
- "Patient ID made when none is given": "未提供时生成的患者编号",
+ "pattern of generated Patient IDs": "未提供时生成的患者编号",
  "Patient ID of the one who stays": "保留者的患者编号",
  "Patient ID, once more": "再次输入患者号",
  "Patient ID, or identity number (made if empty)": "患者编号或身份证号（留空自动生成）",
@@ -18841,7 +18841,7 @@ document.addEventListener("keydown", (event) => {
  "Requested Procedure Comments": "申请检查备注",
  "Requested Procedure Description": "申请检查说明",
  "Requested Procedure ID": "申请检查编号",
- "Requested Procedure ID made when none is given": "未提供时生成的申请检查编号",
+ "pattern of generated Requested Procedure IDs": "未提供时生成的申请检查编号",
  "Requested Procedure Location": "申请检查地点",
  "Requested Procedure Priority": "申请检查优先级",
  "Requested procedure ID": "申请检查编号",
@@ -18874,7 +18874,7 @@ document.addEventListener("keydown", (event) => {
  "Scheduled Procedure Step End Time": "预约步骤结束时间",
  "Scheduled Procedure Step Expiration DateTime": "预定步骤过期日期时间",
  "Scheduled Procedure Step ID": "预约步骤编号",
- "Scheduled Procedure Step ID made when none is given": "未提供时生成的预约步骤编号",
+ "pattern of generated Scheduled Procedure Step IDs": "未提供时生成的预约步骤编号",
  "Scheduled Procedure Step Location": "预约步骤地点",
  "Scheduled Procedure Step Location (0040,0011) of its steps": "该设备检查的 Scheduled Procedure Step Location (0040,0011)",
  "Scheduled Procedure Step Modification DateTime": "预定步骤修改日期时间",
@@ -19075,7 +19075,7 @@ document.addEventListener("keydown", (event) => {
  "Watched by": "订阅者",
  "Watchers": "订阅者",
  "Watchers, what is passed on, are they safe": "订阅者、转发、影像是否安全",
- "WebSockets open at once": "同时打开的 WebSocket 数",
+ "maximum open WebSockets": "同时打开的 WebSocket 数",
  "Wed": "周三",
  "Week": "周",
  "Week from {first} to {last}": "{first} 至 {last} 的一周",
@@ -19111,40 +19111,40 @@ document.addEventListener("keydown", (event) => {
  "Your session has ended, and nothing was saved yet. Log in: what you typed is kept.": "会话已结束，尚未保存。请登录：您输入的内容已保留。",
  "[{section}] {key}: {value} {words}": "[{section}] {key}：{value} {words}",
  "[{section}] {key}: {words}": "[{section}] {key}：{words}",
- "a deletion lock on what ended so many hours ago is listed as stuck": "任务结束这么多小时后仍有的删除锁列为滞留",
- "a login ends after so many hours": "登录在这么多小时后失效",
- "a result that the machine does not take is given up after so many hours": "设备不接收的结果在这么多小时后放弃",
- "a workitem in progress without news for so many hours is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
- "a workitem that has ended stays so many days at least, and as long as a deletion lock": "已结束的任务至少保留这么多天，有删除锁时一直保留",
- "address of the machine, where we call it": "设备的网络地址",
- "address that browsers use, where a proxy stands before this port": "浏览器使用的地址（端口前有代理时）",
+ "hours after a workitem's end before a deletion lock on it is listed as stuck": "任务结束这么多小时后仍有的删除锁列为滞留",
+ "hours until a login expires": "登录在这么多小时后失效",
+ "hours to keep retrying delivery of a result to the machine": "设备不接收的结果在这么多小时后放弃",
+ "hours without an update before a workitem in progress is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
+ "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
+ "address of the machine (needed only if minris connects to it)": "设备的网络地址",
+ "public URL if behind a reverse proxy": "浏览器使用的地址（端口前有代理时）",
  "address to listen on": "监听地址",
  "admin": "管理员",
  "all": "全部",
  "all workitems": "全部任务",
  "alphabetic": "仅拼音",
- "an archive that finds images by their own UIDs alone": "仅凭图像自身 UID 即可查到图像的归档系统",
- "an archive that was passed a request on, for its own commitment, is asked anew after so many minutes": "把请求转给归档系统自行确认后，这么多分钟没有答复则重新询问",
- "an association without a message for so long is aborted": "这么长时间没有消息的连接将被中止",
- "an event, or what is passed on, that cannot be delivered is given up after so many hours": "无法送达的事件或转发内容在这么多小时后放弃",
- "an exam that has begun, without news for so many hours, is listed as stuck": "已开始的检查这么多小时没有消息则列为滞留",
- "an image that the archive does not have is looked for again for so long": "归档系统中没有的图像在这段时间内会再次查找",
+ "archive supports relational queries": "仅凭图像自身 UID 即可查到图像的归档系统",
+ "minutes to wait for the archive's own commitment before asking again": "把请求转给归档系统自行确认后，这么多分钟没有答复则重新询问",
+ "seconds without a message before an association is aborted": "这么长时间没有消息的连接将被中止",
+ "hours to keep retrying delivery of an event or report": "无法送达的事件或转发内容在这么多小时后放弃",
+ "hours without an update before a started exam is listed as stuck": "已开始的检查这么多小时没有消息则列为滞留",
+ "minutes to keep looking for an image that the archive does not have": "归档系统中没有的图像在这段时间内会再次查找",
  "and {count} more": "另有 {count} 条",
- "answer sequences without items; no: leave them out": "返回空序列；no：省略空序列",
+ "return empty sequences; no: omit them": "返回空序列；no：省略空序列",
  "archive": "归档",
  "as asked": "随查询",
- "as many backups are kept, the oldest goes": "保留这么多份备份，最旧的删除",
+ "number of backups kept": "保留这么多份备份，最旧的删除",
  "as_subscribed": "按其订阅方式",
- "associations at once": "同时的连接数",
- "audit lines are erased after so many days (0: never)": "审计记录在这么多天后删除（0：从不）",
+ "maximum associations at once": "同时的连接数",
+ "days to keep audit lines (0: for ever)": "审计记录在这么多天后删除（0：从不）",
  "auto": "自动",
  "availability notified": "收到影像可用通知",
  "being judged": "正在判定",
  "both": "两者都用",
  "broken off by the device": "被设备中断",
  "broken off by us: {words}": "被本系统中断：{words}",
- "callers must show a certificate of one of the authorities in this file, PEM": "呼叫方须出示由此文件中机构签发的证书，PEM",
- "calls from 127.0.0.1 to /api and /dicom-web need no token": "来自 127.0.0.1 的 /api 和 /dicom-web 调用不需要令牌",
+ "authorities file (PEM); callers must present a certificate issued by one of them": "呼叫方须出示由此文件中机构签发的证书，PEM",
+ "allow calls from 127.0.0.1 to /api and /dicom-web without a token": "来自 127.0.0.1 的 /api 和 /dicom-web 调用不需要令牌",
  "cannot be changed here": "不能在此修改",
  "cannot be read in the character set of the file": "无法按文件的字符集读取",
  "cannot be read: {error}": "无法读取：{error}",
@@ -19157,15 +19157,15 @@ document.addEventListener("keydown", (event) => {
  "commitment of the archive": "归档系统的确认",
  "commitment tried again": "重试归档确认",
  "config.ini": "config.ini",
- "connections from one address, without WebSockets": "来自同一地址的连接数（不含 WebSocket）",
- "connections not yet associated": "尚未建立关联的连接数",
+ "maximum connections per address, not counting WebSockets": "来自同一地址的连接数（不含 WebSocket）",
+ "maximum connections without an association yet": "尚未建立关联的连接数",
  "could not be checked": "无法核实",
  "could not be told": "无法通知",
  "days of the week without exams, such as sat, sun": "没有检查的星期，例如 sat, sun",
- "deepest nesting of sequences": "序列的最大嵌套层数",
+ "maximum nesting of sequences": "序列的最大嵌套层数",
  "default": "默认",
  "definitely pregnant": "确定妊娠",
- "deletion locks on ended workitems are released after so many days (0: only by a person)": "已结束任务的删除锁在这么多天后释放（0：只能由人释放）",
+ "days before deletion locks on ended workitems are released (0: only by hand)": "已结束任务的删除锁在这么多天后释放（0：只能由人释放）",
  "desk": "前台",
  "device": "设备",
  "device deleted": "删除设备",
@@ -19176,14 +19176,14 @@ document.addEventListener("keydown", (event) => {
  "dropped": "已丢弃",
  "ended in order": "正常结束",
  "events given up": "放弃事件",
- "events of purged workitems are erased after so many days (0: never)": "已清除任务的事件在这么多天后删除（0：从不）",
+ "days to keep the events of purged workitems (0: for ever)": "已清除任务的事件在这么多天后删除（0：从不）",
  "events tried again": "重试事件",
- "events, and what is passed on, that could not be delivered for so many minutes are listed as stuck": "这么多分钟未能送达的事件和转发内容列为滞留",
- "file to write to, rotated at 10 MB; empty: standard error": "写入的文件，满 10 MB 轮换；空：标准错误输出",
- "file with its private key, PEM": "其私钥文件，PEM",
- "file with our certificate and those above it, PEM": "我方证书及其上级证书的文件，PEM",
- "file with the certificate of the pages, PEM: they are served by https": "网页证书文件，PEM：网页以 https 提供",
- "form of a line": "每行的格式",
+ "minutes before undelivered events and reports are listed as stuck": "这么多分钟未能送达的事件和转发内容列为滞留",
+ "log file, rotated at 10 MB; empty: standard error": "写入的文件，满 10 MB 轮换；空：标准错误输出",
+ "private key file (PEM)": "其私钥文件，PEM",
+ "certificate chain file (PEM)": "我方证书及其上级证书的文件，PEM",
+ "certificate chain file of the pages (PEM); set it to serve them by https": "网页证书文件，PEM：网页以 https 提供",
+ "log format": "每行的格式",
  "given up": "已放弃",
  "given up, {answer}": "已放弃，{answer}",
  "grant deletion locks; no: subscribers get none (B301)": "授予删除锁；no：订阅者得不到 (B301)",
@@ -19194,8 +19194,8 @@ document.addEventListener("keydown", (event) => {
  "has no room in the archive": "归档系统空间不足",
  "has no value": "没有值",
  "has several values": "含有多个值",
- "how it is told of workitems: as it has subscribed, or whoever subscribed it": "如何向它通知工作项：按它（或替它订阅者）的订阅方式",
- "how long an exam takes whose procedure the catalogue does not know": "目录中没有的检查项目所需的分钟数",
+ "how workitem events reach it: as_subscribed, or always dimse, websocket or both": "如何向它通知工作项：按它（或替它订阅者）的订阅方式",
+ "default length of an exam, minutes, if its procedure is not in the catalogue": "目录中没有的检查项目所需的分钟数",
  "ideographic": "仅汉字",
  "idle for {seconds} s": "空闲 {seconds} 秒",
  "images settled": "处理无申请影像",
@@ -19231,13 +19231,13 @@ document.addEventListener("keydown", (event) => {
  "is {value} already": "已经是 {value}",
  "it called {called}, our AE title is {ours}": "它呼叫的是 {called}，本机的 AE title 是 {ours}",
  "item": "条目",
- "language of the pages where the browser asks for neither": "浏览器两种语言都未要求时网页的语言",
- "largest PDU accepted, bytes": "可接受的最大 PDU，字节",
- "largest command set, bytes": "最大命令集，字节",
- "largest data set, bytes; a larger one is read over and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
- "largest request, bytes": "最大请求，字节",
+ "default language of the pages": "浏览器两种语言都未要求时网页的语言",
+ "maximum PDU accepted, bytes": "可接受的最大 PDU，字节",
+ "maximum command set, bytes": "最大命令集，字节",
+ "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
+ "maximum request, bytes": "最大请求，字节",
  "last told: {at}": "最近通知：{at}",
- "least level that is written": "写入的最低级别",
+ "minimum log level": "写入的最低级别",
  "lock released": "释放删除锁",
  "login": "登录",
  "login failed": "登录失败",
@@ -19247,10 +19247,10 @@ document.addEventListener("keydown", (event) => {
  "may not have \\ or =": "不能含有 \\ 或 =",
  "modality": "影像设备",
  "more than {limit} matches": "超过 {limit} 条结果",
- "most answers to one query of it; empty: as [dicom] answer_limit": "每次查询最多返回条数；空：同 [dicom] answer_limit",
- "most answers to one query; past it the query ends with A700": "一次查询的最多应答数；超过则以 A700 结束",
- "most elements in one data set": "一个数据集的最多元素数",
- "most images in one request": "一次请求的最多图像数",
+ "maximum answers per query of this device; empty: as [dicom] answer_limit": "每次查询最多返回条数；空：同 [dicom] answer_limit",
+ "maximum answers per query; beyond it the query ends with A700": "一次查询的最多应答数；超过则以 A700 结束",
+ "maximum elements in one data set": "一个数据集的最多元素数",
+ "maximum images per request": "一次请求的最多图像数",
  "must be empty": "必须为空",
  "never": "从未",
  "no": "否",
@@ -19260,22 +19260,22 @@ document.addEventListener("keydown", (event) => {
  "not passed on": "未转发",
  "not pregnant": "未妊娠",
  "nothing": "空",
- "of them from one address": "其中来自同一地址的",
+ "maximum per address": "其中来自同一地址的",
  "orders moved": "申请已转移",
- "our AE title, to be entered at every machine": "我方 AE 标题，须在每台设备上填写",
- "past so many bytes of one data set the association is aborted": "一个数据集超过这么多字节则中止连接",
+ "AE title of this system; configure it on every machine": "我方 AE 标题，须在每台设备上填写",
+ "bytes of one data set to discard before the association is aborted": "一个数据集超过这么多字节则中止连接",
  "patient corrected": "更正患者",
  "patient erased": "删除患者数据",
  "patient updated": "更新患者",
  "patients merged": "合并患者",
- "patients without any step, unchanged for so many days, are erased (0: never)": "没有任何检查且这么多天未变的患者将被删除（0：从不）",
+ "days to keep patients without steps (0: for ever)": "没有任何检查且这么多天未变的患者将被删除（0：从不）",
  "performed step created": "新建执行步骤",
  "performed step matched": "匹配执行步骤",
  "performed step set": "更新执行步骤",
  "performed step settled": "处理无申请执行步骤",
  "performed step unmatched": "取消匹配执行步骤",
  "port for associations over TLS (0: none; 2762 is the registered one)": "TLS 连接端口（0：无；注册端口为 2762）",
- "port of the machine, where we call it": "设备的端口",
+ "port of the machine (needed only if minris connects to it)": "设备的端口",
  "port to listen on (0: any free)": "监听端口（0：任意空闲）",
  "port to listen on; 104 is the registered one (0: any free)": "监听端口；注册端口为 104（0：任意空闲）",
  "possibly pregnant": "可能妊娠",
@@ -19286,54 +19286,54 @@ document.addEventListener("keydown", (event) => {
  "reason": "原因",
  "refuse a performed step without its type 2 attributes (0120), or discontinued without series": "拒绝缺少 2 类属性 (0120) 或中止而无序列的执行步骤",
  "refuse a workitem without its type 2 attributes (0120)": "拒绝缺少 2 类属性的任务 (0120)",
- "refuse calls to another AE title than ours": "拒绝呼叫非我方 AE 标题的连接",
- "refuse its AE titles from another address than host": "拒绝来自其他地址的该 AE 标题",
+ "reject calls to any other AE title": "拒绝呼叫非我方 AE 标题的连接",
+ "reject its AE titles from any address other than host": "拒绝来自其他地址的该 AE 标题",
  "refused, {answer}": "被拒绝，{answer}",
- "requests from one address, before it is told to wait (429); 0: no limit": "同一地址每秒的请求数，超过则要求等待 (429)；0：不限",
+ "requests per second and address before 429; 0: no limit": "同一地址每秒的请求数，超过则要求等待 (429)；0：不限",
  "rescheduled": "修改检查",
- "results, and what was notified of availability, are kept so many days": "结果和可用性通知保留这么多天",
+ "days to keep results and availability notifications": "结果和可用性通知保留这么多天",
  "retired": "已停用",
  "row": "行",
  "scheduled": "登记检查",
- "scheduled workitems past their expiration are canceled": "过期的预约任务将被取消",
+ "cancel scheduled workitems past their expiration": "过期的预约任务将被取消",
  "send command and data set in one PDU": "命令和数据集放在同一个 PDU 中发送",
- "send it UPS events though it does not take us as SCP": "即使对方不接受我方为 SCP，也向其发送 UPS 事件",
- "serve AE titles that are not registered as devices": "为未登记为设备的 AE 标题提供服务",
+ "send UPS events even if it rejects the SCP role": "即使对方不接受我方为 SCP，也向其发送 UPS 事件",
+ "accept calls from AE titles that are not registered as devices": "为未登记为设备的 AE 标题提供服务",
  "sessions ended": "结束会话",
- "set of an answer that character_set cannot carry": "character_set 无法表示时使用的字符集",
- "set of answers to it and of its texts without one; empty: as its query says, else UTF-8": "返回结果所用的字符集；空：按其查询，否则 UTF-8",
- "set of answers where neither device nor query name one; empty: ISO_IR 192 (UTF-8)": "设备和查询都未指定时应答的字符集；空：ISO_IR 192 (UTF-8)",
- "show it no step from before so many days ago; empty: no limit": "不显示早于多少天前的检查；空：不限",
- "show it no step from more than so many days ahead; empty: no limit": "不显示晚于多少天后的检查；空：不限",
- "show it only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
- "shown on the pages": "显示在网页上",
- "sites whose pages may call /api and /dicom-web with a token, https://viewer.example and so on": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
+ "character set of answers that character_set cannot encode": "character_set 无法表示时使用的字符集",
+ "character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8": "返回结果所用的字符集；空：按其查询，否则 UTF-8",
+ "character set of answers if neither device nor query specifies one; empty: ISO_IR 192 (UTF-8)": "设备和查询都未指定时应答的字符集；空：ISO_IR 192 (UTF-8)",
+ "days back: hide older steps; empty: no limit": "不显示早于多少天前的检查；空：不限",
+ "days ahead: hide later steps; empty: no limit": "不显示晚于多少天后的检查；空：不限",
+ "show only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
+ "name of the clinic, shown on the pages": "显示在网页上",
+ "origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
  "state": "状态",
  "step": "检查状态",
- "steps in these states are not shown to modalities": "处于这些状态的步骤不向设备显示",
- "steps that ended so many days ago are erased, with what was performed for them (0: never)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
+ "states in which steps are hidden from modalities": "处于这些状态的步骤不向设备显示",
+ "days to keep ended steps and what was performed for them (0: for ever)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
  "subscribe whoever creates a workitem to it": "让创建任务者订阅该任务",
  "subscribed": "订阅",
  "suspended": "暂停订阅",
  "taken, {answer}": "已接收，{answer}",
  "technologist": "技师",
- "tell it the result of storage commitment on its own association first, while that is open": "存储确认的结果先在设备自己仍打开的连接上告知",
- "tell subscribers when the appliance is stopped": "停机时通知订阅者",
- "the archive is asked every so many minutes for images that are to come (0: never)": "每隔这么多分钟向归档系统查询待到的图像（0：从不）",
+ "send storage commitment results on its own association first, while that is open": "存储确认的结果先在设备自己仍打开的连接上告知",
+ "notify subscribers when minris is stopped": "停机时通知订阅者",
+ "minutes between archive queries for expected images (0: never)": "每隔这么多分钟向归档系统查询待到的图像（0：从不）",
  "the archive's notice of images": "归档系统的图像通知",
  "the clock has leapt: nothing is erased until it runs evenly": "时钟发生跳变：走时平稳前不删除任何内容",
  "the connection was lost": "连接中断",
- "the exam of a machine that does not report has ended when no image has come for so long": "不报告的设备，这么长时间没有新图像即视为检查结束",
+ "minutes without a new image before an exam counts as ended, for machines without MPPS": "不报告的设备，这么长时间没有新图像即视为检查结束",
  "the images found in the archive": "在归档系统中找到的图像",
  "the last is {name}": "最近一份是 {name}",
  "the machine's question whether its images are safe": "设备询问图像是否安全",
  "the machine's report": "设备的报告",
  "there is no such setting": "没有这个设置",
- "time for a PDU that has begun, and one second more for each 16 KiB": "已开始的 PDU 的时限，每 16 KiB 多一秒",
- "time for a caller to ask for an association": "呼叫方请求关联的时限",
- "time for a caller to take what we send": "呼叫方接收我方数据的时限",
- "time for a request to come in": "请求传入的时限",
- "time of the nightly backup, made up for at the next start if it was missed; empty: none": "夜间备份时间，错过则下次启动时补做；空：不备份",
+ "seconds to receive one PDU, plus 1 s per 16 KiB": "已开始的 PDU 的时限，每 16 KiB 多一秒",
+ "seconds a caller has to request an association": "呼叫方请求关联的时限",
+ "seconds a caller has to accept what is sent": "呼叫方接收我方数据的时限",
+ "seconds to receive a request": "请求传入的时限",
+ "time of the nightly backup; a missed one is made at the next start; empty: none": "夜间备份时间，错过则下次启动时补做；空：不备份",
  "time zone of the clinic, such as Asia/Shanghai; empty: that of the machine": "诊所时区，如 Asia/Shanghai；空：使用本机时区",
  "to be told": "待通知",
  "token deleted": "删除令牌",
@@ -19351,19 +19351,19 @@ document.addEventListener("keydown", (event) => {
  "was asked for under a number that is in use": "询问时使用了已被占用的编号",
  "was changed meanwhile: {value}": "期间已被他人改为：{value}",
  "websocket": "WebSocket",
- "what it is": "设备角色",
- "what it is passed on, separated by commas: mpps (performed steps), mpps_notification, availability": "向其转发的内容，用逗号分隔：mpps（执行步骤）、mpps_notification、availability",
- "what it is sent of a name: all groups, or one as the only one": "发送姓名的哪部分：全部，或只发送其一",
- "what proves that an image is safe, in this order, by commas: archive, commitment, availability": "证明图像安全的依据，按此顺序，用逗号分隔：archive、commitment、availability",
- "when the first exam may begin, for the calendar": "第一个检查可以开始的时间，用于日历",
- "when the last exam has ended, for the calendar and no_show_after_closing": "最后一个检查结束的时间，用于日历和 no_show_after_closing",
- "where backups go; a relative path counts from config.ini": "备份位置；相对路径以 config.ini 为准",
- "where everything is kept; a relative path counts from config.ini": "数据存放位置；相对路径以 config.ini 为准",
- "whether it reports performed steps; auto: if it ever has; else its exams end by what the archive tells": "设备是否报告执行步骤；auto：是否曾经报告过；否则其检查按归档系统的信息结束",
- "who has not come by closing time did not come, where the machine reports its exams": "对于会报告检查的设备，到下班时未到的患者视为未到",
- "who was told of an event, or passed on what, and when, is remembered for so many days": "事件通知和转发的记录保留这么多天",
+ "kind of device": "设备角色",
+ "what is forwarded to it, comma-separated: mpps (performed steps), mpps_notification, availability": "向其转发的内容，用逗号分隔：mpps（执行步骤）、mpps_notification、availability",
+ "name groups it receives: all, or only one": "发送姓名的哪部分：全部，或只发送其一",
+ "accepted proof that an image is safe, in this order, comma-separated: archive, commitment, availability": "证明图像安全的依据，按此顺序，用逗号分隔：archive、commitment、availability",
+ "opening time, for the calendar": "第一个检查可以开始的时间，用于日历",
+ "closing time, for the calendar and no_show_after_closing": "最后一个检查结束的时间，用于日历和 no_show_after_closing",
+ "backup folder; a relative path is relative to config.ini": "备份位置；相对路径以 config.ini 为准",
+ "database; a relative path is relative to config.ini": "数据存放位置；相对路径以 config.ini 为准",
+ "whether it sends MPPS; auto: if it ever has; no: its exams end when their images are in the archive": "设备是否报告执行步骤；auto：是否曾经报告过；否则其检查按归档系统的信息结束",
+ "mark open exams as no-show at closing time (devices with MPPS only)": "对于会报告检查的设备，到下班时未到的患者视为未到",
+ "days to keep the record of deliveries": "事件通知和转发的记录保留这么多天",
  "with deletion lock": "带删除锁",
- "without evidence, as the archive is down, images are called not safe after so many hours": "归档系统停机而无依据时，这么多小时后判为图像不安全",
+ "hours without proof, such as with the archive down, before images are reported as not safe": "归档系统停机而无依据时，这么多小时后判为图像不安全",
  "workitem": "任务状态",
  "workitem assigned": "分配任务",
  "workitem cancel requested": "请求取消任务",
@@ -19372,11 +19372,11 @@ document.addEventListener("keydown", (event) => {
  "workitem ended": "结束任务",
  "workitem purged": "清理任务",
  "workitem set": "更新任务",
- "workitems in progress without news for so many hours are canceled (0: only by a person)": "进行中的任务这么多小时没有消息则取消（0：只能由人取消）",
+ "hours without an update before workitems in progress are canceled (0: only by hand)": "进行中的任务这么多小时没有消息则取消（0：只能由人取消）",
  "workitems that match its filter": "符合其筛选条件的任务",
- "worklist queries are remembered for so many days": "工作列表查询记录保留这么多天",
+ "days to keep the query log": "工作列表查询记录保留这么多天",
  "workstation": "工作站",
- "wrong passwords from one address or for one user in 15 minutes before both must wait": "15 分钟内同一地址或同一用户的密码错误次数，超过则须等待",
+ "failed logins per address or user in 15 minutes before a lock-out": "15 分钟内同一地址或同一用户的密码错误次数，超过则须等待",
  "yes": "是",
  "{ae} holds no lock on it": "{ae} 未持有其删除锁",
  "{ae} is no AE title": "{ae} 不是 AE 标题",

@@ -205,10 +205,10 @@ def load_config(
 
 
 def settings_reference() -> str:
-    """config.ini with every setting, its default and meaning, each default as a remark."""
+    """config.ini with every setting, its default and meaning, each default as a comment."""
     lines = [
-        "# minris: every setting with its default. A line that begins with # is a remark:",
-        "# take the # away and change the value. Texts are UTF-8.",
+        "# minris: every setting with its default. Lines starting with # are comments.",
+        "# Remove the # to set a value. File encoding: UTF-8.",
     ]
     section = ""
     for setting in (*SETTINGS, *DEVICE_SETTINGS):
