@@ -20656,7 +20656,7 @@ def similar_first(
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.forms
-# Forms: their fields, and what a form had shown when somebody else was quicker.
+# Forms: their fields, which way a value is read and shown, and what a form had shown.
 # ------------------------------------------------------------------------------------------------
 
 FORM_PAGE = """
@@ -20768,13 +20768,6 @@ UPLOAD_PAGE = """
 """
 
 
-def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple[str, str], ...]:
-    """The choices of a field, and what it holds, though that is not among them."""
-    if not choices or any(one == value for one, _ in choices):
-        return choices
-    return (*choices, (value, value))
-
-
 class Field(NamedTuple):
     """One field of a form, ready to show."""
 
@@ -20785,6 +20778,123 @@ class Field(NamedTuple):
     required: bool = False
     problem: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+
+
+class Kind(NamedTuple):
+    """A kind of field: its input, what is kept of what was typed, and what is shown of that.
+
+    read  raises ValueError for what is not a number
+    """
+
+    input: str = "text"
+    read: Callable[[str], str] = str.strip
+    show: Callable[[str], str] = str
+
+
+def metres(text: str) -> str:
+    """Centimetres as they are typed, in m. Raises ValueError."""
+    return f"{float(text.replace(',', '.')) / 100:g}" if text.strip() else ""
+
+
+def centimetres(value: str) -> str:
+    """A length in m as it is typed; nothing for what is none."""
+    return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
+
+
+# The three parts of a name are read together: person_name.
+KINDS = {
+    "text": Kind(),
+    "area": Kind("area"),
+    "select": Kind("select", show=lambda value: value.partition("\\")[0]),
+    "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
+    "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
+    "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
+    "weight": Kind(read=lambda text: text.strip().replace(",", ".")),
+    "height": Kind(read=metres, show=centimetres),
+    "name": Kind(read=lambda text: typed_name(text.strip())),
+    "physician": Kind(
+        read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
+        show=lambda name: name.replace("^", " "),
+    ),
+    "family": Kind(show=lambda name: re.split("[=^]", name)[0]),
+    "given": Kind(
+        show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
+    ),
+    "chinese": Kind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+}
+
+
+class FieldRow(NamedTuple):
+    """A row of a table of fields: what is asked for, and which attribute it fills."""
+
+    name: str
+    keyword: str
+    tag: int
+    kind: Kind
+    label: str
+    required: bool
+    group: str = ""
+
+
+def field_table(text: str) -> tuple[FieldRow, ...]:
+    """The fields of a form: name, keyword, kind, label (with * where something must be said), and
+    perhaps group. Raises KeyError for an unknown keyword or kind."""
+    return tuple(
+        FieldRow(name, keyword, tag_of(keyword), KINDS[kind], label.removesuffix(" *"),
+                 label.endswith("*"), *group)
+        for name, keyword, kind, label, *group in body_rows(text)
+    )  # fmt: skip
+
+
+def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
+    """What was typed in the fields of a form, by name."""
+    return {row.name: p.form(row.name) for row in rows}
+
+
+def read_fields(
+    rows: Iterable[FieldRow], form: Mapping[str, str]
+) -> tuple[dict[str, str], list[Problem]]:
+    """The texts of attributes that a form fills, by keyword, and what could not be read."""
+    texts, problems = {}, []
+    for row in rows:
+        try:
+            texts[row.keyword] = row.kind.read(form[row.name])
+        except ValueError:
+            texts[row.keyword] = ""
+            words = Message("{value} is not a number", value=form[row.name].strip())
+            problems.append(Problem(row.tag, words))
+    return texts, problems
+
+
+def show_fields(
+    p: PageRequest,
+    rows: Iterable[FieldRow],
+    form: Mapping[str, str],
+    problems: Iterable[Problem],
+    choices: Mapping[str, tuple[tuple[str, str], ...]],
+) -> tuple[list[Field], list[Problem]]:
+    """The fields of a form as they are shown, and the problems that are those of no field.
+
+    What is wrong with an attribute stands at the first field that fills it.
+    """
+    words = collections.defaultdict(list)
+    for problem in problems:
+        words[problem.tag].append(p.t(problem.words))
+    fields = [
+        Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
+              "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
+        for row in rows
+    ]  # fmt: skip
+    return fields, [problem for problem in problems if problem.tag in words]
+
+
+def changed_keywords(
+    rows: Iterable[FieldRow], form: Mapping[str, str], shown: Mapping[str, str]
+) -> set[str]:
+    """What those fields fill that are not as they were shown; the rest stays as it is."""
+    return {
+        row.keyword for row in rows if form[row.name].strip() != shown.get(row.name, "").strip()
+    }
 
 
 def show_form(
@@ -21342,9 +21452,9 @@ WORKITEM_QUESTIONS = {
     "watcher": Message("Device"),
     "lock": Message("Deletion lock"),
 }
-WORKITEM_FIELDS = body_rows("""
+WORKITEM_FIELDS = field_table("""
     name       | keyword                             | kind   | label
-    label      | ProcedureStepLabel                  | text   | What is to be done
+    label      | ProcedureStepLabel                  | text   | What is to be done *
     code       | ScheduledWorkitemCodeSequence       | select | Kind of work
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
@@ -21352,7 +21462,7 @@ WORKITEM_FIELDS = body_rows("""
     date       | ScheduledProcedureStepStartDateTime | date   | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
     expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
-    patient    | PatientName                         | text   | Patient's name
+    patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
     """)
@@ -21425,22 +21535,14 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
-    day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
-    texts = text_elements(
-        ProcedureStepState="SCHEDULED",
-        ProcedureStepLabel=form["label"],
-        WorklistLabel=form["worklist"],
-        ScheduledProcedureStepPriority=form["priority"],
-        InputReadinessState=form["readiness"],
-        ScheduledProcedureStepStartDateTime=day and day + clock,
-        ScheduledProcedureStepExpirationDateTime=form["expires"].replace("-", ""),
-        PatientName=typed_name(form["patient"]),
-        PatientID=form["patient_id"],
-        CommentsOnTheScheduledProcedureStep=form["comment"],
+    texts, _ = read_fields(WORKITEM_FIELDS, form)
+    begin = form["date"] and form["date"] + form["time"]
+    texts["ScheduledProcedureStepStartDateTime"] = begin.replace("-", "").replace(":", "")
+    codes = sequence_elements(
+        ScheduledWorkitemCodeSequence=[workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))]
     )
     relationship = relationship_of_step(step) if step else EMPTY
-    made = texts.merged(codes, relationship)
+    made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
         problem = Problem(tag, Message("is before its begin"))
@@ -21607,7 +21709,8 @@ def post_workitem(p: PageRequest, uid: str) -> str:
 def cancel_request(p: PageRequest) -> bytes:
     """The information of a request to cancel, from the form. Refuses 0106."""
     contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
-    return cancellation_reason(p.form("reason"), p.form("code") or "110513").merged(contact)
+    asked = cancellation_reason(p.form("reason"), p.form("code") or "110513")
+    return bytes(asked.merged(contact))
 
 
 def new_workitem_page(
@@ -21634,19 +21737,14 @@ def new_workitem_page(
         ),
         "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), name == "label",
-              by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
-        for name, keyword, kind, label in WORKITEM_FIELDS
-        if name not in fixed
-    ]  # fmt: skip
+    rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
+    fields, others = show_fields(p, rows, form, problems, choices)
     words = " · ".join(filter(None, fixed.values()))
     return show_form(
         p,
         "New workitem",
         [(words or t("Workitem"), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
+        others,
         submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
     )
@@ -21659,8 +21757,7 @@ def step_of_form(p: PageRequest, row_id: str) -> bytes:
 
 def post_new_workitem(p: PageRequest) -> str:
     """POST /workitems/new."""
-    form = {row[0]: p.form(row[0]).strip() for row in WORKITEM_FIELDS}
-    form |= {"step": p.form("step"), "uid": p.form("uid")}
+    form = sent_fields(p, WORKITEM_FIELDS) | {"step": p.form("step"), "uid": p.form("uid")}
     step = step_of_form(p, form["step"])
     try:
         uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))
@@ -22233,94 +22330,85 @@ def post_import(p: PageRequest) -> str:
 # The fields of reception's form: what they fill, and what they show of a data set.
 # ------------------------------------------------------------------------------------------------
 
-# The registration form: its fields, what they fill, and how they are shown.
-REGISTER_FIELDS = body_rows("""
-    name           | group   | keyword                             | kind   | label
-    family_name    | patient | PatientName                         | text   | Family name (Latin letters)
-    given_name     | patient | PatientName                         | text   | Given name (Latin letters)
-    chinese_name   | patient | PatientName                         | text   | Chinese name
-    patient_id     | patient | PatientID                           | text   | Patient ID, or identity number (made if empty)
-    birth_date     | patient | PatientBirthDate                    | date   | Birth date
-    sex            | patient | PatientSex                          | select | Sex
-    phone          | patient | PatientTelephoneNumbers             | tel    | Phone
-    weight         | patient | PatientWeight                       | text   | Weight (kg)
-    height         | patient | PatientSize                         | text   | Height (cm)
-    allergies      | patient | Allergies                           | text   | Allergies
-    alerts         | patient | MedicalAlerts                       | text   | Medical alerts
-    pregnancy      | patient | PregnancyStatus                     | select | Pregnancy
-    device         | exam    | ScheduledStationAETitle             | select | Device
-    modality       | exam    | Modality                            | select | Modality (that of the device if empty)
-    procedure      | exam    | RequestedProcedureDescription       | text   | Exam
-    date           | exam    | ScheduledProcedureStepStartDate     | date   | Date
-    time           | exam    | ScheduledProcedureStepStartTime     | time   | Time
-    priority       | exam    | RequestedProcedurePriority          | select | Priority
-    physician      | exam    | ReferringPhysicianName              | text   | Referring physician
-    accession      | exam    | AccessionNumber                     | text   | Accession number (made if empty)
-    comment        | exam    | RequestedProcedureComments          | area   | Comment
+# The registration form: its fields, what they fill, and how they are read and shown. What is of
+# this visit alone is not shown again.
+REGISTER_FIELDS = field_table("""
+    name           | keyword                         | kind      | label                          | group
+    family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
+    given_name     | PatientName                     | given     | Given name (Latin letters)     | patient
+    chinese_name   | PatientName                     | chinese   | Chinese name                   | patient
+    patient_id     | PatientID                       | text      | Patient ID, or identity number (made if empty) | patient
+    birth_date     | PatientBirthDate                | date      | Birth date                     | patient
+    sex            | PatientSex                      | select    | Sex                            | patient
+    phone          | PatientTelephoneNumbers         | phones    | Phone                          | patient
+    weight         | PatientWeight                   | weight    | Weight (kg)                    | patient
+    height         | PatientSize                     | height    | Height (cm)                    | patient
+    allergies      | Allergies                       | text      | Allergies                      | patient
+    alerts         | MedicalAlerts                   | text      | Medical alerts                 | patient
+    pregnancy      | PregnancyStatus                 | select    | Pregnancy                      | visit
+    device         | ScheduledStationAETitle         | select    | Device *                       | exam
+    modality       | Modality                        | select    | Modality (that of the device if empty) | exam
+    procedure      | RequestedProcedureDescription   | text      | Exam *                         | exam
+    date           | ScheduledProcedureStepStartDate | date      | Date *                         | exam
+    time           | ScheduledProcedureStepStartTime | time      | Time                           | exam
+    priority       | RequestedProcedurePriority      | select    | Priority                       | exam
+    physician      | ReferringPhysicianName          | physician | Referring physician            | exam
+    accession      | AccessionNumber                 | text      | Accession number (made if empty) | exam
+    comment        | RequestedProcedureComments      | area      | Comment                        | exam
     """)
-REQUIRED_FIELDS = frozenset({"device", "procedure", "date"})
+PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
+EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
+PLAUSIBLE = {"weight": (0.2, 650), "height": (0.2, 2.75)}  # kg, m
 
 
 def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     """A worklist item from the registration form, and what can be said against it already."""
-    problems: list[Problem] = []
-    texts = {
-        "PatientName": person_name(form["family_name"], form["given_name"], form["chinese_name"]),
-        "PatientBirthDate": form["birth_date"].replace("-", ""),
-        "ReferringPhysicianName": form["physician"].strip().replace(" ", "^", 1)
-        if form["physician"].isascii() or not re.search("[\u3400-\u9fff]", form["physician"])
-        else person_name("", "", form["physician"]),
-    }
-    step = {
-        "ScheduledStationAETitle": form["device"],
-        "Modality": form["modality"],
-        "ScheduledProcedureStepStartDate": form["date"].replace("-", ""),
-        "ScheduledProcedureStepStartTime": form["time"].replace(":", ""),
-    }
-    for name, _, keyword, _, _ in REGISTER_FIELDS:
-        if keyword not in texts and keyword not in step and keyword != "PregnancyStatus":
-            texts[keyword] = form[name].strip()
-    if height := texts["PatientSize"]:
-        try:
-            texts["PatientSize"] = f"{float(height.replace(',', '.')) / 100:g}"
-        except ValueError:
-            words = Message("{value} is not a number", value=height)
-            problems.append(Problem(tag_of("PatientSize"), words))
-            texts["PatientSize"] = ""
-    texts["PatientWeight"] = texts["PatientWeight"].replace(",", ".")
-    for keyword, low, high in (("PatientWeight", 0.2, 650), ("PatientSize", 0.2, 2.75)):
-        with contextlib.suppress(ValueError):
-            value = float(texts[keyword] or low)
-            if math.isfinite(value) and not low <= value <= high:
-                shown = form["weight" if keyword == "PatientWeight" else "height"]
-                words = Message("{value} cannot be", value=shown)
-                problems.append(Problem(tag_of(keyword), words))
+    texts, problems = read_fields(REGISTER_FIELDS, form)
+    texts["PatientName"] = person_name(
+        form["family_name"], form["given_name"], form["chinese_name"]
+    )
     if resident := resident_number(texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
             if texts[keyword] not in ("", said):
                 words = Message("is not that of the identity number")
                 problems.append(Problem(tag_of(keyword), words))
             texts[keyword] = said
-    texts["StudyInstanceUID"] = form.get("study", "")
-    if not any(form[name].strip() for name in ("family_name", "given_name", "chinese_name")):
-        texts["PatientName"] = ""
-    for name, _, keyword, kind, _ in REGISTER_FIELDS:
-        if name in REQUIRED_FIELDS and not form[name].strip():
-            problems.append(Problem(tag_of(keyword), Message("is missing")))
-        if kind in ("text", "tel") and set(form[name]) & set(
-            "\\=" if vr_of(tag_of(keyword)) == "PN" else "\\"
-        ):
-            problems.append(Problem(tag_of(keyword), Message("may not have \\ or =")))
+    problems += typing_problems(form, texts)
+    pregnancy = texts.pop("PregnancyStatus")
+    step = text_elements(**{k: texts.pop(k) for k in STEP_KEYWORDS if k in texts})
+    parts = [
+        text_elements(**texts, StudyInstanceUID=form.get("study", "")),
+        ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)])),
+    ]
+    if pregnancy in map(str, PREGNANCY_STATUS):
+        value = int(pregnancy).to_bytes(2, "little")
+        parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
+    return bytes(EMPTY.merged(*parts)), problems
+
+
+def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[Problem]:
+    """What is missing in the registration form, and what cannot be meant.
+
+    texts  what was read of it, by keyword
+    """
+    problems = []
+    for row in REGISTER_FIELDS:
+        typed = form[row.name]
+        if row.required and not typed.strip():
+            problems.append(Problem(row.tag, Message("is missing")))
+        strange = "\\=" if vr_of(row.tag) == "PN" else "\\"
+        if row.kind.input in ("text", "tel") and set(typed) & set(strange):
+            problems.append(Problem(row.tag, Message("may not have \\ or =")))
+        low, high = PLAUSIBLE.get(row.name, (0, 0))
+        with contextlib.suppress(ValueError):
+            value = float(texts[row.keyword] or low) if high else low
+            if math.isfinite(value) and not low <= value <= high:
+                problems.append(Problem(row.tag, Message("{value} cannot be", value=typed)))
     born = texts["PatientBirthDate"]
     if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
         words = Message("{value} is not a birth date", value=form["birth_date"])
         problems.append(Problem(tag_of("PatientBirthDate"), words))
-    parts = [text_elements(**texts)]
-    if form["pregnancy"] in map(str, PREGNANCY_STATUS):
-        value = int(form["pregnancy"]).to_bytes(2, "little")
-        parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
-    sequence = encode_items(STEP_SEQUENCE, [bytes(text_elements(**step))])
-    return bytes(EMPTY.merged(*parts, ElementIndex(sequence))), problems
+    return problems
 
 
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -22342,65 +22430,31 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def changed_meanwhile(
-    p: PageRequest, group: str, form: dict[str, str], stored: Mapping[str, str]
+    p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
 ) -> list[Problem]:
     """What somebody else has changed since a form was shown (409); the form takes it where it was
     left as it had been."""
     seen, problems = decoded_form(p.form("seen")), []
-    for name, of, keyword, _, _ in REGISTER_FIELDS:
-        if of != group or name not in seen or seen[name] == stored.get(name, ""):
+    for row in rows:
+        name, now = row.name, stored[row.name]
+        if name not in seen or seen[name] == now:
             continue
-        words = Message("was changed meanwhile: {value}", value=stored.get(name, "") or "-")
-        problems.append(Problem(tag_of(keyword), words))
+        problems.append(
+            Problem(row.tag, Message("was changed meanwhile: {value}", value=now or "-"))
+        )
         if form[name].strip() == seen[name].strip():
-            form[name] = stored.get(name, "")
+            form[name] = now
     if problems:
         p.response.status = 409
     return problems
 
 
-def form_of_patient(index: ElementIndex) -> dict[str, str]:
-    """The patient's fields of the registration form from a data set."""
-    latin, _, rest = index.get("PatientName").partition("=")
-    family, _, given = latin.partition("^")
-    size = index.get("PatientSize")
+def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
+    """What fields of the registration form show of a data set."""
+    step = index.item("ScheduledProcedureStepSequence")
     return {
-        "family_name": family,
-        "given_name": given.replace("^", " ").strip(),
-        "chinese_name": rest.partition("=")[0].replace("^", " "),
-        "patient_id": index.get("PatientID"),
-        "birth_date": shown_date(index.get("PatientBirthDate")),
-        "sex": index.get("PatientSex"),
-        "phone": index.get("PatientTelephoneNumbers").replace("\\", ", "),
-        "weight": index.get("PatientWeight"),
-        "height": f"{float(size) * 100:g}" if re.fullmatch(r"[\d.]+", size) else "",
-        "allergies": index.get("Allergies"),
-        "alerts": index.get("MedicalAlerts"),
-    }
-
-
-def form_of_step(index: ElementIndex) -> dict[str, str]:
-    """The exam's fields of the registration form from a step's data set."""
-    item = index.item("ScheduledProcedureStepSequence")
-    return {
-        "device": item.get("ScheduledStationAETitle").partition("\\")[0],
-        "modality": item.get("Modality"),
-        "procedure": index.get("RequestedProcedureDescription"),
-        "date": shown_date(item.text(START_DATE)),
-        "time": shown_time(item.text(START_TIME)),
-        "priority": index.get("RequestedProcedurePriority"),
-        "physician": index.get("ReferringPhysicianName").replace("^", " "),
-        "accession": index.get("AccessionNumber"),
-        "comment": index.get("RequestedProcedureComments"),
-    }
-
-
-def changed_keywords(form: Mapping[str, str], shown: Mapping[str, str], group: str) -> set[str]:
-    """What the fields of a group fill that are not as they were shown; the rest stays as it is."""
-    return {
-        keyword
-        for name, of, keyword, _, _ in REGISTER_FIELDS
-        if of == group and name in form and form[name].strip() != shown.get(name, "").strip()
+        row.name: row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
+        for row in rows
     }
 
 
@@ -22408,14 +22462,12 @@ def patient_from_form(
     form: Mapping[str, str], shown: Mapping[str, str]
 ) -> tuple[bytes, list[Problem]]:
     """The patient's attributes that were changed in a form, empty ones too."""
-    whole = dict.fromkeys((row[0] for row in REGISTER_FIELDS), "") | dict(form)
-    item, problems = item_from_form(whole)
-    changed = changed_keywords(form, shown, "patient") - {"PregnancyStatus"}
-    required = {tag_of(row[2]) for row in REGISTER_FIELDS if row[1] == "exam"}
-    index = split_item(ElementIndex(item))[0]
-    empty = ElementIndex(encoded({tag_of(k): encode_text(k, "") for k in changed}))
-    given = bytes(empty.merged(index.only(map(tag_of, changed))))
-    return given, [problem for problem in problems if problem.tag not in required]
+    item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
+    changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
+    empty = ElementIndex(encoded({tag: encode_text(k, "") for tag, k in changed.items()}))
+    told = split_item(ElementIndex(item))[0].only(changed)
+    others = {row.tag for row in EXAM_FIELDS}
+    return bytes(empty.merged(told)), [problem for problem in problems if problem.tag not in others]
 
 
 def exam_from_form(
@@ -22426,36 +22478,27 @@ def exam_from_form(
     Another device brings its modality, name and place; another procedure loses the codes of the
     one before.
     """
-    changed = changed_keywords(form, shown, "exam")
-    physician = form["physician"].strip()
-    texts = {
-        "RequestedProcedureDescription": form["procedure"],
-        "RequestedProcedurePriority": form["priority"],
-        "ReferringPhysicianName": physician.replace(" ", "^", 1)
-        if physician.isascii()
-        else person_name("", "", physician),
-        "AccessionNumber": form["accession"].strip(),
-        "RequestedProcedureComments": form["comment"],
-        "ScheduledStationAETitle": form["device"],
-        "Modality": form["modality"] or (device.modality if device else ""),
-        "ScheduledProcedureStepStartDate": form["date"].replace("-", ""),
-        "ScheduledProcedureStepStartTime": form["time"].replace(":", ""),
-    }
+    changed = changed_keywords(EXAM_FIELDS, form, shown)
+    texts, _ = read_fields(EXAM_FIELDS, form)
     texts = {keyword: text for keyword, text in texts.items() if keyword in changed}
-    if "ScheduledStationAETitle" in changed and device:
-        texts.setdefault("Modality", device.modality)
+    if device and "ScheduledStationAETitle" in changed:
+        texts.setdefault("Modality", "")
         texts["ScheduledStationName"] = device.station_name
         texts["ScheduledProcedureStepLocation"] = device.location
+    if device and "Modality" in texts:
+        texts["Modality"] = texts["Modality"] or device.modality
+    outer: dict[int, bytes] = {}
+    inner: dict[int, bytes] = {}
     if "RequestedProcedureDescription" in changed:
-        texts["ScheduledProcedureStepDescription"] = form["procedure"]
-    outer = {tag_of(k): encode_text(k, v) for k, v in texts.items() if k not in STEP_KEYWORDS}
-    inner = {tag_of(k): encode_text(k, v) for k, v in texts.items() if k in STEP_KEYWORDS}
-    if "RequestedProcedureDescription" in changed:
+        texts["ScheduledProcedureStepDescription"] = texts["RequestedProcedureDescription"]
         for keyword, where in (
             ("RequestedProcedureCodeSequence", outer),
             ("ScheduledProtocolCodeSequence", inner),
         ):
             where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
+    for keyword, text in texts.items():
+        where = inner if keyword in STEP_KEYWORDS else outer
+        where[tag_of(keyword)] = encode_text(keyword, text)
     outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [encoded(inner)])
     return encoded(outer)
 
@@ -22912,39 +22955,37 @@ def edit_page(
 ) -> str:  # fmt: skip
     """GET /step/…/edit: another date, device, exam."""
     t, index = p.t, exam_of(p, row_id)
-    form = form or form_of_step(index)
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    shown = form_of(EXAM_FIELDS, index)
+    form = form or shown
     choices = reception_choices(p)
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
-              by_tag.pop(tag_of(keyword), ""), with_choice(choices.get(name, ()), form.get(name, "")))
-        for name, group, keyword, kind, label in REGISTER_FIELDS
-        if group == "exam"
-    ]  # fmt: skip
+    for name in choices.keys() & form.keys():  # what it has may be no choice any more
+        if choices[name] and form[name] not in dict(choices[name]):
+            choices[name] = (*choices[name], (form[name], form[name]))
+    fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p,
         "Change exam",
         [(t.name(index.get("PatientName")), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
+        others,
         submit=t("Save"),
         slots="/slots",
-        hidden=[("seen", encoded_form(form_of_step(index))), ("step", str(row_id))],
+        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))],
         after=[(f"/step/{row_id}", t("Back"))],
     )
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule, move to another device."""
-    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
-    shown = form_of_step(exam_of(p, row_id))
-    if meanwhile := changed_meanwhile(p, "exam", form, shown):
+    form = sent_fields(p, EXAM_FIELDS)
+    shown = form_of(EXAM_FIELDS, exam_of(p, row_id))
+    if meanwhile := changed_meanwhile(p, EXAM_FIELDS, form, shown):
         return edit_page(p, row_id, form, meanwhile)
     data = exam_from_form(form, shown, p.device(form["device"]))
     if form["procedure"].strip() != shown["procedure"]:
         data = p.read(apply_procedure, data)
 
     def now() -> dict[str, str]:
-        return form_of_step(ElementIndex(get_step(row_id)[0]))
+        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)[0]))
 
     try:
         key = p.read(step_key, row_id)
@@ -23058,21 +23099,14 @@ def patient_page(
     problems: Iterable[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /patient/…: what is known of a patient, to correct, and the exams."""
-    t, shown = p.t, form_of_patient(patient_index(p, row_id))
-    form, choices = form or shown, reception_choices(p)
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), False, by_tag.pop(tag_of(keyword), ""),
-              choices.get(name, ()))
-        for name, group, keyword, kind, label in REGISTER_FIELDS
-        if group == "patient" and name != "pregnancy"
-    ]  # fmt: skip
+    shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
+    fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p,
         "Patient",
-        [(t("Patient"), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
-        submit=t("Save"),
+        [(p.t("Patient"), fields)],
+        others,
+        submit=p.t("Save"),
         hidden=[("seen", encoded_form(shown))],
         extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
@@ -23099,10 +23133,10 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
-    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS}
+    form = sent_fields(p, PATIENT_FIELDS)
     known = patient_index(p, row_id)
-    shown = form_of_patient(known)
-    if meanwhile := changed_meanwhile(p, "patient", form, shown):
+    shown = form_of(PATIENT_FIELDS, known)
+    if meanwhile := changed_meanwhile(p, PATIENT_FIELDS, form, shown):
         return patient_page(p, row_id, form, meanwhile)
     given, problems = patient_from_form(form, shown)
     if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
@@ -23111,7 +23145,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         given = ElementIndex(given).merged(name)
 
     def now() -> dict[str, str]:
-        return form_of_patient(ElementIndex(get_patient(row_id)))
+        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
 
     try:
         if problems:
@@ -23180,10 +23214,11 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         return form
     if p.query("order"):
         index = ElementIndex(p.read(get_step, int(row_id))[0])
-        form |= {name: form_of_step(index)[name] for name in ("accession", "physician")}
+        order = form_of(EXAM_FIELDS, index)
+        form |= {name: order[name] for name in ("accession", "physician")}
     else:
         index = ElementIndex(p.read(get_patient, int(row_id)))
-    return form | form_of_patient(index)
+    return form | form_of(PATIENT_FIELDS, index)
 
 
 def register_page(
@@ -23191,25 +23226,18 @@ def register_page(
 ) -> str:
     """GET /register, and the form again with words beside each field that is wrong."""
     t, form = p.t, form or prefilled(p)
-    by_tag = collections.defaultdict(list)
-    for problem in problems:
-        by_tag[problem.tag].append(t(problem.words))
-    choices = reception_choices(p)
-    groups: dict[str, list[Field]] = {"patient": [], "exam": []}
-    for name, group, keyword, kind, label in REGISTER_FIELDS:
-        words = "; ".join(by_tag.pop(tag_of(keyword), ()))
-        field = Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS, words,
-                      choices.get(name, ()))  # fmt: skip
-        groups[group].append(field)
+    fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
+    exam = len(EXAM_FIELDS)
+    of_patient, of_exam = fields[:-exam], fields[-exam:]
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
-        groups["patient"].insert(4, same_id_field(t, form))
+        of_patient.insert(4, same_id_field(t, form))
     if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
-        groups["patient"].insert(4, same_person_field(t, similar))
+        of_patient.insert(4, same_person_field(t, similar))
     return show_form(
         p,
         "Register",
-        [(t(group.capitalize()), fields) for group, fields in groups.items()],
-        [problem for problem in problems if problem.tag in by_tag],
+        [(t("Patient"), of_patient), (t("Exam"), of_exam)],
+        others,
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         submit=t("Register"),
         hidden=[("study", form.get("study", ""))],
@@ -23244,8 +23272,8 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 
 def post_register(p: PageRequest) -> str:
     """POST /register: the step's page, or the form again with nothing saved."""
-    names = [row[0] for row in REGISTER_FIELDS]
-    form = {name: p.form(name) for name in (*names, "study", "same_id", "same_person")}
+    form = sent_fields(p, REGISTER_FIELDS)
+    form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the form of another patient, by the back button
@@ -23272,7 +23300,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
     if not known:
         return True
     index = ElementIndex(p.read(get_step, known)[0])
-    stored = form_of_step(index)
+    stored = form_of(EXAM_FIELDS, index)
     typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
     told = ("device", "procedure", "date", "time")
     return typed == index.get("PatientName") and all(

@@ -195,7 +195,7 @@ def sentences():
             text = node.args[position]
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 found.add(text.value)
-    found |= {row[4] for row in REGISTER_FIELDS}
+    found |= {row.label for row in REGISTER_FIELDS}
     found |= {page.words for page in PAGES}
     for name, table in every_name().items():
         if name.endswith("_FACTS"):

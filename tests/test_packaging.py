@@ -145,7 +145,7 @@ class Program:
         """Send the form of reception as it is shown, filled in."""
         page = client.get("/register").text
         form = dict(re.findall(r'name="(\w+)"[^>]*value="([^"]*)"', page))
-        form |= {row[0]: form.get(row[0], "") for row in REGISTER_FIELDS} | texts
+        form |= {row.name: form.get(row.name, "") for row in REGISTER_FIELDS} | texts
         return client.post("/register", data=form)
 
     def on_worklist(self, calling="CT1"):

@@ -85,7 +85,7 @@ def texts_in_tables():
     found = {cell for page in PAGES for cell in (page.words, page.group)} - {""}
     found |= {words for pair in STATUS_WORDS.values() for words in pair}
     found |= {cell for row in ORPHAN_ROWS for cell in row[1:3]}
-    found |= {row[4] for row in REGISTER_FIELDS} | {"Patient", "Exam"}
+    found |= {row.label for row in REGISTER_FIELDS} | {"Patient", "Exam"}
     for table in (
         STEP_FACTS,
         STEP_ITEM_FACTS,
@@ -95,7 +95,7 @@ def texts_in_tables():
     ):
         found |= {row[0] for row in table}
     found |= {cell for row in WORKITEM_FACTS for cell in row[:2]}
-    found |= {row[3] for row in WORKITEM_FIELDS} | {row[5] for row in WORKITEM_ACTIONS}
+    found |= {row.label for row in WORKITEM_FIELDS} | {row[5] for row in WORKITEM_ACTIONS}
     found |= {meaning for _, meaning in WORKITEM_CODES.values()} | set(EVENT_TYPES)
     found |= set(UPS_CANCELLATION_REASONS.values()) | set(UPS_STATES)
     found |= {value for values in UPS_ENUMERATIONS.values() for value in values}

@@ -109,7 +109,7 @@ def hidden_fields(text):
 def filled(client, **texts):
     """The registration form as it is shown, filled in for Wang XiaoDong at the CT."""
     page = client.get("/register").text
-    form = {row[0]: "" for row in REGISTER_FIELDS}
+    form = {row.name: "" for row in REGISTER_FIELDS}
     form |= {
         "family_name": "Wang",
         "given_name": "XiaoDong",
@@ -535,8 +535,8 @@ def test_the_form_begins_with_today_and_now(appliance, desk):
 
 def test_every_field_has_a_label(desk):
     page = desk.get("/register").text
-    for name, *_ in REGISTER_FIELDS:
-        assert f'<label for="{name}">' in page
+    for row in REGISTER_FIELDS:
+        assert f'<label for="{row.name}">' in page
 
 
 # What the desk may get wrong. The form comes again, with words beside the field; nothing is saved.

@@ -1,26 +1,26 @@
-"""Forms: their fields, and what a form had shown when somebody else was quicker."""
+"""Forms: their fields, which way a value is read and shown, and what a form had shown."""
 
 import base64
+import collections
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
+from minris.dataset.names import typed_name
+from minris.dataset.times import shown_date
 from minris.orders.undo import undoable
 from minris.pages.frame import PageRequest
+from minris.pages.language import shown_time
 from minris.pages.template import template
+from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.tables import body_rows
 from minris.store.writer import Core
 
 FORM_PAGE = template("form.html")
 UPLOAD_PAGE = template("upload.html")
-
-
-def with_choice(choices: tuple[tuple[str, str], ...], value: str) -> tuple[tuple[str, str], ...]:
-    """The choices of a field, and what it holds, though that is not among them."""
-    if not choices or any(one == value for one, _ in choices):
-        return choices
-    return (*choices, (value, value))
 
 
 class Field(NamedTuple):
@@ -33,6 +33,123 @@ class Field(NamedTuple):
     required: bool = False
     problem: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+
+
+class Kind(NamedTuple):
+    """A kind of field: its input, what is kept of what was typed, and what is shown of that.
+
+    read  raises ValueError for what is not a number
+    """
+
+    input: str = "text"
+    read: Callable[[str], str] = str.strip
+    show: Callable[[str], str] = str
+
+
+def metres(text: str) -> str:
+    """Centimetres as they are typed, in m. Raises ValueError."""
+    return f"{float(text.replace(',', '.')) / 100:g}" if text.strip() else ""
+
+
+def centimetres(value: str) -> str:
+    """A length in m as it is typed; nothing for what is none."""
+    return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
+
+
+# The three parts of a name are read together: person_name.
+KINDS = {
+    "text": Kind(),
+    "area": Kind("area"),
+    "select": Kind("select", show=lambda value: value.partition("\\")[0]),
+    "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
+    "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
+    "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
+    "weight": Kind(read=lambda text: text.strip().replace(",", ".")),
+    "height": Kind(read=metres, show=centimetres),
+    "name": Kind(read=lambda text: typed_name(text.strip())),
+    "physician": Kind(
+        read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
+        show=lambda name: name.replace("^", " "),
+    ),
+    "family": Kind(show=lambda name: re.split("[=^]", name)[0]),
+    "given": Kind(
+        show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
+    ),
+    "chinese": Kind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+}
+
+
+class FieldRow(NamedTuple):
+    """A row of a table of fields: what is asked for, and which attribute it fills."""
+
+    name: str
+    keyword: str
+    tag: int
+    kind: Kind
+    label: str
+    required: bool
+    group: str = ""
+
+
+def field_table(text: str) -> tuple[FieldRow, ...]:
+    """The fields of a form: name, keyword, kind, label (with * where something must be said), and
+    perhaps group. Raises KeyError for an unknown keyword or kind."""
+    return tuple(
+        FieldRow(name, keyword, tag_of(keyword), KINDS[kind], label.removesuffix(" *"),
+                 label.endswith("*"), *group)
+        for name, keyword, kind, label, *group in body_rows(text)
+    )  # fmt: skip
+
+
+def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
+    """What was typed in the fields of a form, by name."""
+    return {row.name: p.form(row.name) for row in rows}
+
+
+def read_fields(
+    rows: Iterable[FieldRow], form: Mapping[str, str]
+) -> tuple[dict[str, str], list[Problem]]:
+    """The texts of attributes that a form fills, by keyword, and what could not be read."""
+    texts, problems = {}, []
+    for row in rows:
+        try:
+            texts[row.keyword] = row.kind.read(form[row.name])
+        except ValueError:
+            texts[row.keyword] = ""
+            words = Message("{value} is not a number", value=form[row.name].strip())
+            problems.append(Problem(row.tag, words))
+    return texts, problems
+
+
+def show_fields(
+    p: PageRequest,
+    rows: Iterable[FieldRow],
+    form: Mapping[str, str],
+    problems: Iterable[Problem],
+    choices: Mapping[str, tuple[tuple[str, str], ...]],
+) -> tuple[list[Field], list[Problem]]:
+    """The fields of a form as they are shown, and the problems that are those of no field.
+
+    What is wrong with an attribute stands at the first field that fills it.
+    """
+    words = collections.defaultdict(list)
+    for problem in problems:
+        words[problem.tag].append(p.t(problem.words))
+    fields = [
+        Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
+              "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
+        for row in rows
+    ]  # fmt: skip
+    return fields, [problem for problem in problems if problem.tag in words]
+
+
+def changed_keywords(
+    rows: Iterable[FieldRow], form: Mapping[str, str], shown: Mapping[str, str]
+) -> set[str]:
+    """What those fields fill that are not as they were shown; the rest stays as it is."""
+    return {
+        row.keyword for row in rows if form[row.name].strip() != shown.get(row.name, "").strip()
+    }
 
 
 def show_form(

@@ -10,9 +10,8 @@ from minris.access.context import needs_reason
 from minris.dataset.checks import well_formed, with_empty
 from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, workitem_code
-from minris.dataset.names import typed_name
 from minris.orders.lookup import get_step
-from minris.pages.forms import Field, show_form
+from minris.pages.forms import Field, field_table, read_fields, sent_fields, show_fields, show_form
 from minris.pages.frame import PageRequest, Part, Row, no_such_action
 from minris.pages.language import Translator, fact
 from minris.pages.template import template
@@ -76,9 +75,9 @@ WORKITEM_QUESTIONS = {
     "watcher": Message("Device"),
     "lock": Message("Deletion lock"),
 }
-WORKITEM_FIELDS = body_rows("""
+WORKITEM_FIELDS = field_table("""
     name       | keyword                             | kind   | label
-    label      | ProcedureStepLabel                  | text   | What is to be done
+    label      | ProcedureStepLabel                  | text   | What is to be done *
     code       | ScheduledWorkitemCodeSequence       | select | Kind of work
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
@@ -86,7 +85,7 @@ WORKITEM_FIELDS = body_rows("""
     date       | ScheduledProcedureStepStartDateTime | date   | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
     expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
-    patient    | PatientName                         | text   | Patient's name
+    patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
     """)
@@ -159,22 +158,14 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
-    codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(form["code"])])
-    day, clock = form["date"].replace("-", ""), form["time"].replace(":", "")
-    texts = text_elements(
-        ProcedureStepState="SCHEDULED",
-        ProcedureStepLabel=form["label"],
-        WorklistLabel=form["worklist"],
-        ScheduledProcedureStepPriority=form["priority"],
-        InputReadinessState=form["readiness"],
-        ScheduledProcedureStepStartDateTime=day and day + clock,
-        ScheduledProcedureStepExpirationDateTime=form["expires"].replace("-", ""),
-        PatientName=typed_name(form["patient"]),
-        PatientID=form["patient_id"],
-        CommentsOnTheScheduledProcedureStep=form["comment"],
+    texts, _ = read_fields(WORKITEM_FIELDS, form)
+    begin = form["date"] and form["date"] + form["time"]
+    texts["ScheduledProcedureStepStartDateTime"] = begin.replace("-", "").replace(":", "")
+    codes = sequence_elements(
+        ScheduledWorkitemCodeSequence=[workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))]
     )
     relationship = relationship_of_step(step) if step else EMPTY
-    made = texts.merged(codes, relationship)
+    made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
         problem = Problem(tag, Message("is before its begin"))
@@ -341,7 +332,8 @@ def post_workitem(p: PageRequest, uid: str) -> str:
 def cancel_request(p: PageRequest) -> bytes:
     """The information of a request to cancel, from the form. Refuses 0106."""
     contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
-    return cancellation_reason(p.form("reason"), p.form("code") or "110513").merged(contact)
+    asked = cancellation_reason(p.form("reason"), p.form("code") or "110513")
+    return bytes(asked.merged(contact))
 
 
 def new_workitem_page(
@@ -368,19 +360,14 @@ def new_workitem_page(
         ),
         "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), name == "label",
-              by_tag.pop(tag_of(keyword), ""), choices.get(name, ()))
-        for name, keyword, kind, label in WORKITEM_FIELDS
-        if name not in fixed
-    ]  # fmt: skip
+    rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
+    fields, others = show_fields(p, rows, form, problems, choices)
     words = " · ".join(filter(None, fixed.values()))
     return show_form(
         p,
         "New workitem",
         [(words or t("Workitem"), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
+        others,
         submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
     )
@@ -393,8 +380,7 @@ def step_of_form(p: PageRequest, row_id: str) -> bytes:
 
 def post_new_workitem(p: PageRequest) -> str:
     """POST /workitems/new."""
-    form = {row[0]: p.form(row[0]).strip() for row in WORKITEM_FIELDS}
-    form |= {"step": p.form("step"), "uid": p.form("uid")}
+    form = sent_fields(p, WORKITEM_FIELDS) | {"step": p.form("step"), "uid": p.form("uid")}
     step = step_of_form(p, form["step"])
     try:
         uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))

@@ -24,21 +24,20 @@ from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.day.board import PERSON_EVENTS, person_events
 from minris.pages.forms import (
-    Field,
     encoded_form,
+    sent_fields,
+    show_fields,
     show_form,
     undo_button,
     unless_changed,
-    with_choice,
 )
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import Translator, booked_words, clock, facts_of, passing_words
 from minris.pages.reception import (
-    REGISTER_FIELDS,
-    REQUIRED_FIELDS,
+    EXAM_FIELDS,
     changed_meanwhile,
     exam_from_form,
-    form_of_step,
+    form_of,
     reception_choices,
 )
 from minris.pages.template import template
@@ -290,39 +289,37 @@ def edit_page(
 ) -> str:  # fmt: skip
     """GET /step/…/edit: another date, device, exam."""
     t, index = p.t, exam_of(p, row_id)
-    form = form or form_of_step(index)
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
+    shown = form_of(EXAM_FIELDS, index)
+    form = form or shown
     choices = reception_choices(p)
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS,
-              by_tag.pop(tag_of(keyword), ""), with_choice(choices.get(name, ()), form.get(name, "")))
-        for name, group, keyword, kind, label in REGISTER_FIELDS
-        if group == "exam"
-    ]  # fmt: skip
+    for name in choices.keys() & form.keys():  # what it has may be no choice any more
+        if choices[name] and form[name] not in dict(choices[name]):
+            choices[name] = (*choices[name], (form[name], form[name]))
+    fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p,
         "Change exam",
         [(t.name(index.get("PatientName")), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
+        others,
         submit=t("Save"),
         slots="/slots",
-        hidden=[("seen", encoded_form(form_of_step(index))), ("step", str(row_id))],
+        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))],
         after=[(f"/step/{row_id}", t("Back"))],
     )
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule, move to another device."""
-    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS if row[1] == "exam"}
-    shown = form_of_step(exam_of(p, row_id))
-    if meanwhile := changed_meanwhile(p, "exam", form, shown):
+    form = sent_fields(p, EXAM_FIELDS)
+    shown = form_of(EXAM_FIELDS, exam_of(p, row_id))
+    if meanwhile := changed_meanwhile(p, EXAM_FIELDS, form, shown):
         return edit_page(p, row_id, form, meanwhile)
     data = exam_from_form(form, shown, p.device(form["device"]))
     if form["procedure"].strip() != shown["procedure"]:
         data = p.read(apply_procedure, data)
 
     def now() -> dict[str, str]:
-        return form_of_step(ElementIndex(get_step(row_id)[0]))
+        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)[0]))
 
     try:
         key = p.read(step_key, row_id)

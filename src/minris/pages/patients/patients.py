@@ -10,13 +10,21 @@ from minris.orders.items import step_item
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import Field, encoded_form, show_form, undo_button, unless_changed
+from minris.pages.forms import (
+    Field,
+    encoded_form,
+    sent_fields,
+    show_fields,
+    show_form,
+    undo_button,
+    unless_changed,
+)
 from minris.pages.frame import PageRequest, Part, Row
 from minris.pages.language import shown_time
 from minris.pages.reception import (
-    REGISTER_FIELDS,
+    PATIENT_FIELDS,
     changed_meanwhile,
-    form_of_patient,
+    form_of,
     patient_from_form,
     reception_choices,
 )
@@ -120,21 +128,14 @@ def patient_page(
     problems: Iterable[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /patient/…: what is known of a patient, to correct, and the exams."""
-    t, shown = p.t, form_of_patient(patient_index(p, row_id))
-    form, choices = form or shown, reception_choices(p)
-    by_tag = {problem.tag: t(problem.words) for problem in problems}
-    fields = [
-        Field(name, t(label), kind, form.get(name, ""), False, by_tag.pop(tag_of(keyword), ""),
-              choices.get(name, ()))
-        for name, group, keyword, kind, label in REGISTER_FIELDS
-        if group == "patient" and name != "pregnancy"
-    ]  # fmt: skip
+    shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
+    fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p,
         "Patient",
-        [(t("Patient"), fields)],
-        [problem for problem in problems if problem.tag in by_tag],
-        submit=t("Save"),
+        [(p.t("Patient"), fields)],
+        others,
+        submit=p.t("Save"),
         hidden=[("seen", encoded_form(shown))],
         extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
@@ -161,10 +162,10 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
-    form = {row[0]: p.form(row[0]) for row in REGISTER_FIELDS}
+    form = sent_fields(p, PATIENT_FIELDS)
     known = patient_index(p, row_id)
-    shown = form_of_patient(known)
-    if meanwhile := changed_meanwhile(p, "patient", form, shown):
+    shown = form_of(PATIENT_FIELDS, known)
+    if meanwhile := changed_meanwhile(p, PATIENT_FIELDS, form, shown):
         return patient_page(p, row_id, form, meanwhile)
     given, problems = patient_from_form(form, shown)
     if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
@@ -173,7 +174,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         given = ElementIndex(given).merged(name)
 
     def now() -> dict[str, str]:
-        return form_of_patient(ElementIndex(get_patient(row_id)))
+        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
 
     try:
         if problems:

@@ -1,6 +1,5 @@
 """Registration."""
 
-import collections
 import re
 from collections.abc import Iterable, Mapping
 
@@ -19,14 +18,14 @@ from minris.orders.patients import (
     similar_patients,
 )
 from minris.orders.scheduling import schedule
-from minris.pages.forms import Field, show_form
+from minris.pages.forms import Field, sent_fields, show_fields, show_form
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator
 from minris.pages.reception import (
+    EXAM_FIELDS,
+    PATIENT_FIELDS,
     REGISTER_FIELDS,
-    REQUIRED_FIELDS,
-    form_of_patient,
-    form_of_step,
+    form_of,
     item_from_form,
     reception_choices,
 )
@@ -68,10 +67,11 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         return form
     if p.query("order"):
         index = ElementIndex(p.read(get_step, int(row_id))[0])
-        form |= {name: form_of_step(index)[name] for name in ("accession", "physician")}
+        order = form_of(EXAM_FIELDS, index)
+        form |= {name: order[name] for name in ("accession", "physician")}
     else:
         index = ElementIndex(p.read(get_patient, int(row_id)))
-    return form | form_of_patient(index)
+    return form | form_of(PATIENT_FIELDS, index)
 
 
 def register_page(
@@ -79,25 +79,18 @@ def register_page(
 ) -> str:
     """GET /register, and the form again with words beside each field that is wrong."""
     t, form = p.t, form or prefilled(p)
-    by_tag = collections.defaultdict(list)
-    for problem in problems:
-        by_tag[problem.tag].append(t(problem.words))
-    choices = reception_choices(p)
-    groups: dict[str, list[Field]] = {"patient": [], "exam": []}
-    for name, group, keyword, kind, label in REGISTER_FIELDS:
-        words = "; ".join(by_tag.pop(tag_of(keyword), ()))
-        field = Field(name, t(label), kind, form.get(name, ""), name in REQUIRED_FIELDS, words,
-                      choices.get(name, ()))  # fmt: skip
-        groups[group].append(field)
+    fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
+    exam = len(EXAM_FIELDS)
+    of_patient, of_exam = fields[:-exam], fields[-exam:]
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
-        groups["patient"].insert(4, same_id_field(t, form))
+        of_patient.insert(4, same_id_field(t, form))
     if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
-        groups["patient"].insert(4, same_person_field(t, similar))
+        of_patient.insert(4, same_person_field(t, similar))
     return show_form(
         p,
         "Register",
-        [(t(group.capitalize()), fields) for group, fields in groups.items()],
-        [problem for problem in problems if problem.tag in by_tag],
+        [(t("Patient"), of_patient), (t("Exam"), of_exam)],
+        others,
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         submit=t("Register"),
         hidden=[("study", form.get("study", ""))],
@@ -132,8 +125,8 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 
 def post_register(p: PageRequest) -> str:
     """POST /register: the step's page, or the form again with nothing saved."""
-    names = [row[0] for row in REGISTER_FIELDS]
-    form = {name: p.form(name) for name in (*names, "study", "same_id", "same_person")}
+    form = sent_fields(p, REGISTER_FIELDS)
+    form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the form of another patient, by the back button
@@ -160,7 +153,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
     if not known:
         return True
     index = ElementIndex(p.read(get_step, known)[0])
-    stored = form_of_step(index)
+    stored = form_of(EXAM_FIELDS, index)
     typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
     told = ("device", "procedure", "date", "time")
     return typed == index.get("PatientName") and all(
