@@ -19528,6 +19528,9 @@ LAYOUT = """<!DOCTYPE html>
 <p role="alert" class="problem">{{words}}</p>
 % end
 <h1>{{title}}</h1>
+% if told:
+<p role="status" class="told">{{told}}</p>
+% end
 {{!base}}
 </main>
 % if login and not bare:
@@ -19538,14 +19541,78 @@ LAYOUT = """<!DOCTYPE html>
 </body>
 </html>
 """
+PARTS = """% # What the templates of pages share.
+% def problem_list(heading, problems):
+% if problems:
+<div role="alert" class="problem"><p>{{heading}}</p><ul>
+% for words in problems:
+<li>{{words}}</li>
+% end
+</ul></div>
+% end
+% end
+% def fact_list(facts):
+<dl>
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+% end
+% def table(columns, rows, acting=False):
+<div class="wide"><table><thead><tr>
+% for words in columns:
+<th scope="col">{{words}}</th>
+% end
+% if acting:
+<th scope="col"><span class="hidden">{{t('Actions')}}</span></th>
+% end
+</tr></thead><tbody>
+% for row in rows:
+% if row.light:
+<tr data-light="{{row.light}}">
+% else:
+<tr>
+% end
+% for number, cell in enumerate(row.cells):
+% if number == 0 and row.link:
+<th scope="row"><a href="{{row.link}}">{{cell}}</a></th>
+% else:
+<td>{{cell}}</td>
+% end
+% end
+% if acting:
+<td class="actions">
+% for action in row.actions:
+<form method="{{'get' if action.get else 'post'}}" action="{{action.path}}">
+% if not action.get:
+<input type="hidden" name="csrf" value="{{csrf}}">
+% end
+% for name, value in action.fields:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% if action.choices:
+<label class="inline"><span class="hidden">{{action.label}}</span><select name="{{action.name}}">
+% for value, words in action.choices:
+<option value="{{value}}">{{words}}</option>
+% end
+</select></label>
+% elif action.name:
+<label class="inline"><span class="hidden">{{action.label}}</span><input name="{{action.name}}" placeholder="{{action.label}}"></label>
+% end
+<button>{{action.words}}</button></form>
+% end
+</td>
+% end
+</tr>
+% end
+</tbody></table></div>
+% end
+"""
 ERROR_PAGE = """
 <p role="alert" class="problem">{{words}}</p>
 <p><a href="/">{{t('To the board')}}</a></p>
 """
 LIST_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
 % if intro:
 <p>{{intro}}</p>
 % end
@@ -19567,49 +19634,7 @@ LIST_PAGE = """
 <h2>{{part.heading}}</h2>
 % end
 % if part.rows:
-<div class="wide"><table>
-<thead><tr>
-% for words in part.columns:
-<th scope="col">{{words}}</th>
-% end
-<th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
-<tbody>
-% for row in part.rows:
-% if row.light:
-<tr data-light="{{row.light}}">
-% else:
-<tr>
-% end
-% for number, cell in enumerate(row.cells):
-% if number == 0 and row.link:
-<th scope="row"><a href="{{row.link}}">{{cell}}</a></th>
-% else:
-<td>{{cell}}</td>
-% end
-% end
-<td class="actions">
-% for action in row.actions:
-<form method="{{'get' if action.get else 'post'}}" action="{{action.path}}">
-% if not action.get:
-<input type="hidden" name="csrf" value="{{csrf}}">
-% end
-% for name, value in action.fields:
-<input type="hidden" name="{{name}}" value="{{value}}">
-% end
-% if action.choices:
-<label class="inline"><span class="hidden">{{action.label}}</span><select name="{{action.name}}">
-% for value, words in action.choices:
-<option value="{{value}}">{{words}}</option>
-% end
-</select></label>
-% elif action.name:
-<label class="inline"><span class="hidden">{{action.label}}</span><input name="{{action.name}}" placeholder="{{action.label}}"></label>
-% end
-<button>{{action.words}}</button></form>
-% end
-</td></tr>
-% end
-</tbody></table></div>
+% table(part.columns, part.rows, acting=True)
 % elif part.empty:
 <p>{{part.empty}}</p>
 % end
@@ -19828,7 +19853,7 @@ class PageRequest:
         return self.part(
             LAYOUT,
             **shared,
-            base=self.part(template, **shared, **values),
+            base=self.part(PARTS + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
             group=t(group),
@@ -20450,19 +20475,7 @@ FIGURES_PAGE = """
 <a href="/figures.csv?first={{first}}&amp;last={{last}}">CSV</a>
 </form>
 <p><img src="/figures.svg?first={{first}}&amp;last={{last}}" alt="{{t('Exams by day')}}" class="chart"></p>
-<div class="wide"><table><thead><tr>
-% for words in columns:
-<th scope="col">{{words}}</th>
-% end
-</tr></thead><tbody>
-% for row in rows:
-<tr>
-% for cell in row:
-<td>{{cell}}</td>
-% end
-</tr>
-% end
-</tbody></table></div>
+% table(columns, rows)
 """
 CHART = """<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="180" viewBox="0 0 {{width}} 180" font-family="sans-serif" font-size="11">
 % for number, (label, count, height) in enumerate(bars):
@@ -20510,7 +20523,8 @@ def figures_page(p: PageRequest) -> str:
     """GET /figures: exams by week and device, how long people waited, how long exams took."""
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
-    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=table, first=first, last=last)
+    lines = [Row(tuple(line)) for line in table]
+    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=lines, first=first, last=last)
 
 
 def figures_csv(p: PageRequest) -> bytes:
@@ -20660,16 +20674,7 @@ def similar_first(
 # ------------------------------------------------------------------------------------------------
 
 FORM_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
-% if problems:
-<div role="alert" class="problem"><p>{{t('Nothing was saved. Please correct:')}}</p><ul>
-% for words in problems:
-<li>{{words}}</li>
-% end
-</ul></div>
-% end
+% problem_list(t('Nothing was saved. Please correct:'), problems)
 % if get('intro'):
 <p>{{intro}}</p>
 % end
@@ -20720,19 +20725,8 @@ FORM_PAGE = """
 % end
 % for part in get('shown', []):
 <section><h2>{{part.heading}}</h2>
-<div class="wide"><table><thead><tr>
-% for words in part.columns:
-<th scope="col">{{words}}</th>
-% end
-</tr></thead><tbody>
-% for row in part.rows:
-<tr>
-% for cell in row.cells:
-<td>{{cell}}</td>
-% end
-</tr>
-% end
-</tbody></table></div></section>
+% table(part.columns, part.rows)
+</section>
 % end
 <div class="actions">
 % if submit:
@@ -20752,13 +20746,7 @@ FORM_PAGE = """
 % end
 """
 UPLOAD_PAGE = """
-% if problems:
-<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
-% for words in problems:
-<li>{{words}}</li>
-% end
-</ul></div>
-% end
+% problem_list(t('Nothing was imported:'), problems)
 <p>{{intro}}</p>
 <form method="post" action="{{action}}" enctype="multipart/form-data" class="login">
 <input type="hidden" name="csrf" value="{{csrf}}">
@@ -21356,20 +21344,13 @@ def slots_part(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 WORKITEM_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
 % for words in warnings:
 <p class="warning">{{words}}</p>
 % end
 % for heading, facts in modules:
 <section><h2>{{heading}}</h2>
 % if facts:
-<dl>
-% for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
-% end
-</dl>
+% fact_list(facts)
 % else:
 <p>{{t('Nothing yet.')}}</p>
 % end
@@ -21792,11 +21773,7 @@ RESUME_PAGE = """
 % end
 <button class="main" autofocus>{{t('Send it now')}}</button> <a href="/">{{t('To the board')}}</a>
 </form>
-<dl>
-% for name, value in shown:
-<dt>{{name}}</dt><dd>{{value}}</dd>
-% end
-</dl>
+% fact_list(shown)
 """
 
 
@@ -22256,31 +22233,10 @@ def post_catalogue_import(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 IMPORT_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
-% if problems:
-<div role="alert" class="problem"><p>{{t('Nothing was imported:')}}</p><ul>
-% for words in problems:
-<li>{{words}}</li>
-% end
-</ul></div>
-% end
+% problem_list(t('Nothing was imported:'), problems)
 % if lines:
 <h2>{{t('Preview of {file}', file=file)}}</h2>
-<div class="wide"><table><thead><tr>
-% for cell in lines[0]:
-<th scope="col">{{cell}}</th>
-% end
-</tr></thead><tbody>
-% for line in lines[1:51]:
-<tr>
-% for cell in line:
-<td>{{cell}}</td>
-% end
-</tr>
-% end
-</tbody></table></div>
+% table(lines[0].cells, lines[1:51])
 <p>{{t('{count} rows', count=len(lines) - 1)}}</p>
 % end
 % if content:
@@ -22322,7 +22278,9 @@ def post_import(p: PageRequest) -> str:
         return import_page(p, problems=t(refusal.detail).split("\n"), file=name)
     kept = "" if problems else base64.b64encode(content).decode()
     listed = t(problems).split("\n") if problems else []
-    return import_page(p, lines=lines, problems=listed, content=kept, file=name)
+    return import_page(
+        p, lines=[Row(line) for line in lines], problems=listed, content=kept, file=name
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22666,14 +22624,7 @@ def settings_page(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 STEP_PAGE = """
-% if told:
-<p role="status" class="told">{{told}}</p>
-% end
-<dl>
-% for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
-% end
-</dl>
+% fact_list(facts)
 % for words in warnings:
 <p class="warning">{{words}}</p>
 % end
@@ -22696,11 +22647,7 @@ STEP_PAGE = """
 % end
 % for heading, number, facts in performed:
 <h2>{{heading}}</h2>
-<dl>
-% for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
-% end
-</dl>
+% fact_list(facts)
 <form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
 <input type="hidden" name="performed" value="{{number}}">
 <input type="hidden" name="step" value="{{row_id}}">
@@ -23339,11 +23286,7 @@ SLIP_PAGE = """
 <article class="slip">
 <p>{{clinic}}</p>
 <h2>{{name}}</h2>
-<dl>
-% for label, text in facts:
-<dt>{{label}}</dt><dd>{{text}}</dd>
-% end
-</dl>
+% fact_list(facts)
 <p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
 <img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
 <p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>

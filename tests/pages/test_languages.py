@@ -41,7 +41,9 @@ from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, SEXES, ST
 SOURCE = MADE
 CATALOGUES = sorted((SOURCE.parent / "static" / "i18n").glob("*.json"))
 NAMES = every_name()
-TEMPLATES = [value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "LAYOUT"))]
+TEMPLATES = [
+    value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "PARTS", "LAYOUT"))
+]
 
 
 def constant_texts(node):

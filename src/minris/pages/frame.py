@@ -24,6 +24,7 @@ from minris.store.writer import Core
 from minris.web.request import Web, enter
 
 LAYOUT = template("layout.html")
+PARTS = template("parts.html")  # functions that the templates of pages call
 ERROR_PAGE = template("error.html")
 LIST_PAGE = template("list.html")
 
@@ -235,7 +236,7 @@ class PageRequest:
         return self.part(
             LAYOUT,
             **shared,
-            base=self.part(template, **shared, **values),
+            base=self.part(PARTS + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
             group=t(group),

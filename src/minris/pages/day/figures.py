@@ -10,7 +10,7 @@ import statistics
 from minris.dataset.times import shown_date
 from minris.interchange.csv_tables import no_formula
 from minris.orders.history import Day, days_between
-from minris.pages.frame import PageRequest
+from minris.pages.frame import PageRequest, Row
 from minris.pages.language import device_names
 from minris.pages.template import template
 
@@ -54,7 +54,8 @@ def figures_page(p: PageRequest) -> str:
     """GET /figures: exams by week and device, how long people waited, how long exams took."""
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
-    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=table, first=first, last=last)
+    lines = [Row(tuple(line)) for line in table]
+    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=lines, first=first, last=last)
 
 
 def figures_csv(p: PageRequest) -> bytes:

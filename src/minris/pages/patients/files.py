@@ -5,7 +5,7 @@ from typing import Any
 
 from minris.interchange.files import import_file, preview_file
 from minris.pages.forms import decoded
-from minris.pages.frame import PageRequest
+from minris.pages.frame import PageRequest, Row
 from minris.pages.template import template
 from minris.standard.status import Refusal
 
@@ -38,4 +38,6 @@ def post_import(p: PageRequest) -> str:
         return import_page(p, problems=t(refusal.detail).split("\n"), file=name)
     kept = "" if problems else base64.b64encode(content).decode()
     listed = t(problems).split("\n") if problems else []
-    return import_page(p, lines=lines, problems=listed, content=kept, file=name)
+    return import_page(
+        p, lines=[Row(line) for line in lines], problems=listed, content=kept, file=name
+    )
