@@ -105,7 +105,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes
 
@@ -10347,6 +10347,23 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
     sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)
+
+
+def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
+    """Schedule an item unless its study is known: the same form twice, by a double click.
+
+    ask  refuse, so that it is asked, where somebody of this name and birth date is known
+    """
+    index = ElementIndex(item)
+    if step_known(index.get("StudyInstanceUID")):
+        return
+    problems = [
+        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
+        for patient in (similar_patients(index) if ask else ())
+    ]
+    if problems:
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    schedule(ctx, item, same_id)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -20858,7 +20875,7 @@ def show_fields(
     p: PageRequest,
     rows: Iterable[FieldRow],
     form: Mapping[str, str],
-    problems: Iterable[Problem],
+    problems: Sequence[Problem],
     choices: Mapping[str, tuple[tuple[str, str], ...]],
 ) -> tuple[list[Field], list[Problem]]:
     """The fields of a form as they are shown, and the problems that are those of no field.
@@ -21111,7 +21128,7 @@ def post_mend(p: PageRequest) -> str:
     if "ScheduledProcedureStepStatus" in given:
         p.write(reschedule, *p.read(step_key, row_id), b"")
     elif given and MENDABLE.issuperset(given):
-        p.write(mend_step, row_id, given)
+        p.write(lambda ctx: move_step(ctx, row_id, **given))
     else:
         raise no_such_action()
     words = p.t("Mended: the next query of the device finds the exam.")
@@ -21119,11 +21136,6 @@ def post_mend(p: PageRequest) -> str:
 
 
 MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
-
-
-def mend_step(ctx: Context, row_id: int, given: Mapping[str, str]) -> bytes:
-    """Give a step what a query asked for: its station, modality or day, by keyword."""
-    return move_step(ctx, row_id, **given)
 
 
 def reason_of(
@@ -21695,7 +21707,7 @@ def cancel_request(p: PageRequest) -> bytes:
 
 
 def new_workitem_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
     """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()
@@ -22898,7 +22910,7 @@ def post_step(p: PageRequest, row_id: int) -> str:
 
 def edit_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
-    problems: Iterable[Problem] = (),
+    problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /step/…/edit: another date, device, exam."""
     t, index = p.t, exam_of(p, row_id)
@@ -22960,7 +22972,7 @@ def who_it_is(p: PageRequest, index: ElementIndex) -> str:
     return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
 
 
-def merge_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/merge: which other one this patient is."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
@@ -22995,7 +23007,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
     }.items())  # fmt: skip
 
 
-def erase_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/erase: erase all that is kept of a patient, on request."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
@@ -23043,7 +23055,7 @@ def patients_page(p: PageRequest) -> str:
 
 def patient_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
-    problems: Iterable[Problem] = (),
+    problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /patient/…: what is known of a patient, to correct, and the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
@@ -23130,23 +23142,6 @@ FOUND_PART = """
 """
 
 
-def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
-    """Schedule an item unless its study is known: the same form twice, by a double click.
-
-    ask  refuse, so that it is asked, where somebody of this name and birth date is known
-    """
-    index = ElementIndex(item)
-    if step_known(index.get("StudyInstanceUID")):
-        return
-    problems = [
-        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
-        for patient in (similar_patients(index) if ask else ())
-    ]
-    if problems:
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
-    schedule(ctx, item, same_id)
-
-
 def prefilled(p: PageRequest) -> dict[str, str]:
     """The form as it is first shown: for nobody yet, a known patient, or a known order."""
     now = p.ctx.local_now()
@@ -23169,7 +23164,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
 
 
 def register_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
     """GET /register, and the form again with words beside each field that is wrong."""
     t, form = p.t, form or prefilled(p)

@@ -29,9 +29,10 @@ from minris.orders.lookup import (
     next_identifier,
     step_data,
     step_key,
+    step_known,
 )
 from minris.orders.notes import can_be_undone
-from minris.orders.patients import save_patient
+from minris.orders.patients import SAME_PERSON, save_patient, similar_patients
 from minris.orders.steps import change_step, refold, save_stations, step_outcome, update_patient
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -268,3 +269,20 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
     sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)
+
+
+def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
+    """Schedule an item unless its study is known: the same form twice, by a double click.
+
+    ask  refuse, so that it is asked, where somebody of this name and birth date is known
+    """
+    index = ElementIndex(item)
+    if step_known(index.get("StudyInstanceUID")):
+        return
+    problems = [
+        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
+        for patient in (similar_patients(index) if ask else ())
+    ]
+    if problems:
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    schedule(ctx, item, same_id)

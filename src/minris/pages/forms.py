@@ -4,7 +4,7 @@ import base64
 import collections
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
@@ -125,7 +125,7 @@ def show_fields(
     p: PageRequest,
     rows: Iterable[FieldRow],
     form: Mapping[str, str],
-    problems: Iterable[Problem],
+    problems: Sequence[Problem],
     choices: Mapping[str, tuple[tuple[str, str], ...]],
 ) -> tuple[list[Field], list[Problem]]:
     """The fields of a form as they are shown, and the problems that are those of no field.

@@ -3,7 +3,7 @@
 import datetime
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minris.access.context import needs_reason
@@ -337,7 +337,7 @@ def cancel_request(p: PageRequest) -> bytes:
 
 
 def new_workitem_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
     """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()

@@ -2,7 +2,7 @@
 
 import collections
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minris.access.devices import style_of
@@ -285,7 +285,7 @@ def post_step(p: PageRequest, row_id: int) -> str:
 
 def edit_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
-    problems: Iterable[Problem] = (),
+    problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /step/…/edit: another date, device, exam."""
     t, index = p.t, exam_of(p, row_id)

@@ -1,7 +1,6 @@
 """Why is my patient not on the machine?"""
 
 import datetime
-from collections.abc import Mapping
 from typing import Any
 
 from pydicom import datadict
@@ -91,7 +90,7 @@ def post_mend(p: PageRequest) -> str:
     if "ScheduledProcedureStepStatus" in given:
         p.write(reschedule, *p.read(step_key, row_id), b"")
     elif given and MENDABLE.issuperset(given):
-        p.write(mend_step, row_id, given)
+        p.write(lambda ctx: move_step(ctx, row_id, **given))
     else:
         raise no_such_action()
     words = p.t("Mended: the next query of the device finds the exam.")
@@ -99,11 +98,6 @@ def post_mend(p: PageRequest) -> str:
 
 
 MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate"})
-
-
-def mend_step(ctx: Context, row_id: int, given: Mapping[str, str]) -> bytes:
-    """Give a step what a query asked for: its station, modality or day, by keyword."""
-    return move_step(ctx, row_id, **given)
 
 
 def reason_of(

@@ -1,7 +1,7 @@
 """Patients: found, corrected, merged, erased."""
 
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import initials
@@ -42,7 +42,7 @@ def who_it_is(p: PageRequest, index: ElementIndex) -> str:
     return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
 
 
-def merge_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/merge: which other one this patient is."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
@@ -77,7 +77,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
     }.items())  # fmt: skip
 
 
-def erase_page(p: PageRequest, row_id: int, problems: Iterable[Problem] = ()) -> str:
+def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/erase: erase all that is kept of a patient, on request."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
@@ -125,7 +125,7 @@ def patients_page(p: PageRequest) -> str:
 
 def patient_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
-    problems: Iterable[Problem] = (),
+    problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
     """GET /patient/…: what is known of a patient, to correct, and the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))

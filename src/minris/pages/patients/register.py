@@ -1,7 +1,7 @@
 """Registration."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
@@ -15,9 +15,8 @@ from minris.orders.patients import (
     SAME_PERSON,
     find_patients,
     get_patient,
-    similar_patients,
 )
-from minris.orders.scheduling import schedule
+from minris.orders.scheduling import register_once
 from minris.pages.forms import Field, sent_fields, show_fields, show_form
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator
@@ -30,27 +29,10 @@ from minris.pages.reception import (
     reception_choices,
 )
 from minris.pages.template import template
-from minris.standard.dictionary import tag_of, value_problem
-from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.dictionary import value_problem
+from minris.standard.status import Problem, Refusal, Status
 
 FOUND_PART = template("patients/found_part.html")
-
-
-def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
-    """Schedule an item unless its study is known: the same form twice, by a double click.
-
-    ask  refuse, so that it is asked, where somebody of this name and birth date is known
-    """
-    index = ElementIndex(item)
-    if step_known(index.get("StudyInstanceUID")):
-        return
-    problems = [
-        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
-        for patient in (similar_patients(index) if ask else ())
-    ]
-    if problems:
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
-    schedule(ctx, item, same_id)
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
@@ -75,7 +57,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
 
 
 def register_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
     """GET /register, and the form again with words beside each field that is wrong."""
     t, form = p.t, form or prefilled(p)
