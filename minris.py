@@ -19558,7 +19558,7 @@ LAYOUT = """<!DOCTYPE html>
 </body>
 </html>
 """
-PARTS = """% # What the templates of pages share.
+SHARED_PART = """% # What the templates of pages share.
 % def problem_list(heading, problems):
 % if problems:
 <div role="alert" class="problem"><p>{{heading}}</p><ul>
@@ -19870,7 +19870,7 @@ class PageRequest:
         return self.part(
             LAYOUT,
             **shared,
-            base=self.part(PARTS + template, **shared, **values),
+            base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
             group=t(group),

@@ -190,7 +190,7 @@ def sentences():
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        position = {"t": 0, "Message": 0, "listing": 0, "page": 1, "show": 1}.get(name)
+        position = {"t": 0, "Message": 0, "listing": 0, "show": 1, "show_form": 1}.get(name)
         if position is not None and len(node.args) > position:
             text = node.args[position]
             if isinstance(text, ast.Constant) and isinstance(text.value, str):

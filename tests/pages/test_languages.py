@@ -41,9 +41,7 @@ from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, SEXES, ST
 SOURCE = MADE
 CATALOGUES = sorted((SOURCE.parent / "static" / "i18n").glob("*.json"))
 NAMES = every_name()
-TEMPLATES = [
-    value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "PARTS", "LAYOUT"))
-]
+TEMPLATES = [value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "LAYOUT"))]
 
 
 def constant_texts(node):
@@ -66,9 +64,9 @@ def texts_in_code():
             continue
         function = node.func.func if isinstance(node.func, ast.Call) else node.func
         name = getattr(function, "id", getattr(function, "attr", ""))
-        if name in ("Message", "t", "translator"):
+        if name in ("Message", "t"):
             found |= constant_texts(node.args[0])
-        elif name in ("page", "show") and len(node.args) > 1:
+        elif name in ("show", "show_form") and len(node.args) > 1:
             found |= constant_texts(node.args[1])
         elif name == "listing":
             found |= constant_texts(node.args[0])

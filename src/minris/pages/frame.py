@@ -24,7 +24,7 @@ from minris.store.writer import Core
 from minris.web.request import Web, enter
 
 LAYOUT = template("layout.html")
-PARTS = template("parts.html")  # functions that the templates of pages call
+SHARED_PART = template("parts.html")  # functions that the templates of pages call
 ERROR_PAGE = template("error.html")
 LIST_PAGE = template("list.html")
 
@@ -236,7 +236,7 @@ class PageRequest:
         return self.part(
             LAYOUT,
             **shared,
-            base=self.part(PARTS + template, **shared, **values),
+            base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
             group=t(group),
