@@ -20088,16 +20088,10 @@ def watchers_page(p: PageRequest) -> str:
             actions.append(Action("/watchers", end, ending, "reason", t("Reason")))
         if one.waiting:
             actions.append(Action("/watchers", retry, (*fields, ("do", "retry"))))
-        cells = (
-            one.ae_title,
-            kinds.get(one.uid, ""),
-            str(one.single),
-            t("yes") if one.deletion_lock else t("no"),
-            ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
-            str(one.waiting),
-            p.at(one.heard_at),
-            one.problem,
-        )
+        cells = (one.ae_title, kinds.get(one.uid, ""), str(one.single),
+                 t("yes") if one.deletion_lock else t("no"),
+                 ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
+                 str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
                t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
@@ -20130,13 +20124,10 @@ def passed_on_page(p: PageRequest) -> str:
     """GET /passed-on: what other systems are sent, and what they answered."""
     t = p.t
     to_whom = [
-        Row(
-            (ae, str(waiting), p.at(since), p.at(heard), problem),
-            "",
-            (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else (),
-        )
+        Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
+            (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else ())
         for ae, waiting, since, heard, problem in p.read(destinations)
-    ]
+    ]  # fmt: skip
     what = [
         Row((p.at(one.created_at), one.receiver,
              t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
@@ -20423,19 +20414,11 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE,
-        "Board",
-        refresh=True,
-        board=board.text,
-        mark=board.mark,
-        part=f"/?part=board&{today}",
-        day=shown_date(view.date),
-        view=view,
-        before=before,
-        after=after,
-        stations=stations_of(p),
+        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
+        part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
+        after=after, stations=stations_of(p),
         orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
-    )
+    )  # fmt: skip
 
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:
@@ -20597,16 +20580,11 @@ LEFTOVERS_PAGE = """
 def leftovers_page(p: PageRequest) -> str:
     """GET /leftovers: what is still open from days before."""
     steps = [
-        (
-            step.id,
-            p.t.name(ElementIndex(bytes(step.data)).get("PatientName")),
-            step.patient_id,
-            step_item(step).get("ScheduledProcedureStepDescription"),
-            p.t.date(step.start_date),
-            step.status,
-        )
+        (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
+         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
+         step.status)
         for step in p.read(leftovers, p.ctx.today())
-    ]
+    ]  # fmt: skip
     return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
 
 
@@ -20628,14 +20606,10 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
         day = index.get("PerformedProcedureStepStartDate")
-        cells = (
-            t.name(index.get("PatientName")) or "?",
-            index.get("PatientID"),
-            row.performed_station_ae_title,
-            f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}",
-            index.get("PerformedProcedureStepDescription"),
-            t(row.status),
-        )
+        begin = f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}"
+        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
+                 row.performed_station_ae_title, begin,
+                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
         days = sorted({day, p.ctx.today()} - {""})
         near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
         match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
@@ -21071,17 +21045,12 @@ def why_page(p: PageRequest) -> str:
             parts = [Part("", (), [], t("Nobody was found."))]
     columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
     asked = [
-        Row(
-            (
-                f"{q.ae_title} {q.address}",
-                f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
-                str(q.count),
-                str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                asked_for(t, ElementIndex(bytes(q.keys))),
-            )
-        )
+        Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+             str(q.count),
+             str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+             asked_for(t, ElementIndex(bytes(q.keys)))))
         for q in queries[:50]
-    ]
+    ]  # fmt: skip
     parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
     label = t("Patient: name, ID or accession number")
     intro = t("Why is my patient not on the machine?")
@@ -21529,11 +21498,10 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
     texts, _ = read_fields(WORKITEM_FIELDS, form)
-    begin = form["date"] and form["date"] + form["time"]
-    texts["ScheduledProcedureStepStartDateTime"] = begin.replace("-", "").replace(":", "")
-    codes = sequence_elements(
-        ScheduledWorkitemCodeSequence=[workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))]
-    )
+    begin = form["date"] + form["time"] if form["date"] else ""
+    texts["ScheduledProcedureStepStartDateTime"] = re.sub("[-:]", "", begin)
+    code = workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))
+    codes = sequence_elements(ScheduledWorkitemCodeSequence=[code])
     relationship = relationship_of_step(step) if step else EMPTY
     made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
@@ -21553,21 +21521,11 @@ def workitems_page(p: PageRequest) -> str:
     t, state, label = p.t, p.query("state"), p.query("label")
     found, count = p.read(workitems_of, state, label)
     listed = [
-        Row(
-            (
-                one.label,
-                t.name(ElementIndex(bytes(one.data)).get("PatientName")),
-                one.patient_id,
-                one.worklist_label,
-                t(one.state),
-                t(one.priority),
-                p.at(one.start_at),
-                one.performer,
-            ),
-            f"/workitem/{one.sop_instance_uid}",
-        )
+        Row((one.label, t.name(ElementIndex(bytes(one.data)).get("PatientName")), one.patient_id,
+             one.worklist_label, t(one.state), t(one.priority), p.at(one.start_at), one.performer),
+            f"/workitem/{one.sop_instance_uid}")
         for one in found
-    ]
+    ]  # fmt: skip
     columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
                t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
     part = Part("", columns, listed, t("There are none."))
@@ -21600,16 +21558,10 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     if workitem and workitem.performer:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
-        (
-            p.at(one.at),
-            one.who,
-            happening_words(one, t, zone),
-            t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
-            if one.receivers
-            else "",
-        )
+        (p.at(one.at), one.who, happening_words(one, t, zone),
+         t("told: {heard} of {all}", heard=one.heard, all=one.receivers) if one.receivers else "")
         for one in happenings
-    ]
+    ]  # fmt: skip
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":
@@ -21906,23 +21858,15 @@ def devices_page(p: PageRequest) -> str:
     """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
     t = p.t
     known = [
-        Row(
-            (
-                device.name,
-                ", ".join(device.ae_titles),
-                device.modality,
-                f"{device.host}:{device.port}" if device.host else "",
-                "\\".join(device.character_set) or t("as asked"),
-                t("config.ini") if device.from_file else "",
-            ),
+        Row((device.name, ", ".join(device.ae_titles), device.modality,
+             f"{device.host}:{device.port}" if device.host else "",
+             "\\".join(device.character_set) or t("as asked"),
+             t("config.ini") if device.from_file else ""),
             f"/devices/edit?name={urllib.parse.quote(device.name)}",
-            (
-                Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-                Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
-            ),
-        )
+            (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+             Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
         for device in p.devices
-    ]
+    ]  # fmt: skip
     columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
@@ -22922,15 +22866,10 @@ def edit_page(
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
-        p,
-        "Change exam",
-        [(t.name(index.get("PatientName")), fields)],
-        others,
-        submit=t("Save"),
-        slots="/slots",
-        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))],
+        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
+        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))], slots="/slots",
         after=[(f"/step/{row_id}", t("Back"))],
-    )
+    )  # fmt: skip
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:
@@ -23061,15 +23000,10 @@ def patient_page(
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
-        p,
-        "Patient",
-        [(p.t("Patient"), fields)],
-        others,
-        submit=p.t("Save"),
-        hidden=[("seen", encoded_form(shown))],
-        extra=undo_button(p, f"patient {row_id}"),
+        p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
+        hidden=[("seen", encoded_form(shown))], extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
-    )
+    )  # fmt: skip
 
 
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
@@ -23176,17 +23110,12 @@ def register_page(
     if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
         of_patient.insert(4, same_person_field(t, similar))
     return show_form(
-        p,
-        "Register",
-        [(t("Patient"), of_patient), (t("Exam"), of_exam)],
-        others,
+        p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
+        submit=t("Register"), hidden=[("study", form.get("study", ""))],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
-        submit=t("Register"),
-        hidden=[("study", form.get("study", ""))],
-        finding="/find",
-        slots="/slots",
+        finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
-    )
+    )  # fmt: skip
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
@@ -23389,82 +23318,82 @@ def patient_svg(p: PageRequest, row_id: int) -> bytes:
 # Which function answers a method and a path; the least role that may ask ("": nobody need be logged
 # in); the words and the group of the menu, for what is in it.
 PAGES = tuple(Page(*row) for row in (
-    ("GET", "/login", "", login_page),
-    ("POST", "/login", "", post_login),
-    ("POST", "/logout", "desk", post_logout),
-    ("GET", "/password", "desk", password_page),
-    ("POST", "/password", "desk", post_password),
-    ("GET", "/language", "", choose_page_language),
-    ("GET", "/", "desk", board_page, "Board", "The day"),
-    ("GET", "/calendar", "desk", calendar_page, "Calendar", "The day"),
-    ("GET", "/slots", "desk", slots_part),
-    ("GET", "/waiting", "desk", waiting_page, "Waiting room", "The day"),
-    ("GET", "/print", "desk", print_page),
-    ("GET", "/leftovers", "desk", leftovers_page, "Leftovers", "The day"),
-    ("POST", "/leftovers", "desk", post_leftovers),
-    ("GET", "/unscheduled", "desk", unscheduled_page, "Unscheduled", "The day"),
-    ("POST", "/unscheduled/match", "desk", post_match),
-    ("POST", "/unscheduled/settle", "desk", post_settle),
-    ("POST", "/unmatch", "desk", post_unmatch),
-    ("GET", "/figures", "technologist", figures_page, "Figures", "The day"),
-    ("GET", "/figures.csv", "technologist", figures_csv),
-    ("GET", "/figures.svg", "technologist", figures_svg),
-    ("GET", "/step/<row_id:int>", "desk", step_page),
-    ("POST", "/step/<row_id:int>", "desk", post_step),
-    ("GET", "/step/<row_id:int>/edit", "desk", edit_page),
-    ("POST", "/step/<row_id:int>/edit", "desk", post_edit),
-    ("GET", "/step/<row_id:int>/slip", "desk", slip_page),
-    ("GET", "/step/<row_id:int>/label", "desk", label_page),
-    ("GET", "/step/<row_id:int>/code128.svg", "desk", accession_svg),
-    ("GET", "/step/<row_id:int>/qr.svg", "desk", patient_svg),
-    ("GET", "/register", "desk", register_page, "Register", "Patients"),
-    ("POST", "/register", "desk", post_register),
-    ("GET", "/find", "desk", find_part),
-    ("GET", "/patients", "desk", patients_page, "Patients", "Patients"),
-    ("GET", "/patient/<row_id:int>", "desk", patient_page),
-    ("POST", "/patient/<row_id:int>", "desk", post_patient),
-    ("GET", "/patient/<row_id:int>/merge", "desk", merge_page),
-    ("POST", "/patient/<row_id:int>/merge", "desk", post_merge),
-    ("GET", "/patient/<row_id:int>/erase", "admin", erase_page),
-    ("POST", "/patient/<row_id:int>/erase", "admin", post_erase),
-    ("GET", "/import", "desk", import_page, "Import", "Patients"),
-    ("POST", "/import", "desk", post_import),
-    ("GET", "/catalogue", "technologist", catalogue_page, "Catalogue", "Patients"),
-    ("POST", "/catalogue", "technologist", post_catalogue),
-    ("GET", "/catalogue.csv", "technologist", catalogue_csv),
-    ("GET", "/catalogue/import", "technologist", catalogue_import_page),
-    ("POST", "/catalogue/import", "technologist", post_catalogue_import),
-    ("GET", "/workitems", "desk", workitems_page, "Workitems", "After the exam"),
-    ("GET", "/workitems/new", "desk", new_workitem_page),
-    ("POST", "/workitems/new", "desk", post_new_workitem),
-    ("GET", "/workitem/<uid:re:[0-9.]+>", "desk", workitem_page),
-    ("POST", "/workitem/<uid:re:[0-9.]+>", "desk", post_workitem),
-    ("GET", "/commitments", "technologist", commitments_page, "Are they safe?", "After the exam"),
-    ("POST", "/commitments", "technologist", post_commitments),
-    ("GET", "/commitment/<uid>", "technologist", commitment_page),
-    ("GET", "/watchers", "technologist", watchers_page, "Watchers", "After the exam"),
-    ("POST", "/watchers", "technologist", post_watchers),
-    ("GET", "/passed-on", "technologist", passed_on_page, "Passed on", "After the exam"),
-    ("POST", "/passed-on", "technologist", post_passed_on),
-    ("GET", "/why", "desk", why_page, "Why not there?", "Machines"),
-    ("POST", "/why/mend", "desk", post_mend),
-    ("GET", "/devices", "technologist", devices_page, "Devices", "Machines"),
-    ("GET", "/devices/edit", "technologist", device_page),
-    ("POST", "/devices/save", "technologist", post_device),
-    ("POST", "/devices/echo", "technologist", post_echo),
-    ("POST", "/devices/adopt", "technologist", post_adopt),
-    ("GET", "/devices/doctor", "technologist", doctor_page),
-    ("GET", "/associations", "technologist", associations_page, "Associations", "Machines"),
-    ("GET", "/orphans", "technologist", stuck_page, "Stuck", "Machines"),
-    ("POST", "/orphans", "technologist", post_orphans),
-    ("GET", "/statuses", "technologist", statuses_page, "Statuses", "Machines"),
-    ("GET", "/box", "admin", box_page, "The box", "The box"),
-    ("POST", "/box", "admin", post_box),
-    ("GET", "/users", "admin", users_page, "Users", "The box"),
-    ("POST", "/users", "admin", post_users),
-    ("GET", "/users/new", "admin", new_user_page),
-    ("GET", "/audit", "admin", audit_page, "Audit log", "The box"),
-    ("GET", "/settings", "admin", settings_page, "Settings", "The box"),
+    ("GET",  "/login",                         "",             login_page),
+    ("POST", "/login",                         "",             post_login),
+    ("POST", "/logout",                        "desk",         post_logout),
+    ("GET",  "/password",                      "desk",         password_page),
+    ("POST", "/password",                      "desk",         post_password),
+    ("GET",  "/language",                      "",             choose_page_language),
+    ("GET",  "/",                              "desk",         board_page,            "Board",          "The day"),
+    ("GET",  "/calendar",                      "desk",         calendar_page,         "Calendar",       "The day"),
+    ("GET",  "/slots",                         "desk",         slots_part),
+    ("GET",  "/waiting",                       "desk",         waiting_page,          "Waiting room",   "The day"),
+    ("GET",  "/print",                         "desk",         print_page),
+    ("GET",  "/leftovers",                     "desk",         leftovers_page,        "Leftovers",      "The day"),
+    ("POST", "/leftovers",                     "desk",         post_leftovers),
+    ("GET",  "/unscheduled",                   "desk",         unscheduled_page,      "Unscheduled",    "The day"),
+    ("POST", "/unscheduled/match",             "desk",         post_match),
+    ("POST", "/unscheduled/settle",            "desk",         post_settle),
+    ("POST", "/unmatch",                       "desk",         post_unmatch),
+    ("GET",  "/figures",                       "technologist", figures_page,          "Figures",        "The day"),
+    ("GET",  "/figures.csv",                   "technologist", figures_csv),
+    ("GET",  "/figures.svg",                   "technologist", figures_svg),
+    ("GET",  "/step/<row_id:int>",             "desk",         step_page),
+    ("POST", "/step/<row_id:int>",             "desk",         post_step),
+    ("GET",  "/step/<row_id:int>/edit",        "desk",         edit_page),
+    ("POST", "/step/<row_id:int>/edit",        "desk",         post_edit),
+    ("GET",  "/step/<row_id:int>/slip",        "desk",         slip_page),
+    ("GET",  "/step/<row_id:int>/label",       "desk",         label_page),
+    ("GET",  "/step/<row_id:int>/code128.svg", "desk",         accession_svg),
+    ("GET",  "/step/<row_id:int>/qr.svg",      "desk",         patient_svg),
+    ("GET",  "/register",                      "desk",         register_page,         "Register",       "Patients"),
+    ("POST", "/register",                      "desk",         post_register),
+    ("GET",  "/find",                          "desk",         find_part),
+    ("GET",  "/patients",                      "desk",         patients_page,         "Patients",       "Patients"),
+    ("GET",  "/patient/<row_id:int>",          "desk",         patient_page),
+    ("POST", "/patient/<row_id:int>",          "desk",         post_patient),
+    ("GET",  "/patient/<row_id:int>/merge",    "desk",         merge_page),
+    ("POST", "/patient/<row_id:int>/merge",    "desk",         post_merge),
+    ("GET",  "/patient/<row_id:int>/erase",    "admin",        erase_page),
+    ("POST", "/patient/<row_id:int>/erase",    "admin",        post_erase),
+    ("GET",  "/import",                        "desk",         import_page,           "Import",         "Patients"),
+    ("POST", "/import",                        "desk",         post_import),
+    ("GET",  "/catalogue",                     "technologist", catalogue_page,        "Catalogue",      "Patients"),
+    ("POST", "/catalogue",                     "technologist", post_catalogue),
+    ("GET",  "/catalogue.csv",                 "technologist", catalogue_csv),
+    ("GET",  "/catalogue/import",              "technologist", catalogue_import_page),
+    ("POST", "/catalogue/import",              "technologist", post_catalogue_import),
+    ("GET",  "/workitems",                     "desk",         workitems_page,        "Workitems",      "After the exam"),
+    ("GET",  "/workitems/new",                 "desk",         new_workitem_page),
+    ("POST", "/workitems/new",                 "desk",         post_new_workitem),
+    ("GET",  "/workitem/<uid:re:[0-9.]+>",     "desk",         workitem_page),
+    ("POST", "/workitem/<uid:re:[0-9.]+>",     "desk",         post_workitem),
+    ("GET",  "/commitments",                   "technologist", commitments_page,      "Are they safe?", "After the exam"),
+    ("POST", "/commitments",                   "technologist", post_commitments),
+    ("GET",  "/commitment/<uid>",              "technologist", commitment_page),
+    ("GET",  "/watchers",                      "technologist", watchers_page,         "Watchers",       "After the exam"),
+    ("POST", "/watchers",                      "technologist", post_watchers),
+    ("GET",  "/passed-on",                     "technologist", passed_on_page,        "Passed on",      "After the exam"),
+    ("POST", "/passed-on",                     "technologist", post_passed_on),
+    ("GET",  "/why",                           "desk",         why_page,              "Why not there?", "Machines"),
+    ("POST", "/why/mend",                      "desk",         post_mend),
+    ("GET",  "/devices",                       "technologist", devices_page,          "Devices",        "Machines"),
+    ("GET",  "/devices/edit",                  "technologist", device_page),
+    ("POST", "/devices/save",                  "technologist", post_device),
+    ("POST", "/devices/echo",                  "technologist", post_echo),
+    ("POST", "/devices/adopt",                 "technologist", post_adopt),
+    ("GET",  "/devices/doctor",                "technologist", doctor_page),
+    ("GET",  "/associations",                  "technologist", associations_page,     "Associations",   "Machines"),
+    ("GET",  "/orphans",                       "technologist", stuck_page,            "Stuck",          "Machines"),
+    ("POST", "/orphans",                       "technologist", post_orphans),
+    ("GET",  "/statuses",                      "technologist", statuses_page,         "Statuses",       "Machines"),
+    ("GET",  "/box",                           "admin",        box_page,              "The box",        "The box"),
+    ("POST", "/box",                           "admin",        post_box),
+    ("GET",  "/users",                         "admin",        users_page,            "Users",          "The box"),
+    ("POST", "/users",                         "admin",        post_users),
+    ("GET",  "/users/new",                     "admin",        new_user_page),
+    ("GET",  "/audit",                         "admin",        audit_page,            "Audit log",      "The box"),
+    ("GET",  "/settings",                      "admin",        settings_page,         "Settings",       "The box"),
 ))  # fmt: skip
 
 

@@ -27,16 +27,10 @@ def watchers_page(p: PageRequest) -> str:
             actions.append(Action("/watchers", end, ending, "reason", t("Reason")))
         if one.waiting:
             actions.append(Action("/watchers", retry, (*fields, ("do", "retry"))))
-        cells = (
-            one.ae_title,
-            kinds.get(one.uid, ""),
-            str(one.single),
-            t("yes") if one.deletion_lock else t("no"),
-            ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
-            str(one.waiting),
-            p.at(one.heard_at),
-            one.problem,
-        )
+        cells = (one.ae_title, kinds.get(one.uid, ""), str(one.single),
+                 t("yes") if one.deletion_lock else t("no"),
+                 ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
+                 str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
                t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
@@ -69,13 +63,10 @@ def passed_on_page(p: PageRequest) -> str:
     """GET /passed-on: what other systems are sent, and what they answered."""
     t = p.t
     to_whom = [
-        Row(
-            (ae, str(waiting), p.at(since), p.at(heard), problem),
-            "",
-            (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else (),
-        )
+        Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
+            (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else ())
         for ae, waiting, since, heard, problem in p.read(destinations)
-    ]
+    ]  # fmt: skip
     what = [
         Row((p.at(one.created_at), one.receiver,
              t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,

@@ -159,11 +159,10 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
     texts, _ = read_fields(WORKITEM_FIELDS, form)
-    begin = form["date"] and form["date"] + form["time"]
-    texts["ScheduledProcedureStepStartDateTime"] = begin.replace("-", "").replace(":", "")
-    codes = sequence_elements(
-        ScheduledWorkitemCodeSequence=[workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))]
-    )
+    begin = form["date"] + form["time"] if form["date"] else ""
+    texts["ScheduledProcedureStepStartDateTime"] = re.sub("[-:]", "", begin)
+    code = workitem_code(texts.pop("ScheduledWorkitemCodeSequence"))
+    codes = sequence_elements(ScheduledWorkitemCodeSequence=[code])
     relationship = relationship_of_step(step) if step else EMPTY
     made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
@@ -183,21 +182,11 @@ def workitems_page(p: PageRequest) -> str:
     t, state, label = p.t, p.query("state"), p.query("label")
     found, count = p.read(workitems_of, state, label)
     listed = [
-        Row(
-            (
-                one.label,
-                t.name(ElementIndex(bytes(one.data)).get("PatientName")),
-                one.patient_id,
-                one.worklist_label,
-                t(one.state),
-                t(one.priority),
-                p.at(one.start_at),
-                one.performer,
-            ),
-            f"/workitem/{one.sop_instance_uid}",
-        )
+        Row((one.label, t.name(ElementIndex(bytes(one.data)).get("PatientName")), one.patient_id,
+             one.worklist_label, t(one.state), t(one.priority), p.at(one.start_at), one.performer),
+            f"/workitem/{one.sop_instance_uid}")
         for one in found
-    ]
+    ]  # fmt: skip
     columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
                t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
     part = Part("", columns, listed, t("There are none."))
@@ -230,16 +219,10 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     if workitem and workitem.performer:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
-        (
-            p.at(one.at),
-            one.who,
-            happening_words(one, t, zone),
-            t("told: {heard} of {all}", heard=one.heard, all=one.receivers)
-            if one.receivers
-            else "",
-        )
+        (p.at(one.at), one.who, happening_words(one, t, zone),
+         t("told: {heard} of {all}", heard=one.heard, all=one.receivers) if one.receivers else "")
         for one in happenings
-    ]
+    ]  # fmt: skip
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":

@@ -186,19 +186,11 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE,
-        "Board",
-        refresh=True,
-        board=board.text,
-        mark=board.mark,
-        part=f"/?part=board&{today}",
-        day=shown_date(view.date),
-        view=view,
-        before=before,
-        after=after,
-        stations=stations_of(p),
+        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
+        part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
+        after=after, stations=stations_of(p),
         orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
-    )
+    )  # fmt: skip
 
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:

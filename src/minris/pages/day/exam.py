@@ -297,15 +297,10 @@ def edit_page(
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
-        p,
-        "Change exam",
-        [(t.name(index.get("PatientName")), fields)],
-        others,
-        submit=t("Save"),
-        slots="/slots",
-        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))],
+        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
+        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))], slots="/slots",
         after=[(f"/step/{row_id}", t("Back"))],
-    )
+    )  # fmt: skip
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:

@@ -18,16 +18,11 @@ LEFTOVERS_PAGE = template("day/leftovers.html")
 def leftovers_page(p: PageRequest) -> str:
     """GET /leftovers: what is still open from days before."""
     steps = [
-        (
-            step.id,
-            p.t.name(ElementIndex(bytes(step.data)).get("PatientName")),
-            step.patient_id,
-            step_item(step).get("ScheduledProcedureStepDescription"),
-            p.t.date(step.start_date),
-            step.status,
-        )
+        (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
+         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
+         step.status)
         for step in p.read(leftovers, p.ctx.today())
-    ]
+    ]  # fmt: skip
     return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
 
 
@@ -49,14 +44,10 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
         day = index.get("PerformedProcedureStepStartDate")
-        cells = (
-            t.name(index.get("PatientName")) or "?",
-            index.get("PatientID"),
-            row.performed_station_ae_title,
-            f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}",
-            index.get("PerformedProcedureStepDescription"),
-            t(row.status),
-        )
+        begin = f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}"
+        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
+                 row.performed_station_ae_title, begin,
+                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
         days = sorted({day, p.ctx.today()} - {""})
         near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
         match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)

@@ -28,23 +28,15 @@ def devices_page(p: PageRequest) -> str:
     """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
     t = p.t
     known = [
-        Row(
-            (
-                device.name,
-                ", ".join(device.ae_titles),
-                device.modality,
-                f"{device.host}:{device.port}" if device.host else "",
-                "\\".join(device.character_set) or t("as asked"),
-                t("config.ini") if device.from_file else "",
-            ),
+        Row((device.name, ", ".join(device.ae_titles), device.modality,
+             f"{device.host}:{device.port}" if device.host else "",
+             "\\".join(device.character_set) or t("as asked"),
+             t("config.ini") if device.from_file else ""),
             f"/devices/edit?name={urllib.parse.quote(device.name)}",
-            (
-                Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-                Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True),
-            ),
-        )
+            (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+             Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
         for device in p.devices
-    ]
+    ]  # fmt: skip
     columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):

@@ -33,17 +33,12 @@ def why_page(p: PageRequest) -> str:
             parts = [Part("", (), [], t("Nobody was found."))]
     columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
     asked = [
-        Row(
-            (
-                f"{q.ae_title} {q.address}",
-                f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
-                str(q.count),
-                str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
-                asked_for(t, ElementIndex(bytes(q.keys))),
-            )
-        )
+        Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+             str(q.count),
+             str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
+             asked_for(t, ElementIndex(bytes(q.keys)))))
         for q in queries[:50]
-    ]
+    ]  # fmt: skip
     parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
     label = t("Patient: name, ID or accession number")
     intro = t("Why is my patient not on the machine?")

@@ -131,15 +131,10 @@ def patient_page(
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
-        p,
-        "Patient",
-        [(p.t("Patient"), fields)],
-        others,
-        submit=p.t("Save"),
-        hidden=[("seen", encoded_form(shown))],
-        extra=undo_button(p, f"patient {row_id}"),
+        p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
+        hidden=[("seen", encoded_form(shown))], extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
-    )
+    )  # fmt: skip
 
 
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:

@@ -69,17 +69,12 @@ def register_page(
     if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
         of_patient.insert(4, same_person_field(t, similar))
     return show_form(
-        p,
-        "Register",
-        [(t("Patient"), of_patient), (t("Exam"), of_exam)],
-        others,
+        p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
+        submit=t("Register"), hidden=[("study", form.get("study", ""))],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
-        submit=t("Register"),
-        hidden=[("study", form.get("study", ""))],
-        finding="/find",
-        slots="/slots",
+        finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
-    )
+    )  # fmt: skip
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
