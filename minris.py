@@ -7588,23 +7588,12 @@ class AssociationHost(Protocol):
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
 
-    def enter(self, association: "Association", kind: str) -> str:
-        """Count it as `pending` or `associated`; why it is one too many, or nothing."""
-
-    def leave(self, association: "Association") -> None:
-        """Count it no longer."""
-
-    def note_accepted(self, association: "Association") -> None:
-        """Remember that it was accepted."""
-
-    def note_ended(self, association: "Association") -> None:
-        """Remember that it is over."""
-
-    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember whom we turned away."""
-
-    def complain(self, address: str, words: str, *values: object) -> None:
-        """Log what a peer did wrong."""
+    def enter(self, association: "Association", kind: str) -> str: ...
+    def leave(self, association: "Association") -> None: ...
+    def note_accepted(self, association: "Association") -> None: ...
+    def note_ended(self, association: "Association") -> None: ...
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None: ...
+    def complain(self, address: str, words: str, *values: object) -> None: ...
 
 
 class Association(asyncio.Protocol):
@@ -7834,8 +7823,7 @@ class Association(asyncio.Protocol):
         self.active = self.loop.time()
         self._watch_idle()
 
-    def _ae_8(self, rejection: bytes) -> None:
-        self._write_last(rejection)
+    _ae_8 = _write_last
 
     def _dt_1(self, pdus: bytes) -> None:
         self.transport.write(pdus)
@@ -7865,9 +7853,6 @@ class Association(asyncio.Protocol):
     def _ar_4(self) -> None:
         self._write_last(RELEASE_RP_PDU)
 
-    def _ar_5(self) -> None:
-        self._stop_artim()
-
     def _ar_8(self, pdu: bytes) -> None:
         """A release collision; as the acceptor we wait for the peer's answer first."""
 
@@ -7887,11 +7872,8 @@ class Association(asyncio.Protocol):
         self.ending = ("aborted", "")
         self._close()
 
-    def _aa_4(self) -> None:
-        self._stop_work()
-
-    def _aa_5(self) -> None:
-        self._stop_artim()
+    _aa_4 = _stop_work
+    _aa_5 = _ar_5 = _stop_artim
 
     def _aa_6(self, pdu: bytes) -> None:
         """What comes after our last PDU is ignored."""
@@ -8364,10 +8346,7 @@ class AssociationServer:
         limits, address = self.limits, association.address
         most, most_of_one = {
             "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
-            "associated": (
-                limits.maximum_associations,
-                limits.maximum_associations_per_address,
-            ),
+            "associated": (limits.maximum_associations, limits.maximum_associations_per_address),
         }[kind]
         count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)
@@ -15056,26 +15035,13 @@ class Box(Protocol):
     dimse: Any
     socket_delivery: Any
 
-    def back_up(self) -> None:
-        """Make a backup now."""
-
-    def health(self) -> Mapping[str, str]:
-        """Each check, and what is wrong with it or nothing."""
-
-    def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, and what is known of it; for people."""
-
-    def metrics(self) -> Mapping[str, float]:
-        """Figures by name."""
-
-    def notices(self) -> list[Message]:
-        """What every page says on top."""
-
-    def reload_access(self) -> None:
-        """Take the devices of the page anew."""
-
-    def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+    def back_up(self) -> None: ...
+    def health(self) -> Mapping[str, str]: ...
+    def lights(self) -> list[tuple[Message, str, Message]]: ...
+    def metrics(self) -> Mapping[str, float]: ...
+    def notices(self) -> list[Message]: ...
+    def reload_access(self) -> None: ...
+    def wake_delivery(self) -> None: ...
 
 
 class Web:
@@ -24342,27 +24308,19 @@ LIGHT_WORDS = {
 }
 
 
-class Parts(Protocol):
+class Parts(Box, Protocol):
     """What health and jobs look at of the appliance."""
 
     config: Config
     writer: Writer | None
-    associations: AssociationServer
-    dimse: Dimse
     changes: Changes
-    socket_delivery: SocketDelivery
     clock: ClockWatch
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
-    backup_problem: str
     start_time: float
 
-    def context(self) -> Context:
-        """The circumstances of what it does of itself."""
-
-    def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+    def context(self) -> Context: ...
 
 
 def health(box: Parts) -> dict[str, str]:
@@ -24547,7 +24505,7 @@ class Job(NamedTuple):
 
 def job_watchdog(appliance: Parts) -> None:
     """Tell systemd that all is well, while it is."""
-    if not any(health(appliance).values()):
+    if not any(appliance.health().values()):
         notify_systemd("WATCHDOG=1")
 
 

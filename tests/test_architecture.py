@@ -331,6 +331,11 @@ def test_there_is_no_global(module):
 # How it is written
 
 
+def is_protocol(node: ast.ClassDef) -> bool:
+    """Whether a class only says what another one has, which documents it."""
+    return any(ast.unparse(base) == "Protocol" for base in node.bases)
+
+
 def public(nodes: list[ast.stmt], owner: str = "") -> list[tuple[str, ast.AST]]:
     """Public functions, classes and methods by dotted name; peewee's Meta is none of them."""
     found = []
@@ -339,7 +344,7 @@ def public(nodes: list[ast.stmt], owner: str = "") -> list[tuple[str, ast.AST]]:
             if node.name.startswith("_") or (owner and node.name == "Meta"):
                 continue
             found.append((f"{owner}{node.name}", node))
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and not is_protocol(node):
                 found += public(node.body, f"{node.name}.")
     return found
 

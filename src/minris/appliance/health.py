@@ -12,14 +12,12 @@ import peewee
 from minris.access.context import Context, utc_now
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
-from minris.delivery.sockets import SocketDelivery
-from minris.dimse.dispatcher import Dimse
 from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX
 from minris.standard.status import Message
 from minris.store.models import StoreError, database
 from minris.store.sqlite import StoreLock, open_store, reading
 from minris.store.writer import Writer
-from minris.upper_layer.server import AssociationServer
+from minris.web.request import Box
 from minris.web.server import Changes
 
 LIGHT_WORDS = {
@@ -30,27 +28,19 @@ LIGHT_WORDS = {
 }
 
 
-class Parts(Protocol):
+class Parts(Box, Protocol):
     """What health and jobs look at of the appliance."""
 
     config: Config
     writer: Writer | None
-    associations: AssociationServer
-    dimse: Dimse
     changes: Changes
-    socket_delivery: SocketDelivery
     clock: ClockWatch
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
-    backup_problem: str
     start_time: float
 
-    def context(self) -> Context:
-        """The circumstances of what it does of itself."""
-
-    def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+    def context(self) -> Context: ...
 
 
 def health(box: Parts) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context, check_audit
-from minris.appliance.health import Parts, backups, health
+from minris.appliance.health import Parts, backups
 from minris.appliance.machine import notify_systemd
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 def job_watchdog(appliance: Parts) -> None:
     """Tell systemd that all is well, while it is."""
-    if not any(health(appliance).values()):
+    if not any(appliance.health().values()):
         notify_systemd("WATCHDOG=1")
 
 

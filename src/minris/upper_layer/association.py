@@ -13,12 +13,7 @@ from minris import log
 from minris.access.devices import AccessRules, host_addresses, this_minute
 from minris.standard.status import Message
 from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
-from minris.upper_layer.negotiation import (
-    Negotiated,
-    Negotiator,
-    Rejection,
-    calling_ae_title,
-)
+from minris.upper_layer.negotiation import Negotiated, Negotiator, Rejection, calling_ae_title
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
     C_CANCEL_RQ,
@@ -47,23 +42,12 @@ class AssociationHost(Protocol):
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
 
-    def enter(self, association: "Association", kind: str) -> str:
-        """Count it as `pending` or `associated`; why it is one too many, or nothing."""
-
-    def leave(self, association: "Association") -> None:
-        """Count it no longer."""
-
-    def note_accepted(self, association: "Association") -> None:
-        """Remember that it was accepted."""
-
-    def note_ended(self, association: "Association") -> None:
-        """Remember that it is over."""
-
-    def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember whom we turned away."""
-
-    def complain(self, address: str, words: str, *values: object) -> None:
-        """Log what a peer did wrong."""
+    def enter(self, association: "Association", kind: str) -> str: ...
+    def leave(self, association: "Association") -> None: ...
+    def note_accepted(self, association: "Association") -> None: ...
+    def note_ended(self, association: "Association") -> None: ...
+    def note_rejected(self, address: str, pdu: bytes, words: str) -> None: ...
+    def complain(self, address: str, words: str, *values: object) -> None: ...
 
 
 class Association(asyncio.Protocol):
@@ -293,8 +277,7 @@ class Association(asyncio.Protocol):
         self.active = self.loop.time()
         self._watch_idle()
 
-    def _ae_8(self, rejection: bytes) -> None:
-        self._write_last(rejection)
+    _ae_8 = _write_last
 
     def _dt_1(self, pdus: bytes) -> None:
         self.transport.write(pdus)
@@ -324,9 +307,6 @@ class Association(asyncio.Protocol):
     def _ar_4(self) -> None:
         self._write_last(RELEASE_RP_PDU)
 
-    def _ar_5(self) -> None:
-        self._stop_artim()
-
     def _ar_8(self, pdu: bytes) -> None:
         """A release collision; as the acceptor we wait for the peer's answer first."""
 
@@ -346,11 +326,8 @@ class Association(asyncio.Protocol):
         self.ending = ("aborted", "")
         self._close()
 
-    def _aa_4(self) -> None:
-        self._stop_work()
-
-    def _aa_5(self) -> None:
-        self._stop_artim()
+    _aa_4 = _stop_work
+    _aa_5 = _ar_5 = _stop_artim
 
     def _aa_6(self, pdu: bytes) -> None:
         """What comes after our last PDU is ignored."""

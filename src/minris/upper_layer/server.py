@@ -120,10 +120,7 @@ class AssociationServer:
         limits, address = self.limits, association.address
         most, most_of_one = {
             "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
-            "associated": (
-                limits.maximum_associations,
-                limits.maximum_associations_per_address,
-            ),
+            "associated": (limits.maximum_associations, limits.maximum_associations_per_address),
         }[kind]
         count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)

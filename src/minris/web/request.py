@@ -32,26 +32,13 @@ class Box(Protocol):
     dimse: Any
     socket_delivery: Any
 
-    def back_up(self) -> None:
-        """Make a backup now."""
-
-    def health(self) -> Mapping[str, str]:
-        """Each check, and what is wrong with it or nothing."""
-
-    def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, and what is known of it; for people."""
-
-    def metrics(self) -> Mapping[str, float]:
-        """Figures by name."""
-
-    def notices(self) -> list[Message]:
-        """What every page says on top."""
-
-    def reload_access(self) -> None:
-        """Take the devices of the page anew."""
-
-    def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+    def back_up(self) -> None: ...
+    def health(self) -> Mapping[str, str]: ...
+    def lights(self) -> list[tuple[Message, str, Message]]: ...
+    def metrics(self) -> Mapping[str, float]: ...
+    def notices(self) -> list[Message]: ...
+    def reload_access(self) -> None: ...
+    def wake_delivery(self) -> None: ...
 
 
 class Web:
