@@ -16360,6 +16360,7 @@ class Service(NamedTuple):
     """An operation of a SOP class: which core function it calls, and how.
 
     access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
+    clause  where the operation is described
     read    turns a request into the arguments of the core function behind ctx
     answer  turns its result into further fields of the response
     """
@@ -16368,9 +16369,9 @@ class Service(NamedTuple):
     operation: str
     core: Core | None
     access: str
-    read: Callable[[Request], tuple[Any, ...]]
-    answer: Callable[[Any], dict[str, Any]]
     clause: str
+    read: Callable[[Request], tuple[Any, ...]] = lambda request: ()
+    answer: Callable[[Any], dict[str, Any]] = lambda result: {}
 
 
 def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
@@ -16420,19 +16421,21 @@ def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status
     return subscribe(ctx, uid, receiver, lock == "TRUE", bytes(keys))
 
 
-def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+def _check_commitment_instance(uid: str) -> None:
     if uid != STORAGE_COMMITMENT_INSTANCE:
         words = Message("{uid} is not known", uid=uid)
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+
+
+def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    _check_commitment_instance(uid)
     request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
 
 
 def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
     """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
-    if uid != STORAGE_COMMITMENT_INSTANCE:
-        words = Message("{uid} is not known", uid=uid)
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    _check_commitment_instance(uid)
     if kind not in COMMITMENT_EVENTS.values():
         raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
     take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
@@ -16472,14 +16475,6 @@ def _status(status: Status | None) -> dict[str, Any]:
     return {} if status is None else {"Status": status}
 
 
-def _nothing(result: Any) -> Any:
-    return {}
-
-
-def _no_arguments(request: Request) -> tuple[()]:
-    return ()
-
-
 def _affected_workitem(request: Request) -> tuple[str, bytes]:
     return _affected(request)[:2]
 
@@ -16489,33 +16484,30 @@ def _requested_workitem(request: Request) -> tuple[str, bytes]:
 
 
 SERVICES = (
-    Service(VERIFICATION, "C-ECHO", None, "none", _no_arguments, _nothing, "PS3.4 A"),
-    Service(
-        MODALITY_WORKLIST, "C-FIND", find_worklist, "find", _no_arguments, _nothing, "PS3.4 K.4.1"
-    ),
-    Service(MPPS, "N-CREATE", create_mpps, "write", _affected, _created_mpps, "PS3.4 F.7.2.1"),
-    Service(MPPS, "N-SET", set_mpps, "write", _requested, _status, "PS3.4 F.7.2.2"),
-    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", _wanted, _found, "PS3.4 F.8.2.1"),
-    Service(
-        UPS_PUSH, "N-CREATE", create_workitem, "write", _affected_workitem, _created_workitem,
-        "PS3.4 CC.2.5"
-    ),
-    Service(UPS_PUSH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2"),
-    Service(UPS_PUSH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
-    Service(UPS_PULL, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
-    Service(UPS_PULL, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
-    Service(UPS_PULL, "N-SET", update_workitem, "write", _requested_workitem, _status, "PS3.4 CC.2.6"),
-    Service(UPS_PULL, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.1"),
-    Service(UPS_WATCH, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
-    Service(UPS_WATCH, "N-GET", get_workitem, "read", _wanted, _found, "PS3.4 CC.2.7"),
-    Service(UPS_WATCH, "N-ACTION", ups_action, "write", _action, _status, "PS3.4 CC.2.2, CC.2.3"),
-    Service(UPS_QUERY, "C-FIND", find_workitems, "find", _no_arguments, _nothing, "PS3.4 CC.2.8"),
-    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", _action, _status,
-            "PS3.4 J.3.2"),
-    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", _event, _status,
-            "PS3.4 J.3.3"),
-    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", _affected_workitem,
-            _created_mpps, "PS3.4 R.3.2"),
+    Service(VERIFICATION, "C-ECHO", None, "none", "PS3.4 A"),
+    Service(MODALITY_WORKLIST, "C-FIND", find_worklist, "find", "PS3.4 K.4.1"),
+    Service(MPPS, "N-CREATE", create_mpps, "write", "PS3.4 F.7.2.1", _affected, _created_mpps),
+    Service(MPPS, "N-SET", set_mpps, "write", "PS3.4 F.7.2.2", _requested, _status),
+    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", "PS3.4 F.8.2.1", _wanted, _found),
+    Service(UPS_PUSH, "N-CREATE", create_workitem, "write", "PS3.4 CC.2.5",
+            _affected_workitem, _created_workitem),
+    Service(UPS_PUSH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2", _action, _status),
+    Service(UPS_PUSH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
+    Service(UPS_PULL, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(UPS_PULL, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
+    Service(UPS_PULL, "N-SET", update_workitem, "write", "PS3.4 CC.2.6",
+            _requested_workitem, _status),
+    Service(UPS_PULL, "N-ACTION", ups_action, "write", "PS3.4 CC.2.1", _action, _status),
+    Service(UPS_WATCH, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(UPS_WATCH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
+    Service(UPS_WATCH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2, CC.2.3", _action, _status),
+    Service(UPS_QUERY, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", "PS3.4 J.3.2",
+            _action, _status),
+    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", "PS3.4 J.3.3",
+            _event, _status),
+    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", "PS3.4 R.3.2",
+            _affected_workitem, _created_mpps),
 )  # fmt: skip
 ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
