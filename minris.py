@@ -5746,7 +5746,7 @@ class Modality(Peer):
             setattr(ds, keyword, [])
         with self.association() as association:
             status, _ = association.send_n_create(ds, MPPS, uid)
-        self._report("N-CREATE", "IN PROGRESS", item, status)
+        self._report("N-CREATE", f"IN PROGRESS, {shown_name(str(item.PatientName))}", status)
 
     def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> Any:
         """N-SET to COMPLETED with a series, which is returned, or to DISCONTINUED (DCM code)."""
@@ -5769,13 +5769,9 @@ class Modality(Peer):
             ds.PerformedProcedureStepDiscontinuationReasonCodeSequence = [code]
         with self.association() as association:
             status, _ = association.send_n_set(ds, MPPS, uid)
-        words = ds.PerformedProcedureStepStatus
-        self._report(
-            "N-SET",
-            f"{words} ({DISCONTINUATION_REASONS[reason]})" if reason else words,
-            item,
-            status,
-        )
+        words = f" ({DISCONTINUATION_REASONS[reason]})" if reason else ""
+        words = f"{ds.PerformedProcedureStepStatus}{words}, {shown_name(str(item.PatientName))}"
+        self._report("N-SET", words, status)
         return series
 
     @staticmethod
@@ -5787,10 +5783,10 @@ class Modality(Peer):
         image.ReferencedSOPInstanceUID = new_uid()
         return image
 
-    def _report(self, operation: str, words: str, item: Any, status: Any) -> None:
+    def _report(self, operation: str, words: str, status: Any) -> None:
+        """Say what was answered. SimulationError for no success."""
         code = f"{status.Status:04X}" if status else "no answer"
-        name = shown_name(str(item.PatientName))
-        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}, {name}: {code}")
+        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}: {code}")
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
             raise SimulationError(f"{operation} was answered {code} {comment}")
@@ -5875,13 +5871,8 @@ class Scanner(Modality):
                 status, _ = association.send_n_action(
                     ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
                 )
-            code = f"{status.Status:04X}" if status else "no answer"
             count = len(series.ReferencedImageSequence)
-            words = f"N-ACTION are {count} images safe?"
-            self.say(f"{self.ae_title} -> {self.called}  {words}: {code}")
-            if code != "0000":
-                comment = status.get("ErrorComment", "") if status else ""
-                raise SimulationError(f"N-ACTION was answered {code} {comment}")
+            self._report("N-ACTION", f"are {count} images safe?", status)
             self._say_result(ds.TransactionUID)
 
     def _hear(self, event: Any) -> tuple[int, None]:
