@@ -15315,7 +15315,7 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
 
 
 class RouteView:
-    """Answers the requests of one route through bottle: `reply` and `refused` are a door's own."""
+    """Answers the requests of one route through bottle; with DICOM JSON, if no door says more."""
 
     def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
         self.web, self.route, self.request, self.response = web, route, request, response
@@ -15331,12 +15331,18 @@ class RouteView:
         return reply.body
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """What a request is answered, `arguments` being the parts of its path."""
-        raise NotImplementedError
+        """The data sets that the function gives, `arguments` being the parts of the path."""
+        _, ctx = enter(self.web, self.request, self.route.role)
+        found = self.route.function(self.web, self.request, ctx, **arguments)
+        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+        kind = "application/dicom+json; charset=UTF-8"
+        return Reply(self.route.success[0], kind, body.encode())
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """What a request is refused with: a Warning header has the text of OUTCOMES."""
-        raise NotImplementedError
+        """The refusal, with the text of OUTCOMES as a Warning header."""
+        reply = refusal_reply(refusal, self.route.operation)
+        text = outcome(self.route.operation, refusal.status).text
+        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15402,30 +15408,12 @@ ROUTES = (
 )
 
 
-class ApiView(RouteView):
-    """Answers the requests of one route of the API with DICOM JSON."""
-
-    def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the function gives."""
-        _, ctx = enter(self.web, self.request, self.route.role)
-        found = self.route.function(self.web, self.request, ctx, **arguments)
-        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
-        kind = "application/dicom+json; charset=UTF-8"
-        return Reply(self.route.success[0], kind, body.encode())
-
-    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the Warning header of this API."""
-        reply = refusal_reply(refusal, self.route.operation)
-        text = outcome(self.route.operation, refusal.status).text
-        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
-
-
 def add_api(app: Any, web: Web) -> None:
     """Put the routes of the API and /healthz into a bottle application."""
     import bottle
 
     for route in ROUTES:
-        app.route(route.path, route.method, ApiView(web, route, bottle.request, bottle.response))
+        app.route(route.path, route.method, RouteView(web, route, bottle.request, bottle.response))
 
     @app.get("/healthz")
     def healthz() -> str:

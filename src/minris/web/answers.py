@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from minris.standard.status import Refusal, http_status
-from minris.web.request import Web, problem_json
+from minris.dataset.dicom_json import to_json
+from minris.dataset.elements import ElementIndex
+from minris.standard.status import Refusal, http_status, outcome
+from minris.web.request import Web, enter, problem_json
 
 
 class Route(NamedTuple):
@@ -53,7 +55,7 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
 
 
 class RouteView:
-    """Answers the requests of one route through bottle: `reply` and `refused` are a door's own."""
+    """Answers the requests of one route through bottle; with DICOM JSON, if no door says more."""
 
     def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
         self.web, self.route, self.request, self.response = web, route, request, response
@@ -69,9 +71,15 @@ class RouteView:
         return reply.body
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """What a request is answered, `arguments` being the parts of its path."""
-        raise NotImplementedError
+        """The data sets that the function gives, `arguments` being the parts of the path."""
+        _, ctx = enter(self.web, self.request, self.route.role)
+        found = self.route.function(self.web, self.request, ctx, **arguments)
+        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+        kind = "application/dicom+json; charset=UTF-8"
+        return Reply(self.route.success[0], kind, body.encode())
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """What a request is refused with: a Warning header has the text of OUTCOMES."""
-        raise NotImplementedError
+        """The refusal, with the text of OUTCOMES as a Warning header."""
+        reply = refusal_reply(refusal, self.route.operation)
+        text = outcome(self.route.operation, refusal.status).text
+        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from minris.access.context import Actor, Context
-from minris.dataset.dicom_json import to_json
-from minris.dataset.elements import ElementIndex
 from minris.interchange.files import items_from_json, numbered
 from minris.orders.lookup import data_of_day, step_data
 from minris.orders.scheduling import reschedule, schedule
 from minris.orders.steps import cancel_step
 from minris.standard.dictionary import value_problem
-from minris.standard.status import Refusal, Status, outcome
+from minris.standard.status import Refusal, Status
 from minris.store.writer import Core
-from minris.web.answers import Reply, Route, RouteView, refusal_reply
-from minris.web.request import Web, body_of, check_json_type, enter, holds_control
+from minris.web.answers import Route, RouteView
+from minris.web.request import Web, body_of, check_json_type, holds_control
 
 
 def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
@@ -77,30 +75,12 @@ ROUTES = (
 )
 
 
-class ApiView(RouteView):
-    """Answers the requests of one route of the API with DICOM JSON."""
-
-    def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the function gives."""
-        _, ctx = enter(self.web, self.request, self.route.role)
-        found = self.route.function(self.web, self.request, ctx, **arguments)
-        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
-        kind = "application/dicom+json; charset=UTF-8"
-        return Reply(self.route.success[0], kind, body.encode())
-
-    def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the Warning header of this API."""
-        reply = refusal_reply(refusal, self.route.operation)
-        text = outcome(self.route.operation, refusal.status).text
-        return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
-
-
 def add_api(app: Any, web: Web) -> None:
     """Put the routes of the API and /healthz into a bottle application."""
     import bottle
 
     for route in ROUTES:
-        app.route(route.path, route.method, ApiView(web, route, bottle.request, bottle.response))
+        app.route(route.path, route.method, RouteView(web, route, bottle.request, bottle.response))
 
     @app.get("/healthz")
     def healthz() -> str:
