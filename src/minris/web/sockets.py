@@ -69,11 +69,11 @@ class EventSocket(asyncio.Protocol):
     def __init__(
         self, web: Web, rate: RateLimit, workers: concurrent.futures.Executor, **_: Any
     ) -> None:
-        from wsproto import ConnectionType, WSConnection
+        from wsproto import ConnectionType, WSConnection, events
 
         self.web, self.rate, self.workers = web, rate, workers
         self.delivery = web.box.socket_delivery
-        self.connection = WSConnection(ConnectionType.SERVER)
+        self.connection, self.frames = WSConnection(ConnectionType.SERVER), events
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
         self.told = 0  # events, in the order in which they were told
@@ -96,8 +96,6 @@ class EventSocket(asyncio.Protocol):
 
     def tell(self, event: Event) -> None:
         """Send an event."""
-        from wsproto.events import TextMessage
-
         self.position = event.outbox_id
         try:
             text = event_text(event)
@@ -106,16 +104,14 @@ class EventSocket(asyncio.Protocol):
             return
         self.told += 1
         self._unheard.append((self.told, event.outbox_id))
-        self._send(TextMessage(data=text))
+        self._send(self.frames.TextMessage(data=text))
 
     def ping(self) -> None:
         """Ask whether all has arrived that was told."""
-        from wsproto.events import Ping
-
         self.pinged = self.told
         if self.waits_since is None:
             self.waits_since = time.monotonic()
-        self._send(Ping(payload=str(self.told).encode()))
+        self._send(self.frames.Ping(payload=str(self.told).encode()))
 
     def is_alive(self) -> bool:
         """Whether pings are answered; a socket that is silent is cut off."""
@@ -135,9 +131,7 @@ class EventSocket(asyncio.Protocol):
 
     def close(self, code: int) -> None:
         """End it in order: the client has a second to answer, with pongs of what it has heard."""
-        from wsproto.events import CloseConnection
-
-        self._send(CloseConnection(code=code))
+        self._send(self.frames.CloseConnection(code=code))
         self.is_open = False
         asyncio.get_running_loop().call_later(self.CLOSE_WITHIN, self.transport.abort)
 
@@ -159,7 +153,6 @@ class EventSocket(asyncio.Protocol):
         self.delivery.resume(self)
 
     def data_received(self, data: bytes) -> None:
-        from wsproto.events import RejectConnection
         from wsproto.utilities import ProtocolError
 
         try:
@@ -167,21 +160,19 @@ class EventSocket(asyncio.Protocol):
             for event in self.connection.events():
                 self._take(event)
         except (ProtocolError, UnicodeError) as error:  # the latter of headers beyond ASCII
-            answer = None if self.ae_title else RejectConnection()
+            answer = None if self.ae_title else self.frames.RejectConnection()
             self._wrong(getattr(error, "event_hint", answer))
 
     def _take(self, event: Any) -> None:
-        from wsproto.events import CloseConnection, Ping, Pong, Request
-
-        if isinstance(event, Request):
+        if isinstance(event, self.frames.Request):
             self.transport.pause_reading()
             self.opening = asyncio.get_running_loop().create_task(self._open(event))
-        elif isinstance(event, Ping):
+        elif isinstance(event, self.frames.Ping):
             if self.writable:  # RFC 6455 5.5.3: the last of several need be answered alone
                 self._send(event.response())
-        elif isinstance(event, Pong):
+        elif isinstance(event, self.frames.Pong):
             self._heard(bytes(event.payload))
-        elif isinstance(event, CloseConnection):
+        elif isinstance(event, self.frames.CloseConnection):
             if self.is_open:
                 self._send(event.response())
             self.transport.close()
@@ -214,8 +205,6 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        from wsproto.events import AcceptConnection
-
         peer = self.transport.get_extra_info("peername") or ("", 0)
         try:
             if not self.rate.allows(peer[0], time.monotonic()):
@@ -232,7 +221,7 @@ class EventSocket(asyncio.Protocol):
         if self.transport.is_closing():
             return
         offered = [one for one in asked.subprotocols if not one.startswith(BEARER)]
-        accept = AcceptConnection(subprotocol=offered[0] if offered else None)
+        accept = self.frames.AcceptConnection(subprotocol=offered[0] if offered else None)
         self.transport.write(self.connection.send(accept))
         self.ae_title, self.is_open = title, True
         self.ctx = self.web.context(Actor(login.name, peer[0], login.role))
@@ -241,13 +230,13 @@ class EventSocket(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer a handshake with an HTTP code."""
-        from wsproto.events import RejectConnection, RejectData
-
         reply = refusal_reply(refusal, "subscribe")
         headers = [*reply.pairs, *SECURITY_HEADERS]
-        reject = RejectConnection(status_code=reply.http, headers=headers, has_body=True)
+        reject = self.frames.RejectConnection(
+            status_code=reply.http, headers=headers, has_body=True
+        )
         self.transport.write(self.connection.send(reject))
-        self.transport.write(self.connection.send(RejectData(data=reply.body)))
+        self.transport.write(self.connection.send(self.frames.RejectData(data=reply.body)))
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
