@@ -26,9 +26,13 @@ from minris.upper_layer.server import Call
 
 def echo(our_ae_title: str, device: Device) -> Message:
     """C-ECHO to a device: what came of it, in a sentence."""
+    return echo_words(our_ae_title, device, echo_outcome(our_ae_title, device))
+
+
+def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
+    """What came of a C-ECHO to a device; `outcome` is a key of ECHO_WORDS."""
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
-    template = ECHO_WORDS[echo_outcome(our_ae_title, device)]
-    return Message(template.key, **where)
+    return Message(ECHO_WORDS[outcome].key, **where)
 
 
 ECHO_WORDS = {
@@ -108,17 +112,14 @@ def _edit(device: Device) -> str:
 
 def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
     """Whether we reach it, as results, events and what is passed on need."""
-    where = {"name": device.name, "host": device.host, "port": device.port,
-             "ae": ctx.config.dicom.ae_title}  # fmt: skip
-    words = Message(ECHO_WORDS[outcome].key, **where)
+    words = echo_words(ctx.config.dicom.ae_title, device, outcome)
     if outcome == "answers":
         yield Finding("good", words)
-    elif outcome == "no address":
-        yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device),
-                      Message("Enter its address"))  # fmt: skip
-    else:
-        light = "warning" if device.role == "modality" else "bad"
-        yield Finding(light, words, _edit(device), Message("Check its address, or switch it on"))
+        return
+    mend = Message("Check its address, or switch it on")
+    if outcome == "no address":
+        mend = Message("Enter its address")
+    yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device), mend)
 
 
 def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
