@@ -5413,12 +5413,7 @@ class Peer:
     CLASSES: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        ae_title: str,
-        host: str,
-        port: int,
-        called: str,
-        say: Callable[[str], None] = print,
+        self, ae_title: str, host: str, port: int, called: str, say: Callable[[str], None] = print
     ) -> None:
         from pynetdicom import AE
 
@@ -6120,24 +6115,24 @@ def scenario_echo(machine: Modality) -> None:
     machine.echo()
 
 
-def scenario_modality(machine: Modality) -> None:
-    """Find the worklist, perform its first step, report start and end."""
+def started(machine: Modality) -> tuple[Any, str]:
+    """The first step of the worklist, begun, and the UID of what performs it."""
     found = machine.worklist()
     if not found:
         raise SimulationError("the worklist is empty for this AE title and modality")
     uid = new_uid()
     machine.start(found[0], uid)
-    machine.end(found[0], uid)
+    return found[0], uid
+
+
+def scenario_modality(machine: Modality) -> None:
+    """Find the worklist, perform its first step, report start and end."""
+    machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
     """Begin the first step of the worklist and give it up."""
-    found = machine.worklist()
-    if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
-    uid = new_uid()
-    machine.start(found[0], uid)
-    machine.end(found[0], uid, reason="110513")
+    machine.end(*started(machine), reason="110513")
 
 
 @contextlib.contextmanager
@@ -6248,13 +6243,9 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 def scenario_commitment(machine: Scanner) -> None:
     """Perform the first step of the worklist, store its images, ask whether they are safe."""
-    found = machine.worklist()
-    if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
-    uid = new_uid()
-    machine.start(found[0], uid)
-    series = machine.end(found[0], uid)
-    machine.store(found[0], series)
+    item, uid = started(machine)
+    series = machine.end(item, uid)
+    machine.store(item, series)
     machine.commit(series)
 
 
@@ -23557,10 +23548,7 @@ def statement_passing_on(config: Config) -> list[Block]:
         )
         + ". None has a data set.",
     )
-    return [
-        heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"),
-        *paragraphs(*rules),
-    ]
+    return [heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"), *paragraphs(*rules)]
 
 
 def statement_workitems(config: Config) -> list[Block]:
@@ -23919,16 +23907,12 @@ def statement_configuration(config: Config) -> list[Block]:
 def statement_network(config: Config) -> list[Block]:
     """Contexts, syntaxes, limits."""
     dicom = config.dicom
+    syntaxes = f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}"
     contexts = [
-        (
-            uid,
-            f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}",
-            "SCP",
-            "answered" if roles else "not answered: default roles",
-            EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none",
-        )
+        (uid, syntaxes, "SCP", "answered" if roles else "not answered: default roles",
+         EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none")
         for uid, roles in PRESENTATION_CONTEXTS.items()
-    ]
+    ]  # fmt: skip
     head = (
         "Abstract syntax",
         "Transfer syntaxes",

@@ -126,10 +126,7 @@ def statement_passing_on(config: Config) -> list[Block]:
         )
         + ". None has a data set.",
     )
-    return [
-        heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"),
-        *paragraphs(*rules),
-    ]
+    return [heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"), *paragraphs(*rules)]
 
 
 def statement_workitems(config: Config) -> list[Block]:

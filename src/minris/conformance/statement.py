@@ -210,16 +210,12 @@ def statement_configuration(config: Config) -> list[Block]:
 def statement_network(config: Config) -> list[Block]:
     """Contexts, syntaxes, limits."""
     dicom = config.dicom
+    syntaxes = f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}"
     contexts = [
-        (
-            uid,
-            f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}",
-            "SCP",
-            "answered" if roles else "not answered: default roles",
-            EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none",
-        )
+        (uid, syntaxes, "SCP", "answered" if roles else "not answered: default roles",
+         EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none")
         for uid, roles in PRESENTATION_CONTEXTS.items()
-    ]
+    ]  # fmt: skip
     head = (
         "Abstract syntax",
         "Transfer syntaxes",

@@ -23,12 +23,7 @@ class Peer:
     CLASSES: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        ae_title: str,
-        host: str,
-        port: int,
-        called: str,
-        say: Callable[[str], None] = print,
+        self, ae_title: str, host: str, port: int, called: str, say: Callable[[str], None] = print
     ) -> None:
         from pynetdicom import AE
 

@@ -17,24 +17,24 @@ def scenario_echo(machine: Modality) -> None:
     machine.echo()
 
 
-def scenario_modality(machine: Modality) -> None:
-    """Find the worklist, perform its first step, report start and end."""
+def started(machine: Modality) -> tuple[Any, str]:
+    """The first step of the worklist, begun, and the UID of what performs it."""
     found = machine.worklist()
     if not found:
         raise SimulationError("the worklist is empty for this AE title and modality")
     uid = new_uid()
     machine.start(found[0], uid)
-    machine.end(found[0], uid)
+    return found[0], uid
+
+
+def scenario_modality(machine: Modality) -> None:
+    """Find the worklist, perform its first step, report start and end."""
+    machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
     """Begin the first step of the worklist and give it up."""
-    found = machine.worklist()
-    if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
-    uid = new_uid()
-    machine.start(found[0], uid)
-    machine.end(found[0], uid, reason="110513")
+    machine.end(*started(machine), reason="110513")
 
 
 @contextlib.contextmanager
@@ -145,13 +145,9 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 def scenario_commitment(machine: Scanner) -> None:
     """Perform the first step of the worklist, store its images, ask whether they are safe."""
-    found = machine.worklist()
-    if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
-    uid = new_uid()
-    machine.start(found[0], uid)
-    series = machine.end(found[0], uid)
-    machine.store(found[0], series)
+    item, uid = started(machine)
+    series = machine.end(item, uid)
+    machine.store(item, series)
     machine.commit(series)
 
 
