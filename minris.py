@@ -16744,7 +16744,6 @@ class Finder:
     access   gives the AccessRules of the moment
     writer   whose commits make what is kept old
     readers  threads that search
-    queries  takes each worklist query, and what was shown
     """
 
     def __init__(
@@ -16752,10 +16751,9 @@ class Finder:
         access: Callable[[], AccessRules],
         writer: Writer,
         readers: concurrent.futures.Executor,
-        queries: QueryLog,
     ) -> None:
-        self.access, self.writer, self.readers, self.queries = access, writer, readers, queries
-        self.cache = AnswerCache()
+        self.access, self.writer, self.readers = access, writer, readers
+        self.cache, self.queries = AnswerCache(), QueryLog()
         self.recent = Recent(128)
 
     async def answer(
@@ -16810,9 +16808,7 @@ class Finder:
         await association.send((request.context, final, None))
 
     @staticmethod
-    def _next(
-        slices: Iterator[tuple[Status, list[bytes]]],
-    ) -> tuple[Status, list[bytes]] | None:
+    def _next(slices: Iterator[tuple[Status, list[bytes]]]) -> tuple[Status, list[bytes]] | None:
         with reading():  # any of the threads may come next, each has its own connection
             return next(slices, None)
 
@@ -16885,8 +16881,8 @@ class Dimse:
     ) -> None:
         self.context, self.access = context, access
         self.writer, self.readers = writer, readers
-        self.queries = QueryLog()
-        self.finder = Finder(access, writer, readers, self.queries)
+        self.finder = Finder(access, writer, readers)
+        self.queries = self.finder.queries
         self.counts: collections.Counter[str] = collections.Counter()
         self.on_events: Callable[[], None] = lambda: None
         self.on_caller: Callable[[str], None] = lambda ae_title: None
@@ -16946,8 +16942,7 @@ class Dimse:
                 service = None
         if not service:
             raise Refusal(
-                Status.UNRECOGNIZED_OPERATION,
-                f"{request.operation} is not part of this SOP class",
+                Status.UNRECOGNIZED_OPERATION, f"{request.operation} is not part of this SOP class"
             )
         return service
 

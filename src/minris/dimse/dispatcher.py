@@ -12,7 +12,6 @@ from minris.access.devices import AccessRules, written_for
 from minris.dimse.encoding import decode_request, refused_fields, response_command
 from minris.dimse.find import Finder
 from minris.dimse.services import ACTIONS, SERVICES, WATCHED_CLASSES, Service
-from minris.orders.trace import QueryLog
 from minris.standard.status import Refusal, Status
 from minris.standard.uids import UPS_CLASSES
 from minris.store.sqlite import reading
@@ -39,8 +38,8 @@ class Dimse:
     ) -> None:
         self.context, self.access = context, access
         self.writer, self.readers = writer, readers
-        self.queries = QueryLog()
-        self.finder = Finder(access, writer, readers, self.queries)
+        self.finder = Finder(access, writer, readers)
+        self.queries = self.finder.queries
         self.counts: collections.Counter[str] = collections.Counter()
         self.on_events: Callable[[], None] = lambda: None
         self.on_caller: Callable[[str], None] = lambda ae_title: None
@@ -100,8 +99,7 @@ class Dimse:
                 service = None
         if not service:
             raise Refusal(
-                Status.UNRECOGNIZED_OPERATION,
-                f"{request.operation} is not part of this SOP class",
+                Status.UNRECOGNIZED_OPERATION, f"{request.operation} is not part of this SOP class"
             )
         return service
 

@@ -43,7 +43,6 @@ class Finder:
     access   gives the AccessRules of the moment
     writer   whose commits make what is kept old
     readers  threads that search
-    queries  takes each worklist query, and what was shown
     """
 
     def __init__(
@@ -51,10 +50,9 @@ class Finder:
         access: Callable[[], AccessRules],
         writer: Writer,
         readers: concurrent.futures.Executor,
-        queries: QueryLog,
     ) -> None:
-        self.access, self.writer, self.readers, self.queries = access, writer, readers, queries
-        self.cache = AnswerCache()
+        self.access, self.writer, self.readers = access, writer, readers
+        self.cache, self.queries = AnswerCache(), QueryLog()
         self.recent = Recent(128)
 
     async def answer(
@@ -109,9 +107,7 @@ class Finder:
         await association.send((request.context, final, None))
 
     @staticmethod
-    def _next(
-        slices: Iterator[tuple[Status, list[bytes]]],
-    ) -> tuple[Status, list[bytes]] | None:
+    def _next(slices: Iterator[tuple[Status, list[bytes]]]) -> tuple[Status, list[bytes]] | None:
         with reading():  # any of the threads may come next, each has its own connection
             return next(slices, None)
 
