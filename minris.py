@@ -25082,27 +25082,21 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     for name in ("port", "listen"):
         if not 0 <= getattr(arguments, name) <= 65535:
             raise CommandError(f"--{name}: {getattr(arguments, name)} is not a port (1 to 65535)")
-    address = (
-        arguments.host,
-        arguments.port or config.dicom.port,
-        arguments.called or config.dicom.ae_title,
-        print,
-    )
-    machine = Modality(calling, arguments.modality, *address)
+    port, called = arguments.port or config.dicom.port, arguments.called or config.dicom.ae_title
+    address, modality = (arguments.host, port, called, print), arguments.modality
     device = AccessRules(config).device(calling)
     listen = arguments.listen or (device.port if device and device.host else 0)
-    station = Workstation(calling, *address, listen=listen)
     where = read_destination(arguments.archive)
-    scanner = Scanner(calling, arguments.modality, *address, listen=listen, archive=where)
-    played = dict.fromkeys(MODALITY_SCENARIOS, machine) | dict.fromkeys(
-        WORKSTATION_SCENARIOS, station
-    )
-    played |= {"commitment": scanner, "archive": SimulatedArchive(calling, *address, listen=listen)}
+    players: dict[str, Any] = {
+        **dict.fromkeys(MODALITY_SCENARIOS, Modality(calling, modality, *address)),
+        **dict.fromkeys(WORKSTATION_SCENARIOS, Workstation(calling, *address, listen=listen)),
+        "commitment": Scanner(calling, modality, *address, listen=listen, archive=where),
+        "archive": SimulatedArchive(calling, *address, listen=listen),
+    }
+    scenarios = MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS
     for name in arguments.scenarios:
-        if name not in SCENARIOS:
-            raise CommandError(f"{name}: not one of {', '.join(SCENARIOS)}")
         try:
-            (MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS)[name](played[name])
+            scenarios[name](players[name])
         except SimulationError as error:
             raise CommandError(str(error)) from None
 
