@@ -6991,6 +6991,15 @@ def permit(role: str, least: str) -> bool:
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
+PDU_EVENTS = {
+    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
+    A_ASSOCIATE_AC: "ASSOCIATE-AC",
+    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
+    P_DATA_TF: "P-DATA",
+    A_RELEASE_RQ: "RELEASE-RQ",
+    A_RELEASE_RP: "RELEASE-RP",
+    A_ABORT: "ABORT",
+}
 PDU_HEADER = struct.Struct(">BBI")
 PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101
@@ -7115,6 +7124,42 @@ def message_pdus(
             together = b""
         together += value
     return b"".join(pdus) + PDU_HEADER.pack(P_DATA_TF, 0, len(together)) + together
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.upper_layer.states
+# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
+# ------------------------------------------------------------------------------------------------
+
+# The acceptor's half of the state machine: what happens, and the state after it.
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
+    place: cell
+    for place, cell in grid_table(
+        "PS3.8 Table 9-10",
+        """
+    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
+    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
+    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
+    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
+    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
+    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
+    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
+    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
+    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
+    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
+    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
+    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
+    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
+    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
+    """,
+        str.split,
+    ).items()
+    if cell
+}  # local: "abort" in Sta2 is ours, for a connection past a limit
 
 
 # ------------------------------------------------------------------------------------------------
@@ -7262,51 +7307,6 @@ class Assembler:
         """Let go of a message whose data set has not come to its end."""
         self._drop_data()
         self.request, self.received = None, 0
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.upper_layer.states
-# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
-# ------------------------------------------------------------------------------------------------
-
-# The acceptor's half of the state machine: what happens, and the state after it.
-ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
-    place: cell
-    for place, cell in grid_table(
-        "PS3.8 Table 9-10",
-        """
-    event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
-    connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
-    ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RJ |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    ASSOCIATE-RQ |          | AE-6 Sta3  | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    accept     |            |            | AE-7 Sta6  |            |             |            |             |            |            |
-    reject     |            |            | AE-8 Sta13 |            |             |            |             |            |            |
-    send data  |            |            |            | DT-1 Sta6  |             | AR-7 Sta8  |             |            |            |
-    P-DATA     |            | AA-1 Sta13 | AA-8 Sta13 | DT-2 Sta6  | AR-6 Sta7   | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    release    |            |            |            | AR-1 Sta7  |             |            |             |            |            |
-    RELEASE-RQ |            | AA-1 Sta13 | AA-8 Sta13 | AR-2 Sta8  | AR-8 Sta10  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
-    RELEASE-RP |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AR-3 Sta1   | AA-8 Sta13 | AR-10 Sta12 | AR-3 Sta1  | AA-8 Sta13 | AA-6 Sta13
-    released   |            |            |            |            |             | AR-4 Sta13 |             |            | AR-4 Sta13 |
-    abort      |            | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13  | AA-1 Sta13 | AA-1 Sta13 |
-    ABORT      |            | AA-2 Sta1  | AA-3 Sta1  | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1   | AA-3 Sta1  | AA-3 Sta1  | AA-2 Sta1
-    closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
-    ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
-    invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    """,
-        str.split,
-    ).items()
-    if cell
-}  # local: "abort" in Sta2 is ours, for a connection past a limit
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
 
 
 # ------------------------------------------------------------------------------------------------

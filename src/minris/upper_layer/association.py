@@ -18,6 +18,7 @@ from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
     C_CANCEL_RQ,
     P_DATA_TF,
+    PDU_EVENTS,
     PDU_HEADER,
     PDV_HEADER,
     RELEASE_RP_PDU,
@@ -27,7 +28,7 @@ from minris.upper_layer.pdus import (
     abort_pdu,
     message_pdus,
 )
-from minris.upper_layer.states import ASSOCIATION_STATES, PDU_EVENTS
+from minris.upper_layer.states import ASSOCIATION_STATES
 
 
 class AssociationHost(Protocol):

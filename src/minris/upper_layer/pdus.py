@@ -11,6 +11,15 @@ from minris.standard.dictionary import tag_of, vr_of
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
+PDU_EVENTS = {
+    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
+    A_ASSOCIATE_AC: "ASSOCIATE-AC",
+    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
+    P_DATA_TF: "P-DATA",
+    A_RELEASE_RQ: "RELEASE-RQ",
+    A_RELEASE_RP: "RELEASE-RP",
+    A_ABORT: "ABORT",
+}
 PDU_HEADER = struct.Struct(">BBI")
 PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101

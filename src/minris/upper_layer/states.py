@@ -1,15 +1,6 @@
 """What a PDU or an event means to an association that a peer has opened (PS3.8 9.2)."""
 
 from minris.standard.tables import grid_table
-from minris.upper_layer.pdus import (
-    A_ABORT,
-    A_ASSOCIATE_AC,
-    A_ASSOCIATE_RJ,
-    A_ASSOCIATE_RQ,
-    A_RELEASE_RP,
-    A_RELEASE_RQ,
-    P_DATA_TF,
-)
 
 # The acceptor's half of the state machine: what happens, and the state after it.
 ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
@@ -40,12 +31,3 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
     ).items()
     if cell
 }  # local: "abort" in Sta2 is ours, for a connection past a limit
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
