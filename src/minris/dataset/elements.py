@@ -110,6 +110,11 @@ class ElementIndex:
         _, head, _, end = self.found[tag]
         return self.data[head:end]
 
+    def elements(self) -> dict[int, bytes]:
+        """Each whole element by its tag."""
+        data = self.data
+        return {tag: data[head:end] for tag, (_, head, _, end) in self.found.items()}
+
     def value(self, tag: int) -> bytes:
         """The bytes of a value, b"" where there is none."""
         if tag not in self.found:
@@ -161,19 +166,19 @@ class ElementIndex:
 
     def merged(self, *others: "ElementIndex") -> "ElementIndex":
         """The data set with the elements of the others put in, each in the place of its own."""
-        elements = {tag: self.element(tag) for tag in self.found}
+        elements = self.elements()
         for other in others:
-            elements |= {tag: other.element(tag) for tag in other.found}
+            elements |= other.elements()
         return ElementIndex(encoded(elements))
 
     def without(self, tags: Iterable[int]) -> "ElementIndex":
         """The data set less some elements."""
         leave = frozenset(tags)
-        return self.only([tag for tag in self.found if tag not in leave])
+        return ElementIndex(b"".join([self.element(tag) for tag in self if tag not in leave]))
 
     def only(self, tags: Iterable[int]) -> "ElementIndex":
         """The elements of the given tags that are there."""
-        return ElementIndex(encoded({tag: self.element(tag) for tag in tags if tag in self.found}))
+        return ElementIndex(b"".join([self.element(tag) for tag in sorted(tags)]))
 
     def with_values(self) -> "ElementIndex":
         """The elements that have a value."""
