@@ -105,7 +105,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes
 
@@ -2935,24 +2935,30 @@ def well_formed(index: ElementIndex) -> ElementIndex:
     return index
 
 
+def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
+    """Each element at any depth, as the data set or item that holds it and its tag."""
+    for tag in index:
+        yield index, tag
+        for item in index.items(tag):
+            yield from every_element(item)
+
+
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
     """A problem for each value in a data set that its VR does not allow, nested ones included."""
-    for tag in index:
-        vr = index.vr(tag)
-        if vr == b"SQ":
-            for item in index.items(tag):
-                yield from value_problems(item)
-        elif vr not in BINARY_VRS:
-            texts = [index.text(tag)] if vr in ONE_VALUE_VRS else index.values(tag)
-            if (
-                len(texts) > 1
-                and datadict.dictionary_has_tag(tag)
-                and datadict.dictionary_VM(tag) == "1"
-            ):
-                yield Problem(tag, Message("has more than one value"))
-            for text in filter(None, texts):
-                if words := value_problem(vr.decode(), text):
-                    yield Problem(tag, words)
+    for holder, tag in every_element(index):
+        vr = holder.vr(tag)
+        if vr == b"SQ" or vr in BINARY_VRS:
+            continue
+        texts = [holder.text(tag)] if vr in ONE_VALUE_VRS else holder.values(tag)
+        if (
+            len(texts) > 1
+            and datadict.dictionary_has_tag(tag)
+            and datadict.dictionary_VM(tag) == "1"
+        ):
+            yield Problem(tag, Message("has more than one value"))
+        for text in filter(None, texts):
+            if words := value_problem(vr.decode(), text):
+                yield Problem(tag, words)
 
 
 def check_attributes(
@@ -3028,6 +3034,11 @@ def check_uid(uid: str) -> None:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
+def exists_already(uid: str) -> Refusal:
+    """The refusal (0111) of a new instance whose UID another one has."""
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
+
+
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
     """Refuse (0106) a data set that names another instance than its command set does (local)."""
     known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
@@ -3045,7 +3056,7 @@ def noted_problems(problems: Iterable[Problem]) -> str:
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
 
-def comparable(index: ElementIndex, tag: int) -> str:
+def _comparable(index: ElementIndex, tag: int) -> str:
     """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
     text = index.text(tag)
     if tag not in index or index.vr(tag) != b"PN":
@@ -3053,12 +3064,23 @@ def comparable(index: ElementIndex, tag: int) -> str:
     return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
 
 
-def same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
+def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
     """Whether an attribute that may not be set is as it is stored."""
     if index.vr(tag) != b"SQ":
-        return comparable(index, tag) == comparable(stored, tag)
+        return _comparable(index, tag) == _comparable(stored, tag)
     empty = not index.has_value(tag) and not stored.has_value(tag)
     return empty or index.element(tag) == stored.element(tag)
+
+
+def check_unchanged(index: ElementIndex, stored: ElementIndex, tags: Container[int]) -> None:
+    """Refuse (0105) those of some attributes, which may not be set, that are not as stored."""
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in tags and not _same_value(index, stored, tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10551,9 +10573,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 raw=raw,
             )
         except peewee.IntegrityError:
-            raise Refusal(
-                Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid)
-            ) from None
+            raise exists_already(uid) from None
         patient_id = index.get("PatientID")
         items = index.items(STEP_ATTRIBUTES)
         links = [link_step(performed_id, item, patient_id) for item in items]
@@ -10611,7 +10631,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
-        check_settable(index, stored)
+        check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
         blank = {MPPS_STATUS} if not status else set()
         told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
@@ -10668,17 +10688,6 @@ def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
         words = Message("{value} is not a state", value=status)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
     return outcome
-
-
-def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
-    """Refuse (0105) what may not be set, where it is not what is stored (PS3.4 Table F.7.2-1)."""
-    problems = [
-        Problem(tag, Message("may not be set"))
-        for tag in index
-        if tag in NOT_SETTABLE and comparable(index, tag) != comparable(stored, tag)
-    ]
-    if problems:
-        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
 def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
@@ -10777,31 +10786,26 @@ def enumeration_problems(index: ElementIndex) -> list[Problem]:
 def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
     """A problem for each time of a workitem that is no DT value, nested ones included."""
     problems = []
-    for tag in index:
-        if index.vr(tag) == b"SQ":
-            for item in index.items(tag):
-                problems += datetime_problems(item, zone)
-        elif index.vr(tag) == b"DT":
-            one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
-            for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
-                try:
-                    datetime_bounds(text, zone)
-                except (ValueError, OverflowError):
-                    words = Message("{value} is not a date and time", value=text[:64])
-                    problems.append(Problem(tag, words))
+    for holder, tag in every_element(index):
+        if holder.vr(tag) != b"DT":
+            continue
+        one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+        for text in filter(None, [holder.text(tag)] if one_value else holder.values(tag)):
+            try:
+                datetime_bounds(text, zone)
+            except (ValueError, OverflowError):
+                words = Message("{value} is not a date and time", value=text[:64])
+                problems.append(Problem(tag, words))
     return problems
 
 
 def lock_problems(index: ElementIndex) -> list[Problem]:
     """A problem for each Transaction UID within an item: it would be given to everybody."""
-    problems = []
-    for tag in index:
-        if index.vr(tag) == b"SQ":
-            for item in index.items(tag):
-                if item.has_value(TRANSACTION_UID):
-                    problems.append(Problem(TRANSACTION_UID, Message("must be empty")))
-                problems += lock_problems(item)
-    return problems
+    return [
+        Problem(TRANSACTION_UID, Message("must be empty"))
+        for item, tag in every_element(index)
+        if tag == TRANSACTION_UID and item is not index and item.has_value(tag)
+    ]
 
 
 def count_problems(index: ElementIndex) -> list[Problem]:
@@ -10887,13 +10891,7 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
             raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
         words = Message("is changed by N-ACTION")
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
-    problems = [
-        Problem(tag, Message("may not be set"))
-        for tag in index
-        if tag in UPS_NOT_SETTABLE | UPS_IDENTITY and not same_value(index, stored, tag)
-    ]
-    if problems:
-        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+    check_unchanged(index, stored, UPS_NOT_SETTABLE | UPS_IDENTITY)
     emptied = [
         Problem(attribute.tag, Message("has no value"))
         for attribute in UPS_ATTRIBUTES.children()
@@ -12718,8 +12716,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
             insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,
                        created_at=ctx.stamp())  # fmt: skip
         except peewee.IntegrityError:
-            words = Message("{uid} exists already", uid=uid)
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+            raise exists_already(uid) from None
         insert_rows(ENTER_AVAILABILITY, rows_)
         look_again({row[0] for row in rows_})
         note_images(ctx, {study: available_of(study)}, "availability")

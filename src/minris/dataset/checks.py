@@ -1,6 +1,6 @@
 """Data sets held against an attribute table, and what N-GET selects of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from pydicom import datadict
 
@@ -24,24 +24,30 @@ def well_formed(index: ElementIndex) -> ElementIndex:
     return index
 
 
+def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
+    """Each element at any depth, as the data set or item that holds it and its tag."""
+    for tag in index:
+        yield index, tag
+        for item in index.items(tag):
+            yield from every_element(item)
+
+
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
     """A problem for each value in a data set that its VR does not allow, nested ones included."""
-    for tag in index:
-        vr = index.vr(tag)
-        if vr == b"SQ":
-            for item in index.items(tag):
-                yield from value_problems(item)
-        elif vr not in BINARY_VRS:
-            texts = [index.text(tag)] if vr in ONE_VALUE_VRS else index.values(tag)
-            if (
-                len(texts) > 1
-                and datadict.dictionary_has_tag(tag)
-                and datadict.dictionary_VM(tag) == "1"
-            ):
-                yield Problem(tag, Message("has more than one value"))
-            for text in filter(None, texts):
-                if words := value_problem(vr.decode(), text):
-                    yield Problem(tag, words)
+    for holder, tag in every_element(index):
+        vr = holder.vr(tag)
+        if vr == b"SQ" or vr in BINARY_VRS:
+            continue
+        texts = [holder.text(tag)] if vr in ONE_VALUE_VRS else holder.values(tag)
+        if (
+            len(texts) > 1
+            and datadict.dictionary_has_tag(tag)
+            and datadict.dictionary_VM(tag) == "1"
+        ):
+            yield Problem(tag, Message("has more than one value"))
+        for text in filter(None, texts):
+            if words := value_problem(vr.decode(), text):
+                yield Problem(tag, words)
 
 
 def check_attributes(
@@ -117,6 +123,11 @@ def check_uid(uid: str) -> None:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
+def exists_already(uid: str) -> Refusal:
+    """The refusal (0111) of a new instance whose UID another one has."""
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
+
+
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
     """Refuse (0106) a data set that names another instance than its command set does (local)."""
     known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
@@ -134,7 +145,7 @@ def noted_problems(problems: Iterable[Problem]) -> str:
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
 
-def comparable(index: ElementIndex, tag: int) -> str:
+def _comparable(index: ElementIndex, tag: int) -> str:
     """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
     text = index.text(tag)
     if tag not in index or index.vr(tag) != b"PN":
@@ -142,9 +153,20 @@ def comparable(index: ElementIndex, tag: int) -> str:
     return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
 
 
-def same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
+def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
     """Whether an attribute that may not be set is as it is stored."""
     if index.vr(tag) != b"SQ":
-        return comparable(index, tag) == comparable(stored, tag)
+        return _comparable(index, tag) == _comparable(stored, tag)
     empty = not index.has_value(tag) and not stored.has_value(tag)
     return empty or index.element(tag) == stored.element(tag)
+
+
+def check_unchanged(index: ElementIndex, stored: ElementIndex, tags: Container[int]) -> None:
+    """Refuse (0105) those of some attributes, which may not be set, that are not as stored."""
+    problems = [
+        Problem(tag, Message("may not be set"))
+        for tag in index
+        if tag in tags and not _same_value(index, stored, tag)
+    ]
+    if problems:
+        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)

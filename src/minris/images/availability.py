@@ -7,7 +7,7 @@ import peewee
 
 from minris import log
 from minris.access.context import Context, audit
-from minris.dataset.checks import check_attributes, check_instance, check_uid
+from minris.dataset.checks import check_attributes, check_instance, check_uid, exists_already
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import availability_data
 from minris.images.arrivals import note_images
@@ -60,8 +60,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
             insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,
                        created_at=ctx.stamp())  # fmt: skip
         except peewee.IntegrityError:
-            words = Message("{uid} exists already", uid=uid)
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+            raise exists_already(uid) from None
         insert_rows(ENTER_AVAILABILITY, rows_)
         look_again({row[0] for row in rows_})
         note_images(ctx, {study: available_of(study)}, "availability")

@@ -11,7 +11,8 @@ from minris.dataset.checks import (
     check_attributes,
     check_instance,
     check_uid,
-    comparable,
+    check_unchanged,
+    exists_already,
     noted_problems,
     selected_attributes,
 )
@@ -71,9 +72,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 raw=raw,
             )
         except peewee.IntegrityError:
-            raise Refusal(
-                Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid)
-            ) from None
+            raise exists_already(uid) from None
         patient_id = index.get("PatientID")
         items = index.items(STEP_ATTRIBUTES)
         links = [link_step(performed_id, item, patient_id) for item in items]
@@ -131,7 +130,7 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         state = mpps_outcome(performed, status, uid)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
-        check_settable(index, stored)
+        check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
         blank = {MPPS_STATUS} if not status else set()
         told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
@@ -188,17 +187,6 @@ def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
         words = Message("{value} is not a state", value=status)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
     return outcome
-
-
-def check_settable(index: ElementIndex, stored: ElementIndex) -> None:
-    """Refuse (0105) what may not be set, where it is not what is stored (PS3.4 Table F.7.2-1)."""
-    problems = [
-        Problem(tag, Message("may not be set"))
-        for tag in index
-        if tag in NOT_SETTABLE and comparable(index, tag) != comparable(stored, tag)
-    ]
-    if problems:
-        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
 
 
 def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydicom import datadict
 
 from minris.access.context import Context
-from minris.dataset.checks import check_attributes, same_value
+from minris.dataset.checks import check_attributes, check_unchanged, every_element
 from minris.dataset.elements import (
     ElementIndex,
     encode_element,
@@ -75,31 +75,26 @@ def enumeration_problems(index: ElementIndex) -> list[Problem]:
 def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
     """A problem for each time of a workitem that is no DT value, nested ones included."""
     problems = []
-    for tag in index:
-        if index.vr(tag) == b"SQ":
-            for item in index.items(tag):
-                problems += datetime_problems(item, zone)
-        elif index.vr(tag) == b"DT":
-            one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
-            for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
-                try:
-                    datetime_bounds(text, zone)
-                except (ValueError, OverflowError):
-                    words = Message("{value} is not a date and time", value=text[:64])
-                    problems.append(Problem(tag, words))
+    for holder, tag in every_element(index):
+        if holder.vr(tag) != b"DT":
+            continue
+        one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+        for text in filter(None, [holder.text(tag)] if one_value else holder.values(tag)):
+            try:
+                datetime_bounds(text, zone)
+            except (ValueError, OverflowError):
+                words = Message("{value} is not a date and time", value=text[:64])
+                problems.append(Problem(tag, words))
     return problems
 
 
 def lock_problems(index: ElementIndex) -> list[Problem]:
     """A problem for each Transaction UID within an item: it would be given to everybody."""
-    problems = []
-    for tag in index:
-        if index.vr(tag) == b"SQ":
-            for item in index.items(tag):
-                if item.has_value(TRANSACTION_UID):
-                    problems.append(Problem(TRANSACTION_UID, Message("must be empty")))
-                problems += lock_problems(item)
-    return problems
+    return [
+        Problem(TRANSACTION_UID, Message("must be empty"))
+        for item, tag in every_element(index)
+        if tag == TRANSACTION_UID and item is not index and item.has_value(tag)
+    ]
 
 
 def count_problems(index: ElementIndex) -> list[Problem]:
@@ -185,13 +180,7 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
             raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
         words = Message("is changed by N-ACTION")
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
-    problems = [
-        Problem(tag, Message("may not be set"))
-        for tag in index
-        if tag in UPS_NOT_SETTABLE | UPS_IDENTITY and not same_value(index, stored, tag)
-    ]
-    if problems:
-        raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=problems)
+    check_unchanged(index, stored, UPS_NOT_SETTABLE | UPS_IDENTITY)
     emptied = [
         Problem(attribute.tag, Message("has no value"))
         for attribute in UPS_ATTRIBUTES.children()
