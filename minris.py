@@ -12264,11 +12264,9 @@ class Evidence(NamedTuple):
 
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
     """UIDs at any depth that are none, or several."""
-    for tag in index:
-        if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
+    for item, tag in every_element(index):
+        if item.vr(tag) == b"UI" and (text := item.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
-        for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
-            yield from uid_problems(item)
 
 
 def is_by_study(index: ElementIndex) -> bool:
@@ -12322,18 +12320,24 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
 MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
 
 
-def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
-    """Study and series of instances, as availability or performed steps have told them."""
-    found: dict[str, tuple[str, str]] = {}
-    wanted = sorted(uids)
+def _availability_of(
+    uids: Iterable[str], columns: str, where: str = "1 = 1", *values: str
+) -> Iterator[tuple[Any, ...]]:
+    """Columns of what is known of some instances under a condition, five hundred at once."""
+    wanted = list(uids)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
-        cursor = database.execute_sql(
-            "SELECT sop_instance_uid, study_instance_uid, series_instance_uid FROM availability"
-            f" WHERE sop_instance_uid IN ({', '.join('?' * len(some))})",
-            some,
+        yield from database.execute_sql(
+            f"SELECT {columns} FROM availability WHERE {where}"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
+            (*values, *some),
         )
-        found |= {uid: (study, series) for uid, study, series in cursor}
+
+
+def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
+    """Study and series of instances, as availability or performed steps have told them."""
+    columns = "sop_instance_uid, study_instance_uid, series_instance_uid"
+    found = {uid: tuple(place) for uid, *place in _availability_of(sorted(uids), columns)}
     open_ = uids - found.keys()
     while open_:
         row = database.execute_sql(
@@ -12365,21 +12369,12 @@ def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def notified_instances(
-    ctx: Context, references: Iterable[Reference], archive: str
-) -> dict[str, str]:
+def notified_instances(references: Iterable[Reference], archive: str) -> dict[str, str]:
     """The class of each instance that the archive has notified as to be had there."""
-    wanted, found = [one.sop_instance_uid for one in references], {}
-    for start in range(0, len(wanted), 500):
-        some = wanted[start : start + 500]
-        cursor = database.execute_sql(
-            "SELECT sop_instance_uid, sop_class_uid FROM availability WHERE retrieve_ae_title = ?"
-            f" AND who = ? AND availability IN {RETRIEVABLE}"
-            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
-            (archive, archive, *some),
-        )
-        found |= dict(cursor)
-    return found
+    uids = (one.sop_instance_uid for one in references)
+    where = f"retrieve_ae_title = ? AND who = ? AND availability IN {RETRIEVABLE}"
+    columns = "sop_instance_uid, sop_class_uid"
+    return dict(_availability_of(uids, columns, where, archive, archive))
 
 
 def available_of(study: str) -> int:
@@ -12396,16 +12391,10 @@ def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
 
     at  the Retrieve AE Titles that will do; any if there are none
     """
-    wanted, places, found = list(uids), list(at), set()
-    where = f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})" if places else ""
-    for start in range(0, len(wanted), 500):
-        some = wanted[start : start + 500]
-        found |= {uid for (uid,) in database.execute_sql(
-            f"SELECT sop_instance_uid FROM availability WHERE availability IN {RETRIEVABLE}"
-            f" AND sop_instance_uid IN ({', '.join('?' * len(some))}){where}",
-            (*some, *places),
-        )}  # fmt: skip
-    return found
+    places, where = list(at), f"availability IN {RETRIEVABLE}"
+    if places:
+        where += f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})"
+    return {uid for (uid,) in _availability_of(uids, "sop_instance_uid", where, *places)}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -12910,7 +12899,7 @@ def due_commitments(ctx: Context, state: str) -> list[Any]:
     return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
 
 
-def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
+def open_references(commitment_id: int) -> list[Reference]:
     """The instances of a request that are not judged, with their places as far as they are known."""
     cursor = database.execute_sql(
         "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
@@ -12919,7 +12908,7 @@ def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
     )
     found = [Reference(*row) for row in cursor]
     unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
-    places = places_of(ctx, unknown) if unknown else {}
+    places = places_of(unknown) if unknown else {}
     return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
                          series_instance_uid=places[one.sop_instance_uid][1])
             if one.sop_instance_uid in places else one for one in found]  # fmt: skip
@@ -14554,7 +14543,7 @@ class CommitmentDesk(Rounds):
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
-        references = await self.read(open_references, ctx, commitment.id)
+        references = await self.read(open_references, commitment.id)
         archive, found, problem = archive_of(ctx), {}, ""
         places: dict[str, tuple[str, ...]] = {}
         absent: set[str] = set()  # the archive itself says that it does not have them
@@ -14597,7 +14586,7 @@ class CommitmentDesk(Rounds):
         if not archive or not references:
             return Evidence({}, unchecked=uids)
         if kind == "availability":
-            known = await self.read(notified_instances, ctx, references, archive.ae_title)
+            known = await self.read(notified_instances, references, archive.ae_title)
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
         if kind == "commitment" and await self.read(relay_waits, ctx, commitment.id):

@@ -930,7 +930,7 @@ def test_what_was_seen_is_no_notice_of_the_archive(ctx):
     images = series(1)
     record_found(ctx, AE_TITLE, evidence_of(images))
     references = [Reference(one.sop_class, one.uid) for one in images]
-    assert notified_instances(ctx, references, AE_TITLE) == {}
+    assert notified_instances(references, AE_TITLE) == {}
 
 
 # Workitems whose inputs have come.

@@ -1898,7 +1898,7 @@ def test_the_newest_notice_counts_at_each_ae(noon):
         notify(noon, [image], word_, title=title)
     assert availability_of(image.uid) == {AE_TITLE: "UNAVAILABLE", "OTHER": "ONLINE"}
     reference = [Reference(image.sop_class, image.uid)]
-    assert notified_instances(noon, reference, AE_TITLE) == {}
+    assert notified_instances(reference, AE_TITLE) == {}
 
 
 def test_a_duplicate_notice_changes_nothing(noon):

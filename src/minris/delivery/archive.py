@@ -117,7 +117,7 @@ class CommitmentDesk(Rounds):
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
-        references = await self.read(open_references, ctx, commitment.id)
+        references = await self.read(open_references, commitment.id)
         archive, found, problem = archive_of(ctx), {}, ""
         places: dict[str, tuple[str, ...]] = {}
         absent: set[str] = set()  # the archive itself says that it does not have them
@@ -160,7 +160,7 @@ class CommitmentDesk(Rounds):
         if not archive or not references:
             return Evidence({}, unchecked=uids)
         if kind == "availability":
-            known = await self.read(notified_instances, ctx, references, archive.ae_title)
+            known = await self.read(notified_instances, references, archive.ae_title)
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
         if kind == "commitment" and await self.read(relay_waits, ctx, commitment.id):

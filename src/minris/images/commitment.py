@@ -146,7 +146,7 @@ def due_commitments(ctx: Context, state: str) -> list[Any]:
     return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
 
 
-def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
+def open_references(commitment_id: int) -> list[Reference]:
     """The instances of a request that are not judged, with their places as far as they are known."""
     cursor = database.execute_sql(
         "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
@@ -155,7 +155,7 @@ def open_references(ctx: Context, commitment_id: int) -> list[Reference]:
     )
     found = [Reference(*row) for row in cursor]
     unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
-    places = places_of(ctx, unknown) if unknown else {}
+    places = places_of(unknown) if unknown else {}
     return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
                          series_instance_uid=places[one.sop_instance_uid][1])
             if one.sop_instance_uid in places else one for one in found]  # fmt: skip

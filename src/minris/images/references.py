@@ -2,10 +2,10 @@
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minris.access.context import Context
-from minris.dataset.checks import check_attributes
+from minris.dataset.checks import check_attributes, every_element
 from minris.dataset.elements import ElementIndex, encode_text
 from minris.standard.commitment import (
     COMMITMENT_ATTRIBUTES,
@@ -50,11 +50,9 @@ class Evidence(NamedTuple):
 
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
     """UIDs at any depth that are none, or several."""
-    for tag in index:
-        if index.vr(tag) == b"UI" and (text := index.text(tag)) and value_problem("UI", text):
+    for item, tag in every_element(index):
+        if item.vr(tag) == b"UI" and (text := item.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
-        for item in index.items(tag) if index.vr(tag) == b"SQ" else ():
-            yield from uid_problems(item)
 
 
 def is_by_study(index: ElementIndex) -> bool:
@@ -108,18 +106,24 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
 MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
 
 
-def places_of(ctx: Context, uids: set[str]) -> dict[str, tuple[str, str]]:
-    """Study and series of instances, as availability or performed steps have told them."""
-    found: dict[str, tuple[str, str]] = {}
-    wanted = sorted(uids)
+def _availability_of(
+    uids: Iterable[str], columns: str, where: str = "1 = 1", *values: str
+) -> Iterator[tuple[Any, ...]]:
+    """Columns of what is known of some instances under a condition, five hundred at once."""
+    wanted = list(uids)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
-        cursor = database.execute_sql(
-            "SELECT sop_instance_uid, study_instance_uid, series_instance_uid FROM availability"
-            f" WHERE sop_instance_uid IN ({', '.join('?' * len(some))})",
-            some,
+        yield from database.execute_sql(
+            f"SELECT {columns} FROM availability WHERE {where}"
+            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
+            (*values, *some),
         )
-        found |= {uid: (study, series) for uid, study, series in cursor}
+
+
+def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
+    """Study and series of instances, as availability or performed steps have told them."""
+    columns = "sop_instance_uid, study_instance_uid, series_instance_uid"
+    found = {uid: tuple(place) for uid, *place in _availability_of(sorted(uids), columns)}
     open_ = uids - found.keys()
     while open_:
         row = database.execute_sql(
@@ -151,21 +155,12 @@ def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def notified_instances(
-    ctx: Context, references: Iterable[Reference], archive: str
-) -> dict[str, str]:
+def notified_instances(references: Iterable[Reference], archive: str) -> dict[str, str]:
     """The class of each instance that the archive has notified as to be had there."""
-    wanted, found = [one.sop_instance_uid for one in references], {}
-    for start in range(0, len(wanted), 500):
-        some = wanted[start : start + 500]
-        cursor = database.execute_sql(
-            "SELECT sop_instance_uid, sop_class_uid FROM availability WHERE retrieve_ae_title = ?"
-            f" AND who = ? AND availability IN {RETRIEVABLE}"
-            f" AND sop_instance_uid IN ({', '.join('?' * len(some))})",
-            (archive, archive, *some),
-        )
-        found |= dict(cursor)
-    return found
+    uids = (one.sop_instance_uid for one in references)
+    where = f"retrieve_ae_title = ? AND who = ? AND availability IN {RETRIEVABLE}"
+    columns = "sop_instance_uid, sop_class_uid"
+    return dict(_availability_of(uids, columns, where, archive, archive))
 
 
 def available_of(study: str) -> int:
@@ -182,13 +177,7 @@ def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
 
     at  the Retrieve AE Titles that will do; any if there are none
     """
-    wanted, places, found = list(uids), list(at), set()
-    where = f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})" if places else ""
-    for start in range(0, len(wanted), 500):
-        some = wanted[start : start + 500]
-        found |= {uid for (uid,) in database.execute_sql(
-            f"SELECT sop_instance_uid FROM availability WHERE availability IN {RETRIEVABLE}"
-            f" AND sop_instance_uid IN ({', '.join('?' * len(some))}){where}",
-            (*some, *places),
-        )}  # fmt: skip
-    return found
+    places, where = list(at), f"availability IN {RETRIEVABLE}"
+    if places:
+        where += f" AND retrieve_ae_title IN ({', '.join('?' * len(places))})"
+    return {uid for (uid,) in _availability_of(uids, "sop_instance_uid", where, *places)}
