@@ -9332,6 +9332,11 @@ def is_closed(ctx: Context, date: str) -> bool:
     return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
 
 
+def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
+    """The exams of a day that lie on a time of it."""
+    return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
+
+
 def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
     """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
     opens, closes = day_begins_ends(ctx)
@@ -9344,8 +9349,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
     return [
         begin
         for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
-        if begin >= earliest
-        and not any(one.begin < begin + minutes and begin < one.end for one in taken)
+        if begin >= earliest and not _lie_on(taken, begin, minutes)
     ]
 
 
@@ -9360,12 +9364,8 @@ def in_the_way(
     bookings = [one for one in everything if one.row_id != row_id]
     its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
     minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
-    taken = [
-        one
-        for one in bookings
-        if one.status in OPEN_STEP_STATES and one.begin < begin + minutes and begin < one.end
-    ]
-    return taken, free_times(ctx, bookings, date, minutes)
+    open_ = [one for one in bookings if one.status in OPEN_STEP_STATES]
+    return _lie_on(open_, begin, minutes), free_times(ctx, bookings, date, minutes)
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:
@@ -9521,11 +9521,16 @@ def update_patient(
     new = old.merged(given if empty else given.with_values())
     if bytes(new) == bytes(old):
         return
-    for column, value in patient_columns(new).items():
-        setattr(patient, column, value)
-    patient.updated_at = ctx.stamp()
-    patient.save()
+    write_patient(patient, new, ctx.stamp())
     audit(ctx, "patient updated", patient.patient_id)
+
+
+def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
+    """Write what is known of a patient; open steps follow."""
+    for column, value in patient_columns(index).items():
+        setattr(patient, column, value)
+    patient.updated_at = updated_at
+    patient.save()
     refold_open(patient)
 
 
@@ -9811,7 +9816,7 @@ SAME_ID = "{value} belongs to {name}, born {birth_date}"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
-def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     """The patient an item is for; None where there is none yet.
 
     same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
@@ -9850,7 +9855,7 @@ def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | N
 
 def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
-    patient = find_patient(ctx, given, same_id)
+    patient = find_patient(given, same_id)
     if patient:
         if same_person(given, patient):  # a group that is not told is not told to be empty
             told = given.get("PatientName").split("=")
@@ -9965,9 +9970,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                 problems.append(Problem(tag_of(keyword), Message("is missing")))
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        known = (
-            find_patient(ctx, new, "refuse") if new.get("PatientID") != patient.patient_id else None
-        )
+        known = find_patient(new, "refuse") if new.get("PatientID") != patient.patient_id else None
         target = known or patient
         if known:
             new = ElementIndex(known.data).merged(told.with_values())
@@ -9983,13 +9986,9 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                     RequestedProcedure.patient == patient
                 ).execute()
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
-            for column, value in patient_columns(new).items():
-                setattr(target, column, value)
-            target.updated_at = ctx.stamp()
-            target.save()
+            write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
-        refold_open(target)
 
 
 def get_patient(row_id: int) -> bytes:
@@ -13703,8 +13702,7 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     uid = index.get("SOPInstanceUID")
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
-        words = Message("{uid} exists already", uid=uid)
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
+        raise exists_already(uid)
     if problems := workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     columns = workitem_columns(ctx, index)
@@ -13797,7 +13795,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
                 steps.append((row.id, given))
         for patient, one in patients:  # a step that has ended told of an earlier time
             if patient:
-                _restore_patient(patient, one)
+                write_patient(patient, _index_of(one), one["updated_at"])
         for row_id, given in steps:
             columns = step_columns(ElementIndex(given))
             update_row(ScheduledProcedureStep, row_id, data=given, **columns)
@@ -13832,20 +13830,12 @@ def _index_of(given: dict[str, Any]) -> ElementIndex:
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
     index = _index_of(given)
-    known = find_patient(ctx, index, "separate")
+    known = find_patient(index, "separate")
     if known:
         update_patient(ctx, known, index)
         return None
     stamps = {key: given[key] for key in ("created_at", "updated_at")}
     return Patient.create(**patient_columns(index), **stamps)
-
-
-def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
-    for column, value in patient_columns(_index_of(given)).items():
-        setattr(patient, column, value)
-    patient.updated_at = given["updated_at"]
-    patient.save()
-    refold_open(patient)
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -13865,8 +13855,7 @@ def _import_performed(performed: dict[str, Any]) -> None:
             settled=performed.get("settled", ""),
         )
     except peewee.IntegrityError:
-        words = Message("{uid} exists already", uid=performed["uid"])
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+        raise exists_already(performed["uid"]) from None
     for study, step_id, found_by, before in performed.get("links", []):
         insert_link(row_id, find_step(study, step_id).id, found_by, before)
 

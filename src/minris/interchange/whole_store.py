@@ -11,7 +11,7 @@ import peewee
 from minris import __version__
 from minris.access.context import Context
 from minris.access.devices import save_device
-from minris.dataset.checks import check_uid
+from minris.dataset.checks import check_uid, exists_already
 from minris.dataset.dicom_json import from_json, to_json
 from minris.dataset.elements import ElementIndex
 from minris.interchange.files import numbered
@@ -21,9 +21,9 @@ from minris.orders.items import fold, patient_columns, step_columns
 from minris.orders.lookup import find_step
 from minris.orders.patients import find_patient
 from minris.orders.scheduling import schedule
-from minris.orders.steps import refold_open, update_patient
+from minris.orders.steps import update_patient, write_patient
 from minris.standard.mpps import MPPS_STATUS
-from minris.standard.status import Message, Refusal, Status
+from minris.standard.status import Refusal, Status
 from minris.standard.uids import WELL_KNOWN_UPS
 from minris.standard.ups import EVENT_TYPES, TRANSACTION_UID, UPS_STATES
 from minris.standard.worklist import OPEN_STEP_STATES
@@ -154,8 +154,7 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     uid = index.get("SOPInstanceUID")
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
-        words = Message("{uid} exists already", uid=uid)
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words)
+        raise exists_already(uid)
     if problems := workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     columns = workitem_columns(ctx, index)
@@ -248,7 +247,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
                 steps.append((row.id, given))
         for patient, one in patients:  # a step that has ended told of an earlier time
             if patient:
-                _restore_patient(patient, one)
+                write_patient(patient, _index_of(one), one["updated_at"])
         for row_id, given in steps:
             columns = step_columns(ElementIndex(given))
             update_row(ScheduledProcedureStep, row_id, data=given, **columns)
@@ -283,20 +282,12 @@ def _index_of(given: dict[str, Any]) -> ElementIndex:
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     """Make the patient of an export, or tell one who is known of it: who was made."""
     index = _index_of(given)
-    known = find_patient(ctx, index, "separate")
+    known = find_patient(index, "separate")
     if known:
         update_patient(ctx, known, index)
         return None
     stamps = {key: given[key] for key in ("created_at", "updated_at")}
     return Patient.create(**patient_columns(index), **stamps)
-
-
-def _restore_patient(patient: Patient, given: dict[str, Any]) -> None:
-    for column, value in patient_columns(_index_of(given)).items():
-        setattr(patient, column, value)
-    patient.updated_at = given["updated_at"]
-    patient.save()
-    refold_open(patient)
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -316,7 +307,6 @@ def _import_performed(performed: dict[str, Any]) -> None:
             settled=performed.get("settled", ""),
         )
     except peewee.IntegrityError:
-        words = Message("{uid} exists already", uid=performed["uid"])
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words) from None
+        raise exists_already(performed["uid"]) from None
     for study, step_id, found_by, before in performed.get("links", []):
         insert_link(row_id, find_step(study, step_id).id, found_by, before)

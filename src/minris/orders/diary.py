@@ -92,6 +92,11 @@ def is_closed(ctx: Context, date: str) -> bool:
     return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
 
 
+def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
+    """The exams of a day that lie on a time of it."""
+    return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
+
+
 def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
     """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
     opens, closes = day_begins_ends(ctx)
@@ -104,8 +109,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
     return [
         begin
         for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
-        if begin >= earliest
-        and not any(one.begin < begin + minutes and begin < one.end for one in taken)
+        if begin >= earliest and not _lie_on(taken, begin, minutes)
     ]
 
 
@@ -120,12 +124,8 @@ def in_the_way(
     bookings = [one for one in everything if one.row_id != row_id]
     its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
     minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
-    taken = [
-        one
-        for one in bookings
-        if one.status in OPEN_STEP_STATES and one.begin < begin + minutes and begin < one.end
-    ]
-    return taken, free_times(ctx, bookings, date, minutes)
+    open_ = [one for one in bookings if one.status in OPEN_STEP_STATES]
+    return _lie_on(open_, begin, minutes), free_times(ctx, bookings, date, minutes)
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:

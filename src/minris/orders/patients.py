@@ -13,7 +13,7 @@ from minris.dataset.times import shown_date
 from minris.orders.items import patient_columns
 from minris.orders.lookup import next_identifier
 from minris.orders.notes import Place, can_be_undone
-from minris.orders.steps import refold_open, update_patient
+from minris.orders.steps import refold_open, update_patient, write_patient
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database
@@ -37,7 +37,7 @@ SAME_ID = "{value} belongs to {name}, born {birth_date}"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
-def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | None:
+def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     """The patient an item is for; None where there is none yet.
 
     same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
@@ -76,7 +76,7 @@ def find_patient(ctx: Context, index: ElementIndex, same_id: str) -> Patient | N
 
 def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
     """Find or make the patient of an item; what it newly tells of a known patient is taken."""
-    patient = find_patient(ctx, given, same_id)
+    patient = find_patient(given, same_id)
     if patient:
         if same_person(given, patient):  # a group that is not told is not told to be empty
             told = given.get("PatientName").split("=")
@@ -191,9 +191,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                 problems.append(Problem(tag_of(keyword), Message("is missing")))
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        known = (
-            find_patient(ctx, new, "refuse") if new.get("PatientID") != patient.patient_id else None
-        )
+        known = find_patient(new, "refuse") if new.get("PatientID") != patient.patient_id else None
         target = known or patient
         if known:
             new = ElementIndex(known.data).merged(told.with_values())
@@ -209,13 +207,9 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
                     RequestedProcedure.patient == patient
                 ).execute()
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
-            for column, value in patient_columns(new).items():
-                setattr(target, column, value)
-            target.updated_at = ctx.stamp()
-            target.save()
+            write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
-        refold_open(target)
 
 
 def get_patient(row_id: int) -> bytes:

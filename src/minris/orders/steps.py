@@ -32,11 +32,16 @@ def update_patient(
     new = old.merged(given if empty else given.with_values())
     if bytes(new) == bytes(old):
         return
-    for column, value in patient_columns(new).items():
-        setattr(patient, column, value)
-    patient.updated_at = ctx.stamp()
-    patient.save()
+    write_patient(patient, new, ctx.stamp())
     audit(ctx, "patient updated", patient.patient_id)
+
+
+def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
+    """Write what is known of a patient; open steps follow."""
+    for column, value in patient_columns(index).items():
+        setattr(patient, column, value)
+    patient.updated_at = updated_at
+    patient.save()
     refold_open(patient)
 
 
