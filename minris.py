@@ -11741,8 +11741,7 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
 
 def is_purged(uid: str) -> bool:
     """Whether a workitem of this UID was here and has been deleted."""
-    sql = "SELECT 1 FROM purged_workitem WHERE sop_instance_uid = ?"
-    return database.execute_sql(sql, (uid,)).fetchone() is not None
+    return row_exists(PurgedWorkitem, "sop_instance_uid", uid)
 
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
@@ -13349,15 +13348,22 @@ def of_formula(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
 
 
+def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A CSV file of column names and rows, none of whose cells can be taken for a formula."""
+    out = io.StringIO()
+    csv.writer(out).writerows([head, *(map(no_formula, line) for line in lines)])
+    return out.getvalue()
+
+
 def export_procedures() -> str:
     """The procedure catalogue as CSV; `import_procedures` reads it back."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([*PROCEDURE_COLUMNS, "retired"])
-    for one in all_procedures():
-        cells = [no_formula(str(getattr(one, column))) for column in PROCEDURE_COLUMNS]
-        writer.writerow([*cells, "yes" if one.retired else ""])
-    return out.getvalue()
+    return csv_text(
+        [*PROCEDURE_COLUMNS, "retired"],
+        (
+            [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
+            for one in all_procedures()
+        ),
+    )
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
@@ -13402,17 +13408,16 @@ def import_procedures(ctx: Context, content: bytes) -> int:
 
 def export_csv() -> str:
     """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(EXPORT_COLUMNS)
-    for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
-        index = ElementIndex(step.data)
+
+    def cells(data: bytes) -> list[str]:
+        index = ElementIndex(data)
         item = index.item("ScheduledProcedureStepSequence")
-        cells = [
+        return [
             (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
         ]
-        writer.writerow(map(no_formula, cells))
-    return out.getvalue()
+
+    steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id")
+    return csv_text(EXPORT_COLUMNS, (cells(step.data) for step in steps))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -13526,7 +13531,6 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
 def import_items(
     ctx: Context,
     items: Iterable[bytes],
-    same_id: str = "separate",
     word: str = "item",
     trial: bool = False,
 ) -> int:
@@ -13541,7 +13545,7 @@ def import_items(
             if not item:
                 continue  # an empty line of a table, which has its number too
             try:
-                schedule(ctx, item, same_id, trial)
+                schedule(ctx, item, "separate", trial)
                 imported += 1
             except Refusal as refusal:
                 refusals.append(numbered(refusal, count, word))
@@ -13559,13 +13563,18 @@ def import_items(
 def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
     """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
     names, lines = read_csv(content)
+    return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
+
+
+def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
+    """What is wrong with an import, in words; nothing of it is kept."""
     try:
         with database.atomic() as trial:
-            import_items(ctx, items_from_csv(content), word="row", trial=True)
+            import_items(ctx, items(), word=word, trial=True)
             trial.rollback()
     except Refusal as refusal:
-        return [names, *lines], refusal.detail
-    return [names, *lines], ""
+        return refusal.detail
+    return ""
 
 
 def import_file(ctx: Context, name: str, content: bytes) -> int:
@@ -13581,13 +13590,7 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
     items = read_items(name, content)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    try:
-        with database.atomic() as trial:
-            import_items(ctx, items, trial=True)
-            trial.rollback()
-    except Refusal as refusal:
-        return lines, refusal.detail
-    return lines, ""
+    return lines, _tried(ctx, "item", lambda: items)
 
 
 # ------------------------------------------------------------------------------------------------

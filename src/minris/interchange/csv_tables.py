@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import re
+from collections.abc import Iterable
 
 from pydicom import datadict
 
@@ -159,15 +160,22 @@ def of_formula(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
 
 
+def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A CSV file of column names and rows, none of whose cells can be taken for a formula."""
+    out = io.StringIO()
+    csv.writer(out).writerows([head, *(map(no_formula, line) for line in lines)])
+    return out.getvalue()
+
+
 def export_procedures() -> str:
     """The procedure catalogue as CSV; `import_procedures` reads it back."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([*PROCEDURE_COLUMNS, "retired"])
-    for one in all_procedures():
-        cells = [no_formula(str(getattr(one, column))) for column in PROCEDURE_COLUMNS]
-        writer.writerow([*cells, "yes" if one.retired else ""])
-    return out.getvalue()
+    return csv_text(
+        [*PROCEDURE_COLUMNS, "retired"],
+        (
+            [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
+            for one in all_procedures()
+        ),
+    )
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
@@ -212,14 +220,13 @@ def import_procedures(ctx: Context, content: bytes) -> int:
 
 def export_csv() -> str:
     """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(EXPORT_COLUMNS)
-    for step in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id"):
-        index = ElementIndex(step.data)
+
+    def cells(data: bytes) -> list[str]:
+        index = ElementIndex(data)
         item = index.item("ScheduledProcedureStepSequence")
-        cells = [
+        return [
             (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
         ]
-        writer.writerow(map(no_formula, cells))
-    return out.getvalue()
+
+    steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id")
+    return csv_text(EXPORT_COLUMNS, (cells(step.data) for step in steps))

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minris.access.context import Context
@@ -123,7 +123,6 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
 def import_items(
     ctx: Context,
     items: Iterable[bytes],
-    same_id: str = "separate",
     word: str = "item",
     trial: bool = False,
 ) -> int:
@@ -138,7 +137,7 @@ def import_items(
             if not item:
                 continue  # an empty line of a table, which has its number too
             try:
-                schedule(ctx, item, same_id, trial)
+                schedule(ctx, item, "separate", trial)
                 imported += 1
             except Refusal as refusal:
                 refusals.append(numbered(refusal, count, word))
@@ -156,13 +155,18 @@ def import_items(
 def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
     """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
     names, lines = read_csv(content)
+    return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
+
+
+def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
+    """What is wrong with an import, in words; nothing of it is kept."""
     try:
         with database.atomic() as trial:
-            import_items(ctx, items_from_csv(content), word="row", trial=True)
+            import_items(ctx, items(), word=word, trial=True)
             trial.rollback()
     except Refusal as refusal:
-        return [names, *lines], refusal.detail
-    return [names, *lines], ""
+        return refusal.detail
+    return ""
 
 
 def import_file(ctx: Context, name: str, content: bytes) -> int:
@@ -178,10 +182,4 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
     items = read_items(name, content)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    try:
-        with database.atomic() as trial:
-            import_items(ctx, items, trial=True)
-            trial.rollback()
-    except Refusal as refusal:
-        return lines, refusal.detail
-    return lines, ""
+    return lines, _tried(ctx, "item", lambda: items)

@@ -27,8 +27,16 @@ from minris.standard.ups import (
     UPS_STATES,
     UPS_TRANSITIONS,
 )
-from minris.store.models import Workitem, database
-from minris.store.rows import erase, fetch_rows, first_version, insert_row, insert_rows, update_row
+from minris.store.models import PurgedWorkitem, Workitem, database
+from minris.store.rows import (
+    erase,
+    fetch_rows,
+    first_version,
+    insert_row,
+    insert_rows,
+    row_exists,
+    update_row,
+)
 from minris.ups.checks import (
     UPS_IDENTITY,
     UPS_NOT_SETTABLE,
@@ -376,8 +384,7 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
 
 def is_purged(uid: str) -> bool:
     """Whether a workitem of this UID was here and has been deleted."""
-    sql = "SELECT 1 FROM purged_workitem WHERE sop_instance_uid = ?"
-    return database.execute_sql(sql, (uid,)).fetchone() is not None
+    return row_exists(PurgedWorkitem, "sop_instance_uid", uid)
 
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
