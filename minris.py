@@ -1332,8 +1332,6 @@ OPEN_STEP_STATES = WAITING_STEP_STATES | {"STARTED"}
 MODALITIES = tuple(
     "CR CT DX ES IO MG MR NM OP OT PT PX RF US XA XC ECG EPS BMD DMS OCT RTIMAGE".split()
 )
-SEXES = ("F", "M", "O")
-PRIORITIES = ("STAT", "HIGH", "ROUTINE", "MEDIUM", "LOW")  # PS3.3 C.4.11
 PREGNANCY_STATUS = {
     1: "not pregnant",
     2: "possibly pregnant",

@@ -36,7 +36,7 @@ from minris.standard.ups import (
     UPS_STATES,
     WORKITEM_CODES,
 )
-from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, SEXES, STEP_STATES
+from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, STEP_STATES
 
 SOURCE = MADE
 CATALOGUES = sorted((SOURCE.parent / "static" / "i18n").glob("*.json"))
@@ -99,7 +99,7 @@ def texts_in_tables():
     found |= {meaning for _, meaning in WORKITEM_CODES.values()} | set(EVENT_TYPES)
     found |= set(UPS_CANCELLATION_REASONS.values()) | set(UPS_STATES)
     found |= {value for values in UPS_ENUMERATIONS.values() for value in values}
-    found |= set(STEP_STATES) | set(MPPS_STATES) | set(SEXES)
+    found |= set(STEP_STATES) | set(MPPS_STATES) | {"F", "M", "O"}
     found |= {"item", "row", "Unknown attribute"}  # words of numbered(), description_of()
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
     found |= set(DISCONTINUATION_REASONS.values()) | set(PREGNANCY_STATUS.values())

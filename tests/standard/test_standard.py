@@ -34,7 +34,6 @@ from minris.standard.worklist import (
     MWL_ATTRIBUTES,
     OPEN_STEP_STATES,
     PREGNANCY_STATUS,
-    PRIORITIES,
     STEP_STATES,
     WAITING_STEP_STATES,
 )
@@ -317,7 +316,7 @@ def test_the_states_of_a_step_begin_with_the_five_terms_of_the_standard():
 
 @pytest.mark.parametrize(
     "term",
-    [*STEP_STATES, *MPPS_STATES, *MODALITIES, *PRIORITIES],
+    [*STEP_STATES, *MPPS_STATES, *MODALITIES],
 )
 def test_a_term_is_a_code_string(term):
     assert value_problem("CS", term) is None
