@@ -19,7 +19,7 @@ from minris.store.models import (
     UndoNote,
     database,
 )
-from minris.store.rows import erase, fetch_rows, insert_row, update_row
+from minris.store.rows import erase, first_row, insert_row, update_row
 
 _EXAMS_GONE_ON = {  # since a time, of what a row of each table is
     table: "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r"
@@ -38,19 +38,15 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
     None and words where there is none
     """
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
-    found = fetch_rows(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
-    if not found:
+    note = first_row(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
+    if not note:
         return None, Message("There is nothing to take back")
-    [note] = found
     for table, row_id, old, new in json.loads(note.images):
         now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
         if now | new != now or was_removed == bool(now):
             return note, Message("It was changed again since, and cannot be taken back")
-        more_than_state = old.keys() - {"state"}
-        if (
-            more_than_state
-            and database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
-        ):
+        gone_on = database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
+        if gone_on and old.keys() - {"state"}:
             return note, Message("An exam has gone on since: it cannot be taken back")
     return note, None
 
@@ -91,14 +87,8 @@ def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: 
         insert_row(Patient, id=row_id, **old, updated_at=ctx.stamp())
     if "patient_id" in old or "issuer_of_patient_id" in old:
         patient = Patient.get_by_id(row_id)
-        others = fetch_rows(
-            Patient,
-            "patient_id = ? AND issuer_of_patient_id = ? AND id <> ?",
-            patient.patient_id,
-            patient.issuer_of_patient_id,
-            row_id,
-        )
-        if others:
+        where = "patient_id = ? AND issuer_of_patient_id = ? AND id <> ?"
+        if first_row(Patient, where, patient.patient_id, patient.issuer_of_patient_id, row_id):
             raise belongs_to_another("PatientID", patient.patient_id)
 
 
