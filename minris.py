@@ -8758,11 +8758,7 @@ def apply_procedure(data: bytes) -> bytes:
     procedure = find_procedure(index.get("RequestedProcedureDescription"))
     if not procedure:
         return data
-    code = text_elements(
-        CodeValue=procedure.code,
-        CodingSchemeDesignator=procedure.scheme,
-        CodeMeaning=procedure.meaning,
-    )
+    code = code_item(procedure.code, procedure.meaning, procedure.scheme)
     steps = []
     for step in index.items(STEP_SEQUENCE) or [EMPTY]:
         defaults = text_elements(
@@ -8781,11 +8777,8 @@ def apply_procedure(data: bytes) -> bytes:
 def _protocol(procedure: Any) -> ElementIndex:
     if not procedure.protocol_code:
         return EMPTY
-    code = text_elements(
-        CodeValue=procedure.protocol_code,
-        CodingSchemeDesignator=procedure.scheme,
-        CodeMeaning=procedure.protocol_meaning or procedure.protocol_code,
-    )
+    meaning = procedure.protocol_meaning or procedure.protocol_code
+    code = code_item(procedure.protocol_code, meaning, procedure.scheme)
     return sequence_elements(ScheduledProtocolCodeSequence=[code])
 
 
