@@ -28,6 +28,7 @@ The house has floors. A module imports only from the floors below its own, and w
 without a circle. New code finds its folder here first:
 
  1  standard      what DICOM says, as tables
+    recent        what was used last, kept while there is room
  2  config        the settings
     dataset       encoded data sets: text, index, checks, matching, search, JSON, XML
  3  store         what is kept: models, rows, the one writer
@@ -107,7 +108,7 @@ import zlib
 import zoneinfo
 from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsBytes
+from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar
 
 LIBRARIES = {
     "pynetdicom": "pynetdicom",
@@ -1597,6 +1598,42 @@ UPS_CANCELLATION_REASONS = DISCONTINUATION_REASONS | {
     "110533": "Workitem expired",
 }
 MODIFIED_AT = tag_of("ScheduledProcedureStepModificationDateTime")
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.recent
+# What was used last, kept while there is room.
+# ------------------------------------------------------------------------------------------------
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(dict[Key, Value]):
+    """What was kept last, by key, while all of it is no more than `most`.
+
+    What was kept longest ago goes first. Of one thread: who shares it holds a lock, or reads a
+    `copy`, which is a plain dictionary.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.size = most, 0
+        self.sizes: dict[Key, int] = {}
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        self.keep(key, value)
+
+    def keep(self, key: Key, value: Value, size: int = 1) -> None:
+        """Keep a value that is `size` of the whole."""
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        self.size += size - self.sizes.get(key, 0)
+        self.sizes[key] = size
+        while self.size > self.most:
+            oldest = next(iter(self))
+            del self[oldest]
+            self.size -= self.sizes.pop(oldest)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4915,37 +4952,35 @@ def row_exists(model: type[Stored], column: str, value: str) -> bool:
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
+# The answers known to a search: version and answer by row id, None for no match.
+Answers = dict[int, tuple[int, bytes | None]]
+
+
 class AnswerCache:
     """Rendered answers by search and row version, the searches used least dropped first.
 
     Modalities repeat the same query every few seconds; a row that has changed has a new version.
     """
 
+    NO_ANSWERS = 500  # bytes of a search that has none yet
+
     def __init__(self, limit: int = 16 << 20) -> None:
-        self.limit, self.size = limit, 0
-        self.searches: collections.OrderedDict[object, dict[int, tuple[int, bytes | None]]] = (
-            collections.OrderedDict()
-        )
-        self.sizes: dict[object, int] = {}
+        self.searches: Recent[object, Answers] = Recent(limit)
         self.lock = threading.Lock()
 
-    def of(self, key: object) -> dict[int, tuple[int, bytes | None]]:
-        """The answers known to a search: row id → version and answer, None for no match."""
+    def of(self, key: object) -> Answers:
+        """The answers known to a search, to be added to."""
         with self.lock:
-            answers = self.searches.setdefault(key, {})
-            self.searches.move_to_end(key)
+            answers = self.searches.get(key, {})
+            self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
             return answers
 
     def grown(self, key: object, added: int) -> None:
         """Account for what a search has put in, and drop others until all fits."""
         with self.lock:
-            if key not in self.searches:
-                return
-            self.sizes[key] = self.sizes.get(key, 0) + added
-            self.size += added
-            while self.size > self.limit and self.searches:
-                oldest, _ = self.searches.popitem(last=False)
-                self.size -= self.sizes.pop(oldest, 0)
+            if key in self.searches:
+                size = self.searches.sizes[key] + added
+                self.searches.keep(key, self.searches[key], size)
 
 
 SLICE = 250
@@ -5003,7 +5038,7 @@ def page_of_matches(
 def _answer_rows(
     search: Search,
     model: type[Stored],
-    known: dict[int, tuple[int, bytes | None]],
+    known: Answers,
     missing: list[int],
 ) -> int:
     """Answer some rows into `known`: the bytes it grew by."""
@@ -7188,25 +7223,6 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.upper_layer.recent
-# What was set last, up to a number.
-# ------------------------------------------------------------------------------------------------
-
-class Recent(dict[Any, Any]):
-    """The `most` entries that were set last."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.pop(key, None)
-        super().__setitem__(key, value)
-        if len(self) > self.most:
-            del self[next(iter(self))]
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.upper_layer.messages
 # The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E).
 # ------------------------------------------------------------------------------------------------
@@ -7456,7 +7472,7 @@ class Negotiator:
             if roles:
                 context.scu_role, context.scp_role = roles
             self.supported.append(context)
-        self.known = Recent(self.REMEMBERED)
+        self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
@@ -8318,8 +8334,8 @@ class AssociationServer:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
         self.complaints: dict[str, tuple[float, int]] = {}
-        self.rejected = Recent(100)  # by AE title and address: when, and why
-        self.called = Recent(500)  # by AE title: its last Call
+        self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
+        self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
@@ -16718,7 +16734,7 @@ class Finder:
     ) -> None:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
-        self.recent = Recent(128)
+        self.recent: Recent[object, KeptAnswers] = Recent(128)
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
@@ -20258,7 +20274,7 @@ class Boards:
 
     def __init__(self, web: Web) -> None:
         self.web = web
-        self.kept: collections.OrderedDict[object, Rendered] = collections.OrderedDict()
+        self.kept: Recent[object, Rendered] = Recent(self.MOST)
         self.lock = threading.Lock()
 
     def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
@@ -20271,8 +20287,6 @@ class Boards:
                 content = text.encode()
                 mark = hashlib.sha256(content).hexdigest()[:16]
                 self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
-                if len(self.kept) > self.MOST:
-                    self.kept.popitem(last=False)
             return self.kept[key]
 
 

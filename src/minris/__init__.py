@@ -8,6 +8,7 @@ The house has floors. A module imports only from the floors below its own, and w
 without a circle. New code finds its folder here first:
 
  1  standard      what DICOM says, as tables
+    recent        what was used last, kept while there is room
  2  config        the settings
     dataset       encoded data sets: text, index, checks, matching, search, JSON, XML
  3  store         what is kept: models, rows, the one writer

@@ -1747,9 +1747,16 @@ def test_the_answer_cache_holds_no_more_than_its_limit(ctx):
     for number in range(30):
         search = search_for(query(PatientName=f"Patient^00{number:02}*"[: 9 + number % 5] + "*"))
         list(find_worklist(ctx, search, cache, number))
-        assert cache.size <= 5000
-    assert cache.size == sum(cache.sizes.values())
+        assert cache.searches.size <= 5000
+    assert cache.searches.size == sum(cache.searches.sizes.values())
     assert 0 < len(cache.searches) < 30
+
+
+def test_searches_that_find_nothing_are_kept_within_the_limit_too(ctx):
+    cache = AnswerCache(limit=5000)
+    for number in range(100):
+        assert not list(find_worklist(ctx, search_for(EVERYTHING), cache, number))[0:]
+    assert 0 < len(cache.searches) <= 10
 
 
 def at_time(monkeypatch, times):

@@ -16,6 +16,7 @@ from minris.dimse.encoding import decode_request, response_command
 from minris.dimse.services import SEARCHED
 from minris.orders.trace import QueryLog
 from minris.orders.worklist import WorklistView, find_worklist
+from minris.recent import Recent
 from minris.standard.attributes import AttributeTable
 from minris.standard.status import Refusal, Status
 from minris.standard.ups import TIMEZONE_OFFSET
@@ -24,7 +25,6 @@ from minris.store.sqlite import reading
 from minris.store.writer import Core, Writer
 from minris.upper_layer.association import Association
 from minris.upper_layer.messages import Request
-from minris.upper_layer.recent import Recent
 
 
 class KeptAnswers(NamedTuple):
@@ -53,7 +53,7 @@ class Finder:
     ) -> None:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
-        self.recent = Recent(128)
+        self.recent: Recent[object, KeptAnswers] = Recent(128)
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core

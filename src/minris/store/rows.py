@@ -1,6 +1,5 @@
 """Rows by plain SQL, and the answers of a search made from them, slice by slice."""
 
-import collections
 import secrets
 import threading
 import types
@@ -9,6 +8,7 @@ from typing import Any
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.search import Search
+from minris.recent import Recent
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import Stored, database
 
@@ -99,37 +99,35 @@ def row_exists(model: type[Stored], column: str, value: str) -> bool:
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
+# The answers known to a search: version and answer by row id, None for no match.
+Answers = dict[int, tuple[int, bytes | None]]
+
+
 class AnswerCache:
     """Rendered answers by search and row version, the searches used least dropped first.
 
     Modalities repeat the same query every few seconds; a row that has changed has a new version.
     """
 
+    NO_ANSWERS = 500  # bytes of a search that has none yet
+
     def __init__(self, limit: int = 16 << 20) -> None:
-        self.limit, self.size = limit, 0
-        self.searches: collections.OrderedDict[object, dict[int, tuple[int, bytes | None]]] = (
-            collections.OrderedDict()
-        )
-        self.sizes: dict[object, int] = {}
+        self.searches: Recent[object, Answers] = Recent(limit)
         self.lock = threading.Lock()
 
-    def of(self, key: object) -> dict[int, tuple[int, bytes | None]]:
-        """The answers known to a search: row id → version and answer, None for no match."""
+    def of(self, key: object) -> Answers:
+        """The answers known to a search, to be added to."""
         with self.lock:
-            answers = self.searches.setdefault(key, {})
-            self.searches.move_to_end(key)
+            answers = self.searches.get(key, {})
+            self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
             return answers
 
     def grown(self, key: object, added: int) -> None:
         """Account for what a search has put in, and drop others until all fits."""
         with self.lock:
-            if key not in self.searches:
-                return
-            self.sizes[key] = self.sizes.get(key, 0) + added
-            self.size += added
-            while self.size > self.limit and self.searches:
-                oldest, _ = self.searches.popitem(last=False)
-                self.size -= self.sizes.pop(oldest, 0)
+            if key in self.searches:
+                size = self.searches.sizes[key] + added
+                self.searches.keep(key, self.searches[key], size)
 
 
 SLICE = 250
@@ -187,7 +185,7 @@ def page_of_matches(
 def _answer_rows(
     search: Search,
     model: type[Stored],
-    known: dict[int, tuple[int, bytes | None]],
+    known: Answers,
     missing: list[int],
 ) -> int:
     """Answer some rows into `known`: the bytes it grew by."""

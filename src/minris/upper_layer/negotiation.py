@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from minris import __version__
 from minris.access.devices import AccessRules
+from minris.recent import Recent
 from minris.standard.uids import (
     APPLICATION_CONTEXT,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -21,7 +22,6 @@ from minris.upper_layer.pdus import (
     AcceptedContext,
     ProtocolError,
 )
-from minris.upper_layer.recent import Recent
 
 
 def calling_ae_title(pdu: bytes) -> str:
@@ -141,7 +141,7 @@ class Negotiator:
             if roles:
                 context.scu_role, context.scp_role = roles
             self.supported.append(context)
-        self.known = Recent(self.REMEMBERED)
+        self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
         """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.devices import AccessRules
+from minris.recent import Recent
 from minris.standard.status import Message
 from minris.upper_layer.association import Association
 from minris.upper_layer.messages import Intake, MessageLimits, Request
 from minris.upper_layer.negotiation import Negotiator, calling_ae_title
-from minris.upper_layer.recent import Recent
 
 
 class Call(NamedTuple):
@@ -85,8 +85,8 @@ class AssociationServer:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
         self.complaints: dict[str, tuple[float, int]] = {}
-        self.rejected = Recent(100)  # by AE title and address: when, and why
-        self.called = Recent(500)  # by AE title: its last Call
+        self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
+        self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []

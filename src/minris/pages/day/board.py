@@ -18,6 +18,7 @@ from minris.orders.lookup import steps_of_day
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
 from minris.pages.template import template
+from minris.recent import Recent
 from minris.standard.status import Message
 from minris.standard.worklist import STEP_STATES
 from minris.web.request import Web, takes_gzip
@@ -153,7 +154,7 @@ class Boards:
 
     def __init__(self, web: Web) -> None:
         self.web = web
-        self.kept: collections.OrderedDict[object, Rendered] = collections.OrderedDict()
+        self.kept: Recent[object, Rendered] = Recent(self.MOST)
         self.lock = threading.Lock()
 
     def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
@@ -166,8 +167,6 @@ class Boards:
                 content = text.encode()
                 mark = hashlib.sha256(content).hexdigest()[:16]
                 self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
-                if len(self.kept) > self.MOST:
-                    self.kept.popitem(last=False)
             return self.kept[key]
 
 
