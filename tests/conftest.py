@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import datetime
+import hashlib
 import importlib
 import itertools
 import logging
+import os
 import pkgutil
+import shutil
 import threading
 from pathlib import Path
 
 import httpx
 import pytest
+from peers import PATIENCE_S
 
 import minris
 from minris.access.context import Actor, Context
@@ -31,6 +35,33 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / "minris.py"  # the one file, as it is copied to a box
 
 NOON = datetime.datetime(2026, 7, 5, 12, 0, tzinfo=datetime.UTC)
+
+
+TMPFS = Path("/dev/shm")
+ROOM = 1 << 30  # bytes that a whole run may need there
+
+
+def pytest_configure():
+    """Folders of tests lie in memory where there is room: thousands of commits wait for no disk."""
+    if os.access(TMPFS, os.W_OK) and shutil.disk_usage(TMPFS).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TMPFS))
+
+
+REAL_SCRYPT = hashlib.scrypt
+
+
+def cheap_scrypt(password, *, salt, n, r, p):
+    """scrypt that costs nothing: hundreds of passwords are made and tried."""
+    return REAL_SCRYPT(password, salt=salt, n=2, r=r, p=p)
+
+
+hashlib.scrypt = cheap_scrypt
+
+
+@pytest.fixture
+def real_scrypt(monkeypatch):
+    """Passwords cost what they cost on a box."""
+    monkeypatch.setattr(hashlib, "scrypt", REAL_SCRYPT)
 
 
 def every_name():
@@ -85,9 +116,25 @@ def config(tmp_path):
     return load_config(write_config(tmp_path))
 
 
+@pytest.fixture(scope="session")
+def ready_store(tmp_path_factory):
+    """Gives a function that lays a new store where there is none: a copy, sooner than made."""
+    ready = tmp_path_factory.mktemp("ready") / "minris.db"
+    open_store(ready)
+
+    def lay(path):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ready, path)
+            path.chmod(0o600)
+
+    return lay
+
+
 @pytest.fixture
-def ctx(config):
+def ctx(config, ready_store):
     """A Context on a new store, with a clock that stands at noon and UIDs that count."""
+    ready_store(config.store_path)
     open_store(config.store_path)
     numbers = itertools.count(1)
     devices = AccessRules(config).devices
@@ -111,7 +158,7 @@ class Running:
         self.appliance = Appliance(config, self.lines.append)
         self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.thread.start()
-        assert self.appliance.started.wait(20), "the appliance did not start"
+        assert self.appliance.started.wait(PATIENCE_S), "the appliance did not start"
 
     async def _serve(self):
         self.until = asyncio.Event()
@@ -129,7 +176,7 @@ class Running:
 
     def write(self, function, *arguments):
         """Run a core function in the store thread."""
-        return self.appliance.writer.submit(function, *arguments).result(20)
+        return self.appliance.writer.submit(function, *arguments).result(PATIENCE_S)
 
     def context(self, name="desk"):
         """A Context of this appliance."""
@@ -157,18 +204,20 @@ class Running:
         """Stop it, and wait for its end."""
         if self.thread.is_alive():
             self.appliance.changes.loop.call_soon_threadsafe(self.until.set)
-            self.thread.join(20)
+            self.thread.join(PATIENCE_S)
             assert not self.thread.is_alive(), "the appliance did not stop"
 
 
 @pytest.fixture
-def run_appliance(tmp_path):
+def run_appliance(tmp_path, ready_store):
     """Gives a function that starts an appliance: run_appliance("[dicom]\\nstrict_mpps = yes")."""
     with contextlib.ExitStack() as stack:
 
         def run(text="", folder=tmp_path):
             folder.mkdir(exist_ok=True)
-            running = Running(load_config(write_config(folder, text)))
+            config = load_config(write_config(folder, text))
+            ready_store(config.store_path)
+            running = Running(config)
             stack.callback(running.stop)
             return running
 

@@ -31,6 +31,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
 HOST = "127.0.0.1"
+PATIENCE_S = 60  # for what comes within a second on a machine that does nothing else
 DIMSE_MJS = fetcher.PEERS / "dimse.mjs"
 TO_GB2312 = "\x1b$)A"  # PS3.3 C.12.1.1.2: designates ISO-IR 58 as G1
 
@@ -199,7 +200,7 @@ def run_findscu(
     character_set: str | None = None,
     options: Sequence[str] = (),
     host: str = HOST,
-    timeout_s: float = 30,
+    timeout_s: float = PATIENCE_S,
 ) -> Findings:
     """Query a worklist with findscu -W.
 
@@ -276,14 +277,14 @@ def run_echoscu(
     *,
     options: Sequence[str] = (),
     host: str = HOST,
-    timeout_s: float = 30,
+    timeout_s: float = PATIENCE_S,
 ) -> Done:
     """Verify with echoscu; exit code 0 if the peer took the association and answered."""
     command = [echoscu(), "-d", "-aet", calling, "-aec", called, *options, host, str(port)]
     return run_tool(command, timeout_s)
 
 
-def run_tool(command: Sequence[str | bytes | Path], timeout_s: float = 30) -> Done:
+def run_tool(command: Sequence[str | bytes | Path], timeout_s: float = PATIENCE_S) -> Done:
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -316,7 +317,7 @@ def process(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
             running.terminate()
 
 
-def wait_for_port(port: int, timeout_s: float = 10) -> None:
+def wait_for_port(port: int, timeout_s: float = PATIENCE_S) -> None:
     """Return when something listens on `port` of 127.0.0.1."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -338,7 +339,7 @@ def run_dimse(
     called: str = "MINRIS",
     *,
     host: str = HOST,
-    timeout_s: float = 30,
+    timeout_s: float = PATIENCE_S,
 ) -> list[dict[str, Any]]:
     """Play `operations` with dcmjs-dimse; its responses in order, as tests/peers/dimse.mjs says.
 
@@ -370,11 +371,11 @@ class EventListener:
         for line in lines:
             self._events.put(json.loads(line))
 
-    def wait_for_end(self, timeout_s: float = 10) -> None:
+    def wait_for_end(self, timeout_s: float = PATIENCE_S) -> None:
         """Return when the modality has ended and its last line is read."""
         self._reader.join(timeout_s)
 
-    def next_event(self, timeout_s: float = 10) -> dict[str, Any]:
+    def next_event(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The next event: event, sopClass, sopInstance, dataset, calling, called."""
         try:
             return self._events.get(timeout=timeout_s)

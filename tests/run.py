@@ -2,8 +2,8 @@
 
 Makes the virtual environment .venv-test and installs the project with its extra `test` into it,
 fetches the programs of others that the tests talk to (where it may: apt-get on Debian and its
-kin, npm), says of each whether it is here, runs pytest and ends with its exit status. `--fresh`
-makes the environment anew. Needs nothing but Python 3.11 or later.
+kin, npm), says of each whether it is here, runs pytest on all cores and ends with its exit status.
+`--fresh` makes the environment anew, `-n 0` is one process. Needs nothing but Python 3.11 or later.
 
 Where such a program is missing, the tests that need it are left out; with CI set they fail.
 """
@@ -26,6 +26,7 @@ NODE_MODULES = PEERS / "node_modules"
 DCMTK_TOOLS = ("findscu", "echoscu", "dump2dcm", "wlmscpfs")
 USUAL_PLACES = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin")
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile")  # a file shares its fixtures
 CHROME_ON_MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str]) -> int:
     fresh = "--fresh" in arguments
     make_environment(fresh)
     fetch_peers()
-    pytest = [python_of_environment(), "-m", "pytest"]
+    pytest = [python_of_environment(), "-m", "pytest", *ON_ALL_CORES]
     return subprocess.call([*pytest, *(a for a in arguments if a != "--fresh")], cwd=ROOT)
 
 

@@ -282,21 +282,21 @@ def test_a_ready_profile_makes_a_device(ctx, name):
 # Passwords
 
 
-def test_a_password_is_known_again():
+def test_a_password_is_known_again(real_scrypt):
     stored = hash_password(PASSWORD)
     assert check_password(PASSWORD, stored)
     assert not check_password(PASSWORD + " ", stored)
 
 
-def test_a_password_in_chinese_is_known_again():
+def test_a_password_in_chinese_is_known_again(real_scrypt):
     assert check_password("湖畔诊所二〇二六", hash_password("湖畔诊所二〇二六"))
 
 
-def test_the_same_password_is_hashed_with_another_salt_each_time():
+def test_the_same_password_is_hashed_with_another_salt_each_time(real_scrypt):
     assert hash_password(PASSWORD) != hash_password(PASSWORD)
 
 
-def test_a_password_is_hashed_by_scrypt_that_costs_16_mib():
+def test_a_password_is_hashed_by_scrypt_that_costs_16_mib(real_scrypt):
     name, n, r, p, salt, digest = hash_password(PASSWORD).split("$")
     assert (name, int(n), int(r), int(p)) == ("scrypt", 14, 8, 1)
     assert len(bytes.fromhex(salt)) >= 16
