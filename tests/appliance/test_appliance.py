@@ -117,12 +117,12 @@ class Served:
         """Run another command beside it."""
         return run(*arguments, folder=self.folder, **how)
 
-    def stop(self, number=signal.SIGTERM, timeout_s=10):
+    def stop(self, number=signal.SIGTERM, timeout_s=peers.PATIENCE_S):
         """Send it a signal: its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         status = self.process.wait(timeout_s)
-        self.reader.join(5)
+        self.reader.join(peers.PATIENCE_S)
         self.process.stdout.close()
         self.process.stderr.close()
         return status
@@ -388,7 +388,7 @@ def test_a_signal_stops_it_though_others_are_connected(serve):
         client.post("/login", data={"name": "admin", "password": line.password})
         with client.stream("GET", "/events") as stream:
             assert next(stream.iter_lines())
-            assert line.stop(timeout_s=5) == 0
+            assert line.stop() == 0
     assert "Traceback" not in line.log
 
 
@@ -715,7 +715,7 @@ def test_the_demonstration_stays_up_with_a_login_that_works(demonstration):
     url, user, password = re.search(r"board: (http\S+) +user (\S+), password (\S+)", said).groups()
     assert log_in(url, user, password) == 303
     demonstration.terminate()
-    assert demonstration.wait(10) == 0
+    assert demonstration.wait(peers.PATIENCE_S) == 0
     assert "Traceback" not in demonstration.stderr.read()
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import peers
 import pytest
 from conftest import write_config
+from peers import PATIENCE_S
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -72,7 +73,6 @@ from minris.ups.workitems import create_workitem, purge_workitems
 
 QUIET = "[ups]\ntell_going_down = no\n"
 LIFE = ["SCHEDULED", "IN PROGRESS", "COMPLETED"]
-PATIENCE_S = 30
 
 
 # Watchers.
@@ -319,7 +319,7 @@ def impatient(monkeypatch):
 @pytest.fixture
 def woken_alone(monkeypatch):
     """Delivery looks for something to do when it is woken, and not every few seconds."""
-    monkeypatch.setattr(Delivery.run, "__defaults__", (3600.0,))
+    monkeypatch.setattr(Delivery, "PAUSE", 3600.0)
 
 
 def waiting(appliance, title):
@@ -699,7 +699,7 @@ def test_a_watcher_that_takes_one_event_on_each_association_hears_all(run_applia
         appliance = run_appliance(registered(WATCH1=workstation.port))
         watch(appliance, "WATCH1")
         told = burst(appliance, 4)
-        heard_of = [workstation.events.get(timeout=10) for _ in told]
+        heard_of = [workstation.events.get(timeout=PATIENCE_S) for _ in told]
     assert heard_of == [(REPORT, uid) for uid, _ in told]
 
 
@@ -727,7 +727,7 @@ def test_a_connection_that_the_watcher_has_closed_is_closed_here_too(run_applian
                 requester.create(uid)
                 assert workstation.events.get(timeout=PATIENCE_S) == (REPORT, uid)
                 once_all_is_heard(appliance, "WATCH1")
-        left = [workstation.left.get(timeout=10) for _ in (UID, OTHER)]
+        left = [workstation.left.get(timeout=PATIENCE_S) for _ in (UID, OTHER)]
     assert left == ["closed by the appliance"] * 2
 
 
@@ -1248,7 +1248,7 @@ def test_a_restart_is_told_to_subscribers_and_to_the_list_once_each(run_applianc
 def test_a_restart_is_told_at_once(run_appliance, watcher, woken_alone):
     workstation = watcher()
     run_appliance(with_receivers("WATCH1", WATCH1=workstation.port))
-    assert restart_values(workstation.next(10)) == COLD
+    assert restart_values(workstation.next()) == COLD
 
 
 def test_a_kill_is_told_as_a_restart(tmp_path, watcher):
@@ -1383,4 +1383,4 @@ def test_a_watcher_that_calls_is_tried_at_once(run_appliance, watcher):
     association = ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS")
     assert association.send_c_echo().Status == 0x0000
     association.release()
-    assert restart_values(back.next(10)) == COLD
+    assert restart_values(back.next()) == COLD

@@ -938,7 +938,7 @@ def test_a_stop_with_open_pages_is_no_error(appliance, caplog):
     assert [record.getMessage() for record in caplog.records] == []
 
 
-def eventually(holds, timeout_s=5):
+def eventually(holds, timeout_s=peers.PATIENCE_S):
     """Whether something comes to hold."""
     done, waiter = time.monotonic() + timeout_s, threading.Event()
     while not holds() and time.monotonic() < done:

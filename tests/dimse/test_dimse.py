@@ -137,7 +137,7 @@ def pdus(message, size=16000):
 class Wire:
     """An association over a bare socket, in Implicit VR Little Endian."""
 
-    TIMEOUT_S = 10
+    TIMEOUT_S = peers.PATIENCE_S
 
     def __init__(self, port, calling="CT1", called="MINRIS", maximum=16384):
         self.associate(port, associate_rq(calling, called, maximum))
@@ -480,7 +480,7 @@ def test_a_device_that_is_rejected_again_and_again_leaves_nothing_behind(applian
     assert associations_alive(appliance) <= 2
 
 
-def wait_until(condition, timeout_s=5):
+def wait_until(condition, timeout_s=peers.PATIENCE_S):
     """Return when a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -477,7 +477,7 @@ def test_a_backup_of_a_large_store_ends_though_the_writes_do_not(appliance, tmp_
     writers = [threading.Thread(target=write) for _ in range(3)]
     for thread in (*writers, threading.Thread(target=backup, daemon=True)):
         thread.start()
-    in_time = ended.wait(8)
+    in_time = ended.wait(peers.PATIENCE_S)
     ended.set()
     for thread in writers:
         thread.join(20)

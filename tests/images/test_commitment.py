@@ -315,7 +315,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (0.1,))
     monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (0.1,))
     monkeypatch.setattr("minris.outbox.RETRY_AFTER", (0.1,))
-    monkeypatch.setattr(CommitmentDesk.run, "__defaults__", (0.05,))
+    monkeypatch.setattr(CommitmentDesk, "PAUSE", 0.05)
 
 
 def settings(ct_port, archive_port, more="", commitment="missing_minutes = 0", relational="yes"):

@@ -64,7 +64,7 @@ JPEG = "1.2.840.10008.1.2.4.50"
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 C_FIND, C_ECHO, N_CREATE, N_SET, C_CANCEL = 0x0020, 0x0030, 0x0140, 0x0120, 0x0FFF
-SOON_S = 2  # PS3.8 leaves it open; so long a bad peer waits for its end at most
+SOON_S = 4  # PS3.8 leaves it open; so long a bad peer waits for its end at most
 BESIDE_S = 1  # and so long a good one beside it for its echo
 
 
