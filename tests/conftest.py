@@ -10,6 +10,7 @@ import logging
 import os
 import pkgutil
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -33,6 +34,11 @@ from minris.store.sqlite import open_store, reading
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / "minris.py"  # the one file, as it is copied to a box
+# it as a program: imported, so that not every process compiles a megabyte
+PROGRAM = (
+    sys.executable, "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minris; sys.exit(minris.main())",
+)  # fmt: skip
 
 NOON = datetime.datetime(2026, 7, 5, 12, 0, tzinfo=datetime.UTC)
 
@@ -56,6 +62,11 @@ def cheap_scrypt(password, *, salt, n, r, p):
 
 
 hashlib.scrypt = cheap_scrypt
+
+
+# A request has five seconds by httpx; a loaded machine is slow, not wrong.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(httpx.Client.__init__.__kwdefaults__["timeout"], phase, PATIENCE_S)
 
 
 @pytest.fixture

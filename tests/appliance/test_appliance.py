@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import peers
 import pytest
-from conftest import MADE, item, write_config
+from conftest import MADE, PROGRAM, item, write_config
 from pynetdicom import AE
 from test_peers import WORKLIST_ENTRY
 
@@ -28,13 +28,12 @@ from minris.config.ini import load_config
 from minris.config.values import ROLES
 from minris.standard.uids import VERIFICATION
 
-PROGRAM = MADE
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("MINRIS_")}
 
 
 def command_line(*arguments):
     """minris with arguments, by this Python."""
-    return [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return [*PROGRAM, *map(str, arguments)]
 
 
 def run(*arguments, folder, stdin="", timeout_s=60, **environ):
@@ -247,11 +246,11 @@ def test_the_store_is_for_the_owner_alone(served):
 def test_config_ini_is_looked_for_in_the_working_directory_first(folder, tmp_path):
     beside = tmp_path / "program"
     beside.mkdir()
-    shutil.copy(PROGRAM, beside)
+    shutil.copy(MADE, beside)
     write_config(beside)
     for where, found in ((folder, folder), (beside, beside), (tmp_path / "program", beside)):
         done = subprocess.run(
-            [sys.executable, str(beside / PROGRAM.name), "check"],
+            [sys.executable, str(beside / MADE.name), "check"],
             cwd=where, env=ENVIRON, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert f"configuration {found / 'config.ini'}: ok" in done.stdout
@@ -261,10 +260,10 @@ def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
     beside, elsewhere = tmp_path / "program", tmp_path / "elsewhere"
     beside.mkdir()
     elsewhere.mkdir()
-    shutil.copy(PROGRAM, beside)
+    shutil.copy(MADE, beside)
     write_config(beside)
     done = subprocess.run(
-        [sys.executable, str(beside / PROGRAM.name), "check"],
+        [sys.executable, str(beside / MADE.name), "check"],
         cwd=elsewhere, env=ENVIRON, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert f"configuration {beside / 'config.ini'}: ok" in done.stdout
@@ -274,11 +273,11 @@ def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
 def test_without_config_ini_the_store_lies_in_the_working_directory(tmp_path):
     program = tmp_path / "program"
     program.mkdir()
-    shutil.copy(PROGRAM, program)
+    shutil.copy(MADE, program)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(
-        [sys.executable, str(program / PROGRAM.name), "check"],
+        [sys.executable, str(program / MADE.name), "check"],
         cwd=elsewhere, env=ENVIRON | {"MINRIS_DICOM_PORT": "0", "MINRIS_WEB_PORT": "0"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -15,7 +15,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 import time
 import zoneinfo
@@ -23,7 +22,7 @@ import zoneinfo
 import httpx
 import peers
 import pytest
-from conftest import MADE, NOON, ROOT, item
+from conftest import NOON, PROGRAM, ROOT, item
 from test_mpps import creation, creation_for, ending, stored_form, unscheduled_item
 
 from minris.access.context import Context, audit, utc_now
@@ -127,7 +126,7 @@ class Done:
 def run(config, *arguments, given=None, **environment):
     """A command as it is typed, in a process of its own: beside a running appliance."""
     done = subprocess.run(
-        [sys.executable, MADE, *map(str, arguments), "--config", str(config.path)],
+        [*PROGRAM, *map(str, arguments), "--config", str(config.path)],
         input=given,
         capture_output=True,
         timeout=60,
@@ -1072,7 +1071,7 @@ def test_systemd_hears_that_the_appliance_is_ready_and_that_it_stops(config, tmp
     address = f"minris-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with listening("\0" + address if abstract else address) as heard:
         environment = {**os.environ, "NOTIFY_SOCKET": "@" + address if abstract else address}
-        command = [sys.executable, MADE, "serve", "--config", str(config.path)]
+        command = [*PROGRAM, "serve", "--config", str(config.path)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
             try:
                 assert heard() == ["READY=1", f"MAINPID={running.pid}"]

@@ -8,13 +8,12 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import peers
 import pytest
-from conftest import MADE, item, write_config
+from conftest import PROGRAM, item, write_config
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import decode, encode
@@ -1539,7 +1538,7 @@ def test_a_step_picked_by_mistake_is_on_the_worklist_again(appliance):
 @contextlib.contextmanager
 def serving(config):
     """A `minris serve` of its own: its process and its DICOM port."""
-    command = [sys.executable, MADE, "serve", "--config", config]
+    command = [*PROGRAM, "serve", "--config", config]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MINRIS_")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         try:

@@ -8,14 +8,13 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import peers
 import pytest
-from conftest import MADE, item, write_config
+from conftest import PROGRAM, item, write_config
 from pynetdicom import AE
 
 from minris.access.users import Login, find_token
@@ -542,7 +541,7 @@ def serve(folder, text):
     """Start minris as a program that cannot start; how it ended."""
     config = write_config(folder, text)
     return subprocess.run(
-        [sys.executable, MADE, "serve", "--config", str(config)],
+        [*PROGRAM, "serve", "--config", str(config)],
         capture_output=True,
         text=True,
         timeout=60,
