@@ -1645,9 +1645,9 @@ def decided(serve, monkeypatch):
     inside, seen = serve(), []
     negotiate = inside.negotiator._negotiate
 
-    def watched(request, address, access):
-        seen.append((address, access.version))
-        return negotiate(request, address, access)
+    def watched(request, called, calling):
+        seen.append(calling)
+        return negotiate(request, called, calling)
 
     monkeypatch.setattr(inside.negotiator, "_negotiate", watched)
     inside.seen = seen
@@ -1665,7 +1665,8 @@ def test_a_request_is_negotiated_once(decided):
 def test_a_negotiation_is_remembered_for_its_address(decided):
     for source in (HOST, ELSEWHERE, HOST, ELSEWHERE):
         associated(decided.port, source=source).socket.close()
-    assert [address for address, _ in decided.seen] == [HOST, ELSEWHERE]
+    assert [address for _, address, _ in decided.negotiator.known] == [HOST, ELSEWHERE]
+    assert len(decided.seen) == 2
 
 
 def test_a_negotiation_is_forgotten_with_the_access_rules(decided):
