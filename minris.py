@@ -19523,15 +19523,15 @@ ERROR_PAGE = """
 <p><a href="/">{{t('To the board')}}</a></p>
 """
 LIST_PAGE = """
-% if intro:
+% if get('intro'):
 <p>{{intro}}</p>
 % end
-% if search is not None:
+% if get('search'):
 <form method="get" action="{{here}}" class="day" role="search">
 <label>{{search}} <input name="q" value="{{query}}" autofocus></label> <button>{{t('Search')}}</button>
 </form>
 % end
-% if filters:
+% if get('filters'):
 <nav class="links" aria-label="{{t('Filter')}}">
 % for path, words, current in filters:
 <a href="{{path}}"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
@@ -19550,7 +19550,7 @@ LIST_PAGE = """
 % end
 </section>
 % end
-% for path, words in links:
+% for path, words in get('links', []):
 <p><a href="{{path}}">{{words}}</a></p>
 % end
 """
@@ -19781,9 +19781,12 @@ class PageRequest:
         return bottle.template(template, t=self.t, **values)
 
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
-        """A list page."""
-        settings = {"intro": "", "search": None, "query": "", "links": [], "filters": []}
-        return self.show(LIST_PAGE, title, parts=parts, **settings | values)
+        """A list page.
+
+        values  intro; search, the label of a field, and query, what is in it; links below (path,
+                words); filters (path, words, whether chosen)
+        """
+        return self.show(LIST_PAGE, title, parts=parts, **values)
 
     def _light(self) -> tuple[str, str, str]:
         """The box's light: kind, sign, words."""
@@ -20562,7 +20565,7 @@ FORM_PAGE = """
 % end
 <form method="post" action="{{action}}" class="fields">
 <input type="hidden" name="csrf" value="{{csrf}}">
-% for name, value in hidden:
+% for name, value in get('hidden', []):
 <input type="hidden" name="{{name}}" value="{{value}}">
 % end
 % loop_first = True
@@ -20653,12 +20656,22 @@ class Field(NamedTuple):
 class Kind(NamedTuple):
     """A kind of field: its input, what is kept of what was typed, and what is shown of that.
 
-    read  raises ValueError for what is not a number
+    read    raises ValueError for what is not a number
+    within  the least and the most that can be meant, in the unit that is kept
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
+    within: tuple[float, float] = (-math.inf, math.inf)
+
+    def takes(self, text: str) -> bool:
+        """Whether a value can be meant; what is no number is for others to judge."""
+        low, high = self.within
+        try:
+            return not (float(text) < low or float(text) > high)
+        except ValueError:
+            return True
 
 
 def metres(text: str) -> str:
@@ -20679,8 +20692,8 @@ KINDS = {
     "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
     "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
     "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": Kind(read=lambda text: text.strip().replace(",", ".")),
-    "height": Kind(read=metres, show=centimetres),
+    "weight": Kind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
+    "height": Kind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
     "name": Kind(read=lambda text: typed_name(text.strip())),
     "physician": Kind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -20724,7 +20737,7 @@ def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The texts of attributes that a form fills, by keyword, and what could not be read."""
+    """The texts of attributes that a form fills, by keyword, and what cannot be meant."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -20733,6 +20746,8 @@ def read_fields(
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())
             problems.append(Problem(row.tag, words))
+        if not row.kind.takes(texts[row.keyword]):
+            problems.append(Problem(row.tag, Message("{value} cannot be", value=form[row.name])))
     return texts, problems
 
 
@@ -20783,7 +20798,7 @@ def show_form(
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
-    values = {"action": p.request.path, "hidden": []} | values
+    values = {"action": p.request.path} | values
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 
@@ -20798,30 +20813,16 @@ def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
     ]
 
 
+NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a login
+TOO_OLD = Message("The form is too old: load the page anew")
+
+
 def decoded(text: str) -> bytes:
     """The bytes of a hidden field. Refuses 0106."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-        ) from None
-
-
-def unless_changed(
-    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
-    *arguments: Any,
-) -> bool:  # fmt: skip
-    """Call a core function in the store thread if a form is still as it was shown; whether so."""
-    if now() != shown:
-        return False
-    core(ctx, *arguments)
-    return True
-
-
-NOT_KEPT = frozenset(
-    {"csrf", "password", "new_password", "seen"}
-)  # of a form that was sent without a login
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD) from None
 
 
 def encoded_form(form: Mapping[str, str]) -> str:
@@ -20837,9 +20838,18 @@ def decoded_form(text: str) -> dict[str, str]:
             return found
     except (ValueError, AttributeError, RecursionError):
         pass
-    raise Refusal(
-        Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-    )
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD)
+
+
+def unless_changed(
+    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
+    *arguments: Any,
+) -> bool:  # fmt: skip
+    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    if now() != shown:
+        return False
+    core(ctx, *arguments)
+    return True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21965,16 +21975,23 @@ def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
     return f"{operation} × {count}{said}"
 
 
-def setting_text(config: Config, setting: Setting) -> str:
-    """The value of a setting as a person reads it."""
-    value = getattr(getattr(config, setting.section), setting.key)
+def text_of_value(value: Any, between: str = ", ") -> str:
+    """The value of a setting as it is written; `between` is put between several in an order."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple) and setting.kind == "clock":
-        return f"{value[0]:02}:{value[1]:02}"
-    if isinstance(value, (tuple, frozenset)):
-        return ", ".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(value))
+    if isinstance(value, tuple):
+        return between.join(map(str, value))
     return "" if value is None else str(value)
+
+
+def setting_text(config: Config, setting: Setting) -> str:
+    """The value of a setting of config.ini as a person reads it."""
+    value = getattr(getattr(config, setting.section), setting.key)
+    if value and setting.kind == "clock":
+        return f"{value[0]:02}:{value[1]:02}"
+    return text_of_value(value)
 
 
 def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
@@ -21987,17 +22004,8 @@ def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], .
 
 def settings_of(device: Device) -> dict[str, str]:
     """A device's settings as texts, as a form or config.ini has them."""
-    given: dict[str, str] = {"ae_title": ", ".join(device.ae_titles)}
-    for setting in DEVICE_SETTINGS[1:]:
-        value = getattr(device, setting.key)
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, tuple):
-            value = "\\".join(value)
-        elif isinstance(value, frozenset):
-            value = ", ".join(sorted(value))
-        given[setting.key] = "" if value is None else str(value)
-    return given
+    given = {s.key: text_of_value(getattr(device, s.key), "\\") for s in DEVICE_SETTINGS[1:]}
+    return {"ae_title": ", ".join(device.ae_titles), **given}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22163,7 +22171,6 @@ REGISTER_FIELDS = field_table("""
     """)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
 EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
-PLAUSIBLE = {"weight": (0.2, 650), "height": (0.2, 2.75)}  # kg, m
 
 
 def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
@@ -22204,11 +22211,6 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
         strange = "\\=" if vr_of(row.tag) == "PN" else "\\"
         if row.kind.input in ("text", "tel") and set(typed) & set(strange):
             problems.append(Problem(row.tag, Message("may not have \\ or =")))
-        low, high = PLAUSIBLE.get(row.name, (0, 0))
-        with contextlib.suppress(ValueError):
-            value = float(texts[row.keyword] or low) if high else low
-            if math.isfinite(value) and not low <= value <= high:
-                problems.append(Problem(row.tag, Message("{value} cannot be", value=typed)))
     born = texts["PatientBirthDate"]
     if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
         words = Message("{value} is not a birth date", value=form["birth_date"])

@@ -3,6 +3,7 @@
 import base64
 import collections
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,12 +39,22 @@ class Field(NamedTuple):
 class Kind(NamedTuple):
     """A kind of field: its input, what is kept of what was typed, and what is shown of that.
 
-    read  raises ValueError for what is not a number
+    read    raises ValueError for what is not a number
+    within  the least and the most that can be meant, in the unit that is kept
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
+    within: tuple[float, float] = (-math.inf, math.inf)
+
+    def takes(self, text: str) -> bool:
+        """Whether a value can be meant; what is no number is for others to judge."""
+        low, high = self.within
+        try:
+            return not (float(text) < low or float(text) > high)
+        except ValueError:
+            return True
 
 
 def metres(text: str) -> str:
@@ -64,8 +75,8 @@ KINDS = {
     "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
     "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
     "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": Kind(read=lambda text: text.strip().replace(",", ".")),
-    "height": Kind(read=metres, show=centimetres),
+    "weight": Kind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
+    "height": Kind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
     "name": Kind(read=lambda text: typed_name(text.strip())),
     "physician": Kind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -109,7 +120,7 @@ def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The texts of attributes that a form fills, by keyword, and what could not be read."""
+    """The texts of attributes that a form fills, by keyword, and what cannot be meant."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -118,6 +129,8 @@ def read_fields(
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())
             problems.append(Problem(row.tag, words))
+        if not row.kind.takes(texts[row.keyword]):
+            problems.append(Problem(row.tag, Message("{value} cannot be", value=form[row.name])))
     return texts, problems
 
 
@@ -168,7 +181,7 @@ def show_form(
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
-    values = {"action": p.request.path, "hidden": []} | values
+    values = {"action": p.request.path} | values
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 
@@ -183,30 +196,16 @@ def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
     ]
 
 
+NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a login
+TOO_OLD = Message("The form is too old: load the page anew")
+
+
 def decoded(text: str) -> bytes:
     """The bytes of a hidden field. Refuses 0106."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-        ) from None
-
-
-def unless_changed(
-    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
-    *arguments: Any,
-) -> bool:  # fmt: skip
-    """Call a core function in the store thread if a form is still as it was shown; whether so."""
-    if now() != shown:
-        return False
-    core(ctx, *arguments)
-    return True
-
-
-NOT_KEPT = frozenset(
-    {"csrf", "password", "new_password", "seen"}
-)  # of a form that was sent without a login
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD) from None
 
 
 def encoded_form(form: Mapping[str, str]) -> str:
@@ -222,6 +221,15 @@ def decoded_form(text: str) -> dict[str, str]:
             return found
     except (ValueError, AttributeError, RecursionError):
         pass
-    raise Refusal(
-        Status.INVALID_ATTRIBUTE_VALUE, Message("The form is too old: load the page anew")
-    )
+    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD)
+
+
+def unless_changed(
+    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
+    *arguments: Any,
+) -> bool:  # fmt: skip
+    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    if now() != shown:
+        return False
+    core(ctx, *arguments)
+    return True

@@ -254,9 +254,12 @@ class PageRequest:
         return bottle.template(template, t=self.t, **values)
 
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
-        """A list page."""
-        settings = {"intro": "", "search": None, "query": "", "links": [], "filters": []}
-        return self.show(LIST_PAGE, title, parts=parts, **settings | values)
+        """A list page.
+
+        values  intro; search, the label of a field, and query, what is in it; links below (path,
+                words); filters (path, words, whether chosen)
+        """
+        return self.show(LIST_PAGE, title, parts=parts, **values)
 
     def _light(self) -> tuple[str, str, str]:
         """The box's light: kind, sign, words."""

@@ -1,8 +1,6 @@
 """The fields of reception's form: what they fill, and what they show of a data set."""
 
-import contextlib
 import datetime
-import math
 from collections.abc import Mapping
 
 from minris.config.ini import Device
@@ -53,7 +51,6 @@ REGISTER_FIELDS = field_table("""
     """)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
 EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
-PLAUSIBLE = {"weight": (0.2, 650), "height": (0.2, 2.75)}  # kg, m
 
 
 def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
@@ -94,11 +91,6 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
         strange = "\\=" if vr_of(row.tag) == "PN" else "\\"
         if row.kind.input in ("text", "tel") and set(typed) & set(strange):
             problems.append(Problem(row.tag, Message("may not have \\ or =")))
-        low, high = PLAUSIBLE.get(row.name, (0, 0))
-        with contextlib.suppress(ValueError):
-            value = float(texts[row.keyword] or low) if high else low
-            if math.isfinite(value) and not low <= value <= high:
-                problems.append(Problem(row.tag, Message("{value} cannot be", value=typed)))
     born = texts["PatientBirthDate"]
     if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
         words = Message("{value} is not a birth date", value=form["birth_date"])

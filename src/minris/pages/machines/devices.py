@@ -3,6 +3,7 @@
 import datetime
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from minris.access.devices import (
     DEVICE_PROFILES,
@@ -244,16 +245,23 @@ def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
     return f"{operation} × {count}{said}"
 
 
-def setting_text(config: Config, setting: Setting) -> str:
-    """The value of a setting as a person reads it."""
-    value = getattr(getattr(config, setting.section), setting.key)
+def text_of_value(value: Any, between: str = ", ") -> str:
+    """The value of a setting as it is written; `between` is put between several in an order."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple) and setting.kind == "clock":
-        return f"{value[0]:02}:{value[1]:02}"
-    if isinstance(value, (tuple, frozenset)):
-        return ", ".join(map(str, sorted(value) if isinstance(value, frozenset) else value))
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(value))
+    if isinstance(value, tuple):
+        return between.join(map(str, value))
     return "" if value is None else str(value)
+
+
+def setting_text(config: Config, setting: Setting) -> str:
+    """The value of a setting of config.ini as a person reads it."""
+    value = getattr(getattr(config, setting.section), setting.key)
+    if value and setting.kind == "clock":
+        return f"{value[0]:02}:{value[1]:02}"
+    return text_of_value(value)
 
 
 def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
@@ -266,14 +274,5 @@ def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], .
 
 def settings_of(device: Device) -> dict[str, str]:
     """A device's settings as texts, as a form or config.ini has them."""
-    given: dict[str, str] = {"ae_title": ", ".join(device.ae_titles)}
-    for setting in DEVICE_SETTINGS[1:]:
-        value = getattr(device, setting.key)
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, tuple):
-            value = "\\".join(value)
-        elif isinstance(value, frozenset):
-            value = ", ".join(sorted(value))
-        given[setting.key] = "" if value is None else str(value)
-    return given
+    given = {s.key: text_of_value(getattr(device, s.key), "\\") for s in DEVICE_SETTINGS[1:]}
+    return {"ae_title": ", ".join(device.ae_titles), **given}
