@@ -928,6 +928,22 @@ def test_saving_an_exam_s_page_as_it_is_shown_changes_nothing(appliance, web, ke
     assert where(steps_in(appliance)[0]).get(keyword) == before
 
 
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [
+        ("House Gregory", "House^Gregory"),
+        ("Müller Hans", "Müller^Hans"),
+        ("赵敏", "Zhao^Min=赵^敏"),
+    ],
+)
+def test_a_physician_named_later_is_written_as_at_registration(appliance, web, typed, stored):
+    """PS3.5 6.2.1.1: what is no hanzi stands in the first group, ASCII or not."""
+    [index] = appliance.schedule(item())
+    send(web, f"/step/{row_in(appliance, index)}/edit", physician=typed)
+    send(web, "/register", **WANG | EXAM | {"physician": typed})
+    assert [one.get("ReferringPhysicianName") for one in steps_in(appliance)] == [stored] * 2
+
+
 def test_an_exam_is_moved_to_another_device_on_its_page(appliance, web):
     [index] = appliance.schedule(item("Wang^Fang"))
     path = f"/step/{row_in(appliance, index)}/edit"

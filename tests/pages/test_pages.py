@@ -27,6 +27,7 @@ from minris.access.users import (
 from minris.config.values import ROLES
 from minris.dataset.elements import ElementIndex
 from minris.pages.day.board import EVENTS_OF_STATE
+from minris.pages.forms import KINDS, field_table
 from minris.pages.language import choose_language
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
@@ -539,6 +540,30 @@ def test_every_field_has_a_label(desk):
         assert f'<label for="{row.name}">' in page
 
 
+@pytest.mark.parametrize(
+    "row", ["name | NoSuchKeyword | text | Name", "name | PatientID | nothing | Name"]
+)
+def test_a_table_of_fields_refuses_what_it_does_not_know(row):
+    with pytest.raises(KeyError):
+        field_table(f"name | keyword | kind | label\n{row}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed", "kept", "shown"),
+    [
+        ("date", "2026-07-05", "20260705", "2026-07-05"),
+        ("time", "09:30", "0930", "09:30"),
+        ("weight", " 70,5", "70.5", "70.5"),
+        ("height", "178,5", "1.785", "178.5"),
+        ("physician", "House Gregory", "House^Gregory", "House Gregory"),
+        ("phones", "123", "123", "123"),
+    ],
+)
+def test_a_field_shows_what_was_kept_of_it(kind, typed, kept, shown):
+    assert KINDS[kind].read(typed) == kept
+    assert KINDS[kind].show(kept) == shown
+
+
 # What the desk may get wrong. The form comes again, with words beside the field; nothing is saved.
 WRONG = (
     ({"family_name": "", "given_name": "", "chinese_name": ""}, "family_name", "is missing"),
@@ -995,6 +1020,15 @@ def test_the_board_loads_itself_anew_without_script(desk):
 )
 def test_the_language_is_the_browsers(accepted, language):
     assert choose_language(["en", "zh-CN"], "", accepted, "en") == language
+
+
+def test_a_form_is_refused_in_the_readers_language(appliance, guest):
+    employ(appliance, guest, "admin")
+    guest.headers["Accept-Language"] = "zh-CN"
+    form = {"csrf": csrf_of(guest.get("/register").text), "do": "end", "name": "nobody"}
+    answer = guest.post("/users", data=form)
+    assert answer.status_code == 422
+    assert "没有用户nobody" in words_of(answer).replace(" ", "")
 
 
 def test_the_language_chosen_goes_before_the_browsers():
