@@ -22874,14 +22874,13 @@ def post_erase(p: PageRequest, row_id: int) -> str:
 def patients_page(p: PageRequest) -> str:
     """GET /patients: find a patient."""
     t, query = p.t, p.query("q")
-    found = p.read(find_patients, query) if query.strip() else []
-    found_rows = [
+    found = [
         Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
             f"/patient/{one.id}")
-        for one in found
+        for one in (p.read(find_patients, query) if query.strip() else ())
     ]  # fmt: skip
     columns = (t("Patient"), t("Patient ID"), t("Birth date"))
-    part = Part("", columns, found_rows, t("Nobody was found.") if query else "")
+    part = Part("", columns, found, t("Nobody was found.") if query else "")
     return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
 
 
