@@ -1,8 +1,10 @@
 """What all tests share: a store, a clock that stands still, a running appliance, real clients."""
 
+import ast
 import asyncio
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib
 import itertools
@@ -39,6 +41,13 @@ PROGRAM = (
     sys.executable, "-c",
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minris; sys.exit(minris.main())",
 )  # fmt: skip
+
+
+@functools.cache
+def made_tree():
+    """Its syntax tree: a megabyte is parsed once."""
+    return ast.parse(MADE.read_text("utf-8"))
+
 
 NOON = datetime.datetime(2026, 7, 5, 12, 0, tzinfo=datetime.UTC)
 

@@ -1,6 +1,7 @@
 """What is written for people, held against the program."""
 
 import ast
+import functools
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import MADE, every_name
+from conftest import every_name, made_tree
 from pydicom import datadict
 
 from minris.cli import build_parser
@@ -28,7 +29,6 @@ from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, STEP_STAT
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-SOURCE = MADE.read_text("utf-8")
 
 
 # config.ini.
@@ -181,10 +181,11 @@ def fields_of(text):
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
+@functools.cache
 def sentences():
     """Every English sentence that a page may show: where t() or Message() has it, or a table."""
-    found, tree = set(), ast.parse(SOURCE)
-    for node in ast.walk(tree):
+    found = set()
+    for node in ast.walk(made_tree()):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found |= set(re.findall(r"""\bt\('((?:[^'\\]|\\.)+)'""", node.value))
         if not isinstance(node, ast.Call) or not node.args:
@@ -225,7 +226,7 @@ def test_every_sentence_of_the_pages_is_translated(path):
 def test_every_key_of_a_catalogue_is_in_the_program(path):
     constants = "\n".join(
         node.value
-        for node in ast.walk(ast.parse(SOURCE))
+        for node in ast.walk(made_tree())
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
     unknown = set(read(path)) - sentences() - attribute_names()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MADE
+from conftest import MADE, made_tree
 
 from minris.cli import main
 from minris.config.ini import (
@@ -22,7 +22,7 @@ from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
 from minris.standard.dictionary import tag_of, value_problem, vr_of
 
 ALL_SETTINGS = [*SETTINGS, *DEVICE_SETTINGS]
-TREE = list(ast.walk(ast.parse(MADE.read_text("utf-8"))))
+TREE = list(ast.walk(made_tree()))
 NAMES_IN_SOURCE = {node.attr for node in TREE if isinstance(node, ast.Attribute)} | {
     node.value for node in TREE if isinstance(node, ast.Constant) and isinstance(node.value, str)
 }

@@ -1,12 +1,13 @@
 """Every sentence a person may read is in the catalogue of every language."""
 
 import ast
+import functools
 import json
 import re
 import string
 
 import pytest
-from conftest import MADE, every_name
+from conftest import MADE, every_name, made_tree
 
 from minris.config.settings import DEVICE_SETTINGS, SETTINGS
 from minris.config.values import ROLES
@@ -59,7 +60,7 @@ def constant_texts(node):
 def texts_in_code():
     """First arguments of Message(), t(), joined() and the titles of pages."""
     found = set()
-    for node in ast.walk(ast.parse(SOURCE.read_text("utf-8"))):
+    for node in ast.walk(made_tree()):
         if not isinstance(node, ast.Call) or not node.args:
             continue
         function = node.func.func if isinstance(node.func, ast.Call) else node.func
@@ -114,6 +115,7 @@ def texts_in_tables():
     return found
 
 
+@functools.cache
 def wanted():
     """All of them, without those that are nothing but places for values."""
     patterns = {words for _, words in VALUE_PATTERNS.values()}

@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from conftest import MADE
+from conftest import made_tree
 from pynetdicom import status as pynetdicom_status
 
 from minris.config.settings import setting_table
@@ -13,8 +13,6 @@ from minris.standard.status import OUTCOMES, Status, outcome_table
 from minris.standard.tables import grid_table, one_of, rows, table
 from minris.standard.ups import UPS_STATES, UPS_TRANSITIONS
 from minris.standard.worklist import STEP_STATES, STEP_TRANSITIONS
-
-TREE = ast.parse(MADE.read_text("utf-8"))
 
 TRANSITIONS = {
     "MPPS_TRANSITIONS": (MPPS_TRANSITIONS, ("none", *MPPS_STATES)),
@@ -28,7 +26,7 @@ def statuses_in_source() -> set[Status]:
     """Every status that the source names, and those in the cells of the transition tables."""
     named = {
         Status[node.attr]
-        for node in ast.walk(TREE)
+        for node in ast.walk(made_tree())
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "Status"
         if node.attr in Status.__members__
     }
