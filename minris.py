@@ -677,6 +677,12 @@ CHARACTER_SETS_ALONE = types.MappingProxyType(
 CHARACTER_SET_NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
 
 
+def repertoires_of(term: str) -> tuple[Repertoire, ...]:
+    """The sets of a defined term with extensions, G0 first; none where the term is empty."""
+    found = CHARACTER_SET_NUMBER.fullmatch(term)
+    return REPERTOIRES[found[2]] if found else ()
+
+
 def character_set_problem(terms: Iterable[str]) -> str:
     """Why these terms are no legal Specific Character Set, or nothing (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)
@@ -838,7 +844,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
     if vr == "IS":
         return -(2**31) <= int(text) < 2**31
     if vr == "DT":
-        digits = re.match(r"\d*", text)[0]
+        digits = re.split(r"\D", text, maxsplit=1)[0]
         day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]
         hours, rest = digits[8:10], (digits[10:12], digits[12:14])
         return is_date(day) and (hours or "0") < "24" and all((one or "0") < "60" for one in rest)
@@ -2033,12 +2039,12 @@ class Config:
     @property
     def backup_folder(self) -> Path:
         """Where nightly backups go, absolute."""
-        return (self.directory / self.housekeeping.backup_folder).absolute()
+        return Path(self.directory, self.housekeeping.backup_folder).absolute()
 
     @property
     def store_path(self) -> Path:
         """The file of the store, absolute."""
-        return (self.directory / self.store.url.removeprefix("sqlite:///")).absolute()
+        return Path(self.directory, self.store.url.removeprefix("sqlite:///")).absolute()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2093,7 +2099,7 @@ def read_setting(setting: Setting, text: str) -> Any:
 
 
 def read_section(
-    name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[str]
+    name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[Message]
 ) -> types.SimpleNamespace:
     """The values of one section; adds a line to `problems` for each that is wrong."""
     section, known = types.SimpleNamespace(), set()
@@ -2162,7 +2168,7 @@ def load_config(
     environ  variables MINRIS_SECTION_KEY that go before the file
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
-    problems: list[str] = []
+    wrong: list[Message] = []
     given = {name: dict(parser[name]) for name in parser.sections()}
     sources = {(name, key): "config.ini" for name in given for key in given[name]}
     for setting in SETTINGS:
@@ -2173,15 +2179,18 @@ def load_config(
     sections: dict[str, types.SimpleNamespace] = {}
     for name in dict.fromkeys(setting.section for setting in SETTINGS):
         table = [setting for setting in SETTINGS if setting.section == name]
-        sections[name] = read_section(name, table, given.pop(name, {}), problems)
+        sections[name] = read_section(name, table, given.pop(name, {}), wrong)
     devices = {}
     for name in [name for name in given if name.startswith("device ")]:
         title = name.removeprefix("device ").strip()
-        devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), problems)
-    problems.extend(f"[{name}]: there is no such section" for name in given if name)
-    problems.extend(check_devices(devices))
+        devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), wrong)
     directory = path.absolute().parent if path else Path.cwd()
-    problems.extend(check_files(sections, directory))
+    problems = [
+        *wrong,
+        *(f"[{name}]: there is no such section" for name in given if name),
+        *check_devices(devices),
+        *check_files(sections, directory),
+    ]
     if problems:
         raise ConfigError(problems)
     return Config(**sections, devices=devices, path=path, directory=directory, sources=sources)
@@ -2422,31 +2431,18 @@ class CharacterSet:
     Source  PS3.5 6.1; PS3.3 C.12.1.1.2
     """
 
-    ALONE = CHARACTER_SETS_ALONE
-    NUMBER = CHARACTER_SET_NUMBER
-
     def __init__(self, terms: tuple[str, ...] = ()) -> None:
         self.terms = terms
-        self.codec = self.ALONE.get(terms[0]) if terms else "ascii"
+        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
         self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        of_first: dict[str, Repertoire] = {}
         if not self.codec:
-            for term in terms:
-                self.sets += REPERTOIRES[self.NUMBER.fullmatch(term)[2]] if term else ()
-        self.first = self._first() if not self.codec else (ASCII_REPERTOIRE, None)
-        g1 = self.first[1]
+            self.sets += (one for term in terms for one in repertoires_of(term))
+            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
+        g1 = of_first.get("G1")
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # as the first term has them
         if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
             self.codec = g1.codec  # without extensions Python's codec does it all at once
-
-    def _first(self) -> tuple[Repertoire, Repertoire | None]:
-        """G0 and G1 as the first term has them."""
-        number = self.NUMBER.fullmatch(self.terms[0])[2] if self.terms[0] else "6"
-        found = {one.place: one for one in REPERTOIRES[number] if one.width == 1}
-        return found.get("G0", ASCII_REPERTOIRE), found.get("G1")
-
-    @staticmethod
-    def problem_of(terms: Iterable[str]) -> str:
-        """Why these terms are no legal character set, or nothing."""
-        return character_set_problem(terms)
 
     def delimiters(self, vr: bytes) -> bytes:
         """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
@@ -2456,9 +2452,9 @@ class CharacterSet:
         """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
         if self.codec:
             text = raw.decode(self.codec)
-            if self.codec not in self.ALONE.values() and re.search(r"[\x80-\x9f]", text):
+            if self.codec not in CHARACTER_SETS_ALONE.values() and re.search(r"[\x80-\x9f]", text):
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
-            if "\x1b" in text and self.codec not in self.ALONE.values():
+            if "\x1b" in text and self.codec not in CHARACTER_SETS_ALONE.values():
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
             return text
         return self._decode_extended(raw, self.delimiters(vr))
@@ -2471,7 +2467,7 @@ class CharacterSet:
             if byte == 0x1B:
                 found = ESCAPE_SEQUENCE.match(raw, pos)
                 one = DESIGNATIONS.get(found[1]) if found else None
-                if not one:
+                if not (found and one):
                     raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
                 g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
                 pos = found.end()
@@ -2481,7 +2477,7 @@ class CharacterSet:
             if byte >= 0x80 and (byte < 0xA0 or not active):
                 raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
             piece = raw[pos : pos + width]
-            parts.append(active.decode(piece) if byte >= 0x21 else chr(byte))
+            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
             pos += width
             if width == 1 and byte in delimiters:
                 g0, g1 = self.first
@@ -2550,9 +2546,9 @@ def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
 
     A set that stands alone does so although others are named behind it.
     """
-    if terms and terms[0] in CharacterSet.ALONE:
+    if terms and terms[0] in CHARACTER_SETS_ALONE:
         terms = terms[:1]
-    return None if CharacterSet.problem_of(terms) else CharacterSet(terms)
+    return None if character_set_problem(terms) else CharacterSet(terms)
 
 
 ASCII = CharacterSet()
@@ -2871,9 +2867,9 @@ def datetime_bounds(
         raise ValueError(text)
     parts = [int(found[name]) if found[name] else None for name in "ymdHMS"]
     known = [part for part in parts if part is not None]
-    year, month, day, *clock = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
+    year, month, day, hour, minute, second = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
     micro = int((found["f"] or "").ljust(6, "0"))
-    start = datetime.datetime(year, month, day, *clock[:2], min(clock[2], 59), micro)
+    start = datetime.datetime(year, month, day, hour, minute, min(second, 59), micro)
     try:
         if found["f"]:
             end = start + datetime.timedelta(microseconds=10 ** (6 - len(found["f"])) - 1)
@@ -2953,8 +2949,8 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
         raise key_refusal(tag, "is not a date and time or a range of them") from None
     if not (first or last):
         raise key_refusal(tag, "is not a range")
-    if not dash:
-        return Instants(first[0], first[1], zone)
+    if first and not dash:
+        return Instants(*first, zone)
     return Instants(first[0] if first else None, last[1] if last else None, zone)
 
 
@@ -3342,7 +3338,13 @@ class _Recoder:
         self.damaged: list[int] = []
 
     def elements(
-        self, pos: int, end: int, explicit: bool, charset: CharacterSet, depth: int, until: int = 0
+        self,
+        pos: int,
+        end: int,
+        explicit: bool,
+        charset: CharacterSet | None,
+        depth: int,
+        until: int = 0,
     ) -> tuple[bytes, int]:
         """The elements from pos to end, or to the delimiter `until`; and where they ended."""
         if depth > self.limits.nesting:
@@ -3392,7 +3394,7 @@ class _Recoder:
         length: int,
         end: int,
         explicit: bool,
-        charset: CharacterSet,
+        charset: CharacterSet | None,
         depth: int,
     ) -> tuple[bytes, int]:
         """One element in the stored form, and where the next one starts."""
@@ -3425,12 +3427,12 @@ class _Recoder:
         pos: int,
         end: int,
         explicit: bool,
-        charset: CharacterSet,
+        charset: CharacterSet | None,
         depth: int,
         delimited: bool = False,
     ) -> tuple[bytes, int]:
         """A sequence in the stored form: items of defined length."""
-        items = []
+        items: list[bytes] = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
             if item == SEQUENCE_END and delimited:
@@ -3469,7 +3471,7 @@ class _Recoder:
             self.asked = terms if any(terms) else ()
         if not any(terms):
             return outer
-        if problem := CharacterSet.problem_of(terms):
+        if problem := character_set_problem(terms):
             log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
         return character_set(terms)
 
@@ -3754,7 +3756,8 @@ def to_xml(value: Mapping[str, Any]) -> bytes:
     root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
     _xml_data_set(root, value)
     # a parser reads CR LF, and CR alone, as LF unless it is written as a reference (XML 1.0 2.11)
-    return ElementTree.tostring(root, "utf-8", xml_declaration=True).replace(b"\r", b"&#13;")
+    text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+    return text.replace(b"\r", b"&#13;")
 
 
 def _xml_text(text: str) -> str:
@@ -4013,6 +4016,7 @@ class Search:
         self.index, self.explicit, self.path = index, explicit, path
         self.style, self.extra = style, extra
         self.tests: list[tuple[int, Test]] = []
+        self.combined: Interval | None = None
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
         self.shape: list[tuple[int, bytes, bytes | None]] = []
@@ -4049,9 +4053,9 @@ class Search:
         kind = attribute.cells["return"] if attribute else "3"
         if kind == "-" or (vr == b"SQ" and not self.style.empty_sequences):
             kind = "3"
-        absent = (
-            b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
-        )
+        absent = b""
+        if attribute and kind not in ("1C", "3"):
+            absent = self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
         if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
@@ -4086,11 +4090,7 @@ class Search:
         date, time_ = self.intervals.get(START_DATE), self.intervals.get(START_TIME)
         if date and time_ and date.form == time_.form and "-" in date.form:
             self.tests = [(t, test) for t, test in self.tests if t not in (START_DATE, START_TIME)]
-            self.combined: Interval | None = Interval(
-                date.low + time_.low, date.high + time_.high, date.form
-            )
-        else:
-            self.combined = None
+            self.combined = Interval(date.low + time_.low, date.high + time_.high, date.form)
 
     @property
     def status(self) -> Status:
@@ -4348,6 +4348,8 @@ class StoreError(Exception):
 class Stored(peewee.Model):
     """What all models have in common."""
 
+    id: Any  # the row, made by peewee where a model has no other key
+
     class Meta:
         database = database
         legacy_table_names = False
@@ -4436,7 +4438,7 @@ class PerformedProcedureStep(Stored):
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
     remark = peewee.TextField()
-    raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
+    raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
     settled = peewee.TextField(default="")  # why a person left it without an order
 
 
@@ -4483,7 +4485,7 @@ class QueryTrace(Stored):
     ae_title = peewee.TextField()
     address = peewee.TextField()
     keys = peewee.BlobField()
-    raw = peewee.BlobField()
+    raw = peewee.BlobField()  # type: ignore[assignment]  # a column, not the query of peewee
     count = peewee.IntegerField()
     answers = peewee.IntegerField()
     status = peewee.IntegerField()
@@ -4905,7 +4907,8 @@ def insert_row(model: type[Stored], **columns: Any) -> int:
     """Insert a row: its id."""
     table, places = model._meta.table_name, ", ".join("?" * len(columns))
     sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
-    return database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+    row_id: int = database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+    return row_id
 
 
 def first_version() -> int:
@@ -4943,7 +4946,8 @@ def set_mark(name: str, value: str) -> None:
 
 def erase(what: str, *values: Any) -> int:
     """Delete rows, `what` being a table and a condition: how many."""
-    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
+    count: int = database.execute_sql(f"DELETE FROM {what}", values).rowcount
+    return count
 
 
 def row_exists(model: type[Stored], column: str, value: str) -> bool:
@@ -5004,10 +5008,10 @@ def answer_slices(
             added = _answer_rows(search, model, known, missing)
             if cache:
                 cache.grown(key, added)
-        matches = [row for row in chunk if row[0] in known and known[row[0]][1] is not None]
-        answers = [known[i][1] for i, _ in matches]
+        told = [(row, known[row[0]][1]) for row in chunk if row[0] in known]
+        answers = [answer for _, answer in told if answer is not None]
         if seen:
-            seen(matches[:left])
+            seen([row for row, answer in told if answer is not None][:left])
         if not cache:
             known.clear()
         if len(answers) > left:
@@ -5174,7 +5178,7 @@ def new_schema() -> str:
 class _Job(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    future: concurrent.futures.Future
+    future: concurrent.futures.Future[Any]
 
 
 class Writer:
@@ -5196,9 +5200,11 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any
+    ) -> concurrent.futures.Future[Any]:
         """Have a core call run and committed; its future holds the result or the exception."""
-        future: concurrent.futures.Future = concurrent.futures.Future()
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
         with self.closing:
             if self.closed:
@@ -5238,9 +5244,9 @@ class Writer:
                 jobs[0].future.set_exception(error)
             return
         self.commits += 1
-        for job, (result, error) in zip(jobs, outcomes, strict=True):
-            if error:
-                job.future.set_exception(error)
+        for job, (result, failure) in zip(jobs, outcomes, strict=True):
+            if failure:
+                job.future.set_exception(failure)
             else:
                 job.future.set_result(result)
         try:
@@ -5294,7 +5300,7 @@ def _check_version(connection: sqlite3.Connection) -> int:
         raise StoreError(f"the store is of a newer minris (schema {version})")
     if version < BASELINE:
         raise StoreError(f"the store is of a minris before its first release (schema {version})")
-    return version
+    return int(version)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -5493,7 +5499,8 @@ class Peer:
             # pynetdicom 3.0.4 now and then loses the answer when the connection closes behind it
             association = self.ae.associate(*self.address, ae_title=self.called)
         if association.is_rejected:
-            why = association.acceptor.primitive.reason_str
+            answer = association.acceptor.primitive
+            why = answer.reason_str if answer else "no answer"
             raise SimulationError(f"{self.ae_title} was not let in by {self.called}: {why}")
         if not association.is_established:
             host, port = self.address
@@ -5538,7 +5545,7 @@ class SimulatedArchive(Peer):
     and MPPS Notification provider, and sends Instance Availability Notifications
     """
 
-    CLASSES = (VERIFICATION, INSTANCE_AVAILABILITY)
+    CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
     LEVELS = (
         ("STUDY", "StudyInstanceUID"),
         ("SERIES", "SeriesInstanceUID"),
@@ -5561,7 +5568,7 @@ class SimulatedArchive(Peer):
             raise SimulationError("an archive must be reached: give --listen PORT")
         ae = AE(ae_title=self.ae_title)
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax)
+            ae.add_supported_context(str(context.abstract_syntax))
         for uid in (VERIFICATION, STUDY_ROOT_FIND, MPPS, INSTANCE_AVAILABILITY):
             ae.add_supported_context(uid)
         for uid in (STORAGE_COMMITMENT, MPPS_NOTIFICATION):
@@ -5636,13 +5643,13 @@ class SimulatedArchive(Peer):
             wanted = [[key] if isinstance(key, str) else list(key) for key in keys]
             if all(not any(some) or uid in some for uid, some in zip(place, wanted, strict=True)):
                 found[tuple(place[:depth])].append(of_class)
-        for place, classes in found.items():
+        for names, classes in found.items():
             answer = Dataset()
             answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
                 query.QueryRetrieveLevel,
                 self.ae_title,
             )
-            for uid, (_, keyword) in zip(place, self.LEVELS, strict=False):
+            for uid, (_, keyword) in zip(names, self.LEVELS, strict=False):
                 setattr(answer, keyword, uid)
             if depth == len(self.LEVELS):
                 answer.SOPClassUID = classes[0]
@@ -5735,7 +5742,7 @@ class Modality(Peer):
     ae_title, modality  what it is
     """
 
-    CLASSES = (VERIFICATION, MODALITY_WORKLIST, MPPS)
+    CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
     def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
         super().__init__(ae_title, *address)
@@ -5891,10 +5898,12 @@ class Scanner(Modality):
 
     def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
         from pydicom.dataset import Dataset, FileMetaDataset
+        from pydicom.uid import UID
 
         ds, meta = Dataset(), FileMetaDataset()
-        meta.TransferSyntaxUID = EXPLICIT_VR_LITTLE_ENDIAN
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CT_IMAGE_STORAGE, uid
+        meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
+        meta.MediaStorageSOPClassUID = UID(CT_IMAGE_STORAGE)
+        meta.MediaStorageSOPInstanceUID = UID(uid)
         ds.file_meta = meta
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number
@@ -5964,7 +5973,7 @@ class Workstation(Peer):
     label   worklist label of the workitems it makes and looks for
     """
 
-    CLASSES = (UPS_PUSH, UPS_PULL, UPS_WATCH)
+    CLASSES: tuple[str, ...] = (UPS_PUSH, UPS_PULL, UPS_WATCH)
     PATIENCE = 20.0
 
     def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
@@ -6154,9 +6163,8 @@ def _event_words(ds: Any) -> str:
     """What an event says, in a line."""
     if "ProcedureStepProgressInformationSequence" in ds:
         item = ds.ProcedureStepProgressInformationSequence[0]
-        return f"{item.get('ProcedureStepProgress', '')} %, " + item.get(
-            "ProcedureStepProgressDescription", ""
-        )
+        words = item.get("ProcedureStepProgressDescription", "")
+        return f"{item.get('ProcedureStepProgress', '')} %, {words}"
     texts = ("RequestingAE", "ProcedureStepState", "InputReadinessState", "ReasonForCancellation",
              "ContactDisplayName", "ContactURI")  # fmt: skip
     codes = ("ScheduledStationNameCodeSequence", "ProcedureStepDiscontinuationReasonCodeSequence")
@@ -6527,7 +6535,8 @@ def audit_digest(before: str, line: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-class AuditChain(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AuditChain:
     """Whether the audit log is as it was written.
 
     count   its lines; digest: of the last one, by which two copies are compared
@@ -6644,14 +6653,14 @@ def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
     """How answers to a device are written, `charset` being decided already."""
     if not device:
         return AnswerStyle(charset)
-    fallback = character_set(device.fallback_character_set)
+    fallback = character_set(device.fallback_character_set) or UTF_8
     return AnswerStyle(charset, fallback, device.name_groups, device.empty_sequences)
 
 
 def written_for(device: Device | None, data: bytes, explicit: bool) -> bytes:
     """A whole stored data set as a device reads it."""
     named = device.character_set if device else ()
-    charset = character_set(named) if named else UTF_8
+    charset = (character_set(named) if named else None) or UTF_8
     return encode_whole(data, explicit, style_of(device, charset))
 
 
@@ -6661,7 +6670,7 @@ def stored_devices() -> list[Device]:
     for name, text in database.execute_sql(
         "SELECT name, settings FROM device_record ORDER BY name"
     ):
-        problems: list[str] = []
+        problems: list[Message] = []
         section = read_section(f"device {name}", DEVICE_SETTINGS, json.loads(text), problems)
         if problems:
             log.error("%s", "; ".join(problems))
@@ -6694,7 +6703,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
               another device
     """
     given = {key: text for key, text in settings.items() if text}
-    wrong: list[str] = []
+    wrong: list[Message] = []
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
     words = [Message("{key}: {value} {words}", **message.values) for message in wrong]
     if any(device.from_file and device.name == old_name for device in ctx.devices):
@@ -6709,12 +6718,12 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     for other in ctx.devices:
         taken = set(other.ae_titles) & set(section.ae_title)
         if other.name != old_name and (other.name == name or taken):
-            words = Message(
+            why = Message(
                 "{value} belongs to {name} already",
                 value=", ".join(sorted(taken)) or name,
                 name=other.name,
             )
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words, [Problem(0, words)])
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
     if record:
@@ -6728,7 +6737,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
 
 def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
     """The device that texts by key of DEVICE_SETTINGS would make; None where one is wrong."""
-    problems: list[str] = []
+    problems: list[Message] = []
     given = {key: text for key, text in settings.items() if text}
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
     return None if problems else Device.from_settings(name, section, from_file=False)
@@ -6788,7 +6797,7 @@ def profile_settings(name: str) -> dict[str, str]:
 def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once a minute."""
     try:
-        return frozenset(info[4][0] for info in socket.getaddrinfo(host, None))
+        return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
     except (OSError, UnicodeError):  # a name that is none
         return frozenset()
 
@@ -6895,7 +6904,7 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
         )
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
-        return user.id
+        return int(user.id)
     raise Refusal(Status.NOT_AUTHORIZED, Message("The name or the password is wrong"))
 
 
@@ -6955,19 +6964,19 @@ class Login(NamedTuple):
 
 def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
     """Name, role, number of open sessions, and when the last began, of each user."""
-    return database.execute_sql(
+    cursor = database.execute_sql(
         "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
         " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
         " GROUP BY u.id ORDER BY u.name",
         (ctx.stamp(),),
-    ).fetchall()
+    )
+    return list(cursor)
 
 
 def tokens_of() -> list[tuple[str, str, str, str]]:
     """Name, role, AE titles and time of making of each API token."""
-    return database.execute_sql(
-        "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
-    ).fetchall()
+    sql = "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
+    return list(database.execute_sql(sql))
 
 
 def end_sessions(ctx: Context, name: str) -> int:
@@ -6975,7 +6984,7 @@ def end_sessions(ctx: Context, name: str) -> int:
     user = User.get_or_none(User.name == name)
     if not user:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
-    count = Session.delete().where(Session.user == user).execute()
+    count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
     return count
 
@@ -23900,7 +23909,7 @@ def statement_network(config: Config) -> list[Block]:
         if s.section == "dicom"
         and s.key.startswith(("maximum_", "answer_limit")) | s.key.endswith("_timeout")
     ]
-    sets = sorted({*CharacterSet.ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
+    sets = sorted({*CHARACTER_SETS_ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
                    ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
     return [
         heading(2, "7 Network communication details"),

@@ -77,7 +77,8 @@ def audit_digest(before: str, line: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-class AuditChain(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AuditChain:
     """Whether the audit log is as it was written.
 
     count   its lines; digest: of the last one, by which two copies are compared

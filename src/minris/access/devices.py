@@ -70,14 +70,14 @@ def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
     """How answers to a device are written, `charset` being decided already."""
     if not device:
         return AnswerStyle(charset)
-    fallback = character_set(device.fallback_character_set)
+    fallback = character_set(device.fallback_character_set) or UTF_8
     return AnswerStyle(charset, fallback, device.name_groups, device.empty_sequences)
 
 
 def written_for(device: Device | None, data: bytes, explicit: bool) -> bytes:
     """A whole stored data set as a device reads it."""
     named = device.character_set if device else ()
-    charset = character_set(named) if named else UTF_8
+    charset = (character_set(named) if named else None) or UTF_8
     return encode_whole(data, explicit, style_of(device, charset))
 
 
@@ -87,7 +87,7 @@ def stored_devices() -> list[Device]:
     for name, text in database.execute_sql(
         "SELECT name, settings FROM device_record ORDER BY name"
     ):
-        problems: list[str] = []
+        problems: list[Message] = []
         section = read_section(f"device {name}", DEVICE_SETTINGS, json.loads(text), problems)
         if problems:
             log.error("%s", "; ".join(problems))
@@ -120,7 +120,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
               another device
     """
     given = {key: text for key, text in settings.items() if text}
-    wrong: list[str] = []
+    wrong: list[Message] = []
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
     words = [Message("{key}: {value} {words}", **message.values) for message in wrong]
     if any(device.from_file and device.name == old_name for device in ctx.devices):
@@ -135,12 +135,12 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     for other in ctx.devices:
         taken = set(other.ae_titles) & set(section.ae_title)
         if other.name != old_name and (other.name == name or taken):
-            words = Message(
+            why = Message(
                 "{value} belongs to {name} already",
                 value=", ".join(sorted(taken)) or name,
                 name=other.name,
             )
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, words, [Problem(0, words)])
+            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
     if record:
@@ -154,7 +154,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
 
 def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
     """The device that texts by key of DEVICE_SETTINGS would make; None where one is wrong."""
-    problems: list[str] = []
+    problems: list[Message] = []
     given = {key: text for key, text in settings.items() if text}
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
     return None if problems else Device.from_settings(name, section, from_file=False)
@@ -214,7 +214,7 @@ def profile_settings(name: str) -> dict[str, str]:
 def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once a minute."""
     try:
-        return frozenset(info[4][0] for info in socket.getaddrinfo(host, None))
+        return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
     except (OSError, UnicodeError):  # a name that is none
         return frozenset()
 

@@ -105,7 +105,7 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
         )
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
-        return user.id
+        return int(user.id)
     raise Refusal(Status.NOT_AUTHORIZED, Message("The name or the password is wrong"))
 
 
@@ -165,19 +165,19 @@ class Login(NamedTuple):
 
 def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
     """Name, role, number of open sessions, and when the last began, of each user."""
-    return database.execute_sql(
+    cursor = database.execute_sql(
         "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
         " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
         " GROUP BY u.id ORDER BY u.name",
         (ctx.stamp(),),
-    ).fetchall()
+    )
+    return list(cursor)
 
 
 def tokens_of() -> list[tuple[str, str, str, str]]:
     """Name, role, AE titles and time of making of each API token."""
-    return database.execute_sql(
-        "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
-    ).fetchall()
+    sql = "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
+    return list(database.execute_sql(sql))
 
 
 def end_sessions(ctx: Context, name: str) -> int:
@@ -185,7 +185,7 @@ def end_sessions(ctx: Context, name: str) -> int:
     user = User.get_or_none(User.name == name)
     if not user:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
-    count = Session.delete().where(Session.user == user).execute()
+    count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
     return count
 

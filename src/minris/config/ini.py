@@ -50,12 +50,12 @@ class Config:
     @property
     def backup_folder(self) -> Path:
         """Where nightly backups go, absolute."""
-        return (self.directory / self.housekeeping.backup_folder).absolute()
+        return Path(self.directory, self.housekeeping.backup_folder).absolute()
 
     @property
     def store_path(self) -> Path:
         """The file of the store, absolute."""
-        return (self.directory / self.store.url.removeprefix("sqlite:///")).absolute()
+        return Path(self.directory, self.store.url.removeprefix("sqlite:///")).absolute()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_setting(setting: Setting, text: str) -> Any:
 
 
 def read_section(
-    name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[str]
+    name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[Message]
 ) -> types.SimpleNamespace:
     """The values of one section; adds a line to `problems` for each that is wrong."""
     section, known = types.SimpleNamespace(), set()
@@ -179,7 +179,7 @@ def load_config(
     environ  variables MINRIS_SECTION_KEY that go before the file
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
-    problems: list[str] = []
+    wrong: list[Message] = []
     given = {name: dict(parser[name]) for name in parser.sections()}
     sources = {(name, key): "config.ini" for name in given for key in given[name]}
     for setting in SETTINGS:
@@ -190,15 +190,18 @@ def load_config(
     sections: dict[str, types.SimpleNamespace] = {}
     for name in dict.fromkeys(setting.section for setting in SETTINGS):
         table = [setting for setting in SETTINGS if setting.section == name]
-        sections[name] = read_section(name, table, given.pop(name, {}), problems)
+        sections[name] = read_section(name, table, given.pop(name, {}), wrong)
     devices = {}
     for name in [name for name in given if name.startswith("device ")]:
         title = name.removeprefix("device ").strip()
-        devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), problems)
-    problems.extend(f"[{name}]: there is no such section" for name in given if name)
-    problems.extend(check_devices(devices))
+        devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), wrong)
     directory = path.absolute().parent if path else Path.cwd()
-    problems.extend(check_files(sections, directory))
+    problems = [
+        *wrong,
+        *(f"[{name}]: there is no such section" for name in given if name),
+        *check_devices(devices),
+        *check_files(sections, directory),
+    ]
     if problems:
         raise ConfigError(problems)
     return Config(**sections, devices=devices, path=path, directory=directory, sources=sources)

@@ -25,7 +25,6 @@ from minris.conformance.services import (
     statement_workitems,
     statement_worklist,
 )
-from minris.dataset.text import CharacterSet
 from minris.delivery.sockets import SocketDelivery
 from minris.dicomweb.bodies import DICOM_JSON, MEDIA_TYPES
 from minris.dicomweb.parameters import LOCK_PARAMETERS
@@ -33,7 +32,7 @@ from minris.dicomweb.routes import DICOM_ROUTES
 from minris.dimse.senders import EventSender
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS, SERVICES
 from minris.mpps.linking import STEP_ATTEMPTS
-from minris.standard.character_sets import REPERTOIRES
+from minris.standard.character_sets import CHARACTER_SETS_ALONE, REPERTOIRES
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
 from minris.standard.status import OUTCOMES
 from minris.standard.uids import (
@@ -229,7 +228,7 @@ def statement_network(config: Config) -> list[Block]:
         if s.section == "dicom"
         and s.key.startswith(("maximum_", "answer_limit")) | s.key.endswith("_timeout")
     ]
-    sets = sorted({*CharacterSet.ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
+    sets = sorted({*CHARACTER_SETS_ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
                    ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
     return [
         heading(2, "7 Network communication details"),

@@ -21,7 +21,8 @@ def to_xml(value: Mapping[str, Any]) -> bytes:
     root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
     _xml_data_set(root, value)
     # a parser reads CR LF, and CR alone, as LF unless it is written as a reference (XML 1.0 2.11)
-    return ElementTree.tostring(root, "utf-8", xml_declaration=True).replace(b"\r", b"&#13;")
+    text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+    return text.replace(b"\r", b"&#13;")
 
 
 def _xml_text(text: str) -> str:

@@ -23,6 +23,7 @@ from minris.dataset.text import (
     character_set,
     decode_text,
 )
+from minris.standard.character_sets import character_set_problem
 from minris.standard.dictionary import (
     BINARY_NUMBERS,
     KNOWN_VRS,
@@ -53,7 +54,13 @@ class _Recoder:
         self.damaged: list[int] = []
 
     def elements(
-        self, pos: int, end: int, explicit: bool, charset: CharacterSet, depth: int, until: int = 0
+        self,
+        pos: int,
+        end: int,
+        explicit: bool,
+        charset: CharacterSet | None,
+        depth: int,
+        until: int = 0,
     ) -> tuple[bytes, int]:
         """The elements from pos to end, or to the delimiter `until`; and where they ended."""
         if depth > self.limits.nesting:
@@ -103,7 +110,7 @@ class _Recoder:
         length: int,
         end: int,
         explicit: bool,
-        charset: CharacterSet,
+        charset: CharacterSet | None,
         depth: int,
     ) -> tuple[bytes, int]:
         """One element in the stored form, and where the next one starts."""
@@ -136,12 +143,12 @@ class _Recoder:
         pos: int,
         end: int,
         explicit: bool,
-        charset: CharacterSet,
+        charset: CharacterSet | None,
         depth: int,
         delimited: bool = False,
     ) -> tuple[bytes, int]:
         """A sequence in the stored form: items of defined length."""
-        items = []
+        items: list[bytes] = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
             if item == SEQUENCE_END and delimited:
@@ -180,7 +187,7 @@ class _Recoder:
             self.asked = terms if any(terms) else ()
         if not any(terms):
             return outer
-        if problem := CharacterSet.problem_of(terms):
+        if problem := character_set_problem(terms):
             log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
         return character_set(terms)
 

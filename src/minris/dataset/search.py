@@ -81,6 +81,7 @@ class Search:
         self.index, self.explicit, self.path = index, explicit, path
         self.style, self.extra = style, extra
         self.tests: list[tuple[int, Test]] = []
+        self.combined: Interval | None = None
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
         self.shape: list[tuple[int, bytes, bytes | None]] = []
@@ -117,9 +118,9 @@ class Search:
         kind = attribute.cells["return"] if attribute else "3"
         if kind == "-" or (vr == b"SQ" and not self.style.empty_sequences):
             kind = "3"
-        absent = (
-            b"" if kind in ("1C", "3") else self._encode(tag, attribute.vr.encode(), b"", UTF_8)
-        )
+        absent = b""
+        if attribute and kind not in ("1C", "3"):
+            absent = self._encode(tag, attribute.vr.encode(), b"", UTF_8)
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
         if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
@@ -154,11 +155,7 @@ class Search:
         date, time_ = self.intervals.get(START_DATE), self.intervals.get(START_TIME)
         if date and time_ and date.form == time_.form and "-" in date.form:
             self.tests = [(t, test) for t, test in self.tests if t not in (START_DATE, START_TIME)]
-            self.combined: Interval | None = Interval(
-                date.low + time_.low, date.high + time_.high, date.form
-            )
-        else:
-            self.combined = None
+            self.combined = Interval(date.low + time_.low, date.high + time_.high, date.form)
 
     @property
     def status(self) -> Status:

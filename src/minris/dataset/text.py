@@ -3,18 +3,17 @@
 import contextlib
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from minris.standard.character_sets import (
     ASCII_REPERTOIRE,
-    CHARACTER_SET_NUMBER,
     CHARACTER_SETS_ALONE,
     DESIGNATIONS,
     ESCAPE_SEQUENCE,
-    REPERTOIRES,
     Repertoire,
     character_set_problem,
+    repertoires_of,
 )
 from minris.standard.dictionary import ONE_VALUE_VRS
 
@@ -28,31 +27,18 @@ class CharacterSet:
     Source  PS3.5 6.1; PS3.3 C.12.1.1.2
     """
 
-    ALONE = CHARACTER_SETS_ALONE
-    NUMBER = CHARACTER_SET_NUMBER
-
     def __init__(self, terms: tuple[str, ...] = ()) -> None:
         self.terms = terms
-        self.codec = self.ALONE.get(terms[0]) if terms else "ascii"
+        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
         self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        of_first: dict[str, Repertoire] = {}
         if not self.codec:
-            for term in terms:
-                self.sets += REPERTOIRES[self.NUMBER.fullmatch(term)[2]] if term else ()
-        self.first = self._first() if not self.codec else (ASCII_REPERTOIRE, None)
-        g1 = self.first[1]
+            self.sets += (one for term in terms for one in repertoires_of(term))
+            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
+        g1 = of_first.get("G1")
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # as the first term has them
         if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
             self.codec = g1.codec  # without extensions Python's codec does it all at once
-
-    def _first(self) -> tuple[Repertoire, Repertoire | None]:
-        """G0 and G1 as the first term has them."""
-        number = self.NUMBER.fullmatch(self.terms[0])[2] if self.terms[0] else "6"
-        found = {one.place: one for one in REPERTOIRES[number] if one.width == 1}
-        return found.get("G0", ASCII_REPERTOIRE), found.get("G1")
-
-    @staticmethod
-    def problem_of(terms: Iterable[str]) -> str:
-        """Why these terms are no legal character set, or nothing."""
-        return character_set_problem(terms)
 
     def delimiters(self, vr: bytes) -> bytes:
         """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
@@ -62,9 +48,9 @@ class CharacterSet:
         """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
         if self.codec:
             text = raw.decode(self.codec)
-            if self.codec not in self.ALONE.values() and re.search(r"[\x80-\x9f]", text):
+            if self.codec not in CHARACTER_SETS_ALONE.values() and re.search(r"[\x80-\x9f]", text):
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
-            if "\x1b" in text and self.codec not in self.ALONE.values():
+            if "\x1b" in text and self.codec not in CHARACTER_SETS_ALONE.values():
                 raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
             return text
         return self._decode_extended(raw, self.delimiters(vr))
@@ -77,7 +63,7 @@ class CharacterSet:
             if byte == 0x1B:
                 found = ESCAPE_SEQUENCE.match(raw, pos)
                 one = DESIGNATIONS.get(found[1]) if found else None
-                if not one:
+                if not (found and one):
                     raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
                 g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
                 pos = found.end()
@@ -87,7 +73,7 @@ class CharacterSet:
             if byte >= 0x80 and (byte < 0xA0 or not active):
                 raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
             piece = raw[pos : pos + width]
-            parts.append(active.decode(piece) if byte >= 0x21 else chr(byte))
+            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
             pos += width
             if width == 1 and byte in delimiters:
                 g0, g1 = self.first
@@ -156,9 +142,9 @@ def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
 
     A set that stands alone does so although others are named behind it.
     """
-    if terms and terms[0] in CharacterSet.ALONE:
+    if terms and terms[0] in CHARACTER_SETS_ALONE:
         terms = terms[:1]
-    return None if CharacterSet.problem_of(terms) else CharacterSet(terms)
+    return None if character_set_problem(terms) else CharacterSet(terms)
 
 
 ASCII = CharacterSet()

@@ -110,9 +110,9 @@ def datetime_bounds(
         raise ValueError(text)
     parts = [int(found[name]) if found[name] else None for name in "ymdHMS"]
     known = [part for part in parts if part is not None]
-    year, month, day, *clock = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
+    year, month, day, hour, minute, second = [*known, *(1, 1, 0, 0, 0)[len(known) - 1 :]]
     micro = int((found["f"] or "").ljust(6, "0"))
-    start = datetime.datetime(year, month, day, *clock[:2], min(clock[2], 59), micro)
+    start = datetime.datetime(year, month, day, hour, minute, min(second, 59), micro)
     try:
         if found["f"]:
             end = start + datetime.timedelta(microseconds=10 ** (6 - len(found["f"])) - 1)
@@ -192,6 +192,6 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
         raise key_refusal(tag, "is not a date and time or a range of them") from None
     if not (first or last):
         raise key_refusal(tag, "is not a range")
-    if not dash:
-        return Instants(first[0], first[1], zone)
+    if first and not dash:
+        return Instants(*first, zone)
     return Instants(first[0] if first else None, last[1] if last else None, zone)

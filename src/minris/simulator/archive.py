@@ -29,7 +29,7 @@ class SimulatedArchive(Peer):
     and MPPS Notification provider, and sends Instance Availability Notifications
     """
 
-    CLASSES = (VERIFICATION, INSTANCE_AVAILABILITY)
+    CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
     LEVELS = (
         ("STUDY", "StudyInstanceUID"),
         ("SERIES", "SeriesInstanceUID"),
@@ -52,7 +52,7 @@ class SimulatedArchive(Peer):
             raise SimulationError("an archive must be reached: give --listen PORT")
         ae = AE(ae_title=self.ae_title)
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax)
+            ae.add_supported_context(str(context.abstract_syntax))
         for uid in (VERIFICATION, STUDY_ROOT_FIND, MPPS, INSTANCE_AVAILABILITY):
             ae.add_supported_context(uid)
         for uid in (STORAGE_COMMITMENT, MPPS_NOTIFICATION):
@@ -127,13 +127,13 @@ class SimulatedArchive(Peer):
             wanted = [[key] if isinstance(key, str) else list(key) for key in keys]
             if all(not any(some) or uid in some for uid, some in zip(place, wanted, strict=True)):
                 found[tuple(place[:depth])].append(of_class)
-        for place, classes in found.items():
+        for names, classes in found.items():
             answer = Dataset()
             answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
                 query.QueryRetrieveLevel,
                 self.ae_title,
             )
-            for uid, (_, keyword) in zip(place, self.LEVELS, strict=False):
+            for uid, (_, keyword) in zip(names, self.LEVELS, strict=False):
                 setattr(answer, keyword, uid)
             if depth == len(self.LEVELS):
                 answer.SOPClassUID = classes[0]

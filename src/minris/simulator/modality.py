@@ -46,7 +46,7 @@ class Modality(Peer):
     ae_title, modality  what it is
     """
 
-    CLASSES = (VERIFICATION, MODALITY_WORKLIST, MPPS)
+    CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
     def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
         super().__init__(ae_title, *address)
@@ -202,10 +202,12 @@ class Scanner(Modality):
 
     def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
         from pydicom.dataset import Dataset, FileMetaDataset
+        from pydicom.uid import UID
 
         ds, meta = Dataset(), FileMetaDataset()
-        meta.TransferSyntaxUID = EXPLICIT_VR_LITTLE_ENDIAN
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CT_IMAGE_STORAGE, uid
+        meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
+        meta.MediaStorageSOPClassUID = UID(CT_IMAGE_STORAGE)
+        meta.MediaStorageSOPInstanceUID = UID(uid)
         ds.file_meta = meta
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number

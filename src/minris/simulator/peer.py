@@ -43,7 +43,8 @@ class Peer:
             # pynetdicom 3.0.4 now and then loses the answer when the connection closes behind it
             association = self.ae.associate(*self.address, ae_title=self.called)
         if association.is_rejected:
-            why = association.acceptor.primitive.reason_str
+            answer = association.acceptor.primitive
+            why = answer.reason_str if answer else "no answer"
             raise SimulationError(f"{self.ae_title} was not let in by {self.called}: {why}")
         if not association.is_established:
             host, port = self.address

@@ -34,7 +34,7 @@ class Workstation(Peer):
     label   worklist label of the workitems it makes and looks for
     """
 
-    CLASSES = (UPS_PUSH, UPS_PULL, UPS_WATCH)
+    CLASSES: tuple[str, ...] = (UPS_PUSH, UPS_PULL, UPS_WATCH)
     PATIENCE = 20.0
 
     def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
@@ -224,9 +224,8 @@ def _event_words(ds: Any) -> str:
     """What an event says, in a line."""
     if "ProcedureStepProgressInformationSequence" in ds:
         item = ds.ProcedureStepProgressInformationSequence[0]
-        return f"{item.get('ProcedureStepProgress', '')} %, " + item.get(
-            "ProcedureStepProgressDescription", ""
-        )
+        words = item.get("ProcedureStepProgressDescription", "")
+        return f"{item.get('ProcedureStepProgress', '')} %, {words}"
     texts = ("RequestingAE", "ProcedureStepState", "InputReadinessState", "ReasonForCancellation",
              "ContactDisplayName", "ContactURI")  # fmt: skip
     codes = ("ScheduledStationNameCodeSequence", "ProcedureStepDiscontinuationReasonCodeSequence")

@@ -97,6 +97,12 @@ CHARACTER_SETS_ALONE = types.MappingProxyType(
 CHARACTER_SET_NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
 
 
+def repertoires_of(term: str) -> tuple[Repertoire, ...]:
+    """The sets of a defined term with extensions, G0 first; none where the term is empty."""
+    found = CHARACTER_SET_NUMBER.fullmatch(term)
+    return REPERTOIRES[found[2]] if found else ()
+
+
 def character_set_problem(terms: Iterable[str]) -> str:
     """Why these terms are no legal Specific Character Set, or nothing (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)

@@ -151,7 +151,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
     if vr == "IS":
         return -(2**31) <= int(text) < 2**31
     if vr == "DT":
-        digits = re.match(r"\d*", text)[0]
+        digits = re.split(r"\D", text, maxsplit=1)[0]
         day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]
         hours, rest = digits[8:10], (digits[10:12], digits[12:14])
         return is_date(day) and (hours or "0") < "24" and all((one or "0") < "60" for one in rest)

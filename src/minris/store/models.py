@@ -1,5 +1,7 @@
 """The tables of the store."""
 
+from typing import Any
+
 import peewee
 
 APPLICATION_ID = 0x6D726973  # "mris"
@@ -12,6 +14,8 @@ class StoreError(Exception):
 
 class Stored(peewee.Model):
     """What all models have in common."""
+
+    id: Any  # the row, made by peewee where a model has no other key
 
     class Meta:
         database = database
@@ -101,7 +105,7 @@ class PerformedProcedureStep(Stored):
     created_at = peewee.TextField()
     updated_at = peewee.TextField()
     remark = peewee.TextField()
-    raw = peewee.BlobField(null=True)  # as received, where texts had to be recovered
+    raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
     settled = peewee.TextField(default="")  # why a person left it without an order
 
 
@@ -148,7 +152,7 @@ class QueryTrace(Stored):
     ae_title = peewee.TextField()
     address = peewee.TextField()
     keys = peewee.BlobField()
-    raw = peewee.BlobField()
+    raw = peewee.BlobField()  # type: ignore[assignment]  # a column, not the query of peewee
     count = peewee.IntegerField()
     answers = peewee.IntegerField()
     status = peewee.IntegerField()

@@ -52,7 +52,8 @@ def insert_row(model: type[Stored], **columns: Any) -> int:
     """Insert a row: its id."""
     table, places = model._meta.table_name, ", ".join("?" * len(columns))
     sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
-    return database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+    row_id: int = database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
+    return row_id
 
 
 def first_version() -> int:
@@ -90,7 +91,8 @@ def set_mark(name: str, value: str) -> None:
 
 def erase(what: str, *values: Any) -> int:
     """Delete rows, `what` being a table and a condition: how many."""
-    return database.execute_sql(f"DELETE FROM {what}", values).rowcount
+    count: int = database.execute_sql(f"DELETE FROM {what}", values).rowcount
+    return count
 
 
 def row_exists(model: type[Stored], column: str, value: str) -> bool:
@@ -151,10 +153,10 @@ def answer_slices(
             added = _answer_rows(search, model, known, missing)
             if cache:
                 cache.grown(key, added)
-        matches = [row for row in chunk if row[0] in known and known[row[0]][1] is not None]
-        answers = [known[i][1] for i, _ in matches]
+        told = [(row, known[row[0]][1]) for row in chunk if row[0] in known]
+        answers = [answer for _, answer in told if answer is not None]
         if seen:
-            seen(matches[:left])
+            seen([row for row, answer in told if answer is not None][:left])
         if not cache:
             known.clear()
         if len(answers) > left:

@@ -36,7 +36,7 @@ def _check_version(connection: sqlite3.Connection) -> int:
         raise StoreError(f"the store is of a newer minris (schema {version})")
     if version < BASELINE:
         raise StoreError(f"the store is of a minris before its first release (schema {version})")
-    return version
+    return int(version)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -16,7 +16,7 @@ from minris.store.models import StoreError, database
 class _Job(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    future: concurrent.futures.Future
+    future: concurrent.futures.Future[Any]
 
 
 class Writer:
@@ -38,9 +38,11 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any
+    ) -> concurrent.futures.Future[Any]:
         """Have a core call run and committed; its future holds the result or the exception."""
-        future: concurrent.futures.Future = concurrent.futures.Future()
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
         with self.closing:
             if self.closed:
@@ -80,9 +82,9 @@ class Writer:
                 jobs[0].future.set_exception(error)
             return
         self.commits += 1
-        for job, (result, error) in zip(jobs, outcomes, strict=True):
-            if error:
-                job.future.set_exception(error)
+        for job, (result, failure) in zip(jobs, outcomes, strict=True):
+            if failure:
+                job.future.set_exception(failure)
             else:
                 job.future.set_result(result)
         try:
