@@ -1007,7 +1007,7 @@ def what_has_happened():
         (uid, kind, as_told(data), initial, who)
         for data, uid, kind, initial, who in select(
             "SELECT e.data, e.sop_instance_uid, e.event_type, e.initial,"
-            " (SELECT group_concat(o.receiver) FROM outbox_event o WHERE o.event_id = e.id)"
+            " (SELECT group_concat(o.receiver) FROM outbox o WHERE o.event_id = e.id)"
             " FROM workitem_event e ORDER BY e.id"
         )
     ]

@@ -38,7 +38,7 @@ from test_pages import csrf_of, employ, visiting
 
 from minris.config.ini import load_config
 from minris.dataset.elements import EMPTY
-from minris.delivery.receivers import Delivery
+from minris.delivery.receivers import Delivery, Lane, due_in_lanes
 from minris.outbox import (
     RETRY_AFTER,
     Event,
@@ -312,7 +312,7 @@ def impatient(monkeypatch):
     """Half a second of silence is a failure, not ten."""
     caller = Caller
     monkeypatch.setattr("minris.dimse.archive.Caller", lambda: caller(timeout=0.5))
-    monkeypatch.setattr("minris.dimse.senders.Caller", lambda: caller(timeout=0.5))
+    monkeypatch.setattr("minris.dimse.senders.Caller", lambda timeout: caller(timeout=0.5))
     monkeypatch.setattr("minris.upper_layer.caller.Caller", lambda: caller(timeout=0.5))
 
 
@@ -343,7 +343,9 @@ def once_all_is_heard(appliance, title):
 
 def problem_of(title):
     """What the last delivery to an AE failed of; nothing where it did not."""
-    row = database.execute_sql("SELECT problem FROM receiver WHERE ae_title = ?", (title,))
+    row = database.execute_sql(
+        "SELECT problem FROM receiver WHERE lane = 'events' AND ae_title = ?", (title,)
+    )
     return (row.fetchone() or ("",))[0]
 
 
@@ -909,7 +911,7 @@ def test_a_clock_that_is_set_back_leaves_nobody_waiting(ctx, one_event):
 def test_who_has_heard_something_begins_anew_with_short_waits(ctx, one_event):
     for _ in range(4):
         note_failed(ctx, "WATCH1", "not reached")
-    note_sent(ctx, "WATCH1", [one_event.outbox_id])
+    note_sent(ctx, "WATCH1", {one_event.outbox_id: "0000"})
     assert note_failed(ctx, "WATCH1", "not reached") == RETRY_AFTER[0]
 
 
@@ -980,8 +982,8 @@ def deliver(ctx, send, *receivers):
         return function(*arguments)
 
     async def round_of_all():
-        delivery = Delivery(lambda: ctx, send, call, call)
-        await delivery.deliver_due(wait=True)
+        delivery = Delivery({"events": Lane(send)}, lambda: ctx, call, call)
+        await delivery.work(wait=True)
 
     asyncio.run(round_of_all())
 
@@ -996,7 +998,7 @@ def test_a_failure_counts_once_though_somebody_wakes_the_delivery_meanwhile(ctx)
 
         async def read(function, *arguments):
             found = function(*arguments)
-            if function is due_receivers and tries:  # the second look
+            if function is due_in_lanes and tries:  # the second look
                 looked.set()
                 await failed.wait()
             return found
@@ -1010,11 +1012,11 @@ def test_a_failure_counts_once_though_somebody_wakes_the_delivery_meanwhile(ctx)
                 await looked.wait()
             raise DeliveryError("not reached")
 
-        delivery = Delivery(lambda: ctx, send, read, write)
-        await delivery.deliver_due()
+        delivery = Delivery({"events": Lane(send)}, lambda: ctx, read, write)
+        await delivery.work()
         await asyncio.sleep(0)  # the first try begins
-        second = asyncio.create_task(delivery.deliver_due(wait=True))
-        await asyncio.wait(delivery.tasks)
+        second = asyncio.create_task(delivery.work(wait=True))
+        await asyncio.wait(delivery.tasks.values())
         failed.set()
         await second
 
@@ -1373,7 +1375,7 @@ def test_a_watcher_that_calls_is_tried_at_once(run_appliance, watcher):
     appliance = run_appliance(with_receivers("WATCH1", WATCH1=port))
     delivery = appliance.appliance.delivery
     until = time.monotonic() + 20
-    while "WATCH1" not in delivery.failing and time.monotonic() < until:
+    while ("events", "WATCH1") not in delivery.failing and time.monotonic() < until:
         time.sleep(0.05)
     far = appliance.context().stamp(seconds=1700)
     appliance.write(database.execute_sql, "UPDATE receiver SET try_at = ?", (far,))

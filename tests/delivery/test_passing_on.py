@@ -54,15 +54,15 @@ from minris.access.devices import save_device, stored_devices
 from minris.appliance.jobs import job_purge, job_workitems
 from minris.config.ini import ConfigError, Device, load_config
 from minris.dataset.elements import EMPTY
-from minris.delivery.receivers import Answered, Delivery
-from minris.dimse.senders import EventSender
+from minris.delivery.receivers import Answered, Delivery, Lane
+from minris.dimse.senders import DimseSender
 from minris.housekeeping.erasing import purge
 from minris.images.availability import notify_availability
 from minris.mpps.performed import create_mpps, set_mpps
 from minris.orders.lookup import step_known
 from minris.outbox import (
     MOST_ABORTS,
-    PASSED_ON_OUTBOX,
+    PASSED_ON_LANE,
     RETRY_AFTER,
     due_events,
     due_receivers,
@@ -81,7 +81,7 @@ from minris.standard.uids import (
     MPPS,
     MPPS_NOTIFICATION,
 )
-from minris.store.models import PassedOn, database
+from minris.store.models import Outbox, database
 from minris.store.rows import erase, fetch_rows, update_row
 from minris.upper_layer.caller import Caller
 from minris.ups.events import record_event
@@ -252,13 +252,13 @@ def answers_of(title="PACS"):
     """(operation, answer, "sent", "given up" or "waits") of all that a receiver is passed on."""
     return [
         (row.operation, row.answer, "given up" if row.given_up_at else "sent" if row.sent_at else "waits")
-        for row in fetch_rows(PassedOn, "receiver = ? ORDER BY id", title)
+        for row in fetch_rows(Outbox, "receiver = ? ORDER BY id", title)
     ]  # fmt: skip
 
 
 def waits_for(title="PACS"):
     """What a receiver has still to hear."""
-    return due_events(title, 1000, PASSED_ON_OUTBOX)
+    return due_events(title, 1000, PASSED_ON_LANE)
 
 
 def once_done(appliance, title="PACS"):
@@ -269,7 +269,9 @@ def once_done(appliance, title="PACS"):
 
 def problem_of(title="PACS"):
     """What the last call of a receiver failed of."""
-    row = database.execute_sql("SELECT problem FROM destination WHERE ae_title = ?", (title,))
+    row = database.execute_sql(
+        "SELECT problem FROM receiver WHERE lane = 'passed on' AND ae_title = ?", (title,)
+    )
     return (row.fetchone() or ("",))[0]
 
 
@@ -281,7 +283,7 @@ def once_failed(appliance, title="PACS"):
 
 def try_again(appliance, title="PACS"):
     """What a technologist does when a receiver is back."""
-    appliance.write(retry_events, appliance.context(), title, PASSED_ON_OUTBOX)
+    appliance.write(retry_events, appliance.context(), title, PASSED_ON_LANE)
     appliance.appliance.wake_delivery()
 
 
@@ -494,7 +496,7 @@ class Ring:
         path = self.folders[title] / "minris.db"
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             return connection.execute(
-                "SELECT operation, substr(answer, 1, 4) FROM passed_on ORDER BY id"
+                "SELECT operation, substr(answer, 1, 4) FROM outbox ORDER BY id"
             ).fetchall()
 
     def once_quiet(self, *counts):
@@ -740,7 +742,7 @@ def test_each_receiver_is_passed_on_what_its_settings_say(ctx):
         ("", []),
         ("mpps mpps_notification availability", [CREATE, TOLD, SET, TOLD, CREATE]),
     ):
-        erase("passed_on")
+        erase("outbox")
         erase("performed_procedure_step")
         erase("availability_notice")
         of_kinds = with_pacs(ctx, kinds)
@@ -940,7 +942,7 @@ def test_an_association_opened_anew_is_released_after_a_refusal(
     run_appliance, receiver, monkeypatch, at_once
 ):
     """It aborted the one that was kept, and is full on the next."""
-    monkeypatch.setattr(EventSender, "KEEP", 0.2)
+    monkeypatch.setattr(DimseSender, "KEEP", 0.2)
 
     def take(heard):
         if heard.operation == SET and len(archive.associations) == 1:
@@ -1165,7 +1167,7 @@ def test_what_a_person_gave_up_meanwhile_stays_given_up(ctx_with_pacs):
     ctx = ctx_with_pacs
     create_mpps(ctx, UID, stored_form(creation()))
     [message] = waits_for()
-    give_up_events(ctx, "PACS", "The archive is gone", PASSED_ON_OUTBOX)
+    give_up_events(ctx, "PACS", "The archive is gone", PASSED_ON_LANE)
     note_refused(ctx, "PACS", message.outbox_id, "0213")
     assert waits_for() == []
 
@@ -1176,11 +1178,11 @@ def test_what_is_not_taken_is_given_up_after_days(ctx_with_pacs):
     waited, hours = 0, ctx.config.housekeeping.give_up_events_hours
     while waited < hours * 3600:
         at = later(ctx, seconds=waited)
-        waited += note_failed(at, "PACS", "not reached", PASSED_ON_OUTBOX)
+        waited += note_failed(at, "PACS", "not reached", PASSED_ON_LANE)
     assert messages() == [(CREATE, UID, 0)]
     young = later(ctx, seconds=waited)
     set_mpps(young, UID, stored_form(ending()))
-    note_failed(young, "PACS", "not reached", PASSED_ON_OUTBOX)
+    note_failed(young, "PACS", "not reached", PASSED_ON_LANE)
     assert messages() == [(SET, UID, 0)]
 
 
@@ -1188,11 +1190,11 @@ def test_failures_to_pass_on_and_to_tell_of_workitems_are_counted_apart(ctx_with
     ctx = ctx_with_pacs
     create_mpps(ctx, UID, stored_form(creation()))
     record_event(ctx, "UPS State Report", UID, EMPTY, ["PACS"])
-    note_failed(ctx, "PACS", "not reached", PASSED_ON_OUTBOX)
-    assert due_receivers(ctx, PASSED_ON_OUTBOX) == []
+    note_failed(ctx, "PACS", "not reached", PASSED_ON_LANE)
+    assert due_receivers(ctx, PASSED_ON_LANE) == []
     assert due_receivers(ctx) == ["PACS"]
-    retry_events(ctx, "PACS", PASSED_ON_OUTBOX)
-    assert due_receivers(ctx, PASSED_ON_OUTBOX) == ["PACS"]
+    retry_events(ctx, "PACS", PASSED_ON_LANE)
+    assert due_receivers(ctx, PASSED_ON_LANE) == ["PACS"]
 
 
 # Kept for a while.
@@ -1203,12 +1205,12 @@ def test_what_was_passed_on_is_forgotten_and_what_waits_is_not(ctx_with_pacs):
     for uid in (UID, OTHER, THIRD):
         create_mpps(ctx, uid, stored_form(creation()))
     [first, second, _] = waits_for()
-    note_sent(ctx, "PACS", {first.outbox_id: "0000"}, PASSED_ON_OUTBOX)
-    update_row(PassedOn, second.outbox_id, given_up_at=ctx.stamp())
+    note_sent(ctx, "PACS", {first.outbox_id: "0000"}, PASSED_ON_LANE)
+    update_row(Outbox, second.outbox_id, given_up_at=ctx.stamp())
     purge(keeping(later(ctx, days=29), deliveries=30))
     assert len(answers_of()) == 3
     purge(keeping(later(ctx, days=31), deliveries=30))
-    assert [row.sop_instance_uid for row in fetch_rows(PassedOn, "1 = 1")] == [THIRD]
+    assert [row.sop_instance_uid for row in fetch_rows(Outbox, "1 = 1")] == [THIRD]
 
 
 def test_metrics_count_what_waits_to_be_passed_on(run_appliance):
@@ -1336,7 +1338,7 @@ def stuck(run_appliance):
     report(appliance, UID)
     once_failed(appliance)
     an_hour_ago = appliance.context().stamp(hours=-1)
-    sql = "UPDATE passed_on SET created_at = ?"
+    sql = "UPDATE outbox SET created_at = ?"
     appliance.write(database.execute_sql, sql, (an_hour_ago,))
     return appliance
 
@@ -1365,8 +1367,8 @@ def test_an_administrator_gives_up_with_a_reason(run_appliance, role, reason, le
 def test_why_it_was_given_up_is_kept(run_appliance):
     appliance = stuck(run_appliance)
     why = "The archive is gone"
-    appliance.write(give_up_events, appliance.context(), "PACS", why, PASSED_ON_OUTBOX)
-    rows = appliance.read(lambda: fetch_rows(PassedOn, "1 = 1"))
+    appliance.write(give_up_events, appliance.context(), "PACS", why, PASSED_ON_LANE)
+    rows = appliance.read(lambda: fetch_rows(Outbox, "1 = 1"))
     assert [row.problem for row in rows] == [why, why]
     assert "given up" in page(appliance, "/passed-on")
 
@@ -1399,7 +1401,7 @@ def deliver(ctx, send):
         return function(*arguments)
 
     async def one_round():
-        delivery = Delivery(lambda: ctx, send, call, call, PASSED_ON_OUTBOX)
-        await delivery.deliver_due(wait=True)
+        delivery = Delivery({PASSED_ON_LANE: Lane(send)}, lambda: ctx, call, call)
+        await delivery.work(wait=True)
 
     asyncio.run(one_round())

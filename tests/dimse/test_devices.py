@@ -27,12 +27,11 @@ from minris.access.users import make_user, open_session
 from minris.config.settings import DEVICE_SETTINGS
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.recode import recode
-from minris.dimse.archive import ArchiveSearch, CommitmentSender
-from minris.dimse.senders import EventSender
-from minris.images.commitment import Result
+from minris.dimse.archive import ArchiveSearch
+from minris.dimse.senders import DimseSender
 from minris.images.references import Reference
 from minris.mpps.linking import does_report
-from minris.outbox import PASSED_ON_OUTBOX, Event, due_receivers, pass_on
+from minris.outbox import PASSED_ON_LANE, Event, due_receivers, pass_on
 from minris.pages.machines.devices import settings_of
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal
@@ -272,7 +271,7 @@ def told_of_an_event(appliance):
         device = appliance.appliance.access().device("MG1")
         reached = dataclasses.replace(device, host=peers.HOST, port=server.server_address[1])
         rules = types.SimpleNamespace(device=lambda title: reached)
-        sender = EventSender(appliance.config, lambda: rules)
+        sender = DimseSender(appliance.config, lambda: rules)
         event = Event(1, "2.25.1", 1, bytes(text_elements(ProcedureStepState="SCHEDULED")))
         with contextlib.suppress(DeliveryError):
             asyncio.run(sender("MG1", [event], lambda event, answer: None))
@@ -296,17 +295,17 @@ def told_on_its_own_association(appliance):
     device = appliance.appliance.access().device("MG1")
     reached = dataclasses.replace(device, host=peers.HOST, port=peers.free_port())
     rules = types.SimpleNamespace(device=lambda title: reached)
-    sender = CommitmentSender(lambda: rules, lambda: [Open()])
-    asked = types.SimpleNamespace(requester="MG1", called="MINRIS", transaction_uid="2.25.1")
+    sender = DimseSender(appliance.config, lambda: rules, lambda: [Open()])
+    result = Event(1, "2.25.1", 2, b"", "commitment result", ours="MINRIS")
     with contextlib.suppress(DeliveryError):
-        asyncio.run(sender(asked, Result(False, b"", "")))
+        asyncio.run(sender("MG1", [result], lambda event, answer: None))
     return len(told)
 
 
 def receivers_of_a_performed_step(appliance):
     appliance.write(pass_on, appliance.context(), "mpps", "N-CREATE", "2.25.1")
     ctx = appliance.context()
-    return appliance.read(due_receivers, ctx, PASSED_ON_OUTBOX)
+    return appliance.read(due_receivers, ctx, PASSED_ON_LANE)
 
 
 def ways_it_is_told(appliance):

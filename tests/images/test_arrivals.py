@@ -76,7 +76,7 @@ from minris.orders.steps import change_step
 from minris.standard.commitment import AVAILABILITY_ATTRIBUTES
 from minris.standard.dictionary import tag_of
 from minris.standard.uids import MPPS, UPS_GLOBAL_SUBSCRIPTION, new_uid
-from minris.store.models import Commitment, PassedOn, PerformedProcedureStep, database
+from minris.store.models import Commitment, Outbox, PerformedProcedureStep, database
 from minris.store.rows import erase, fetch_rows
 from minris.ups.people import history_of
 from minris.ups.search import stored_workitem
@@ -130,7 +130,7 @@ def watch_of(ctx):
         return function(*arguments)
 
     search = ArchiveSearch(ctx.config)
-    return ArchiveWatch(lambda: ctx, search, search.count, here, here)
+    return ArchiveWatch(search, search.count, lambda: ctx, here, here)
 
 
 def look(ctx):
@@ -434,8 +434,8 @@ def watch_once(running):
     watch = running.appliance.archive_watch
 
     async def anew():
-        if watch.looking:  # it began before
-            await watch.looking
+        if watch.tasks:  # it began before
+            await asyncio.wait(watch.tasks.values())
         watch.look_at = watch.long_look_at = 0.0
         await watch.work()
 
@@ -853,7 +853,7 @@ def with_ris(ctx):
 
 def told_to_ris():
     """The notices for the RIS, as pydicom reads them."""
-    rows = fetch_rows(PassedOn, "receiver = 'RIS' ORDER BY id")
+    rows = fetch_rows(Outbox, "receiver = 'RIS' ORDER BY id")
     assert all(one.operation == "N-CREATE" for one in rows)
     return [(one.sop_instance_uid, bytes(one.data)) for one in rows]
 

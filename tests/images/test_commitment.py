@@ -51,6 +51,7 @@ from minris.dataset.dicom_xml import from_xml, to_xml
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.search import to_syntax
 from minris.delivery.archive import CommitmentDesk
+from minris.delivery.receivers import Delivery, Rounds, due_in_lanes
 from minris.dimse.archive import ArchiveSearch
 from minris.housekeeping.erasing import purge
 from minris.images.availability import notify_availability
@@ -60,8 +61,6 @@ from minris.images.commitment import (
     commitment_result,
     due_commitments,
     judged_instances,
-    note_not_told,
-    note_told,
     purge_commitments,
     recent_commitments,
     record_evidence,
@@ -71,6 +70,7 @@ from minris.images.commitment import (
 from minris.images.references import Reference, notified_instances
 from minris.interchange.whole_store import export_store
 from minris.mpps.performed import create_mpps, set_mpps
+from minris.outbox import RESULT_LANE, due_receivers
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Status
 from minris.standard.uids import (
@@ -85,7 +85,7 @@ from minris.standard.uids import (
 from minris.store.models import Commitment, database
 from minris.store.rows import erase, fetch_rows
 from minris.store.sqlite import backup_store
-from minris.upper_layer.caller import Caller
+from minris.upper_layer.caller import Caller, DeliveryError
 from minris.upper_layer.pdus import NO_DATA_SET, AcceptedContext, encode_command, message_pdus
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -315,7 +315,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr("minris.delivery.sockets.RETRY_AFTER", (0.1,))
     monkeypatch.setattr("minris.images.commitment.RETRY_AFTER", (0.1,))
     monkeypatch.setattr("minris.outbox.RETRY_AFTER", (0.1,))
-    monkeypatch.setattr(CommitmentDesk, "PAUSE", 0.05)
+    monkeypatch.setattr(Rounds, "PAUSE", 0.05)
 
 
 def settings(ct_port, archive_port, more="", commitment="missing_minutes = 0", relational="yes"):
@@ -408,6 +408,13 @@ def once(running, uid, condition, words, timeout_s=PATIENCE_S):
 def once_failed(running, uid, times=1, timeout_s=PATIENCE_S):
     """Wait until it could not be judged, or told, so many times."""
     return once(running, uid, lambda row: row.failures >= times, "it did not fail", timeout_s)
+
+
+def once_said_why(running, uid, times=1):
+    """Wait until it could not be judged so many times, and it is known why."""
+    return once(
+        running, uid, lambda row: row.failures >= times and row.problem, "it is not said why"
+    )
 
 
 def once_looked_at(running, uid):
@@ -1009,25 +1016,24 @@ def test_a_day_of_silence_then_the_clock_goes_back(noon):
     """What was put off is due again though the clock was set back by a day."""
     ask(noon, series(1))
     record_evidence(noon, request_row("2.25.900").id, NOBODY)
-    assert due_commitments(noon, "asked") == []
-    assert len(due_commitments(at(noon, days=-1), "asked")) == 1
-    assert len(due_commitments(at(noon, seconds=1), "asked")) == 1
+    assert due_commitments(noon) == []
+    assert len(due_commitments(at(noon, days=-1))) == 1
+    assert len(due_commitments(at(noon, seconds=1))) == 1
 
 
 def test_a_result_that_nobody_takes_is_given_up(noon):
     """report_hours; tried again by a person it has its time anew."""
     one = ask(noon, series(1))
     record_evidence(at(noon, hours=24), one, NOBODY)
-    told = at(noon, hours=24 + 71)
-    note_not_told(told, one, "not reached: no answer")
+    tell_results(at(noon, hours=24 + 71), problem="not reached: no answer")
     assert request_row("2.25.900").state == "judged"
-    note_not_told(at(noon, hours=24 + 72), one, "not reached: no answer")
+    tell_results(at(noon, hours=24 + 72), problem="not reached: no answer")
     assert request_row("2.25.900").state == "given up"
     again = at(noon, hours=24 + 100)
-    assert due_commitments(again, "judged") == []
+    assert due_receivers(again, RESULT_LANE) == []
     try_commitment_again(again, "2.25.900")
-    assert len(due_commitments(again, "judged")) == 1
-    note_not_told(again, one, "not reached: no answer")
+    assert due_receivers(again, RESULT_LANE) == ["CT1"]
+    assert tell_results(again, problem="not reached: no answer") == ["2.25.900"]
     assert request_row("2.25.900").state == "judged"
 
 
@@ -1043,6 +1049,32 @@ def test_a_result_that_is_not_told_is_not_dropped(noon):
     assert request_row("2.25.900").state == "judged"
 
 
+def telling(ctx, send, call):
+    """What tells results, with a sender of the test."""
+    desk = CommitmentDesk(None, lambda: ctx, call, call)
+    return Delivery(desk.lanes(send), lambda: ctx, call, call)
+
+
+def tell_results(ctx, problem=""):
+    """One round of telling results, of which one is taken or none: the UIDs that were tried."""
+    tried = []
+
+    async def send(receiver, events, heard):
+        tried.append(ElementIndex(events[0].data).get("TransactionUID"))
+        if problem:
+            raise DeliveryError(problem)
+        heard(events[0])
+
+    async def call(function, *arguments):
+        return function(*arguments)
+
+    async def play():
+        await telling(ctx, send, call).work(wait=True)
+
+    asyncio.run(play())
+    return tried
+
+
 def test_a_result_without_instances_is_no_success(noon):
     """Dropped between two looks, or damaged: nothing is called safe of which nothing is known."""
     one = ask(noon, series(1))
@@ -1055,8 +1087,9 @@ def test_evidence_that_comes_after_the_end_changes_nothing(noon):
     image = series(1)[0]
     one = ask(noon, [image])
     record_evidence(noon, one, Evidence(seen(image)))
-    note_told(noon, one)
+    assert tell_results(noon) == ["2.25.900"]
     record_evidence(noon, one, Evidence(seen(image)))
+    assert tell_results(noon) == []
     assert request_row("2.25.900").state == "told"
 
 
@@ -1068,25 +1101,26 @@ def test_a_result_is_told_once_though_the_list_of_what_is_due_is_old(noon):
     async def play():
         go = asyncio.Event()
 
-        async def tell(commitment, result):
+        async def send(receiver, events, heard):
             await go.wait()
-            told.append(commitment.transaction_uid)
+            told.append(ElementIndex(events[0].data).get("TransactionUID"))
+            heard(events[0])
 
         async def call(function, *arguments):
             return function(*arguments)
 
         async def call_late(function, *arguments):
             found_ = function(*arguments)
-            if function is due_commitments:
+            if function is due_in_lanes:
                 go.set()
-                while desk.busy:
+                while delivery.tasks:
                     await asyncio.sleep(0)
             return found_
 
-        desk = CommitmentDesk(lambda: at(noon, hours=24), None, None, tell, call, call)
-        await desk.work()
-        desk.read = call_late
-        await desk.work(wait=True)
+        delivery = telling(at(noon, hours=24), send, call)
+        await delivery.work()
+        delivery.read = call_late
+        await delivery.work(wait=True)
 
     asyncio.run(play())
     assert told == ["2.25.900"]
@@ -1759,7 +1793,7 @@ def test_a_result_of_the_web_is_told_to_nobody(box, door, modality):
     uid = new_uid()
     assert post(door, uid, flat(series(1))).status_code == 202
     answer_of(door, uid)
-    assert box.read(due_commitments, box.context(), "judged") == []
+    assert box.read(due_receivers, box.context(), RESULT_LANE) == []
     assert not modality.has_heard(uid)
 
 
@@ -2087,7 +2121,7 @@ def test_the_page_tells_the_machine_again(run_appliance, console, archive, monke
     archive.store(*images)
     put(running, uid, images)
     once_in(running, uid, "judged")
-    long_ago = "UPDATE commitment SET judged_at = '2026-07-04T12:00:00.000000Z'"
+    long_ago = "UPDATE outbox SET created_at = '2026-07-04T12:00:00.000000Z'"
     running.write(database.execute_sql, long_ago)
     once_in(running, uid, "given up")
     ct.listen()

@@ -57,6 +57,7 @@ from test_commitment import (
     once,
     once_failed,
     once_in,
+    once_said_why,
     own_archive,
     post,
     put,
@@ -68,6 +69,7 @@ from test_commitment import (
     state_in,
     status_of,
     technologist_of,
+    tell_results,
     uids,
     verdicts,
     verdicts_of,
@@ -82,15 +84,16 @@ from minris.access.context import Actor
 from minris.dataset.elements import ElementIndex
 from minris.dataset.recode import recode
 from minris.delivery.archive import CommitmentDesk
+from minris.delivery.receivers import Delivery
 from minris.dimse.senders import request_command
 from minris.images.commitment import (
     Evidence,
     commitment_result,
-    note_told,
-    open_relay,
+    pass_request_on,
     purge_commitments,
     take_commitment_report,
 )
+from minris.outbox import REQUEST_LANE
 from minris.standard.commitment import REFERENCED_SOP
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal, Status
@@ -100,7 +103,7 @@ from minris.standard.uids import (
     VERIFICATION,
     new_uid,
 )
-from minris.store.models import CommitmentInstance, CommitmentRelay, database
+from minris.store.models import CommitmentInstance, Outbox
 from minris.store.rows import fetch_rows
 from minris.upper_layer.association import Association
 from minris.upper_layer.caller import Caller, DeliveryError
@@ -267,7 +270,7 @@ def test_orthanc_stopped_commits_nothing_and_started_all(run_appliance, modality
     text = settings(modality.port, own_archive.port, commitment=BY_COMMITMENT)
     running = run_appliance(text)
     assert modality.ask(running.port, uid, images) == ACCEPTED
-    row = once_failed(running, uid, times=3)
+    row = once_said_why(running, uid, times=3)
     assert (row.state, row.problem) == ("asked", "not reached: connection refused")
     assert not modality.has_heard(uid)
     known = json.loads(own_archive.settings.read_text(encoding="utf-8"))
@@ -285,7 +288,8 @@ def an_hour_passes(path):
     """For what was passed on, in a store whose appliance is stopped."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         count = connection.execute(
-            "UPDATE commitment_relay SET asked_at = '2026-07-05T11:00:00.000000Z'"
+            "UPDATE outbox SET sent_at = '2026-07-05T11:00:00.000000Z' WHERE lane = ?",
+            (REQUEST_LANE,),
         ).rowcount
     assert count == 1
 
@@ -296,7 +300,7 @@ def once_taken(folder):
     [path] = folder.glob("*.db")
     while time.monotonic() < deadline:
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            if connection.execute("SELECT max(asked_at) FROM commitment_relay").fetchone()[0]:
+            if connection.execute("SELECT max(sent_at) FROM outbox").fetchone()[0]:
                 return
         time.sleep(0.01)
     raise TimeoutError("the archive has not taken it")
@@ -525,7 +529,7 @@ def passed_at_noon(noon):
 
     def play(images, *reports, kind=None, minutes=5, calling=AE_TITLE):
         one = ask(noon, images)
-        uid = open_relay(noon, one, AE_TITLE)
+        uid = pass_request_on(noon, one, AE_TITLE)
         late = at(noon, minutes=minutes)
         late = dataclasses.replace(late, actor=Actor(calling, peers.HOST))
         for tell in reports:
@@ -564,11 +568,12 @@ def test_what_the_archive_has_judged_meanwhile_is_not_passed_on_again(noon):
     noon.config.commitment.evidence = ("commitment",)
     images = series(1)
     one = ask(noon, images)
-    uid = open_relay(noon, one, AE_TITLE)
+    uid = pass_request_on(noon, one, AE_TITLE)
     archive_speaks = dataclasses.replace(noon, actor=Actor(AE_TITLE, peers.HOST))
     take_commitment_report(archive_speaks, uid, 1, stored_form(result(uid, images)))
-    assert open_relay(noon, one, AE_TITLE) == ""
-    assert database.execute_sql("SELECT count(*) FROM commitment_relay").fetchone() == (1,)
+    assert pass_request_on(noon, one, AE_TITLE) == ""
+    [only] = fetch_rows(Outbox, "lane = ?", REQUEST_LANE)
+    assert only.sop_instance_uid == uid
 
 
 def test_what_a_report_leaves_out_is_not_judged(passed_at_noon):
@@ -657,9 +662,9 @@ def test_what_was_passed_on_is_dropped_with_its_request(noon, passed_at_noon):
     """keep_days: nothing is left of it; a report on it is on nothing known."""
     images = series(1)
     assert passed_at_noon(images, lambda uid: result(uid, images))[0] == "judged"
-    note_told(noon, request_row("2.25.900").id)
+    assert tell_results(noon) == ["2.25.900"]
     purge_commitments(at(noon, days=91))
-    assert fetch_rows(CommitmentRelay, "1 = 1") == []
+    assert fetch_rows(Outbox, "1 = 1") == []
 
 
 # An archive that does not answer, by a clock of our own.
@@ -685,11 +690,11 @@ class Desk:
             return function(*arguments)
 
         async def play():
-            desk = CommitmentDesk(
-                lambda: at(self.ctx, **later), self._ask, self._pass_on, self._tell, call, call
-            )
+            now = at(self.ctx, **later)
+            desk = CommitmentDesk(self._ask, lambda: now, call, call)
+            delivery = Delivery(desk.lanes(self._send), lambda: now, call, call)
             await desk.work(wait=True)
-            await desk.work(wait=True)
+            await delivery.work(wait=True)
 
         asyncio.run(play())
 
@@ -705,13 +710,18 @@ class Desk:
         found = {uid: seen for uid, seen in self.found.items() if uid in asked}
         return Evidence(found, frozenset(asked - found.keys() - unchecked), unchecked)
 
-    async def _pass_on(self, archive, uid, references):
-        self.passed.append((uid, [one.sop_instance_uid for one in references]))
-        if self.problem:
-            raise DeliveryError(self.problem)
-
-    async def _tell(self, commitment, told):
-        self.told.append((commitment.transaction_uid, told.all_good))
+    async def _send(self, receiver, events, heard):
+        [event] = events
+        data = ElementIndex(event.data)
+        uid = data.get("TransactionUID")
+        if event.kind == "commitment result":
+            self.told.append((uid, event.event_type == 1))
+        else:
+            asked = [one.get("ReferencedSOPInstanceUID") for one in data.items(REFERENCED_SOP)]
+            self.passed.append((uid, asked))
+            if self.problem:
+                raise DeliveryError(self.problem)
+        heard(event)
 
 
 def seen_of(images):
@@ -922,7 +932,7 @@ def test_an_archive_that_does_not_take_it_is_asked_again(passing, modality, name
     images, uid = series(2), new_uid()
     unwilling(archive)
     put(running, uid, images)
-    row = once(running, uid, lambda row: row.failures >= 2, "it is not tried again")
+    row = once_said_why(running, uid, times=2)
     assert words in row.problem
     assert not modality.has_heard(uid)
     archive.stop()
@@ -945,7 +955,7 @@ def test_an_archive_that_takes_no_requests_is_no_evidence(run_appliance, modalit
         running = run_appliance(settings(modality.port, port, commitment=BY_COMMITMENT))
         uid = new_uid()
         put(running, uid, series(1))
-        row = once_failed(running, uid)
+        row = once_said_why(running, uid)
         assert row.problem == "the archive takes no requests for storage commitment"
         assert not modality.has_heard(uid)
     finally:
@@ -978,7 +988,7 @@ def test_an_archive_that_does_not_answer_but_reports(run_appliance, modality, co
         images, uid = series(2), new_uid()
         put(running, uid, images)
         passed, _ = archive.next()
-        assert "no answer" in once_failed(running, uid).problem
+        assert "no answer" in once_said_why(running, uid).problem
         assert not modality.has_heard(uid)
         assert report(running.port, result(passed, images)) == ACCEPTED
         assert modality.result(uid) == (1, uids(images), {})
@@ -1355,7 +1365,7 @@ def test_the_page_says_that_the_archive_is_down(passing):
     running, archive = passing
     archive.stop()
     put(running, uid := new_uid(), series(1))
-    once_failed(running, uid)
+    once_said_why(running, uid)
     assert "it failed: not reached: connection refused." in page_of(running)
 
 
@@ -1363,8 +1373,11 @@ def test_an_archive_that_is_waited_for_has_not_answered(passing):
     """Nobody has asked it since: when it answered last does not change."""
     running, archive = passing
     passed_on(passing, series(1), uid := new_uid())
-    failures = once_failed(running, uid).failures
-    last = running.appliance.commitments.archive_at
+    desk = running.appliance.commitments
+    failures = once(
+        running, uid, lambda row: row.failures and desk.archive_at, "no answer"
+    ).failures
+    last = desk.archive_at
     archive.stop()
     once(running, uid, lambda row: row.failures >= failures + 3, "it is not looked at again")
     assert running.appliance.commitments.archive_at == last
@@ -1376,7 +1389,7 @@ def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, commi
     commitment = "missing_minutes = 0\nevidence = archive, commitment"
     running = run_appliance(settings(modality.port, archive.port, commitment=commitment))
     put(running, uid, images)
-    assert once_failed(running, uid).problem == "the archive takes no queries (Study Root FIND)"
+    assert once_said_why(running, uid).problem == "the archive takes no queries (Study Root FIND)"
     assert archive.next()[1] == uids(images)
     archive.stop()
     once(running, uid, lambda row: "refused" in row.problem, "it is not asked again")

@@ -1792,7 +1792,7 @@ def test_a_subscription_is_neither_claimed_nor_canceled(call, kind, uid):
 def told_of(appliance):
     """(event type, state) of what the watcher of the workitem was to be told, in order."""
     sql = (
-        "SELECT e.event_type, e.data FROM outbox_event o JOIN workitem_event e ON e.id = o.event_id"
+        "SELECT e.event_type, e.data FROM outbox o JOIN workitem_event e ON e.id = o.event_id"
         " WHERE o.receiver = 'WATCHER' AND e.initial = 0 ORDER BY o.id"
     )
     found = appliance.read(lambda: database.execute_sql(sql).fetchall())

@@ -20,7 +20,7 @@ from minris.config.ini import ConfigError, load_config
 from minris.dataset.elements import ElementIndex, encode_element
 from minris.dataset.recode import recode
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
-from minris.delivery.receivers import Delivery
+from minris.delivery.receivers import Delivery, Lane
 from minris.dimse.services import ups_action
 from minris.housekeeping.stuck import orphans
 from minris.interchange.whole_store import export_store
@@ -141,9 +141,9 @@ def test_a_receiver_is_told_once_though_the_disk_is_too_full_to_note_it(ctx):
     async def rounds():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, how: unhandled.append(how["message"]))
-        delivery = Delivery(lambda: ctx, send, read, write)
+        delivery = Delivery({"events": Lane(send)}, lambda: ctx, read, write)
         for _ in range(5):
-            await delivery.deliver_due(wait=True)
+            await delivery.work(wait=True)
 
     asyncio.run(rounds())
     assert sent == ["2.25.60", "2.25.61"]
@@ -162,9 +162,9 @@ def test_a_delivery_on_a_full_disk_leaves_no_task_with_an_exception(ctx):
         raise peewee.OperationalError("database or disk is full")
 
     async def one_round():
-        delivery = Delivery(lambda: ctx, send, read, write)
-        await delivery.deliver_due()
-        return await asyncio.gather(*delivery.tasks, return_exceptions=True)
+        delivery = Delivery({"events": Lane(send)}, lambda: ctx, read, write)
+        await delivery.work()
+        return await asyncio.gather(*delivery.tasks.values(), return_exceptions=True)
 
     assert asyncio.run(one_round()) == [None]
 
@@ -247,7 +247,7 @@ def export(ctx):
     subscribe(ctx, lock=True)
     subscribe(ctx, UPS_FILTERED_SUBSCRIPTION, "WATCH2")
     content = json.loads(json.dumps(export_store()))
-    for table in ("subscription", "global_subscription", "outbox_event", "workitem_event"):
+    for table in ("subscription", "global_subscription", "outbox", "workitem_event"):
         database.execute_sql(f"DELETE FROM {table}")
     database.execute_sql("DELETE FROM workitem")
     return content

@@ -38,7 +38,7 @@ from minris.delivery.sockets import (
     socket_events,
     socket_start,
 )
-from minris.outbox import MOST_EVENTS
+from minris.outbox import EVENT_LANES, MOST_EVENTS
 from minris.standard.dictionary import tag_of
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION, UPS_PULL, UPS_PUSH, UPS_WATCH
 from minris.store.models import Audit, User, database
@@ -258,7 +258,7 @@ class House:
             lambda: [
                 value
                 for (value,) in database.execute_sql(
-                    f"SELECT {column} FROM outbox_event WHERE channel = 'websocket'"
+                    f"SELECT {column} FROM outbox WHERE lane = 'websocket'"
                     " AND receiver = ? ORDER BY id",
                     (title,),
                 )
@@ -665,7 +665,6 @@ def test_who_is_told_again_what_another_did_not_hear_hears_on(house, monkeypatch
 
 
 def test_what_a_socket_had_not_read_yet_is_told_to_the_one_that_stays(house, monkeypatch):
-    monkeypatch.setattr("minris.delivery.receivers.MOST_EVENTS", 3)
     monkeypatch.setattr("minris.delivery.sockets.MOST_EVENTS", 3)
     monkeypatch.setattr("minris.outbox.MOST_EVENTS", 3)
     monkeypatch.setattr(EventSocket, "MOST_UNHEARD", 6)
@@ -996,8 +995,8 @@ def test_an_ae_is_told_as_it_has_subscribed_or_as_its_settings_say(
             house.open()
             house.settled(1)
     house.create(UID)
-    ways_told = "SELECT channel FROM outbox_event WHERE receiver = ?"
-    assert channels == house.appliance.read(
+    ways_told = "SELECT lane FROM outbox WHERE receiver = ?"
+    assert {EVENT_LANES[channel] for channel in channels} == house.appliance.read(
         lambda: {one for (one,) in database.execute_sql(ways_told, (VIEWER,))}
     )
 

@@ -32,14 +32,14 @@ from minris.appliance.machine import (
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
-from minris.delivery.receivers import Delivery
+from minris.delivery.receivers import Delivery, Lane
 from minris.delivery.sockets import SocketDelivery
-from minris.dimse.archive import ArchiveSearch, CommitmentRequester, CommitmentSender
+from minris.dimse.archive import ArchiveSearch
 from minris.dimse.dispatcher import Dimse
-from minris.dimse.senders import EventSender, PassingOnSender
+from minris.dimse.senders import DimseSender
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.housekeeping.stuck import correct_stamps
-from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX
+from minris.outbox import EVENT_LANES, PASSED_ON_LANE
 from minris.pages.site import build_app
 from minris.standard.status import Message
 from minris.store.models import StoreError, User, database
@@ -120,9 +120,9 @@ class Appliance:
             self.dicom_tls_port = await self.associations.listen(
                 config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
             )
-        self._start_deliveries()
+        self._start_rounds()
         self.dimse.on_events = self._wake_delivery
-        self.dimse.on_caller = self._heard_from
+        self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
@@ -141,36 +141,24 @@ class Appliance:
         self.start_jobs()
         self.started.set()
 
-    def _start_deliveries(self) -> None:
+    def _start_rounds(self) -> None:
         """Start what calls others: each a task of its own."""
         # of its own: a hundred deliveries would keep queries waiting
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
-        self.event_sender = EventSender(self.config, self.access)
-        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
-        self.delivery_task = self.loop.create_task(self.delivery.run())
-        self.passing_on_sender = PassingOnSender(self.config, self.access)
-        self.passing_on = Delivery(
-            self.context,
-            self.passing_on_sender,
-            self.read_async,
-            self.write_async,
-            PASSED_ON_OUTBOX,
-        )
-        self.passing_on_task = self.loop.create_task(self.passing_on.run())
-        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
-        self.socket_task = self.loop.create_task(self.socket_delivery.run())
+        how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
-        self.archive_watch = ArchiveWatch(
-            self.context, search, search.count, self.read_async, self.write_async
+        self.sender = sender = DimseSender(
+            self.config, self.access, lambda: list(self.associations.associations)
         )
-        self.archive_watch.on_change = self._wake_delivery
-        self.watch_task = self.loop.create_task(self.archive_watch.run())
-        self.commitments = CommitmentDesk(
-            self.context, search, CommitmentRequester(self.config),
-            CommitmentSender(self.access, lambda: list(self.associations.associations)),
-            self.read_async, self.write_async,
-        )  # fmt: skip
-        self.commitment_task = self.loop.create_task(self.commitments.run())
+        self.commitments = CommitmentDesk(search, *how)
+        lanes = {EVENT_LANES["dimse"]: Lane(sender), PASSED_ON_LANE: Lane(sender)}
+        lanes |= self.commitments.lanes(sender)
+        self.delivery = Delivery(lanes, *how)
+        self.socket_delivery = SocketDelivery(*how)
+        self.archive_watch = ArchiveWatch(search, search.count, *how)
+        self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
+        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery)
+        self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that reads in a reader's thread."""
@@ -197,19 +185,10 @@ class Appliance:
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
-    def _heard_from(self, ae_title: str) -> None:
-        """An AE has called: it may be there again for what it could not be told."""
-        self.delivery.heard_from(ae_title)
-        self.passing_on.heard_from(ae_title)
-        self.commitments.heard_from(ae_title)
-
     def _wake_delivery(self) -> None:
         """Something may be to be told; called in the loop."""
-        self.delivery.wake()
-        self.passing_on.wake()
-        self.socket_delivery.wake()
-        self.commitments.wake()
-        self.archive_watch.wake()
+        for rounds in self.rounds:
+            rounds.wake()
 
     def wake_delivery(self) -> None:
         """Something may be to be told; called from any thread."""
@@ -228,9 +207,8 @@ class Appliance:
         for title in ctx.config.ups.restart_receivers:
             if not can_be_told(ctx, title):
                 log.warning("[ups] restart_receivers: %s is not registered with an address", title)
-        for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX):
-            database.execute_sql(f"UPDATE {outbox.receivers} SET try_at = ''")
-        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state IN ('asked', 'judged')")
+        database.execute_sql("UPDATE receiver SET try_at = ''")
+        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state = 'asked'")
         announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
         set_mark("started", ctx.stamp())
 
@@ -241,7 +219,7 @@ class Appliance:
         with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
             async with asyncio.timeout(2):
                 if await self.write_async(announce, self.context(), "GOING DOWN"):
-                    await self.delivery.deliver_due(wait=True)
+                    await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
         """Start what is done by the clock; a job that missed its time is done once."""
@@ -316,19 +294,11 @@ class Appliance:
         if self.scheduler:
             self.scheduler.shutdown(wait=False)
         await self._tell_of_going_down()
-        self.clock_task.cancel()
-        self.delivery_task.cancel()
-        self.socket_task.cancel()
-        self.commitment_task.cancel()
-        self.watch_task.cancel()
-        await self.archive_watch.close()
-        self.passing_on_task.cancel()
-        await self.commitments.close()
-        await self.delivery.close()
-        await self.passing_on.close()
-        await self.socket_delivery.close()
-        await self.event_sender.close()
-        await self.passing_on_sender.close()
+        for task in (self.clock_task, *self.tasks):
+            task.cancel()
+        for rounds in self.rounds:
+            await rounds.close()
+        await self.sender.close()
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)

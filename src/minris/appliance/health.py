@@ -12,7 +12,7 @@ import peewee
 from minris.access.context import Context, utc_now
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
-from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX
+from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
 from minris.store.models import StoreError, database
 from minris.store.sqlite import StoreLock, open_store, reading
@@ -116,12 +116,8 @@ def metrics(box: Parts) -> dict[str, float]:
             "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
             " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
         ).fetchone()
-        waiting, to_pass_on = (
-            database.execute_sql(
-                f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
-            ).fetchone()[0]
-            for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
-        )
+        waiting = count_waiting(*EVENT_LANES.values())
+        to_pass_on = count_waiting(PASSED_ON_LANE)
         workitems = database.execute_sql(
             "SELECT state, count(*) FROM workitem GROUP BY state"
         ).fetchall()

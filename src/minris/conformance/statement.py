@@ -29,7 +29,7 @@ from minris.delivery.sockets import SocketDelivery
 from minris.dicomweb.bodies import DICOM_JSON, MEDIA_TYPES
 from minris.dicomweb.parameters import LOCK_PARAMETERS
 from minris.dicomweb.routes import DICOM_ROUTES
-from minris.dimse.senders import EventSender
+from minris.dimse.senders import DimseSender
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS, SERVICES
 from minris.mpps.linking import STEP_ATTEMPTS
 from minris.standard.character_sets import CHARACTER_SETS_ALONE, REPERTOIRES
@@ -241,7 +241,7 @@ def statement_network(config: Config) -> list[Block]:
         table_block(("Limit", "Value", "Meaning"), *limits),
         *paragraphs(
             "Associations are opened for events, one for each receiver, kept for"
-            f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
+            f" {DimseSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
             f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
             " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
         ),

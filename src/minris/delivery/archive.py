@@ -1,15 +1,14 @@
-"""The archive asked: commitments judged and told, images looked for."""
+"""The archive asked: commitments judged, images looked for."""
 
 import asyncio
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from minris import log
 from minris.access.context import Context, archive_of
 from minris.config.ini import Device
-from minris.delivery.receivers import Rounds
+from minris.delivery.receivers import Lane, Rounds
 from minris.images.arrivals import (
     awaited_inputs,
     end_quiet_exams,
@@ -22,98 +21,77 @@ from minris.images.arrivals import (
 )
 from minris.images.availability import record_found
 from minris.images.commitment import (
-    commitment_result,
     due_commitments,
-    is_still,
-    note_not_told,
-    note_relay_taken,
-    note_told,
+    due_request,
+    due_result,
+    follow_requests,
+    follow_results,
+    is_open,
     open_references,
-    open_relay,
+    pass_request_on,
     record_evidence,
-    relay_waits,
-    tell_again,
+    request_state,
+    written_references,
 )
 from minris.images.references import Evidence, Reference, notified_instances
-from minris.outbox import RETRY_AFTER
+from minris.outbox import REQUEST_LANE, RESULT_LANE, RETRY_AFTER
 from minris.standard.status import Refusal
 from minris.upper_layer.caller import DeliveryError
 
-# Storage commitment: the archive is asked, and who asked us is told.
-
 
 class CommitmentDesk(Rounds):
-    """Has requests for storage commitment judged, and their results told; a few at once.
+    """Has requests for storage commitment judged, a few at once.
 
-    ask      coroutine function (archive, references) giving Evidence; raises DeliveryError
-    pass_on  coroutine function (archive, Transaction UID, references): asks the archive for its own
-             commitment; raises DeliveryError
-    tell     coroutine function (commitment, result); raises DeliveryError
-    read     runs a function in a reader's thread; `write` runs a core function in the store thread
+    ask  coroutine function (archive, references) giving Evidence; raises DeliveryError
+    how  as for Rounds
     """
 
     NAME = "storage commitment"
-    AT_ONCE = 4  # that are judged
-    TOLD_AT_ONCE = 32  # each to another requester
+    AT_ONCE = 4
 
-    def __init__(
-        self,
-        context: Callable[[], Context],
-        ask: Callable[..., Any],
-        pass_on: Callable[..., Any],
-        tell: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
-    ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
-        self.ask, self.pass_on, self.tell = ask, pass_on, tell
-        self.busy: dict[int | str, asyncio.Task] = {}  # by id, and by who is told
-        self.failing: dict[str, float] = {}  # requesters not reached, and when one last called
+    def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
+        self.ask = ask
+        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
-
-    def heard_from(self, ae_title: str) -> None:
-        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self.failing.get(ae_title, math.inf) and ae_title not in self.busy:
-            self.failing[ae_title] = loop.time() + 30
-            self.busy[ae_title] = loop.create_task(self._try_now(ae_title))
-
-    async def _try_now(self, ae_title: str) -> None:
-        try:
-            await self.write(tell_again, ae_title)
-        except Exception as error:  # a full disk: it is tried later
-            log.warning("commitments of %s: %s", ae_title, error)
-        finally:
-            del self.busy[ae_title]
-            self.wake()
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due, as far as there is room; with `wait`, until it has ended."""
-        for commitment in await self.read(due_commitments, self.context(), "judged"):
-            if sum(isinstance(key, str) for key in self.busy) < self.TOLD_AT_ONCE:
-                self._start(commitment.requester, self._tell, commitment)
-        for commitment in await self.read(due_commitments, self.context(), "asked"):
-            if sum(isinstance(key, int) for key in self.busy) < self.AT_ONCE:
-                self._start(commitment.id, self._judge, commitment)
-        if wait and self.busy:
-            await asyncio.wait(list(self.busy.values()))
+        for commitment in await self.read(due_commitments, self.context()):
+            if commitment.id not in self.tasks and len(self.tasks) < self.AT_ONCE:
+                self.start(commitment.id, self._guarded(commitment))
+        if wait and self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
 
-    def _start(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
-        if key not in self.busy:
-            task = asyncio.get_running_loop().create_task(self._guarded(key, step, commitment))
-            self.busy[key] = task
-
-    async def _guarded(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
+    async def _guarded(self, commitment: Any) -> None:
         try:
-            if await self.read(is_still, commitment):  # it may have been read long before
-                await step(commitment)
+            if await self.read(is_open, commitment):  # it may have been read long before
+                await self._judge(commitment)
         except Exception:
             log.exception("commitment %s failed", commitment.transaction_uid)
             await asyncio.sleep(RETRY_AFTER[0])
-        finally:
-            del self.busy[key]
-            self.wake()
+        self.on_change()
+
+    def lanes(self, send: Callable[..., Any]) -> dict[str, Lane]:
+        """Those of the outbox that it fills: results for requesters, requests for the archive."""
+
+        async def ask(*message: Any) -> None:
+            await self.watched(send(*message))
+
+        return {
+            RESULT_LANE: Lane(send, due_result, 1, follow_results),
+            REQUEST_LANE: Lane(ask, due_request, 1, follow_requests),
+        }
+
+    async def watched(self, asking: Awaitable[Any]) -> Any:
+        """What an archive answers; how that went is remembered. Raises DeliveryError"""
+        try:
+            answer = await asking
+        except DeliveryError as error:
+            self.archive_problem, self.archive_at = str(error), time.time()
+            raise
+        self.archive_problem, self.archive_at = "", time.time()
+        return answer
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
@@ -163,49 +141,15 @@ class CommitmentDesk(Rounds):
             known = await self.read(notified_instances, references, archive.ae_title)
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
-        if kind == "commitment" and await self.read(relay_waits, ctx, commitment.id):
-            return Evidence({})
-        try:
-            evidence = await self._ask(ctx, kind, commitment, archive, references)
-        except DeliveryError as error:
-            self.archive_problem, self.archive_at = str(error), time.time()
-            raise
-        self.archive_problem, self.archive_at = "", time.time()
-        return evidence
-
-    async def _ask(
-        self,
-        ctx: Context,
-        kind: str,
-        commitment: Any,
-        archive: Device,
-        references: list[Reference],
-    ) -> Evidence:
         if kind == "archive":
-            return await self.ask(archive, references)
-        # kept before it is sent: the report may come at once
-        uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
-        if uid:
-            await self.pass_on(archive, uid, references)
-            await self.write(note_relay_taken, ctx, uid)
+            return await self.watched(self.ask(archive, references))
+        waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
+        if not waits:
+            data = await self.read(written_references, references)
+            await self.write(pass_request_on, ctx, commitment.id, archive.ae_title, data)
+        if problem:
+            raise DeliveryError(problem)
         return Evidence({})
-
-    async def _tell(self, commitment: Any) -> None:
-        result = await self.read(commitment_result, commitment)
-        try:
-            await self.tell(commitment, result)
-        except DeliveryError as error:
-            self.failing.setdefault(commitment.requester, 0.0)
-            await self.write(note_not_told, self.context(), commitment.id, str(error))
-        else:
-            self.failing.pop(commitment.requester, None)
-            await self.write(note_told, self.context(), commitment.id)
-
-    async def close(self) -> None:
-        """Leave what is being done where it is: it is done after the next start."""
-        for task in list(self.busy.values()):
-            task.cancel()
-        await asyncio.gather(*self.busy.values(), return_exceptions=True)
 
 
 class ArchiveWatch(Rounds):
@@ -213,25 +157,18 @@ class ArchiveWatch(Rounds):
 
     ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
     count  coroutine function (archive, studies) giving their numbers of images; likewise
-    read   runs a function in a reader's thread; `write` runs a core function in the store thread
+    how    as for Rounds
     """
 
     NAME, PAUSE, CALM = "the watch over the archive", 30.0, 1.0
 
     def __init__(
-        self,
-        context: Callable[[], Context],
-        ask: Callable[..., Any],
-        count: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
+        self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
     ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
+        super().__init__(*how)
         self.ask, self.count = ask, count
         self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
-        self.looking: asyncio.Task | None = None
 
     async def work(self, wait: bool = True) -> None:
         """Look once: in the archive if it is time, then at what follows in the store.
@@ -240,17 +177,11 @@ class ArchiveWatch(Rounds):
         """
         ctx, loop = self.context(), asyncio.get_running_loop()
         minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
-        if (
-            minutes
-            and archive
-            and archive.host
-            and loop.time() >= self.look_at
-            and not self.looking
-        ):
+        if minutes and archive and archive.host and loop.time() >= self.look_at and not self.tasks:
             self.look_at = loop.time() + minutes * 60
-            self.looking = loop.create_task(self._look(ctx, archive))
-        if wait and self.looking:
-            await self.looking
+            self.start("look", self._look(ctx, archive))
+        if wait and self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
         if await self.read(quiet_studies, ctx):
             await self.write(end_quiet_exams, ctx)
         for uid in await self.read(ready_workitems):
@@ -269,15 +200,7 @@ class ArchiveWatch(Rounds):
         except Exception:
             log.exception("the look into the archive failed")
         finally:
-            self.looking = None
             self.on_change()
-            self.wake()
-
-    async def close(self) -> None:
-        """Look no longer."""
-        if self.looking:
-            self.looking.cancel()
-            await asyncio.gather(self.looking, return_exceptions=True)
 
     async def look(self, ctx: Context, archive: Device) -> None:
         """Ask the archive for what has not come yet. Raises DeliveryError"""

@@ -1,21 +1,20 @@
-"""An outbox emptied, whenever woken: each receiver in its own order, none waiting for another."""
+"""The outbox emptied, whenever woken: each receiver in its own order, none waiting for another."""
 
 import asyncio
 import collections
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context
 from minris.outbox import (
-    EVENTS_OUTBOX,
     MOST_EVENTS,
     MOST_REFUSALS,
     RETRY_AFTER,
     Event,
-    Outbox,
     due_events,
     due_receivers,
     note_failed,
@@ -32,12 +31,17 @@ class Rounds:
     NAME   for the log, where a round fails
     PAUSE  seconds until the next round, where nobody wakes it
     CALM   seconds between two rounds, while much is written
+    read   runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
     NAME, PAUSE, CALM = "", 5.0, 0.01
 
-    def __init__(self) -> None:
+    def __init__(
+        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
+    ) -> None:
+        self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
+        self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
@@ -46,6 +50,16 @@ class Rounds:
     async def work(self, wait: bool = False) -> None:
         """Begin what is due; with `wait`, until it has ended."""
         raise NotImplementedError
+
+    def start(self, key: Any, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a task, and wake once it has ended."""
+        self.tasks[key] = task = asyncio.get_running_loop().create_task(work)
+
+        def ended(_: asyncio.Task) -> None:
+            self.tasks.pop(key, None)
+            self.wake()
+
+        task.add_done_callback(ended)
 
     async def run(self) -> None:
         """One round after the other, until it is cancelled."""
@@ -60,136 +74,150 @@ class Rounds:
                 log.exception("%s failed", self.NAME)
             await asyncio.sleep(self.CALM)
 
+    async def close(self) -> None:
+        """Leave what is being done where it is: it is done after the next start."""
+        for task in list(self.tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+class Answered(DeliveryError):
+    """A receiver has answered a message with a failure, or ended the association in its middle.
+
+    answer  status and comment, or what happened; most: after so many the message is given up
+    problem  what is said of the receiver
+    """
+
+    def __init__(
+        self, outbox_id: int, answer: str, most: int = MOST_REFUSALS, problem: str = ""
+    ) -> None:
+        super().__init__(problem or f"it answers {answer[:4]}")
+        self.outbox_id, self.answer, self.most = outbox_id, answer, most
+
+
+class Lane(NamedTuple):
+    """How what is in a lane of the outbox is sent, and what follows of it.
+
+    send    coroutine function (receiver, events, heard): calls heard(event, answer) for each event
+            that was taken; raises DeliveryError
+    due     gives what a receiver is to be told next, `most` at once; else as it is in the outbox
+    follow  core function (ctx, receiver, problem), called where it is noted that the receiver has
+            heard, or of what it failed
+    """
+
+    send: Callable[..., Any]
+    due: Callable[[str], list[Event]] | None = None
+    most: int = MOST_EVENTS
+    follow: Callable[[Context, str, str], None] = lambda ctx, receiver, problem: None
+
+
+Key = tuple[str, str]  # a lane and a receiver
+
+
+def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Key]:
+    """The lanes with the receivers that have something to hear in them, and are to be tried now."""
+    return [(name, receiver) for name in lanes for receiver in due_receivers(ctx, name)]
+
 
 class Delivery(Rounds):
-    """Tells receivers what happened: each in its own order, none waiting for another.
+    """Tells receivers what is in the outbox: each in its own order, none waiting for another.
 
-    send     coroutine function (receiver, events, heard): calls heard(event, answer) for each event
-             that was taken; raises DeliveryError
-    read     runs a function in a reader's thread; `write` runs a core function in the store thread
+    how  as for Rounds
     """
 
     NAME = "delivery"
 
-    def __init__(
-        self,
-        context: Callable[[], Context],
-        send: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
-        outbox: Outbox = EVENTS_OUTBOX,
-    ) -> None:
-        super().__init__()
-        self.context, self.send, self.read, self.write = context, send, read, write
-        self.outbox = outbox
-        self.busy: set[str] = set()
+    def __init__(self, lanes: Mapping[str, Lane], *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
+        self.lanes = lanes
         # heard and not written down yet: the answers by id in the outbox
-        self.unnoted: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[str, float] = {}  # receivers not reached, and when one was last heard of
-        self.tasks: set[asyncio.Task] = set()
+        self.unnoted: dict[Key, dict[int, str]] = collections.defaultdict(dict)
+        self.not_before: dict[Key, float] = {}  # while the store takes no note of a failure
+        self.failing: dict[Key, float] = {}  # receivers not reached, and when one was last heard of
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
-        if ae_title not in self.failing:
-            return
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self.failing[ae_title]:
-            self.failing[ae_title] = loop.time() + 30
-            task = loop.create_task(self._try_now(ae_title))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+        now = asyncio.get_running_loop().time()
+        for name in self.lanes:
+            if now >= self.failing.get((name, ae_title), math.inf):
+                self.failing[name, ae_title] = now + 30
+                self.start(("called", name, ae_title), self._try_now(name, ae_title))
 
-    async def _try_now(self, ae_title: str) -> None:
+    async def _try_now(self, name: str, ae_title: str) -> None:
         with contextlib.suppress(Exception):  # a full disk: it is tried later
-            await self.write(try_again, ae_title, self.outbox)
-        self.wake()
+            await self.write(try_again, ae_title, name)
 
-    async def deliver_due(self, wait: bool = False) -> None:
-        """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
-        busy = set(self.busy)  # what fails while we look is not due any more
-        loop = asyncio.get_running_loop()
-        for receiver in await self.read(due_receivers, self.context(), self.outbox):
-            paused = loop.time() < self.not_before.get(receiver, 0.0)
-            if receiver not in self.busy | busy and not paused:
-                self.busy.add(receiver)
-                task = loop.create_task(self._deliver(receiver))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
-        if wait and self.tasks:
-            await asyncio.wait(self.tasks)
+    async def work(self, wait: bool = False, only: Collection[str] = ()) -> None:
+        """Start the delivery to every receiver that is due; with `wait`, until all have ended.
 
-    work = deliver_due
+        only  in these lanes
+        """
+        busy = set(self.tasks)  # what fails while we look is not due any more
+        names, loop = only or self.lanes, asyncio.get_running_loop()
+        for key in await self.read(due_in_lanes, self.context(), names):
+            paused = loop.time() < self.not_before.get(key, 0.0)
+            if key not in self.tasks.keys() | busy and not paused:
+                self.start(key, self._deliver(*key))
+        begun = [task for key, task in self.tasks.items() if key[0] in names]
+        if wait and begun:
+            await asyncio.wait(begun)
 
-    async def _deliver(self, receiver: str) -> None:
-        """Tell one receiver all that is due to it."""
+    async def _deliver(self, name: str, receiver: str) -> None:
+        """Tell one receiver all that is due to it in a lane."""
+        key, lane = (name, receiver), self.lanes[name]
+        due = lane.due or functools.partial(due_events, most=lane.most, lane=name)
         try:
-            await self._note(receiver)
-            due = due_events, receiver, MOST_EVENTS, self.outbox
-            events = await self.read(*due)
+            await self._note(key)
+            events = await self.read(due, receiver)
             while events:
-                await self._send(receiver, events)
-                more = len(events) == MOST_EVENTS  # else wake() sees what came meanwhile
-                events = await self.read(*due) if more else []
+                try:
+                    await lane.send(receiver, events, functools.partial(self._heard, key))
+                finally:
+                    await self._note(key)
+                more = len(events) == lane.most  # else waking sees what came meanwhile
+                events = await self.read(due, receiver) if more else []
         except Answered as error:
-            noted = error.outbox_id, error.answer, error.most
-            await self._failed(receiver, str(error), note_refused, *noted)
+            refused = error.outbox_id, error.answer, error.most
+            await self._failed(key, str(error), note_refused, *refused)
         except DeliveryError as error:
-            await self._failed(receiver, str(error))
+            await self._failed(key, str(error), note_failed, str(error))
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
-            await self._failed(receiver, f"internal error: {error}")
-        finally:
-            self.busy.discard(receiver)
-        self.wake()  # for what was written while it was busy
+            problem = f"internal error: {error}"
+            await self._failed(key, problem, note_failed, problem)
 
-    async def _send(self, receiver: str, events: list[Event]) -> None:
-        try:
-            await self.send(receiver, events, functools.partial(self._heard, receiver))
-        finally:
-            await self._note(receiver)
+    def _heard(self, key: Key, event: Event, answer: str = "") -> None:
+        self.unnoted[key][event.outbox_id] = answer
 
-    def _heard(self, receiver: str, event: Event, answer: str = "") -> None:
-        self.unnoted[receiver][event.outbox_id] = answer
-
-    async def _note(self, receiver: str) -> None:
+    async def _note(self, key: Key) -> None:
         """Write down what a receiver has heard."""
-        if heard := self.unnoted.get(receiver):
-            await self.write(note_sent, self.context(), receiver, dict(heard), self.outbox)
-            del self.unnoted[receiver]
-            self.failing.pop(receiver, None)
+        name, receiver = key
+
+        def note(ctx: Context) -> None:
+            note_sent(ctx, receiver, heard, name)
+            self.lanes[name].follow(ctx, receiver, "")
+
+        if heard := dict(self.unnoted.get(key, {})):
+            await self.write(note, self.context())
+            del self.unnoted[key]
+            self.failing.pop(key, None)
 
     async def _failed(
-        self,
-        receiver: str,
-        problem: str,
-        note: Callable[..., int] = note_failed,
-        *arguments: Any,
+        self, key: Key, problem: str, note: Callable[..., int], *arguments: Any
     ) -> None:
-        self.failing.setdefault(receiver, 0.0)
-        arguments = arguments or (problem, self.outbox)
+        """Write down that a receiver was not told, by note_failed or note_refused."""
+        name, receiver = key
+        self.failing.setdefault(key, 0.0)
+
+        def note_it(ctx: Context) -> int:
+            wait = note(ctx, receiver, *arguments, lane=name)
+            self.lanes[name].follow(ctx, receiver, problem)
+            return wait
+
         try:
-            wait = await self.write(note, self.context(), receiver, *arguments)
+            wait = await self.write(note_it, self.context())
         except Exception as error:  # a full disk: nothing is told again before it can be noted
             wait = RETRY_AFTER[2]
-            self.not_before[receiver] = asyncio.get_running_loop().time() + wait
+            self.not_before[key] = asyncio.get_running_loop().time() + wait
             problem = f"{problem}; {error}"
-        what = "events" if self.outbox is EVENTS_OUTBOX else "what is passed on"
-        log.warning("%s for %s: %s; again in %d s", what, receiver, problem, wait)
-
-    async def close(self) -> None:
-        """Leave what is being told where it is: it is told again after the next start."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-class Answered(DeliveryError):
-    """A receiver has answered a message with a failure that may pass, or ended the association.
-
-    answer  status and comment, or what happened; most: after so many the message is given up
-    """
-
-    def __init__(self, outbox_id: int, answer: str, most: int) -> None:
-        super().__init__(f"it answers {answer[:4]}" if most == MOST_REFUSALS else answer)
-        self.outbox_id, self.answer, self.most = outbox_id, answer, most
+        log.warning("delivery to %s, %s: %s; again in %d s", receiver, name, problem, wait)

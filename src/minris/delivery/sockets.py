@@ -11,7 +11,7 @@ from typing import Any
 from minris import log
 from minris.access.context import Context, audit
 from minris.delivery.receivers import Rounds
-from minris.outbox import MOST_EVENTS, RETRY_AFTER, Event
+from minris.outbox import MOST_EVENTS, RETRY_AFTER, WAITING, Event
 from minris.store.models import database
 from minris.store.rows import erase, insert_rows
 from minris.ups.events import enter_channel
@@ -24,19 +24,18 @@ def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
 
     alone  no other socket of the AE is open: what came while there was none is told first
     """
-    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     (oldest,) = database.execute_sql(
-        "SELECT min(id) FROM outbox_event WHERE channel = 'websocket' AND receiver = ?"
-        " AND sent_at = '' AND given_up_at = ''",
+        f"SELECT min(id) FROM outbox WHERE lane = 'websocket' AND receiver = ? AND {WAITING}",
         (ae_title,),
     ).fetchone()
     return (oldest - 1 if alone and oldest else newest), newest
 
 
 _SOCKET_EVENTS = (
-    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox o"
     " JOIN workitem_event e ON e.id = o.event_id"
-    " WHERE o.channel = 'websocket' AND o.given_up_at = '' AND o.id > ?"
+    " WHERE o.lane = 'websocket' AND o.given_up_at = '' AND o.id > ?"
 )
 
 
@@ -49,7 +48,7 @@ def socket_events(ae_title: str, after: int) -> list[Event]:
 
 def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
     """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
-    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     cursor = database.execute_sql(
         f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
     )
@@ -69,13 +68,13 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
     """Outbox rows by AE title that have been heard by WebSocket."""
     now = ctx.stamp()
     database.connection().executemany(
-        "UPDATE outbox_event SET sent_at = ? WHERE id = ? AND sent_at = '' AND given_up_at = ''",
+        f"UPDATE outbox SET sent_at = ? WHERE id = ? AND {WAITING}",
         [(now, outbox_id) for ids in heard.values() for outbox_id in ids],
     )
     insert_rows(
-        "receiver (ae_title, heard_at) VALUES"
-        " ON CONFLICT (ae_title) DO UPDATE SET heard_at = excluded.heard_at",
-        [(ae_title, now) for ae_title in heard],
+        "receiver (lane, ae_title, heard_at) VALUES"
+        " ON CONFLICT (lane, ae_title) DO UPDATE SET heard_at = excluded.heard_at",
+        [("events", ae_title, now) for ae_title in heard],
     )
 
 
@@ -85,9 +84,8 @@ def give_up_unfetched(ctx: Context) -> int:
     An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
     """
     cursor = database.execute_sql(
-        "UPDATE outbox_event SET given_up_at = ?, problem = 'no WebSocket was opened'"
-        " WHERE channel = 'websocket' AND sent_at = '' AND given_up_at = '' AND created_at < ?"
-        " RETURNING receiver",
+        "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        f" WHERE lane = 'websocket' AND {WAITING} AND created_at < ? RETURNING receiver",
         (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
     )
     given_up = collections.Counter(receiver for (receiver,) in cursor)
@@ -107,17 +105,12 @@ class SocketDelivery(Rounds):
     An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
     ae_title, position and began (the outbox rows it was last told, and begins after), unheard
     (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
-
-    read  runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
     KEEP_ALIVE = 20.0  # seconds between two pings
 
-    def __init__(
-        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
-    ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
+    def __init__(self, *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
         self.sockets: dict[str, set[Any]] = {}
         self.seen = 0  # the newest outbox row that has been looked at
         self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task

@@ -1,39 +1,20 @@
-"""The archive asked for instances and for its commitment; results told (PS3.4 C, J)."""
+"""The archive asked for instances (PS3.4 C)."""
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator
 
-from minris import log
-from minris.access.devices import AccessRules, written_for
 from minris.config.ini import Config, Device
-from minris.dataset.elements import (
-    ElementIndex,
-    Malformed,
-    encode_text,
-    encoded,
-    sequence_elements,
-    text_elements,
-)
+from minris.dataset.elements import ElementIndex, Malformed, encode_text, encoded
 from minris.dataset.recode import recode
 from minris.dataset.search import to_syntax
 from minris.dataset.text import UTF_8
-from minris.dimse.senders import (
-    PASSING_FAILURES,
-    address_of,
-    open_as_scp,
-    request_command,
-    send_request,
-)
-from minris.images.commitment import Result
+from minris.dimse.senders import address_of
 from minris.images.references import Evidence, Reference
-from minris.standard.commitment import COMMITMENT_EVENTS, RETRIEVABLE
+from minris.standard.commitment import RETRIEVABLE
 from minris.standard.dictionary import tag_of
-from minris.standard.status import Status
-from minris.standard.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, STUDY_ROOT_FIND
-from minris.upper_layer.association import Association
+from minris.standard.uids import STUDY_ROOT_FIND
 from minris.upper_layer.caller import Caller, DeliveryError
 
 
@@ -156,104 +137,3 @@ class ArchiveSearch:
             return await asyncio.to_thread(decode)  # thousands would hold up the loop
         except Malformed as error:
             raise DeliveryError(f"its answer cannot be read: {error}") from None
-
-
-class CommitmentRequester:
-    """Passes a request for storage commitment on to the archive, as SCU (PS3.4 J.3.2)."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    async def __call__(self, archive: Device, uid: str, references: list[Reference]) -> None:
-        """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
-        address = address_of(archive, archive.ae_title)
-        items = [
-            text_elements(ReferencedSOPClassUID=one.sop_class_uid,
-                          ReferencedSOPInstanceUID=one.sop_instance_uid)
-            for one in references
-        ]  # fmt: skip
-        sequence = sequence_elements(ReferencedSOPSequence=items)
-        data = bytes(text_elements(TransactionUID=uid).merged(sequence))
-        caller, ours = Caller(30.0), self.config.dicom.ae_title
-        await caller.open(address, ours, archive.ae_title, ((STORAGE_COMMITMENT, None),))
-        try:
-            context = caller.accepted.contexts.get(STORAGE_COMMITMENT)
-            if not context:
-                raise DeliveryError("the archive takes no requests for storage commitment")
-            fields = await send_request(
-                caller, context, archive, data, "N-ACTION", STORAGE_COMMITMENT,
-                STORAGE_COMMITMENT_INSTANCE, MessageID=1, ActionTypeID=1,
-            )  # fmt: skip
-            if (status := fields["Status"]) != Status.SUCCESS:
-                words = f"the archive answers {status:04X} to our request for commitment"
-                raise DeliveryError(words)
-        finally:
-            await caller.release()
-
-
-class CommitmentSender:
-    """Tells the result of a storage commitment by N-EVENT-REPORT, as SCP (PS3.4 J.3.3).
-
-    associations  gives those that are open to us
-    """
-
-    def __init__(
-        self, access: Callable[[], AccessRules], associations: Callable[[], Iterable[Association]]
-    ) -> None:
-        self.access, self.associations = access, associations
-
-    async def __call__(self, commitment: Any, result: Result) -> None:
-        """On an association of ours, from the AE title that was called. Raises DeliveryError
-
-        On the requester's own one first, where its device wants that
-        """
-        device = self.access().device(commitment.requester)
-        address_of(device, commitment.requester)
-        told = text_elements(
-            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
-        )
-        data = bytes(ElementIndex(result.data).merged(told))
-        if device.report_on_same_association and await self._on_same(
-            commitment, device, data, result
-        ):
-            return
-        ours, theirs = commitment.called, commitment.requester
-        caller = await open_as_scp(device, ours, theirs, STORAGE_COMMITMENT, "storage commitment")
-        try:
-            fields = await send_request(
-                caller,
-                caller.accepted.contexts[STORAGE_COMMITMENT],
-                device,
-                data,
-                "N-EVENT-REPORT",
-                STORAGE_COMMITMENT,
-                STORAGE_COMMITMENT_INSTANCE,
-                MessageID=1,
-                EventTypeID=COMMITMENT_EVENTS[result.all_good],
-            )
-            status = fields["Status"]
-            if status in PASSING_FAILURES:
-                raise DeliveryError(f"it answers {status:04X}")
-            if status != Status.SUCCESS:  # it has heard, and knows nothing of it
-                log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
-        finally:
-            await caller.release()
-
-    async def _on_same(self, commitment: Any, device: Device, data: bytes, result: Result) -> bool:
-        """Whether the requester took it on an association that it has open (PS3.4 J.3.3.1.2)."""
-        for association in self.associations():
-            peer = association.peer
-            if not peer or (peer.calling, peer.called) != (commitment.requester, commitment.called):
-                continue
-            of_class = [context for context in peer.contexts.values()
-                        if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
-            if not of_class or STORAGE_COMMITMENT in peer.of_providers:
-                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
-            written = written_for(device, data, of_class[0].explicit)
-            command = request_command(
-                "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
-                MessageID=Association.ASKED_ID, EventTypeID=COMMITMENT_EVENTS[result.all_good],
-            )  # fmt: skip
-            status = await association.ask(of_class[0], command, written)
-            return status is not None and status not in PASSING_FAILURES
-        return False

@@ -1,8 +1,9 @@
-"""Requests of ours: events and what is passed on (PS3.4 CC.2.4, F.9)."""
+"""Requests of ours: what is in the outbox, sent by DIMSE (PS3.4 CC.2.4, F.9, J.3)."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pydicom.uid import UID
 
@@ -10,10 +11,19 @@ from minris import log
 from minris.access.devices import AccessRules, written_for
 from minris.config.ini import Config, Device
 from minris.delivery.receivers import Answered
-from minris.outbox import MOST_ABORTS, MOST_REFUSALS, Event
+from minris.outbox import (
+    EVENT_LANES,
+    MOST_ABORTS,
+    MOST_REFUSALS,
+    PASSED_ON_LANE,
+    REQUEST_LANE,
+    RESULT_LANE,
+    Event,
+)
 from minris.standard.mpps import MAY_NO_LONGER_BE_UPDATED
 from minris.standard.status import Status
-from minris.standard.uids import PASSED_ON, UPS_EVENT, UPS_PUSH
+from minris.standard.uids import PASSED_ON, STORAGE_COMMITMENT, UPS_EVENT, UPS_PUSH
+from minris.upper_layer.association import Association
 from minris.upper_layer.caller import Caller, DeliveryError
 from minris.upper_layer.pdus import NO_DATA_SET, AcceptedContext, encode_command
 
@@ -25,32 +35,13 @@ def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
     return device.host, device.port
 
 
-def takes_from_us(caller: Caller, device: Device, sop_class: str, as_scp: bool) -> bool:
-    """Whether a device has accepted a SOP class, and us in the role that it has there."""
-    _, scp = caller.accepted.roles.get(sop_class, (False, False))
-    accepted = sop_class in caller.accepted.contexts
-    return accepted and (scp or not as_scp or device.events_without_role)
-
-
-async def open_as_scp(device: Device, ours: str, theirs: str, sop_class: str, words: str) -> Caller:
-    """An association to a device on which we report as SCP (PS3.7 D.3.3.4). Raises DeliveryError
-
-    ours, theirs  calling and called AE title; words: what the class is called where it is refused
-    """
-    caller = Caller()
-    await caller.open((device.host, device.port), ours, theirs, ((sop_class, (False, True)),))
-    if takes_from_us(caller, device, sop_class, True):
-        return caller
-    await caller.release()
-    raise DeliveryError(f"it does not take {words} with us as SCP")
-
-
-# PS3.7 10.3: Command Field of a request, and whether it names a class and instance as requested.
+# PS3.7 10.3: Command Field of a request, whether it names a class and instance as requested, and
+# what says which event or action it is.
 REQUESTS = {
-    "N-EVENT-REPORT": (0x0100, "Affected"),
-    "N-SET": (0x0120, "Requested"),
-    "N-ACTION": (0x0130, "Requested"),
-    "N-CREATE": (0x0140, "Affected"),
+    "N-EVENT-REPORT": (0x0100, "Affected", "EventTypeID"),
+    "N-SET": (0x0120, "Requested", ""),
+    "N-ACTION": (0x0130, "Requested", "ActionTypeID"),
+    "N-CREATE": (0x0140, "Affected", ""),
 }
 
 
@@ -58,7 +49,7 @@ def request_command(
     operation: str, sop_class: str, uid: str, has_data: bool, **fields: Any
 ) -> bytes:
     """The command set of a request of ours (PS3.7 10.3)."""
-    number, named = REQUESTS[operation]
+    number, named, _ = REQUESTS[operation]
     fields[f"{named}SOPClassUID"], fields[f"{named}SOPInstanceUID"] = sop_class, uid
     kind = 1 if has_data else NO_DATA_SET
     return encode_command(CommandField=number, CommandDataSetType=kind, **fields)
@@ -88,34 +79,104 @@ def answer_words(fields: Mapping[str, Any]) -> str:
     return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
-class EventSender:
-    """Sends N-EVENT-REPORT on associations of our own, as SCP (PS3.4 CC.2.4, PS3.7 D.3.3.4).
+# Failures that may pass: whoever answers them is sent the same again.
+PASSING_FAILURES = frozenset(
+    {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
+)
 
-    An association stays open for a while, for what follows in a burst.
+
+class Kind(NamedTuple):
+    """How a kind of the outbox is sent by DIMSE, and what an answer means.
+
+    lane      that it is in; those of a lane share an association
+    proposed  SOP class of the context; named: that of the command
+    as_scp    whether we are its SCP (PS3.7 D.3.3.4)
+    refused   what is said where the receiver does not take it
+    passing, failure, aborts
+              after how many failures that may pass, other failures, and ends of the association in
+              its middle it is given up; 0: that answer is as good as any, and an end is one of the
+              receiver and not of the message
+    """
+
+    lane: str
+    proposed: str
+    named: str
+    as_scp: bool
+    refused: str
+    passing: int
+    failure: int = 0
+    aborts: int = 0
+
+
+KINDS = {
+    # PS3.4 CC.2.4.4: a status is of no effect here
+    "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
+                  "it does not take the UPS Event SOP class with us as SCP", 0),
+    **{
+        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, f"it does not take {UID(uid).name}",
+                   MOST_REFUSALS, aborts=MOST_ABORTS)
+        for kind, (uid, as_scp) in PASSED_ON.items()
+    },
+    # PS3.4 J.3.3: with another failure it has heard, and knows nothing of it
+    "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
+                              "it does not take storage commitment with us as SCP", sys.maxsize),
+    # then it is asked anew, under another Transaction UID
+    "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
+                               "the archive takes no requests for storage commitment", 1, 1),
+}  # fmt: skip
+
+
+def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
+    """Whether a device has accepted a kind, and us in the role that we have there."""
+    _, scp = caller.accepted.roles.get(kind.proposed, (False, False))
+    accepted = kind.proposed in caller.accepted.contexts
+    return accepted and (scp or not kind.as_scp or device.events_without_role)
+
+
+class DimseSender:
+    """Sends what is in the outbox, on associations of our own that propose what a receiver takes.
+
+    One of events, or of what is passed on, stays open for a while, for a burst. A result of storage
+    commitment goes to the requester's own first, where its device wants that.
+
+    associations  gives those that are open to us
     """
 
     KEEP = 3.0  # seconds
+    KEPT = (EVENT_LANES["dimse"], PASSED_ON_LANE)
 
-    def __init__(self, config: Config, access: Callable[[], AccessRules]) -> None:
-        self.config, self.access = config, access
-        self.kept: dict[str, Caller] = {}
-        self.timers: dict[str, asyncio.TimerHandle] = {}
+    def __init__(
+        self,
+        config: Config,
+        access: Callable[[], AccessRules],
+        associations: Callable[[], Iterable[Association]] = tuple,
+    ) -> None:
+        self.config, self.access, self.associations = config, access, associations
+        self.kept: dict[tuple[str, ...], Caller] = {}  # by lane, our AE title and the receiver's
+        self.timers: dict[tuple[str, ...], asyncio.TimerHandle] = {}
         self.tasks: set[asyncio.Task] = set()
 
     async def __call__(
         self, receiver: str, events: list[Event], heard: Callable[[Event, str], None]
     ) -> None:
-        """Tell one receiver events in order. Raises DeliveryError."""
+        """Tell one receiver events of one lane in order. Raises DeliveryError"""
         device = self.access().device(receiver)
         address_of(device, receiver)
-        caller = self.kept.pop(receiver, None)
-        if timer := self.timers.pop(receiver, None):
+        first = events[0]
+        if first.kind == "commitment result" and await self._told_on_theirs(
+            device, receiver, first
+        ):
+            heard(first, "")
+            return
+        key = KINDS[first.kind].lane, first.ours or self.config.dicom.ae_title, receiver
+        caller = self.kept.pop(key, None)
+        if timer := self.timers.pop(key, None):
             timer.cancel()
         was_kept = bool(caller and caller.is_open)
         if not was_kept:
             if caller:
                 caller.close()
-            caller = await self._open(device, receiver)
+            caller = await self._open(device, key)
         try:
             for event in events:
                 try:
@@ -123,90 +184,97 @@ class EventSender:
                 except DeliveryError:
                     if not was_kept or caller.is_open:
                         raise
-                    caller = await self._open(device, receiver)  # it has closed a kept one
+                    caller = await self._open(device, key)  # it has closed a kept one
                     answer = await self._report(caller, device, event)
                 was_kept = True  # it has served
                 heard(event, answer)
         finally:
-            if caller.is_open:
-                self._keep(receiver, caller)
+            if caller.is_open and key[0] in self.KEPT:
+                self._keep(key, caller)
+            elif caller.is_open:
+                await caller.release()
 
-    async def _open(self, device: Device, receiver: str) -> Caller:
-        ours = self.config.dicom.ae_title
-        return await open_as_scp(device, ours, receiver, UPS_EVENT, "the UPS Event SOP class")
+    async def _open(self, device: Device, key: tuple[str, ...]) -> Caller:
+        """An association for what a device takes in a lane. Raises DeliveryError"""
+        lane, ours, theirs = key
+        proposed = tuple(
+            (kind.proposed, (False, True) if kind.as_scp else None)
+            for name, kind in KINDS.items()
+            if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
+        )
+        if not proposed:
+            raise DeliveryError("it is passed on nothing any more")
+        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
+        await caller.open((device.host, device.port), ours, theirs, proposed)
+        return caller
 
-    def _keep(self, receiver: str, caller: Caller) -> None:
+    def _keep(self, key: tuple[str, ...], caller: Caller) -> None:
         """Leave an association open for a while."""
-        self.kept[receiver] = caller
+        self.kept[key] = caller
         loop = asyncio.get_running_loop()
-        self.timers[receiver] = loop.call_later(self.KEEP, self._let_go, receiver)
+        self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
 
-    def _let_go(self, receiver: str) -> None:
-        self.timers.pop(receiver).cancel()
-        task = asyncio.get_running_loop().create_task(self.kept.pop(receiver).release())
+    def _let_go(self, key: tuple[str, ...]) -> None:
+        self.timers.pop(key).cancel()
+        task = asyncio.get_running_loop().create_task(self.kept.pop(key).release())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
         """Release what is kept."""
-        for receiver in list(self.kept):
-            self._let_go(receiver)
+        for key in list(self.kept):
+            self._let_go(key)
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        """Send one event: its answer."""
-        context = caller.accepted.contexts[UPS_EVENT]
-        fields = await send_request(
-            caller, context, device, event.data, "N-EVENT-REPORT", UPS_PUSH, event.uid,
-            MessageID=event.message_id, EventTypeID=event.event_type,
-        )  # fmt: skip
-        if fields["Status"] != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
-            code = f"{fields['Status']:04X}"
-            log.warning("event %d of %s: answered %s", event.event_type, event.uid, code)
-        return answer_words(fields)
-
-
-# Failures that may pass: whoever answers them is sent the same again.
-PASSING_FAILURES = frozenset(
-    {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
-)
-
-
-class PassingOnSender(EventSender):
-    """Sends what is passed on: N-CREATE and N-SET as SCU, MPPS Notification as SCP (PS3.4 F.9)."""
-
-    async def _open(self, device: Device, receiver: str) -> Caller:
-        wanted = [PASSED_ON[kind] for kind in sorted(device.passed_on)]
-        proposed = tuple((uid, (False, True) if scp else None) for uid, scp in wanted)
-        if not proposed:
-            raise DeliveryError("it is passed on nothing any more")
-        caller = Caller()
-        address = device.host, device.port
-        await caller.open(address, self.config.dicom.ae_title, receiver, proposed)
-        return caller
-
-    async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        taken = {uid for uid, scp in PASSED_ON.values() if takes_from_us(caller, device, uid, scp)}
-        if event.sop_class not in taken:
-            words = f"it does not take {UID(event.sop_class).name}"
-            if not taken:
-                raise DeliveryError(words)
-            log.warning("%s: %s", device.name, words)
-            return words  # what it takes is not to wait for that
-        context = caller.accepted.contexts[event.sop_class]
+        """Send one message: its answer. Raises Answered for one that is no end of it"""
+        kind = KINDS[event.kind]
+        if not _takes(caller, device, kind):
+            of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
+            if not any(_takes(caller, device, other) for other in of_lane):
+                raise DeliveryError(kind.refused)
+            log.warning("%s: %s", device.name, kind.refused)
+            return kind.refused  # what it takes is not to wait for that
+        context, number = caller.accepted.contexts[kind.proposed], REQUESTS[event.operation][2]
+        numbered = {number: event.event_type} if number else {}
         try:
             fields = await send_request(
-                caller, context, device, event.data, event.operation, event.sop_class, event.uid,
-                MessageID=event.message_id, EventTypeID=event.event_type or None,
+                caller, context, device, event.data, event.operation, kind.named, event.uid,
+                MessageID=event.message_id, **numbered,
             )  # fmt: skip
         except DeliveryError as error:
-            raise Answered(event.outbox_id, str(error), MOST_ABORTS) from None
+            if not kind.aborts:
+                raise
+            words = str(error)
+            raise Answered(event.outbox_id, words, kind.aborts, words) from None
         status, answer = fields["Status"], answer_words(fields)
         if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
             return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
-        if status in PASSING_FAILURES:
-            raise Answered(event.outbox_id, answer, MOST_REFUSALS)
         repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
-        if status != Status.SUCCESS and not repeated:
-            log.warning("%s of %s: answered %04X", event.operation, event.uid, status)
+        if status == Status.SUCCESS or repeated:
+            return answer
+        if most := kind.passing if status in PASSING_FAILURES else kind.failure:
+            raise Answered(event.outbox_id, answer, most)
+        log.warning("%s of %s: %s answered %04X", event.operation, event.uid, device.name, status)
         return answer
+
+    async def _told_on_theirs(self, device: Device, receiver: str, event: Event) -> bool:
+        """Whether the requester took a result on an association that it has open (PS3.4 J.3.3.1.2)."""
+        if not device.report_on_same_association:
+            return False
+        for association in self.associations():
+            peer = association.peer
+            if not peer or (peer.calling, peer.called) != (receiver, event.ours):
+                continue
+            of_class = [context for context in peer.contexts.values()
+                        if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
+            if not of_class or STORAGE_COMMITMENT in peer.of_providers:
+                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
+            written = written_for(device, event.data, of_class[0].explicit)
+            command = request_command(
+                event.operation, STORAGE_COMMITMENT, event.uid, True,
+                MessageID=Association.ASKED_ID, EventTypeID=event.event_type,
+            )  # fmt: skip
+            status = await association.ask(of_class[0], command, written)
+            return status is not None and status not in PASSING_FAILURES
+        return False

@@ -44,19 +44,18 @@ def purge(ctx: Context) -> dict[str, int]:
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
-            "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
-        )
-        erased["passed on"] = erase(
-            "passed_on WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
+            " AND commitment_id IS NULL",
+            old,
         )
         erased["initial reports"] = erase(
             "workitem_event WHERE initial = 1 AND NOT EXISTS"
-            " (SELECT 1 FROM outbox_event o WHERE o.event_id = workitem_event.id)"
+            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
         )
         if keep.keep_workitem_history_days:
             old = ctx.stamp(days=-keep.keep_workitem_history_days)
             erased["workitem events"] = erase(
-                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox_event o"
+                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
                 " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
                 " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
                 old,
@@ -190,7 +189,7 @@ def _erase_workitem(ctx: Context, uid: str) -> int:
     """Erase a workitem with its history and what was to be told of it."""
     workitem = find_workitem(uid)
     events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
-    erase(f"outbox_event WHERE event_id IN ({events})", uid)
+    erase(f"outbox WHERE event_id IN ({events})", uid)
     erase("workitem_event WHERE sop_instance_uid = ?", uid)
     erase("subscription WHERE workitem_id = ?", workitem.id)
     insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
@@ -222,7 +221,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
-        erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
+        erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)
         count += erase("performed_procedure_step WHERE id = ?", one.id)
         notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
     return count

@@ -11,6 +11,7 @@ from minris.images.arrivals import STUDIES_WITHOUT_ORDER
 from minris.mpps.linking import does_report, reporting_stations
 from minris.orders.lookup import step_row
 from minris.orders.scheduling import change_rows
+from minris.outbox import WAITING
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import database
 from minris.ups.people import end_workitem, release_lock
@@ -79,8 +80,8 @@ STUCK = (
     ("stuck_lock_hours",
      "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
      " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
-     " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
-     " AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
+     " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
+     " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
     ("stuck_workitem_hours",
      "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
      " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at"),
@@ -103,15 +104,15 @@ STUCK = (
      " WHERE repeats = 0 AND (state = 'given up' OR (state = 'judged' AND judged_at < ?))"
      " ORDER BY id"),
     ("stuck_events_minutes",
-     "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
-     " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
-     " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
-     " HAVING min(p.created_at) < ? ORDER BY 4"),
+     "SELECT 'passed on', o.receiver, count(*), min(o.created_at), coalesce(max(r.problem), '')"
+     " FROM outbox o LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
+     f" WHERE o.lane = 'passed on' AND {WAITING} GROUP BY o.receiver"
+     " HAVING min(o.created_at) < ? ORDER BY 4"),
     ("stuck_events_minutes",
      "SELECT 'events', o.receiver, count(*), min(o.created_at),"
-     " CASE WHEN max(o.channel = 'dimse') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
-     " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
-     " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
+     " CASE WHEN max(o.lane = 'events') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
+     " FROM outbox o LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = o.receiver"
+     f" WHERE o.lane IN ('events', 'websocket') AND {WAITING} GROUP BY o.receiver"
      " HAVING min(o.created_at) < ? ORDER BY 4"),
 )  # fmt: skip
 

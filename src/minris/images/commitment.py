@@ -20,7 +20,16 @@ from minris.dataset.elements import (
 from minris.images.arrivals import end_by_images
 from minris.images.availability import record_found
 from minris.images.references import Evidence, Reference, checked_references, is_by_study, places_of
-from minris.outbox import RETRY_AFTER, retry_wait
+from minris.outbox import (
+    REQUEST_LANE,
+    RESULT_LANE,
+    RETRY_AFTER,
+    WAITING,
+    Event,
+    due_events,
+    retry_wait,
+    try_again,
+)
 from minris.standard.commitment import (
     COMMITMENT_EVENTS,
     COMMITMENT_RESULT,
@@ -35,8 +44,14 @@ from minris.standard.commitment import (
 )
 from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.uids import STORAGE_COMMITMENT_INSTANCE
 from minris.standard.ups import TRANSACTION_UID
-from minris.store.models import Commitment, CommitmentInstance, CommitmentRelay, database
+from minris.store.models import (
+    Commitment,
+    CommitmentInstance,
+    Outbox,
+    database,
+)
 from minris.store.rows import erase, fetch_rows, first_row, insert_row, insert_rows, update_row
 
 
@@ -98,6 +113,8 @@ def _insert_commitment(
         created_at=ctx.stamp(),
         judged_at=ctx.stamp() if known else "",
     )
+    if known and door == "dimse":
+        _enter_result(ctx, commitment_id, ctx.actor.name)
     insert_rows(
         "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
         " series_instance_uid, verdict)",
@@ -118,10 +135,16 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
     return "" if stored else NOT_STORED
 
 
-def is_still(commitment: Any) -> bool:
-    """Whether a request is in the state in which it was read."""
-    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = ?"
-    return database.execute_sql(sql, (commitment.id, commitment.state)).fetchone() is not None
+def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
+    """Have the result of a request told."""
+    insert_row(Outbox, kind="commitment result", lane=RESULT_LANE, receiver=requester,
+               commitment_id=commitment_id, created_at=ctx.stamp())  # fmt: skip
+
+
+def is_open(commitment: Any) -> bool:
+    """Whether a request is still to be judged."""
+    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = 'asked'"
+    return database.execute_sql(sql, (commitment.id,)).fetchone() is not None
 
 
 def commitment_rows(where: str, *values: Any) -> list[Any]:
@@ -133,17 +156,10 @@ def commitment_rows(where: str, *values: Any) -> list[Any]:
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
-def due_commitments(ctx: Context, state: str) -> list[Any]:
-    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now.
-
-    Of those to be told, the first of each requester: one that is away holds up nobody else
-    """
-    due = "state = ?1 AND (try_at <= ?2 OR try_at > ?3)"
-    if state == "judged":
-        first = f"SELECT min(id) FROM commitment WHERE {due} AND door = 'dimse' GROUP BY requester"
-        due = f"id IN ({first})"
-    times = ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])
-    return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
+def due_commitments(ctx: Context) -> list[Any]:
+    """Requests that are to be judged now."""
+    due = "state = 'asked' AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100"
+    return commitment_rows(due, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1]))
 
 
 def open_references(commitment_id: int) -> list[Reference]:
@@ -205,39 +221,82 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
         return
     update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp(), failures=0,
                problem="", try_at="")  # fmt: skip
+    database.execute_sql(
+        "UPDATE outbox SET given_up_at = ?, problem = 'judged', data = x''"
+        f" WHERE commitment_id = ? AND {WAITING}",
+        (ctx.stamp(), commitment.id),
+    )
+    if commitment.door == "dimse":
+        _enter_result(ctx, commitment.id, commitment.requester)
     audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
     log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
 
 
+REPORTED = "reported"  # the answer to a request whose report has come
 # What an archive's reasons become; any other is 0110.
 REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
 
 
-def relay_waits(ctx: Context, commitment_id: int) -> bool:
-    """Whether an archive that a request was passed on to may still answer."""
-    since = ctx.stamp(minutes=-ctx.config.commitment.answer_minutes)
-    where = "commitment_id = ? AND answered_at = '' AND asked_at > ?"
-    return bool(first_row(CommitmentRelay, where, commitment_id, since))
+def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool, str]:
+    """Whether an archive that a request is passed on to may still answer, and what it failed of."""
+    asked = f"sent_at > ? AND answer <> '{REPORTED}'"
+    found = database.execute_sql(
+        f"SELECT max(({WAITING}) OR ({asked})) OVER (), CASE WHEN o.sent_at <> '' THEN ''"
+        " WHEN o.given_up_at <> '' THEN o.answer ELSE coalesce(r.problem, '') END FROM outbox o"
+        " LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
+        " WHERE o.commitment_id = ? AND o.lane = ? AND o.receiver = ? ORDER BY o.id DESC LIMIT 1",
+        (ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
+         commitment_id, REQUEST_LANE, archive),
+    ).fetchone()  # fmt: skip
+    return (bool(found[0]), found[1]) if found else (False, "")
 
 
-def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
-    """Keep that a request is to be passed on: its Transaction UID there; nothing once it is judged.
+def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: bytes = b"") -> str:
+    """Have a request passed on: its Transaction UID there; nothing once it is judged.
 
+    references  Referenced SOP Sequence, stored form
     The archive's report on an earlier one may have come while a round was under way.
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
         return ""
-    uid = ctx.new_uid()
-    insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
-               asked_at="", answered_at="")  # fmt: skip
+    uid = ctx.new_uid()  # kept before it is sent: the report may come at once
+    insert_row(Outbox, kind="commitment request", lane=REQUEST_LANE, receiver=archive,
+               commitment_id=commitment_id, operation="N-ACTION", sop_instance_uid=uid,
+               event_type=1, data=references, created_at=ctx.stamp())  # fmt: skip
     return uid
 
 
-def note_relay_taken(ctx: Context, uid: str) -> None:
-    """The archive has taken what was passed on: its report is waited for."""
-    sql = "UPDATE commitment_relay SET asked_at = ? WHERE transaction_uid = ?"
-    database.execute_sql(sql, (ctx.stamp(), uid))
+def written_references(references: list[Reference]) -> bytes:
+    """The Referenced SOP Sequence of a request that is passed on (PS3.4 Table J.3-1)."""
+    items = [
+        text_elements(ReferencedSOPClassUID=one.sop_class_uid,
+                      ReferencedSOPInstanceUID=one.sop_instance_uid)
+        for one in references
+    ]  # fmt: skip
+    return bytes(sequence_elements(ReferencedSOPSequence=items))
+
+
+def due_request(archive: str) -> list[Event]:
+    """The request that an archive is to be passed on next."""
+    return [
+        one._replace(
+            uid=STORAGE_COMMITMENT_INSTANCE,
+            data=bytes(text_elements(TransactionUID=one.uid).merged(ElementIndex(one.data))),
+        )
+        for one in due_events(archive, 1, REQUEST_LANE)
+    ]
+
+
+def follow_requests(ctx: Context, archive: str, problem: str) -> None:
+    """An archive could not be passed on its requests: what is known of them until the next look."""
+    if problem:
+        database.execute_sql(
+            "UPDATE commitment SET problem = ? WHERE state = 'asked' AND EXISTS (SELECT 1"
+            " FROM outbox o WHERE o.commitment_id = commitment.id AND o.lane = ?"
+            " AND o.receiver = ? AND o.sent_at = '')",
+            (problem[:500], REQUEST_LANE, archive),
+        )
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
@@ -247,8 +306,8 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     Refuses  0115 for one that was not passed on to who reports, 0120, 0121
     Source   PS3.4 J.3.3
     """
-    relay = first_row(CommitmentRelay, "transaction_uid = ?", uid)
-    archive = device_of(ctx, relay.archive) if relay else None
+    request = first_row(Outbox, "sop_instance_uid = ? AND lane = ?", uid, REQUEST_LANE)
+    archive = device_of(ctx, request.receiver) if request else None
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
@@ -257,7 +316,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
               for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
-    title = index.get("RetrieveAETitle") or relay.archive
+    title = index.get("RetrieveAETitle") or request.receiver
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
@@ -266,14 +325,14 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if not relay.answered_at:
-            answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
-            database.execute_sql(answered, (ctx.stamp(), uid))
+        if request.answer != REPORTED:  # it has the request, whatever became of its response
+            sent_at = request.sent_at or ctx.stamp()
+            update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
-            record_evidence(ctx, relay.commitment_id, evidence)
+            record_evidence(ctx, request.commitment_id, evidence)
     log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
 
 
@@ -373,31 +432,43 @@ def commitment_by_uid(uid: str) -> Any:
     return commitment
 
 
-def note_told(ctx: Context, commitment_id: int) -> None:
-    """The result of a request has been told."""
-    update_row(Commitment, commitment_id, state="told", told_at=ctx.stamp(), problem="", try_at="")
+def due_result(requester: str) -> list[Event]:
+    """The result that a requester is to be told next, made of its verdicts."""
+    for one in due_events(requester, 1, RESULT_LANE):
+        [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
+        result = commitment_result(commitment)
+        told = text_elements(
+            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
+        )
+        one = one._replace(
+            uid=STORAGE_COMMITMENT_INSTANCE,
+            event_type=COMMITMENT_EVENTS[result.all_good],
+            data=bytes(ElementIndex(result.data).merged(told)),
+            ours=commitment.called,
+        )
+        return [one]
+    return []
 
 
-def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
-    """The result could not be told: again later, until it is given up."""
-    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
-    failures = commitment.failures + 1
-    late = commitment.judged_at <= ctx.stamp(hours=-ctx.config.commitment.report_hours)
-    state = "given up" if late else "judged"
-    update_row(Commitment, commitment_id, state=state, failures=failures, problem=problem[:500],
-               try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
-    if late:
-        audit(ctx, "commitment not told", commitment.transaction_uid, problem[:200])
-    log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
-
-
-def tell_again(requester: str) -> None:
-    """Have results that a requester could not be told tried again now."""
-    database.execute_sql(
-        "UPDATE commitment SET try_at = '' WHERE state = 'judged' AND door = 'dimse'"
-        " AND requester = ?",
-        (requester,),
-    )
+def follow_results(ctx: Context, requester: str, problem: str) -> None:
+    """A requester was told results, or was not: what that makes of its requests."""
+    if problem:
+        database.execute_sql(
+            "UPDATE commitment SET failures = failures + 1, problem = ?"
+            " WHERE state = 'judged' AND door = 'dimse' AND requester = ?",
+            (problem[:500], requester),
+        )
+    ended = database.execute_sql(
+        "UPDATE commitment SET told_at = o.sent_at,"
+        " state = CASE WHEN o.sent_at <> '' THEN 'told' ELSE 'given up' END,"
+        " problem = CASE WHEN o.sent_at <> '' THEN '' ELSE commitment.problem END FROM outbox o"
+        " WHERE commitment.state = 'judged' AND commitment.requester = ?"
+        " AND o.commitment_id = commitment.id AND o.lane = ?"
+        " AND (o.sent_at <> '' OR o.given_up_at <> '') RETURNING transaction_uid, state",
+        (requester, RESULT_LANE),
+    ).fetchall()
+    for uid in (uid for uid, state in ended if state == "given up"):
+        audit(ctx, "commitment not told", uid, problem[:200])
 
 
 def purge_commitments(ctx: Context) -> int:
@@ -408,7 +479,7 @@ def purge_commitments(ctx: Context) -> int:
     erase(
         f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
     )
-    erase(f"commitment_relay WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
+    erase(f"outbox WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
     erase("availability WHERE at < ?", old)
     erase("study_seen WHERE since < ?", old)
     erase("availability_notice WHERE created_at < ?", old)
@@ -425,10 +496,17 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
     done = commitment.state in ("told", "dropped")
     if done or (commitment.door == "web" and commitment.state != "asked"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
-    state = "judged" if commitment.state == "given up" else commitment.state
-    update_row(Commitment, commitment.id, state=state, failures=0, try_at="")
+    update_row(Commitment, commitment.id, failures=0, try_at="")
     if commitment.state == "given up":  # it has its time anew
-        update_row(Commitment, commitment.id, judged_at=ctx.stamp())
+        update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp())
+        database.execute_sql(
+            "UPDATE outbox SET given_up_at = '', created_at = ? WHERE commitment_id = ?"
+            " AND lane = ?",
+            (ctx.stamp(), commitment.id, RESULT_LANE),
+        )
+    try_again(commitment.requester, RESULT_LANE)
+    if archive := archive_of(ctx):
+        try_again(archive.ae_title, REQUEST_LANE)
     audit(ctx, "commitment tried again", uid)
 
 
@@ -439,7 +517,7 @@ def drop_commitment(ctx: Context, uid: str, why: str) -> None:
     if commitment.state in ("told", "dropped"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
     update_row(Commitment, commitment.id, state="dropped", data=b"")
-    for table in ("commitment_instance", "commitment_relay"):
+    for table in ("commitment_instance", "outbox"):
         erase(f"{table} WHERE commitment_id = ?", commitment.id)
     audit(ctx, "commitment dropped", uid, why.strip()[:500])
 

@@ -94,7 +94,7 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
     sql = (
-        "SELECT 1 FROM passed_on WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
+        "SELECT 1 FROM outbox WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
         " LIMIT 1"
     )
     return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())

@@ -11,7 +11,6 @@ from minris.orders.diary import Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message
-from minris.standard.uids import INSTANCE_AVAILABILITY, MPPS, MPPS_NOTIFICATION
 from minris.web.request import Web
 
 
@@ -126,10 +125,10 @@ def facts_of(
 
 
 PASSED_ON_WORDS = {
-    (MPPS, "N-CREATE"): Message("Exam has begun"),
-    (MPPS, "N-SET"): Message("Exam has changed or ended"),
-    (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
-    (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
+    ("mpps", "N-CREATE"): Message("Exam has begun"),
+    ("mpps", "N-SET"): Message("Exam has changed or ended"),
+    ("mpps_notification", "N-EVENT-REPORT"): Message("Notification of an exam"),
+    ("availability", "N-CREATE"): Message("Images are in the archive"),
 }
 
 

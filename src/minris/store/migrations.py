@@ -15,6 +15,75 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         DELETE FROM undo_note;
         """,
     ),
+    (
+        16,
+        "one outbox",
+        """
+        CREATE TABLE outbox (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, lane TEXT NOT NULL,
+            receiver TEXT NOT NULL, event_id INTEGER REFERENCES workitem_event (id),
+            commitment_id INTEGER REFERENCES commitment (id),
+            operation TEXT NOT NULL DEFAULT 'N-EVENT-REPORT', sop_instance_uid TEXT,
+            event_type INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL DEFAULT x'',
+            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
+            given_up_at TEXT NOT NULL DEFAULT '', answer TEXT NOT NULL DEFAULT '',
+            refused INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
+        INSERT INTO outbox (id, kind, lane, receiver, event_id, created_at, sent_at, given_up_at,
+                problem)
+            SELECT id, 'event', CASE channel WHEN 'dimse' THEN 'events' ELSE channel END, receiver,
+                event_id, created_at, sent_at, given_up_at, problem FROM outbox_event;
+        -- behind the events, by a multiple of 65535: each keeps its Message ID
+        INSERT INTO outbox (id, kind, lane, receiver, operation, sop_instance_uid, event_type, data,
+                created_at, sent_at, given_up_at, answer, refused, problem)
+            SELECT id + (SELECT (coalesce(max(id), 0) / 65535 + 1) * 65535 FROM outbox_event),
+                CASE sop_class_uid WHEN '1.2.840.10008.3.1.2.3.3' THEN 'mpps'
+                    WHEN '1.2.840.10008.3.1.2.3.5' THEN 'mpps_notification'
+                    ELSE 'availability' END,
+                'passed on', receiver, operation, sop_instance_uid, event_type, data, created_at,
+                sent_at, given_up_at, answer, refused, problem FROM passed_on;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, created_at, given_up_at)
+            SELECT 'commitment result', 'commitment results', requester, id, judged_at,
+                CASE state WHEN 'judged' THEN '' ELSE judged_at END
+            FROM commitment WHERE state IN ('judged', 'given up') AND door = 'dimse' ORDER BY id;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, operation, sop_instance_uid,
+                event_type, created_at, sent_at, given_up_at, answer)
+            SELECT 'commitment request', 'commitment requests', r.archive, c.id, 'N-ACTION',
+                r.transaction_uid, 1, c.created_at, coalesce(nullif(asked_at, ''), answered_at),
+                CASE WHEN asked_at = '' AND answered_at = '' THEN c.created_at ELSE '' END,
+                CASE WHEN answered_at = '' THEN '' ELSE 'reported' END
+            FROM commitment_relay r JOIN commitment c ON c.id = r.commitment_id ORDER BY r.id;
+        CREATE INDEX outbox_due ON outbox (lane, receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        CREATE INDEX outbox_receiver ON outbox (receiver, id);
+        CREATE INDEX outbox_event_id ON outbox (event_id);
+        CREATE INDEX outbox_commitment_id ON outbox (commitment_id)
+            WHERE commitment_id IS NOT NULL;
+        CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
+            WHERE sop_instance_uid IS NOT NULL;
+        CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
+        DROP TABLE outbox_event;
+        DROP TABLE passed_on;
+        DROP TABLE commitment_relay;
+        ALTER TABLE receiver RENAME TO receiver_of_events;
+        CREATE TABLE receiver (
+            lane TEXT NOT NULL, ae_title TEXT NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
+            failing_s INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
+            problem TEXT NOT NULL DEFAULT '', heard_at TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (lane, ae_title)) WITHOUT ROWID;
+        INSERT INTO receiver
+            SELECT 'events', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM receiver_of_events;
+        INSERT INTO receiver
+            SELECT 'passed on', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM destination;
+        DROP TABLE receiver_of_events;
+        DROP TABLE destination;
+        UPDATE commitment SET try_at = '' WHERE state <> 'asked';
+        DROP INDEX commitment_due;
+        CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
+        CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
+        """,
+    ),
 )
 
 

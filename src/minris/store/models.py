@@ -237,21 +237,6 @@ class WorkitemEvent(Stored):
     initial = peewee.IntegerField(default=0)
 
 
-class OutboxEvent(Stored):
-    """An event that one receiver is to hear of."""
-
-    event = peewee.ForeignKeyField(WorkitemEvent)
-    receiver = peewee.TextField()
-    created_at = peewee.TextField()
-    sent_at = peewee.TextField(default="")
-    given_up_at = peewee.TextField(default="")
-    problem = peewee.TextField(default="")
-    channel = peewee.TextField(default="dimse")
-
-    class Meta:
-        autoincrement = True
-
-
 class EventChannel(Stored):
     """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
 
@@ -264,49 +249,19 @@ class EventChannel(Stored):
 
 
 class Receiver(Stored):
-    """How deliveries to an AE by DIMSE go: failures in a row, the seconds they have cost, the next try."""
+    """How deliveries to an AE go in a lane: failures in a row, the seconds they have cost, the next try."""
 
-    ae_title = peewee.TextField(primary_key=True)
+    lane = peewee.TextField()
+    ae_title = peewee.TextField()
     failures = peewee.IntegerField(default=0)
     failing_s = peewee.IntegerField(default=0)
     try_at = peewee.TextField(default="")
     problem = peewee.TextField(default="")
     heard_at = peewee.TextField(default="")
-
-
-class PassedOn(Stored):
-    """A message of ours to another system: a performed step, a notification, an availability.
-
-    answer   status that it was answered with, 4 hexadecimal digits, and the comment
-    refused  how often it was answered with a failure that may pass
-    """
-
-    receiver = peewee.TextField()
-    sop_class_uid = peewee.TextField()
-    operation = peewee.TextField()
-    sop_instance_uid = peewee.TextField()
-    event_type = peewee.IntegerField()
-    data = peewee.BlobField()
-    created_at = peewee.TextField()
-    sent_at = peewee.TextField(default="")
-    given_up_at = peewee.TextField(default="")
-    answer = peewee.TextField(default="")
-    refused = peewee.IntegerField(default=0)
-    problem = peewee.TextField(default="")
 
     class Meta:
-        autoincrement = True
-
-
-class Destination(Stored):
-    """As Receiver, of what is passed on."""
-
-    ae_title = peewee.TextField(primary_key=True)
-    failures = peewee.IntegerField(default=0)
-    failing_s = peewee.IntegerField(default=0)
-    try_at = peewee.TextField(default="")
-    problem = peewee.TextField(default="")
-    heard_at = peewee.TextField(default="")
+        primary_key = peewee.CompositeKey("lane", "ae_title")
+        without_rowid = True
 
 
 class Commitment(Stored):
@@ -316,6 +271,7 @@ class Commitment(Stored):
     door       `dimse` or `web`; by_study: how its references are written
     repeats    it asks under a Transaction UID that was in use already
     state      `asked`, `judged`, `told`, or `given up`: nobody could be told
+    failures   in a row: of judging it, then of telling it; try_at: when it is judged
     """
 
     transaction_uid = peewee.TextField()
@@ -346,17 +302,35 @@ class CommitmentInstance(Stored):
     evidence = peewee.TextField(default="")
 
 
-class CommitmentRelay(Stored):
-    """A request that was passed on to the archive, under a Transaction UID of ours.
+class Outbox(Stored):
+    """A message for one receiver; those of a lane are sent to it in order.
 
-    asked_at  "" while the archive has not taken it, as far as we know: a report counts all the same
+    kind        `event`, a key of PASSED_ON, `commitment result`, `commitment request`
+    lane        one of EVENT_LANES, or another of the outbox's
+    event       what it tells, where that is kept once for all receivers
+    event_type  Event Type ID or Action Type ID
+    answer      status that it was answered with, 4 hexadecimal digits, and the comment
+    refused     how often it was answered with a failure that may pass
     """
 
-    transaction_uid = peewee.TextField(unique=True)
-    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
-    archive = peewee.TextField()
-    asked_at = peewee.TextField()
-    answered_at = peewee.TextField(default="")
+    kind = peewee.TextField()
+    lane = peewee.TextField()
+    receiver = peewee.TextField()
+    event = peewee.ForeignKeyField(WorkitemEvent, null=True)
+    commitment = peewee.ForeignKeyField(Commitment, null=True)
+    operation = peewee.TextField(default="N-EVENT-REPORT")
+    sop_instance_uid = peewee.TextField(null=True)
+    event_type = peewee.IntegerField(default=0)
+    data = peewee.BlobField(default=b"")
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    answer = peewee.TextField(default="")
+    refused = peewee.IntegerField(default=0)
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        autoincrement = True
 
 
 class Availability(Stored):
@@ -503,14 +477,11 @@ MODELS = (
     Subscription,
     GlobalSubscription,
     WorkitemEvent,
-    OutboxEvent,
-    Receiver,
     EventChannel,
-    PassedOn,
-    Destination,
+    Receiver,
     Commitment,
     CommitmentInstance,
-    CommitmentRelay,
+    Outbox,
     Availability,
     AvailabilityNotice,
     StudySeen,

@@ -50,19 +50,20 @@ INDEXES = """
         WHERE state = 'SCHEDULED' AND readiness <> 'READY';
     CREATE INDEX subscription_ae_title ON subscription (ae_title);
     CREATE INDEX workitem_event_sop_instance_uid ON workitem_event (sop_instance_uid);
-    CREATE INDEX outbox_event_receiver ON outbox_event (receiver, id);
-    CREATE INDEX outbox_event_event_id ON outbox_event (event_id);
-    CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
-        WHERE sent_at = '' AND given_up_at = '';
-    CREATE INDEX passed_on_due ON passed_on (receiver, id) WHERE sent_at = '' AND given_up_at = '';
-    CREATE INDEX passed_on_sop_instance_uid ON passed_on (sop_instance_uid);
     CREATE INDEX commitment_transaction_uid ON commitment (transaction_uid);
-    CREATE INDEX commitment_due ON commitment (try_at) WHERE state IN ('asked', 'judged');
+    CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
+    CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
     CREATE INDEX commitment_created_at ON commitment (created_at);
     CREATE INDEX commitment_instance_commitment_id ON commitment_instance (commitment_id);
     CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
         WHERE verdict = '';
-    CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
+    CREATE INDEX outbox_due ON outbox (lane, receiver, id) WHERE sent_at = '' AND given_up_at = '';
+    CREATE INDEX outbox_receiver ON outbox (receiver, id);
+    CREATE INDEX outbox_event_id ON outbox (event_id);
+    CREATE INDEX outbox_commitment_id ON outbox (commitment_id) WHERE commitment_id IS NOT NULL;
+    CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
+        WHERE sop_instance_uid IS NOT NULL;
+    CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
     CREATE INDEX availability_study_instance_uid ON availability (study_instance_uid);
     CREATE INDEX undo_note_about ON undo_note (about);
     CREATE UNIQUE INDEX query_trace_once ON query_trace (hour, ae_title, address, keys);
@@ -92,7 +93,7 @@ def _column(field: peewee.Field) -> str:
         words.append(f"REFERENCES {field.rel_model._meta.table_name} (id)")
         words += [f"ON DELETE {field.on_delete}"] if field.on_delete else []
     if field.default is not None:
-        words.append(f"DEFAULT {field.default!r}")
+        words.append(f"DEFAULT {field.default!r}".replace("b''", "x''"))
     return " ".join(words)
 
 

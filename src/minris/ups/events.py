@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from minris.access.context import Context, device_of
 from minris.dataset.elements import EMPTY, ElementIndex, text_elements
+from minris.outbox import WAITING, enter_events
 from minris.standard.dictionary import is_ae_title, tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
 from minris.standard.ups import EVENT_TYPES, UPS_STATE
 from minris.store.models import WorkitemEvent, database
-from minris.store.rows import insert_row, insert_rows
+from minris.store.rows import insert_row
 
 # How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
 EVENT_CHANNELS = ("dimse", "websocket")
@@ -25,17 +26,15 @@ def record_event(
     told       the event information
     receivers  AE titles; without any the event is history alone
     """
-    now = ctx.stamp()
     event_id = insert_row(
         WorkitemEvent,
         sop_instance_uid=uid,
         event_type=EVENT_TYPES[name],
         data=bytes(told),
-        created_at=now,
+        created_at=ctx.stamp(),
         who=str(ctx.actor),
     )
-    to_tell = [(event_id, *way, now) for way in ways_to_tell(ctx, receivers)]
-    insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
+    enter_events(ctx, [(event_id, *way) for way in ways_to_tell(ctx, receivers)])
 
 
 def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
@@ -130,9 +129,8 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     )
     receivers = sorted({title for (title,) in cursor} | set(ctx.config.ups.restart_receivers))
     database.execute_sql(
-        "UPDATE outbox_event SET given_up_at = ?, problem = 'superseded' WHERE sent_at = ''"
-        " AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
-        " WHERE e.id = event_id AND e.event_type = ?)",
+        f"UPDATE outbox SET given_up_at = ?, problem = 'superseded' WHERE {WAITING}"
+        " AND EXISTS (SELECT 1 FROM workitem_event e WHERE e.id = event_id AND e.event_type = ?)",
         (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
     )
     if receivers:

@@ -9,6 +9,7 @@ from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import well_formed
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
+from minris.outbox import WAITING
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.ups import (
@@ -216,7 +217,7 @@ def history_of(uid: str) -> list[Happening]:
     """What happened to a workitem, of late if it was much; also of one that has been purged."""
     cursor = database.execute_sql(
         "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
-        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
+        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox o ON o.event_id = e.id"
         " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id DESC LIMIT ?",
         (uid, MOST_HAPPENINGS),
     )
@@ -251,15 +252,15 @@ def watchers() -> list[Watcher]:
     cursor = database.execute_sql(
         "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
         " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
-        " (SELECT count(*) FROM outbox_event o"
-        " WHERE o.receiver = a.ae_title AND o.sent_at = '' AND o.given_up_at = ''),"
+        " (SELECT count(*) FROM outbox o WHERE o.lane IN ('events', 'websocket')"
+        f" AND o.receiver = a.ae_title AND {WAITING}),"
         " coalesce(r.heard_at, ''), coalesce(r.problem, ''),"
         " (SELECT coalesce(group_concat(c.channel, ' '), '') FROM event_channel c"
         " WHERE c.ae_title = a.ae_title) FROM"
-        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver"
+        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver WHERE lane = 'events'"
         " UNION SELECT ae_title FROM subscription) a"
         " LEFT JOIN global_subscription g ON g.ae_title = a.ae_title"
-        " LEFT JOIN receiver r ON r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
+        " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
     )
     return [Watcher(*row) for row in cursor]
 

@@ -6,7 +6,7 @@ from typing import Any
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, text_elements
-from minris.outbox import try_again
+from minris.outbox import WAITING, enter_events, try_again
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, WELL_KNOWN_UPS
 from minris.standard.ups import (
@@ -101,10 +101,7 @@ def _record_initial_reports(
         ),
     )
     ways = ways_to_tell(ctx, [ae_title])
-    insert_rows(
-        "outbox_event (event_id, receiver, channel, created_at)",
-        ((last + n, *way, now) for n in range(1, len(reports) + 1) for way in ways),
-    )
+    enter_events(ctx, ((last + n, *way) for n in range(1, len(reports) + 1) for way in ways))
 
 
 def subscribe(
@@ -191,8 +188,8 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
             ae_title,
         )
         database.execute_sql(
-            "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
-            " AND sent_at = '' AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+            "UPDATE outbox SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
+            f" AND {WAITING} AND EXISTS (SELECT 1 FROM workitem_event e"
             " WHERE e.id = event_id AND e.event_type <> ? AND (? OR e.sop_instance_uid = ?))",
             (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
         )

@@ -363,7 +363,7 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
         Workitem,
         "ended_at <> '' AND ended_at < ? AND NOT EXISTS (SELECT 1 FROM subscription s"
         " WHERE s.workitem_id = workitem.id AND s.deletion_lock = 1)"
-        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox_event o ON o.event_id = e.id"
+        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox o ON o.event_id = e.id"
         " WHERE e.sop_instance_uid = workitem.sop_instance_uid"
         " AND o.sent_at = '' AND o.given_up_at = '') ORDER BY ended_at LIMIT ?",
         ctx.stamp(days=-ctx.config.housekeeping.keep_workitems_days),

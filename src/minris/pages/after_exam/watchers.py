@@ -1,7 +1,7 @@
 """Who hears of workitems; what is passed on."""
 
 from minris.access.context import needs_reason
-from minris.outbox import PASSED_ON_OUTBOX, destinations, recent_passed_on, retry_events
+from minris.outbox import PASSED_ON_LANE, destinations, recent_passed_on, retry_events
 from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
 from minris.pages.language import PASSED_ON_WORDS, passing_words
 from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION
@@ -69,7 +69,7 @@ def passed_on_page(p: PageRequest) -> str:
     ]  # fmt: skip
     what = [
         Row((p.at(one.created_at), one.receiver,
-             t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
+             t(PASSED_ON_WORDS[one.kind, one.operation]), one.sop_instance_uid,
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
@@ -83,5 +83,5 @@ def passed_on_page(p: PageRequest) -> str:
 
 def post_passed_on(p: PageRequest) -> str:
     """POST /passed-on: try a receiver now."""
-    p.write(retry_events, p.form("receiver"), PASSED_ON_OUTBOX)
+    p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
     return p.tell("/passed-on", p.t("It is tried again now."))

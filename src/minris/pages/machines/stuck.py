@@ -7,7 +7,7 @@ from minris.housekeeping.stuck import Orphan, end_leftover, end_silent_exam, orp
 from minris.images.arrivals import settle_study
 from minris.images.commitment import drop_commitment
 from minris.mpps.linking import settle_unscheduled
-from minris.outbox import EVENTS_OUTBOX, PASSED_ON_OUTBOX, give_up_events
+from minris.outbox import PASSED_ON_LANE, give_up_events
 from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
 from minris.standard.tables import body_rows
 from minris.ups.people import end_workitem, release_lock
@@ -72,8 +72,8 @@ def post_orphans(p: PageRequest) -> str:
         "unscheduled": (settle_unscheduled, why),
         "images": (settle_study, why),
         "commitment": (drop_commitment, why),
-        "events": (give_up_events, why, EVENTS_OUTBOX),
-        "passed on": (give_up_events, why, PASSED_ON_OUTBOX),
+        "events": (give_up_events, why),
+        "passed on": (give_up_events, why, PASSED_ON_LANE),
     }
     by_row = kind in ("exam", "leftover", "unscheduled")
     if kind not in deeds or (by_row and not re.fullmatch("[0-9]{1,18}", uid)):
