@@ -106,7 +106,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar
 
@@ -4324,6 +4324,75 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         DELETE FROM undo_note;
         """,
     ),
+    (
+        16,
+        "one outbox",
+        """
+        CREATE TABLE outbox (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, lane TEXT NOT NULL,
+            receiver TEXT NOT NULL, event_id INTEGER REFERENCES workitem_event (id),
+            commitment_id INTEGER REFERENCES commitment (id),
+            operation TEXT NOT NULL DEFAULT 'N-EVENT-REPORT', sop_instance_uid TEXT,
+            event_type INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL DEFAULT x'',
+            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
+            given_up_at TEXT NOT NULL DEFAULT '', answer TEXT NOT NULL DEFAULT '',
+            refused INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
+        INSERT INTO outbox (id, kind, lane, receiver, event_id, created_at, sent_at, given_up_at,
+                problem)
+            SELECT id, 'event', CASE channel WHEN 'dimse' THEN 'events' ELSE channel END, receiver,
+                event_id, created_at, sent_at, given_up_at, problem FROM outbox_event;
+        -- behind the events, by a multiple of 65535: each keeps its Message ID
+        INSERT INTO outbox (id, kind, lane, receiver, operation, sop_instance_uid, event_type, data,
+                created_at, sent_at, given_up_at, answer, refused, problem)
+            SELECT id + (SELECT (coalesce(max(id), 0) / 65535 + 1) * 65535 FROM outbox_event),
+                CASE sop_class_uid WHEN '1.2.840.10008.3.1.2.3.3' THEN 'mpps'
+                    WHEN '1.2.840.10008.3.1.2.3.5' THEN 'mpps_notification'
+                    ELSE 'availability' END,
+                'passed on', receiver, operation, sop_instance_uid, event_type, data, created_at,
+                sent_at, given_up_at, answer, refused, problem FROM passed_on;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, created_at, given_up_at)
+            SELECT 'commitment result', 'commitment results', requester, id, judged_at,
+                CASE state WHEN 'judged' THEN '' ELSE judged_at END
+            FROM commitment WHERE state IN ('judged', 'given up') AND door = 'dimse' ORDER BY id;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, operation, sop_instance_uid,
+                event_type, created_at, sent_at, given_up_at, answer)
+            SELECT 'commitment request', 'commitment requests', r.archive, c.id, 'N-ACTION',
+                r.transaction_uid, 1, c.created_at, coalesce(nullif(asked_at, ''), answered_at),
+                CASE WHEN asked_at = '' AND answered_at = '' THEN c.created_at ELSE '' END,
+                CASE WHEN answered_at = '' THEN '' ELSE 'reported' END
+            FROM commitment_relay r JOIN commitment c ON c.id = r.commitment_id ORDER BY r.id;
+        CREATE INDEX outbox_due ON outbox (lane, receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        CREATE INDEX outbox_receiver ON outbox (receiver, id);
+        CREATE INDEX outbox_event_id ON outbox (event_id);
+        CREATE INDEX outbox_commitment_id ON outbox (commitment_id)
+            WHERE commitment_id IS NOT NULL;
+        CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
+            WHERE sop_instance_uid IS NOT NULL;
+        CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
+        DROP TABLE outbox_event;
+        DROP TABLE passed_on;
+        DROP TABLE commitment_relay;
+        ALTER TABLE receiver RENAME TO receiver_of_events;
+        CREATE TABLE receiver (
+            lane TEXT NOT NULL, ae_title TEXT NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
+            failing_s INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
+            problem TEXT NOT NULL DEFAULT '', heard_at TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (lane, ae_title)) WITHOUT ROWID;
+        INSERT INTO receiver
+            SELECT 'events', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM receiver_of_events;
+        INSERT INTO receiver
+            SELECT 'passed on', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM destination;
+        DROP TABLE receiver_of_events;
+        DROP TABLE destination;
+        UPDATE commitment SET try_at = '' WHERE state <> 'asked';
+        DROP INDEX commitment_due;
+        CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
+        CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
+        """,
+    ),
 )
 
 
@@ -4570,21 +4639,6 @@ class WorkitemEvent(Stored):
     initial = peewee.IntegerField(default=0)
 
 
-class OutboxEvent(Stored):
-    """An event that one receiver is to hear of."""
-
-    event = peewee.ForeignKeyField(WorkitemEvent)
-    receiver = peewee.TextField()
-    created_at = peewee.TextField()
-    sent_at = peewee.TextField(default="")
-    given_up_at = peewee.TextField(default="")
-    problem = peewee.TextField(default="")
-    channel = peewee.TextField(default="dimse")
-
-    class Meta:
-        autoincrement = True
-
-
 class EventChannel(Stored):
     """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
 
@@ -4597,49 +4651,19 @@ class EventChannel(Stored):
 
 
 class Receiver(Stored):
-    """How deliveries to an AE by DIMSE go: failures in a row, the seconds they have cost, the next try."""
+    """How deliveries to an AE go in a lane: failures in a row, the seconds they have cost, the next try."""
 
-    ae_title = peewee.TextField(primary_key=True)
+    lane = peewee.TextField()
+    ae_title = peewee.TextField()
     failures = peewee.IntegerField(default=0)
     failing_s = peewee.IntegerField(default=0)
     try_at = peewee.TextField(default="")
     problem = peewee.TextField(default="")
     heard_at = peewee.TextField(default="")
-
-
-class PassedOn(Stored):
-    """A message of ours to another system: a performed step, a notification, an availability.
-
-    answer   status that it was answered with, 4 hexadecimal digits, and the comment
-    refused  how often it was answered with a failure that may pass
-    """
-
-    receiver = peewee.TextField()
-    sop_class_uid = peewee.TextField()
-    operation = peewee.TextField()
-    sop_instance_uid = peewee.TextField()
-    event_type = peewee.IntegerField()
-    data = peewee.BlobField()
-    created_at = peewee.TextField()
-    sent_at = peewee.TextField(default="")
-    given_up_at = peewee.TextField(default="")
-    answer = peewee.TextField(default="")
-    refused = peewee.IntegerField(default=0)
-    problem = peewee.TextField(default="")
 
     class Meta:
-        autoincrement = True
-
-
-class Destination(Stored):
-    """As Receiver, of what is passed on."""
-
-    ae_title = peewee.TextField(primary_key=True)
-    failures = peewee.IntegerField(default=0)
-    failing_s = peewee.IntegerField(default=0)
-    try_at = peewee.TextField(default="")
-    problem = peewee.TextField(default="")
-    heard_at = peewee.TextField(default="")
+        primary_key = peewee.CompositeKey("lane", "ae_title")
+        without_rowid = True
 
 
 class Commitment(Stored):
@@ -4649,6 +4673,7 @@ class Commitment(Stored):
     door       `dimse` or `web`; by_study: how its references are written
     repeats    it asks under a Transaction UID that was in use already
     state      `asked`, `judged`, `told`, or `given up`: nobody could be told
+    failures   in a row: of judging it, then of telling it; try_at: when it is judged
     """
 
     transaction_uid = peewee.TextField()
@@ -4679,17 +4704,35 @@ class CommitmentInstance(Stored):
     evidence = peewee.TextField(default="")
 
 
-class CommitmentRelay(Stored):
-    """A request that was passed on to the archive, under a Transaction UID of ours.
+class Outbox(Stored):
+    """A message for one receiver; those of a lane are sent to it in order.
 
-    asked_at  "" while the archive has not taken it, as far as we know: a report counts all the same
+    kind        `event`, a key of PASSED_ON, `commitment result`, `commitment request`
+    lane        one of EVENT_LANES, or another of the outbox's
+    event       what it tells, where that is kept once for all receivers
+    event_type  Event Type ID or Action Type ID
+    answer      status that it was answered with, 4 hexadecimal digits, and the comment
+    refused     how often it was answered with a failure that may pass
     """
 
-    transaction_uid = peewee.TextField(unique=True)
-    commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
-    archive = peewee.TextField()
-    asked_at = peewee.TextField()
-    answered_at = peewee.TextField(default="")
+    kind = peewee.TextField()
+    lane = peewee.TextField()
+    receiver = peewee.TextField()
+    event = peewee.ForeignKeyField(WorkitemEvent, null=True)
+    commitment = peewee.ForeignKeyField(Commitment, null=True)
+    operation = peewee.TextField(default="N-EVENT-REPORT")
+    sop_instance_uid = peewee.TextField(null=True)
+    event_type = peewee.IntegerField(default=0)
+    data = peewee.BlobField(default=b"")
+    created_at = peewee.TextField()
+    sent_at = peewee.TextField(default="")
+    given_up_at = peewee.TextField(default="")
+    answer = peewee.TextField(default="")
+    refused = peewee.IntegerField(default=0)
+    problem = peewee.TextField(default="")
+
+    class Meta:
+        autoincrement = True
 
 
 class Availability(Stored):
@@ -4836,14 +4879,11 @@ MODELS = (
     Subscription,
     GlobalSubscription,
     WorkitemEvent,
-    OutboxEvent,
-    Receiver,
     EventChannel,
-    PassedOn,
-    Destination,
+    Receiver,
     Commitment,
     CommitmentInstance,
-    CommitmentRelay,
+    Outbox,
     Availability,
     AvailabilityNotice,
     StudySeen,
@@ -5109,19 +5149,20 @@ INDEXES = """
         WHERE state = 'SCHEDULED' AND readiness <> 'READY';
     CREATE INDEX subscription_ae_title ON subscription (ae_title);
     CREATE INDEX workitem_event_sop_instance_uid ON workitem_event (sop_instance_uid);
-    CREATE INDEX outbox_event_receiver ON outbox_event (receiver, id);
-    CREATE INDEX outbox_event_event_id ON outbox_event (event_id);
-    CREATE INDEX outbox_event_due ON outbox_event (channel, receiver, id)
-        WHERE sent_at = '' AND given_up_at = '';
-    CREATE INDEX passed_on_due ON passed_on (receiver, id) WHERE sent_at = '' AND given_up_at = '';
-    CREATE INDEX passed_on_sop_instance_uid ON passed_on (sop_instance_uid);
     CREATE INDEX commitment_transaction_uid ON commitment (transaction_uid);
-    CREATE INDEX commitment_due ON commitment (try_at) WHERE state IN ('asked', 'judged');
+    CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
+    CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
     CREATE INDEX commitment_created_at ON commitment (created_at);
     CREATE INDEX commitment_instance_commitment_id ON commitment_instance (commitment_id);
     CREATE INDEX commitment_instance_open ON commitment_instance (sop_instance_uid)
         WHERE verdict = '';
-    CREATE INDEX commitment_relay_commitment_id ON commitment_relay (commitment_id);
+    CREATE INDEX outbox_due ON outbox (lane, receiver, id) WHERE sent_at = '' AND given_up_at = '';
+    CREATE INDEX outbox_receiver ON outbox (receiver, id);
+    CREATE INDEX outbox_event_id ON outbox (event_id);
+    CREATE INDEX outbox_commitment_id ON outbox (commitment_id) WHERE commitment_id IS NOT NULL;
+    CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
+        WHERE sop_instance_uid IS NOT NULL;
+    CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
     CREATE INDEX availability_study_instance_uid ON availability (study_instance_uid);
     CREATE INDEX undo_note_about ON undo_note (about);
     CREATE UNIQUE INDEX query_trace_once ON query_trace (hour, ae_title, address, keys);
@@ -5151,7 +5192,7 @@ def _column(field: peewee.Field) -> str:
         words.append(f"REFERENCES {field.rel_model._meta.table_name} (id)")
         words += [f"ON DELETE {field.on_delete}"] if field.on_delete else []
     if field.default is not None:
-        words.append(f"DEFAULT {field.default!r}")
+        words.append(f"DEFAULT {field.default!r}".replace("b''", "x''"))
     return " ".join(words)
 
 
@@ -8451,7 +8492,7 @@ class AssociationServer:
 
 # ------------------------------------------------------------------------------------------------
 # minris.outbox
-# What others are to be told, as rows: due, sent, failed, given up; what is passed on.
+# What others are to be told, as rows: due, sent, refused, given up; what is passed on.
 # ------------------------------------------------------------------------------------------------
 
 # Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
@@ -8461,6 +8502,16 @@ RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
 def retry_wait(failures: int) -> int:
     """Seconds to wait after so many failures in a row, 1 for the first."""
     return RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
+
+
+# Lanes: what one receiver is told in order. Those of events, by channel; the others.
+EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
+PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
+
+WAITING = "sent_at = '' AND given_up_at = ''"
+
+
+# What is written.
 
 
 def pass_on(
@@ -8478,24 +8529,35 @@ def pass_on(
         for device in ctx.devices
         if kind in device.passed_on and ctx.actor.name not in device.ae_titles
     ]
-    sop_class, _ = PASSED_ON[kind]
     insert_rows(
-        "passed_on (receiver, sop_class_uid, operation, sop_instance_uid, event_type, data,"
-        " created_at)",
-        [(receiver, sop_class, operation, uid, event_type, data, ctx.stamp())
+        "outbox (kind, lane, receiver, operation, sop_instance_uid, event_type, data, created_at)",
+        [(kind, PASSED_ON_LANE, receiver, operation, uid, event_type, data, ctx.stamp())
          for receiver in receivers],
     )  # fmt: skip
 
 
+def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
+    """Write rows for events that are kept: each with its row, the receiver and the channel."""
+    now = ctx.stamp()
+    insert_rows(
+        "outbox (kind, event_id, receiver, lane, created_at)",
+        [("event", event_id, receiver, EVENT_LANES[channel], now)
+         for event_id, receiver, channel in to_tell],
+    )  # fmt: skip
+
+
+# What is shown.
+
+
 def recent_passed_on(most: int = 200) -> list[Any]:
     """The newest of what is passed on."""
-    return fetch_rows(PassedOn, f"1 = 1 ORDER BY id DESC LIMIT {most}")
+    return fetch_rows(Outbox, f"lane = '{PASSED_ON_LANE}' ORDER BY id DESC LIMIT {most}")
 
 
 def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
     """Receiver, operation, answer, time, and when it was given up, of what is passed on of a step."""
     return database.execute_sql(
-        "SELECT receiver, o.operation, o.answer, o.sent_at, o.given_up_at FROM passed_on o"
+        "SELECT receiver, o.operation, o.answer, o.sent_at, o.given_up_at FROM outbox o"
         " JOIN performed_procedure_step p ON p.sop_instance_uid = o.sop_instance_uid"
         " WHERE p.id = ? ORDER BY o.id",
         (performed_id,),
@@ -8505,79 +8567,42 @@ def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
 def destinations() -> list[tuple[str, int, str, str, str]]:
     """AE title, how many messages wait, since when, last success and problem of who is passed on."""
     return database.execute_sql(
-        "SELECT p.receiver, sum(p.sent_at = '' AND p.given_up_at = ''), coalesce(min(CASE WHEN"
-        " p.sent_at = '' AND p.given_up_at = '' THEN p.created_at END), ''),"
-        " coalesce(max(d.heard_at), ''), coalesce(max(d.problem), '') FROM passed_on p"
-        " LEFT JOIN destination d ON d.ae_title = p.receiver GROUP BY p.receiver ORDER BY 1"
+        "SELECT o.receiver, sum(o.sent_at = '' AND o.given_up_at = ''), coalesce(min(CASE WHEN"
+        " o.sent_at = '' AND o.given_up_at = '' THEN o.created_at END), ''),"
+        " coalesce(max(r.heard_at), ''), coalesce(max(r.problem), '') FROM outbox o"
+        " LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
+        # +: by the index of what is passed on, not by that of all receivers
+        f" WHERE o.lane = '{PASSED_ON_LANE}' GROUP BY +o.receiver ORDER BY 1"
     ).fetchall()
 
 
-class Outbox(NamedTuple):
-    """A queue of what AEs are to be told by DIMSE, each in its order.
-
-    table, receivers  that of the messages, and that of how the deliveries to an AE go
-    waiting           what of the table waits; `rows`: what a sender is given of it, by receiver
-    """
-
-    table: str
-    receivers: str
-    waiting: str
-    rows: str
+def count_waiting(*lanes: str) -> int:
+    """How many messages of some lanes wait."""
+    places = ", ".join("?" * len(lanes))
+    sql = f"SELECT count(*) FROM outbox WHERE lane IN ({places}) AND {WAITING}"
+    return database.execute_sql(sql, lanes).fetchone()[0]
 
 
-EVENTS_OUTBOX = Outbox(
-    "outbox_event",
-    "receiver",
-    "channel = 'dimse' AND sent_at = '' AND given_up_at = ''",
-    "SELECT o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
-    " JOIN workitem_event e ON e.id = o.event_id WHERE o.channel = 'dimse'"
-    " AND o.receiver = ? AND o.sent_at = '' AND o.given_up_at = '' ORDER BY o.id LIMIT ?",
-)
-PASSED_ON_OUTBOX = Outbox(
-    "passed_on",
-    "destination",
-    "sent_at = '' AND given_up_at = ''",
-    "SELECT id, sop_instance_uid, event_type, data, sop_class_uid, operation FROM passed_on"
-    " WHERE receiver = ? AND sent_at = '' AND given_up_at = '' ORDER BY id LIMIT ?",
-)
-
-
-def try_again(receiver: str, outbox: Outbox = EVENTS_OUTBOX) -> None:
-    """Have what a receiver has not heard tried again now, as if it had never failed."""
-    database.execute_sql(
-        f"UPDATE {outbox.receivers} SET try_at = '', failures = 0, failing_s = 0, problem = ''"
-        " WHERE ae_title = ?",
-        (receiver,),
-    )
-
-
-def give_up_events(ctx: Context, receiver: str, why: str, outbox: Outbox = EVENTS_OUTBOX) -> int:
-    """Give up what one receiver has not been told: how many events. Refuses 0106."""
-    needs_reason(why)
-    cursor = database.execute_sql(
-        f"UPDATE {outbox.table} SET given_up_at = ?, problem = ?"
-        " WHERE receiver = ? AND sent_at = '' AND given_up_at = ''",
-        (ctx.stamp(), why.strip()[:500], receiver),
-    )
-    audit(ctx, "events given up", receiver, f"{cursor.rowcount}: {why.strip()[:500]}")
-    return cursor.rowcount
-
-
-def retry_events(ctx: Context, receiver: str, outbox: Outbox = EVENTS_OUTBOX) -> None:
-    """Try a receiver that has not been reached again now."""
-    try_again(receiver, outbox)
-    audit(ctx, "events tried again", receiver)
+# What is sent, and what becomes of it.
 
 
 class Event(NamedTuple):
-    """An event, or what is passed on, as a sender is given it."""
+    """An event, or whatever else is to be told, as a sender is given it.
+
+    uid            SOP Instance UID of what it is about
+    event_type     Event Type ID or Action Type ID, 0 for none
+    commitment_id  the request for storage commitment that it belongs to
+    ours           our AE title towards this receiver, where it is not the usual one
+    """
 
     outbox_id: int
     uid: str
     event_type: int
     data: bytes
-    sop_class: str = UPS_PUSH
+    kind: str = "event"
     operation: str = "N-EVENT-REPORT"
+    commitment_id: int | None = None
+    ours: str = ""
 
     @property
     def message_id(self) -> int:
@@ -8585,18 +8610,19 @@ class Event(NamedTuple):
         return self.outbox_id % 65535 + 1
 
 
-def due_receivers(ctx: Context, outbox: Outbox = EVENTS_OUTBOX) -> list[str]:
-    """The receivers that have something to hear and are to be tried now."""
-    unsent = f"FROM {outbox.table} WHERE {outbox.waiting}"
+def due_receivers(ctx: Context, lane: str = "events") -> list[str]:
+    """The receivers that have something to hear in a lane and are to be tried now."""
+    unsent = f"FROM outbox WHERE lane = ?1 AND {WAITING}"
     cursor = database.execute_sql(
         # from one receiver to the next in the index, past its thousands of events
         f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
         f" SELECT (SELECT min(receiver) {unsent} AND receiver > w.ae_title) FROM waiting w"
         " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w"
-        f" LEFT JOIN {outbox.receivers} r ON r.ae_title = w.ae_title WHERE w.ae_title IS NOT NULL"
+        " LEFT JOIN receiver r ON r.lane = ?1 AND r.ae_title = w.ae_title"
+        " WHERE w.ae_title IS NOT NULL"
         # a time further off than any wait is of a clock that has been set back
-        " AND (coalesce(r.try_at, '') <= ? OR r.try_at > ?)",
-        (ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
+        " AND (coalesce(r.try_at, '') <= ?2 OR r.try_at > ?3)",
+        (lane, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
     )
     return [title for (title,) in cursor]
 
@@ -8607,86 +8633,127 @@ MOST_EVENTS = 50  # that are read at once for one receiver
 MOST_REFUSALS, MOST_ABORTS = 5, 20
 
 
-def due_events(
-    receiver: str, most: int = MOST_EVENTS, outbox: Outbox = EVENTS_OUTBOX
-) -> list[Event]:
-    """What a receiver is to hear of next, in order."""
-    cursor = database.execute_sql(outbox.rows, (receiver, most))
-    return [Event(i, uid, kind, bytes(data), *more) for i, uid, kind, data, *more in cursor]
+def due_events(receiver: str, most: int = MOST_EVENTS, lane: str = "events") -> list[Event]:
+    """What a receiver is to hear of next in a lane, in order."""
+    cursor = database.execute_sql(
+        "SELECT o.id, coalesce(o.sop_instance_uid, e.sop_instance_uid, ''),"
+        " coalesce(e.event_type, o.event_type), coalesce(e.data, o.data), o.kind, o.operation,"
+        " o.commitment_id FROM outbox o LEFT JOIN workitem_event e ON e.id = o.event_id"
+        f" WHERE o.lane = ? AND o.receiver = ? AND {WAITING} ORDER BY o.id LIMIT ?",
+        (lane, receiver, most),
+    )
+    return [Event(i, uid, number, bytes(data), *more) for i, uid, number, data, *more in cursor]
 
 
 def note_sent(
-    ctx: Context,
-    receiver: str,
-    answers: Mapping[int, str],
-    outbox: Outbox = EVENTS_OUTBOX,
+    ctx: Context, receiver: str, answers: Mapping[int, str], lane: str = "events"
 ) -> None:
-    """Events have been heard of, each with its answer by its id in the outbox."""
+    """Messages have been heard of, each with its answer by its id in the outbox."""
     now = ctx.stamp()
-    if outbox is EVENTS_OUTBOX:  # whatever was answered (PS3.4 CC.2.4.4)
-        sent, what = [(now, outbox_id) for outbox_id in answers], "sent_at = ?"
-    else:
-        sent = [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()]
-        what = "sent_at = ?, answer = ?"
-    database.connection().executemany(f"UPDATE {outbox.table} SET {what} WHERE id = ?", sent)
+    database.connection().executemany(
+        "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
+        [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()],
+    )
     database.execute_sql(
-        f"INSERT INTO {outbox.receivers} (ae_title, heard_at) VALUES (?, ?)"
-        " ON CONFLICT (ae_title) DO UPDATE"
+        "INSERT INTO receiver (lane, ae_title, heard_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (lane, ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
-        (receiver, now),
+        (lane, receiver, now),
     )
 
 
-def note_failed(ctx: Context, receiver: str, problem: str, outbox: Outbox = EVENTS_OUTBOX) -> int:
+def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events") -> int:
     """A receiver could not be told: seconds until it is tried again.
 
     After [housekeeping] give_up_events_hours of failing, counted by the waits and not by the
-    clock, what is as old as that is given up.
+    clock, what is as old as that is given up; results of storage commitment after [commitment]
+    report_hours, by the clock.
     """
     row = database.execute_sql(
-        f"SELECT failures, failing_s FROM {outbox.receivers} WHERE ae_title = ?", (receiver,)
+        "SELECT failures, failing_s FROM receiver WHERE lane = ? AND ae_title = ?", (lane, receiver)
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
     database.execute_sql(
-        f"INSERT INTO {outbox.receivers} (ae_title, failures, failing_s, try_at, problem)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (ae_title) DO UPDATE SET"
+        "INSERT INTO receiver (lane, ae_title, failures, failing_s, try_at, problem)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (lane, ae_title) DO UPDATE SET"
         " failures = excluded.failures, failing_s = excluded.failing_s,"
         " try_at = excluded.try_at, problem = excluded.problem",
-        (receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
+        (lane, receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
     )
     hours = ctx.config.housekeeping.give_up_events_hours
-    if failing_s >= hours * 3600:
-        cursor = database.execute_sql(
-            f"UPDATE {outbox.table} SET given_up_at = ?, problem = ? WHERE receiver = ?"
-            f" AND {outbox.waiting} AND created_at < ?",
-            (ctx.stamp(), problem[:500], receiver, ctx.stamp(hours=-hours)),
-        )
-        if cursor.rowcount:
-            audit(ctx, "events given up", receiver, f"{cursor.rowcount}: {problem[:200]}")
+    if lane == RESULT_LANE:
+        _give_up(ctx, lane, receiver, problem, -ctx.config.commitment.report_hours)
+    elif failing_s >= hours * 3600 and (given_up := _give_up(ctx, lane, receiver, problem, -hours)):
+        audit(ctx, "events given up", receiver, f"{given_up}: {problem[:200]}")
     return wait
 
 
 def note_refused(
-    ctx: Context, receiver: str, outbox_id: int, answer: str, most: int = MOST_REFUSALS
+    ctx: Context,
+    receiver: str,
+    outbox_id: int,
+    answer: str,
+    most: int = MOST_REFUSALS,
+    lane: str = PASSED_ON_LANE,
 ) -> int:
-    """What was passed on was answered with a failure that may pass: seconds until it is tried again.
+    """A message was answered with a failure: seconds until the receiver is tried again.
 
     After as many as `most` it is left, so that one message that a receiver cannot take keeps none
     from it
     """
     database.execute_sql(
-        "UPDATE passed_on SET refused = refused + 1, answer = ?,"
+        "UPDATE outbox SET refused = refused + 1, answer = ?,"
         " given_up_at = CASE WHEN refused + 1 >= ? THEN ? ELSE '' END"
         " WHERE id = ? AND given_up_at = ''",
         (answer[:200], most, ctx.stamp(), outbox_id),
     )
-    [message] = fetch_rows(PassedOn, "id = ?", outbox_id)
-    if not message.given_up_at:
-        return note_failed(ctx, receiver, answer, PASSED_ON_OUTBOX)
-    audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
-    try_again(receiver, PASSED_ON_OUTBOX)
+    for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may be erased meanwhile
+        if not message.given_up_at:
+            return note_failed(ctx, receiver, answer, lane)
+        audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
+    try_again(receiver, lane)
     return 0
+
+
+def _give_up(ctx: Context, lane: str, receiver: str, why: str, hours: int = 0) -> int:
+    """Give up what a receiver has not been told in a lane, up to some hours from now: how many."""
+    return database.execute_sql(
+        "UPDATE outbox SET given_up_at = ?, problem = ?"
+        f" WHERE lane = ? AND receiver = ? AND {WAITING} AND created_at <= ?",
+        (ctx.stamp(), why.strip()[:500], lane, receiver, ctx.stamp(hours=hours)),
+    ).rowcount
+
+
+def try_again(receiver: str, lane: str = "events") -> None:
+    """Have what a receiver has not heard tried again now, as if it had never failed."""
+    database.execute_sql(
+        "UPDATE receiver SET try_at = '', failures = 0, failing_s = 0, problem = ''"
+        " WHERE lane = ? AND ae_title = ?",
+        (lane, receiver),
+    )
+
+
+A_CENTURY = 876_000  # hours: a clock may have been set back
+
+
+def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
+    """Give up what one receiver has not been told, all events if no lane is named: how many.
+
+    Refuses 0106
+    """
+    needs_reason(why)
+    count = sum(
+        _give_up(ctx, lane, receiver, why, A_CENTURY) for lane in lanes or EVENT_LANES.values()
+    )
+    audit(ctx, "events given up", receiver, f"{count}: {why.strip()[:500]}")
+    return count
+
+
+def retry_events(ctx: Context, receiver: str, lane: str = "events") -> None:
+    """Try a receiver that has not been reached again now."""
+    try_again(receiver, lane)
+    audit(ctx, "events tried again", receiver)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10600,7 +10667,7 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
     sql = (
-        "SELECT 1 FROM passed_on WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
+        "SELECT 1 FROM outbox WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
         " LIMIT 1"
     )
     return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())
@@ -10966,17 +11033,15 @@ def record_event(
     told       the event information
     receivers  AE titles; without any the event is history alone
     """
-    now = ctx.stamp()
     event_id = insert_row(
         WorkitemEvent,
         sop_instance_uid=uid,
         event_type=EVENT_TYPES[name],
         data=bytes(told),
-        created_at=now,
+        created_at=ctx.stamp(),
         who=str(ctx.actor),
     )
-    to_tell = [(event_id, *way, now) for way in ways_to_tell(ctx, receivers)]
-    insert_rows("outbox_event (event_id, receiver, channel, created_at)", to_tell)
+    enter_events(ctx, [(event_id, *way) for way in ways_to_tell(ctx, receivers)])
 
 
 def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
@@ -11071,9 +11136,8 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     )
     receivers = sorted({title for (title,) in cursor} | set(ctx.config.ups.restart_receivers))
     database.execute_sql(
-        "UPDATE outbox_event SET given_up_at = ?, problem = 'superseded' WHERE sent_at = ''"
-        " AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
-        " WHERE e.id = event_id AND e.event_type = ?)",
+        f"UPDATE outbox SET given_up_at = ?, problem = 'superseded' WHERE {WAITING}"
+        " AND EXISTS (SELECT 1 FROM workitem_event e WHERE e.id = event_id AND e.event_type = ?)",
         (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
     )
     if receivers:
@@ -11252,10 +11316,7 @@ def _record_initial_reports(
         ),
     )
     ways = ways_to_tell(ctx, [ae_title])
-    insert_rows(
-        "outbox_event (event_id, receiver, channel, created_at)",
-        ((last + n, *way, now) for n in range(1, len(reports) + 1) for way in ways),
-    )
+    enter_events(ctx, ((last + n, *way) for n in range(1, len(reports) + 1) for way in ways))
 
 
 def subscribe(
@@ -11342,8 +11403,8 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
             ae_title,
         )
         database.execute_sql(
-            "UPDATE outbox_event SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
-            " AND sent_at = '' AND given_up_at = '' AND EXISTS (SELECT 1 FROM workitem_event e"
+            "UPDATE outbox SET given_up_at = ?, problem = 'unsubscribed' WHERE receiver = ?"
+            f" AND {WAITING} AND EXISTS (SELECT 1 FROM workitem_event e"
             " WHERE e.id = event_id AND e.event_type <> ? AND (? OR e.sop_instance_uid = ?))",
             (ctx.stamp(), ae_title, EVENT_TYPES["SCP Status Change"], uid in WELL_KNOWN_UPS, uid),
         )
@@ -11726,7 +11787,7 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
         Workitem,
         "ended_at <> '' AND ended_at < ? AND NOT EXISTS (SELECT 1 FROM subscription s"
         " WHERE s.workitem_id = workitem.id AND s.deletion_lock = 1)"
-        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox_event o ON o.event_id = e.id"
+        " AND NOT EXISTS (SELECT 1 FROM workitem_event e JOIN outbox o ON o.event_id = e.id"
         " WHERE e.sop_instance_uid = workitem.sop_instance_uid"
         " AND o.sent_at = '' AND o.given_up_at = '') ORDER BY ended_at LIMIT ?",
         ctx.stamp(days=-ctx.config.housekeeping.keep_workitems_days),
@@ -11949,7 +12010,7 @@ def history_of(uid: str) -> list[Happening]:
     """What happened to a workitem, of late if it was much; also of one that has been purged."""
     cursor = database.execute_sql(
         "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
-        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox_event o ON o.event_id = e.id"
+        " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox o ON o.event_id = e.id"
         " WHERE e.sop_instance_uid = ? AND e.initial = 0 GROUP BY e.id ORDER BY e.id DESC LIMIT ?",
         (uid, MOST_HAPPENINGS),
     )
@@ -11984,15 +12045,15 @@ def watchers() -> list[Watcher]:
     cursor = database.execute_sql(
         "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
         " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
-        " (SELECT count(*) FROM outbox_event o"
-        " WHERE o.receiver = a.ae_title AND o.sent_at = '' AND o.given_up_at = ''),"
+        " (SELECT count(*) FROM outbox o WHERE o.lane IN ('events', 'websocket')"
+        f" AND o.receiver = a.ae_title AND {WAITING}),"
         " coalesce(r.heard_at, ''), coalesce(r.problem, ''),"
         " (SELECT coalesce(group_concat(c.channel, ' '), '') FROM event_channel c"
         " WHERE c.ae_title = a.ae_title) FROM"
-        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver"
+        " (SELECT ae_title FROM global_subscription UNION SELECT ae_title FROM receiver WHERE lane = 'events'"
         " UNION SELECT ae_title FROM subscription) a"
         " LEFT JOIN global_subscription g ON g.ae_title = a.ae_title"
-        " LEFT JOIN receiver r ON r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
+        " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = a.ae_title ORDER BY a.ae_title, g.uid"
     )
     return [Watcher(*row) for row in cursor]
 
@@ -12855,6 +12916,8 @@ def _insert_commitment(
         created_at=ctx.stamp(),
         judged_at=ctx.stamp() if known else "",
     )
+    if known:
+        _enter_result(ctx, commitment_id, ctx.actor.name)
     insert_rows(
         "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
         " series_instance_uid, verdict)",
@@ -12875,10 +12938,10 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
     return "" if stored else NOT_STORED
 
 
-def is_still(commitment: Any) -> bool:
-    """Whether a request is in the state in which it was read."""
-    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = ?"
-    return database.execute_sql(sql, (commitment.id, commitment.state)).fetchone() is not None
+def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
+    """Have the result of a request told."""
+    insert_row(Outbox, kind="commitment result", lane=RESULT_LANE, receiver=requester,
+               commitment_id=commitment_id, created_at=ctx.stamp())  # fmt: skip
 
 
 def commitment_rows(where: str, *values: Any) -> list[Any]:
@@ -12890,17 +12953,10 @@ def commitment_rows(where: str, *values: Any) -> list[Any]:
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
-def due_commitments(ctx: Context, state: str) -> list[Any]:
-    """Requests that are to be judged (`asked`), or whose result is to be told (`judged`), now.
-
-    Of those to be told, the first of each requester: one that is away holds up nobody else
-    """
-    due = "state = ?1 AND (try_at <= ?2 OR try_at > ?3)"
-    if state == "judged":
-        first = f"SELECT min(id) FROM commitment WHERE {due} AND door = 'dimse' GROUP BY requester"
-        due = f"id IN ({first})"
-    times = ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])
-    return commitment_rows(f"{due} ORDER BY try_at, id LIMIT 100", state, *times)
+def due_commitments(ctx: Context) -> list[Any]:
+    """Requests that are to be judged now."""
+    due = "state = 'asked' AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100"
+    return commitment_rows(due, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1]))
 
 
 def open_references(commitment_id: int) -> list[Reference]:
@@ -12962,39 +13018,82 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
         return
     update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp(), failures=0,
                problem="", try_at="")  # fmt: skip
+    database.execute_sql(
+        "UPDATE outbox SET given_up_at = ?, problem = 'judged', data = x''"
+        f" WHERE commitment_id = ? AND {WAITING}",
+        (ctx.stamp(), commitment.id),
+    )
+    if commitment.door == "dimse":
+        _enter_result(ctx, commitment.id, commitment.requester)
     audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
     log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
 
 
+REPORTED = "reported"  # the answer to a request whose report has come
 # What an archive's reasons become; any other is 0110.
 REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
 
 
-def relay_waits(ctx: Context, commitment_id: int) -> bool:
-    """Whether an archive that a request was passed on to may still answer."""
-    since = ctx.stamp(minutes=-ctx.config.commitment.answer_minutes)
-    where = "commitment_id = ? AND answered_at = '' AND asked_at > ?"
-    return bool(first_row(CommitmentRelay, where, commitment_id, since))
+def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool, str]:
+    """Whether an archive that a request is passed on to may still answer, and what it failed of."""
+    asked = f"sent_at > ? AND answer <> '{REPORTED}'"
+    found = database.execute_sql(
+        f"SELECT max(({WAITING}) OR ({asked})) OVER (), CASE WHEN o.sent_at <> '' THEN ''"
+        " WHEN o.given_up_at <> '' THEN o.answer ELSE coalesce(r.problem, '') END FROM outbox o"
+        " LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
+        " WHERE o.commitment_id = ? AND o.lane = ? AND o.receiver = ? ORDER BY o.id DESC LIMIT 1",
+        (ctx.stamp(minutes=-ctx.config.commitment.answer_minutes),
+         commitment_id, REQUEST_LANE, archive),
+    ).fetchone()  # fmt: skip
+    return (bool(found[0]), found[1]) if found else (False, "")
 
 
-def open_relay(ctx: Context, commitment_id: int, archive: str) -> str:
-    """Keep that a request is to be passed on: its Transaction UID there; nothing once it is judged.
+def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: bytes = b"") -> str:
+    """Have a request passed on: its Transaction UID there; nothing once it is judged.
 
+    references  Referenced SOP Sequence, stored form
     The archive's report on an earlier one may have come while a round was under way.
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
         return ""
-    uid = ctx.new_uid()
-    insert_row(CommitmentRelay, transaction_uid=uid, commitment_id=commitment_id, archive=archive,
-               asked_at="", answered_at="")  # fmt: skip
+    uid = ctx.new_uid()  # kept before it is sent: the report may come at once
+    insert_row(Outbox, kind="commitment request", lane=REQUEST_LANE, receiver=archive,
+               commitment_id=commitment_id, operation="N-ACTION", sop_instance_uid=uid,
+               event_type=1, data=references, created_at=ctx.stamp())  # fmt: skip
     return uid
 
 
-def note_relay_taken(ctx: Context, uid: str) -> None:
-    """The archive has taken what was passed on: its report is waited for."""
-    sql = "UPDATE commitment_relay SET asked_at = ? WHERE transaction_uid = ?"
-    database.execute_sql(sql, (ctx.stamp(), uid))
+def written_references(references: list[Reference]) -> bytes:
+    """The Referenced SOP Sequence of a request that is passed on (PS3.4 Table J.3-1)."""
+    items = [
+        text_elements(ReferencedSOPClassUID=one.sop_class_uid,
+                      ReferencedSOPInstanceUID=one.sop_instance_uid)
+        for one in references
+    ]  # fmt: skip
+    return bytes(sequence_elements(ReferencedSOPSequence=items))
+
+
+def due_request(archive: str) -> list[Event]:
+    """The request that an archive is to be passed on next."""
+    return [
+        one._replace(
+            uid=STORAGE_COMMITMENT_INSTANCE,
+            data=bytes(text_elements(TransactionUID=one.uid).merged(ElementIndex(one.data))),
+        )
+        for one in due_events(archive, 1, REQUEST_LANE)
+    ]
+
+
+def follow_requests(ctx: Context, archive: str, problem: str) -> None:
+    """An archive could not be passed on its requests: what is known of them until the next look."""
+    if problem:
+        database.execute_sql(
+            "UPDATE commitment SET problem = ? WHERE state = 'asked' AND EXISTS (SELECT 1"
+            " FROM outbox o WHERE o.commitment_id = commitment.id AND o.lane = ?"
+            " AND o.receiver = ? AND o.sent_at = '')",
+            (problem[:500], REQUEST_LANE, archive),
+        )
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
@@ -13004,8 +13103,8 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     Refuses  0115 for one that was not passed on to who reports, 0120, 0121
     Source   PS3.4 J.3.3
     """
-    relay = first_row(CommitmentRelay, "transaction_uid = ?", uid)
-    archive = device_of(ctx, relay.archive) if relay else None
+    request = first_row(Outbox, "sop_instance_uid = ? AND lane = ?", uid, REQUEST_LANE)
+    archive = device_of(ctx, request.receiver) if request else None
     if not archive or ctx.actor.name not in archive.ae_titles:
         problem = Problem(TRANSACTION_UID, Message("is not known"))
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
@@ -13014,7 +13113,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     check_attributes(index, COMMITMENT_RESULT, "all" if all_good else "some")
     failed = {one.get("ReferencedSOPInstanceUID"): one.get("FailureReason")
               for one in index.items(tag_of("FailedSOPSequence"))}  # fmt: skip
-    title = index.get("RetrieveAETitle") or relay.archive
+    title = index.get("RetrieveAETitle") or request.receiver
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
@@ -13023,14 +13122,14 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if not relay.answered_at:
-            answered = "UPDATE commitment_relay SET answered_at = ? WHERE transaction_uid = ?"
-            database.execute_sql(answered, (ctx.stamp(), uid))
+        if request.answer != REPORTED:  # it has the request, whatever became of its response
+            sent_at = request.sent_at or ctx.stamp()
+            update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
-            record_evidence(ctx, relay.commitment_id, evidence)
+            record_evidence(ctx, request.commitment_id, evidence)
     log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
 
 
@@ -13130,31 +13229,43 @@ def commitment_by_uid(uid: str) -> Any:
     return commitment
 
 
-def note_told(ctx: Context, commitment_id: int) -> None:
-    """The result of a request has been told."""
-    update_row(Commitment, commitment_id, state="told", told_at=ctx.stamp(), problem="", try_at="")
+def due_result(requester: str) -> list[Event]:
+    """The result that a requester is to be told next, made of its verdicts."""
+    for one in due_events(requester, 1, RESULT_LANE):
+        [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
+        result = commitment_result(commitment)
+        told = text_elements(
+            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
+        )
+        one = one._replace(
+            uid=STORAGE_COMMITMENT_INSTANCE,
+            event_type=COMMITMENT_EVENTS[result.all_good],
+            data=bytes(ElementIndex(result.data).merged(told)),
+            ours=commitment.called,
+        )
+        return [one]
+    return []
 
 
-def note_not_told(ctx: Context, commitment_id: int, problem: str) -> None:
-    """The result could not be told: again later, until it is given up."""
-    [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
-    failures = commitment.failures + 1
-    late = commitment.judged_at <= ctx.stamp(hours=-ctx.config.commitment.report_hours)
-    state = "given up" if late else "judged"
-    update_row(Commitment, commitment_id, state=state, failures=failures, problem=problem[:500],
-               try_at=ctx.stamp(seconds=retry_wait(failures)))  # fmt: skip
-    if late:
-        audit(ctx, "commitment not told", commitment.transaction_uid, problem[:200])
-    log.warning("commitment %s: %s: %s", commitment.transaction_uid, commitment.requester, problem)
-
-
-def tell_again(requester: str) -> None:
-    """Have results that a requester could not be told tried again now."""
-    database.execute_sql(
-        "UPDATE commitment SET try_at = '' WHERE state = 'judged' AND door = 'dimse'"
-        " AND requester = ?",
-        (requester,),
-    )
+def follow_results(ctx: Context, requester: str, problem: str) -> None:
+    """A requester was told results, or was not: what that makes of its requests."""
+    if problem:
+        database.execute_sql(
+            "UPDATE commitment SET failures = failures + 1, problem = ?"
+            " WHERE state = 'judged' AND door = 'dimse' AND requester = ?",
+            (problem[:500], requester),
+        )
+    ended = database.execute_sql(
+        "UPDATE commitment SET told_at = o.sent_at,"
+        " state = CASE WHEN o.sent_at <> '' THEN 'told' ELSE 'given up' END,"
+        " problem = CASE WHEN o.sent_at <> '' THEN '' ELSE commitment.problem END FROM outbox o"
+        " WHERE commitment.state = 'judged' AND commitment.requester = ?"
+        " AND o.commitment_id = commitment.id AND o.lane = ?"
+        " AND (o.sent_at <> '' OR o.given_up_at <> '') RETURNING transaction_uid, state",
+        (requester, RESULT_LANE),
+    ).fetchall()
+    for uid in (uid for uid, state in ended if state == "given up"):
+        audit(ctx, "commitment not told", uid, problem[:200])
 
 
 def purge_commitments(ctx: Context) -> int:
@@ -13165,7 +13276,7 @@ def purge_commitments(ctx: Context) -> int:
     erase(
         f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
     )
-    erase(f"commitment_relay WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
+    erase(f"outbox WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
     erase("availability WHERE at < ?", old)
     erase("study_seen WHERE since < ?", old)
     erase("availability_notice WHERE created_at < ?", old)
@@ -13182,10 +13293,17 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
     done = commitment.state in ("told", "dropped")
     if done or (commitment.door == "web" and commitment.state != "asked"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
-    state = "judged" if commitment.state == "given up" else commitment.state
-    update_row(Commitment, commitment.id, state=state, failures=0, try_at="")
+    update_row(Commitment, commitment.id, failures=0, try_at="")
     if commitment.state == "given up":  # it has its time anew
-        update_row(Commitment, commitment.id, judged_at=ctx.stamp())
+        update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp())
+        database.execute_sql(
+            "UPDATE outbox SET given_up_at = '', created_at = ? WHERE commitment_id = ?"
+            " AND lane = ?",
+            (ctx.stamp(), commitment.id, RESULT_LANE),
+        )
+    try_again(commitment.requester, RESULT_LANE)
+    if archive := archive_of(ctx):
+        try_again(archive.ae_title, REQUEST_LANE)
     audit(ctx, "commitment tried again", uid)
 
 
@@ -13196,7 +13314,7 @@ def drop_commitment(ctx: Context, uid: str, why: str) -> None:
     if commitment.state in ("told", "dropped"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
     update_row(Commitment, commitment.id, state="dropped", data=b"")
-    for table in ("commitment_instance", "commitment_relay"):
+    for table in ("commitment_instance", "outbox"):
         erase(f"{table} WHERE commitment_id = ?", commitment.id)
     audit(ctx, "commitment dropped", uid, why.strip()[:500])
 
@@ -13891,19 +14009,18 @@ def purge(ctx: Context) -> dict[str, int]:
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
-            "outbox_event WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
-        )
-        erased["passed on"] = erase(
-            "passed_on WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')", old
+            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
+            " AND commitment_id IS NULL",
+            old,
         )
         erased["initial reports"] = erase(
             "workitem_event WHERE initial = 1 AND NOT EXISTS"
-            " (SELECT 1 FROM outbox_event o WHERE o.event_id = workitem_event.id)"
+            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
         )
         if keep.keep_workitem_history_days:
             old = ctx.stamp(days=-keep.keep_workitem_history_days)
             erased["workitem events"] = erase(
-                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox_event o"
+                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
                 " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
                 " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
                 old,
@@ -14037,7 +14154,7 @@ def _erase_workitem(ctx: Context, uid: str) -> int:
     """Erase a workitem with its history and what was to be told of it."""
     workitem = find_workitem(uid)
     events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
-    erase(f"outbox_event WHERE event_id IN ({events})", uid)
+    erase(f"outbox WHERE event_id IN ({events})", uid)
     erase("workitem_event WHERE sop_instance_uid = ?", uid)
     erase("subscription WHERE workitem_id = ?", workitem.id)
     insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
@@ -14069,7 +14186,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
-        erase("passed_on WHERE sop_instance_uid = ?", one.sop_instance_uid)
+        erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)
         count += erase("performed_procedure_step WHERE id = ?", one.id)
         notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
     return count
@@ -14174,8 +14291,8 @@ STUCK = (
     ("stuck_lock_hours",
      "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
      " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
-     " LEFT JOIN receiver r ON r.ae_title = s.ae_title WHERE s.deletion_lock = 1"
-     " AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
+     " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
+     " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
     ("stuck_workitem_hours",
      "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
      " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at"),
@@ -14198,15 +14315,15 @@ STUCK = (
      " WHERE repeats = 0 AND (state = 'given up' OR (state = 'judged' AND judged_at < ?))"
      " ORDER BY id"),
     ("stuck_events_minutes",
-     "SELECT 'passed on', p.receiver, count(*), min(p.created_at), coalesce(max(d.problem), '')"
-     " FROM passed_on p LEFT JOIN destination d ON d.ae_title = p.receiver"
-     " WHERE p.sent_at = '' AND p.given_up_at = '' GROUP BY p.receiver"
-     " HAVING min(p.created_at) < ? ORDER BY 4"),
+     "SELECT 'passed on', o.receiver, count(*), min(o.created_at), coalesce(max(r.problem), '')"
+     " FROM outbox o LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
+     f" WHERE o.lane = 'passed on' AND {WAITING} GROUP BY o.receiver"
+     " HAVING min(o.created_at) < ? ORDER BY 4"),
     ("stuck_events_minutes",
      "SELECT 'events', o.receiver, count(*), min(o.created_at),"
-     " CASE WHEN max(o.channel = 'dimse') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
-     " FROM outbox_event o LEFT JOIN receiver r ON r.ae_title = o.receiver"
-     " WHERE o.sent_at = '' AND o.given_up_at = '' GROUP BY o.receiver"
+     " CASE WHEN max(o.lane = 'events') THEN coalesce(max(r.problem), '') ELSE 'websocket' END"
+     " FROM outbox o LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = o.receiver"
+     f" WHERE o.lane IN ('events', 'websocket') AND {WAITING} GROUP BY o.receiver"
      " HAVING min(o.created_at) < ? ORDER BY 4"),
 )  # fmt: skip
 
@@ -14286,7 +14403,7 @@ def _workitems_where(where: str, *values: Any) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.delivery.receivers
-# An outbox emptied, whenever woken: each receiver in its own order, none waiting for another.
+# The outbox emptied, whenever woken: each receiver in its own order, none waiting for another.
 # ------------------------------------------------------------------------------------------------
 
 class Rounds:
@@ -14295,12 +14412,17 @@ class Rounds:
     NAME   for the log, where a round fails
     PAUSE  seconds until the next round, where nobody wakes it
     CALM   seconds between two rounds, while much is written
+    read   runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
     NAME, PAUSE, CALM = "", 5.0, 0.01
 
-    def __init__(self) -> None:
+    def __init__(
+        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
+    ) -> None:
+        self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
+        self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
@@ -14309,6 +14431,16 @@ class Rounds:
     async def work(self, wait: bool = False) -> None:
         """Begin what is due; with `wait`, until it has ended."""
         raise NotImplementedError
+
+    def start(self, key: Any, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a task, and wake once it has ended."""
+        self.tasks[key] = task = asyncio.get_running_loop().create_task(work)
+
+        def ended(_: asyncio.Task) -> None:
+            self.tasks.pop(key, None)
+            self.wake()
+
+        task.add_done_callback(ended)
 
     async def run(self) -> None:
         """One round after the other, until it is cancelled."""
@@ -14323,221 +14455,213 @@ class Rounds:
                 log.exception("%s failed", self.NAME)
             await asyncio.sleep(self.CALM)
 
+    async def close(self) -> None:
+        """Leave what is being done where it is: it is done after the next start."""
+        for task in list(self.tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+class Answered(DeliveryError):
+    """A receiver has answered a message with a failure, or ended the association in its middle.
+
+    answer  status and comment, or what happened; most: after so many the message is given up
+    problem  what is said of the receiver
+    """
+
+    def __init__(
+        self, outbox_id: int, answer: str, most: int = MOST_REFUSALS, problem: str = ""
+    ) -> None:
+        super().__init__(problem or f"it answers {answer[:4]}")
+        self.outbox_id, self.answer, self.most = outbox_id, answer, most
+
+
+class Lane(NamedTuple):
+    """How what is in a lane of the outbox is sent, and what follows of it.
+
+    send    coroutine function (receiver, events, heard): calls heard(event, answer) for each event
+            that was taken; raises DeliveryError
+    due     gives what a receiver is to be told next, `most` at once; else as it is in the outbox
+    follow  core function (ctx, receiver, problem), called where it is noted that the receiver has
+            heard, or of what it failed
+    """
+
+    send: Callable[..., Any]
+    due: Callable[[str], list[Event]] | None = None
+    most: int = MOST_EVENTS
+    follow: Callable[[Context, str, str], None] = lambda ctx, receiver, problem: None
+
+
+Queue = tuple[str, str]  # a lane and a receiver
+
+
+def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Queue]:
+    """The lanes with the receivers that have something to hear in them, and are to be tried now."""
+    return [(name, receiver) for name in lanes for receiver in due_receivers(ctx, name)]
+
 
 class Delivery(Rounds):
-    """Tells receivers what happened: each in its own order, none waiting for another.
+    """Tells receivers what is in the outbox: each in its own order, none waiting for another.
 
-    send     coroutine function (receiver, events, heard): calls heard(event, answer) for each event
-             that was taken; raises DeliveryError
-    read     runs a function in a reader's thread; `write` runs a core function in the store thread
+    how  as for Rounds
     """
 
     NAME = "delivery"
 
-    def __init__(
-        self,
-        context: Callable[[], Context],
-        send: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
-        outbox: Outbox = EVENTS_OUTBOX,
-    ) -> None:
-        super().__init__()
-        self.context, self.send, self.read, self.write = context, send, read, write
-        self.outbox = outbox
-        self.busy: set[str] = set()
+    def __init__(self, lanes: Mapping[str, Lane], *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
+        self.lanes = lanes
         # heard and not written down yet: the answers by id in the outbox
-        self.unnoted: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self.not_before: dict[str, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[str, float] = {}  # receivers not reached, and when one was last heard of
-        self.tasks: set[asyncio.Task] = set()
+        self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
+        self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
+        self.failing: dict[Queue, float] = {}  # receivers not reached, and when one was last heard of
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
-        if ae_title not in self.failing:
-            return
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self.failing[ae_title]:
-            self.failing[ae_title] = loop.time() + 30
-            task = loop.create_task(self._try_now(ae_title))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+        now = asyncio.get_running_loop().time()
+        for name in self.lanes:
+            if now >= self.failing.get((name, ae_title), math.inf):
+                self.failing[name, ae_title] = now + 30
+                self.start(("called", name, ae_title), self._try_now(name, ae_title))
 
-    async def _try_now(self, ae_title: str) -> None:
+    async def _try_now(self, name: str, ae_title: str) -> None:
         with contextlib.suppress(Exception):  # a full disk: it is tried later
-            await self.write(try_again, ae_title, self.outbox)
-        self.wake()
+            await self.write(try_again, ae_title, name)
 
-    async def deliver_due(self, wait: bool = False) -> None:
-        """Start the delivery to every receiver that is due; with `wait`, until all have ended."""
-        busy = set(self.busy)  # what fails while we look is not due any more
-        loop = asyncio.get_running_loop()
-        for receiver in await self.read(due_receivers, self.context(), self.outbox):
-            paused = loop.time() < self.not_before.get(receiver, 0.0)
-            if receiver not in self.busy | busy and not paused:
-                self.busy.add(receiver)
-                task = loop.create_task(self._deliver(receiver))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
-        if wait and self.tasks:
-            await asyncio.wait(self.tasks)
+    async def work(self, wait: bool = False, only: Collection[str] = ()) -> None:
+        """Start the delivery to every receiver that is due; with `wait`, until all have ended.
 
-    work = deliver_due
+        only  in these lanes
+        """
+        busy = set(self.tasks)  # what fails while we look is not due any more
+        names, loop = only or self.lanes, asyncio.get_running_loop()
+        for key in await self.read(due_in_lanes, self.context(), names):
+            paused = loop.time() < self.not_before.get(key, 0.0)
+            if key not in self.tasks.keys() | busy and not paused:
+                self.start(key, self._deliver(*key))
+        begun = [task for key, task in self.tasks.items() if key[0] in names]
+        if wait and begun:
+            await asyncio.wait(begun)
 
-    async def _deliver(self, receiver: str) -> None:
-        """Tell one receiver all that is due to it."""
+    async def _deliver(self, name: str, receiver: str) -> None:
+        """Tell one receiver all that is due to it in a lane."""
+        key, lane = (name, receiver), self.lanes[name]
+        due = lane.due or functools.partial(due_events, most=lane.most, lane=name)
         try:
-            await self._note(receiver)
-            due = due_events, receiver, MOST_EVENTS, self.outbox
-            events = await self.read(*due)
+            await self._note(key)
+            events = await self.read(due, receiver)
             while events:
-                await self._send(receiver, events)
-                more = len(events) == MOST_EVENTS  # else wake() sees what came meanwhile
-                events = await self.read(*due) if more else []
+                try:
+                    await lane.send(receiver, events, functools.partial(self._heard, key))
+                finally:
+                    await self._note(key)
+                more = len(events) == lane.most  # else waking sees what came meanwhile
+                events = await self.read(due, receiver) if more else []
         except Answered as error:
-            noted = error.outbox_id, error.answer, error.most
-            await self._failed(receiver, str(error), note_refused, *noted)
+            refused = error.outbox_id, error.answer, error.most
+            await self._failed(key, str(error), note_refused, *refused)
         except DeliveryError as error:
-            await self._failed(receiver, str(error))
+            await self._failed(key, str(error), note_failed, str(error))
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
-            await self._failed(receiver, f"internal error: {error}")
-        finally:
-            self.busy.discard(receiver)
-        self.wake()  # for what was written while it was busy
+            problem = f"internal error: {error}"
+            await self._failed(key, problem, note_failed, problem)
 
-    async def _send(self, receiver: str, events: list[Event]) -> None:
-        try:
-            await self.send(receiver, events, functools.partial(self._heard, receiver))
-        finally:
-            await self._note(receiver)
+    def _heard(self, key: Queue, event: Event, answer: str = "") -> None:
+        self.unnoted[key][event.outbox_id] = answer
 
-    def _heard(self, receiver: str, event: Event, answer: str = "") -> None:
-        self.unnoted[receiver][event.outbox_id] = answer
-
-    async def _note(self, receiver: str) -> None:
+    async def _note(self, key: Queue) -> None:
         """Write down what a receiver has heard."""
-        if heard := self.unnoted.get(receiver):
-            await self.write(note_sent, self.context(), receiver, dict(heard), self.outbox)
-            del self.unnoted[receiver]
-            self.failing.pop(receiver, None)
+        name, receiver = key
+
+        def note(ctx: Context) -> None:
+            note_sent(ctx, receiver, heard, name)
+            self.lanes[name].follow(ctx, receiver, "")
+
+        if heard := dict(self.unnoted.get(key, {})):
+            await self.write(note, self.context())
+            del self.unnoted[key]
+            self.failing.pop(key, None)
 
     async def _failed(
-        self,
-        receiver: str,
-        problem: str,
-        note: Callable[..., int] = note_failed,
-        *arguments: Any,
+        self, key: Queue, problem: str, note: Callable[..., int], *arguments: Any
     ) -> None:
-        self.failing.setdefault(receiver, 0.0)
-        arguments = arguments or (problem, self.outbox)
+        """Write down that a receiver was not told, by note_failed or note_refused."""
+        name, receiver = key
+        self.failing.setdefault(key, 0.0)
+
+        def note_it(ctx: Context) -> int:
+            wait = note(ctx, receiver, *arguments, lane=name)
+            self.lanes[name].follow(ctx, receiver, problem)
+            return wait
+
         try:
-            wait = await self.write(note, self.context(), receiver, *arguments)
+            wait = await self.write(note_it, self.context())
         except Exception as error:  # a full disk: nothing is told again before it can be noted
             wait = RETRY_AFTER[2]
-            self.not_before[receiver] = asyncio.get_running_loop().time() + wait
+            self.not_before[key] = asyncio.get_running_loop().time() + wait
             problem = f"{problem}; {error}"
-        what = "events" if self.outbox is EVENTS_OUTBOX else "what is passed on"
-        log.warning("%s for %s: %s; again in %d s", what, receiver, problem, wait)
-
-    async def close(self) -> None:
-        """Leave what is being told where it is: it is told again after the next start."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-class Answered(DeliveryError):
-    """A receiver has answered a message with a failure that may pass, or ended the association.
-
-    answer  status and comment, or what happened; most: after so many the message is given up
-    """
-
-    def __init__(self, outbox_id: int, answer: str, most: int) -> None:
-        super().__init__(f"it answers {answer[:4]}" if most == MOST_REFUSALS else answer)
-        self.outbox_id, self.answer, self.most = outbox_id, answer, most
+        log.warning("delivery to %s, %s: %s; again in %d s", receiver, name, problem, wait)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.delivery.archive
-# The archive asked: commitments judged and told, images looked for.
+# The archive asked: commitments judged, images looked for.
 # ------------------------------------------------------------------------------------------------
 
-# Storage commitment: the archive is asked, and who asked us is told.
-
-
 class CommitmentDesk(Rounds):
-    """Has requests for storage commitment judged, and their results told; a few at once.
+    """Has requests for storage commitment judged, a few at once.
 
-    ask      coroutine function (archive, references) giving Evidence; raises DeliveryError
-    pass_on  coroutine function (archive, Transaction UID, references): asks the archive for its own
-             commitment; raises DeliveryError
-    tell     coroutine function (commitment, result); raises DeliveryError
-    read     runs a function in a reader's thread; `write` runs a core function in the store thread
+    ask  coroutine function (archive, references) giving Evidence; raises DeliveryError
+    how  as for Rounds
     """
 
     NAME = "storage commitment"
-    AT_ONCE = 4  # that are judged
-    TOLD_AT_ONCE = 32  # each to another requester
+    AT_ONCE = 4
 
-    def __init__(
-        self,
-        context: Callable[[], Context],
-        ask: Callable[..., Any],
-        pass_on: Callable[..., Any],
-        tell: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
-    ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
-        self.ask, self.pass_on, self.tell = ask, pass_on, tell
-        self.busy: dict[int | str, asyncio.Task] = {}  # by id, and by who is told
-        self.failing: dict[str, float] = {}  # requesters not reached, and when one last called
+    def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
+        self.ask = ask
+        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
-
-    def heard_from(self, ae_title: str) -> None:
-        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self.failing.get(ae_title, math.inf) and ae_title not in self.busy:
-            self.failing[ae_title] = loop.time() + 30
-            self.busy[ae_title] = loop.create_task(self._try_now(ae_title))
-
-    async def _try_now(self, ae_title: str) -> None:
-        try:
-            await self.write(tell_again, ae_title)
-        except Exception as error:  # a full disk: it is tried later
-            log.warning("commitments of %s: %s", ae_title, error)
-        finally:
-            del self.busy[ae_title]
-            self.wake()
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due, as far as there is room; with `wait`, until it has ended."""
-        for commitment in await self.read(due_commitments, self.context(), "judged"):
-            if sum(isinstance(key, str) for key in self.busy) < self.TOLD_AT_ONCE:
-                self._start(commitment.requester, self._tell, commitment)
-        for commitment in await self.read(due_commitments, self.context(), "asked"):
-            if sum(isinstance(key, int) for key in self.busy) < self.AT_ONCE:
-                self._start(commitment.id, self._judge, commitment)
-        if wait and self.busy:
-            await asyncio.wait(list(self.busy.values()))
+        busy = set(self.tasks)  # what is judged while we look is not due any more
+        for commitment in await self.read(due_commitments, self.context()):
+            if commitment.id not in self.tasks.keys() | busy and len(self.tasks) < self.AT_ONCE:
+                self.start(commitment.id, self._guarded(commitment))
+        if wait and self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
 
-    def _start(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
-        if key not in self.busy:
-            task = asyncio.get_running_loop().create_task(self._guarded(key, step, commitment))
-            self.busy[key] = task
-
-    async def _guarded(self, key: int | str, step: Callable[..., Any], commitment: Any) -> None:
+    async def _guarded(self, commitment: Any) -> None:
         try:
-            if await self.read(is_still, commitment):  # it may have been read long before
-                await step(commitment)
+            await self._judge(commitment)
         except Exception:
             log.exception("commitment %s failed", commitment.transaction_uid)
             await asyncio.sleep(RETRY_AFTER[0])
-        finally:
-            del self.busy[key]
-            self.wake()
+        self.on_change()
+
+    def lanes(self, send: Callable[..., Any]) -> dict[str, Lane]:
+        """Those of the outbox that it fills: results for requesters, requests for the archive."""
+
+        async def ask(*message: Any) -> None:
+            await self.watched(send(*message))
+
+        return {
+            RESULT_LANE: Lane(send, due_result, 1, follow_results),
+            REQUEST_LANE: Lane(ask, due_request, 1, follow_requests),
+        }
+
+    async def watched(self, asking: Awaitable[Any]) -> Any:
+        """What an archive answers; how that went is remembered. Raises DeliveryError"""
+        try:
+            answer = await asking
+        except DeliveryError as error:
+            self.archive_problem, self.archive_at = str(error), time.time()
+            raise
+        self.archive_problem, self.archive_at = "", time.time()
+        return answer
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
@@ -14587,49 +14711,15 @@ class CommitmentDesk(Rounds):
             known = await self.read(notified_instances, references, archive.ae_title)
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
-        if kind == "commitment" and await self.read(relay_waits, ctx, commitment.id):
-            return Evidence({})
-        try:
-            evidence = await self._ask(ctx, kind, commitment, archive, references)
-        except DeliveryError as error:
-            self.archive_problem, self.archive_at = str(error), time.time()
-            raise
-        self.archive_problem, self.archive_at = "", time.time()
-        return evidence
-
-    async def _ask(
-        self,
-        ctx: Context,
-        kind: str,
-        commitment: Any,
-        archive: Device,
-        references: list[Reference],
-    ) -> Evidence:
         if kind == "archive":
-            return await self.ask(archive, references)
-        # kept before it is sent: the report may come at once
-        uid = await self.write(open_relay, ctx, commitment.id, archive.ae_title)
-        if uid:
-            await self.pass_on(archive, uid, references)
-            await self.write(note_relay_taken, ctx, uid)
+            return await self.watched(self.ask(archive, references))
+        waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
+        if not waits:
+            data = await self.read(written_references, references)
+            await self.write(pass_request_on, ctx, commitment.id, archive.ae_title, data)
+        if problem:
+            raise DeliveryError(problem)
         return Evidence({})
-
-    async def _tell(self, commitment: Any) -> None:
-        result = await self.read(commitment_result, commitment)
-        try:
-            await self.tell(commitment, result)
-        except DeliveryError as error:
-            self.failing.setdefault(commitment.requester, 0.0)
-            await self.write(note_not_told, self.context(), commitment.id, str(error))
-        else:
-            self.failing.pop(commitment.requester, None)
-            await self.write(note_told, self.context(), commitment.id)
-
-    async def close(self) -> None:
-        """Leave what is being done where it is: it is done after the next start."""
-        for task in list(self.busy.values()):
-            task.cancel()
-        await asyncio.gather(*self.busy.values(), return_exceptions=True)
 
 
 class ArchiveWatch(Rounds):
@@ -14637,25 +14727,18 @@ class ArchiveWatch(Rounds):
 
     ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
     count  coroutine function (archive, studies) giving their numbers of images; likewise
-    read   runs a function in a reader's thread; `write` runs a core function in the store thread
+    how    as for Rounds
     """
 
     NAME, PAUSE, CALM = "the watch over the archive", 30.0, 1.0
 
     def __init__(
-        self,
-        context: Callable[[], Context],
-        ask: Callable[..., Any],
-        count: Callable[..., Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
+        self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
     ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
+        super().__init__(*how)
         self.ask, self.count = ask, count
         self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
-        self.looking: asyncio.Task | None = None
 
     async def work(self, wait: bool = True) -> None:
         """Look once: in the archive if it is time, then at what follows in the store.
@@ -14664,17 +14747,11 @@ class ArchiveWatch(Rounds):
         """
         ctx, loop = self.context(), asyncio.get_running_loop()
         minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
-        if (
-            minutes
-            and archive
-            and archive.host
-            and loop.time() >= self.look_at
-            and not self.looking
-        ):
+        if minutes and archive and archive.host and loop.time() >= self.look_at and not self.tasks:
             self.look_at = loop.time() + minutes * 60
-            self.looking = loop.create_task(self._look(ctx, archive))
-        if wait and self.looking:
-            await self.looking
+            self.start("look", self._look(ctx, archive))
+        if wait and self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
         if await self.read(quiet_studies, ctx):
             await self.write(end_quiet_exams, ctx)
         for uid in await self.read(ready_workitems):
@@ -14693,15 +14770,7 @@ class ArchiveWatch(Rounds):
         except Exception:
             log.exception("the look into the archive failed")
         finally:
-            self.looking = None
             self.on_change()
-            self.wake()
-
-    async def close(self) -> None:
-        """Look no longer."""
-        if self.looking:
-            self.looking.cancel()
-            await asyncio.gather(self.looking, return_exceptions=True)
 
     async def look(self, ctx: Context, archive: Device) -> None:
         """Ask the archive for what has not come yet. Raises DeliveryError"""
@@ -14732,19 +14801,18 @@ def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
 
     alone  no other socket of the AE is open: what came while there was none is told first
     """
-    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     (oldest,) = database.execute_sql(
-        "SELECT min(id) FROM outbox_event WHERE channel = 'websocket' AND receiver = ?"
-        " AND sent_at = '' AND given_up_at = ''",
+        f"SELECT min(id) FROM outbox WHERE lane = 'websocket' AND receiver = ? AND {WAITING}",
         (ae_title,),
     ).fetchone()
     return (oldest - 1 if alone and oldest else newest), newest
 
 
 _SOCKET_EVENTS = (
-    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox_event o"
+    "SELECT o.receiver, o.id, e.sop_instance_uid, e.event_type, e.data FROM outbox o"
     " JOIN workitem_event e ON e.id = o.event_id"
-    " WHERE o.channel = 'websocket' AND o.given_up_at = '' AND o.id > ?"
+    " WHERE o.lane = 'websocket' AND o.given_up_at = '' AND o.id > ?"
 )
 
 
@@ -14757,7 +14825,7 @@ def socket_events(ae_title: str, after: int) -> list[Event]:
 
 def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
     """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
-    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox_event").fetchone()
+    (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     cursor = database.execute_sql(
         f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
     )
@@ -14777,13 +14845,13 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
     """Outbox rows by AE title that have been heard by WebSocket."""
     now = ctx.stamp()
     database.connection().executemany(
-        "UPDATE outbox_event SET sent_at = ? WHERE id = ? AND sent_at = '' AND given_up_at = ''",
+        f"UPDATE outbox SET sent_at = ? WHERE id = ? AND {WAITING}",
         [(now, outbox_id) for ids in heard.values() for outbox_id in ids],
     )
     insert_rows(
-        "receiver (ae_title, heard_at) VALUES"
-        " ON CONFLICT (ae_title) DO UPDATE SET heard_at = excluded.heard_at",
-        [(ae_title, now) for ae_title in heard],
+        "receiver (lane, ae_title, heard_at) VALUES"
+        " ON CONFLICT (lane, ae_title) DO UPDATE SET heard_at = excluded.heard_at",
+        [("events", ae_title, now) for ae_title in heard],
     )
 
 
@@ -14793,9 +14861,8 @@ def give_up_unfetched(ctx: Context) -> int:
     An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
     """
     cursor = database.execute_sql(
-        "UPDATE outbox_event SET given_up_at = ?, problem = 'no WebSocket was opened'"
-        " WHERE channel = 'websocket' AND sent_at = '' AND given_up_at = '' AND created_at < ?"
-        " RETURNING receiver",
+        "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        f" WHERE lane = 'websocket' AND {WAITING} AND created_at < ? RETURNING receiver",
         (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
     )
     given_up = collections.Counter(receiver for (receiver,) in cursor)
@@ -14815,17 +14882,12 @@ class SocketDelivery(Rounds):
     An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
     ae_title, position and began (the outbox rows it was last told, and begins after), unheard
     (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
-
-    read  runs a function in a reader's thread; `write` runs a core function in the store thread
     """
 
     KEEP_ALIVE = 20.0  # seconds between two pings
 
-    def __init__(
-        self, context: Callable[[], Context], read: Callable[..., Any], write: Callable[..., Any]
-    ) -> None:
-        super().__init__()
-        self.context, self.read, self.write = context, read, write
+    def __init__(self, *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
         self.sockets: dict[str, set[Any]] = {}
         self.seen = 0  # the newest outbox row that has been looked at
         self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task
@@ -16009,7 +16071,7 @@ def compressed(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.senders
-# Requests of ours: events and what is passed on (PS3.4 CC.2.4, F.9).
+# Requests of ours: what is in the outbox, sent by DIMSE (PS3.4 CC.2.4, F.9, J.3).
 # ------------------------------------------------------------------------------------------------
 
 def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
@@ -16019,32 +16081,13 @@ def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
     return device.host, device.port
 
 
-def takes_from_us(caller: Caller, device: Device, sop_class: str, as_scp: bool) -> bool:
-    """Whether a device has accepted a SOP class, and us in the role that it has there."""
-    _, scp = caller.accepted.roles.get(sop_class, (False, False))
-    accepted = sop_class in caller.accepted.contexts
-    return accepted and (scp or not as_scp or device.events_without_role)
-
-
-async def open_as_scp(device: Device, ours: str, theirs: str, sop_class: str, words: str) -> Caller:
-    """An association to a device on which we report as SCP (PS3.7 D.3.3.4). Raises DeliveryError
-
-    ours, theirs  calling and called AE title; words: what the class is called where it is refused
-    """
-    caller = Caller()
-    await caller.open((device.host, device.port), ours, theirs, ((sop_class, (False, True)),))
-    if takes_from_us(caller, device, sop_class, True):
-        return caller
-    await caller.release()
-    raise DeliveryError(f"it does not take {words} with us as SCP")
-
-
-# PS3.7 10.3: Command Field of a request, and whether it names a class and instance as requested.
+# PS3.7 10.3: Command Field of a request, whether it names a class and instance as requested, and
+# what says which event or action it is.
 REQUESTS = {
-    "N-EVENT-REPORT": (0x0100, "Affected"),
-    "N-SET": (0x0120, "Requested"),
-    "N-ACTION": (0x0130, "Requested"),
-    "N-CREATE": (0x0140, "Affected"),
+    "N-EVENT-REPORT": (0x0100, "Affected", "EventTypeID"),
+    "N-SET": (0x0120, "Requested", ""),
+    "N-ACTION": (0x0130, "Requested", "ActionTypeID"),
+    "N-CREATE": (0x0140, "Affected", ""),
 }
 
 
@@ -16052,7 +16095,7 @@ def request_command(
     operation: str, sop_class: str, uid: str, has_data: bool, **fields: Any
 ) -> bytes:
     """The command set of a request of ours (PS3.7 10.3)."""
-    number, named = REQUESTS[operation]
+    number, named, _ = REQUESTS[operation]
     fields[f"{named}SOPClassUID"], fields[f"{named}SOPInstanceUID"] = sop_class, uid
     kind = 1 if has_data else NO_DATA_SET
     return encode_command(CommandField=number, CommandDataSetType=kind, **fields)
@@ -16082,34 +16125,102 @@ def answer_words(fields: Mapping[str, Any]) -> str:
     return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
-class EventSender:
-    """Sends N-EVENT-REPORT on associations of our own, as SCP (PS3.4 CC.2.4, PS3.7 D.3.3.4).
+# Failures that may pass: whoever answers them is sent the same again.
+PASSING_FAILURES = frozenset(
+    {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
+)
 
-    An association stays open for a while, for what follows in a burst.
+
+class Kind(NamedTuple):
+    """How a kind of the outbox is sent by DIMSE, and what an answer means.
+
+    lane      that it is in; those of a lane share an association
+    proposed  SOP class of the context; named: that of the command
+    as_scp    whether we are its SCP (PS3.7 D.3.3.4)
+    refused   what is said where the receiver does not take it
+    passing, failure, aborts
+              after how many failures that may pass, other failures, and ends of the association in
+              its middle it is given up; 0: that answer is as good as any, and an end is one of the
+              receiver and not of the message
+    """
+
+    lane: str
+    proposed: str
+    named: str
+    as_scp: bool
+    refused: str
+    passing: int
+    failure: int = 0
+    aborts: int = 0
+
+
+KINDS = {
+    # PS3.4 CC.2.4.4: a status is of no effect here
+    "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
+                  "it does not take the UPS Event SOP class with us as SCP", 0),
+    **{
+        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, f"it does not take {UID(uid).name}",
+                   MOST_REFUSALS, aborts=MOST_ABORTS)
+        for kind, (uid, as_scp) in PASSED_ON.items()
+    },
+    # PS3.4 J.3.3: with another failure it has heard, and knows nothing of it
+    "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
+                              "it does not take storage commitment with us as SCP", sys.maxsize),
+    # then it is asked anew, under another Transaction UID
+    "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
+                               "the archive takes no requests for storage commitment", 1, 1),
+}  # fmt: skip
+
+
+def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
+    """Whether a device has accepted a kind, and us in the role that we have there."""
+    _, scp = caller.accepted.roles.get(kind.proposed, (False, False))
+    accepted = kind.proposed in caller.accepted.contexts
+    return accepted and (scp or not kind.as_scp or device.events_without_role)
+
+
+class DimseSender:
+    """Sends what is in the outbox, on associations of our own that propose what a receiver takes.
+
+    One of events, or of what is passed on, stays open for a while, for a burst. A result of storage
+    commitment goes to the requester's own first, where its device wants that.
+
+    associations  gives those that are open to us
     """
 
     KEEP = 3.0  # seconds
+    KEPT = (EVENT_LANES["dimse"], PASSED_ON_LANE)
 
-    def __init__(self, config: Config, access: Callable[[], AccessRules]) -> None:
-        self.config, self.access = config, access
-        self.kept: dict[str, Caller] = {}
-        self.timers: dict[str, asyncio.TimerHandle] = {}
+    def __init__(
+        self,
+        config: Config,
+        access: Callable[[], AccessRules],
+        associations: Callable[[], Iterable[Association]] = tuple,
+    ) -> None:
+        self.config, self.access, self.associations = config, access, associations
+        self.kept: dict[tuple[str, ...], Caller] = {}  # by lane, our AE title and the receiver's
+        self.timers: dict[tuple[str, ...], asyncio.TimerHandle] = {}
         self.tasks: set[asyncio.Task] = set()
 
     async def __call__(
         self, receiver: str, events: list[Event], heard: Callable[[Event, str], None]
     ) -> None:
-        """Tell one receiver events in order. Raises DeliveryError."""
+        """Tell one receiver events of one lane in order. Raises DeliveryError"""
         device = self.access().device(receiver)
         address_of(device, receiver)
-        caller = self.kept.pop(receiver, None)
-        if timer := self.timers.pop(receiver, None):
+        first = events[0]
+        if await self._told_on_theirs(device, receiver, first):
+            heard(first, "")
+            return
+        key = KINDS[first.kind].lane, first.ours or self.config.dicom.ae_title, receiver
+        caller = self.kept.pop(key, None)
+        if timer := self.timers.pop(key, None):
             timer.cancel()
         was_kept = bool(caller and caller.is_open)
         if not was_kept:
             if caller:
                 caller.close()
-            caller = await self._open(device, receiver)
+            caller = await self._open(device, key)
         try:
             for event in events:
                 try:
@@ -16117,93 +16228,99 @@ class EventSender:
                 except DeliveryError:
                     if not was_kept or caller.is_open:
                         raise
-                    caller = await self._open(device, receiver)  # it has closed a kept one
+                    caller = await self._open(device, key)  # it has closed a kept one
                     answer = await self._report(caller, device, event)
                 was_kept = True  # it has served
                 heard(event, answer)
         finally:
-            if caller.is_open:
-                self._keep(receiver, caller)
+            if caller.is_open and key[0] in self.KEPT:
+                self._keep(key, caller)
+            elif caller.is_open:
+                await caller.release()
 
-    async def _open(self, device: Device, receiver: str) -> Caller:
-        ours = self.config.dicom.ae_title
-        return await open_as_scp(device, ours, receiver, UPS_EVENT, "the UPS Event SOP class")
+    async def _open(self, device: Device, key: tuple[str, ...]) -> Caller:
+        """An association for what a device takes in a lane. Raises DeliveryError"""
+        lane, ours, theirs = key
+        proposed = tuple(
+            (kind.proposed, (False, True) if kind.as_scp else None)
+            for name, kind in KINDS.items()
+            if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
+        )
+        if not proposed:
+            raise DeliveryError("it is passed on nothing any more")
+        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
+        await caller.open((device.host, device.port), ours, theirs, proposed)
+        return caller
 
-    def _keep(self, receiver: str, caller: Caller) -> None:
+    def _keep(self, key: tuple[str, ...], caller: Caller) -> None:
         """Leave an association open for a while."""
-        self.kept[receiver] = caller
+        self.kept[key] = caller
         loop = asyncio.get_running_loop()
-        self.timers[receiver] = loop.call_later(self.KEEP, self._let_go, receiver)
+        self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
 
-    def _let_go(self, receiver: str) -> None:
-        self.timers.pop(receiver).cancel()
-        task = asyncio.get_running_loop().create_task(self.kept.pop(receiver).release())
+    def _let_go(self, key: tuple[str, ...]) -> None:
+        self.timers.pop(key).cancel()
+        task = asyncio.get_running_loop().create_task(self.kept.pop(key).release())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
         """Release what is kept."""
-        for receiver in list(self.kept):
-            self._let_go(receiver)
+        for key in list(self.kept):
+            self._let_go(key)
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        """Send one event: its answer."""
-        context = caller.accepted.contexts[UPS_EVENT]
-        fields = await send_request(
-            caller, context, device, event.data, "N-EVENT-REPORT", UPS_PUSH, event.uid,
-            MessageID=event.message_id, EventTypeID=event.event_type,
-        )  # fmt: skip
-        if fields["Status"] != Status.SUCCESS:  # PS3.4 CC.2.4.4: of no effect here
-            code = f"{fields['Status']:04X}"
-            log.warning("event %d of %s: answered %s", event.event_type, event.uid, code)
-        return answer_words(fields)
-
-
-# Failures that may pass: whoever answers them is sent the same again.
-PASSING_FAILURES = frozenset(
-    {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
-)
-
-
-class PassingOnSender(EventSender):
-    """Sends what is passed on: N-CREATE and N-SET as SCU, MPPS Notification as SCP (PS3.4 F.9)."""
-
-    async def _open(self, device: Device, receiver: str) -> Caller:
-        wanted = [PASSED_ON[kind] for kind in sorted(device.passed_on)]
-        proposed = tuple((uid, (False, True) if scp else None) for uid, scp in wanted)
-        if not proposed:
-            raise DeliveryError("it is passed on nothing any more")
-        caller = Caller()
-        address = device.host, device.port
-        await caller.open(address, self.config.dicom.ae_title, receiver, proposed)
-        return caller
-
-    async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        taken = {uid for uid, scp in PASSED_ON.values() if takes_from_us(caller, device, uid, scp)}
-        if event.sop_class not in taken:
-            words = f"it does not take {UID(event.sop_class).name}"
-            if not taken:
-                raise DeliveryError(words)
-            log.warning("%s: %s", device.name, words)
-            return words  # what it takes is not to wait for that
-        context = caller.accepted.contexts[event.sop_class]
+        """Send one message: its answer. Raises Answered for one that is no end of it"""
+        kind = KINDS[event.kind]
+        if not _takes(caller, device, kind):
+            of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
+            if not any(_takes(caller, device, other) for other in of_lane):
+                raise DeliveryError(kind.refused)
+            log.warning("%s: %s", device.name, kind.refused)
+            return kind.refused  # what it takes is not to wait for that
+        context, number = caller.accepted.contexts[kind.proposed], REQUESTS[event.operation][2]
+        numbered = {number: event.event_type} if number else {}
         try:
             fields = await send_request(
-                caller, context, device, event.data, event.operation, event.sop_class, event.uid,
-                MessageID=event.message_id, EventTypeID=event.event_type or None,
+                caller, context, device, event.data, event.operation, kind.named, event.uid,
+                MessageID=event.message_id, **numbered,
             )  # fmt: skip
         except DeliveryError as error:
-            raise Answered(event.outbox_id, str(error), MOST_ABORTS) from None
+            if not kind.aborts:
+                raise
+            raise Answered(event.outbox_id, str(error), kind.aborts, str(error)) from None
         status, answer = fields["Status"], answer_words(fields)
         if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
             return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
-        if status in PASSING_FAILURES:
-            raise Answered(event.outbox_id, answer, MOST_REFUSALS)
         repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
-        if status != Status.SUCCESS and not repeated:
-            log.warning("%s of %s: answered %04X", event.operation, event.uid, status)
+        if status == Status.SUCCESS or repeated:
+            return answer
+        if most := kind.passing if status in PASSING_FAILURES else kind.failure:
+            raise Answered(event.outbox_id, answer, most)
+        log.warning("%s of %s: %s answered %04X", event.operation, event.uid, device.name, status)
         return answer
+
+    async def _told_on_theirs(self, device: Device, receiver: str, event: Event) -> bool:
+        """Whether the requester took a result on an association that it has open (PS3.4 J.3.3.1.2)."""
+        if event.kind != "commitment result" or not device.report_on_same_association:
+            return False
+        for association in self.associations():
+            peer = association.peer
+            if not peer or (peer.calling, peer.called) != (receiver, event.ours):
+                continue
+            of_class = [context for context in peer.contexts.values()
+                        if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
+            if not of_class or STORAGE_COMMITMENT in peer.of_providers:
+                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
+            written = written_for(device, event.data, of_class[0].explicit)
+            command = request_command(
+                event.operation, STORAGE_COMMITMENT, event.uid, True,
+                MessageID=Association.ASKED_ID, EventTypeID=event.event_type,
+            )  # fmt: skip
+            status = await association.ask(of_class[0], command, written)
+            return status is not None and status not in PASSING_FAILURES
+        return False
 
 
 # ------------------------------------------------------------------------------------------------
@@ -16487,7 +16604,7 @@ EXTENDED_NEGOTIATION = {
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.archive
-# The archive asked for instances and for its commitment; results told (PS3.4 C, J).
+# The archive asked for instances (PS3.4 C).
 # ------------------------------------------------------------------------------------------------
 
 class ArchiveSearch:
@@ -16609,107 +16726,6 @@ class ArchiveSearch:
             return await asyncio.to_thread(decode)  # thousands would hold up the loop
         except Malformed as error:
             raise DeliveryError(f"its answer cannot be read: {error}") from None
-
-
-class CommitmentRequester:
-    """Passes a request for storage commitment on to the archive, as SCU (PS3.4 J.3.2)."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    async def __call__(self, archive: Device, uid: str, references: list[Reference]) -> None:
-        """N-ACTION under a Transaction UID; the archive calls us with its report. DeliveryError"""
-        address = address_of(archive, archive.ae_title)
-        items = [
-            text_elements(ReferencedSOPClassUID=one.sop_class_uid,
-                          ReferencedSOPInstanceUID=one.sop_instance_uid)
-            for one in references
-        ]  # fmt: skip
-        sequence = sequence_elements(ReferencedSOPSequence=items)
-        data = bytes(text_elements(TransactionUID=uid).merged(sequence))
-        caller, ours = Caller(30.0), self.config.dicom.ae_title
-        await caller.open(address, ours, archive.ae_title, ((STORAGE_COMMITMENT, None),))
-        try:
-            context = caller.accepted.contexts.get(STORAGE_COMMITMENT)
-            if not context:
-                raise DeliveryError("the archive takes no requests for storage commitment")
-            fields = await send_request(
-                caller, context, archive, data, "N-ACTION", STORAGE_COMMITMENT,
-                STORAGE_COMMITMENT_INSTANCE, MessageID=1, ActionTypeID=1,
-            )  # fmt: skip
-            if (status := fields["Status"]) != Status.SUCCESS:
-                words = f"the archive answers {status:04X} to our request for commitment"
-                raise DeliveryError(words)
-        finally:
-            await caller.release()
-
-
-class CommitmentSender:
-    """Tells the result of a storage commitment by N-EVENT-REPORT, as SCP (PS3.4 J.3.3).
-
-    associations  gives those that are open to us
-    """
-
-    def __init__(
-        self, access: Callable[[], AccessRules], associations: Callable[[], Iterable[Association]]
-    ) -> None:
-        self.access, self.associations = access, associations
-
-    async def __call__(self, commitment: Any, result: Result) -> None:
-        """On an association of ours, from the AE title that was called. Raises DeliveryError
-
-        On the requester's own one first, where its device wants that
-        """
-        device = self.access().device(commitment.requester)
-        address_of(device, commitment.requester)
-        told = text_elements(
-            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
-        )
-        data = bytes(ElementIndex(result.data).merged(told))
-        if device.report_on_same_association and await self._on_same(
-            commitment, device, data, result
-        ):
-            return
-        ours, theirs = commitment.called, commitment.requester
-        caller = await open_as_scp(device, ours, theirs, STORAGE_COMMITMENT, "storage commitment")
-        try:
-            fields = await send_request(
-                caller,
-                caller.accepted.contexts[STORAGE_COMMITMENT],
-                device,
-                data,
-                "N-EVENT-REPORT",
-                STORAGE_COMMITMENT,
-                STORAGE_COMMITMENT_INSTANCE,
-                MessageID=1,
-                EventTypeID=COMMITMENT_EVENTS[result.all_good],
-            )
-            status = fields["Status"]
-            if status in PASSING_FAILURES:
-                raise DeliveryError(f"it answers {status:04X}")
-            if status != Status.SUCCESS:  # it has heard, and knows nothing of it
-                log.warning("commitment %s: answered %04X", commitment.transaction_uid, status)
-        finally:
-            await caller.release()
-
-    async def _on_same(self, commitment: Any, device: Device, data: bytes, result: Result) -> bool:
-        """Whether the requester took it on an association that it has open (PS3.4 J.3.3.1.2)."""
-        for association in self.associations():
-            peer = association.peer
-            if not peer or (peer.calling, peer.called) != (commitment.requester, commitment.called):
-                continue
-            of_class = [context for context in peer.contexts.values()
-                        if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
-            if not of_class or STORAGE_COMMITMENT in peer.of_providers:
-                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
-            written = written_for(device, data, of_class[0].explicit)
-            command = request_command(
-                "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
-                MessageID=Association.ASKED_ID, EventTypeID=COMMITMENT_EVENTS[result.all_good],
-            )  # fmt: skip
-            status = await association.ask(of_class[0], command, written)
-            return status is not None and status not in PASSING_FAILURES
-        return False
 
 
 # ------------------------------------------------------------------------------------------------
@@ -17772,10 +17788,10 @@ def facts_of(
 
 
 PASSED_ON_WORDS = {
-    (MPPS, "N-CREATE"): Message("Exam has begun"),
-    (MPPS, "N-SET"): Message("Exam has changed or ended"),
-    (MPPS_NOTIFICATION, "N-EVENT-REPORT"): Message("Notification of an exam"),
-    (INSTANCE_AVAILABILITY, "N-CREATE"): Message("Images are in the archive"),
+    ("mpps", "N-CREATE"): Message("Exam has begun"),
+    ("mpps", "N-SET"): Message("Exam has changed or ended"),
+    ("mpps_notification", "N-EVENT-REPORT"): Message("Notification of an exam"),
+    ("availability", "N-CREATE"): Message("Images are in the archive"),
 }
 
 
@@ -20035,7 +20051,7 @@ def passed_on_page(p: PageRequest) -> str:
     ]  # fmt: skip
     what = [
         Row((p.at(one.created_at), one.receiver,
-             t(PASSED_ON_WORDS[one.sop_class_uid, one.operation]), one.sop_instance_uid,
+             t(PASSED_ON_WORDS[one.kind, one.operation]), one.sop_instance_uid,
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
@@ -20049,7 +20065,7 @@ def passed_on_page(p: PageRequest) -> str:
 
 def post_passed_on(p: PageRequest) -> str:
     """POST /passed-on: try a receiver now."""
-    p.write(retry_events, p.form("receiver"), PASSED_ON_OUTBOX)
+    p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
     return p.tell("/passed-on", p.t("It is tried again now."))
 
 
@@ -20662,7 +20678,7 @@ class Field(NamedTuple):
     choices: tuple[tuple[str, str], ...] = ()
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """A kind of field: its input, what is kept of what was typed, and what is shown of that.
 
     read    raises ValueError for what is not a number
@@ -20694,25 +20710,25 @@ def centimetres(value: str) -> str:
 
 
 # The three parts of a name are read together: person_name.
-KINDS = {
-    "text": Kind(),
-    "area": Kind("area"),
-    "select": Kind("select", show=lambda value: value.partition("\\")[0]),
-    "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
-    "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
-    "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": Kind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
-    "height": Kind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
-    "name": Kind(read=lambda text: typed_name(text.strip())),
-    "physician": Kind(
+FIELD_KINDS = {
+    "text": FieldKind(),
+    "area": FieldKind("area"),
+    "select": FieldKind("select", show=lambda value: value.partition("\\")[0]),
+    "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
+    "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
+    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
+    "height": FieldKind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
+    "name": FieldKind(read=lambda text: typed_name(text.strip())),
+    "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
         show=lambda name: name.replace("^", " "),
     ),
-    "family": Kind(show=lambda name: re.split("[=^]", name)[0]),
-    "given": Kind(
+    "family": FieldKind(show=lambda name: re.split("[=^]", name)[0]),
+    "given": FieldKind(
         show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
     ),
-    "chinese": Kind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+    "chinese": FieldKind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
 }
 
 
@@ -20722,7 +20738,7 @@ class FieldRow(NamedTuple):
     name: str
     keyword: str
     tag: int
-    kind: Kind
+    kind: FieldKind
     label: str
     required: bool
     group: str = ""
@@ -20732,7 +20748,7 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
     """The fields of a form: name, keyword, kind, label (with * where something must be said), and
     perhaps group. Raises KeyError for an unknown keyword or kind."""
     return tuple(
-        FieldRow(name, keyword, tag_of(keyword), KINDS[kind], label.removesuffix(" *"),
+        FieldRow(name, keyword, tag_of(keyword), FIELD_KINDS[kind], label.removesuffix(" *"),
                  label.endswith("*"), *group)
         for name, keyword, kind, label, *group in body_rows(text)
     )  # fmt: skip
@@ -20926,8 +20942,8 @@ def post_orphans(p: PageRequest) -> str:
         "unscheduled": (settle_unscheduled, why),
         "images": (settle_study, why),
         "commitment": (drop_commitment, why),
-        "events": (give_up_events, why, EVENTS_OUTBOX),
-        "passed on": (give_up_events, why, PASSED_ON_OUTBOX),
+        "events": (give_up_events, why),
+        "passed on": (give_up_events, why, PASSED_ON_LANE),
     }
     by_row = kind in ("exam", "leftover", "unscheduled")
     if kind not in deeds or (by_row and not re.fullmatch("[0-9]{1,18}", uid)):
@@ -23922,7 +23938,7 @@ def statement_network(config: Config) -> list[Block]:
         table_block(("Limit", "Value", "Meaning"), *limits),
         *paragraphs(
             "Associations are opened for events, one for each receiver, kept for"
-            f" {EventSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
+            f" {DimseSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
             f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
             " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
         ),
@@ -24324,12 +24340,8 @@ def metrics(box: Parts) -> dict[str, float]:
             "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
             " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
         ).fetchone()
-        waiting, to_pass_on = (
-            database.execute_sql(
-                f"SELECT count(*) FROM {outbox.table} WHERE sent_at = '' AND given_up_at = ''"
-            ).fetchone()[0]
-            for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX)
-        )
+        waiting = count_waiting(*EVENT_LANES.values())
+        to_pass_on = count_waiting(PASSED_ON_LANE)
         workitems = database.execute_sql(
             "SELECT state, count(*) FROM workitem GROUP BY state"
         ).fetchall()
@@ -24662,9 +24674,9 @@ class Appliance:
             self.dicom_tls_port = await self.associations.listen(
                 config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
             )
-        self._start_deliveries()
+        self._start_rounds()
         self.dimse.on_events = self._wake_delivery
-        self.dimse.on_caller = self._heard_from
+        self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
@@ -24683,36 +24695,24 @@ class Appliance:
         self.start_jobs()
         self.started.set()
 
-    def _start_deliveries(self) -> None:
+    def _start_rounds(self) -> None:
         """Start what calls others: each a task of its own."""
         # of its own: a hundred deliveries would keep queries waiting
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
-        self.event_sender = EventSender(self.config, self.access)
-        self.delivery = Delivery(self.context, self.event_sender, self.read_async, self.write_async)
-        self.delivery_task = self.loop.create_task(self.delivery.run())
-        self.passing_on_sender = PassingOnSender(self.config, self.access)
-        self.passing_on = Delivery(
-            self.context,
-            self.passing_on_sender,
-            self.read_async,
-            self.write_async,
-            PASSED_ON_OUTBOX,
-        )
-        self.passing_on_task = self.loop.create_task(self.passing_on.run())
-        self.socket_delivery = SocketDelivery(self.context, self.read_async, self.write_async)
-        self.socket_task = self.loop.create_task(self.socket_delivery.run())
+        how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
-        self.archive_watch = ArchiveWatch(
-            self.context, search, search.count, self.read_async, self.write_async
+        self.sender = sender = DimseSender(
+            self.config, self.access, lambda: list(self.associations.associations)
         )
-        self.archive_watch.on_change = self._wake_delivery
-        self.watch_task = self.loop.create_task(self.archive_watch.run())
-        self.commitments = CommitmentDesk(
-            self.context, search, CommitmentRequester(self.config),
-            CommitmentSender(self.access, lambda: list(self.associations.associations)),
-            self.read_async, self.write_async,
-        )  # fmt: skip
-        self.commitment_task = self.loop.create_task(self.commitments.run())
+        self.commitments = CommitmentDesk(search, *how)
+        lanes = {EVENT_LANES["dimse"]: Lane(sender), PASSED_ON_LANE: Lane(sender)}
+        lanes |= self.commitments.lanes(sender)
+        self.delivery = Delivery(lanes, *how)
+        self.socket_delivery = SocketDelivery(*how)
+        self.archive_watch = ArchiveWatch(search, search.count, *how)
+        self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
+        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery)
+        self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that reads in a reader's thread."""
@@ -24739,19 +24739,10 @@ class Appliance:
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
-    def _heard_from(self, ae_title: str) -> None:
-        """An AE has called: it may be there again for what it could not be told."""
-        self.delivery.heard_from(ae_title)
-        self.passing_on.heard_from(ae_title)
-        self.commitments.heard_from(ae_title)
-
     def _wake_delivery(self) -> None:
         """Something may be to be told; called in the loop."""
-        self.delivery.wake()
-        self.passing_on.wake()
-        self.socket_delivery.wake()
-        self.commitments.wake()
-        self.archive_watch.wake()
+        for rounds in self.rounds:
+            rounds.wake()
 
     def wake_delivery(self) -> None:
         """Something may be to be told; called from any thread."""
@@ -24770,9 +24761,8 @@ class Appliance:
         for title in ctx.config.ups.restart_receivers:
             if not can_be_told(ctx, title):
                 log.warning("[ups] restart_receivers: %s is not registered with an address", title)
-        for outbox in (EVENTS_OUTBOX, PASSED_ON_OUTBOX):
-            database.execute_sql(f"UPDATE {outbox.receivers} SET try_at = ''")
-        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state IN ('asked', 'judged')")
+        database.execute_sql("UPDATE receiver SET try_at = ''")
+        database.execute_sql("UPDATE commitment SET try_at = '' WHERE state = 'asked'")
         announce(ctx, "RESTARTED", get_mark("started") in ("", "restored"))
         set_mark("started", ctx.stamp())
 
@@ -24783,7 +24773,7 @@ class Appliance:
         with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
             async with asyncio.timeout(2):
                 if await self.write_async(announce, self.context(), "GOING DOWN"):
-                    await self.delivery.deliver_due(wait=True)
+                    await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
         """Start what is done by the clock; a job that missed its time is done once."""
@@ -24858,19 +24848,11 @@ class Appliance:
         if self.scheduler:
             self.scheduler.shutdown(wait=False)
         await self._tell_of_going_down()
-        self.clock_task.cancel()
-        self.delivery_task.cancel()
-        self.socket_task.cancel()
-        self.commitment_task.cancel()
-        self.watch_task.cancel()
-        await self.archive_watch.close()
-        self.passing_on_task.cancel()
-        await self.commitments.close()
-        await self.delivery.close()
-        await self.passing_on.close()
-        await self.socket_delivery.close()
-        await self.event_sender.close()
-        await self.passing_on_sender.close()
+        for task in (self.clock_task, *self.tasks):
+            task.cancel()
+        for rounds in self.rounds:
+            await rounds.close()
+        await self.sender.close()
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)

@@ -1,16 +1,19 @@
 """The outbox: every look into it goes by an index, and every kind in it has a lane that is sent."""
 
+import asyncio
 import re
 
 import pytest
 from conftest import write_config
 from test_commitment import AE_TITLE, series
 from test_commitment import ask as ask_for
+from test_delivery import told_of
 from test_events import UID, create, later, subscribe
 from test_mpps import creation, stored_form
 
 from minris.config.ini import load_config
 from minris.delivery.archive import CommitmentDesk
+from minris.delivery.receivers import Delivery, Lane
 from minris.delivery.sockets import (
     give_up_unfetched,
     new_socket_events,
@@ -52,7 +55,8 @@ from minris.outbox import (
 )
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
 from minris.store.models import Outbox, database
-from minris.store.rows import fetch_rows
+from minris.store.rows import fetch_rows, insert_row
+from minris.upper_layer.caller import DeliveryError
 from minris.ups.events import announce
 from minris.ups.people import history_of, watchers
 from minris.ups.subscriptions import unsubscribe
@@ -159,3 +163,33 @@ def test_every_kind_is_in_a_lane_that_is_sent():
     desk = CommitmentDesk(None, None, None, None)
     lanes = {EVENT_LANES["dimse"], PASSED_ON_LANE, *desk.lanes(None)}
     assert {kind.lane for kind in KINDS.values()} == lanes
+
+
+def test_a_further_kind_brings_a_lane_and_a_sender_and_nothing_else(ctx):
+    """As HL7 messages or webhooks would: in order, beside an AE of that name that is away."""
+    told_of(ctx, "RIS", count=2)
+    for number in (1, 2, 3):
+        insert_row(Outbox, kind="hl7", lane="hl7", receiver="RIS", data=f"MSH|{number}".encode(),
+                   created_at=ctx.stamp())  # fmt: skip
+    heard_of = []
+
+    async def send(receiver, messages, heard):
+        for message in messages:
+            heard_of.append((message.kind, message.data))
+            heard(message, "AA")
+
+    async def away(receiver, messages, heard):
+        raise DeliveryError("not reached")
+
+    async def call(function, *arguments):
+        return function(*arguments)
+
+    async def one_round():
+        lanes = {"events": Lane(away), "hl7": Lane(send)}
+        await Delivery(lanes, lambda: ctx, call, call).work(wait=True)
+
+    asyncio.run(one_round())
+    assert heard_of == [("hl7", b"MSH|1"), ("hl7", b"MSH|2"), ("hl7", b"MSH|3")]
+    rows = fetch_rows(Outbox, "lane = 'hl7'")
+    assert {(row.answer, row.sent_at) for row in rows} == {("AA", ctx.stamp())}
+    assert len(due_events("RIS")) == 2

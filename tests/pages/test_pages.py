@@ -27,7 +27,7 @@ from minris.access.users import (
 from minris.config.values import ROLES
 from minris.dataset.elements import ElementIndex
 from minris.pages.day.board import EVENTS_OF_STATE
-from minris.pages.forms import KINDS, field_table
+from minris.pages.forms import FIELD_KINDS, field_table
 from minris.pages.language import choose_language
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
@@ -560,8 +560,8 @@ def test_a_table_of_fields_refuses_what_it_does_not_know(row):
     ],
 )
 def test_a_field_shows_what_was_kept_of_it(kind, typed, kept, shown):
-    assert KINDS[kind].read(typed) == kept
-    assert KINDS[kind].show(kept) == shown
+    assert FIELD_KINDS[kind].read(typed) == kept
+    assert FIELD_KINDS[kind].show(kept) == shown
 
 
 # What the desk may get wrong. The form comes again, with words beside the field; nothing is saved.

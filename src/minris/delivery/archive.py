@@ -26,7 +26,6 @@ from minris.images.commitment import (
     due_result,
     follow_requests,
     follow_results,
-    is_open,
     open_references,
     pass_request_on,
     record_evidence,
@@ -57,16 +56,16 @@ class CommitmentDesk(Rounds):
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due, as far as there is room; with `wait`, until it has ended."""
+        busy = set(self.tasks)  # what is judged while we look is not due any more
         for commitment in await self.read(due_commitments, self.context()):
-            if commitment.id not in self.tasks and len(self.tasks) < self.AT_ONCE:
+            if commitment.id not in self.tasks.keys() | busy and len(self.tasks) < self.AT_ONCE:
                 self.start(commitment.id, self._guarded(commitment))
         if wait and self.tasks:
             await asyncio.wait(list(self.tasks.values()))
 
     async def _guarded(self, commitment: Any) -> None:
         try:
-            if await self.read(is_open, commitment):  # it may have been read long before
-                await self._judge(commitment)
+            await self._judge(commitment)
         except Exception:
             log.exception("commitment %s failed", commitment.transaction_uid)
             await asyncio.sleep(RETRY_AFTER[0])

@@ -111,10 +111,10 @@ class Lane(NamedTuple):
     follow: Callable[[Context, str, str], None] = lambda ctx, receiver, problem: None
 
 
-Key = tuple[str, str]  # a lane and a receiver
+Queue = tuple[str, str]  # a lane and a receiver
 
 
-def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Key]:
+def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Queue]:
     """The lanes with the receivers that have something to hear in them, and are to be tried now."""
     return [(name, receiver) for name in lanes for receiver in due_receivers(ctx, name)]
 
@@ -131,9 +131,9 @@ class Delivery(Rounds):
         super().__init__(*how)
         self.lanes = lanes
         # heard and not written down yet: the answers by id in the outbox
-        self.unnoted: dict[Key, dict[int, str]] = collections.defaultdict(dict)
-        self.not_before: dict[Key, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[Key, float] = {}  # receivers not reached, and when one was last heard of
+        self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
+        self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
+        self.failing: dict[Queue, float] = {}  # receivers not reached, and when one was last heard of
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
@@ -186,10 +186,10 @@ class Delivery(Rounds):
             problem = f"internal error: {error}"
             await self._failed(key, problem, note_failed, problem)
 
-    def _heard(self, key: Key, event: Event, answer: str = "") -> None:
+    def _heard(self, key: Queue, event: Event, answer: str = "") -> None:
         self.unnoted[key][event.outbox_id] = answer
 
-    async def _note(self, key: Key) -> None:
+    async def _note(self, key: Queue) -> None:
         """Write down what a receiver has heard."""
         name, receiver = key
 
@@ -203,7 +203,7 @@ class Delivery(Rounds):
             self.failing.pop(key, None)
 
     async def _failed(
-        self, key: Key, problem: str, note: Callable[..., int], *arguments: Any
+        self, key: Queue, problem: str, note: Callable[..., int], *arguments: Any
     ) -> None:
         """Write down that a receiver was not told, by note_failed or note_refused."""
         name, receiver = key

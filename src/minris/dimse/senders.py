@@ -163,9 +163,7 @@ class DimseSender:
         device = self.access().device(receiver)
         address_of(device, receiver)
         first = events[0]
-        if first.kind == "commitment result" and await self._told_on_theirs(
-            device, receiver, first
-        ):
+        if await self._told_on_theirs(device, receiver, first):
             heard(first, "")
             return
         key = KINDS[first.kind].lane, first.ours or self.config.dicom.ae_title, receiver
@@ -245,8 +243,7 @@ class DimseSender:
         except DeliveryError as error:
             if not kind.aborts:
                 raise
-            words = str(error)
-            raise Answered(event.outbox_id, words, kind.aborts, words) from None
+            raise Answered(event.outbox_id, str(error), kind.aborts, str(error)) from None
         status, answer = fields["Status"], answer_words(fields)
         if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
             return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
@@ -260,7 +257,7 @@ class DimseSender:
 
     async def _told_on_theirs(self, device: Device, receiver: str, event: Event) -> bool:
         """Whether the requester took a result on an association that it has open (PS3.4 J.3.3.1.2)."""
-        if not device.report_on_same_association:
+        if event.kind != "commitment result" or not device.report_on_same_association:
             return False
         for association in self.associations():
             peer = association.peer

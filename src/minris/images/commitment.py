@@ -46,12 +46,7 @@ from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.uids import STORAGE_COMMITMENT_INSTANCE
 from minris.standard.ups import TRANSACTION_UID
-from minris.store.models import (
-    Commitment,
-    CommitmentInstance,
-    Outbox,
-    database,
-)
+from minris.store.models import Commitment, CommitmentInstance, Outbox, database
 from minris.store.rows import erase, fetch_rows, first_row, insert_row, insert_rows, update_row
 
 
@@ -113,7 +108,7 @@ def _insert_commitment(
         created_at=ctx.stamp(),
         judged_at=ctx.stamp() if known else "",
     )
-    if known and door == "dimse":
+    if known:
         _enter_result(ctx, commitment_id, ctx.actor.name)
     insert_rows(
         "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
@@ -139,12 +134,6 @@ def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
     """Have the result of a request told."""
     insert_row(Outbox, kind="commitment result", lane=RESULT_LANE, receiver=requester,
                commitment_id=commitment_id, created_at=ctx.stamp())  # fmt: skip
-
-
-def is_open(commitment: Any) -> bool:
-    """Whether a request is still to be judged."""
-    sql = "SELECT 1 FROM commitment WHERE id = ? AND state = 'asked'"
-    return database.execute_sql(sql, (commitment.id,)).fetchone() is not None
 
 
 def commitment_rows(where: str, *values: Any) -> list[Any]:

@@ -36,7 +36,7 @@ class Field(NamedTuple):
     choices: tuple[tuple[str, str], ...] = ()
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """A kind of field: its input, what is kept of what was typed, and what is shown of that.
 
     read    raises ValueError for what is not a number
@@ -68,25 +68,25 @@ def centimetres(value: str) -> str:
 
 
 # The three parts of a name are read together: person_name.
-KINDS = {
-    "text": Kind(),
-    "area": Kind("area"),
-    "select": Kind("select", show=lambda value: value.partition("\\")[0]),
-    "date": Kind("date", lambda text: text.replace("-", ""), shown_date),
-    "time": Kind("time", lambda text: text.replace(":", ""), shown_time),
-    "phones": Kind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": Kind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
-    "height": Kind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
-    "name": Kind(read=lambda text: typed_name(text.strip())),
-    "physician": Kind(
+FIELD_KINDS = {
+    "text": FieldKind(),
+    "area": FieldKind("area"),
+    "select": FieldKind("select", show=lambda value: value.partition("\\")[0]),
+    "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
+    "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
+    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
+    "height": FieldKind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
+    "name": FieldKind(read=lambda text: typed_name(text.strip())),
+    "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
         show=lambda name: name.replace("^", " "),
     ),
-    "family": Kind(show=lambda name: re.split("[=^]", name)[0]),
-    "given": Kind(
+    "family": FieldKind(show=lambda name: re.split("[=^]", name)[0]),
+    "given": FieldKind(
         show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
     ),
-    "chinese": Kind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+    "chinese": FieldKind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
 }
 
 
@@ -96,7 +96,7 @@ class FieldRow(NamedTuple):
     name: str
     keyword: str
     tag: int
-    kind: Kind
+    kind: FieldKind
     label: str
     required: bool
     group: str = ""
@@ -106,7 +106,7 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
     """The fields of a form: name, keyword, kind, label (with * where something must be said), and
     perhaps group. Raises KeyError for an unknown keyword or kind."""
     return tuple(
-        FieldRow(name, keyword, tag_of(keyword), KINDS[kind], label.removesuffix(" *"),
+        FieldRow(name, keyword, tag_of(keyword), FIELD_KINDS[kind], label.removesuffix(" *"),
                  label.endswith("*"), *group)
         for name, keyword, kind, label, *group in body_rows(text)
     )  # fmt: skip
