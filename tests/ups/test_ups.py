@@ -681,6 +681,22 @@ def test_a_claim_is_recorded_with_its_lock(appliance, call):
     assert (found.state, found.transaction_uid, found.performer) == ("IN PROGRESS", LOCK, "CT1")
 
 
+def test_what_a_system_does_to_a_workitem_is_in_the_audit(appliance, call):
+    bring_to(call, "IN PROGRESS")
+    call.subscribe()
+    assert call.cancel(cancellation()).status == 0x0000
+    assert call.change("COMPLETED").status == 0x0000
+    *_, lines = appliance.read(kept, UID)
+    assert [(what, detail) for _, what, detail in lines] == [
+        ("workitem created", ""),
+        ("workitem", "SCHEDULED -> IN PROGRESS"),
+        ("workitem set", ""),
+        ("subscribed", "WATCHER"),
+        ("workitem cancel requested", "Patient went home"),
+        ("workitem", "IN PROGRESS -> COMPLETED"),
+    ]
+
+
 @pytest.mark.parametrize("lock", [None, "", "not a UID", "2.25.1\\2.25.2", "2.25." + "1" * 60])
 def test_a_claim_without_a_lock_is_refused(appliance, call, lock):
     """T-UPS-09."""
