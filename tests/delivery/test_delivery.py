@@ -39,6 +39,7 @@ from test_pages import csrf_of, employ, visiting
 from minris.config.ini import load_config
 from minris.dataset.elements import EMPTY
 from minris.delivery.receivers import Delivery, Lane, due_in_lanes
+from minris.dimse.senders import DimseSender
 from minris.outbox import (
     RETRY_AFTER,
     Event,
@@ -638,6 +639,13 @@ def test_an_association_is_kept_for_what_follows(run_appliance, watcher):
     assert len(workstation.associations) == 1
 
 
+@pytest.fixture
+def soon_let_go(monkeypatch):
+    """An association that nobody needs is kept for a moment, not for three seconds."""
+    monkeypatch.setattr(DimseSender, "KEEP", 0.2)
+
+
+@pytest.mark.usefixtures("soon_let_go")
 def test_an_association_that_is_not_needed_is_released(run_appliance, watcher):
     workstation = watcher()
     appliance = run_appliance(registered(WATCH1=workstation.port))
@@ -719,6 +727,7 @@ def test_a_watcher_has_command_and_data_set_in_one_pdu_or_two(run_appliance, set
     assert workstation.combined == combined
 
 
+@pytest.mark.usefixtures("soon_let_go")
 def test_a_connection_that_the_watcher_has_closed_is_closed_here_too(run_appliance):
     """No open file is left behind for each association that a watcher ends."""
     with BareWatcher(events=1) as workstation, without_collection():

@@ -29,6 +29,7 @@ from test_delivery import (
     Silent,
     answering,
     once,
+    soon_let_go,  # noqa: F401, a fixture
     woken_alone,  # noqa: F401, a fixture
 )
 from test_dicomweb_workitems import JSON
@@ -925,7 +926,7 @@ def test_a_class_that_a_receiver_does_not_take_keeps_no_other_from_it(
     assert archive.next(5)[:2] == (SET, UID)
 
 
-@pytest.mark.usefixtures("woken_alone")
+@pytest.mark.usefixtures("soon_let_go", "woken_alone")
 def test_an_association_without_the_class_that_is_wanted_is_released(
     run_appliance,
     receiver,

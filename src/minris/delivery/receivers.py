@@ -133,7 +133,9 @@ class Delivery(Rounds):
         # heard and not written down yet: the answers by id in the outbox
         self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
         self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[Queue, float] = {}  # receivers not reached, and when one was last heard of
+        self.failing: dict[
+            Queue, float
+        ] = {}  # receivers not reached, and when one was last heard of
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
