@@ -110,6 +110,20 @@ def test_a_response_in_endless_small_fragments_is_cut_off_early():
     assert "past the limit" in words
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (struct.pack(">IBB", 3, 3, 3) + b"x", "presentation context 3 was not accepted"),
+        (struct.pack(">IBB", 400, 1, 3) + b"x", "wrong length"),
+        (struct.pack(">H", 3), "cut short"),
+        (b"", "empty"),
+    ],
+)
+def test_a_response_in_wrong_fragments_is_refused_as_a_request_is(value, words):
+    found, _ = asyncio.run(failure_of(Rogue(struct.pack(">BxI", P_DATA, len(value)) + value)))
+    assert words in found
+
+
 def test_an_answer_to_our_association_of_a_megabyte_is_not_read():
     accepted = struct.pack(">BxI", ASSOCIATE_AC, 1 << 20)
     words, _ = asyncio.run(failure_of(Rogue(accepted=accepted)))
