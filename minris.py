@@ -1647,6 +1647,11 @@ class Recent(dict[Key, Value]):
 # How a setting is read from its text.
 # ------------------------------------------------------------------------------------------------
 
+def _parts(text: str) -> tuple[str, ...]:
+    """What stands between commas, without what is empty."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def read_bool(text: str) -> bool:
     """yes or no, as people write it."""
     try:
@@ -1679,7 +1684,7 @@ def read_seconds(text: str, low: str, high: str) -> float:
 
 def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     """AE titles separated by commas or spaces (PS3.5 6.2: 1 to 16 printable characters)."""
-    titles = tuple(title.strip() for title in text.split(",") if title.strip())
+    titles = _parts(text)
     for title in titles:
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
             raise ValueError(
@@ -1725,7 +1730,7 @@ WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 def read_weekdays(text: str) -> tuple[str, ...]:
     """Days of the week by three letters, separated by commas."""
-    days = {day.strip().lower()[:3] for day in text.split(",") if day.strip()}
+    days = {day.lower()[:3] for day in _parts(text)}
     if unknown := days.difference(WEEKDAYS):
         raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(WEEKDAYS)}")
     return tuple(day for day in WEEKDAYS if day in days)
@@ -1741,7 +1746,7 @@ def read_choice(text: str, *choices: str) -> str:
 
 def read_states(text: str) -> frozenset[str]:
     """States of a scheduled procedure step, separated by commas."""
-    states = frozenset(state.strip().upper() for state in text.split(",") if state.strip())
+    states = frozenset(state.upper() for state in _parts(text))
     if unknown := states.difference(STEP_STATES):
         raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(STEP_STATES)}")
     return states
@@ -1772,7 +1777,7 @@ def read_public_url(text: str) -> str:
 
 def read_evidence(text: str) -> tuple[str, ...]:
     """Kinds of evidence, in their order."""
-    found = tuple(one.strip() for one in text.split(",") if one.strip())
+    found = _parts(text)
     if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
         raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
     return found
@@ -1783,7 +1788,7 @@ EVIDENCE = ("archive", "commitment", "availability")
 
 def read_passed_on(text: str) -> frozenset[str]:
     """Kinds of messages that a device is passed on."""
-    found = frozenset(one.strip().lower() for one in text.split(",") if one.strip())
+    found = frozenset(one.lower() for one in _parts(text))
     if not found <= PASSED_ON.keys():
         raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
     return found
@@ -1791,7 +1796,7 @@ def read_passed_on(text: str) -> frozenset[str]:
 
 def read_origins(text: str) -> tuple[str, ...]:
     """Origins of web pages, such as https://viewer.example, separated by commas."""
-    origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
+    origins = tuple(one.rstrip("/") for one in _parts(text))
     for origin in origins:
         parts = urllib.parse.urlsplit(read_public_url(origin))
         usual = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
@@ -4055,7 +4060,7 @@ class Search:
             kind = "3"
         absent = b""
         if attribute and kind not in ("1C", "3"):
-            absent = self._encode(tag, attribute.vr.encode(), b"", UTF_8)
+            absent = self._encode(tag, attribute.vr.encode(), b"")
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
         if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
@@ -4104,14 +4109,18 @@ class Search:
             entry = found.get(tag)
             if not entry or not test(data[entry[2] : entry[3]]):
                 return False
-        if self.combined:
-            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
-            if not index.text(START_DATE) or not self.combined.holds(at):
-                return False
+        if self.combined and not self._begins_in(self.combined, index):
+            return False
         for tag, nested in self.nested.items():
             if nested.restricts and not any(map(nested.matches, index.items(tag))):
                 return False
         return True
+
+    @staticmethod
+    def _begins_in(span: Interval, index: ElementIndex) -> bool:
+        """Whether date and time together lie in the one interval that both keys make."""
+        date, clock = index.text(START_DATE), index.text(START_TIME)
+        return bool(date) and span.holds(date + time_start(clock or "000000"))
 
     @functools.cached_property
     def restricts(self) -> bool:
@@ -4125,10 +4134,8 @@ class Search:
             for tag, test in self.tests
             if tag not in index or not test(index.value(tag))
         ]
-        if self.combined:
-            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
-            if not index.text(START_DATE) or not self.combined.holds(at):
-                found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
+        if self.combined and not self._begins_in(self.combined, index):
+            found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
         for tag, nested in self.nested.items():
             items = index.items(tag)
             if nested.restricts and not any(map(nested.matches, items)):
@@ -4153,7 +4160,7 @@ class Search:
         body = b"".join(self._elements(index, charset))
         named = charset.terms not in ((), ("ISO_IR 6",))  # PS3.3 Table C.12-2 has no term for ASCII
         if named and (SPECIFIC_CHARACTER_SET in self.index or self._extended(index)):
-            head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+            head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
             return head + body
         return body
 
@@ -4238,7 +4245,7 @@ class Search:
         if not contents and not self.style.empty_sequences:
             return b""
         value = b"".join(map(encode_item, contents))
-        return self._encode(tag, b"SQ", value, charset)
+        return self._encode(tag, b"SQ", value)
 
     def _whole(self, item: ElementIndex, charset: CharacterSet) -> bytes:
         """A whole item in the syntax and set of the answer."""
@@ -4254,10 +4261,10 @@ class Search:
                 value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
-            parts.append(self._encode(tag, vr, value, charset))
+            parts.append(self._encode(tag, vr, value))
         return b"".join(parts)
 
-    def _encode(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
+    def _encode(self, tag: int, vr: bytes, value: bytes) -> bytes:
         if self.explicit:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
@@ -4282,7 +4289,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
         return search._whole(index, UTF_8)
     sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
     charset = next(sets, UTF_8)
-    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
 
 
@@ -6893,12 +6900,9 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("A password has at least 8 characters")
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
-    if role != "admin" and is_last_administrator(name):
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    if role != "admin":
+        _check_not_last_administrator(name)
     user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
-    admins = User.select().where(User.role == "admin").count()
-    if user.id and user.role == "admin" and role != "admin" and admins == 1:
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
     user.role, user.password = role, hash_password(password)
     user.save()
     Session.delete().where(Session.user == user).execute()
@@ -6906,19 +6910,24 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     return user
 
 
-def is_last_administrator(name: str) -> bool:
-    """Whether nobody else is an administrator."""
+def _check_not_last_administrator(name: str) -> None:
+    """Refuse (0110) what would leave nobody who is an administrator."""
     admins = [user.name for user in User.select().where(User.role == "admin")]
-    return admins == [name]
+    if admins == [name]:
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+
+
+def _find_user(name: str) -> User:
+    """A user by name. Refuses 0112."""
+    if not (user := User.get_or_none(User.name == name)):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    return user
 
 
 def delete_user(ctx: Context, name: str) -> None:
     """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
-    user = User.get_or_none(User.name == name)
-    if not user:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
-    if is_last_administrator(name):
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    user = _find_user(name)
+    _check_not_last_administrator(name)
     Session.delete().where(Session.user == user).execute()
     User.delete().where(User.id == user.id).execute()
     audit(ctx, "user deleted", name)
@@ -7022,9 +7031,7 @@ def tokens_of() -> list[tuple[str, str, str, str]]:
 
 def end_sessions(ctx: Context, name: str) -> int:
     """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
-    user = User.get_or_none(User.name == name)
-    if not user:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    user = _find_user(name)
     count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
     return count

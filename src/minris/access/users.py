@@ -53,12 +53,9 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("A password has at least 8 characters")
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
-    if role != "admin" and is_last_administrator(name):
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    if role != "admin":
+        _check_not_last_administrator(name)
     user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
-    admins = User.select().where(User.role == "admin").count()
-    if user.id and user.role == "admin" and role != "admin" and admins == 1:
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
     user.role, user.password = role, hash_password(password)
     user.save()
     Session.delete().where(Session.user == user).execute()
@@ -66,19 +63,24 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     return user
 
 
-def is_last_administrator(name: str) -> bool:
-    """Whether nobody else is an administrator."""
+def _check_not_last_administrator(name: str) -> None:
+    """Refuse (0110) what would leave nobody who is an administrator."""
     admins = [user.name for user in User.select().where(User.role == "admin")]
-    return admins == [name]
+    if admins == [name]:
+        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+
+
+def _find_user(name: str) -> User:
+    """A user by name. Refuses 0112."""
+    if not (user := User.get_or_none(User.name == name)):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    return user
 
 
 def delete_user(ctx: Context, name: str) -> None:
     """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
-    user = User.get_or_none(User.name == name)
-    if not user:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
-    if is_last_administrator(name):
-        raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
+    user = _find_user(name)
+    _check_not_last_administrator(name)
     Session.delete().where(Session.user == user).execute()
     User.delete().where(User.id == user.id).execute()
     audit(ctx, "user deleted", name)
@@ -182,9 +184,7 @@ def tokens_of() -> list[tuple[str, str, str, str]]:
 
 def end_sessions(ctx: Context, name: str) -> int:
     """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
-    user = User.get_or_none(User.name == name)
-    if not user:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
+    user = _find_user(name)
     count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
     return count

@@ -14,6 +14,11 @@ from minris.standard.uids import PASSED_ON
 from minris.standard.worklist import STEP_STATES
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    """What stands between commas, without what is empty."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def read_bool(text: str) -> bool:
     """yes or no, as people write it."""
     try:
@@ -46,7 +51,7 @@ def read_seconds(text: str, low: str, high: str) -> float:
 
 def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     """AE titles separated by commas or spaces (PS3.5 6.2: 1 to 16 printable characters)."""
-    titles = tuple(title.strip() for title in text.split(",") if title.strip())
+    titles = _parts(text)
     for title in titles:
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
             raise ValueError(
@@ -92,7 +97,7 @@ WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 def read_weekdays(text: str) -> tuple[str, ...]:
     """Days of the week by three letters, separated by commas."""
-    days = {day.strip().lower()[:3] for day in text.split(",") if day.strip()}
+    days = {day.lower()[:3] for day in _parts(text)}
     if unknown := days.difference(WEEKDAYS):
         raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(WEEKDAYS)}")
     return tuple(day for day in WEEKDAYS if day in days)
@@ -108,7 +113,7 @@ def read_choice(text: str, *choices: str) -> str:
 
 def read_states(text: str) -> frozenset[str]:
     """States of a scheduled procedure step, separated by commas."""
-    states = frozenset(state.strip().upper() for state in text.split(",") if state.strip())
+    states = frozenset(state.upper() for state in _parts(text))
     if unknown := states.difference(STEP_STATES):
         raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(STEP_STATES)}")
     return states
@@ -139,7 +144,7 @@ def read_public_url(text: str) -> str:
 
 def read_evidence(text: str) -> tuple[str, ...]:
     """Kinds of evidence, in their order."""
-    found = tuple(one.strip() for one in text.split(",") if one.strip())
+    found = _parts(text)
     if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
         raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
     return found
@@ -150,7 +155,7 @@ EVIDENCE = ("archive", "commitment", "availability")
 
 def read_passed_on(text: str) -> frozenset[str]:
     """Kinds of messages that a device is passed on."""
-    found = frozenset(one.strip().lower() for one in text.split(",") if one.strip())
+    found = frozenset(one.lower() for one in _parts(text))
     if not found <= PASSED_ON.keys():
         raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
     return found
@@ -158,7 +163,7 @@ def read_passed_on(text: str) -> frozenset[str]:
 
 def read_origins(text: str) -> tuple[str, ...]:
     """Origins of web pages, such as https://viewer.example, separated by commas."""
-    origins = tuple(one.strip().rstrip("/") for one in text.split(",") if one.strip())
+    origins = tuple(one.rstrip("/") for one in _parts(text))
     for origin in origins:
         parts = urllib.parse.urlsplit(read_public_url(origin))
         usual = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")

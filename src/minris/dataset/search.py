@@ -120,7 +120,7 @@ class Search:
             kind = "3"
         absent = b""
         if attribute and kind not in ("1C", "3"):
-            absent = self._encode(tag, attribute.vr.encode(), b"", UTF_8)
+            absent = self._encode(tag, attribute.vr.encode(), b"")
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
         if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
             self.texts.append(tag)
@@ -169,14 +169,18 @@ class Search:
             entry = found.get(tag)
             if not entry or not test(data[entry[2] : entry[3]]):
                 return False
-        if self.combined:
-            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
-            if not index.text(START_DATE) or not self.combined.holds(at):
-                return False
+        if self.combined and not self._begins_in(self.combined, index):
+            return False
         for tag, nested in self.nested.items():
             if nested.restricts and not any(map(nested.matches, index.items(tag))):
                 return False
         return True
+
+    @staticmethod
+    def _begins_in(span: Interval, index: ElementIndex) -> bool:
+        """Whether date and time together lie in the one interval that both keys make."""
+        date, clock = index.text(START_DATE), index.text(START_TIME)
+        return bool(date) and span.holds(date + time_start(clock or "000000"))
 
     @functools.cached_property
     def restricts(self) -> bool:
@@ -190,10 +194,8 @@ class Search:
             for tag, test in self.tests
             if tag not in index or not test(index.value(tag))
         ]
-        if self.combined:
-            at = index.text(START_DATE) + time_start(index.text(START_TIME) or "000000")
-            if not index.text(START_DATE) or not self.combined.holds(at):
-                found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
+        if self.combined and not self._begins_in(self.combined, index):
+            found.append((START_DATE, self.index.text(START_DATE), index.text(START_DATE)))
         for tag, nested in self.nested.items():
             items = index.items(tag)
             if nested.restricts and not any(map(nested.matches, items)):
@@ -218,7 +220,7 @@ class Search:
         body = b"".join(self._elements(index, charset))
         named = charset.terms not in ((), ("ISO_IR 6",))  # PS3.3 Table C.12-2 has no term for ASCII
         if named and (SPECIFIC_CHARACTER_SET in self.index or self._extended(index)):
-            head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+            head = self._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
             return head + body
         return body
 
@@ -303,7 +305,7 @@ class Search:
         if not contents and not self.style.empty_sequences:
             return b""
         value = b"".join(map(encode_item, contents))
-        return self._encode(tag, b"SQ", value, charset)
+        return self._encode(tag, b"SQ", value)
 
     def _whole(self, item: ElementIndex, charset: CharacterSet) -> bytes:
         """A whole item in the syntax and set of the answer."""
@@ -319,10 +321,10 @@ class Search:
                 value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
-            parts.append(self._encode(tag, vr, value, charset))
+            parts.append(self._encode(tag, vr, value))
         return b"".join(parts)
 
-    def _encode(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
+    def _encode(self, tag: int, vr: bytes, value: bytes) -> bytes:
         if self.explicit:
             return encode_element(tag, vr, value)
         value = pad(value, vr)
@@ -347,7 +349,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
         return search._whole(index, UTF_8)
     sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
     charset = next(sets, UTF_8)
-    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset), charset)
+    head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
 
 
