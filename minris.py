@@ -213,17 +213,16 @@ def grid_table(
     column  what reads the head of a column
     Raises  ValueError with the line where a cell is not taken, and for a row or column twice
     """
-    head, *body = rows(text, source)
-    columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
+    (_, *head), *body = rows(text, source)
+    columns = _read_cells(source, [column] * len(head), head)
+    if len(set(columns)) < len(columns) or len({name for name, *_ in body}) < len(body):
+        raise ValueError(f"{source}: a row or a column stands twice")
     readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
-    found: dict[tuple[str, str], Any] = {}
-    for cells in body:
-        name, *values = _read_cells(source, readers, cells)
-        new = {(name, one): value for one, value in zip(columns, values, strict=True)}
-        if len(new) < len(columns) or new.keys() & found.keys():
-            raise ValueError(f"{source}: {name}: stands twice")
-        found |= new
-    return found
+    return {
+        (name, one): value
+        for name, *values in (_read_cells(source, readers, cells) for cells in body)
+        for one, value in zip(columns, values, strict=True)
+    }
 
 
 def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[str]) -> list[Any]:
@@ -508,9 +507,8 @@ WARNINGS = {
 }
 # What a status means, and what mends it, for whoever stands at a machine or reads its log.
 STATUS_WORDS: dict[int, tuple[Message, Message]] = {
-    row.code: (row.meaning, row.mend)
-    for row in table(
-        """
+    int(row.code, 16): (Message(row.meaning), Message(row.mend))
+    for row in table("""
     code | meaning | mend
     0000 | Done | Nothing is to be done.
     0001 | Done; attributes that are not known here were left out | Nothing is to be done.
@@ -555,11 +553,7 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     C313 | The performer does not want to cancel | Ask the person who has it.
     C314 | This cannot be done with it | Do it with one workitem, not with all.
     FE00 | The device stopped its question | Nothing is to be done.
-    """,
-        code=lambda code: int(code, 16),
-        meaning=Message,
-        mend=Message,
-    )
+    """)
 }
 
 

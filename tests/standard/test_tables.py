@@ -237,6 +237,11 @@ def test_a_table_is_refused_with_its_line_for(what):
         table(text, **readers)
 
 
+def test_a_cell_of_a_grid_is_refused_with_its_line():
+    with pytest.raises(ValueError, match=r"PS3.8: close \| 1 \| x"):
+        grid_table("PS3.8", "event | Sta1 | Sta2\nopen | 2 | 1\nclose | 1 | x", int)
+
+
 def test_cells_of_a_grid_are_found_by_row_and_column():
     text = """
     event | Sta1 | Sta2

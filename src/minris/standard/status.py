@@ -227,9 +227,8 @@ WARNINGS = {
 }
 # What a status means, and what mends it, for whoever stands at a machine or reads its log.
 STATUS_WORDS: dict[int, tuple[Message, Message]] = {
-    row.code: (row.meaning, row.mend)
-    for row in table(
-        """
+    int(row.code, 16): (Message(row.meaning), Message(row.mend))
+    for row in table("""
     code | meaning | mend
     0000 | Done | Nothing is to be done.
     0001 | Done; attributes that are not known here were left out | Nothing is to be done.
@@ -274,11 +273,7 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     C313 | The performer does not want to cancel | Ask the person who has it.
     C314 | This cannot be done with it | Do it with one workitem, not with all.
     FE00 | The device stopped its question | Nothing is to be done.
-    """,
-        code=lambda code: int(code, 16),
-        meaning=Message,
-        mend=Message,
-    )
+    """)
 }
 
 

@@ -48,17 +48,16 @@ def grid_table(
     column  what reads the head of a column
     Raises  ValueError with the line where a cell is not taken, and for a row or column twice
     """
-    head, *body = rows(text, source)
-    columns = _read_cells(source, [column] * (len(head) - 1), head[1:])
+    (_, *head), *body = rows(text, source)
+    columns = _read_cells(source, [column] * len(head), head)
+    if len(set(columns)) < len(columns) or len({name for name, *_ in body}) < len(body):
+        raise ValueError(f"{source}: a row or a column stands twice")
     readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
-    found: dict[tuple[str, str], Any] = {}
-    for cells in body:
-        name, *values = _read_cells(source, readers, cells)
-        new = {(name, one): value for one, value in zip(columns, values, strict=True)}
-        if len(new) < len(columns) or new.keys() & found.keys():
-            raise ValueError(f"{source}: {name}: stands twice")
-        found |= new
-    return found
+    return {
+        (name, one): value
+        for name, *values in (_read_cells(source, readers, cells) for cells in body)
+        for one, value in zip(columns, values, strict=True)
+    }
 
 
 def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[str]) -> list[Any]:
