@@ -2279,7 +2279,7 @@ class ElementIndex:
     __slots__ = ("data", "end", "found", "start")
 
     def __init__(self, data: SupportsBytes, start: int = 0, end: int | None = None) -> None:
-        self.data = data = bytes(data)
+        self.data = data = data if isinstance(data, bytes) else bytes(data)
         self.start = start
         self.end = end = len(data) if end is None else end
         self.found: dict[int, tuple[bytes, int, int, int]] = {}
