@@ -119,6 +119,11 @@ class Archive:
         done = peers.run_tool([*command, peers.HOST, str(self.port), *paths])
         assert done.exit_code == 0, done.log
 
+    def empty(self) -> None:
+        """Delete all images."""
+        for patient in self.http.get("/patients").json():
+            self.http.delete(f"/patients/{patient}").raise_for_status()
+
     def lose(self, image: Image) -> None:
         """Delete an image."""
         [found] = self.http.post("/tools/lookup", content=image.uid).json()

@@ -329,6 +329,18 @@ def wait_for_port(port: int, timeout_s: float = PATIENCE_S) -> None:
         time.sleep(0.05)
 
 
+# pynetdicom.
+
+
+def leave_answers(association: Any) -> None:
+    """Let an association of pynetdicom, which asks alone, take nothing but what it waits for.
+
+    pynetdicom 3.0.4: its reactor, woken at the wrong moment, takes a response and aborts.
+    """
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
+
+
 # dcmjs-dimse.
 
 

@@ -733,11 +733,6 @@ class Dimse(Door):
     def opened(cls, box):
         classes = (*CLASSES, MPPS, MPPS_RETRIEVE)
         with calling_ups(box, classes=classes) as call:
-            # pynetdicom 3.0.4: its reactor, woken at the wrong moment, takes a response and aborts
-            take = call.association.dimse.get_msg
-            call.association.dimse.get_msg = lambda block=False: (
-                take(block) if block else (None, None)
-            )
             yield cls(box, call)
 
     def told(self, answer):

@@ -501,6 +501,7 @@ def proposing(appliance, *contexts, roles=()):
         peers.HOST, appliance.port, ae_title="MINRIS", ext_neg=list(roles) or None
     )
     assert association.is_established
+    peers.leave_answers(association)
     yield association
     association.release()
 

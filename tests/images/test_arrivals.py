@@ -117,6 +117,13 @@ def with_mpps(ctx, how):
     return dataclasses.replace(ctx, devices=devices)
 
 
+@pytest.fixture(autouse=True)
+def none_of_others(request):
+    """A shared archive is emptied: each test counts its study UIDs from the same number."""
+    if "archive" in request.fixturenames:
+        request.getfixturevalue("archive").empty()
+
+
 @pytest.fixture
 def sono(ctx):
     """An ultrasound of Wang XiaoDong, scheduled for this morning."""

@@ -24,6 +24,7 @@ from test_arrivals import (
     judged,
     look,
     look_inside,
+    none_of_others,  # noqa: F401, a fixture
     outcome,
     put_workitem,
     readiness,

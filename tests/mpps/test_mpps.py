@@ -1272,6 +1272,7 @@ def modality(appliance, calling="CT1", syntax=EXPLICIT_VR_LITTLE_ENDIAN):
         peers.HOST, appliance.port, ae_title="MINRIS", evt_handlers=handlers, max_pdu=16384
     )
     assert association.is_established
+    peers.leave_answers(association)
     try:
         yield Caller(association, received)
     finally:

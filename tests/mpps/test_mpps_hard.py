@@ -57,6 +57,7 @@ def retrieving(appliance, syntax=EXPLICIT_VR_LITTLE_ENDIAN, calling="CT1"):
     ae.add_requested_context(MPPS_RETRIEVE, syntax)
     association = ae.associate(peers.HOST, appliance.port, ae_title="MINRIS")
     assert association.is_established
+    peers.leave_answers(association)
 
     def get(*keywords, uid=UID):
         tags = [k if isinstance(k, int) else tag_of(k) for k in keywords]
