@@ -26,7 +26,7 @@ NODE_MODULES = PEERS / "node_modules"
 DCMTK_TOOLS = ("findscu", "echoscu", "dump2dcm", "wlmscpfs")
 USUAL_PLACES = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin")
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile")  # a file shares its fixtures
+ON_ALL_CORES = ("-n", "auto", "--dist", "worksteal")  # no core waits for the longest file
 CHROME_ON_MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
