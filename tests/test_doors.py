@@ -39,8 +39,8 @@ from minris.mpps import performed as mpps_performed
 from minris.mpps.performed import get_mpps, set_mpps
 from minris.standard import status as standard_status
 from minris.standard.dictionary import tag_of
-from minris.standard.status import OUTCOMES, WARNINGS, Refusal, Status
-from minris.standard.tables import body_rows, rows
+from minris.standard.status import OUTCOMES, WARNINGS, Refusal, Status, read_status
+from minris.standard.tables import table
 from minris.standard.uids import (
     MPPS,
     MPPS_RETRIEVE,
@@ -584,7 +584,8 @@ class Scenario(NamedTuple):
 def read_scenarios():
     """The scenarios by name."""
     found = {}
-    for cells in rows(SCENARIOS):
+    for line in filter(None, map(str.strip, SCENARIOS.splitlines())):
+        cells = [cell.strip() for cell in line.split("  # ")[0].split("|")]
         if len(cells) == 1:
             name, _, setting = cells[0].partition("; ")
             assert name not in found
@@ -1198,10 +1199,7 @@ def rows_of(operation, status):
 REACHED = {
     rows_of(step.operation, Status(int(step.status[:4], 16))) for step in STEPS if not step.web
 }
-REASONS = {
-    (operation, Status(int(status, 16))): reason
-    for operation, status, reason in body_rows(UNREACHED)
-}
+REASONS = {(row.operation, row.status): row.because for row in table(UNREACHED, status=read_status)}
 
 
 @pytest.mark.parametrize("row", OUTCOMES, ids=lambda row: f"{row[0]} {row[1]:04X}")

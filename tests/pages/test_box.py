@@ -9,7 +9,7 @@ import pytest
 from conftest import item
 from test_pages import csrf_of, employ, visiting, words_of
 
-from minris.access.context import audit, audit_lines, check_audit, purge_audit
+from minris.access.context import AuditChain, audit, audit_lines, check_audit, purge_audit
 from minris.access.users import make_user
 from minris.config.ini import load_config
 from minris.config.settings import SETTINGS
@@ -46,7 +46,7 @@ def test_a_log_that_nobody_has_touched_is_unbroken(audited):
 
 
 def test_an_empty_log_is_unbroken(ctx):
-    assert check_audit() == (0, "", None)
+    assert check_audit() == AuditChain(0, "", None)
 
 
 @pytest.mark.parametrize("sql", ["UPDATE audit SET who = 'nobody'", "DELETE FROM audit"])
