@@ -15056,19 +15056,19 @@ class SocketDelivery(Rounds):
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.request
-# A request: who asks, from where, how often, with what body.
+# A request: its login, address, rate and body.
 # ------------------------------------------------------------------------------------------------
 
 class Box(Protocol):
-    """What routes and pages ask of the appliance.
+    """What routes and pages need from the appliance.
 
-    control  the secret of commands beside it
+    control  the secret by which the command line proves itself
     """
 
     associations: AssociationServer
     backup_problem: str
     control: str
-    commitments: Any  # these three stand beside the web, or above it
+    commitments: Any  # these three are of this floor or above
     dimse: Any
     socket_delivery: Any
 
@@ -15082,11 +15082,11 @@ class Box(Protocol):
 
 
 class Web:
-    """What the routes and pages work with.
+    """What routes and pages work with.
 
-    context  gives a Context for an Actor
-    access   gives the AccessRules of the moment
-    writer   the store's one writer
+    context  makes a Context for an Actor
+    access   returns the current AccessRules
+    writer   the store's only writer
     box      the appliance
     """
 
@@ -15116,7 +15116,7 @@ class Web:
 
 
 class RateLimit:
-    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+    """Limits the requests of each address to `rate` a second, with bursts of two seconds' worth.
 
     rate  0 for no limit
     """
@@ -15125,10 +15125,10 @@ class RateLimit:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self.due: dict[str, float] = {}  # when an address would have asked that often
+        self.due: dict[str, float] = {}  # by address: when its requests so far are paid off
 
     def allows(self, address: str, now: float) -> bool:
-        """Whether it may ask now; if so that is counted."""
+        """Whether a request is allowed now; if so, count it."""
         if not self.rate:
             return True
         due = max(self.due.get(address, 0.0), now)
@@ -15141,7 +15141,7 @@ class RateLimit:
 
 
 def client_address(request: Any) -> str:
-    """Where a request comes from: the peer of the connection, never a header."""
+    """Return the address of the connection's peer; headers are never trusted for it."""
     return request.environ.get("REMOTE_ADDR", "")
 
 
@@ -15151,13 +15151,13 @@ FORWARDING_HEADERS = frozenset(
 
 
 def bearer_of(request: Any) -> str:
-    """The token that a request bears, or nothing."""
+    """Return the bearer token of a request, or an empty text."""
     kind, _, token = request.get_header("Authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""
 
 
 def find_login(web: Web, request: Any) -> Login | None:
-    """Who a request comes from: a bearer token, a session, or loopback where that is allowed."""
+    """Return the login of a bearer token, a session, or of loopback where that is allowed."""
     if holds_control(web, request):
         return Login("console", "admin")
     if token := bearer_of(request):
@@ -15176,7 +15176,7 @@ def find_login(web: Web, request: Any) -> Login | None:
 
 
 def check_origin(web: Web, request: Any) -> None:
-    """Refuse (0124) a request that another site had a browser send."""
+    """Refuse (0124) a cross-site request of a browser."""
     origin = request.get_header("Origin")
     if origin and origin != "null":
         host = urllib.parse.urlsplit(origin).netloc
@@ -15189,14 +15189,14 @@ def check_origin(web: Web, request: Any) -> None:
 
 
 def check_csrf(login: Login, request: Any) -> None:
-    """Refuse (0124) a change without the token of its session."""
+    """Refuse (0124) a change without the CSRF token of its session."""
     given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
     if login.csrf and not login.sent(given):
         raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
-    """The login of a request that may do what `least` may. Refuses 0124; 401 where there is none."""
+    """Return login and context of a request with at least the role `least`. Refuses 0124, 401."""
     login = find_login(web, request)
     if not login:
         raise HttpRefusal(401, Message("Log in first"), Status.NOT_AUTHORIZED)
@@ -15209,42 +15209,42 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
 
 
 def check_speaker(login: Login, ae_title: str) -> None:
-    """Refuse (0124) to let a login subscribe an AE, or hear of it, that it does not speak for."""
+    """Refuse (0124) a login that may not act for an AE title."""
     if not login.speaks_for(ae_title):
         words = Message("This login does not speak for {ae}", ae=ae_title)
         raise Refusal(Status.NOT_AUTHORIZED, words)
 
 
 def body_of(request: Any) -> bytes:
-    """The whole body without its Content-Encoding; bounded. Refuses 400, 413, 415."""
+    """Return the body, decompressed and bounded. Refuses 400, 413, 415."""
     body: bytes = request.body.read()
     request.body.seek(0)
     encoding = request.get_header("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip"):
-        raise HttpRefusal(415, "Of content encodings, gzip is taken")
+        raise HttpRefusal(415, "The only Content-Encoding accepted is gzip")
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:
-        raise HttpRefusal(413, "Larger than this system takes")
+        raise HttpRefusal(413, "The body is too large")
     if not unzip.eof or unzip.unused_data:
-        raise HttpRefusal(400, "The body is gzip that breaks off, or more than that")
+        raise HttpRefusal(400, "The gzip body is truncated or followed by other data")
     return found
 
 
 def check_json_type(request: Any) -> None:
-    """Refuse (0212, HTTP 415) a body that does not say it is DICOM JSON."""
+    """Refuse (0212, HTTP 415) a body whose Content-Type is not DICOM JSON."""
     kind = (request.content_type or "").partition(";")[0].strip().lower()
     if kind not in ("application/dicom+json", "application/json"):
         raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind or 'no content type'} is not DICOM JSON")
 
 
 def problem_json(refusal: Refusal) -> dict[str, Any]:
-    """A refusal as the API tells it."""
+    """Return a refusal as the JSON object of the API."""
     return {
         "status": f"{refusal.status:04X}",
         "error": refusal.detail,
@@ -15260,16 +15260,16 @@ BASE = "/dicom-web"
 
 
 def is_told_by_dimse_alone(web: Web, ae_title: str) -> bool:
-    """Whether the device of an AE title says that it is not told by WebSocket."""
+    """Whether the device of an AE title gets its events by DIMSE only."""
     device = web.access().device(ae_title)
     return bool(device) and device.events == EVENT_CHANNELS[0]
 
 
-SLASH = "%2F"  # a slash of an AE title, which is none of the path
+SLASH = "%2F"  # a slash within an AE title
 
 
 def holds_control(web: Web, request: Any) -> bool:
-    """Whether a request bears the secret of this run, which is in a file of our user's alone."""
+    """Whether a request has the secret of this run, which only our user can read from its file."""
     return hmac.compare_digest(bearer_of(request).encode(), web.box.control.encode())
 
 
@@ -15277,12 +15277,12 @@ BEARER = "bearer."  # before the token in a subprotocol of a WebSocket
 
 
 def header_of(scope: Any, name: bytes) -> bytes:
-    """A header of an ASGI scope, or nothing."""
+    """Return a header of an ASGI scope, or an empty value."""
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse (400) headers that bottle could not read."""
+    """Refuse (400) headers that are not UTF-8, which bottle cannot read."""
     try:
         b"\n".join(value for _, value in headers).decode()
     except UnicodeDecodeError:
@@ -15290,12 +15290,12 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 def takes_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header takes gzip."""
+    """Whether an Accept-Encoding header accepts gzip."""
     return bool(re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accept_encoding.lower()))
 
 
 def cookie_of(scope: Any, name: str) -> str:
-    """The value of a cookie in an ASGI scope, or nothing."""
+    """Return the value of a cookie in an ASGI scope, or an empty text."""
     for part in header_of(scope, b"cookie").decode("latin-1").split(";"):
         found, _, secret = part.strip().partition("=")
         if found == name:
@@ -15313,17 +15313,17 @@ SECURITY_HEADERS = (
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.answers
-# The routes of programs, and what they are answered: data, or a refusal (PS3.18 8.5).
+# Routes for programs, and their answers: data sets or a refusal (PS3.18 8.5).
 # ------------------------------------------------------------------------------------------------
 
 class Route(NamedTuple):
-    """A path: who may call it, and what answers.
+    """A route: method, path, the function that answers, and the least role that may call it.
 
-    operation  as OUTCOMES names it
-    clause     of PS3.18; empty for what is the product's own
-    success    the codes of success
-    body       `one` data set, or `optional`
-    query      its parameters beside accept and charset: keys of WEB_PARAMETERS
+    operation  its name in OUTCOMES
+    clause     of PS3.18; empty for routes of the product's own
+    success    the HTTP codes of success
+    body       `one` data set, `optional`, or empty for none
+    query      parameters besides accept and charset: keys of WEB_PARAMETERS
     """
 
     method: str
@@ -15338,7 +15338,7 @@ class Route(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer: the HTTP code, the body with its type, further headers."""
+    """An answer: the HTTP code, the body with its media type, further headers."""
 
     http: int
     content_type: str
@@ -15347,13 +15347,13 @@ class Reply(NamedTuple):
 
     @property
     def pairs(self) -> list[tuple[bytes, bytes]]:
-        """Its headers as ASGI has them."""
+        """Its headers in the form of ASGI."""
         found = (("Content-Type", self.content_type), *self.headers)
         return [(name.lower().encode(), value.encode("latin-1")) for name, value in found]
 
 
 def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
-    """A refusal as a program is told of it: the code is that of OUTCOMES."""
+    """Return a refusal as JSON, with the HTTP code that OUTCOMES gives it."""
     code = http_status(operation, refusal)
     headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
     body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
@@ -15361,7 +15361,7 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
 
 
 class RouteView:
-    """Answers the requests of one route through bottle; with DICOM JSON, if no door says more."""
+    """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
     def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
         self.web, self.route, self.request, self.response = web, route, request, response
@@ -15377,7 +15377,7 @@ class RouteView:
         return reply.body
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the function gives, `arguments` being the parts of the path."""
+        """Return the data sets of the route's function; `arguments` are the parts of the path."""
         _, ctx = enter(self.web, self.request, self.route.role)
         found = self.route.function(self.web, self.request, ctx, **arguments)
         body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
@@ -15385,7 +15385,7 @@ class RouteView:
         return Reply(self.route.success[0], kind, body.encode())
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the text of OUTCOMES as a Warning header."""
+        """Return the refusal with the text of OUTCOMES as a Warning header."""
         reply = refusal_reply(refusal, self.route.operation)
         text = outcome(self.route.operation, refusal.status).text
         return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
@@ -15393,15 +15393,15 @@ class RouteView:
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.api
-# The appliance's own JSON: the worklist, health, metrics, commands beside it.
+# The product's own JSON API: worklist, health, metrics, commands of the command line.
 # ------------------------------------------------------------------------------------------------
 
 def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
-    """POST /api/worklist: one item or an array, all or none."""
+    """POST /api/worklist: schedule one item or an array, all or none."""
     check_json_type(request)
     same_id = request.query.get("patient", "refuse")
     if same_id not in ("refuse", "update", "separate"):
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient is not refuse, update or separate")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient must be refuse, update or separate")
     items = items_from_json(body_of(request))
 
     def schedule_all(ctx: Context) -> list[bytes]:
@@ -15425,21 +15425,21 @@ def api_list(web: Web, request: Any, ctx: Context) -> list[bytes]:
 
 
 def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """GET /api/worklist/…: one step."""
+    """GET /api/worklist/…: one scheduled step."""
     return [web.read(step_data, study, step)]
 
 
 def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """PUT /api/worklist/…: change what is given."""
+    """PUT /api/worklist/…: change the attributes given."""
     check_json_type(request)
     items = items_from_json(body_of(request))
     if len(items) != 1:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "Exactly one data set is required")
     return [web.write(reschedule, ctx, study, step, items[0])]
 
 
 def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """DELETE /api/worklist/…: cancel; nothing is erased."""
+    """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
     return [web.write(cancel_step, ctx, study, step, reason)]
 
@@ -15455,7 +15455,7 @@ ROUTES = (
 
 
 def add_api(app: Any, web: Web) -> None:
-    """Put the routes of the API and /healthz into a bottle application."""
+    """Add the routes of the API, /healthz and /metrics to a bottle application."""
     import bottle
 
     for route in ROUTES:
@@ -15477,7 +15477,7 @@ def add_api(app: Any, web: Web) -> None:
 
 
 def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
-    """Let commands beside a running appliance have their work done by it."""
+    """Add the route by which the command line hands store commands to the running appliance."""
     import bottle
 
     @app.post("/control/<command>")
@@ -15485,7 +15485,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
         bottle.response.content_type = "application/json"
         if not holds_control(web, bottle.request) or command not in commands:
             bottle.response.status = 403
-            return json.dumps({"error": "not for you"})
+            return json.dumps({"error": "forbidden"})
         arguments = json.loads(body_of(bottle.request))
         if "content" in arguments:
             arguments["content"] = base64.b64decode(arguments["content"])
@@ -15502,15 +15502,15 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.sockets
-# The WebSocket of events (PS3.18 8.10).
+# The WebSocket for UPS events (PS3.18 8.10).
 # ------------------------------------------------------------------------------------------------
 
-SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # /ws as dcm4chee-arc has it
+SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # dcm4chee-arc uses /ws
 
 
 @functools.lru_cache(maxsize=64)
 def event_members(uid: str, event_type: int, data: bytes) -> str:
-    """The members of an event's JSON after its Message ID, the same for every receiver."""
+    """Return the members of an event's JSON after its Message ID, the same for every receiver."""
     told = {
         "00001000": {"vr": "UI", "Value": [uid]},
         "00001002": {"vr": "US", "Value": [event_type]},
@@ -15520,16 +15520,16 @@ def event_members(uid: str, event_type: int, data: bytes) -> str:
 
 
 def event_text(event: Event) -> str:
-    """An event as one object of DICOM JSON with its command attributes (PS3.18 8.10.5)."""
+    """Return an event as one DICOM JSON object with its command attributes (PS3.18 8.10.5)."""
     members = event_members(event.uid, event.event_type, event.data)
     sop_class = f'"00000002": {{"vr": "UI", "Value": ["{UPS_PUSH}"]}}'
     return f'{{{sop_class}, "00000110": {{"vr": "US", "Value": [{event.message_id}]}}, {members}'
 
 
 class EventSocket(asyncio.Protocol):
-    """A WebSocket of events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
+    """A WebSocket for events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
 
-    Its own, on wsproto, since ASGI knows neither pings nor pongs nor how much waits to be sent.
+    Built on wsproto, as ASGI exposes neither pings and pongs nor the size of the send buffer.
     """
 
     MOST_UNHEARD = 1000  # events without a pong
@@ -15545,22 +15545,22 @@ class EventSocket(asyncio.Protocol):
         self.connection, self.frames = WSConnection(ConnectionType.SERVER), events
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
-        self.told = 0  # events, in the order in which they were told
+        self.told = 0  # number of events sent
         self._unheard: collections.deque[tuple[int, int]] = collections.deque()
         self.is_open, self.writable = False, True
-        self.pinged = 0  # of the events told, the number in the last ping
-        self.waits_since: float | None = None  # for a pong
+        self.pinged = 0  # value of `told` in the last ping
+        self.waits_since: float | None = None  # monotonic time of the oldest ping without a pong
 
-    # What SocketDelivery asks of a socket.
+    # For SocketDelivery.
 
     @property
     def ready(self) -> bool:
-        """Whether it takes more events."""
+        """Whether it can send more events now."""
         return self.is_open and self.writable and len(self._unheard) < self.MOST_UNHEARD
 
     @property
     def unheard(self) -> list[int]:
-        """The outbox rows without a pong."""
+        """The ids of the outbox rows that no pong has confirmed."""
         return [outbox_id for _, outbox_id in self._unheard]
 
     def tell(self, event: Event) -> None:
@@ -15569,42 +15569,42 @@ class EventSocket(asyncio.Protocol):
         try:
             text = event_text(event)
         except Exception:
-            log.exception("an event of %s cannot be told", event.uid)
+            log.exception("cannot encode an event of workitem %s", event.uid)
             return
         self.told += 1
         self._unheard.append((self.told, event.outbox_id))
         self._send(self.frames.TextMessage(data=text))
 
     def ping(self) -> None:
-        """Ask whether all has arrived that was told."""
+        """Ask the client to confirm all events sent so far."""
         self.pinged = self.told
         if self.waits_since is None:
             self.waits_since = time.monotonic()
         self._send(self.frames.Ping(payload=str(self.told).encode()))
 
     def is_alive(self) -> bool:
-        """Whether pings are answered; a socket that is silent is cut off."""
+        """Whether pings are answered in time; a silent socket is aborted."""
         waits = self.waits_since is not None and time.monotonic() - self.waits_since
         if waits and waits > self.PONG_WITHIN:
-            log.info("WebSocket of %s: no pong", self.ae_title)
+            log.info("WebSocket of %s: closed, no pong", self.ae_title)
             self.transport.abort()
             return False
         return True
 
     def is_allowed(self) -> bool:
-        """Whether its login still may hear what the AE is told."""
+        """Whether its login may still receive the events of the AE."""
         with contextlib.suppress(Refusal):
             speak_for(self.web, self.request, self.ae_title)
             return True
         return False
 
     def close(self, code: int) -> None:
-        """End it in order: the client has a second to answer, with pongs of what it has heard."""
+        """Close it; the client has CLOSE_WITHIN seconds to answer and to send its last pongs."""
         self._send(self.frames.CloseConnection(code=code))
         self.is_open = False
         asyncio.get_running_loop().call_later(self.CLOSE_WITHIN, self.transport.abort)
 
-    # What asyncio calls.
+    # For asyncio.
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -15628,7 +15628,7 @@ class EventSocket(asyncio.Protocol):
             self.connection.receive_data(data)
             for event in self.connection.events():
                 self._take(event)
-        except (ProtocolError, UnicodeError) as error:  # the latter of headers beyond ASCII
+        except (ProtocolError, UnicodeError) as error:  # UnicodeError: headers beyond ASCII
             answer = None if self.ae_title else self.frames.RejectConnection()
             self._wrong(getattr(error, "event_hint", answer))
 
@@ -15637,7 +15637,7 @@ class EventSocket(asyncio.Protocol):
             self.transport.pause_reading()
             self.opening = asyncio.get_running_loop().create_task(self._open(event))
         elif isinstance(event, self.frames.Ping):
-            if self.writable:  # RFC 6455 5.5.3: the last of several need be answered alone
+            if self.writable:  # RFC 6455 5.5.3: only the last ping must be answered
                 self._send(event.response())
         elif isinstance(event, self.frames.Pong):
             self._heard(bytes(event.payload))
@@ -15647,7 +15647,7 @@ class EventSocket(asyncio.Protocol):
             self.transport.close()
 
     def _wrong(self, answer: Any) -> None:
-        """Answer what is no WebSocket: a handshake with an HTTP code, a frame with a close."""
+        """Answer a protocol error: a bad handshake with an HTTP code, a bad frame with a close."""
         if answer is not None:
             with contextlib.suppress(Exception):
                 self.transport.write(self.connection.send(answer))
@@ -15659,10 +15659,10 @@ class EventSocket(asyncio.Protocol):
             self.transport.write(self.connection.send(event))
 
     def _heard(self, payload: bytes) -> None:
-        """A pong: all that was told before its ping has arrived."""
+        """Take a pong: all events sent before its ping have arrived."""
         number = int(payload) if re.fullmatch(rb"[0-9]{1,18}", payload) else -1
         if not 0 <= number <= self.pinged:
-            return  # of no ping of ours
+            return  # not a ping of ours
         self.waits_since = time.monotonic() if number < self.pinged else None
         heard = []
         while self._unheard and self._unheard[0][0] <= number:
@@ -15683,9 +15683,9 @@ class EventSocket(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        except Exception:  # the store, or we: nobody waits for ever
+        except Exception:  # answered, so that the client does not wait
             log.exception("WebSocket handshake failed")
-            self._refuse(HttpRefusal(500, "Something is wrong here"))
+            self._refuse(HttpRefusal(500, "Internal error"))
             return
         if self.transport.is_closing():
             return
@@ -15698,7 +15698,7 @@ class EventSocket(asyncio.Protocol):
         self.transport.resume_reading()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer a handshake with an HTTP code."""
+        """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
         headers = [*reply.pairs, *SECURITY_HEADERS]
         reject = self.frames.RejectConnection(
@@ -15709,31 +15709,31 @@ class EventSocket(asyncio.Protocol):
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
-        """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
+        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503."""
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
         if len(self.delivery) >= self.web.config.web.maximum_websockets:
-            raise HttpRefusal(503, "There are too many WebSockets")
+            raise HttpRefusal(503, "Too many WebSockets are open")
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
-            raise HttpRefusal(400, "That is no AE title")
+            raise HttpRefusal(400, "The last part of the path is not an AE title")
         self.request = handshake_request(asked, path, query, address)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
-            raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
+            raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
 def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
-    """A handshake as the request that find_login reads."""
+    """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
     try:
         host = asked.host.encode("idna").decode()
     except UnicodeError:
-        raise HttpRefusal(400, "That is no host") from None
+        raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
         "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
@@ -15741,28 +15741,28 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     check_headers(asked.extra_headers)
     for name, value in asked.extra_headers:
         environ[f"HTTP_{name.decode().upper().replace('-', '_')}"] = value.decode("latin-1")
-    for one in asked.subprotocols:  # a browser can send no other header of its own
+    for one in asked.subprotocols:  # a browser cannot set Authorization on a WebSocket
         if one.startswith(BEARER):
             environ["HTTP_AUTHORIZATION"] = f"Bearer {one.removeprefix(BEARER)}"
     return bottle.BaseRequest(environ)
 
 
 def speak_for(web: Web, request: Any, ae_title: str) -> Login:
-    """The login of a request for an AE. Refuses 0124; 401 where there is none."""
+    """Return the login of a request that acts for an AE. Refuses 0124, 401."""
     login, _ = enter(web, request, "desk")
     if login.csrf:
-        check_origin(web, request)  # of a browser, which sends its cookie for any site
+        check_origin(web, request)  # a browser sends the cookie for any site
     check_speaker(login, ae_title)
     return login
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.web.server
-# The ASGI application: bounds, bottle behind it, streams to open pages.
+# The ASGI application: limits, bottle behind it, event streams to open pages.
 # ------------------------------------------------------------------------------------------------
 
 class Changes:
-    """Tells open pages that something has changed; `bump` may be called from any thread."""
+    """Notifies open pages of changes; `bump` may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop, self.number = loop, 0
@@ -15770,7 +15770,7 @@ class Changes:
         self.pending = False
 
     def bump(self) -> None:
-        """Something has been committed."""
+        """Notify all open pages of a commit."""
         if not self.pending:
             self.pending = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -15784,9 +15784,9 @@ class Changes:
 
 
 class WebServer:
-    """The ASGI application: bounds a request, then hands it to bottle or to the event stream."""
+    """The ASGI application: limits a request, then hands it to bottle or to the event stream."""
 
-    KEEP_ALIVE = 15.0
+    KEEP_ALIVE = 15.0  # seconds between two comments of an idle stream
     CALM = 0.25  # seconds between two events of one stream
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
@@ -15799,7 +15799,7 @@ class WebServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
-            await self._refuse(scope, send, 429, "too many requests", (b"retry-after", b"1"))
+            await self._refuse(scope, send, 429, "Too many requests", (b"retry-after", b"1"))
             return
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
@@ -15817,9 +15817,9 @@ class WebServer:
         await send({"type": "http.response.body", "body": content})
 
     def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Have bottle answer, in a thread: head and content at once, as both are bounded.
+        """Return head and content of bottle's answer; runs in a worker thread.
 
-        a2wsgi's own middleware comes back to the loop for each piece, at twice the cost
+        a2wsgi's own middleware returns to the loop for each piece, at twice the cost
         """
         from a2wsgi.wsgi import build_environ
 
@@ -15840,7 +15840,7 @@ class WebServer:
             environ["PATH_INFO"] = urllib.parse.unquote(
                 re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
             )
-        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone
+        environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
         pieces = self.app(environ, start_response)
@@ -15852,12 +15852,12 @@ class WebServer:
     def _start(
         self, scope: Any, status: int, headers: Iterable[tuple[bytes, bytes]]
     ) -> dict[str, Any]:
-        """The head of an answer, with what every answer has, and for pages of other origins."""
+        """Return the head of an answer, with the security headers and those of CORS."""
         found = [*headers, *SECURITY_HEADERS, *self._cors(scope)]
         return {"type": "http.response.start", "status": status, "headers": found}
 
     def _cors(self, scope: Any) -> list[tuple[bytes, bytes]]:
-        """What lets a page of a configured origin read an answer."""
+        """Return the headers that let a page of a configured origin read an answer."""
         origin = header_of(scope, b"origin").decode("latin-1")
         if origin not in self.limits.cors_origins or not scope["path"].startswith(OPEN_TO_ORIGINS):
             return []
@@ -15866,7 +15866,7 @@ class WebServer:
                  b"Warning, Location, Content-Location, Retry-After")]  # fmt: skip
 
     def _preflight(self, scope: Any) -> dict[str, Any] | None:
-        """The answer to a browser that asks whether a page of another origin may call us."""
+        """Return the answer to a CORS preflight request, None for any other request."""
         asks = header_of(scope, b"access-control-request-method")
         cors = self._cors(scope)
         if scope["method"] != "OPTIONS" or not asks or not cors:
@@ -15877,11 +15877,11 @@ class WebServer:
         return self._start(scope, 204, allowed)
 
     async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
-        """The whole body; None where it was too large or too slow, and that was answered."""
+        """Return the body; None if it was too large or too slow, which has been answered."""
         headers = dict(scope["headers"])
         most, parts, size = self.limits.maximum_body, [], 0
         if int(headers.get(b"content-length") or 0) > most:
-            await self._refuse(scope, send, 413, "larger than this system takes")
+            await self._refuse(scope, send, 413, "The body is too large")
             return None
         try:
             async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
@@ -15892,30 +15892,30 @@ class WebServer:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
-                        await self._refuse(scope, send, 413, "larger than this system takes")
+                        await self._refuse(scope, send, 413, "The body is too large")
                         return None
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            await self._refuse(scope, send, 408, "too slow")
+            await self._refuse(scope, send, 408, "The request took too long")
             return None
 
     async def _refuse(
         self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
     ) -> None:
-        """Refuse a request that bottle does not see."""
+        """Answer a request that never reaches bottle with a refusal."""
         reply = refusal_reply(HttpRefusal(status, text))
         found = [*reply.pairs, (b"connection", b"close"), *headers]
         await send(self._start(scope, status, found))
         await send({"type": "http.response.body", "body": reply.body})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
-        """The page's event stream: the number of each change, calmly; a remark keeps it open."""
+        """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, "minris")
         ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
-            await self._refuse(scope, send, 401, "log in first")
+            await self._refuse(scope, send, 401, "Log in first")
             return
         headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -15936,7 +15936,7 @@ class WebServer:
                 except TimeoutError:
                     text = ": still here\n\n"
         except asyncio.CancelledError:
-            pass  # we are stopping; the page will look for us again
+            pass  # the server stops; the page reconnects
         finally:
             gone.cancel()
             self.changes.waiting.discard(event)
@@ -15948,7 +15948,7 @@ class WebServer:
         event.set()
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
-        """Open the web port: its number."""
+        """Listen on the web port; return its number."""
         import uvicorn
         from uvicorn.protocols.http.h11_impl import H11Protocol
         from uvicorn.server import ServerState
@@ -15979,7 +15979,7 @@ class WebServer:
         return self.server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and end what is open."""
+        """Stop listening and close all connections."""
         self.server.close()
         for connection in list(self.state.connections):
             connection.transport.abort()
@@ -15990,7 +15990,7 @@ class WebServer:
 
 
 def bounded_protocol(base: type, server: WebServer) -> type:
-    """uvicorn's HTTP protocol with a time for each request to begin, and a bound for each address."""
+    """uvicorn's HTTP protocol with a timeout for each request and a connection limit per address."""
 
     class BoundedProtocol(base):
         counted, timer, upgraded = "", None, False
@@ -16048,15 +16048,15 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     return BoundedProtocol
 
 
-OPEN_TO_ORIGINS = (BASE, "/api/")  # what [web] cors_origins may call
+OPEN_TO_ORIGINS = (BASE, "/api/")  # paths that [web] cors_origins may call
 
 
 def compressed(
     scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """An answer as gzip where that is asked for and worth it.
+    """Compress an answer with gzip where the client accepts it and it is 1 KiB or more.
 
-    Not a page that may repeat what was asked: by its length a stranger could guess what else it says.
+    Not a page with a query: its compressed length could reveal its content (as in BREACH).
     """
     wanted = takes_gzip(header_of(scope, b"accept-encoding").decode("latin-1"))
     done = any(name == b"content-encoding" for name, _ in headers)

@@ -23,7 +23,7 @@ from minris.web.request import RateLimit
 
 STEPS = "/modality-scheduled-procedure-steps"
 VIEWER = "https://viewer.example"
-BROKEN = "The body is gzip that breaks off, or more than that"
+BROKEN = "The gzip body is truncated or followed by other data"
 
 
 def client(appliance, token="", **headers):
@@ -50,7 +50,7 @@ def test_a_charset_that_is_not_answered_is_refused(door):  # noqa: F811
     answer = door.get(f"{STEPS}?charset=gb18030,iso-8859-1")
     assert (answer.status_code, answer.json()["error"]) == (
         400,
-        "charset: none of gb18030, iso-8859-1 is answered; UTF-8 is",
+        "charset gb18030, iso-8859-1 is not supported; use UTF-8",
     )
 
 
@@ -137,7 +137,7 @@ def test_a_page_is_not_compressed(appliance):
         ("gzip", bytes, 400, "The body is not gzip"),
         ("gzip", lambda body: gzip.compress(body)[:-9], 400, BROKEN),
         ("gzip", lambda body: gzip.compress(body) + b"more", 400, BROKEN),
-        ("deflate", zlib.compress, 415, "Of content encodings, gzip is taken"),
+        ("deflate", zlib.compress, 415, "The only Content-Encoding accepted is gzip"),
     ],
 )
 def test_a_body_may_be_gzip(door, encoding, pack, code, words):  # noqa: F811
@@ -167,7 +167,7 @@ def test_a_small_body_that_is_large_when_unpacked_is_refused(run_appliance):
         answer = door.post("/workitems", content=content, headers=headers)
         assert (answer.status_code, answer.json()["error"]) == (
             413,
-            "Larger than this system takes",
+            "The body is too large",
         )
 
 
@@ -191,7 +191,7 @@ def test_a_page_of_a_configured_origin_reads_that_it_is_to_wait(run_appliance):
             refused = door.get("/workitems", headers={"Origin": VIEWER})
     assert refused.status_code == 429
     assert refused.headers["Access-Control-Allow-Origin"] == VIEWER
-    assert refused.json() == {"status": "0115", "error": "too many requests", "problems": []}
+    assert refused.json() == {"status": "0115", "error": "Too many requests", "problems": []}
 
 
 def test_a_bucket_fills_again_and_is_an_addresss_own():

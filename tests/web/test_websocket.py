@@ -1006,7 +1006,7 @@ def test_an_ae_that_is_told_by_dimse_alone_opens_no_socket(open_house):
     with pytest.raises(InvalidStatus) as refusal:
         house.open()
     assert refusal.value.response.status_code == 403
-    assert b"told by DIMSE alone" in refusal.value.response.body
+    assert b"events by DIMSE only" in refusal.value.response.body
 
 
 def test_an_ae_by_dimse_that_opens_a_socket_is_told_by_both(run_appliance):

@@ -1,1 +1,1 @@
-"""The web server, and what a request is."""
+"""The web server and its requests."""

@@ -1,4 +1,4 @@
-"""The routes of programs, and what they are answered: data, or a refusal (PS3.18 8.5)."""
+"""Routes for programs, and their answers: data sets or a refusal (PS3.18 8.5)."""
 
 import json
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from minris.web.request import Web, enter, problem_json
 
 
 class Route(NamedTuple):
-    """A path: who may call it, and what answers.
+    """A route: method, path, the function that answers, and the least role that may call it.
 
-    operation  as OUTCOMES names it
-    clause     of PS3.18; empty for what is the product's own
-    success    the codes of success
-    body       `one` data set, or `optional`
-    query      its parameters beside accept and charset: keys of WEB_PARAMETERS
+    operation  its name in OUTCOMES
+    clause     of PS3.18; empty for routes of the product's own
+    success    the HTTP codes of success
+    body       `one` data set, `optional`, or empty for none
+    query      parameters besides accept and charset: keys of WEB_PARAMETERS
     """
 
     method: str
@@ -32,7 +32,7 @@ class Route(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer: the HTTP code, the body with its type, further headers."""
+    """An answer: the HTTP code, the body with its media type, further headers."""
 
     http: int
     content_type: str
@@ -41,13 +41,13 @@ class Reply(NamedTuple):
 
     @property
     def pairs(self) -> list[tuple[bytes, bytes]]:
-        """Its headers as ASGI has them."""
+        """Its headers in the form of ASGI."""
         found = (("Content-Type", self.content_type), *self.headers)
         return [(name.lower().encode(), value.encode("latin-1")) for name, value in found]
 
 
 def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
-    """A refusal as a program is told of it: the code is that of OUTCOMES."""
+    """Return a refusal as JSON, with the HTTP code that OUTCOMES gives it."""
     code = http_status(operation, refusal)
     headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
     body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
@@ -55,7 +55,7 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
 
 
 class RouteView:
-    """Answers the requests of one route through bottle; with DICOM JSON, if no door says more."""
+    """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
     def __init__(self, web: Web, route: Route, request: Any, response: Any) -> None:
         self.web, self.route, self.request, self.response = web, route, request, response
@@ -71,7 +71,7 @@ class RouteView:
         return reply.body
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the function gives, `arguments` being the parts of the path."""
+        """Return the data sets of the route's function; `arguments` are the parts of the path."""
         _, ctx = enter(self.web, self.request, self.route.role)
         found = self.route.function(self.web, self.request, ctx, **arguments)
         body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
@@ -79,7 +79,7 @@ class RouteView:
         return Reply(self.route.success[0], kind, body.encode())
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the text of OUTCOMES as a Warning header."""
+        """Return the refusal with the text of OUTCOMES as a Warning header."""
         reply = refusal_reply(refusal, self.route.operation)
         text = outcome(self.route.operation, refusal.status).text
         return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))

@@ -1,4 +1,4 @@
-"""The appliance's own JSON: the worklist, health, metrics, commands beside it."""
+"""The product's own JSON API: worklist, health, metrics, commands of the command line."""
 
 import base64
 import json
@@ -18,11 +18,11 @@ from minris.web.request import Web, body_of, check_json_type, holds_control
 
 
 def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
-    """POST /api/worklist: one item or an array, all or none."""
+    """POST /api/worklist: schedule one item or an array, all or none."""
     check_json_type(request)
     same_id = request.query.get("patient", "refuse")
     if same_id not in ("refuse", "update", "separate"):
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient is not refuse, update or separate")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient must be refuse, update or separate")
     items = items_from_json(body_of(request))
 
     def schedule_all(ctx: Context) -> list[bytes]:
@@ -46,21 +46,21 @@ def api_list(web: Web, request: Any, ctx: Context) -> list[bytes]:
 
 
 def api_get(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """GET /api/worklist/…: one step."""
+    """GET /api/worklist/…: one scheduled step."""
     return [web.read(step_data, study, step)]
 
 
 def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """PUT /api/worklist/…: change what is given."""
+    """PUT /api/worklist/…: change the attributes given."""
     check_json_type(request)
     items = items_from_json(body_of(request))
     if len(items) != 1:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "One data set is expected")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "Exactly one data set is required")
     return [web.write(reschedule, ctx, study, step, items[0])]
 
 
 def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
-    """DELETE /api/worklist/…: cancel; nothing is erased."""
+    """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
     return [web.write(cancel_step, ctx, study, step, reason)]
 
@@ -76,7 +76,7 @@ ROUTES = (
 
 
 def add_api(app: Any, web: Web) -> None:
-    """Put the routes of the API and /healthz into a bottle application."""
+    """Add the routes of the API, /healthz and /metrics to a bottle application."""
     import bottle
 
     for route in ROUTES:
@@ -98,7 +98,7 @@ def add_api(app: Any, web: Web) -> None:
 
 
 def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
-    """Let commands beside a running appliance have their work done by it."""
+    """Add the route by which the command line hands store commands to the running appliance."""
     import bottle
 
     @app.post("/control/<command>")
@@ -106,7 +106,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
         bottle.response.content_type = "application/json"
         if not holds_control(web, bottle.request) or command not in commands:
             bottle.response.status = 403
-            return json.dumps({"error": "not for you"})
+            return json.dumps({"error": "forbidden"})
         arguments = json.loads(body_of(bottle.request))
         if "content" in arguments:
             arguments["content"] = base64.b64decode(arguments["content"])

@@ -1,4 +1,4 @@
-"""A request: who asks, from where, how often, with what body."""
+"""A request: its login, address, rate and body."""
 
 import hmac
 import re
@@ -20,15 +20,15 @@ from minris.ups.events import EVENT_CHANNELS
 
 
 class Box(Protocol):
-    """What routes and pages ask of the appliance.
+    """What routes and pages need from the appliance.
 
-    control  the secret of commands beside it
+    control  the secret by which the command line proves itself
     """
 
     associations: AssociationServer
     backup_problem: str
     control: str
-    commitments: Any  # these three stand beside the web, or above it
+    commitments: Any  # these three are of this floor or above
     dimse: Any
     socket_delivery: Any
 
@@ -42,11 +42,11 @@ class Box(Protocol):
 
 
 class Web:
-    """What the routes and pages work with.
+    """What routes and pages work with.
 
-    context  gives a Context for an Actor
-    access   gives the AccessRules of the moment
-    writer   the store's one writer
+    context  makes a Context for an Actor
+    access   returns the current AccessRules
+    writer   the store's only writer
     box      the appliance
     """
 
@@ -76,7 +76,7 @@ class Web:
 
 
 class RateLimit:
-    """How often an address may ask: `rate` times a second, and two seconds' worth at once.
+    """Limits the requests of each address to `rate` a second, with bursts of two seconds' worth.
 
     rate  0 for no limit
     """
@@ -85,10 +85,10 @@ class RateLimit:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self.due: dict[str, float] = {}  # when an address would have asked that often
+        self.due: dict[str, float] = {}  # by address: when its requests so far are paid off
 
     def allows(self, address: str, now: float) -> bool:
-        """Whether it may ask now; if so that is counted."""
+        """Whether a request is allowed now; if so, count it."""
         if not self.rate:
             return True
         due = max(self.due.get(address, 0.0), now)
@@ -101,7 +101,7 @@ class RateLimit:
 
 
 def client_address(request: Any) -> str:
-    """Where a request comes from: the peer of the connection, never a header."""
+    """Return the address of the connection's peer; headers are never trusted for it."""
     return request.environ.get("REMOTE_ADDR", "")
 
 
@@ -111,13 +111,13 @@ FORWARDING_HEADERS = frozenset(
 
 
 def bearer_of(request: Any) -> str:
-    """The token that a request bears, or nothing."""
+    """Return the bearer token of a request, or an empty text."""
     kind, _, token = request.get_header("Authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""
 
 
 def find_login(web: Web, request: Any) -> Login | None:
-    """Who a request comes from: a bearer token, a session, or loopback where that is allowed."""
+    """Return the login of a bearer token, a session, or of loopback where that is allowed."""
     if holds_control(web, request):
         return Login("console", "admin")
     if token := bearer_of(request):
@@ -136,7 +136,7 @@ def find_login(web: Web, request: Any) -> Login | None:
 
 
 def check_origin(web: Web, request: Any) -> None:
-    """Refuse (0124) a request that another site had a browser send."""
+    """Refuse (0124) a cross-site request of a browser."""
     origin = request.get_header("Origin")
     if origin and origin != "null":
         host = urllib.parse.urlsplit(origin).netloc
@@ -149,14 +149,14 @@ def check_origin(web: Web, request: Any) -> None:
 
 
 def check_csrf(login: Login, request: Any) -> None:
-    """Refuse (0124) a change without the token of its session."""
+    """Refuse (0124) a change without the CSRF token of its session."""
     given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
     if login.csrf and not login.sent(given):
         raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
-    """The login of a request that may do what `least` may. Refuses 0124; 401 where there is none."""
+    """Return login and context of a request with at least the role `least`. Refuses 0124, 401."""
     login = find_login(web, request)
     if not login:
         raise HttpRefusal(401, Message("Log in first"), Status.NOT_AUTHORIZED)
@@ -169,42 +169,42 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
 
 
 def check_speaker(login: Login, ae_title: str) -> None:
-    """Refuse (0124) to let a login subscribe an AE, or hear of it, that it does not speak for."""
+    """Refuse (0124) a login that may not act for an AE title."""
     if not login.speaks_for(ae_title):
         words = Message("This login does not speak for {ae}", ae=ae_title)
         raise Refusal(Status.NOT_AUTHORIZED, words)
 
 
 def body_of(request: Any) -> bytes:
-    """The whole body without its Content-Encoding; bounded. Refuses 400, 413, 415."""
+    """Return the body, decompressed and bounded. Refuses 400, 413, 415."""
     body: bytes = request.body.read()
     request.body.seek(0)
     encoding = request.get_header("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip"):
-        raise HttpRefusal(415, "Of content encodings, gzip is taken")
+        raise HttpRefusal(415, "The only Content-Encoding accepted is gzip")
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:
-        raise HttpRefusal(413, "Larger than this system takes")
+        raise HttpRefusal(413, "The body is too large")
     if not unzip.eof or unzip.unused_data:
-        raise HttpRefusal(400, "The body is gzip that breaks off, or more than that")
+        raise HttpRefusal(400, "The gzip body is truncated or followed by other data")
     return found
 
 
 def check_json_type(request: Any) -> None:
-    """Refuse (0212, HTTP 415) a body that does not say it is DICOM JSON."""
+    """Refuse (0212, HTTP 415) a body whose Content-Type is not DICOM JSON."""
     kind = (request.content_type or "").partition(";")[0].strip().lower()
     if kind not in ("application/dicom+json", "application/json"):
         raise Refusal(Status.MISTYPED_ARGUMENT, f"{kind or 'no content type'} is not DICOM JSON")
 
 
 def problem_json(refusal: Refusal) -> dict[str, Any]:
-    """A refusal as the API tells it."""
+    """Return a refusal as the JSON object of the API."""
     return {
         "status": f"{refusal.status:04X}",
         "error": refusal.detail,
@@ -220,16 +220,16 @@ BASE = "/dicom-web"
 
 
 def is_told_by_dimse_alone(web: Web, ae_title: str) -> bool:
-    """Whether the device of an AE title says that it is not told by WebSocket."""
+    """Whether the device of an AE title gets its events by DIMSE only."""
     device = web.access().device(ae_title)
     return bool(device) and device.events == EVENT_CHANNELS[0]
 
 
-SLASH = "%2F"  # a slash of an AE title, which is none of the path
+SLASH = "%2F"  # a slash within an AE title
 
 
 def holds_control(web: Web, request: Any) -> bool:
-    """Whether a request bears the secret of this run, which is in a file of our user's alone."""
+    """Whether a request has the secret of this run, which only our user can read from its file."""
     return hmac.compare_digest(bearer_of(request).encode(), web.box.control.encode())
 
 
@@ -237,12 +237,12 @@ BEARER = "bearer."  # before the token in a subprotocol of a WebSocket
 
 
 def header_of(scope: Any, name: bytes) -> bytes:
-    """A header of an ASGI scope, or nothing."""
+    """Return a header of an ASGI scope, or an empty value."""
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse (400) headers that bottle could not read."""
+    """Refuse (400) headers that are not UTF-8, which bottle cannot read."""
     try:
         b"\n".join(value for _, value in headers).decode()
     except UnicodeDecodeError:
@@ -250,12 +250,12 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 def takes_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header takes gzip."""
+    """Whether an Accept-Encoding header accepts gzip."""
     return bool(re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accept_encoding.lower()))
 
 
 def cookie_of(scope: Any, name: str) -> str:
-    """The value of a cookie in an ASGI scope, or nothing."""
+    """Return the value of a cookie in an ASGI scope, or an empty text."""
     for part in header_of(scope, b"cookie").decode("latin-1").split(";"):
         found, _, secret = part.strip().partition("=")
         if found == name:

@@ -1,4 +1,4 @@
-"""The ASGI application: bounds, bottle behind it, streams to open pages."""
+"""The ASGI application: limits, bottle behind it, event streams to open pages."""
 
 import asyncio
 import collections
@@ -33,7 +33,7 @@ from minris.web.sockets import EventSocket
 
 
 class Changes:
-    """Tells open pages that something has changed; `bump` may be called from any thread."""
+    """Notifies open pages of changes; `bump` may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop, self.number = loop, 0
@@ -41,7 +41,7 @@ class Changes:
         self.pending = False
 
     def bump(self) -> None:
-        """Something has been committed."""
+        """Notify all open pages of a commit."""
         if not self.pending:
             self.pending = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -55,9 +55,9 @@ class Changes:
 
 
 class WebServer:
-    """The ASGI application: bounds a request, then hands it to bottle or to the event stream."""
+    """The ASGI application: limits a request, then hands it to bottle or to the event stream."""
 
-    KEEP_ALIVE = 15.0
+    KEEP_ALIVE = 15.0  # seconds between two comments of an idle stream
     CALM = 0.25  # seconds between two events of one stream
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
@@ -70,7 +70,7 @@ class WebServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
-            await self._refuse(scope, send, 429, "too many requests", (b"retry-after", b"1"))
+            await self._refuse(scope, send, 429, "Too many requests", (b"retry-after", b"1"))
             return
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
@@ -88,9 +88,9 @@ class WebServer:
         await send({"type": "http.response.body", "body": content})
 
     def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Have bottle answer, in a thread: head and content at once, as both are bounded.
+        """Return head and content of bottle's answer; runs in a worker thread.
 
-        a2wsgi's own middleware comes back to the loop for each piece, at twice the cost
+        a2wsgi's own middleware returns to the loop for each piece, at twice the cost
         """
         from a2wsgi.wsgi import build_environ
 
@@ -111,7 +111,7 @@ class WebServer:
             environ["PATH_INFO"] = urllib.parse.unquote(
                 re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
             )
-        environ.pop("HTTP_TRANSFER_ENCODING", None)  # undone
+        environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
         pieces = self.app(environ, start_response)
@@ -123,12 +123,12 @@ class WebServer:
     def _start(
         self, scope: Any, status: int, headers: Iterable[tuple[bytes, bytes]]
     ) -> dict[str, Any]:
-        """The head of an answer, with what every answer has, and for pages of other origins."""
+        """Return the head of an answer, with the security headers and those of CORS."""
         found = [*headers, *SECURITY_HEADERS, *self._cors(scope)]
         return {"type": "http.response.start", "status": status, "headers": found}
 
     def _cors(self, scope: Any) -> list[tuple[bytes, bytes]]:
-        """What lets a page of a configured origin read an answer."""
+        """Return the headers that let a page of a configured origin read an answer."""
         origin = header_of(scope, b"origin").decode("latin-1")
         if origin not in self.limits.cors_origins or not scope["path"].startswith(OPEN_TO_ORIGINS):
             return []
@@ -137,7 +137,7 @@ class WebServer:
                  b"Warning, Location, Content-Location, Retry-After")]  # fmt: skip
 
     def _preflight(self, scope: Any) -> dict[str, Any] | None:
-        """The answer to a browser that asks whether a page of another origin may call us."""
+        """Return the answer to a CORS preflight request, None for any other request."""
         asks = header_of(scope, b"access-control-request-method")
         cors = self._cors(scope)
         if scope["method"] != "OPTIONS" or not asks or not cors:
@@ -148,11 +148,11 @@ class WebServer:
         return self._start(scope, 204, allowed)
 
     async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
-        """The whole body; None where it was too large or too slow, and that was answered."""
+        """Return the body; None if it was too large or too slow, which has been answered."""
         headers = dict(scope["headers"])
         most, parts, size = self.limits.maximum_body, [], 0
         if int(headers.get(b"content-length") or 0) > most:
-            await self._refuse(scope, send, 413, "larger than this system takes")
+            await self._refuse(scope, send, 413, "The body is too large")
             return None
         try:
             async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
@@ -163,30 +163,30 @@ class WebServer:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
-                        await self._refuse(scope, send, 413, "larger than this system takes")
+                        await self._refuse(scope, send, 413, "The body is too large")
                         return None
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            await self._refuse(scope, send, 408, "too slow")
+            await self._refuse(scope, send, 408, "The request took too long")
             return None
 
     async def _refuse(
         self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
     ) -> None:
-        """Refuse a request that bottle does not see."""
+        """Answer a request that never reaches bottle with a refusal."""
         reply = refusal_reply(HttpRefusal(status, text))
         found = [*reply.pairs, (b"connection", b"close"), *headers]
         await send(self._start(scope, status, found))
         await send({"type": "http.response.body", "body": reply.body})
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
-        """The page's event stream: the number of each change, calmly; a remark keeps it open."""
+        """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, "minris")
         ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
-            await self._refuse(scope, send, 401, "log in first")
+            await self._refuse(scope, send, 401, "Log in first")
             return
         headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -207,7 +207,7 @@ class WebServer:
                 except TimeoutError:
                     text = ": still here\n\n"
         except asyncio.CancelledError:
-            pass  # we are stopping; the page will look for us again
+            pass  # the server stops; the page reconnects
         finally:
             gone.cancel()
             self.changes.waiting.discard(event)
@@ -219,7 +219,7 @@ class WebServer:
         event.set()
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
-        """Open the web port: its number."""
+        """Listen on the web port; return its number."""
         import uvicorn
         from uvicorn.protocols.http.h11_impl import H11Protocol
         from uvicorn.server import ServerState
@@ -250,7 +250,7 @@ class WebServer:
         return self.server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and end what is open."""
+        """Stop listening and close all connections."""
         self.server.close()
         for connection in list(self.state.connections):
             connection.transport.abort()
@@ -261,7 +261,7 @@ class WebServer:
 
 
 def bounded_protocol(base: type, server: WebServer) -> type:
-    """uvicorn's HTTP protocol with a time for each request to begin, and a bound for each address."""
+    """uvicorn's HTTP protocol with a timeout for each request and a connection limit per address."""
 
     class BoundedProtocol(base):
         counted, timer, upgraded = "", None, False
@@ -319,15 +319,15 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     return BoundedProtocol
 
 
-OPEN_TO_ORIGINS = (BASE, "/api/")  # what [web] cors_origins may call
+OPEN_TO_ORIGINS = (BASE, "/api/")  # paths that [web] cors_origins may call
 
 
 def compressed(
     scope: Any, status: int, headers: list[tuple[bytes, bytes]], content: bytes
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """An answer as gzip where that is asked for and worth it.
+    """Compress an answer with gzip where the client accepts it and it is 1 KiB or more.
 
-    Not a page that may repeat what was asked: by its length a stranger could guess what else it says.
+    Not a page with a query: its compressed length could reveal its content (as in BREACH).
     """
     wanted = takes_gzip(header_of(scope, b"accept-encoding").decode("latin-1"))
     done = any(name == b"content-encoding" for name, _ in headers)

@@ -1,4 +1,4 @@
-"""The WebSocket of events (PS3.18 8.10)."""
+"""The WebSocket for UPS events (PS3.18 8.10)."""
 
 import asyncio
 import collections
@@ -36,12 +36,12 @@ from minris.web.request import (
     is_told_by_dimse_alone,
 )
 
-SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # /ws as dcm4chee-arc has it
+SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # dcm4chee-arc uses /ws
 
 
 @functools.lru_cache(maxsize=64)
 def event_members(uid: str, event_type: int, data: bytes) -> str:
-    """The members of an event's JSON after its Message ID, the same for every receiver."""
+    """Return the members of an event's JSON after its Message ID, the same for every receiver."""
     told = {
         "00001000": {"vr": "UI", "Value": [uid]},
         "00001002": {"vr": "US", "Value": [event_type]},
@@ -51,16 +51,16 @@ def event_members(uid: str, event_type: int, data: bytes) -> str:
 
 
 def event_text(event: Event) -> str:
-    """An event as one object of DICOM JSON with its command attributes (PS3.18 8.10.5)."""
+    """Return an event as one DICOM JSON object with its command attributes (PS3.18 8.10.5)."""
     members = event_members(event.uid, event.event_type, event.data)
     sop_class = f'"00000002": {{"vr": "UI", "Value": ["{UPS_PUSH}"]}}'
     return f'{{{sop_class}, "00000110": {{"vr": "US", "Value": [{event.message_id}]}}, {members}'
 
 
 class EventSocket(asyncio.Protocol):
-    """A WebSocket of events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
+    """A WebSocket for events; uvicorn's HTTP protocol hands it the connection (PS3.18 8.10.4).
 
-    Its own, on wsproto, since ASGI knows neither pings nor pongs nor how much waits to be sent.
+    Built on wsproto, as ASGI exposes neither pings and pongs nor the size of the send buffer.
     """
 
     MOST_UNHEARD = 1000  # events without a pong
@@ -76,22 +76,22 @@ class EventSocket(asyncio.Protocol):
         self.connection, self.frames = WSConnection(ConnectionType.SERVER), events
         self.ae_title, self.ctx = "", None
         self.began, self.position, self.owed = math.inf, 0, math.inf
-        self.told = 0  # events, in the order in which they were told
+        self.told = 0  # number of events sent
         self._unheard: collections.deque[tuple[int, int]] = collections.deque()
         self.is_open, self.writable = False, True
-        self.pinged = 0  # of the events told, the number in the last ping
-        self.waits_since: float | None = None  # for a pong
+        self.pinged = 0  # value of `told` in the last ping
+        self.waits_since: float | None = None  # monotonic time of the oldest ping without a pong
 
-    # What SocketDelivery asks of a socket.
+    # For SocketDelivery.
 
     @property
     def ready(self) -> bool:
-        """Whether it takes more events."""
+        """Whether it can send more events now."""
         return self.is_open and self.writable and len(self._unheard) < self.MOST_UNHEARD
 
     @property
     def unheard(self) -> list[int]:
-        """The outbox rows without a pong."""
+        """The ids of the outbox rows that no pong has confirmed."""
         return [outbox_id for _, outbox_id in self._unheard]
 
     def tell(self, event: Event) -> None:
@@ -100,42 +100,42 @@ class EventSocket(asyncio.Protocol):
         try:
             text = event_text(event)
         except Exception:
-            log.exception("an event of %s cannot be told", event.uid)
+            log.exception("cannot encode an event of workitem %s", event.uid)
             return
         self.told += 1
         self._unheard.append((self.told, event.outbox_id))
         self._send(self.frames.TextMessage(data=text))
 
     def ping(self) -> None:
-        """Ask whether all has arrived that was told."""
+        """Ask the client to confirm all events sent so far."""
         self.pinged = self.told
         if self.waits_since is None:
             self.waits_since = time.monotonic()
         self._send(self.frames.Ping(payload=str(self.told).encode()))
 
     def is_alive(self) -> bool:
-        """Whether pings are answered; a socket that is silent is cut off."""
+        """Whether pings are answered in time; a silent socket is aborted."""
         waits = self.waits_since is not None and time.monotonic() - self.waits_since
         if waits and waits > self.PONG_WITHIN:
-            log.info("WebSocket of %s: no pong", self.ae_title)
+            log.info("WebSocket of %s: closed, no pong", self.ae_title)
             self.transport.abort()
             return False
         return True
 
     def is_allowed(self) -> bool:
-        """Whether its login still may hear what the AE is told."""
+        """Whether its login may still receive the events of the AE."""
         with contextlib.suppress(Refusal):
             speak_for(self.web, self.request, self.ae_title)
             return True
         return False
 
     def close(self, code: int) -> None:
-        """End it in order: the client has a second to answer, with pongs of what it has heard."""
+        """Close it; the client has CLOSE_WITHIN seconds to answer and to send its last pongs."""
         self._send(self.frames.CloseConnection(code=code))
         self.is_open = False
         asyncio.get_running_loop().call_later(self.CLOSE_WITHIN, self.transport.abort)
 
-    # What asyncio calls.
+    # For asyncio.
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -159,7 +159,7 @@ class EventSocket(asyncio.Protocol):
             self.connection.receive_data(data)
             for event in self.connection.events():
                 self._take(event)
-        except (ProtocolError, UnicodeError) as error:  # the latter of headers beyond ASCII
+        except (ProtocolError, UnicodeError) as error:  # UnicodeError: headers beyond ASCII
             answer = None if self.ae_title else self.frames.RejectConnection()
             self._wrong(getattr(error, "event_hint", answer))
 
@@ -168,7 +168,7 @@ class EventSocket(asyncio.Protocol):
             self.transport.pause_reading()
             self.opening = asyncio.get_running_loop().create_task(self._open(event))
         elif isinstance(event, self.frames.Ping):
-            if self.writable:  # RFC 6455 5.5.3: the last of several need be answered alone
+            if self.writable:  # RFC 6455 5.5.3: only the last ping must be answered
                 self._send(event.response())
         elif isinstance(event, self.frames.Pong):
             self._heard(bytes(event.payload))
@@ -178,7 +178,7 @@ class EventSocket(asyncio.Protocol):
             self.transport.close()
 
     def _wrong(self, answer: Any) -> None:
-        """Answer what is no WebSocket: a handshake with an HTTP code, a frame with a close."""
+        """Answer a protocol error: a bad handshake with an HTTP code, a bad frame with a close."""
         if answer is not None:
             with contextlib.suppress(Exception):
                 self.transport.write(self.connection.send(answer))
@@ -190,10 +190,10 @@ class EventSocket(asyncio.Protocol):
             self.transport.write(self.connection.send(event))
 
     def _heard(self, payload: bytes) -> None:
-        """A pong: all that was told before its ping has arrived."""
+        """Take a pong: all events sent before its ping have arrived."""
         number = int(payload) if re.fullmatch(rb"[0-9]{1,18}", payload) else -1
         if not 0 <= number <= self.pinged:
-            return  # of no ping of ours
+            return  # not a ping of ours
         self.waits_since = time.monotonic() if number < self.pinged else None
         heard = []
         while self._unheard and self._unheard[0][0] <= number:
@@ -214,9 +214,9 @@ class EventSocket(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        except Exception:  # the store, or we: nobody waits for ever
+        except Exception:  # answered, so that the client does not wait
             log.exception("WebSocket handshake failed")
-            self._refuse(HttpRefusal(500, "Something is wrong here"))
+            self._refuse(HttpRefusal(500, "Internal error"))
             return
         if self.transport.is_closing():
             return
@@ -229,7 +229,7 @@ class EventSocket(asyncio.Protocol):
         self.transport.resume_reading()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer a handshake with an HTTP code."""
+        """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
         headers = [*reply.pairs, *SECURITY_HEADERS]
         reject = self.frames.RejectConnection(
@@ -240,31 +240,31 @@ class EventSocket(asyncio.Protocol):
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
-        """The AE title and login of a handshake. Refuses 400, 401, 403, 404, 429, 503."""
+        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503."""
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
         if len(self.delivery) >= self.web.config.web.maximum_websockets:
-            raise HttpRefusal(503, "There are too many WebSockets")
+            raise HttpRefusal(503, "Too many WebSockets are open")
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
-            raise HttpRefusal(400, "That is no AE title")
+            raise HttpRefusal(400, "The last part of the path is not an AE title")
         self.request = handshake_request(asked, path, query, address)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
-            raise HttpRefusal(403, "This AE is told by DIMSE alone, as its device says")
+            raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
 def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
-    """A handshake as the request that find_login reads."""
+    """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
     try:
         host = asked.host.encode("idna").decode()
     except UnicodeError:
-        raise HttpRefusal(400, "That is no host") from None
+        raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
         "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
@@ -272,16 +272,16 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     check_headers(asked.extra_headers)
     for name, value in asked.extra_headers:
         environ[f"HTTP_{name.decode().upper().replace('-', '_')}"] = value.decode("latin-1")
-    for one in asked.subprotocols:  # a browser can send no other header of its own
+    for one in asked.subprotocols:  # a browser cannot set Authorization on a WebSocket
         if one.startswith(BEARER):
             environ["HTTP_AUTHORIZATION"] = f"Bearer {one.removeprefix(BEARER)}"
     return bottle.BaseRequest(environ)
 
 
 def speak_for(web: Web, request: Any, ae_title: str) -> Login:
-    """The login of a request for an AE. Refuses 0124; 401 where there is none."""
+    """Return the login of a request that acts for an AE. Refuses 0124, 401."""
     login, _ = enter(web, request, "desk")
     if login.csrf:
-        check_origin(web, request)  # of a browser, which sends its cookie for any site
+        check_origin(web, request)  # a browser sends the cookie for any site
     check_speaker(login, ae_title)
     return login
