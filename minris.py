@@ -16988,15 +16988,15 @@ class Dimse:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dicomweb.parameters
-# Parameters of a query: keys, pages, what is returned (PS3.18 8.3).
+# Query parameters: matching keys, paging, returned attributes (PS3.18 8.3).
 # ------------------------------------------------------------------------------------------------
 
 def split_list(text: str) -> list[str]:
-    """The members of a comma-separated list, commas within quotes left alone."""
+    """Return the members of a comma-separated list; commas within quotes do not separate."""
     return [one.strip() for one in re.findall(r'(?:[^,"]|"[^"]*")+', text) if one.strip()]
 
 
-# What a search asks for (PS3.18 8.3.4).
+# The parameters of a search (PS3.18 8.3.4).
 
 FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 LITERAL_ONLY = (
@@ -17009,13 +17009,13 @@ LITERAL_ONLY = (
 
 
 def query_parameters(request: Any) -> list[tuple[str, str]]:
-    """Names and raw values of the query, split before they are decoded."""
+    """Return the names and raw values of the query, split before decoding."""
     parts = (part.partition("=") for part in request.query_string.split("&") if part)
     return [(urllib.parse.unquote(name), value) for name, _, value in parts]
 
 
 def parameter(request: Any, name: str) -> str:
-    """The decoded value of a parameter, empty where it is not given. Refuses 400 for two."""
+    """Return the decoded value of a parameter, empty if missing. Refuses 400 if given twice."""
     found = [value for key, value in query_parameters(request) if key == name]
     if len(found) > 1:
         raise HttpRefusal(400, f"{name} is given twice")
@@ -17023,31 +17023,32 @@ def parameter(request: Any, name: str) -> str:
 
 
 def flag(request: Any, name: str) -> bool:
-    """A parameter that is true or false. Refuses 400."""
+    """Return a parameter that is true or false, false if missing. Refuses 400."""
     text = parameter(request, name) or "false"
     if text not in ("true", "false"):
-        raise HttpRefusal(400, f"{name} is true or false")
+        raise HttpRefusal(400, f"{name} must be true or false")
     return text == "true"
 
 
 def number(request: Any, name: str) -> int | None:
-    """A parameter that is a whole number. Refuses 400."""
+    """Return a parameter that is a whole number, None if missing. Refuses 400."""
     text = parameter(request, name)
     if text and not re.fullmatch(r"[0-9]{1,9}", text):
-        raise HttpRefusal(400, f"{name} is a whole number")
+        raise HttpRefusal(400, f"{name} must be a whole number")
     return int(text) if text else None
 
 
 @functools.lru_cache(maxsize=1)
 def known_keywords() -> frozenset[str]:
-    """Every keyword of the dictionary in lower case, to tell a slip from what is to be ignored."""
+    """Every keyword of the dictionary in lower case, to tell misspelled attributes from others."""
     return frozenset(entry[4].lower() for entry in datadict.DicomDictionary.values() if entry[4])
 
 
 def attribute_path(name: str) -> tuple[int, ...] | None:
-    """The tags of a name such as `ReferencedRequestSequence.AccessionNumber`, None for another word.
+    """Return the tags of a name such as `ReferencedRequestSequence.AccessionNumber`, or None.
 
-    Refuses 400 for what looks like an attribute and is none, or has another case than its keyword
+    None  the name does not look like an attribute
+    Refuses 400 for an unknown attribute or a keyword in the wrong case
     """
     first = name.partition(".")[0]
     looks = re.fullmatch(r"[A-Z]\w*|[0-9A-Fa-f]{8}", first) or first.lower() in known_keywords()
@@ -17065,7 +17066,7 @@ def attribute_path(name: str) -> tuple[int, ...] | None:
 
 
 def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The keys of a search as an object of the JSON Model. Refuses 400."""
+    """Return the matching keys of a search as a DICOM JSON object. Refuses 400."""
     keys: dict[str, Any] = {}
     for name, raw in parameters:
         path = attribute_path(name)
@@ -17074,7 +17075,7 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         level = keys
         for tag in path[:-1]:
             if vr_of(tag) != "SQ":
-                raise HttpRefusal(400, f"{name[:80]} leads through what is no sequence")
+                raise HttpRefusal(400, f"{name[:80]} leads through no sequence")
             member = level.setdefault(f"{tag:08X}", {"vr": "SQ", "Value": [{}]})
             level = member["Value"][0]
         key, vr = f"{path[-1]:08X}", vr_of(path[-1])
@@ -17088,11 +17089,11 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What a search gives of each match: return types 1 and 2, what was matched, includefield."""
+    """Return the keys of the answer: return types 1 and 2, the matching keys, includefield."""
     wanted = [one for name, one in query_parameters(request) if name == "includefield"]
     names = [name for one in wanted for name in split_list(urllib.parse.unquote_plus(one))]
     if "all" in names and len(names) > 1:
-        raise HttpRefusal(400, "includefield is all, or attributes")
+        raise HttpRefusal(400, "includefield must be all or a list of attributes")
     kinds = ("1", "1C", "2", "2C", "3") if names == ["all"] else ("1", "1C", "2", "2C")
     tags = {one.tag for one in table.children() if one.cells["return"] in kinds}
     tags |= {int(key, 16) for key in keys}
@@ -17108,7 +17109,7 @@ def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) 
 
 
 def is_uid(name: str) -> bool:
-    """Whether the name of a parameter is a UID that stands alone."""
+    """Whether the name of a parameter is a bare UID."""
     return re.fullmatch(r"[0-9]+(\.[0-9]+)+", name) is not None
 
 
@@ -17117,11 +17118,11 @@ LOCK_PARAMETERS = {"transaction-uid", "transaction", "transactionuid", "00081195
 
 # ------------------------------------------------------------------------------------------------
 # minris.dicomweb.bodies
-# Media types, and data sets in bodies (PS3.18 8.7).
+# Media types and the data sets in bodies (PS3.18 8.7).
 # ------------------------------------------------------------------------------------------------
 
 DICOM_JSON, DICOM_XML = "application/dicom+json", "application/dicom+xml"
-MEDIA_TYPES = {  # what is accepted, and how it is answered: form, whether in parts
+MEDIA_TYPES = {  # accepted type: form of the answer, multipart
     DICOM_JSON: (DICOM_JSON, False),
     "application/json": (DICOM_JSON, False),
     DICOM_XML: (DICOM_XML, False),
@@ -17132,7 +17133,7 @@ DEFAULT_MEDIA_TYPE = MEDIA_TYPES[DICOM_JSON]
 
 
 class WebAnswer(NamedTuple):
-    """What a transaction is answered with: the code, data sets in the stored form, headers."""
+    """The answer of a transaction: HTTP code, data sets in stored form, headers."""
 
     http: int
     data: tuple[bytes, ...] | None = None
@@ -17140,7 +17141,7 @@ class WebAnswer(NamedTuple):
 
 
 def media_type(text: str) -> str:
-    """A media type as a key of MEDIA_TYPES: in lower case, of its parameters the type of parts."""
+    """Return a media type as a key of MEDIA_TYPES: lower case, only the type parameter kept."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     found = dict(p.lower().replace('"', "").partition("=")[::2] for p in parameters)
     if kind.lower() == "multipart/related":
@@ -17149,9 +17150,12 @@ def media_type(text: str) -> str:
 
 
 def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
-    """The form of an answer. Refuses 406; local: no Accept header is any (PS3.18 8.7.4, 8.7.7)."""
+    """Return the form of the answer. Refuses 406 (PS3.18 8.7.4, 8.7.7).
+
+    Local: a missing Accept header accepts any type
+    """
     if parameter:
-        parameter = parameter.replace("dicom ", "dicom+")  # of a + that was not escaped
+        parameter = parameter.replace("dicom ", "dicom+")  # from an unescaped +
         wanted = [MEDIA_TYPES.get(media_type(one)) for one in split_list(parameter)]
         return next(filter(None, wanted), DEFAULT_MEDIA_TYPE)
     ranked = []
@@ -17166,12 +17170,12 @@ def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
         if form and weight > 0:
             ranked.append((-weight, place, form))
     if not ranked:
-        raise HttpRefusal(406, f"None of {header[:100]} is answered; {DICOM_JSON} is")
+        raise HttpRefusal(406, f"Cannot answer in any of {header[:100]}; use {DICOM_JSON}")
     return min(ranked)[2]
 
 
 def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, bytes]:
-    """Content type and body of data sets."""
+    """Return content type and body of data sets."""
     values = [to_json(ElementIndex(one)) for one in data]
     if form == DICOM_XML:
         bodies = [to_xml(value) for value in values]
@@ -17189,18 +17193,18 @@ def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, b
 
 
 def payload(request: Any) -> list[bytes]:
-    """The data sets of a request's body, stored form. Refuses 415 and, with words, 400."""
+    """Return the data sets of a request's body in stored form. Refuses 400, 415."""
     header = request.content_type or ""
     kind, content = media_type(header), body_of(request)
     if kind not in MEDIA_TYPES:
         raise Refusal(
             Status.MISTYPED_ARGUMENT,
-            f"{kind[:80] or 'A body without content type'} is not taken; {DICOM_JSON} is",
+            f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}",
         )
     form, in_parts = MEDIA_TYPES[kind]
     charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
     if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise Refusal(Status.MISTYPED_ARGUMENT, f"charset {charset[1][:40]} is not taken; UTF-8 is")
+        raise Refusal(Status.MISTYPED_ARGUMENT, f"Use UTF-8 instead of charset {charset[1][:40]}")
     if not in_parts:
         return data_sets_of(content, form)
     import email.parser
@@ -17214,35 +17218,35 @@ def payload(request: Any) -> list[bytes]:
 
 
 def data_sets_of(content: bytes, form: str) -> list[bytes]:
-    """The data sets of one part. Refuses 0106."""
+    """Return the data sets of one part. Refuses 0106."""
     if form == DICOM_XML:
         return [from_json(from_xml(content))]
     return items_from_json(content)
 
 
 def one_data_set(request: Any) -> bytes:
-    """The one data set of a request's body. Refuses 0106 where there are none or several."""
+    """Return the only data set of a request's body. Refuses 400 for none or several."""
     data = payload(request)
     if len(data) != 1:
-        raise HttpRefusal(400, f"One data set is expected, not {len(data)}")
+        raise HttpRefusal(400, f"Exactly one data set is required, not {len(data)}")
     return data[0]
 
 
 def check_charset(request: Any) -> None:
-    """Refuse (400) a charset parameter without UTF-8, the one there is (PS3.18 8.3.3.2).
+    """Refuse (400) a charset parameter without UTF-8, the only one supported (PS3.18 8.3.3.2).
 
-    Local: an Accept-Charset header is not looked at, as HTTP has given it up (RFC 9110 12.5.2)
+    Local: Accept-Charset is ignored, as it is deprecated (RFC 9110 12.5.2)
     """
     wanted = [
         one.partition(";")[0].strip('" ') for one in split_list(parameter(request, "charset"))
     ]
     if wanted and not {"utf-8", "iso_ir 192"} & {one.lower() for one in wanted}:
-        raise HttpRefusal(400, f"charset: none of {', '.join(wanted)[:80]} is answered; UTF-8 is")
+        raise HttpRefusal(400, f"charset {', '.join(wanted)[:80]} is not supported; use UTF-8")
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.dicomweb.transactions
-# Each transaction as a call of one core function (PS3.18 11, 13 to 15).
+# DICOMweb transactions: each calls one core function (PS3.18 11, 13 to 15).
 # ------------------------------------------------------------------------------------------------
 
 def search_web(
@@ -17252,7 +17256,7 @@ def search_web(
     table: AttributeTable,
     page: Callable[..., tuple[list[bytes], int]],
 ) -> WebAnswer:
-    """The matches of a search, a page of them (PS3.18 8.3.4.4)."""
+    """Return one page of the matches of a search (PS3.18 8.3.4.4)."""
     keys = match_keys(query_parameters(request))
     style = AnswerStyle(zone=ctx.config.zone)
     asked = ElementIndex(from_json(keys))
@@ -17280,31 +17284,31 @@ def search_web(
 
 
 def service_url(web: Web, request: Any) -> str:
-    """The base of the service as the caller sees it; `[web] public_url` behind a proxy."""
+    """Return the base URL for the caller; `[web] public_url` behind a proxy."""
     public = web.config.web.public_url.rstrip("/")
     parts = request.urlparts
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
 
 
 def socket_url(web: Web, request: Any, ae_title: str) -> str:
-    """Where the events of an AE are to be had (PS3.18 11.10.3.2): ws or wss, as http or https."""
+    """Return the WebSocket URL of an AE's events (PS3.18 11.10.3.2)."""
     base = "ws" + service_url(web, request).removeprefix("http")
     return f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
-    """A Warning header (PS3.18 11.4.3 and others)."""
+    """Return a Warning header (PS3.18 11.4.3 and others)."""
     return "Warning", f"299 {service_url(web, request)}: {text}"
 
 
 def warned(web: Web, request: Any, http: int, status: Status) -> WebAnswer:
-    """Success, with its warning where there is one."""
+    """Return success, with a Warning header if the status is a warning."""
     text = WARNINGS.get(status)
     return WebAnswer(http, None, (warning(web, request, text),) if text else ())
 
 
 def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """POST /workitems: UID as ?workitem=, as the bare query, or in the data set (PS3.18 11.4)."""
+    """POST /workitems: create; UID as ?workitem=, bare query or in the data set (PS3.18 11.4)."""
     data = one_data_set(request)
     names = ("workitem", "AffectedSOPInstanceUID")
     given = {parameter(request, name) for name in names}
@@ -17317,12 +17321,12 @@ def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
 
 
 def web_retrieve(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /workitems/…: without its Transaction UID (PS3.18 11.5)."""
+    """GET /workitems/…: retrieve, without the Transaction UID (PS3.18 11.5)."""
     return WebAnswer(200, (web.read(get_workitem, uid)[1],))
 
 
 def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /workitems/…: the lock as a parameter in any of its spellings, or inside (PS3.18 11.6)."""
+    """POST /workitems/…: update; Transaction UID as a parameter or in the data set (PS3.18 11.6)."""
     index = ElementIndex(one_data_set(request))
     given = {urllib.parse.unquote(value) for name, value in query_parameters(request)
              if name.lower() in LOCK_PARAMETERS}  # fmt: skip
@@ -17338,7 +17342,7 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 def web_change_state(
     web: Web, request: Any, ctx: Context, uid: str, requester: str = ""
 ) -> WebAnswer:
-    """PUT /workitems/…/state: state and lock in the body (PS3.18 11.7)."""
+    """PUT /workitems/…/state: change state; state and Transaction UID in the body (PS3.18 11.7)."""
     index = ElementIndex(one_data_set(request))
     state = index.text(UPS_STATE) if UPS_STATE in index else None
     lock = index.text(TRANSACTION_UID)
@@ -17347,14 +17351,14 @@ def web_change_state(
 
 
 def web_cancel(web: Web, request: Any, ctx: Context, uid: str, requester: str = "") -> WebAnswer:
-    """POST /workitems/…/cancelrequest: reason and contact in the body, if any (PS3.18 11.8)."""
+    """POST /workitems/…/cancelrequest: reason and contact in an optional body (PS3.18 11.8)."""
     data = one_data_set(request) if body_of(request).strip() else b""
     ctx = asked_by(request, ctx, requester)
     return warned(web, request, 202, web.write(request_cancel, ctx, uid, data))
 
 
 def asked_by(request: Any, ctx: Context, path: str) -> Context:
-    """The context of the AE that asks: ?requester= or a part of the path. Refuses 400."""
+    """Return the context of the requesting AE: ?requester= or part of the path. Refuses 400."""
     title = (path or parameter(request, "requester")).strip()
     if value_problem("AE", title):
         raise HttpRefusal(400, "requester is not an AE title")
@@ -17367,7 +17371,7 @@ def web_search(web: Web, request: Any, ctx: Context) -> WebAnswer:
 
 
 def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """POST /workitems/…/subscribers/…: with ?deletionlock=, ?filter= (PS3.18 11.10)."""
+    """POST /workitems/…/subscribers/…: subscribe; ?deletionlock=, ?filter= (PS3.18 11.10)."""
     keys = b""
     if uid == UPS_FILTERED_SUBSCRIPTION:
         text = parameter(request, "filter")
@@ -17381,15 +17385,12 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
     if is_told_by_dimse_alone(web, ae_title):
         return answer
     socket = socket_url(web, request, ae_title)
-    found = (
-        ("Content-Location", socket),
-        ("Location", socket),
-    )  # the latter as dcm4chee-arc has it
+    found = (("Content-Location", socket), ("Location", socket))  # Location as dcm4chee-arc
     return answer._replace(headers=(*answer.headers, *found))
 
 
 def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """DELETE /workitems/…/subscribers/…; 404 where there is none (PS3.18 11.11)."""
+    """DELETE /workitems/…/subscribers/…: unsubscribe; 404 for no subscription (PS3.18 11.11)."""
 
     def end(ctx: Context) -> None:
         known_subscription(uid, ae_title)
@@ -17400,7 +17401,7 @@ def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: st
 
 
 def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """POST /workitems/…/subscribers/…/suspend; 404 where there is none (PS3.18 11.12)."""
+    """POST /workitems/…/subscribers/…/suspend: 404 for no subscription (PS3.18 11.12)."""
 
     def end(ctx: Context) -> None:
         if uid in WELL_KNOWN_UPS:
@@ -17412,15 +17413,15 @@ def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -
 
 
 def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """GET /modality-scheduled-procedure-steps: search, as the worklist's C-FIND (PS3.18 14.4)."""
+    """GET /modality-scheduled-procedure-steps: search the worklist (PS3.18 14.4)."""
     return search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
 
 
 def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /modality-performed-procedure-steps/…: create, or with ?update change (PS3.18 15.4, 15.5)."""
+    """POST /modality-performed-procedure-steps/…: create; update with ?update (PS3.18 15.4, 15.5)."""
     data = one_data_set(request)
     if parameter(request, "update"):
-        raise HttpRefusal(400, "update has no value")  # PS3.18 15.5.1.2
+        raise HttpRefusal(400, "update takes no value")  # PS3.18 15.5.1.2
     if any(name == "update" for name, _ in query_parameters(request)):
         web.write(set_mpps, ctx, uid, data)
         return WebAnswer(200)
@@ -17429,24 +17430,24 @@ def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 
 
 def web_get_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /modality-performed-procedure-steps/… (PS3.18 15.6)."""
+    """GET /modality-performed-procedure-steps/…: retrieve (PS3.18 15.6)."""
     return WebAnswer(200, (web.read(get_mpps, uid)[1],))
 
 
 def web_commit(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /commitment-requests/…: the references; the result is asked for (PS3.18 13.4)."""
+    """POST /commitment-requests/…: request storage commitment (PS3.18 13.4)."""
     data = one_data_set(request)
     if TRANSACTION_UID in ElementIndex(data):
-        raise HttpRefusal(400, "The transaction UID is in the path alone")
+        raise HttpRefusal(400, "Send the Transaction UID only in the path")
     web.write(request_commitment, ctx, uid, data, "web")
     return WebAnswer(202, None, RETRY_SOON)
 
 
 def web_commitment(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /commitment-requests/…: the result, or 202 while there is none (PS3.18 13.5)."""
+    """GET /commitment-requests/…: the result, or 202 while it is pending (PS3.18 13.5)."""
     commitment = web.read(commitment_by_uid, uid)
     if commitment.state == "dropped":
-        raise HttpRefusal(410, "Its result has been dropped")
+        raise HttpRefusal(410, "The result has been deleted")
     if commitment.state == "asked":
         return WebAnswer(202, None, RETRY_SOON)
     return WebAnswer(200, (web.read(commitment_result, commitment).data,))
@@ -17458,7 +17459,7 @@ MPPS_PATH = "/modality-performed-procedure-steps"
 
 # ------------------------------------------------------------------------------------------------
 # minris.dicomweb.routes
-# The table of transactions, described (OpenAPI) and answered.
+# The table of DICOMweb transactions, their OpenAPI description and their answers.
 # ------------------------------------------------------------------------------------------------
 
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
@@ -17498,27 +17499,27 @@ WEB_PARAMETERS = {
     row.name: row
     for row in table("""
     name                  | type    | meaning
-    accept                | string  | media types of the answer, before the Accept header
-    charset               | string  | character sets of the answer, of which UTF-8 must be one
-    workitem              | string  | UID of the new workitem; one is made where none is given
-    transaction-uid       | string  | the lock of who has claimed the workitem
-    requester             | string  | AE title of who asks
-    deletionlock          | boolean | whether the workitem is to be kept until the lock is released
-    filter                | string  | of a filtered subscription: attribute=value, separated by commas
-    update                | flag    | the performed procedure step is changed, not created
-    limit                 | integer | most matches to answer with
-    offset                | integer | matches to leave out before the first
-    includefield          | string  | attributes to answer with beside the usual ones, or all
-    fuzzymatching         | boolean | not supported: a Warning says so
-    emptyvaluematching    | boolean | not supported: a Warning says so
-    multiplevaluematching | boolean | not supported: a Warning says so
+    accept                | string  | media types of the answer; overrides the Accept header
+    charset               | string  | character sets of the answer; UTF-8 must be among them
+    workitem              | string  | UID of the new workitem; assigned if missing
+    transaction-uid       | string  | Transaction UID of the claimed workitem
+    requester             | string  | Requesting AE title
+    deletionlock          | boolean | keep the workitem until the lock is released
+    filter                | string  | filtered subscription: attribute=value, separated by commas
+    update                | flag    | update the performed procedure step instead of creating it
+    limit                 | integer | maximum number of matches
+    offset                | integer | number of matches to skip
+    includefield          | string  | additional attributes to return, or all
+    fuzzymatching         | boolean | not supported; true is answered with a Warning
+    emptyvaluematching    | boolean | not supported; true is answered with a Warning
+    multiplevaluematching | boolean | not supported; true is answered with a Warning
     """)
 }
 MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
 
 
 def openapi(server: str) -> dict[str, Any]:
-    """An OpenAPI 3.1 description of DICOM_ROUTES."""
+    """Return an OpenAPI 3.1 description of DICOM_ROUTES."""
     paths: dict[str, Any] = {}
     for route in DICOM_ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = described_route(route)
@@ -17551,7 +17552,7 @@ def openapi(server: str) -> dict[str, Any]:
 
 
 def described_route(route: Route) -> dict[str, Any]:
-    """A transaction as an operation of OpenAPI."""
+    """Return a transaction as an OpenAPI operation."""
     search = route.operation == "search"
     kinds = {"flag": {"type": "string", "maxLength": 0}}
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -17563,7 +17564,7 @@ def described_route(route: Route) -> dict[str, Any]:
     if search:
         attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
         schema = {"type": "object", "additionalProperties": {"type": "string"}}
-        words = "keywords or tags, joined by . within sequences, with what they are to match"
+        words = "matching keys: keywords or tags, joined by . within sequences"
         parameters.append({**attribute, "schema": schema, "description": words})
     responses: dict[str, Any] = {str(code): {"description": "done"} for code in route.success}
     if route.method == "GET":
@@ -17585,17 +17586,17 @@ def described_route(route: Route) -> dict[str, Any]:
 
 
 def content_of(schema: str) -> dict[str, Any]:
-    """Data sets in each media type, with the schema where it is JSON."""
+    """Return the content of data sets for each media type; JSON has the schema."""
     found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
     return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
 
 
 def refusals_of(route: Route) -> dict[int, str]:
-    """The HTTP codes by which a transaction may be refused, each with its texts."""
+    """Return the HTTP codes that may refuse a transaction, each with its texts."""
     found: dict[int, list[str]] = {
-        400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
-        406: ["None of the media types that are asked for is answered."],
-        410: ["It was there, and has been deleted."] if "{uid}" in route.path else [],
+        400: ["The request is invalid."], 401: ["A token is required."], 403: [],
+        406: ["None of the accepted media types is supported."],
+        410: ["The object has been deleted."] if "{uid}" in route.path else [],
         429: ["Too many requests."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
@@ -17611,7 +17612,7 @@ class DicomView(RouteView):
     """Answers the requests of one transaction."""
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the transaction gives, in the form that is asked for."""
+        """Return the data sets of the transaction in the accepted form."""
         request = self.request
         for name in {"ae_title", "requester"} & arguments.keys():
             arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
@@ -17623,7 +17624,7 @@ class DicomView(RouteView):
         return Reply(found.http, kind, body, found.headers)
 
     def _context(self, arguments: Mapping[str, str]) -> Context:
-        """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
+        """Return the context; its actor is the token's AE title, else ours. Refuses 0124, 401."""
         login, ctx = enter(self.web, self.request, self.route.role)
         if "ae_title" in arguments:
             check_speaker(login, arguments["ae_title"])
@@ -17634,7 +17635,7 @@ class DicomView(RouteView):
         return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the texts of PS3.18; 410 for what was there."""
+        """Return the refusal with the text of PS3.18; 410 for a deleted workitem."""
         operation, uid = self.route.operation, arguments.get("uid", "")
         reply = refusal_reply(refusal, operation)
         if reply.http == 404 and uid and self.web.read(is_purged, uid):
@@ -17652,7 +17653,7 @@ class DicomView(RouteView):
 
 
 def add_dicomweb(app: Any, web: Web) -> None:
-    """Put DICOM_ROUTES into a bottle application, and what describes them."""
+    """Add DICOM_ROUTES and their description to a bottle application."""
     import bottle
 
     def describe() -> str:
@@ -17660,7 +17661,7 @@ def add_dicomweb(app: Any, web: Web) -> None:
         return json.dumps(openapi(service_url(web, bottle.request)))
 
     def upgrade_needed(ae_title: str) -> bytes:
-        reply = refusal_reply(HttpRefusal(426, "Events are told by WebSocket"))
+        reply = refusal_reply(HttpRefusal(426, "Open a WebSocket for events"))
         bottle.response.status, bottle.response.content_type = reply.http, reply.content_type
         bottle.response.set_header("Upgrade", "websocket")
         return reply.body

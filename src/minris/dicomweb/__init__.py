@@ -1,1 +1,1 @@
-"""Door 2: which HTTP request calls which core function (PS3.18)."""
+"""DICOMweb: which HTTP request calls which core function (PS3.18)."""

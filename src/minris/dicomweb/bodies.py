@@ -1,4 +1,4 @@
-"""Media types, and data sets in bodies (PS3.18 8.7)."""
+"""Media types and the data sets in bodies (PS3.18 8.7)."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from minris.standard.status import HttpRefusal, Refusal, Status
 from minris.web.request import body_of
 
 DICOM_JSON, DICOM_XML = "application/dicom+json", "application/dicom+xml"
-MEDIA_TYPES = {  # what is accepted, and how it is answered: form, whether in parts
+MEDIA_TYPES = {  # accepted type: form of the answer, multipart
     DICOM_JSON: (DICOM_JSON, False),
     "application/json": (DICOM_JSON, False),
     DICOM_XML: (DICOM_XML, False),
@@ -25,7 +25,7 @@ DEFAULT_MEDIA_TYPE = MEDIA_TYPES[DICOM_JSON]
 
 
 class WebAnswer(NamedTuple):
-    """What a transaction is answered with: the code, data sets in the stored form, headers."""
+    """The answer of a transaction: HTTP code, data sets in stored form, headers."""
 
     http: int
     data: tuple[bytes, ...] | None = None
@@ -33,7 +33,7 @@ class WebAnswer(NamedTuple):
 
 
 def media_type(text: str) -> str:
-    """A media type as a key of MEDIA_TYPES: in lower case, of its parameters the type of parts."""
+    """Return a media type as a key of MEDIA_TYPES: lower case, only the type parameter kept."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     found = dict(p.lower().replace('"', "").partition("=")[::2] for p in parameters)
     if kind.lower() == "multipart/related":
@@ -42,9 +42,12 @@ def media_type(text: str) -> str:
 
 
 def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
-    """The form of an answer. Refuses 406; local: no Accept header is any (PS3.18 8.7.4, 8.7.7)."""
+    """Return the form of the answer. Refuses 406 (PS3.18 8.7.4, 8.7.7).
+
+    Local: a missing Accept header accepts any type
+    """
     if parameter:
-        parameter = parameter.replace("dicom ", "dicom+")  # of a + that was not escaped
+        parameter = parameter.replace("dicom ", "dicom+")  # from an unescaped +
         wanted = [MEDIA_TYPES.get(media_type(one)) for one in split_list(parameter)]
         return next(filter(None, wanted), DEFAULT_MEDIA_TYPE)
     ranked = []
@@ -59,12 +62,12 @@ def accepted_form(header: str, parameter: str) -> tuple[str, bool]:
         if form and weight > 0:
             ranked.append((-weight, place, form))
     if not ranked:
-        raise HttpRefusal(406, f"None of {header[:100]} is answered; {DICOM_JSON} is")
+        raise HttpRefusal(406, f"Cannot answer in any of {header[:100]}; use {DICOM_JSON}")
     return min(ranked)[2]
 
 
 def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, bytes]:
-    """Content type and body of data sets."""
+    """Return content type and body of data sets."""
     values = [to_json(ElementIndex(one)) for one in data]
     if form == DICOM_XML:
         bodies = [to_xml(value) for value in values]
@@ -82,18 +85,18 @@ def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, b
 
 
 def payload(request: Any) -> list[bytes]:
-    """The data sets of a request's body, stored form. Refuses 415 and, with words, 400."""
+    """Return the data sets of a request's body in stored form. Refuses 400, 415."""
     header = request.content_type or ""
     kind, content = media_type(header), body_of(request)
     if kind not in MEDIA_TYPES:
         raise Refusal(
             Status.MISTYPED_ARGUMENT,
-            f"{kind[:80] or 'A body without content type'} is not taken; {DICOM_JSON} is",
+            f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}",
         )
     form, in_parts = MEDIA_TYPES[kind]
     charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
     if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise Refusal(Status.MISTYPED_ARGUMENT, f"charset {charset[1][:40]} is not taken; UTF-8 is")
+        raise Refusal(Status.MISTYPED_ARGUMENT, f"Use UTF-8 instead of charset {charset[1][:40]}")
     if not in_parts:
         return data_sets_of(content, form)
     import email.parser
@@ -107,27 +110,27 @@ def payload(request: Any) -> list[bytes]:
 
 
 def data_sets_of(content: bytes, form: str) -> list[bytes]:
-    """The data sets of one part. Refuses 0106."""
+    """Return the data sets of one part. Refuses 0106."""
     if form == DICOM_XML:
         return [from_json(from_xml(content))]
     return items_from_json(content)
 
 
 def one_data_set(request: Any) -> bytes:
-    """The one data set of a request's body. Refuses 0106 where there are none or several."""
+    """Return the only data set of a request's body. Refuses 400 for none or several."""
     data = payload(request)
     if len(data) != 1:
-        raise HttpRefusal(400, f"One data set is expected, not {len(data)}")
+        raise HttpRefusal(400, f"Exactly one data set is required, not {len(data)}")
     return data[0]
 
 
 def check_charset(request: Any) -> None:
-    """Refuse (400) a charset parameter without UTF-8, the one there is (PS3.18 8.3.3.2).
+    """Refuse (400) a charset parameter without UTF-8, the only one supported (PS3.18 8.3.3.2).
 
-    Local: an Accept-Charset header is not looked at, as HTTP has given it up (RFC 9110 12.5.2)
+    Local: Accept-Charset is ignored, as it is deprecated (RFC 9110 12.5.2)
     """
     wanted = [
         one.partition(";")[0].strip('" ') for one in split_list(parameter(request, "charset"))
     ]
     if wanted and not {"utf-8", "iso_ir 192"} & {one.lower() for one in wanted}:
-        raise HttpRefusal(400, f"charset: none of {', '.join(wanted)[:80]} is answered; UTF-8 is")
+        raise HttpRefusal(400, f"charset {', '.join(wanted)[:80]} is not supported; use UTF-8")

@@ -1,4 +1,4 @@
-"""Parameters of a query: keys, pages, what is returned (PS3.18 8.3)."""
+"""Query parameters: matching keys, paging, returned attributes (PS3.18 8.3)."""
 
 import functools
 import re
@@ -15,11 +15,11 @@ from minris.standard.ups import TIMEZONE_OFFSET
 
 
 def split_list(text: str) -> list[str]:
-    """The members of a comma-separated list, commas within quotes left alone."""
+    """Return the members of a comma-separated list; commas within quotes do not separate."""
     return [one.strip() for one in re.findall(r'(?:[^,"]|"[^"]*")+', text) if one.strip()]
 
 
-# What a search asks for (PS3.18 8.3.4).
+# The parameters of a search (PS3.18 8.3.4).
 
 FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 LITERAL_ONLY = (
@@ -32,13 +32,13 @@ LITERAL_ONLY = (
 
 
 def query_parameters(request: Any) -> list[tuple[str, str]]:
-    """Names and raw values of the query, split before they are decoded."""
+    """Return the names and raw values of the query, split before decoding."""
     parts = (part.partition("=") for part in request.query_string.split("&") if part)
     return [(urllib.parse.unquote(name), value) for name, _, value in parts]
 
 
 def parameter(request: Any, name: str) -> str:
-    """The decoded value of a parameter, empty where it is not given. Refuses 400 for two."""
+    """Return the decoded value of a parameter, empty if missing. Refuses 400 if given twice."""
     found = [value for key, value in query_parameters(request) if key == name]
     if len(found) > 1:
         raise HttpRefusal(400, f"{name} is given twice")
@@ -46,31 +46,32 @@ def parameter(request: Any, name: str) -> str:
 
 
 def flag(request: Any, name: str) -> bool:
-    """A parameter that is true or false. Refuses 400."""
+    """Return a parameter that is true or false, false if missing. Refuses 400."""
     text = parameter(request, name) or "false"
     if text not in ("true", "false"):
-        raise HttpRefusal(400, f"{name} is true or false")
+        raise HttpRefusal(400, f"{name} must be true or false")
     return text == "true"
 
 
 def number(request: Any, name: str) -> int | None:
-    """A parameter that is a whole number. Refuses 400."""
+    """Return a parameter that is a whole number, None if missing. Refuses 400."""
     text = parameter(request, name)
     if text and not re.fullmatch(r"[0-9]{1,9}", text):
-        raise HttpRefusal(400, f"{name} is a whole number")
+        raise HttpRefusal(400, f"{name} must be a whole number")
     return int(text) if text else None
 
 
 @functools.lru_cache(maxsize=1)
 def known_keywords() -> frozenset[str]:
-    """Every keyword of the dictionary in lower case, to tell a slip from what is to be ignored."""
+    """Every keyword of the dictionary in lower case, to tell misspelled attributes from others."""
     return frozenset(entry[4].lower() for entry in datadict.DicomDictionary.values() if entry[4])
 
 
 def attribute_path(name: str) -> tuple[int, ...] | None:
-    """The tags of a name such as `ReferencedRequestSequence.AccessionNumber`, None for another word.
+    """Return the tags of a name such as `ReferencedRequestSequence.AccessionNumber`, or None.
 
-    Refuses 400 for what looks like an attribute and is none, or has another case than its keyword
+    None  the name does not look like an attribute
+    Refuses 400 for an unknown attribute or a keyword in the wrong case
     """
     first = name.partition(".")[0]
     looks = re.fullmatch(r"[A-Z]\w*|[0-9A-Fa-f]{8}", first) or first.lower() in known_keywords()
@@ -88,7 +89,7 @@ def attribute_path(name: str) -> tuple[int, ...] | None:
 
 
 def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The keys of a search as an object of the JSON Model. Refuses 400."""
+    """Return the matching keys of a search as a DICOM JSON object. Refuses 400."""
     keys: dict[str, Any] = {}
     for name, raw in parameters:
         path = attribute_path(name)
@@ -97,7 +98,7 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         level = keys
         for tag in path[:-1]:
             if vr_of(tag) != "SQ":
-                raise HttpRefusal(400, f"{name[:80]} leads through what is no sequence")
+                raise HttpRefusal(400, f"{name[:80]} leads through no sequence")
             member = level.setdefault(f"{tag:08X}", {"vr": "SQ", "Value": [{}]})
             level = member["Value"][0]
         key, vr = f"{path[-1]:08X}", vr_of(path[-1])
@@ -111,11 +112,11 @@ def match_keys(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What a search gives of each match: return types 1 and 2, what was matched, includefield."""
+    """Return the keys of the answer: return types 1 and 2, the matching keys, includefield."""
     wanted = [one for name, one in query_parameters(request) if name == "includefield"]
     names = [name for one in wanted for name in split_list(urllib.parse.unquote_plus(one))]
     if "all" in names and len(names) > 1:
-        raise HttpRefusal(400, "includefield is all, or attributes")
+        raise HttpRefusal(400, "includefield must be all or a list of attributes")
     kinds = ("1", "1C", "2", "2C", "3") if names == ["all"] else ("1", "1C", "2", "2C")
     tags = {one.tag for one in table.children() if one.cells["return"] in kinds}
     tags |= {int(key, 16) for key in keys}
@@ -131,7 +132,7 @@ def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) 
 
 
 def is_uid(name: str) -> bool:
-    """Whether the name of a parameter is a UID that stands alone."""
+    """Whether the name of a parameter is a bare UID."""
     return re.fullmatch(r"[0-9]+(\.[0-9]+)+", name) is not None
 
 

@@ -1,4 +1,4 @@
-"""The table of transactions, described (OpenAPI) and answered."""
+"""The table of DICOMweb transactions, their OpenAPI description and their answers."""
 
 import contextlib
 import json
@@ -81,27 +81,27 @@ WEB_PARAMETERS = {
     row.name: row
     for row in table("""
     name                  | type    | meaning
-    accept                | string  | media types of the answer, before the Accept header
-    charset               | string  | character sets of the answer, of which UTF-8 must be one
-    workitem              | string  | UID of the new workitem; one is made where none is given
-    transaction-uid       | string  | the lock of who has claimed the workitem
-    requester             | string  | AE title of who asks
-    deletionlock          | boolean | whether the workitem is to be kept until the lock is released
-    filter                | string  | of a filtered subscription: attribute=value, separated by commas
-    update                | flag    | the performed procedure step is changed, not created
-    limit                 | integer | most matches to answer with
-    offset                | integer | matches to leave out before the first
-    includefield          | string  | attributes to answer with beside the usual ones, or all
-    fuzzymatching         | boolean | not supported: a Warning says so
-    emptyvaluematching    | boolean | not supported: a Warning says so
-    multiplevaluematching | boolean | not supported: a Warning says so
+    accept                | string  | media types of the answer; overrides the Accept header
+    charset               | string  | character sets of the answer; UTF-8 must be among them
+    workitem              | string  | UID of the new workitem; assigned if missing
+    transaction-uid       | string  | Transaction UID of the claimed workitem
+    requester             | string  | Requesting AE title
+    deletionlock          | boolean | keep the workitem until the lock is released
+    filter                | string  | filtered subscription: attribute=value, separated by commas
+    update                | flag    | update the performed procedure step instead of creating it
+    limit                 | integer | maximum number of matches
+    offset                | integer | number of matches to skip
+    includefield          | string  | additional attributes to return, or all
+    fuzzymatching         | boolean | not supported; true is answered with a Warning
+    emptyvaluematching    | boolean | not supported; true is answered with a Warning
+    multiplevaluematching | boolean | not supported; true is answered with a Warning
     """)
 }
 MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
 
 
 def openapi(server: str) -> dict[str, Any]:
-    """An OpenAPI 3.1 description of DICOM_ROUTES."""
+    """Return an OpenAPI 3.1 description of DICOM_ROUTES."""
     paths: dict[str, Any] = {}
     for route in DICOM_ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = described_route(route)
@@ -134,7 +134,7 @@ def openapi(server: str) -> dict[str, Any]:
 
 
 def described_route(route: Route) -> dict[str, Any]:
-    """A transaction as an operation of OpenAPI."""
+    """Return a transaction as an OpenAPI operation."""
     search = route.operation == "search"
     kinds = {"flag": {"type": "string", "maxLength": 0}}
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -146,7 +146,7 @@ def described_route(route: Route) -> dict[str, Any]:
     if search:
         attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
         schema = {"type": "object", "additionalProperties": {"type": "string"}}
-        words = "keywords or tags, joined by . within sequences, with what they are to match"
+        words = "matching keys: keywords or tags, joined by . within sequences"
         parameters.append({**attribute, "schema": schema, "description": words})
     responses: dict[str, Any] = {str(code): {"description": "done"} for code in route.success}
     if route.method == "GET":
@@ -168,17 +168,17 @@ def described_route(route: Route) -> dict[str, Any]:
 
 
 def content_of(schema: str) -> dict[str, Any]:
-    """Data sets in each media type, with the schema where it is JSON."""
+    """Return the content of data sets for each media type; JSON has the schema."""
     found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
     return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
 
 
 def refusals_of(route: Route) -> dict[int, str]:
-    """The HTTP codes by which a transaction may be refused, each with its texts."""
+    """Return the HTTP codes that may refuse a transaction, each with its texts."""
     found: dict[int, list[str]] = {
-        400: ["The request cannot be read."], 401: ["A token is needed."], 403: [],
-        406: ["None of the media types that are asked for is answered."],
-        410: ["It was there, and has been deleted."] if "{uid}" in route.path else [],
+        400: ["The request is invalid."], 401: ["A token is required."], 403: [],
+        406: ["None of the accepted media types is supported."],
+        410: ["The object has been deleted."] if "{uid}" in route.path else [],
         429: ["Too many requests."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
@@ -194,7 +194,7 @@ class DicomView(RouteView):
     """Answers the requests of one transaction."""
 
     def reply(self, arguments: dict[str, str]) -> Reply:
-        """The data sets that the transaction gives, in the form that is asked for."""
+        """Return the data sets of the transaction in the accepted form."""
         request = self.request
         for name in {"ae_title", "requester"} & arguments.keys():
             arguments[name] = arguments[name].replace(SLASH, "/").strip(" ")
@@ -206,7 +206,7 @@ class DicomView(RouteView):
         return Reply(found.http, kind, body, found.headers)
 
     def _context(self, arguments: Mapping[str, str]) -> Context:
-        """Who asks: the AE title that a token speaks for, else ours. Refuses 0124, 401."""
+        """Return the context; its actor is the token's AE title, else ours. Refuses 0124, 401."""
         login, ctx = enter(self.web, self.request, self.route.role)
         if "ae_title" in arguments:
             check_speaker(login, arguments["ae_title"])
@@ -217,7 +217,7 @@ class DicomView(RouteView):
         return ctx.by(Actor(title, f"{client_address(self.request)} {login.name}"))
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
-        """The refusal, with the texts of PS3.18; 410 for what was there."""
+        """Return the refusal with the text of PS3.18; 410 for a deleted workitem."""
         operation, uid = self.route.operation, arguments.get("uid", "")
         reply = refusal_reply(refusal, operation)
         if reply.http == 404 and uid and self.web.read(is_purged, uid):
@@ -235,7 +235,7 @@ class DicomView(RouteView):
 
 
 def add_dicomweb(app: Any, web: Web) -> None:
-    """Put DICOM_ROUTES into a bottle application, and what describes them."""
+    """Add DICOM_ROUTES and their description to a bottle application."""
     import bottle
 
     def describe() -> str:
@@ -243,7 +243,7 @@ def add_dicomweb(app: Any, web: Web) -> None:
         return json.dumps(openapi(service_url(web, bottle.request)))
 
     def upgrade_needed(ae_title: str) -> bytes:
-        reply = refusal_reply(HttpRefusal(426, "Events are told by WebSocket"))
+        reply = refusal_reply(HttpRefusal(426, "Open a WebSocket for events"))
         bottle.response.status, bottle.response.content_type = reply.http, reply.content_type
         bottle.response.set_header("Upgrade", "websocket")
         return reply.body

@@ -1,4 +1,4 @@
-"""Each transaction as a call of one core function (PS3.18 11, 13 to 15)."""
+"""DICOMweb transactions: each calls one core function (PS3.18 11, 13 to 15)."""
 
 import urllib.parse
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def search_web(
     table: AttributeTable,
     page: Callable[..., tuple[list[bytes], int]],
 ) -> WebAnswer:
-    """The matches of a search, a page of them (PS3.18 8.3.4.4)."""
+    """Return one page of the matches of a search (PS3.18 8.3.4.4)."""
     keys = match_keys(query_parameters(request))
     style = AnswerStyle(zone=ctx.config.zone)
     asked = ElementIndex(from_json(keys))
@@ -86,31 +86,31 @@ def search_web(
 
 
 def service_url(web: Web, request: Any) -> str:
-    """The base of the service as the caller sees it; `[web] public_url` behind a proxy."""
+    """Return the base URL for the caller; `[web] public_url` behind a proxy."""
     public = web.config.web.public_url.rstrip("/")
     parts = request.urlparts
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
 
 
 def socket_url(web: Web, request: Any, ae_title: str) -> str:
-    """Where the events of an AE are to be had (PS3.18 11.10.3.2): ws or wss, as http or https."""
+    """Return the WebSocket URL of an AE's events (PS3.18 11.10.3.2)."""
     base = "ws" + service_url(web, request).removeprefix("http")
     return f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
-    """A Warning header (PS3.18 11.4.3 and others)."""
+    """Return a Warning header (PS3.18 11.4.3 and others)."""
     return "Warning", f"299 {service_url(web, request)}: {text}"
 
 
 def warned(web: Web, request: Any, http: int, status: Status) -> WebAnswer:
-    """Success, with its warning where there is one."""
+    """Return success, with a Warning header if the status is a warning."""
     text = WARNINGS.get(status)
     return WebAnswer(http, None, (warning(web, request, text),) if text else ())
 
 
 def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """POST /workitems: UID as ?workitem=, as the bare query, or in the data set (PS3.18 11.4)."""
+    """POST /workitems: create; UID as ?workitem=, bare query or in the data set (PS3.18 11.4)."""
     data = one_data_set(request)
     names = ("workitem", "AffectedSOPInstanceUID")
     given = {parameter(request, name) for name in names}
@@ -123,12 +123,12 @@ def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
 
 
 def web_retrieve(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /workitems/…: without its Transaction UID (PS3.18 11.5)."""
+    """GET /workitems/…: retrieve, without the Transaction UID (PS3.18 11.5)."""
     return WebAnswer(200, (web.read(get_workitem, uid)[1],))
 
 
 def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /workitems/…: the lock as a parameter in any of its spellings, or inside (PS3.18 11.6)."""
+    """POST /workitems/…: update; Transaction UID as a parameter or in the data set (PS3.18 11.6)."""
     index = ElementIndex(one_data_set(request))
     given = {urllib.parse.unquote(value) for name, value in query_parameters(request)
              if name.lower() in LOCK_PARAMETERS}  # fmt: skip
@@ -144,7 +144,7 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 def web_change_state(
     web: Web, request: Any, ctx: Context, uid: str, requester: str = ""
 ) -> WebAnswer:
-    """PUT /workitems/…/state: state and lock in the body (PS3.18 11.7)."""
+    """PUT /workitems/…/state: change state; state and Transaction UID in the body (PS3.18 11.7)."""
     index = ElementIndex(one_data_set(request))
     state = index.text(UPS_STATE) if UPS_STATE in index else None
     lock = index.text(TRANSACTION_UID)
@@ -153,14 +153,14 @@ def web_change_state(
 
 
 def web_cancel(web: Web, request: Any, ctx: Context, uid: str, requester: str = "") -> WebAnswer:
-    """POST /workitems/…/cancelrequest: reason and contact in the body, if any (PS3.18 11.8)."""
+    """POST /workitems/…/cancelrequest: reason and contact in an optional body (PS3.18 11.8)."""
     data = one_data_set(request) if body_of(request).strip() else b""
     ctx = asked_by(request, ctx, requester)
     return warned(web, request, 202, web.write(request_cancel, ctx, uid, data))
 
 
 def asked_by(request: Any, ctx: Context, path: str) -> Context:
-    """The context of the AE that asks: ?requester= or a part of the path. Refuses 400."""
+    """Return the context of the requesting AE: ?requester= or part of the path. Refuses 400."""
     title = (path or parameter(request, "requester")).strip()
     if value_problem("AE", title):
         raise HttpRefusal(400, "requester is not an AE title")
@@ -173,7 +173,7 @@ def web_search(web: Web, request: Any, ctx: Context) -> WebAnswer:
 
 
 def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """POST /workitems/…/subscribers/…: with ?deletionlock=, ?filter= (PS3.18 11.10)."""
+    """POST /workitems/…/subscribers/…: subscribe; ?deletionlock=, ?filter= (PS3.18 11.10)."""
     keys = b""
     if uid == UPS_FILTERED_SUBSCRIPTION:
         text = parameter(request, "filter")
@@ -187,15 +187,12 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
     if is_told_by_dimse_alone(web, ae_title):
         return answer
     socket = socket_url(web, request, ae_title)
-    found = (
-        ("Content-Location", socket),
-        ("Location", socket),
-    )  # the latter as dcm4chee-arc has it
+    found = (("Content-Location", socket), ("Location", socket))  # Location as dcm4chee-arc
     return answer._replace(headers=(*answer.headers, *found))
 
 
 def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """DELETE /workitems/…/subscribers/…; 404 where there is none (PS3.18 11.11)."""
+    """DELETE /workitems/…/subscribers/…: unsubscribe; 404 for no subscription (PS3.18 11.11)."""
 
     def end(ctx: Context) -> None:
         known_subscription(uid, ae_title)
@@ -206,7 +203,7 @@ def web_unsubscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: st
 
 
 def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -> WebAnswer:
-    """POST /workitems/…/subscribers/…/suspend; 404 where there is none (PS3.18 11.12)."""
+    """POST /workitems/…/subscribers/…/suspend: 404 for no subscription (PS3.18 11.12)."""
 
     def end(ctx: Context) -> None:
         if uid in WELL_KNOWN_UPS:
@@ -218,15 +215,15 @@ def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -
 
 
 def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """GET /modality-scheduled-procedure-steps: search, as the worklist's C-FIND (PS3.18 14.4)."""
+    """GET /modality-scheduled-procedure-steps: search the worklist (PS3.18 14.4)."""
     return search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
 
 
 def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /modality-performed-procedure-steps/…: create, or with ?update change (PS3.18 15.4, 15.5)."""
+    """POST /modality-performed-procedure-steps/…: create; update with ?update (PS3.18 15.4, 15.5)."""
     data = one_data_set(request)
     if parameter(request, "update"):
-        raise HttpRefusal(400, "update has no value")  # PS3.18 15.5.1.2
+        raise HttpRefusal(400, "update takes no value")  # PS3.18 15.5.1.2
     if any(name == "update" for name, _ in query_parameters(request)):
         web.write(set_mpps, ctx, uid, data)
         return WebAnswer(200)
@@ -235,24 +232,24 @@ def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 
 
 def web_get_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /modality-performed-procedure-steps/… (PS3.18 15.6)."""
+    """GET /modality-performed-procedure-steps/…: retrieve (PS3.18 15.6)."""
     return WebAnswer(200, (web.read(get_mpps, uid)[1],))
 
 
 def web_commit(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """POST /commitment-requests/…: the references; the result is asked for (PS3.18 13.4)."""
+    """POST /commitment-requests/…: request storage commitment (PS3.18 13.4)."""
     data = one_data_set(request)
     if TRANSACTION_UID in ElementIndex(data):
-        raise HttpRefusal(400, "The transaction UID is in the path alone")
+        raise HttpRefusal(400, "Send the Transaction UID only in the path")
     web.write(request_commitment, ctx, uid, data, "web")
     return WebAnswer(202, None, RETRY_SOON)
 
 
 def web_commitment(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
-    """GET /commitment-requests/…: the result, or 202 while there is none (PS3.18 13.5)."""
+    """GET /commitment-requests/…: the result, or 202 while it is pending (PS3.18 13.5)."""
     commitment = web.read(commitment_by_uid, uid)
     if commitment.state == "dropped":
-        raise HttpRefusal(410, "Its result has been dropped")
+        raise HttpRefusal(410, "The result has been deleted")
     if commitment.state == "asked":
         return WebAnswer(202, None, RETRY_SOON)
     return WebAnswer(200, (web.read(commitment_result, commitment).data,))
