@@ -18,36 +18,36 @@
 #   "tzdata; sys_platform == 'win32'",
 # ]
 # ///
-"""minris: the worklist of a small clinic, in one file.
+"""minris: worklist and MPPS server of a small clinic, in one file.
 
-Reception registers the patient on a web page. The machine finds the patient on its worklist
-(Modality Worklist) and reports what it did (Modality Performed Procedure Step). The board shows
+Reception registers the patient on a web page. The modality finds the patient on its worklist
+(Modality Worklist) and reports the exam (Modality Performed Procedure Step). The board shows
 both.
 
-The house has floors. A module imports only from the floors below its own, and within its folder
-without a circle. New code finds its folder here first:
+The package has floors. A module imports only from lower floors, and within its folder without a
+circle. Find the folder for new code here first:
 
- 1  standard      what DICOM says, as tables
-    recent        what was used last, kept while there is room
+ 1  standard      the DICOM Standard, as tables
+    recent        a bounded cache of recently used values
  2  config        the settings
     dataset       encoded data sets: text, index, checks, matching, search, JSON, XML
- 3  store         what is kept: models, rows, the one writer
-    simulator     machines to try the box with
- 4  access        who asks and when; devices, users, roles
- 5  upper_layer   associations, opened by others and by us
-    outbox        what others are to be told, as rows
+ 3  store         the database: models, rows, the only writer
+    simulator     simulated devices to test a server with
+ 4  access        the context of a request; devices, users, roles
+ 5  upper_layer   associations, incoming and outgoing
+    outbox        messages to deliver, as rows
     orders        patients, orders, scheduled steps, the worklist
  6  mpps          performed procedure steps
     ups           workitems, subscriptions, events
-    doctor        what is known of a device, and what to do next
- 7  images        which images are where, and whether they are safe
+    doctor        troubleshooting of a device
+ 7  images        instance availability and storage commitment
     interchange   import and export
- 8  housekeeping  what is let go, and what is stuck
-    delivery      what calls others, over and over
-    web           the web server, and what a request is
- 9  dimse         door 1: which DIMSE message calls which core function
-    dicomweb      door 2: which HTTP request calls which core function
-10  pages         the browser's side, a folder for each group of the menu
+ 8  housekeeping  retention, and what needs attention
+    delivery      sending to receivers, with retries
+    web           the web server and its requests
+ 9  dimse         which DIMSE message calls which core function
+    dicomweb      which DICOMweb request calls which core function
+10  pages         the web pages, a folder for each group of the menu
     conformance   the conformance statement, printed from the tables
 11  appliance     start, stop, jobs, health
 12  cli           the command line
@@ -162,7 +162,7 @@ __version__ = "0.1.0"
 
 log = logging.getLogger("minris")
 
-FOLDER = Path(__file__).resolve().parent  # where further languages are looked for
+FOLDER = Path(__file__).resolve().parent  # further languages are read from here
 
 
 # ------------------------------------------------------------------------------------------------
@@ -24013,7 +24013,7 @@ def conformance_statement(config: Config, form: str = "md") -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.machine
-# The machine underneath: the log, TLS certificates, the clock, systemd, open and private files.
+# The operating system: logging, TLS certificates, the clock, systemd, files.
 # ------------------------------------------------------------------------------------------------
 
 class JsonFormatter(logging.Formatter):
@@ -24032,7 +24032,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(config: Config) -> None:
-    """Log as [log] says; other libraries only what is a warning."""
+    """Set up logging by [log]; of other libraries only warnings are logged."""
     settings = config.log
     if settings.file:
         path = config.directory / settings.file
@@ -24048,7 +24048,7 @@ def set_up_logging(config: Config) -> None:
 
 
 class Certificate:
-    """A TLS server context that follows its files: a renewed certificate needs no restart."""
+    """A TLS server context that is reloaded with its files; a renewal needs no restart."""
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None = None) -> None:
         self.files = (certificate, key, client_ca)
@@ -24060,15 +24060,15 @@ class Certificate:
         self.renew()
 
     def renew(self) -> bool:
-        """Read the files where they have changed; whether they had. ssl.SSLError, OSError"""
+        """Reload changed files; whether there were any. Raises ssl.SSLError, OSError."""
         changed = tuple(path.stat().st_mtime for path in self.files if path)
         if changed == self.read_at:
             return False
         certificate, key, client_ca = self.files
-        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the only parser in the library
         seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for context in (trial, self.context):  # what fails half-way must not be in use
+        for context in (trial, self.context):  # a failure must not leave our context half loaded
             context.load_cert_chain(certificate, key)
             if client_ca:
                 context.load_verify_locations(client_ca)
@@ -24077,7 +24077,7 @@ class Certificate:
         return True
 
     def notice(self, now: datetime.datetime) -> Message | None:
-        """What people must know of it: that it has expired, or will within two weeks."""
+        """Return a notice if it has expired or expires within two weeks."""
         end = self.end
         if end > now + datetime.timedelta(days=14):
             return None
@@ -24088,7 +24088,7 @@ class Certificate:
 
 
 def open_certificate(config: Config, section: types.SimpleNamespace) -> Certificate | None:
-    """The certificate of a door, None where it has none. ConfigError where it cannot be read."""
+    """Return the certificate of a section, None if not set. ConfigError if it cannot be read."""
     if not section.tls_certificate:
         return None
     names = (section.tls_certificate, section.tls_key, getattr(section, "tls_client_ca", ""))
@@ -24100,7 +24100,7 @@ def open_certificate(config: Config, section: types.SimpleNamespace) -> Certific
 
 
 def notify_systemd(text: str) -> None:
-    """Tell systemd something (sd_notify), where it has started us and listens."""
+    """Send a notification to systemd (sd_notify) if it has started us."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         if address.startswith("@"):
@@ -24113,15 +24113,15 @@ def notify_systemd(text: str) -> None:
 
 
 class ClockWatch:
-    """Whether the clock of this machine runs evenly; while it does not, nothing is destroyed.
+    """Detects jumps of the system clock; nothing is deleted while the clock is doubtful.
 
-    A board without a clock of its own starts in the past and leaps when it reaches a time server.
+    A board without a battery-backed clock starts in the past and jumps at its first time sync.
 
-    last_seen  what a clock that was believed last showed, in seconds since 1970; None for never
+    last_seen  the last trusted time of the previous run, in seconds since 1970; None: first run
     """
 
     LEAP, FAR = 60.0, 7 * 86400.0
-    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a leap until the clock is believed
+    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a jump until the clock is trusted
 
     def __init__(
         self,
@@ -24135,36 +24135,36 @@ class ClockWatch:
         self.believed_from, self.doubtful = monotonic() + wait, wait != self.CALM
 
     def _wait(self, now: float) -> float:
-        """How long a clock is watched that shows this: longer where it is far from the last run."""
+        """Return the seconds to watch a clock with this time, more if far from the last run."""
         away = now - self.last_seen if self.last_seen else 0.0
         return self.CALM if -self.LEAP <= away <= self.FAR else self.LONG
 
     def leap(self) -> float:
-        """The seconds by which the clock has leapt since it was looked at, 0 for none."""
+        """Return the jump of the clock since the last check in seconds, 0 for none."""
         wall, monotonic = self.seen
         leap = (self.wall() - wall) - (self.monotonic() - monotonic)
         return leap if abs(leap) > self.LEAP else 0.0
 
     def check(self) -> float:
-        """Look at the clock: the seconds by which it has leapt since the last time, 0 for none."""
+        """Check the clock; return its jump since the last check in seconds, 0 for none."""
         leap = self.leap()
         self.seen = self.wall(), self.monotonic()
         if leap:
             wait = self.CALM if abs(leap) <= self.FAR else self._wait(self.seen[0])
             until = self.seen[1] + wait
-            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # it is right again
+            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # right again
             self.believed_from = until if back else max(self.believed_from, until)
             self.doubtful = True
         return leap
 
     @property
     def steady(self) -> bool:
-        """Whether the clock is believed."""
+        """Whether the clock is trusted."""
         return self.monotonic() >= self.believed_from and not self.leap()
 
 
 def raise_file_limit(wanted: int = 8192) -> None:
-    """Let this process have so many open files, as far as the system allows: each caller is one."""
+    """Raise the limit of open files, one per connection, as far as the system allows."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -24173,7 +24173,7 @@ def raise_file_limit(wanted: int = 8192) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only our user may read."""
+    """Write a file that only our user can read."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
@@ -24182,10 +24182,10 @@ def write_private(path: Path, text: str) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.store_commands
-# Commands that change the store, run in its thread; by the appliance where one runs.
+# Commands that change the store, run by the running appliance if there is one.
 # ------------------------------------------------------------------------------------------------
 
-# What SQLite says of a value that has no place in a column.
+# The errors of a value that does not fit its column.
 NOT_STORABLE = (
     peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
@@ -24194,7 +24194,7 @@ NOT_STORABLE = (
 
 
 def run_import(ctx: Context, name: str, content: bytes) -> str:
-    """Import one file, all of it or nothing: what was done."""
+    """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
             return f"{name}: {import_export(ctx, json.loads(content))}"
@@ -24213,26 +24213,26 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
-    """Make, change or delete a login."""
+    """Create, change or delete a user; return a summary."""
     if delete:
         delete_user(ctx, name)
-        return f"user {name} is deleted"
+        return f"user {name} deleted"
     make_user(ctx, name, role, password)
-    return f"user {name} is set, role {role}"
+    return f"user {name} saved (role {role})"
 
 
 def run_token(
     ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
 ) -> str:
-    """Make or delete a token; the token itself is shown this once."""
+    """Create or delete a token; return the token, which is shown only once, or a summary."""
     if delete:
         delete_token(ctx, name)
-        return f"token {name} is deleted"
+        return f"token {name} deleted"
     return make_token(ctx, name, role, ae_titles)
 
 
 def control_file(config: Config) -> Path:
-    """Where commands beside a running appliance find its address and the secret of its run."""
+    """Return the file with the address and secret of the running appliance."""
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
@@ -24245,7 +24245,7 @@ STORE_COMMANDS: dict[str, Callable[..., str]] = {
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.health
-# Whether all is well: with the running appliance, and before it is started.
+# Health of the running appliance, and the checks before a start.
 # ------------------------------------------------------------------------------------------------
 
 LIGHT_WORDS = {
@@ -24257,7 +24257,7 @@ LIGHT_WORDS = {
 
 
 class Parts(Box, Protocol):
-    """What health and jobs look at of the appliance."""
+    """What health and jobs need from the appliance."""
 
     config: Config
     writer: Writer | None
@@ -24272,7 +24272,7 @@ class Parts(Box, Protocol):
 
 
 def health(box: Parts) -> dict[str, str]:
-    """Each check, and what is wrong with it or nothing."""
+    """Return the problem of each check, empty if it is good."""
     checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
     try:
         with reading():
@@ -24289,7 +24289,7 @@ def health(box: Parts) -> dict[str, str]:
 
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
-    """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+    """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
     found = [
         (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
@@ -24318,12 +24318,12 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
 
 
 def backups(config: Config) -> list[Path]:
-    """The backups there are, the oldest first."""
+    """Return the backup files, oldest first."""
     return sorted(config.backup_folder.glob("minris-????????-??????.db"))
 
 
 def notices(box: Parts) -> list[Message]:
-    """What every page says on top: certificates that expire, a backup that failed."""
+    """Return the notices at the top of every page: expiring certificates, a failed backup."""
     now = utc_now()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     if box.backup_problem:
@@ -24332,7 +24332,7 @@ def notices(box: Parts) -> list[Message]:
 
 
 def metrics(box: Parts) -> dict[str, float]:
-    """Figures for /metrics, by name; none of them is about a patient."""
+    """Return the figures of /metrics by name; none identifies a patient."""
     with reading():
         today = box.context().today()
         states = database.execute_sql(
@@ -24375,12 +24375,12 @@ def metrics(box: Parts) -> dict[str, float]:
     return figures
 
 
-# Before it is started.
+# Checks before a start.
 
 
 def check_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """What is checked, and what is wrong with it or nothing."""
-    yield f"configuration {config.path or 'defaults'}", ""
+    """Yield each check with its problem, empty if it is good."""
+    yield f"configuration: {config.path or 'none, using defaults'}", ""
     running = ""
     try:
         with StoreLock(config.store_path):
@@ -24402,9 +24402,9 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """The checks of a store that no appliance holds."""
+    """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
-        yield f"store {config.store_path} (is made at the first start)", ""
+        yield f"store {config.store_path} (created at first start)", ""
         return
     try:
         open_store(config.store_path)
@@ -24416,7 +24416,7 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def port_problem(host: str, port: int) -> str:
-    """Why a port cannot be listened on, or nothing."""
+    """Return why a port cannot be opened, empty if it can."""
     try:
         with socket.create_server((host, port)):
             return ""
@@ -24425,21 +24425,21 @@ def port_problem(host: str, port: int) -> str:
 
 
 def reach(host: str, port: int) -> str:
-    """Why a TCP connection cannot be made, or nothing."""
+    """Return why a TCP connection cannot be made, empty if it can."""
     try:
         with socket.create_connection((host, port), 3):
             return ""
     except OSError as error:
-        return f"not reached: {error.strerror or error}"
+        return f"cannot connect: {error.strerror or error}"
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.jobs
-# What is done by the clock.
+# Scheduled jobs.
 # ------------------------------------------------------------------------------------------------
 
 class Job(NamedTuple):
-    """Something the appliance does by the clock: an APScheduler trigger, and what."""
+    """A job: an APScheduler trigger with its arguments, and the function to run."""
 
     name: str
     trigger: str
@@ -24448,13 +24448,13 @@ class Job(NamedTuple):
 
 
 def job_watchdog(appliance: Parts) -> None:
-    """Tell systemd that all is well, while it is."""
+    """Reset the watchdog of systemd while all checks are good."""
     if not any(appliance.health().values()):
         notify_systemd("WATCHDOG=1")
 
 
 def job_save_queries(appliance: Parts) -> None:
-    """Keep the worklist queries that have gathered, and who was shown what."""
+    """Store the worklist queries since the last run, and the steps they returned."""
     if shown := appliance.dimse.queries.take_shown():
         appliance.writer.submit(save_shown, shown).result(60)
     if queries := appliance.dimse.queries.take():
@@ -24462,17 +24462,17 @@ def job_save_queries(appliance: Parts) -> None:
 
 
 def job_purge(appliance: Parts) -> None:
-    """Erase what [housekeeping] lets go."""
+    """Erase what has passed its retention in [housekeeping]."""
     appliance.writer.submit(purge, appliance.context()).result(600)
-    appliance.wake_delivery()  # MPPS Notification tells what is deleted
+    appliance.wake_delivery()  # MPPS Notification reports deletions
 
 
 def job_workitems(appliance: Parts) -> None:
-    """Say what is newly stuck; purge workitems, and end what [housekeeping] ends of itself."""
+    """Log what is newly stuck; purge workitems, and close those that [housekeeping] closes."""
     ctx, writer = appliance.context(), appliance.writer
     with reading():
         found, due = orphans(ctx), due_to_end(ctx)
-    told = ("events", "passed on")  # about how many, which changes
+    told = ("events", "passed on")  # their `about` is a count, which changes
     stuck = {(o.kind, o.uid, "" if o.kind in told else o.about) for o in found}
     for kind, uid, about in sorted(stuck - appliance.stuck):
         log.warning("stuck: %s", ", ".join(filter(None, (kind, uid, about))))
@@ -24482,23 +24482,23 @@ def job_workitems(appliance: Parts) -> None:
     for core, arguments in due:
         try:
             writer.submit(core, ctx, *arguments).result(60)
-        except Refusal as refusal:  # it has ended meanwhile
+        except Refusal as refusal:  # it has ended in the meantime
             log.info("%s: %s", arguments[0], refusal)
     writer.submit(give_up_unfetched, ctx).result(60)
     while writer.submit(purge_workitems, ctx).result(60):
-        pass  # in slices: others write between them
+        pass  # in slices, so that others can write between them
     appliance.wake_delivery()
 
 
 def job_clock(appliance: Parts) -> None:
-    """Remember what time it is, for the next start; not while the clock is in doubt."""
+    """Store the time for the next start, unless the clock is doubtful."""
     if not appliance.clock.steady:
         return
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
 def job_daily(appliance: Parts) -> None:
-    """Do what is due today and has not been done."""
+    """Run the daily jobs that are due and were not run today."""
     if not appliance.clock.steady:
         return
     for daily in DAILY:
@@ -24514,34 +24514,34 @@ def job_daily(appliance: Parts) -> None:
 
 
 def job_renew(appliance: Parts) -> None:
-    """Read renewed certificates; say which are about to expire."""
+    """Reload certificates whose files have changed."""
     for certificate in appliance.certificates:
         try:
             if certificate.renew():
-                log.info("certificate %s is read anew", certificate.files[0])
+                log.info("reloaded certificate %s", certificate.files[0])
         except (ssl.SSLError, OSError) as error:
-            log.error("certificate %s cannot be read: %s", certificate.files[0], error)
+            log.error("cannot read certificate %s: %s", certificate.files[0], error)
 
 
 def job_backup(appliance: Parts) -> None:
-    """Copy the store into the folder of backups, and drop the oldest there."""
+    """Back up the store, and delete the oldest backups."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
         backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
     except (StoreError, OSError) as error:
-        log.error("backup: %s", error)
+        log.error("backup failed: %s", error)
         appliance.backup_problem = str(error)
         return
     appliance.backup_problem = ""
     kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
-    log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
+    log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
 
 
 class Daily(NamedTuple):
-    """Something done once a day, from a time of the clinic's clock on."""
+    """A daily job, due from a time of the clinic's clock on; None: never."""
 
     name: str
     at: Callable[[Config], tuple[int, int] | None]
@@ -24549,29 +24549,29 @@ class Daily(NamedTuple):
 
 
 def job_leftovers(appliance: Parts) -> None:
-    """Say how many exams of days before are still open; the page Leftovers shows them."""
+    """Count the exams of earlier days that are still open, and log the number."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
     if appliance.leftovers:
-        log.warning("%d exams of days before have not ended", appliance.leftovers)
+        log.warning("exams from earlier days still open: %d", appliance.leftovers)
 
 
 def job_no_show(appliance: Parts) -> None:
-    """Say at closing time who did not come."""
+    """Mark the no-shows of the day at closing time."""
     appliance.writer.submit(note_not_come, appliance.context()).result(60)
 
 
 def job_audit(appliance: Parts) -> None:
-    """Say whether the audit log is as it was written, and by what another copy is compared with it."""
+    """Verify the audit log, and log its last digest for comparison with a copy."""
     with reading():
         chain = check_audit()
     if chain.broken:
-        log.error("the audit log was changed: its line %d does not follow", chain.broken[0])
-    log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
+        log.error("the audit log was tampered with: line %d breaks the chain", chain.broken[0])
+    log.info("audit log: %d lines, last digest %s", chain.count, chain.digest)
 
 
 def closing_time(config: Config) -> tuple[int, int] | None:
-    """When the job of who has not come is due, None for never."""
+    """Return the time of the no-show job, None for never."""
     return config.clinic.closes if config.housekeeping.no_show_after_closing else None
 
 
@@ -24585,9 +24585,9 @@ DAILY = (
 
 
 def daily_due(ctx: Context, daily: Daily) -> bool:
-    """Whether its time has come and it was not done today; a box off at night does it when on.
+    """Whether its time has passed today and it has not run yet, even if we were off at its time.
 
-    A day done that lies a little ahead is of a clock that has been set back.
+    A last run up to two days ahead counts as today's: the clock has been set back.
     """
     at, now = daily.at(ctx.config), ctx.local_now()
     done = get_mark(f"daily {daily.name}")
@@ -24609,13 +24609,13 @@ JOBS = (
 
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.appliance
-# The whole box: store, writer, both doors.
+# The appliance: store, writer, DICOM and web server.
 # ------------------------------------------------------------------------------------------------
 
 class Appliance:
-    """The whole box: store, writer, both doors.
+    """The appliance: store, writer, DICOM and web server.
 
-    config  the settings; `say` takes the lines for whoever started it
+    say  takes the lines for the console
     """
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
@@ -24645,21 +24645,21 @@ class Appliance:
         self.start_time = time.time()
 
     def context(self, actor: Actor = Actor("minris")) -> Context:
-        """The circumstances of a request."""
+        """Return the context of a request."""
         return Context(self.config, actor, devices=self.access_rules.devices)
 
     def access(self) -> AccessRules:
-        """The access rules of the moment."""
+        """Return the current access rules."""
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Take the devices of the page anew; called when one has been changed."""
+        """Reload the access rules after a device was changed on its page."""
         with reading():
             stored = stored_devices()
         self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
 
     async def start(self) -> None:
-        """Open both doors; OSError where a port is taken."""
+        """Start both servers and all tasks; OSError if a port is taken."""
         raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
@@ -24700,8 +24700,8 @@ class Appliance:
         self.started.set()
 
     def _start_rounds(self) -> None:
-        """Start what calls others: each a task of its own."""
-        # of its own: a hundred deliveries would keep queries waiting
+        """Start the tasks that call other systems."""
+        # a reader of their own, so that many deliveries do not delay queries
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
         how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
@@ -24719,7 +24719,7 @@ class Appliance:
         self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that reads in a reader's thread."""
+        """Run a reading function in the reader thread of deliveries."""
 
         def read() -> Any:
             with reading():
@@ -24732,35 +24732,35 @@ class Appliance:
         return await asyncio.wrap_future(self.writer.submit(function, *arguments))
 
     async def _watch_clock(self) -> None:
-        """See the clock leap: in the loop, which goes by another clock."""
+        """Watch for jumps of the system clock, every 15 seconds."""
         while True:
             await asyncio.sleep(15)
             began = self.clock.began[0]
             if leap := self.clock.check():
-                log.warning("the clock has leapt by %+.0f s", leap)
+                log.warning("system clock jumped by %+.0f s", leap)
                 self.reschedule()
                 self.clock.began = self.clock.seen
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
     def _wake_delivery(self) -> None:
-        """Something may be to be told; called in the loop."""
+        """Wake the delivery tasks; call it in the loop."""
         for rounds in self.rounds:
             rounds.wake()
 
     def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+        """Wake the delivery tasks; call it from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._wake_delivery)
 
     def begin_marks(self) -> None:
-        """A new store has done all of today: its first night is the next."""
+        """Mark today's daily jobs of a new store as done; they first run tomorrow."""
         for daily in DAILY:
             if not get_mark(f"daily {daily.name}"):
                 set_mark(f"daily {daily.name}", self.context().today())
 
     def tell_of_restart(self) -> None:
-        """Event 4 to all subscribers; COLD START where the store is new or was put back."""
+        """Send event 4 to all subscribers; COLD START if the store is new or was restored."""
         ctx = self.context()
         for title in ctx.config.ups.restart_receivers:
             if not can_be_told(ctx, title):
@@ -24771,7 +24771,7 @@ class Appliance:
         set_mark("started", ctx.stamp())
 
     async def _tell_of_going_down(self) -> None:
-        """Event 4 to all subscribers, as far as they hear it within two seconds."""
+        """Send event 4 to all subscribers that can be reached within two seconds."""
         if not self.config.ups.tell_going_down:
             return
         with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
@@ -24780,7 +24780,7 @@ class Appliance:
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
-        """Start what is done by the clock; a job that missed its time is done once."""
+        """Start the scheduled jobs; a job that missed its times runs once."""
         from apscheduler.schedulers.background import BackgroundScheduler
 
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
@@ -24792,7 +24792,7 @@ class Appliance:
         self.scheduler.start()
 
     def reschedule(self) -> None:
-        """Begin all intervals anew: APScheduler counts them by the clock, which has leapt."""
+        """Restart all intervals, which APScheduler counts by the system clock, after a jump."""
         if not self.scheduler:
             return
         now = datetime.datetime.now(self.scheduler.timezone)
@@ -24800,7 +24800,7 @@ class Appliance:
             job.modify(next_run_time=now)
 
     def run_job(self, job: Job) -> None:
-        """Run a job; what goes wrong is logged whole, and the next time comes."""
+        """Run a job; an exception is logged, and the job runs again at its next time."""
         try:
             job.function(self)
         except Exception:
@@ -24808,14 +24808,14 @@ class Appliance:
 
     @property
     def web_url(self) -> str:
-        """Where a browser on this machine finds the pages."""
+        """The URL of the pages for a browser on this computer."""
         host = self.config.web.host
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
     def first_start(self) -> None:
-        """Make the administrator where there is no user yet, with a random password."""
+        """Create the user admin with a random password if there are no users."""
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
@@ -24828,27 +24828,27 @@ class Appliance:
             self.say(f"First start: the password of admin is in {path}")
 
     def health(self) -> dict[str, str]:
-        """Each check, and what is wrong with it or nothing."""
+        """Return the problem of each check, empty if it is good."""
         return health(self)
 
     def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, and what is known of it; for people."""
+        """Return the components with state and details, for people."""
         return lights(self)
 
     def notices(self) -> list[Message]:
-        """What every page says on top."""
+        """Return the notices at the top of every page."""
         return notices(self)
 
     def metrics(self) -> dict[str, float]:
-        """Figures for /metrics, by name."""
+        """Return the figures of /metrics by name."""
         return metrics(self)
 
     def back_up(self) -> None:
-        """Make a backup now; `backup_problem` says what went wrong, or is empty."""
+        """Back up now; `backup_problem` is empty after success."""
         job_backup(self)
 
     async def stop(self) -> None:
-        """Close both doors, finish what has been promised, let go of the store."""
+        """Stop both servers, finish committed work, release the store."""
         if self.scheduler:
             self.scheduler.shutdown(wait=False)
         await self._tell_of_going_down()
@@ -24866,7 +24866,7 @@ class Appliance:
         self.lock.release()
 
     async def serve(self, until: asyncio.Event) -> None:
-        """Run from start to stop."""
+        """Run until the event `until` is set."""
         config = self.config
         try:
             await self.start()

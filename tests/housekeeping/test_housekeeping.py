@@ -720,7 +720,7 @@ def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
     what(appliance, monkeypatch)
     appliance.appliance.run_job(Job("backup", "cron", {}, job_backup))
     assert "The last backup failed: " in page(appliance)
-    assert "backup: " in caplog.text
+    assert "backup failed: " in caplog.text
 
 
 def test_a_failed_backup_drops_no_older_one(run_appliance, monkeypatch):

@@ -1,1 +1,1 @@
-"""The box: start, stop, jobs, health."""
+"""The appliance: start, stop, jobs, health."""

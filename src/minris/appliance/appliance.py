@@ -1,4 +1,4 @@
-"""The whole box: store, writer, both doors."""
+"""The appliance: store, writer, DICOM and web server."""
 
 import asyncio
 import concurrent.futures
@@ -55,9 +55,9 @@ from minris.web.server import Changes, WebServer
 
 
 class Appliance:
-    """The whole box: store, writer, both doors.
+    """The appliance: store, writer, DICOM and web server.
 
-    config  the settings; `say` takes the lines for whoever started it
+    say  takes the lines for the console
     """
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
@@ -87,21 +87,21 @@ class Appliance:
         self.start_time = time.time()
 
     def context(self, actor: Actor = Actor("minris")) -> Context:
-        """The circumstances of a request."""
+        """Return the context of a request."""
         return Context(self.config, actor, devices=self.access_rules.devices)
 
     def access(self) -> AccessRules:
-        """The access rules of the moment."""
+        """Return the current access rules."""
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Take the devices of the page anew; called when one has been changed."""
+        """Reload the access rules after a device was changed on its page."""
         with reading():
             stored = stored_devices()
         self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
 
     async def start(self) -> None:
-        """Open both doors; OSError where a port is taken."""
+        """Start both servers and all tasks; OSError if a port is taken."""
         raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
@@ -142,8 +142,8 @@ class Appliance:
         self.started.set()
 
     def _start_rounds(self) -> None:
-        """Start what calls others: each a task of its own."""
-        # of its own: a hundred deliveries would keep queries waiting
+        """Start the tasks that call other systems."""
+        # a reader of their own, so that many deliveries do not delay queries
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
         how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
@@ -161,7 +161,7 @@ class Appliance:
         self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that reads in a reader's thread."""
+        """Run a reading function in the reader thread of deliveries."""
 
         def read() -> Any:
             with reading():
@@ -174,35 +174,35 @@ class Appliance:
         return await asyncio.wrap_future(self.writer.submit(function, *arguments))
 
     async def _watch_clock(self) -> None:
-        """See the clock leap: in the loop, which goes by another clock."""
+        """Watch for jumps of the system clock, every 15 seconds."""
         while True:
             await asyncio.sleep(15)
             began = self.clock.began[0]
             if leap := self.clock.check():
-                log.warning("the clock has leapt by %+.0f s", leap)
+                log.warning("system clock jumped by %+.0f s", leap)
                 self.reschedule()
                 self.clock.began = self.clock.seen
                 if leap > 0:
                     await self.write_async(correct_stamps, began, leap)
 
     def _wake_delivery(self) -> None:
-        """Something may be to be told; called in the loop."""
+        """Wake the delivery tasks; call it in the loop."""
         for rounds in self.rounds:
             rounds.wake()
 
     def wake_delivery(self) -> None:
-        """Something may be to be told; called from any thread."""
+        """Wake the delivery tasks; call it from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._wake_delivery)
 
     def begin_marks(self) -> None:
-        """A new store has done all of today: its first night is the next."""
+        """Mark today's daily jobs of a new store as done; they first run tomorrow."""
         for daily in DAILY:
             if not get_mark(f"daily {daily.name}"):
                 set_mark(f"daily {daily.name}", self.context().today())
 
     def tell_of_restart(self) -> None:
-        """Event 4 to all subscribers; COLD START where the store is new or was put back."""
+        """Send event 4 to all subscribers; COLD START if the store is new or was restored."""
         ctx = self.context()
         for title in ctx.config.ups.restart_receivers:
             if not can_be_told(ctx, title):
@@ -213,7 +213,7 @@ class Appliance:
         set_mark("started", ctx.stamp())
 
     async def _tell_of_going_down(self) -> None:
-        """Event 4 to all subscribers, as far as they hear it within two seconds."""
+        """Send event 4 to all subscribers that can be reached within two seconds."""
         if not self.config.ups.tell_going_down:
             return
         with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
@@ -222,7 +222,7 @@ class Appliance:
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
-        """Start what is done by the clock; a job that missed its time is done once."""
+        """Start the scheduled jobs; a job that missed its times runs once."""
         from apscheduler.schedulers.background import BackgroundScheduler
 
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
@@ -234,7 +234,7 @@ class Appliance:
         self.scheduler.start()
 
     def reschedule(self) -> None:
-        """Begin all intervals anew: APScheduler counts them by the clock, which has leapt."""
+        """Restart all intervals, which APScheduler counts by the system clock, after a jump."""
         if not self.scheduler:
             return
         now = datetime.datetime.now(self.scheduler.timezone)
@@ -242,7 +242,7 @@ class Appliance:
             job.modify(next_run_time=now)
 
     def run_job(self, job: Job) -> None:
-        """Run a job; what goes wrong is logged whole, and the next time comes."""
+        """Run a job; an exception is logged, and the job runs again at its next time."""
         try:
             job.function(self)
         except Exception:
@@ -250,14 +250,14 @@ class Appliance:
 
     @property
     def web_url(self) -> str:
-        """Where a browser on this machine finds the pages."""
+        """The URL of the pages for a browser on this computer."""
         host = self.config.web.host
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.web_tls else 'http'}://{host}:{self.web_port}"
 
     def first_start(self) -> None:
-        """Make the administrator where there is no user yet, with a random password."""
+        """Create the user admin with a random password if there are no users."""
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
@@ -270,27 +270,27 @@ class Appliance:
             self.say(f"First start: the password of admin is in {path}")
 
     def health(self) -> dict[str, str]:
-        """Each check, and what is wrong with it or nothing."""
+        """Return the problem of each check, empty if it is good."""
         return health(self)
 
     def lights(self) -> list[tuple[Message, str, Message]]:
-        """What may fail, and what is known of it; for people."""
+        """Return the components with state and details, for people."""
         return lights(self)
 
     def notices(self) -> list[Message]:
-        """What every page says on top."""
+        """Return the notices at the top of every page."""
         return notices(self)
 
     def metrics(self) -> dict[str, float]:
-        """Figures for /metrics, by name."""
+        """Return the figures of /metrics by name."""
         return metrics(self)
 
     def back_up(self) -> None:
-        """Make a backup now; `backup_problem` says what went wrong, or is empty."""
+        """Back up now; `backup_problem` is empty after success."""
         job_backup(self)
 
     async def stop(self) -> None:
-        """Close both doors, finish what has been promised, let go of the store."""
+        """Stop both servers, finish committed work, release the store."""
         if self.scheduler:
             self.scheduler.shutdown(wait=False)
         await self._tell_of_going_down()
@@ -308,7 +308,7 @@ class Appliance:
         self.lock.release()
 
     async def serve(self, until: asyncio.Event) -> None:
-        """Run from start to stop."""
+        """Run until the event `until` is set."""
         config = self.config
         try:
             await self.start()

@@ -1,4 +1,4 @@
-"""Whether all is well: with the running appliance, and before it is started."""
+"""Health of the running appliance, and the checks before a start."""
 
 import datetime
 import shutil
@@ -29,7 +29,7 @@ LIGHT_WORDS = {
 
 
 class Parts(Box, Protocol):
-    """What health and jobs look at of the appliance."""
+    """What health and jobs need from the appliance."""
 
     config: Config
     writer: Writer | None
@@ -44,7 +44,7 @@ class Parts(Box, Protocol):
 
 
 def health(box: Parts) -> dict[str, str]:
-    """Each check, and what is wrong with it or nothing."""
+    """Return the problem of each check, empty if it is good."""
     checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
     try:
         with reading():
@@ -61,7 +61,7 @@ def health(box: Parts) -> dict[str, str]:
 
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
-    """What may fail, `good`, `warning` or `bad`, and what is known of it; for people."""
+    """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
     found = [
         (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
@@ -90,12 +90,12 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
 
 
 def backups(config: Config) -> list[Path]:
-    """The backups there are, the oldest first."""
+    """Return the backup files, oldest first."""
     return sorted(config.backup_folder.glob("minris-????????-??????.db"))
 
 
 def notices(box: Parts) -> list[Message]:
-    """What every page says on top: certificates that expire, a backup that failed."""
+    """Return the notices at the top of every page: expiring certificates, a failed backup."""
     now = utc_now()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     if box.backup_problem:
@@ -104,7 +104,7 @@ def notices(box: Parts) -> list[Message]:
 
 
 def metrics(box: Parts) -> dict[str, float]:
-    """Figures for /metrics, by name; none of them is about a patient."""
+    """Return the figures of /metrics by name; none identifies a patient."""
     with reading():
         today = box.context().today()
         states = database.execute_sql(
@@ -147,12 +147,12 @@ def metrics(box: Parts) -> dict[str, float]:
     return figures
 
 
-# Before it is started.
+# Checks before a start.
 
 
 def check_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """What is checked, and what is wrong with it or nothing."""
-    yield f"configuration {config.path or 'defaults'}", ""
+    """Yield each check with its problem, empty if it is good."""
+    yield f"configuration: {config.path or 'none, using defaults'}", ""
     running = ""
     try:
         with StoreLock(config.store_path):
@@ -174,9 +174,9 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
-    """The checks of a store that no appliance holds."""
+    """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
-        yield f"store {config.store_path} (is made at the first start)", ""
+        yield f"store {config.store_path} (created at first start)", ""
         return
     try:
         open_store(config.store_path)
@@ -188,7 +188,7 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def port_problem(host: str, port: int) -> str:
-    """Why a port cannot be listened on, or nothing."""
+    """Return why a port cannot be opened, empty if it can."""
     try:
         with socket.create_server((host, port)):
             return ""
@@ -197,9 +197,9 @@ def port_problem(host: str, port: int) -> str:
 
 
 def reach(host: str, port: int) -> str:
-    """Why a TCP connection cannot be made, or nothing."""
+    """Return why a TCP connection cannot be made, empty if it can."""
     try:
         with socket.create_connection((host, port), 3):
             return ""
     except OSError as error:
-        return f"not reached: {error.strerror or error}"
+        return f"cannot connect: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""What is done by the clock."""
+"""Scheduled jobs."""
 
 import datetime
 import ssl
@@ -24,7 +24,7 @@ from minris.ups.workitems import purge_workitems
 
 
 class Job(NamedTuple):
-    """Something the appliance does by the clock: an APScheduler trigger, and what."""
+    """A job: an APScheduler trigger with its arguments, and the function to run."""
 
     name: str
     trigger: str
@@ -33,13 +33,13 @@ class Job(NamedTuple):
 
 
 def job_watchdog(appliance: Parts) -> None:
-    """Tell systemd that all is well, while it is."""
+    """Reset the watchdog of systemd while all checks are good."""
     if not any(appliance.health().values()):
         notify_systemd("WATCHDOG=1")
 
 
 def job_save_queries(appliance: Parts) -> None:
-    """Keep the worklist queries that have gathered, and who was shown what."""
+    """Store the worklist queries since the last run, and the steps they returned."""
     if shown := appliance.dimse.queries.take_shown():
         appliance.writer.submit(save_shown, shown).result(60)
     if queries := appliance.dimse.queries.take():
@@ -47,17 +47,17 @@ def job_save_queries(appliance: Parts) -> None:
 
 
 def job_purge(appliance: Parts) -> None:
-    """Erase what [housekeeping] lets go."""
+    """Erase what has passed its retention in [housekeeping]."""
     appliance.writer.submit(purge, appliance.context()).result(600)
-    appliance.wake_delivery()  # MPPS Notification tells what is deleted
+    appliance.wake_delivery()  # MPPS Notification reports deletions
 
 
 def job_workitems(appliance: Parts) -> None:
-    """Say what is newly stuck; purge workitems, and end what [housekeeping] ends of itself."""
+    """Log what is newly stuck; purge workitems, and close those that [housekeeping] closes."""
     ctx, writer = appliance.context(), appliance.writer
     with reading():
         found, due = orphans(ctx), due_to_end(ctx)
-    told = ("events", "passed on")  # about how many, which changes
+    told = ("events", "passed on")  # their `about` is a count, which changes
     stuck = {(o.kind, o.uid, "" if o.kind in told else o.about) for o in found}
     for kind, uid, about in sorted(stuck - appliance.stuck):
         log.warning("stuck: %s", ", ".join(filter(None, (kind, uid, about))))
@@ -67,23 +67,23 @@ def job_workitems(appliance: Parts) -> None:
     for core, arguments in due:
         try:
             writer.submit(core, ctx, *arguments).result(60)
-        except Refusal as refusal:  # it has ended meanwhile
+        except Refusal as refusal:  # it has ended in the meantime
             log.info("%s: %s", arguments[0], refusal)
     writer.submit(give_up_unfetched, ctx).result(60)
     while writer.submit(purge_workitems, ctx).result(60):
-        pass  # in slices: others write between them
+        pass  # in slices, so that others can write between them
     appliance.wake_delivery()
 
 
 def job_clock(appliance: Parts) -> None:
-    """Remember what time it is, for the next start; not while the clock is in doubt."""
+    """Store the time for the next start, unless the clock is doubtful."""
     if not appliance.clock.steady:
         return
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
 def job_daily(appliance: Parts) -> None:
-    """Do what is due today and has not been done."""
+    """Run the daily jobs that are due and were not run today."""
     if not appliance.clock.steady:
         return
     for daily in DAILY:
@@ -99,34 +99,34 @@ def job_daily(appliance: Parts) -> None:
 
 
 def job_renew(appliance: Parts) -> None:
-    """Read renewed certificates; say which are about to expire."""
+    """Reload certificates whose files have changed."""
     for certificate in appliance.certificates:
         try:
             if certificate.renew():
-                log.info("certificate %s is read anew", certificate.files[0])
+                log.info("reloaded certificate %s", certificate.files[0])
         except (ssl.SSLError, OSError) as error:
-            log.error("certificate %s cannot be read: %s", certificate.files[0], error)
+            log.error("cannot read certificate %s: %s", certificate.files[0], error)
 
 
 def job_backup(appliance: Parts) -> None:
-    """Copy the store into the folder of backups, and drop the oldest there."""
+    """Back up the store, and delete the oldest backups."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
         backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
     except (StoreError, OSError) as error:
-        log.error("backup: %s", error)
+        log.error("backup failed: %s", error)
         appliance.backup_problem = str(error)
         return
     appliance.backup_problem = ""
     kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
-    log.info("backup: %d kept in %s", min(len(kept), config.housekeeping.backups_kept), folder)
+    log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
 
 
 class Daily(NamedTuple):
-    """Something done once a day, from a time of the clinic's clock on."""
+    """A daily job, due from a time of the clinic's clock on; None: never."""
 
     name: str
     at: Callable[[Config], tuple[int, int] | None]
@@ -134,29 +134,29 @@ class Daily(NamedTuple):
 
 
 def job_leftovers(appliance: Parts) -> None:
-    """Say how many exams of days before are still open; the page Leftovers shows them."""
+    """Count the exams of earlier days that are still open, and log the number."""
     with reading():
         appliance.leftovers = len(leftovers(appliance.context().today()))
     if appliance.leftovers:
-        log.warning("%d exams of days before have not ended", appliance.leftovers)
+        log.warning("exams from earlier days still open: %d", appliance.leftovers)
 
 
 def job_no_show(appliance: Parts) -> None:
-    """Say at closing time who did not come."""
+    """Mark the no-shows of the day at closing time."""
     appliance.writer.submit(note_not_come, appliance.context()).result(60)
 
 
 def job_audit(appliance: Parts) -> None:
-    """Say whether the audit log is as it was written, and by what another copy is compared with it."""
+    """Verify the audit log, and log its last digest for comparison with a copy."""
     with reading():
         chain = check_audit()
     if chain.broken:
-        log.error("the audit log was changed: its line %d does not follow", chain.broken[0])
-    log.info("audit log: %d lines, the last digest is %s", chain.count, chain.digest)
+        log.error("the audit log was tampered with: line %d breaks the chain", chain.broken[0])
+    log.info("audit log: %d lines, last digest %s", chain.count, chain.digest)
 
 
 def closing_time(config: Config) -> tuple[int, int] | None:
-    """When the job of who has not come is due, None for never."""
+    """Return the time of the no-show job, None for never."""
     return config.clinic.closes if config.housekeeping.no_show_after_closing else None
 
 
@@ -170,9 +170,9 @@ DAILY = (
 
 
 def daily_due(ctx: Context, daily: Daily) -> bool:
-    """Whether its time has come and it was not done today; a box off at night does it when on.
+    """Whether its time has passed today and it has not run yet, even if we were off at its time.
 
-    A day done that lies a little ahead is of a clock that has been set back.
+    A last run up to two days ahead counts as today's: the clock has been set back.
     """
     at, now = daily.at(ctx.config), ctx.local_now()
     done = get_mark(f"daily {daily.name}")

@@ -1,4 +1,4 @@
-"""The machine underneath: the log, TLS certificates, the clock, systemd, open and private files."""
+"""The operating system: logging, TLS certificates, the clock, systemd, files."""
 
 import contextlib
 import datetime
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(config: Config) -> None:
-    """Log as [log] says; other libraries only what is a warning."""
+    """Set up logging by [log]; of other libraries only warnings are logged."""
     settings = config.log
     if settings.file:
         path = config.directory / settings.file
@@ -50,7 +50,7 @@ def set_up_logging(config: Config) -> None:
 
 
 class Certificate:
-    """A TLS server context that follows its files: a renewed certificate needs no restart."""
+    """A TLS server context that is reloaded with its files; a renewal needs no restart."""
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None = None) -> None:
         self.files = (certificate, key, client_ca)
@@ -62,15 +62,15 @@ class Certificate:
         self.renew()
 
     def renew(self) -> bool:
-        """Read the files where they have changed; whether they had. ssl.SSLError, OSError"""
+        """Reload changed files; whether there were any. Raises ssl.SSLError, OSError."""
         changed = tuple(path.stat().st_mtime for path in self.files if path)
         if changed == self.read_at:
             return False
         certificate, key, client_ca = self.files
-        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the one reader in the library
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # the only parser in the library
         seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for context in (trial, self.context):  # what fails half-way must not be in use
+        for context in (trial, self.context):  # a failure must not leave our context half loaded
             context.load_cert_chain(certificate, key)
             if client_ca:
                 context.load_verify_locations(client_ca)
@@ -79,7 +79,7 @@ class Certificate:
         return True
 
     def notice(self, now: datetime.datetime) -> Message | None:
-        """What people must know of it: that it has expired, or will within two weeks."""
+        """Return a notice if it has expired or expires within two weeks."""
         end = self.end
         if end > now + datetime.timedelta(days=14):
             return None
@@ -90,7 +90,7 @@ class Certificate:
 
 
 def open_certificate(config: Config, section: types.SimpleNamespace) -> Certificate | None:
-    """The certificate of a door, None where it has none. ConfigError where it cannot be read."""
+    """Return the certificate of a section, None if not set. ConfigError if it cannot be read."""
     if not section.tls_certificate:
         return None
     names = (section.tls_certificate, section.tls_key, getattr(section, "tls_client_ca", ""))
@@ -102,7 +102,7 @@ def open_certificate(config: Config, section: types.SimpleNamespace) -> Certific
 
 
 def notify_systemd(text: str) -> None:
-    """Tell systemd something (sd_notify), where it has started us and listens."""
+    """Send a notification to systemd (sd_notify) if it has started us."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         if address.startswith("@"):
@@ -115,15 +115,15 @@ def notify_systemd(text: str) -> None:
 
 
 class ClockWatch:
-    """Whether the clock of this machine runs evenly; while it does not, nothing is destroyed.
+    """Detects jumps of the system clock; nothing is deleted while the clock is doubtful.
 
-    A board without a clock of its own starts in the past and leaps when it reaches a time server.
+    A board without a battery-backed clock starts in the past and jumps at its first time sync.
 
-    last_seen  what a clock that was believed last showed, in seconds since 1970; None for never
+    last_seen  the last trusted time of the previous run, in seconds since 1970; None: first run
     """
 
     LEAP, FAR = 60.0, 7 * 86400.0
-    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a leap until the clock is believed
+    CALM, LONG = 600.0, 6 * 3600.0  # seconds without a jump until the clock is trusted
 
     def __init__(
         self,
@@ -137,36 +137,36 @@ class ClockWatch:
         self.believed_from, self.doubtful = monotonic() + wait, wait != self.CALM
 
     def _wait(self, now: float) -> float:
-        """How long a clock is watched that shows this: longer where it is far from the last run."""
+        """Return the seconds to watch a clock with this time, more if far from the last run."""
         away = now - self.last_seen if self.last_seen else 0.0
         return self.CALM if -self.LEAP <= away <= self.FAR else self.LONG
 
     def leap(self) -> float:
-        """The seconds by which the clock has leapt since it was looked at, 0 for none."""
+        """Return the jump of the clock since the last check in seconds, 0 for none."""
         wall, monotonic = self.seen
         leap = (self.wall() - wall) - (self.monotonic() - monotonic)
         return leap if abs(leap) > self.LEAP else 0.0
 
     def check(self) -> float:
-        """Look at the clock: the seconds by which it has leapt since the last time, 0 for none."""
+        """Check the clock; return its jump since the last check in seconds, 0 for none."""
         leap = self.leap()
         self.seen = self.wall(), self.monotonic()
         if leap:
             wait = self.CALM if abs(leap) <= self.FAR else self._wait(self.seen[0])
             until = self.seen[1] + wait
-            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # it is right again
+            back = self.last_seen and self._wait(self.seen[0]) == self.CALM  # right again
             self.believed_from = until if back else max(self.believed_from, until)
             self.doubtful = True
         return leap
 
     @property
     def steady(self) -> bool:
-        """Whether the clock is believed."""
+        """Whether the clock is trusted."""
         return self.monotonic() >= self.believed_from and not self.leap()
 
 
 def raise_file_limit(wanted: int = 8192) -> None:
-    """Let this process have so many open files, as far as the system allows: each caller is one."""
+    """Raise the limit of open files, one per connection, as far as the system allows."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -175,7 +175,7 @@ def raise_file_limit(wanted: int = 8192) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only our user may read."""
+    """Write a file that only our user can read."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:

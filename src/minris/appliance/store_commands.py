@@ -1,4 +1,4 @@
-"""Commands that change the store, run in its thread; by the appliance where one runs."""
+"""Commands that change the store, run by the running appliance if there is one."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ from minris.interchange.files import import_items, read_items
 from minris.interchange.whole_store import import_export
 from minris.standard.status import Message, Refusal, Status
 
-# What SQLite says of a value that has no place in a column.
+# The errors of a value that does not fit its column.
 NOT_STORABLE = (
     peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
@@ -23,7 +23,7 @@ NOT_STORABLE = (
 
 
 def run_import(ctx: Context, name: str, content: bytes) -> str:
-    """Import one file, all of it or nothing: what was done."""
+    """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
             return f"{name}: {import_export(ctx, json.loads(content))}"
@@ -42,26 +42,26 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
-    """Make, change or delete a login."""
+    """Create, change or delete a user; return a summary."""
     if delete:
         delete_user(ctx, name)
-        return f"user {name} is deleted"
+        return f"user {name} deleted"
     make_user(ctx, name, role, password)
-    return f"user {name} is set, role {role}"
+    return f"user {name} saved (role {role})"
 
 
 def run_token(
     ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
 ) -> str:
-    """Make or delete a token; the token itself is shown this once."""
+    """Create or delete a token; return the token, which is shown only once, or a summary."""
     if delete:
         delete_token(ctx, name)
-        return f"token {name} is deleted"
+        return f"token {name} deleted"
     return make_token(ctx, name, role, ae_titles)
 
 
 def control_file(config: Config) -> Path:
-    """Where commands beside a running appliance find its address and the secret of its run."""
+    """Return the file with the address and secret of the running appliance."""
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
