@@ -5504,17 +5504,17 @@ def reading() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.peer
-# Somebody who associates with the box.
+# A simulated AE that calls the server.
 # ------------------------------------------------------------------------------------------------
 
 class SimulationError(Exception):
-    """A scenario could not be played to its end."""
+    """A scenario failed."""
 
 
 class Peer:
-    """Somebody who associates with the box.
+    """A simulated AE that calls the server.
 
-    host, port, called  where it is
+    host, port, called  address and AE title of the server
     say                 takes each line of the conversation
     """
 
@@ -5535,18 +5535,18 @@ class Peer:
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
-        """An association to the box; SimulationError where there is none."""
+        """Open an association to the server; SimulationError if it is refused."""
         association = self.ae.associate(*self.address, ae_title=self.called)
         if not (association.is_rejected or association.is_established):
-            # pynetdicom 3.0.4 now and then loses the answer when the connection closes behind it
+            # pynetdicom 3.0.4 sometimes loses the answer if the connection closes right after it
             association = self.ae.associate(*self.address, ae_title=self.called)
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = answer.reason_str if answer else "no answer"
-            raise SimulationError(f"{self.ae_title} was not let in by {self.called}: {why}")
+            raise SimulationError(f"{self.called} rejected {self.ae_title}: {why}")
         if not association.is_established:
             host, port = self.address
-            raise SimulationError(f"{self.called} is not reached at {host}, port {port}")
+            raise SimulationError(f"cannot reach {self.called} at {host}:{port}")
         try:
             yield association
         finally:
@@ -5555,7 +5555,7 @@ class Peer:
 
 @contextlib.contextmanager
 def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Iterator[None]:
-    """A simulated AE that listens. SimulationError where the port is taken."""
+    """Let a simulated AE listen at a port. SimulationError if the port is taken."""
     try:
         server = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
     except OSError as error:
@@ -5567,7 +5567,7 @@ def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Ite
 
 
 def dataset_of(index: ElementIndex) -> Any:
-    """A stored data set as pydicom's."""
+    """Return a stored data set as a pydicom Dataset."""
     from pydicom.filereader import read_dataset
 
     ds = read_dataset(io.BytesIO(bytes(index)), is_implicit_VR=False, is_little_endian=True)
@@ -5577,14 +5577,14 @@ def dataset_of(index: ElementIndex) -> Any:
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.archive
-# An archive.
+# A simulated archive.
 # ------------------------------------------------------------------------------------------------
 
 class SimulatedArchive(Peer):
-    """An archive: it stores, answers queries, commits, takes what is passed on, and notifies the box.
+    """A simulated archive, which keeps only the UIDs of images.
 
-    Of images it keeps the UIDs alone. It is C-STORE, C-FIND (Study Root), storage commitment, MPPS
-    and MPPS Notification provider, and sends Instance Availability Notifications
+    Provider of C-STORE, C-FIND (Study Root), storage commitment, MPPS, MPPS Notification and
+    Instance Availability Notification; it notifies the server of what it has stored
     """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
@@ -5603,11 +5603,11 @@ class SimulatedArchive(Peer):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Be there. SimulationError without a port, or where it is taken."""
+        """Listen. SimulationError without a port, or if the port is taken."""
         from pynetdicom import AE, AllStoragePresentationContexts, evt
 
         if not self.listen:
-            raise SimulationError("an archive must be reached: give --listen PORT")
+            raise SimulationError("an archive needs a port: use --listen PORT")
         ae = AE(ae_title=self.ae_title)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(str(context.abstract_syntax))
@@ -5639,7 +5639,7 @@ class SimulatedArchive(Peer):
         return 0x0000
 
     def _released(self, event: Any) -> None:
-        """Tell the box what has been stored, from a thread of its own."""
+        """Notify the server of the stored images, in a thread of its own."""
         with self.lock:
             uids = self.new.pop(event.assoc, [])
         if uids:
@@ -5648,14 +5648,14 @@ class SimulatedArchive(Peer):
             threading.Thread(target=self._guarded, args=(self.notify, uids), daemon=True).start()
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
-        """What fails is said."""
+        """Run a step, and print the error if it fails."""
         try:
             step(*arguments)
         except SimulationError as error:
             self.say(str(error))
 
     def notify(self, uids: Iterable[str]) -> None:
-        """N-CREATE of an Instance Availability Notification for each study."""
+        """Send an Instance Availability Notification (N-CREATE) for each study."""
         rows_ = [
             (uid, self.ae_title, of_class, study, series, "ONLINE")
             for uid in uids
@@ -5707,7 +5707,7 @@ class SimulatedArchive(Peer):
         return 0x0000, None
 
     def report(self, asked: Any, who: str) -> None:
-        """N-EVENT-REPORT of what is here, on an association of its own, to the box."""
+        """Send the commitment result (N-EVENT-REPORT) on a new association."""
         from pydicom.dataset import Dataset
         from pynetdicom import AE, build_role
 
@@ -5732,7 +5732,7 @@ class SimulatedArchive(Peer):
         role = build_role(STORAGE_COMMITMENT, scp_role=True)
         association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
         if not association.is_established:
-            raise SimulationError(f"{who} is not reached for the result of its request")
+            raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]
         status, _ = association.send_n_event_report(
             ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -5743,7 +5743,7 @@ class SimulatedArchive(Peer):
         self.say(f"{self.ae_title} -> {who}  {words}")
 
     def _take(self, event: Any) -> tuple[int, Any]:
-        """What is passed on: said, and answered with success."""
+        """Print a forwarded message, and answer with success."""
         from pydicom.dataset import Dataset
 
         request = event.request
@@ -5756,10 +5756,10 @@ class SimulatedArchive(Peer):
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.modality
-# A machine: worklist, performed steps, images.
+# A simulated modality: worklist, performed steps, images.
 # ------------------------------------------------------------------------------------------------
 
-# What the simulated modality asks for, and what it leaves empty in its reports.
+# Query keys, and the attributes that stay empty in an N-CREATE.
 QUERY_KEYWORDS = (
     "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
     " RequestedProcedureDescription StudyInstanceUID"
@@ -5779,10 +5779,7 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Modality(Peer):
-    """A machine that finds its patients on the worklist and reports what it does.
-
-    ae_title, modality  what it is
-    """
+    """A simulated modality: it queries the worklist and reports performed steps."""
 
     CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
@@ -5797,7 +5794,7 @@ class Modality(Peer):
         self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
 
     def worklist(self, date: str = "") -> list[Any]:
-        """The steps scheduled for this machine, as data sets; of a day, or of any."""
+        """Return the steps scheduled for this modality on a day (DA), or on any day."""
         from pydicom.dataset import Dataset
 
         query, step = Dataset(), Dataset()
@@ -5821,7 +5818,7 @@ class Modality(Peer):
         return found
 
     def start(self, item: Any, uid: str) -> None:
-        """N-CREATE of a performed procedure step for a worklist item."""
+        """Start a performed procedure step for a worklist item (N-CREATE)."""
         from pydicom.dataset import Dataset
 
         now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
@@ -5853,7 +5850,10 @@ class Modality(Peer):
         self._report("N-CREATE", f"IN PROGRESS, {shown_name(str(item.PatientName))}", status)
 
     def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> Any:
-        """N-SET to COMPLETED with a series, which is returned, or to DISCONTINUED (DCM code)."""
+        """Complete a performed step, or discontinue it with a reason (N-SET); return its series.
+
+        reason  DCM code of the discontinuation; empty: completed
+        """
         from pydicom.dataset import Dataset
 
         now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
@@ -5888,23 +5888,23 @@ class Modality(Peer):
         return image
 
     def _report(self, operation: str, words: str, status: Any) -> None:
-        """Say what was answered. SimulationError for no success."""
+        """Print the answer. SimulationError unless it is success."""
         code = f"{status.Status:04X}" if status else "no answer"
         self.say(f"{self.ae_title} -> {self.called}  {operation} {words}: {code}")
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
-            raise SimulationError(f"{operation} was answered {code} {comment}")
+            raise SimulationError(f"{operation} failed: {code} {comment}")
 
 
 class Scanner(Modality):
-    """A modality that stores its images in an archive, and asks the box whether they are safe.
+    """A simulated modality that stores its images in an archive and requests commitment.
 
-    listen   the port where it hears the result; it must be registered at the box with it
-    archive  AE title, host and port of where it stores; None: it does not
+    listen   its port for the result; the server must know it
+    archive  AE title, host and port of the archive; None: images are not stored
     """
 
     CLASSES = (*Modality.CLASSES, STORAGE_COMMITMENT)
-    PATIENCE = 900.0  # what is missing is looked for again for [commitment] missing_minutes
+    PATIENCE = 900.0  # the server retries for [commitment] missing_minutes
 
     def __init__(
         self,
@@ -5919,7 +5919,7 @@ class Scanner(Modality):
         self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def store(self, item: Any, series: Any) -> None:
-        """C-STORE of the images of a series, one grey pixel each."""
+        """Store the images of a series, one grey pixel each (C-STORE)."""
         from pynetdicom import AE
 
         if not self.archive:
@@ -5929,7 +5929,7 @@ class Scanner(Modality):
         ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
         association = ae.associate(host, port, ae_title=title)
         if not association.is_established:
-            raise SimulationError(f"{title} is not reached at {host}, port {port}")
+            raise SimulationError(f"cannot reach {title} at {host}:{port}")
         for number, image in enumerate(series.ReferencedImageSequence, 1):
             ds = self._pixel(item, series, image.ReferencedSOPInstanceUID, number)
             status = association.send_c_store(ds)
@@ -5961,12 +5961,12 @@ class Scanner(Modality):
         return ds
 
     def commit(self, series: Any) -> None:
-        """N-ACTION for the images of a series, and the N-EVENT-REPORT that follows."""
+        """Request commitment of a series (N-ACTION), and wait for its N-EVENT-REPORT."""
         from pydicom.dataset import Dataset
         from pynetdicom import AE, evt
 
         if not self.listen:
-            raise SimulationError("the result would be told to nobody: give --listen PORT")
+            raise SimulationError("the result needs a port: use --listen PORT")
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
         ds = Dataset()
@@ -5978,7 +5978,7 @@ class Scanner(Modality):
                     ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
                 )
             count = len(series.ReferencedImageSequence)
-            self._report("N-ACTION", f"are {count} images safe?", status)
+            self._report("N-ACTION", f"commitment of {count} images", status)
             self._say_result(ds.TransactionUID)
 
     def _hear(self, event: Any) -> tuple[int, None]:
@@ -5991,28 +5991,28 @@ class Scanner(Modality):
             try:
                 kind, ds = self.results.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                raise SimulationError(f"{self.ae_title} has not heard the result") from None
+                raise SimulationError(f"{self.ae_title} received no result") from None
             if ds.TransactionUID == uid:
                 break
         good, bad = ds.get("ReferencedSOPSequence", []), ds.get("FailedSOPSequence", [])
-        told = [f"{len(good)} images are safe and may be deleted"] if good else []
+        told = [f"{len(good)} images confirmed in the archive"] if good else []
         reasons = collections.Counter(f"{one.FailureReason:04X}" for one in bad)
         for reason, count in sorted(reasons.items()):
             words = FAILURE_REASONS.get(reason, "for another reason")
-            told.append(f"{count} images are not to be deleted: {reason}, {words}")
+            told.append(f"{count} images not confirmed: {reason}, {words}")
         self.say(f"{self.called} -> {self.ae_title}  N-EVENT-REPORT {kind}: {'; '.join(told)}")
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.workstation
-# A system that creates, performs and watches workitems.
+# A simulated system that creates, performs and watches workitems.
 # ------------------------------------------------------------------------------------------------
 
 class Workstation(Peer):
-    """A system that creates, performs and watches workitems.
+    """A simulated system that creates, performs and watches workitems.
 
-    listen  the port where it hears of events; it must be registered at the box with it
-    label   worklist label of the workitems it makes and looks for
+    listen  its port for events; the server must know it
+    label   Worklist Label of the workitems it creates and queries
     """
 
     CLASSES: tuple[str, ...] = (UPS_PUSH, UPS_PULL, UPS_WATCH)
@@ -6024,13 +6024,13 @@ class Workstation(Peer):
         self.events: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
         self.made: dict[str, str] = {}
 
-    # What it says
+    # Requests
 
     def create(self, words: str, code: str, source: str = "", station: str = "") -> str:
-        """N-CREATE of a workitem: its UID.
+        """Create a workitem (N-CREATE); return its UID.
 
         source   UID of the workitem whose outputs are its inputs
-        station  for which it is
+        station  the station that is to perform it
         """
         now = datetime.datetime.now().astimezone()
         codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(code)])
@@ -6055,7 +6055,7 @@ class Workstation(Peer):
         return uid
 
     def find(self, state: str = "SCHEDULED") -> list[str]:
-        """C-FIND of the workitems of its label in a state: their UIDs."""
+        """Return the UIDs of the workitems of its label in a state (C-FIND)."""
         from pydicom.dataset import Dataset
 
         query = Dataset()
@@ -6069,25 +6069,25 @@ class Workstation(Peer):
         return [ds.SOPInstanceUID for ds in found]
 
     def get(self, uid: str) -> Any:
-        """N-GET of a workitem: its data set."""
+        """Return the data set of a workitem (N-GET)."""
         with self.association() as association:
             status, ds = association.send_n_get([], UPS_PUSH, uid, meta_uid=UPS_WATCH)
         self._said(f"N-GET             {ds.ProcedureStepState if ds else ''}", status)
         return ds
 
     def claim(self, uid: str) -> str:
-        """N-ACTION to IN PROGRESS: the lock, a Transaction UID of its own."""
+        """Claim a workitem (N-ACTION to IN PROGRESS); return the Transaction UID."""
         lock = new_uid()
         self.change_state(uid, "IN PROGRESS", lock)
         return lock
 
     def change_state(self, uid: str, state: str, lock: str) -> None:
-        """N-ACTION of type 1."""
+        """Change the state of a workitem (N-ACTION of type 1)."""
         action = text_elements(ProcedureStepState=state, TransactionUID=lock)
         self._act(f"change state      {state}", 1, uid, action, UPS_PULL)
 
     def progress(self, uid: str, lock: str, percent: int, words: str) -> None:
-        """N-SET of how far it is."""
+        """Report the progress of a workitem (N-SET)."""
         item = text_elements(
             ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
         )
@@ -6095,7 +6095,7 @@ class Workstation(Peer):
         self._set(uid, lock, sequence, f"{percent} %, {words}")
 
     def complete(self, uid: str, lock: str, code: str) -> None:
-        """N-SET of what was performed, and N-ACTION to COMPLETED."""
+        """Report what was performed (N-SET), and complete the workitem (N-ACTION)."""
         now = f"{datetime.datetime.now().astimezone():%Y%m%d%H%M%S%z}"
         times = text_elements(
             PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
@@ -6112,13 +6112,13 @@ class Workstation(Peer):
         self.change_state(uid, "COMPLETED", lock)
 
     def request_cancel(self, uid: str, words: str) -> None:
-        """N-ACTION of type 2 with a reason and a contact."""
+        """Request cancellation with a reason and a contact (N-ACTION of type 2)."""
         contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
         asked = cancellation_reason(words, "110513").merged(contact)
         self._act(f"request cancel    {words}", 2, uid, asked, UPS_WATCH)
 
     def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
-        """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
+        """Subscribe (N-ACTION of type 3); `only_own` filters by its label."""
         action = text_elements(
             ReceivingAE=self.ae_title,
             DeletionLock="TRUE" if lock else "FALSE",
@@ -6128,7 +6128,7 @@ class Workstation(Peer):
         self._act(f"subscribe         {what}", 3, uid, action, UPS_WATCH)
 
     def end_subscriptions(self) -> None:
-        """N-ACTION of types 5 and 4: it hears of nothing more, and holds no lock."""
+        """End all subscriptions and deletion locks (N-ACTION of types 5 and 4)."""
         action = text_elements(ReceivingAE=self.ae_title)
         self._act("suspend", 5, UPS_FILTERED_SUBSCRIPTION, action, UPS_WATCH)
         for uid in self.made:
@@ -6155,13 +6155,13 @@ class Workstation(Peer):
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
             hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
-            raise SimulationError(f"{words.split('  ')[0]} was answered {code} {comment}{hint}")
+            raise SimulationError(f"{words.split('  ')[0]} failed: {code} {comment}{hint}")
 
-    # What it hears
+    # Events
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Be there for events; nothing where it has no port."""
+        """Listen for events; does nothing without a port."""
         if not self.listen:
             yield
             return
@@ -6179,7 +6179,7 @@ class Workstation(Peer):
         return 0x0000, None
 
     def hear(self, uid: str, words: str) -> None:
-        """Wait for an event of a workitem that has these words in it; say what comes."""
+        """Wait for an event of a workitem whose text contains `words`; print all events."""
         if not self.listen:
             return
         until = time.monotonic() + self.PATIENCE
@@ -6189,7 +6189,7 @@ class Workstation(Peer):
                 left = max(0.0, until - time.monotonic())
                 found, kind, ds = self.events.get(timeout=left)
             except queue.Empty:
-                raise SimulationError(f"{self.ae_title} has not heard: {words}") from None
+                raise SimulationError(f"{self.ae_title} received no event {words}") from None
             if found not in self.made:
                 continue
             told = f"{names[kind]}: {_event_words(ds)}"
@@ -6202,7 +6202,7 @@ class Workstation(Peer):
 
 
 def _event_words(ds: Any) -> str:
-    """What an event says, in a line."""
+    """Return the content of an event in one line."""
     if "ProcedureStepProgressInformationSequence" in ds:
         item = ds.ProcedureStepProgressInformationSequence[0]
         words = item.get("ProcedureStepProgressDescription", "")
@@ -6217,7 +6217,7 @@ def _event_words(ds: Any) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.scenarios
-# Scenarios, by name (PS3.17 GGG).
+# The scenarios of `simulate` (PS3.17 GGG).
 # ------------------------------------------------------------------------------------------------
 
 def scenario_echo(machine: Modality) -> None:
@@ -6226,7 +6226,7 @@ def scenario_echo(machine: Modality) -> None:
 
 
 def started(machine: Modality) -> tuple[Any, str]:
-    """The first step of the worklist, begun, and the UID of what performs it."""
+    """Start the first step of the worklist; return it with the UID of the performed step."""
     found = machine.worklist()
     if not found:
         raise SimulationError("the worklist is empty for this AE title and modality")
@@ -6236,18 +6236,18 @@ def started(machine: Modality) -> tuple[Any, str]:
 
 
 def scenario_modality(machine: Modality) -> None:
-    """Find the worklist, perform its first step, report start and end."""
+    """Perform the first step of the worklist."""
     machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
-    """Begin the first step of the worklist and give it up."""
+    """Start the first step of the worklist, and discontinue it."""
     machine.end(*started(machine), reason="110513")
 
 
 @contextlib.contextmanager
 def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
-    """Let a workstation hear of the workitems of its label, and leave nothing behind."""
+    """Subscribe a workstation to the workitems of its label, and unsubscribe at the end."""
     with station.listening():
         if station.listen:
             station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock, only_own=True)
@@ -6263,7 +6263,7 @@ def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
 
 
 def scenario_pull(station: Workstation) -> None:
-    """PS3.17 GGG.3.1, pull: a performer finds a workitem, claims it, reports, completes it."""
+    """PS3.17 GGG.3.1, pull: a performer finds, claims, updates and completes a workitem."""
     with watching(station):
         uid = station.create("3D views", "3D")
         station.hear(uid, "SCHEDULED")
@@ -6279,7 +6279,7 @@ def scenario_pull(station: Workstation) -> None:
 
 
 def scenario_push(station: Workstation) -> None:
-    """PS3.17 GGG.3.2, push: a workitem is made for a station, which hears of it and does it."""
+    """PS3.17 GGG.3.2, push: a workitem is assigned to a station, which completes it."""
     with watching(station):
         uid = station.create("CAD", "110004", station=station.ae_title)
         station.hear(uid, "UPS Assigned")
@@ -6290,7 +6290,7 @@ def scenario_push(station: Workstation) -> None:
 
 
 def scenario_watch(station: Workstation) -> None:
-    """PS3.17 GGG.3.4, watch: who hears that one thing has ended makes the next of it."""
+    """PS3.17 GGG.3.4, watch: a watcher creates the next workitem when one is completed."""
     if not station.listen:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with watching(station):
@@ -6307,23 +6307,23 @@ def scenario_watch(station: Workstation) -> None:
 
 
 def scenario_cancel(station: Workstation) -> None:
-    """A request to cancel in its three endings: direct, honoured, declined."""
+    """The three outcomes of a cancel request: immediate, honoured, declined."""
     if not station.listen:
-        raise SimulationError("nobody would hear of the request: give --listen PORT")
+        raise SimulationError("the performer needs a port for the request: use --listen PORT")
     with watching(station):
-        station.say("Nobody has begun: it is canceled at once.")
+        station.say("Not claimed yet: canceled at once.")
         uid = station.create("Prefetch", "FETCH")
         station.request_cancel(uid, "not needed any more")
         station.hear(uid, "UPS Cancel Requested")
         station.hear(uid, "CANCELED")
-        station.say("The performer hears of the request, and cancels.")
+        station.say("The performer gets the request and cancels.")
         uid = station.create("3D views", "3D")
         lock = station.claim(uid)
         station.request_cancel(uid, "wrong series")
         station.hear(uid, "UPS Cancel Requested")
         station.change_state(uid, "CANCELED", lock)
         station.hear(uid, "CANCELED")
-        station.say("The performer hears of the request, and completes all the same.")
+        station.say("The performer gets the request but completes.")
         uid = station.create("Write a CD", "CD")
         lock = station.claim(uid)
         station.request_cancel(uid, "patient has left")
@@ -6333,16 +6333,16 @@ def scenario_cancel(station: Workstation) -> None:
 
 
 def scenario_reliable_watcher(station: Workstation) -> None:
-    """PS3.17 GGG.1: a watcher with deletion locks goes away, comes back, and has missed nothing."""
+    """PS3.17 GGG.1: a watcher with deletion locks misses no event while offline."""
     if not station.listen:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with station.listening():
         station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock=True, only_own=True)
-    station.say(f"{station.ae_title} goes away.")
+    station.say(f"{station.ae_title} goes offline.")
     uids = [station.create(f"Reading {number}", "110005") for number in (1, 2, 3)]
     for uid in uids:
         station.complete(uid, station.claim(uid), "110005")
-    station.say(f"{station.ae_title} is back, and hears of all of it as soon as it is tried again.")
+    station.say(f"{station.ae_title} is back, and receives all events at the next retry.")
     with station.listening():
         for uid in uids:
             station.hear(uid, "COMPLETED")
@@ -6352,7 +6352,7 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 
 def scenario_commitment(machine: Scanner) -> None:
-    """Perform the first step of the worklist, store its images, ask whether they are safe."""
+    """Perform the first step of the worklist, store its images, request their commitment."""
     item, uid = started(machine)
     series = machine.end(item, uid)
     machine.store(item, series)
@@ -6360,9 +6360,9 @@ def scenario_commitment(machine: Scanner) -> None:
 
 
 def scenario_archive(archive: SimulatedArchive) -> None:
-    """Be an archive, until it is ended by Ctrl-C."""
+    """Run an archive until Ctrl-C."""
     with archive.listening(), contextlib.suppress(KeyboardInterrupt):
-        archive.say(f"{archive.ae_title} listens at port {archive.listen}; Ctrl-C ends it.")
+        archive.say(f"{archive.ae_title} listens on port {archive.listen}; press Ctrl-C to stop.")
         threading.Event().wait()
 
 
@@ -6387,7 +6387,7 @@ SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS, *ARCHIVE_SCENARIOS)
 
 # ------------------------------------------------------------------------------------------------
 # minris.simulator.demo
-# A department's day.
+# The demo: a day of an invented department.
 # ------------------------------------------------------------------------------------------------
 
 DEMO_CONFIG = """
@@ -6421,7 +6421,7 @@ DEMO_DAY = table("""
 
 
 def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
-    """The patients of the invented day as DICOM JSON."""
+    """Return the patients of the day as DICOM JSON."""
     items = []
     for row in DEMO_DAY:
         at = now + datetime.timedelta(minutes=int(row.minutes))
@@ -6452,7 +6452,10 @@ def play_day(
     pause: float,
     listen: int = 0,
 ) -> None:
-    """Play a department's day: reception over the JSON API, the machines over DICOM."""
+    """Play the day: reception over the JSON API, the modalities over DICOM.
+
+    pause  seconds between two scenes
+    """
 
     def wait() -> None:
         time.sleep(pause)
@@ -6475,37 +6478,37 @@ def play_day(
         title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
         for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
     }
-    say("08:10  Each machine proves that it reaches us.")
+    say("08:10  Each modality tests its connection.")
     for machine in machines.values():
         machine.echo()
     wait()
-    say("08:15  Each machine asks for its worklist, and no name is typed there.")
+    say("08:15  Each modality queries its worklist; no name is typed.")
     lists = {title: machine.worklist() for title, machine in machines.items()}
     wait()
     ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
-    say("08:20  The CT and the ultrasound begin.")
+    say("08:20  CT and ultrasound start their exams.")
     uids = {title: new_uid() for title in machines}
     ct.start(lists["CT1"][0], uids["CT1"])
     us.start(lists["US1"][0], uids["US1"])
     wait()
-    say("08:30  The CT is done. The X-ray operator picks the wrong line, and takes it back:")
+    say("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
     ct.end(lists["CT1"][0], uids["CT1"], images=12)
     dx.start(lists["DX1"][1], uids["DX1"])
     dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
-    say("       that patient is on the worklist again:")
+    say("       The patient is back on the worklist:")
     dx.worklist()
     wait()
-    say("08:35  Now the right one. The ultrasound patient cannot go on.")
+    say("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
     uid = new_uid()
     dx.start(lists["DX1"][0], uid)
     us.end(lists["US1"][0], uids["US1"], reason="110515")
     wait()
     dx.end(lists["DX1"][0], uid, images=2)
-    say("08:45  What is left on the worklists:")
+    say("08:45  Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
     wait()
-    say("08:50  The 3D workstation finds its workitem, claims it, and hears of what it does.")
+    say("08:50  The 3D workstation finds, claims and completes its workitem.")
     scenario_pull(
         Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
     )
@@ -23394,22 +23397,22 @@ class Block(NamedTuple):
 
 
 def heading(level: int, text: str) -> Block:
-    """A heading; level 1 is the title of the document."""
+    """Return a heading; level 1 is the title of the document."""
     return Block("heading", text, level=level)
 
 
 def paragraphs(*texts: str) -> list[Block]:
-    """Paragraphs, one of each text."""
+    """Return one paragraph for each text."""
     return [Block("paragraph", text) for text in texts]
 
 
 def table_block(*lines: Iterable[object]) -> Block:
-    """A table; the first line is its head."""
+    """Return a table; the first line is its head."""
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
 
 
 def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
-    """The table of contents in the place of its mark; any other block as it is."""
+    """Return the table of contents for its mark, any other block unchanged."""
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
@@ -23417,7 +23420,7 @@ def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
 
 
 def statement_markdown(block: Block) -> str:
-    """A block as Markdown."""
+    """Return a block as Markdown."""
     if block.kind == "heading":
         return f"{'#' * block.level} {block.text}\n\n"
     if block.kind == "paragraph":
@@ -23430,7 +23433,7 @@ def statement_markdown(block: Block) -> str:
 
 
 def statement_html(block: Block) -> str:
-    """A block as HTML."""
+    """Return a block as HTML."""
     if block.kind == "heading":
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
     if block.kind == "paragraph":
@@ -24893,7 +24896,7 @@ class Appliance:
 # ------------------------------------------------------------------------------------------------
 
 def _until_signal() -> asyncio.Event:
-    """An event that SIGTERM, SIGINT or Ctrl-Break sets."""
+    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
@@ -24910,11 +24913,11 @@ async def _serve(appliance: Appliance) -> None:
 
 
 class CommandError(Exception):
-    """A command could not do what it was asked: exit status 1."""
+    """A command failed: exit status 1."""
 
 
 def run_store_command(config: Config, command: str, **arguments: Any) -> str:
-    """Run a command on the store, by the running appliance where there is one."""
+    """Run a command on the store, by the running appliance if there is one."""
     try:
         lock = StoreLock(config.store_path)
     except StoreError:
@@ -24931,7 +24934,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
 
 
 def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
-    """Have the running appliance run a command."""
+    """Let the running appliance run a command."""
     try:
         where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
@@ -24944,7 +24947,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
     )
     here = ssl.create_default_context()
-    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the file says it is ours
+    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the address is of our own file
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
     )
@@ -24970,7 +24973,7 @@ def command_settings(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_import(config: Config, arguments: argparse.Namespace) -> None:
-    """Load worklist items: DICOM files (.wl, .dcm) or DICOM JSON; all of a file or nothing."""
+    """Import worklist items from DICOM (.wl, .dcm), JSON or CSV files; each file all or nothing."""
     failed = 0
     for name in arguments.files:
         try:
@@ -24984,7 +24987,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
-    """Write everything in open form: JSON, which import reads back, or the steps as CSV."""
+    """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
     open_store_to_read(config)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
@@ -24998,28 +25001,29 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def open_store_to_read(config: Config) -> None:
-    """Open the store beside a running appliance or without one. CommandError where none is."""
+    """Open the store to read, even while the appliance runs. CommandError if there is none."""
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
     open_store(config.store_path)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
-    """Make a consistent copy of the store, running or not."""
+    """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
     backup_store(config.store_path, to)
-    print(f"{to}: {to.stat().st_size} bytes, in order")
+    print(f"{to}: {to.stat().st_size} bytes, checked")
 
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
-    """Put a backup back after checking it; refused while the appliance runs."""
+    """Restore a backup after checking it; refused while the appliance runs."""
     with StoreLock(config.store_path):
         kept = restore_store(config.store_path, Path(arguments.file))
         open_store(config.store_path)
-    print(f"{arguments.file} is restored" + (f"; the store before is {kept}" if kept else ""))
+    saved = f"; the previous database is kept as {kept}" if kept else ""
+    print(f"restored {arguments.file}{saved}")
 
 
 def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
@@ -25028,7 +25032,7 @@ def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_user(config: Config, arguments: argparse.Namespace) -> None:
-    """Make or change a login."""
+    """Create, change or delete a user."""
     password = ""
     if not arguments.delete:
         if arguments.password_stdin:
@@ -25037,19 +25041,19 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
             try:
                 password = getpass.getpass(f"Password of {arguments.name}: ")
             except EOFError:
-                raise CommandError("there is no terminal: use --password-stdin") from None
+                raise CommandError("no terminal: use --password-stdin") from None
     named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
     print(run_store_command(config, "user", password=password, **named))
 
 
 def command_token(config: Config, arguments: argparse.Namespace) -> None:
-    """Make an API token; it is printed this once."""
+    """Create or delete an API token; the token is printed only once."""
     named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
     print(run_store_command(config, "token", ae_titles=arguments.ae, **named))
 
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
-    """Play scenarios against a running appliance, or any other worklist."""
+    """Simulate devices against a running appliance or another server."""
     calling = arguments.calling
     if not calling.strip() or value_problem("AE", calling) or not calling.isascii():
         raise CommandError(f"--calling: {calling} is not an AE title (1 to 16 ASCII characters)")
@@ -25076,7 +25080,7 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
-    """AE@HOST:PORT, or nothing. CommandError for anything else"""
+    """Return AE title, host and port of AE@HOST:PORT, None for an empty text. CommandError."""
     found = re.fullmatch(r"([^@]{1,16})@(.+):(\d{1,5})", text)
     if text and not (found and is_ae_title(found[1]) and 0 < int(found[3]) < 65536):
         raise CommandError(f"--archive: {text} is not AE@HOST:PORT")
@@ -25084,7 +25088,7 @@ def read_destination(text: str) -> tuple[str, str, int] | None:
 
 
 def command_check(config: Config, arguments: argparse.Namespace) -> None:
-    """Check configuration, ports, store, disk and devices, one line each."""
+    """Check configuration, ports, store, disk, clock and devices; print one line each."""
     problems = 0
     for what, problem in check_lines(config):
         problems += bool(problem)
@@ -25094,7 +25098,7 @@ def command_check(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_demo(config: Config, arguments: argparse.Namespace) -> None:
-    """Play an invented department's day over real DICOM, then stay up for a look at the page."""
+    """Play a day of an invented department over real DICOM, then keep running for a look."""
     with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
         path = Path(folder, "config.ini")
         web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
@@ -25127,23 +25131,23 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
 
     try:
         token = await asyncio.wrap_future(appliance.writer.submit(logins))
-        say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
+        say(f"minris {__version__}: a day of an invented department, over real DICOM on loopback.")
         say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
             f" pages at {appliance.web_url}\n")  # fmt: skip
         where = "127.0.0.1", appliance.dicom_port, config.dicom.ae_title
         pause_s = 0.2 if once else 1.5
         await asyncio.to_thread(play_day, appliance.web_url, token, *where, say, pause_s, listen)
-        say("\nThe day has been played.")
+        say("\nThe day is over.")
         if not once:
             say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
-            say("It stays up until Ctrl-C; then all of it is gone.")
+            say("Press Ctrl-C to stop; all data is deleted then.")
             await _until_signal().wait()
     finally:
         await appliance.stop()
 
 
 def find_config(given: str | None) -> Path | None:
-    """The config.ini to use: the one given, else in the working directory, else by the program."""
+    """Return the config.ini given, else of the working directory, else beside the program."""
     if given:
         return Path(given)
     beside = Path(sys.argv[0]).absolute().parent / "config.ini"
@@ -25167,7 +25171,7 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
@@ -25181,7 +25185,7 @@ def build_parser() -> argparse.ArgumentParser:
         name: commands.add_parser(name, help=function.__doc__, parents=[common])
         for name, function in COMMANDS.items()
     }
-    found["demo"].add_argument("--once", action="store_true", help="end when the day is played")
+    found["demo"].add_argument("--once", action="store_true", help="stop when the day is over")
     found["import"].add_argument("files", nargs="+", metavar="FILE")
     found["export"].add_argument("--format", choices=("json", "csv"), default="json")
     found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
@@ -25195,7 +25199,7 @@ def build_parser() -> argparse.ArgumentParser:
     found["user"].add_argument("--password-stdin", action="store_true")
     found["token"].add_argument(
         "--ae", action="append", default=[], metavar="TITLE",
-        help="an AE title that it may subscribe and hear of; may be given again",
+        help="an AE title that the token may act for; repeat for more",
     )  # fmt: skip
     simulate = found["simulate"]
     simulate.add_argument(
@@ -25207,20 +25211,20 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--calling", default="CT1")
     simulate.add_argument("--modality", default="CT")
     simulate.add_argument(
-        "--listen", type=int, default=0, metavar="PORT", help="where it hears of events"
+        "--listen", type=int, default=0, metavar="PORT", help="port for incoming events"
     )
     simulate.add_argument(
-        "--archive", default="", metavar="AE@HOST:PORT", help="where commitment stores its images"
+        "--archive", default="", metavar="AE@HOST:PORT", help="archive for images of commitment"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: exit status 0 done, 1 could not, 2 wrong usage or configuration."""
-    for stream in (sys.stdout, sys.stderr):  # names are written in UTF-8 in any locale
+    """Run a command; exit status 0 success, 1 failure, 2 wrong usage or configuration."""
+    for stream in (sys.stdout, sys.stderr):  # UTF-8 in any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # 44 MiB of words, none of them a name
+    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # names need no phrases, which take 44 MiB
     arguments = build_parser().parse_args(argv)
     try:
         config = load_config(find_config(getattr(arguments, "config", None)), os.environ)

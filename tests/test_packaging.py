@@ -354,7 +354,7 @@ def run_pyz(box, *arguments):
 def test_minris_pyz_plays_the_demo_in_an_empty_folder(box):
     """Issue: one file with minris.py, static/ and every library, that runs offline."""
     told = run_pyz(box, "demo", "--once")
-    assert "The day has been played." in told
+    assert "The day is over." in told
 
 
 @pytest.mark.long

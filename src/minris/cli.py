@@ -52,7 +52,7 @@ from minris.store.sqlite import StoreLock, backup_store, open_store, restore_sto
 
 
 def _until_signal() -> asyncio.Event:
-    """An event that SIGTERM, SIGINT or Ctrl-Break sets."""
+    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
@@ -69,11 +69,11 @@ async def _serve(appliance: Appliance) -> None:
 
 
 class CommandError(Exception):
-    """A command could not do what it was asked: exit status 1."""
+    """A command failed: exit status 1."""
 
 
 def run_store_command(config: Config, command: str, **arguments: Any) -> str:
-    """Run a command on the store, by the running appliance where there is one."""
+    """Run a command on the store, by the running appliance if there is one."""
     try:
         lock = StoreLock(config.store_path)
     except StoreError:
@@ -90,7 +90,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
 
 
 def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
-    """Have the running appliance run a command."""
+    """Let the running appliance run a command."""
     try:
         where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
     )
     here = ssl.create_default_context()
-    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the file says it is ours
+    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE  # the address is of our own file
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
     )
@@ -129,7 +129,7 @@ def command_settings(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_import(config: Config, arguments: argparse.Namespace) -> None:
-    """Load worklist items: DICOM files (.wl, .dcm) or DICOM JSON; all of a file or nothing."""
+    """Import worklist items from DICOM (.wl, .dcm), JSON or CSV files; each file all or nothing."""
     failed = 0
     for name in arguments.files:
         try:
@@ -143,7 +143,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
-    """Write everything in open form: JSON, which import reads back, or the steps as CSV."""
+    """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
     open_store_to_read(config)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
@@ -157,28 +157,29 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def open_store_to_read(config: Config) -> None:
-    """Open the store beside a running appliance or without one. CommandError where none is."""
+    """Open the store to read, even while the appliance runs. CommandError if there is none."""
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
     open_store(config.store_path)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
-    """Make a consistent copy of the store, running or not."""
+    """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
     backup_store(config.store_path, to)
-    print(f"{to}: {to.stat().st_size} bytes, in order")
+    print(f"{to}: {to.stat().st_size} bytes, checked")
 
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
-    """Put a backup back after checking it; refused while the appliance runs."""
+    """Restore a backup after checking it; refused while the appliance runs."""
     with StoreLock(config.store_path):
         kept = restore_store(config.store_path, Path(arguments.file))
         open_store(config.store_path)
-    print(f"{arguments.file} is restored" + (f"; the store before is {kept}" if kept else ""))
+    saved = f"; the previous database is kept as {kept}" if kept else ""
+    print(f"restored {arguments.file}{saved}")
 
 
 def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
@@ -187,7 +188,7 @@ def command_conformance(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_user(config: Config, arguments: argparse.Namespace) -> None:
-    """Make or change a login."""
+    """Create, change or delete a user."""
     password = ""
     if not arguments.delete:
         if arguments.password_stdin:
@@ -196,19 +197,19 @@ def command_user(config: Config, arguments: argparse.Namespace) -> None:
             try:
                 password = getpass.getpass(f"Password of {arguments.name}: ")
             except EOFError:
-                raise CommandError("there is no terminal: use --password-stdin") from None
+                raise CommandError("no terminal: use --password-stdin") from None
     named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
     print(run_store_command(config, "user", password=password, **named))
 
 
 def command_token(config: Config, arguments: argparse.Namespace) -> None:
-    """Make an API token; it is printed this once."""
+    """Create or delete an API token; the token is printed only once."""
     named = {"name": arguments.name, "role": arguments.role, "delete": arguments.delete}
     print(run_store_command(config, "token", ae_titles=arguments.ae, **named))
 
 
 def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
-    """Play scenarios against a running appliance, or any other worklist."""
+    """Simulate devices against a running appliance or another server."""
     calling = arguments.calling
     if not calling.strip() or value_problem("AE", calling) or not calling.isascii():
         raise CommandError(f"--calling: {calling} is not an AE title (1 to 16 ASCII characters)")
@@ -235,7 +236,7 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
-    """AE@HOST:PORT, or nothing. CommandError for anything else"""
+    """Return AE title, host and port of AE@HOST:PORT, None for an empty text. CommandError."""
     found = re.fullmatch(r"([^@]{1,16})@(.+):(\d{1,5})", text)
     if text and not (found and is_ae_title(found[1]) and 0 < int(found[3]) < 65536):
         raise CommandError(f"--archive: {text} is not AE@HOST:PORT")
@@ -243,7 +244,7 @@ def read_destination(text: str) -> tuple[str, str, int] | None:
 
 
 def command_check(config: Config, arguments: argparse.Namespace) -> None:
-    """Check configuration, ports, store, disk and devices, one line each."""
+    """Check configuration, ports, store, disk, clock and devices; print one line each."""
     problems = 0
     for what, problem in check_lines(config):
         problems += bool(problem)
@@ -253,7 +254,7 @@ def command_check(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command_demo(config: Config, arguments: argparse.Namespace) -> None:
-    """Play an invented department's day over real DICOM, then stay up for a look at the page."""
+    """Play a day of an invented department over real DICOM, then keep running for a look."""
     with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
         path = Path(folder, "config.ini")
         web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
@@ -286,23 +287,23 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
 
     try:
         token = await asyncio.wrap_future(appliance.writer.submit(logins))
-        say(f"minris {__version__}: a department's day, invented, over real DICOM on loopback.")
+        say(f"minris {__version__}: a day of an invented department, over real DICOM on loopback.")
         say(f"DICOM {config.dicom.ae_title} at 127.0.0.1:{appliance.dicom_port},"
             f" pages at {appliance.web_url}\n")  # fmt: skip
         where = "127.0.0.1", appliance.dicom_port, config.dicom.ae_title
         pause_s = 0.2 if once else 1.5
         await asyncio.to_thread(play_day, appliance.web_url, token, *where, say, pause_s, listen)
-        say("\nThe day has been played.")
+        say("\nThe day is over.")
         if not once:
             say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
-            say("It stays up until Ctrl-C; then all of it is gone.")
+            say("Press Ctrl-C to stop; all data is deleted then.")
             await _until_signal().wait()
     finally:
         await appliance.stop()
 
 
 def find_config(given: str | None) -> Path | None:
-    """The config.ini to use: the one given, else in the working directory, else by the program."""
+    """Return the config.ini given, else of the working directory, else beside the program."""
     if given:
         return Path(given)
     beside = Path(sys.argv[0]).absolute().parent / "config.ini"
@@ -326,7 +327,7 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
@@ -340,7 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
         name: commands.add_parser(name, help=function.__doc__, parents=[common])
         for name, function in COMMANDS.items()
     }
-    found["demo"].add_argument("--once", action="store_true", help="end when the day is played")
+    found["demo"].add_argument("--once", action="store_true", help="stop when the day is over")
     found["import"].add_argument("files", nargs="+", metavar="FILE")
     found["export"].add_argument("--format", choices=("json", "csv"), default="json")
     found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
@@ -354,7 +355,7 @@ def build_parser() -> argparse.ArgumentParser:
     found["user"].add_argument("--password-stdin", action="store_true")
     found["token"].add_argument(
         "--ae", action="append", default=[], metavar="TITLE",
-        help="an AE title that it may subscribe and hear of; may be given again",
+        help="an AE title that the token may act for; repeat for more",
     )  # fmt: skip
     simulate = found["simulate"]
     simulate.add_argument(
@@ -366,20 +367,20 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--calling", default="CT1")
     simulate.add_argument("--modality", default="CT")
     simulate.add_argument(
-        "--listen", type=int, default=0, metavar="PORT", help="where it hears of events"
+        "--listen", type=int, default=0, metavar="PORT", help="port for incoming events"
     )
     simulate.add_argument(
-        "--archive", default="", metavar="AE@HOST:PORT", help="where commitment stores its images"
+        "--archive", default="", metavar="AE@HOST:PORT", help="archive for images of commitment"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: exit status 0 done, 1 could not, 2 wrong usage or configuration."""
-    for stream in (sys.stdout, sys.stderr):  # names are written in UTF-8 in any locale
+    """Run a command; exit status 0 success, 1 failure, 2 wrong usage or configuration."""
+    for stream in (sys.stdout, sys.stderr):  # UTF-8 in any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # 44 MiB of words, none of them a name
+    os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # names need no phrases, which take 44 MiB
     arguments = build_parser().parse_args(argv)
     try:
         config = load_config(find_config(getattr(arguments, "config", None)), os.environ)

@@ -253,7 +253,7 @@ def test_config_ini_is_looked_for_in_the_working_directory_first(folder, tmp_pat
             [sys.executable, str(beside / MADE.name), "check"],
             cwd=where, env=ENVIRON, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert f"configuration {found / 'config.ini'}: ok" in done.stdout
+        assert f"configuration: {found / 'config.ini'}: ok" in done.stdout
 
 
 def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
@@ -266,7 +266,7 @@ def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
         [sys.executable, str(beside / MADE.name), "check"],
         cwd=elsewhere, env=ENVIRON, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert f"configuration {beside / 'config.ini'}: ok" in done.stdout
+    assert f"configuration: {beside / 'config.ini'}: ok" in done.stdout
     assert f"store {beside / 'minris.db'}" in done.stdout
 
 
@@ -281,7 +281,7 @@ def test_without_config_ini_the_store_lies_in_the_working_directory(tmp_path):
         cwd=elsewhere, env=ENVIRON | {"MINRIS_DICOM_PORT": "0", "MINRIS_WEB_PORT": "0"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "configuration defaults: ok" in done.stdout
+    assert "configuration: none, using defaults: ok" in done.stdout
     assert f"store {elsewhere / 'minris.db'}" in done.stdout
 
 
@@ -600,7 +600,7 @@ def test_check_finds_a_device_that_is_not_reached(here, folder):
     status, said, _ = here("check")
     assert status == 1
     [line] = [line for line in said.splitlines() if "device MR" in line]
-    assert "not reached" in line
+    assert "cannot connect" in line
 
 
 def test_check_finds_a_port_that_is_taken(here, folder):
@@ -640,14 +640,14 @@ def test_simulate_plays_against_a_running_appliance(serve, folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("echo", "--calling", "STRANGER"), "was not let in"),
+        (("echo", "--calling", "STRANGER"), "rejected"),
         (("modality", "--calling", "US1", "--modality", "US"), "the worklist is empty"),
         (("echo", "--calling", "A" * 17), "is not an AE title"),
         (("echo", "--calling", "工作站"), "is not an AE title"),
         (("watch", "--listen", "99999"), "is not a port"),
         (("watch", "--calling", "CT1"), "--listen PORT"),
         (("echo", "--called", "WRONG"), "Called AE title not recognised"),
-        (("echo", "--host", "127.0.0.9"), "is not reached"),
+        (("echo", "--host", "127.0.0.9"), "cannot reach"),
     ],
 )
 def test_simulate_says_what_did_not_work(served, arguments, words):
@@ -699,7 +699,7 @@ def test_the_day_is_played_once_and_leaves_nothing(tmp_path):
     temporary.mkdir()
     done = run("demo", "--once", folder=tmp_path, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
-    assert "The day has been played." in done.stdout
+    assert "The day is over." in done.stdout
     assert "王小东 Wang XiaoDong" in done.stdout
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == [temporary]

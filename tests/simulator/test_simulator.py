@@ -163,7 +163,7 @@ def test_an_empty_worklist_is_said(ct, name):
 )
 def test_not_being_let_in_is_said(appliance, said, calling, called):
     machine = Modality(calling, "CT", "127.0.0.1", appliance.port, called, said)
-    with pytest.raises(SimulationError, match=f"{calling} was not let in by {called}"):
+    with pytest.raises(SimulationError, match=f"{called} rejected {calling}"):
         machine.echo()
 
 
@@ -177,10 +177,10 @@ def test_a_refused_report_is_said_with_its_status(appliance, ct):
     appliance.schedule(item())
     [found] = ct.worklist()
     ct.start(found, "2.25.77")
-    with pytest.raises(SimulationError, match="N-CREATE was answered 0111"):
+    with pytest.raises(SimulationError, match="N-CREATE failed: 0111"):
         ct.start(found, "2.25.77")
     ct.end(found, "2.25.77")
-    with pytest.raises(SimulationError, match="N-SET was answered 0110"):
+    with pytest.raises(SimulationError, match="N-SET failed: 0110"):
         ct.end(found, "2.25.77")
 
 
@@ -324,7 +324,7 @@ def test_a_cancellation_has_three_endings(workstation):
 def test_a_watcher_that_was_away_hears_of_all_of_it_in_order(workstation):
     station, said, _ = workstation
     scenario_reliable_watcher(station)
-    away = said.index("WS1 goes away.")
+    away = said.index("WS1 goes offline.")
     by_item = {
         number: [line for line in said[away:] if line.endswith(f"(Reading {number})")]
         for number in (1, 2, 3)
@@ -406,14 +406,14 @@ def test_a_scanner_that_has_stored_its_images_may_delete_them(run_appliance, sai
     with committing(run_appliance, said, evidence) as scanner:
         scenario_commitment(scanner)
     assert "CT1 -> PACS  C-STORE 4 images: 0000" in said
-    assert any(line.endswith("1: 4 images are safe and may be deleted") for line in said)
+    assert any(line.endswith("1: 4 images confirmed in the archive") for line in said)
 
 
 @pytest.mark.parametrize("evidence", EVIDENCE)
 def test_a_scanner_that_has_not_is_told_so(run_appliance, said, evidence):
     with committing(run_appliance, said, evidence, stores=False) as scanner:
         scenario_commitment(scanner)
-    assert any("4 images are not to be deleted: 0112" in line for line in said)
+    assert any("4 images not confirmed: 0112" in line for line in said)
 
 
 def test_the_simulated_archive_takes_what_is_passed_on(run_appliance, said):

@@ -15,22 +15,22 @@ class Block(NamedTuple):
 
 
 def heading(level: int, text: str) -> Block:
-    """A heading; level 1 is the title of the document."""
+    """Return a heading; level 1 is the title of the document."""
     return Block("heading", text, level=level)
 
 
 def paragraphs(*texts: str) -> list[Block]:
-    """Paragraphs, one of each text."""
+    """Return one paragraph for each text."""
     return [Block("paragraph", text) for text in texts]
 
 
 def table_block(*lines: Iterable[object]) -> Block:
-    """A table; the first line is its head."""
+    """Return a table; the first line is its head."""
     return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
 
 
 def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
-    """The table of contents in the place of its mark; any other block as it is."""
+    """Return the table of contents for its mark, any other block unchanged."""
     if block.kind != "contents":
         return [block]
     headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
@@ -38,7 +38,7 @@ def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
 
 
 def statement_markdown(block: Block) -> str:
-    """A block as Markdown."""
+    """Return a block as Markdown."""
     if block.kind == "heading":
         return f"{'#' * block.level} {block.text}\n\n"
     if block.kind == "paragraph":
@@ -51,7 +51,7 @@ def statement_markdown(block: Block) -> str:
 
 
 def statement_html(block: Block) -> str:
-    """A block as HTML."""
+    """Return a block as HTML."""
     if block.kind == "heading":
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
     if block.kind == "paragraph":

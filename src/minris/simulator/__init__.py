@@ -1,1 +1,1 @@
-"""Machines to try the box with."""
+"""Simulated devices to test a server with."""

@@ -1,4 +1,4 @@
-"""An archive."""
+"""A simulated archive."""
 
 import collections
 import contextlib
@@ -23,10 +23,10 @@ from minris.standard.uids import (
 
 
 class SimulatedArchive(Peer):
-    """An archive: it stores, answers queries, commits, takes what is passed on, and notifies the box.
+    """A simulated archive, which keeps only the UIDs of images.
 
-    Of images it keeps the UIDs alone. It is C-STORE, C-FIND (Study Root), storage commitment, MPPS
-    and MPPS Notification provider, and sends Instance Availability Notifications
+    Provider of C-STORE, C-FIND (Study Root), storage commitment, MPPS, MPPS Notification and
+    Instance Availability Notification; it notifies the server of what it has stored
     """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
@@ -45,11 +45,11 @@ class SimulatedArchive(Peer):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Be there. SimulationError without a port, or where it is taken."""
+        """Listen. SimulationError without a port, or if the port is taken."""
         from pynetdicom import AE, AllStoragePresentationContexts, evt
 
         if not self.listen:
-            raise SimulationError("an archive must be reached: give --listen PORT")
+            raise SimulationError("an archive needs a port: use --listen PORT")
         ae = AE(ae_title=self.ae_title)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(str(context.abstract_syntax))
@@ -81,7 +81,7 @@ class SimulatedArchive(Peer):
         return 0x0000
 
     def _released(self, event: Any) -> None:
-        """Tell the box what has been stored, from a thread of its own."""
+        """Notify the server of the stored images, in a thread of its own."""
         with self.lock:
             uids = self.new.pop(event.assoc, [])
         if uids:
@@ -90,14 +90,14 @@ class SimulatedArchive(Peer):
             threading.Thread(target=self._guarded, args=(self.notify, uids), daemon=True).start()
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
-        """What fails is said."""
+        """Run a step, and print the error if it fails."""
         try:
             step(*arguments)
         except SimulationError as error:
             self.say(str(error))
 
     def notify(self, uids: Iterable[str]) -> None:
-        """N-CREATE of an Instance Availability Notification for each study."""
+        """Send an Instance Availability Notification (N-CREATE) for each study."""
         rows_ = [
             (uid, self.ae_title, of_class, study, series, "ONLINE")
             for uid in uids
@@ -149,7 +149,7 @@ class SimulatedArchive(Peer):
         return 0x0000, None
 
     def report(self, asked: Any, who: str) -> None:
-        """N-EVENT-REPORT of what is here, on an association of its own, to the box."""
+        """Send the commitment result (N-EVENT-REPORT) on a new association."""
         from pydicom.dataset import Dataset
         from pynetdicom import AE, build_role
 
@@ -174,7 +174,7 @@ class SimulatedArchive(Peer):
         role = build_role(STORAGE_COMMITMENT, scp_role=True)
         association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
         if not association.is_established:
-            raise SimulationError(f"{who} is not reached for the result of its request")
+            raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]
         status, _ = association.send_n_event_report(
             ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -185,7 +185,7 @@ class SimulatedArchive(Peer):
         self.say(f"{self.ae_title} -> {who}  {words}")
 
     def _take(self, event: Any) -> tuple[int, Any]:
-        """What is passed on: said, and answered with success."""
+        """Print a forwarded message, and answer with success."""
         from pydicom.dataset import Dataset
 
         request = event.request

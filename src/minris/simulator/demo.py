@@ -1,4 +1,4 @@
-"""A department's day."""
+"""The demo: a day of an invented department."""
 
 import datetime
 import json
@@ -48,7 +48,7 @@ DEMO_DAY = table("""
 
 
 def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
-    """The patients of the invented day as DICOM JSON."""
+    """Return the patients of the day as DICOM JSON."""
     items = []
     for row in DEMO_DAY:
         at = now + datetime.timedelta(minutes=int(row.minutes))
@@ -79,7 +79,10 @@ def play_day(
     pause: float,
     listen: int = 0,
 ) -> None:
-    """Play a department's day: reception over the JSON API, the machines over DICOM."""
+    """Play the day: reception over the JSON API, the modalities over DICOM.
+
+    pause  seconds between two scenes
+    """
 
     def wait() -> None:
         time.sleep(pause)
@@ -102,37 +105,37 @@ def play_day(
         title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
         for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
     }
-    say("08:10  Each machine proves that it reaches us.")
+    say("08:10  Each modality tests its connection.")
     for machine in machines.values():
         machine.echo()
     wait()
-    say("08:15  Each machine asks for its worklist, and no name is typed there.")
+    say("08:15  Each modality queries its worklist; no name is typed.")
     lists = {title: machine.worklist() for title, machine in machines.items()}
     wait()
     ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
-    say("08:20  The CT and the ultrasound begin.")
+    say("08:20  CT and ultrasound start their exams.")
     uids = {title: new_uid() for title in machines}
     ct.start(lists["CT1"][0], uids["CT1"])
     us.start(lists["US1"][0], uids["US1"])
     wait()
-    say("08:30  The CT is done. The X-ray operator picks the wrong line, and takes it back:")
+    say("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
     ct.end(lists["CT1"][0], uids["CT1"], images=12)
     dx.start(lists["DX1"][1], uids["DX1"])
     dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
-    say("       that patient is on the worklist again:")
+    say("       The patient is back on the worklist:")
     dx.worklist()
     wait()
-    say("08:35  Now the right one. The ultrasound patient cannot go on.")
+    say("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
     uid = new_uid()
     dx.start(lists["DX1"][0], uid)
     us.end(lists["US1"][0], uids["US1"], reason="110515")
     wait()
     dx.end(lists["DX1"][0], uid, images=2)
-    say("08:45  What is left on the worklists:")
+    say("08:45  Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
     wait()
-    say("08:50  The 3D workstation finds its workitem, claims it, and hears of what it does.")
+    say("08:50  The 3D workstation finds, claims and completes its workitem.")
     scenario_pull(
         Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
     )

@@ -1,4 +1,4 @@
-"""A machine: worklist, performed steps, images."""
+"""A simulated modality: worklist, performed steps, images."""
 
 import collections
 import datetime
@@ -21,7 +21,7 @@ from minris.standard.uids import (
     new_uid,
 )
 
-# What the simulated modality asks for, and what it leaves empty in its reports.
+# Query keys, and the attributes that stay empty in an N-CREATE.
 QUERY_KEYWORDS = (
     "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
     " RequestedProcedureDescription StudyInstanceUID"
@@ -41,10 +41,7 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Modality(Peer):
-    """A machine that finds its patients on the worklist and reports what it does.
-
-    ae_title, modality  what it is
-    """
+    """A simulated modality: it queries the worklist and reports performed steps."""
 
     CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
@@ -59,7 +56,7 @@ class Modality(Peer):
         self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
 
     def worklist(self, date: str = "") -> list[Any]:
-        """The steps scheduled for this machine, as data sets; of a day, or of any."""
+        """Return the steps scheduled for this modality on a day (DA), or on any day."""
         from pydicom.dataset import Dataset
 
         query, step = Dataset(), Dataset()
@@ -83,7 +80,7 @@ class Modality(Peer):
         return found
 
     def start(self, item: Any, uid: str) -> None:
-        """N-CREATE of a performed procedure step for a worklist item."""
+        """Start a performed procedure step for a worklist item (N-CREATE)."""
         from pydicom.dataset import Dataset
 
         now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
@@ -115,7 +112,10 @@ class Modality(Peer):
         self._report("N-CREATE", f"IN PROGRESS, {shown_name(str(item.PatientName))}", status)
 
     def end(self, item: Any, uid: str, images: int = 4, reason: str = "") -> Any:
-        """N-SET to COMPLETED with a series, which is returned, or to DISCONTINUED (DCM code)."""
+        """Complete a performed step, or discontinue it with a reason (N-SET); return its series.
+
+        reason  DCM code of the discontinuation; empty: completed
+        """
         from pydicom.dataset import Dataset
 
         now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
@@ -150,23 +150,23 @@ class Modality(Peer):
         return image
 
     def _report(self, operation: str, words: str, status: Any) -> None:
-        """Say what was answered. SimulationError for no success."""
+        """Print the answer. SimulationError unless it is success."""
         code = f"{status.Status:04X}" if status else "no answer"
         self.say(f"{self.ae_title} -> {self.called}  {operation} {words}: {code}")
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
-            raise SimulationError(f"{operation} was answered {code} {comment}")
+            raise SimulationError(f"{operation} failed: {code} {comment}")
 
 
 class Scanner(Modality):
-    """A modality that stores its images in an archive, and asks the box whether they are safe.
+    """A simulated modality that stores its images in an archive and requests commitment.
 
-    listen   the port where it hears the result; it must be registered at the box with it
-    archive  AE title, host and port of where it stores; None: it does not
+    listen   its port for the result; the server must know it
+    archive  AE title, host and port of the archive; None: images are not stored
     """
 
     CLASSES = (*Modality.CLASSES, STORAGE_COMMITMENT)
-    PATIENCE = 900.0  # what is missing is looked for again for [commitment] missing_minutes
+    PATIENCE = 900.0  # the server retries for [commitment] missing_minutes
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Scanner(Modality):
         self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def store(self, item: Any, series: Any) -> None:
-        """C-STORE of the images of a series, one grey pixel each."""
+        """Store the images of a series, one grey pixel each (C-STORE)."""
         from pynetdicom import AE
 
         if not self.archive:
@@ -191,7 +191,7 @@ class Scanner(Modality):
         ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
         association = ae.associate(host, port, ae_title=title)
         if not association.is_established:
-            raise SimulationError(f"{title} is not reached at {host}, port {port}")
+            raise SimulationError(f"cannot reach {title} at {host}:{port}")
         for number, image in enumerate(series.ReferencedImageSequence, 1):
             ds = self._pixel(item, series, image.ReferencedSOPInstanceUID, number)
             status = association.send_c_store(ds)
@@ -223,12 +223,12 @@ class Scanner(Modality):
         return ds
 
     def commit(self, series: Any) -> None:
-        """N-ACTION for the images of a series, and the N-EVENT-REPORT that follows."""
+        """Request commitment of a series (N-ACTION), and wait for its N-EVENT-REPORT."""
         from pydicom.dataset import Dataset
         from pynetdicom import AE, evt
 
         if not self.listen:
-            raise SimulationError("the result would be told to nobody: give --listen PORT")
+            raise SimulationError("the result needs a port: use --listen PORT")
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
         ds = Dataset()
@@ -240,7 +240,7 @@ class Scanner(Modality):
                     ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
                 )
             count = len(series.ReferencedImageSequence)
-            self._report("N-ACTION", f"are {count} images safe?", status)
+            self._report("N-ACTION", f"commitment of {count} images", status)
             self._say_result(ds.TransactionUID)
 
     def _hear(self, event: Any) -> tuple[int, None]:
@@ -253,13 +253,13 @@ class Scanner(Modality):
             try:
                 kind, ds = self.results.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                raise SimulationError(f"{self.ae_title} has not heard the result") from None
+                raise SimulationError(f"{self.ae_title} received no result") from None
             if ds.TransactionUID == uid:
                 break
         good, bad = ds.get("ReferencedSOPSequence", []), ds.get("FailedSOPSequence", [])
-        told = [f"{len(good)} images are safe and may be deleted"] if good else []
+        told = [f"{len(good)} images confirmed in the archive"] if good else []
         reasons = collections.Counter(f"{one.FailureReason:04X}" for one in bad)
         for reason, count in sorted(reasons.items()):
             words = FAILURE_REASONS.get(reason, "for another reason")
-            told.append(f"{count} images are not to be deleted: {reason}, {words}")
+            told.append(f"{count} images not confirmed: {reason}, {words}")
         self.say(f"{self.called} -> {self.ae_title}  N-EVENT-REPORT {kind}: {'; '.join(told)}")

@@ -1,4 +1,4 @@
-"""Somebody who associates with the box."""
+"""A simulated AE that calls the server."""
 
 import contextlib
 import io
@@ -10,13 +10,13 @@ from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_E
 
 
 class SimulationError(Exception):
-    """A scenario could not be played to its end."""
+    """A scenario failed."""
 
 
 class Peer:
-    """Somebody who associates with the box.
+    """A simulated AE that calls the server.
 
-    host, port, called  where it is
+    host, port, called  address and AE title of the server
     say                 takes each line of the conversation
     """
 
@@ -37,18 +37,18 @@ class Peer:
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
-        """An association to the box; SimulationError where there is none."""
+        """Open an association to the server; SimulationError if it is refused."""
         association = self.ae.associate(*self.address, ae_title=self.called)
         if not (association.is_rejected or association.is_established):
-            # pynetdicom 3.0.4 now and then loses the answer when the connection closes behind it
+            # pynetdicom 3.0.4 sometimes loses the answer if the connection closes right after it
             association = self.ae.associate(*self.address, ae_title=self.called)
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = answer.reason_str if answer else "no answer"
-            raise SimulationError(f"{self.ae_title} was not let in by {self.called}: {why}")
+            raise SimulationError(f"{self.called} rejected {self.ae_title}: {why}")
         if not association.is_established:
             host, port = self.address
-            raise SimulationError(f"{self.called} is not reached at {host}, port {port}")
+            raise SimulationError(f"cannot reach {self.called} at {host}:{port}")
         try:
             yield association
         finally:
@@ -57,7 +57,7 @@ class Peer:
 
 @contextlib.contextmanager
 def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Iterator[None]:
-    """A simulated AE that listens. SimulationError where the port is taken."""
+    """Let a simulated AE listen at a port. SimulationError if the port is taken."""
     try:
         server = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
     except OSError as error:
@@ -69,7 +69,7 @@ def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Ite
 
 
 def dataset_of(index: ElementIndex) -> Any:
-    """A stored data set as pydicom's."""
+    """Return a stored data set as a pydicom Dataset."""
     from pydicom.filereader import read_dataset
 
     ds = read_dataset(io.BytesIO(bytes(index)), is_implicit_VR=False, is_little_endian=True)

@@ -1,4 +1,4 @@
-"""Scenarios, by name (PS3.17 GGG)."""
+"""The scenarios of `simulate` (PS3.17 GGG)."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ def scenario_echo(machine: Modality) -> None:
 
 
 def started(machine: Modality) -> tuple[Any, str]:
-    """The first step of the worklist, begun, and the UID of what performs it."""
+    """Start the first step of the worklist; return it with the UID of the performed step."""
     found = machine.worklist()
     if not found:
         raise SimulationError("the worklist is empty for this AE title and modality")
@@ -28,18 +28,18 @@ def started(machine: Modality) -> tuple[Any, str]:
 
 
 def scenario_modality(machine: Modality) -> None:
-    """Find the worklist, perform its first step, report start and end."""
+    """Perform the first step of the worklist."""
     machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
-    """Begin the first step of the worklist and give it up."""
+    """Start the first step of the worklist, and discontinue it."""
     machine.end(*started(machine), reason="110513")
 
 
 @contextlib.contextmanager
 def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
-    """Let a workstation hear of the workitems of its label, and leave nothing behind."""
+    """Subscribe a workstation to the workitems of its label, and unsubscribe at the end."""
     with station.listening():
         if station.listen:
             station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock, only_own=True)
@@ -55,7 +55,7 @@ def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
 
 
 def scenario_pull(station: Workstation) -> None:
-    """PS3.17 GGG.3.1, pull: a performer finds a workitem, claims it, reports, completes it."""
+    """PS3.17 GGG.3.1, pull: a performer finds, claims, updates and completes a workitem."""
     with watching(station):
         uid = station.create("3D views", "3D")
         station.hear(uid, "SCHEDULED")
@@ -71,7 +71,7 @@ def scenario_pull(station: Workstation) -> None:
 
 
 def scenario_push(station: Workstation) -> None:
-    """PS3.17 GGG.3.2, push: a workitem is made for a station, which hears of it and does it."""
+    """PS3.17 GGG.3.2, push: a workitem is assigned to a station, which completes it."""
     with watching(station):
         uid = station.create("CAD", "110004", station=station.ae_title)
         station.hear(uid, "UPS Assigned")
@@ -82,7 +82,7 @@ def scenario_push(station: Workstation) -> None:
 
 
 def scenario_watch(station: Workstation) -> None:
-    """PS3.17 GGG.3.4, watch: who hears that one thing has ended makes the next of it."""
+    """PS3.17 GGG.3.4, watch: a watcher creates the next workitem when one is completed."""
     if not station.listen:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with watching(station):
@@ -99,23 +99,23 @@ def scenario_watch(station: Workstation) -> None:
 
 
 def scenario_cancel(station: Workstation) -> None:
-    """A request to cancel in its three endings: direct, honoured, declined."""
+    """The three outcomes of a cancel request: immediate, honoured, declined."""
     if not station.listen:
-        raise SimulationError("nobody would hear of the request: give --listen PORT")
+        raise SimulationError("the performer needs a port for the request: use --listen PORT")
     with watching(station):
-        station.say("Nobody has begun: it is canceled at once.")
+        station.say("Not claimed yet: canceled at once.")
         uid = station.create("Prefetch", "FETCH")
         station.request_cancel(uid, "not needed any more")
         station.hear(uid, "UPS Cancel Requested")
         station.hear(uid, "CANCELED")
-        station.say("The performer hears of the request, and cancels.")
+        station.say("The performer gets the request and cancels.")
         uid = station.create("3D views", "3D")
         lock = station.claim(uid)
         station.request_cancel(uid, "wrong series")
         station.hear(uid, "UPS Cancel Requested")
         station.change_state(uid, "CANCELED", lock)
         station.hear(uid, "CANCELED")
-        station.say("The performer hears of the request, and completes all the same.")
+        station.say("The performer gets the request but completes.")
         uid = station.create("Write a CD", "CD")
         lock = station.claim(uid)
         station.request_cancel(uid, "patient has left")
@@ -125,16 +125,16 @@ def scenario_cancel(station: Workstation) -> None:
 
 
 def scenario_reliable_watcher(station: Workstation) -> None:
-    """PS3.17 GGG.1: a watcher with deletion locks goes away, comes back, and has missed nothing."""
+    """PS3.17 GGG.1: a watcher with deletion locks misses no event while offline."""
     if not station.listen:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with station.listening():
         station.subscribe(UPS_FILTERED_SUBSCRIPTION, lock=True, only_own=True)
-    station.say(f"{station.ae_title} goes away.")
+    station.say(f"{station.ae_title} goes offline.")
     uids = [station.create(f"Reading {number}", "110005") for number in (1, 2, 3)]
     for uid in uids:
         station.complete(uid, station.claim(uid), "110005")
-    station.say(f"{station.ae_title} is back, and hears of all of it as soon as it is tried again.")
+    station.say(f"{station.ae_title} is back, and receives all events at the next retry.")
     with station.listening():
         for uid in uids:
             station.hear(uid, "COMPLETED")
@@ -144,7 +144,7 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 
 def scenario_commitment(machine: Scanner) -> None:
-    """Perform the first step of the worklist, store its images, ask whether they are safe."""
+    """Perform the first step of the worklist, store its images, request their commitment."""
     item, uid = started(machine)
     series = machine.end(item, uid)
     machine.store(item, series)
@@ -152,9 +152,9 @@ def scenario_commitment(machine: Scanner) -> None:
 
 
 def scenario_archive(archive: SimulatedArchive) -> None:
-    """Be an archive, until it is ended by Ctrl-C."""
+    """Run an archive until Ctrl-C."""
     with archive.listening(), contextlib.suppress(KeyboardInterrupt):
-        archive.say(f"{archive.ae_title} listens at port {archive.listen}; Ctrl-C ends it.")
+        archive.say(f"{archive.ae_title} listens on port {archive.listen}; press Ctrl-C to stop.")
         threading.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""A system that creates, performs and watches workitems."""
+"""A simulated system that creates, performs and watches workitems."""
 
 import contextlib
 import datetime
@@ -28,10 +28,10 @@ from minris.standard.ups import (
 
 
 class Workstation(Peer):
-    """A system that creates, performs and watches workitems.
+    """A simulated system that creates, performs and watches workitems.
 
-    listen  the port where it hears of events; it must be registered at the box with it
-    label   worklist label of the workitems it makes and looks for
+    listen  its port for events; the server must know it
+    label   Worklist Label of the workitems it creates and queries
     """
 
     CLASSES: tuple[str, ...] = (UPS_PUSH, UPS_PULL, UPS_WATCH)
@@ -43,13 +43,13 @@ class Workstation(Peer):
         self.events: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
         self.made: dict[str, str] = {}
 
-    # What it says
+    # Requests
 
     def create(self, words: str, code: str, source: str = "", station: str = "") -> str:
-        """N-CREATE of a workitem: its UID.
+        """Create a workitem (N-CREATE); return its UID.
 
         source   UID of the workitem whose outputs are its inputs
-        station  for which it is
+        station  the station that is to perform it
         """
         now = datetime.datetime.now().astimezone()
         codes = sequence_elements(ScheduledWorkitemCodeSequence=[workitem_code(code)])
@@ -74,7 +74,7 @@ class Workstation(Peer):
         return uid
 
     def find(self, state: str = "SCHEDULED") -> list[str]:
-        """C-FIND of the workitems of its label in a state: their UIDs."""
+        """Return the UIDs of the workitems of its label in a state (C-FIND)."""
         from pydicom.dataset import Dataset
 
         query = Dataset()
@@ -88,25 +88,25 @@ class Workstation(Peer):
         return [ds.SOPInstanceUID for ds in found]
 
     def get(self, uid: str) -> Any:
-        """N-GET of a workitem: its data set."""
+        """Return the data set of a workitem (N-GET)."""
         with self.association() as association:
             status, ds = association.send_n_get([], UPS_PUSH, uid, meta_uid=UPS_WATCH)
         self._said(f"N-GET             {ds.ProcedureStepState if ds else ''}", status)
         return ds
 
     def claim(self, uid: str) -> str:
-        """N-ACTION to IN PROGRESS: the lock, a Transaction UID of its own."""
+        """Claim a workitem (N-ACTION to IN PROGRESS); return the Transaction UID."""
         lock = new_uid()
         self.change_state(uid, "IN PROGRESS", lock)
         return lock
 
     def change_state(self, uid: str, state: str, lock: str) -> None:
-        """N-ACTION of type 1."""
+        """Change the state of a workitem (N-ACTION of type 1)."""
         action = text_elements(ProcedureStepState=state, TransactionUID=lock)
         self._act(f"change state      {state}", 1, uid, action, UPS_PULL)
 
     def progress(self, uid: str, lock: str, percent: int, words: str) -> None:
-        """N-SET of how far it is."""
+        """Report the progress of a workitem (N-SET)."""
         item = text_elements(
             ProcedureStepProgress=str(percent), ProcedureStepProgressDescription=words
         )
@@ -114,7 +114,7 @@ class Workstation(Peer):
         self._set(uid, lock, sequence, f"{percent} %, {words}")
 
     def complete(self, uid: str, lock: str, code: str) -> None:
-        """N-SET of what was performed, and N-ACTION to COMPLETED."""
+        """Report what was performed (N-SET), and complete the workitem (N-ACTION)."""
         now = f"{datetime.datetime.now().astimezone():%Y%m%d%H%M%S%z}"
         times = text_elements(
             PerformedProcedureStepStartDateTime=now, PerformedProcedureStepEndDateTime=now
@@ -131,13 +131,13 @@ class Workstation(Peer):
         self.change_state(uid, "COMPLETED", lock)
 
     def request_cancel(self, uid: str, words: str) -> None:
-        """N-ACTION of type 2 with a reason and a contact."""
+        """Request cancellation with a reason and a contact (N-ACTION of type 2)."""
         contact = text_elements(ContactDisplayName=self.ae_title, ContactURI="tel:+1-555-0100")
         asked = cancellation_reason(words, "110513").merged(contact)
         self._act(f"request cancel    {words}", 2, uid, asked, UPS_WATCH)
 
     def subscribe(self, uid: str, lock: bool = False, only_own: bool = False) -> None:
-        """N-ACTION of type 3; `only_own`: the filter of a filtered subscription is its label."""
+        """Subscribe (N-ACTION of type 3); `only_own` filters by its label."""
         action = text_elements(
             ReceivingAE=self.ae_title,
             DeletionLock="TRUE" if lock else "FALSE",
@@ -147,7 +147,7 @@ class Workstation(Peer):
         self._act(f"subscribe         {what}", 3, uid, action, UPS_WATCH)
 
     def end_subscriptions(self) -> None:
-        """N-ACTION of types 5 and 4: it hears of nothing more, and holds no lock."""
+        """End all subscriptions and deletion locks (N-ACTION of types 5 and 4)."""
         action = text_elements(ReceivingAE=self.ae_title)
         self._act("suspend", 5, UPS_FILTERED_SUBSCRIPTION, action, UPS_WATCH)
         for uid in self.made:
@@ -174,13 +174,13 @@ class Workstation(Peer):
         if code != "0000":
             comment = status.get("ErrorComment", "") if status else ""
             hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
-            raise SimulationError(f"{words.split('  ')[0]} was answered {code} {comment}{hint}")
+            raise SimulationError(f"{words.split('  ')[0]} failed: {code} {comment}{hint}")
 
-    # What it hears
+    # Events
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Be there for events; nothing where it has no port."""
+        """Listen for events; does nothing without a port."""
         if not self.listen:
             yield
             return
@@ -198,7 +198,7 @@ class Workstation(Peer):
         return 0x0000, None
 
     def hear(self, uid: str, words: str) -> None:
-        """Wait for an event of a workitem that has these words in it; say what comes."""
+        """Wait for an event of a workitem whose text contains `words`; print all events."""
         if not self.listen:
             return
         until = time.monotonic() + self.PATIENCE
@@ -208,7 +208,7 @@ class Workstation(Peer):
                 left = max(0.0, until - time.monotonic())
                 found, kind, ds = self.events.get(timeout=left)
             except queue.Empty:
-                raise SimulationError(f"{self.ae_title} has not heard: {words}") from None
+                raise SimulationError(f"{self.ae_title} received no event {words}") from None
             if found not in self.made:
                 continue
             told = f"{names[kind]}: {_event_words(ds)}"
@@ -221,7 +221,7 @@ class Workstation(Peer):
 
 
 def _event_words(ds: Any) -> str:
-    """What an event says, in a line."""
+    """Return the content of an event in one line."""
     if "ProcedureStepProgressInformationSequence" in ds:
         item = ds.ProcedureStepProgressInformationSequence[0]
         words = item.get("ProcedureStepProgressDescription", "")
