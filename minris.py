@@ -24414,7 +24414,7 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         with database.connection_context():
             (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
         yield f"store {config.store_path}", "" if answer == "ok" else answer
-    except (StoreError, peewee.DatabaseError) as error:
+    except (StoreError, peewee.DatabaseError, sqlite3.DatabaseError) as error:
         yield f"store {config.store_path}", str(error)
 
 
