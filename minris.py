@@ -167,13 +167,13 @@ FOLDER = Path(__file__).resolve().parent  # further languages are read from here
 
 # ------------------------------------------------------------------------------------------------
 # minris.standard.tables
-# Text tables, as the Standard prints them: how their cells are read.
+# Readers of text tables that are written as the Standard prints them.
 # ------------------------------------------------------------------------------------------------
 
 def rows(text: str, source: str = "table") -> Iterator[list[str]]:
-    """The cells of a text table, row by row; the head is the first row, `# …` is a remark.
+    """The cells of a text table, row by row; the first row is the head, `# …` is a comment.
 
-    Raises  ValueError with the line for a row that has more or fewer cells than the head
+    Raises  ValueError with the line if a row has more or fewer cells than the head
     """
     width = 0
     for line in text.splitlines():
@@ -191,10 +191,10 @@ def body_rows(text: str) -> tuple[list[str], ...]:
 
 
 def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The rows of a text table, each cell by the name of its column, as the head has it.
+    """The rows of a text table as named tuples; the head names the fields.
 
-    readers  by column: what makes a value of a cell; a cell that has none stays text
-    Raises   ValueError for a reader of no column, and with the line where a cell is not taken
+    readers  by column: converts a cell to a value; cells of other columns stay text
+    Raises   ValueError for a reader without a column, and with the line if a cell is invalid
     """
     head, *body = rows(text, source)
     if unknown := readers.keys() - set(head):
@@ -207,16 +207,16 @@ def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) 
 def grid_table(
     source: str, text: str, read: Callable[[str], Any], column: Callable[[str], str] = str
 ) -> dict[tuple[str, str], Any]:
-    """The cells of a text table by the first cell of the row and the head of the column.
+    """The values of a text table by first cell of the row and head of the column.
 
-    read    what makes a value of a cell
-    column  what reads the head of a column
-    Raises  ValueError with the line where a cell is not taken, and for a row or column twice
+    read    converts a cell to a value
+    column  converts the head of a column
+    Raises  ValueError with the line if a cell is invalid, and for a duplicate row or column
     """
     (_, *head), *body = rows(text, source)
     columns = _read_cells(source, [column] * len(head), head)
     if len(set(columns)) < len(columns) or len({name for name, *_ in body}) < len(body):
-        raise ValueError(f"{source}: a row or a column stands twice")
+        raise ValueError(f"{source}: duplicate row or column")
     readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
     return {
         (name, one): value
@@ -233,7 +233,7 @@ def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[st
 
 
 def one_of(words: Collection[str]) -> Callable[[str], str]:
-    """A reader of cells that takes these words alone."""
+    """A reader of cells that accepts only these words."""
 
     def read(cell: str) -> str:
         if cell not in words:
@@ -268,7 +268,7 @@ UPS_GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"
 UPS_FILTERED_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5.1"
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-# What is passed on to other systems: the SOP class, and whether we are its SCP there.
+# What is forwarded to other systems: the SOP class, and whether we are the SCP.
 PASSED_ON = {
     "mpps": (MPPS, False),
     "mpps_notification": (MPPS_NOTIFICATION, True),
@@ -286,7 +286,7 @@ WELL_KNOWN_UPS = frozenset({UPS_GLOBAL_SUBSCRIPTION, UPS_FILTERED_SUBSCRIPTION})
 
 # ------------------------------------------------------------------------------------------------
 # minris.standard.status
-# Every status that is answered, its HTTP code, and the one exception that carries it (PS3.7 C, PS3.18 8.5).
+# Statuses, their HTTP codes, and the exception that carries them (PS3.7 C, PS3.18 8.5).
 # ------------------------------------------------------------------------------------------------
 
 class Status(enum.IntEnum):
@@ -336,12 +336,12 @@ class Status(enum.IntEnum):
 
 
 def read_status(text: str) -> Status:
-    """A status from its four hex digits. Raises ValueError for one that is not answered here."""
+    """The status with these four hexadecimal digits. Raises ValueError for an unknown one."""
     return Status(int(text, 16))
 
 
 class Message(str):
-    """A sentence for a person: English as it stands, and what a catalogue needs to translate it.
+    """A sentence in English, with its key and values, so that a catalogue can translate it.
 
     Message("{value} is not a date", value="19800231") reads "19800231 is not a date".
     """
@@ -364,14 +364,14 @@ def description_of(tag: int) -> str:
 
 
 class Problem(NamedTuple):
-    """What is wrong with one attribute: its tag (0 where none is to blame) and the words."""
+    """What is wrong with one attribute: its tag (0 if no attribute is at fault) and the words."""
 
     tag: int
     words: Message
 
     @property
     def message(self) -> Message:
-        """The whole sentence: Patient's Birth Date (0010,0030) 19800231 is not a date."""
+        """The whole sentence: `Patient's Birth Date (0010,0030) 19800231 is not a date`."""
         if not self.tag:
             return self.words
         name = Message(description_of(self.tag))
@@ -383,7 +383,7 @@ class Problem(NamedTuple):
 
 
 def joined(messages: Iterable[Message], between: str) -> Message:
-    """Several sentences as one that can still be translated."""
+    """Join several sentences into one that can still be translated."""
     first, *rest = messages
     for message in rest:
         first = Message("{first}" + between + "{second}", first=first, second=message)
@@ -391,13 +391,12 @@ def joined(messages: Iterable[Message], between: str) -> Message:
 
 
 class Refusal(Exception):
-    """The one exception of the domain: a DIMSE failure status with words for the caller.
+    """The only exception that core code raises: a DIMSE failure status with words for the caller.
 
     status      Status to answer
-    detail      one sentence; the first 64 characters travel as Error Comment (0000,0902)
-    problems    attributes to blame: Attribute Identifier List (0000,1005), or words beside a field
+    detail      one sentence; the first 64 characters are sent as Error Comment (0000,0902)
+    problems    attributes at fault: Attribute Identifier List (0000,1005), or words beside a field
     error_id    Error ID (0000,0903), for example A710
-    data        encoded elements to send back as Attribute List, where the status has one
     """
 
     def __init__(
@@ -414,19 +413,19 @@ class Refusal(Exception):
 
     @property
     def tags(self) -> tuple[int, ...]:
-        """The tags to blame, each once, ascending."""
+        """The tags of the attributes at fault, each once, ascending."""
         return tuple(sorted({problem.tag for problem in self.problems if problem.tag}))
 
 
 class Outcome(NamedTuple):
-    """What the web answers for a status: the HTTP code and the text of the Warning header."""
+    """The web's answer for a status: HTTP code, and text of the Warning header."""
 
     http: int
     text: str
 
 
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
-    """Read `operation | status | HTTP | text`; refuses an unknown status or HTTP code."""
+    """Read `operation | status | HTTP | text`; refuse an unknown status or HTTP code."""
     found: dict[tuple[str, Status], Outcome] = {}
     for row in table(text, source, status=read_status, HTTP=int):
         key = row.operation, row.status
@@ -499,13 +498,13 @@ OUTCOMES = outcome_table(
     update mpps  | 0110   | 409  | The performed procedure step has ended.
     """,
 )
-# The texts of warnings that come with success (PS3.18 11.4.3 to 11.10.3).
+# Texts of the warnings that come with a success code (PS3.18 11.4.3 to 11.10.3).
 WARNINGS = {
     Status.DELETION_LOCK_NOT_GRANTED: "Deletion Lock not granted.",
     Status.ALREADY_CANCELED: "The UPS is already in the requested state of CANCELED.",
     Status.ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED.",
 }
-# What a status means, and what mends it, for whoever stands at a machine or reads its log.
+# The meaning of a status and its remedy, for the person at the machine.
 STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     int(row.code, 16): (Message(row.meaning), Message(row.mend))
     for row in table("""
@@ -558,12 +557,12 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
 
 
 def outcome(operation: str, status: Status) -> Outcome:
-    """The row of the operation, else that of `*`."""
+    """The row of the operation, else the row of `*`."""
     return OUTCOMES.get((operation, status)) or OUTCOMES["*", status]
 
 
 class HttpRefusal(Refusal):
-    """A refusal that DIMSE has no status of its own for."""
+    """A refusal with an HTTP code of its own, for which DIMSE has no status."""
 
     def __init__(
         self, http: int, detail: str, status: Status = Status.INVALID_ARGUMENT_VALUE
@@ -581,17 +580,17 @@ def http_status(operation: str, refusal: Refusal) -> int:
 
 # ------------------------------------------------------------------------------------------------
 # minris.standard.character_sets
-# Coded character sets, and which of them go together (PS3.3 C.12.1.1.2).
+# Coded character sets, and which combinations are legal (PS3.3 C.12.1.1.2).
 # ------------------------------------------------------------------------------------------------
 
 class Repertoire(NamedTuple):
-    """One coded character set of ISO 2022: where it is invoked, its escape, how it is decoded.
+    """One coded character set of ISO 2022: its code element, its escape sequence, its codec.
 
     place   G0 (bytes below 80H) or G1 (above)
-    escape  the sequence that designates it, without ESC
-    width   bytes of a character
-    codec   Python's codec for `prefix` and the bytes with their high bit set or, for G0 of one
-            byte, as they are
+    escape  the escape sequence that designates it, without ESC
+    width   bytes per character
+    codec   Python's codec for `prefix` followed by the bytes; their high bit is set first, except
+            for a G0 set of one byte
     """
 
     place: str
@@ -601,14 +600,14 @@ class Repertoire(NamedTuple):
     prefix: bytes = b""
 
     def decode(self, raw: bytes) -> str:
-        """The text of one or more characters. Raises UnicodeDecodeError"""
+        """The text of one or more characters. Raises UnicodeDecodeError."""
         if self.place == "G0" and self.width == 2:
             high = (bytes(byte | 0x80 for byte in raw[i : i + 2]) for i in range(0, len(raw), 2))
             return b"".join(self.prefix + pair for pair in high).decode(self.codec)
         return raw.decode(self.codec)
 
     def encode(self, character: str) -> bytes | None:
-        """The bytes of a character, None where this set does not have it."""
+        """The bytes of a character, None if this set lacks it."""
         try:
             raw = character.encode(self.codec)
         except UnicodeEncodeError:
@@ -622,7 +621,7 @@ class Repertoire(NamedTuple):
 
 
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
-    """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
+    """Read `number | place | escape | width | codec | prefix`: the sets by ISO-IR number."""
     found: dict[str, tuple[Repertoire, ...]] = {}
     rows_ = table(
         text,
@@ -672,13 +671,13 @@ CHARACTER_SET_NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
 
 
 def repertoires_of(term: str) -> tuple[Repertoire, ...]:
-    """The sets of a defined term with extensions, G0 first; none where the term is empty."""
+    """The sets that a defined term names, G0 first; none for an empty term."""
     found = CHARACTER_SET_NUMBER.fullmatch(term)
     return REPERTOIRES[found[2]] if found else ()
 
 
 def character_set_problem(terms: Iterable[str]) -> str:
-    """Why these terms are no legal Specific Character Set, or nothing (PS3.3 C.12.1.1.2)."""
+    """Why these terms are not a legal Specific Character Set, "" if they are (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)
     for number, term in enumerate(terms):
         found = CHARACTER_SET_NUMBER.fullmatch(term)
@@ -692,11 +691,11 @@ def character_set_problem(terms: Iterable[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.standard.dictionary
-# The data dictionary: tag, name and VR of each attribute, and what a VR allows (PS3.6, PS3.5 6.2).
+# The data dictionary: tag, name and VR of each attribute, and the values a VR allows (PS3.6).
 # ------------------------------------------------------------------------------------------------
 
 # Attributes of Supplement 233 that pydicom 3.0's dictionary does not have yet.
-# Source: PS3.6; (VR, VM, name, retired, keyword). May go when pydicom knows them.
+# Source: PS3.6; (VR, VM, name, retired, keyword). Remove once pydicom has them.
 SUPPLEMENT_233 = {
     0x00100011: ("SQ", "1", "Person Names to Use Sequence", "", "PersonNamesToUseSequence"),
     0x00100012: ("LT", "1", "Name to Use", "", "NameToUse"),
@@ -744,7 +743,7 @@ datadict.add_dict_entries(
 
 
 def tag_of(keyword: str) -> int:
-    """The tag of a keyword, as an int; KeyError for a keyword that DICOM does not have."""
+    """The tag of a keyword. Raises KeyError for an unknown keyword."""
     tag = datadict.tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
@@ -753,7 +752,7 @@ def tag_of(keyword: str) -> int:
 
 @functools.lru_cache(4096)
 def vrs_of(tag: int) -> str:
-    """The VRs that a tag may have by the data dictionary, such as `US or SS`; UN for an unknown one."""
+    """The VRs that the dictionary allows for a tag, such as `US or SS`; UN for an unknown tag."""
     try:
         return datadict.dictionary_VR(tag)
     except KeyError:
@@ -763,12 +762,12 @@ def vrs_of(tag: int) -> str:
 
 
 def vr_of(tag: int) -> str:
-    """The VR of a tag in the data dictionary, UN where it is not known; `US or SS` is US."""
+    """The VR of a tag in the dictionary, UN if unknown; the first one of `US or SS`."""
     return vrs_of(tag)[:2]
 
 
 def attribute_name(tag: int) -> str:
-    """`Patient's Birth Date (0010,0030)`, for people."""
+    """The name and tag of an attribute: `Patient's Birth Date (0010,0030)`."""
     return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
@@ -779,12 +778,12 @@ KNOWN_VRS = LONG_VRS | frozenset(
 TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
 MAY_BE_TEXT = TEXT_VRS | {b"SQ", b"UN"}
 ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
-LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
+LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: leading spaces are significant
 SPACE_PADDED_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 
 
 def kind_of_vr(vr: bytes) -> str:
-    """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
+    """The kind of a VR's values: `SQ`, `text`, `number` or `bytes`."""
     if vr == b"SQ":
         return "SQ"
     if vr in SPACE_PADDED_VRS or vr == b"UI":
@@ -793,7 +792,7 @@ def kind_of_vr(vr: bytes) -> str:
 
 
 def allows(tag: int, vr: bytes) -> bool:
-    """Whether the dictionary has a VR for an attribute; any where it does not know the attribute."""
+    """Whether the dictionary allows a VR for an attribute; an unknown attribute may have any VR."""
     known = vrs_of(tag)
     return known == "UN" or vr.decode() in known
 
@@ -802,7 +801,7 @@ BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
 BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
-# What a value of a VR may be. Source: PS3.5 Table 6.2-1.
+# Maximum lengths and permitted forms. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
     "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
@@ -821,7 +820,7 @@ VALUE_PATTERNS = {
 
 
 def is_date(text: str) -> bool:
-    """Whether eight digits are a day of the calendar."""
+    """Whether a text is eight digits that name a day of the calendar."""
     try:
         datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
     except ValueError:
@@ -830,7 +829,7 @@ def is_date(text: str) -> bool:
 
 
 def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
-    """Whether a text has the form of its VR, and says a day, a time or a number that there is."""
+    """Whether a text has the form of its VR, and a day, time or number in it is in range."""
     if pattern and not pattern.fullmatch(text):
         return False
     if vr == "DA":
@@ -846,7 +845,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
 
 
 def value_problem(vr: str, text: str) -> Message | None:
-    """What is wrong with one value of a VR, None where nothing is (PS3.5 Table 6.2-1)."""
+    """What is wrong with one value of a VR, None if it is valid (PS3.5 Table 6.2-1)."""
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
     if not is_value(vr, pattern, text):
         return Message("{value} " + words, value=text)
@@ -875,11 +874,11 @@ def is_ae_title(text: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------
 # minris.standard.attributes
-# Attribute tables and transition tables: how they are read.
+# Readers of attribute tables and transition tables.
 # ------------------------------------------------------------------------------------------------
 
 class Attribute(NamedTuple):
-    """One row of an attribute table: where it stands, and its cells by column name."""
+    """One row of an attribute table: its path of tags, and its cells by column name."""
 
     keyword: str
     tag: int
@@ -892,11 +891,11 @@ class AttributeTable(dict[tuple[int, ...], Attribute]):
     """Attributes by path of tags, outermost first, in the order of the Standard."""
 
     def children(self, path: tuple[int, ...] = ()) -> tuple[Attribute, ...]:
-        """The attributes directly below a sequence; those of the top level for ()."""
+        """The attributes directly below a sequence; () is the top level."""
         return self._children.get(path, ())
 
     def seal(self) -> "AttributeTable":
-        """Compute `children` once; called by the reader when the last row is in."""
+        """Compute `children` once; the reader calls this after the last row."""
         below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
         for path, attribute in self.items():
             below[path[:-1]].append(attribute)
@@ -905,10 +904,10 @@ class AttributeTable(dict[tuple[int, ...], Attribute]):
 
 
 def attribute_table(source: str, text: str) -> AttributeTable:
-    """Read a table of `> keyword | cell | …`, one `>` for each sequence an attribute lies in.
+    """Read a table of `> keyword | cell | …`, one `>` per level of nesting.
 
-    Refuses an unknown keyword, a row below something that is no sequence, a double row or a row
-    with a missing cell.
+    Refuses an unknown keyword, a row below an attribute that is not a sequence, a duplicate row,
+    and a row with a missing cell.
     """
     head, *body = rows(text, source)
     table = AttributeTable()
@@ -919,18 +918,18 @@ def attribute_table(source: str, text: str) -> AttributeTable:
         try:
             tag = tag_of(keyword)
         except KeyError:
-            raise ValueError(f"{source}: no such keyword {keyword}") from None
+            raise ValueError(f"{source}: unknown keyword {keyword}") from None
         path = (*path[:depth], tag)
         below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
         if len(path) != depth + 1 or path in table or not below_sequence:
-            raise ValueError(f"{source}: {' | '.join(cells)}: is out of place, or stands twice")
+            raise ValueError(f"{source}: {' | '.join(cells)}: misplaced or duplicate row")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
         table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
     return table.seal()
 
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
-    """Read `event | state | …`: a cell is the new state or the hex of the status that refuses."""
+    """Read `event | state | …`: a cell is the new state, or the status that refuses, in hexadecimal."""
     known = {*states, "none"}
 
     def read(cell: str) -> str | Status:
@@ -996,8 +995,8 @@ AVAILABILITY_ATTRIBUTES = attribute_table(
     """,
 )
 INSTANCE_AVAILABILITIES = frozenset("ONLINE NEARLINE OFFLINE UNAVAILABLE".split())
-RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: of these a C-MOVE would work
-# PS3.3 C.14.1.1: Failure Reason (0008,1197), and for people why an instance is not committed.
+RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: a C-MOVE would work
+# PS3.3 C.14.1.1: Failure Reason (0008,1197), with the reason in words for the pages.
 NOT_CHECKED, NOT_THERE, OF_ANOTHER_CLASS = "0110", "0112", "0119"
 NOT_STORED, UID_IN_USE, NO_ROOM, COMMITTED = "0122", "0131", "0213", "0000"
 FAILURE_REASONS = {
@@ -1008,7 +1007,7 @@ FAILURE_REASONS = {
     UID_IN_USE: Message("was asked for under a number that is in use"),
     NO_ROOM: Message("has no room in the archive"),
 }
-COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are committed
+COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether every instance is committed
 COMMITMENT_RESULT = attribute_table(
     "PS3.4 Table J.3-2",
     """
@@ -1039,8 +1038,8 @@ REFERENCED_SOP = tag_of("ReferencedSOPSequence")
 # Performed procedure steps: attributes, states, events (PS3.4 F).
 # ------------------------------------------------------------------------------------------------
 
-# create, set: requirement for the sender / for us (PS3.4 5.4.2); final: type once it has ended;
-# get: what MPPS Retrieve returns. NA: may not be set.
+# create, set: type for the SCU / for the SCP (PS3.4 5.4.2); final: type in the final state;
+# get: type in MPPS Retrieve. NA: not allowed.
 MPPS_ATTRIBUTES = attribute_table(
     "PS3.4 Tables F.7.2-1 and F.8.2-1",
     """
@@ -1126,15 +1125,15 @@ MPPS_TRANSITIONS = transition_table(
     """,
     MPPS_STATES,
 )
-MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the state that a performed step has entered
+MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the new state of the performed step
     "IN PROGRESS": 1,
     "COMPLETED": 2,
     "DISCONTINUED": 3,
-    "": 4,  # updated, in the state it was in
+    "": 4,  # updated without a change of state
     "deleted": 5,
 }
-# Answers after which a receiver has what it was passed on, by how they begin: success and warnings
-# (PS3.7 annex C); local: 0111 of a repetition, Error ID A710 of what has ended there already.
+# Prefixes of the answers that mean a receiver has taken a forwarded message: success and warnings
+# (PS3.7 annex C); local: 0111 for a repetition, Error ID A710 for a step that has ended there.
 TAKEN_ANSWERS = ("0000", "0001", "0107", "0116", "B", "0111", "A710")
 INCORRECT_WORKLIST_ENTRY = "110514"
 # PS3.16 CID 9300 (with CID 9301), coding scheme DCM
@@ -1157,8 +1156,8 @@ DISCONTINUATION_REASONS = {
     "110515": "Patient condition prevented continuing",
     "110516": "Equipment change",
 }
-# What the sum of its performed steps makes of a scheduled one; the first row that holds decides.
-# Source: PS3.4 F.7.2.1.2 notes, PS3.3 7.3.1.9; a wrong entry (110514) does not count at all.
+# The state of a scheduled step by the states of its performed steps; the first match decides.
+# Source: PS3.4 F.7.2.1.2 notes, PS3.3 7.3.1.9; a step for a wrong entry (110514) does not count.
 STEP_STATUS_AFTER = (
     ("IN PROGRESS", "STARTED"),
     ("COMPLETED", "COMPLETED"),
@@ -1175,7 +1174,7 @@ SERIES = tag_of("PerformedSeriesSequence")
 # The worklist's attributes, and the states of a scheduled step (PS3.4 K, PS3.3 C.4.10).
 # ------------------------------------------------------------------------------------------------
 
-# match: R required, O optional, - never. return: the type in an answer. entity: whose it is.
+# match: R required, O optional, - never; return: type in an answer; entity: what it describes.
 MWL_ATTRIBUTES = attribute_table(
     "PS3.4 Tables K.6-1 and K.6-1a",
     """
@@ -1316,14 +1315,14 @@ MWL_ATTRIBUTES = attribute_table(
 )
 STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
 STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
-# The five defined terms of PS3.3 Table C.4-10, and what people do with an order beside them.
+# The five defined terms of PS3.3 Table C.4-10, and local states.
 STEP_STATES = (
     "SCHEDULED",
     "ARRIVED",
     "READY",
     "STARTED",
     "DEPARTED",
-    "COMPLETED",  # local, as all below: the Standard has no terms for what has ended
+    "COMPLETED",  # local, as all below: the Standard has no terms for the end
     "DISCONTINUED",
     "CANCELED",
     "NO SHOW",
@@ -1340,7 +1339,7 @@ PREGNANCY_STATUS = {
     4: "unknown",
 }
 START_DATE, START_TIME = 0x00400002, 0x00400003
-# What a person may do to a step, and in which states.
+# What a user may do to a step, by its state.
 STEP_TRANSITIONS = transition_table(
     "local; terms of PS3.3 C.4.10",
     """
@@ -1356,7 +1355,7 @@ STEP_TRANSITIONS = transition_table(
     """,
     STEP_STATES,
 )
-# Who says that an exam has ended, where it is no person.
+# What reported the end of an exam, if not a user.
 TOLD_BY = {
     "performed step": Message("the machine's report"),
     "availability": Message("the archive's notice of images"),
@@ -1370,8 +1369,8 @@ TOLD_BY = {
 # Workitems: attributes, states, subscriptions, events, actions (PS3.4 CC).
 # ------------------------------------------------------------------------------------------------
 
-# create, set: as above; final: R always, RC if known, P for COMPLETED, P2 the same but it may be
-# empty, X for CANCELED; match: R, O, U unique key; get, return: types.
+# create, set: type for the SCU / for the SCP; final: R always, RC if known, P for COMPLETED, P2 the
+# same but may be empty, X for CANCELED; match: R, O, U unique key; get, return: types.
 UPS_ATTRIBUTES = attribute_table(
     "PS3.4 Table CC.2.5-3",
     """
@@ -1491,7 +1490,7 @@ UPS_ATTRIBUTES = attribute_table(
 )
 UPS_STATES = ("SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED")
 FINAL_UPS_STATES = frozenset({"COMPLETED", "CANCELED"})
-# right UID: that of who claimed it; for a SCHEDULED one any UID, since it becomes the right one.
+# right UID: that of the claim; any UID claims a SCHEDULED workitem, and becomes the right one.
 UPS_TRANSITIONS = transition_table(
     "PS3.4 Tables CC.1.1-2, CC.2.1-2, CC.2.2-2, CC.2.6-1",
     """
@@ -1516,19 +1515,19 @@ SUBSCRIPTION_STATES = ("Not Subscribed", "with Lock", "without Lock")
 
 
 def subscription_table(source: str, text: str) -> dict[tuple[str, str], tuple[str, bool]]:
-    """Read `request | state | …`: a cell is the new state, with `+` where a state report is due."""
+    """Read `request | state | …`: a cell is the new state, with `+` if a state report is due."""
     state = one_of(SUBSCRIPTION_STATES)
 
     def read(cell: str) -> tuple[str, bool] | None:
         return None if cell == "-" else (state(cell.removesuffix(" +")), cell.endswith(" +"))
 
     found = grid_table(source, text, read, state)
-    return {key: outcome for key, outcome in found.items() if outcome}  # `-` cannot be
+    return {key: outcome for key, outcome in found.items() if outcome}  # `-`: impossible
 
 
-# Request by the own state of one AE for one workitem; a workitem that is created has no
-# subscribers yet. Local: CC.2.4.3 wants a report of every workitem for a global lock, the table
-# of those alone that were not subscribed.
+# The request, by the state of one AE for one workitem; a new workitem has no subscribers yet.
+# Local: for a global lock, CC.2.4.3 wants a report of every workitem, but the table only of those
+# that the AE was not subscribed to.
 SUBSCRIPTION_TRANSITIONS = subscription_table(
     "PS3.4 Table CC.2.3-2",
     """
@@ -1545,14 +1544,14 @@ SUBSCRIPTION_TRANSITIONS = subscription_table(
     """,
 )
 EVENT_TYPES = {  # PS3.4 Table CC.2.4-1
-    "Cancellation declined": 0,  # local: in the history alone, told to nobody
+    "Cancellation declined": 0,  # local: kept in the history, sent to no subscriber
     "UPS State Report": 1,
     "UPS Cancel Requested": 2,
     "UPS Progress Report": 3,
     "SCP Status Change": 4,
     "UPS Assigned": 5,
 }
-UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
+UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the SOP classes that have it
     1: ("change state", frozenset({UPS_PULL})),
     2: ("request cancel", frozenset({UPS_PUSH, UPS_WATCH})),
     3: ("subscribe", frozenset({UPS_WATCH})),
@@ -1569,7 +1568,7 @@ UPS_STATE = tag_of("ProcedureStepState")
 PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
 LOCAL_SCHEME = "99MINRIS"
-# For people who make a workitem: PS3.16 CID 9231 and, under a scheme of our own, what it lacks.
+# Choices on the form of a workitem: PS3.16 CID 9231, and local codes for what it lacks.
 WORKITEM_CODES: dict[str, tuple[str, str]] = {
     row.code: (row.scheme, row.meaning)
     for row in table("""
@@ -1591,7 +1590,7 @@ WORKITEM_CODES: dict[str, tuple[str, str]] = {
     DISPLAY | 99MINRIS | Display calibration
     """)
 }
-# The same context group, for workitems.
+# PS3.16 CID 9300 with its extension for workitems.
 UPS_CANCELLATION_REASONS = DISCONTINUATION_REASONS | {
     "110527": "Resource inadequate",
     "110530": "Workitem assignment rejected by assigned resource",
@@ -1602,7 +1601,7 @@ MODIFIED_AT = tag_of("ScheduledProcedureStepModificationDateTime")
 
 # ------------------------------------------------------------------------------------------------
 # minris.recent
-# What was used last, kept while there is room.
+# A cache of the most recent values, bounded by size.
 # ------------------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
@@ -1610,9 +1609,9 @@ Value = TypeVar("Value")
 
 
 class Recent(dict[Key, Value]):
-    """What was kept last, by key, while all of it is no more than `most`.
+    """The values kept most recently, by key; their sizes sum up to at most `most`.
 
-    What was kept longest ago goes first. Of one thread: who shares it holds a lock, or reads a
+    The oldest are dropped first. For one thread: threads that share it hold a lock, or read a
     `copy`, which is a plain dictionary.
     """
 
@@ -1625,7 +1624,7 @@ class Recent(dict[Key, Value]):
         self.keep(key, value)
 
     def keep(self, key: Key, value: Value, size: int = 1) -> None:
-        """Keep a value that is `size` of the whole."""
+        """Keep a value that counts as `size`."""
         self.pop(key, None)
         super().__setitem__(key, value)
         self.size += size - self.sizes.get(key, 0)
@@ -1638,16 +1637,16 @@ class Recent(dict[Key, Value]):
 
 # ------------------------------------------------------------------------------------------------
 # minris.config.values
-# How a setting is read from its text.
+# Readers of settings: each converts a text to a value, or raises ValueError with the reason.
 # ------------------------------------------------------------------------------------------------
 
 def _parts(text: str) -> tuple[str, ...]:
-    """What stands between commas, without what is empty."""
+    """The parts between commas, without empty ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_bool(text: str) -> bool:
-    """yes or no, as people write it."""
+    """Yes or no, also true, on, 1 and their opposites."""
     try:
         return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
     except KeyError:
@@ -1662,7 +1661,7 @@ def read_int(text: str, low: str, high: str) -> int:
 
 
 def read_optional(text: str, low: str, high: str) -> int | None:
-    """A whole number from low to high, or nothing."""
+    """A whole number from low to high, or None."""
     return read_int(text, low, high) if text else None
 
 
@@ -1695,7 +1694,7 @@ def read_ae_title(text: str) -> str:
 
 
 def read_zone(text: str) -> str:
-    """An IANA time zone, or nothing for that of the machine."""
+    """An IANA time zone; empty for that of the machine."""
     try:
         return text and zoneinfo.ZoneInfo(text).key
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
@@ -1703,7 +1702,7 @@ def read_zone(text: str) -> str:
 
 
 def read_value(text: str, vr: str, longest: str) -> str:
-    """A text that fits an attribute of a VR."""
+    """A text that is valid in an attribute of a VR."""
     if len(text) > int(longest) or "\\" in text or not text.isprintable():
         raise ValueError(Message("is longer than {longest} characters", longest=longest))
     if vr == "CS" and not re.fullmatch(r"[A-Z0-9_ ]*", text):
@@ -1712,7 +1711,7 @@ def read_value(text: str, vr: str, longest: str) -> str:
 
 
 def read_clock(text: str) -> tuple[int, int] | None:
-    """Hour and minute, or nothing."""
+    """Hour and minute, or None."""
     found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
     if text and not found:
         raise ValueError("is not a time such as 02:30")
@@ -1731,7 +1730,7 @@ def read_weekdays(text: str) -> tuple[str, ...]:
 
 
 def read_choice(text: str, *choices: str) -> str:
-    """One of a few words, in any case."""
+    """One of the choices; upper and lower case are the same."""
     for choice in choices:
         if text.lower() == choice.lower():
             return choice
@@ -1747,7 +1746,7 @@ def read_states(text: str) -> frozenset[str]:
 
 
 def read_character_set(text: str) -> tuple[str, ...]:
-    """Terms of Specific Character Set (0008,0005), by backslash; nothing: as asked."""
+    """Terms of Specific Character Set (0008,0005), separated by backslashes; may be empty."""
     terms = tuple(term.strip() for term in text.split("\\")) if text else ()
     if terms and (problem := character_set_problem(terms)):
         raise ValueError(problem)
@@ -1755,14 +1754,14 @@ def read_character_set(text: str) -> tuple[str, ...]:
 
 
 def read_store_url(text: str) -> str:
-    """sqlite:///FILE; a path that is not absolute counts from config.ini."""
+    """A URL sqlite:///FILE; a relative path is relative to config.ini."""
     if not text.startswith("sqlite:///") or len(text) == len("sqlite:///"):
         raise ValueError("is not sqlite:///FILE")
     return text
 
 
 def read_public_url(text: str) -> str:
-    """An http or https address, or nothing."""
+    """An http or https URL, or empty."""
     parts = urllib.parse.urlsplit(text)
     if text and not (parts.scheme in ("http", "https") and parts.netloc):
         raise ValueError("is not an address such as https://ris.clinic.example")
@@ -1770,7 +1769,7 @@ def read_public_url(text: str) -> str:
 
 
 def read_evidence(text: str) -> tuple[str, ...]:
-    """Kinds of evidence, in their order."""
+    """Kinds of evidence, in order."""
     found = _parts(text)
     if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
         raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
@@ -1781,7 +1780,7 @@ EVIDENCE = ("archive", "commitment", "availability")
 
 
 def read_passed_on(text: str) -> frozenset[str]:
-    """Kinds of messages that a device is passed on."""
+    """Kinds of messages that are forwarded to a device."""
     found = frozenset(one.lower() for one in _parts(text))
     if not found <= PASSED_ON.keys():
         raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
@@ -1789,7 +1788,7 @@ def read_passed_on(text: str) -> frozenset[str]:
 
 
 def read_origins(text: str) -> tuple[str, ...]:
-    """Origins of web pages, such as https://viewer.example, separated by commas."""
+    """Origins of web pages such as https://viewer.example, separated by commas."""
     origins = tuple(one.rstrip("/") for one in _parts(text))
     for origin in origins:
         parts = urllib.parse.urlsplit(read_public_url(origin))
@@ -1800,7 +1799,7 @@ def read_origins(text: str) -> tuple[str, ...]:
 
 
 def read_id_format(text: str, longest: str) -> str:
-    """A format with {number} and dates, for example A{year}{month}{day}{number:04}."""
+    """A pattern with {number} and dates, such as A{year}{month}{day}{number:04}."""
     now = datetime.datetime(2026, 12, 31, 23, 59, 59)
     try:
         sample = format_identifier(text, now, 10_000)
@@ -1814,7 +1813,7 @@ def read_id_format(text: str, longest: str) -> str:
 
 
 def format_identifier(pattern: str, now: datetime.datetime, number: int) -> str:
-    """The identifier of a pattern for a day and a number."""
+    """The identifier that a pattern makes of a day and a number."""
     return pattern.format(
         year=f"{now:%Y}", yy=f"{now:%y}", month=f"{now:%m}", day=f"{now:%d}", number=number
     )
@@ -1845,12 +1844,12 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
-ROLES = ("desk", "technologist", "admin")  # each may do what those before it may
+ROLES = ("desk", "technologist", "admin")  # each includes the rights of those before it
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.config.settings
-# The tables of settings: those of config.ini, and those of a device.
+# The tables of settings: the sections of config.ini, and the settings of a device.
 # ------------------------------------------------------------------------------------------------
 
 class Setting(NamedTuple):
@@ -1864,13 +1863,13 @@ class Setting(NamedTuple):
 
 
 def setting_table(text: str) -> tuple[Setting, ...]:
-    """Read `section | key | default | kind | meaning`; an unknown kind is refused."""
+    """Read `section | key | default | kind | meaning`; refuse an unknown kind and a duplicate."""
     found = tuple(Setting(*row) for row in table(text))
     for setting in found:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
-            raise ValueError(f"kind of {setting}")
+            raise ValueError(f"unknown kind: {setting}")
     if len({(setting.section, setting.key) for setting in found}) < len(found):
-        raise ValueError("a setting stands twice")
+        raise ValueError("duplicate setting")
     return found
 
 
@@ -1999,11 +1998,11 @@ DEVICE_SETTINGS = setting_table(r"""
 
 # ------------------------------------------------------------------------------------------------
 # minris.config.ini
-# config.ini, read and checked; a device as it is set.
+# Reading and checking of config.ini.
 # ------------------------------------------------------------------------------------------------
 
 class ConfigError(Exception):
-    """Everything that is wrong with a configuration: one line each, with section and key."""
+    """The errors of a configuration: one line each, with section and key."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -2014,7 +2013,7 @@ class ConfigError(Exception):
 class Config:
     """The checked settings: config.dicom.port, and one mapping of settings for each device.
 
-    sources  by section and key where a setting comes from, if not from the defaults
+    sources  by section and key: where a setting comes from, unless it is the default
     """
 
     dicom: types.SimpleNamespace
@@ -2032,23 +2031,23 @@ class Config:
 
     @property
     def zone(self) -> datetime.tzinfo | None:
-        """The zone of the clinic, None for that of the machine."""
+        """The time zone of the clinic, None for that of the machine."""
         return zoneinfo.ZoneInfo(self.clinic.timezone) if self.clinic.timezone else None
 
     @property
     def backup_folder(self) -> Path:
-        """Where nightly backups go, absolute."""
+        """The absolute path of the folder for nightly backups."""
         return Path(self.directory, self.housekeeping.backup_folder).absolute()
 
     @property
     def store_path(self) -> Path:
-        """The file of the store, absolute."""
+        """The absolute path of the database."""
         return Path(self.directory, self.store.url.removeprefix("sqlite:///")).absolute()
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A machine that may call us, or that we call."""
+    """A machine that connects to this system, or that this system connects to."""
 
     name: str
     ae_titles: tuple[str, ...]
@@ -2078,21 +2077,21 @@ class Device:
 
     @property
     def ae_title(self) -> str:
-        """The title it is scheduled under."""
+        """The AE title that its steps are scheduled for."""
         return self.ae_titles[0]
 
     @classmethod
     def from_settings(
         cls, name: str, settings: types.SimpleNamespace, from_file: bool = True
     ) -> "Device":
-        """A device as config.ini or the page of devices describes it."""
+        """The device of these settings, from config.ini or from the page of devices."""
         given = dict(vars(settings))
         titles = given.pop("ae_title")
         return cls(name=name, ae_titles=titles, from_file=from_file, **given)
 
 
 def read_setting(setting: Setting, text: str) -> Any:
-    """The value of a setting; ValueError says what is wrong with it."""
+    """The value of a setting. Raises ValueError with the reason."""
     name, *arguments = setting.kind.split(" ")
     return SETTING_KINDS[name](text, *arguments)
 
@@ -2100,7 +2099,7 @@ def read_setting(setting: Setting, text: str) -> Any:
 def read_section(
     name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[Message]
 ) -> types.SimpleNamespace:
-    """The values of one section; adds a line to `problems` for each that is wrong."""
+    """The values of one section; appends a line to `problems` for each error."""
     section, known = types.SimpleNamespace(), set()
     for setting in table:
         text = given.get(setting.key, setting.default).strip()
@@ -2121,7 +2120,7 @@ def read_section(
 
 
 def read_ini(path: Path) -> configparser.ConfigParser:
-    """The file as it stands; ConfigError where it is not an ini file in UTF-8."""
+    """The parsed file. Raises ConfigError if it is not an ini file in UTF-8."""
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text("utf-8-sig"), str(path))
@@ -2131,7 +2130,7 @@ def read_ini(path: Path) -> configparser.ConfigParser:
 
 
 def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) -> Iterator[str]:
-    """A line for each file of TLS that is named and not there, or needed and not named."""
+    """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
         for key in ("tls_certificate", "tls_key", "tls_client_ca"):
@@ -2146,7 +2145,7 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
 
 
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
-    """A line for each AE title that two devices claim, and for an address that cannot be checked."""
+    """A line for each AE title of two devices, and for each setting that needs a host."""
     owners: dict[str, str] = {}
     for name, device in devices.items():
         for title in getattr(device, "ae_title", ()):
@@ -2161,10 +2160,10 @@ def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]
 def load_config(
     path: Path | None = None, environ: Mapping[str, str] = types.MappingProxyType({})
 ) -> Config:
-    """Read a config.ini, or the defaults; ConfigError lists every mistake at once.
+    """The configuration of a file, or the defaults. Raises ConfigError with all errors at once.
 
-    path     the file, None for defaults alone
-    environ  variables MINRIS_SECTION_KEY that go before the file
+    path     the file, None for the defaults
+    environ  variables MINRIS_SECTION_KEY, which override the file
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
     wrong: list[Message] = []
@@ -2196,7 +2195,7 @@ def load_config(
 
 
 def settings_reference() -> str:
-    """config.ini with every setting, its default and meaning, each default as a comment."""
+    """A config.ini with every setting, its meaning, and its default as a comment."""
     lines = [
         "# minris: every setting with its default. Lines starting with # are comments.",
         "# Remove the # to set a value. File encoding: UTF-8.",
@@ -2212,7 +2211,7 @@ def settings_reference() -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.elements
-# Encoded elements, and the index of an encoded data set.
+# The stored form: encoding of elements, and the index of an encoded data set.
 # ------------------------------------------------------------------------------------------------
 
 ELEMENT_HEADER = struct.Struct("<HH2sH")
@@ -2224,22 +2223,22 @@ ITEM_TAG, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 class Malformed(ValueError):
-    """Bytes that are no data set, or one past a limit."""
+    """The bytes are not a data set, or it exceeds a limit."""
 
 
 class TooManyElements(Malformed):
-    """A data set with more elements than are taken."""
+    """The data set has more elements than allowed."""
 
 
 def pad(value: bytes, vr: bytes) -> bytes:
-    """The value at even length."""
+    """The value padded to even length."""
     if len(value) & 1:
         return value + (b" " if vr in SPACE_PADDED_VRS else b"\0")
     return value
 
 
 def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
-    """One element in Explicit VR Little Endian; the value is padded to even length."""
+    """One element in Explicit VR Little Endian, its value padded to even length."""
     value = pad(value, vr)
     if vr in LONG_VRS:
         return (
@@ -2258,23 +2257,23 @@ def encode_item(content: bytes) -> bytes:
 
 
 def encode_items(tag: int, contents: Iterable[SupportsBytes]) -> bytes:
-    """A sequence of items that are encoded already."""
+    """One sequence of encoded items."""
     return encode_element(tag, b"SQ", b"".join(encode_item(bytes(one)) for one in contents))
 
 
 def encode_text(keyword: str, text: str) -> bytes:
-    """One element from a keyword and its text, UTF-8."""
+    """One element from a keyword and a text, in UTF-8."""
     tag = tag_of(keyword)
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
 def encoded(elements: Mapping[int, bytes]) -> bytes:
-    """A data set of encoded elements, in the order of their tags (PS3.5 7.1)."""
+    """The data set of encoded elements, ordered by tag (PS3.5 7.1)."""
     return b"".join([elements[tag] for tag in sorted(elements)])
 
 
 class ElementIndex:
-    """An encoded data set (stored form), indexed by tag; sequences are opened when asked for."""
+    """An encoded data set in the stored form, indexed by tag; sequences are parsed on demand."""
 
     __slots__ = ("data", "end", "found", "start")
 
@@ -2300,23 +2299,23 @@ class ElementIndex:
         return iter(self.found)
 
     def vr(self, tag: int) -> bytes:
-        """The VR of an element that is there."""
+        """The VR of an element, which must be present."""
         return self.found[tag][0]
 
     def element(self, tag: int) -> bytes:
-        """The whole element, b"" where there is none."""
+        """The encoded element, b"" if absent."""
         if tag not in self.found:
             return b""
         _, head, _, end = self.found[tag]
         return self.data[head:end]
 
     def elements(self) -> dict[int, bytes]:
-        """Each whole element by its tag."""
+        """The encoded elements by tag."""
         data = self.data
         return {tag: data[head:end] for tag, (_, head, _, end) in self.found.items()}
 
     def value(self, tag: int) -> bytes:
-        """The bytes of a value, b"" where there is none."""
+        """The bytes of a value, b"" if absent."""
         if tag not in self.found:
             return b""
         _, _, start, end = self.found[tag]
@@ -2331,17 +2330,17 @@ class ElementIndex:
         return text if vr in LED_BY_SPACES else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
-        """The text of a keyword, empty where there is none."""
+        """The text of a keyword, empty if absent."""
         return self.text(tag_of(keyword))
 
     def values(self, tag: int) -> list[str]:
-        """Each value as text, without padding; [] where there is none."""
+        """The values as texts, without padding; [] if absent."""
         text = self.text(tag)
         strip = str.rstrip if self.found.get(tag, (b"",))[0] == b"UC" else str.strip
         return [strip(value, " ") for value in text.split("\\")] if text else []
 
     def items(self, tag: int) -> list["ElementIndex"]:
-        """The items of a sequence, [] where there is none."""
+        """The items of a sequence, [] if absent."""
         vr, _, pos, end = self.found.get(tag, (b"", 0, 0, 0))
         if vr != b"SQ":
             return []
@@ -2353,11 +2352,11 @@ class ElementIndex:
         return items
 
     def item(self, keyword: str) -> "ElementIndex":
-        """The first item of a sequence; an empty one where there is none."""
+        """The first item of a sequence, an empty one if absent."""
         return next(iter(self.items(tag_of(keyword))), EMPTY)
 
     def has_value(self, tag: int) -> bool:
-        """Whether there is a value other than padding, or an item."""
+        """Whether the element has an item, or a value other than padding."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
         return end > start and (vr in BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
 
@@ -2365,19 +2364,19 @@ class ElementIndex:
         return self.data[self.start : self.end]
 
     def merged(self, *others: "ElementIndex") -> "ElementIndex":
-        """The data set with the elements of the others put in, each in the place of its own."""
+        """The data set with the elements of the others added; those replace its own."""
         elements = self.elements()
         for other in others:
             elements |= other.elements()
         return ElementIndex(encoded(elements))
 
     def without(self, tags: Iterable[int]) -> "ElementIndex":
-        """The data set less some elements."""
+        """The data set without some elements."""
         leave = frozenset(tags)
         return ElementIndex(b"".join([self.element(tag) for tag in self if tag not in leave]))
 
     def only(self, tags: Iterable[int]) -> "ElementIndex":
-        """The elements of the given tags that are there."""
+        """The elements of the given tags that are present."""
         return ElementIndex(b"".join([self.element(tag) for tag in sorted(tags)]))
 
     def with_values(self) -> "ElementIndex":
@@ -2389,25 +2388,25 @@ EMPTY = ElementIndex(b"")
 
 
 def text_elements(**texts: str) -> ElementIndex:
-    """A data set of text elements by keyword; those without a text are left out."""
+    """A data set of text elements by keyword; empty texts are left out."""
     return ElementIndex(encoded({tag_of(k): encode_text(k, v) for k, v in texts.items() if v}))
 
 
 def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
-    """A data set of sequences by keyword, of items that are encoded already."""
+    """A data set of sequences by keyword, of encoded items."""
     tags = {tag_of(keyword): items for keyword, items in sequences.items()}
     return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
-    """The numbers of a binary value; bytes left over are ignored."""
+    """The numbers of a binary value; surplus bytes are ignored."""
     code = BINARY_NUMBERS[vr]
     count = len(value) // struct.calcsize(code)
     return struct.unpack_from(f"<{count}{code}", value)
 
 
 def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
-    """Numbers of one binary VR in another. Raises Malformed"""
+    """The value with its numbers in another binary VR. Raises Malformed."""
     numbers, code = unpack_numbers(vr, value), BINARY_NUMBERS[right]
     try:
         return struct.pack(f"<{len(numbers)}{code}", *numbers)
@@ -2417,7 +2416,7 @@ def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.text
-# Specific Character Set: text decoded, encoded, and recovered where the declared set is wrong.
+# Specific Character Set: decoding, encoding, and recovery if the declared set is wrong.
 # ------------------------------------------------------------------------------------------------
 
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -2426,7 +2425,7 @@ SPECIFIC_CHARACTER_SET = 0x00080005
 class CharacterSet:
     """Specific Character Set (0008,0005): decodes and encodes text values.
 
-    terms   its defined terms; () is the default repertoire, ASCII
+    terms   defined terms; () is the default repertoire, ASCII
     Source  PS3.5 6.1; PS3.3 C.12.1.1.2
     """
 
@@ -2439,16 +2438,16 @@ class CharacterSet:
             self.sets += (one for term in terms for one in repertoires_of(term))
             of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
         g1 = of_first.get("G1")
-        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # as the first term has them
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
         if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
-            self.codec = g1.codec  # without extensions Python's codec does it all at once
+            self.codec = g1.codec  # without code extensions Python's codec does the whole text
 
     def delimiters(self, vr: bytes) -> bytes:
-        """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
+        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
         return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
 
     def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
-        """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
+        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
         if self.codec:
             text = raw.decode(self.codec)
             if self.codec not in CHARACTER_SETS_ALONE.values() and re.search(r"[\x80-\x9f]", text):
@@ -2474,7 +2473,7 @@ class CharacterSet:
             active = g1 if byte >= 0x80 else g0
             width = 1 if byte < 0x21 or not active else active.width
             if byte >= 0x80 and (byte < 0xA0 or not active):
-                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
             piece = raw[pos : pos + width]
             parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
             pos += width
@@ -2483,7 +2482,7 @@ class CharacterSet:
         return "".join(parts)
 
     def loose(self) -> Iterator["CharacterSet"]:
-        """The same with its one set of two bytes active from the start: its escapes are often left out."""
+        """The same with its two-byte set initially active, for senders that omit the escape."""
         wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
         if not self.codec and len(wide) == 1 and not self.first[1]:
             found = CharacterSet(self.terms)
@@ -2491,7 +2490,7 @@ class CharacterSet:
             yield found
 
     def encode(self, text: str, vr: bytes = b"LO") -> bytes:
-        """The bytes of a text; UnicodeEncodeError where this set cannot carry it."""
+        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
         if self.codec:
             return text.encode(self.codec)
         delimiters = self.delimiters(vr)
@@ -2516,7 +2515,7 @@ class CharacterSet:
     def _find(
         self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
     ) -> tuple[Repertoire, bytes]:
-        """The set to write a character in: one that is active, else the first that has it."""
+        """The set for a character: an active one, else the first one that has it; and the bytes."""
         for one in (*filter(None, (g0, g1)), *self.sets):
             if raw := one.encode(character):
                 return one, raw
@@ -2524,7 +2523,7 @@ class CharacterSet:
         raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
 
     def carries(self, text: str) -> bool:
-        """Whether a text can be encoded in it."""
+        """Whether this set can encode a text."""
         try:
             self.encode(text)
         except UnicodeEncodeError:
@@ -2541,9 +2540,9 @@ class CharacterSet:
 
 @functools.lru_cache(256)
 def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
-    """The CharacterSet of some terms; None where one is not known.
+    """The CharacterSet of some terms; None if one is unknown.
 
-    A set that stands alone does so although others are named behind it.
+    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
     """
     if terms and terms[0] in CHARACTER_SETS_ALONE:
         terms = terms[:1]
@@ -2556,14 +2555,14 @@ ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
 
 
 class DecodedText(NamedTuple):
-    """A text, and how sure it is: `declared`, `recovered` in another set, or `damaged`."""
+    """A text, and how it was decoded: `declared`, `recovered` in another set, or `damaged`."""
 
     text: str
     how: str
 
 
 def is_utf_8_of_hanzi(raw: bytes) -> bool:
-    """Whether bytes are UTF-8 of Chinese: text in GB18030 hardly ever has that form by chance."""
+    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -2573,7 +2572,7 @@ def is_utf_8_of_hanzi(raw: bytes) -> bool:
 
 
 def looks_like_gb18030(raw: bytes) -> bool:
-    """Whether pairs of common hanzi outnumber single high bytes, as Western texts have them."""
+    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
     pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
     single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
     return len(pairs) > len(single)
@@ -2582,14 +2581,14 @@ def looks_like_gb18030(raw: bytes) -> bool:
 def decode_text(
     raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
 ) -> DecodedText:
-    """The text of a value, recovered where the bytes contradict the declared set.
+    """The text of a value, recovered if the bytes contradict the declared set.
 
-    Tried behind it: UTF-8, whose form hardly comes about by chance; GB18030 where the set declared
-    is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
-    guess. What none of them has becomes `mark` and nnn, as PS3.5 6.1.2.3 wants it shown.
+    Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
+    too or no ISO 8859 text has such bytes; and ISO 8859-1, which is a guess. Control characters
+    then become `mark` and their octal code (PS3.5 6.1.2.3).
     """
     multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
-    if b"\x1b" in raw and (multi_byte or not charset):  # its escapes say what it is
+    if b"\x1b" in raw and (multi_byte or not charset):  # the escapes tell the sets
         with contextlib.suppress(UnicodeDecodeError):
             return DecodedText(ISO_2022.decode(raw, vr), "recovered")
     if charset and charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
@@ -2618,11 +2617,11 @@ def decode_text(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.names
-# Person names: keys for the search, pinyin, initials, how they are shown; identity numbers.
+# Person names: search keys, pinyin, initials, display; resident identity numbers.
 # ------------------------------------------------------------------------------------------------
 
 def plain(text: str) -> str:
-    """Lower case without accents and tones; the letter behind a mark stays."""
+    """The text in lower case, without accents and tones."""
     if text.isascii():
         return text.casefold()
     decomposed = unicodedata.normalize("NFKD", text)
@@ -2631,9 +2630,9 @@ def plain(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """A name as it is looked for: each group in plain letters and digits, run together.
+    """The search key of a name: each group as plain letters and digits, without spaces.
 
-    ü is written lü, lv, lyu or lu in pinyin; all are lu here, and likewise nu.
+    Pinyin writes lü as lü, lv, lyu or lu; all become lu here, and likewise nu.
     """
     groups = []
     for group in name.split("="):
@@ -2642,12 +2641,12 @@ def name_key(name: str) -> str:
     return "=".join(groups)
 
 
-# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+# Family names of two characters, to split a Chinese name that is written without a space.
 COMPOUND_SURNAMES = frozenset(
     "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
     " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
 )
-# How family names are read where they are read otherwise than the same character in a word.
+# Readings of family names that differ from the usual reading of the character.
 SURNAMES = dict(
     pair.split("=")
     for pair in (
@@ -2660,9 +2659,9 @@ SURNAMES = dict(
 
 
 def latin_name(components: str) -> str:
-    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; empty without pypinyin.
 
-    ü is written yu, as in passports.
+    ü becomes yu, as in passports.
     """
     try:
         from pypinyin import lazy_pinyin
@@ -2676,7 +2675,7 @@ def latin_name(components: str) -> str:
 
 
 def chinese_name(text: str) -> str:
-    """`王小东` or `王 小东` as components `王^小东`."""
+    """The components `王^小东` of `王小东` or `王 小东`."""
     parts = text.replace("^", " ").replace("·", " ").split()
     if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
         name = parts[0]
@@ -2686,9 +2685,9 @@ def chinese_name(text: str) -> str:
 
 
 def initials(name: str) -> str:
-    """The initials of a name, by words and capitals within them: wxd of Wang^XiaoDong.
+    """The initials of a name, one per word or capital: wxd for Wang^XiaoDong.
 
-    A name without Latin letters has those of its pinyin.
+    A name without Latin letters gets the initials of its pinyin.
     """
     latin, _, rest = name.partition("=")
     if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
@@ -2699,13 +2698,13 @@ def initials(name: str) -> str:
     return "".join(plain(part[0]) for part in (words if shouted else parts))
 
 
-# GB 11643: weights of the first 17 digits of a resident's number, and the check character by the sum.
+# GB 11643: weights of the first 17 digits, and the check character by the sum modulo 11.
 _RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _RESIDENT_CHECKS = "10X98765432"
 
 
 def resident_number(text: str) -> tuple[str, str] | None:
-    """Birth date (DA) and sex of a Chinese resident's identity number; None for what is none."""
+    """Birth date (DA) and sex from a Chinese resident identity number; None if it is not valid."""
     number = text.strip().upper()
     if not re.fullmatch("[0-9]{17}[0-9X]", number):
         return None
@@ -2716,14 +2715,14 @@ def resident_number(text: str) -> tuple[str, str] | None:
 
 
 def shown_name(name: str) -> str:
-    """A PN value as people read it: 王小东 Wang XiaoDong."""
+    """A PN value for display: 王小东 Wang XiaoDong."""
     groups = [group.replace("^", " ").strip() for group in name.split("=")]
     latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
     return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
 
 
 def masked_name(name: str) -> str:
-    """A PN value for a screen that others see: 王*东, W*** X."""
+    """A PN value for a public screen: 王*东, W*** X."""
     groups = [group.split("^") for group in name.split("=")]
     ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
     if len(ideographic) > 1:
@@ -2734,76 +2733,76 @@ def masked_name(name: str) -> str:
 
 
 def name_groups(text: str) -> list[str]:
-    """The component groups of a person name, in lower case, empty components at the end gone."""
+    """The component groups of a name, plain, without trailing empty components."""
     return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
 
 
 def name_chunk(name: str) -> str:
-    """The longest part of a name key that is in the `name_key` of every name that it matches."""
-    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
+    """The longest part of a name key that every matching name has in its `name_key`."""
+    # name_key turns yu and v after l or n into u: a chunk may begin or end within them
     edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
     chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
     return max(chunks, key=len)
 
 
 def person_name(family: str, given: str, chinese: str) -> str:
-    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
+    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`."""
     ideographic = chinese_name(chinese)
     latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
     return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
 
 
 def typed_name(text: str) -> str:
-    """A PN value from one line: hanzi alone are the ideographic group, all else is as it is."""
+    """A PN value from one line; hanzi without `=` become the ideographic group."""
     hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
     return person_name("", "", text) if hanzi else text
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.times
-# Dates and times: ranges of keys, instants, and what people read.
+# Dates and times: ranges in keys, instants, display.
 # ------------------------------------------------------------------------------------------------
 
 def key_refusal(tag: int, words: str) -> Refusal:
-    """The refusal (A900) of a key that cannot be matched on."""
+    """The refusal (A900) of a key that cannot be matched."""
     return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
 def shown_date(value: str) -> str:
-    """A DA value as 2026-07-05."""
+    """A DA value for display: 2026-07-05."""
     return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
 
 
 class Interval(NamedTuple):
-    """A range of DA, TM or DT values, both ends included; "" for an open end."""
+    """A range of DA or TM values, both ends included; "" for an open end."""
 
     low: str
     high: str
     form: str
 
     def test(self, value: bytes) -> bool:
-        """Whether a stored value lies in it."""
+        """Whether a stored value, or one of several, lies in the range."""
         text = value.decode("ascii", "replace").strip(" \0")
         return any(one and self.holds(one) for one in text.split("\\"))
 
     def holds(self, text: str) -> bool:
-        """Whether one value, normalised as the ends are, lies in it."""
+        """Whether one value lies in the range."""
         text = normal_time(text)
         return text >= self.low and (not self.high or text <= self.high)
 
 
 def normal_date(text: str) -> str:
-    """A date as eight digits; the dots of ACR-NEMA go."""
+    """A date as eight digits, without the dots of ACR-NEMA."""
     return text.replace(".", "") if text.count(".") == 2 else text
 
 
 def normal_time(text: str) -> str:
-    """A time in its shortest comparable form: 2230 stands before 223000 and sorts as it does."""
+    """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")
 
 
 def _time_end(text: str) -> str:
-    """The last instant that an imprecise time covers: 10 is up to 10:59:59.999999."""
+    """The last instant of an imprecise time: 10 covers up to 10:59:59.999999."""
     digits, _, fraction = text.partition(".")
     if fraction:
         return f"{digits}.{fraction.ljust(6, '9')}"
@@ -2811,12 +2810,12 @@ def _time_end(text: str) -> str:
 
 
 def time_start(text: str) -> str:
-    """The first instant that an imprecise time covers."""
+    """The first instant of an imprecise time."""
     return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
 
 
 def interval(tag: int, vr: bytes, text: str) -> Interval:
-    """A key of VR DA, TM: `a`, `a-b`, `-b`, `a-`; Refuses A900 for what is neither."""
+    """The interval of a DA or TM key: `a`, `a-b`, `-b` or `a-`. Refuses A900."""
     normal = normal_date if vr == b"DA" else normal_time
     low, dash, high = (normal(part.strip(" ")) for part in text.partition("-"))
     for part in filter(None, (low, high)):
@@ -2832,12 +2831,12 @@ def interval(tag: int, vr: bytes, text: str) -> Interval:
 
 
 class TimeInterval(Interval):
-    """A range of times; a stored time without seconds begins with its minute."""
+    """A range of times; a stored time without seconds is the start of its minute."""
 
     __slots__ = ()
 
     def holds(self, text: str) -> bool:
-        """Whether one time lies in it."""
+        """Whether one time lies in the range."""
         text = time_start(normal_time(text))
         return text >= self.low and (not self.high or text <= self.high)
 
@@ -2857,9 +2856,9 @@ _DATETIME = re.compile(
 def datetime_bounds(
     text: str, zone: datetime.tzinfo | None
 ) -> tuple[datetime.datetime, datetime.datetime]:
-    """The first and the last instant that a DT value covers, in UTC; ValueError for no DT value.
+    """The first and the last instant of a DT value, in UTC. Raises ValueError.
 
-    zone  that of a value without an offset, None for that of the machine
+    zone  time zone of a value without an offset, None for that of the machine
     """
     found = _DATETIME.fullmatch(text)
     if not found:
@@ -2884,7 +2883,7 @@ def datetime_bounds(
 
 
 def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.datetime:
-    """A time of a zone, None for that of the machine, in UTC; at the ends of the calendar as it is."""
+    """A local time in UTC; zone None is that of the machine. Unchanged at the calendar's ends."""
     try:
         return (at.replace(tzinfo=zone) if zone else at.astimezone()).astimezone(datetime.UTC)
     except (ValueError, OverflowError):
@@ -2892,12 +2891,12 @@ def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.date
 
 
 def utc_stamp(at: datetime.datetime) -> str:
-    """A time in UTC as the store keeps it: text that sorts."""
+    """A UTC time as text that sorts, the form in the database."""
     return f"{at.year:04d}-{at:%m-%dT%H:%M:%S.%fZ}"
 
 
 def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
-    """The beginning of the next year, month, day, hour, minute or second."""
+    """The start of the next year, month, day, hour, minute or second."""
     if known == 1:
         return start.replace(year=start.year + 1)
     if known == 2:
@@ -2907,9 +2906,9 @@ def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
 
 
 def split_datetime_range(text: str) -> tuple[str, str, str]:
-    """A DT key as low end, dash, high end; a dash before an offset is no range.
+    """Split a DT key into low end, dash, high end; the dash of an offset is not a range.
 
-    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 behind a dash are an offset
+    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 after a dash are an offset
     """
     for match in re.finditer("-", text):
         low, high = text[: match.start()], text[match.end() :]
@@ -2927,7 +2926,7 @@ class Instants(NamedTuple):
     zone: datetime.tzinfo | None
 
     def test(self, value: bytes) -> bool:
-        """Whether a stored DT value begins in it."""
+        """Whether a stored DT value begins in the range."""
         text = value.decode("ascii", "replace").strip(" \0")
         if not text:
             return False
@@ -2939,7 +2938,7 @@ class Instants(NamedTuple):
 
 
 def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
-    """A key of VR DT, single or range. Refuses A900."""
+    """The range of a DT key, single or range. Refuses A900."""
     low, dash, high = split_datetime_range(text.strip())
     try:
         first = datetime_bounds(low, zone) if low else None
@@ -2955,18 +2954,18 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.checks
-# Data sets held against an attribute table, and what N-GET selects of them.
+# Checks of a data set: against the VRs, against an attribute table, against the stored one.
 # ------------------------------------------------------------------------------------------------
 
 def well_formed(index: ElementIndex) -> ElementIndex:
-    """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
+    """Return a data set made from a form. Refuses 0106 if a value is not valid for its VR."""
     if problems := list(value_problems(index)):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     return index
 
 
 def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
-    """Each element at any depth, as the data set or item that holds it and its tag."""
+    """Every element at any depth: the data set or item that holds it, and its tag."""
     for tag in index:
         yield index, tag
         for item in index.items(tag):
@@ -2974,7 +2973,7 @@ def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
 
 
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
-    """A problem for each value in a data set that its VR does not allow, nested ones included."""
+    """A problem for each value that its VR does not allow, at any depth."""
     for holder, tag in every_element(index):
         vr = holder.vr(tag)
         if vr == b"SQ" or vr in BINARY_VRS:
@@ -2998,11 +2997,11 @@ def check_attributes(
     lenient: bool = False,
     path: tuple[int, ...] = (),
 ) -> list[Problem]:
-    """Hold a data set against a column of an attribute table; what is absent but forgiven.
+    """Check a data set against a column of an attribute table; return what was tolerated.
 
-    column   its cells are types: `1/1`, `2/2`, `1`, `2`; others ask nothing (PS3.4 5.4.2)
-    lenient  take an absent type 2 attribute as empty, and return it as a problem forgiven
-    Refuses  0120 for what is absent, 0121 for what has no value
+    column   its cells are types: `1/1`, `2/2`, `1`, `2`; other cells require nothing (PS3.4 5.4.2)
+    lenient  tolerate an absent type 2 attribute
+    Refuses  0120 for a missing attribute, 0121 for a missing value
     """
     absent, empty, forgiven = [], [], []
     for attribute in table.children(path):
@@ -3025,7 +3024,7 @@ def check_attributes(
 
 
 def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> ElementIndex:
-    """A data set with the type 2 attributes of a column that it lacks, empty."""
+    """The data set, with the missing type 2 attributes of a column added empty."""
     absent = {
         attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
         for attribute in table.children()
@@ -3037,9 +3036,9 @@ def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> Eleme
 def selected_attributes(
     index: ElementIndex, tags: Iterable[int], table: AttributeTable
 ) -> tuple[Status, bytes]:
-    """What N-GET answers of a data set: the attributes asked for, or all; 0001 where one is not kept.
+    """The answer to N-GET: status, and the requested attributes; 0001 if one is not supported.
 
-    tags  Attribute Identifier List (0000,1005), top level
+    tags  Attribute Identifier List (0000,1005), top level; empty: all attributes
     """
     tags = list(tags)
     wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
@@ -3059,18 +3058,18 @@ def selected_attributes(
 
 
 def check_uid(uid: str) -> None:
-    """Refuse (0117) what is no UID."""
+    """Refuse (0117) a text that is not a UID."""
     if value_problem("UI", uid) or not uid:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
 def exists_already(uid: str) -> Refusal:
-    """The refusal (0111) of a new instance whose UID another one has."""
+    """The refusal (0111) of a new instance whose UID is in use."""
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
 
 
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
-    """Refuse (0106) a data set that names another instance than its command set does (local)."""
+    """Refuse (0106) a data set whose SOP class or instance differs from the command set (local)."""
     known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
     problems = [
         Problem(tag_of(keyword), Message("is not that of the command set"))
@@ -3082,12 +3081,12 @@ def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
 
 
 def noted_problems(problems: Iterable[Problem]) -> str:
-    """What was forgiven, for the log and the step's page."""
+    """The names of tolerated attributes, for the log and the step's page."""
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
 
 def _comparable(index: ElementIndex, tag: int) -> str:
-    """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
+    """A value for comparison: a name loses its trailing empty components and groups (PS3.5 6.2)."""
     text = index.text(tag)
     if tag not in index or index.vr(tag) != b"PN":
         return text
@@ -3095,7 +3094,7 @@ def _comparable(index: ElementIndex, tag: int) -> str:
 
 
 def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
-    """Whether an attribute that may not be set is as it is stored."""
+    """Whether an attribute has the stored value."""
     if index.vr(tag) != b"SQ":
         return _comparable(index, tag) == _comparable(stored, tag)
     empty = not index.has_value(tag) and not stored.has_value(tag)
@@ -3103,7 +3102,7 @@ def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
 
 
 def check_unchanged(index: ElementIndex, stored: ElementIndex, tags: Container[int]) -> None:
-    """Refuse (0105) those of some attributes, which may not be set, that are not as stored."""
+    """Refuse (0105) attributes that may not be set and differ from the stored ones."""
     problems = [
         Problem(tag, Message("may not be set"))
         for tag in index
@@ -3115,18 +3114,15 @@ def check_unchanged(index: ElementIndex, stored: ElementIndex, tags: Container[i
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.dicom_json
-# The DICOM JSON Model (PS3.18 F).
+# The DICOM JSON Model, to and from the stored form (PS3.18 F).
 # ------------------------------------------------------------------------------------------------
-
-# DICOM JSON, straight to and from the stored form. Source: PS3.18 annex F.
-
 
 _INLINE_BINARY_VRS = frozenset(b"OB OD OF OL OV OW UN".split())
 NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
 
 def _json_number(text: str) -> float | str:
-    """A DS or IS as a number where nothing is lost by it, else as its text."""
+    """A DS or IS as a number if that loses nothing, else as text."""
     if re.fullmatch(r"-?\d{1,15}", text) and str(int(text)) == text:
         return int(text)
     if re.fullmatch(r"-?\d+\.\d+", text) and str(float(text)) == text:
@@ -3135,12 +3131,12 @@ def _json_number(text: str) -> float | str:
 
 
 def _json_name(text: str) -> dict[str, str] | None:
-    groups = text.split("=", 2)  # there are no more, but what a peer has sent is kept
+    groups = text.split("=", 2)  # more are illegal, but kept as sent
     return {n: g for n, g in zip(NAME_GROUPS, groups, strict=False) if g} or None
 
 
 def _json_whole_or_float(number: float) -> float | str:
-    """A binary number; as text where JSON has none, or readers with doubles would change it."""
+    """A binary number; as text if JSON has none, or if a reader using doubles would change it."""
     if isinstance(number, int):
         return number if abs(number) < 2**53 else str(number)
     return number if math.isfinite(number) else "NaN" if number != number else str(number)
@@ -3166,7 +3162,7 @@ def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
 
 
 def to_json(index: ElementIndex) -> dict[str, Any]:
-    """A stored data set as an object of the DICOM JSON Model."""
+    """Convert a stored data set to an object of the DICOM JSON Model."""
     result: dict[str, Any] = {}
     for tag in index:
         vr = index.vr(tag)
@@ -3210,7 +3206,7 @@ def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> byt
 
 
 def _json_text(vr: bytes, value: Any) -> str:
-    """One value of a text VR. Raises TypeError"""
+    """One value of a text VR. Raises TypeError."""
     if vr == b"PN" and isinstance(value, dict):
         if value.keys() - set(NAME_GROUPS):
             raise TypeError
@@ -3227,7 +3223,7 @@ def _json_text(vr: bytes, value: Any) -> str:
 
 
 def _whole_number(value: Any) -> int:
-    """A JSON number, or a text that holds one, as a whole number; TypeError for half of one."""
+    """A JSON number, or a text of one, as an integer. Raises TypeError if it is not whole."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", value):
         return int(value)
     if type(value) is not int:
@@ -3236,7 +3232,7 @@ def _whole_number(value: Any) -> int:
 
 
 def _float(value: Any) -> float:
-    """A JSON number, or a text that holds one or says that it is none; TypeError for others."""
+    """A JSON number, or a text of a number, NaN or infinity. Raises TypeError for others."""
     if isinstance(value, str) and not re.fullmatch(
         r"[\s0-9.eE+-]*|NaN|nan|[+-]?(inf|INF|Infinity)", value
     ):
@@ -3250,7 +3246,7 @@ def _float(value: Any) -> float:
 
 
 def _json_vr(key: str, tag: int, given: Any) -> bytes:
-    """The VR of a member, by the dictionary where it is not given. Refuses 0106."""
+    """The VR of a member, that of the dictionary if none is given. Refuses 0106."""
     if given is None:
         return vr_of(tag).encode()
     vr = given.encode("ascii", "replace") if isinstance(given, str) else b""
@@ -3264,9 +3260,9 @@ def _json_vr(key: str, tag: int, given: Any) -> bytes:
 
 
 def from_json(value: Any, depth: int = 1) -> bytes:
-    """An object of the DICOM JSON Model in the stored form; keys may be keywords too.
+    """Convert an object of the DICOM JSON Model to the stored form; keys may be keywords too.
 
-    Refuses 0106 with the key that is wrong. Source: PS3.18 annex F
+    Refuses 0106 with the key that is wrong. Source: PS3.18 F
     """
     if not isinstance(value, dict):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("is not an object of DICOM JSON"))
@@ -3275,12 +3271,12 @@ def from_json(value: Any, depth: int = 1) -> bytes:
     found: dict[int, bytes] = {}
     for key, member in value.items():
         tag = int(key, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", key) else None
-        if tag is None and key:  # the dictionary has a keyword without letters
+        if tag is None and key:  # the dictionary has an entry with an empty keyword
             tag = datadict.tag_for_keyword(key)
         if tag is None or tag >> 16 in (0, 2, 0xFFFE):
             raise _bad_json(key, "is not an attribute")
         if tag == SPECIFIC_CHARACTER_SET or not tag & 0xFFFF:
-            continue  # JSON is UTF-8, and so is the store
+            continue  # both JSON and the stored form are UTF-8
         if not isinstance(member, dict):
             raise _bad_json(key, "is not an object with vr and Value")
         if tag in found:
@@ -3317,18 +3313,18 @@ def _json_member(key: str, vr: bytes, member: Mapping[str, Any], depth: int) -> 
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.recode
-# A peer's data set, read once and written in the stored form.
+# Conversion of a peer's data set to the stored form.
 # ------------------------------------------------------------------------------------------------
 
 class Limits(NamedTuple):
-    """How much of a peer's data set is taken."""
+    """Limits of a peer's data set."""
 
     nesting: int = 16
     elements: int = 100_000
 
 
 class _Recoder:
-    """Reads a peer's data set once, front to back, and writes it in the stored form."""
+    """Reads a peer's data set once, from front to back, and writes the stored form."""
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data, self.limits, self.count = data, limits, 0
@@ -3345,7 +3341,7 @@ class _Recoder:
         depth: int,
         until: int = 0,
     ) -> tuple[bytes, int]:
-        """The elements from pos to end, or to the delimiter `until`; and where they ended."""
+        """The elements from pos to end, or to the delimiter `until`, and their end."""
         if depth > self.limits.nesting:
             raise Malformed(f"nested deeper than {self.limits.nesting}")
         found: dict[int, bytes] = {}
@@ -3362,7 +3358,7 @@ class _Recoder:
             element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
             if tag == SPECIFIC_CHARACTER_SET:
                 charset = self.declared(element, charset, depth)
-            elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired and tell nothing
+            elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
         if until:
@@ -3370,7 +3366,7 @@ class _Recoder:
         return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
-        """Tag, VR (empty where implicit), start and length of the value."""
+        """Tag, VR (empty if implicit), start and length of the value."""
         if pos + 8 > end:
             raise Malformed("ends in the middle of an element")
         group, number, vr, length = ELEMENT_HEADER.unpack_from(self.data, pos)
@@ -3396,7 +3392,7 @@ class _Recoder:
         charset: CharacterSet | None,
         depth: int,
     ) -> tuple[bytes, int]:
-        """One element in the stored form, and where the next one starts."""
+        """One element in the stored form, and the start of the next one."""
         if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
             vr, explicit = b"", False
         vr = vr or vr_of(tag).encode()
@@ -3430,7 +3426,7 @@ class _Recoder:
         depth: int,
         delimited: bool = False,
     ) -> tuple[bytes, int]:
-        """A sequence in the stored form: items of defined length."""
+        """A sequence in the stored form, with defined lengths, and its end."""
         items: list[bytes] = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
@@ -3453,8 +3449,8 @@ class _Recoder:
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
-        """A text value in UTF-8; notes where it had to be recovered."""
-        # a backslash in a text of several values would make two of one
+        """A text value in UTF-8; notes a text that was recovered or damaged."""
+        # in a multi-valued VR a backslash would split the value
         text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
             (self.recovered if how == "recovered" else self.damaged).append(tag)
@@ -3463,7 +3459,7 @@ class _Recoder:
     def declared(
         self, element: bytes, outer: CharacterSet | None, depth: int
     ) -> CharacterSet | None:
-        """The set that (0008,0005) declares; the outer one where it is empty, None if unknown."""
+        """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
         terms = tuple(term.strip(" \0") for term in value.split("\\"))
         if depth == 1:
@@ -3481,22 +3477,22 @@ def recode(
     charset: CharacterSet = ASCII,
     limits: Limits = Limits(),
 ) -> bytes:
-    """A peer's data set in the stored form: explicit little endian, UTF-8, defined lengths.
+    """Convert a peer's data set to the stored form: explicit little endian, UTF-8, defined lengths.
 
-    data      encoded in one of the little endian syntaxes, without command or file meta group
-    explicit  whether the VRs are in it
-    charset   what texts are in where (0008,0005) does not say
+    data      in a little endian transfer syntax, without command and file meta groups
+    explicit  whether it is Explicit VR
+    charset   character set of texts if (0008,0005) is absent or empty
     Raises    Malformed
     """
     return recode_noting(data, explicit, charset, limits).data
 
 
 class Recoded(NamedTuple):
-    """A peer's data set in the stored form, and what became of its texts.
+    """A peer's data set in the stored form, and the state of its texts.
 
-    asked      the terms of (0008,0005) at its top, () where it is empty, None where it is absent
-    recovered  tags of texts that the declared set was contradicted by, read in another
-    damaged    tags of texts that could only be guessed at
+    asked      the terms of its top-level (0008,0005), () if empty, None if absent
+    recovered  tags of texts that contradict the declared set and were read in another one
+    damaged    tags of texts that could only be guessed
     """
 
     data: bytes
@@ -3508,7 +3504,7 @@ class Recoded(NamedTuple):
 def recode_noting(
     data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
 ) -> Recoded:
-    """As `recode`, with what was noted on the way."""
+    """As `recode`, with the state of the texts."""
     recoder = _Recoder(data, limits)
     stored, _ = recoder.elements(0, len(data), explicit, charset, 1)
     recovered, damaged = tuple(recoder.recovered), tuple(recoder.damaged)
@@ -3517,20 +3513,17 @@ def recode_noting(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.matching
-# The test of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2).
+# Matching of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2).
 # ------------------------------------------------------------------------------------------------
-
-# Searching. A query is compiled once into a Search: tests by tag, and the shape of the answer.
-# Source: PS3.4 C.2.2.2 and K.2.2.
 
 Test = Callable[[bytes], bool]
 WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
 
 
 class Wildcard:
-    """A pattern: `*` for any run, `?` for exactly one character, anything else for itself.
+    """A pattern: `*` for any run, `?` for exactly one character, anything else literally.
 
-    Pieces between stars are looked for from left to right, so that no key takes long.
+    The pieces between stars are searched from left to right, so that no key takes long.
     """
 
     def __init__(self, text: str) -> None:
@@ -3541,7 +3534,7 @@ class Wildcard:
         self.lengths = [len(piece) for piece in text.split("*")]
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole text is as the pattern says."""
+        """Whether the whole text matches."""
         first, *rest = self.pieces
         if not rest:
             return first.fullmatch(text) is not None
@@ -3560,7 +3553,7 @@ class Wildcard:
 
 
 def loose_name_test(text: str) -> Callable[[str], bool]:
-    """A test of a Chinese name in any spelling: with and without spaces, tones and carets."""
+    """A test of a Chinese name in any spelling: spaces, tones and carets do not matter."""
     if "=" in text or "?" in text:
         return lambda name: False
     parts = [name_key(part) for part in text.split("*")]
@@ -3571,7 +3564,7 @@ def loose_name_test(text: str) -> Callable[[str], bool]:
 
 
 def _name_patterns(group: str) -> list[Wildcard]:
-    """The patterns of one group of a key: SMITH^* is for SMITH too; none where all will do."""
+    """The patterns of one group of a key, [] for any; SMITH^* matches SMITH too."""
     if not group.strip("*"):
         return []
     found = [group]
@@ -3581,9 +3574,9 @@ def _name_patterns(group: str) -> list[Wildcard]:
 
 
 def name_test(text: str) -> Test:
-    """A key of VR PN: any case, accents left out; without `=` tried against each group.
+    """The test of a PN key, without case and accents; without `=` it is tried on each group.
 
-    A name with an ideographic group is found in any spelling of its Latin one.
+    A name with an ideographic group is found by any spelling of its Latin group.
     Source: PS3.4 C.2.2.2.1.1, C.2.2.2.4
     """
     loosely = loose_name_test(text)
@@ -3618,7 +3611,7 @@ def name_test(text: str) -> Test:
 
 
 def text_test(text: str, vr: bytes) -> Test:
-    """A key of another text VR: exact and case-sensitive, or with wildcards."""
+    """The test of a key of another text VR: exact and case-sensitive, or with wildcards."""
     one_value = vr in ONE_VALUE_VRS
     if vr in WILDCARD_VRS and ("*" in text or "?" in text):
         pattern = Wildcard(text)
@@ -3641,13 +3634,13 @@ def text_test(text: str, vr: bytes) -> Test:
 
 
 def uid_test(uids: list[str]) -> Test:
-    """A key of VR UI: any of the UIDs listed (PS3.4 C.2.2.2.2)."""
+    """The test of a UI key: any of the UIDs in the list (PS3.4 C.2.2.2.2)."""
     wanted = frozenset(uid.encode() for uid in uids)
     return lambda value: not wanted.isdisjoint(one.strip(b" \0") for one in value.split(b"\\"))
 
 
 def number_test(text: str, vr: bytes) -> Test:
-    """A key of a number: equal by value."""
+    """The test of a number: equal by value."""
     wanted = frozenset(map(float, text.split("\\")))
     if vr in BINARY_NUMBERS:
         return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
@@ -3663,7 +3656,7 @@ def number_test(text: str, vr: bytes) -> Test:
 def key_test(
     tag: int, vr: bytes, index: ElementIndex, zone: datetime.tzinfo | None = None
 ) -> Test | None:
-    """The test of one key, None where it is universal. Refuses A900 for a key that is no key."""
+    """The test of one key, None if it is universal. Refuses A900 for an invalid key."""
     text = index.text(tag)
     if not text or not text.strip("*"):
         return None  # PS3.4 C.2.2.2.3; `*` alone: C.2.2.2.4 note 1
@@ -3688,7 +3681,7 @@ def key_test(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.items
-# Small data sets that several services send: codes, reasons, notices.
+# Items and small data sets that several services send: codes, reasons, notifications.
 # ------------------------------------------------------------------------------------------------
 
 def code_item(value: str, meaning: str, scheme: str = "DCM") -> bytes:
@@ -3705,7 +3698,7 @@ def workitem_code(code: str) -> bytes:
 
 
 def cancellation_reason(remark: str, code: str) -> ElementIndex:
-    """Why something is cancelled: words, and a key of UPS_CANCELLATION_REASONS. Refuses 0106."""
+    """The reason for a cancellation: remark, and key of UPS_CANCELLATION_REASONS. Refuses 0106."""
     if code not in UPS_CANCELLATION_REASONS:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
     item = code_item(code, UPS_CANCELLATION_REASONS[code])
@@ -3719,7 +3712,7 @@ def availability_data(
 ) -> ElementIndex:
     """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
 
-    rows_  instance, Retrieve AE Title, class, study, series, availability, in order of the series
+    rows_  instance, Retrieve AE Title, class, study, series, availability; ordered by series
     of     items of Referenced Performed Procedure Step Sequence
     """
     series = []
@@ -3740,37 +3733,35 @@ def availability_data(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.dicom_xml
-# The Native DICOM Model (PS3.19 A.1).
+# The Native DICOM Model, by way of the JSON model (PS3.19 A.1).
 # ------------------------------------------------------------------------------------------------
-
-# The Native DICOM Model of PS3.19 A.1, by way of the JSON model.
 
 NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 
 
 def to_xml(value: Mapping[str, Any]) -> bytes:
-    """An object of the DICOM JSON Model as a document of the Native DICOM Model."""
+    """Convert an object of the DICOM JSON Model to a document of the Native DICOM Model."""
     from xml.etree import ElementTree
 
     root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
     _xml_data_set(root, value)
-    # a parser reads CR LF, and CR alone, as LF unless it is written as a reference (XML 1.0 2.11)
+    # a parser turns CR LF and CR into LF unless CR is written as a reference (XML 1.0 2.11)
     text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
     return text.replace(b"\r", b"&#13;")
 
 
 def _xml_text(text: str) -> str:
-    """A text less the characters that XML does not have (XML 1.0 2.2)."""
+    """A text with U+FFFD for each character that XML does not allow (XML 1.0 2.2)."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def is_creator(key: str) -> bool:
-    """Whether a tag is where a block of a private group is reserved (PS3.5 7.8.1)."""
+    """Whether a tag is that of a private creator, which reserves a block (PS3.5 7.8.1)."""
     return re.fullmatch(r"[0-9A-F]{3}[13579BDF]00[1-9A-F][0-9A-F]", key) is not None
 
 
 def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
-    """Who has which block, by the tag that reserves it; less those with several blocks of a group."""
+    """Private creators by tag, without those that reserve several blocks of a group."""
     found: dict[tuple[str, str], list[str]] = {}
     for key in filter(is_creator, value):
         for name in value[key].get("Value", [])[:1]:
@@ -3780,7 +3771,7 @@ def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _xml_names(key: str, creators: Mapping[str, str]) -> dict[str, str]:
-    """How an attribute is named: a private one gggg00ee, with its creator (PS3.19 A.1.5)."""
+    """The XML attributes that name an element: gggg00ee and creator if private (PS3.19 A.1.5)."""
     tag = int(key, 16)
     if datadict.dictionary_has_tag(tag):
         return {"tag": key, "keyword": datadict.dictionary_keyword(tag)}
@@ -3819,7 +3810,7 @@ def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
 
 
 def from_xml(content: bytes) -> dict[str, Any]:
-    """A document of the Native DICOM Model as an object of the JSON Model. Refuses 400 with the line."""
+    """Convert a document of the Native DICOM Model to the JSON Model. Refuses 400 with the line."""
     import xml.parsers.expat
     from xml.etree.ElementTree import TreeBuilder
 
@@ -3841,7 +3832,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
         depth -= 1
         builder.end(tag.rpartition(":")[2])
 
-    parser.StartDoctypeDeclHandler = refuse  # no entities, whatever they are for
+    parser.StartDoctypeDeclHandler = refuse  # no entities of any kind
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     try:
@@ -3849,7 +3840,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
         root = builder.close()
     except xml.parsers.expat.ExpatError as error:
         raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
-    except (ValueError, LookupError):  # of the encoding that its first line declares
+    except (ValueError, LookupError):  # of the declared encoding
         raise HttpRefusal(400, "line 1: its encoding is not taken") from None
     if root.tag != "NativeDicomModel":
         raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
@@ -3857,7 +3848,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
 
 
 def _xml_children(parent: Any, *names: str) -> list[Any]:
-    """The elements in another. Refuses 400 for other ones, and for text beside them."""
+    """The child elements. Refuses 400 for unexpected ones, and for text beside them."""
     tag = parent.get("tag") or parent.tag
     for child in parent:
         if child.tag not in names:
@@ -3900,9 +3891,9 @@ def _xml_member(element: Any, key: str) -> dict[str, Any]:
 
 
 class _Blocks:
-    """The blocks that private creators have in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
+    """The blocks of private creators in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
 
-    made    what reserves those that it did not have
+    made    the private creator elements that had to be added
     """
 
     def __init__(self, elements: list[Any]) -> None:
@@ -3919,7 +3910,7 @@ class _Blocks:
         self.blocks.setdefault((key[:4], creator), key[6:])
 
     def tag(self, key: str, creator: str | None) -> str:
-        """The tag of an element, in the block of its creator. Refuses 400 where none is free."""
+        """The tag of an element in the block of its creator. Refuses 400 if no block is free."""
         creator = (creator or "").strip()
         if not creator or not re.fullmatch(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}", key):
             return key
@@ -3955,7 +3946,7 @@ def _xml_value(element: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dataset.search
-# A query compiled: it matches stored data sets and writes the answers.
+# Compiled queries: they match stored data sets and encode the answers.
 # ------------------------------------------------------------------------------------------------
 
 # PS3.4 Table CC.2.5-3: in code sequences that a table does not spell out
@@ -3963,12 +3954,12 @@ NEVER_MATCHED_IN_CODES = frozenset({tag_of("CodeMeaning"), tag_of("CodingSchemeV
 
 
 class AnswerStyle(NamedTuple):
-    """How the answers to one device are written; a device's profile gives it.
+    """How answers to one device are encoded; set in the device's profile.
 
-    charset          what texts are in, `fallback` where it cannot carry one
-    name_groups      `all`, or the one component group of a name that is sent
-    empty_sequences  whether a sequence without items is sent
-    zone             that of times without an offset, None for that of the machine
+    charset          character set of the answer; `fallback` if it cannot encode a text
+    name_groups      `all`, or the only component group of names that is sent
+    empty_sequences  whether empty sequences are sent
+    zone             time zone of values without an offset, None for that of the machine
     """
 
     charset: CharacterSet = UTF_8
@@ -3979,7 +3970,7 @@ class AnswerStyle(NamedTuple):
 
 
 def one_group(value: bytes, name_groups: str) -> bytes:
-    """Each name of a PN value with one of its groups alone; the other where it has none."""
+    """The names of a PN value, each with one group only; the other group if that is empty."""
     names = []
     for name in value.decode("utf-8", "replace").split("\\"):
         alphabetic, _, rest = name.strip(" ").partition("=")
@@ -3992,14 +3983,14 @@ def one_group(value: bytes, name_groups: str) -> bytes:
 
 
 class Search:
-    """A query, compiled: `answer(data)` is the encoded answer of a stored data set that matches.
+    """A compiled query: `answer(data)` is the encoded answer if a stored data set matches.
 
     index     the identifier in the stored form
-    table     which attributes are supported (columns match and return)
+    table     the supported attributes (columns match and return)
     explicit  whether answers are Explicit or Implicit VR Little Endian
-    style     how texts and empty sequences are answered
-    extra     elements put into every answer when they are asked for, by tag (stored form)
-    Refuses   A900 for two items in a sequence, a wrong date or range, several values
+    style     how texts and empty sequences are encoded
+    extra     elements added to every answer if requested, by tag (stored form)
+    Refuses   A900 for two items in a sequence, an invalid date or range, several values
     Source    PS3.4 C.2.2.2, K.2.2, K.4.1.1.3.2
     """
 
@@ -4019,16 +4010,16 @@ class Search:
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
         self.shape: list[tuple[int, bytes, bytes | None]] = []
-        self.texts: list[int] = []  # tags of shape that may hold more than ASCII
+        self.texts: list[int] = []  # tags of shape whose values may be non-ASCII
         self.unsupported: list[int] = []
-        self.unmatched: list[int] = []  # keys with a value that is not looked at
+        self.unmatched: list[int] = []  # keys whose value is ignored
         for tag in index:
             self._add(tag, table)
         self._combine_date_and_time()
 
     def _add(self, tag: int, table: AttributeTable) -> None:
         if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
-            # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
+            # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is an error of the SCU
             if tag == 0x00080201 and tag in self.extra:
                 self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
             return
@@ -4056,11 +4047,11 @@ class Search:
         if attribute and kind not in ("1C", "3"):
             absent = self._encode(tag, attribute.vr.encode(), b"")
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
-        if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
+        if vr_of(tag).encode() in MAY_BE_TEXT:  # the VR in the query may be wrong
             self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
-        """Below a sequence that the table names without saying what is in it, all is known."""
+        """Whether it lies in a sequence whose items the table leaves open: all is supported."""
         outer = (self.path[:depth] for depth in range(1, len(self.path) + 1))
         return any(path in table and not table.children(path) for path in outer)
 
@@ -4079,13 +4070,13 @@ class Search:
             self.nested[tag] = nested
 
     def ask_nothing(self) -> None:
-        """Only say what is wanted in the answer; match all."""
+        """Match everything; keep only the shape of the answer."""
         self.tests, self.combined = [], None
         for nested in self.nested.values():
             nested.ask_nothing()
 
     def _combine_date_and_time(self) -> None:
-        """PS3.4 C.2.2.2.5.4, Table K.6-1: ranges of the same form are one continuous interval."""
+        """Combine date and time ranges of the same form (PS3.4 C.2.2.2.5.4, Table K.6-1)."""
         date, time_ = self.intervals.get(START_DATE), self.intervals.get(START_TIME)
         if date and time_ and date.form == time_.form and "-" in date.form:
             self.tests = [(t, test) for t, test in self.tests if t not in (START_DATE, START_TIME)]
@@ -4093,11 +4084,11 @@ class Search:
 
     @property
     def status(self) -> Status:
-        """FF01 where an attribute is asked for that is not kept here (PS3.4 Table K.4-1)."""
+        """FF01 if a requested attribute is not supported (PS3.4 Table K.4-1), else FF00."""
         return Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED if self.unsupported else Status.PENDING
 
     def matches(self, index: ElementIndex) -> bool:
-        """Whether a stored data set satisfies every key."""
+        """Whether a stored data set matches every key."""
         data, found = index.data, index.found
         for tag, test in self.tests:
             entry = found.get(tag)
@@ -4112,7 +4103,7 @@ class Search:
 
     @staticmethod
     def _begins_in(span: Interval, index: ElementIndex) -> bool:
-        """Whether date and time together lie in the one interval that both keys make."""
+        """Whether date and time lie in the combined interval of both keys."""
         date, clock = index.text(START_DATE), index.text(START_TIME)
         return bool(date) and span.holds(date + time_start(clock or "000000"))
 
@@ -4122,7 +4113,7 @@ class Search:
         return bool(self.tests or self.combined or any(n.restricts for n in self.nested.values()))
 
     def mismatches(self, index: ElementIndex) -> list[tuple[int, str, str]]:
-        """Each key that a stored data set does not satisfy: its tag, what it asks for, what is there."""
+        """The keys that a stored data set does not match: tag, key, stored value."""
         found = [
             (tag, self.index.text(tag), index.text(tag))
             for tag, test in self.tests
@@ -4137,18 +4128,18 @@ class Search:
         return found
 
     def answer(self, data: bytes) -> bytes | None:
-        """The encoded answer of a stored data set, None where it does not match."""
+        """The encoded answer for a stored data set, None if it does not match."""
         index = ElementIndex(data)
         return self.select(index) if self.matches(index) else None
 
     def select(self, index: ElementIndex) -> bytes:
-        """The attributes asked for, with (0008,0005) where it is needed or was asked for."""
+        """The requested attributes, with (0008,0005) if needed or requested."""
         for charset in (self.style.charset, self.style.fallback, UTF_8):
             try:
                 return self._select(index, charset)
             except UnicodeEncodeError:
                 continue
-        raise AssertionError("UTF-8 carries any text")
+        raise AssertionError("UTF-8 encodes any text")
 
     def _select(self, index: ElementIndex, charset: CharacterSet) -> bytes:
         body = b"".join(self._elements(index, charset))
@@ -4159,15 +4150,15 @@ class Search:
         return body
 
     def _extended(self, index: ElementIndex) -> bool:
-        """Whether a text that is asked for is more than ASCII."""
+        """Whether a requested text is non-ASCII."""
         data, found = index.data, index.found
         for tag in self.texts:
             if tag not in found:
                 continue
             vr, _, start, end = found[tag]
             if vr == b"SQ":
-                # past the item's length, tags and lengths are ASCII but for the delimiters,
-                # whose bytes alone are no UTF-8: mostly there is no need to look closer
+                # tags and lengths are ASCII but for the delimiters, whose bytes alone are
+                # not UTF-8: usually this saves parsing the items
                 if data[start + 8 : end].translate(None, b"\xdd\xe0\xfe\xff").isascii():
                     continue
                 nested = self.nested.get(tag)
@@ -4179,7 +4170,7 @@ class Search:
         return False
 
     def _elements(self, index: ElementIndex, charset: CharacterSet) -> list[bytes]:
-        """The elements asked for from one data set or item, in the syntax and set of the answer."""
+        """The requested elements of a data set or item, in the answer's syntax and set."""
         data, found, parts = index.data, index.found, []
         plain = charset.codec == "utf-8"
         verbatim = self.explicit and plain
@@ -4208,7 +4199,7 @@ class Search:
         return parts
 
     def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
-        """A stored text in another set; of a name the groups that it can carry, if the first."""
+        """A stored text in another set; of a name at least the first group."""
         if charset.codec == "utf-8":
             return value
         text = value.decode().rstrip(" ")
@@ -4221,7 +4212,7 @@ class Search:
         for name in text.split("\\"):
             groups = [group if charset.carries(group) else "" for group in name.split("=")]
             if not groups[0]:
-                charset.encode(name, vr)  # raises: the next set is tried
+                charset.encode(name, vr)  # raises, so that the next set is tried
             names.append("=".join(groups).rstrip("="))
         return pad(charset.encode("\\".join(names), vr), vr)
 
@@ -4229,7 +4220,7 @@ class Search:
         nested = self.nested.get(tag)
         items = index.items(tag)
         if nested:
-            if nested.restricts:  # PS3.4 C.2.2.2.6: the items that match, and of them what is asked
+            if nested.restricts:  # PS3.4 C.2.2.2.6: only the items that match
                 items = [item for item in items if nested.matches(item)]
             contents = [b"".join(nested._elements(item, charset)) for item in items]
         elif self.explicit and charset.codec == "utf-8" and self.style.name_groups == "all":
@@ -4242,7 +4233,7 @@ class Search:
         return self._encode(tag, b"SQ", value)
 
     def _whole(self, item: ElementIndex, charset: CharacterSet) -> bytes:
-        """A whole item in the syntax and set of the answer."""
+        """A whole item in the answer's syntax and character set."""
         parts = []
         for tag in item:
             vr = item.vr(tag)
@@ -4266,7 +4257,7 @@ class Search:
 
 
 def has_extended_text(index: ElementIndex) -> bool:
-    """Whether any text of a data set is more than ASCII."""
+    """Whether any text of a data set is non-ASCII."""
     return any(
         any(map(has_extended_text, index.items(tag)))
         if index.vr(tag) == b"SQ"
@@ -4276,7 +4267,7 @@ def has_extended_text(index: ElementIndex) -> bool:
 
 
 def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
-    """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
+    """A stored data set in a receiver's syntax and character set, with (0008,0005) if needed."""
     index = ElementIndex(data).without([SPECIFIC_CHARACTER_SET])
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
@@ -4288,7 +4279,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
 
 
 def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
-    """Whether a set carries every text of a data set."""
+    """Whether a character set can encode every text of a data set."""
     return all(
         all(carries_all(charset, item) for item in index.items(tag))
         if index.vr(tag) == b"SQ"
@@ -4298,7 +4289,7 @@ def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:
-    """A stored data set in one of the two little endian syntaxes, still UTF-8."""
+    """A stored data set as Explicit or Implicit VR Little Endian, in UTF-8."""
     if explicit:
         return data
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit=False)

@@ -1,4 +1,4 @@
-"""What was used last, kept while there is room."""
+"""A cache of the most recent values, bounded by size."""
 
 from typing import TypeVar
 
@@ -7,9 +7,9 @@ Value = TypeVar("Value")
 
 
 class Recent(dict[Key, Value]):
-    """What was kept last, by key, while all of it is no more than `most`.
+    """The values kept most recently, by key; their sizes sum up to at most `most`.
 
-    What was kept longest ago goes first. Of one thread: who shares it holds a lock, or reads a
+    The oldest are dropped first. For one thread: threads that share it hold a lock, or read a
     `copy`, which is a plain dictionary.
     """
 
@@ -22,7 +22,7 @@ class Recent(dict[Key, Value]):
         self.keep(key, value)
 
     def keep(self, key: Key, value: Value, size: int = 1) -> None:
-        """Keep a value that is `size` of the whole."""
+        """Keep a value that counts as `size`."""
         self.pop(key, None)
         super().__setitem__(key, value)
         self.size += size - self.sizes.get(key, 0)

@@ -1,4 +1,4 @@
-"""config.ini, read and checked; a device as it is set."""
+"""Reading and checking of config.ini."""
 
 import configparser
 import dataclasses
@@ -15,7 +15,7 @@ from minris.standard.status import Message
 
 
 class ConfigError(Exception):
-    """Everything that is wrong with a configuration: one line each, with section and key."""
+    """The errors of a configuration: one line each, with section and key."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -26,7 +26,7 @@ class ConfigError(Exception):
 class Config:
     """The checked settings: config.dicom.port, and one mapping of settings for each device.
 
-    sources  by section and key where a setting comes from, if not from the defaults
+    sources  by section and key: where a setting comes from, unless it is the default
     """
 
     dicom: types.SimpleNamespace
@@ -44,23 +44,23 @@ class Config:
 
     @property
     def zone(self) -> datetime.tzinfo | None:
-        """The zone of the clinic, None for that of the machine."""
+        """The time zone of the clinic, None for that of the machine."""
         return zoneinfo.ZoneInfo(self.clinic.timezone) if self.clinic.timezone else None
 
     @property
     def backup_folder(self) -> Path:
-        """Where nightly backups go, absolute."""
+        """The absolute path of the folder for nightly backups."""
         return Path(self.directory, self.housekeeping.backup_folder).absolute()
 
     @property
     def store_path(self) -> Path:
-        """The file of the store, absolute."""
+        """The absolute path of the database."""
         return Path(self.directory, self.store.url.removeprefix("sqlite:///")).absolute()
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A machine that may call us, or that we call."""
+    """A machine that connects to this system, or that this system connects to."""
 
     name: str
     ae_titles: tuple[str, ...]
@@ -90,21 +90,21 @@ class Device:
 
     @property
     def ae_title(self) -> str:
-        """The title it is scheduled under."""
+        """The AE title that its steps are scheduled for."""
         return self.ae_titles[0]
 
     @classmethod
     def from_settings(
         cls, name: str, settings: types.SimpleNamespace, from_file: bool = True
     ) -> "Device":
-        """A device as config.ini or the page of devices describes it."""
+        """The device of these settings, from config.ini or from the page of devices."""
         given = dict(vars(settings))
         titles = given.pop("ae_title")
         return cls(name=name, ae_titles=titles, from_file=from_file, **given)
 
 
 def read_setting(setting: Setting, text: str) -> Any:
-    """The value of a setting; ValueError says what is wrong with it."""
+    """The value of a setting. Raises ValueError with the reason."""
     name, *arguments = setting.kind.split(" ")
     return SETTING_KINDS[name](text, *arguments)
 
@@ -112,7 +112,7 @@ def read_setting(setting: Setting, text: str) -> Any:
 def read_section(
     name: str, table: Iterable[Setting], given: Mapping[str, str], problems: list[Message]
 ) -> types.SimpleNamespace:
-    """The values of one section; adds a line to `problems` for each that is wrong."""
+    """The values of one section; appends a line to `problems` for each error."""
     section, known = types.SimpleNamespace(), set()
     for setting in table:
         text = given.get(setting.key, setting.default).strip()
@@ -133,7 +133,7 @@ def read_section(
 
 
 def read_ini(path: Path) -> configparser.ConfigParser:
-    """The file as it stands; ConfigError where it is not an ini file in UTF-8."""
+    """The parsed file. Raises ConfigError if it is not an ini file in UTF-8."""
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text("utf-8-sig"), str(path))
@@ -143,7 +143,7 @@ def read_ini(path: Path) -> configparser.ConfigParser:
 
 
 def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) -> Iterator[str]:
-    """A line for each file of TLS that is named and not there, or needed and not named."""
+    """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
         for key in ("tls_certificate", "tls_key", "tls_client_ca"):
@@ -158,7 +158,7 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
 
 
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
-    """A line for each AE title that two devices claim, and for an address that cannot be checked."""
+    """A line for each AE title of two devices, and for each setting that needs a host."""
     owners: dict[str, str] = {}
     for name, device in devices.items():
         for title in getattr(device, "ae_title", ()):
@@ -173,10 +173,10 @@ def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]
 def load_config(
     path: Path | None = None, environ: Mapping[str, str] = types.MappingProxyType({})
 ) -> Config:
-    """Read a config.ini, or the defaults; ConfigError lists every mistake at once.
+    """The configuration of a file, or the defaults. Raises ConfigError with all errors at once.
 
-    path     the file, None for defaults alone
-    environ  variables MINRIS_SECTION_KEY that go before the file
+    path     the file, None for the defaults
+    environ  variables MINRIS_SECTION_KEY, which override the file
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
     wrong: list[Message] = []
@@ -208,7 +208,7 @@ def load_config(
 
 
 def settings_reference() -> str:
-    """config.ini with every setting, its default and meaning, each default as a comment."""
+    """A config.ini with every setting, its meaning, and its default as a comment."""
     lines = [
         "# minris: every setting with its default. Lines starting with # are comments.",
         "# Remove the # to set a value. File encoding: UTF-8.",

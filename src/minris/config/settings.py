@@ -1,4 +1,4 @@
-"""The tables of settings: those of config.ini, and those of a device."""
+"""The tables of settings: the sections of config.ini, and the settings of a device."""
 
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ class Setting(NamedTuple):
 
 
 def setting_table(text: str) -> tuple[Setting, ...]:
-    """Read `section | key | default | kind | meaning`; an unknown kind is refused."""
+    """Read `section | key | default | kind | meaning`; refuse an unknown kind and a duplicate."""
     found = tuple(Setting(*row) for row in table(text))
     for setting in found:
         if setting.kind.partition(" ")[0] not in SETTING_KINDS:
-            raise ValueError(f"kind of {setting}")
+            raise ValueError(f"unknown kind: {setting}")
     if len({(setting.section, setting.key) for setting in found}) < len(found):
-        raise ValueError("a setting stands twice")
+        raise ValueError("duplicate setting")
     return found
 
 

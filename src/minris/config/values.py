@@ -1,4 +1,4 @@
-"""How a setting is read from its text."""
+"""Readers of settings: each converts a text to a value, or raises ValueError with the reason."""
 
 import configparser
 import datetime
@@ -15,12 +15,12 @@ from minris.standard.worklist import STEP_STATES
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    """What stands between commas, without what is empty."""
+    """The parts between commas, without empty ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_bool(text: str) -> bool:
-    """yes or no, as people write it."""
+    """Yes or no, also true, on, 1 and their opposites."""
     try:
         return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
     except KeyError:
@@ -35,7 +35,7 @@ def read_int(text: str, low: str, high: str) -> int:
 
 
 def read_optional(text: str, low: str, high: str) -> int | None:
-    """A whole number from low to high, or nothing."""
+    """A whole number from low to high, or None."""
     return read_int(text, low, high) if text else None
 
 
@@ -68,7 +68,7 @@ def read_ae_title(text: str) -> str:
 
 
 def read_zone(text: str) -> str:
-    """An IANA time zone, or nothing for that of the machine."""
+    """An IANA time zone; empty for that of the machine."""
     try:
         return text and zoneinfo.ZoneInfo(text).key
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
@@ -76,7 +76,7 @@ def read_zone(text: str) -> str:
 
 
 def read_value(text: str, vr: str, longest: str) -> str:
-    """A text that fits an attribute of a VR."""
+    """A text that is valid in an attribute of a VR."""
     if len(text) > int(longest) or "\\" in text or not text.isprintable():
         raise ValueError(Message("is longer than {longest} characters", longest=longest))
     if vr == "CS" and not re.fullmatch(r"[A-Z0-9_ ]*", text):
@@ -85,7 +85,7 @@ def read_value(text: str, vr: str, longest: str) -> str:
 
 
 def read_clock(text: str) -> tuple[int, int] | None:
-    """Hour and minute, or nothing."""
+    """Hour and minute, or None."""
     found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
     if text and not found:
         raise ValueError("is not a time such as 02:30")
@@ -104,7 +104,7 @@ def read_weekdays(text: str) -> tuple[str, ...]:
 
 
 def read_choice(text: str, *choices: str) -> str:
-    """One of a few words, in any case."""
+    """One of the choices; upper and lower case are the same."""
     for choice in choices:
         if text.lower() == choice.lower():
             return choice
@@ -120,7 +120,7 @@ def read_states(text: str) -> frozenset[str]:
 
 
 def read_character_set(text: str) -> tuple[str, ...]:
-    """Terms of Specific Character Set (0008,0005), by backslash; nothing: as asked."""
+    """Terms of Specific Character Set (0008,0005), separated by backslashes; may be empty."""
     terms = tuple(term.strip() for term in text.split("\\")) if text else ()
     if terms and (problem := character_set_problem(terms)):
         raise ValueError(problem)
@@ -128,14 +128,14 @@ def read_character_set(text: str) -> tuple[str, ...]:
 
 
 def read_store_url(text: str) -> str:
-    """sqlite:///FILE; a path that is not absolute counts from config.ini."""
+    """A URL sqlite:///FILE; a relative path is relative to config.ini."""
     if not text.startswith("sqlite:///") or len(text) == len("sqlite:///"):
         raise ValueError("is not sqlite:///FILE")
     return text
 
 
 def read_public_url(text: str) -> str:
-    """An http or https address, or nothing."""
+    """An http or https URL, or empty."""
     parts = urllib.parse.urlsplit(text)
     if text and not (parts.scheme in ("http", "https") and parts.netloc):
         raise ValueError("is not an address such as https://ris.clinic.example")
@@ -143,7 +143,7 @@ def read_public_url(text: str) -> str:
 
 
 def read_evidence(text: str) -> tuple[str, ...]:
-    """Kinds of evidence, in their order."""
+    """Kinds of evidence, in order."""
     found = _parts(text)
     if not found or len(set(found)) < len(found) or not set(found) <= set(EVIDENCE):
         raise ValueError(f"is not some of {', '.join(EVIDENCE)}, each once")
@@ -154,7 +154,7 @@ EVIDENCE = ("archive", "commitment", "availability")
 
 
 def read_passed_on(text: str) -> frozenset[str]:
-    """Kinds of messages that a device is passed on."""
+    """Kinds of messages that are forwarded to a device."""
     found = frozenset(one.lower() for one in _parts(text))
     if not found <= PASSED_ON.keys():
         raise ValueError(Message("is not some of {choices}", choices=", ".join(PASSED_ON)))
@@ -162,7 +162,7 @@ def read_passed_on(text: str) -> frozenset[str]:
 
 
 def read_origins(text: str) -> tuple[str, ...]:
-    """Origins of web pages, such as https://viewer.example, separated by commas."""
+    """Origins of web pages such as https://viewer.example, separated by commas."""
     origins = tuple(one.rstrip("/") for one in _parts(text))
     for origin in origins:
         parts = urllib.parse.urlsplit(read_public_url(origin))
@@ -173,7 +173,7 @@ def read_origins(text: str) -> tuple[str, ...]:
 
 
 def read_id_format(text: str, longest: str) -> str:
-    """A format with {number} and dates, for example A{year}{month}{day}{number:04}."""
+    """A pattern with {number} and dates, such as A{year}{month}{day}{number:04}."""
     now = datetime.datetime(2026, 12, 31, 23, 59, 59)
     try:
         sample = format_identifier(text, now, 10_000)
@@ -187,7 +187,7 @@ def read_id_format(text: str, longest: str) -> str:
 
 
 def format_identifier(pattern: str, now: datetime.datetime, number: int) -> str:
-    """The identifier of a pattern for a day and a number."""
+    """The identifier that a pattern makes of a day and a number."""
     return pattern.format(
         year=f"{now:%Y}", yy=f"{now:%y}", month=f"{now:%m}", day=f"{now:%d}", number=number
     )
@@ -218,4 +218,4 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
-ROLES = ("desk", "technologist", "admin")  # each may do what those before it may
+ROLES = ("desk", "technologist", "admin")  # each includes the rights of those before it

@@ -1,4 +1,4 @@
-"""Data sets held against an attribute table, and what N-GET selects of them."""
+"""Checks of a data set: against the VRs, against an attribute table, against the stored one."""
 
 from collections.abc import Container, Iterable, Iterator
 
@@ -18,14 +18,14 @@ from minris.standard.status import Message, Problem, Refusal, Status
 
 
 def well_formed(index: ElementIndex) -> ElementIndex:
-    """What was made of what a person typed. Refuses 0106 where a value is not as its VR wants."""
+    """Return a data set made from a form. Refuses 0106 if a value is not valid for its VR."""
     if problems := list(value_problems(index)):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     return index
 
 
 def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
-    """Each element at any depth, as the data set or item that holds it and its tag."""
+    """Every element at any depth: the data set or item that holds it, and its tag."""
     for tag in index:
         yield index, tag
         for item in index.items(tag):
@@ -33,7 +33,7 @@ def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
 
 
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
-    """A problem for each value in a data set that its VR does not allow, nested ones included."""
+    """A problem for each value that its VR does not allow, at any depth."""
     for holder, tag in every_element(index):
         vr = holder.vr(tag)
         if vr == b"SQ" or vr in BINARY_VRS:
@@ -57,11 +57,11 @@ def check_attributes(
     lenient: bool = False,
     path: tuple[int, ...] = (),
 ) -> list[Problem]:
-    """Hold a data set against a column of an attribute table; what is absent but forgiven.
+    """Check a data set against a column of an attribute table; return what was tolerated.
 
-    column   its cells are types: `1/1`, `2/2`, `1`, `2`; others ask nothing (PS3.4 5.4.2)
-    lenient  take an absent type 2 attribute as empty, and return it as a problem forgiven
-    Refuses  0120 for what is absent, 0121 for what has no value
+    column   its cells are types: `1/1`, `2/2`, `1`, `2`; other cells require nothing (PS3.4 5.4.2)
+    lenient  tolerate an absent type 2 attribute
+    Refuses  0120 for a missing attribute, 0121 for a missing value
     """
     absent, empty, forgiven = [], [], []
     for attribute in table.children(path):
@@ -84,7 +84,7 @@ def check_attributes(
 
 
 def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> ElementIndex:
-    """A data set with the type 2 attributes of a column that it lacks, empty."""
+    """The data set, with the missing type 2 attributes of a column added empty."""
     absent = {
         attribute.tag: encode_element(attribute.tag, attribute.vr.encode(), b"")
         for attribute in table.children()
@@ -96,9 +96,9 @@ def with_empty(index: ElementIndex, table: AttributeTable, column: str) -> Eleme
 def selected_attributes(
     index: ElementIndex, tags: Iterable[int], table: AttributeTable
 ) -> tuple[Status, bytes]:
-    """What N-GET answers of a data set: the attributes asked for, or all; 0001 where one is not kept.
+    """The answer to N-GET: status, and the requested attributes; 0001 if one is not supported.
 
-    tags  Attribute Identifier List (0000,1005), top level
+    tags  Attribute Identifier List (0000,1005), top level; empty: all attributes
     """
     tags = list(tags)
     wanted = [tag for tag in tags if tag & 0xFFFF and tag != SPECIFIC_CHARACTER_SET]
@@ -118,18 +118,18 @@ def selected_attributes(
 
 
 def check_uid(uid: str) -> None:
-    """Refuse (0117) what is no UID."""
+    """Refuse (0117) a text that is not a UID."""
     if value_problem("UI", uid) or not uid:
         raise Refusal(Status.INVALID_SOP_INSTANCE, Message("{value} is not a UID", value=uid[:64]))
 
 
 def exists_already(uid: str) -> Refusal:
-    """The refusal (0111) of a new instance whose UID another one has."""
+    """The refusal (0111) of a new instance whose UID is in use."""
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
 
 
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
-    """Refuse (0106) a data set that names another instance than its command set does (local)."""
+    """Refuse (0106) a data set whose SOP class or instance differs from the command set (local)."""
     known = {"SOPClassUID": sop_class, "SOPInstanceUID": uid}
     problems = [
         Problem(tag_of(keyword), Message("is not that of the command set"))
@@ -141,12 +141,12 @@ def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
 
 
 def noted_problems(problems: Iterable[Problem]) -> str:
-    """What was forgiven, for the log and the step's page."""
+    """The names of tolerated attributes, for the log and the step's page."""
     return ", ".join(dict.fromkeys(attribute_name(problem.tag) for problem in problems))
 
 
 def _comparable(index: ElementIndex, tag: int) -> str:
-    """A value as it is compared: a name without its empty last components and groups (PS3.5 6.2)."""
+    """A value for comparison: a name loses its trailing empty components and groups (PS3.5 6.2)."""
     text = index.text(tag)
     if tag not in index or index.vr(tag) != b"PN":
         return text
@@ -154,7 +154,7 @@ def _comparable(index: ElementIndex, tag: int) -> str:
 
 
 def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
-    """Whether an attribute that may not be set is as it is stored."""
+    """Whether an attribute has the stored value."""
     if index.vr(tag) != b"SQ":
         return _comparable(index, tag) == _comparable(stored, tag)
     empty = not index.has_value(tag) and not stored.has_value(tag)
@@ -162,7 +162,7 @@ def _same_value(index: ElementIndex, stored: ElementIndex, tag: int) -> bool:
 
 
 def check_unchanged(index: ElementIndex, stored: ElementIndex, tags: Container[int]) -> None:
-    """Refuse (0105) those of some attributes, which may not be set, that are not as stored."""
+    """Refuse (0105) attributes that may not be set and differ from the stored ones."""
     problems = [
         Problem(tag, Message("may not be set"))
         for tag in index

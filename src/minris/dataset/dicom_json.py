@@ -1,4 +1,4 @@
-"""The DICOM JSON Model (PS3.18 F)."""
+"""The DICOM JSON Model, to and from the stored form (PS3.18 F)."""
 
 import base64
 import math
@@ -21,15 +21,12 @@ from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.standard.dictionary import BINARY_NUMBERS, KNOWN_VRS, ONE_VALUE_VRS, allows, vr_of
 from minris.standard.status import Message, Problem, Refusal, Status
 
-# DICOM JSON, straight to and from the stored form. Source: PS3.18 annex F.
-
-
 _INLINE_BINARY_VRS = frozenset(b"OB OD OF OL OV OW UN".split())
 NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
 
 def _json_number(text: str) -> float | str:
-    """A DS or IS as a number where nothing is lost by it, else as its text."""
+    """A DS or IS as a number if that loses nothing, else as text."""
     if re.fullmatch(r"-?\d{1,15}", text) and str(int(text)) == text:
         return int(text)
     if re.fullmatch(r"-?\d+\.\d+", text) and str(float(text)) == text:
@@ -38,12 +35,12 @@ def _json_number(text: str) -> float | str:
 
 
 def _json_name(text: str) -> dict[str, str] | None:
-    groups = text.split("=", 2)  # there are no more, but what a peer has sent is kept
+    groups = text.split("=", 2)  # more are illegal, but kept as sent
     return {n: g for n, g in zip(NAME_GROUPS, groups, strict=False) if g} or None
 
 
 def _json_whole_or_float(number: float) -> float | str:
-    """A binary number; as text where JSON has none, or readers with doubles would change it."""
+    """A binary number; as text if JSON has none, or if a reader using doubles would change it."""
     if isinstance(number, int):
         return number if abs(number) < 2**53 else str(number)
     return number if math.isfinite(number) else "NaN" if number != number else str(number)
@@ -69,7 +66,7 @@ def _json_values(vr: bytes, index: ElementIndex, tag: int) -> list[Any]:
 
 
 def to_json(index: ElementIndex) -> dict[str, Any]:
-    """A stored data set as an object of the DICOM JSON Model."""
+    """Convert a stored data set to an object of the DICOM JSON Model."""
     result: dict[str, Any] = {}
     for tag in index:
         vr = index.vr(tag)
@@ -113,7 +110,7 @@ def _from_json_values(key: str, vr: bytes, values: list[Any], depth: int) -> byt
 
 
 def _json_text(vr: bytes, value: Any) -> str:
-    """One value of a text VR. Raises TypeError"""
+    """One value of a text VR. Raises TypeError."""
     if vr == b"PN" and isinstance(value, dict):
         if value.keys() - set(NAME_GROUPS):
             raise TypeError
@@ -130,7 +127,7 @@ def _json_text(vr: bytes, value: Any) -> str:
 
 
 def _whole_number(value: Any) -> int:
-    """A JSON number, or a text that holds one, as a whole number; TypeError for half of one."""
+    """A JSON number, or a text of one, as an integer. Raises TypeError if it is not whole."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", value):
         return int(value)
     if type(value) is not int:
@@ -139,7 +136,7 @@ def _whole_number(value: Any) -> int:
 
 
 def _float(value: Any) -> float:
-    """A JSON number, or a text that holds one or says that it is none; TypeError for others."""
+    """A JSON number, or a text of a number, NaN or infinity. Raises TypeError for others."""
     if isinstance(value, str) and not re.fullmatch(
         r"[\s0-9.eE+-]*|NaN|nan|[+-]?(inf|INF|Infinity)", value
     ):
@@ -153,7 +150,7 @@ def _float(value: Any) -> float:
 
 
 def _json_vr(key: str, tag: int, given: Any) -> bytes:
-    """The VR of a member, by the dictionary where it is not given. Refuses 0106."""
+    """The VR of a member, that of the dictionary if none is given. Refuses 0106."""
     if given is None:
         return vr_of(tag).encode()
     vr = given.encode("ascii", "replace") if isinstance(given, str) else b""
@@ -167,9 +164,9 @@ def _json_vr(key: str, tag: int, given: Any) -> bytes:
 
 
 def from_json(value: Any, depth: int = 1) -> bytes:
-    """An object of the DICOM JSON Model in the stored form; keys may be keywords too.
+    """Convert an object of the DICOM JSON Model to the stored form; keys may be keywords too.
 
-    Refuses 0106 with the key that is wrong. Source: PS3.18 annex F
+    Refuses 0106 with the key that is wrong. Source: PS3.18 F
     """
     if not isinstance(value, dict):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("is not an object of DICOM JSON"))
@@ -178,12 +175,12 @@ def from_json(value: Any, depth: int = 1) -> bytes:
     found: dict[int, bytes] = {}
     for key, member in value.items():
         tag = int(key, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", key) else None
-        if tag is None and key:  # the dictionary has a keyword without letters
+        if tag is None and key:  # the dictionary has an entry with an empty keyword
             tag = datadict.tag_for_keyword(key)
         if tag is None or tag >> 16 in (0, 2, 0xFFFE):
             raise _bad_json(key, "is not an attribute")
         if tag == SPECIFIC_CHARACTER_SET or not tag & 0xFFFF:
-            continue  # JSON is UTF-8, and so is the store
+            continue  # both JSON and the stored form are UTF-8
         if not isinstance(member, dict):
             raise _bad_json(key, "is not an object with vr and Value")
         if tag in found:

@@ -1,4 +1,4 @@
-"""The Native DICOM Model (PS3.19 A.1)."""
+"""The Native DICOM Model, by way of the JSON model (PS3.19 A.1)."""
 
 import re
 from collections.abc import Mapping
@@ -9,34 +9,32 @@ from pydicom import datadict
 from minris.dataset.dicom_json import NAME_GROUPS
 from minris.standard.status import HttpRefusal
 
-# The Native DICOM Model of PS3.19 A.1, by way of the JSON model.
-
 NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 
 
 def to_xml(value: Mapping[str, Any]) -> bytes:
-    """An object of the DICOM JSON Model as a document of the Native DICOM Model."""
+    """Convert an object of the DICOM JSON Model to a document of the Native DICOM Model."""
     from xml.etree import ElementTree
 
     root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
     _xml_data_set(root, value)
-    # a parser reads CR LF, and CR alone, as LF unless it is written as a reference (XML 1.0 2.11)
+    # a parser turns CR LF and CR into LF unless CR is written as a reference (XML 1.0 2.11)
     text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
     return text.replace(b"\r", b"&#13;")
 
 
 def _xml_text(text: str) -> str:
-    """A text less the characters that XML does not have (XML 1.0 2.2)."""
+    """A text with U+FFFD for each character that XML does not allow (XML 1.0 2.2)."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def is_creator(key: str) -> bool:
-    """Whether a tag is where a block of a private group is reserved (PS3.5 7.8.1)."""
+    """Whether a tag is that of a private creator, which reserves a block (PS3.5 7.8.1)."""
     return re.fullmatch(r"[0-9A-F]{3}[13579BDF]00[1-9A-F][0-9A-F]", key) is not None
 
 
 def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
-    """Who has which block, by the tag that reserves it; less those with several blocks of a group."""
+    """Private creators by tag, without those that reserve several blocks of a group."""
     found: dict[tuple[str, str], list[str]] = {}
     for key in filter(is_creator, value):
         for name in value[key].get("Value", [])[:1]:
@@ -46,7 +44,7 @@ def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _xml_names(key: str, creators: Mapping[str, str]) -> dict[str, str]:
-    """How an attribute is named: a private one gggg00ee, with its creator (PS3.19 A.1.5)."""
+    """The XML attributes that name an element: gggg00ee and creator if private (PS3.19 A.1.5)."""
     tag = int(key, 16)
     if datadict.dictionary_has_tag(tag):
         return {"tag": key, "keyword": datadict.dictionary_keyword(tag)}
@@ -85,7 +83,7 @@ def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
 
 
 def from_xml(content: bytes) -> dict[str, Any]:
-    """A document of the Native DICOM Model as an object of the JSON Model. Refuses 400 with the line."""
+    """Convert a document of the Native DICOM Model to the JSON Model. Refuses 400 with the line."""
     import xml.parsers.expat
     from xml.etree.ElementTree import TreeBuilder
 
@@ -107,7 +105,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
         depth -= 1
         builder.end(tag.rpartition(":")[2])
 
-    parser.StartDoctypeDeclHandler = refuse  # no entities, whatever they are for
+    parser.StartDoctypeDeclHandler = refuse  # no entities of any kind
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     try:
@@ -115,7 +113,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
         root = builder.close()
     except xml.parsers.expat.ExpatError as error:
         raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
-    except (ValueError, LookupError):  # of the encoding that its first line declares
+    except (ValueError, LookupError):  # of the declared encoding
         raise HttpRefusal(400, "line 1: its encoding is not taken") from None
     if root.tag != "NativeDicomModel":
         raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
@@ -123,7 +121,7 @@ def from_xml(content: bytes) -> dict[str, Any]:
 
 
 def _xml_children(parent: Any, *names: str) -> list[Any]:
-    """The elements in another. Refuses 400 for other ones, and for text beside them."""
+    """The child elements. Refuses 400 for unexpected ones, and for text beside them."""
     tag = parent.get("tag") or parent.tag
     for child in parent:
         if child.tag not in names:
@@ -166,9 +164,9 @@ def _xml_member(element: Any, key: str) -> dict[str, Any]:
 
 
 class _Blocks:
-    """The blocks that private creators have in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
+    """The blocks of private creators in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
 
-    made    what reserves those that it did not have
+    made    the private creator elements that had to be added
     """
 
     def __init__(self, elements: list[Any]) -> None:
@@ -185,7 +183,7 @@ class _Blocks:
         self.blocks.setdefault((key[:4], creator), key[6:])
 
     def tag(self, key: str, creator: str | None) -> str:
-        """The tag of an element, in the block of its creator. Refuses 400 where none is free."""
+        """The tag of an element in the block of its creator. Refuses 400 if no block is free."""
         creator = (creator or "").strip()
         if not creator or not re.fullmatch(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}", key):
             return key

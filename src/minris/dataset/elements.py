@@ -1,4 +1,4 @@
-"""Encoded elements, and the index of an encoded data set."""
+"""The stored form: encoding of elements, and the index of an encoded data set."""
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,22 +24,22 @@ ITEM_TAG, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 class Malformed(ValueError):
-    """Bytes that are no data set, or one past a limit."""
+    """The bytes are not a data set, or it exceeds a limit."""
 
 
 class TooManyElements(Malformed):
-    """A data set with more elements than are taken."""
+    """The data set has more elements than allowed."""
 
 
 def pad(value: bytes, vr: bytes) -> bytes:
-    """The value at even length."""
+    """The value padded to even length."""
     if len(value) & 1:
         return value + (b" " if vr in SPACE_PADDED_VRS else b"\0")
     return value
 
 
 def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
-    """One element in Explicit VR Little Endian; the value is padded to even length."""
+    """One element in Explicit VR Little Endian, its value padded to even length."""
     value = pad(value, vr)
     if vr in LONG_VRS:
         return (
@@ -58,23 +58,23 @@ def encode_item(content: bytes) -> bytes:
 
 
 def encode_items(tag: int, contents: Iterable[SupportsBytes]) -> bytes:
-    """A sequence of items that are encoded already."""
+    """One sequence of encoded items."""
     return encode_element(tag, b"SQ", b"".join(encode_item(bytes(one)) for one in contents))
 
 
 def encode_text(keyword: str, text: str) -> bytes:
-    """One element from a keyword and its text, UTF-8."""
+    """One element from a keyword and a text, in UTF-8."""
     tag = tag_of(keyword)
     return encode_element(tag, vr_of(tag).encode(), text.encode())
 
 
 def encoded(elements: Mapping[int, bytes]) -> bytes:
-    """A data set of encoded elements, in the order of their tags (PS3.5 7.1)."""
+    """The data set of encoded elements, ordered by tag (PS3.5 7.1)."""
     return b"".join([elements[tag] for tag in sorted(elements)])
 
 
 class ElementIndex:
-    """An encoded data set (stored form), indexed by tag; sequences are opened when asked for."""
+    """An encoded data set in the stored form, indexed by tag; sequences are parsed on demand."""
 
     __slots__ = ("data", "end", "found", "start")
 
@@ -100,23 +100,23 @@ class ElementIndex:
         return iter(self.found)
 
     def vr(self, tag: int) -> bytes:
-        """The VR of an element that is there."""
+        """The VR of an element, which must be present."""
         return self.found[tag][0]
 
     def element(self, tag: int) -> bytes:
-        """The whole element, b"" where there is none."""
+        """The encoded element, b"" if absent."""
         if tag not in self.found:
             return b""
         _, head, _, end = self.found[tag]
         return self.data[head:end]
 
     def elements(self) -> dict[int, bytes]:
-        """Each whole element by its tag."""
+        """The encoded elements by tag."""
         data = self.data
         return {tag: data[head:end] for tag, (_, head, _, end) in self.found.items()}
 
     def value(self, tag: int) -> bytes:
-        """The bytes of a value, b"" where there is none."""
+        """The bytes of a value, b"" if absent."""
         if tag not in self.found:
             return b""
         _, _, start, end = self.found[tag]
@@ -131,17 +131,17 @@ class ElementIndex:
         return text if vr in LED_BY_SPACES else text.lstrip(" ")
 
     def get(self, keyword: str) -> str:
-        """The text of a keyword, empty where there is none."""
+        """The text of a keyword, empty if absent."""
         return self.text(tag_of(keyword))
 
     def values(self, tag: int) -> list[str]:
-        """Each value as text, without padding; [] where there is none."""
+        """The values as texts, without padding; [] if absent."""
         text = self.text(tag)
         strip = str.rstrip if self.found.get(tag, (b"",))[0] == b"UC" else str.strip
         return [strip(value, " ") for value in text.split("\\")] if text else []
 
     def items(self, tag: int) -> list["ElementIndex"]:
-        """The items of a sequence, [] where there is none."""
+        """The items of a sequence, [] if absent."""
         vr, _, pos, end = self.found.get(tag, (b"", 0, 0, 0))
         if vr != b"SQ":
             return []
@@ -153,11 +153,11 @@ class ElementIndex:
         return items
 
     def item(self, keyword: str) -> "ElementIndex":
-        """The first item of a sequence; an empty one where there is none."""
+        """The first item of a sequence, an empty one if absent."""
         return next(iter(self.items(tag_of(keyword))), EMPTY)
 
     def has_value(self, tag: int) -> bool:
-        """Whether there is a value other than padding, or an item."""
+        """Whether the element has an item, or a value other than padding."""
         vr, _, start, end = self.found.get(tag, (b"", 0, 0, 0))
         return end > start and (vr in BINARY_VRS or bool(self.data[start:end].strip(b" \0")))
 
@@ -165,19 +165,19 @@ class ElementIndex:
         return self.data[self.start : self.end]
 
     def merged(self, *others: "ElementIndex") -> "ElementIndex":
-        """The data set with the elements of the others put in, each in the place of its own."""
+        """The data set with the elements of the others added; those replace its own."""
         elements = self.elements()
         for other in others:
             elements |= other.elements()
         return ElementIndex(encoded(elements))
 
     def without(self, tags: Iterable[int]) -> "ElementIndex":
-        """The data set less some elements."""
+        """The data set without some elements."""
         leave = frozenset(tags)
         return ElementIndex(b"".join([self.element(tag) for tag in self if tag not in leave]))
 
     def only(self, tags: Iterable[int]) -> "ElementIndex":
-        """The elements of the given tags that are there."""
+        """The elements of the given tags that are present."""
         return ElementIndex(b"".join([self.element(tag) for tag in sorted(tags)]))
 
     def with_values(self) -> "ElementIndex":
@@ -189,25 +189,25 @@ EMPTY = ElementIndex(b"")
 
 
 def text_elements(**texts: str) -> ElementIndex:
-    """A data set of text elements by keyword; those without a text are left out."""
+    """A data set of text elements by keyword; empty texts are left out."""
     return ElementIndex(encoded({tag_of(k): encode_text(k, v) for k, v in texts.items() if v}))
 
 
 def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
-    """A data set of sequences by keyword, of items that are encoded already."""
+    """A data set of sequences by keyword, of encoded items."""
     tags = {tag_of(keyword): items for keyword, items in sequences.items()}
     return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
-    """The numbers of a binary value; bytes left over are ignored."""
+    """The numbers of a binary value; surplus bytes are ignored."""
     code = BINARY_NUMBERS[vr]
     count = len(value) // struct.calcsize(code)
     return struct.unpack_from(f"<{count}{code}", value)
 
 
 def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
-    """Numbers of one binary VR in another. Raises Malformed"""
+    """The value with its numbers in another binary VR. Raises Malformed."""
     numbers, code = unpack_numbers(vr, value), BINARY_NUMBERS[right]
     try:
         return struct.pack(f"<{len(numbers)}{code}", *numbers)

@@ -1,4 +1,4 @@
-"""Small data sets that several services send: codes, reasons, notices."""
+"""Items and small data sets that several services send: codes, reasons, notifications."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def workitem_code(code: str) -> bytes:
 
 
 def cancellation_reason(remark: str, code: str) -> ElementIndex:
-    """Why something is cancelled: words, and a key of UPS_CANCELLATION_REASONS. Refuses 0106."""
+    """The reason for a cancellation: remark, and key of UPS_CANCELLATION_REASONS. Refuses 0106."""
     if code not in UPS_CANCELLATION_REASONS:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
     item = code_item(code, UPS_CANCELLATION_REASONS[code])
@@ -36,7 +36,7 @@ def availability_data(
 ) -> ElementIndex:
     """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
 
-    rows_  instance, Retrieve AE Title, class, study, series, availability, in order of the series
+    rows_  instance, Retrieve AE Title, class, study, series, availability; ordered by series
     of     items of Referenced Performed Procedure Step Sequence
     """
     series = []

@@ -1,4 +1,4 @@
-"""The test of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2)."""
+"""Matching of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2)."""
 
 import contextlib
 import datetime
@@ -10,17 +10,14 @@ from minris.dataset.names import name_groups, name_key, plain
 from minris.dataset.times import instants, key_interval, key_refusal
 from minris.standard.dictionary import BINARY_NUMBERS, ONE_VALUE_VRS
 
-# Searching. A query is compiled once into a Search: tests by tag, and the shape of the answer.
-# Source: PS3.4 C.2.2.2 and K.2.2.
-
 Test = Callable[[bytes], bool]
 WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
 
 
 class Wildcard:
-    """A pattern: `*` for any run, `?` for exactly one character, anything else for itself.
+    """A pattern: `*` for any run, `?` for exactly one character, anything else literally.
 
-    Pieces between stars are looked for from left to right, so that no key takes long.
+    The pieces between stars are searched from left to right, so that no key takes long.
     """
 
     def __init__(self, text: str) -> None:
@@ -31,7 +28,7 @@ class Wildcard:
         self.lengths = [len(piece) for piece in text.split("*")]
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole text is as the pattern says."""
+        """Whether the whole text matches."""
         first, *rest = self.pieces
         if not rest:
             return first.fullmatch(text) is not None
@@ -50,7 +47,7 @@ class Wildcard:
 
 
 def loose_name_test(text: str) -> Callable[[str], bool]:
-    """A test of a Chinese name in any spelling: with and without spaces, tones and carets."""
+    """A test of a Chinese name in any spelling: spaces, tones and carets do not matter."""
     if "=" in text or "?" in text:
         return lambda name: False
     parts = [name_key(part) for part in text.split("*")]
@@ -61,7 +58,7 @@ def loose_name_test(text: str) -> Callable[[str], bool]:
 
 
 def _name_patterns(group: str) -> list[Wildcard]:
-    """The patterns of one group of a key: SMITH^* is for SMITH too; none where all will do."""
+    """The patterns of one group of a key, [] for any; SMITH^* matches SMITH too."""
     if not group.strip("*"):
         return []
     found = [group]
@@ -71,9 +68,9 @@ def _name_patterns(group: str) -> list[Wildcard]:
 
 
 def name_test(text: str) -> Test:
-    """A key of VR PN: any case, accents left out; without `=` tried against each group.
+    """The test of a PN key, without case and accents; without `=` it is tried on each group.
 
-    A name with an ideographic group is found in any spelling of its Latin one.
+    A name with an ideographic group is found by any spelling of its Latin group.
     Source: PS3.4 C.2.2.2.1.1, C.2.2.2.4
     """
     loosely = loose_name_test(text)
@@ -108,7 +105,7 @@ def name_test(text: str) -> Test:
 
 
 def text_test(text: str, vr: bytes) -> Test:
-    """A key of another text VR: exact and case-sensitive, or with wildcards."""
+    """The test of a key of another text VR: exact and case-sensitive, or with wildcards."""
     one_value = vr in ONE_VALUE_VRS
     if vr in WILDCARD_VRS and ("*" in text or "?" in text):
         pattern = Wildcard(text)
@@ -131,13 +128,13 @@ def text_test(text: str, vr: bytes) -> Test:
 
 
 def uid_test(uids: list[str]) -> Test:
-    """A key of VR UI: any of the UIDs listed (PS3.4 C.2.2.2.2)."""
+    """The test of a UI key: any of the UIDs in the list (PS3.4 C.2.2.2.2)."""
     wanted = frozenset(uid.encode() for uid in uids)
     return lambda value: not wanted.isdisjoint(one.strip(b" \0") for one in value.split(b"\\"))
 
 
 def number_test(text: str, vr: bytes) -> Test:
-    """A key of a number: equal by value."""
+    """The test of a number: equal by value."""
     wanted = frozenset(map(float, text.split("\\")))
     if vr in BINARY_NUMBERS:
         return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
@@ -153,7 +150,7 @@ def number_test(text: str, vr: bytes) -> Test:
 def key_test(
     tag: int, vr: bytes, index: ElementIndex, zone: datetime.tzinfo | None = None
 ) -> Test | None:
-    """The test of one key, None where it is universal. Refuses A900 for a key that is no key."""
+    """The test of one key, None if it is universal. Refuses A900 for an invalid key."""
     text = index.text(tag)
     if not text or not text.strip("*"):
         return None  # PS3.4 C.2.2.2.3; `*` alone: C.2.2.2.4 note 1

@@ -1,4 +1,4 @@
-"""Person names: keys for the search, pinyin, initials, how they are shown; identity numbers."""
+"""Person names: search keys, pinyin, initials, display; resident identity numbers."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from minris.standard.dictionary import is_date
 
 
 def plain(text: str) -> str:
-    """Lower case without accents and tones; the letter behind a mark stays."""
+    """The text in lower case, without accents and tones."""
     if text.isascii():
         return text.casefold()
     decomposed = unicodedata.normalize("NFKD", text)
@@ -16,9 +16,9 @@ def plain(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """A name as it is looked for: each group in plain letters and digits, run together.
+    """The search key of a name: each group as plain letters and digits, without spaces.
 
-    ü is written lü, lv, lyu or lu in pinyin; all are lu here, and likewise nu.
+    Pinyin writes lü as lü, lv, lyu or lu; all become lu here, and likewise nu.
     """
     groups = []
     for group in name.split("="):
@@ -27,12 +27,12 @@ def name_key(name: str) -> str:
     return "=".join(groups)
 
 
-# Family names of two characters, so that a Chinese name written in one run can be taken apart.
+# Family names of two characters, to split a Chinese name that is written without a space.
 COMPOUND_SURNAMES = frozenset(
     "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
     " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
 )
-# How family names are read where they are read otherwise than the same character in a word.
+# Readings of family names that differ from the usual reading of the character.
 SURNAMES = dict(
     pair.split("=")
     for pair in (
@@ -45,9 +45,9 @@ SURNAMES = dict(
 
 
 def latin_name(components: str) -> str:
-    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; nothing without pypinyin.
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; empty without pypinyin.
 
-    ü is written yu, as in passports.
+    ü becomes yu, as in passports.
     """
     try:
         from pypinyin import lazy_pinyin
@@ -61,7 +61,7 @@ def latin_name(components: str) -> str:
 
 
 def chinese_name(text: str) -> str:
-    """`王小东` or `王 小东` as components `王^小东`."""
+    """The components `王^小东` of `王小东` or `王 小东`."""
     parts = text.replace("^", " ").replace("·", " ").split()
     if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
         name = parts[0]
@@ -71,9 +71,9 @@ def chinese_name(text: str) -> str:
 
 
 def initials(name: str) -> str:
-    """The initials of a name, by words and capitals within them: wxd of Wang^XiaoDong.
+    """The initials of a name, one per word or capital: wxd for Wang^XiaoDong.
 
-    A name without Latin letters has those of its pinyin.
+    A name without Latin letters gets the initials of its pinyin.
     """
     latin, _, rest = name.partition("=")
     if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
@@ -84,13 +84,13 @@ def initials(name: str) -> str:
     return "".join(plain(part[0]) for part in (words if shouted else parts))
 
 
-# GB 11643: weights of the first 17 digits of a resident's number, and the check character by the sum.
+# GB 11643: weights of the first 17 digits, and the check character by the sum modulo 11.
 _RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _RESIDENT_CHECKS = "10X98765432"
 
 
 def resident_number(text: str) -> tuple[str, str] | None:
-    """Birth date (DA) and sex of a Chinese resident's identity number; None for what is none."""
+    """Birth date (DA) and sex from a Chinese resident identity number; None if it is not valid."""
     number = text.strip().upper()
     if not re.fullmatch("[0-9]{17}[0-9X]", number):
         return None
@@ -101,14 +101,14 @@ def resident_number(text: str) -> tuple[str, str] | None:
 
 
 def shown_name(name: str) -> str:
-    """A PN value as people read it: 王小东 Wang XiaoDong."""
+    """A PN value for display: 王小东 Wang XiaoDong."""
     groups = [group.replace("^", " ").strip() for group in name.split("=")]
     latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
     return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
 
 
 def masked_name(name: str) -> str:
-    """A PN value for a screen that others see: 王*东, W*** X."""
+    """A PN value for a public screen: 王*东, W*** X."""
     groups = [group.split("^") for group in name.split("=")]
     ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
     if len(ideographic) > 1:
@@ -119,26 +119,26 @@ def masked_name(name: str) -> str:
 
 
 def name_groups(text: str) -> list[str]:
-    """The component groups of a person name, in lower case, empty components at the end gone."""
+    """The component groups of a name, plain, without trailing empty components."""
     return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
 
 
 def name_chunk(name: str) -> str:
-    """The longest part of a name key that is in the `name_key` of every name that it matches."""
-    # name_key reads yu and v behind l or n as u: a chunk may begin or end in the midst of that
+    """The longest part of a name key that every matching name has in its `name_key`."""
+    # name_key turns yu and v after l or n into u: a chunk may begin or end within them
     edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
     chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
     return max(chunks, key=len)
 
 
 def person_name(family: str, given: str, chinese: str) -> str:
-    """A PN value from what was typed: `Wang^XiaoDong=王^小东`."""
+    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`."""
     ideographic = chinese_name(chinese)
     latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
     return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
 
 
 def typed_name(text: str) -> str:
-    """A PN value from one line: hanzi alone are the ideographic group, all else is as it is."""
+    """A PN value from one line; hanzi without `=` become the ideographic group."""
     hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
     return person_name("", "", text) if hanzi else text

@@ -1,4 +1,4 @@
-"""A peer's data set, read once and written in the stored form."""
+"""Conversion of a peer's data set to the stored form."""
 
 from typing import NamedTuple
 
@@ -38,14 +38,14 @@ from minris.standard.dictionary import (
 
 
 class Limits(NamedTuple):
-    """How much of a peer's data set is taken."""
+    """Limits of a peer's data set."""
 
     nesting: int = 16
     elements: int = 100_000
 
 
 class _Recoder:
-    """Reads a peer's data set once, front to back, and writes it in the stored form."""
+    """Reads a peer's data set once, from front to back, and writes the stored form."""
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data, self.limits, self.count = data, limits, 0
@@ -62,7 +62,7 @@ class _Recoder:
         depth: int,
         until: int = 0,
     ) -> tuple[bytes, int]:
-        """The elements from pos to end, or to the delimiter `until`; and where they ended."""
+        """The elements from pos to end, or to the delimiter `until`, and their end."""
         if depth > self.limits.nesting:
             raise Malformed(f"nested deeper than {self.limits.nesting}")
         found: dict[int, bytes] = {}
@@ -79,7 +79,7 @@ class _Recoder:
             element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
             if tag == SPECIFIC_CHARACTER_SET:
                 charset = self.declared(element, charset, depth)
-            elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired and tell nothing
+            elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
         if until:
@@ -87,7 +87,7 @@ class _Recoder:
         return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
-        """Tag, VR (empty where implicit), start and length of the value."""
+        """Tag, VR (empty if implicit), start and length of the value."""
         if pos + 8 > end:
             raise Malformed("ends in the middle of an element")
         group, number, vr, length = ELEMENT_HEADER.unpack_from(self.data, pos)
@@ -113,7 +113,7 @@ class _Recoder:
         charset: CharacterSet | None,
         depth: int,
     ) -> tuple[bytes, int]:
-        """One element in the stored form, and where the next one starts."""
+        """One element in the stored form, and the start of the next one."""
         if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
             vr, explicit = b"", False
         vr = vr or vr_of(tag).encode()
@@ -147,7 +147,7 @@ class _Recoder:
         depth: int,
         delimited: bool = False,
     ) -> tuple[bytes, int]:
-        """A sequence in the stored form: items of defined length."""
+        """A sequence in the stored form, with defined lengths, and its end."""
         items: list[bytes] = []
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
@@ -170,8 +170,8 @@ class _Recoder:
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
-        """A text value in UTF-8; notes where it had to be recovered."""
-        # a backslash in a text of several values would make two of one
+        """A text value in UTF-8; notes a text that was recovered or damaged."""
+        # in a multi-valued VR a backslash would split the value
         text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
             (self.recovered if how == "recovered" else self.damaged).append(tag)
@@ -180,7 +180,7 @@ class _Recoder:
     def declared(
         self, element: bytes, outer: CharacterSet | None, depth: int
     ) -> CharacterSet | None:
-        """The set that (0008,0005) declares; the outer one where it is empty, None if unknown."""
+        """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
         terms = tuple(term.strip(" \0") for term in value.split("\\"))
         if depth == 1:
@@ -198,22 +198,22 @@ def recode(
     charset: CharacterSet = ASCII,
     limits: Limits = Limits(),
 ) -> bytes:
-    """A peer's data set in the stored form: explicit little endian, UTF-8, defined lengths.
+    """Convert a peer's data set to the stored form: explicit little endian, UTF-8, defined lengths.
 
-    data      encoded in one of the little endian syntaxes, without command or file meta group
-    explicit  whether the VRs are in it
-    charset   what texts are in where (0008,0005) does not say
+    data      in a little endian transfer syntax, without command and file meta groups
+    explicit  whether it is Explicit VR
+    charset   character set of texts if (0008,0005) is absent or empty
     Raises    Malformed
     """
     return recode_noting(data, explicit, charset, limits).data
 
 
 class Recoded(NamedTuple):
-    """A peer's data set in the stored form, and what became of its texts.
+    """A peer's data set in the stored form, and the state of its texts.
 
-    asked      the terms of (0008,0005) at its top, () where it is empty, None where it is absent
-    recovered  tags of texts that the declared set was contradicted by, read in another
-    damaged    tags of texts that could only be guessed at
+    asked      the terms of its top-level (0008,0005), () if empty, None if absent
+    recovered  tags of texts that contradict the declared set and were read in another one
+    damaged    tags of texts that could only be guessed
     """
 
     data: bytes
@@ -225,7 +225,7 @@ class Recoded(NamedTuple):
 def recode_noting(
     data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
 ) -> Recoded:
-    """As `recode`, with what was noted on the way."""
+    """As `recode`, with the state of the texts."""
     recoder = _Recoder(data, limits)
     stored, _ = recoder.elements(0, len(data), explicit, charset, 1)
     recovered, damaged = tuple(recoder.recovered), tuple(recoder.damaged)

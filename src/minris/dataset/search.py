@@ -1,4 +1,4 @@
-"""A query compiled: it matches stored data sets and writes the answers."""
+"""Compiled queries: they match stored data sets and encode the answers."""
 
 import datetime
 import functools
@@ -29,12 +29,12 @@ NEVER_MATCHED_IN_CODES = frozenset({tag_of("CodeMeaning"), tag_of("CodingSchemeV
 
 
 class AnswerStyle(NamedTuple):
-    """How the answers to one device are written; a device's profile gives it.
+    """How answers to one device are encoded; set in the device's profile.
 
-    charset          what texts are in, `fallback` where it cannot carry one
-    name_groups      `all`, or the one component group of a name that is sent
-    empty_sequences  whether a sequence without items is sent
-    zone             that of times without an offset, None for that of the machine
+    charset          character set of the answer; `fallback` if it cannot encode a text
+    name_groups      `all`, or the only component group of names that is sent
+    empty_sequences  whether empty sequences are sent
+    zone             time zone of values without an offset, None for that of the machine
     """
 
     charset: CharacterSet = UTF_8
@@ -45,7 +45,7 @@ class AnswerStyle(NamedTuple):
 
 
 def one_group(value: bytes, name_groups: str) -> bytes:
-    """Each name of a PN value with one of its groups alone; the other where it has none."""
+    """The names of a PN value, each with one group only; the other group if that is empty."""
     names = []
     for name in value.decode("utf-8", "replace").split("\\"):
         alphabetic, _, rest = name.strip(" ").partition("=")
@@ -58,14 +58,14 @@ def one_group(value: bytes, name_groups: str) -> bytes:
 
 
 class Search:
-    """A query, compiled: `answer(data)` is the encoded answer of a stored data set that matches.
+    """A compiled query: `answer(data)` is the encoded answer if a stored data set matches.
 
     index     the identifier in the stored form
-    table     which attributes are supported (columns match and return)
+    table     the supported attributes (columns match and return)
     explicit  whether answers are Explicit or Implicit VR Little Endian
-    style     how texts and empty sequences are answered
-    extra     elements put into every answer when they are asked for, by tag (stored form)
-    Refuses   A900 for two items in a sequence, a wrong date or range, several values
+    style     how texts and empty sequences are encoded
+    extra     elements added to every answer if requested, by tag (stored form)
+    Refuses   A900 for two items in a sequence, an invalid date or range, several values
     Source    PS3.4 C.2.2.2, K.2.2, K.4.1.1.3.2
     """
 
@@ -85,16 +85,16 @@ class Search:
         self.nested: dict[int, Search] = {}
         self.intervals: dict[int, Interval] = {}
         self.shape: list[tuple[int, bytes, bytes | None]] = []
-        self.texts: list[int] = []  # tags of shape that may hold more than ASCII
+        self.texts: list[int] = []  # tags of shape whose values may be non-ASCII
         self.unsupported: list[int] = []
-        self.unmatched: list[int] = []  # keys with a value that is not looked at
+        self.unmatched: list[int] = []  # keys whose value is ignored
         for tag in index:
             self._add(tag, table)
         self._combine_date_and_time()
 
     def _add(self, tag: int, table: AttributeTable) -> None:
         if tag in (SPECIFIC_CHARACTER_SET, 0x00080052, 0x00080201):
-            # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is a slip of its sender
+            # PS3.4 K.2.2.2; a Query/Retrieve Level in a worklist query is an error of the SCU
             if tag == 0x00080201 and tag in self.extra:
                 self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), self.extra[tag]))
             return
@@ -122,11 +122,11 @@ class Search:
         if attribute and kind not in ("1C", "3"):
             absent = self._encode(tag, attribute.vr.encode(), b"")
         self.shape.append((tag, TAG.pack(tag >> 16, tag & 0xFFFF), absent))
-        if vr_of(tag).encode() in MAY_BE_TEXT:  # not the VR of the query, which may be wrong
+        if vr_of(tag).encode() in MAY_BE_TEXT:  # the VR in the query may be wrong
             self.texts.append(tag)
 
     def _inside_open_sequence(self, table: AttributeTable) -> bool:
-        """Below a sequence that the table names without saying what is in it, all is known."""
+        """Whether it lies in a sequence whose items the table leaves open: all is supported."""
         outer = (self.path[:depth] for depth in range(1, len(self.path) + 1))
         return any(path in table and not table.children(path) for path in outer)
 
@@ -145,13 +145,13 @@ class Search:
             self.nested[tag] = nested
 
     def ask_nothing(self) -> None:
-        """Only say what is wanted in the answer; match all."""
+        """Match everything; keep only the shape of the answer."""
         self.tests, self.combined = [], None
         for nested in self.nested.values():
             nested.ask_nothing()
 
     def _combine_date_and_time(self) -> None:
-        """PS3.4 C.2.2.2.5.4, Table K.6-1: ranges of the same form are one continuous interval."""
+        """Combine date and time ranges of the same form (PS3.4 C.2.2.2.5.4, Table K.6-1)."""
         date, time_ = self.intervals.get(START_DATE), self.intervals.get(START_TIME)
         if date and time_ and date.form == time_.form and "-" in date.form:
             self.tests = [(t, test) for t, test in self.tests if t not in (START_DATE, START_TIME)]
@@ -159,11 +159,11 @@ class Search:
 
     @property
     def status(self) -> Status:
-        """FF01 where an attribute is asked for that is not kept here (PS3.4 Table K.4-1)."""
+        """FF01 if a requested attribute is not supported (PS3.4 Table K.4-1), else FF00."""
         return Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED if self.unsupported else Status.PENDING
 
     def matches(self, index: ElementIndex) -> bool:
-        """Whether a stored data set satisfies every key."""
+        """Whether a stored data set matches every key."""
         data, found = index.data, index.found
         for tag, test in self.tests:
             entry = found.get(tag)
@@ -178,7 +178,7 @@ class Search:
 
     @staticmethod
     def _begins_in(span: Interval, index: ElementIndex) -> bool:
-        """Whether date and time together lie in the one interval that both keys make."""
+        """Whether date and time lie in the combined interval of both keys."""
         date, clock = index.text(START_DATE), index.text(START_TIME)
         return bool(date) and span.holds(date + time_start(clock or "000000"))
 
@@ -188,7 +188,7 @@ class Search:
         return bool(self.tests or self.combined or any(n.restricts for n in self.nested.values()))
 
     def mismatches(self, index: ElementIndex) -> list[tuple[int, str, str]]:
-        """Each key that a stored data set does not satisfy: its tag, what it asks for, what is there."""
+        """The keys that a stored data set does not match: tag, key, stored value."""
         found = [
             (tag, self.index.text(tag), index.text(tag))
             for tag, test in self.tests
@@ -203,18 +203,18 @@ class Search:
         return found
 
     def answer(self, data: bytes) -> bytes | None:
-        """The encoded answer of a stored data set, None where it does not match."""
+        """The encoded answer for a stored data set, None if it does not match."""
         index = ElementIndex(data)
         return self.select(index) if self.matches(index) else None
 
     def select(self, index: ElementIndex) -> bytes:
-        """The attributes asked for, with (0008,0005) where it is needed or was asked for."""
+        """The requested attributes, with (0008,0005) if needed or requested."""
         for charset in (self.style.charset, self.style.fallback, UTF_8):
             try:
                 return self._select(index, charset)
             except UnicodeEncodeError:
                 continue
-        raise AssertionError("UTF-8 carries any text")
+        raise AssertionError("UTF-8 encodes any text")
 
     def _select(self, index: ElementIndex, charset: CharacterSet) -> bytes:
         body = b"".join(self._elements(index, charset))
@@ -225,15 +225,15 @@ class Search:
         return body
 
     def _extended(self, index: ElementIndex) -> bool:
-        """Whether a text that is asked for is more than ASCII."""
+        """Whether a requested text is non-ASCII."""
         data, found = index.data, index.found
         for tag in self.texts:
             if tag not in found:
                 continue
             vr, _, start, end = found[tag]
             if vr == b"SQ":
-                # past the item's length, tags and lengths are ASCII but for the delimiters,
-                # whose bytes alone are no UTF-8: mostly there is no need to look closer
+                # tags and lengths are ASCII but for the delimiters, whose bytes alone are
+                # not UTF-8: usually this saves parsing the items
                 if data[start + 8 : end].translate(None, b"\xdd\xe0\xfe\xff").isascii():
                     continue
                 nested = self.nested.get(tag)
@@ -245,7 +245,7 @@ class Search:
         return False
 
     def _elements(self, index: ElementIndex, charset: CharacterSet) -> list[bytes]:
-        """The elements asked for from one data set or item, in the syntax and set of the answer."""
+        """The requested elements of a data set or item, in the answer's syntax and set."""
         data, found, parts = index.data, index.found, []
         plain = charset.codec == "utf-8"
         verbatim = self.explicit and plain
@@ -274,7 +274,7 @@ class Search:
         return parts
 
     def _text(self, vr: bytes, value: bytes, charset: CharacterSet) -> bytes:
-        """A stored text in another set; of a name the groups that it can carry, if the first."""
+        """A stored text in another set; of a name at least the first group."""
         if charset.codec == "utf-8":
             return value
         text = value.decode().rstrip(" ")
@@ -287,7 +287,7 @@ class Search:
         for name in text.split("\\"):
             groups = [group if charset.carries(group) else "" for group in name.split("=")]
             if not groups[0]:
-                charset.encode(name, vr)  # raises: the next set is tried
+                charset.encode(name, vr)  # raises, so that the next set is tried
             names.append("=".join(groups).rstrip("="))
         return pad(charset.encode("\\".join(names), vr), vr)
 
@@ -295,7 +295,7 @@ class Search:
         nested = self.nested.get(tag)
         items = index.items(tag)
         if nested:
-            if nested.restricts:  # PS3.4 C.2.2.2.6: the items that match, and of them what is asked
+            if nested.restricts:  # PS3.4 C.2.2.2.6: only the items that match
                 items = [item for item in items if nested.matches(item)]
             contents = [b"".join(nested._elements(item, charset)) for item in items]
         elif self.explicit and charset.codec == "utf-8" and self.style.name_groups == "all":
@@ -308,7 +308,7 @@ class Search:
         return self._encode(tag, b"SQ", value)
 
     def _whole(self, item: ElementIndex, charset: CharacterSet) -> bytes:
-        """A whole item in the syntax and set of the answer."""
+        """A whole item in the answer's syntax and character set."""
         parts = []
         for tag in item:
             vr = item.vr(tag)
@@ -332,7 +332,7 @@ class Search:
 
 
 def has_extended_text(index: ElementIndex) -> bool:
-    """Whether any text of a data set is more than ASCII."""
+    """Whether any text of a data set is non-ASCII."""
     return any(
         any(map(has_extended_text, index.items(tag)))
         if index.vr(tag) == b"SQ"
@@ -342,7 +342,7 @@ def has_extended_text(index: ElementIndex) -> bool:
 
 
 def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
-    """A stored data set in the syntax and set of its reader, with (0008,0005) where it needs that."""
+    """A stored data set in a receiver's syntax and character set, with (0008,0005) if needed."""
     index = ElementIndex(data).without([SPECIFIC_CHARACTER_SET])
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
@@ -354,7 +354,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
 
 
 def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
-    """Whether a set carries every text of a data set."""
+    """Whether a character set can encode every text of a data set."""
     return all(
         all(carries_all(charset, item) for item in index.items(tag))
         if index.vr(tag) == b"SQ"
@@ -364,7 +364,7 @@ def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:
-    """A stored data set in one of the two little endian syntaxes, still UTF-8."""
+    """A stored data set as Explicit or Implicit VR Little Endian, in UTF-8."""
     if explicit:
         return data
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit=False)

@@ -1,4 +1,4 @@
-"""Specific Character Set: text decoded, encoded, and recovered where the declared set is wrong."""
+"""Specific Character Set: decoding, encoding, and recovery if the declared set is wrong."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ SPECIFIC_CHARACTER_SET = 0x00080005
 class CharacterSet:
     """Specific Character Set (0008,0005): decodes and encodes text values.
 
-    terms   its defined terms; () is the default repertoire, ASCII
+    terms   defined terms; () is the default repertoire, ASCII
     Source  PS3.5 6.1; PS3.3 C.12.1.1.2
     """
 
@@ -36,16 +36,16 @@ class CharacterSet:
             self.sets += (one for term in terms for one in repertoires_of(term))
             of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
         g1 = of_first.get("G1")
-        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # as the first term has them
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
         if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
-            self.codec = g1.codec  # without extensions Python's codec does it all at once
+            self.codec = g1.codec  # without code extensions Python's codec does the whole text
 
     def delimiters(self, vr: bytes) -> bytes:
-        """Bytes behind which the first term's sets are active again (PS3.5 6.1.2.5.3)."""
+        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
         return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
 
     def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
-        """The text of a value; UnicodeDecodeError where the bytes are not of this set."""
+        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
         if self.codec:
             text = raw.decode(self.codec)
             if self.codec not in CHARACTER_SETS_ALONE.values() and re.search(r"[\x80-\x9f]", text):
@@ -71,7 +71,7 @@ class CharacterSet:
             active = g1 if byte >= 0x80 else g0
             width = 1 if byte < 0x21 or not active else active.width
             if byte >= 0x80 and (byte < 0xA0 or not active):
-                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no set for it is active")
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
             piece = raw[pos : pos + width]
             parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
             pos += width
@@ -80,7 +80,7 @@ class CharacterSet:
         return "".join(parts)
 
     def loose(self) -> Iterator["CharacterSet"]:
-        """The same with its one set of two bytes active from the start: its escapes are often left out."""
+        """The same with its two-byte set initially active, for senders that omit the escape."""
         wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
         if not self.codec and len(wide) == 1 and not self.first[1]:
             found = CharacterSet(self.terms)
@@ -88,7 +88,7 @@ class CharacterSet:
             yield found
 
     def encode(self, text: str, vr: bytes = b"LO") -> bytes:
-        """The bytes of a text; UnicodeEncodeError where this set cannot carry it."""
+        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
         if self.codec:
             return text.encode(self.codec)
         delimiters = self.delimiters(vr)
@@ -113,7 +113,7 @@ class CharacterSet:
     def _find(
         self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
     ) -> tuple[Repertoire, bytes]:
-        """The set to write a character in: one that is active, else the first that has it."""
+        """The set for a character: an active one, else the first one that has it; and the bytes."""
         for one in (*filter(None, (g0, g1)), *self.sets):
             if raw := one.encode(character):
                 return one, raw
@@ -121,7 +121,7 @@ class CharacterSet:
         raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
 
     def carries(self, text: str) -> bool:
-        """Whether a text can be encoded in it."""
+        """Whether this set can encode a text."""
         try:
             self.encode(text)
         except UnicodeEncodeError:
@@ -138,9 +138,9 @@ class CharacterSet:
 
 @functools.lru_cache(256)
 def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
-    """The CharacterSet of some terms; None where one is not known.
+    """The CharacterSet of some terms; None if one is unknown.
 
-    A set that stands alone does so although others are named behind it.
+    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
     """
     if terms and terms[0] in CHARACTER_SETS_ALONE:
         terms = terms[:1]
@@ -153,14 +153,14 @@ ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
 
 
 class DecodedText(NamedTuple):
-    """A text, and how sure it is: `declared`, `recovered` in another set, or `damaged`."""
+    """A text, and how it was decoded: `declared`, `recovered` in another set, or `damaged`."""
 
     text: str
     how: str
 
 
 def is_utf_8_of_hanzi(raw: bytes) -> bool:
-    """Whether bytes are UTF-8 of Chinese: text in GB18030 hardly ever has that form by chance."""
+    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -170,7 +170,7 @@ def is_utf_8_of_hanzi(raw: bytes) -> bool:
 
 
 def looks_like_gb18030(raw: bytes) -> bool:
-    """Whether pairs of common hanzi outnumber single high bytes, as Western texts have them."""
+    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
     pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
     single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
     return len(pairs) > len(single)
@@ -179,14 +179,14 @@ def looks_like_gb18030(raw: bytes) -> bool:
 def decode_text(
     raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
 ) -> DecodedText:
-    """The text of a value, recovered where the bytes contradict the declared set.
+    """The text of a value, recovered if the bytes contradict the declared set.
 
-    Tried behind it: UTF-8, whose form hardly comes about by chance; GB18030 where the set declared
-    is multi-byte too, or the bytes are such as no ISO 8859 text has; and ISO 8859-1, which is a
-    guess. What none of them has becomes `mark` and nnn, as PS3.5 6.1.2.3 wants it shown.
+    Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
+    too or no ISO 8859 text has such bytes; and ISO 8859-1, which is a guess. Control characters
+    then become `mark` and their octal code (PS3.5 6.1.2.3).
     """
     multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
-    if b"\x1b" in raw and (multi_byte or not charset):  # its escapes say what it is
+    if b"\x1b" in raw and (multi_byte or not charset):  # the escapes tell the sets
         with contextlib.suppress(UnicodeDecodeError):
             return DecodedText(ISO_2022.decode(raw, vr), "recovered")
     if charset and charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):

@@ -1,4 +1,4 @@
-"""Dates and times: ranges of keys, instants, and what people read."""
+"""Dates and times: ranges in keys, instants, display."""
 
 import datetime
 import re
@@ -9,45 +9,45 @@ from minris.standard.status import Message, Problem, Refusal, Status
 
 
 def key_refusal(tag: int, words: str) -> Refusal:
-    """The refusal (A900) of a key that cannot be matched on."""
+    """The refusal (A900) of a key that cannot be matched."""
     return Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, problems=[Problem(tag, Message(words))])
 
 
 def shown_date(value: str) -> str:
-    """A DA value as 2026-07-05."""
+    """A DA value for display: 2026-07-05."""
     return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
 
 
 class Interval(NamedTuple):
-    """A range of DA, TM or DT values, both ends included; "" for an open end."""
+    """A range of DA or TM values, both ends included; "" for an open end."""
 
     low: str
     high: str
     form: str
 
     def test(self, value: bytes) -> bool:
-        """Whether a stored value lies in it."""
+        """Whether a stored value, or one of several, lies in the range."""
         text = value.decode("ascii", "replace").strip(" \0")
         return any(one and self.holds(one) for one in text.split("\\"))
 
     def holds(self, text: str) -> bool:
-        """Whether one value, normalised as the ends are, lies in it."""
+        """Whether one value lies in the range."""
         text = normal_time(text)
         return text >= self.low and (not self.high or text <= self.high)
 
 
 def normal_date(text: str) -> str:
-    """A date as eight digits; the dots of ACR-NEMA go."""
+    """A date as eight digits, without the dots of ACR-NEMA."""
     return text.replace(".", "") if text.count(".") == 2 else text
 
 
 def normal_time(text: str) -> str:
-    """A time in its shortest comparable form: 2230 stands before 223000 and sorts as it does."""
+    """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")
 
 
 def _time_end(text: str) -> str:
-    """The last instant that an imprecise time covers: 10 is up to 10:59:59.999999."""
+    """The last instant of an imprecise time: 10 covers up to 10:59:59.999999."""
     digits, _, fraction = text.partition(".")
     if fraction:
         return f"{digits}.{fraction.ljust(6, '9')}"
@@ -55,12 +55,12 @@ def _time_end(text: str) -> str:
 
 
 def time_start(text: str) -> str:
-    """The first instant that an imprecise time covers."""
+    """The first instant of an imprecise time."""
     return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
 
 
 def interval(tag: int, vr: bytes, text: str) -> Interval:
-    """A key of VR DA, TM: `a`, `a-b`, `-b`, `a-`; Refuses A900 for what is neither."""
+    """The interval of a DA or TM key: `a`, `a-b`, `-b` or `a-`. Refuses A900."""
     normal = normal_date if vr == b"DA" else normal_time
     low, dash, high = (normal(part.strip(" ")) for part in text.partition("-"))
     for part in filter(None, (low, high)):
@@ -76,12 +76,12 @@ def interval(tag: int, vr: bytes, text: str) -> Interval:
 
 
 class TimeInterval(Interval):
-    """A range of times; a stored time without seconds begins with its minute."""
+    """A range of times; a stored time without seconds is the start of its minute."""
 
     __slots__ = ()
 
     def holds(self, text: str) -> bool:
-        """Whether one time lies in it."""
+        """Whether one time lies in the range."""
         text = time_start(normal_time(text))
         return text >= self.low and (not self.high or text <= self.high)
 
@@ -101,9 +101,9 @@ _DATETIME = re.compile(
 def datetime_bounds(
     text: str, zone: datetime.tzinfo | None
 ) -> tuple[datetime.datetime, datetime.datetime]:
-    """The first and the last instant that a DT value covers, in UTC; ValueError for no DT value.
+    """The first and the last instant of a DT value, in UTC. Raises ValueError.
 
-    zone  that of a value without an offset, None for that of the machine
+    zone  time zone of a value without an offset, None for that of the machine
     """
     found = _DATETIME.fullmatch(text)
     if not found:
@@ -128,7 +128,7 @@ def datetime_bounds(
 
 
 def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.datetime:
-    """A time of a zone, None for that of the machine, in UTC; at the ends of the calendar as it is."""
+    """A local time in UTC; zone None is that of the machine. Unchanged at the calendar's ends."""
     try:
         return (at.replace(tzinfo=zone) if zone else at.astimezone()).astimezone(datetime.UTC)
     except (ValueError, OverflowError):
@@ -136,12 +136,12 @@ def in_utc(at: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.date
 
 
 def utc_stamp(at: datetime.datetime) -> str:
-    """A time in UTC as the store keeps it: text that sorts."""
+    """A UTC time as text that sorts, the form in the database."""
     return f"{at.year:04d}-{at:%m-%dT%H:%M:%S.%fZ}"
 
 
 def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
-    """The beginning of the next year, month, day, hour, minute or second."""
+    """The start of the next year, month, day, hour, minute or second."""
     if known == 1:
         return start.replace(year=start.year + 1)
     if known == 2:
@@ -151,9 +151,9 @@ def _next_unit(start: datetime.datetime, known: int) -> datetime.datetime:
 
 
 def split_datetime_range(text: str) -> tuple[str, str, str]:
-    """A DT key as low end, dash, high end; a dash before an offset is no range.
+    """Split a DT key into low end, dash, high end; the dash of an offset is not a range.
 
-    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 behind a dash are an offset
+    Source: PS3.4 C.2.2.2.5.3; local: four digits up to 1459 after a dash are an offset
     """
     for match in re.finditer("-", text):
         low, high = text[: match.start()], text[match.end() :]
@@ -171,7 +171,7 @@ class Instants(NamedTuple):
     zone: datetime.tzinfo | None
 
     def test(self, value: bytes) -> bool:
-        """Whether a stored DT value begins in it."""
+        """Whether a stored DT value begins in the range."""
         text = value.decode("ascii", "replace").strip(" \0")
         if not text:
             return False
@@ -183,7 +183,7 @@ class Instants(NamedTuple):
 
 
 def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
-    """A key of VR DT, single or range. Refuses A900."""
+    """The range of a DT key, single or range. Refuses A900."""
     low, dash, high = split_datetime_range(text.strip())
     try:
         first = datetime_bounds(low, zone) if low else None

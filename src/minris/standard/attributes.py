@@ -1,4 +1,4 @@
-"""Attribute tables and transition tables: how they are read."""
+"""Readers of attribute tables and transition tables."""
 
 import collections
 import types
@@ -11,7 +11,7 @@ from minris.standard.tables import grid_table, one_of, rows
 
 
 class Attribute(NamedTuple):
-    """One row of an attribute table: where it stands, and its cells by column name."""
+    """One row of an attribute table: its path of tags, and its cells by column name."""
 
     keyword: str
     tag: int
@@ -24,11 +24,11 @@ class AttributeTable(dict[tuple[int, ...], Attribute]):
     """Attributes by path of tags, outermost first, in the order of the Standard."""
 
     def children(self, path: tuple[int, ...] = ()) -> tuple[Attribute, ...]:
-        """The attributes directly below a sequence; those of the top level for ()."""
+        """The attributes directly below a sequence; () is the top level."""
         return self._children.get(path, ())
 
     def seal(self) -> "AttributeTable":
-        """Compute `children` once; called by the reader when the last row is in."""
+        """Compute `children` once; the reader calls this after the last row."""
         below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
         for path, attribute in self.items():
             below[path[:-1]].append(attribute)
@@ -37,10 +37,10 @@ class AttributeTable(dict[tuple[int, ...], Attribute]):
 
 
 def attribute_table(source: str, text: str) -> AttributeTable:
-    """Read a table of `> keyword | cell | …`, one `>` for each sequence an attribute lies in.
+    """Read a table of `> keyword | cell | …`, one `>` per level of nesting.
 
-    Refuses an unknown keyword, a row below something that is no sequence, a double row or a row
-    with a missing cell.
+    Refuses an unknown keyword, a row below an attribute that is not a sequence, a duplicate row,
+    and a row with a missing cell.
     """
     head, *body = rows(text, source)
     table = AttributeTable()
@@ -51,18 +51,18 @@ def attribute_table(source: str, text: str) -> AttributeTable:
         try:
             tag = tag_of(keyword)
         except KeyError:
-            raise ValueError(f"{source}: no such keyword {keyword}") from None
+            raise ValueError(f"{source}: unknown keyword {keyword}") from None
         path = (*path[:depth], tag)
         below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
         if len(path) != depth + 1 or path in table or not below_sequence:
-            raise ValueError(f"{source}: {' | '.join(cells)}: is out of place, or stands twice")
+            raise ValueError(f"{source}: {' | '.join(cells)}: misplaced or duplicate row")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
         table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
     return table.seal()
 
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
-    """Read `event | state | …`: a cell is the new state or the hex of the status that refuses."""
+    """Read `event | state | …`: a cell is the new state, or the status that refuses, in hexadecimal."""
     known = {*states, "none"}
 
     def read(cell: str) -> str | Status:

@@ -1,4 +1,4 @@
-"""Coded character sets, and which of them go together (PS3.3 C.12.1.1.2)."""
+"""Coded character sets, and which combinations are legal (PS3.3 C.12.1.1.2)."""
 
 import codecs
 import re
@@ -11,13 +11,13 @@ from minris.standard.tables import one_of, table
 
 
 class Repertoire(NamedTuple):
-    """One coded character set of ISO 2022: where it is invoked, its escape, how it is decoded.
+    """One coded character set of ISO 2022: its code element, its escape sequence, its codec.
 
     place   G0 (bytes below 80H) or G1 (above)
-    escape  the sequence that designates it, without ESC
-    width   bytes of a character
-    codec   Python's codec for `prefix` and the bytes with their high bit set or, for G0 of one
-            byte, as they are
+    escape  the escape sequence that designates it, without ESC
+    width   bytes per character
+    codec   Python's codec for `prefix` followed by the bytes; their high bit is set first, except
+            for a G0 set of one byte
     """
 
     place: str
@@ -27,14 +27,14 @@ class Repertoire(NamedTuple):
     prefix: bytes = b""
 
     def decode(self, raw: bytes) -> str:
-        """The text of one or more characters. Raises UnicodeDecodeError"""
+        """The text of one or more characters. Raises UnicodeDecodeError."""
         if self.place == "G0" and self.width == 2:
             high = (bytes(byte | 0x80 for byte in raw[i : i + 2]) for i in range(0, len(raw), 2))
             return b"".join(self.prefix + pair for pair in high).decode(self.codec)
         return raw.decode(self.codec)
 
     def encode(self, character: str) -> bytes | None:
-        """The bytes of a character, None where this set does not have it."""
+        """The bytes of a character, None if this set lacks it."""
         try:
             raw = character.encode(self.codec)
         except UnicodeEncodeError:
@@ -48,7 +48,7 @@ class Repertoire(NamedTuple):
 
 
 def repertoire_table(source: str, text: str) -> dict[str, tuple[Repertoire, ...]]:
-    """Read `number | place | escape | width | codec | prefix`: the sets by their IR number."""
+    """Read `number | place | escape | width | codec | prefix`: the sets by ISO-IR number."""
     found: dict[str, tuple[Repertoire, ...]] = {}
     rows_ = table(
         text,
@@ -98,13 +98,13 @@ CHARACTER_SET_NUMBER = re.compile(r"ISO(_IR| 2022 IR) (\d+)")
 
 
 def repertoires_of(term: str) -> tuple[Repertoire, ...]:
-    """The sets of a defined term with extensions, G0 first; none where the term is empty."""
+    """The sets that a defined term names, G0 first; none for an empty term."""
     found = CHARACTER_SET_NUMBER.fullmatch(term)
     return REPERTOIRES[found[2]] if found else ()
 
 
 def character_set_problem(terms: Iterable[str]) -> str:
-    """Why these terms are no legal Specific Character Set, or nothing (PS3.3 C.12.1.1.2)."""
+    """Why these terms are not a legal Specific Character Set, "" if they are (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)
     for number, term in enumerate(terms):
         found = CHARACTER_SET_NUMBER.fullmatch(term)

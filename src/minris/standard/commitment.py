@@ -57,8 +57,8 @@ AVAILABILITY_ATTRIBUTES = attribute_table(
     """,
 )
 INSTANCE_AVAILABILITIES = frozenset("ONLINE NEARLINE OFFLINE UNAVAILABLE".split())
-RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: of these a C-MOVE would work
-# PS3.3 C.14.1.1: Failure Reason (0008,1197), and for people why an instance is not committed.
+RETRIEVABLE = ("ONLINE", "NEARLINE")  # PS3.3 C.4.23.1.1: a C-MOVE would work
+# PS3.3 C.14.1.1: Failure Reason (0008,1197), with the reason in words for the pages.
 NOT_CHECKED, NOT_THERE, OF_ANOTHER_CLASS = "0110", "0112", "0119"
 NOT_STORED, UID_IN_USE, NO_ROOM, COMMITTED = "0122", "0131", "0213", "0000"
 FAILURE_REASONS = {
@@ -69,7 +69,7 @@ FAILURE_REASONS = {
     UID_IN_USE: Message("was asked for under a number that is in use"),
     NO_ROOM: Message("has no room in the archive"),
 }
-COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether all are committed
+COMMITMENT_EVENTS = {True: 1, False: 2}  # PS3.4 Table J.3-2, by whether every instance is committed
 COMMITMENT_RESULT = attribute_table(
     "PS3.4 Table J.3-2",
     """

@@ -1,4 +1,4 @@
-"""The data dictionary: tag, name and VR of each attribute, and what a VR allows (PS3.6, PS3.5 6.2)."""
+"""The data dictionary: tag, name and VR of each attribute, and the values a VR allows (PS3.6)."""
 
 import datetime
 import functools
@@ -9,7 +9,7 @@ from pydicom import datadict
 from minris.standard.status import Message, description_of
 
 # Attributes of Supplement 233 that pydicom 3.0's dictionary does not have yet.
-# Source: PS3.6; (VR, VM, name, retired, keyword). May go when pydicom knows them.
+# Source: PS3.6; (VR, VM, name, retired, keyword). Remove once pydicom has them.
 SUPPLEMENT_233 = {
     0x00100011: ("SQ", "1", "Person Names to Use Sequence", "", "PersonNamesToUseSequence"),
     0x00100012: ("LT", "1", "Name to Use", "", "NameToUse"),
@@ -57,7 +57,7 @@ datadict.add_dict_entries(
 
 
 def tag_of(keyword: str) -> int:
-    """The tag of a keyword, as an int; KeyError for a keyword that DICOM does not have."""
+    """The tag of a keyword. Raises KeyError for an unknown keyword."""
     tag = datadict.tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
@@ -66,7 +66,7 @@ def tag_of(keyword: str) -> int:
 
 @functools.lru_cache(4096)
 def vrs_of(tag: int) -> str:
-    """The VRs that a tag may have by the data dictionary, such as `US or SS`; UN for an unknown one."""
+    """The VRs that the dictionary allows for a tag, such as `US or SS`; UN for an unknown tag."""
     try:
         return datadict.dictionary_VR(tag)
     except KeyError:
@@ -76,12 +76,12 @@ def vrs_of(tag: int) -> str:
 
 
 def vr_of(tag: int) -> str:
-    """The VR of a tag in the data dictionary, UN where it is not known; `US or SS` is US."""
+    """The VR of a tag in the dictionary, UN if unknown; the first one of `US or SS`."""
     return vrs_of(tag)[:2]
 
 
 def attribute_name(tag: int) -> str:
-    """`Patient's Birth Date (0010,0030)`, for people."""
+    """The name and tag of an attribute: `Patient's Birth Date (0010,0030)`."""
     return f"{description_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
@@ -92,12 +92,12 @@ KNOWN_VRS = LONG_VRS | frozenset(
 TEXT_VRS = frozenset(b"SH LO UC ST LT UT PN".split())  # PS3.5 6.1.2.3: (0008,0005) applies
 MAY_BE_TEXT = TEXT_VRS | {b"SQ", b"UN"}
 ONE_VALUE_VRS = frozenset(b"ST LT UT UR".split())
-LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: where leading spaces mean something
+LED_BY_SPACES = ONE_VALUE_VRS | {b"UC"}  # PS3.5 Table 6.2-1: leading spaces are significant
 SPACE_PADDED_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
 
 
 def kind_of_vr(vr: bytes) -> str:
-    """`SQ`, `text`, `number` or `bytes`: what a value of a VR is, whatever its length."""
+    """The kind of a VR's values: `SQ`, `text`, `number` or `bytes`."""
     if vr == b"SQ":
         return "SQ"
     if vr in SPACE_PADDED_VRS or vr == b"UI":
@@ -106,7 +106,7 @@ def kind_of_vr(vr: bytes) -> str:
 
 
 def allows(tag: int, vr: bytes) -> bool:
-    """Whether the dictionary has a VR for an attribute; any where it does not know the attribute."""
+    """Whether the dictionary allows a VR for an attribute; an unknown attribute may have any VR."""
     known = vrs_of(tag)
     return known == "UN" or vr.decode() in known
 
@@ -115,7 +115,7 @@ BINARY_NUMBERS = {
     b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q",
 }  # fmt: skip
 BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN".split())
-# What a value of a VR may be. Source: PS3.5 Table 6.2-1.
+# Maximum lengths and permitted forms. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
     "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
@@ -134,7 +134,7 @@ VALUE_PATTERNS = {
 
 
 def is_date(text: str) -> bool:
-    """Whether eight digits are a day of the calendar."""
+    """Whether a text is eight digits that name a day of the calendar."""
     try:
         datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
     except ValueError:
@@ -143,7 +143,7 @@ def is_date(text: str) -> bool:
 
 
 def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
-    """Whether a text has the form of its VR, and says a day, a time or a number that there is."""
+    """Whether a text has the form of its VR, and a day, time or number in it is in range."""
     if pattern and not pattern.fullmatch(text):
         return False
     if vr == "DA":
@@ -159,7 +159,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
 
 
 def value_problem(vr: str, text: str) -> Message | None:
-    """What is wrong with one value of a VR, None where nothing is (PS3.5 Table 6.2-1)."""
+    """What is wrong with one value of a VR, None if it is valid (PS3.5 Table 6.2-1)."""
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
     if not is_value(vr, pattern, text):
         return Message("{value} " + words, value=text)

@@ -3,8 +3,8 @@
 from minris.standard.attributes import attribute_table, transition_table
 from minris.standard.dictionary import tag_of
 
-# create, set: requirement for the sender / for us (PS3.4 5.4.2); final: type once it has ended;
-# get: what MPPS Retrieve returns. NA: may not be set.
+# create, set: type for the SCU / for the SCP (PS3.4 5.4.2); final: type in the final state;
+# get: type in MPPS Retrieve. NA: not allowed.
 MPPS_ATTRIBUTES = attribute_table(
     "PS3.4 Tables F.7.2-1 and F.8.2-1",
     """
@@ -90,15 +90,15 @@ MPPS_TRANSITIONS = transition_table(
     """,
     MPPS_STATES,
 )
-MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the state that a performed step has entered
+MPPS_EVENTS = {  # PS3.4 Table F.9.2-1, by the new state of the performed step
     "IN PROGRESS": 1,
     "COMPLETED": 2,
     "DISCONTINUED": 3,
-    "": 4,  # updated, in the state it was in
+    "": 4,  # updated without a change of state
     "deleted": 5,
 }
-# Answers after which a receiver has what it was passed on, by how they begin: success and warnings
-# (PS3.7 annex C); local: 0111 of a repetition, Error ID A710 of what has ended there already.
+# Prefixes of the answers that mean a receiver has taken a forwarded message: success and warnings
+# (PS3.7 annex C); local: 0111 for a repetition, Error ID A710 for a step that has ended there.
 TAKEN_ANSWERS = ("0000", "0001", "0107", "0116", "B", "0111", "A710")
 INCORRECT_WORKLIST_ENTRY = "110514"
 # PS3.16 CID 9300 (with CID 9301), coding scheme DCM
@@ -121,8 +121,8 @@ DISCONTINUATION_REASONS = {
     "110515": "Patient condition prevented continuing",
     "110516": "Equipment change",
 }
-# What the sum of its performed steps makes of a scheduled one; the first row that holds decides.
-# Source: PS3.4 F.7.2.1.2 notes, PS3.3 7.3.1.9; a wrong entry (110514) does not count at all.
+# The state of a scheduled step by the states of its performed steps; the first match decides.
+# Source: PS3.4 F.7.2.1.2 notes, PS3.3 7.3.1.9; a step for a wrong entry (110514) does not count.
 STEP_STATUS_AFTER = (
     ("IN PROGRESS", "STARTED"),
     ("COMPLETED", "COMPLETED"),

@@ -1,4 +1,4 @@
-"""Every status that is answered, its HTTP code, and the one exception that carries it (PS3.7 C, PS3.18 8.5)."""
+"""Statuses, their HTTP codes, and the exception that carries them (PS3.7 C, PS3.18 8.5)."""
 
 import enum
 from collections.abc import Iterable, Mapping
@@ -56,12 +56,12 @@ class Status(enum.IntEnum):
 
 
 def read_status(text: str) -> Status:
-    """A status from its four hex digits. Raises ValueError for one that is not answered here."""
+    """The status with these four hexadecimal digits. Raises ValueError for an unknown one."""
     return Status(int(text, 16))
 
 
 class Message(str):
-    """A sentence for a person: English as it stands, and what a catalogue needs to translate it.
+    """A sentence in English, with its key and values, so that a catalogue can translate it.
 
     Message("{value} is not a date", value="19800231") reads "19800231 is not a date".
     """
@@ -84,14 +84,14 @@ def description_of(tag: int) -> str:
 
 
 class Problem(NamedTuple):
-    """What is wrong with one attribute: its tag (0 where none is to blame) and the words."""
+    """What is wrong with one attribute: its tag (0 if no attribute is at fault) and the words."""
 
     tag: int
     words: Message
 
     @property
     def message(self) -> Message:
-        """The whole sentence: Patient's Birth Date (0010,0030) 19800231 is not a date."""
+        """The whole sentence: `Patient's Birth Date (0010,0030) 19800231 is not a date`."""
         if not self.tag:
             return self.words
         name = Message(description_of(self.tag))
@@ -103,7 +103,7 @@ class Problem(NamedTuple):
 
 
 def joined(messages: Iterable[Message], between: str) -> Message:
-    """Several sentences as one that can still be translated."""
+    """Join several sentences into one that can still be translated."""
     first, *rest = messages
     for message in rest:
         first = Message("{first}" + between + "{second}", first=first, second=message)
@@ -111,13 +111,12 @@ def joined(messages: Iterable[Message], between: str) -> Message:
 
 
 class Refusal(Exception):
-    """The one exception of the domain: a DIMSE failure status with words for the caller.
+    """The only exception that core code raises: a DIMSE failure status with words for the caller.
 
     status      Status to answer
-    detail      one sentence; the first 64 characters travel as Error Comment (0000,0902)
-    problems    attributes to blame: Attribute Identifier List (0000,1005), or words beside a field
+    detail      one sentence; the first 64 characters are sent as Error Comment (0000,0902)
+    problems    attributes at fault: Attribute Identifier List (0000,1005), or words beside a field
     error_id    Error ID (0000,0903), for example A710
-    data        encoded elements to send back as Attribute List, where the status has one
     """
 
     def __init__(
@@ -134,19 +133,19 @@ class Refusal(Exception):
 
     @property
     def tags(self) -> tuple[int, ...]:
-        """The tags to blame, each once, ascending."""
+        """The tags of the attributes at fault, each once, ascending."""
         return tuple(sorted({problem.tag for problem in self.problems if problem.tag}))
 
 
 class Outcome(NamedTuple):
-    """What the web answers for a status: the HTTP code and the text of the Warning header."""
+    """The web's answer for a status: HTTP code, and text of the Warning header."""
 
     http: int
     text: str
 
 
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
-    """Read `operation | status | HTTP | text`; refuses an unknown status or HTTP code."""
+    """Read `operation | status | HTTP | text`; refuse an unknown status or HTTP code."""
     found: dict[tuple[str, Status], Outcome] = {}
     for row in table(text, source, status=read_status, HTTP=int):
         key = row.operation, row.status
@@ -219,13 +218,13 @@ OUTCOMES = outcome_table(
     update mpps  | 0110   | 409  | The performed procedure step has ended.
     """,
 )
-# The texts of warnings that come with success (PS3.18 11.4.3 to 11.10.3).
+# Texts of the warnings that come with a success code (PS3.18 11.4.3 to 11.10.3).
 WARNINGS = {
     Status.DELETION_LOCK_NOT_GRANTED: "Deletion Lock not granted.",
     Status.ALREADY_CANCELED: "The UPS is already in the requested state of CANCELED.",
     Status.ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED.",
 }
-# What a status means, and what mends it, for whoever stands at a machine or reads its log.
+# The meaning of a status and its remedy, for the person at the machine.
 STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     int(row.code, 16): (Message(row.meaning), Message(row.mend))
     for row in table("""
@@ -278,12 +277,12 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
 
 
 def outcome(operation: str, status: Status) -> Outcome:
-    """The row of the operation, else that of `*`."""
+    """The row of the operation, else the row of `*`."""
     return OUTCOMES.get((operation, status)) or OUTCOMES["*", status]
 
 
 class HttpRefusal(Refusal):
-    """A refusal that DIMSE has no status of its own for."""
+    """A refusal with an HTTP code of its own, for which DIMSE has no status."""
 
     def __init__(
         self, http: int, detail: str, status: Status = Status.INVALID_ARGUMENT_VALUE

@@ -1,4 +1,4 @@
-"""Text tables, as the Standard prints them: how their cells are read."""
+"""Readers of text tables that are written as the Standard prints them."""
 
 import collections
 from collections.abc import Callable, Collection, Iterator
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def rows(text: str, source: str = "table") -> Iterator[list[str]]:
-    """The cells of a text table, row by row; the head is the first row, `# …` is a remark.
+    """The cells of a text table, row by row; the first row is the head, `# …` is a comment.
 
-    Raises  ValueError with the line for a row that has more or fewer cells than the head
+    Raises  ValueError with the line if a row has more or fewer cells than the head
     """
     width = 0
     for line in text.splitlines():
@@ -26,10 +26,10 @@ def body_rows(text: str) -> tuple[list[str], ...]:
 
 
 def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The rows of a text table, each cell by the name of its column, as the head has it.
+    """The rows of a text table as named tuples; the head names the fields.
 
-    readers  by column: what makes a value of a cell; a cell that has none stays text
-    Raises   ValueError for a reader of no column, and with the line where a cell is not taken
+    readers  by column: converts a cell to a value; cells of other columns stay text
+    Raises   ValueError for a reader without a column, and with the line if a cell is invalid
     """
     head, *body = rows(text, source)
     if unknown := readers.keys() - set(head):
@@ -42,16 +42,16 @@ def table(text: str, /, source: str = "table", **readers: Callable[[str], Any]) 
 def grid_table(
     source: str, text: str, read: Callable[[str], Any], column: Callable[[str], str] = str
 ) -> dict[tuple[str, str], Any]:
-    """The cells of a text table by the first cell of the row and the head of the column.
+    """The values of a text table by first cell of the row and head of the column.
 
-    read    what makes a value of a cell
-    column  what reads the head of a column
-    Raises  ValueError with the line where a cell is not taken, and for a row or column twice
+    read    converts a cell to a value
+    column  converts the head of a column
+    Raises  ValueError with the line if a cell is invalid, and for a duplicate row or column
     """
     (_, *head), *body = rows(text, source)
     columns = _read_cells(source, [column] * len(head), head)
     if len(set(columns)) < len(columns) or len({name for name, *_ in body}) < len(body):
-        raise ValueError(f"{source}: a row or a column stands twice")
+        raise ValueError(f"{source}: duplicate row or column")
     readers: list[Callable[[str], Any]] = [str, *[read] * len(columns)]
     return {
         (name, one): value
@@ -68,7 +68,7 @@ def _read_cells(source: str, readers: list[Callable[[str], Any]], cells: list[st
 
 
 def one_of(words: Collection[str]) -> Callable[[str], str]:
-    """A reader of cells that takes these words alone."""
+    """A reader of cells that accepts only these words."""
 
     def read(cell: str) -> str:
         if cell not in words:

@@ -22,7 +22,7 @@ UPS_GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"
 UPS_FILTERED_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5.1"
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-# What is passed on to other systems: the SOP class, and whether we are its SCP there.
+# What is forwarded to other systems: the SOP class, and whether we are the SCP.
 PASSED_ON = {
     "mpps": (MPPS, False),
     "mpps_notification": (MPPS_NOTIFICATION, True),

@@ -6,8 +6,8 @@ from minris.standard.mpps import DISCONTINUATION_REASONS
 from minris.standard.tables import grid_table, one_of, table
 from minris.standard.uids import UPS_PULL, UPS_PUSH, UPS_WATCH
 
-# create, set: as above; final: R always, RC if known, P for COMPLETED, P2 the same but it may be
-# empty, X for CANCELED; match: R, O, U unique key; get, return: types.
+# create, set: type for the SCU / for the SCP; final: R always, RC if known, P for COMPLETED, P2 the
+# same but may be empty, X for CANCELED; match: R, O, U unique key; get, return: types.
 UPS_ATTRIBUTES = attribute_table(
     "PS3.4 Table CC.2.5-3",
     """
@@ -127,7 +127,7 @@ UPS_ATTRIBUTES = attribute_table(
 )
 UPS_STATES = ("SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED")
 FINAL_UPS_STATES = frozenset({"COMPLETED", "CANCELED"})
-# right UID: that of who claimed it; for a SCHEDULED one any UID, since it becomes the right one.
+# right UID: that of the claim; any UID claims a SCHEDULED workitem, and becomes the right one.
 UPS_TRANSITIONS = transition_table(
     "PS3.4 Tables CC.1.1-2, CC.2.1-2, CC.2.2-2, CC.2.6-1",
     """
@@ -152,19 +152,19 @@ SUBSCRIPTION_STATES = ("Not Subscribed", "with Lock", "without Lock")
 
 
 def subscription_table(source: str, text: str) -> dict[tuple[str, str], tuple[str, bool]]:
-    """Read `request | state | …`: a cell is the new state, with `+` where a state report is due."""
+    """Read `request | state | …`: a cell is the new state, with `+` if a state report is due."""
     state = one_of(SUBSCRIPTION_STATES)
 
     def read(cell: str) -> tuple[str, bool] | None:
         return None if cell == "-" else (state(cell.removesuffix(" +")), cell.endswith(" +"))
 
     found = grid_table(source, text, read, state)
-    return {key: outcome for key, outcome in found.items() if outcome}  # `-` cannot be
+    return {key: outcome for key, outcome in found.items() if outcome}  # `-`: impossible
 
 
-# Request by the own state of one AE for one workitem; a workitem that is created has no
-# subscribers yet. Local: CC.2.4.3 wants a report of every workitem for a global lock, the table
-# of those alone that were not subscribed.
+# The request, by the state of one AE for one workitem; a new workitem has no subscribers yet.
+# Local: for a global lock, CC.2.4.3 wants a report of every workitem, but the table only of those
+# that the AE was not subscribed to.
 SUBSCRIPTION_TRANSITIONS = subscription_table(
     "PS3.4 Table CC.2.3-2",
     """
@@ -181,14 +181,14 @@ SUBSCRIPTION_TRANSITIONS = subscription_table(
     """,
 )
 EVENT_TYPES = {  # PS3.4 Table CC.2.4-1
-    "Cancellation declined": 0,  # local: in the history alone, told to nobody
+    "Cancellation declined": 0,  # local: kept in the history, sent to no subscriber
     "UPS State Report": 1,
     "UPS Cancel Requested": 2,
     "UPS Progress Report": 3,
     "SCP Status Change": 4,
     "UPS Assigned": 5,
 }
-UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the classes it is part of
+UPS_ACTIONS = {  # PS3.4 Tables CC.2.1-1 to CC.2.3-1: action type, and the SOP classes that have it
     1: ("change state", frozenset({UPS_PULL})),
     2: ("request cancel", frozenset({UPS_PUSH, UPS_WATCH})),
     3: ("subscribe", frozenset({UPS_WATCH})),
@@ -205,7 +205,7 @@ UPS_STATE = tag_of("ProcedureStepState")
 PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
 LOCAL_SCHEME = "99MINRIS"
-# For people who make a workitem: PS3.16 CID 9231 and, under a scheme of our own, what it lacks.
+# Choices on the form of a workitem: PS3.16 CID 9231, and local codes for what it lacks.
 WORKITEM_CODES: dict[str, tuple[str, str]] = {
     row.code: (row.scheme, row.meaning)
     for row in table("""
@@ -227,7 +227,7 @@ WORKITEM_CODES: dict[str, tuple[str, str]] = {
     DISPLAY | 99MINRIS | Display calibration
     """)
 }
-# The same context group, for workitems.
+# PS3.16 CID 9300 with its extension for workitems.
 UPS_CANCELLATION_REASONS = DISCONTINUATION_REASONS | {
     "110527": "Resource inadequate",
     "110530": "Workitem assignment rejected by assigned resource",

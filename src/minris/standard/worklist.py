@@ -4,7 +4,7 @@ from minris.standard.attributes import attribute_table, transition_table
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message
 
-# match: R required, O optional, - never. return: the type in an answer. entity: whose it is.
+# match: R required, O optional, - never; return: type in an answer; entity: what it describes.
 MWL_ATTRIBUTES = attribute_table(
     "PS3.4 Tables K.6-1 and K.6-1a",
     """
@@ -145,14 +145,14 @@ MWL_ATTRIBUTES = attribute_table(
 )
 STEP_SEQUENCE = tag_of("ScheduledProcedureStepSequence")
 STEP_STATUS = tag_of("ScheduledProcedureStepStatus")
-# The five defined terms of PS3.3 Table C.4-10, and what people do with an order beside them.
+# The five defined terms of PS3.3 Table C.4-10, and local states.
 STEP_STATES = (
     "SCHEDULED",
     "ARRIVED",
     "READY",
     "STARTED",
     "DEPARTED",
-    "COMPLETED",  # local, as all below: the Standard has no terms for what has ended
+    "COMPLETED",  # local, as all below: the Standard has no terms for the end
     "DISCONTINUED",
     "CANCELED",
     "NO SHOW",
@@ -169,7 +169,7 @@ PREGNANCY_STATUS = {
     4: "unknown",
 }
 START_DATE, START_TIME = 0x00400002, 0x00400003
-# What a person may do to a step, and in which states.
+# What a user may do to a step, by its state.
 STEP_TRANSITIONS = transition_table(
     "local; terms of PS3.3 C.4.10",
     """
@@ -185,7 +185,7 @@ STEP_TRANSITIONS = transition_table(
     """,
     STEP_STATES,
 )
-# Who says that an exam has ended, where it is no person.
+# What reported the end of an exam, if not a user.
 TOLD_BY = {
     "performed step": Message("the machine's report"),
     "availability": Message("the archive's notice of images"),
