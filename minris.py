@@ -4298,14 +4298,14 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.migrations
-# How the schema has changed since the first release: each step once, in order.
+# Schema changes since the first release, in order.
 # ------------------------------------------------------------------------------------------------
 
-# The schema of the first release; an older one was never released.
+# The schema of the first release.
 BASELINE = 14
 
-# Append-only: what has been released is never changed, a change is a new row of (number, what,
-# SQL). A new store is made from the models, and has them all.
+# Append-only rows of (number, what, SQL): a released row is never changed. A new database is made
+# from the models and has all changes.
 MIGRATIONS: tuple[tuple[int, str, str], ...] = (
     (
         15,
@@ -4389,13 +4389,13 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
 
 
 def newest_schema() -> int:
-    """The number of the schema that this program knows."""
+    """The number of the newest schema."""
     return MIGRATIONS[-1][0] if MIGRATIONS else BASELINE
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.models
-# The tables of the store.
+# The tables of the database.
 # ------------------------------------------------------------------------------------------------
 
 APPLICATION_ID = 0x6D726973  # "mris"
@@ -4403,13 +4403,13 @@ database = peewee.DatabaseProxy()
 
 
 class StoreError(Exception):
-    """The store cannot be opened: foreign, empty, newer than this program, or in use."""
+    """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
 
 
 class Stored(peewee.Model):
-    """What all models have in common."""
+    """Base class of the models."""
 
-    id: Any  # the row, made by peewee where a model has no other key
+    id: Any  # added by peewee to a model without another primary key
 
     class Meta:
         database = database
@@ -4417,7 +4417,7 @@ class Stored(peewee.Model):
 
 
 class Patient(Stored):
-    """A patient; `data` holds the attributes of the patient alone, in the stored form."""
+    """A patient; `data` holds the patient's attributes in the stored form."""
 
     patient_id = peewee.TextField()
     issuer_of_patient_id = peewee.TextField()
@@ -4442,7 +4442,7 @@ class RequestedProcedure(Stored):
 
 
 class ScheduledProcedureStep(Stored):
-    """A scheduled procedure step; `data` is the complete worklist data set, folded together."""
+    """A scheduled procedure step; `data` is its complete worklist data set."""
 
     procedure = peewee.ForeignKeyField(RequestedProcedure)
     scheduled_procedure_step_id = peewee.TextField()
@@ -4462,7 +4462,7 @@ class ScheduledProcedureStep(Stored):
     started_at = peewee.TextField()
     ended_at = peewee.TextField()
     remark = peewee.TextField()
-    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
+    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the user who ended it
 
 
 class ScheduledStation(Stored):
@@ -4478,7 +4478,7 @@ class ScheduledStation(Stored):
 
 
 class StepSeen(Stored):
-    """When a scheduled procedure step was first among the answers to a device."""
+    """When a scheduled procedure step was first returned to a device."""
 
     step = peewee.ForeignKeyField(ScheduledProcedureStep)
     ae_title = peewee.TextField()
@@ -4490,7 +4490,7 @@ class StepSeen(Stored):
 
 
 class PerformedProcedureStep(Stored):
-    """A modality performed procedure step, as the modality told it."""
+    """A modality performed procedure step, as reported."""
 
     sop_instance_uid = peewee.TextField()
     status = peewee.TextField()
@@ -4500,11 +4500,11 @@ class PerformedProcedureStep(Stored):
     updated_at = peewee.TextField()
     remark = peewee.TextField()
     raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
-    settled = peewee.TextField(default="")  # why a person left it without an order
+    settled = peewee.TextField(default="")  # why a user left it without an order
 
 
 class PerformedScheduledStep(Stored):
-    """Which scheduled steps a performed one satisfies, n to m."""
+    """The scheduled steps that a performed step belongs to, n to m."""
 
     performed = peewee.ForeignKeyField(PerformedProcedureStep)
     scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
@@ -4517,7 +4517,7 @@ class PerformedScheduledStep(Stored):
 
 
 class DeviceRecord(Stored):
-    """A device made on the page; `settings` is JSON of texts by key of DEVICE_SETTINGS."""
+    """A device from the page; `settings` is a JSON object of texts by key of DEVICE_SETTINGS."""
 
     name = peewee.TextField(unique=True)
     settings = peewee.TextField()
@@ -4526,7 +4526,7 @@ class DeviceRecord(Stored):
 
 
 class Procedure(Stored):
-    """A row of the procedure catalogue."""
+    """An entry of the procedure catalogue."""
 
     code = peewee.TextField(unique=True)
     scheme = peewee.TextField()
@@ -4540,7 +4540,7 @@ class Procedure(Stored):
 
 
 class QueryTrace(Stored):
-    """Worklist queries of one device with the same keys in one hour, folded."""
+    """The worklist queries of one device with the same keys in one hour."""
 
     hour = peewee.TextField()
     ae_title = peewee.TextField()
@@ -4554,11 +4554,11 @@ class QueryTrace(Stored):
 
 
 class Workitem(Stored):
-    """A unified procedure step; the Transaction UID, its lock, is in no data set.
+    """A unified procedure step; its Transaction UID, the lock, is kept out of `data`.
 
-    accession_number  that of its request, * where it has several
-    performer  the AE title or, `by_person`, the user that claimed it
-    declined   why that person does not have it cancelled
+    accession_number  of its request; * if there are several
+    performer  who claimed it: an AE title or, if `by_person`, a user
+    declined   why that user declined to cancel it
     """
 
     sop_instance_uid = peewee.TextField()
@@ -4585,14 +4585,14 @@ class Workitem(Stored):
 
 
 class PurgedWorkitem(Stored):
-    """The UID of a workitem that was deleted, so that it is known to have been."""
+    """The UID of a purged workitem, to remember that it existed."""
 
     sop_instance_uid = peewee.TextField(primary_key=True)
     purged_at = peewee.TextField()
 
 
 class Subscription(Stored):
-    """An AE that hears of one workitem, with or without a deletion lock."""
+    """A subscription of an AE to one workitem, with or without a deletion lock."""
 
     workitem = peewee.ForeignKeyField(Workitem)
     ae_title = peewee.TextField()
@@ -4605,7 +4605,7 @@ class Subscription(Stored):
 
 
 class GlobalSubscription(Stored):
-    """An AE that is subscribed to what is created; `keys` holds the filter of a filtered one."""
+    """A global subscription of an AE; `keys` holds the filter of a filtered one."""
 
     ae_title = peewee.TextField()
     uid = peewee.TextField()
@@ -4618,9 +4618,9 @@ class GlobalSubscription(Stored):
 
 
 class WorkitemEvent(Stored):
-    """Something that happened to a workitem, as watchers are told it; kept as history.
+    """An event of a workitem, as sent to subscribers; kept as history.
 
-    initial  it is what a new subscriber is told, and no happening
+    initial  1 for the report to a new subscriber, which is not a change
     """
 
     sop_instance_uid = peewee.TextField()
@@ -4632,7 +4632,7 @@ class WorkitemEvent(Stored):
 
 
 class EventChannel(Stored):
-    """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
+    """A channel, one of EVENT_CHANNELS, by which an AE receives events of workitems."""
 
     ae_title = peewee.TextField()
     channel = peewee.TextField()
@@ -4643,7 +4643,7 @@ class EventChannel(Stored):
 
 
 class Receiver(Stored):
-    """How deliveries to an AE go in a lane: failures in a row, the seconds they have cost, the next try."""
+    """Deliveries to an AE in a lane: consecutive failures, their total seconds, next try."""
 
     lane = peewee.TextField()
     ae_title = peewee.TextField()
@@ -4661,11 +4661,11 @@ class Receiver(Stored):
 class Commitment(Stored):
     """A request for storage commitment.
 
-    requester  the AE title that asked, or the login over HTTP; called: ours, as it asked
-    door       `dimse` or `web`; by_study: how its references are written
-    repeats    it asks under a Transaction UID that was in use already
-    state      `asked`, `judged`, `told`, or `given up`: nobody could be told
-    failures   in a row: of judging it, then of telling it; try_at: when it is judged
+    requester  AE title or, over HTTP, login of the requester; called: the called AE title
+    door       `dimse` or `web`; by_study: whether it lists references by study
+    repeats    its Transaction UID was in use already
+    state      `asked`, `judged`, `told`, or `given up`: the result could not be delivered
+    failures   consecutive, of judging it, then of delivery; try_at: when it is judged next
     """
 
     transaction_uid = peewee.TextField()
@@ -4685,7 +4685,7 @@ class Commitment(Stored):
 
 
 class CommitmentInstance(Stored):
-    """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
+    """An instance of a request; verdict: "" until judged, `0000`, or the Failure Reason."""
 
     commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     sop_class_uid = peewee.TextField()
@@ -4697,14 +4697,14 @@ class CommitmentInstance(Stored):
 
 
 class Outbox(Stored):
-    """A message for one receiver; those of a lane are sent to it in order.
+    """A message to one receiver; the messages of a lane are sent in order.
 
     kind        `event`, a key of PASSED_ON, `commitment result`, `commitment request`
-    lane        one of EVENT_LANES, or another of the outbox's
-    event       what it tells, where that is kept once for all receivers
+    lane        one of EVENT_LANES, or another lane of the outbox
+    event       its content, if kept once for all receivers
     event_type  Event Type ID or Action Type ID
-    answer      status that it was answered with, 4 hexadecimal digits, and the comment
-    refused     how often it was answered with a failure that may pass
+    answer      the receiver's status, 4 hexadecimal digits, and comment
+    refused     number of temporary failures that the receiver answered
     """
 
     kind = peewee.TextField()
@@ -4728,7 +4728,7 @@ class Outbox(Stored):
 
 
 class Availability(Stored):
-    """What was last notified of an instance at an AE that it can be retrieved from."""
+    """The availability last notified of an instance at a Retrieve AE Title."""
 
     sop_instance_uid = peewee.TextField()
     retrieve_ae_title = peewee.TextField()
@@ -4745,9 +4745,9 @@ class Availability(Stored):
 
 
 class StudySeen(Stored):
-    """Of an exam that its machine does not report: its images so far, and since when so many.
+    """The images of an exam without MPPS: their number, and since when it is the same.
 
-    seen_at  when that was last known to be so
+    seen_at  when the number was last confirmed
     """
 
     study_instance_uid = peewee.TextField(primary_key=True)
@@ -4758,7 +4758,7 @@ class StudySeen(Stored):
 
 
 class SettledStudy(Stored):
-    """A study in the archive that a person has said to be without an order of ours, and why."""
+    """A study in the archive that a user marked as having no order here, and why."""
 
     study_instance_uid = peewee.TextField(primary_key=True)
     why = peewee.TextField()
@@ -4766,7 +4766,7 @@ class SettledStudy(Stored):
 
 
 class AvailabilityNotice(Stored):
-    """An Instance Availability Notification: its UID is not taken twice."""
+    """An Instance Availability Notification, kept so that its UID is accepted only once."""
 
     sop_instance_uid = peewee.TextField(unique=True)
     who = peewee.TextField()
@@ -4775,10 +4775,10 @@ class AvailabilityNotice(Stored):
 
 
 class UndoNote(Stored):
-    """What a person has changed, as it was before and after, so that it can be taken back.
+    """A change by a user, with the values before and after, so that it can be undone.
 
-    about   the page that offers it: `patient 3`, `step 7`
-    images  JSON: [table, row, before, after], what has changed by name; nothing after a row's end
+    about   the page that offers the undo: `patient 3`, `step 7`
+    images  JSON: [table, row, before, after], changed columns by name; no `after` if deleted
     """
 
     about = peewee.TextField()
@@ -4792,14 +4792,14 @@ class UndoNote(Stored):
 
 
 class Mark(Stored):
-    """What the store remembers of the box: its last start, when a job last ran."""
+    """A named value of the system, such as the time of its last start or of a job."""
 
     name = peewee.TextField(primary_key=True)
     value = peewee.TextField()
 
 
 class User(Stored):
-    """Someone who logs in."""
+    """A user who can log in."""
 
     name = peewee.TextField(unique=True)
     role = peewee.TextField()
@@ -4808,7 +4808,7 @@ class User(Stored):
 
 
 class Session(Stored):
-    """A login; only the hash of its cookie is kept."""
+    """A login session; only the hash of its cookie is kept."""
 
     digest = peewee.TextField(primary_key=True)
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -4820,7 +4820,7 @@ class Session(Stored):
 class Token(Stored):
     """An API token; only its hash is kept.
 
-    ae_titles  those that it may subscribe, and hear of, separated by backslashes
+    ae_titles  AE titles that it may act for, separated by backslashes
     """
 
     name = peewee.TextField(unique=True)
@@ -4831,23 +4831,23 @@ class Token(Stored):
 
 
 class LoginFailure(Stored):
-    """A wrong password, for the throttle."""
+    """A failed login, for the throttle."""
 
     who = peewee.TextField()
     at = peewee.TextField()
 
 
 class Counter(Stored):
-    """The last number given out for a kind of identifier on a day."""
+    """The last number issued for a kind of identifier on a day."""
 
     name = peewee.TextField(primary_key=True)
     last = peewee.IntegerField()
 
 
 class Audit(Stored):
-    """Who did what to which object: never changed, and erased by the purge alone.
+    """An audit line: who did what to which object. Never changed; only the purge deletes it.
 
-    digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
+    digest  audit_digest of this line and of the digest before it; "" in lines of old databases
     """
 
     at = peewee.TextField()
@@ -4896,14 +4896,14 @@ MODELS = (
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.rows
-# Rows by plain SQL, and the answers of a search made from them, slice by slice.
+# Rows by plain SQL, and the answers of a search, in slices.
 # ------------------------------------------------------------------------------------------------
 
-# Plain SQL for what modalities wait for: building a query costs peewee ten times its execution.
+# Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
 
 def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
-    """The rows of a model under a condition, as plain objects with its columns as fields."""
+    """The rows of a model that meet a condition, as plain objects with columns as fields."""
     table = model._meta.table_name
     cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
     names = [column[0] for column in cursor.description]
@@ -4911,16 +4911,16 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
 
 
 def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
-    """The first row of a model under a condition, as fetch_rows gives it; None where there is none."""
+    """The first row of a model that meets a condition, None if there is none."""
     return next(iter(fetch_rows(model, where, *values)), None)
 
 
 def matching_rows(
     model: type[Stored], rows_: list[tuple[int, int]], search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:
-    """Id and data set of each row that matches, in the order given, read slice by slice.
+    """Id and data set of each row that matches, in the given order, read in slices.
 
-    rows_  ids, with their versions, of the rows that may match
+    rows_  id and version of each candidate
     """
     for start in range(0, len(rows_), 250):
         chunk = [row_id for row_id, _ in rows_[start : start + 250]]
@@ -4936,7 +4936,7 @@ def matching_rows(
 
 
 def insert_row(model: type[Stored], **columns: Any) -> int:
-    """Insert a row: its id."""
+    """Insert a row; return its id."""
     table, places = model._meta.table_name, ", ".join("?" * len(columns))
     sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
     row_id: int = database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
@@ -4944,15 +4944,15 @@ def insert_row(model: type[Stored], **columns: Any) -> int:
 
 
 def first_version() -> int:
-    """The version of a new row: none that an earlier row of its id, since purged, has had.
+    """A random version for a new row, unlike those of a purged row with the same id.
 
-    Answers are kept by id and version, and SQLite gives an id again.
+    Answers are cached by id and version, and SQLite reuses ids.
     """
     return secrets.randbits(48)
 
 
 def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
-    """Insert many rows, `what` being a table with its columns and what follows their values."""
+    """Insert many rows; `what` is the table with its columns, and the clause after VALUES."""
     head, _, tail = what.partition(" VALUES")
     places = ", ".join("?" * (head.count(",") + 1))
     database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
@@ -4965,54 +4965,54 @@ def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
 
 
 def get_mark(name: str) -> str:
-    """Something remembered in the store, empty if it never was."""
+    """The value of a mark in the database, empty if it was never set."""
     row = database.execute_sql("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
     return row[0] if row else ""
 
 
 def set_mark(name: str, value: str) -> None:
-    """Remember something in the store."""
+    """Set a mark in the database."""
     columns = "mark (name, value) VALUES ON CONFLICT (name) DO UPDATE SET value = excluded.value"
     insert_rows(columns, [(name, value)])
 
 
 def erase(what: str, *values: Any) -> int:
-    """Delete rows, `what` being a table and a condition: how many."""
+    """Delete rows; `what` is a table and a condition. Return the number of rows."""
     count: int = database.execute_sql(f"DELETE FROM {what}", values).rowcount
     return count
 
 
 def row_exists(model: type[Stored], column: str, value: str) -> bool:
-    """Whether a row of `model` has this value in the column."""
+    """Whether a row of a model has this value in the column."""
     sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
-# The answers known to a search: version and answer by row id, None for no match.
+# The cached answers of a search: version and answer by row id, None for no match.
 Answers = dict[int, tuple[int, bytes | None]]
 
 
 class AnswerCache:
-    """Rendered answers by search and row version, the searches used least dropped first.
+    """Encoded answers by search and row version; the least recently used searches are dropped first.
 
-    Modalities repeat the same query every few seconds; a row that has changed has a new version.
+    Modalities repeat the same query every few seconds; a changed row has a new version.
     """
 
-    NO_ANSWERS = 500  # bytes of a search that has none yet
+    NO_ANSWERS = 500  # size of a search without answers, bytes
 
     def __init__(self, limit: int = 16 << 20) -> None:
         self.searches: Recent[object, Answers] = Recent(limit)
         self.lock = threading.Lock()
 
     def of(self, key: object) -> Answers:
-        """The answers known to a search, to be added to."""
+        """The cached answers of a search, for the caller to add to."""
         with self.lock:
             answers = self.searches.get(key, {})
             self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
             return answers
 
     def grown(self, key: object, added: int) -> None:
-        """Account for what a search has put in, and drop others until all fits."""
+        """Count the bytes that a search has added, and drop other searches until all fit."""
         with self.lock:
             if key in self.searches:
                 size = self.searches.sizes[key] + added
@@ -5031,7 +5031,7 @@ def answer_slices(
     key: object,
     seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
-    """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
+    """The answers of candidate rows, in slices. Refuses A700 after `left` answers."""
     known, limit = cache.of(key) if cache else {}, left
     for start in range(0, len(found), SLICE):
         chunk = found[start : start + SLICE]
@@ -5063,7 +5063,7 @@ def page_of_matches(
     offset: int,
     limit: int,
 ) -> tuple[list[bytes], int]:
-    """Some of the matches of a search, as `shape` selects of each, and how many there are in all."""
+    """One page of the matches of a search, encoded by `shape`, and the total number of matches."""
     found, count = [], 0
     for count, (_, index) in enumerate(matching_rows(model, rows_, search), 1):
         if offset < count <= offset + limit:
@@ -5077,7 +5077,7 @@ def _answer_rows(
     known: Answers,
     missing: list[int],
 ) -> int:
-    """Answer some rows into `known`: the bytes it grew by."""
+    """Add the answers of some rows to `known`; return the number of bytes added."""
     added = 0
     cursor = database.execute_sql(
         f"SELECT id, version, data FROM {model._meta.table_name}"
@@ -5092,7 +5092,7 @@ def _answer_rows(
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.schema
-# The schema of a new store: its tables are the models, with the indexes and triggers below.
+# The schema of a new database: the tables of the models, indexes, triggers.
 # ------------------------------------------------------------------------------------------------
 
 # Column types of peewee's fields in SQLite.
@@ -5172,7 +5172,7 @@ TRIGGERS = """
 
 
 def _column(field: peewee.Field) -> str:
-    """A column as its model has it; a default of the model is one of the schema."""
+    """The SQL of a column; the default of the model becomes the default of the column."""
     kind = _TYPES[getattr(field, "rel_field", field).field_type]
     words = [field.column_name, kind, *([] if field.null else ["NOT NULL"])]
     if field.primary_key:
@@ -5199,13 +5199,13 @@ def _table(model: type[Stored]) -> str:
 
 
 def new_schema() -> str:
-    """The SQL of a new store."""
+    """The SQL of a new database."""
     return "".join((*map(_table, MODELS), INDEXES, TRIGGERS))
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.writer
-# The one thread that writes.
+# The store thread, which does all the writing.
 # ------------------------------------------------------------------------------------------------
 
 class _Job(NamedTuple):
@@ -5215,19 +5215,18 @@ class _Job(NamedTuple):
 
 
 class Writer:
-    """The one thread that changes the store.
+    """The store thread: runs all calls that change the database, and commits them in batches.
 
-    submit(function, …) gives a future; its result is set after the commit that made it last.
-    What has gathered is committed together; each call runs in a savepoint of its own, so that a
-    Refusal undoes its call alone. An error of the database fails the batch, whose calls are then
-    tried one by one.
+    submit(function, …) returns a future, which is resolved after the commit. Waiting calls are
+    committed together; each runs in a savepoint of its own, so that a Refusal rolls back only its
+    own call. If the database fails, the calls of the batch are retried one by one.
     """
 
     BATCH = 256
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
-        self.commits = 0  # counted before anybody hears of the commit
+        self.commits = 0  # counted before the futures are resolved
         self.closed, self.closing = False, threading.Lock()
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -5236,18 +5235,18 @@ class Writer:
     def submit(
         self, function: Callable[..., Any], *arguments: Any
     ) -> concurrent.futures.Future[Any]:
-        """Have a core call run and committed; its future holds the result or the exception."""
+        """Queue a core call to be run and committed; the future holds its result or exception."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
+        future.set_running_or_notify_cancel()  # it cannot be canceled
         with self.closing:
             if self.closed:
-                future.set_exception(StoreError("the store is closed"))
+                future.set_exception(StoreError("the database is closed"))
             else:
                 self.queue.put(_Job(function, arguments, future))
         return future
 
     def close(self) -> None:
-        """Finish what has been submitted, and end the thread."""
+        """Finish the submitted calls, then end the thread."""
         with self.closing:
             self.closed = True
             self.queue.put(None)
@@ -5273,7 +5272,7 @@ class Writer:
                 for job in jobs:
                     self._commit([job])
             else:
-                log.error("store: %s failed", jobs[0].function, exc_info=error)
+                log.error("database: %s failed", jobs[0].function, exc_info=error)
                 jobs[0].future.set_exception(error)
             return
         self.commits += 1
@@ -5285,11 +5284,11 @@ class Writer:
         try:
             self.on_commit()
         except Exception:
-            log.exception("a watcher of commits failed")
+            log.exception("callback after a commit failed")
 
     @staticmethod
     def _attempt(job: _Job) -> tuple[Any, Exception | None]:
-        """Run a call in its savepoint; what a refusal leaves behind is written after its undoing."""
+        """Run a call in its savepoint; what a refusal leaves is written after its rollback."""
         try:
             with database.atomic():
                 return job.function(*job.arguments), None
@@ -5309,11 +5308,11 @@ Core = Callable[..., Any]
 
 # ------------------------------------------------------------------------------------------------
 # minris.store.sqlite
-# The SQLite file: opened, migrated, locked, backed up, put back.
+# The SQLite file: open, migrate, lock, back up, restore.
 # ------------------------------------------------------------------------------------------------
 
 def _create_store(path: Path) -> None:
-    """A new store under its own name at last, so that a cut in between leaves none."""
+    """Create a database; it gets its name last, so that an interruption leaves none."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -5327,46 +5326,46 @@ def _create_store(path: Path) -> None:
 
 
 def _check_version(connection: sqlite3.Connection) -> int:
-    """The schema of a store; StoreError for one that this program does not know."""
+    """The schema number of a database. Raises StoreError if this version does not support it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > newest_schema():
-        raise StoreError(f"the store is of a newer minris (schema {version})")
+        raise StoreError(f"the database is from a newer minris (schema {version})")
     if version < BASELINE:
-        raise StoreError(f"the store is of a minris before its first release (schema {version})")
+        raise StoreError(f"the database is from before the first release (schema {version})")
     return int(version)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a store to the newest schema, one transaction for each migration."""
+    """Migrate a database to the newest schema, one transaction per migration."""
     version = _check_version(connection)
     for number, what, sql in MIGRATIONS:
         if number > version:
-            log.info("store: schema %d, %s", number, what)
+            log.info("database migrated to schema %d: %s", number, what)
             script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
             connection.executescript(script)
 
 
 def _check_store(path: Path) -> None:
-    """Refuse a file that is no store of ours, without touching it."""
+    """Refuse a file that is not a minris database, without changing it."""
     if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
-    # by SQLite, since closing a file ourselves would drop the locks of this process on it
-    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
+        raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
+    # through SQLite: closing the file ourselves would drop this process's locks on it
+    # (sqlite.org/howtocorrupt.html 2.2); immutable creates no -wal and no -shm
     url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
             (found,) = connection.execute("PRAGMA application_id").fetchone()
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is not a store of minris ({error})") from None
+        raise StoreError(f"{path} is not a minris database ({error})") from None
     if found != APPLICATION_ID:
-        raise StoreError(f"{path} is not a store of minris")
+        raise StoreError(f"{path} is not a minris database")
 
 
 def open_store(path: Path) -> None:
-    """Bind `database` to a store, made if there is none, and bring it to the newest schema.
+    """Bind `database` to a file, created if absent, and migrate it to the newest schema.
 
     path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a store of a newer minris or an unreleased one
+    Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
     """
     if not path.exists():
         _create_store(path)
@@ -5389,13 +5388,13 @@ def open_store(path: Path) -> None:
         with database.connection_context():
             _migrate(database.connection())
     except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from None
+        raise StoreError(f"cannot open {path}: {error}") from None
 
 
 def backup_store(path: Path, to: Path) -> None:
-    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
+    """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
-    Raises StoreError where the copy is not in order, OSError where it cannot be written
+    Raises StoreError if the copy is damaged, OSError if it cannot be written
     """
     _check_store(path)
     part = to.with_name(to.name + ".part")
@@ -5409,24 +5408,24 @@ def backup_store(path: Path, to: Path) -> None:
             ) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
-            source.backup(copy)  # in one step: a copy of one moment, that no write delays
+            source.backup(copy)  # in one step: a snapshot that no write delays
             copy.execute("PRAGMA journal_mode=DELETE")
             (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
     except sqlite3.DatabaseError as error:
         answer = str(error)
     if answer != "ok":
         part.unlink()
-        raise StoreError(f"the copy of {path} is not in order: {answer}")
+        raise StoreError(f"the copy of {path} is damaged: {answer}")
     os.replace(part, to)
 
 
 def restore_store(path: Path, backup: Path) -> Path | None:
-    """Put a backup in the place of the store, after checking it; where the old one went, if any.
+    """Replace the database by a checked backup; return where the old one is kept, if any.
 
-    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
+    The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
     """
     if not backup.is_file():
-        raise StoreError(f"there is no file {backup}")
+        raise StoreError(f"no such file: {backup}")
     new = path.with_name(path.name + ".restored")
     backup_store(backup, new)
     try:
@@ -5439,9 +5438,9 @@ def restore_store(path: Path, backup: Path) -> Path | None:
     if path.exists():
         kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         try:
-            backup_store(path, kept)  # with what is still in its journal
+            backup_store(path, kept)  # including its journal
         except StoreError:
-            os.replace(path, kept)  # no store any more: kept as it is
+            os.replace(path, kept)  # not a valid database: kept as it is
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(new, path)
@@ -5451,10 +5450,10 @@ def restore_store(path: Path, backup: Path) -> Path | None:
 
 
 class StoreLock:
-    """Held by the one process that may change a store; freed by the system when it dies.
+    """The lock of the only process that may change a database; released by the system on exit.
 
-    A file beside the store, itself an SQLite file in an exclusive transaction: the one lock that
-    is alike on every platform.
+    It is an SQLite file beside the database in an exclusive transaction, since that works the
+    same on every platform.
     """
 
     def __init__(self, path: Path) -> None:
@@ -5463,12 +5462,12 @@ class StoreLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path} cannot be made: {error}") from None
+            raise StoreError(f"cannot create {self.path}: {error}") from None
         try:
             self.connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             self.connection.close()
-            raise StoreError(f"{path} is in use by another minris") from None
+            raise StoreError(f"{path} is in use. Stop the running minris first") from None
 
     def _open(self) -> None:
         self.connection = sqlite3.connect(
@@ -5476,7 +5475,7 @@ class StoreLock:
         )
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self.connection.close()
 
     def __enter__(self) -> "StoreLock":
@@ -5488,7 +5487,7 @@ class StoreLock:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """A connection for reading in this thread; opened at the first time and kept."""
+    """Connect this thread for reading; the connection is kept."""
     database.connect(reuse_if_open=True)
     yield
 
@@ -6507,29 +6506,29 @@ def play_day(
 
 # ------------------------------------------------------------------------------------------------
 # minris.access.context
-# Who asks, when, with which devices known; and the audit line of it.
+# The context of a request: who asks, when, which devices are known; and the audit log.
 # ------------------------------------------------------------------------------------------------
 
 class Actor(NamedTuple):
-    """Who asks: an AE title with its address, or a user, or a job of our own."""
+    """Who asks: an AE title with its address, a user, or a job of this system."""
 
     name: str
     address: str = ""
     role: str = ""
-    called: str = ""  # the AE title by which it called us
+    called: str = ""  # called AE title
 
     def __str__(self) -> str:
         return f"{self.name}@{self.address}" if self.address else self.name
 
 
 def utc_now() -> datetime.datetime:
-    """Now, aware, in UTC."""
+    """The current time in UTC, aware."""
     return datetime.datetime.now(datetime.UTC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The circumstances of one request; tests give another clock and other UIDs."""
+    """The context of one request; tests pass another clock and other UIDs."""
 
     config: Config
     actor: Actor = Actor("minris")
@@ -6538,24 +6537,24 @@ class Context:
     devices: tuple[Device, ...] = ()
 
     def by(self, actor: Actor) -> "Context":
-        """The same circumstances for somebody else."""
+        """The same context for another actor."""
         return dataclasses.replace(self, actor=actor)
 
     def local_now(self) -> datetime.datetime:
-        """Now on the clock of the clinic."""
+        """The current time at the clinic."""
         return self.now().astimezone(self.config.zone)
 
     def today(self) -> str:
-        """Today at the clinic, as a DA value."""
+        """The date at the clinic, as a DA value."""
         return f"{self.local_now():%Y%m%d}"
 
     def stamp(self, **later: float) -> str:
-        """Now in UTC as the store keeps it, or so much later (hours=…): text that sorts."""
+        """The current time in UTC as text that sorts, plus an offset such as hours=-1."""
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
-    """Keep who did what to which object; part of the transaction that does it."""
+    """Add an audit line, in the transaction of the change."""
     line = (ctx.stamp(), str(ctx.actor), what, about, detail)
     last = database.execute_sql("SELECT digest FROM audit ORDER BY id DESC LIMIT 1").fetchone()
     digest = audit_digest(last[0] if last else "", line)
@@ -6566,17 +6565,17 @@ def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
 
 
 def audit_digest(before: str, line: tuple[str, ...]) -> str:
-    """The digest of an audit line behind another one: SHA-256 of both as a list in JSON."""
+    """The digest of an audit line: SHA-256 of the digest before it and the line, as a JSON list."""
     text = json.dumps([before, *line], ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditChain:
-    """Whether the audit log is as it was written.
+    """The result of a check of the audit log.
 
-    count   its lines; digest: of the last one, by which two copies are compared
-    broken  id and time of the first line that does not follow from the one before, None for none
+    count   number of lines; digest: that of the last line, to compare two copies
+    broken  id and time of the first line that does not follow from the one before, or None
     """
 
     count: int
@@ -6585,7 +6584,7 @@ class AuditChain:
 
 
 def check_audit() -> AuditChain:
-    """Hold the audit log against its digests. Lines of before there were any are taken as they are."""
+    """Check the audit log against its digests. Old lines without a digest are accepted."""
     before, count, broken = None, 0, None
     for row_id, *line, digest in database.execute_sql(
         "SELECT id, at, who, what, about, detail, digest FROM audit ORDER BY id"
@@ -6598,7 +6597,7 @@ def check_audit() -> AuditChain:
 
 
 def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
-    """The newest audit lines in which a text stands, those before an id where one is given."""
+    """The newest audit lines that contain a text; with `before`, only those with a lower id."""
     text = text.strip()
     line = "lower(who || char(10) || what || char(10) || about || char(10) || detail)"
     return fetch_rows(
@@ -6609,7 +6608,7 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
 
 
 def purge_audit(old: str) -> int:
-    """Erase the audit lines of before a time: how many."""
+    """Delete the audit lines before a time; return their number."""
     set_mark("audit purge", old)
     count = erase("audit WHERE at < ?", old)
     erase("mark WHERE name = 'audit purge'")
@@ -6617,18 +6616,18 @@ def purge_audit(old: str) -> int:
 
 
 def device_of(ctx: Context, ae_title: str) -> Device | None:
-    """The device of an AE title, None where it is not registered."""
+    """The device with an AE title, None if it is not registered."""
     return next((one for one in ctx.devices if ae_title in one.ae_titles), None)
 
 
 def needs_reason(words: str) -> None:
-    """Refuse (0106) what is done without a reason."""
+    """Refuse (0106) an empty reason."""
     if not words.strip():
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
 
 
 def archive_of(ctx: Context) -> Device | None:
-    """The archive that is asked: the one that is set, else the one device whose role is archive."""
+    """The archive to query: the configured one, else the only device whose role is archive."""
     title = ctx.config.commitment.archive
     found = [one for one in ctx.devices
              if (title in one.ae_titles if title else one.role == "archive")]  # fmt: skip
@@ -6637,11 +6636,11 @@ def archive_of(ctx: Context) -> Device | None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.access.devices
-# Which machines may call, and how each is written to.
+# Devices: which may associate, how answers to each are encoded, changes on the page.
 # ------------------------------------------------------------------------------------------------
 
 class AccessRules:
-    """A frozen picture of who may associate; `version` tells two pictures apart."""
+    """A snapshot of who may associate; `version` tells snapshots apart."""
 
     def __init__(self, config: Config, stored: Iterable[Device] = (), version: int = 1) -> None:
         self.version = version
@@ -6652,11 +6651,11 @@ class AccessRules:
         self.by_title = {title: d for d in self.devices for title in d.ae_titles}
 
     def device(self, calling: str) -> Device | None:
-        """The device of an AE title, None where it is not registered."""
+        """The device with an AE title, None if it is not registered."""
         return self.by_title.get(calling)
 
     def host_to_look_up(self, calling: str) -> str:
-        """The name of a host that must be known before `refusal` is asked, or nothing."""
+        """The host name to look up before calling `refusal`, or empty."""
         device = self.by_title.get(calling)
         if not device or not device.check_address:
             return ""
@@ -6665,7 +6664,7 @@ class AccessRules:
         )
 
     def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
-        """Why an association is not for us: the reason of A-ASSOCIATE-RJ and words; or None.
+        """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
 
         Source: PS3.8 Table 9-21 (service user: 3 calling, 7 called AE title not recognized)
         """
@@ -6686,7 +6685,7 @@ class AccessRules:
 
 
 def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
-    """How answers to a device are written, `charset` being decided already."""
+    """The style of answers to a device, in a character set that is decided already."""
     if not device:
         return AnswerStyle(charset)
     fallback = character_set(device.fallback_character_set) or UTF_8
@@ -6694,14 +6693,14 @@ def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
 
 
 def written_for(device: Device | None, data: bytes, explicit: bool) -> bytes:
-    """A whole stored data set as a device reads it."""
+    """A whole stored data set, encoded for a device."""
     named = device.character_set if device else ()
     charset = (character_set(named) if named else None) or UTF_8
     return encode_whole(data, explicit, style_of(device, charset))
 
 
 def stored_devices() -> list[Device]:
-    """The devices made on the page; one that is no longer in order is left out and logged."""
+    """The devices from the page; an invalid one is left out and logged."""
     found = []
     for name, text in database.execute_sql(
         "SELECT name, settings FROM device_record ORDER BY name"
@@ -6724,7 +6723,7 @@ SAMPLE_NAMES = (
 
 
 def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
-    """A person's name as a device is sent it: the text, and its very bytes."""
+    """A person's name as sent to a device: the text, and its bytes."""
     sent = written_for(device, bytes(text_elements(PatientName=name)), True)
     return ElementIndex(recode(sent)).get("PatientName"), ElementIndex(sent).value(
         tag_of("PatientName")
@@ -6732,11 +6731,11 @@ def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
 
 
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
-    """Make or change a device of the page.
+    """Add or change a device from the page.
 
-    settings  texts by key of DEVICE_SETTINGS; what is empty has its default
-    Refuses   0106 with a line for each setting that is wrong, 0111 for a name or AE title of
-              another device
+    settings  texts by key of DEVICE_SETTINGS; empty ones have their defaults
+    Refuses   0106 with a line for each invalid setting, 0111 for a name or AE title of another
+              device
     """
     given = {key: text for key, text in settings.items() if text}
     wrong: list[Message] = []
@@ -6772,7 +6771,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
 
 
 def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
-    """The device that texts by key of DEVICE_SETTINGS would make; None where one is wrong."""
+    """The device of some settings, texts by key of DEVICE_SETTINGS; None if one is invalid."""
     problems: list[Message] = []
     given = {key: text for key, text in settings.items() if text}
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
@@ -6780,14 +6779,14 @@ def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
 
 
 def delete_device(ctx: Context, name: str) -> None:
-    """Forget a device of the page. Refuses 0112 for one that is not."""
+    """Delete a device from the page. Refuses 0112 for an unknown one."""
     if not DeviceRecord.delete().where(DeviceRecord.name == name).execute():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
     audit(ctx, "device deleted", name)
 
 
 def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
-    """Let a device of the page have another AE title, by which it calls. Refuses as save_device."""
+    """Add an AE title to a device from the page. Refuses as save_device."""
     record = DeviceRecord.get_or_none(DeviceRecord.name == name)
     if not record:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE,
@@ -6797,7 +6796,7 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
     save_device(ctx, name, settings, name)
 
 
-# Ready settings for a new device, to start from.
+# Profiles: initial settings for a new device.
 DEVICE_PROFILES: dict[str, dict[str, str]] = {
     row.name: dict(pair.split(": ", 1) for pair in row.settings.split("; "))
     for row in table("""
@@ -6817,12 +6816,12 @@ DEVICE_PROFILES: dict[str, dict[str, str]] = {
 
 
 def this_minute() -> int:
-    """A number that is another one each minute, on a clock that is not set."""
+    """The current minute on a monotonic clock, as a key of caches."""
     return int(time.monotonic() // 60)
 
 
 def profile_settings(name: str) -> dict[str, str]:
-    """The settings of a ready profile, with the defaults of those that only others name."""
+    """The settings of a profile, with the defaults of those that only other profiles set."""
     if name not in DEVICE_PROFILES:
         return {}
     named = {key for profile in DEVICE_PROFILES.values() for key in profile}
@@ -6831,33 +6830,33 @@ def profile_settings(name: str) -> dict[str, str]:
 
 @functools.lru_cache(256)
 def host_addresses(host: str, minute: int) -> frozenset[str]:
-    """The addresses of a host, looked up once a minute."""
+    """The addresses of a host, looked up once per minute."""
     try:
         return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):  # a name that is none
+    except (OSError, UnicodeError):  # UnicodeError: not a valid name
         return frozenset()
 
 
 def same_host(host: str, address: str) -> bool:
-    """Whether an address is one of a host's."""
+    """Whether a host has an address."""
     address = address.removeprefix("::ffff:")
     return address == host or address in host_addresses(host, this_minute())
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.access.users
-# Users, sessions, tokens, and what a role may do.
+# Users, sessions, API tokens, rights of roles.
 # ------------------------------------------------------------------------------------------------
 
 def hash_password(password: str) -> str:
-    """scrypt, n=2¹⁴, r=8, p=1, with a salt of its own."""
+    """The scrypt hash of a password, n=2¹⁴, r=8, p=1, with its parameters and random salt."""
     salt = secrets.token_bytes(16)
     digest = hashlib.scrypt(password.encode(), salt=salt, n=1 << 14, r=8, p=1)
     return f"scrypt$14$8$1${salt.hex()}${digest.hex()}"
 
 
 def check_password(password: str, stored: str) -> bool:
-    """Whether a password is the one that was hashed; in constant time."""
+    """Whether a password has this hash; compared in constant time."""
     _, n, r, p, salt, digest = stored.split("$")
     found = hashlib.scrypt(
         password.encode(), salt=bytes.fromhex(salt), n=1 << int(n), r=int(r), p=int(p)
@@ -6866,18 +6865,18 @@ def check_password(password: str, stored: str) -> bool:
 
 
 def digest_of(secret: str) -> str:
-    """What is kept of a random secret."""
+    """The hash of a random secret, as stored."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-# Somebody who is not there costs as long to refuse as somebody with a wrong password.
+# An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
-    """Make a login, or give an existing one this role and password, ending its sessions.
+    """Add a user, or change role and password of an existing one and end its sessions.
 
-    Refuses 0106 for an empty name, an unknown role, a password of less than 8 characters
+    Refuses 0106 for an invalid name, an unknown role, a password of fewer than 8 characters
     """
     words = None
     if not re.fullmatch(r"[^\s:@/]{1,64}", name):
@@ -6899,21 +6898,21 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
 
 
 def _check_not_last_administrator(name: str) -> None:
-    """Refuse (0110) what would leave nobody who is an administrator."""
+    """Refuse (0110) to remove the last administrator."""
     admins = [user.name for user in User.select().where(User.role == "admin")]
     if admins == [name]:
         raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
 
 
 def _find_user(name: str) -> User:
-    """A user by name. Refuses 0112."""
+    """The user of a name. Refuses 0112."""
     if not (user := User.get_or_none(User.name == name)):
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
     return user
 
 
 def delete_user(ctx: Context, name: str) -> None:
-    """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
+    """Delete a user. Refuses 0112 for an unknown one, 0110 for the last administrator."""
     user = _find_user(name)
     _check_not_last_administrator(name)
     Session.delete().where(Session.user == user).execute()
@@ -6922,7 +6921,7 @@ def delete_user(ctx: Context, name: str) -> None:
 
 
 def failures_of(ctx: Context, who: Iterable[str]) -> int:
-    """The most wrong passwords of any of these in the last 15 minutes."""
+    """The number of failed logins in the last 15 minutes, the highest of these keys."""
     since = ctx.stamp(minutes=-15)
     return max(
         LoginFailure.select().where((LoginFailure.who == one) & (LoginFailure.at > since)).count()
@@ -6931,9 +6930,9 @@ def failures_of(ctx: Context, who: Iterable[str]) -> int:
 
 
 def authenticate(ctx: Context, name: str, password: str) -> int:
-    """The id of the user whose password this is.
+    """The id of the user with this name and password.
 
-    Refuses 0124 for a wrong name or password, 0213 for too many of them in 15 minutes
+    Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
     who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
     if failures_of(ctx, who) >= ctx.config.web.login_attempts:
@@ -6947,7 +6946,7 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
 
 
 def note_login_failure(ctx: Context, name: str) -> None:
-    """Count a wrong password; forget those of long ago."""
+    """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
     for who in (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}"):
         LoginFailure.create(who=who, at=ctx.stamp())
@@ -6955,7 +6954,7 @@ def note_login_failure(ctx: Context, name: str) -> None:
 
 
 def open_session(ctx: Context, user_id: int) -> str:
-    """A new login of a user: the secret for its cookie."""
+    """Open a session of a user; return the secret for its cookie."""
     user, secret = User.get_by_id(user_id), secrets.token_urlsafe(32)
     Session.delete().where(Session.expires_at < ctx.stamp()).execute()
     Session.create(
@@ -6970,14 +6969,14 @@ def open_session(ctx: Context, user_id: int) -> str:
 
 
 def form_token(csrf: str, nonce: str) -> str:
-    """The token of a form: a nonce, and what only who has the session's secret can add to it."""
+    """The CSRF token of a form: a nonce and its HMAC with the session's secret."""
     return nonce + hmac.new(csrf.encode(), nonce.encode(), "sha256").hexdigest()[:32]
 
 
 class Login(NamedTuple):
-    """Who a request comes from.
+    """The user or API token that a request comes from.
 
-    ae_titles  of a token: those that it speaks for
+    ae_titles  of a token: the AE titles that it may act for
     """
 
     name: str
@@ -6987,21 +6986,21 @@ class Login(NamedTuple):
 
     @property
     def form_token(self) -> str:
-        """What a form sends along: another one each time, so that no page repeats the secret."""
+        """A new CSRF token for a form; always different, so that no page repeats the secret."""
         return self.csrf and form_token(self.csrf, secrets.token_hex(8))
 
     def sent(self, token: str) -> bool:
-        """Whether a token is one that a form of this session sends."""
+        """Whether a token comes from a form of this session."""
         expected = form_token(self.csrf, token[:16])
         return hmac.compare_digest(token.encode(), expected.encode())
 
     def speaks_for(self, ae_title: str) -> bool:
-        """Whether it may subscribe an AE, or hear what the AE is told."""
+        """Whether it may subscribe an AE, or receive the AE's events."""
         return self.role == "admin" or ae_title in self.ae_titles
 
 
 def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
-    """Name, role, number of open sessions, and when the last began, of each user."""
+    """Name, role, number of open sessions, and start of the latest one, per user."""
     cursor = database.execute_sql(
         "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
         " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
@@ -7012,13 +7011,13 @@ def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
 
 
 def tokens_of() -> list[tuple[str, str, str, str]]:
-    """Name, role, AE titles and time of making of each API token."""
+    """Name, role, AE titles and time of creation, per API token."""
     sql = "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
     return list(database.execute_sql(sql))
 
 
 def end_sessions(ctx: Context, name: str) -> int:
-    """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
+    """End all sessions of a user; return their number. Refuses 0112."""
     user = _find_user(name)
     count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
@@ -7026,7 +7025,7 @@ def end_sessions(ctx: Context, name: str) -> int:
 
 
 def find_session(ctx: Context, secret: str) -> Login | None:
-    """The login of a cookie, None where it has ended or never was."""
+    """The login of a cookie, None if unknown or expired."""
     row = database.execute_sql(
         "SELECT u.name, u.role, s.csrf FROM session s JOIN user u ON u.id = s.user_id"
         " WHERE s.digest = ? AND s.expires_at > ?",
@@ -7036,15 +7035,15 @@ def find_session(ctx: Context, secret: str) -> Login | None:
 
 
 def end_session(ctx: Context, secret: str) -> None:
-    """Log out."""
+    """End a session."""
     Session.delete().where(Session.digest == digest_of(secret)).execute()
     audit(ctx, "logout", ctx.actor.name)
 
 
 def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()) -> str:
-    """A new API token, shown once; one of the same name is replaced. Refuses 0106.
+    """Create an API token, replacing one of the same name; return its secret. Refuses 0106.
 
-    ae_titles  those that it may subscribe and open WebSockets for; an administrator's needs none
+    ae_titles  AE titles that it may subscribe and open WebSockets for; admin tokens need none
     """
     if not name or role not in ROLES:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
@@ -7067,14 +7066,14 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
 
 
 def delete_token(ctx: Context, name: str) -> None:
-    """End a token. Refuses 0112 for an unknown one."""
+    """Delete an API token. Refuses 0112 for an unknown one."""
     if not Token.delete().where(Token.name == name).execute():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no token {name}", name=name))
     audit(ctx, "token deleted", name)
 
 
 def find_token(secret: str) -> Login | None:
-    """Whose API token this is."""
+    """The login of an API token, None if unknown."""
     row = database.execute_sql(
         "SELECT name, role, ae_titles FROM token WHERE digest = ?", (digest_of(secret),)
     ).fetchone()
@@ -7085,7 +7084,7 @@ def find_token(secret: str) -> Login | None:
 
 
 def permit(role: str, least: str) -> bool:
-    """Whether a role may do what another may."""
+    """Whether a role includes the rights of another one."""
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)
 
 

@@ -323,7 +323,7 @@ def test_a_configuration_that_is_not_there_is_said(tmp_path):
 def test_a_second_one_says_that_the_store_is_in_use(served):
     done = served.run("serve")
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("is in use by another minris")
+    assert done.stderr.strip().endswith("is in use. Stop the running minris first")
     assert str(served.folder / "minris.db") in done.stderr
     assert httpx.get(f"{served.url}/healthz", trust_env=False).status_code == 200
 
@@ -359,7 +359,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(folder, here, make, c
     before = path.read_bytes()
     status, said, errors = here(*{"token": ("token", "ris")}.get(command, (command,)))
     assert status == 1
-    assert "not a store of minris" in said + errors
+    assert "not a minris database" in said + errors
     assert path.read_bytes() == before
 
 

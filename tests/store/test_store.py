@@ -335,7 +335,7 @@ def test_a_store_from_before_the_first_release_is_refused_in_words(released):
     with connect(released) as connection:
         connection.execute(f"PRAGMA user_version={BASELINE - 1}")
     before = contents(released)
-    with pytest.raises(StoreError, match="before its first release"):
+    with pytest.raises(StoreError, match="before the first release"):
         open_store(released)
     assert contents(released) == before
 
@@ -490,7 +490,7 @@ except minris.StoreError as error:
 
 def test_a_second_process_is_locked_out(path):
     with StoreLock(path):
-        assert run_python(LOCK, path).stdout == f"{path} is in use by another minris\n"
+        assert run_python(LOCK, path).stdout == f"{path} is in use. Stop the running minris first\n"
     assert run_python(LOCK, path).stdout == "held\n"
 
 
@@ -523,7 +523,7 @@ def test_a_second_appliance_on_a_store_says_so_and_ends(run_appliance, tmp_path)
     command = [sys.executable, str(HERE / "minris.py"), "--config", str(config), "serve"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == f"minris: {tmp_path / 'minris.db'} is in use by another minris\n"
+    assert done.stderr == f"minris: {tmp_path / 'minris.db'} is in use. Stop the running minris first\n"
 
 
 # Reading

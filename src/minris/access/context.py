@@ -1,4 +1,4 @@
-"""Who asks, when, with which devices known; and the audit line of it."""
+"""The context of a request: who asks, when, which devices are known; and the audit log."""
 
 import dataclasses
 import datetime
@@ -17,25 +17,25 @@ from minris.store.rows import erase, fetch_rows, set_mark
 
 
 class Actor(NamedTuple):
-    """Who asks: an AE title with its address, or a user, or a job of our own."""
+    """Who asks: an AE title with its address, a user, or a job of this system."""
 
     name: str
     address: str = ""
     role: str = ""
-    called: str = ""  # the AE title by which it called us
+    called: str = ""  # called AE title
 
     def __str__(self) -> str:
         return f"{self.name}@{self.address}" if self.address else self.name
 
 
 def utc_now() -> datetime.datetime:
-    """Now, aware, in UTC."""
+    """The current time in UTC, aware."""
     return datetime.datetime.now(datetime.UTC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The circumstances of one request; tests give another clock and other UIDs."""
+    """The context of one request; tests pass another clock and other UIDs."""
 
     config: Config
     actor: Actor = Actor("minris")
@@ -44,24 +44,24 @@ class Context:
     devices: tuple[Device, ...] = ()
 
     def by(self, actor: Actor) -> "Context":
-        """The same circumstances for somebody else."""
+        """The same context for another actor."""
         return dataclasses.replace(self, actor=actor)
 
     def local_now(self) -> datetime.datetime:
-        """Now on the clock of the clinic."""
+        """The current time at the clinic."""
         return self.now().astimezone(self.config.zone)
 
     def today(self) -> str:
-        """Today at the clinic, as a DA value."""
+        """The date at the clinic, as a DA value."""
         return f"{self.local_now():%Y%m%d}"
 
     def stamp(self, **later: float) -> str:
-        """Now in UTC as the store keeps it, or so much later (hours=…): text that sorts."""
+        """The current time in UTC as text that sorts, plus an offset such as hours=-1."""
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
-    """Keep who did what to which object; part of the transaction that does it."""
+    """Add an audit line, in the transaction of the change."""
     line = (ctx.stamp(), str(ctx.actor), what, about, detail)
     last = database.execute_sql("SELECT digest FROM audit ORDER BY id DESC LIMIT 1").fetchone()
     digest = audit_digest(last[0] if last else "", line)
@@ -72,17 +72,17 @@ def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
 
 
 def audit_digest(before: str, line: tuple[str, ...]) -> str:
-    """The digest of an audit line behind another one: SHA-256 of both as a list in JSON."""
+    """The digest of an audit line: SHA-256 of the digest before it and the line, as a JSON list."""
     text = json.dumps([before, *line], ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditChain:
-    """Whether the audit log is as it was written.
+    """The result of a check of the audit log.
 
-    count   its lines; digest: of the last one, by which two copies are compared
-    broken  id and time of the first line that does not follow from the one before, None for none
+    count   number of lines; digest: that of the last line, to compare two copies
+    broken  id and time of the first line that does not follow from the one before, or None
     """
 
     count: int
@@ -91,7 +91,7 @@ class AuditChain:
 
 
 def check_audit() -> AuditChain:
-    """Hold the audit log against its digests. Lines of before there were any are taken as they are."""
+    """Check the audit log against its digests. Old lines without a digest are accepted."""
     before, count, broken = None, 0, None
     for row_id, *line, digest in database.execute_sql(
         "SELECT id, at, who, what, about, detail, digest FROM audit ORDER BY id"
@@ -104,7 +104,7 @@ def check_audit() -> AuditChain:
 
 
 def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
-    """The newest audit lines in which a text stands, those before an id where one is given."""
+    """The newest audit lines that contain a text; with `before`, only those with a lower id."""
     text = text.strip()
     line = "lower(who || char(10) || what || char(10) || about || char(10) || detail)"
     return fetch_rows(
@@ -115,7 +115,7 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
 
 
 def purge_audit(old: str) -> int:
-    """Erase the audit lines of before a time: how many."""
+    """Delete the audit lines before a time; return their number."""
     set_mark("audit purge", old)
     count = erase("audit WHERE at < ?", old)
     erase("mark WHERE name = 'audit purge'")
@@ -123,18 +123,18 @@ def purge_audit(old: str) -> int:
 
 
 def device_of(ctx: Context, ae_title: str) -> Device | None:
-    """The device of an AE title, None where it is not registered."""
+    """The device with an AE title, None if it is not registered."""
     return next((one for one in ctx.devices if ae_title in one.ae_titles), None)
 
 
 def needs_reason(words: str) -> None:
-    """Refuse (0106) what is done without a reason."""
+    """Refuse (0106) an empty reason."""
     if not words.strip():
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A reason is needed"))
 
 
 def archive_of(ctx: Context) -> Device | None:
-    """The archive that is asked: the one that is set, else the one device whose role is archive."""
+    """The archive to query: the configured one, else the only device whose role is archive."""
     title = ctx.config.commitment.archive
     found = [one for one in ctx.devices
              if (title in one.ae_titles if title else one.role == "archive")]  # fmt: skip

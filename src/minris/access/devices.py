@@ -1,4 +1,4 @@
-"""Which machines may call, and how each is written to."""
+"""Devices: which may associate, how answers to each are encoded, changes on the page."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from minris.store.models import DeviceRecord, database
 
 
 class AccessRules:
-    """A frozen picture of who may associate; `version` tells two pictures apart."""
+    """A snapshot of who may associate; `version` tells snapshots apart."""
 
     def __init__(self, config: Config, stored: Iterable[Device] = (), version: int = 1) -> None:
         self.version = version
@@ -33,11 +33,11 @@ class AccessRules:
         self.by_title = {title: d for d in self.devices for title in d.ae_titles}
 
     def device(self, calling: str) -> Device | None:
-        """The device of an AE title, None where it is not registered."""
+        """The device with an AE title, None if it is not registered."""
         return self.by_title.get(calling)
 
     def host_to_look_up(self, calling: str) -> str:
-        """The name of a host that must be known before `refusal` is asked, or nothing."""
+        """The host name to look up before calling `refusal`, or empty."""
         device = self.by_title.get(calling)
         if not device or not device.check_address:
             return ""
@@ -46,7 +46,7 @@ class AccessRules:
         )
 
     def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
-        """Why an association is not for us: the reason of A-ASSOCIATE-RJ and words; or None.
+        """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
 
         Source: PS3.8 Table 9-21 (service user: 3 calling, 7 called AE title not recognized)
         """
@@ -67,7 +67,7 @@ class AccessRules:
 
 
 def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
-    """How answers to a device are written, `charset` being decided already."""
+    """The style of answers to a device, in a character set that is decided already."""
     if not device:
         return AnswerStyle(charset)
     fallback = character_set(device.fallback_character_set) or UTF_8
@@ -75,14 +75,14 @@ def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
 
 
 def written_for(device: Device | None, data: bytes, explicit: bool) -> bytes:
-    """A whole stored data set as a device reads it."""
+    """A whole stored data set, encoded for a device."""
     named = device.character_set if device else ()
     charset = (character_set(named) if named else None) or UTF_8
     return encode_whole(data, explicit, style_of(device, charset))
 
 
 def stored_devices() -> list[Device]:
-    """The devices made on the page; one that is no longer in order is left out and logged."""
+    """The devices from the page; an invalid one is left out and logged."""
     found = []
     for name, text in database.execute_sql(
         "SELECT name, settings FROM device_record ORDER BY name"
@@ -105,7 +105,7 @@ SAMPLE_NAMES = (
 
 
 def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
-    """A person's name as a device is sent it: the text, and its very bytes."""
+    """A person's name as sent to a device: the text, and its bytes."""
     sent = written_for(device, bytes(text_elements(PatientName=name)), True)
     return ElementIndex(recode(sent)).get("PatientName"), ElementIndex(sent).value(
         tag_of("PatientName")
@@ -113,11 +113,11 @@ def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
 
 
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
-    """Make or change a device of the page.
+    """Add or change a device from the page.
 
-    settings  texts by key of DEVICE_SETTINGS; what is empty has its default
-    Refuses   0106 with a line for each setting that is wrong, 0111 for a name or AE title of
-              another device
+    settings  texts by key of DEVICE_SETTINGS; empty ones have their defaults
+    Refuses   0106 with a line for each invalid setting, 0111 for a name or AE title of another
+              device
     """
     given = {key: text for key, text in settings.items() if text}
     wrong: list[Message] = []
@@ -153,7 +153,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
 
 
 def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
-    """The device that texts by key of DEVICE_SETTINGS would make; None where one is wrong."""
+    """The device of some settings, texts by key of DEVICE_SETTINGS; None if one is invalid."""
     problems: list[Message] = []
     given = {key: text for key, text in settings.items() if text}
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, problems)
@@ -161,14 +161,14 @@ def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
 
 
 def delete_device(ctx: Context, name: str) -> None:
-    """Forget a device of the page. Refuses 0112 for one that is not."""
+    """Delete a device from the page. Refuses 0112 for an unknown one."""
     if not DeviceRecord.delete().where(DeviceRecord.name == name).execute():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
     audit(ctx, "device deleted", name)
 
 
 def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
-    """Let a device of the page have another AE title, by which it calls. Refuses as save_device."""
+    """Add an AE title to a device from the page. Refuses as save_device."""
     record = DeviceRecord.get_or_none(DeviceRecord.name == name)
     if not record:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE,
@@ -178,7 +178,7 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
     save_device(ctx, name, settings, name)
 
 
-# Ready settings for a new device, to start from.
+# Profiles: initial settings for a new device.
 DEVICE_PROFILES: dict[str, dict[str, str]] = {
     row.name: dict(pair.split(": ", 1) for pair in row.settings.split("; "))
     for row in table("""
@@ -198,12 +198,12 @@ DEVICE_PROFILES: dict[str, dict[str, str]] = {
 
 
 def this_minute() -> int:
-    """A number that is another one each minute, on a clock that is not set."""
+    """The current minute on a monotonic clock, as a key of caches."""
     return int(time.monotonic() // 60)
 
 
 def profile_settings(name: str) -> dict[str, str]:
-    """The settings of a ready profile, with the defaults of those that only others name."""
+    """The settings of a profile, with the defaults of those that only other profiles set."""
     if name not in DEVICE_PROFILES:
         return {}
     named = {key for profile in DEVICE_PROFILES.values() for key in profile}
@@ -212,14 +212,14 @@ def profile_settings(name: str) -> dict[str, str]:
 
 @functools.lru_cache(256)
 def host_addresses(host: str, minute: int) -> frozenset[str]:
-    """The addresses of a host, looked up once a minute."""
+    """The addresses of a host, looked up once per minute."""
     try:
         return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):  # a name that is none
+    except (OSError, UnicodeError):  # UnicodeError: not a valid name
         return frozenset()
 
 
 def same_host(host: str, address: str) -> bool:
-    """Whether an address is one of a host's."""
+    """Whether a host has an address."""
     address = address.removeprefix("::ffff:")
     return address == host or address in host_addresses(host, this_minute())

@@ -1,4 +1,4 @@
-"""Users, sessions, tokens, and what a role may do."""
+"""Users, sessions, API tokens, rights of roles."""
 
 import hashlib
 import hmac
@@ -15,14 +15,14 @@ from minris.store.models import LoginFailure, Session, Token, User, database
 
 
 def hash_password(password: str) -> str:
-    """scrypt, n=2¹⁴, r=8, p=1, with a salt of its own."""
+    """The scrypt hash of a password, n=2¹⁴, r=8, p=1, with its parameters and random salt."""
     salt = secrets.token_bytes(16)
     digest = hashlib.scrypt(password.encode(), salt=salt, n=1 << 14, r=8, p=1)
     return f"scrypt$14$8$1${salt.hex()}${digest.hex()}"
 
 
 def check_password(password: str, stored: str) -> bool:
-    """Whether a password is the one that was hashed; in constant time."""
+    """Whether a password has this hash; compared in constant time."""
     _, n, r, p, salt, digest = stored.split("$")
     found = hashlib.scrypt(
         password.encode(), salt=bytes.fromhex(salt), n=1 << int(n), r=int(r), p=int(p)
@@ -31,18 +31,18 @@ def check_password(password: str, stored: str) -> bool:
 
 
 def digest_of(secret: str) -> str:
-    """What is kept of a random secret."""
+    """The hash of a random secret, as stored."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-# Somebody who is not there costs as long to refuse as somebody with a wrong password.
+# An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
-    """Make a login, or give an existing one this role and password, ending its sessions.
+    """Add a user, or change role and password of an existing one and end its sessions.
 
-    Refuses 0106 for an empty name, an unknown role, a password of less than 8 characters
+    Refuses 0106 for an invalid name, an unknown role, a password of fewer than 8 characters
     """
     words = None
     if not re.fullmatch(r"[^\s:@/]{1,64}", name):
@@ -64,21 +64,21 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
 
 
 def _check_not_last_administrator(name: str) -> None:
-    """Refuse (0110) what would leave nobody who is an administrator."""
+    """Refuse (0110) to remove the last administrator."""
     admins = [user.name for user in User.select().where(User.role == "admin")]
     if admins == [name]:
         raise Refusal(Status.PROCESSING_FAILURE, Message("This is the last administrator"))
 
 
 def _find_user(name: str) -> User:
-    """A user by name. Refuses 0112."""
+    """The user of a name. Refuses 0112."""
     if not (user := User.get_or_none(User.name == name)):
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no user {name}", name=name))
     return user
 
 
 def delete_user(ctx: Context, name: str) -> None:
-    """End a login. Refuses 0112 for an unknown one, 0110 for the last administrator."""
+    """Delete a user. Refuses 0112 for an unknown one, 0110 for the last administrator."""
     user = _find_user(name)
     _check_not_last_administrator(name)
     Session.delete().where(Session.user == user).execute()
@@ -87,7 +87,7 @@ def delete_user(ctx: Context, name: str) -> None:
 
 
 def failures_of(ctx: Context, who: Iterable[str]) -> int:
-    """The most wrong passwords of any of these in the last 15 minutes."""
+    """The number of failed logins in the last 15 minutes, the highest of these keys."""
     since = ctx.stamp(minutes=-15)
     return max(
         LoginFailure.select().where((LoginFailure.who == one) & (LoginFailure.at > since)).count()
@@ -96,9 +96,9 @@ def failures_of(ctx: Context, who: Iterable[str]) -> int:
 
 
 def authenticate(ctx: Context, name: str, password: str) -> int:
-    """The id of the user whose password this is.
+    """The id of the user with this name and password.
 
-    Refuses 0124 for a wrong name or password, 0213 for too many of them in 15 minutes
+    Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
     who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
     if failures_of(ctx, who) >= ctx.config.web.login_attempts:
@@ -112,7 +112,7 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
 
 
 def note_login_failure(ctx: Context, name: str) -> None:
-    """Count a wrong password; forget those of long ago."""
+    """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
     for who in (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}"):
         LoginFailure.create(who=who, at=ctx.stamp())
@@ -120,7 +120,7 @@ def note_login_failure(ctx: Context, name: str) -> None:
 
 
 def open_session(ctx: Context, user_id: int) -> str:
-    """A new login of a user: the secret for its cookie."""
+    """Open a session of a user; return the secret for its cookie."""
     user, secret = User.get_by_id(user_id), secrets.token_urlsafe(32)
     Session.delete().where(Session.expires_at < ctx.stamp()).execute()
     Session.create(
@@ -135,14 +135,14 @@ def open_session(ctx: Context, user_id: int) -> str:
 
 
 def form_token(csrf: str, nonce: str) -> str:
-    """The token of a form: a nonce, and what only who has the session's secret can add to it."""
+    """The CSRF token of a form: a nonce and its HMAC with the session's secret."""
     return nonce + hmac.new(csrf.encode(), nonce.encode(), "sha256").hexdigest()[:32]
 
 
 class Login(NamedTuple):
-    """Who a request comes from.
+    """The user or API token that a request comes from.
 
-    ae_titles  of a token: those that it speaks for
+    ae_titles  of a token: the AE titles that it may act for
     """
 
     name: str
@@ -152,21 +152,21 @@ class Login(NamedTuple):
 
     @property
     def form_token(self) -> str:
-        """What a form sends along: another one each time, so that no page repeats the secret."""
+        """A new CSRF token for a form; always different, so that no page repeats the secret."""
         return self.csrf and form_token(self.csrf, secrets.token_hex(8))
 
     def sent(self, token: str) -> bool:
-        """Whether a token is one that a form of this session sends."""
+        """Whether a token comes from a form of this session."""
         expected = form_token(self.csrf, token[:16])
         return hmac.compare_digest(token.encode(), expected.encode())
 
     def speaks_for(self, ae_title: str) -> bool:
-        """Whether it may subscribe an AE, or hear what the AE is told."""
+        """Whether it may subscribe an AE, or receive the AE's events."""
         return self.role == "admin" or ae_title in self.ae_titles
 
 
 def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
-    """Name, role, number of open sessions, and when the last began, of each user."""
+    """Name, role, number of open sessions, and start of the latest one, per user."""
     cursor = database.execute_sql(
         "SELECT u.name, u.role, count(s.digest), coalesce(max(s.created_at), '') FROM user u"
         " LEFT JOIN session s ON s.user_id = u.id AND s.expires_at > ?"
@@ -177,13 +177,13 @@ def logins_of(ctx: Context) -> list[tuple[str, str, int, str]]:
 
 
 def tokens_of() -> list[tuple[str, str, str, str]]:
-    """Name, role, AE titles and time of making of each API token."""
+    """Name, role, AE titles and time of creation, per API token."""
     sql = "SELECT name, role, ae_titles, created_at FROM token ORDER BY name"
     return list(database.execute_sql(sql))
 
 
 def end_sessions(ctx: Context, name: str) -> int:
-    """Log a user out everywhere: how many sessions that ends. Refuses 0112."""
+    """End all sessions of a user; return their number. Refuses 0112."""
     user = _find_user(name)
     count: int = Session.delete().where(Session.user == user).execute()
     audit(ctx, "sessions ended", name, str(count))
@@ -191,7 +191,7 @@ def end_sessions(ctx: Context, name: str) -> int:
 
 
 def find_session(ctx: Context, secret: str) -> Login | None:
-    """The login of a cookie, None where it has ended or never was."""
+    """The login of a cookie, None if unknown or expired."""
     row = database.execute_sql(
         "SELECT u.name, u.role, s.csrf FROM session s JOIN user u ON u.id = s.user_id"
         " WHERE s.digest = ? AND s.expires_at > ?",
@@ -201,15 +201,15 @@ def find_session(ctx: Context, secret: str) -> Login | None:
 
 
 def end_session(ctx: Context, secret: str) -> None:
-    """Log out."""
+    """End a session."""
     Session.delete().where(Session.digest == digest_of(secret)).execute()
     audit(ctx, "logout", ctx.actor.name)
 
 
 def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()) -> str:
-    """A new API token, shown once; one of the same name is replaced. Refuses 0106.
+    """Create an API token, replacing one of the same name; return its secret. Refuses 0106.
 
-    ae_titles  those that it may subscribe and open WebSockets for; an administrator's needs none
+    ae_titles  AE titles that it may subscribe and open WebSockets for; admin tokens need none
     """
     if not name or role not in ROLES:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
@@ -232,14 +232,14 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
 
 
 def delete_token(ctx: Context, name: str) -> None:
-    """End a token. Refuses 0112 for an unknown one."""
+    """Delete an API token. Refuses 0112 for an unknown one."""
     if not Token.delete().where(Token.name == name).execute():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no token {name}", name=name))
     audit(ctx, "token deleted", name)
 
 
 def find_token(secret: str) -> Login | None:
-    """Whose API token this is."""
+    """The login of an API token, None if unknown."""
     row = database.execute_sql(
         "SELECT name, role, ae_titles FROM token WHERE digest = ?", (digest_of(secret),)
     ).fetchone()
@@ -250,5 +250,5 @@ def find_token(secret: str) -> Login | None:
 
 
 def permit(role: str, least: str) -> bool:
-    """Whether a role may do what another may."""
+    """Whether a role includes the rights of another one."""
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)

@@ -1,10 +1,10 @@
-"""How the schema has changed since the first release: each step once, in order."""
+"""Schema changes since the first release, in order."""
 
-# The schema of the first release; an older one was never released.
+# The schema of the first release.
 BASELINE = 14
 
-# Append-only: what has been released is never changed, a change is a new row of (number, what,
-# SQL). A new store is made from the models, and has them all.
+# Append-only rows of (number, what, SQL): a released row is never changed. A new database is made
+# from the models and has all changes.
 MIGRATIONS: tuple[tuple[int, str, str], ...] = (
     (
         15,
@@ -88,5 +88,5 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
 
 
 def newest_schema() -> int:
-    """The number of the schema that this program knows."""
+    """The number of the newest schema."""
     return MIGRATIONS[-1][0] if MIGRATIONS else BASELINE

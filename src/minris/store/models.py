@@ -1,4 +1,4 @@
-"""The tables of the store."""
+"""The tables of the database."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ database = peewee.DatabaseProxy()
 
 
 class StoreError(Exception):
-    """The store cannot be opened: foreign, empty, newer than this program, or in use."""
+    """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
 
 
 class Stored(peewee.Model):
-    """What all models have in common."""
+    """Base class of the models."""
 
-    id: Any  # the row, made by peewee where a model has no other key
+    id: Any  # added by peewee to a model without another primary key
 
     class Meta:
         database = database
@@ -23,7 +23,7 @@ class Stored(peewee.Model):
 
 
 class Patient(Stored):
-    """A patient; `data` holds the attributes of the patient alone, in the stored form."""
+    """A patient; `data` holds the patient's attributes in the stored form."""
 
     patient_id = peewee.TextField()
     issuer_of_patient_id = peewee.TextField()
@@ -48,7 +48,7 @@ class RequestedProcedure(Stored):
 
 
 class ScheduledProcedureStep(Stored):
-    """A scheduled procedure step; `data` is the complete worklist data set, folded together."""
+    """A scheduled procedure step; `data` is its complete worklist data set."""
 
     procedure = peewee.ForeignKeyField(RequestedProcedure)
     scheduled_procedure_step_id = peewee.TextField()
@@ -68,7 +68,7 @@ class ScheduledProcedureStep(Stored):
     started_at = peewee.TextField()
     ended_at = peewee.TextField()
     remark = peewee.TextField()
-    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the person who said that it ended
+    told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the user who ended it
 
 
 class ScheduledStation(Stored):
@@ -84,7 +84,7 @@ class ScheduledStation(Stored):
 
 
 class StepSeen(Stored):
-    """When a scheduled procedure step was first among the answers to a device."""
+    """When a scheduled procedure step was first returned to a device."""
 
     step = peewee.ForeignKeyField(ScheduledProcedureStep)
     ae_title = peewee.TextField()
@@ -96,7 +96,7 @@ class StepSeen(Stored):
 
 
 class PerformedProcedureStep(Stored):
-    """A modality performed procedure step, as the modality told it."""
+    """A modality performed procedure step, as reported."""
 
     sop_instance_uid = peewee.TextField()
     status = peewee.TextField()
@@ -106,11 +106,11 @@ class PerformedProcedureStep(Stored):
     updated_at = peewee.TextField()
     remark = peewee.TextField()
     raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
-    settled = peewee.TextField(default="")  # why a person left it without an order
+    settled = peewee.TextField(default="")  # why a user left it without an order
 
 
 class PerformedScheduledStep(Stored):
-    """Which scheduled steps a performed one satisfies, n to m."""
+    """The scheduled steps that a performed step belongs to, n to m."""
 
     performed = peewee.ForeignKeyField(PerformedProcedureStep)
     scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
@@ -123,7 +123,7 @@ class PerformedScheduledStep(Stored):
 
 
 class DeviceRecord(Stored):
-    """A device made on the page; `settings` is JSON of texts by key of DEVICE_SETTINGS."""
+    """A device from the page; `settings` is a JSON object of texts by key of DEVICE_SETTINGS."""
 
     name = peewee.TextField(unique=True)
     settings = peewee.TextField()
@@ -132,7 +132,7 @@ class DeviceRecord(Stored):
 
 
 class Procedure(Stored):
-    """A row of the procedure catalogue."""
+    """An entry of the procedure catalogue."""
 
     code = peewee.TextField(unique=True)
     scheme = peewee.TextField()
@@ -146,7 +146,7 @@ class Procedure(Stored):
 
 
 class QueryTrace(Stored):
-    """Worklist queries of one device with the same keys in one hour, folded."""
+    """The worklist queries of one device with the same keys in one hour."""
 
     hour = peewee.TextField()
     ae_title = peewee.TextField()
@@ -160,11 +160,11 @@ class QueryTrace(Stored):
 
 
 class Workitem(Stored):
-    """A unified procedure step; the Transaction UID, its lock, is in no data set.
+    """A unified procedure step; its Transaction UID, the lock, is kept out of `data`.
 
-    accession_number  that of its request, * where it has several
-    performer  the AE title or, `by_person`, the user that claimed it
-    declined   why that person does not have it cancelled
+    accession_number  of its request; * if there are several
+    performer  who claimed it: an AE title or, if `by_person`, a user
+    declined   why that user declined to cancel it
     """
 
     sop_instance_uid = peewee.TextField()
@@ -191,14 +191,14 @@ class Workitem(Stored):
 
 
 class PurgedWorkitem(Stored):
-    """The UID of a workitem that was deleted, so that it is known to have been."""
+    """The UID of a purged workitem, to remember that it existed."""
 
     sop_instance_uid = peewee.TextField(primary_key=True)
     purged_at = peewee.TextField()
 
 
 class Subscription(Stored):
-    """An AE that hears of one workitem, with or without a deletion lock."""
+    """A subscription of an AE to one workitem, with or without a deletion lock."""
 
     workitem = peewee.ForeignKeyField(Workitem)
     ae_title = peewee.TextField()
@@ -211,7 +211,7 @@ class Subscription(Stored):
 
 
 class GlobalSubscription(Stored):
-    """An AE that is subscribed to what is created; `keys` holds the filter of a filtered one."""
+    """A global subscription of an AE; `keys` holds the filter of a filtered one."""
 
     ae_title = peewee.TextField()
     uid = peewee.TextField()
@@ -224,9 +224,9 @@ class GlobalSubscription(Stored):
 
 
 class WorkitemEvent(Stored):
-    """Something that happened to a workitem, as watchers are told it; kept as history.
+    """An event of a workitem, as sent to subscribers; kept as history.
 
-    initial  it is what a new subscriber is told, and no happening
+    initial  1 for the report to a new subscriber, which is not a change
     """
 
     sop_instance_uid = peewee.TextField()
@@ -238,7 +238,7 @@ class WorkitemEvent(Stored):
 
 
 class EventChannel(Stored):
-    """A way by which an AE is told of workitems, one of EVENT_CHANNELS."""
+    """A channel, one of EVENT_CHANNELS, by which an AE receives events of workitems."""
 
     ae_title = peewee.TextField()
     channel = peewee.TextField()
@@ -249,7 +249,7 @@ class EventChannel(Stored):
 
 
 class Receiver(Stored):
-    """How deliveries to an AE go in a lane: failures in a row, the seconds they have cost, the next try."""
+    """Deliveries to an AE in a lane: consecutive failures, their total seconds, next try."""
 
     lane = peewee.TextField()
     ae_title = peewee.TextField()
@@ -267,11 +267,11 @@ class Receiver(Stored):
 class Commitment(Stored):
     """A request for storage commitment.
 
-    requester  the AE title that asked, or the login over HTTP; called: ours, as it asked
-    door       `dimse` or `web`; by_study: how its references are written
-    repeats    it asks under a Transaction UID that was in use already
-    state      `asked`, `judged`, `told`, or `given up`: nobody could be told
-    failures   in a row: of judging it, then of telling it; try_at: when it is judged
+    requester  AE title or, over HTTP, login of the requester; called: the called AE title
+    door       `dimse` or `web`; by_study: whether it lists references by study
+    repeats    its Transaction UID was in use already
+    state      `asked`, `judged`, `told`, or `given up`: the result could not be delivered
+    failures   consecutive, of judging it, then of delivery; try_at: when it is judged next
     """
 
     transaction_uid = peewee.TextField()
@@ -291,7 +291,7 @@ class Commitment(Stored):
 
 
 class CommitmentInstance(Stored):
-    """An instance that is to be committed: "" while it is not judged, `0000`, or why not."""
+    """An instance of a request; verdict: "" until judged, `0000`, or the Failure Reason."""
 
     commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
     sop_class_uid = peewee.TextField()
@@ -303,14 +303,14 @@ class CommitmentInstance(Stored):
 
 
 class Outbox(Stored):
-    """A message for one receiver; those of a lane are sent to it in order.
+    """A message to one receiver; the messages of a lane are sent in order.
 
     kind        `event`, a key of PASSED_ON, `commitment result`, `commitment request`
-    lane        one of EVENT_LANES, or another of the outbox's
-    event       what it tells, where that is kept once for all receivers
+    lane        one of EVENT_LANES, or another lane of the outbox
+    event       its content, if kept once for all receivers
     event_type  Event Type ID or Action Type ID
-    answer      status that it was answered with, 4 hexadecimal digits, and the comment
-    refused     how often it was answered with a failure that may pass
+    answer      the receiver's status, 4 hexadecimal digits, and comment
+    refused     number of temporary failures that the receiver answered
     """
 
     kind = peewee.TextField()
@@ -334,7 +334,7 @@ class Outbox(Stored):
 
 
 class Availability(Stored):
-    """What was last notified of an instance at an AE that it can be retrieved from."""
+    """The availability last notified of an instance at a Retrieve AE Title."""
 
     sop_instance_uid = peewee.TextField()
     retrieve_ae_title = peewee.TextField()
@@ -351,9 +351,9 @@ class Availability(Stored):
 
 
 class StudySeen(Stored):
-    """Of an exam that its machine does not report: its images so far, and since when so many.
+    """The images of an exam without MPPS: their number, and since when it is the same.
 
-    seen_at  when that was last known to be so
+    seen_at  when the number was last confirmed
     """
 
     study_instance_uid = peewee.TextField(primary_key=True)
@@ -364,7 +364,7 @@ class StudySeen(Stored):
 
 
 class SettledStudy(Stored):
-    """A study in the archive that a person has said to be without an order of ours, and why."""
+    """A study in the archive that a user marked as having no order here, and why."""
 
     study_instance_uid = peewee.TextField(primary_key=True)
     why = peewee.TextField()
@@ -372,7 +372,7 @@ class SettledStudy(Stored):
 
 
 class AvailabilityNotice(Stored):
-    """An Instance Availability Notification: its UID is not taken twice."""
+    """An Instance Availability Notification, kept so that its UID is accepted only once."""
 
     sop_instance_uid = peewee.TextField(unique=True)
     who = peewee.TextField()
@@ -381,10 +381,10 @@ class AvailabilityNotice(Stored):
 
 
 class UndoNote(Stored):
-    """What a person has changed, as it was before and after, so that it can be taken back.
+    """A change by a user, with the values before and after, so that it can be undone.
 
-    about   the page that offers it: `patient 3`, `step 7`
-    images  JSON: [table, row, before, after], what has changed by name; nothing after a row's end
+    about   the page that offers the undo: `patient 3`, `step 7`
+    images  JSON: [table, row, before, after], changed columns by name; no `after` if deleted
     """
 
     about = peewee.TextField()
@@ -398,14 +398,14 @@ class UndoNote(Stored):
 
 
 class Mark(Stored):
-    """What the store remembers of the box: its last start, when a job last ran."""
+    """A named value of the system, such as the time of its last start or of a job."""
 
     name = peewee.TextField(primary_key=True)
     value = peewee.TextField()
 
 
 class User(Stored):
-    """Someone who logs in."""
+    """A user who can log in."""
 
     name = peewee.TextField(unique=True)
     role = peewee.TextField()
@@ -414,7 +414,7 @@ class User(Stored):
 
 
 class Session(Stored):
-    """A login; only the hash of its cookie is kept."""
+    """A login session; only the hash of its cookie is kept."""
 
     digest = peewee.TextField(primary_key=True)
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
@@ -426,7 +426,7 @@ class Session(Stored):
 class Token(Stored):
     """An API token; only its hash is kept.
 
-    ae_titles  those that it may subscribe, and hear of, separated by backslashes
+    ae_titles  AE titles that it may act for, separated by backslashes
     """
 
     name = peewee.TextField(unique=True)
@@ -437,23 +437,23 @@ class Token(Stored):
 
 
 class LoginFailure(Stored):
-    """A wrong password, for the throttle."""
+    """A failed login, for the throttle."""
 
     who = peewee.TextField()
     at = peewee.TextField()
 
 
 class Counter(Stored):
-    """The last number given out for a kind of identifier on a day."""
+    """The last number issued for a kind of identifier on a day."""
 
     name = peewee.TextField(primary_key=True)
     last = peewee.IntegerField()
 
 
 class Audit(Stored):
-    """Who did what to which object: never changed, and erased by the purge alone.
+    """An audit line: who did what to which object. Never changed; only the purge deletes it.
 
-    digest  of this line and of the digest before it, as audit_digest has it; "" of old stores
+    digest  audit_digest of this line and of the digest before it; "" in lines of old databases
     """
 
     at = peewee.TextField()

@@ -1,4 +1,4 @@
-"""Rows by plain SQL, and the answers of a search made from them, slice by slice."""
+"""Rows by plain SQL, and the answers of a search, in slices."""
 
 import secrets
 import threading
@@ -12,11 +12,11 @@ from minris.recent import Recent
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import Stored, database
 
-# Plain SQL for what modalities wait for: building a query costs peewee ten times its execution.
+# Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
 
 def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
-    """The rows of a model under a condition, as plain objects with its columns as fields."""
+    """The rows of a model that meet a condition, as plain objects with columns as fields."""
     table = model._meta.table_name
     cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
     names = [column[0] for column in cursor.description]
@@ -24,16 +24,16 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
 
 
 def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
-    """The first row of a model under a condition, as fetch_rows gives it; None where there is none."""
+    """The first row of a model that meets a condition, None if there is none."""
     return next(iter(fetch_rows(model, where, *values)), None)
 
 
 def matching_rows(
     model: type[Stored], rows_: list[tuple[int, int]], search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:
-    """Id and data set of each row that matches, in the order given, read slice by slice.
+    """Id and data set of each row that matches, in the given order, read in slices.
 
-    rows_  ids, with their versions, of the rows that may match
+    rows_  id and version of each candidate
     """
     for start in range(0, len(rows_), 250):
         chunk = [row_id for row_id, _ in rows_[start : start + 250]]
@@ -49,7 +49,7 @@ def matching_rows(
 
 
 def insert_row(model: type[Stored], **columns: Any) -> int:
-    """Insert a row: its id."""
+    """Insert a row; return its id."""
     table, places = model._meta.table_name, ", ".join("?" * len(columns))
     sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
     row_id: int = database.execute_sql(sql, tuple(columns.values())).fetchone()[0]
@@ -57,15 +57,15 @@ def insert_row(model: type[Stored], **columns: Any) -> int:
 
 
 def first_version() -> int:
-    """The version of a new row: none that an earlier row of its id, since purged, has had.
+    """A random version for a new row, unlike those of a purged row with the same id.
 
-    Answers are kept by id and version, and SQLite gives an id again.
+    Answers are cached by id and version, and SQLite reuses ids.
     """
     return secrets.randbits(48)
 
 
 def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
-    """Insert many rows, `what` being a table with its columns and what follows their values."""
+    """Insert many rows; `what` is the table with its columns, and the clause after VALUES."""
     head, _, tail = what.partition(" VALUES")
     places = ", ".join("?" * (head.count(",") + 1))
     database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
@@ -78,54 +78,54 @@ def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:
 
 
 def get_mark(name: str) -> str:
-    """Something remembered in the store, empty if it never was."""
+    """The value of a mark in the database, empty if it was never set."""
     row = database.execute_sql("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
     return row[0] if row else ""
 
 
 def set_mark(name: str, value: str) -> None:
-    """Remember something in the store."""
+    """Set a mark in the database."""
     columns = "mark (name, value) VALUES ON CONFLICT (name) DO UPDATE SET value = excluded.value"
     insert_rows(columns, [(name, value)])
 
 
 def erase(what: str, *values: Any) -> int:
-    """Delete rows, `what` being a table and a condition: how many."""
+    """Delete rows; `what` is a table and a condition. Return the number of rows."""
     count: int = database.execute_sql(f"DELETE FROM {what}", values).rowcount
     return count
 
 
 def row_exists(model: type[Stored], column: str, value: str) -> bool:
-    """Whether a row of `model` has this value in the column."""
+    """Whether a row of a model has this value in the column."""
     sql = f"SELECT 1 FROM {model._meta.table_name} WHERE {column} = ? LIMIT 1"
     return database.execute_sql(sql, (value,)).fetchone() is not None
 
 
-# The answers known to a search: version and answer by row id, None for no match.
+# The cached answers of a search: version and answer by row id, None for no match.
 Answers = dict[int, tuple[int, bytes | None]]
 
 
 class AnswerCache:
-    """Rendered answers by search and row version, the searches used least dropped first.
+    """Encoded answers by search and row version; the least recently used searches are dropped first.
 
-    Modalities repeat the same query every few seconds; a row that has changed has a new version.
+    Modalities repeat the same query every few seconds; a changed row has a new version.
     """
 
-    NO_ANSWERS = 500  # bytes of a search that has none yet
+    NO_ANSWERS = 500  # size of a search without answers, bytes
 
     def __init__(self, limit: int = 16 << 20) -> None:
         self.searches: Recent[object, Answers] = Recent(limit)
         self.lock = threading.Lock()
 
     def of(self, key: object) -> Answers:
-        """The answers known to a search, to be added to."""
+        """The cached answers of a search, for the caller to add to."""
         with self.lock:
             answers = self.searches.get(key, {})
             self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
             return answers
 
     def grown(self, key: object, added: int) -> None:
-        """Account for what a search has put in, and drop others until all fits."""
+        """Count the bytes that a search has added, and drop other searches until all fit."""
         with self.lock:
             if key in self.searches:
                 size = self.searches.sizes[key] + added
@@ -144,7 +144,7 @@ def answer_slices(
     key: object,
     seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
-    """The answers of rows that may match, slice by slice. Refuses A700 after `left` of them."""
+    """The answers of candidate rows, in slices. Refuses A700 after `left` answers."""
     known, limit = cache.of(key) if cache else {}, left
     for start in range(0, len(found), SLICE):
         chunk = found[start : start + SLICE]
@@ -176,7 +176,7 @@ def page_of_matches(
     offset: int,
     limit: int,
 ) -> tuple[list[bytes], int]:
-    """Some of the matches of a search, as `shape` selects of each, and how many there are in all."""
+    """One page of the matches of a search, encoded by `shape`, and the total number of matches."""
     found, count = [], 0
     for count, (_, index) in enumerate(matching_rows(model, rows_, search), 1):
         if offset < count <= offset + limit:
@@ -190,7 +190,7 @@ def _answer_rows(
     known: Answers,
     missing: list[int],
 ) -> int:
-    """Answer some rows into `known`: the bytes it grew by."""
+    """Add the answers of some rows to `known`; return the number of bytes added."""
     added = 0
     cursor = database.execute_sql(
         f"SELECT id, version, data FROM {model._meta.table_name}"

@@ -1,4 +1,4 @@
-"""The schema of a new store: its tables are the models, with the indexes and triggers below."""
+"""The schema of a new database: the tables of the models, indexes, triggers."""
 
 import peewee
 
@@ -81,7 +81,7 @@ TRIGGERS = """
 
 
 def _column(field: peewee.Field) -> str:
-    """A column as its model has it; a default of the model is one of the schema."""
+    """The SQL of a column; the default of the model becomes the default of the column."""
     kind = _TYPES[getattr(field, "rel_field", field).field_type]
     words = [field.column_name, kind, *([] if field.null else ["NOT NULL"])]
     if field.primary_key:
@@ -108,5 +108,5 @@ def _table(model: type[Stored]) -> str:
 
 
 def new_schema() -> str:
-    """The SQL of a new store."""
+    """The SQL of a new database."""
     return "".join((*map(_table, MODELS), INDEXES, TRIGGERS))

@@ -1,4 +1,4 @@
-"""The SQLite file: opened, migrated, locked, backed up, put back."""
+"""The SQLite file: open, migrate, lock, back up, restore."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ from minris.store.schema import new_schema
 
 
 def _create_store(path: Path) -> None:
-    """A new store under its own name at last, so that a cut in between leaves none."""
+    """Create a database; it gets its name last, so that an interruption leaves none."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,46 +30,46 @@ def _create_store(path: Path) -> None:
 
 
 def _check_version(connection: sqlite3.Connection) -> int:
-    """The schema of a store; StoreError for one that this program does not know."""
+    """The schema number of a database. Raises StoreError if this version does not support it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > newest_schema():
-        raise StoreError(f"the store is of a newer minris (schema {version})")
+        raise StoreError(f"the database is from a newer minris (schema {version})")
     if version < BASELINE:
-        raise StoreError(f"the store is of a minris before its first release (schema {version})")
+        raise StoreError(f"the database is from before the first release (schema {version})")
     return int(version)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a store to the newest schema, one transaction for each migration."""
+    """Migrate a database to the newest schema, one transaction per migration."""
     version = _check_version(connection)
     for number, what, sql in MIGRATIONS:
         if number > version:
-            log.info("store: schema %d, %s", number, what)
+            log.info("database migrated to schema %d: %s", number, what)
             script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
             connection.executescript(script)
 
 
 def _check_store(path: Path) -> None:
-    """Refuse a file that is no store of ours, without touching it."""
+    """Refuse a file that is not a minris database, without changing it."""
     if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty: not a store of minris; move it away to start anew")
-    # by SQLite, since closing a file ourselves would drop the locks of this process on it
-    # (sqlite.org/howtocorrupt.html 2.2); immutable makes no -wal and no -shm beside it
+        raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
+    # through SQLite: closing the file ourselves would drop this process's locks on it
+    # (sqlite.org/howtocorrupt.html 2.2); immutable creates no -wal and no -shm
     url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
             (found,) = connection.execute("PRAGMA application_id").fetchone()
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is not a store of minris ({error})") from None
+        raise StoreError(f"{path} is not a minris database ({error})") from None
     if found != APPLICATION_ID:
-        raise StoreError(f"{path} is not a store of minris")
+        raise StoreError(f"{path} is not a minris database")
 
 
 def open_store(path: Path) -> None:
-    """Bind `database` to a store, made if there is none, and bring it to the newest schema.
+    """Bind `database` to a file, created if absent, and migrate it to the newest schema.
 
     path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a store of a newer minris or an unreleased one
+    Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
     """
     if not path.exists():
         _create_store(path)
@@ -92,13 +92,13 @@ def open_store(path: Path) -> None:
         with database.connection_context():
             _migrate(database.connection())
     except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from None
+        raise StoreError(f"cannot open {path}: {error}") from None
 
 
 def backup_store(path: Path, to: Path) -> None:
-    """Copy a store, running or not, consistently; the copy is checked before it gets its name.
+    """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
-    Raises StoreError where the copy is not in order, OSError where it cannot be written
+    Raises StoreError if the copy is damaged, OSError if it cannot be written
     """
     _check_store(path)
     part = to.with_name(to.name + ".part")
@@ -112,24 +112,24 @@ def backup_store(path: Path, to: Path) -> None:
             ) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
-            source.backup(copy)  # in one step: a copy of one moment, that no write delays
+            source.backup(copy)  # in one step: a snapshot that no write delays
             copy.execute("PRAGMA journal_mode=DELETE")
             (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
     except sqlite3.DatabaseError as error:
         answer = str(error)
     if answer != "ok":
         part.unlink()
-        raise StoreError(f"the copy of {path} is not in order: {answer}")
+        raise StoreError(f"the copy of {path} is damaged: {answer}")
     os.replace(part, to)
 
 
 def restore_store(path: Path, backup: Path) -> Path | None:
-    """Put a backup in the place of the store, after checking it; where the old one went, if any.
+    """Replace the database by a checked backup; return where the old one is kept, if any.
 
-    The caller holds the StoreLock. Raises StoreError for what is no backup of minris
+    The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
     """
     if not backup.is_file():
-        raise StoreError(f"there is no file {backup}")
+        raise StoreError(f"no such file: {backup}")
     new = path.with_name(path.name + ".restored")
     backup_store(backup, new)
     try:
@@ -142,9 +142,9 @@ def restore_store(path: Path, backup: Path) -> Path | None:
     if path.exists():
         kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         try:
-            backup_store(path, kept)  # with what is still in its journal
+            backup_store(path, kept)  # including its journal
         except StoreError:
-            os.replace(path, kept)  # no store any more: kept as it is
+            os.replace(path, kept)  # not a valid database: kept as it is
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(new, path)
@@ -154,10 +154,10 @@ def restore_store(path: Path, backup: Path) -> Path | None:
 
 
 class StoreLock:
-    """Held by the one process that may change a store; freed by the system when it dies.
+    """The lock of the only process that may change a database; released by the system on exit.
 
-    A file beside the store, itself an SQLite file in an exclusive transaction: the one lock that
-    is alike on every platform.
+    It is an SQLite file beside the database in an exclusive transaction, since that works the
+    same on every platform.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,12 +166,12 @@ class StoreLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path} cannot be made: {error}") from None
+            raise StoreError(f"cannot create {self.path}: {error}") from None
         try:
             self.connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             self.connection.close()
-            raise StoreError(f"{path} is in use by another minris") from None
+            raise StoreError(f"{path} is in use. Stop the running minris first") from None
 
     def _open(self) -> None:
         self.connection = sqlite3.connect(
@@ -179,7 +179,7 @@ class StoreLock:
         )
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self.connection.close()
 
     def __enter__(self) -> "StoreLock":
@@ -191,6 +191,6 @@ class StoreLock:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """A connection for reading in this thread; opened at the first time and kept."""
+    """Connect this thread for reading; the connection is kept."""
     database.connect(reuse_if_open=True)
     yield

@@ -1,4 +1,4 @@
-"""The one thread that writes."""
+"""The store thread, which does all the writing."""
 
 import concurrent.futures
 import queue
@@ -20,19 +20,18 @@ class _Job(NamedTuple):
 
 
 class Writer:
-    """The one thread that changes the store.
+    """The store thread: runs all calls that change the database, and commits them in batches.
 
-    submit(function, …) gives a future; its result is set after the commit that made it last.
-    What has gathered is committed together; each call runs in a savepoint of its own, so that a
-    Refusal undoes its call alone. An error of the database fails the batch, whose calls are then
-    tried one by one.
+    submit(function, …) returns a future, which is resolved after the commit. Waiting calls are
+    committed together; each runs in a savepoint of its own, so that a Refusal rolls back only its
+    own call. If the database fails, the calls of the batch are retried one by one.
     """
 
     BATCH = 256
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
-        self.commits = 0  # counted before anybody hears of the commit
+        self.commits = 0  # counted before the futures are resolved
         self.closed, self.closing = False, threading.Lock()
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -41,18 +40,18 @@ class Writer:
     def submit(
         self, function: Callable[..., Any], *arguments: Any
     ) -> concurrent.futures.Future[Any]:
-        """Have a core call run and committed; its future holds the result or the exception."""
+        """Queue a core call to be run and committed; the future holds its result or exception."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # a caller that goes away cannot take it back
+        future.set_running_or_notify_cancel()  # it cannot be canceled
         with self.closing:
             if self.closed:
-                future.set_exception(StoreError("the store is closed"))
+                future.set_exception(StoreError("the database is closed"))
             else:
                 self.queue.put(_Job(function, arguments, future))
         return future
 
     def close(self) -> None:
-        """Finish what has been submitted, and end the thread."""
+        """Finish the submitted calls, then end the thread."""
         with self.closing:
             self.closed = True
             self.queue.put(None)
@@ -78,7 +77,7 @@ class Writer:
                 for job in jobs:
                     self._commit([job])
             else:
-                log.error("store: %s failed", jobs[0].function, exc_info=error)
+                log.error("database: %s failed", jobs[0].function, exc_info=error)
                 jobs[0].future.set_exception(error)
             return
         self.commits += 1
@@ -90,11 +89,11 @@ class Writer:
         try:
             self.on_commit()
         except Exception:
-            log.exception("a watcher of commits failed")
+            log.exception("callback after a commit failed")
 
     @staticmethod
     def _attempt(job: _Job) -> tuple[Any, Exception | None]:
-        """Run a call in its savepoint; what a refusal leaves behind is written after its undoing."""
+        """Run a call in its savepoint; what a refusal leaves is written after its rollback."""
         try:
             with database.atomic():
                 return job.function(*job.arguments), None
