@@ -4416,17 +4416,23 @@ class Stored(peewee.Model):
         legacy_table_names = False
 
 
+def text_columns(count: int, default: str | None = None) -> tuple["peewee.TextField[str]", ...]:
+    """Several columns of text that are not null."""
+    return tuple(peewee.TextField(default=default) for _ in range(count))
+
+
+def keyed_by(*columns: str) -> Any:
+    """The Meta class of a model whose rows are kept by a primary key of several columns."""
+    return type("Meta", (), {"primary_key": peewee.CompositeKey(*columns), "without_rowid": True})
+
+
 class Patient(Stored):
     """A patient; `data` holds the patient's attributes in the stored form."""
 
-    patient_id = peewee.TextField()
-    issuer_of_patient_id = peewee.TextField()
-    patient_name = peewee.TextField()
-    name_key = peewee.TextField()
+    patient_id, issuer_of_patient_id, patient_name, name_key = text_columns(4)
     patient_birth_date = peewee.TextField()
     data = peewee.BlobField()
-    created_at = peewee.TextField()
-    updated_at = peewee.TextField()
+    created_at, updated_at = text_columns(2)
     initials = peewee.TextField(default="")
 
 
@@ -4434,9 +4440,7 @@ class RequestedProcedure(Stored):
     """A requested procedure with its imaging service request and visit."""
 
     patient = peewee.ForeignKeyField(Patient)
-    study_instance_uid = peewee.TextField()
-    requested_procedure_id = peewee.TextField()
-    accession_number = peewee.TextField()
+    study_instance_uid, requested_procedure_id, accession_number = text_columns(3)
     data = peewee.BlobField()
     created_at = peewee.TextField()
 
@@ -4445,60 +4449,37 @@ class ScheduledProcedureStep(Stored):
     """A scheduled procedure step; `data` is its complete worklist data set."""
 
     procedure = peewee.ForeignKeyField(RequestedProcedure)
-    scheduled_procedure_step_id = peewee.TextField()
-    study_instance_uid = peewee.TextField()
-    requested_procedure_id = peewee.TextField()
-    accession_number = peewee.TextField()
-    patient_id = peewee.TextField()
-    name_key = peewee.TextField()
-    modality = peewee.TextField()
-    start_date = peewee.TextField()
-    start_time = peewee.TextField()
-    status = peewee.TextField()
+    scheduled_procedure_step_id, study_instance_uid = text_columns(2)
+    requested_procedure_id, accession_number, patient_id, name_key = text_columns(4)
+    modality, start_date, start_time, status = text_columns(4)
     data = peewee.BlobField()
     version = peewee.IntegerField()
-    created_at = peewee.TextField()
-    arrived_at = peewee.TextField()
-    started_at = peewee.TextField()
-    ended_at = peewee.TextField()
-    remark = peewee.TextField()
+    created_at, arrived_at, started_at, ended_at, remark = text_columns(5)
     told_by = peewee.TextField(default="")  # a key of TOLD_BY, or the user who ended it
 
 
 class ScheduledStation(Stored):
     """One of the station AE titles of a scheduled procedure step."""
 
-    ae_title = peewee.TextField()
-    start_date = peewee.TextField()
+    ae_title, start_date = text_columns(2)
     step = peewee.ForeignKeyField(ScheduledProcedureStep)
-
-    class Meta:
-        primary_key = peewee.CompositeKey("ae_title", "start_date", "step")
-        without_rowid = True
+    Meta = keyed_by("ae_title", "start_date", "step")
 
 
 class StepSeen(Stored):
     """When a scheduled procedure step was first returned to a device."""
 
     step = peewee.ForeignKeyField(ScheduledProcedureStep)
-    ae_title = peewee.TextField()
-    at = peewee.TextField()
-
-    class Meta:
-        primary_key = peewee.CompositeKey("step", "ae_title")
-        without_rowid = True
+    ae_title, at = text_columns(2)
+    Meta = keyed_by("step", "ae_title")
 
 
 class PerformedProcedureStep(Stored):
     """A modality performed procedure step, as reported."""
 
-    sop_instance_uid = peewee.TextField()
-    status = peewee.TextField()
-    performed_station_ae_title = peewee.TextField()
+    sop_instance_uid, status, performed_station_ae_title = text_columns(3)
     data = peewee.BlobField()
-    created_at = peewee.TextField()
-    updated_at = peewee.TextField()
-    remark = peewee.TextField()
+    created_at, updated_at, remark = text_columns(3)
     raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
     settled = peewee.TextField(default="")  # why a user left it without an order
 
@@ -4508,43 +4489,31 @@ class PerformedScheduledStep(Stored):
 
     performed = peewee.ForeignKeyField(PerformedProcedureStep)
     scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
-    found_by = peewee.TextField()
-    status_before = peewee.TextField()
-
-    class Meta:
-        primary_key = peewee.CompositeKey("performed", "scheduled")
-        without_rowid = True
+    found_by, status_before = text_columns(2)
+    Meta = keyed_by("performed", "scheduled")
 
 
 class DeviceRecord(Stored):
     """A device from the page; `settings` is a JSON object of texts by key of DEVICE_SETTINGS."""
 
     name = peewee.TextField(unique=True)
-    settings = peewee.TextField()
-    created_at = peewee.TextField()
-    updated_at = peewee.TextField()
+    settings, created_at, updated_at = text_columns(3)
 
 
 class Procedure(Stored):
     """An entry of the procedure catalogue."""
 
     code = peewee.TextField(unique=True)
-    scheme = peewee.TextField()
-    meaning = peewee.TextField()
-    modality = peewee.TextField()
-    ae_title = peewee.TextField()
+    scheme, meaning, modality, ae_title = text_columns(4)
     minutes = peewee.IntegerField()
-    protocol_code = peewee.TextField()
-    protocol_meaning = peewee.TextField()
+    protocol_code, protocol_meaning = text_columns(2)
     retired = peewee.IntegerField()
 
 
 class QueryTrace(Stored):
     """The worklist queries of one device with the same keys in one hour."""
 
-    hour = peewee.TextField()
-    ae_title = peewee.TextField()
-    address = peewee.TextField()
+    hour, ae_title, address = text_columns(3)
     keys = peewee.BlobField()
     raw = peewee.BlobField()  # type: ignore[assignment]  # a column, not the query of peewee
     count = peewee.IntegerField()
@@ -4561,27 +4530,13 @@ class Workitem(Stored):
     declined   why that user declined to cancel it
     """
 
-    sop_instance_uid = peewee.TextField()
-    state = peewee.TextField()
-    transaction_uid = peewee.TextField()
-    performer = peewee.TextField()
+    sop_instance_uid, state, transaction_uid, performer = text_columns(4)
     by_person = peewee.IntegerField()
-    declined = peewee.TextField()
-    worklist_label = peewee.TextField()
-    priority = peewee.TextField()
-    readiness = peewee.TextField()
-    start_at = peewee.TextField()
-    expires_at = peewee.TextField()
-    patient_id = peewee.TextField()
-    accession_number = peewee.TextField()
-    name_key = peewee.TextField()
-    label = peewee.TextField()
+    declined, worklist_label, priority, readiness, start_at, expires_at = text_columns(6)
+    patient_id, accession_number, name_key, label = text_columns(4)
     data = peewee.BlobField()
     version = peewee.IntegerField()
-    created_at = peewee.TextField()
-    updated_at = peewee.TextField()
-    claimed_at = peewee.TextField()
-    ended_at = peewee.TextField()
+    created_at, updated_at, claimed_at, ended_at = text_columns(4)
 
 
 class PurgedWorkitem(Stored):
@@ -4598,17 +4553,13 @@ class Subscription(Stored):
     ae_title = peewee.TextField()
     deletion_lock = peewee.IntegerField()
     created_at = peewee.TextField()
-
-    class Meta:
-        primary_key = peewee.CompositeKey("workitem", "ae_title")
-        without_rowid = True
+    Meta = keyed_by("workitem", "ae_title")
 
 
 class GlobalSubscription(Stored):
     """A global subscription of an AE; `keys` holds the filter of a filtered one."""
 
-    ae_title = peewee.TextField()
-    uid = peewee.TextField()
+    ae_title, uid = text_columns(2)
     deletion_lock = peewee.IntegerField()
     keys = peewee.BlobField()
     created_at = peewee.TextField()
@@ -4626,36 +4577,25 @@ class WorkitemEvent(Stored):
     sop_instance_uid = peewee.TextField()
     event_type = peewee.IntegerField()
     data = peewee.BlobField()
-    created_at = peewee.TextField()
-    who = peewee.TextField()
+    created_at, who = text_columns(2)
     initial = peewee.IntegerField(default=0)
 
 
 class EventChannel(Stored):
     """A channel, one of EVENT_CHANNELS, by which an AE receives events of workitems."""
 
-    ae_title = peewee.TextField()
-    channel = peewee.TextField()
-
-    class Meta:
-        primary_key = peewee.CompositeKey("ae_title", "channel")
-        without_rowid = True
+    ae_title, channel = text_columns(2)
+    Meta = keyed_by("ae_title", "channel")
 
 
 class Receiver(Stored):
     """Deliveries to an AE in a lane: consecutive failures, their total seconds, next try."""
 
-    lane = peewee.TextField()
-    ae_title = peewee.TextField()
+    lane, ae_title = text_columns(2)
     failures = peewee.IntegerField(default=0)
     failing_s = peewee.IntegerField(default=0)
-    try_at = peewee.TextField(default="")
-    problem = peewee.TextField(default="")
-    heard_at = peewee.TextField(default="")
-
-    class Meta:
-        primary_key = peewee.CompositeKey("lane", "ae_title")
-        without_rowid = True
+    try_at, problem, heard_at = text_columns(3, default="")
+    Meta = keyed_by("lane", "ae_title")
 
 
 class Commitment(Stored):
@@ -4668,10 +4608,7 @@ class Commitment(Stored):
     failures   consecutive, of judging it, then of delivery; try_at: when it is judged next
     """
 
-    transaction_uid = peewee.TextField()
-    requester = peewee.TextField()
-    called = peewee.TextField()
-    door = peewee.TextField()
+    transaction_uid, requester, called, door = text_columns(4)
     by_study = peewee.IntegerField()
     repeats = peewee.IntegerField()
     state = peewee.TextField()
@@ -4680,20 +4617,16 @@ class Commitment(Stored):
     failures = peewee.IntegerField(default=0)
     try_at = peewee.TextField(default="")
     created_at = peewee.TextField()
-    judged_at = peewee.TextField(default="")
-    told_at = peewee.TextField(default="")
+    judged_at, told_at = text_columns(2, default="")
 
 
 class CommitmentInstance(Stored):
     """An instance of a request; verdict: "" until judged, `0000`, or the Failure Reason."""
 
     commitment = peewee.ForeignKeyField(Commitment, on_delete="CASCADE")
-    sop_class_uid = peewee.TextField()
-    sop_instance_uid = peewee.TextField()
-    study_instance_uid = peewee.TextField()
+    sop_class_uid, sop_instance_uid, study_instance_uid = text_columns(3)
     series_instance_uid = peewee.TextField()
-    verdict = peewee.TextField(default="")
-    evidence = peewee.TextField(default="")
+    verdict, evidence = text_columns(2, default="")
 
 
 class Outbox(Stored):
@@ -4707,9 +4640,7 @@ class Outbox(Stored):
     refused     number of temporary failures that the receiver answered
     """
 
-    kind = peewee.TextField()
-    lane = peewee.TextField()
-    receiver = peewee.TextField()
+    kind, lane, receiver = text_columns(3)
     event = peewee.ForeignKeyField(WorkitemEvent, null=True)
     commitment = peewee.ForeignKeyField(Commitment, null=True)
     operation = peewee.TextField(default="N-EVENT-REPORT")
@@ -4717,9 +4648,7 @@ class Outbox(Stored):
     event_type = peewee.IntegerField(default=0)
     data = peewee.BlobField(default=b"")
     created_at = peewee.TextField()
-    sent_at = peewee.TextField(default="")
-    given_up_at = peewee.TextField(default="")
-    answer = peewee.TextField(default="")
+    sent_at, given_up_at, answer = text_columns(3, default="")
     refused = peewee.IntegerField(default=0)
     problem = peewee.TextField(default="")
 
@@ -4730,18 +4659,9 @@ class Outbox(Stored):
 class Availability(Stored):
     """The availability last notified of an instance at a Retrieve AE Title."""
 
-    sop_instance_uid = peewee.TextField()
-    retrieve_ae_title = peewee.TextField()
-    sop_class_uid = peewee.TextField()
-    study_instance_uid = peewee.TextField()
-    series_instance_uid = peewee.TextField()
-    availability = peewee.TextField()
-    who = peewee.TextField()
-    at = peewee.TextField()
-
-    class Meta:
-        primary_key = peewee.CompositeKey("sop_instance_uid", "retrieve_ae_title")
-        without_rowid = True
+    sop_instance_uid, retrieve_ae_title, sop_class_uid, study_instance_uid = text_columns(4)
+    series_instance_uid, availability, who, at = text_columns(4)
+    Meta = keyed_by("sop_instance_uid", "retrieve_ae_title")
 
 
 class StudySeen(Stored):
@@ -4752,8 +4672,7 @@ class StudySeen(Stored):
 
     study_instance_uid = peewee.TextField(primary_key=True)
     instances = peewee.IntegerField()
-    told_by = peewee.TextField()
-    since = peewee.TextField()
+    told_by, since = text_columns(2)
     seen_at = peewee.TextField(default="")
 
 
@@ -4761,8 +4680,7 @@ class SettledStudy(Stored):
     """A study in the archive that a user marked as having no order here, and why."""
 
     study_instance_uid = peewee.TextField(primary_key=True)
-    why = peewee.TextField()
-    at = peewee.TextField()
+    why, at = text_columns(2)
 
 
 class AvailabilityNotice(Stored):
@@ -4781,11 +4699,7 @@ class UndoNote(Stored):
     images  JSON: [table, row, before, after], changed columns by name; no `after` if deleted
     """
 
-    about = peewee.TextField()
-    what = peewee.TextField()
-    who = peewee.TextField()
-    at = peewee.TextField()
-    images = peewee.TextField()
+    about, what, who, at, images = text_columns(5)
 
     class Meta:
         autoincrement = True
@@ -4802,9 +4716,7 @@ class User(Stored):
     """A user who can log in."""
 
     name = peewee.TextField(unique=True)
-    role = peewee.TextField()
-    password = peewee.TextField()
-    created_at = peewee.TextField()
+    role, password, created_at = text_columns(3)
 
 
 class Session(Stored):
@@ -4812,9 +4724,7 @@ class Session(Stored):
 
     digest = peewee.TextField(primary_key=True)
     user = peewee.ForeignKeyField(User, on_delete="CASCADE")
-    csrf = peewee.TextField()
-    created_at = peewee.TextField()
-    expires_at = peewee.TextField()
+    csrf, created_at, expires_at = text_columns(3)
 
 
 class Token(Stored):
@@ -4833,8 +4743,7 @@ class Token(Stored):
 class LoginFailure(Stored):
     """A failed login, for the throttle."""
 
-    who = peewee.TextField()
-    at = peewee.TextField()
+    who, at = text_columns(2)
 
 
 class Counter(Stored):
@@ -4850,48 +4759,11 @@ class Audit(Stored):
     digest  audit_digest of this line and of the digest before it; "" in lines of old databases
     """
 
-    at = peewee.TextField()
-    who = peewee.TextField()
-    what = peewee.TextField()
-    about = peewee.TextField()
-    detail = peewee.TextField()
+    at, who, what, about, detail = text_columns(5)
     digest = peewee.TextField(default="")
 
 
-MODELS = (
-    Patient,
-    RequestedProcedure,
-    ScheduledProcedureStep,
-    ScheduledStation,
-    StepSeen,
-    PerformedProcedureStep,
-    PerformedScheduledStep,
-    Workitem,
-    PurgedWorkitem,
-    Subscription,
-    GlobalSubscription,
-    WorkitemEvent,
-    EventChannel,
-    Receiver,
-    Commitment,
-    CommitmentInstance,
-    Outbox,
-    Availability,
-    AvailabilityNotice,
-    StudySeen,
-    SettledStudy,
-    UndoNote,
-    Mark,
-    DeviceRecord,
-    Procedure,
-    QueryTrace,
-    User,
-    Session,
-    Token,
-    LoginFailure,
-    Counter,
-    Audit,
-)
+MODELS = tuple(Stored.__subclasses__())
 
 
 # ------------------------------------------------------------------------------------------------
