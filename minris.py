@@ -425,77 +425,63 @@ class Outcome(NamedTuple):
 
 
 def outcome_table(source: str, text: str) -> dict[tuple[str, Status], Outcome]:
-    """Read `operation | status | HTTP | text`; refuse an unknown status or HTTP code."""
+    """Read `operation | status … | HTTP | text`; refuse an unknown status or HTTP code."""
     found: dict[tuple[str, Status], Outcome] = {}
-    for row in table(text, source, status=read_status, HTTP=int):
-        key = row.operation, row.status
-        if key in found or not 200 <= row.HTTP <= 599:
-            raise ValueError(f"{source}: {row}")
-        found[key] = Outcome(row.HTTP, row.text)
+    for row in table(text, source, status=lambda cell: [*map(read_status, cell.split())], HTTP=int):
+        for key in ((row.operation, status) for status in row.status):
+            if key in found or not 200 <= row.HTTP <= 599:
+                raise ValueError(f"{source}: {row}")
+            found[key] = Outcome(row.HTTP, row.text)
     return found
 
 
 OUTCOMES = outcome_table(
     "PS3.18 8.5; PS3.7 annex C",
     """
-    operation | status | HTTP | text
-    *         | 0105   | 400  | An attribute may not be given here.
-    *         | 0106   | 400  | An attribute has an invalid value.
-    *         | 0110   | 409  | The request could not be carried out.
-    *         | 0111   | 409  | It exists already.
-    *         | 0112   | 404  | There is no such object.
-    *         | 0113   | 400  | There is no such event type.
-    *         | 0117   | 400  | The UID is not valid.
-    *         | 0118   | 501  | The SOP class is not known here.
-    *         | 0120   | 400  | An attribute is missing.
-    *         | 0121   | 400  | An attribute has no value.
-    *         | 0122   | 501  | The SOP class is not supported.
-    *         | 0124   | 403  | Not authorized.
-    *         | 0211   | 405  | The operation is not part of this service.
-    *         | 0212   | 415  | The media type is not taken.
-    *         | 0213   | 413  | The request is larger than this system takes.
-    *         | 0115   | 400  | An argument has an invalid value.
-    *         | 0123   | 400  | There is no such action.
-    *         | C300   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
-    *         | C301   | 400  | The Transaction UID is incorrect.
-    *         | C302   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
-    *         | C303   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
-    *         | C304   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
-    *         | C307   | 404  | The Target Workitem was not found.
-    *         | C308   | 404  | The Receiving AE is not known.
-    *         | C309   | 400  | A Workitem is created SCHEDULED.
-    *         | C310   | 409  | The submitted request is inconsistent with the state of the UPS Instance.
-    *         | C311   | 409  | The UPS is already COMPLETED.
-    *         | C312   | 409  | The performer cannot be contacted.
-    *         | C313   | 409  | Performer chooses not to cancel.
-    *         | C314   | 404  | The action is not appropriate for this Workitem.
-    *         | A700   | 413  | More matches than the limit.
-    *         | A900   | 400  | The query is not valid.
-    *         | C000   | 500  | The query could not be carried out.
-    update       | 0105   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0106   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0115   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0120   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0121   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | C300   | 400  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | C303   | 409  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | C307   | 404  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | C310   | 409  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0124   | 403  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0212   | 415  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | 0213   | 413  | The submitted request is inconsistent with the current state of the Workitem.
-    update       | C301   | 400  | The target URI did not reference a claimed Workitem.
-    change state | 0115   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0120   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0121   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0106   | 400  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0124   | 403  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0212   | 415  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | 0213   | 413  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | C314   | 404  | The submitted request is inconsistent with the state of the UPS Instance.
-    change state | C307   | 404  | The submitted request is inconsistent with the state of the UPS Instance.
-    update mpps  | 0105   | 409  | An attribute may not be changed.
-    update mpps  | 0110   | 409  | The performed procedure step has ended.
+    operation    | status                        | HTTP | text
+    *            | 0105                          | 400  | An attribute may not be given here.
+    *            | 0106                          | 400  | An attribute has an invalid value.
+    *            | 0110                          | 409  | The request could not be carried out.
+    *            | 0111                          | 409  | It exists already.
+    *            | 0112                          | 404  | There is no such object.
+    *            | 0113                          | 400  | There is no such event type.
+    *            | 0117                          | 400  | The UID is not valid.
+    *            | 0118                          | 501  | The SOP class is not known here.
+    *            | 0120                          | 400  | An attribute is missing.
+    *            | 0121                          | 400  | An attribute has no value.
+    *            | 0122                          | 501  | The SOP class is not supported.
+    *            | 0124                          | 403  | Not authorized.
+    *            | 0211                          | 405  | The operation is not part of this service.
+    *            | 0212                          | 415  | The media type is not taken.
+    *            | 0213                          | 413  | The request is larger than this system takes.
+    *            | 0115                          | 400  | An argument has an invalid value.
+    *            | 0123                          | 400  | There is no such action.
+    *            | C300 C302 C303 C304 C310      | 409  | The submitted request is inconsistent with the state of the UPS Instance.
+    *            | C301                          | 400  | The Transaction UID is incorrect.
+    *            | C307                          | 404  | The Target Workitem was not found.
+    *            | C308                          | 404  | The Receiving AE is not known.
+    *            | C309                          | 400  | A Workitem is created SCHEDULED.
+    *            | C311                          | 409  | The UPS is already COMPLETED.
+    *            | C312                          | 409  | The performer cannot be contacted.
+    *            | C313                          | 409  | Performer chooses not to cancel.
+    *            | C314                          | 404  | The action is not appropriate for this Workitem.
+    *            | A700                          | 413  | More matches than the limit.
+    *            | A900                          | 400  | The query is not valid.
+    *            | C000                          | 500  | The query could not be carried out.
+    update       | 0105 0106 0115 0120 0121 C300 | 400  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C303 C310                     | 409  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C307                          | 404  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0124                          | 403  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0212                          | 415  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | 0213                          | 413  | The submitted request is inconsistent with the current state of the Workitem.
+    update       | C301                          | 400  | The target URI did not reference a claimed Workitem.
+    change state | 0115 0120 0121 0106           | 400  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0124                          | 403  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0212                          | 415  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | 0213                          | 413  | The submitted request is inconsistent with the state of the UPS Instance.
+    change state | C314 C307                     | 404  | The submitted request is inconsistent with the state of the UPS Instance.
+    update mpps  | 0105                          | 409  | An attribute may not be changed.
+    update mpps  | 0110                          | 409  | The performed procedure step has ended.
     """,
 )
 # Texts of the warnings that come with a success code (PS3.18 11.4.3 to 11.10.3).
@@ -697,45 +683,25 @@ def character_set_problem(terms: Iterable[str]) -> str:
 # Attributes of Supplement 233 that pydicom 3.0's dictionary does not have yet.
 # Source: PS3.6; (VR, VM, name, retired, keyword). Remove once pydicom has them.
 SUPPLEMENT_233 = {
-    0x00100011: ("SQ", "1", "Person Names to Use Sequence", "", "PersonNamesToUseSequence"),
-    0x00100012: ("LT", "1", "Name to Use", "", "NameToUse"),
-    0x00100013: ("UT", "1", "Name to Use Comment", "", "NameToUseComment"),
-    0x00100014: ("SQ", "1", "Third Person Pronouns Sequence", "", "ThirdPersonPronounsSequence"),
-    0x00100015: ("SQ", "1", "Pronoun Code Sequence", "", "PronounCodeSequence"),
-    0x00100016: ("UT", "1", "Pronoun Comment", "", "PronounComment"),
-    0x00100041: ("SQ", "1", "Gender Identity Sequence", "", "GenderIdentitySequence"),
-    0x00100042: (
-        "UT",
-        "1",
-        "Sex Parameters for Clinical Use Category Comment",
-        "",
-        "SexParametersForClinicalUseCategoryComment",
-    ),
-    0x00100043: (
-        "SQ",
-        "1",
-        "Sex Parameters for Clinical Use Category Sequence",
-        "",
-        "SexParametersForClinicalUseCategorySequence",
-    ),
-    0x00100044: ("SQ", "1", "Gender Identity Code Sequence", "", "GenderIdentityCodeSequence"),
-    0x00100045: ("UT", "1", "Gender Identity Comment", "", "GenderIdentityComment"),
-    0x00100046: (
-        "SQ",
-        "1",
-        "Sex Parameters for Clinical Use Category Code Sequence",
-        "",
-        "SexParametersForClinicalUseCategoryCodeSequence",
-    ),
-    0x00100047: (
-        "UR",
-        "1",
-        "Sex Parameters for Clinical Use Category Reference",
-        "",
-        "SexParametersForClinicalUseCategoryReference",
-    ),
-    0x0040A034: ("DT", "1", "Effective Start DateTime", "", "EffectiveStartDateTime"),
-    0x0040A035: ("DT", "1", "Effective Stop DateTime", "", "EffectiveStopDateTime"),
+    int(tag, 16): (vr, "1", name, "", keyword)
+    for tag, vr, keyword, name in body_rows("""
+    tag      | VR | keyword                                         | name
+    00100011 | SQ | PersonNamesToUseSequence                        | Person Names to Use Sequence
+    00100012 | LT | NameToUse                                       | Name to Use
+    00100013 | UT | NameToUseComment                                | Name to Use Comment
+    00100014 | SQ | ThirdPersonPronounsSequence                     | Third Person Pronouns Sequence
+    00100015 | SQ | PronounCodeSequence                             | Pronoun Code Sequence
+    00100016 | UT | PronounComment                                  | Pronoun Comment
+    00100041 | SQ | GenderIdentitySequence                          | Gender Identity Sequence
+    00100042 | UT | SexParametersForClinicalUseCategoryComment      | Sex Parameters for Clinical Use Category Comment
+    00100043 | SQ | SexParametersForClinicalUseCategorySequence     | Sex Parameters for Clinical Use Category Sequence
+    00100044 | SQ | GenderIdentityCodeSequence                      | Gender Identity Code Sequence
+    00100045 | UT | GenderIdentityComment                           | Gender Identity Comment
+    00100046 | SQ | SexParametersForClinicalUseCategoryCodeSequence | Sex Parameters for Clinical Use Category Code Sequence
+    00100047 | UR | SexParametersForClinicalUseCategoryReference    | Sex Parameters for Clinical Use Category Reference
+    0040A034 | DT | EffectiveStartDateTime                          | Effective Start DateTime
+    0040A035 | DT | EffectiveStopDateTime                           | Effective Stop DateTime
+    """)
 }
 datadict.add_dict_entries(
     {tag: entry for tag, entry in SUPPLEMENT_233.items() if not datadict.dictionary_has_tag(tag)}

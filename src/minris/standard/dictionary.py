@@ -7,49 +7,30 @@ import re
 from pydicom import datadict
 
 from minris.standard.status import Message, description_of
+from minris.standard.tables import body_rows
 
 # Attributes of Supplement 233 that pydicom 3.0's dictionary does not have yet.
 # Source: PS3.6; (VR, VM, name, retired, keyword). Remove once pydicom has them.
 SUPPLEMENT_233 = {
-    0x00100011: ("SQ", "1", "Person Names to Use Sequence", "", "PersonNamesToUseSequence"),
-    0x00100012: ("LT", "1", "Name to Use", "", "NameToUse"),
-    0x00100013: ("UT", "1", "Name to Use Comment", "", "NameToUseComment"),
-    0x00100014: ("SQ", "1", "Third Person Pronouns Sequence", "", "ThirdPersonPronounsSequence"),
-    0x00100015: ("SQ", "1", "Pronoun Code Sequence", "", "PronounCodeSequence"),
-    0x00100016: ("UT", "1", "Pronoun Comment", "", "PronounComment"),
-    0x00100041: ("SQ", "1", "Gender Identity Sequence", "", "GenderIdentitySequence"),
-    0x00100042: (
-        "UT",
-        "1",
-        "Sex Parameters for Clinical Use Category Comment",
-        "",
-        "SexParametersForClinicalUseCategoryComment",
-    ),
-    0x00100043: (
-        "SQ",
-        "1",
-        "Sex Parameters for Clinical Use Category Sequence",
-        "",
-        "SexParametersForClinicalUseCategorySequence",
-    ),
-    0x00100044: ("SQ", "1", "Gender Identity Code Sequence", "", "GenderIdentityCodeSequence"),
-    0x00100045: ("UT", "1", "Gender Identity Comment", "", "GenderIdentityComment"),
-    0x00100046: (
-        "SQ",
-        "1",
-        "Sex Parameters for Clinical Use Category Code Sequence",
-        "",
-        "SexParametersForClinicalUseCategoryCodeSequence",
-    ),
-    0x00100047: (
-        "UR",
-        "1",
-        "Sex Parameters for Clinical Use Category Reference",
-        "",
-        "SexParametersForClinicalUseCategoryReference",
-    ),
-    0x0040A034: ("DT", "1", "Effective Start DateTime", "", "EffectiveStartDateTime"),
-    0x0040A035: ("DT", "1", "Effective Stop DateTime", "", "EffectiveStopDateTime"),
+    int(tag, 16): (vr, "1", name, "", keyword)
+    for tag, vr, keyword, name in body_rows("""
+    tag      | VR | keyword                                         | name
+    00100011 | SQ | PersonNamesToUseSequence                        | Person Names to Use Sequence
+    00100012 | LT | NameToUse                                       | Name to Use
+    00100013 | UT | NameToUseComment                                | Name to Use Comment
+    00100014 | SQ | ThirdPersonPronounsSequence                     | Third Person Pronouns Sequence
+    00100015 | SQ | PronounCodeSequence                             | Pronoun Code Sequence
+    00100016 | UT | PronounComment                                  | Pronoun Comment
+    00100041 | SQ | GenderIdentitySequence                          | Gender Identity Sequence
+    00100042 | UT | SexParametersForClinicalUseCategoryComment      | Sex Parameters for Clinical Use Category Comment
+    00100043 | SQ | SexParametersForClinicalUseCategorySequence     | Sex Parameters for Clinical Use Category Sequence
+    00100044 | SQ | GenderIdentityCodeSequence                      | Gender Identity Code Sequence
+    00100045 | UT | GenderIdentityComment                           | Gender Identity Comment
+    00100046 | SQ | SexParametersForClinicalUseCategoryCodeSequence | Sex Parameters for Clinical Use Category Code Sequence
+    00100047 | UR | SexParametersForClinicalUseCategoryReference    | Sex Parameters for Clinical Use Category Reference
+    0040A034 | DT | EffectiveStartDateTime                          | Effective Start DateTime
+    0040A035 | DT | EffectiveStopDateTime                           | Effective Stop DateTime
+    """)
 }
 datadict.add_dict_entries(
     {tag: entry for tag, entry in SUPPLEMENT_233.items() if not datadict.dictionary_has_tag(tag)}
