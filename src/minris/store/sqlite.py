@@ -15,12 +15,17 @@ from minris.store.models import APPLICATION_ID, StoreError, database
 from minris.store.schema import new_schema
 
 
+def _private_file(path: Path) -> None:
+    """An empty file that only its owner can read, in the place of any other."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
 def _create_store(path: Path) -> None:
     """Create a database; it gets its name last, so that an interruption leaves none."""
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
+    _private_file(new)
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -101,15 +106,11 @@ def backup_store(path: Path, to: Path) -> None:
     Raises StoreError if the copy is damaged, OSError if it cannot be written
     """
     _check_store(path)
-    part = to.with_name(to.name + ".part")
-    part.unlink(missing_ok=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+    part, url = to.with_name(to.name + ".part"), f"{path.absolute().as_uri()}?mode=ro"
+    _private_file(part)
     try:
         with (
-            contextlib.closing(
-                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-            ) as source,
+            contextlib.closing(sqlite3.connect(url, uri=True)) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
             source.backup(copy)  # in one step: a snapshot that no write delays
@@ -164,7 +165,9 @@ class StoreLock:
         self.path = path.with_name(path.name + ".lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open()
+            self.connection = sqlite3.connect(
+                self.path, timeout=0, isolation_level=None, check_same_thread=False
+            )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot create {self.path}: {error}") from None
         try:
@@ -172,11 +175,6 @@ class StoreLock:
         except sqlite3.OperationalError:
             self.connection.close()
             raise StoreError(f"{path} is in use. Stop the running minris first") from None
-
-    def _open(self) -> None:
-        self.connection = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
-        )
 
     def release(self) -> None:
         """Release the lock."""
