@@ -59,7 +59,17 @@ def time_start(text: str) -> str:
     return text.partition(".")[0].ljust(6, "0") + text[6:].rstrip("0").rstrip(".")
 
 
-def interval(tag: int, vr: bytes, text: str) -> Interval:
+class TimeInterval(Interval):
+    """A range of times; a stored time without seconds is the start of its minute."""
+
+    __slots__ = ()
+
+    def holds(self, text: str) -> bool:
+        """Whether one time lies in the range."""
+        return super().holds(time_start(normal_time(text)))
+
+
+def key_interval(tag: int, vr: bytes, text: str) -> Interval:
     """The interval of a DA or TM key: `a`, `a-b`, `-b` or `a-`. Refuses A900."""
     normal = normal_date if vr == b"DA" else normal_time
     low, dash, high = (normal(part.strip(" ")) for part in text.partition("-"))
@@ -71,25 +81,8 @@ def interval(tag: int, vr: bytes, text: str) -> Interval:
     form = f"{'a' if low else ''}{dash}{'b' if high else ''}"
     high = high if dash else low
     if vr == b"TM":
-        return Interval(time_start(low) if low else "", _time_end(high) if high else "", form)
+        return TimeInterval(time_start(low) if low else "", _time_end(high) if high else "", form)
     return Interval(low, high, form)
-
-
-class TimeInterval(Interval):
-    """A range of times; a stored time without seconds is the start of its minute."""
-
-    __slots__ = ()
-
-    def holds(self, text: str) -> bool:
-        """Whether one time lies in the range."""
-        text = time_start(normal_time(text))
-        return text >= self.low and (not self.high or text <= self.high)
-
-
-def key_interval(tag: int, vr: bytes, text: str) -> Interval:
-    """The interval of a date or time key."""
-    found = interval(tag, vr, text)
-    return TimeInterval(*found) if vr == b"TM" else found
 
 
 _DATETIME = re.compile(
