@@ -8309,37 +8309,37 @@ class AssociationServer:
 
 # ------------------------------------------------------------------------------------------------
 # minris.outbox
-# What others are to be told, as rows: due, sent, refused, given up; what is passed on.
+# The outbox: messages to others, pending, sent, refused or given up.
 # ------------------------------------------------------------------------------------------------
 
-# Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
+# Seconds to wait after each failure in a row to reach a receiver; the last value repeats.
 RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 def retry_wait(failures: int) -> int:
-    """Seconds to wait after so many failures in a row, 1 for the first."""
+    """Seconds to wait after this number of failures in a row, starting at 1."""
     return RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
 
 
-# Lanes: what one receiver is told in order. Those of events, by channel; the others.
+# Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
 
-# What is written.
+# Writing.
 
 
 def pass_on(
     ctx: Context, kind: str, operation: str, uid: str, data: bytes = b"", event_type: int = 0
 ) -> None:
-    """Write a message for each device that is passed on its kind, in the transaction at hand.
+    """Write a message for each device that is forwarded this kind, in the current transaction.
 
     kind        a key of PASSED_ON
-    uid         SOP Instance UID of what it is about
+    uid         SOP Instance UID of the object
     data        the data set, stored form
-    Who told us is not told: two systems would tell each other without end
+    The sender gets no copy: two systems would forward to each other forever
     """
     receivers = [
         device.ae_title
@@ -8354,7 +8354,7 @@ def pass_on(
 
 
 def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
-    """Write rows for events that are kept: each with its row, the receiver and the channel."""
+    """Write a message for each stored event: its row id, the receiver and the channel."""
     now = ctx.stamp()
     insert_rows(
         "outbox (kind, event_id, receiver, lane, created_at)",
@@ -8363,16 +8363,16 @@ def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
     )  # fmt: skip
 
 
-# What is shown.
+# Lists.
 
 
 def recent_passed_on(most: int = 200) -> list[Any]:
-    """The newest of what is passed on."""
+    """The newest forwarded messages."""
     return fetch_rows(Outbox, f"lane = '{PASSED_ON_LANE}' ORDER BY id DESC LIMIT {most}")
 
 
 def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
-    """Receiver, operation, answer, time, and when it was given up, of what is passed on of a step."""
+    """Receiver, operation, answer, time sent and time given up of a step's forwarded messages."""
     return database.execute_sql(
         "SELECT receiver, o.operation, o.answer, o.sent_at, o.given_up_at FROM outbox o"
         " JOIN performed_procedure_step p ON p.sop_instance_uid = o.sop_instance_uid"
@@ -8382,34 +8382,34 @@ def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
 
 
 def destinations() -> list[tuple[str, int, str, str, str]]:
-    """AE title, how many messages wait, since when, last success and problem of who is passed on."""
+    """Each forwarding destination: AE title, waiting messages, since when, last success, problem."""
     return database.execute_sql(
         "SELECT o.receiver, sum(o.sent_at = '' AND o.given_up_at = ''), coalesce(min(CASE WHEN"
         " o.sent_at = '' AND o.given_up_at = '' THEN o.created_at END), ''),"
         " coalesce(max(r.heard_at), ''), coalesce(max(r.problem), '') FROM outbox o"
         " LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
-        # +: by the index of what is passed on, not by that of all receivers
+        # +: use the index of lanes, not that of receivers
         f" WHERE o.lane = '{PASSED_ON_LANE}' GROUP BY +o.receiver ORDER BY 1"
     ).fetchall()
 
 
 def count_waiting(*lanes: str) -> int:
-    """How many messages of some lanes wait."""
+    """The number of waiting messages of some lanes."""
     places = ", ".join("?" * len(lanes))
     sql = f"SELECT count(*) FROM outbox WHERE lane IN ({places}) AND {WAITING}"
     return database.execute_sql(sql, lanes).fetchone()[0]
 
 
-# What is sent, and what becomes of it.
+# Delivery.
 
 
 class Event(NamedTuple):
-    """An event, or whatever else is to be told, as a sender is given it.
+    """An event or another message to be sent.
 
-    uid            SOP Instance UID of what it is about
+    uid            SOP Instance UID of the object
     event_type     Event Type ID or Action Type ID, 0 for none
-    commitment_id  the request for storage commitment that it belongs to
-    ours           our AE title towards this receiver, where it is not the usual one
+    commitment_id  the storage commitment request that it belongs to
+    ours           our AE title towards this receiver, if not the usual one
     """
 
     outbox_id: int
@@ -8423,35 +8423,34 @@ class Event(NamedTuple):
 
     @property
     def message_id(self) -> int:
-        """Message ID (0000,0110): the same whenever it is sent, so that a repeat is known."""
+        """Message ID (0000,0110): the same for each attempt, so that a repeat is recognized."""
         return self.outbox_id % 65535 + 1
 
 
 def due_receivers(ctx: Context, lane: str = "events") -> list[str]:
-    """The receivers that have something to hear in a lane and are to be tried now."""
+    """The receivers with waiting messages in a lane whose next attempt is due."""
     unsent = f"FROM outbox WHERE lane = ?1 AND {WAITING}"
     cursor = database.execute_sql(
-        # from one receiver to the next in the index, past its thousands of events
+        # a skip scan of the index, past thousands of events per receiver
         f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
         f" SELECT (SELECT min(receiver) {unsent} AND receiver > w.ae_title) FROM waiting w"
         " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w"
         " LEFT JOIN receiver r ON r.lane = ?1 AND r.ae_title = w.ae_title"
         " WHERE w.ae_title IS NOT NULL"
-        # a time further off than any wait is of a clock that has been set back
+        # a time further off than any wait: the clock was set back
         " AND (coalesce(r.try_at, '') <= ?2 OR r.try_at > ?3)",
         (lane, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
     )
     return [title for (title,) in cursor]
 
 
-MOST_EVENTS = 50  # that are read at once for one receiver
-# Of one message with a failure that may pass, and ends of the association in its middle; then the
-# next has its turn.
+MOST_EVENTS = 50  # read at once for one receiver
+# Maximum failures, and aborted associations, of one message; then the next one has its turn.
 MOST_REFUSALS, MOST_ABORTS = 5, 20
 
 
 def due_events(receiver: str, most: int = MOST_EVENTS, lane: str = "events") -> list[Event]:
-    """What a receiver is to hear of next in a lane, in order."""
+    """The next messages of a lane to a receiver, in order."""
     cursor = database.execute_sql(
         "SELECT o.id, coalesce(o.sop_instance_uid, e.sop_instance_uid, ''),"
         " coalesce(e.event_type, o.event_type), coalesce(e.data, o.data), o.kind, o.operation,"
@@ -8465,7 +8464,7 @@ def due_events(receiver: str, most: int = MOST_EVENTS, lane: str = "events") -> 
 def note_sent(
     ctx: Context, receiver: str, answers: Mapping[int, str], lane: str = "events"
 ) -> None:
-    """Messages have been heard of, each with its answer by its id in the outbox."""
+    """Mark messages as sent; `answers` has the answer of each by its id in the outbox."""
     now = ctx.stamp()
     database.connection().executemany(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
@@ -8480,11 +8479,11 @@ def note_sent(
 
 
 def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events") -> int:
-    """A receiver could not be told: seconds until it is tried again.
+    """Note that a receiver could not be reached; return the seconds until the next attempt.
 
-    After [housekeeping] give_up_events_hours of failing, counted by the waits and not by the
-    clock, what is as old as that is given up; results of storage commitment after [commitment]
-    report_hours, by the clock.
+    After [housekeeping] give_up_events_hours of failures, summed from the waits and not taken from
+    the clock, messages of that age are given up; storage commitment results after [commitment]
+    report_hours by the clock.
     """
     row = database.execute_sql(
         "SELECT failures, failing_s FROM receiver WHERE lane = ? AND ae_title = ?", (lane, receiver)
@@ -8514,10 +8513,9 @@ def note_refused(
     most: int = MOST_REFUSALS,
     lane: str = PASSED_ON_LANE,
 ) -> int:
-    """A message was answered with a failure: seconds until the receiver is tried again.
+    """Note a failure response to a message; return the seconds until the next attempt.
 
-    After as many as `most` it is left, so that one message that a receiver cannot take keeps none
-    from it
+    After `most` failures the message is given up, so that it does not block the lane
     """
     database.execute_sql(
         "UPDATE outbox SET refused = refused + 1, answer = ?,"
@@ -8525,7 +8523,7 @@ def note_refused(
         " WHERE id = ? AND given_up_at = ''",
         (answer[:200], most, ctx.stamp(), outbox_id),
     )
-    for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may be erased meanwhile
+    for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may have been erased meanwhile
         if not message.given_up_at:
             return note_failed(ctx, receiver, answer, lane)
         audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
@@ -8534,7 +8532,7 @@ def note_refused(
 
 
 def _give_up(ctx: Context, lane: str, receiver: str, why: str, hours: int = 0) -> int:
-    """Give up what a receiver has not been told in a lane, up to some hours from now: how many."""
+    """Give up a receiver's waiting messages written until `hours` from now; return their number."""
     return database.execute_sql(
         "UPDATE outbox SET given_up_at = ?, problem = ?"
         f" WHERE lane = ? AND receiver = ? AND {WAITING} AND created_at <= ?",
@@ -8543,7 +8541,7 @@ def _give_up(ctx: Context, lane: str, receiver: str, why: str, hours: int = 0) -
 
 
 def try_again(receiver: str, lane: str = "events") -> None:
-    """Have what a receiver has not heard tried again now, as if it had never failed."""
+    """Make a receiver's next attempt due now, and forget its failures."""
     database.execute_sql(
         "UPDATE receiver SET try_at = '', failures = 0, failing_s = 0, problem = ''"
         " WHERE lane = ? AND ae_title = ?",
@@ -8551,13 +8549,13 @@ def try_again(receiver: str, lane: str = "events") -> None:
     )
 
 
-A_CENTURY = 876_000  # hours: a clock may have been set back
+A_CENTURY = 876_000  # hours: the clock may have been set back
 
 
 def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
-    """Give up what one receiver has not been told, all events if no lane is named: how many.
+    """Give up a receiver's waiting messages in some lanes, by default events; return their number.
 
-    Refuses 0106
+    Refuses  0106 without a reason
     """
     needs_reason(why)
     count = sum(
@@ -8568,7 +8566,7 @@ def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
 
 
 def retry_events(ctx: Context, receiver: str, lane: str = "events") -> None:
-    """Try a receiver that has not been reached again now."""
+    """Retry a receiver now that could not be reached."""
     try_again(receiver, lane)
     audit(ctx, "events tried again", receiver)
 
@@ -8582,10 +8580,10 @@ def retry_events(ctx: Context, receiver: str, lane: str = "events") -> None:
 
 
 def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
-    """Make or change a row of the catalogue, known by its code.
+    """Create or change the procedure with this code.
 
-    row      texts by column: code, meaning, and any of scheme, modality, ae_title, minutes,
-             protocol_code, protocol_meaning
+    row      text by column: code and meaning are required; scheme, modality, ae_title, minutes,
+             protocol_code and protocol_meaning are optional
     Refuses  0106
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
@@ -8627,7 +8625,7 @@ PROCEDURE_COLUMNS = {
 
 
 def code_in_use(code: str) -> bool:
-    """Whether an open step is of a procedure with this code."""
+    """Whether an open step has this procedure code."""
     states = sorted(OPEN_STEP_STATES)
     return any(
         ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
@@ -8638,7 +8636,7 @@ def code_in_use(code: str) -> bool:
 
 
 def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
-    """Take a procedure out of use, or out of the catalogue. Refuses 0112, 0110 for one in use."""
+    """Retire a procedure, or delete it. Refuses 0112; 0110 to delete one that open steps use."""
     if not Procedure.get_or_none(Procedure.code == code):
         raise Refusal(
             Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
@@ -8656,13 +8654,13 @@ def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
 
 
 def find_procedure(text: str) -> Any | None:
-    """The procedure in use that has this code, or this meaning; None where there is none."""
+    """The procedure with this code or meaning that is not retired, or None."""
     where = "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code LIMIT 1"
     return first_row(Procedure, where, text, text)
 
 
 def apply_procedure(data: bytes) -> bytes:
-    """An item whose procedure is named as in the catalogue, with code, modality, station, protocol."""
+    """A worklist item, completed from the catalogue: code, modality, station and protocol."""
     index = ElementIndex(data)
     procedure = find_procedure(index.get("RequestedProcedureDescription"))
     if not procedure:
@@ -8692,22 +8690,22 @@ def _protocol(procedure: Any) -> ElementIndex:
 
 
 def all_procedures() -> list[Any]:
-    """The procedures of the catalogue, those out of use last."""
+    """All procedures, retired ones last."""
     return fetch_rows(Procedure, "1 = 1 ORDER BY retired, code")
 
 
 def procedures_in_use() -> list[Any]:
-    """The procedures of the catalogue that can be chosen."""
+    """The procedures that are not retired."""
     return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.lookup
-# Orders and steps by their row or name; identifiers, made, and whose they are.
+# Orders and steps, found by row id, ID or name; new identifiers and their owners.
 # ------------------------------------------------------------------------------------------------
 
 def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
-    """The next identifier of a pattern that no row has; numbers start anew with its dates."""
+    """The next unused identifier of a pattern; numbering restarts when a date in it changes."""
     now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
@@ -8723,20 +8721,20 @@ def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str
 
 
 def belongs_to_another(keyword: str, value: str) -> Refusal:
-    """The refusal (0111) of an identifier that another patient has."""
+    """The refusal (0111) of another patient's identifier."""
     words = Message("{value} belongs to another patient", value=value)
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
 
 
 def check_accession(accession: str, patient_row: int) -> None:
-    """Refuse (0111) the accession number of another patient."""
+    """Refuse (0111) another patient's accession number."""
     sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
     if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
         raise belongs_to_another("AccessionNumber", accession)
 
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
-    """A scheduled procedure step by its study and ID. Refuses 0112 where there is none."""
+    """The scheduled procedure step of a study with this ID. Refuses 0112."""
     step = ScheduledProcedureStep.get_or_none(
         (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
         & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
@@ -8752,13 +8750,13 @@ def step_data(study_instance_uid: str, step_id: str) -> bytes:
 
 
 def step_key(row_id: int) -> tuple[str, str]:
-    """Study Instance UID and step ID of a row. Refuses 0112."""
+    """Study Instance UID and step ID of a step by its row id. Refuses 0112."""
     row = step_row(row_id)
     return row.study_instance_uid, row.scheduled_procedure_step_id
 
 
 def leftovers(today: str) -> list[Any]:
-    """The steps of days before that are still waiting or begun, the oldest first."""
+    """The steps from earlier days that are still open, oldest first."""
     states = sorted(OPEN_STEP_STATES)
     return fetch_rows(
         ScheduledProcedureStep,
@@ -8770,7 +8768,7 @@ def leftovers(today: str) -> list[Any]:
 
 
 def find_steps(text: str, limit: int = 50) -> list[Any]:
-    """The steps of a patient by any part of the name in any spelling, ID or accession number."""
+    """The steps that match a Patient ID, accession number or part of a name in any spelling."""
     key = name_key(text)
     return fetch_rows(
         ScheduledProcedureStep,
@@ -8785,7 +8783,7 @@ def find_steps(text: str, limit: int = 50) -> list[Any]:
 
 
 def data_of_day(date: str) -> list[bytes]:
-    """The complete data sets of a day's steps, in order of their start."""
+    """The complete data sets of a day's steps, by start time."""
     cursor = database.execute_sql(
         "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
         (date,),
@@ -8794,7 +8792,7 @@ def data_of_day(date: str) -> list[bytes]:
 
 
 def steps_of_day(date: str) -> list[tuple[Any, ...]]:
-    """What the board shows of a day's steps, with the station each stands under."""
+    """The columns that the board shows of a day's steps, with one station each."""
     return database.execute_sql(
         "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
         " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
@@ -8804,7 +8802,7 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 
 def step_row(row_id: int) -> Any:
-    """A step by its row. Refuses 0112."""
+    """A step by its row id. Refuses 0112."""
     row = first_row(ScheduledProcedureStep, "id = ?", row_id)
     if not row:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
@@ -8812,24 +8810,24 @@ def step_row(row_id: int) -> Any:
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
-    """Data set, state and remark of a step by its row. Refuses 0112."""
+    """Data set, state and remark of a step by its row id. Refuses 0112."""
     row = step_row(row_id)
     return bytes(row.data), row.status, row.remark
 
 
 def step_known(study: str) -> int | None:
-    """The row of the first step of a study, None where there is none."""
+    """The row id of the first step of a study, or None."""
     row = first_row(ScheduledProcedureStep, "study_instance_uid = ? ORDER BY id LIMIT 1", study)
     return row.id if row else None
 
 
 def patient_of_step(row_id: int) -> int:
-    """The row of the patient of a step. Refuses 0112."""
+    """The row id of a step's patient. Refuses 0112."""
     return first_row(RequestedProcedure, "id = ?", step_row(row_id).procedure_id).patient_id
 
 
 def steps_of(patient_row: int) -> list[Any]:
-    """The steps of a patient, the newest first."""
+    """The steps of a patient, newest first."""
     return fetch_rows(
         ScheduledProcedureStep,
         "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"
@@ -8840,17 +8838,17 @@ def steps_of(patient_row: int) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.items
-# A worklist item: taken apart, completed, checked, folded into one data set for each step.
+# Worklist items: split, completed, checked, and folded into one data set per step.
 # ------------------------------------------------------------------------------------------------
 
 def is_of_patient(tag: int) -> bool:
-    """Whether an attribute is of the patient, not of the procedure; by group where no table says."""
+    """Whether an attribute belongs to the patient; by its group if the table does not list it."""
     row = MWL_ATTRIBUTES.get((tag,))
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
 def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
-    """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
+    """A worklist item split into the patient's attributes, the procedure's, and the steps."""
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
@@ -8862,7 +8860,7 @@ def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> 
 
 
 def step_columns(index: ElementIndex) -> dict[str, str]:
-    """The columns of a scheduled procedure step, all from its data set, normalised."""
+    """The columns of a scheduled procedure step, normalised, from its data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
         "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
@@ -8879,7 +8877,7 @@ def step_columns(index: ElementIndex) -> dict[str, str]:
 
 
 def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex) -> ElementIndex:
-    """A step with what can be known though it was not given: device, modality, time, state."""
+    """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
     devices = (
@@ -8911,7 +8909,7 @@ REQUIRED_STEP_KEYWORDS = (
 
 
 def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:
-    """Everything that keeps a worklist item from being stored."""
+    """All problems for which a worklist item is refused."""
     problems = list(value_problems(index))
     if not name_key(index.get("PatientName")).replace("=", ""):
         problems.append(Problem(tag_of("PatientName"), Message("is missing")))
@@ -8929,7 +8927,7 @@ def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Proble
 
 
 def patient_columns(index: ElementIndex) -> dict[str, Any]:
-    """The columns of a patient, all from its data set."""
+    """The columns of a patient, from its data set."""
     return {
         "patient_id": index.get("PatientID"),
         "issuer_of_patient_id": index.get("IssuerOfPatientID"),
@@ -8948,11 +8946,11 @@ def step_item(step: ScheduledProcedureStep) -> ElementIndex:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.notes
-# What people change of patients and exams, noted for a day as it was before and after.
+# Undo notes: what people changed, before and after, kept for a day.
 # ------------------------------------------------------------------------------------------------
 
 UNDO_HOURS = 24
-Place = tuple[str, int]  # a table of _COLUMNS and a row
+Place = tuple[str, int]  # a table of _COLUMNS and a row id
 _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
@@ -8962,9 +8960,9 @@ _COLUMNS = {
 
 
 def row_as_noted(place: Place) -> dict[str, Any]:
-    """The columns of a row, `data` in Base64; of a step its item, and its state as one part.
+    """The columns of a row, with `data` in Base64; empty if there is no such row.
 
-    Empty where there is no such row
+    Of a step: the item of its sequence, and its state with the times as one part
     """
     table, row_id = place
     columns = _COLUMNS[table]
@@ -8983,12 +8981,12 @@ def row_as_noted(place: Place) -> dict[str, Any]:
 def can_be_undone(
     ctx: Context, what: str, about: str, places: Iterable[Place], always: bool = False
 ) -> Iterator[None]:
-    """Note what a change makes of some rows, so that it can be taken back.
+    """Note what a change does to some rows, so that it can be undone.
 
     what    the change, in words: a Message or a state
-    about   what it is about, and offered at: `patient 3`, `step 7`
-    places  the rows that may change, a patient before the orders, these before the steps
-    always  note it whoever makes it; else only what a person changes
+    about   the page that offers to undo it: `patient 3`, `step 7`
+    places  the rows that may change: patients first, then orders, then steps
+    always  note it whoever makes the change, not only if it is a person
     """
     if not (always or ctx.actor.role):
         yield
@@ -9007,10 +9005,10 @@ def can_be_undone(
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.worklist
-# The modality worklist as machines and the web search it (PS3.4 K.4).
+# The modality worklist search of devices and the web (PS3.4 K.4).
 # ------------------------------------------------------------------------------------------------
 
-# The search. SQL narrows by the columns below, Search.answer decides.
+# SQL narrows by the columns below; Search.answer decides.
 
 _STEP_KEY_COLUMNS = {
     (tag_of("PatientID"),): "s.patient_id",
@@ -9025,7 +9023,7 @@ STATION_AE_TITLE = tag_of("ScheduledStationAETitle")
 
 
 def _narrow(search: Search) -> tuple[list[str], list[Any]]:
-    """Conditions that let through at least every match of a search."""
+    """SQL conditions that let through at least every match of a search."""
     index = search.index
     items = index.items(STEP_SEQUENCE)
     item = items[0] if items else EMPTY
@@ -9046,16 +9044,16 @@ def _narrow(search: Search) -> tuple[list[str], list[Any]]:
 
 
 class WorklistView(NamedTuple):
-    """What part of the worklist a caller is shown, whatever it asks for."""
+    """The part of the worklist that a caller may see, whatever it asks for."""
 
-    ae_titles: tuple[str, ...] = ()  # steps of these stations alone; () for all
+    ae_titles: tuple[str, ...] = ()  # only steps of these stations; () for all
     first_day: str = ""
     last_day: str = ""
     limit: int | None = None
 
     @classmethod
     def of(cls, ctx: Context, device: Device | None) -> "WorklistView":
-        """The part that a device's profile lets it see."""
+        """The part that a device's profile shows it."""
         if not device:
             return cls()
         today = ctx.local_now().date()
@@ -9071,7 +9069,7 @@ class WorklistView(NamedTuple):
         )
 
     def conditions(self) -> tuple[list[str], list[str]]:
-        """The same in SQL."""
+        """Its SQL conditions and their values."""
         where, values = [], []
         if self.ae_titles:
             places = ", ".join("?" * len(self.ae_titles))
@@ -9092,7 +9090,7 @@ class WorklistView(NamedTuple):
 def worklist_ids(
     ctx: Context, search: Search, view: WorklistView = WorklistView()
 ) -> list[tuple[int, int]]:
-    """Ids and versions of the steps that may match, in order of their start."""
+    """Ids and versions of the steps that may match, by start time."""
     where, values = _narrow(search)
     seen, of_view = view.conditions()
     where += seen
@@ -9126,11 +9124,11 @@ def find_worklist(
     view: WorklistView = WorklistView(),
     seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
-    """The encoded answers of a worklist search, slice by slice.
+    """Yield the encoded answers of a worklist search, slice by slice.
 
     Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
-    seen     is given row and version of the steps of each slice
-    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    seen     called with the row ids and versions of each slice
+    Refuses  A700 beyond the answer limit of the view or [dicom]
     Source   PS3.4 K.4.1.3
     """
     limit = view.limit or ctx.config.dicom.answer_limit
@@ -9141,21 +9139,21 @@ def find_worklist(
 def page_of_worklist(
     ctx: Context, search: Search, shape: Search, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
-    """A page of a worklist search: `shape` of each match, and how many match in all."""
+    """One page of a worklist search, in the form of `shape`, and the total number of matches."""
     found = worklist_ids(ctx, search, WorklistView())
     return page_of_matches(search, shape, ScheduledProcedureStep, found, offset, limit)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.diary
-# The diary of a station: what is taken, what is free.
+# The diary of a station: booked exams and free times.
 # ------------------------------------------------------------------------------------------------
 
 # The diary of a station: what is taken, what is free.
 
 
 class Booking(NamedTuple):
-    """An exam in the diary of a station; begin and end in minutes of its day."""
+    """An exam in the diary of a station; begin and end are minutes since midnight."""
 
     row_id: int
     date: str
@@ -9167,12 +9165,12 @@ class Booking(NamedTuple):
 
 
 def minute_of_day(tm: str) -> int:
-    """The minute of the day of a TM value."""
+    """Minutes since midnight of a TM value."""
     return int(tm[:2] or 0) * 60 + int(tm[2:4] or 0)
 
 
 def exam_minutes() -> dict[str, int]:
-    """How long exams take, by code and by name, as the catalogue has them."""
+    """The duration of exams in minutes, by procedure code and by name."""
     known = {}
     for procedure in all_procedures():
         known[procedure.code] = known[procedure.meaning] = procedure.minutes
@@ -9180,9 +9178,9 @@ def exam_minutes() -> dict[str, int]:
 
 
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
-    """The exams of a device from one day (DA) to another by their begin; not those called off.
+    """The exams of a device from one day (DA) to another, by start; canceled ones are left out.
 
-    ae_title  any of its titles
+    ae_title  any AE title of the device
     """
     known, found = exam_minutes(), []
     device = device_of(ctx, ae_title)
@@ -9206,7 +9204,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
 
 
 def clashes(bookings: Iterable[Booking]) -> set[int]:
-    """The rows of those exams of a diary, not yet over, that lie on another one's time."""
+    """The row ids of open exams that overlap with another one."""
     found: set[int] = set()
     latest: Booking | None = None
     for one in bookings:
@@ -9220,25 +9218,25 @@ def clashes(bookings: Iterable[Booking]) -> set[int]:
 
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
-    """The minutes of the day at which the clinic opens and closes."""
+    """Opening and closing time of the clinic in minutes since midnight."""
     opens, closes = (at or other for at, other in
                      ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 
 def is_closed(ctx: Context, date: str) -> bool:
-    """Whether a day (DA) is one without exams."""
+    """Whether the clinic is closed on a day (DA)."""
     day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
     return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
 
 
 def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
-    """The exams of a day that lie on a time of it."""
+    """The exams that overlap with a time of their day."""
     return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
 
 
 def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
-    """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
+    """When an exam can start on a day (DA), in minutes since midnight; never in the past."""
     opens, closes = day_begins_ends(ctx)
     now = ctx.local_now()
     today = f"{now:%Y%m%d}"
@@ -9256,9 +9254,10 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
 def in_the_way(
     ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
 ) -> tuple[list[Booking], list[int]]:
-    """What lies on the time that an exam would have, and when it could begin instead.
+    """The exams that an exam would overlap with, and the free times of that day in minutes.
 
-    exam    its name or code; row_id: that of the exam itself, which is in nobody's way
+    exam    name or code of its procedure
+    row_id  the exam itself, if it is on the worklist already: not an overlap
     """
     everything = diary(ctx, ae_title, date, date)
     bookings = [one for one in everything if one.row_id != row_id]
@@ -9269,7 +9268,7 @@ def in_the_way(
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:
-    """How many exams are on each day (DA) from one to another, not those called off."""
+    """The number of exams per day (DA) from one day to another, without canceled ones."""
     cursor = database.execute_sql(
         "SELECT start_date, count(*) FROM scheduled_procedure_step WHERE start_date BETWEEN ? AND ?"
         " AND status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED') GROUP BY start_date",
@@ -9280,18 +9279,18 @@ def exams_of_days(first: str, last: str) -> dict[str, int]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.history
-# What happened: the time line of an exam, the days in figures.
+# History: the timeline of an exam, and daily statistics.
 # ------------------------------------------------------------------------------------------------
 
 class Moment(NamedTuple):
-    """Something that happened in a visit: when (as the store keeps it), what, and what about."""
+    """One entry of a timeline: time (as stored), what happened, and to what."""
 
     at: str
     what: Message
     about: str = ""
 
 
-# What the end of a kind of work means for the visit (PS3.16 CID 9231).
+# What a completed workitem means for the visit, by its code (PS3.16 CID 9231).
 WORKITEM_MOMENTS = {
     "110001": Message("Images processed"),
     "3D": Message("Images processed"),
@@ -9305,7 +9304,7 @@ WORKITEM_MOMENTS = {
 
 
 def visit_of(row_id: int) -> list[Moment]:
-    """The time line of an exam: from its registration to what came after, in order. Refuses 0112."""
+    """The timeline of an exam in order, from registration to its workitems. Refuses 0112."""
     step = step_row(row_id)
     told = TOLD_BY.get(step.told_by, step.told_by)
     found = [
@@ -9321,7 +9320,7 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(  # a row's number may have been that of an earlier exam
+    changes = fetch_rows(  # the row id may have belonged to an earlier exam
         Audit,
         "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
         *study,
@@ -9365,7 +9364,7 @@ def visit_of(row_id: int) -> list[Moment]:
 
 
 class Day(NamedTuple):
-    """The exams of a day at a station: how many, how they ended, minutes of waiting and in the room."""
+    """A station's exams on one day: counts by outcome; waiting and room times in minutes."""
 
     date: str
     station: str
@@ -9378,7 +9377,7 @@ class Day(NamedTuple):
 
 
 def days_between(first: str, last: str) -> list[Day]:
-    """What happened at each station on the days from one DA to another, in order."""
+    """The statistics per day and station from one day (DA) to another, in order."""
     days: dict[tuple[str, str], Day] = {}
     for date, station, status, arrived, started, ended in database.execute_sql(
         "SELECT s.start_date, coalesce((SELECT t.ae_title FROM scheduled_station t"
@@ -9400,22 +9399,22 @@ def days_between(first: str, last: str) -> list[Day]:
 
 
 def minutes_between(begin: str, end: str) -> float:
-    """Minutes between two times as the store keeps them, none below 0."""
+    """Minutes between two stored times, at least 0."""
     first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
     return max(0.0, (last - first).total_seconds() / 60)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.steps
-# A scheduled step: folded anew with its patient and order, led from state to state.
+# Scheduled steps: refolded with their patient and order, moved from state to state.
 # ------------------------------------------------------------------------------------------------
 
 def update_patient(
     ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
 ) -> None:
-    """Take what is newly told of a patient; open steps follow.
+    """Update a patient from what is given; open steps follow.
 
-    empty  take what is given empty too; else it changes nothing
+    empty  an attribute given empty is emptied; else it is ignored
     """
     old = ElementIndex(patient.data)
     new = old.merged(given if empty else given.with_values())
@@ -9426,7 +9425,7 @@ def update_patient(
 
 
 def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
-    """Write what is known of a patient; open steps follow."""
+    """Write a patient's data set and columns; open steps follow."""
     for column, value in patient_columns(index).items():
         setattr(patient, column, value)
     patient.updated_at = updated_at
@@ -9435,7 +9434,7 @@ def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> Non
 
 
 def refold_open(patient: Patient) -> None:
-    """Let the open steps of a patient follow what is known of the patient."""
+    """Refold the open steps of a patient with the patient's present data."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
         .join(RequestedProcedure)
@@ -9454,7 +9453,7 @@ def refold(
     procedure: RequestedProcedure,
     item: ElementIndex,
 ) -> None:
-    """Fold a step's data set anew and write it with a new version."""
+    """Rebuild a step's data set and write it with a new version."""
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
     columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
@@ -9475,7 +9474,7 @@ def refold(
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
-    """Write the stations that a step is scheduled for, each once."""
+    """Write the stations of a step, each once."""
     for title in dict.fromkeys(stations):
         database.execute_sql(
             "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
@@ -9484,7 +9483,7 @@ def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> Non
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
-    """The state a step goes to. Refuses 0110 where STEP_TRANSITIONS has no way."""
+    """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
     outcome = STEP_TRANSITIONS[event, step.status]
     if isinstance(outcome, Status):
         raise Refusal(outcome, Message("The step is {state}", state=step.status))
@@ -9495,9 +9494,9 @@ STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
 
 
 def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
-    """Move a step to a state, in its data set and its columns, with the time it got there.
+    """Move a step to a state, in its data set and columns, with the time of the change.
 
-    told_by  a key of TOLD_BY; else it is who asks
+    told_by  a key of TOLD_BY; by default the actor
     """
     if step.status == state:
         return
@@ -9537,16 +9536,16 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
 def change_step(
     ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
 ) -> bytes:
-    """Let a person's event happen to a step: its new data set. Refuses 0112, 0110.
+    """Apply a person's event to a step; return its new data set. Refuses 0112, 0110.
 
     event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
-            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): what it reports later counts
+            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): its later reports still count
     remark  a reason, kept with the step
     """
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
         state, about = step_outcome(event, step), f"step {step.id}"
-        if state != step.status:  # only the last one is taken back
+        if state != step.status:  # only the last event can be undone
             erase("undo_note WHERE about = ? AND what = ?", about, step.status)
         with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
             enter_state(ctx, step, state)
@@ -9557,32 +9556,32 @@ def change_step(
 
 
 def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
-    """Cancel a step that has not begun; it is kept. Refuses 0112, 0110."""
+    """Cancel a step that has not started; its row is kept. Refuses 0112, 0110."""
     return change_step(ctx, "cancel", study_instance_uid, step_id, reason)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.trace
-# Who has asked for what, and why an exam was not among the answers.
+# Worklist queries: who asked for what, and why an exam did not match.
 # ------------------------------------------------------------------------------------------------
 
 class QueryLog:
-    """Worklist queries, folded by hour, device and keys in memory until they are saved.
+    """Worklist queries, counted in memory by hour, device and keys until they are saved.
 
-    What is lost with the power is no harm; a query never waits for it.
+    A query never waits for the database; a power failure may lose some of them.
     """
 
     LIMIT = 2000
-    MOST_SHOWN = 50_000  # that are remembered, of all devices
+    MOST_SHOWN = 50_000  # steps remembered, all devices together
 
     def __init__(self) -> None:
         self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
-        self.shown: set[tuple[str, int, int]] = set()  # to which device which step
+        self.shown: set[tuple[str, int, int]] = set()  # device, step, version
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
     def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
-        """Count one query: its keys in the stored form and as they came, its answers."""
+        """Count one query: its keys in the stored form and as received, its answers."""
         hour = f"{ctx.local_now():%Y-%m-%d %H}"
         key = hour, ctx.actor.name, ctx.actor.address, keys
         with self.lock:
@@ -9593,31 +9592,31 @@ class QueryLog:
                 self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
 
     def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
-        """Note which steps (row and version) a device is shown, and when each was at first."""
+        """Note which steps (row id and version) a device was shown, and when for the first time."""
         name = ctx.actor.name
         with self.lock:
             if new := {(name, *step) for step in steps} - self.shown:
                 if len(self.shown) > self.MOST_SHOWN:
-                    self.shown.clear()  # what is told again is saved once
+                    self.shown.clear()  # saving ignores what is known
                 self.shown |= new
                 at = ctx.stamp()
                 self.first += [(step_id, name, at) for _, step_id, _ in new]
 
     def take_shown(self) -> list[tuple[int, str, str]]:
-        """What was shown for the first time since the last call: step, AE title, time."""
+        """Take out what was shown for the first time: step, AE title, time."""
         with self.lock:
             first, self.first = self.first, []
         return first
 
     def take(self) -> list[tuple[Any, ...]]:
-        """What has gathered, to be saved; it is counted from nothing again."""
+        """Take out the counted queries, to be saved; counting restarts."""
         with self.lock:
             folded, self.folded = self.folded, {}
         return [(*key, *values) for key, values in folded.items()]
 
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
-    """Keep what a QueryLog has gathered."""
+    """Save the queries that QueryLog.take gave."""
     for query in queries:
         database.execute_sql(
             "INSERT INTO query_trace"
@@ -9631,7 +9630,7 @@ def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
 
 
 def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
-    """Keep which device was shown a step first when, as a QueryLog has gathered it."""
+    """Save when devices were first shown a step, as QueryLog.take_shown gave it."""
     for step_id, ae_title, at in first:
         database.execute_sql(
             "INSERT OR IGNORE INTO step_seen (step_id, ae_title, at)"
@@ -9641,9 +9640,9 @@ def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
 
 
 class Exclusion(NamedTuple):
-    """Why a query did not find a step: the key, what it asked for, what the step has.
+    """Why a query did not match a step: the key, the requested value, the step's value.
 
-    tag    the attribute; 0 where the device's profile keeps the step from it
+    tag    the attribute
     """
 
     tag: int
@@ -9657,7 +9656,7 @@ class Exclusion(NamedTuple):
 
 
 def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -> Exclusion | None:
-    """The first thing that keeps a step from the answers to a search; None where it is one."""
+    """The first reason why a step does not match a search, or None if it matches."""
     index = ElementIndex(data)
     item = index.item("ScheduledProcedureStepSequence")
     state, day = item.text(STEP_STATUS), item.text(START_DATE)
@@ -9673,19 +9672,19 @@ def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -
 
 
 def recent_queries(since: str, limit: int = 100) -> list[Any]:
-    """The queries since a time of the store, the newest first."""
+    """The queries since a stored time, newest first."""
     return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
 
 
 def last_query(ae_titles: Iterable[str]) -> Any | None:
-    """The newest query of any of these AE titles, None where none is kept."""
+    """The newest query of any of these AE titles, or None."""
     titles = list(ae_titles)
     where = f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1"
     return first_row(QueryTrace, where, *titles)
 
 
 def latest_by_device(queries: Iterable[Any]) -> list[Any]:
-    """Of each calling AE title its different queries, the newest first, three at most."""
+    """The newest different queries per calling AE title, at most three each."""
     found: dict[str, list[Any]] = collections.defaultdict(list)
     for query in queries:
         of_device = found[query.ae_title]
@@ -9696,13 +9695,13 @@ def latest_by_device(queries: Iterable[Any]) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.patients
-# Patients: found, made, corrected; two who are one, merged.
+# Patients: found, created, corrected, merged.
 # ------------------------------------------------------------------------------------------------
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
-    """Whether name and birth date are those of a patient.
+    """Whether name and birth date match those of a patient.
 
-    The ideographic group decides where both have one: many names sound alike. Else any group.
+    If both names have an ideographic group, it decides, as many names sound alike; else any group.
     """
     ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
@@ -9717,10 +9716,10 @@ SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
 def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
-    """The patient an item is for; None where there is none yet.
+    """The patient that an item belongs to, or None for a new one.
 
-    same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
-             patient, or keep both as `separate` patients
+    same_id  if the Patient ID belongs to another name: `refuse`, `update` that patient, or keep
+             both as `separate` patients
     """
     patient_id = index.get("PatientID")
     if not patient_id:
@@ -9731,7 +9730,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
             (Patient.patient_id == patient_id)
             & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
             if index.get("IssuerOfPatientID")
-            else Patient.patient_id == patient_id  # who names none means the only one
+            else Patient.patient_id == patient_id  # without an issuer: any
         )
         .order_by(Patient.id)
     )
@@ -9740,7 +9739,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
             return patient
     if not candidates or same_id == "separate":
         if candidates:
-            log.warning("patient ID %s: a second patient of this ID is kept apart", patient_id)
+            log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
         return None
     if same_id == "update":
         return candidates[0]
@@ -9754,10 +9753,10 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
 
 
 def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
-    """Find or make the patient of an item; what it newly tells of a known patient is taken."""
+    """Find or create the patient of an item; a known patient is updated from it."""
     patient = find_patient(given, same_id)
     if patient:
-        if same_person(given, patient):  # a group that is not told is not told to be empty
+        if same_person(given, patient):  # a missing group keeps its value
             told = given.get("PatientName").split("=")
             known = patient.patient_name.split("=")
             groups = itertools.zip_longest(told, known, fillvalue="")
@@ -9774,7 +9773,7 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
-    """Patients of the same name and birth date under another Patient ID."""
+    """Patients with the same name and birth date but another Patient ID."""
     birth_date, found = index.get("PatientBirthDate"), []
     if not birth_date:
         return []
@@ -9785,7 +9784,7 @@ def similar_patients(index: ElementIndex) -> list[Any]:
 
 
 def find_patients(text: str, limit: int = 50) -> list[Any]:
-    """Patients by any part of the name in any spelling, its initials, ID, birth date or phone."""
+    """Patients by part of the name in any spelling, initials, ID, birth date or phone number."""
     text = text.strip()
     key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
@@ -9807,7 +9806,7 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
 
 
 def rows_of(*patients: Any) -> list[Place]:
-    """The rows of patients and of what was requested for them."""
+    """The rows of patients and of their orders."""
     ids = [patient.id for patient in patients]
     marks = ", ".join("?" * len(ids))
     cursor = database.execute_sql(
@@ -9820,10 +9819,10 @@ def rows_of(*patients: Any) -> list[Place]:
 
 
 def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
-    """Give the orders of a patient to another one, who is the same person: the row of that one.
+    """Merge a patient into another record of the same person; return that record's row id.
 
-    into     Patient ID of the one who stays; what only the other one has is taken over
-    Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
+    into     Patient ID to keep; it takes over the orders, and attributes that it lacks
+    Refuses  0106 without a reason or for the same record; 0112; 0110 if several have the ID
     """
     needs_reason(why)
     with database.atomic():
@@ -9851,12 +9850,11 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
 
 
 def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
-    """Correct what is known of a patient; open steps follow. What is given empty is emptied.
+    """Correct a patient's attributes; open steps follow. An attribute given empty is emptied.
 
-    Another Patient ID is taken too; where a patient has it already, and is the same person by
-    name and birth date, the orders of this one go over to that one (the unknown emergency patient
-    who has been identified).
-    Refuses  0112, 0106; 0111 for the ID of somebody else
+    The Patient ID may change too. If it belongs to a record of the same person, by name and birth
+    date, the orders move to that record (an emergency patient who has been identified).
+    Refuses  0112, 0106; 0111 for somebody else's ID
     """
     with database.atomic():
         patient = Patient.get_or_none(Patient.id == row_id)
@@ -9892,7 +9890,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 
 def get_patient(row_id: int) -> bytes:
-    """What is known of a patient by its row. Refuses 0112."""
+    """The data set of a patient by its row id. Refuses 0112."""
     patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
@@ -9901,10 +9899,10 @@ def get_patient(row_id: int) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.undo
-# What a person has done is taken back, within a day.
+# Undo: what a person changed can be undone for a day.
 # ------------------------------------------------------------------------------------------------
 
-_EXAMS_GONE_ON = {  # since a time, of what a row of each table is
+_EXAMS_GONE_ON = {  # exams that started or ended since, by the table of the changed row
     table: "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r"
     f" ON r.id = s.procedure_id WHERE {column} = ? AND max(s.started_at, s.ended_at) >= ?"
     for table, column in (
@@ -9916,9 +9914,9 @@ _EXAMS_GONE_ON = {  # since a time, of what a row of each table is
 
 
 def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
-    """The last change of `patient 3` or `step 7` within a day, and why it cannot be taken back.
+    """The last change of `patient 3` or `step 7` within a day, and why it cannot be undone.
 
-    None and words where there is none
+    None and the reason if there is no such change
     """
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
     note = first_row(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
@@ -9935,10 +9933,10 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
 
 
 def undo(ctx: Context, about: str) -> None:
-    """Take back the last change of a patient or an exam, within a day; open exams follow.
+    """Undo the last change of a patient or an exam within a day; open exams follow.
 
-    Refuses  0110 where there is none, or what it changed has changed again or gone on;
-             0111 where somebody else has the number by now
+    Refuses  0110 if there is none, or if the rows have changed since or the exam has gone on;
+             0111 if another patient now has the identifier
     """
     with database.atomic():
         note, problem = undoable(ctx, about)
@@ -9958,12 +9956,12 @@ def undo(ctx: Context, about: str) -> None:
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
-        log.info("%s: %s taken back by %s", about, note.what, ctx.actor)
+        log.info("%s: %s undone by %s", about, note.what, ctx.actor)
         audit(ctx, "change taken back", about, note.what)
 
 
 def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: bool) -> None:
-    """Give a patient back what was changed, or make it anew. Refuses 0111 for another's ID."""
+    """Restore a patient's columns, or the whole row. Refuses 0111 for another patient's ID."""
     if there:
         update_row(Patient, row_id, **old, updated_at=ctx.stamp())
     elif old:
@@ -9976,7 +9974,7 @@ def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: 
 
 
 def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
-    """Give an order back what was changed. Refuses 0111 for another's accession number."""
+    """Restore an order's columns. Refuses 0111 for another patient's accession number."""
     if old:
         update_row(RequestedProcedure, row_id, **old)
     if "accession_number" in old:
@@ -9985,7 +9983,7 @@ def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
 
 
 def _put_back_step(ctx: Context, row_id: int, old: Mapping[str, Any]) -> int:
-    """Give an exam back its state with its times, and its item: the row of its patient."""
+    """Restore an exam's state, times and item; return the row id of its patient."""
     step = ScheduledProcedureStep.get_by_id(row_id)
     procedure = step.procedure
     if "state" in old:
@@ -9999,13 +9997,13 @@ def _put_back_step(ctx: Context, row_id: int, old: Mapping[str, Any]) -> int:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.scheduling
-# Orders: made, changed, moved.
+# Orders: created, changed, moved.
 # ------------------------------------------------------------------------------------------------
 
 def _save_procedure(
     ctx: Context, patient: Patient, index: ElementIndex, same_id: str = "refuse"
 ) -> RequestedProcedure:
-    """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
+    """Find or create the requested procedure of an item. Refuses 0111 for another patient's."""
     uid = index.get("StudyInstanceUID")
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
@@ -10048,7 +10046,7 @@ def _save_procedure(
 def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
-    """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
     pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
         ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
@@ -10084,13 +10082,13 @@ def _save_step(
 def schedule(
     ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
 ) -> list[bytes]:
-    """Put a worklist item on the worklist: the complete data set of each of its steps.
+    """Put an item on the worklist; return the complete data set of each of its steps.
 
-    data      patient, request and Scheduled Procedure Step Sequence of one item or more, stored
-              form; identifiers that are not given are made
-    same_id   `refuse`, `update` or `separate`, when the Patient ID belongs to another name
-    trial     it will be undone, and is not logged
-    Refuses   0106 with every attribute that is wrong or missing, 0111 for what exists already
+    data      patient, request and Scheduled Procedure Step Sequence, stored form; missing
+              identifiers are assigned
+    same_id   `refuse`, `update` or `separate`, if the Patient ID belongs to another name
+    trial     it will be rolled back: do not log it
+    Refuses   0106 with all wrong or missing attributes; 0111 for what already exists
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
@@ -10105,20 +10103,20 @@ def schedule(
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
         log.info(
-            "accession %s: %d steps scheduled by %s",
+            "accession %s: scheduled by %s; steps: %d",
             procedure.accession_number,
-            len(stored),
             ctx.actor,
+            len(stored),
         )
     return stored
 
 
 def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes) -> bytes:
-    """Change what is given of a step, its procedure and its patient: the new data set.
+    """Change a step, its procedure and its patient; return the new data set.
 
-    data     attributes to change, as for `schedule`; what is absent stays, what is empty is emptied
-    Refuses  0112; 0110 for a step that has begun or ended; 0106; 0105 for another Study Instance
-             UID, step ID or Patient ID
+    data     attributes to change, as for `schedule`; an empty attribute is emptied
+    Refuses  0112; 0110 for a step that has started or ended; 0106; 0105 for another Study
+             Instance UID, step ID or Patient ID
     """
     index = ElementIndex(data)
     of_patient, of_procedure, items = split_item(index)
@@ -10167,7 +10165,7 @@ def _change(
     of_patient: ElementIndex,
     of_procedure: ElementIndex,
 ) -> None:
-    """Write what was changed of a step, its procedure and its patient; siblings follow."""
+    """Write the changes of a step, its procedure and its patient; sibling steps follow."""
     procedure = step.procedure
     told = ElementIndex(procedure.data).merged(of_procedure)
     procedure.data = bytes(told)
@@ -10187,7 +10185,7 @@ def _change(
 
 
 def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
-    """Refuse (0105) a change of what a step is known by."""
+    """Refuse (0105) to change what identifies a step."""
     known = {
         "StudyInstanceUID": (index, step.study_instance_uid),
         "PatientID": (index, step.patient_id),
@@ -10203,7 +10201,7 @@ def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProce
 
 
 def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = "") -> int:
-    """Let an event happen to many steps, to all or none; `today` moves them to today."""
+    """Apply an event to all steps or none; `today` moves them to today. Return their number."""
     count = 0
     with database.atomic():
         for count, row_id in enumerate(row_ids, 1):  # noqa: B007
@@ -10216,7 +10214,7 @@ def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = 
 
 
 def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
-    """Give a step another date, time, station or modality by keyword; all else stays."""
+    """Change date, time, station or modality of a step, by keyword."""
     if device := device_of(ctx, texts.get("ScheduledStationAETitle", "")):
         texts.setdefault("Modality", device.modality)
         texts["ScheduledStationName"] = device.station_name
@@ -10227,9 +10225,9 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
 
 
 def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
-    """Schedule an item unless its study is known: the same form twice, by a double click.
+    """Schedule an item unless its study is known, as when a form is submitted twice.
 
-    ask  refuse, so that it is asked, where somebody of this name and birth date is known
+    ask  refuse (0111) if a patient of this name and birth date has another ID
     """
     index = ElementIndex(item)
     if step_known(index.get("StudyInstanceUID")):
@@ -10245,14 +10243,14 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.mpps.linking
-# Which scheduled steps a performed one satisfies, and what that makes of them.
+# Links from performed steps to scheduled steps, and the states that follow.
 # ------------------------------------------------------------------------------------------------
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
-    """Link a performed step to the scheduled one that an item names; whether one was found.
+    """Link a performed step to the scheduled step that an item names; False if there is none.
 
-    Found by study with procedure and step ID, else by accession number, else by the step ID alone
-    where it is the only one; never by the patient's name (PS3.4 F.7.2.1.2).
+    It is found by study with procedure and step ID, else by accession number, else by step ID if
+    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2).
     """
     step, found_by = find_scheduled(item, patient_id)
     if step:
@@ -10261,7 +10259,7 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
-    """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
+    """Link a performed step to a scheduled one; `before` is the latter's state until then."""
     database.execute_sql(
         "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
         " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -10269,8 +10267,8 @@ def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> 
     )
 
 
-# How a scheduled step is looked for: each attempt needs its first column, and the others where
-# the item has them. A step of another patient is taken only on the word of its study.
+# The attempts to find a scheduled step, in order: each needs a value for its first column and uses
+# the other columns that have values. Only the study may link a step of another patient.
 STEP_ATTEMPTS = (
     ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
     ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
@@ -10280,7 +10278,7 @@ STEP_ATTEMPTS = (
 
 
 def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str]:
-    """The one scheduled step an item of Scheduled Step Attributes means, and how it was found."""
+    """The scheduled step that a Scheduled Step Attributes item names, and how it was found."""
     known = {
         "study_instance_uid": item.get("StudyInstanceUID"),
         "requested_procedure_id": item.get("RequestedProcedureID"),
@@ -10300,7 +10298,7 @@ def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str
 
 
 def settle_steps(ctx: Context, performed_id: int) -> None:
-    """Bring every scheduled step that a performed one satisfies to the state that follows."""
+    """Update the state of every scheduled step that is linked to a performed step."""
     cursor = database.execute_sql(
         "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
     )
@@ -10309,11 +10307,11 @@ def settle_steps(ctx: Context, performed_id: int) -> None:
 
 
 def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
-    """The state of a scheduled step from all its performed ones, as STEP_STATUS_AFTER says.
+    """Set a scheduled step's state from all its performed steps, as STEP_STATUS_AFTER says.
 
-    Where none counts, since the wrong entry was chosen, it is again what it was before.
+    If none counts, as the wrong entry was chosen, it returns to its state before.
 
-    before  that state, where the link which knew it is gone
+    before  that state, if the link that kept it has been deleted
     """
     links = database.execute_sql(
         "SELECT l.status_before, p.status, p.data FROM performed_scheduled_step l"
@@ -10332,9 +10330,9 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
 
 
 def reporting_stations() -> set[str]:
-    """The AE titles that have ever reported a performed step."""
+    """The AE titles that have reported a performed step."""
     title = "SELECT min(performed_station_ae_title) FROM performed_procedure_step"
-    cursor = database.execute_sql(  # from one title to the next in the index
+    cursor = database.execute_sql(  # a skip scan of the index
         f"WITH RECURSIVE t (title) AS ({title} UNION ALL SELECT ({title} WHERE"
         " performed_station_ae_title > t.title) FROM t WHERE t.title IS NOT NULL)"
         " SELECT title FROM t WHERE title IS NOT NULL"
@@ -10343,9 +10341,10 @@ def reporting_stations() -> set[str]:
 
 
 def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> bool:
-    """Whether a machine reports performed steps, as its device says, else as it has ever done.
+    """Whether a machine reports performed steps: by its device's setting, else by past reports.
 
-    stations   the AE titles that a step is scheduled for; reporting: as reporting_stations gives
+    stations   AE titles that a step is scheduled for
+    reporting  the result of reporting_stations
     """
     titles: set[str] = set()
     for station in stations:
@@ -10357,7 +10356,7 @@ def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> b
 
 
 def unscheduled_steps(limit: int = 200) -> list[Any]:
-    """Performed steps that no scheduled one was found for and nobody has settled, newest first."""
+    """Performed steps without a scheduled step that nobody has settled, newest first."""
     return fetch_rows(
         PerformedProcedureStep,
         "settled = '' AND NOT EXISTS (SELECT 1 FROM performed_scheduled_step l"
@@ -10367,7 +10366,7 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
 
 
 def _performed_row(performed_id: int) -> Any:
-    """A performed step by its row. Refuses 0112."""
+    """A performed step by its row id. Refuses 0112."""
     performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
     if not performed:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
@@ -10375,7 +10374,7 @@ def _performed_row(performed_id: int) -> Any:
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
-    """Let a person say which scheduled step a performed one was. Refuses 0112."""
+    """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
         performed, step = _performed_row(performed_id), step_row(step_id)
         insert_link(performed_id, step_id, "by hand", step.status)
@@ -10385,7 +10384,7 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
 
 
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
-    """Undo a match; the scheduled step is again what it was. Refuses 0112."""
+    """Delete a link; the scheduled step returns to its state before. Refuses 0112."""
     with database.atomic():
         links = database.execute_sql(
             "SELECT status_before FROM performed_scheduled_step"
@@ -10403,7 +10402,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
 
 
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
-    """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
+    """Accept a performed step without an order, with a reason. Refuses 0106 without one; 0112."""
     needs_reason(reason)
     _performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
@@ -10411,7 +10410,7 @@ def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
 
 
 def is_wrong_entry(status: str, data: bytes) -> bool:
-    """Whether a step was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
+    """Whether a step was discontinued because of a wrong worklist entry (110514, DCM)."""
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     reason = ElementIndex(data).item(keyword)
     known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY
@@ -10422,7 +10421,7 @@ def is_wrong_entry(status: str, data: bytes) -> bool:
 
 # ------------------------------------------------------------------------------------------------
 # minris.mpps.performed
-# Performed procedure steps: created, set, got (PS3.4 F.7, F.8).
+# Performed procedure steps: N-CREATE, N-SET, N-GET (PS3.4 F.7, F.8).
 # ------------------------------------------------------------------------------------------------
 
 NOT_SETTABLE = frozenset(
@@ -10431,11 +10430,11 @@ NOT_SETTABLE = frozenset(
 
 
 def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> str:
-    """Take a new performed procedure step: its SOP Instance UID, made where none is given.
+    """Create a performed procedure step; return its SOP Instance UID.
 
-    uid      Affected SOP Instance UID (0000,1000), or ""
+    uid      Affected SOP Instance UID (0000,1000); if empty, one is assigned
     data     the attribute list, stored form
-    raw      as it came, where texts of it had to be recovered
+    raw      the bytes as received, if texts had to be recovered
     Refuses  0111, 0117, 0120, 0121; 0106 for a status other than IN PROGRESS
     Source   PS3.4 F.7.2.1, PS3.7 10.1.5
     """
@@ -10471,15 +10470,17 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         notify_of_mpps(ctx, uid, "IN PROGRESS")
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
-    log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
+        log.warning(
+            "performed step %s from %s without %s", uid, ctx.actor, noted_problems(forgiven)
+        )
+    log.info("performed step %s: IN PROGRESS by %s; linked steps: %d", uid, ctx.actor, sum(links))
     return uid
 
 
 def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
-    """Whether a change was passed on before, and comes from another than the machine.
+    """Whether a change was forwarded before and does not come from the machine itself.
 
-    Systems that pass on to each other would do so for ever
+    Otherwise two systems that forward to each other would never stop
     """
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
@@ -10491,13 +10492,13 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
 
 
 def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
-    """Tell of a performed step by MPPS Notification, what it has entered being a key of MPPS_EVENTS."""
+    """Send an MPPS Notification; `entered`, a key of MPPS_EVENTS, is the state or what happened."""
     event_type = MPPS_EVENTS[entered]
     pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
 
 
 def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
-    """Bytes as received, behind those known; alone where a peer sends them without end."""
+    """The bytes as received, appended to those kept; without these if the sum is too long."""
     if not (known and raw):
         return raw or known
     kept = bytes(known) + raw
@@ -10505,12 +10506,12 @@ def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | N
 
 
 def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> None:
-    """Change a performed procedure step that is IN PROGRESS.
+    """Update a performed procedure step that is IN PROGRESS.
 
     uid      Requested SOP Instance UID (0000,1001)
     data     the modification list, stored form; a sequence replaces the stored one
-    Refuses  0112; 0110 with A710 after the end; 0105 for what may not be set, if it differs;
-             0106 for another status; 0120, 0121 for what the end needs
+    Refuses  0112; 0110 with A710 after the end; 0105 for a change of what may not be set;
+             0106 for an unknown status; 0120, 0121 for what the final state requires
     Source   PS3.4 F.7.2.2
     """
     index = ElementIndex(data)
@@ -10543,15 +10544,15 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
     log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
     if remark:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
+        log.warning("performed step %s from %s without %s", uid, ctx.actor, remark)
 
 
 def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
-    """A performed procedure step, or some of its attributes: the status and the data set.
+    """The status and the data set of a performed procedure step, or some of its attributes.
 
     uid      Requested SOP Instance UID (0000,1001)
-    tags     Attribute Identifier List (0000,1005), top level; none for all
-    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    tags     Attribute Identifier List (0000,1005), top level; all if empty
+    Returns  0001 if a requested attribute is not supported, else 0000
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
@@ -10562,7 +10563,7 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
-    """The state an N-SET leads to. Refuses as MPPS_TRANSITIONS says, 0106 for another status."""
+    """The state that an N-SET leads to. Refuses as MPPS_TRANSITIONS says; 0106."""
     event = f"set {status}" if status else "set"
     outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
     if performed and performed.status in FINAL_MPPS_STATES:
@@ -10580,10 +10581,10 @@ def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
 
 
 def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
-    """Hold a performed step against the table for its state: what was forgiven, in words.
+    """Check a performed step against the table for its state; return tolerated problems as text.
 
-    DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
-    Source: PS3.4 F.7.2.2.2
+    DISCONTINUED without a series is common: tolerated unless [dicom] strict_mpps is set.
+    Source  PS3.4 F.7.2.2.2
     """
     lenient = not ctx.config.dicom.strict_mpps
     final = state in FINAL_MPPS_STATES
@@ -10616,7 +10617,7 @@ FINAL_TAGS = tuple(
 
 
 def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
-    """Row, data set, remark and the way it was found of each performed step of a scheduled one."""
+    """Row id, data set, remark and kind of link of each performed step of a scheduled step."""
     return database.execute_sql(
         "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
         " JOIN performed_scheduled_step l ON l.performed_id = p.id"
@@ -11913,16 +11914,16 @@ def end_workitem(
 
 # ------------------------------------------------------------------------------------------------
 # minris.doctor
-# What is known of a device, and the one thing to do next.
+# Device checks: what is known of a device, and what to do next.
 # ------------------------------------------------------------------------------------------------
 
 def echo(our_ae_title: str, device: Device) -> Message:
-    """C-ECHO to a device: what came of it, in a sentence."""
+    """Send C-ECHO to a device; return the outcome as a sentence."""
     return echo_words(our_ae_title, device, echo_outcome(our_ae_title, device))
 
 
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
-    """What came of a C-ECHO to a device; `outcome` is a key of ECHO_WORDS."""
+    """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
     return Message(ECHO_WORDS[outcome].key, **where)
 
@@ -11937,7 +11938,7 @@ ECHO_WORDS = {
 
 
 def echo_outcome(our_ae_title: str, device: Device) -> str:
-    """C-ECHO to a device: a key of ECHO_WORDS."""
+    """Send C-ECHO to a device; return a key of ECHO_WORDS."""
     return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
 
 
@@ -11959,13 +11960,12 @@ async def _ask_echo(our_ae_title: str, device: Device) -> str:
     return "answers" if status == Status.SUCCESS else "no answer"
 
 
-# The doctor of devices: what is known of one, and the one thing to do next.
-
-
 class Finding(NamedTuple):
-    """What is known of a device: `good`, `warning` or `bad`, a sentence, and what mends it.
+    """One finding: `good`, `warning` or `bad`, a sentence, and a remedy.
 
-    path  a page that mends it, with words for the link; or, for `do`, an action of the doctor's page
+    path  page for the remedy
+    mend  words of its link or button
+    do    value of the button's form, for a remedy on the page itself
     """
 
     light: str
@@ -11976,16 +11976,16 @@ class Finding(NamedTuple):
 
 
 class Called(NamedTuple):
-    """What the association server has seen: calls by AE title, and those turned away, with why."""
+    """The calls that the association server saw: accepted by AE title; rejected with the reason."""
 
     accepted: Mapping[str, Call]
     rejected: Mapping[tuple[str, str], tuple[float, str]]
 
 
 def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
-    """What is known of a device, the worst first.
+    """The findings about a device, worst first.
 
-    outcome  a key of ECHO_WORDS
+    outcome  of the C-ECHO, a key of ECHO_WORDS
     """
     found = [
         *_reached(ctx, device, outcome),
@@ -12003,7 +12003,7 @@ def _edit(device: Device) -> str:
 
 
 def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
-    """Whether we reach it, as results, events and what is passed on need."""
+    """Whether we can reach it, as results, events and forwarding require."""
     words = echo_words(ctx.config.dicom.ae_title, device, outcome)
     if outcome == "answers":
         yield Finding("good", words)
@@ -12015,7 +12015,7 @@ def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
 
 
 def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
-    """Calls of it that were refused, also under another AE title from its address."""
+    """Its rejected calls, also those from its address under another AE title."""
     for (calling, address), (at, why) in called.rejected.items():
         last = max((called.accepted[title].at for title in device.ae_titles
                     if title in called.accepted), default=0.0)  # fmt: skip
@@ -12032,7 +12032,7 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
 
 
 def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
-    """Its last association, from where, and for what."""
+    """Its last association: address and SOP classes."""
     calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
     if not calls:
         yield Finding("warning", Message("It has not called since this system was started"), "",
@@ -12054,7 +12054,7 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
 
 
 def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
-    """Its last worklist query and what came of it."""
+    """Its last worklist query and the outcome."""
     if device.role != "modality":
         return
     query = last_query(device.ae_titles)
@@ -12081,7 +12081,7 @@ MOST_SKEW_S = 300
 
 
 def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
-    """Whether it reports performed steps, and how its clock goes."""
+    """Whether it reports performed steps, and whether its clock is right."""
     if device.role != "modality":
         return
     titles = ", ".join("?" * len(device.ae_titles))
@@ -12112,11 +12112,11 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.images.references
-# Instances as they are named, and where they are known to be.
+# References to instances, and where these are known to be.
 # ------------------------------------------------------------------------------------------------
 
 class Reference(NamedTuple):
-    """An instance, and where it is if that is known."""
+    """A reference to an instance, with study and series if known."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -12125,15 +12125,14 @@ class Reference(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What is known of some instances.
+    """Evidence of instances, by SOP Instance UID.
 
-    found      by UID the class of each that was seen, empty where that was not told, and the AE
-               title that says so
-    missing    those that were looked for and not seen
-    unchecked  those that could not be looked for
-    problem    why there is no telling of the rest
-    reasons    of those that are missing, where the archive has said why; else 0112
-    places     study, series and Instance Availability of those found, where they are known
+    found      class of each instance found, empty if unknown, and the AE title of the source
+    missing    instances that were searched and not found
+    unchecked  instances that could not be searched
+    problem    why the others could not be checked
+    reasons    the archive's failure reasons of missing ones; else 0112
+    places     study, series and Instance Availability of instances found, if known
     """
 
     found: Mapping[str, tuple[str, str]]
@@ -12145,14 +12144,14 @@ class Evidence(NamedTuple):
 
 
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
-    """UIDs at any depth that are none, or several."""
+    """Invalid or multiple UIDs at any depth."""
     for item, tag in every_element(index):
         if item.vr(tag) == b"UI" and (text := item.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
 
 
 def is_by_study(index: ElementIndex) -> bool:
-    """Whether a request for commitment names its instances by study. Refuses 0106 for both ways."""
+    """Whether a commitment request lists its instances by study. Refuses 0106 for both forms."""
     flat, studies = REFERENCED_SOP, tag_of("ReferencedStudySequence")
     if flat in index and studies in index:
         problem = Problem(studies, Message("is there beside (0008,1199)"))
@@ -12161,7 +12160,7 @@ def is_by_study(index: ElementIndex) -> bool:
 
 
 def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
-    """The instances that a request for commitment names."""
+    """The instances of a commitment request."""
     if not by_study:
         items = index.items(REFERENCED_SOP)
         return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
@@ -12179,7 +12178,7 @@ def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
 
 
 def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
-    """The instances of a request that is in order. Refuses 0115, 0120, 0121, 0213."""
+    """The instances of a commitment request, checked. Refuses 0115, 0120, 0121, 0213."""
     check_attributes(index, COMMITMENT_BY_STUDY if by_study else COMMITMENT_ATTRIBUTES, "action")
     references = references_of(index, by_study)
     most = ctx.config.commitment.maximum_instances
@@ -12199,13 +12198,13 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
     return references
 
 
-MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
+MOST_PERFORMED = 3000  # newest performed steps that are searched for an instance
 
 
 def _availability_of(
     uids: Iterable[str], columns: str, where: str = "1 = 1", *values: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Columns of what is known of some instances under a condition, five hundred at once."""
+    """Columns of the availability of some instances under a condition, read by 500."""
     wanted = list(uids)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
@@ -12217,7 +12216,7 @@ def _availability_of(
 
 
 def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
-    """Study and series of instances, as availability or performed steps have told them."""
+    """Study and series of instances, known from availability or performed steps."""
     columns = "sop_instance_uid, study_instance_uid, series_instance_uid"
     found = {uid: tuple(place) for uid, *place in _availability_of(sorted(uids), columns)}
     open_ = uids - found.keys()
@@ -12231,12 +12230,12 @@ def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
         found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
         open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
         if not row and len(open_) > 20:
-            break  # of a machine that does not report: none of the others is known either
+            break  # the machine does not report: the others are unknown too
     return found
 
 
 def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
-    """Study, series and class of each instance that a performed procedure step refers to."""
+    """Study, series and class of each instance that a performed step references."""
     studies = {one.get("StudyInstanceUID") for one in performed.items(STEP_ATTRIBUTES)} - {""}
     if len(studies) != 1:
         return {}
@@ -12252,7 +12251,7 @@ def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
 
 
 def notified_instances(references: Iterable[Reference], archive: str) -> dict[str, str]:
-    """The class of each instance that the archive has notified as to be had there."""
+    """The class of each instance that the archive has notified as available there."""
     uids = (one.sop_instance_uid for one in references)
     where = f"retrieve_ae_title = ? AND who = ? AND availability IN {RETRIEVABLE}"
     columns = "sop_instance_uid, sop_class_uid"
@@ -12260,7 +12259,7 @@ def notified_instances(references: Iterable[Reference], archive: str) -> dict[st
 
 
 def available_of(study: str) -> int:
-    """How many images of a study are known to be where they can be had."""
+    """The number of a study's images that are known to be available."""
     sql = (
         "SELECT count(DISTINCT sop_instance_uid) FROM availability"
         f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
@@ -12269,9 +12268,9 @@ def available_of(study: str) -> int:
 
 
 def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
-    """Those of some instances that are known to be where they can be had.
+    """The instances among these that are known to be available.
 
-    at  the Retrieve AE Titles that will do; any if there are none
+    at  accepted Retrieve AE Titles; any if empty
     """
     places, where = list(at), f"availability IN {RETRIEVABLE}"
     if places:
@@ -12281,13 +12280,13 @@ def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.images.arrivals
-# Which images have come: exams that end by them, workitems that wait for them.
+# Image arrival: the exams it ends, and the workitems that wait for it.
 # ------------------------------------------------------------------------------------------------
 
 class Arrival(NamedTuple):
-    """A performed step, and which of the images that it names are known to be in an archive.
+    """A performed step, and which of its images are known to be in an archive.
 
-    step_id    row of a scheduled step that it satisfies, None where there is none
+    step_id    row id of a linked scheduled step, or None
     performed  its data set
     """
 
@@ -12300,7 +12299,7 @@ class Arrival(NamedTuple):
 
 
 def arrival_of(row: Any) -> Arrival:
-    """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
+    """The arrival of a performed step's images (PS3.4 R.1.1: of those that it references)."""
     performed = ElementIndex(row.data)
     produced = produced_by(performed)
     there = available_uids(produced)
@@ -12314,7 +12313,7 @@ def arrival_of(row: Any) -> Arrival:
 
 
 def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> list[Arrival]:
-    """Performed steps that ended of late, whose images are not all known to be in an archive."""
+    """Performed steps that ended in the last hours with images not known to be in an archive."""
     ended = fetch_rows(
         PerformedProcedureStep,
         f"updated_at > ? AND status IN {tuple(sorted(FINAL_MPPS_STATES))}"
@@ -12330,11 +12329,11 @@ def performed_arrival(performed_id: int) -> Arrival:
     return arrival_of(fetch_rows(PerformedProcedureStep, "id = ?", performed_id)[0])
 
 
-# Exams of machines that do not report: their images are their report.
+# Exams on machines without MPPS: their images tell their state.
 
 
 def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
-    """The open steps under a condition that nothing was performed for, at machines that do not report."""
+    """The open steps under a condition, without performed step, on machines that do not report."""
     found = fetch_rows(
         ScheduledProcedureStep,
         f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND {where} AND NOT EXISTS (SELECT 1 FROM"
@@ -12357,7 +12356,7 @@ def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
 
 
 def unreported_studies(ctx: Context) -> list[str]:
-    """Studies that may be in the archive though no machine has said so: of today and yesterday."""
+    """Studies of today and yesterday that may be in the archive, on machines that do not report."""
     yesterday = f"{ctx.local_now() - datetime.timedelta(days=1):%Y%m%d}"
     steps = unreported_steps(
         ctx, "((start_date >= ? AND start_date <= ?) OR status = 'STARTED')", yesterday, ctx.today()
@@ -12366,9 +12365,10 @@ def unreported_studies(ctx: Context) -> list[str]:
 
 
 def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
-    """So many images of studies are in the archive: exams whose machine does not report have begun.
+    """Note how many images of studies are in the archive, which starts unreported exams.
 
-    counts   by Study Instance UID; told_by: a key of TOLD_BY
+    counts   images by Study Instance UID
+    told_by  a key of TOLD_BY
     """
     for study, count in counts.items():
         step = _unreported_step(ctx, study) if count else None
@@ -12387,9 +12387,9 @@ def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
 
 
 def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
-    """The open step of a study whose machine does not report; of several steps that of a station.
+    """The one open step of a study whose machine does not report, or None.
 
-    Images of a study do not say which of its steps they are of, whatever became of the others
+    If the study has several steps, only that of the station: images do not name their step
     """
     steps = unreported_steps(ctx, "study_instance_uid = ?", study) if study else []
     if not steps:
@@ -12407,9 +12407,9 @@ def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
 
 
 def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
-    """Studies to which no image has come for [commitment] quiet_minutes, and who told of them.
+    """Studies without new images for [commitment] quiet_minutes, and the source of the count.
 
-    Where the archive is asked, it must have been asked again after that time
+    If the archive is queried, it must have been queried again after that time
     """
     keep, archive = ctx.config.commitment, archive_of(ctx)
     asked = bool(keep.look_minutes and archive and archive.host)
@@ -12421,33 +12421,32 @@ def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
 
 
 def end_quiet_exams(ctx: Context) -> None:
-    """End the exams whose machines do not report and whose images have all come, as it seems."""
+    """End unreported exams whose images seem to be complete."""
     for study, told_by in quiet_studies(ctx):
         end_by_images(ctx, study, told_by)
         erase("study_seen WHERE study_instance_uid = ?", study)
 
 
 def end_by_images(ctx: Context, study: str, told_by: str, station: str = "") -> None:
-    """End the exam of a study, if its machine does not report; told_by: a key of TOLD_BY."""
+    """End a study's exam if its machine does not report; `told_by` is a key of TOLD_BY."""
     if step := _unreported_step(ctx, study, station):
         enter_state(ctx, step, "COMPLETED", told_by)
 
 
-# Workitems whose inputs have come.
+# Inputs of workitems.
 
 
 def retrieved_from(item: ElementIndex) -> set[str]:
-    """The AE titles where an item of input says that its instances are to be had."""
+    """The Retrieve AE Titles of an Input Information item."""
     sequence = item.items(tag_of("DICOMRetrievalSequence"))
     return {one.get("RetrieveAETitle") for one in sequence} - {""}
 
 
 def inputs_are_ready(index: ElementIndex) -> bool:
-    """Whether all that a workitem needs can be had, as far as is known here (local; PS3.3 C.30.2).
+    """Whether all inputs of a workitem are known to be available (local; PS3.3 C.30.2).
 
-    Each instance that it lists, at one of the AE titles where it says that it is to be had. A list
-    that is INCOMPLETE is so still, unless it is of studies whose performed steps have all ended, and
-    all that these have produced can be had.
+    Each listed instance must be at one of its Retrieve AE Titles. An INCOMPLETE list is not enough,
+    unless all performed steps of its studies have ended and their images are available.
     """
     items = index.items(tag_of("InputInformationSequence"))
     whole = index.get("InputReadinessState") != "INCOMPLETE"
@@ -12461,7 +12460,7 @@ def inputs_are_ready(index: ElementIndex) -> bool:
 
 
 def _has_all_arrived(study: str) -> bool:
-    """Whether what was performed of a study has ended, and all of its images have come."""
+    """Whether all performed steps of a study have ended and their images have arrived."""
     rows_ = [
         types.SimpleNamespace(id=row_id, sop_instance_uid="", updated_at="", status=status, data=data)
         for row_id, status, data in database.execute_sql(
@@ -12485,7 +12484,7 @@ def _has_all_arrived(study: str) -> bool:
 
 
 def awaited_inputs(most: int = 5000) -> list[Reference]:
-    """The instances that workitems wait for, and that are not known to be anywhere."""
+    """The instances that workitems wait for and that are not known to be available."""
     waiting = fetch_rows(
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
     )
@@ -12503,7 +12502,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
 
 
 def ready_workitems() -> list[str]:
-    """Workitems that wait for inputs, and have them."""
+    """UIDs of waiting workitems whose inputs are available."""
     waiting = fetch_rows(
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
     )
@@ -12512,16 +12511,16 @@ def ready_workitems() -> list[str]:
 
 
 def make_ready(ctx: Context, uid: str) -> None:
-    """Set the Input Readiness State of a workitem whose inputs have come, and tell its subscribers."""
+    """Set a workitem's Input Readiness State to READY if so, and notify its subscribers."""
     workitem = stored_workitem(uid)
     if not workitem or workitem.state != "SCHEDULED" or workitem.readiness == "READY":
         return
     if inputs_are_ready(ElementIndex(workitem.data)):
         update_workitem(ctx, uid, bytes(text_elements(InputReadinessState="READY")))
-        log.info("workitem %s: its inputs are ready", uid)
+        log.info("workitem %s: inputs are ready", uid)
 
 
-STUDIES_WITHOUT_ORDER = (  # from one study to the next in the index
+STUDIES_WITHOUT_ORDER = (  # a skip scan of the index
     "WITH RECURSIVE t (u) AS (SELECT min(study_instance_uid) FROM availability UNION ALL"
     " SELECT (SELECT min(study_instance_uid) FROM availability WHERE study_instance_uid > t.u)"
     " FROM t WHERE t.u IS NOT NULL), f (u) AS (SELECT u FROM t WHERE u <> '' AND NOT EXISTS"
@@ -12534,7 +12533,7 @@ STUDIES_WITHOUT_ORDER = (  # from one study to the next in the index
 
 
 def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
-    """Leave images in the archive without an order, for a reason. Refuses 0106, 0112."""
+    """Accept images in the archive without an order, with a reason. Refuses 0106, 0112."""
     needs_reason(why)
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():
@@ -12548,7 +12547,7 @@ def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.images.availability
-# Instance availability, notified and passed on (PS3.4 R).
+# Instance Availability Notification, received and forwarded (PS3.4 R).
 # ------------------------------------------------------------------------------------------------
 
 ENTER_AVAILABILITY = (
@@ -12562,11 +12561,11 @@ ENTER_AVAILABILITY = (
 
 
 def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
-    """Take an Instance Availability Notification: its UID, made where none is given.
+    """Store an Instance Availability Notification; return its UID, assigned if empty.
 
-    The newest of an instance at a Retrieve AE counts.
-
-    Refuses  0106, 0111, 0117, 0120, 0121. Source: PS3.4 R.3.2.1
+    The newest notification of an instance at a Retrieve AE counts.
+    Refuses  0106, 0111, 0117, 0120, 0121
+    Source   PS3.4 R.3.2.1
     """
     uid = uid or ctx.new_uid()
     check_uid(uid)
@@ -12593,12 +12592,12 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         note_images(ctx, {study: available_of(study)}, "availability")
         pass_on(ctx, "availability", "N-CREATE", uid, data)
         audit(ctx, "availability notified", study, f"{len(rows_)} instances")
-    log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
+    log.info("availability notified by %s; instances: %d", ctx.actor, len(rows_))
     return uid
 
 
 def look_again(uids: Iterable[str]) -> None:
-    """Have requests that wait for one of these instances judged now."""
+    """Make commitment requests that wait for these instances due now."""
     database.connection().executemany(
         "UPDATE commitment SET try_at = '' WHERE state = 'asked' AND id IN (SELECT commitment_id"
         " FROM commitment_instance WHERE sop_instance_uid = ? AND verdict = '')",
@@ -12607,7 +12606,7 @@ def look_again(uids: Iterable[str]) -> None:
 
 
 def _check_availability(index: ElementIndex) -> None:
-    """Refuse (0106) two performed steps, a word that is no availability, an instance twice."""
+    """Refuse (0106) two performed steps, an unknown availability, a duplicate instance."""
     problems, seen = [], set()
     performed = tag_of("ReferencedPerformedProcedureStepSequence")
     if len(index.items(performed)) > 1:
@@ -12628,9 +12627,9 @@ def _check_availability(index: ElementIndex) -> None:
 
 
 def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
-    """Keep which images have been seen in the archive; others are told of what is new.
+    """Store which images were found in the archive, and forward new ones.
 
-    archive  its AE title. What it notified of an image that can be had counts more than our look
+    archive  its AE title; its own notification of an available image outranks our query
     """
     seen = evidence.places.keys() & evidence.found.keys()
     new = seen - available_uids(evidence.places, [archive])
@@ -12651,7 +12650,7 @@ def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
 
 
 def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
-    """An Instance Availability Notification of a study, with the performed step that made it.
+    """An Instance Availability Notification of a study, with its performed step if it has one.
 
     rows_  as for availability_data
     """
@@ -12672,17 +12671,17 @@ def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.images.commitment
-# Storage commitment: asked, judged, passed on to the archive, told (PS3.4 J, PS3.18 13).
+# Storage commitment: requests, verdicts, forwarding, results (PS3.4 J, PS3.18 13).
 # ------------------------------------------------------------------------------------------------
 
 def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse") -> None:
-    """Take a request for storage commitment, to be judged.
+    """Store a storage commitment request, to be judged later.
 
     uid      Transaction UID
     data     the references, stored form
-    door     `dimse`: the result is told to who asks; `web`: it is asked for
-    Refuses  0115, 0120, 0121; 0213 for too many; 0124 for who could not be told; over HTTP 0111
-             for a UID in use. Over DIMSE such a request fails whole, by its report
+    door     `dimse`: the requester gets the result; `web`: the requester asks for it
+    Refuses  0115, 0120, 0121; 0213 for too many; 0124 if the requester has no address; over HTTP
+             0111 for a UID in use (over DIMSE all of such a request fails, in its result)
     Source   PS3.4 J.3.2; PS3.18 13.4
     """
     if not uid or value_problem("UI", uid):
@@ -12704,11 +12703,11 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
             door, requester, bytes(index)
         )  # fmt: skip
         if same and known.state in ("asked", "judged"):
-            log.info("commitment %s: asked again by %s", uid, ctx.actor)
+            log.info("commitment %s: requested again by %s", uid, ctx.actor)
             return
         _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
         audit(ctx, "commitment asked", uid, f"{len(references)} instances")
-    log.info("commitment %s: %d instances, by %s", uid, len(references), ctx.actor)
+    log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
 
 
 def _insert_commitment(
@@ -12743,11 +12742,11 @@ def _insert_commitment(
 
 
 def first_verdict(sop_class_uid: str, repeated: bool) -> str:
-    """What can be said of an instance unseen: "", or 0131, or 0122 for a class that is not stored."""
+    """The verdict without a check: "", 0131, or 0122 for a class that is not stored."""
     if repeated:
         return UID_IN_USE
     known = UID(sop_class_uid)
-    if known.is_private or known.name == sop_class_uid:  # of a maker, or of a later edition
+    if known.is_private or known.name == sop_class_uid:  # of a vendor, or of a later edition
         return ""
     stored = (
         known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
@@ -12756,13 +12755,13 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
 
 
 def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
-    """Have the result of a request told."""
+    """Queue the result of a request for its requester."""
     insert_row(Outbox, kind="commitment result", lane=RESULT_LANE, receiver=requester,
                commitment_id=commitment_id, created_at=ctx.stamp())  # fmt: skip
 
 
 def commitment_rows(where: str, *values: Any) -> list[Any]:
-    """Requests under a condition, without the references as they came: they may be megabytes."""
+    """Requests under a condition, without their data sets, which may have megabytes."""
     names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
     cursor = database.execute_sql(
         f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
@@ -12771,13 +12770,13 @@ def commitment_rows(where: str, *values: Any) -> list[Any]:
 
 
 def due_commitments(ctx: Context) -> list[Any]:
-    """Requests that are to be judged now."""
+    """Requests that are due to be judged."""
     due = "state = 'asked' AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100"
     return commitment_rows(due, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1]))
 
 
 def open_references(commitment_id: int) -> list[Reference]:
-    """The instances of a request that are not judged, with their places as far as they are known."""
+    """The unjudged instances of a request, with study and series if known."""
     cursor = database.execute_sql(
         "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
         " FROM commitment_instance WHERE commitment_id = ? AND verdict = ''",
@@ -12792,9 +12791,9 @@ def open_references(commitment_id: int) -> list[Reference]:
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
-    """Judge what evidence is of; the rest is looked at again, until its time is over.
+    """Judge the instances that there is evidence of; the others are checked again until time-out.
 
-    Source  PS3.4 J.3.3.1.2: success is claimed for what was seen in the archive alone
+    Source  PS3.4 J.3.3.1.2: only instances found in the archive are confirmed
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
@@ -12826,7 +12825,7 @@ def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> Non
 
 
 def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
-    """A request of which all is judged is judged; another one is looked at again."""
+    """Finish a request if all its instances are judged, else set its next check."""
     good, bad, open_ = commitment_counts([commitment.id])[commitment.id]
     if open_:
         failures = commitment.failures + 1
@@ -12843,16 +12842,16 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
     if commitment.door == "dimse":
         _enter_result(ctx, commitment.id, commitment.requester)
     audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
-    log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
+    log.info("commitment %s: committed %d, failed %d", commitment.transaction_uid, good, bad)
 
 
-REPORTED = "reported"  # the answer to a request whose report has come
-# What an archive's reasons become; any other is 0110.
+REPORTED = "reported"  # the answer of a request whose report has arrived
+# Failure reasons of an archive that are kept; any other becomes 0110.
 REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
 
 
 def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool, str]:
-    """Whether an archive that a request is passed on to may still answer, and what it failed of."""
+    """Whether an archive may still answer a forwarded request, and the problem if any."""
     asked = f"sent_at > ? AND answer <> '{REPORTED}'"
     found = database.execute_sql(
         f"SELECT max(({WAITING}) OR ({asked})) OVER (), CASE WHEN o.sent_at <> '' THEN ''"
@@ -12866,15 +12865,15 @@ def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool,
 
 
 def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: bytes = b"") -> str:
-    """Have a request passed on: its Transaction UID there; nothing once it is judged.
+    """Queue a request for the archive; return its new Transaction UID.
 
     references  Referenced SOP Sequence, stored form
-    The archive's report on an earlier one may have come while a round was under way.
+    Returns     "" if it is judged meanwhile, by the archive's report on an earlier one
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
         return ""
-    uid = ctx.new_uid()  # kept before it is sent: the report may come at once
+    uid = ctx.new_uid()  # stored before it is sent: the report may follow at once
     insert_row(Outbox, kind="commitment request", lane=REQUEST_LANE, receiver=archive,
                commitment_id=commitment_id, operation="N-ACTION", sop_instance_uid=uid,
                event_type=1, data=references, created_at=ctx.stamp())  # fmt: skip
@@ -12882,7 +12881,7 @@ def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: 
 
 
 def written_references(references: list[Reference]) -> bytes:
-    """The Referenced SOP Sequence of a request that is passed on (PS3.4 Table J.3-1)."""
+    """The Referenced SOP Sequence of a forwarded request (PS3.4 Table J.3-1)."""
     items = [
         text_elements(ReferencedSOPClassUID=one.sop_class_uid,
                       ReferencedSOPInstanceUID=one.sop_instance_uid)
@@ -12892,7 +12891,7 @@ def written_references(references: list[Reference]) -> bytes:
 
 
 def due_request(archive: str) -> list[Event]:
-    """The request that an archive is to be passed on next."""
+    """The next request to be forwarded to an archive, as a list of at most one."""
     return [
         one._replace(
             uid=STORAGE_COMMITMENT_INSTANCE,
@@ -12903,7 +12902,7 @@ def due_request(archive: str) -> list[Event]:
 
 
 def follow_requests(ctx: Context, archive: str, problem: str) -> None:
-    """An archive could not be passed on its requests: what is known of them until the next look."""
+    """Note the problem of requests that could not be forwarded to an archive."""
     if problem:
         database.execute_sql(
             "UPDATE commitment SET problem = ? WHERE state = 'asked' AND EXISTS (SELECT 1"
@@ -12914,10 +12913,10 @@ def follow_requests(ctx: Context, archive: str, problem: str) -> None:
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
-    """Take an archive's report on a request that was passed on to it: evidence of its own.
+    """Take an archive's report on a forwarded request as evidence.
 
-    uid      Transaction UID, ours
-    Refuses  0115 for one that was not passed on to who reports, 0120, 0121
+    uid      our Transaction UID
+    Refuses  0115 unless it was forwarded to the sender of the report; 0120, 0121
     Source   PS3.4 J.3.3
     """
     request = first_row(Outbox, "sop_instance_uid = ? AND lane = ?", uid, REQUEST_LANE)
@@ -12934,12 +12933,12 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
-        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot be both
+        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot have two classes
             failed[uid_] = str(int(OF_ANOTHER_CLASS, 16))
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if request.answer != REPORTED:  # it has the request, whatever became of its response
+        if request.answer != REPORTED:  # it has the request, even if its response was lost
             sent_at = request.sent_at or ctx.stamp()
             update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
@@ -12947,17 +12946,17 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
             record_evidence(ctx, request.commitment_id, evidence)
-    log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
+    log.info("commitment report of %s: committed %d, failed %d", ctx.actor, len(good), len(failed))
 
 
 def _failure_reason(text: str) -> str:
-    """A Failure Reason (0008,1197), that an archive has told, as one of ours."""
+    """An archive's Failure Reason (0008,1197) as four hex digits; 0110 unless we use it."""
     known = f"{int(text):04X}" if text.isdigit() else ""
     return known if known in REASONS_OF_ARCHIVE else NOT_CHECKED
 
 
 def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
-    """How many instances of requests are committed, refused and not judged, by id."""
+    """The numbers of committed, failed and unjudged instances of requests, by row id."""
     counts = dict.fromkeys(commitment_ids, (0, 0, 0))
     cursor = database.execute_sql(
         "SELECT commitment_id, count(*) FILTER (WHERE verdict = '0000'),"
@@ -12969,9 +12968,9 @@ def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int
 
 
 class Result(NamedTuple):
-    """How a request was judged: what a report and the web's answer say of each instance.
+    """The result of a request, as sent by DIMSE and the web.
 
-    archive  AE title of the archive where all was seen that is committed, if it is one
+    archive  AE title of the archive with all committed instances, "" if they are in several
     """
 
     all_good: bool
@@ -12980,7 +12979,7 @@ class Result(NamedTuple):
 
 
 def commitment_result(commitment: Any) -> Result:
-    """The result of a request that is judged, in the form of the request (PS3.4 Table J.3-2)."""
+    """The result of a judged request, in the form of the request (PS3.4 Table J.3-2)."""
     verdicts = fetch_rows(CommitmentInstance, "commitment_id = ? ORDER BY id", commitment.id)
     good = [one for one in verdicts if one.verdict == COMMITTED]
     bad = [one for one in verdicts if one.verdict != COMMITTED]
@@ -12992,7 +12991,7 @@ def commitment_result(commitment: Any) -> Result:
 
 
 def _reason(verdict: str) -> bytes:
-    """Failure Reason (0008,1197), nothing for what is committed."""
+    """Failure Reason (0008,1197); empty for a committed instance."""
     if verdict == COMMITTED:
         return b""
     return encode_element(tag_of("FailureReason"), b"US", struct.pack("<H", int(verdict, 16)))
@@ -13009,7 +13008,7 @@ def _flat(good: list[Any], bad: list[Any]) -> bytes:
 
 
 def _by_study(good: list[Any], bad: list[Any]) -> bytes:
-    """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
+    """PS3.18 Table J.2-1: studies, series, classes, instances; failed ones with the reason."""
 
     def instance(one: Any) -> ElementIndex:
         uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
@@ -13047,7 +13046,7 @@ def commitment_by_uid(uid: str) -> Any:
 
 
 def due_result(requester: str) -> list[Event]:
-    """The result that a requester is to be told next, made of its verdicts."""
+    """The next result for a requester, as a list of at most one."""
     for one in due_events(requester, 1, RESULT_LANE):
         [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
         result = commitment_result(commitment)
@@ -13065,7 +13064,7 @@ def due_result(requester: str) -> list[Event]:
 
 
 def follow_results(ctx: Context, requester: str, problem: str) -> None:
-    """A requester was told results, or was not: what that makes of its requests."""
+    """Update a requester's requests after an attempt to deliver results."""
     if problem:
         database.execute_sql(
             "UPDATE commitment SET failures = failures + 1, problem = ?"
@@ -13086,7 +13085,7 @@ def follow_results(ctx: Context, requester: str, problem: str) -> None:
 
 
 def purge_commitments(ctx: Context) -> int:
-    """Drop results that are old enough; their Transaction UIDs stay known. How many."""
+    """Erase old results, but not their Transaction UIDs; return their number."""
     old = ctx.stamp(days=-ctx.config.commitment.keep_days)
     over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
     ended = f"({over}) AND judged_at < ?"
@@ -13102,16 +13101,16 @@ def purge_commitments(ctx: Context) -> int:
 
 
 def try_commitment_again(ctx: Context, uid: str) -> None:
-    """Ask the archive, or tell the machine, now and not later. Refuses 0112, C300 for what is done.
+    """Retry the check or the delivery of a result now. Refuses 0112; C300 if it has ended.
 
-    A result that was told is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
+    A delivered result is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
     """
     commitment = commitment_by_uid(uid)
     done = commitment.state in ("told", "dropped")
     if done or (commitment.door == "web" and commitment.state != "asked"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
     update_row(Commitment, commitment.id, failures=0, try_at="")
-    if commitment.state == "given up":  # it has its time anew
+    if commitment.state == "given up":  # its time starts again
         update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp())
         database.execute_sql(
             "UPDATE outbox SET given_up_at = '', created_at = ? WHERE commitment_id = ?"
@@ -13125,7 +13124,7 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
 
 
 def drop_commitment(ctx: Context, uid: str, why: str) -> None:
-    """Tell a machine no more about its images. Refuses 0106, 0112, C300 for what is done."""
+    """Discard a request and its result. Refuses 0106, 0112; C300 if it has ended."""
     needs_reason(why)
     commitment = commitment_by_uid(uid)
     if commitment.state in ("told", "dropped"):
@@ -13137,24 +13136,24 @@ def drop_commitment(ctx: Context, uid: str, why: str) -> None:
 
 
 def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
-    """The newest requests, each with how many are committed, refused and not judged."""
+    """The newest requests, each with its numbers of committed, failed and unjudged instances."""
     found = commitment_rows(f"1 = 1 ORDER BY id DESC LIMIT {most}")
     counts = commitment_counts(one.id for one in found)
     return [(one, *counts[one.id]) for one in found]
 
 
 def judged_instances(commitment_id: int) -> list[Any]:
-    """The instances of a request with their verdicts, those that are refused first."""
+    """The instances of a request with their verdicts, failed ones first."""
     where = "commitment_id = ? ORDER BY verdict = '0000', id LIMIT 1000"
     return fetch_rows(CommitmentInstance, where, commitment_id)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.interchange.csv_tables
-# Worklist items and the catalogue as CSV.
+# CSV: worklist items and the procedure catalogue.
 # ------------------------------------------------------------------------------------------------
 
-# The columns of a CSV file: names they may have, and what they fill. A keyword does too.
+# Columns of a CSV file: accepted names, and the keyword they fill. A keyword is accepted too.
 CSV_COLUMNS: dict[str, str] = {
     name: row.keyword
     for row in table("""
@@ -13183,7 +13182,7 @@ CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": 
 
 
 def decode_csv(content: bytes) -> str:
-    """The text of a CSV file: UTF-8 with or without mark, else GB18030. Refuses 0106."""
+    """The text of a CSV file in UTF-8, with or without BOM, or GB18030. Refuses 0106."""
     for codec in ("utf-8-sig", "gb18030"):
         with contextlib.suppress(UnicodeDecodeError):
             return content.decode(codec)
@@ -13209,14 +13208,14 @@ def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
 
 
 def csv_keyword(name: str) -> str:
-    """What a column fills: a keyword, or "" for a column that is not known."""
+    """The keyword that a column fills, or "" for an unknown column."""
     known = CSV_COLUMNS.get(name.strip().casefold())
     return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
 
 
 def csv_value(keyword: str, text: str) -> str:
-    """A cell as DICOM writes it: dates without dashes, times without colons."""
-    text = text.strip().lstrip("'")  # a spreadsheet's way to keep a number a text
+    """A cell as a DICOM value: dates without dashes, times without colons."""
+    text = text.strip().lstrip("'")  # spreadsheets mark text like this
     if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
         return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
@@ -13233,9 +13232,9 @@ def csv_value(keyword: str, text: str) -> str:
 
 
 def items_from_csv(content: bytes) -> list[bytes]:
-    """The worklist items of a CSV file, one a row, procedures by the catalogue.
+    """The worklist items of a CSV file, one per row, completed from the catalogue.
 
-    Refuses 0106 for a file without a column for the name, or with columns that are not known
+    Refuses  0106 for unknown columns, or without a column for the patient's name
     """
     names, lines = read_csv(content)
     keywords = [csv_keyword(name) for name in names]
@@ -13280,24 +13279,24 @@ EXPORT_COLUMNS = (
 
 
 def no_formula(cell: str) -> str:
-    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    """A cell of a CSV file, quoted if a spreadsheet would take it for a formula."""
     return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def of_formula(cell: str) -> str:
-    """A cell as it was before no_formula."""
+    """The cell before no_formula."""
     return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
 
 
 def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A CSV file of column names and rows, none of whose cells can be taken for a formula."""
+    """A CSV file of column names and rows; no cell can be taken for a formula."""
     out = io.StringIO()
     csv.writer(out).writerows([head, *(map(no_formula, line) for line in lines)])
     return out.getvalue()
 
 
 def export_procedures() -> str:
-    """The procedure catalogue as CSV; `import_procedures` reads it back."""
+    """The procedure catalogue as CSV for `import_procedures`."""
     return csv_text(
         [*PROCEDURE_COLUMNS, "retired"],
         (
@@ -13308,11 +13307,11 @@ def export_procedures() -> str:
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
-    """Make or change procedures by their codes from CSV, all or nothing: how many.
+    """Create or change procedures by code from CSV, all or none; return their number.
 
-    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed, what has
-             no column stays as it is
-    Refuses  0106 with a line for each row that is wrong
+    content  columns of PROCEDURE_COLUMNS, and optionally retired; code and meaning are required,
+             columns that are absent stay unchanged
+    Refuses  0106 with a line per wrong row
     """
     head, lines = read_csv(content)
     columns, problems, count = [name.strip().casefold() for name in head], [], 0
@@ -13348,7 +13347,7 @@ def import_procedures(ctx: Context, content: bytes) -> int:
 
 
 def export_csv() -> str:
-    """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
+    """The scheduled steps as CSV, one row each."""
 
     def cells(data: bytes) -> list[str]:
         index = ElementIndex(data)
@@ -13363,13 +13362,13 @@ def export_csv() -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.interchange.files
-# Worklist items from files: DICOM, DICOM JSON, CSV.
+# Import of worklist items from files: DICOM, DICOM JSON, CSV.
 # ------------------------------------------------------------------------------------------------
 
 def read_dicom_file(content: bytes) -> bytes:
     """The data set of a DICOM file, with or without preamble, in the stored form.
 
-    Refuses 0106 for what cannot be read
+    Refuses  0106 for an unreadable file
     """
     if not content:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
@@ -13378,7 +13377,7 @@ def read_dicom_file(content: bytes) -> bytes:
         syntax, at = _file_meta(content, at)
         syntax = syntax or guess_syntax(content[at:])
         if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
-            raise Malformed(f"transfer syntax {syntax} is not taken")
+            raise Malformed(f"transfer syntax {syntax} is not supported")
         found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
         if found.damaged:
             words = Message("cannot be read in the character set of the file")
@@ -13392,7 +13391,7 @@ def read_dicom_file(content: bytes) -> bytes:
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
-    """The transfer syntax that a file meta group names, and where the data set begins."""
+    """The transfer syntax of a file meta group, and the offset of the data set."""
     start, syntax = at, ""
     while content[at : at + 2] == b"\x02\x00":
         _, number, vr, length = ELEMENT_HEADER.unpack_from(content, at)
@@ -13409,7 +13408,7 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
 
 
 def guess_syntax(data: bytes) -> str:
-    """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
+    """Explicit VR Little Endian if the first element has a VR, else Implicit."""
     explicit = data[4:6] in KNOWN_VRS
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
@@ -13417,8 +13416,8 @@ def guess_syntax(data: bytes) -> str:
 def read_items(name: str, content: bytes) -> list[bytes]:
     """The worklist items of one file, in the stored form.
 
-    name     its name, for its kind: .json is DICOM JSON, one data set or an array; others DICOM
-    Refuses  0106, with "item N" where the file has several
+    name     .csv, or .json for DICOM JSON, one data set or an array; else a DICOM file
+    Refuses  0106, with "item N" if the file has several
     """
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
@@ -13430,21 +13429,21 @@ def read_items(name: str, content: bytes) -> list[bytes]:
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; ValueError where a key is there twice, as one of the two would be lost."""
+    """A JSON object; ValueError for a duplicate key, as one of the values would be lost."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key[:40]!r} is there twice")
+            raise ValueError(f"{key[:40]!r} occurs twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def items_from_json(content: bytes) -> list[bytes]:
-    """The data sets of a DICOM JSON text: an object or an array. Refuses 0106."""
+    """The data sets of a DICOM JSON text, an object or an array. Refuses 0106."""
     try:
         value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -13462,7 +13461,7 @@ def items_from_json(content: bytes) -> list[bytes]:
 
 
 def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
-    """A refusal that says which item it is about, and all that is wrong with it."""
+    """The refusal with the item's number and all its problems as its sentence."""
     found = [problem.message for problem in refusal.problems]
     words = joined(found, "; ") if found else Message(refusal.detail)
     line = Message("{word} {number}: {words}", word=Message(word), number=number, words=words)
@@ -13475,16 +13474,16 @@ def import_items(
     word: str = "item",
     trial: bool = False,
 ) -> int:
-    """Put items on the worklist, all or none: how many.
+    """Put items on the worklist, all or none; return their number.
 
-    trial    it will be undone, and is not logged
-    Refuses  as `schedule`, with "item N: …" for each that is wrong, a line each
+    trial    it will be rolled back: do not log it
+    Refuses  as `schedule`, with a line "item N: …" per wrong item
     """
     imported, refusals = 0, []
     with database.atomic():
         for count, item in enumerate(items, 1):
             if not item:
-                continue  # an empty line of a table, which has its number too
+                continue  # an empty row of a table: it counts, but has no item
             try:
                 schedule(ctx, item, "separate", trial)
                 imported += 1
@@ -13502,13 +13501,13 @@ def import_items(
 
 
 def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
-    """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
+    """Preview the import of a CSV file: its lines and the problems; nothing is stored."""
     names, lines = read_csv(content)
     return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
 
 
 def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
-    """What is wrong with an import, in words; nothing of it is kept."""
+    """The problems of an import as text, tried and rolled back."""
     try:
         with database.atomic() as trial:
             import_items(ctx, items(), word=word, trial=True)
@@ -13519,13 +13518,13 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
 
 
 def import_file(ctx: Context, name: str, content: bytes) -> int:
-    """Import a file of the page: how many items. Refuses as import_items."""
+    """Import an uploaded file; return the number of items. Refuses as import_items."""
     word = "row" if name.lower().endswith(".csv") else "item"
     return import_items(ctx, read_items(name, content), word=word)
 
 
 def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
-    """What an import would do: its lines, and what is wrong; nothing is kept."""
+    """Preview an import: its lines and the problems; nothing is stored."""
     if name.lower().endswith(".csv"):
         return preview_csv(ctx, content)
     items = read_items(name, content)
@@ -13536,14 +13535,11 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
 
 # ------------------------------------------------------------------------------------------------
 # minris.interchange.whole_store
-# All that is kept, out and in again.
+# Export of the whole database, and its import.
 # ------------------------------------------------------------------------------------------------
 
-# Everything, in open form.
-
-
 def _exported(row: Any, *columns: str) -> dict[str, Any]:
-    """The data set of a row in the DICOM JSON Model, and some of its columns."""
+    """The data set of a row in the DICOM JSON Model, and further columns."""
     return {
         "data": to_json(ElementIndex(row.data)),
         **{column: getattr(row, column) for column in columns},
@@ -13551,7 +13547,7 @@ def _exported(row: Any, *columns: str) -> dict[str, Any]:
 
 
 def export_store() -> dict[str, Any]:
-    """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
+    """The whole database as JSON, data sets in the DICOM JSON Model, for `import_export`."""
     patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
     requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
     patient_at = {row.id: place for place, row in enumerate(patients)}
@@ -13597,7 +13593,7 @@ WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "upda
 
 
 def export_workitems() -> dict[str, Any]:
-    """The workitems with their history and subscribers; without the locks of their performers."""
+    """The workitems with history and subscriptions, without Transaction UIDs."""
     subscriptions = database.execute_sql(
         "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
         " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
@@ -13625,9 +13621,9 @@ def export_workitems() -> dict[str, Any]:
 
 
 def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
-    """Read back what export_workitems gave. Refuses 0111, 0106.
+    """Import the result of export_workitems. Refuses 0111, 0106.
 
-    Nobody is told; who had claimed a workitem over DICOM has to have it ended and made again.
+    Sends no events. A performer's claim is lost: its workitem must be ended and created again.
     """
     ids = dict(_import_workitem(ctx, one) for one in content.get("workitems", []))
     for one in content.get("workitem_events", []):
@@ -13641,7 +13637,7 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 
 
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
-    """Take a workitem of an export: its UID and its row."""
+    """Import a workitem; return its UID and row id."""
     index = _index_of(given).without([TRANSACTION_UID])
     uid = index.get("SOPInstanceUID")
     check_uid(uid)
@@ -13709,7 +13705,7 @@ def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, 
 
 
 def check_stamps(stamps: Iterable[str]) -> None:
-    """ValueError for what is no time as the store keeps it, nor empty."""
+    """Raise ValueError unless all are times as stored, or empty."""
     for stamp in stamps:
         if stamp:
             datetime.datetime.fromisoformat(stamp)
@@ -13718,7 +13714,7 @@ def check_stamps(stamps: Iterable[str]) -> None:
 
 
 def import_export(ctx: Context, content: dict[str, Any]) -> str:
-    """Read back what export_store gave, all or nothing: what was done. Refuses as `schedule`."""
+    """Import the result of export_store, all or nothing; return a summary. Refuses as `schedule`."""
     with database.atomic():
         patients = [(_import_patient(ctx, one), one) for one in content.get("patients", [])]
         steps = []
@@ -13737,7 +13733,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
             if row.status not in OPEN_STEP_STATES:
                 steps.append((row.id, given))
-        for patient, one in patients:  # a step that has ended told of an earlier time
+        for patient, one in patients:  # ended steps have an older state of the patient
             if patient:
                 write_patient(patient, _index_of(one), one["updated_at"])
         for row_id, given in steps:
@@ -13758,7 +13754,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
 
 
 def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> bytes:
-    """A step that has ended, with what is known of its patient and procedure since."""
+    """A step's data set with the present data of its patient and procedure."""
     if "requested" not in step:
         return data
     requested = content["requested"][step["requested"]]
@@ -13772,7 +13768,7 @@ def _index_of(given: dict[str, Any]) -> ElementIndex:
 
 
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
-    """Make the patient of an export, or tell one who is known of it: who was made."""
+    """Create the patient of an export and return it, or update a known one and return None."""
     index = _index_of(given)
     known = find_patient(index, "separate")
     if known:
@@ -13806,11 +13802,11 @@ def _import_performed(performed: dict[str, Any]) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.housekeeping.erasing
-# What is let go when it is old enough, and all of a patient on request.
+# Erasing: old data by [housekeeping], and a patient's data on request.
 # ------------------------------------------------------------------------------------------------
 
 def purge(ctx: Context) -> dict[str, int]:
-    """Erase what [housekeeping] lets go: how many rows of what. What is 0 there is kept."""
+    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
     keep, erased = ctx.config.housekeeping, {}
     with database.atomic():
         if keep.keep_steps_days:
@@ -13850,7 +13846,7 @@ def purge(ctx: Context) -> dict[str, int]:
 
 
 def _purge_steps(ctx: Context, old: str) -> int:
-    """Erase steps that ended before a time, with what was performed for them alone."""
+    """Erase steps that ended before a time, and performed steps of these alone."""
     ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
     performed = database.execute_sql(
         "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
@@ -13883,17 +13879,17 @@ def _purge_patients(old: str) -> int:
 
 
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
-    """Erase all that is kept of a patient, with a reason: how many rows of what.
+    """Erase a patient's data, with a reason; return the counts by kind.
 
-    What stays: lines of the audit log, which name ID and accession number, UIDs of images in the
-    archive, and the backups made until now.
+    The audit log keeps the ID and accession numbers; UIDs of images in the archive and existing
+    backups stay, too.
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
     patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
     with database.atomic():
         steps = fetch_rows(
             ScheduledProcedureStep,
@@ -13922,12 +13918,12 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("patient WHERE id = ?", row_id)
         counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
-    log.info("a patient's data erased by %s: %s", ctx.actor, counts)
+    log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
 
 
 def former_ids(patient: Any) -> set[str]:
-    """The Patient IDs that a patient had, by the audit log, and nobody else has now."""
+    """A patient's former Patient IDs, by the audit log, that nobody else has now."""
     found, look = set(), {patient.patient_id}
     while look:
         about = look.pop()
@@ -13942,7 +13938,7 @@ def former_ids(patient: Any) -> set[str]:
 
 
 def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
-    """Whether a data set names a patient: by ID and by name, or by an ID that the patient had."""
+    """Whether a data set is a patient's: by ID and name, or by a former ID."""
     known = index.get("PatientID")
     return known in former or (known == patient.patient_id and same_person(index, patient))
 
@@ -13950,7 +13946,7 @@ def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
 def _workitems_of_patient(
     patient: Any, former: set[str], accessions: set[str]
 ) -> list[tuple[str, str]]:
-    """UID and state of a patient's workitems, by ID and name or by accession number."""
+    """UID and state of a patient's workitems, found by ID and name or by accession number."""
     ids = sorted({patient.patient_id, *former})
     rows_ = fetch_rows(
         Workitem,
@@ -13968,7 +13964,7 @@ def _workitems_of_patient(
 
 
 def _erase_workitem(ctx: Context, uid: str) -> int:
-    """Erase a workitem with its history and what was to be told of it."""
+    """Erase a workitem with its history and waiting events."""
     workitem = find_workitem(uid)
     events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
     erase(f"outbox WHERE event_id IN ({events})", uid)
@@ -13979,7 +13975,7 @@ def _erase_workitem(ctx: Context, uid: str) -> int:
 
 
 def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
-    """Erase what was performed for a patient, also without an order: how many."""
+    """Erase a patient's performed steps, also those without an order; return their number."""
     ids = sorted({patient.patient_id, *former})
     found = fetch_rows(
         PerformedProcedureStep,
@@ -14010,17 +14006,17 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
 
 
 def forget_erased() -> None:
-    """Have what was erased leave the write-ahead log too; called outside any transaction."""
+    """Truncate the write-ahead log, which has the erased data too; call outside a transaction."""
     for _ in range(50):
         busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if not busy:
             return
         time.sleep(0.1)
-    log.warning("what was erased stays in the store's write-ahead log for a while: it is in use")
+    log.warning("the database is busy: erased data stays in its write-ahead log for now")
 
 
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
+    """Erase the undo notes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
     for note in fetch_rows(UndoNote, "1 = 1"):
         places = [(table, row) for table, row, *_ in json.loads(note.images)]
@@ -14029,7 +14025,7 @@ def _erase_notes(patient_row: int, steps: list[int]) -> None:
 
 
 def _erase_queries(patient: Any) -> int:
-    """Erase remembered queries that asked for a patient by ID or name: how many."""
+    """Erase logged queries for a patient by ID or name; return their number."""
     count = 0
     for query in fetch_rows(QueryTrace, "1 = 1"):
         index = ElementIndex(query.keys)
@@ -14041,10 +14037,10 @@ def _erase_queries(patient: Any) -> int:
 
 # ------------------------------------------------------------------------------------------------
 # minris.housekeeping.stuck
-# What is stuck in any service, and how it is ended.
+# Stuck work of all services, and how to end it.
 # ------------------------------------------------------------------------------------------------
 
-SILENT_EXAMS = (  # what the machine reports is news, and so are new images
+SILENT_EXAMS = (  # a report of the machine is news, and so are new images
     "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
     " coalesce(max(p.updated_at), ''), coalesce(max(i.since), '')) AS news, s.accession_number"
     " FROM scheduled_procedure_step s"
@@ -14056,7 +14052,7 @@ SILENT_EXAMS = (  # what the machine reports is news, and so are new images
 
 
 def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
-    """Say of an exam without news that it is done. Refuses 0106; C300 for one that is not silent."""
+    """Mark an exam without news as done. Refuses 0106; C300 if there has been news."""
     needs_reason(why)
     old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_exam_hours)
     silent = {row[1] for row in database.execute_sql(SILENT_EXAMS, (old,))}
@@ -14066,7 +14062,7 @@ def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
 
 
 def end_leftover(ctx: Context, row_id: int, why: str) -> None:
-    """Say of an exam of a day before that nobody came for it. Refuses 0106, 0112, 0110."""
+    """Mark an exam from an earlier day as no-show. Refuses 0106, 0112, 0110, C300."""
     needs_reason(why)
     if step_row(row_id).start_date >= ctx.today():
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
@@ -14074,7 +14070,7 @@ def end_leftover(ctx: Context, row_id: int, why: str) -> None:
 
 
 def not_come(ctx: Context) -> list[int]:
-    """The exams of today, until now, that nobody has come for, of machines that report theirs."""
+    """Today's exams until now that have not started, on machines that report their exams."""
     reporting, found = reporting_stations(), {}
     for row_id, station in database.execute_sql(
         "SELECT s.id, t.ae_title FROM scheduled_procedure_step s JOIN scheduled_station t"
@@ -14087,12 +14083,12 @@ def not_come(ctx: Context) -> list[int]:
 
 
 def note_not_come(ctx: Context) -> int:
-    """Say of those exams that nobody came: how many."""
+    """Mark these exams as no-show; return their number."""
     return change_rows(ctx, "no show", not_come(ctx))
 
 
 class Orphan(NamedTuple):
-    """Something that is stuck: what kind, what it is about, since when, what is known."""
+    """Stuck work: kind, UID or row id, about whom or what, since when, details."""
 
     kind: str
     uid: str
@@ -14101,9 +14097,9 @@ class Orphan(NamedTuple):
     known: str
 
 
-MOST_STUCK = 100  # that are listed of a kind, the oldest first
-# What is stuck in each service: the setting that says for how long (or now, or today), and what
-# lists it: kind, UID or row, about, since when, what is known.
+MOST_STUCK = 100  # listed per kind, oldest first
+# Stuck work per service: the setting with its time limit (or now, or today), and the SELECT of the
+# fields of an Orphan.
 STUCK = (
     ("stuck_lock_hours",
      "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
@@ -14146,7 +14142,7 @@ STUCK = (
 
 
 def stuck_since(ctx: Context, setting: str) -> str:
-    """Since when something counts as stuck by a setting of [housekeeping], by now, or by today."""
+    """The time before which work counts as stuck: by a setting of [housekeeping], now, or today."""
     if setting == "today":
         return ctx.today()
     value = getattr(ctx.config.housekeeping, setting, 0)
@@ -14155,7 +14151,7 @@ def stuck_since(ctx: Context, setting: str) -> str:
 
 
 def orphans(ctx: Context) -> list[Orphan]:
-    """What is stuck in any service: locks, silent exams and workitems, what was not told, …"""
+    """The stuck work of all services: locks, silent exams and workitems, undelivered messages, …"""
     return [
         Orphan(kind, str(uid), str(about), since, str(known))
         for setting, sql in STUCK
@@ -14166,7 +14162,7 @@ def orphans(ctx: Context) -> list[Orphan]:
 
 
 def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
-    """What [housekeeping] ends of itself now: core functions with their arguments."""
+    """What [housekeeping] ends automatically now: core functions with their arguments."""
     keep, due = ctx.config.housekeeping, []
     if keep.release_locks_days:
         locks = database.execute_sql(
@@ -14191,9 +14187,10 @@ def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def correct_stamps(began: float, leap: float) -> None:
-    """Move what this run has written of workitems and images by a clock that was behind.
+    """Correct the times of workitems and images that this run wrote while the clock was behind.
 
-    began  when it began, in seconds since 1970, by that clock; leap  how far it was behind
+    began  start of this run by that clock, in seconds since 1970
+    leap   how far the clock was behind, in seconds
     """
     until = time.time() - leap
     first, last = (

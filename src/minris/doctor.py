@@ -1,4 +1,4 @@
-"""What is known of a device, and the one thing to do next."""
+"""Device checks: what is known of a device, and what to do next."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ from minris.upper_layer.server import Call
 
 
 def echo(our_ae_title: str, device: Device) -> Message:
-    """C-ECHO to a device: what came of it, in a sentence."""
+    """Send C-ECHO to a device; return the outcome as a sentence."""
     return echo_words(our_ae_title, device, echo_outcome(our_ae_title, device))
 
 
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
-    """What came of a C-ECHO to a device; `outcome` is a key of ECHO_WORDS."""
+    """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
     return Message(ECHO_WORDS[outcome].key, **where)
 
@@ -45,7 +45,7 @@ ECHO_WORDS = {
 
 
 def echo_outcome(our_ae_title: str, device: Device) -> str:
-    """C-ECHO to a device: a key of ECHO_WORDS."""
+    """Send C-ECHO to a device; return a key of ECHO_WORDS."""
     return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
 
 
@@ -67,13 +67,12 @@ async def _ask_echo(our_ae_title: str, device: Device) -> str:
     return "answers" if status == Status.SUCCESS else "no answer"
 
 
-# The doctor of devices: what is known of one, and the one thing to do next.
-
-
 class Finding(NamedTuple):
-    """What is known of a device: `good`, `warning` or `bad`, a sentence, and what mends it.
+    """One finding: `good`, `warning` or `bad`, a sentence, and a remedy.
 
-    path  a page that mends it, with words for the link; or, for `do`, an action of the doctor's page
+    path  page for the remedy
+    mend  words of its link or button
+    do    value of the button's form, for a remedy on the page itself
     """
 
     light: str
@@ -84,16 +83,16 @@ class Finding(NamedTuple):
 
 
 class Called(NamedTuple):
-    """What the association server has seen: calls by AE title, and those turned away, with why."""
+    """The calls that the association server saw: accepted by AE title; rejected with the reason."""
 
     accepted: Mapping[str, Call]
     rejected: Mapping[tuple[str, str], tuple[float, str]]
 
 
 def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
-    """What is known of a device, the worst first.
+    """The findings about a device, worst first.
 
-    outcome  a key of ECHO_WORDS
+    outcome  of the C-ECHO, a key of ECHO_WORDS
     """
     found = [
         *_reached(ctx, device, outcome),
@@ -111,7 +110,7 @@ def _edit(device: Device) -> str:
 
 
 def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
-    """Whether we reach it, as results, events and what is passed on need."""
+    """Whether we can reach it, as results, events and forwarding require."""
     words = echo_words(ctx.config.dicom.ae_title, device, outcome)
     if outcome == "answers":
         yield Finding("good", words)
@@ -123,7 +122,7 @@ def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
 
 
 def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
-    """Calls of it that were refused, also under another AE title from its address."""
+    """Its rejected calls, also those from its address under another AE title."""
     for (calling, address), (at, why) in called.rejected.items():
         last = max((called.accepted[title].at for title in device.ae_titles
                     if title in called.accepted), default=0.0)  # fmt: skip
@@ -140,7 +139,7 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
 
 
 def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
-    """Its last association, from where, and for what."""
+    """Its last association: address and SOP classes."""
     calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
     if not calls:
         yield Finding("warning", Message("It has not called since this system was started"), "",
@@ -162,7 +161,7 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
 
 
 def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
-    """Its last worklist query and what came of it."""
+    """Its last worklist query and the outcome."""
     if device.role != "modality":
         return
     query = last_query(device.ae_titles)
@@ -189,7 +188,7 @@ MOST_SKEW_S = 300
 
 
 def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
-    """Whether it reports performed steps, and how its clock goes."""
+    """Whether it reports performed steps, and whether its clock is right."""
     if device.role != "modality":
         return
     titles = ", ".join("?" * len(device.ae_titles))

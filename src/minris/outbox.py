@@ -1,4 +1,4 @@
-"""What others are to be told, as rows: due, sent, refused, given up; what is passed on."""
+"""The outbox: messages to others, pending, sent, refused or given up."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -7,34 +7,34 @@ from minris.access.context import Context, audit, needs_reason
 from minris.store.models import Outbox, database
 from minris.store.rows import fetch_rows, insert_rows
 
-# Seconds to wait after so many failures in a row to reach somebody; the last for all that follow.
+# Seconds to wait after each failure in a row to reach a receiver; the last value repeats.
 RETRY_AFTER = (5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 def retry_wait(failures: int) -> int:
-    """Seconds to wait after so many failures in a row, 1 for the first."""
+    """Seconds to wait after this number of failures in a row, starting at 1."""
     return RETRY_AFTER[min(failures, len(RETRY_AFTER)) - 1]
 
 
-# Lanes: what one receiver is told in order. Those of events, by channel; the others.
+# Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
 
-# What is written.
+# Writing.
 
 
 def pass_on(
     ctx: Context, kind: str, operation: str, uid: str, data: bytes = b"", event_type: int = 0
 ) -> None:
-    """Write a message for each device that is passed on its kind, in the transaction at hand.
+    """Write a message for each device that is forwarded this kind, in the current transaction.
 
     kind        a key of PASSED_ON
-    uid         SOP Instance UID of what it is about
+    uid         SOP Instance UID of the object
     data        the data set, stored form
-    Who told us is not told: two systems would tell each other without end
+    The sender gets no copy: two systems would forward to each other forever
     """
     receivers = [
         device.ae_title
@@ -49,7 +49,7 @@ def pass_on(
 
 
 def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
-    """Write rows for events that are kept: each with its row, the receiver and the channel."""
+    """Write a message for each stored event: its row id, the receiver and the channel."""
     now = ctx.stamp()
     insert_rows(
         "outbox (kind, event_id, receiver, lane, created_at)",
@@ -58,16 +58,16 @@ def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
     )  # fmt: skip
 
 
-# What is shown.
+# Lists.
 
 
 def recent_passed_on(most: int = 200) -> list[Any]:
-    """The newest of what is passed on."""
+    """The newest forwarded messages."""
     return fetch_rows(Outbox, f"lane = '{PASSED_ON_LANE}' ORDER BY id DESC LIMIT {most}")
 
 
 def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
-    """Receiver, operation, answer, time, and when it was given up, of what is passed on of a step."""
+    """Receiver, operation, answer, time sent and time given up of a step's forwarded messages."""
     return database.execute_sql(
         "SELECT receiver, o.operation, o.answer, o.sent_at, o.given_up_at FROM outbox o"
         " JOIN performed_procedure_step p ON p.sop_instance_uid = o.sop_instance_uid"
@@ -77,34 +77,34 @@ def passed_on_of(performed_id: int) -> list[tuple[str, str, str, str, str]]:
 
 
 def destinations() -> list[tuple[str, int, str, str, str]]:
-    """AE title, how many messages wait, since when, last success and problem of who is passed on."""
+    """Each forwarding destination: AE title, waiting messages, since when, last success, problem."""
     return database.execute_sql(
         "SELECT o.receiver, sum(o.sent_at = '' AND o.given_up_at = ''), coalesce(min(CASE WHEN"
         " o.sent_at = '' AND o.given_up_at = '' THEN o.created_at END), ''),"
         " coalesce(max(r.heard_at), ''), coalesce(max(r.problem), '') FROM outbox o"
         " LEFT JOIN receiver r ON r.lane = o.lane AND r.ae_title = o.receiver"
-        # +: by the index of what is passed on, not by that of all receivers
+        # +: use the index of lanes, not that of receivers
         f" WHERE o.lane = '{PASSED_ON_LANE}' GROUP BY +o.receiver ORDER BY 1"
     ).fetchall()
 
 
 def count_waiting(*lanes: str) -> int:
-    """How many messages of some lanes wait."""
+    """The number of waiting messages of some lanes."""
     places = ", ".join("?" * len(lanes))
     sql = f"SELECT count(*) FROM outbox WHERE lane IN ({places}) AND {WAITING}"
     return database.execute_sql(sql, lanes).fetchone()[0]
 
 
-# What is sent, and what becomes of it.
+# Delivery.
 
 
 class Event(NamedTuple):
-    """An event, or whatever else is to be told, as a sender is given it.
+    """An event or another message to be sent.
 
-    uid            SOP Instance UID of what it is about
+    uid            SOP Instance UID of the object
     event_type     Event Type ID or Action Type ID, 0 for none
-    commitment_id  the request for storage commitment that it belongs to
-    ours           our AE title towards this receiver, where it is not the usual one
+    commitment_id  the storage commitment request that it belongs to
+    ours           our AE title towards this receiver, if not the usual one
     """
 
     outbox_id: int
@@ -118,35 +118,34 @@ class Event(NamedTuple):
 
     @property
     def message_id(self) -> int:
-        """Message ID (0000,0110): the same whenever it is sent, so that a repeat is known."""
+        """Message ID (0000,0110): the same for each attempt, so that a repeat is recognized."""
         return self.outbox_id % 65535 + 1
 
 
 def due_receivers(ctx: Context, lane: str = "events") -> list[str]:
-    """The receivers that have something to hear in a lane and are to be tried now."""
+    """The receivers with waiting messages in a lane whose next attempt is due."""
     unsent = f"FROM outbox WHERE lane = ?1 AND {WAITING}"
     cursor = database.execute_sql(
-        # from one receiver to the next in the index, past its thousands of events
+        # a skip scan of the index, past thousands of events per receiver
         f"WITH RECURSIVE waiting (ae_title) AS (SELECT min(receiver) {unsent} UNION ALL"
         f" SELECT (SELECT min(receiver) {unsent} AND receiver > w.ae_title) FROM waiting w"
         " WHERE w.ae_title IS NOT NULL) SELECT w.ae_title FROM waiting w"
         " LEFT JOIN receiver r ON r.lane = ?1 AND r.ae_title = w.ae_title"
         " WHERE w.ae_title IS NOT NULL"
-        # a time further off than any wait is of a clock that has been set back
+        # a time further off than any wait: the clock was set back
         " AND (coalesce(r.try_at, '') <= ?2 OR r.try_at > ?3)",
         (lane, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1])),
     )
     return [title for (title,) in cursor]
 
 
-MOST_EVENTS = 50  # that are read at once for one receiver
-# Of one message with a failure that may pass, and ends of the association in its middle; then the
-# next has its turn.
+MOST_EVENTS = 50  # read at once for one receiver
+# Maximum failures, and aborted associations, of one message; then the next one has its turn.
 MOST_REFUSALS, MOST_ABORTS = 5, 20
 
 
 def due_events(receiver: str, most: int = MOST_EVENTS, lane: str = "events") -> list[Event]:
-    """What a receiver is to hear of next in a lane, in order."""
+    """The next messages of a lane to a receiver, in order."""
     cursor = database.execute_sql(
         "SELECT o.id, coalesce(o.sop_instance_uid, e.sop_instance_uid, ''),"
         " coalesce(e.event_type, o.event_type), coalesce(e.data, o.data), o.kind, o.operation,"
@@ -160,7 +159,7 @@ def due_events(receiver: str, most: int = MOST_EVENTS, lane: str = "events") -> 
 def note_sent(
     ctx: Context, receiver: str, answers: Mapping[int, str], lane: str = "events"
 ) -> None:
-    """Messages have been heard of, each with its answer by its id in the outbox."""
+    """Mark messages as sent; `answers` has the answer of each by its id in the outbox."""
     now = ctx.stamp()
     database.connection().executemany(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
@@ -175,11 +174,11 @@ def note_sent(
 
 
 def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events") -> int:
-    """A receiver could not be told: seconds until it is tried again.
+    """Note that a receiver could not be reached; return the seconds until the next attempt.
 
-    After [housekeeping] give_up_events_hours of failing, counted by the waits and not by the
-    clock, what is as old as that is given up; results of storage commitment after [commitment]
-    report_hours, by the clock.
+    After [housekeeping] give_up_events_hours of failures, summed from the waits and not taken from
+    the clock, messages of that age are given up; storage commitment results after [commitment]
+    report_hours by the clock.
     """
     row = database.execute_sql(
         "SELECT failures, failing_s FROM receiver WHERE lane = ? AND ae_title = ?", (lane, receiver)
@@ -209,10 +208,9 @@ def note_refused(
     most: int = MOST_REFUSALS,
     lane: str = PASSED_ON_LANE,
 ) -> int:
-    """A message was answered with a failure: seconds until the receiver is tried again.
+    """Note a failure response to a message; return the seconds until the next attempt.
 
-    After as many as `most` it is left, so that one message that a receiver cannot take keeps none
-    from it
+    After `most` failures the message is given up, so that it does not block the lane
     """
     database.execute_sql(
         "UPDATE outbox SET refused = refused + 1, answer = ?,"
@@ -220,7 +218,7 @@ def note_refused(
         " WHERE id = ? AND given_up_at = ''",
         (answer[:200], most, ctx.stamp(), outbox_id),
     )
-    for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may be erased meanwhile
+    for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may have been erased meanwhile
         if not message.given_up_at:
             return note_failed(ctx, receiver, answer, lane)
         audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
@@ -229,7 +227,7 @@ def note_refused(
 
 
 def _give_up(ctx: Context, lane: str, receiver: str, why: str, hours: int = 0) -> int:
-    """Give up what a receiver has not been told in a lane, up to some hours from now: how many."""
+    """Give up a receiver's waiting messages written until `hours` from now; return their number."""
     return database.execute_sql(
         "UPDATE outbox SET given_up_at = ?, problem = ?"
         f" WHERE lane = ? AND receiver = ? AND {WAITING} AND created_at <= ?",
@@ -238,7 +236,7 @@ def _give_up(ctx: Context, lane: str, receiver: str, why: str, hours: int = 0) -
 
 
 def try_again(receiver: str, lane: str = "events") -> None:
-    """Have what a receiver has not heard tried again now, as if it had never failed."""
+    """Make a receiver's next attempt due now, and forget its failures."""
     database.execute_sql(
         "UPDATE receiver SET try_at = '', failures = 0, failing_s = 0, problem = ''"
         " WHERE lane = ? AND ae_title = ?",
@@ -246,13 +244,13 @@ def try_again(receiver: str, lane: str = "events") -> None:
     )
 
 
-A_CENTURY = 876_000  # hours: a clock may have been set back
+A_CENTURY = 876_000  # hours: the clock may have been set back
 
 
 def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
-    """Give up what one receiver has not been told, all events if no lane is named: how many.
+    """Give up a receiver's waiting messages in some lanes, by default events; return their number.
 
-    Refuses 0106
+    Refuses  0106 without a reason
     """
     needs_reason(why)
     count = sum(
@@ -263,6 +261,6 @@ def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
 
 
 def retry_events(ctx: Context, receiver: str, lane: str = "events") -> None:
-    """Try a receiver that has not been reached again now."""
+    """Retry a receiver now that could not be reached."""
     try_again(receiver, lane)
     audit(ctx, "events tried again", receiver)

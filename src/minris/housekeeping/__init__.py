@@ -1,1 +1,1 @@
-"""What is let go, and what is stuck."""
+"""Erasing, and stuck work."""

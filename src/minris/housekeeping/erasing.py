@@ -1,4 +1,4 @@
-"""What is let go when it is old enough, and all of a patient on request."""
+"""Erasing: old data by [housekeeping], and a patient's data on request."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from minris.ups.search import find_workitem
 
 
 def purge(ctx: Context) -> dict[str, int]:
-    """Erase what [housekeeping] lets go: how many rows of what. What is 0 there is kept."""
+    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
     keep, erased = ctx.config.housekeeping, {}
     with database.atomic():
         if keep.keep_steps_days:
@@ -68,7 +68,7 @@ def purge(ctx: Context) -> dict[str, int]:
 
 
 def _purge_steps(ctx: Context, old: str) -> int:
-    """Erase steps that ended before a time, with what was performed for them alone."""
+    """Erase steps that ended before a time, and performed steps of these alone."""
     ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
     performed = database.execute_sql(
         "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
@@ -101,17 +101,17 @@ def _purge_patients(old: str) -> int:
 
 
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
-    """Erase all that is kept of a patient, with a reason: how many rows of what.
+    """Erase a patient's data, with a reason; return the counts by kind.
 
-    What stays: lines of the audit log, which name ID and accession number, UIDs of images in the
-    archive, and the backups made until now.
+    The audit log keeps the ID and accession numbers; UIDs of images in the archive and existing
+    backups stay, too.
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
     patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    database.execute_sql("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
     with database.atomic():
         steps = fetch_rows(
             ScheduledProcedureStep,
@@ -140,12 +140,12 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("patient WHERE id = ?", row_id)
         counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
-    log.info("a patient's data erased by %s: %s", ctx.actor, counts)
+    log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
 
 
 def former_ids(patient: Any) -> set[str]:
-    """The Patient IDs that a patient had, by the audit log, and nobody else has now."""
+    """A patient's former Patient IDs, by the audit log, that nobody else has now."""
     found, look = set(), {patient.patient_id}
     while look:
         about = look.pop()
@@ -160,7 +160,7 @@ def former_ids(patient: Any) -> set[str]:
 
 
 def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
-    """Whether a data set names a patient: by ID and by name, or by an ID that the patient had."""
+    """Whether a data set is a patient's: by ID and name, or by a former ID."""
     known = index.get("PatientID")
     return known in former or (known == patient.patient_id and same_person(index, patient))
 
@@ -168,7 +168,7 @@ def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
 def _workitems_of_patient(
     patient: Any, former: set[str], accessions: set[str]
 ) -> list[tuple[str, str]]:
-    """UID and state of a patient's workitems, by ID and name or by accession number."""
+    """UID and state of a patient's workitems, found by ID and name or by accession number."""
     ids = sorted({patient.patient_id, *former})
     rows_ = fetch_rows(
         Workitem,
@@ -186,7 +186,7 @@ def _workitems_of_patient(
 
 
 def _erase_workitem(ctx: Context, uid: str) -> int:
-    """Erase a workitem with its history and what was to be told of it."""
+    """Erase a workitem with its history and waiting events."""
     workitem = find_workitem(uid)
     events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
     erase(f"outbox WHERE event_id IN ({events})", uid)
@@ -197,7 +197,7 @@ def _erase_workitem(ctx: Context, uid: str) -> int:
 
 
 def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
-    """Erase what was performed for a patient, also without an order: how many."""
+    """Erase a patient's performed steps, also those without an order; return their number."""
     ids = sorted({patient.patient_id, *former})
     found = fetch_rows(
         PerformedProcedureStep,
@@ -228,17 +228,17 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
 
 
 def forget_erased() -> None:
-    """Have what was erased leave the write-ahead log too; called outside any transaction."""
+    """Truncate the write-ahead log, which has the erased data too; call outside a transaction."""
     for _ in range(50):
         busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if not busy:
             return
         time.sleep(0.1)
-    log.warning("what was erased stays in the store's write-ahead log for a while: it is in use")
+    log.warning("the database is busy: erased data stays in its write-ahead log for now")
 
 
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase what could be taken back of a patient and the exams, also of whom was merged with it."""
+    """Erase the undo notes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
     for note in fetch_rows(UndoNote, "1 = 1"):
         places = [(table, row) for table, row, *_ in json.loads(note.images)]
@@ -247,7 +247,7 @@ def _erase_notes(patient_row: int, steps: list[int]) -> None:
 
 
 def _erase_queries(patient: Any) -> int:
-    """Erase remembered queries that asked for a patient by ID or name: how many."""
+    """Erase logged queries for a patient by ID or name; return their number."""
     count = 0
     for query in fetch_rows(QueryTrace, "1 = 1"):
         index = ElementIndex(query.keys)

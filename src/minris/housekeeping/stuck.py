@@ -1,4 +1,4 @@
-"""What is stuck in any service, and how it is ended."""
+"""Stuck work of all services, and how to end it."""
 
 import datetime
 import time
@@ -16,7 +16,7 @@ from minris.standard.status import Message, Refusal, Status
 from minris.store.models import database
 from minris.ups.people import end_workitem, release_lock
 
-SILENT_EXAMS = (  # what the machine reports is news, and so are new images
+SILENT_EXAMS = (  # a report of the machine is news, and so are new images
     "SELECT 'exam', s.id, s.scheduled_procedure_step_id, max(s.started_at,"
     " coalesce(max(p.updated_at), ''), coalesce(max(i.since), '')) AS news, s.accession_number"
     " FROM scheduled_procedure_step s"
@@ -28,7 +28,7 @@ SILENT_EXAMS = (  # what the machine reports is news, and so are new images
 
 
 def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
-    """Say of an exam without news that it is done. Refuses 0106; C300 for one that is not silent."""
+    """Mark an exam without news as done. Refuses 0106; C300 if there has been news."""
     needs_reason(why)
     old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_exam_hours)
     silent = {row[1] for row in database.execute_sql(SILENT_EXAMS, (old,))}
@@ -38,7 +38,7 @@ def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
 
 
 def end_leftover(ctx: Context, row_id: int, why: str) -> None:
-    """Say of an exam of a day before that nobody came for it. Refuses 0106, 0112, 0110."""
+    """Mark an exam from an earlier day as no-show. Refuses 0106, 0112, 0110, C300."""
     needs_reason(why)
     if step_row(row_id).start_date >= ctx.today():
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
@@ -46,7 +46,7 @@ def end_leftover(ctx: Context, row_id: int, why: str) -> None:
 
 
 def not_come(ctx: Context) -> list[int]:
-    """The exams of today, until now, that nobody has come for, of machines that report theirs."""
+    """Today's exams until now that have not started, on machines that report their exams."""
     reporting, found = reporting_stations(), {}
     for row_id, station in database.execute_sql(
         "SELECT s.id, t.ae_title FROM scheduled_procedure_step s JOIN scheduled_station t"
@@ -59,12 +59,12 @@ def not_come(ctx: Context) -> list[int]:
 
 
 def note_not_come(ctx: Context) -> int:
-    """Say of those exams that nobody came: how many."""
+    """Mark these exams as no-show; return their number."""
     return change_rows(ctx, "no show", not_come(ctx))
 
 
 class Orphan(NamedTuple):
-    """Something that is stuck: what kind, what it is about, since when, what is known."""
+    """Stuck work: kind, UID or row id, about whom or what, since when, details."""
 
     kind: str
     uid: str
@@ -73,9 +73,9 @@ class Orphan(NamedTuple):
     known: str
 
 
-MOST_STUCK = 100  # that are listed of a kind, the oldest first
-# What is stuck in each service: the setting that says for how long (or now, or today), and what
-# lists it: kind, UID or row, about, since when, what is known.
+MOST_STUCK = 100  # listed per kind, oldest first
+# Stuck work per service: the setting with its time limit (or now, or today), and the SELECT of the
+# fields of an Orphan.
 STUCK = (
     ("stuck_lock_hours",
      "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
@@ -118,7 +118,7 @@ STUCK = (
 
 
 def stuck_since(ctx: Context, setting: str) -> str:
-    """Since when something counts as stuck by a setting of [housekeeping], by now, or by today."""
+    """The time before which work counts as stuck: by a setting of [housekeeping], now, or today."""
     if setting == "today":
         return ctx.today()
     value = getattr(ctx.config.housekeeping, setting, 0)
@@ -127,7 +127,7 @@ def stuck_since(ctx: Context, setting: str) -> str:
 
 
 def orphans(ctx: Context) -> list[Orphan]:
-    """What is stuck in any service: locks, silent exams and workitems, what was not told, …"""
+    """The stuck work of all services: locks, silent exams and workitems, undelivered messages, …"""
     return [
         Orphan(kind, str(uid), str(about), since, str(known))
         for setting, sql in STUCK
@@ -138,7 +138,7 @@ def orphans(ctx: Context) -> list[Orphan]:
 
 
 def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
-    """What [housekeeping] ends of itself now: core functions with their arguments."""
+    """What [housekeeping] ends automatically now: core functions with their arguments."""
     keep, due = ctx.config.housekeeping, []
     if keep.release_locks_days:
         locks = database.execute_sql(
@@ -163,9 +163,10 @@ def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def correct_stamps(began: float, leap: float) -> None:
-    """Move what this run has written of workitems and images by a clock that was behind.
+    """Correct the times of workitems and images that this run wrote while the clock was behind.
 
-    began  when it began, in seconds since 1970, by that clock; leap  how far it was behind
+    began  start of this run by that clock, in seconds since 1970
+    leap   how far the clock was behind, in seconds
     """
     until = time.time() - leap
     first, last = (

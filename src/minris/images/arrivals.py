@@ -1,4 +1,4 @@
-"""Which images have come: exams that end by them, workitems that wait for them."""
+"""Image arrival: the exams it ends, and the workitems that wait for it."""
 
 import collections
 import datetime
@@ -24,9 +24,9 @@ from minris.ups.workitems import update_workitem
 
 
 class Arrival(NamedTuple):
-    """A performed step, and which of the images that it names are known to be in an archive.
+    """A performed step, and which of its images are known to be in an archive.
 
-    step_id    row of a scheduled step that it satisfies, None where there is none
+    step_id    row id of a linked scheduled step, or None
     performed  its data set
     """
 
@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
 
 
 def arrival_of(row: Any) -> Arrival:
-    """How many images of a performed step have arrived (PS3.4 R.1.1: of those that it names)."""
+    """The arrival of a performed step's images (PS3.4 R.1.1: of those that it references)."""
     performed = ElementIndex(row.data)
     produced = produced_by(performed)
     there = available_uids(produced)
@@ -53,7 +53,7 @@ def arrival_of(row: Any) -> Arrival:
 
 
 def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> list[Arrival]:
-    """Performed steps that ended of late, whose images are not all known to be in an archive."""
+    """Performed steps that ended in the last hours with images not known to be in an archive."""
     ended = fetch_rows(
         PerformedProcedureStep,
         f"updated_at > ? AND status IN {tuple(sorted(FINAL_MPPS_STATES))}"
@@ -69,11 +69,11 @@ def performed_arrival(performed_id: int) -> Arrival:
     return arrival_of(fetch_rows(PerformedProcedureStep, "id = ?", performed_id)[0])
 
 
-# Exams of machines that do not report: their images are their report.
+# Exams on machines without MPPS: their images tell their state.
 
 
 def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
-    """The open steps under a condition that nothing was performed for, at machines that do not report."""
+    """The open steps under a condition, without performed step, on machines that do not report."""
     found = fetch_rows(
         ScheduledProcedureStep,
         f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND {where} AND NOT EXISTS (SELECT 1 FROM"
@@ -96,7 +96,7 @@ def unreported_steps(ctx: Context, where: str, *values: Any) -> list[Any]:
 
 
 def unreported_studies(ctx: Context) -> list[str]:
-    """Studies that may be in the archive though no machine has said so: of today and yesterday."""
+    """Studies of today and yesterday that may be in the archive, on machines that do not report."""
     yesterday = f"{ctx.local_now() - datetime.timedelta(days=1):%Y%m%d}"
     steps = unreported_steps(
         ctx, "((start_date >= ? AND start_date <= ?) OR status = 'STARTED')", yesterday, ctx.today()
@@ -105,9 +105,10 @@ def unreported_studies(ctx: Context) -> list[str]:
 
 
 def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
-    """So many images of studies are in the archive: exams whose machine does not report have begun.
+    """Note how many images of studies are in the archive, which starts unreported exams.
 
-    counts   by Study Instance UID; told_by: a key of TOLD_BY
+    counts   images by Study Instance UID
+    told_by  a key of TOLD_BY
     """
     for study, count in counts.items():
         step = _unreported_step(ctx, study) if count else None
@@ -126,9 +127,9 @@ def note_images(ctx: Context, counts: Mapping[str, int], told_by: str) -> None:
 
 
 def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
-    """The open step of a study whose machine does not report; of several steps that of a station.
+    """The one open step of a study whose machine does not report, or None.
 
-    Images of a study do not say which of its steps they are of, whatever became of the others
+    If the study has several steps, only that of the station: images do not name their step
     """
     steps = unreported_steps(ctx, "study_instance_uid = ?", study) if study else []
     if not steps:
@@ -146,9 +147,9 @@ def _unreported_step(ctx: Context, study: str, station: str = "") -> Any | None:
 
 
 def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
-    """Studies to which no image has come for [commitment] quiet_minutes, and who told of them.
+    """Studies without new images for [commitment] quiet_minutes, and the source of the count.
 
-    Where the archive is asked, it must have been asked again after that time
+    If the archive is queried, it must have been queried again after that time
     """
     keep, archive = ctx.config.commitment, archive_of(ctx)
     asked = bool(keep.look_minutes and archive and archive.host)
@@ -160,33 +161,32 @@ def quiet_studies(ctx: Context) -> list[tuple[str, str]]:
 
 
 def end_quiet_exams(ctx: Context) -> None:
-    """End the exams whose machines do not report and whose images have all come, as it seems."""
+    """End unreported exams whose images seem to be complete."""
     for study, told_by in quiet_studies(ctx):
         end_by_images(ctx, study, told_by)
         erase("study_seen WHERE study_instance_uid = ?", study)
 
 
 def end_by_images(ctx: Context, study: str, told_by: str, station: str = "") -> None:
-    """End the exam of a study, if its machine does not report; told_by: a key of TOLD_BY."""
+    """End a study's exam if its machine does not report; `told_by` is a key of TOLD_BY."""
     if step := _unreported_step(ctx, study, station):
         enter_state(ctx, step, "COMPLETED", told_by)
 
 
-# Workitems whose inputs have come.
+# Inputs of workitems.
 
 
 def retrieved_from(item: ElementIndex) -> set[str]:
-    """The AE titles where an item of input says that its instances are to be had."""
+    """The Retrieve AE Titles of an Input Information item."""
     sequence = item.items(tag_of("DICOMRetrievalSequence"))
     return {one.get("RetrieveAETitle") for one in sequence} - {""}
 
 
 def inputs_are_ready(index: ElementIndex) -> bool:
-    """Whether all that a workitem needs can be had, as far as is known here (local; PS3.3 C.30.2).
+    """Whether all inputs of a workitem are known to be available (local; PS3.3 C.30.2).
 
-    Each instance that it lists, at one of the AE titles where it says that it is to be had. A list
-    that is INCOMPLETE is so still, unless it is of studies whose performed steps have all ended, and
-    all that these have produced can be had.
+    Each listed instance must be at one of its Retrieve AE Titles. An INCOMPLETE list is not enough,
+    unless all performed steps of its studies have ended and their images are available.
     """
     items = index.items(tag_of("InputInformationSequence"))
     whole = index.get("InputReadinessState") != "INCOMPLETE"
@@ -200,7 +200,7 @@ def inputs_are_ready(index: ElementIndex) -> bool:
 
 
 def _has_all_arrived(study: str) -> bool:
-    """Whether what was performed of a study has ended, and all of its images have come."""
+    """Whether all performed steps of a study have ended and their images have arrived."""
     rows_ = [
         types.SimpleNamespace(id=row_id, sop_instance_uid="", updated_at="", status=status, data=data)
         for row_id, status, data in database.execute_sql(
@@ -224,7 +224,7 @@ def _has_all_arrived(study: str) -> bool:
 
 
 def awaited_inputs(most: int = 5000) -> list[Reference]:
-    """The instances that workitems wait for, and that are not known to be anywhere."""
+    """The instances that workitems wait for and that are not known to be available."""
     waiting = fetch_rows(
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
     )
@@ -242,7 +242,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
 
 
 def ready_workitems() -> list[str]:
-    """Workitems that wait for inputs, and have them."""
+    """UIDs of waiting workitems whose inputs are available."""
     waiting = fetch_rows(
         Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
     )
@@ -251,16 +251,16 @@ def ready_workitems() -> list[str]:
 
 
 def make_ready(ctx: Context, uid: str) -> None:
-    """Set the Input Readiness State of a workitem whose inputs have come, and tell its subscribers."""
+    """Set a workitem's Input Readiness State to READY if so, and notify its subscribers."""
     workitem = stored_workitem(uid)
     if not workitem or workitem.state != "SCHEDULED" or workitem.readiness == "READY":
         return
     if inputs_are_ready(ElementIndex(workitem.data)):
         update_workitem(ctx, uid, bytes(text_elements(InputReadinessState="READY")))
-        log.info("workitem %s: its inputs are ready", uid)
+        log.info("workitem %s: inputs are ready", uid)
 
 
-STUDIES_WITHOUT_ORDER = (  # from one study to the next in the index
+STUDIES_WITHOUT_ORDER = (  # a skip scan of the index
     "WITH RECURSIVE t (u) AS (SELECT min(study_instance_uid) FROM availability UNION ALL"
     " SELECT (SELECT min(study_instance_uid) FROM availability WHERE study_instance_uid > t.u)"
     " FROM t WHERE t.u IS NOT NULL), f (u) AS (SELECT u FROM t WHERE u <> '' AND NOT EXISTS"
@@ -273,7 +273,7 @@ STUDIES_WITHOUT_ORDER = (  # from one study to the next in the index
 
 
 def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
-    """Leave images in the archive without an order, for a reason. Refuses 0106, 0112."""
+    """Accept images in the archive without an order, with a reason. Refuses 0106, 0112."""
     needs_reason(why)
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():

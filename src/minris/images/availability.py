@@ -1,4 +1,4 @@
-"""Instance availability, notified and passed on (PS3.4 R)."""
+"""Instance Availability Notification, received and forwarded (PS3.4 R)."""
 
 import itertools
 from collections.abc import Iterable
@@ -35,11 +35,11 @@ ENTER_AVAILABILITY = (
 
 
 def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
-    """Take an Instance Availability Notification: its UID, made where none is given.
+    """Store an Instance Availability Notification; return its UID, assigned if empty.
 
-    The newest of an instance at a Retrieve AE counts.
-
-    Refuses  0106, 0111, 0117, 0120, 0121. Source: PS3.4 R.3.2.1
+    The newest notification of an instance at a Retrieve AE counts.
+    Refuses  0106, 0111, 0117, 0120, 0121
+    Source   PS3.4 R.3.2.1
     """
     uid = uid or ctx.new_uid()
     check_uid(uid)
@@ -66,12 +66,12 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         note_images(ctx, {study: available_of(study)}, "availability")
         pass_on(ctx, "availability", "N-CREATE", uid, data)
         audit(ctx, "availability notified", study, f"{len(rows_)} instances")
-    log.info("availability of %d instances notified by %s", len(rows_), ctx.actor)
+    log.info("availability notified by %s; instances: %d", ctx.actor, len(rows_))
     return uid
 
 
 def look_again(uids: Iterable[str]) -> None:
-    """Have requests that wait for one of these instances judged now."""
+    """Make commitment requests that wait for these instances due now."""
     database.connection().executemany(
         "UPDATE commitment SET try_at = '' WHERE state = 'asked' AND id IN (SELECT commitment_id"
         " FROM commitment_instance WHERE sop_instance_uid = ? AND verdict = '')",
@@ -80,7 +80,7 @@ def look_again(uids: Iterable[str]) -> None:
 
 
 def _check_availability(index: ElementIndex) -> None:
-    """Refuse (0106) two performed steps, a word that is no availability, an instance twice."""
+    """Refuse (0106) two performed steps, an unknown availability, a duplicate instance."""
     problems, seen = [], set()
     performed = tag_of("ReferencedPerformedProcedureStepSequence")
     if len(index.items(performed)) > 1:
@@ -101,9 +101,9 @@ def _check_availability(index: ElementIndex) -> None:
 
 
 def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
-    """Keep which images have been seen in the archive; others are told of what is new.
+    """Store which images were found in the archive, and forward new ones.
 
-    archive  its AE title. What it notified of an image that can be had counts more than our look
+    archive  its AE title; its own notification of an available image outranks our query
     """
     seen = evidence.places.keys() & evidence.found.keys()
     new = seen - available_uids(evidence.places, [archive])
@@ -124,7 +124,7 @@ def record_found(ctx: Context, archive: str, evidence: Evidence) -> None:
 
 
 def availability_notice(study: str, rows_: list[tuple[str, ...]]) -> bytes:
-    """An Instance Availability Notification of a study, with the performed step that made it.
+    """An Instance Availability Notification of a study, with its performed step if it has one.
 
     rows_  as for availability_data
     """

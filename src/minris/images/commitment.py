@@ -1,4 +1,4 @@
-"""Storage commitment: asked, judged, passed on to the archive, told (PS3.4 J, PS3.18 13)."""
+"""Storage commitment: requests, verdicts, forwarding, results (PS3.4 J, PS3.18 13)."""
 
 import struct
 import types
@@ -51,13 +51,13 @@ from minris.store.rows import erase, fetch_rows, first_row, insert_row, insert_r
 
 
 def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse") -> None:
-    """Take a request for storage commitment, to be judged.
+    """Store a storage commitment request, to be judged later.
 
     uid      Transaction UID
     data     the references, stored form
-    door     `dimse`: the result is told to who asks; `web`: it is asked for
-    Refuses  0115, 0120, 0121; 0213 for too many; 0124 for who could not be told; over HTTP 0111
-             for a UID in use. Over DIMSE such a request fails whole, by its report
+    door     `dimse`: the requester gets the result; `web`: the requester asks for it
+    Refuses  0115, 0120, 0121; 0213 for too many; 0124 if the requester has no address; over HTTP
+             0111 for a UID in use (over DIMSE all of such a request fails, in its result)
     Source   PS3.4 J.3.2; PS3.18 13.4
     """
     if not uid or value_problem("UI", uid):
@@ -79,11 +79,11 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
             door, requester, bytes(index)
         )  # fmt: skip
         if same and known.state in ("asked", "judged"):
-            log.info("commitment %s: asked again by %s", uid, ctx.actor)
+            log.info("commitment %s: requested again by %s", uid, ctx.actor)
             return
         _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
         audit(ctx, "commitment asked", uid, f"{len(references)} instances")
-    log.info("commitment %s: %d instances, by %s", uid, len(references), ctx.actor)
+    log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
 
 
 def _insert_commitment(
@@ -118,11 +118,11 @@ def _insert_commitment(
 
 
 def first_verdict(sop_class_uid: str, repeated: bool) -> str:
-    """What can be said of an instance unseen: "", or 0131, or 0122 for a class that is not stored."""
+    """The verdict without a check: "", 0131, or 0122 for a class that is not stored."""
     if repeated:
         return UID_IN_USE
     known = UID(sop_class_uid)
-    if known.is_private or known.name == sop_class_uid:  # of a maker, or of a later edition
+    if known.is_private or known.name == sop_class_uid:  # of a vendor, or of a later edition
         return ""
     stored = (
         known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
@@ -131,13 +131,13 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
 
 
 def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
-    """Have the result of a request told."""
+    """Queue the result of a request for its requester."""
     insert_row(Outbox, kind="commitment result", lane=RESULT_LANE, receiver=requester,
                commitment_id=commitment_id, created_at=ctx.stamp())  # fmt: skip
 
 
 def commitment_rows(where: str, *values: Any) -> list[Any]:
-    """Requests under a condition, without the references as they came: they may be megabytes."""
+    """Requests under a condition, without their data sets, which may have megabytes."""
     names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
     cursor = database.execute_sql(
         f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
@@ -146,13 +146,13 @@ def commitment_rows(where: str, *values: Any) -> list[Any]:
 
 
 def due_commitments(ctx: Context) -> list[Any]:
-    """Requests that are to be judged now."""
+    """Requests that are due to be judged."""
     due = "state = 'asked' AND (try_at <= ? OR try_at > ?) ORDER BY try_at, id LIMIT 100"
     return commitment_rows(due, ctx.stamp(), ctx.stamp(seconds=RETRY_AFTER[-1]))
 
 
 def open_references(commitment_id: int) -> list[Reference]:
-    """The instances of a request that are not judged, with their places as far as they are known."""
+    """The unjudged instances of a request, with study and series if known."""
     cursor = database.execute_sql(
         "SELECT sop_class_uid, sop_instance_uid, study_instance_uid, series_instance_uid"
         " FROM commitment_instance WHERE commitment_id = ? AND verdict = ''",
@@ -167,9 +167,9 @@ def open_references(commitment_id: int) -> list[Reference]:
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
-    """Judge what evidence is of; the rest is looked at again, until its time is over.
+    """Judge the instances that there is evidence of; the others are checked again until time-out.
 
-    Source  PS3.4 J.3.3.1.2: success is claimed for what was seen in the archive alone
+    Source  PS3.4 J.3.3.1.2: only instances found in the archive are confirmed
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
@@ -201,7 +201,7 @@ def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> Non
 
 
 def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
-    """A request of which all is judged is judged; another one is looked at again."""
+    """Finish a request if all its instances are judged, else set its next check."""
     good, bad, open_ = commitment_counts([commitment.id])[commitment.id]
     if open_:
         failures = commitment.failures + 1
@@ -218,16 +218,16 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
     if commitment.door == "dimse":
         _enter_result(ctx, commitment.id, commitment.requester)
     audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
-    log.info("commitment %s: %d committed, %d not", commitment.transaction_uid, good, bad)
+    log.info("commitment %s: committed %d, failed %d", commitment.transaction_uid, good, bad)
 
 
-REPORTED = "reported"  # the answer to a request whose report has come
-# What an archive's reasons become; any other is 0110.
+REPORTED = "reported"  # the answer of a request whose report has arrived
+# Failure reasons of an archive that are kept; any other becomes 0110.
 REASONS_OF_ARCHIVE = frozenset({NOT_THERE, OF_ANOTHER_CLASS, NOT_STORED, NO_ROOM})
 
 
 def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool, str]:
-    """Whether an archive that a request is passed on to may still answer, and what it failed of."""
+    """Whether an archive may still answer a forwarded request, and the problem if any."""
     asked = f"sent_at > ? AND answer <> '{REPORTED}'"
     found = database.execute_sql(
         f"SELECT max(({WAITING}) OR ({asked})) OVER (), CASE WHEN o.sent_at <> '' THEN ''"
@@ -241,15 +241,15 @@ def request_state(ctx: Context, commitment_id: int, archive: str) -> tuple[bool,
 
 
 def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: bytes = b"") -> str:
-    """Have a request passed on: its Transaction UID there; nothing once it is judged.
+    """Queue a request for the archive; return its new Transaction UID.
 
     references  Referenced SOP Sequence, stored form
-    The archive's report on an earlier one may have come while a round was under way.
+    Returns     "" if it is judged meanwhile, by the archive's report on an earlier one
     """
     [commitment] = fetch_rows(Commitment, "id = ?", commitment_id)
     if commitment.state != "asked":
         return ""
-    uid = ctx.new_uid()  # kept before it is sent: the report may come at once
+    uid = ctx.new_uid()  # stored before it is sent: the report may follow at once
     insert_row(Outbox, kind="commitment request", lane=REQUEST_LANE, receiver=archive,
                commitment_id=commitment_id, operation="N-ACTION", sop_instance_uid=uid,
                event_type=1, data=references, created_at=ctx.stamp())  # fmt: skip
@@ -257,7 +257,7 @@ def pass_request_on(ctx: Context, commitment_id: int, archive: str, references: 
 
 
 def written_references(references: list[Reference]) -> bytes:
-    """The Referenced SOP Sequence of a request that is passed on (PS3.4 Table J.3-1)."""
+    """The Referenced SOP Sequence of a forwarded request (PS3.4 Table J.3-1)."""
     items = [
         text_elements(ReferencedSOPClassUID=one.sop_class_uid,
                       ReferencedSOPInstanceUID=one.sop_instance_uid)
@@ -267,7 +267,7 @@ def written_references(references: list[Reference]) -> bytes:
 
 
 def due_request(archive: str) -> list[Event]:
-    """The request that an archive is to be passed on next."""
+    """The next request to be forwarded to an archive, as a list of at most one."""
     return [
         one._replace(
             uid=STORAGE_COMMITMENT_INSTANCE,
@@ -278,7 +278,7 @@ def due_request(archive: str) -> list[Event]:
 
 
 def follow_requests(ctx: Context, archive: str, problem: str) -> None:
-    """An archive could not be passed on its requests: what is known of them until the next look."""
+    """Note the problem of requests that could not be forwarded to an archive."""
     if problem:
         database.execute_sql(
             "UPDATE commitment SET problem = ? WHERE state = 'asked' AND EXISTS (SELECT 1"
@@ -289,10 +289,10 @@ def follow_requests(ctx: Context, archive: str, problem: str) -> None:
 
 
 def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes) -> None:
-    """Take an archive's report on a request that was passed on to it: evidence of its own.
+    """Take an archive's report on a forwarded request as evidence.
 
-    uid      Transaction UID, ours
-    Refuses  0115 for one that was not passed on to who reports, 0120, 0121
+    uid      our Transaction UID
+    Refuses  0115 unless it was forwarded to the sender of the report; 0120, 0121
     Source   PS3.4 J.3.3
     """
     request = first_row(Outbox, "sop_instance_uid = ? AND lane = ?", uid, REQUEST_LANE)
@@ -309,12 +309,12 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
     good: dict[str, tuple[str, str]] = {}
     for one in index.items(REFERENCED_SOP):
         uid_, sop_class = one.get("ReferencedSOPInstanceUID"), one.get("ReferencedSOPClassUID")
-        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot be both
+        if good.get(uid_, (sop_class,))[0] != sop_class:  # it cannot have two classes
             failed[uid_] = str(int(OF_ANOTHER_CLASS, 16))
         good[uid_] = sop_class, one.get("RetrieveAETitle") or title
     good = {uid_: said for uid_, said in good.items() if uid_ not in failed}
     with database.atomic():
-        if request.answer != REPORTED:  # it has the request, whatever became of its response
+        if request.answer != REPORTED:  # it has the request, even if its response was lost
             sent_at = request.sent_at or ctx.stamp()
             update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
             words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
@@ -322,17 +322,17 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
             record_evidence(ctx, request.commitment_id, evidence)
-    log.info("commitment of %s: %d committed, %d not", ctx.actor, len(good), len(failed))
+    log.info("commitment report of %s: committed %d, failed %d", ctx.actor, len(good), len(failed))
 
 
 def _failure_reason(text: str) -> str:
-    """A Failure Reason (0008,1197), that an archive has told, as one of ours."""
+    """An archive's Failure Reason (0008,1197) as four hex digits; 0110 unless we use it."""
     known = f"{int(text):04X}" if text.isdigit() else ""
     return known if known in REASONS_OF_ARCHIVE else NOT_CHECKED
 
 
 def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
-    """How many instances of requests are committed, refused and not judged, by id."""
+    """The numbers of committed, failed and unjudged instances of requests, by row id."""
     counts = dict.fromkeys(commitment_ids, (0, 0, 0))
     cursor = database.execute_sql(
         "SELECT commitment_id, count(*) FILTER (WHERE verdict = '0000'),"
@@ -344,9 +344,9 @@ def commitment_counts(commitment_ids: Iterable[int]) -> dict[int, tuple[int, int
 
 
 class Result(NamedTuple):
-    """How a request was judged: what a report and the web's answer say of each instance.
+    """The result of a request, as sent by DIMSE and the web.
 
-    archive  AE title of the archive where all was seen that is committed, if it is one
+    archive  AE title of the archive with all committed instances, "" if they are in several
     """
 
     all_good: bool
@@ -355,7 +355,7 @@ class Result(NamedTuple):
 
 
 def commitment_result(commitment: Any) -> Result:
-    """The result of a request that is judged, in the form of the request (PS3.4 Table J.3-2)."""
+    """The result of a judged request, in the form of the request (PS3.4 Table J.3-2)."""
     verdicts = fetch_rows(CommitmentInstance, "commitment_id = ? ORDER BY id", commitment.id)
     good = [one for one in verdicts if one.verdict == COMMITTED]
     bad = [one for one in verdicts if one.verdict != COMMITTED]
@@ -367,7 +367,7 @@ def commitment_result(commitment: Any) -> Result:
 
 
 def _reason(verdict: str) -> bytes:
-    """Failure Reason (0008,1197), nothing for what is committed."""
+    """Failure Reason (0008,1197); empty for a committed instance."""
     if verdict == COMMITTED:
         return b""
     return encode_element(tag_of("FailureReason"), b"US", struct.pack("<H", int(verdict, 16)))
@@ -384,7 +384,7 @@ def _flat(good: list[Any], bad: list[Any]) -> bytes:
 
 
 def _by_study(good: list[Any], bad: list[Any]) -> bytes:
-    """PS3.18 Table J.2-1: studies, series, classes, instances; with the reason beside each failed."""
+    """PS3.18 Table J.2-1: studies, series, classes, instances; failed ones with the reason."""
 
     def instance(one: Any) -> ElementIndex:
         uid = text_elements(ReferencedSOPInstanceUID=one.sop_instance_uid)
@@ -422,7 +422,7 @@ def commitment_by_uid(uid: str) -> Any:
 
 
 def due_result(requester: str) -> list[Event]:
-    """The result that a requester is to be told next, made of its verdicts."""
+    """The next result for a requester, as a list of at most one."""
     for one in due_events(requester, 1, RESULT_LANE):
         [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
         result = commitment_result(commitment)
@@ -440,7 +440,7 @@ def due_result(requester: str) -> list[Event]:
 
 
 def follow_results(ctx: Context, requester: str, problem: str) -> None:
-    """A requester was told results, or was not: what that makes of its requests."""
+    """Update a requester's requests after an attempt to deliver results."""
     if problem:
         database.execute_sql(
             "UPDATE commitment SET failures = failures + 1, problem = ?"
@@ -461,7 +461,7 @@ def follow_results(ctx: Context, requester: str, problem: str) -> None:
 
 
 def purge_commitments(ctx: Context) -> int:
-    """Drop results that are old enough; their Transaction UIDs stay known. How many."""
+    """Erase old results, but not their Transaction UIDs; return their number."""
     old = ctx.stamp(days=-ctx.config.commitment.keep_days)
     over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
     ended = f"({over}) AND judged_at < ?"
@@ -477,16 +477,16 @@ def purge_commitments(ctx: Context) -> int:
 
 
 def try_commitment_again(ctx: Context, uid: str) -> None:
-    """Ask the archive, or tell the machine, now and not later. Refuses 0112, C300 for what is done.
+    """Retry the check or the delivery of a result now. Refuses 0112; C300 if it has ended.
 
-    A result that was told is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
+    A delivered result is final: its Transaction UID is used up (PS3.4 J.3.3.1.2)
     """
     commitment = commitment_by_uid(uid)
     done = commitment.state in ("told", "dropped")
     if done or (commitment.door == "web" and commitment.state != "asked"):
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
     update_row(Commitment, commitment.id, failures=0, try_at="")
-    if commitment.state == "given up":  # it has its time anew
+    if commitment.state == "given up":  # its time starts again
         update_row(Commitment, commitment.id, state="judged", judged_at=ctx.stamp())
         database.execute_sql(
             "UPDATE outbox SET given_up_at = '', created_at = ? WHERE commitment_id = ?"
@@ -500,7 +500,7 @@ def try_commitment_again(ctx: Context, uid: str) -> None:
 
 
 def drop_commitment(ctx: Context, uid: str, why: str) -> None:
-    """Tell a machine no more about its images. Refuses 0106, 0112, C300 for what is done."""
+    """Discard a request and its result. Refuses 0106, 0112; C300 if it has ended."""
     needs_reason(why)
     commitment = commitment_by_uid(uid)
     if commitment.state in ("told", "dropped"):
@@ -512,13 +512,13 @@ def drop_commitment(ctx: Context, uid: str, why: str) -> None:
 
 
 def recent_commitments(most: int = 200) -> list[tuple[Any, int, int, int]]:
-    """The newest requests, each with how many are committed, refused and not judged."""
+    """The newest requests, each with its numbers of committed, failed and unjudged instances."""
     found = commitment_rows(f"1 = 1 ORDER BY id DESC LIMIT {most}")
     counts = commitment_counts(one.id for one in found)
     return [(one, *counts[one.id]) for one in found]
 
 
 def judged_instances(commitment_id: int) -> list[Any]:
-    """The instances of a request with their verdicts, those that are refused first."""
+    """The instances of a request with their verdicts, failed ones first."""
     where = "commitment_id = ? ORDER BY verdict = '0000', id LIMIT 1000"
     return fetch_rows(CommitmentInstance, where, commitment_id)

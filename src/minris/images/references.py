@@ -1,4 +1,4 @@
-"""Instances as they are named, and where they are known to be."""
+"""References to instances, and where these are known to be."""
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from minris.store.models import database
 
 
 class Reference(NamedTuple):
-    """An instance, and where it is if that is known."""
+    """A reference to an instance, with study and series if known."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -29,15 +29,14 @@ class Reference(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What is known of some instances.
+    """Evidence of instances, by SOP Instance UID.
 
-    found      by UID the class of each that was seen, empty where that was not told, and the AE
-               title that says so
-    missing    those that were looked for and not seen
-    unchecked  those that could not be looked for
-    problem    why there is no telling of the rest
-    reasons    of those that are missing, where the archive has said why; else 0112
-    places     study, series and Instance Availability of those found, where they are known
+    found      class of each instance found, empty if unknown, and the AE title of the source
+    missing    instances that were searched and not found
+    unchecked  instances that could not be searched
+    problem    why the others could not be checked
+    reasons    the archive's failure reasons of missing ones; else 0112
+    places     study, series and Instance Availability of instances found, if known
     """
 
     found: Mapping[str, tuple[str, str]]
@@ -49,14 +48,14 @@ class Evidence(NamedTuple):
 
 
 def uid_problems(index: ElementIndex) -> Iterator[Problem]:
-    """UIDs at any depth that are none, or several."""
+    """Invalid or multiple UIDs at any depth."""
     for item, tag in every_element(index):
         if item.vr(tag) == b"UI" and (text := item.text(tag)) and value_problem("UI", text):
             yield Problem(tag, Message("{value} is not a UID", value=text[:64]))
 
 
 def is_by_study(index: ElementIndex) -> bool:
-    """Whether a request for commitment names its instances by study. Refuses 0106 for both ways."""
+    """Whether a commitment request lists its instances by study. Refuses 0106 for both forms."""
     flat, studies = REFERENCED_SOP, tag_of("ReferencedStudySequence")
     if flat in index and studies in index:
         problem = Problem(studies, Message("is there beside (0008,1199)"))
@@ -65,7 +64,7 @@ def is_by_study(index: ElementIndex) -> bool:
 
 
 def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
-    """The instances that a request for commitment names."""
+    """The instances of a commitment request."""
     if not by_study:
         items = index.items(REFERENCED_SOP)
         return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
@@ -83,7 +82,7 @@ def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
 
 
 def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
-    """The instances of a request that is in order. Refuses 0115, 0120, 0121, 0213."""
+    """The instances of a commitment request, checked. Refuses 0115, 0120, 0121, 0213."""
     check_attributes(index, COMMITMENT_BY_STUDY if by_study else COMMITMENT_ATTRIBUTES, "action")
     references = references_of(index, by_study)
     most = ctx.config.commitment.maximum_instances
@@ -103,13 +102,13 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
     return references
 
 
-MOST_PERFORMED = 3000  # performed steps that are looked through for an instance, the newest first
+MOST_PERFORMED = 3000  # newest performed steps that are searched for an instance
 
 
 def _availability_of(
     uids: Iterable[str], columns: str, where: str = "1 = 1", *values: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Columns of what is known of some instances under a condition, five hundred at once."""
+    """Columns of the availability of some instances under a condition, read by 500."""
     wanted = list(uids)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
@@ -121,7 +120,7 @@ def _availability_of(
 
 
 def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
-    """Study and series of instances, as availability or performed steps have told them."""
+    """Study and series of instances, known from availability or performed steps."""
     columns = "sop_instance_uid, study_instance_uid, series_instance_uid"
     found = {uid: tuple(place) for uid, *place in _availability_of(sorted(uids), columns)}
     open_ = uids - found.keys()
@@ -135,12 +134,12 @@ def places_of(uids: set[str]) -> dict[str, tuple[str, str]]:
         found |= {uid: told[uid][:2] for uid in open_ & told.keys()}
         open_ = (open_ - told.keys()) if told.keys() & open_ else open_ - {min(open_)}
         if not row and len(open_) > 20:
-            break  # of a machine that does not report: none of the others is known either
+            break  # the machine does not report: the others are unknown too
     return found
 
 
 def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
-    """Study, series and class of each instance that a performed procedure step refers to."""
+    """Study, series and class of each instance that a performed step references."""
     studies = {one.get("StudyInstanceUID") for one in performed.items(STEP_ATTRIBUTES)} - {""}
     if len(studies) != 1:
         return {}
@@ -156,7 +155,7 @@ def produced_by(performed: ElementIndex) -> dict[str, tuple[str, str, str]]:
 
 
 def notified_instances(references: Iterable[Reference], archive: str) -> dict[str, str]:
-    """The class of each instance that the archive has notified as to be had there."""
+    """The class of each instance that the archive has notified as available there."""
     uids = (one.sop_instance_uid for one in references)
     where = f"retrieve_ae_title = ? AND who = ? AND availability IN {RETRIEVABLE}"
     columns = "sop_instance_uid, sop_class_uid"
@@ -164,7 +163,7 @@ def notified_instances(references: Iterable[Reference], archive: str) -> dict[st
 
 
 def available_of(study: str) -> int:
-    """How many images of a study are known to be where they can be had."""
+    """The number of a study's images that are known to be available."""
     sql = (
         "SELECT count(DISTINCT sop_instance_uid) FROM availability"
         f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
@@ -173,9 +172,9 @@ def available_of(study: str) -> int:
 
 
 def available_uids(uids: Iterable[str], at: Iterable[str] = ()) -> set[str]:
-    """Those of some instances that are known to be where they can be had.
+    """The instances among these that are known to be available.
 
-    at  the Retrieve AE Titles that will do; any if there are none
+    at  accepted Retrieve AE Titles; any if empty
     """
     places, where = list(at), f"availability IN {RETRIEVABLE}"
     if places:

@@ -1,4 +1,4 @@
-"""Worklist items and the catalogue as CSV."""
+"""CSV: worklist items and the procedure catalogue."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
 from minris.store.models import ScheduledProcedureStep, database
 from minris.store.rows import fetch_rows
 
-# The columns of a CSV file: names they may have, and what they fill. A keyword does too.
+# Columns of a CSV file: accepted names, and the keyword they fill. A keyword is accepted too.
 CSV_COLUMNS: dict[str, str] = {
     name: row.keyword
     for row in table("""
@@ -54,7 +54,7 @@ CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": 
 
 
 def decode_csv(content: bytes) -> str:
-    """The text of a CSV file: UTF-8 with or without mark, else GB18030. Refuses 0106."""
+    """The text of a CSV file in UTF-8, with or without BOM, or GB18030. Refuses 0106."""
     for codec in ("utf-8-sig", "gb18030"):
         with contextlib.suppress(UnicodeDecodeError):
             return content.decode(codec)
@@ -80,14 +80,14 @@ def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
 
 
 def csv_keyword(name: str) -> str:
-    """What a column fills: a keyword, or "" for a column that is not known."""
+    """The keyword that a column fills, or "" for an unknown column."""
     known = CSV_COLUMNS.get(name.strip().casefold())
     return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
 
 
 def csv_value(keyword: str, text: str) -> str:
-    """A cell as DICOM writes it: dates without dashes, times without colons."""
-    text = text.strip().lstrip("'")  # a spreadsheet's way to keep a number a text
+    """A cell as a DICOM value: dates without dashes, times without colons."""
+    text = text.strip().lstrip("'")  # spreadsheets mark text like this
     if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
         return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
@@ -104,9 +104,9 @@ def csv_value(keyword: str, text: str) -> str:
 
 
 def items_from_csv(content: bytes) -> list[bytes]:
-    """The worklist items of a CSV file, one a row, procedures by the catalogue.
+    """The worklist items of a CSV file, one per row, completed from the catalogue.
 
-    Refuses 0106 for a file without a column for the name, or with columns that are not known
+    Refuses  0106 for unknown columns, or without a column for the patient's name
     """
     names, lines = read_csv(content)
     keywords = [csv_keyword(name) for name in names]
@@ -151,24 +151,24 @@ EXPORT_COLUMNS = (
 
 
 def no_formula(cell: str) -> str:
-    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    """A cell of a CSV file, quoted if a spreadsheet would take it for a formula."""
     return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def of_formula(cell: str) -> str:
-    """A cell as it was before no_formula."""
+    """The cell before no_formula."""
     return cell[1:] if cell[:1] == "'" and no_formula(cell[1:]) == cell else cell
 
 
 def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A CSV file of column names and rows, none of whose cells can be taken for a formula."""
+    """A CSV file of column names and rows; no cell can be taken for a formula."""
     out = io.StringIO()
     csv.writer(out).writerows([head, *(map(no_formula, line) for line in lines)])
     return out.getvalue()
 
 
 def export_procedures() -> str:
-    """The procedure catalogue as CSV; `import_procedures` reads it back."""
+    """The procedure catalogue as CSV for `import_procedures`."""
     return csv_text(
         [*PROCEDURE_COLUMNS, "retired"],
         (
@@ -179,11 +179,11 @@ def export_procedures() -> str:
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
-    """Make or change procedures by their codes from CSV, all or nothing: how many.
+    """Create or change procedures by code from CSV, all or none; return their number.
 
-    content  columns as PROCEDURE_COLUMNS, and perhaps retired; code and meaning are needed, what has
-             no column stays as it is
-    Refuses  0106 with a line for each row that is wrong
+    content  columns of PROCEDURE_COLUMNS, and optionally retired; code and meaning are required,
+             columns that are absent stay unchanged
+    Refuses  0106 with a line per wrong row
     """
     head, lines = read_csv(content)
     columns, problems, count = [name.strip().casefold() for name in head], [], 0
@@ -219,7 +219,7 @@ def import_procedures(ctx: Context, content: bytes) -> int:
 
 
 def export_csv() -> str:
-    """The scheduled steps as CSV, a row each; no cell can be taken for a formula."""
+    """The scheduled steps as CSV, one row each."""
 
     def cells(data: bytes) -> list[str]:
         index = ElementIndex(data)

@@ -1,4 +1,4 @@
-"""Worklist items from files: DICOM, DICOM JSON, CSV."""
+"""Import of worklist items from files: DICOM, DICOM JSON, CSV."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ from minris.store.models import database
 def read_dicom_file(content: bytes) -> bytes:
     """The data set of a DICOM file, with or without preamble, in the stored form.
 
-    Refuses 0106 for what cannot be read
+    Refuses  0106 for an unreadable file
     """
     if not content:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
@@ -29,7 +29,7 @@ def read_dicom_file(content: bytes) -> bytes:
         syntax, at = _file_meta(content, at)
         syntax = syntax or guess_syntax(content[at:])
         if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
-            raise Malformed(f"transfer syntax {syntax} is not taken")
+            raise Malformed(f"transfer syntax {syntax} is not supported")
         found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
         if found.damaged:
             words = Message("cannot be read in the character set of the file")
@@ -43,7 +43,7 @@ def read_dicom_file(content: bytes) -> bytes:
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
-    """The transfer syntax that a file meta group names, and where the data set begins."""
+    """The transfer syntax of a file meta group, and the offset of the data set."""
     start, syntax = at, ""
     while content[at : at + 2] == b"\x02\x00":
         _, number, vr, length = ELEMENT_HEADER.unpack_from(content, at)
@@ -60,7 +60,7 @@ def _file_meta(content: bytes, at: int) -> tuple[str, int]:
 
 
 def guess_syntax(data: bytes) -> str:
-    """Explicit or Implicit VR Little Endian, by whether a VR stands where one would be."""
+    """Explicit VR Little Endian if the first element has a VR, else Implicit."""
     explicit = data[4:6] in KNOWN_VRS
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
@@ -68,8 +68,8 @@ def guess_syntax(data: bytes) -> str:
 def read_items(name: str, content: bytes) -> list[bytes]:
     """The worklist items of one file, in the stored form.
 
-    name     its name, for its kind: .json is DICOM JSON, one data set or an array; others DICOM
-    Refuses  0106, with "item N" where the file has several
+    name     .csv, or .json for DICOM JSON, one data set or an array; else a DICOM file
+    Refuses  0106, with "item N" if the file has several
     """
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
@@ -81,21 +81,21 @@ def read_items(name: str, content: bytes) -> list[bytes]:
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; ValueError where a key is there twice, as one of the two would be lost."""
+    """A JSON object; ValueError for a duplicate key, as one of the values would be lost."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key[:40]!r} is there twice")
+            raise ValueError(f"{key[:40]!r} occurs twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def items_from_json(content: bytes) -> list[bytes]:
-    """The data sets of a DICOM JSON text: an object or an array. Refuses 0106."""
+    """The data sets of a DICOM JSON text, an object or an array. Refuses 0106."""
     try:
         value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -113,7 +113,7 @@ def items_from_json(content: bytes) -> list[bytes]:
 
 
 def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
-    """A refusal that says which item it is about, and all that is wrong with it."""
+    """The refusal with the item's number and all its problems as its sentence."""
     found = [problem.message for problem in refusal.problems]
     words = joined(found, "; ") if found else Message(refusal.detail)
     line = Message("{word} {number}: {words}", word=Message(word), number=number, words=words)
@@ -126,16 +126,16 @@ def import_items(
     word: str = "item",
     trial: bool = False,
 ) -> int:
-    """Put items on the worklist, all or none: how many.
+    """Put items on the worklist, all or none; return their number.
 
-    trial    it will be undone, and is not logged
-    Refuses  as `schedule`, with "item N: …" for each that is wrong, a line each
+    trial    it will be rolled back: do not log it
+    Refuses  as `schedule`, with a line "item N: …" per wrong item
     """
     imported, refusals = 0, []
     with database.atomic():
         for count, item in enumerate(items, 1):
             if not item:
-                continue  # an empty line of a table, which has its number too
+                continue  # an empty row of a table: it counts, but has no item
             try:
                 schedule(ctx, item, "separate", trial)
                 imported += 1
@@ -153,13 +153,13 @@ def import_items(
 
 
 def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
-    """What an import of a CSV file would do: its lines, and what is wrong; nothing is kept."""
+    """Preview the import of a CSV file: its lines and the problems; nothing is stored."""
     names, lines = read_csv(content)
     return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
 
 
 def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
-    """What is wrong with an import, in words; nothing of it is kept."""
+    """The problems of an import as text, tried and rolled back."""
     try:
         with database.atomic() as trial:
             import_items(ctx, items(), word=word, trial=True)
@@ -170,13 +170,13 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
 
 
 def import_file(ctx: Context, name: str, content: bytes) -> int:
-    """Import a file of the page: how many items. Refuses as import_items."""
+    """Import an uploaded file; return the number of items. Refuses as import_items."""
     word = "row" if name.lower().endswith(".csv") else "item"
     return import_items(ctx, read_items(name, content), word=word)
 
 
 def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
-    """What an import would do: its lines, and what is wrong; nothing is kept."""
+    """Preview an import: its lines and the problems; nothing is stored."""
     if name.lower().endswith(".csv"):
         return preview_csv(ctx, content)
     items = read_items(name, content)

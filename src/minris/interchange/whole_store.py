@@ -1,4 +1,4 @@
-"""All that is kept, out and in again."""
+"""Export of the whole database, and its import."""
 
 import collections
 import datetime
@@ -47,11 +47,9 @@ from minris.ups.search import filter_search, stored_workitem
 from minris.ups.subscriptions import enter_subscriptions
 from minris.ups.workitems import is_purged
 
-# Everything, in open form.
-
 
 def _exported(row: Any, *columns: str) -> dict[str, Any]:
-    """The data set of a row in the DICOM JSON Model, and some of its columns."""
+    """The data set of a row in the DICOM JSON Model, and further columns."""
     return {
         "data": to_json(ElementIndex(row.data)),
         **{column: getattr(row, column) for column in columns},
@@ -59,7 +57,7 @@ def _exported(row: Any, *columns: str) -> dict[str, Any]:
 
 
 def export_store() -> dict[str, Any]:
-    """All that is kept, as JSON: data sets in the DICOM JSON Model; `import` reads it back."""
+    """The whole database as JSON, data sets in the DICOM JSON Model, for `import_export`."""
     patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
     requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
     patient_at = {row.id: place for place, row in enumerate(patients)}
@@ -105,7 +103,7 @@ WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "upda
 
 
 def export_workitems() -> dict[str, Any]:
-    """The workitems with their history and subscribers; without the locks of their performers."""
+    """The workitems with history and subscriptions, without Transaction UIDs."""
     subscriptions = database.execute_sql(
         "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
         " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
@@ -133,9 +131,9 @@ def export_workitems() -> dict[str, Any]:
 
 
 def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
-    """Read back what export_workitems gave. Refuses 0111, 0106.
+    """Import the result of export_workitems. Refuses 0111, 0106.
 
-    Nobody is told; who had claimed a workitem over DICOM has to have it ended and made again.
+    Sends no events. A performer's claim is lost: its workitem must be ended and created again.
     """
     ids = dict(_import_workitem(ctx, one) for one in content.get("workitems", []))
     for one in content.get("workitem_events", []):
@@ -149,7 +147,7 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 
 
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
-    """Take a workitem of an export: its UID and its row."""
+    """Import a workitem; return its UID and row id."""
     index = _index_of(given).without([TRANSACTION_UID])
     uid = index.get("SOPInstanceUID")
     check_uid(uid)
@@ -217,7 +215,7 @@ def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, 
 
 
 def check_stamps(stamps: Iterable[str]) -> None:
-    """ValueError for what is no time as the store keeps it, nor empty."""
+    """Raise ValueError unless all are times as stored, or empty."""
     for stamp in stamps:
         if stamp:
             datetime.datetime.fromisoformat(stamp)
@@ -226,7 +224,7 @@ def check_stamps(stamps: Iterable[str]) -> None:
 
 
 def import_export(ctx: Context, content: dict[str, Any]) -> str:
-    """Read back what export_store gave, all or nothing: what was done. Refuses as `schedule`."""
+    """Import the result of export_store, all or nothing; return a summary. Refuses as `schedule`."""
     with database.atomic():
         patients = [(_import_patient(ctx, one), one) for one in content.get("patients", [])]
         steps = []
@@ -245,7 +243,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
             if row.status not in OPEN_STEP_STATES:
                 steps.append((row.id, given))
-        for patient, one in patients:  # a step that has ended told of an earlier time
+        for patient, one in patients:  # ended steps have an older state of the patient
             if patient:
                 write_patient(patient, _index_of(one), one["updated_at"])
         for row_id, given in steps:
@@ -266,7 +264,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
 
 
 def _as_of_now(content: dict[str, Any], step: dict[str, Any], data: bytes) -> bytes:
-    """A step that has ended, with what is known of its patient and procedure since."""
+    """A step's data set with the present data of its patient and procedure."""
     if "requested" not in step:
         return data
     requested = content["requested"][step["requested"]]
@@ -280,7 +278,7 @@ def _index_of(given: dict[str, Any]) -> ElementIndex:
 
 
 def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
-    """Make the patient of an export, or tell one who is known of it: who was made."""
+    """Create the patient of an export and return it, or update a known one and return None."""
     index = _index_of(given)
     known = find_patient(index, "separate")
     if known:

@@ -1,1 +1,1 @@
-"""Performed procedure steps."""
+"""Modality performed procedure steps."""

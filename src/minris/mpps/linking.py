@@ -1,4 +1,4 @@
-"""Which scheduled steps a performed one satisfies, and what that makes of them."""
+"""Links from performed steps to scheduled steps, and the states that follow."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,10 +14,10 @@ from minris.store.rows import fetch_rows, first_row, update_row
 
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
-    """Link a performed step to the scheduled one that an item names; whether one was found.
+    """Link a performed step to the scheduled step that an item names; False if there is none.
 
-    Found by study with procedure and step ID, else by accession number, else by the step ID alone
-    where it is the only one; never by the patient's name (PS3.4 F.7.2.1.2).
+    It is found by study with procedure and step ID, else by accession number, else by step ID if
+    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2).
     """
     step, found_by = find_scheduled(item, patient_id)
     if step:
@@ -26,7 +26,7 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
-    """Keep that a performed step satisfies a scheduled one, and the state that was in before."""
+    """Link a performed step to a scheduled one; `before` is the latter's state until then."""
     database.execute_sql(
         "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
         " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -34,8 +34,8 @@ def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> 
     )
 
 
-# How a scheduled step is looked for: each attempt needs its first column, and the others where
-# the item has them. A step of another patient is taken only on the word of its study.
+# The attempts to find a scheduled step, in order: each needs a value for its first column and uses
+# the other columns that have values. Only the study may link a step of another patient.
 STEP_ATTEMPTS = (
     ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
     ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
@@ -45,7 +45,7 @@ STEP_ATTEMPTS = (
 
 
 def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str]:
-    """The one scheduled step an item of Scheduled Step Attributes means, and how it was found."""
+    """The scheduled step that a Scheduled Step Attributes item names, and how it was found."""
     known = {
         "study_instance_uid": item.get("StudyInstanceUID"),
         "requested_procedure_id": item.get("RequestedProcedureID"),
@@ -65,7 +65,7 @@ def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str
 
 
 def settle_steps(ctx: Context, performed_id: int) -> None:
-    """Bring every scheduled step that a performed one satisfies to the state that follows."""
+    """Update the state of every scheduled step that is linked to a performed step."""
     cursor = database.execute_sql(
         "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
     )
@@ -74,11 +74,11 @@ def settle_steps(ctx: Context, performed_id: int) -> None:
 
 
 def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
-    """The state of a scheduled step from all its performed ones, as STEP_STATUS_AFTER says.
+    """Set a scheduled step's state from all its performed steps, as STEP_STATUS_AFTER says.
 
-    Where none counts, since the wrong entry was chosen, it is again what it was before.
+    If none counts, as the wrong entry was chosen, it returns to its state before.
 
-    before  that state, where the link which knew it is gone
+    before  that state, if the link that kept it has been deleted
     """
     links = database.execute_sql(
         "SELECT l.status_before, p.status, p.data FROM performed_scheduled_step l"
@@ -97,9 +97,9 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
 
 
 def reporting_stations() -> set[str]:
-    """The AE titles that have ever reported a performed step."""
+    """The AE titles that have reported a performed step."""
     title = "SELECT min(performed_station_ae_title) FROM performed_procedure_step"
-    cursor = database.execute_sql(  # from one title to the next in the index
+    cursor = database.execute_sql(  # a skip scan of the index
         f"WITH RECURSIVE t (title) AS ({title} UNION ALL SELECT ({title} WHERE"
         " performed_station_ae_title > t.title) FROM t WHERE t.title IS NOT NULL)"
         " SELECT title FROM t WHERE title IS NOT NULL"
@@ -108,9 +108,10 @@ def reporting_stations() -> set[str]:
 
 
 def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> bool:
-    """Whether a machine reports performed steps, as its device says, else as it has ever done.
+    """Whether a machine reports performed steps: by its device's setting, else by past reports.
 
-    stations   the AE titles that a step is scheduled for; reporting: as reporting_stations gives
+    stations   AE titles that a step is scheduled for
+    reporting  the result of reporting_stations
     """
     titles: set[str] = set()
     for station in stations:
@@ -122,7 +123,7 @@ def does_report(ctx: Context, stations: Iterable[str], reporting: set[str]) -> b
 
 
 def unscheduled_steps(limit: int = 200) -> list[Any]:
-    """Performed steps that no scheduled one was found for and nobody has settled, newest first."""
+    """Performed steps without a scheduled step that nobody has settled, newest first."""
     return fetch_rows(
         PerformedProcedureStep,
         "settled = '' AND NOT EXISTS (SELECT 1 FROM performed_scheduled_step l"
@@ -132,7 +133,7 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
 
 
 def _performed_row(performed_id: int) -> Any:
-    """A performed step by its row. Refuses 0112."""
+    """A performed step by its row id. Refuses 0112."""
     performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
     if not performed:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
@@ -140,7 +141,7 @@ def _performed_row(performed_id: int) -> Any:
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
-    """Let a person say which scheduled step a performed one was. Refuses 0112."""
+    """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
         performed, step = _performed_row(performed_id), step_row(step_id)
         insert_link(performed_id, step_id, "by hand", step.status)
@@ -150,7 +151,7 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
 
 
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
-    """Undo a match; the scheduled step is again what it was. Refuses 0112."""
+    """Delete a link; the scheduled step returns to its state before. Refuses 0112."""
     with database.atomic():
         links = database.execute_sql(
             "SELECT status_before FROM performed_scheduled_step"
@@ -168,7 +169,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
 
 
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
-    """Leave a performed step without an order, for a reason. Refuses 0106 without one; 0112."""
+    """Accept a performed step without an order, with a reason. Refuses 0106 without one; 0112."""
     needs_reason(reason)
     _performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
@@ -176,7 +177,7 @@ def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
 
 
 def is_wrong_entry(status: str, data: bytes) -> bool:
-    """Whether a step was discontinued since the wrong worklist entry was chosen (110514, DCM)."""
+    """Whether a step was discontinued because of a wrong worklist entry (110514, DCM)."""
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     reason = ElementIndex(data).item(keyword)
     known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY

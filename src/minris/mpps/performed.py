@@ -1,4 +1,4 @@
-"""Performed procedure steps: created, set, got (PS3.4 F.7, F.8)."""
+"""Performed procedure steps: N-CREATE, N-SET, N-GET (PS3.4 F.7, F.8)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -41,11 +41,11 @@ NOT_SETTABLE = frozenset(
 
 
 def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> str:
-    """Take a new performed procedure step: its SOP Instance UID, made where none is given.
+    """Create a performed procedure step; return its SOP Instance UID.
 
-    uid      Affected SOP Instance UID (0000,1000), or ""
+    uid      Affected SOP Instance UID (0000,1000); if empty, one is assigned
     data     the attribute list, stored form
-    raw      as it came, where texts of it had to be recovered
+    raw      the bytes as received, if texts had to be recovered
     Refuses  0111, 0117, 0120, 0121; 0106 for a status other than IN PROGRESS
     Source   PS3.4 F.7.2.1, PS3.7 10.1.5
     """
@@ -81,15 +81,17 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         notify_of_mpps(ctx, uid, "IN PROGRESS")
         audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
     if forgiven:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
-    log.info("performed step %s: IN PROGRESS, for %d steps, by %s", uid, sum(links), ctx.actor)
+        log.warning(
+            "performed step %s from %s without %s", uid, ctx.actor, noted_problems(forgiven)
+        )
+    log.info("performed step %s: IN PROGRESS by %s; linked steps: %d", uid, ctx.actor, sum(links))
     return uid
 
 
 def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
-    """Whether a change was passed on before, and comes from another than the machine.
+    """Whether a change was forwarded before and does not come from the machine itself.
 
-    Systems that pass on to each other would do so for ever
+    Otherwise two systems that forward to each other would never stop
     """
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
@@ -101,13 +103,13 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
 
 
 def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
-    """Tell of a performed step by MPPS Notification, what it has entered being a key of MPPS_EVENTS."""
+    """Send an MPPS Notification; `entered`, a key of MPPS_EVENTS, is the state or what happened."""
     event_type = MPPS_EVENTS[entered]
     pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
 
 
 def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
-    """Bytes as received, behind those known; alone where a peer sends them without end."""
+    """The bytes as received, appended to those kept; without these if the sum is too long."""
     if not (known and raw):
         return raw or known
     kept = bytes(known) + raw
@@ -115,12 +117,12 @@ def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | N
 
 
 def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> None:
-    """Change a performed procedure step that is IN PROGRESS.
+    """Update a performed procedure step that is IN PROGRESS.
 
     uid      Requested SOP Instance UID (0000,1001)
     data     the modification list, stored form; a sequence replaces the stored one
-    Refuses  0112; 0110 with A710 after the end; 0105 for what may not be set, if it differs;
-             0106 for another status; 0120, 0121 for what the end needs
+    Refuses  0112; 0110 with A710 after the end; 0105 for a change of what may not be set;
+             0106 for an unknown status; 0120, 0121 for what the final state requires
     Source   PS3.4 F.7.2.2
     """
     index = ElementIndex(data)
@@ -153,15 +155,15 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         audit(ctx, "performed step set", uid, f"{performed.status} -> {state}")
     log.info("performed step %s: %s -> %s by %s", uid, performed.status, state, ctx.actor)
     if remark:
-        log.warning("performed step %s from %s lacks %s", uid, ctx.actor, remark)
+        log.warning("performed step %s from %s without %s", uid, ctx.actor, remark)
 
 
 def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
-    """A performed procedure step, or some of its attributes: the status and the data set.
+    """The status and the data set of a performed procedure step, or some of its attributes.
 
     uid      Requested SOP Instance UID (0000,1001)
-    tags     Attribute Identifier List (0000,1005), top level; none for all
-    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    tags     Attribute Identifier List (0000,1005), top level; all if empty
+    Returns  0001 if a requested attribute is not supported, else 0000
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
@@ -172,7 +174,7 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
 
 
 def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
-    """The state an N-SET leads to. Refuses as MPPS_TRANSITIONS says, 0106 for another status."""
+    """The state that an N-SET leads to. Refuses as MPPS_TRANSITIONS says; 0106."""
     event = f"set {status}" if status else "set"
     outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
     if performed and performed.status in FINAL_MPPS_STATES:
@@ -190,10 +192,10 @@ def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
 
 
 def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
-    """Hold a performed step against the table for its state: what was forgiven, in words.
+    """Check a performed step against the table for its state; return tolerated problems as text.
 
-    DISCONTINUED without a series is common in the field: taken, unless [dicom] strict_mpps.
-    Source: PS3.4 F.7.2.2.2
+    DISCONTINUED without a series is common: tolerated unless [dicom] strict_mpps is set.
+    Source  PS3.4 F.7.2.2.2
     """
     lenient = not ctx.config.dicom.strict_mpps
     final = state in FINAL_MPPS_STATES
@@ -226,7 +228,7 @@ FINAL_TAGS = tuple(
 
 
 def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
-    """Row, data set, remark and the way it was found of each performed step of a scheduled one."""
+    """Row id, data set, remark and kind of link of each performed step of a scheduled step."""
     return database.execute_sql(
         "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
         " JOIN performed_scheduled_step l ON l.performed_id = p.id"

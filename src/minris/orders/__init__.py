@@ -1,1 +1,1 @@
-"""Patients, orders, scheduled steps, the worklist."""
+"""Patients, orders, scheduled steps and the worklist."""

@@ -22,10 +22,10 @@ from minris.store.rows import fetch_rows, first_row
 
 
 def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
-    """Make or change a row of the catalogue, known by its code.
+    """Create or change the procedure with this code.
 
-    row      texts by column: code, meaning, and any of scheme, modality, ae_title, minutes,
-             protocol_code, protocol_meaning
+    row      text by column: code and meaning are required; scheme, modality, ae_title, minutes,
+             protocol_code and protocol_meaning are optional
     Refuses  0106
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
@@ -67,7 +67,7 @@ PROCEDURE_COLUMNS = {
 
 
 def code_in_use(code: str) -> bool:
-    """Whether an open step is of a procedure with this code."""
+    """Whether an open step has this procedure code."""
     states = sorted(OPEN_STEP_STATES)
     return any(
         ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
@@ -78,7 +78,7 @@ def code_in_use(code: str) -> bool:
 
 
 def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
-    """Take a procedure out of use, or out of the catalogue. Refuses 0112, 0110 for one in use."""
+    """Retire a procedure, or delete it. Refuses 0112; 0110 to delete one that open steps use."""
     if not Procedure.get_or_none(Procedure.code == code):
         raise Refusal(
             Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
@@ -96,13 +96,13 @@ def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
 
 
 def find_procedure(text: str) -> Any | None:
-    """The procedure in use that has this code, or this meaning; None where there is none."""
+    """The procedure with this code or meaning that is not retired, or None."""
     where = "retired = 0 AND (code = ? OR meaning = ?) ORDER BY code LIMIT 1"
     return first_row(Procedure, where, text, text)
 
 
 def apply_procedure(data: bytes) -> bytes:
-    """An item whose procedure is named as in the catalogue, with code, modality, station, protocol."""
+    """A worklist item, completed from the catalogue: code, modality, station and protocol."""
     index = ElementIndex(data)
     procedure = find_procedure(index.get("RequestedProcedureDescription"))
     if not procedure:
@@ -132,10 +132,10 @@ def _protocol(procedure: Any) -> ElementIndex:
 
 
 def all_procedures() -> list[Any]:
-    """The procedures of the catalogue, those out of use last."""
+    """All procedures, retired ones last."""
     return fetch_rows(Procedure, "1 = 1 ORDER BY retired, code")
 
 
 def procedures_in_use() -> list[Any]:
-    """The procedures of the catalogue that can be chosen."""
+    """The procedures that are not retired."""
     return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")

@@ -1,4 +1,4 @@
-"""The diary of a station: what is taken, what is free."""
+"""The diary of a station: booked exams and free times."""
 
 import datetime
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from minris.store.models import database
 
 
 class Booking(NamedTuple):
-    """An exam in the diary of a station; begin and end in minutes of its day."""
+    """An exam in the diary of a station; begin and end are minutes since midnight."""
 
     row_id: int
     date: str
@@ -27,12 +27,12 @@ class Booking(NamedTuple):
 
 
 def minute_of_day(tm: str) -> int:
-    """The minute of the day of a TM value."""
+    """Minutes since midnight of a TM value."""
     return int(tm[:2] or 0) * 60 + int(tm[2:4] or 0)
 
 
 def exam_minutes() -> dict[str, int]:
-    """How long exams take, by code and by name, as the catalogue has them."""
+    """The duration of exams in minutes, by procedure code and by name."""
     known = {}
     for procedure in all_procedures():
         known[procedure.code] = known[procedure.meaning] = procedure.minutes
@@ -40,9 +40,9 @@ def exam_minutes() -> dict[str, int]:
 
 
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
-    """The exams of a device from one day (DA) to another by their begin; not those called off.
+    """The exams of a device from one day (DA) to another, by start; canceled ones are left out.
 
-    ae_title  any of its titles
+    ae_title  any AE title of the device
     """
     known, found = exam_minutes(), []
     device = device_of(ctx, ae_title)
@@ -66,7 +66,7 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
 
 
 def clashes(bookings: Iterable[Booking]) -> set[int]:
-    """The rows of those exams of a diary, not yet over, that lie on another one's time."""
+    """The row ids of open exams that overlap with another one."""
     found: set[int] = set()
     latest: Booking | None = None
     for one in bookings:
@@ -80,25 +80,25 @@ def clashes(bookings: Iterable[Booking]) -> set[int]:
 
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
-    """The minutes of the day at which the clinic opens and closes."""
+    """Opening and closing time of the clinic in minutes since midnight."""
     opens, closes = (at or other for at, other in
                      ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 
 def is_closed(ctx: Context, date: str) -> bool:
-    """Whether a day (DA) is one without exams."""
+    """Whether the clinic is closed on a day (DA)."""
     day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
     return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
 
 
 def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
-    """The exams of a day that lie on a time of it."""
+    """The exams that overlap with a time of their day."""
     return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
 
 
 def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
-    """The minutes of a day (DA) at which an exam of so many minutes can begin; none in the past."""
+    """When an exam can start on a day (DA), in minutes since midnight; never in the past."""
     opens, closes = day_begins_ends(ctx)
     now = ctx.local_now()
     today = f"{now:%Y%m%d}"
@@ -116,9 +116,10 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
 def in_the_way(
     ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
 ) -> tuple[list[Booking], list[int]]:
-    """What lies on the time that an exam would have, and when it could begin instead.
+    """The exams that an exam would overlap with, and the free times of that day in minutes.
 
-    exam    its name or code; row_id: that of the exam itself, which is in nobody's way
+    exam    name or code of its procedure
+    row_id  the exam itself, if it is on the worklist already: not an overlap
     """
     everything = diary(ctx, ae_title, date, date)
     bookings = [one for one in everything if one.row_id != row_id]
@@ -129,7 +130,7 @@ def in_the_way(
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:
-    """How many exams are on each day (DA) from one to another, not those called off."""
+    """The number of exams per day (DA) from one day to another, without canceled ones."""
     cursor = database.execute_sql(
         "SELECT start_date, count(*) FROM scheduled_procedure_step WHERE start_date BETWEEN ? AND ?"
         " AND status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED') GROUP BY start_date",

@@ -1,4 +1,4 @@
-"""What happened: the time line of an exam, the days in figures."""
+"""History: the timeline of an exam, and daily statistics."""
 
 import datetime
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from minris.store.rows import fetch_rows
 
 
 class Moment(NamedTuple):
-    """Something that happened in a visit: when (as the store keeps it), what, and what about."""
+    """One entry of a timeline: time (as stored), what happened, and to what."""
 
     at: str
     what: Message
     about: str = ""
 
 
-# What the end of a kind of work means for the visit (PS3.16 CID 9231).
+# What a completed workitem means for the visit, by its code (PS3.16 CID 9231).
 WORKITEM_MOMENTS = {
     "110001": Message("Images processed"),
     "3D": Message("Images processed"),
@@ -34,7 +34,7 @@ WORKITEM_MOMENTS = {
 
 
 def visit_of(row_id: int) -> list[Moment]:
-    """The time line of an exam: from its registration to what came after, in order. Refuses 0112."""
+    """The timeline of an exam in order, from registration to its workitems. Refuses 0112."""
     step = step_row(row_id)
     told = TOLD_BY.get(step.told_by, step.told_by)
     found = [
@@ -50,7 +50,7 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(  # a row's number may have been that of an earlier exam
+    changes = fetch_rows(  # the row id may have belonged to an earlier exam
         Audit,
         "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
         *study,
@@ -94,7 +94,7 @@ def visit_of(row_id: int) -> list[Moment]:
 
 
 class Day(NamedTuple):
-    """The exams of a day at a station: how many, how they ended, minutes of waiting and in the room."""
+    """A station's exams on one day: counts by outcome; waiting and room times in minutes."""
 
     date: str
     station: str
@@ -107,7 +107,7 @@ class Day(NamedTuple):
 
 
 def days_between(first: str, last: str) -> list[Day]:
-    """What happened at each station on the days from one DA to another, in order."""
+    """The statistics per day and station from one day (DA) to another, in order."""
     days: dict[tuple[str, str], Day] = {}
     for date, station, status, arrived, started, ended in database.execute_sql(
         "SELECT s.start_date, coalesce((SELECT t.ae_title FROM scheduled_station t"
@@ -129,6 +129,6 @@ def days_between(first: str, last: str) -> list[Day]:
 
 
 def minutes_between(begin: str, end: str) -> float:
-    """Minutes between two times as the store keeps them, none below 0."""
+    """Minutes between two stored times, at least 0."""
     first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
     return max(0.0, (last - first).total_seconds() / 60)

@@ -1,4 +1,4 @@
-"""A worklist item: taken apart, completed, checked, folded into one data set for each step."""
+"""Worklist items: split, completed, checked, and folded into one data set per step."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from minris.store.models import ScheduledProcedureStep
 
 
 def is_of_patient(tag: int) -> bool:
-    """Whether an attribute is of the patient, not of the procedure; by group where no table says."""
+    """Whether an attribute belongs to the patient; by its group if the table does not list it."""
     row = MWL_ATTRIBUTES.get((tag,))
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
 def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
-    """A worklist item taken apart: the patient's attributes, the procedure's, the steps."""
+    """A worklist item split into the patient's attributes, the procedure's, and the steps."""
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
@@ -34,7 +34,7 @@ def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> 
 
 
 def step_columns(index: ElementIndex) -> dict[str, str]:
-    """The columns of a scheduled procedure step, all from its data set, normalised."""
+    """The columns of a scheduled procedure step, normalised, from its data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
         "scheduled_procedure_step_id": step.get("ScheduledProcedureStepID"),
@@ -51,7 +51,7 @@ def step_columns(index: ElementIndex) -> dict[str, str]:
 
 
 def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex) -> ElementIndex:
-    """A step with what can be known though it was not given: device, modality, time, state."""
+    """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
     devices = (
@@ -83,7 +83,7 @@ REQUIRED_STEP_KEYWORDS = (
 
 
 def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:
-    """Everything that keeps a worklist item from being stored."""
+    """All problems for which a worklist item is refused."""
     problems = list(value_problems(index))
     if not name_key(index.get("PatientName")).replace("=", ""):
         problems.append(Problem(tag_of("PatientName"), Message("is missing")))
@@ -101,7 +101,7 @@ def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Proble
 
 
 def patient_columns(index: ElementIndex) -> dict[str, Any]:
-    """The columns of a patient, all from its data set."""
+    """The columns of a patient, from its data set."""
     return {
         "patient_id": index.get("PatientID"),
         "issuer_of_patient_id": index.get("IssuerOfPatientID"),

@@ -1,4 +1,4 @@
-"""Orders and steps by their row or name; identifiers, made, and whose they are."""
+"""Orders and steps, found by row id, ID or name; new identifiers and their owners."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ from minris.store.rows import fetch_rows, first_row, row_exists
 
 
 def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
-    """The next identifier of a pattern that no row has; numbers start anew with its dates."""
+    """The next unused identifier of a pattern; numbering restarts when a date in it changes."""
     now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
@@ -30,20 +30,20 @@ def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str
 
 
 def belongs_to_another(keyword: str, value: str) -> Refusal:
-    """The refusal (0111) of an identifier that another patient has."""
+    """The refusal (0111) of another patient's identifier."""
     words = Message("{value} belongs to another patient", value=value)
     return Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of(keyword), words)])
 
 
 def check_accession(accession: str, patient_row: int) -> None:
-    """Refuse (0111) the accession number of another patient."""
+    """Refuse (0111) another patient's accession number."""
     sql = "SELECT 1 FROM requested_procedure WHERE accession_number = ? AND patient_id <> ?"
     if accession and database.execute_sql(sql, (accession, patient_row)).fetchone():
         raise belongs_to_another("AccessionNumber", accession)
 
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
-    """A scheduled procedure step by its study and ID. Refuses 0112 where there is none."""
+    """The scheduled procedure step of a study with this ID. Refuses 0112."""
     step = ScheduledProcedureStep.get_or_none(
         (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
         & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
@@ -59,13 +59,13 @@ def step_data(study_instance_uid: str, step_id: str) -> bytes:
 
 
 def step_key(row_id: int) -> tuple[str, str]:
-    """Study Instance UID and step ID of a row. Refuses 0112."""
+    """Study Instance UID and step ID of a step by its row id. Refuses 0112."""
     row = step_row(row_id)
     return row.study_instance_uid, row.scheduled_procedure_step_id
 
 
 def leftovers(today: str) -> list[Any]:
-    """The steps of days before that are still waiting or begun, the oldest first."""
+    """The steps from earlier days that are still open, oldest first."""
     states = sorted(OPEN_STEP_STATES)
     return fetch_rows(
         ScheduledProcedureStep,
@@ -77,7 +77,7 @@ def leftovers(today: str) -> list[Any]:
 
 
 def find_steps(text: str, limit: int = 50) -> list[Any]:
-    """The steps of a patient by any part of the name in any spelling, ID or accession number."""
+    """The steps that match a Patient ID, accession number or part of a name in any spelling."""
     key = name_key(text)
     return fetch_rows(
         ScheduledProcedureStep,
@@ -92,7 +92,7 @@ def find_steps(text: str, limit: int = 50) -> list[Any]:
 
 
 def data_of_day(date: str) -> list[bytes]:
-    """The complete data sets of a day's steps, in order of their start."""
+    """The complete data sets of a day's steps, by start time."""
     cursor = database.execute_sql(
         "SELECT data FROM scheduled_procedure_step WHERE start_date = ? ORDER BY start_time, id",
         (date,),
@@ -101,7 +101,7 @@ def data_of_day(date: str) -> list[bytes]:
 
 
 def steps_of_day(date: str) -> list[tuple[Any, ...]]:
-    """What the board shows of a day's steps, with the station each stands under."""
+    """The columns that the board shows of a day's steps, with one station each."""
     return database.execute_sql(
         "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
         " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
@@ -111,7 +111,7 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 
 def step_row(row_id: int) -> Any:
-    """A step by its row. Refuses 0112."""
+    """A step by its row id. Refuses 0112."""
     row = first_row(ScheduledProcedureStep, "id = ?", row_id)
     if not row:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
@@ -119,24 +119,24 @@ def step_row(row_id: int) -> Any:
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
-    """Data set, state and remark of a step by its row. Refuses 0112."""
+    """Data set, state and remark of a step by its row id. Refuses 0112."""
     row = step_row(row_id)
     return bytes(row.data), row.status, row.remark
 
 
 def step_known(study: str) -> int | None:
-    """The row of the first step of a study, None where there is none."""
+    """The row id of the first step of a study, or None."""
     row = first_row(ScheduledProcedureStep, "study_instance_uid = ? ORDER BY id LIMIT 1", study)
     return row.id if row else None
 
 
 def patient_of_step(row_id: int) -> int:
-    """The row of the patient of a step. Refuses 0112."""
+    """The row id of a step's patient. Refuses 0112."""
     return first_row(RequestedProcedure, "id = ?", step_row(row_id).procedure_id).patient_id
 
 
 def steps_of(patient_row: int) -> list[Any]:
-    """The steps of a patient, the newest first."""
+    """The steps of a patient, newest first."""
     return fetch_rows(
         ScheduledProcedureStep,
         "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)"

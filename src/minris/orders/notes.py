@@ -1,4 +1,4 @@
-"""What people change of patients and exams, noted for a day as it was before and after."""
+"""Undo notes: what people changed, before and after, kept for a day."""
 
 import base64
 import contextlib
@@ -13,7 +13,7 @@ from minris.store.models import UndoNote, database
 from minris.store.rows import insert_row
 
 UNDO_HOURS = 24
-Place = tuple[str, int]  # a table of _COLUMNS and a row
+Place = tuple[str, int]  # a table of _COLUMNS and a row id
 _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
@@ -23,9 +23,9 @@ _COLUMNS = {
 
 
 def row_as_noted(place: Place) -> dict[str, Any]:
-    """The columns of a row, `data` in Base64; of a step its item, and its state as one part.
+    """The columns of a row, with `data` in Base64; empty if there is no such row.
 
-    Empty where there is no such row
+    Of a step: the item of its sequence, and its state with the times as one part
     """
     table, row_id = place
     columns = _COLUMNS[table]
@@ -44,12 +44,12 @@ def row_as_noted(place: Place) -> dict[str, Any]:
 def can_be_undone(
     ctx: Context, what: str, about: str, places: Iterable[Place], always: bool = False
 ) -> Iterator[None]:
-    """Note what a change makes of some rows, so that it can be taken back.
+    """Note what a change does to some rows, so that it can be undone.
 
     what    the change, in words: a Message or a state
-    about   what it is about, and offered at: `patient 3`, `step 7`
-    places  the rows that may change, a patient before the orders, these before the steps
-    always  note it whoever makes it; else only what a person changes
+    about   the page that offers to undo it: `patient 3`, `step 7`
+    places  the rows that may change: patients first, then orders, then steps
+    always  note it whoever makes the change, not only if it is a person
     """
     if not (always or ctx.actor.role):
         yield

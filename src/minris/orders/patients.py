@@ -1,4 +1,4 @@
-"""Patients: found, made, corrected; two who are one, merged."""
+"""Patients: found, created, corrected, merged."""
 
 import itertools
 import re
@@ -21,9 +21,9 @@ from minris.store.rows import erase, fetch_rows, first_row
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
-    """Whether name and birth date are those of a patient.
+    """Whether name and birth date match those of a patient.
 
-    The ideographic group decides where both have one: many names sound alike. Else any group.
+    If both names have an ideographic group, it decides, as many names sound alike; else any group.
     """
     ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
@@ -38,10 +38,10 @@ SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
 def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
-    """The patient an item is for; None where there is none yet.
+    """The patient that an item belongs to, or None for a new one.
 
-    same_id  what to do when the Patient ID belongs to another name: `refuse`, `update` that
-             patient, or keep both as `separate` patients
+    same_id  if the Patient ID belongs to another name: `refuse`, `update` that patient, or keep
+             both as `separate` patients
     """
     patient_id = index.get("PatientID")
     if not patient_id:
@@ -52,7 +52,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
             (Patient.patient_id == patient_id)
             & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
             if index.get("IssuerOfPatientID")
-            else Patient.patient_id == patient_id  # who names none means the only one
+            else Patient.patient_id == patient_id  # without an issuer: any
         )
         .order_by(Patient.id)
     )
@@ -61,7 +61,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
             return patient
     if not candidates or same_id == "separate":
         if candidates:
-            log.warning("patient ID %s: a second patient of this ID is kept apart", patient_id)
+            log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
         return None
     if same_id == "update":
         return candidates[0]
@@ -75,10 +75,10 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
 
 
 def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
-    """Find or make the patient of an item; what it newly tells of a known patient is taken."""
+    """Find or create the patient of an item; a known patient is updated from it."""
     patient = find_patient(given, same_id)
     if patient:
-        if same_person(given, patient):  # a group that is not told is not told to be empty
+        if same_person(given, patient):  # a missing group keeps its value
             told = given.get("PatientName").split("=")
             known = patient.patient_name.split("=")
             groups = itertools.zip_longest(told, known, fillvalue="")
@@ -95,7 +95,7 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
-    """Patients of the same name and birth date under another Patient ID."""
+    """Patients with the same name and birth date but another Patient ID."""
     birth_date, found = index.get("PatientBirthDate"), []
     if not birth_date:
         return []
@@ -106,7 +106,7 @@ def similar_patients(index: ElementIndex) -> list[Any]:
 
 
 def find_patients(text: str, limit: int = 50) -> list[Any]:
-    """Patients by any part of the name in any spelling, its initials, ID, birth date or phone."""
+    """Patients by part of the name in any spelling, initials, ID, birth date or phone number."""
     text = text.strip()
     key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
@@ -128,7 +128,7 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
 
 
 def rows_of(*patients: Any) -> list[Place]:
-    """The rows of patients and of what was requested for them."""
+    """The rows of patients and of their orders."""
     ids = [patient.id for patient in patients]
     marks = ", ".join("?" * len(ids))
     cursor = database.execute_sql(
@@ -141,10 +141,10 @@ def rows_of(*patients: Any) -> list[Place]:
 
 
 def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
-    """Give the orders of a patient to another one, who is the same person: the row of that one.
+    """Merge a patient into another record of the same person; return that record's row id.
 
-    into     Patient ID of the one who stays; what only the other one has is taken over
-    Refuses  0106 without a reason, or for the same one; 0112; 0110 where several have the ID
+    into     Patient ID to keep; it takes over the orders, and attributes that it lacks
+    Refuses  0106 without a reason or for the same record; 0112; 0110 if several have the ID
     """
     needs_reason(why)
     with database.atomic():
@@ -172,12 +172,11 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
 
 
 def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
-    """Correct what is known of a patient; open steps follow. What is given empty is emptied.
+    """Correct a patient's attributes; open steps follow. An attribute given empty is emptied.
 
-    Another Patient ID is taken too; where a patient has it already, and is the same person by
-    name and birth date, the orders of this one go over to that one (the unknown emergency patient
-    who has been identified).
-    Refuses  0112, 0106; 0111 for the ID of somebody else
+    The Patient ID may change too. If it belongs to a record of the same person, by name and birth
+    date, the orders move to that record (an emergency patient who has been identified).
+    Refuses  0112, 0106; 0111 for somebody else's ID
     """
     with database.atomic():
         patient = Patient.get_or_none(Patient.id == row_id)
@@ -213,7 +212,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 
 def get_patient(row_id: int) -> bytes:
-    """What is known of a patient by its row. Refuses 0112."""
+    """The data set of a patient by its row id. Refuses 0112."""
     patient = first_row(Patient, "id = ?", row_id)
     if not patient:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))

@@ -1,4 +1,4 @@
-"""Orders: made, changed, moved."""
+"""Orders: created, changed, moved."""
 
 from collections.abc import Iterable
 
@@ -50,7 +50,7 @@ from minris.store.rows import first_version, insert_row
 def _save_procedure(
     ctx: Context, patient: Patient, index: ElementIndex, same_id: str = "refuse"
 ) -> RequestedProcedure:
-    """Find or make the requested procedure of an item. Refuses 0111 for another patient's."""
+    """Find or create the requested procedure of an item. Refuses 0111 for another patient's."""
     uid = index.get("StudyInstanceUID")
     known = uid and RequestedProcedure.get_or_none(RequestedProcedure.study_instance_uid == uid)
     if known:
@@ -93,7 +93,7 @@ def _save_procedure(
 def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
-    """Make one scheduled procedure step: its complete data set. Refuses 0111 for one known."""
+    """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
     pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
         ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
@@ -129,13 +129,13 @@ def _save_step(
 def schedule(
     ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
 ) -> list[bytes]:
-    """Put a worklist item on the worklist: the complete data set of each of its steps.
+    """Put an item on the worklist; return the complete data set of each of its steps.
 
-    data      patient, request and Scheduled Procedure Step Sequence of one item or more, stored
-              form; identifiers that are not given are made
-    same_id   `refuse`, `update` or `separate`, when the Patient ID belongs to another name
-    trial     it will be undone, and is not logged
-    Refuses   0106 with every attribute that is wrong or missing, 0111 for what exists already
+    data      patient, request and Scheduled Procedure Step Sequence, stored form; missing
+              identifiers are assigned
+    same_id   `refuse`, `update` or `separate`, if the Patient ID belongs to another name
+    trial     it will be rolled back: do not log it
+    Refuses   0106 with all wrong or missing attributes; 0111 for what already exists
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
@@ -150,20 +150,20 @@ def schedule(
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
         log.info(
-            "accession %s: %d steps scheduled by %s",
+            "accession %s: scheduled by %s; steps: %d",
             procedure.accession_number,
-            len(stored),
             ctx.actor,
+            len(stored),
         )
     return stored
 
 
 def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes) -> bytes:
-    """Change what is given of a step, its procedure and its patient: the new data set.
+    """Change a step, its procedure and its patient; return the new data set.
 
-    data     attributes to change, as for `schedule`; what is absent stays, what is empty is emptied
-    Refuses  0112; 0110 for a step that has begun or ended; 0106; 0105 for another Study Instance
-             UID, step ID or Patient ID
+    data     attributes to change, as for `schedule`; an empty attribute is emptied
+    Refuses  0112; 0110 for a step that has started or ended; 0106; 0105 for another Study
+             Instance UID, step ID or Patient ID
     """
     index = ElementIndex(data)
     of_patient, of_procedure, items = split_item(index)
@@ -212,7 +212,7 @@ def _change(
     of_patient: ElementIndex,
     of_procedure: ElementIndex,
 ) -> None:
-    """Write what was changed of a step, its procedure and its patient; siblings follow."""
+    """Write the changes of a step, its procedure and its patient; sibling steps follow."""
     procedure = step.procedure
     told = ElementIndex(procedure.data).merged(of_procedure)
     procedure.data = bytes(told)
@@ -232,7 +232,7 @@ def _change(
 
 
 def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProcedureStep) -> None:
-    """Refuse (0105) a change of what a step is known by."""
+    """Refuse (0105) to change what identifies a step."""
     known = {
         "StudyInstanceUID": (index, step.study_instance_uid),
         "PatientID": (index, step.patient_id),
@@ -248,7 +248,7 @@ def check_identity(index: ElementIndex, item: ElementIndex, step: ScheduledProce
 
 
 def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = "") -> int:
-    """Let an event happen to many steps, to all or none; `today` moves them to today."""
+    """Apply an event to all steps or none; `today` moves them to today. Return their number."""
     count = 0
     with database.atomic():
         for count, row_id in enumerate(row_ids, 1):  # noqa: B007
@@ -261,7 +261,7 @@ def change_rows(ctx: Context, event: str, row_ids: Iterable[int], remark: str = 
 
 
 def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
-    """Give a step another date, time, station or modality by keyword; all else stays."""
+    """Change date, time, station or modality of a step, by keyword."""
     if device := device_of(ctx, texts.get("ScheduledStationAETitle", "")):
         texts.setdefault("Modality", device.modality)
         texts["ScheduledStationName"] = device.station_name
@@ -272,9 +272,9 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
 
 
 def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
-    """Schedule an item unless its study is known: the same form twice, by a double click.
+    """Schedule an item unless its study is known, as when a form is submitted twice.
 
-    ask  refuse, so that it is asked, where somebody of this name and birth date is known
+    ask  refuse (0111) if a patient of this name and birth date has another ID
     """
     index = ElementIndex(item)
     if step_known(index.get("StudyInstanceUID")):

@@ -1,4 +1,4 @@
-"""A scheduled step: folded anew with its patient and order, led from state to state."""
+"""Scheduled steps: refolded with their patient and order, moved from state to state."""
 
 from collections.abc import Iterable
 
@@ -24,9 +24,9 @@ from minris.store.rows import erase, update_row
 def update_patient(
     ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
 ) -> None:
-    """Take what is newly told of a patient; open steps follow.
+    """Update a patient from what is given; open steps follow.
 
-    empty  take what is given empty too; else it changes nothing
+    empty  an attribute given empty is emptied; else it is ignored
     """
     old = ElementIndex(patient.data)
     new = old.merged(given if empty else given.with_values())
@@ -37,7 +37,7 @@ def update_patient(
 
 
 def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
-    """Write what is known of a patient; open steps follow."""
+    """Write a patient's data set and columns; open steps follow."""
     for column, value in patient_columns(index).items():
         setattr(patient, column, value)
     patient.updated_at = updated_at
@@ -46,7 +46,7 @@ def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> Non
 
 
 def refold_open(patient: Patient) -> None:
-    """Let the open steps of a patient follow what is known of the patient."""
+    """Refold the open steps of a patient with the patient's present data."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
         .join(RequestedProcedure)
@@ -65,7 +65,7 @@ def refold(
     procedure: RequestedProcedure,
     item: ElementIndex,
 ) -> None:
-    """Fold a step's data set anew and write it with a new version."""
+    """Rebuild a step's data set and write it with a new version."""
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
     columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
@@ -86,7 +86,7 @@ def refold(
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
-    """Write the stations that a step is scheduled for, each once."""
+    """Write the stations of a step, each once."""
     for title in dict.fromkeys(stations):
         database.execute_sql(
             "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
@@ -95,7 +95,7 @@ def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> Non
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
-    """The state a step goes to. Refuses 0110 where STEP_TRANSITIONS has no way."""
+    """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
     outcome = STEP_TRANSITIONS[event, step.status]
     if isinstance(outcome, Status):
         raise Refusal(outcome, Message("The step is {state}", state=step.status))
@@ -106,9 +106,9 @@ STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
 
 
 def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
-    """Move a step to a state, in its data set and its columns, with the time it got there.
+    """Move a step to a state, in its data set and columns, with the time of the change.
 
-    told_by  a key of TOLD_BY; else it is who asks
+    told_by  a key of TOLD_BY; by default the actor
     """
     if step.status == state:
         return
@@ -148,16 +148,16 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
 def change_step(
     ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
 ) -> bytes:
-    """Let a person's event happen to a step: its new data set. Refuses 0112, 0110.
+    """Apply a person's event to a step; return its new data set. Refuses 0112, 0110.
 
     event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
-            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): what it reports later counts
+            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): its later reports still count
     remark  a reason, kept with the step
     """
     with database.atomic():
         step = find_step(study_instance_uid, step_id)
         state, about = step_outcome(event, step), f"step {step.id}"
-        if state != step.status:  # only the last one is taken back
+        if state != step.status:  # only the last event can be undone
             erase("undo_note WHERE about = ? AND what = ?", about, step.status)
         with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
             enter_state(ctx, step, state)
@@ -168,5 +168,5 @@ def change_step(
 
 
 def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
-    """Cancel a step that has not begun; it is kept. Refuses 0112, 0110."""
+    """Cancel a step that has not started; its row is kept. Refuses 0112, 0110."""
     return change_step(ctx, "cancel", study_instance_uid, step_id, reason)

@@ -1,4 +1,4 @@
-"""Who has asked for what, and why an exam was not among the answers."""
+"""Worklist queries: who asked for what, and why an exam did not match."""
 
 import collections
 import threading
@@ -17,22 +17,22 @@ from minris.store.rows import fetch_rows, first_row
 
 
 class QueryLog:
-    """Worklist queries, folded by hour, device and keys in memory until they are saved.
+    """Worklist queries, counted in memory by hour, device and keys until they are saved.
 
-    What is lost with the power is no harm; a query never waits for it.
+    A query never waits for the database; a power failure may lose some of them.
     """
 
     LIMIT = 2000
-    MOST_SHOWN = 50_000  # that are remembered, of all devices
+    MOST_SHOWN = 50_000  # steps remembered, all devices together
 
     def __init__(self) -> None:
         self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
-        self.shown: set[tuple[str, int, int]] = set()  # to which device which step
+        self.shown: set[tuple[str, int, int]] = set()  # device, step, version
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
     def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
-        """Count one query: its keys in the stored form and as they came, its answers."""
+        """Count one query: its keys in the stored form and as received, its answers."""
         hour = f"{ctx.local_now():%Y-%m-%d %H}"
         key = hour, ctx.actor.name, ctx.actor.address, keys
         with self.lock:
@@ -43,31 +43,31 @@ class QueryLog:
                 self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
 
     def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
-        """Note which steps (row and version) a device is shown, and when each was at first."""
+        """Note which steps (row id and version) a device was shown, and when for the first time."""
         name = ctx.actor.name
         with self.lock:
             if new := {(name, *step) for step in steps} - self.shown:
                 if len(self.shown) > self.MOST_SHOWN:
-                    self.shown.clear()  # what is told again is saved once
+                    self.shown.clear()  # saving ignores what is known
                 self.shown |= new
                 at = ctx.stamp()
                 self.first += [(step_id, name, at) for _, step_id, _ in new]
 
     def take_shown(self) -> list[tuple[int, str, str]]:
-        """What was shown for the first time since the last call: step, AE title, time."""
+        """Take out what was shown for the first time: step, AE title, time."""
         with self.lock:
             first, self.first = self.first, []
         return first
 
     def take(self) -> list[tuple[Any, ...]]:
-        """What has gathered, to be saved; it is counted from nothing again."""
+        """Take out the counted queries, to be saved; counting restarts."""
         with self.lock:
             folded, self.folded = self.folded, {}
         return [(*key, *values) for key, values in folded.items()]
 
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
-    """Keep what a QueryLog has gathered."""
+    """Save the queries that QueryLog.take gave."""
     for query in queries:
         database.execute_sql(
             "INSERT INTO query_trace"
@@ -81,7 +81,7 @@ def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
 
 
 def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
-    """Keep which device was shown a step first when, as a QueryLog has gathered it."""
+    """Save when devices were first shown a step, as QueryLog.take_shown gave it."""
     for step_id, ae_title, at in first:
         database.execute_sql(
             "INSERT OR IGNORE INTO step_seen (step_id, ae_title, at)"
@@ -91,9 +91,9 @@ def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
 
 
 class Exclusion(NamedTuple):
-    """Why a query did not find a step: the key, what it asked for, what the step has.
+    """Why a query did not match a step: the key, the requested value, the step's value.
 
-    tag    the attribute; 0 where the device's profile keeps the step from it
+    tag    the attribute
     """
 
     tag: int
@@ -107,7 +107,7 @@ class Exclusion(NamedTuple):
 
 
 def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -> Exclusion | None:
-    """The first thing that keeps a step from the answers to a search; None where it is one."""
+    """The first reason why a step does not match a search, or None if it matches."""
     index = ElementIndex(data)
     item = index.item("ScheduledProcedureStepSequence")
     state, day = item.text(STEP_STATUS), item.text(START_DATE)
@@ -123,19 +123,19 @@ def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -
 
 
 def recent_queries(since: str, limit: int = 100) -> list[Any]:
-    """The queries since a time of the store, the newest first."""
+    """The queries since a stored time, newest first."""
     return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
 
 
 def last_query(ae_titles: Iterable[str]) -> Any | None:
-    """The newest query of any of these AE titles, None where none is kept."""
+    """The newest query of any of these AE titles, or None."""
     titles = list(ae_titles)
     where = f"ae_title IN ({', '.join('?' * len(titles))}) ORDER BY last_at DESC LIMIT 1"
     return first_row(QueryTrace, where, *titles)
 
 
 def latest_by_device(queries: Iterable[Any]) -> list[Any]:
-    """Of each calling AE title its different queries, the newest first, three at most."""
+    """The newest different queries per calling AE title, at most three each."""
     found: dict[str, list[Any]] = collections.defaultdict(list)
     for query in queries:
         of_device = found[query.ae_title]

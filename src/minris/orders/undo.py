@@ -1,4 +1,4 @@
-"""What a person has done is taken back, within a day."""
+"""Undo: what a person changed can be undone for a day."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from minris.store.models import (
 )
 from minris.store.rows import erase, first_row, insert_row, update_row
 
-_EXAMS_GONE_ON = {  # since a time, of what a row of each table is
+_EXAMS_GONE_ON = {  # exams that started or ended since, by the table of the changed row
     table: "SELECT 1 FROM scheduled_procedure_step s JOIN requested_procedure r"
     f" ON r.id = s.procedure_id WHERE {column} = ? AND max(s.started_at, s.ended_at) >= ?"
     for table, column in (
@@ -33,9 +33,9 @@ _EXAMS_GONE_ON = {  # since a time, of what a row of each table is
 
 
 def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
-    """The last change of `patient 3` or `step 7` within a day, and why it cannot be taken back.
+    """The last change of `patient 3` or `step 7` within a day, and why it cannot be undone.
 
-    None and words where there is none
+    None and the reason if there is no such change
     """
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
     note = first_row(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
@@ -52,10 +52,10 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
 
 
 def undo(ctx: Context, about: str) -> None:
-    """Take back the last change of a patient or an exam, within a day; open exams follow.
+    """Undo the last change of a patient or an exam within a day; open exams follow.
 
-    Refuses  0110 where there is none, or what it changed has changed again or gone on;
-             0111 where somebody else has the number by now
+    Refuses  0110 if there is none, or if the rows have changed since or the exam has gone on;
+             0111 if another patient now has the identifier
     """
     with database.atomic():
         note, problem = undoable(ctx, about)
@@ -75,12 +75,12 @@ def undo(ctx: Context, about: str) -> None:
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
-        log.info("%s: %s taken back by %s", about, note.what, ctx.actor)
+        log.info("%s: %s undone by %s", about, note.what, ctx.actor)
         audit(ctx, "change taken back", about, note.what)
 
 
 def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: bool) -> None:
-    """Give a patient back what was changed, or make it anew. Refuses 0111 for another's ID."""
+    """Restore a patient's columns, or the whole row. Refuses 0111 for another patient's ID."""
     if there:
         update_row(Patient, row_id, **old, updated_at=ctx.stamp())
     elif old:
@@ -93,7 +93,7 @@ def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: 
 
 
 def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
-    """Give an order back what was changed. Refuses 0111 for another's accession number."""
+    """Restore an order's columns. Refuses 0111 for another patient's accession number."""
     if old:
         update_row(RequestedProcedure, row_id, **old)
     if "accession_number" in old:
@@ -102,7 +102,7 @@ def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
 
 
 def _put_back_step(ctx: Context, row_id: int, old: Mapping[str, Any]) -> int:
-    """Give an exam back its state with its times, and its item: the row of its patient."""
+    """Restore an exam's state, times and item; return the row id of its patient."""
     step = ScheduledProcedureStep.get_by_id(row_id)
     procedure = step.procedure
     if "state" in old:

@@ -1,4 +1,4 @@
-"""The modality worklist as machines and the web search it (PS3.4 K.4)."""
+"""The modality worklist search of devices and the web (PS3.4 K.4)."""
 
 import datetime
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from minris.standard.worklist import START_DATE, STEP_SEQUENCE, STEP_STATUS
 from minris.store.models import ScheduledProcedureStep, database
 from minris.store.rows import AnswerCache, answer_slices, page_of_matches
 
-# The search. SQL narrows by the columns below, Search.answer decides.
+# SQL narrows by the columns below; Search.answer decides.
 
 _STEP_KEY_COLUMNS = {
     (tag_of("PatientID"),): "s.patient_id",
@@ -29,7 +29,7 @@ STATION_AE_TITLE = tag_of("ScheduledStationAETitle")
 
 
 def _narrow(search: Search) -> tuple[list[str], list[Any]]:
-    """Conditions that let through at least every match of a search."""
+    """SQL conditions that let through at least every match of a search."""
     index = search.index
     items = index.items(STEP_SEQUENCE)
     item = items[0] if items else EMPTY
@@ -50,16 +50,16 @@ def _narrow(search: Search) -> tuple[list[str], list[Any]]:
 
 
 class WorklistView(NamedTuple):
-    """What part of the worklist a caller is shown, whatever it asks for."""
+    """The part of the worklist that a caller may see, whatever it asks for."""
 
-    ae_titles: tuple[str, ...] = ()  # steps of these stations alone; () for all
+    ae_titles: tuple[str, ...] = ()  # only steps of these stations; () for all
     first_day: str = ""
     last_day: str = ""
     limit: int | None = None
 
     @classmethod
     def of(cls, ctx: Context, device: Device | None) -> "WorklistView":
-        """The part that a device's profile lets it see."""
+        """The part that a device's profile shows it."""
         if not device:
             return cls()
         today = ctx.local_now().date()
@@ -75,7 +75,7 @@ class WorklistView(NamedTuple):
         )
 
     def conditions(self) -> tuple[list[str], list[str]]:
-        """The same in SQL."""
+        """Its SQL conditions and their values."""
         where, values = [], []
         if self.ae_titles:
             places = ", ".join("?" * len(self.ae_titles))
@@ -96,7 +96,7 @@ class WorklistView(NamedTuple):
 def worklist_ids(
     ctx: Context, search: Search, view: WorklistView = WorklistView()
 ) -> list[tuple[int, int]]:
-    """Ids and versions of the steps that may match, in order of their start."""
+    """Ids and versions of the steps that may match, by start time."""
     where, values = _narrow(search)
     seen, of_view = view.conditions()
     where += seen
@@ -130,11 +130,11 @@ def find_worklist(
     view: WorklistView = WorklistView(),
     seen: Callable[[list[tuple[int, int]]], None] | None = None,
 ) -> Iterator[list[bytes]]:
-    """The encoded answers of a worklist search, slice by slice.
+    """Yield the encoded answers of a worklist search, slice by slice.
 
     Steps in a state of [dicom] hide_steps are left out, whatever the status key says.
-    seen     is given row and version of the steps of each slice
-    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    seen     called with the row ids and versions of each slice
+    Refuses  A700 beyond the answer limit of the view or [dicom]
     Source   PS3.4 K.4.1.3
     """
     limit = view.limit or ctx.config.dicom.answer_limit
@@ -145,6 +145,6 @@ def find_worklist(
 def page_of_worklist(
     ctx: Context, search: Search, shape: Search, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
-    """A page of a worklist search: `shape` of each match, and how many match in all."""
+    """One page of a worklist search, in the form of `shape`, and the total number of matches."""
     found = worklist_ids(ctx, search, WorklistView())
     return page_of_matches(search, shape, ScheduledProcedureStep, found, offset, limit)
