@@ -4733,10 +4733,10 @@ MODELS = tuple(Stored.__subclasses__())
 # Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
 
-def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
+def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*") -> list[Any]:
     """The rows of a model that meet a condition, as plain objects with columns as fields."""
     table = model._meta.table_name
-    cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
+    cursor = database.execute_sql(f"SELECT {columns} FROM {table} WHERE {where}", values)
     names = [column[0] for column in cursor.description]
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
@@ -4744,6 +4744,13 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
 def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
     """The first row of a model that meets a condition, None if there is none."""
     return next(iter(fetch_rows(model, where, *values)), None)
+
+
+def known_row(row: Any | None, words: Message) -> Any:
+    """The row that was looked for. Refuses 0112 with these words if it was not found."""
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    return row
 
 
 def matching_rows(
@@ -8576,9 +8583,6 @@ def retry_events(ctx: Context, receiver: str, lane: str = "events") -> None:
 # The procedure catalogue.
 # ------------------------------------------------------------------------------------------------
 
-# The procedure catalogue.
-
-
 def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     """Create or change the procedure with this code.
 
@@ -8598,13 +8602,10 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     if not columns["code"] or not columns["meaning"]:
         problems.append(Message("A procedure needs a code and a meaning"))
     if problems:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words) for words in problems]
-        )
-    minutes = int(columns.pop("minutes"))
-    Procedure.insert(**columns, minutes=minutes, retired=0).on_conflict(
-        conflict_target=[Procedure.code], update={**columns, "minutes": minutes, "retired": 0}
-    ).execute()
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
+    values = {**columns, "minutes": int(columns["minutes"]), "retired": 0}
+    saved = Procedure.insert(**values)
+    saved.on_conflict(conflict_target=[Procedure.code], update=values).execute()
     audit(ctx, "procedure saved", columns["code"])
 
 
@@ -8613,39 +8614,28 @@ PROCEDURE_VRS = {
     "protocol_code": "SH", "protocol_meaning": "LO",
 }  # fmt: skip
 PROCEDURE_COLUMNS = {
-    "code": "",
-    "scheme": "99MINRIS",
-    "meaning": "",
-    "modality": "",
-    "ae_title": "",
-    "minutes": "15",
-    "protocol_code": "",
-    "protocol_meaning": "",
-}
+    "code": "", "scheme": "99MINRIS", "meaning": "", "modality": "", "ae_title": "",
+    "minutes": "15", "protocol_code": "", "protocol_meaning": "",
+}  # fmt: skip
 
 
 def code_in_use(code: str) -> bool:
     """Whether an open step has this procedure code."""
-    states = sorted(OPEN_STEP_STATES)
+    steps = fetch_rows(ScheduledProcedureStep, f"status IN {tuple(sorted(OPEN_STEP_STATES))}")
     return any(
         ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
-        for step in fetch_rows(
-            ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
-        )
+        for step in steps
     )
 
 
 def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
     """Retire a procedure, or delete it. Refuses 0112; 0110 to delete one that open steps use."""
     if not Procedure.get_or_none(Procedure.code == code):
-        raise Refusal(
-            Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
-        )
+        words = Message("There is no procedure {code}", code=code)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
     if delete and code_in_use(code):
-        raise Refusal(
-            Status.PROCESSING_FAILURE,
-            Message("{code} is used by open exams: it can only be retired", code=code),
-        )
+        words = Message("{code} is used by open exams: it can only be retired", code=code)
+        raise Refusal(Status.PROCESSING_FAILURE, words)
     if delete:
         Procedure.delete().where(Procedure.code == code).execute()
     else:
@@ -8665,28 +8655,23 @@ def apply_procedure(data: bytes) -> bytes:
     procedure = find_procedure(index.get("RequestedProcedureDescription"))
     if not procedure:
         return data
-    code = code_item(procedure.code, procedure.meaning, procedure.scheme)
-    steps = []
-    for step in index.items(STEP_SEQUENCE) or [EMPTY]:
-        defaults = text_elements(
-            Modality=procedure.modality,
-            ScheduledStationAETitle=procedure.ae_title,
-            ScheduledProcedureStepDescription=procedure.meaning,
-        )
-        steps.append(step.merged(defaults, _protocol(procedure), step.with_values()))
+    code, protocol = code_item(procedure.code, procedure.meaning, procedure.scheme), EMPTY
+    if procedure.protocol_code:
+        meaning = procedure.protocol_meaning or procedure.protocol_code
+        item = code_item(procedure.protocol_code, meaning, procedure.scheme)
+        protocol = sequence_elements(ScheduledProtocolCodeSequence=[item])
+    defaults = text_elements(
+        Modality=procedure.modality,
+        ScheduledStationAETitle=procedure.ae_title,
+        ScheduledProcedureStepDescription=procedure.meaning,
+    )
+    given = index.items(STEP_SEQUENCE) or [EMPTY]
+    steps = [step.merged(defaults, protocol, step.with_values()) for step in given]
     named = text_elements(RequestedProcedureDescription=procedure.meaning)
     sequences = sequence_elements(
         RequestedProcedureCodeSequence=[code], ScheduledProcedureStepSequence=steps
     )
     return bytes(index.merged(named, sequences))
-
-
-def _protocol(procedure: Any) -> ElementIndex:
-    if not procedure.protocol_code:
-        return EMPTY
-    meaning = procedure.protocol_meaning or procedure.protocol_code
-    code = code_item(procedure.protocol_code, meaning, procedure.scheme)
-    return sequence_elements(ScheduledProtocolCodeSequence=[code])
 
 
 def all_procedures() -> list[Any]:
@@ -8704,9 +8689,12 @@ def procedures_in_use() -> list[Any]:
 # Orders and steps, found by row id, ID or name; new identifiers and their owners.
 # ------------------------------------------------------------------------------------------------
 
-def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
-    """The next unused identifier of a pattern; numbering restarts when a date in it changes."""
-    now = ctx.local_now()
+NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no such patient")
+
+
+def next_identifier(ctx: Context, model: type[Stored], column: str) -> str:
+    """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
+    now, pattern = ctx.local_now(), getattr(ctx.config.clinic, f"{column}_format")
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:
@@ -8735,12 +8723,8 @@ def check_accession(accession: str, patient_row: int) -> None:
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
     """The scheduled procedure step of a study with this ID. Refuses 0112."""
-    step = ScheduledProcedureStep.get_or_none(
-        (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
-        & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
-    )
-    if not step:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    keys = {"study_instance_uid": study_instance_uid, "scheduled_procedure_step_id": step_id}
+    step: ScheduledProcedureStep = known_row(ScheduledProcedureStep.get_or_none(**keys), NO_STEP)
     return step
 
 
@@ -8757,29 +8741,19 @@ def step_key(row_id: int) -> tuple[str, str]:
 
 def leftovers(today: str) -> list[Any]:
     """The steps from earlier days that are still open, oldest first."""
-    states = sorted(OPEN_STEP_STATES)
+    where = f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND start_date < ?"
     return fetch_rows(
-        ScheduledProcedureStep,
-        f"status IN ({', '.join('?' * len(states))}) AND start_date < ?"
-        " ORDER BY start_date, start_time LIMIT 500",
-        *states,
-        today,
+        ScheduledProcedureStep, f"{where} ORDER BY start_date, start_time LIMIT 500", today
     )
 
 
 def find_steps(text: str, limit: int = 50) -> list[Any]:
     """The steps that match a Patient ID, accession number or part of a name in any spelling."""
-    key = name_key(text)
-    return fetch_rows(
-        ScheduledProcedureStep,
-        "patient_id = ? OR accession_number = ? OR (? <> '' AND instr(name_key, ?))"
-        " ORDER BY start_date DESC, start_time DESC LIMIT ?",
-        text.strip(),
-        text.strip(),
-        key,
-        key,
-        limit,
+    where = (
+        "patient_id = ?1 OR accession_number = ?1 OR (?2 <> '' AND instr(name_key, ?2))"
+        " ORDER BY start_date DESC, start_time DESC LIMIT ?3"
     )
+    return fetch_rows(ScheduledProcedureStep, where, text.strip(), name_key(text), limit)
 
 
 def data_of_day(date: str) -> list[bytes]:
@@ -8803,10 +8777,7 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 def step_row(row_id: int) -> Any:
     """A step by its row id. Refuses 0112."""
-    row = first_row(ScheduledProcedureStep, "id = ?", row_id)
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row
+    return known_row(first_row(ScheduledProcedureStep, "id = ?", row_id), NO_STEP)
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:
@@ -8880,11 +8851,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
-    devices = (
-        [d for d in ctx.devices if title in d.ae_titles]
-        if title
-        else [d for d in ctx.devices if modality and d.modality == modality]
-    )
+    devices = [d for d in ctx.devices
+               if (title in d.ae_titles if title else modality and d.modality == modality)]  # fmt: skip
     device = devices[0] if len(devices) == 1 else Device("", ("",))
     now = ctx.local_now()
     known = text_elements(
@@ -8900,12 +8868,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     return step.merged(known, step.with_values(), status)
 
 
-REQUIRED_STEP_KEYWORDS = (
-    "ScheduledStationAETitle",
-    "Modality",
-    "ScheduledProcedureStepStartDate",
-    "ScheduledProcedureStepStartTime",
-)
+REQUIRED_STEP_KEYWORDS = ("ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate",
+                          "ScheduledProcedureStepStartTime")  # fmt: skip
 
 
 def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:
@@ -9056,34 +9020,25 @@ class WorklistView(NamedTuple):
         """The part that a device's profile shows it."""
         if not device:
             return cls()
-        today = ctx.local_now().date()
-
-        def day(days: int | None, sign: int) -> str:
-            if days is None:
-                return ""
-            return f"{today + datetime.timedelta(days=sign * days):%Y%m%d}"
-
-        titles = device.ae_titles if device.own_steps_only else ()
-        return cls(
-            titles, day(device.days_back, -1), day(device.days_ahead, 1), device.answer_limit
+        today, day = ctx.local_now().date(), datetime.timedelta(days=1)
+        first, last = (
+            "" if days is None else f"{today + days * step:%Y%m%d}"
+            for days, step in ((device.days_back, -day), (device.days_ahead, day))
         )
+        titles = device.ae_titles if device.own_steps_only else ()
+        return cls(titles, first, last, device.answer_limit)
 
     def conditions(self) -> tuple[list[str], list[str]]:
         """Its SQL conditions and their values."""
-        where, values = [], []
+        days = {"s.start_date >= ?": self.first_day, "s.start_date <= ?": self.last_day}
+        where = [condition for condition, day in days.items() if day]
+        values = [day for day in days.values() if day]
         if self.ae_titles:
-            places = ", ".join("?" * len(self.ae_titles))
             where.append(
                 "EXISTS (SELECT 1 FROM scheduled_station o WHERE o.step_id = s.id"
-                f" AND o.ae_title IN ({places}))"
+                f" AND o.ae_title IN ({', '.join('?' * len(self.ae_titles))}))"
             )
             values += self.ae_titles
-        if self.first_day:
-            where.append("s.start_date >= ?")
-            values.append(self.first_day)
-        if self.last_day:
-            where.append("s.start_date <= ?")
-            values.append(self.last_day)
         return where, values
 
 
@@ -9091,10 +9046,8 @@ def worklist_ids(
     ctx: Context, search: Search, view: WorklistView = WorklistView()
 ) -> list[tuple[int, int]]:
     """Ids and versions of the steps that may match, by start time."""
-    where, values = _narrow(search)
-    seen, of_view = view.conditions()
-    where += seen
-    values += of_view
+    (where, values), (of_view, its_values) = _narrow(search), view.conditions()
+    where, values = where + of_view, values + its_values
     hidden = sorted(ctx.config.dicom.hide_steps)
     if hidden:
         where.append(f"s.status NOT IN ({', '.join('?' * len(hidden))})")
@@ -9148,9 +9101,6 @@ def page_of_worklist(
 # minris.orders.diary
 # The diary of a station: booked exams and free times.
 # ------------------------------------------------------------------------------------------------
-
-# The diary of a station: what is taken, what is free.
-
 
 class Booking(NamedTuple):
     """An exam in the diary of a station; begin and end are minutes since midnight."""
@@ -9219,8 +9169,7 @@ def clashes(bookings: Iterable[Booking]) -> set[int]:
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
     """Opening and closing time of the clinic in minutes since midnight."""
-    opens, closes = (at or other for at, other in
-                     ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
+    opens, closes = ctx.config.clinic.opens or (0, 0), ctx.config.clinic.closes or (24, 0)
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 
@@ -9320,13 +9269,9 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(  # the row id may have belonged to an earlier exam
-        Audit,
-        "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
-        *study,
-        f"step {row_id}",
-        step.created_at,
-    )
+    # created_at: the row id may have belonged to an earlier exam
+    where = "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?"
+    changes = fetch_rows(Audit, where, *study, f"step {row_id}", step.created_at)
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
                      Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
@@ -9353,13 +9298,13 @@ def visit_of(row_id: int) -> list[Moment]:
         (step.accession_number,),
     )
     for label, state, created, claimed, ended, performer, data in workitems:
-        found.append(Moment(created, Message("Workitem made"), label))
-        found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
         code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
         words = Message("Workitem ended: {state}", state=state)
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
-        found.append(Moment(ended, words, f"{label} {performer}".strip()))
+        about = f"{label} {performer}".strip()
+        found += [Moment(created, Message("Workitem made"), label),
+                  Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
     return sorted((one for one in found if one.at), key=lambda one: one.at)
 
 
@@ -9386,9 +9331,10 @@ def days_between(first: str, last: str) -> list[Day]:
         (first, last),
     ):
         day = days.setdefault((date, station), Day(date, station, 0, 0, 0, 0, [], []))
-        for minutes, begin, end in ((day.waiting, arrived, started), (day.room, started, ended)):
-            if begin and end:
-                minutes.append(minutes_between(begin, end))
+        for minutes, *times in ((day.waiting, arrived, started), (day.room, started, ended)):
+            if all(times):
+                begin, end = map(datetime.datetime.fromisoformat, times)
+                minutes.append(max(0.0, (end - begin).total_seconds() / 60))
         days[date, station] = day._replace(
             exams=day.exams + 1,
             completed=day.completed + (status == "COMPLETED"),
@@ -9396,12 +9342,6 @@ def days_between(first: str, last: str) -> list[Day]:
             no_show=day.no_show + (status == "NO SHOW"),
         )
     return [days[key] for key in sorted(days)]
-
-
-def minutes_between(begin: str, end: str) -> float:
-    """Minutes between two stored times, at least 0."""
-    first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
-    return max(0.0, (last - first).total_seconds() / 60)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -9458,28 +9398,21 @@ def refold(
     columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
         columns["ended_at"] = ""
-    changed = ScheduledProcedureStep.update(
-        data=bytes(folded), version=ScheduledProcedureStep.version + 1, **columns
-    ).where(ScheduledProcedureStep.id == step.id)
-    changed.execute()
-    stations = item.values(tag_of("ScheduledStationAETitle"))
-    old = step_item(step)
-    if (stations, columns["start_date"]) != (
-        old.values(tag_of("ScheduledStationAETitle")),
-        step.start_date,
-    ):
-        ScheduledStation.delete().where(ScheduledStation.step == step).execute()
+    version = ScheduledProcedureStep.version + 1
+    changed = ScheduledProcedureStep.update(data=bytes(folded), version=version, **columns)
+    changed.where(ScheduledProcedureStep.id == step.id).execute()
+    station = tag_of("ScheduledStationAETitle")
+    stations, before = item.values(station), step_item(step).values(station)
+    if (stations, columns["start_date"]) != (before, step.start_date):
+        erase("scheduled_station WHERE step_id = ?", step.id)
         save_stations(step.id, stations, columns["start_date"])
     step.data, step.status = bytes(folded), columns["status"]
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
     """Write the stations of a step, each once."""
-    for title in dict.fromkeys(stations):
-        database.execute_sql(
-            "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
-            (title, start_date, step_id),
-        )
+    rows_ = [(title, start_date, step_id) for title in dict.fromkeys(stations)]
+    insert_rows("scheduled_station (ae_title, start_date, step_id)", rows_)
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
@@ -9500,8 +9433,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     """
     if step.status == state:
         return
-    old, item = step.status, step_item(step)
-    changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
+    old, step_id = step.status, step.scheduled_procedure_step_id
+    changed = step_item(step).merged(text_elements(ScheduledProcedureStepStatus=state))
     sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
     data = bytes(ElementIndex(step.data).merged(sequence))
     ended = state not in OPEN_STEP_STATES
@@ -9513,24 +9446,13 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
     if state == "READY" and not step.arrived_at:
         stamps["arrived_at"] = ctx.stamp()
-    update_row(
-        ScheduledProcedureStep,
-        step.id,
-        data=data,
-        status=state,
-        version=step.version + 1,
-        **stamps,
-    )
     step.data, step.status, step.version = data, state, step.version + 1
-    log.info(
-        "step %s of %s: %s -> %s by %s",
-        step.scheduled_procedure_step_id,
-        step.accession_number,
-        old,
-        state,
-        ctx.actor,
+    update_row(
+        ScheduledProcedureStep, step.id, data=data, status=state, version=step.version, **stamps
     )
-    audit(ctx, "step", step.study_instance_uid, f"{step.scheduled_procedure_step_id} {state}")
+    accession = step.accession_number
+    log.info("step %s of %s: %s -> %s by %s", step_id, accession, old, state, ctx.actor)
+    audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
 
 
 def change_step(
@@ -9553,11 +9475,6 @@ def change_step(
             update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
-
-
-def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
-    """Cancel a step that has not started; its row is kept. Refuses 0112, 0110."""
-    return change_step(ctx, "cancel", study_instance_uid, step_id, reason)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -9617,16 +9534,13 @@ class QueryLog:
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
     """Save the queries that QueryLog.take gave."""
-    for query in queries:
-        database.execute_sql(
-            "INSERT INTO query_trace"
-            " (hour, ae_title, address, keys, raw, count, answers, status, last_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
-            " count = count + excluded.count, answers = excluded.answers,"
-            " status = excluded.status, last_at = excluded.last_at",
-            query,
-        )
+    insert_rows(
+        "query_trace (hour, ae_title, address, keys, raw, count, answers, status, last_at) VALUES"
+        " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
+        " count = count + excluded.count, answers = excluded.answers,"
+        " status = excluded.status, last_at = excluded.last_at",
+        queries,
+    )
 
 
 def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
@@ -9724,31 +9638,22 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     patient_id = index.get("PatientID")
     if not patient_id:
         return None
-    candidates = list(
-        Patient.select()
-        .where(
-            (Patient.patient_id == patient_id)
-            & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
-            if index.get("IssuerOfPatientID")
-            else Patient.patient_id == patient_id  # without an issuer: any
-        )
-        .order_by(Patient.id)
-    )
-    for patient in candidates:
-        if same_person(index, patient):
-            return patient
-    if not candidates or same_id == "separate":
-        if candidates:
-            log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
+    known = Patient.select().where(Patient.patient_id == patient_id).order_by(Patient.id)
+    if issuer := index.get("IssuerOfPatientID"):
+        known = known.where(Patient.issuer_of_patient_id.in_([issuer, ""]))
+    candidates = list(known)
+    if same := next((one for one in candidates if same_person(index, one)), None):
+        return same
+    if not candidates:
+        return None
+    if same_id == "separate":
+        log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
         return None
     if same_id == "update":
         return candidates[0]
-    words = Message(
-        SAME_ID,
-        value=patient_id,
-        name=shown_name(candidates[0].patient_name),
-        birth_date=shown_date(candidates[0].patient_birth_date) or "?",
-    )
+    other = candidates[0]
+    words = Message(SAME_ID, value=patient_id, name=shown_name(other.patient_name),
+                    birth_date=shown_date(other.patient_birth_date) or "?")  # fmt: skip
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
@@ -9765,22 +9670,16 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        pattern = ctx.config.clinic.patient_id_format
-        made = next_identifier(ctx, pattern, Patient, "patient_id")
-        given = given.merged(text_elements(PatientID=made))
+        given = given.merged(text_elements(PatientID=next_identifier(ctx, Patient, "patient_id")))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
     """Patients with the same name and birth date but another Patient ID."""
-    birth_date, found = index.get("PatientBirthDate"), []
-    if not birth_date:
-        return []
-    for patient in fetch_rows(Patient, "patient_birth_date = ?", birth_date):
-        if patient.patient_id != index.get("PatientID") and same_person(index, patient):
-            found.append(patient)
-    return found
+    where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
+    found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
+    return [patient for patient in found if same_person(index, patient)]
 
 
 def find_patients(text: str, limit: int = 50) -> list[Any]:
@@ -9789,33 +9688,28 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
     key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
-    return fetch_rows(
-        Patient,
+    where = (
         "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
         " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
         " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
         " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
-        " updated_at DESC LIMIT ?6",
-        text,
-        digits,
-        key,
-        letters,
-        phone,
-        limit,
+        " updated_at DESC LIMIT ?6"
     )
+    return fetch_rows(Patient, where, text, digits, key, letters, phone, limit)
 
 
 def rows_of(*patients: Any) -> list[Place]:
     """The rows of patients and of their orders."""
-    ids = [patient.id for patient in patients]
-    marks = ", ".join("?" * len(ids))
-    cursor = database.execute_sql(
-        f"SELECT id FROM requested_procedure WHERE patient_id IN ({marks})", ids
+    ids = ", ".join(str(patient.id) for patient in patients)
+    orders = database.execute_sql(
+        f"SELECT 'requested_procedure', id FROM requested_procedure WHERE patient_id IN ({ids})"
     )
-    return [
-        *(("patient", row_id) for row_id in ids),
-        *(("requested_procedure", row_id) for (row_id,) in cursor),
-    ]
+    return [*(("patient", patient.id) for patient in patients), *orders]
+
+
+def _move_orders(patient: Patient, target: Patient) -> None:
+    orders = RequestedProcedure.update(patient=target)
+    orders.where(RequestedProcedure.patient == patient).execute()
 
 
 def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
@@ -9826,20 +9720,16 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     """
     needs_reason(why)
     with database.atomic():
-        patient = Patient.get_or_none(Patient.id == row_id)
+        patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         known = list(Patient.select().where(Patient.patient_id == into.strip()))
-        if not patient or not known:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        target = known_row(known and known[0], NO_PATIENT)
         if len(known) > 1:
             raise Refusal(Status.PROCESSING_FAILURE, Message("Several patients have this ID"))
-        [target] = known
         if target.id == patient.id:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("That is the same patient"))
         what, places = Message("Patients merged"), rows_of(patient, target)
         with can_be_undone(ctx, what, f"patient {target.id}", places):
-            RequestedProcedure.update(patient=target).where(
-                RequestedProcedure.patient == patient
-            ).execute()
+            _move_orders(patient, target)
             own, have = ElementIndex(patient.data), ElementIndex(target.data)
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
@@ -9857,9 +9747,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     Refuses  0112, 0106; 0111 for somebody else's ID
     """
     with database.atomic():
-        patient = Patient.get_or_none(Patient.id == row_id)
-        if not patient:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = ElementIndex(given)
         new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
@@ -9880,9 +9768,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         places = rows_of(patient, target) if known else [("patient", patient.id)]
         with can_be_undone(ctx, what, about, places):
             if known:
-                RequestedProcedure.update(patient=known).where(
-                    RequestedProcedure.patient == patient
-                ).execute()
+                _move_orders(patient, known)
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
@@ -9891,10 +9777,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 def get_patient(row_id: int) -> bytes:
     """The data set of a patient by its row id. Refuses 0112."""
-    patient = first_row(Patient, "id = ?", row_id)
-    if not patient:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    return bytes(patient.data)
+    return bytes(known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT).data)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10021,23 +9904,19 @@ def _save_procedure(
     accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
     if same_id != "separate":
         check_accession(accession, patient.id)
-    clinic = ctx.config.clinic
+    uid = uid or ctx.new_uid()
+    accession = accession or next_identifier(ctx, RequestedProcedure, "accession_number")
+    procedure_id = procedure_id or next_identifier(
+        ctx, RequestedProcedure, "requested_procedure_id"
+    )
     made = text_elements(
-        StudyInstanceUID=uid or ctx.new_uid(),
-        AccessionNumber=accession
-        or next_identifier(
-            ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
-        ),
-        RequestedProcedureID=procedure_id
-        or next_identifier(
-            ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
-        ),
+        StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
     )
     return RequestedProcedure.create(
         patient=patient,
-        study_instance_uid=made.get("StudyInstanceUID"),
-        requested_procedure_id=made.get("RequestedProcedureID"),
-        accession_number=made.get("AccessionNumber"),
+        study_instance_uid=uid,
+        requested_procedure_id=procedure_id,
+        accession_number=accession,
         data=bytes(index.merged(made)),
         created_at=ctx.stamp(),
     )
@@ -10047,9 +9926,8 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
-    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
+        ctx, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
@@ -10071,10 +9949,8 @@ def _save_step(
         )
     except peewee.IntegrityError:
         words = Message("{value} is on the worklist already", value=step_id)
-        raise Refusal(
-            Status.DUPLICATE_SOP_INSTANCE,
-            problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
-        ) from None
+        problem = Problem(tag_of("ScheduledProcedureStepID"), words)
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[problem]) from None
     save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
     return data
 
@@ -10102,12 +9978,8 @@ def schedule(
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
-        log.info(
-            "accession %s: scheduled by %s; steps: %d",
-            procedure.accession_number,
-            ctx.actor,
-            len(stored),
-        )
+        accession, count = procedure.accession_number, len(stored)
+        log.info("accession %s: scheduled by %s; steps: %d", accession, ctx.actor, count)
     return stored
 
 
@@ -10125,13 +9997,12 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         state = step_outcome("reschedule", step)
         given = items[0] if items else EMPTY
         check_identity(index, given, step)
+        identifiers = ("StudyInstanceUID", "PatientID", "RequestedProcedureID")
         problems = [
             Problem(tag_of(k), Message("is missing"))
-            for where, k in (
-                (index, "StudyInstanceUID"),
-                (index, "PatientID"),
-                (index, "RequestedProcedureID"),
-                (given, "ScheduledProcedureStepID"),
+            for k, where in (
+                *((k, index) for k in identifiers),
+                ("ScheduledProcedureStepID", given),
             )
             if tag_of(k) in where and not where.get(k)
         ]
@@ -13197,9 +13068,8 @@ def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
     try:
         lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
-        ) from None
+        words = Message("cannot be read: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()
     if len(lines) < 2:
@@ -13216,18 +13086,19 @@ def csv_keyword(name: str) -> str:
 def csv_value(keyword: str, text: str) -> str:
     """A cell as a DICOM value: dates without dashes, times without colons."""
     text = text.strip().lstrip("'")  # spreadsheets mark text like this
-    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
+    vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
+    if vr == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
         return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
-    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "TM":
+    if vr == "TM":
         parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
         return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
     if keyword == "PatientSex":
         return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName" and "^" not in text and "=" not in text and not text.isascii():
-        return person_name("", "", text)
-    if keyword == "PatientName" and "^" not in text and "=" not in text:
-        return "^".join(reversed(text.rsplit(" ", 1))) if " " in text else text
+    if keyword == "PatientName" and not {"^", "="} & set(text):
+        if not text.isascii():
+            return person_name("", "", text)
+        return "^".join(reversed(text.rsplit(" ", 1)))
     return text
 
 
@@ -13255,18 +13126,16 @@ def items_from_csv(content: bytes) -> list[bytes]:
 
 
 def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
-    cells = {
-        keyword: csv_value(keyword, text) for keyword, text in zip(keywords, line, strict=False)
-    }
+    cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
     if "family" in cells or "given" in cells:
         latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
         rest = cells.get("PatientName", "")
         ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
         cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
-    step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
-    texts = {k: v for k, v in cells.items() if v}
+    step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
+    texts = text_elements(**{keyword: text for keyword, text in cells.items() if text})
     sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])
-    return apply_procedure(bytes(text_elements(**texts).merged(sequence)))
+    return apply_procedure(bytes(texts.merged(sequence)))
 
 
 STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
@@ -13297,13 +13166,11 @@ def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def export_procedures() -> str:
     """The procedure catalogue as CSV for `import_procedures`."""
-    return csv_text(
-        [*PROCEDURE_COLUMNS, "retired"],
-        (
-            [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
-            for one in all_procedures()
-        ),
+    lines = (
+        [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
+        for one in all_procedures()
     )
+    return csv_text([*PROCEDURE_COLUMNS, "retired"], lines)
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
@@ -13314,10 +13181,12 @@ def import_procedures(ctx: Context, content: bytes) -> int:
     Refuses  0106 with a line per wrong row
     """
     head, lines = read_csv(content)
-    columns, problems, count = [name.strip().casefold() for name in head], [], 0
-    for column in ("code", "meaning"):
-        if column not in columns:
-            problems.append(Message("There is no column {column}", column=column))
+    columns, count = [name.casefold() for name in head], 0
+    problems = [
+        Message("There is no column {column}", column=column)
+        for column in ("code", "meaning")
+        if column not in columns
+    ]
     if problems:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
     with database.atomic():
@@ -13339,10 +13208,8 @@ def import_procedures(ctx: Context, content: bytes) -> int:
                 words = Message("Row {number}: {words}", number=number, words=refusal.detail)
                 problems.append(words)
         if problems:
-            raise Refusal(
-                Status.INVALID_ATTRIBUTE_VALUE,
-                problems=[Problem(0, words) for words in problems[:50]],
-            )
+            found = [Problem(0, words) for words in problems[:50]]
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found)
     return count
 
 
@@ -13352,9 +13219,7 @@ def export_csv() -> str:
     def cells(data: bytes) -> list[str]:
         index = ElementIndex(data)
         item = index.item("ScheduledProcedureStepSequence")
-        return [
-            (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
-        ]
+        return [(item if key in STEP_KEYWORDS else index).get(key) for key in EXPORT_COLUMNS]
 
     steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id")
     return csv_text(EXPORT_COLUMNS, (cells(step.data) for step in steps))
@@ -13385,9 +13250,8 @@ def read_dicom_file(content: bytes) -> bytes:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         return found.data
     except (Malformed, struct.error) as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
-        ) from None
+        words = Message("cannot be read: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
@@ -13447,9 +13311,8 @@ def items_from_json(content: bytes) -> list[bytes]:
     try:
         value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("is not JSON: {error}", error=error)
-        ) from None
+        words = Message("is not JSON: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     values = value if isinstance(value, list) else [value]
     items = []
     for number, one in enumerate(values, 1):
@@ -13469,10 +13332,7 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
 
 
 def import_items(
-    ctx: Context,
-    items: Iterable[bytes],
-    word: str = "item",
-    trial: bool = False,
+    ctx: Context, items: Iterable[bytes], word: str = "item", trial: bool = False
 ) -> int:
     """Put items on the worklist, all or none; return their number.
 
@@ -13500,12 +13360,6 @@ def import_items(
     return imported
 
 
-def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
-    """Preview the import of a CSV file: its lines and the problems; nothing is stored."""
-    names, lines = read_csv(content)
-    return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
-
-
 def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     """The problems of an import as text, tried and rolled back."""
     try:
@@ -13526,7 +13380,8 @@ def import_file(ctx: Context, name: str, content: bytes) -> int:
 def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
     """Preview an import: its lines and the problems; nothing is stored."""
     if name.lower().endswith(".csv"):
-        return preview_csv(ctx, content)
+        names, rows_ = read_csv(content)
+        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(content))
     items = read_items(name, content)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
@@ -13538,86 +13393,84 @@ def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str
 # Export of the whole database, and its import.
 # ------------------------------------------------------------------------------------------------
 
-def _exported(row: Any, *columns: str) -> dict[str, Any]:
-    """The data set of a row in the DICOM JSON Model, and further columns."""
-    return {
-        "data": to_json(ElementIndex(row.data)),
-        **{column: getattr(row, column) for column in columns},
-    }
+STAMPS = ("created_at", "updated_at")
+STEP_COLUMNS_KEPT = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
+EVENT_COLUMNS_KEPT = ("event_type", "created_at", "who")
+WORKITEM_COLUMNS_KEPT = ("performer", "by_person", "declined", *STAMPS, "claimed_at", "ended_at")
+
+
+def _columns_of(row: Any, columns: Iterable[str]) -> dict[str, Any]:
+    return {column: getattr(row, column) for column in columns}
+
+
+def _exported(
+    model: type[Stored],
+    columns: Iterable[str],
+    where: str = "1 = 1",
+    **others: Callable[[Any], Any],
+) -> list[dict[str, Any]]:
+    """The rows of a model: data set in the DICOM JSON Model, some columns, and others by name."""
+    return [
+        {"data": to_json(ElementIndex(row.data))}
+        | _columns_of(row, columns)
+        | {name: made_of(row) for name, made_of in others.items()}
+        for row in fetch_rows(model, f"{where} ORDER BY id")
+    ]
+
+
+def _places(model: type[Stored]) -> dict[int, int]:
+    """The place in the export of each row of a model, by row id."""
+    return {row.id: place for place, row in enumerate(model.select(model.id).order_by(model.id))}
 
 
 def export_store() -> dict[str, Any]:
     """The whole database as JSON, data sets in the DICOM JSON Model, for `import_export`."""
-    patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
-    requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
-    patient_at = {row.id: place for place, row in enumerate(patients)}
-    requested_at = {row.id: place for place, row in enumerate(requested)}
+    patient_at, requested_at = _places(Patient), _places(RequestedProcedure)
     links = collections.defaultdict(list)
-    for performed, study, step_id, found_by, before in database.execute_sql(
+    for performed, *link in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
         " l.status_before FROM performed_scheduled_step l"
         " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
     ):
-        links[performed].append([study, step_id, found_by, before])
-    stamps = ("created_at", "updated_at")
+        links[performed].append(link)
     return {
         "minris": __version__,
-        "patients": [_exported(row, *stamps) for row in patients],
-        "requested": [
-            _exported(row) | {"patient": patient_at[row.patient_id]} for row in requested
-        ],
-        "worklist": [
-            _exported(row, "arrived_at", "started_at", "ended_at", "remark", "told_by")
-            | {"requested": requested_at[row.procedure_id]}
-            for row in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
-        ],
-        "performed": [
-            {"uid": row.sop_instance_uid}
-            | _exported(row, *stamps, "remark", "settled")
-            | {"links": links[row.id]}
-            for row in fetch_rows(PerformedProcedureStep, "1 = 1 ORDER BY id")
-        ],
+        "patients": _exported(Patient, STAMPS),
+        "requested": _exported(RequestedProcedure, (), patient=lambda row: patient_at[row.patient_id]),
+        "worklist": _exported(ScheduledProcedureStep, STEP_COLUMNS_KEPT,
+                              requested=lambda row: requested_at[row.procedure_id]),
+        "performed": _exported(PerformedProcedureStep, (*STAMPS, "remark", "settled"),
+                               uid=lambda row: row.sop_instance_uid, links=lambda row: links[row.id]),
         "devices": [
             {"name": row.name, "settings": json.loads(row.settings)}
             for row in fetch_rows(DeviceRecord, "1 = 1 ORDER BY name")
         ],
         "procedures": [
-            {key: getattr(row, key) for key in (*PROCEDURE_COLUMNS, "retired")}
+            _columns_of(row, (*PROCEDURE_COLUMNS, "retired"))
             for row in fetch_rows(Procedure, "1 = 1 ORDER BY code")
         ],
-    } | export_workitems()
-
-
-WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "updated_at",
-                       "claimed_at", "ended_at")  # fmt: skip
+    } | export_workitems()  # fmt: skip
 
 
 def export_workitems() -> dict[str, Any]:
     """The workitems with history and subscriptions, without Transaction UIDs."""
-    subscriptions = database.execute_sql(
+    purged = "SELECT sop_instance_uid, purged_at FROM purged_workitem ORDER BY sop_instance_uid"
+    subscriptions = (
         "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
         " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
-    ).fetchall()
+    )
     return {
-        "workitems": [
-            _exported(row, *WORKITEM_FACTS_KEPT)
-            for row in fetch_rows(Workitem, "1 = 1 ORDER BY id")
-        ],
-        "workitem_events": [
-            {"uid": row.sop_instance_uid} | _exported(row, "event_type", "created_at", "who")
-            for row in fetch_rows(WorkitemEvent, "initial = 0 ORDER BY id")
-        ],
-        "purged_workitems": [
-            [row.sop_instance_uid, row.purged_at]
-            for row in fetch_rows(PurgedWorkitem, "1 = 1 ORDER BY sop_instance_uid")
-        ],
-        "subscriptions": list(map(list, subscriptions)),
+        "workitems": _exported(Workitem, WORKITEM_COLUMNS_KEPT),
+        "workitem_events": _exported(WorkitemEvent, EVENT_COLUMNS_KEPT, "initial = 0",
+                                     uid=lambda row: row.sop_instance_uid),
+        "purged_workitems": list(map(list, database.execute_sql(purged))),
+        "subscriptions": list(map(list, database.execute_sql(subscriptions))),
         "global_subscriptions": [
             {"keys": to_json(ElementIndex(row.keys))}
-            | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
+            | _columns_of(row, ("ae_title", "uid", "deletion_lock", "created_at"))
             for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
         ],
-    }
+    }  # fmt: skip
 
 
 def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
@@ -13639,7 +13492,7 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     """Import a workitem; return its UID and row id."""
     index = _index_of(given).without([TRANSACTION_UID])
-    uid = index.get("SOPInstanceUID")
+    uid, stored = index.get("SOPInstanceUID"), {key: given[key] for key in WORKITEM_COLUMNS_KEPT}
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
         raise exists_already(uid)
@@ -13648,14 +13501,14 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     columns = workitem_columns(ctx, index)
     if columns["state"] not in UPS_STATES:
         raise ValueError(columns["state"])
-    check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
+    check_stamps(stamp for key, stamp in stored.items() if key.endswith("_at"))
     row_id = insert_row(
         Workitem,
         sop_instance_uid=uid,
         transaction_uid=ctx.new_uid(),
         data=bytes(index),
         version=first_version(),
-        **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
+        **columns | stored,
     )
     return uid, row_id
 
@@ -13668,30 +13521,20 @@ def _import_happening(given: dict[str, Any]) -> None:
         WorkitemEvent,
         sop_instance_uid=given["uid"],
         data=from_json(given["data"]),
-        **{key: given[key] for key in ("event_type", "created_at", "who")},
+        **{key: given[key] for key in EVENT_COLUMNS_KEPT},
     )
 
 
 def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, int]) -> None:
     told = [(ids[uid], ae, lock, at) for uid, ae, lock, at in content.get("subscriptions", [])]
-    globally = [
-        (
-            one["ae_title"],
-            one["uid"],
-            one["deletion_lock"],
-            from_json(one["keys"]),
-            one["created_at"],
-        )
-        for one in content.get("global_subscriptions", [])
-    ]
+    globally = [(one["ae_title"], one["uid"], one["deletion_lock"], from_json(one["keys"]),
+                 one["created_at"]) for one in content.get("global_subscriptions", [])]  # fmt: skip
     for _, uid, _, keys, _ in globally:
         if uid not in WELL_KNOWN_UPS:
             raise ValueError(uid)
         if keys:
             filter_search(keys, ctx.config.zone)
-    for ae_title, lock in [(row[1], row[2]) for row in told] + [
-        (row[0], row[2]) for row in globally
-    ]:
+    for ae_title, lock in (*(row[1:3] for row in told), *(row[0:3:2] for row in globally)):
         check_receiver(ae_title)
         if lock not in (0, 1):
             raise ValueError(lock)
@@ -13724,13 +13567,10 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
                 [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
             except Refusal as refusal:
                 raise numbered(refusal, number, "worklist") from None
-            index = ElementIndex(data)
-            row = find_step(
-                index.get("StudyInstanceUID"),
-                index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID"),
-            )
-            stamps = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
-            update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
+            known = step_columns(ElementIndex(data))
+            row = find_step(known["study_instance_uid"], known["scheduled_procedure_step_id"])
+            facts = {key: step.get(key, "") for key in STEP_COLUMNS_KEPT}
+            update_row(ScheduledProcedureStep, row.id, **facts)
             if row.status not in OPEN_STEP_STATES:
                 steps.append((row.id, given))
         for patient, one in patients:  # ended steps have an older state of the patient
@@ -13774,8 +13614,7 @@ def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     if known:
         update_patient(ctx, known, index)
         return None
-    stamps = {key: given[key] for key in ("created_at", "updated_at")}
-    return Patient.create(**patient_columns(index), **stamps)
+    return Patient.create(**patient_columns(index), **{key: given[key] for key in STAMPS})
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -13789,10 +13628,8 @@ def _import_performed(performed: dict[str, Any]) -> None:
             status=index.text(MPPS_STATUS),
             performed_station_ae_title=index.get("PerformedStationAETitle"),
             data=data,
-            created_at=performed["created_at"],
-            updated_at=performed["updated_at"],
-            remark=performed.get("remark", ""),
-            settled=performed.get("settled", ""),
+            **{key: performed[key] for key in STAMPS},
+            **{key: performed.get(key, "") for key in ("remark", "settled")},
         )
     except peewee.IntegrityError:
         raise exists_already(performed["uid"]) from None
@@ -15254,7 +15091,7 @@ def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list
 def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
-    return [web.write(cancel_step, ctx, study, step, reason)]
+    return [web.write(change_step, ctx, "cancel", study, step, reason)]
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
@@ -24020,9 +23857,7 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    word = "row" if name.lower().endswith(".csv") else "item"
-    count = import_items(ctx, read_items(name, content), word=word)
-    return f"{name}: {count} imported"
+    return f"{name}: {import_file(ctx, name, content)} imported"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:

@@ -53,7 +53,7 @@ from minris.orders.catalogue import retire_procedure, save_procedure
 from minris.orders.lookup import find_step, find_steps
 from minris.orders.patients import correct_patient
 from minris.orders.scheduling import move_step, reschedule
-from minris.orders.steps import cancel_step, change_step, enter_state
+from minris.orders.steps import change_step, enter_state
 from minris.orders.trace import QueryLog, save_queries
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal, Status
@@ -171,7 +171,7 @@ def department(ctx):
     link_by_hand(ctx, performed["2.25.3"], find_step(*keys_of(us)).id)
     settle_unscheduled(ctx, performed["2.25.4"], "Phantom, weekly check")
     gone = schedule(ctx, "Müller^Anna", PatientID="P3")
-    cancel_step(ctx, *keys_of(gone), "Went home")
+    change_step(ctx, "cancel", *keys_of(gone), "Went home")
     schedule(ctx, "Yamada^Tarou=山田^太郎=やまだ^たろう", PatientID="P4", IssuerOfPatientID="LAKE")
     settings = {"ae_title": "MR1, MR2", "modality": "MR", "character_set": "GB18030"}
     save_device(ctx, "MR room", settings)
@@ -206,7 +206,7 @@ def half_of_a_procedure_ended(ctx):
     sequence = given["ScheduledProcedureStepSequence"]["Value"]
     sequence.append(dict(sequence[0]))
     first, second = map(ElementIndex, orders_scheduling.schedule(ctx, from_json(given)))
-    cancel_step(ctx, *keys_of(first))
+    change_step(ctx, "cancel", *keys_of(first))
     changed = texts(RequestedProcedureComments="Bring the old films")
     reschedule(ctx, *keys_of(second), changed)
 
@@ -272,7 +272,7 @@ def test_patients_whose_exams_have_been_erased_are_in_an_export(ctx):
     """Their allergies are what is left of them."""
     old = at(ctx, days=-40)
     index = schedule(old, PatientID="P1", Allergies="Penicillin")
-    cancel_step(old, *keys_of(index))
+    change_step(old, "cancel", *keys_of(index))
     purge(keeping(ctx, steps=30))
     assert "Penicillin" in exported()
 
@@ -842,7 +842,7 @@ def test_a_step_that_has_not_ended_is_never_erased(ctx, state):
 def test_a_step_put_back_on_the_list_by_another_date_is_not_erased(ctx):
     """Cancelled long ago, given a new date since: it is waiting."""
     index = schedule(at(ctx, days=-40))
-    cancel_step(at(ctx, days=-40), *keys_of(index))
+    change_step(at(ctx, days=-40), "cancel", *keys_of(index))
     row = find_step(*keys_of(index)).id
     move_step(ctx, row, ScheduledProcedureStepStartDate="20260706")
     purge(keeping(ctx, steps=30))
@@ -880,7 +880,7 @@ def test_what_was_performed_for_a_step_that_stays_too_stays(ctx):
 def test_patients_without_any_step_are_erased(ctx, age, left):
     old = at(ctx, days=-age)
     index = schedule(old)
-    cancel_step(old, *keys_of(index))
+    change_step(old, "cancel", *keys_of(index))
     purge(keeping(ctx, steps=1, patients=30))
     assert count(Patient) == left
 
@@ -930,7 +930,7 @@ def test_what_was_erased_is_told_by_number_and_not_by_name(ctx, caplog):
 def test_the_job_of_retention_does_it_in_the_running_appliance(run_appliance):
     appliance = run_appliance("[housekeeping]\nkeep_steps_days = 30\n")
     [index] = appliance.schedule(item())
-    appliance.write(cancel_step, appliance.context(), *keys_of(index))
+    appliance.write(change_step, appliance.context(), "cancel", *keys_of(index))
     long_ago = appliance.context().stamp(days=-31)
     sql = "UPDATE scheduled_procedure_step SET ended_at = ?"
     appliance.write(database.execute_sql, sql, (long_ago,))

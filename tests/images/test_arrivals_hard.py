@@ -60,7 +60,7 @@ from minris.config.ini import load_config
 from minris.dataset.dicom_json import from_json
 from minris.images.references import available_uids
 from minris.orders import scheduling
-from minris.orders.steps import cancel_step
+from minris.orders.steps import change_step
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION, new_uid
 from minris.store.models import database
 from minris.ups.subscriptions import subscribe
@@ -252,7 +252,7 @@ def test_a_cancelled_second_step_keeps_nothing_waiting(ctx):
     end_ct(ctx, first, images)
     came(ctx, images)
     inner = second.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID")
-    cancel_step(ctx, second.get("StudyInstanceUID"), inner)
+    change_step(ctx, "cancel", second.get("StudyInstanceUID"), inner)
     look_inside(ctx)
     assert readiness(one) == "READY"
 
@@ -261,7 +261,7 @@ def test_of_two_steps_the_one_left_is_begun_when_the_other_was_cancelled(ctx, ar
     """What was cancelled has made no images."""
     first, second = schedule(ctx, {"ScheduledProcedureStepDescription": "Duplex"}, **SONO)
     inner = second.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID")
-    cancel_step(ctx, second.get("StudyInstanceUID"), inner)
+    change_step(ctx, "cancel", second.get("StudyInstanceUID"), inner)
     archive.store(*images_of(first, 1))
     look(with_archive(ctx, archive.port))
     assert [state(first), state(second)] == [STARTED, "CANCELED"]

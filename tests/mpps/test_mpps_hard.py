@@ -30,7 +30,7 @@ from test_mpps import (
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.mpps.performed import _kept_raw
 from minris.orders.lookup import step_known
-from minris.orders.steps import cancel_step
+from minris.orders.steps import change_step
 from minris.pages.day.exam import DOSE_FACTS
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import MPPS_ATTRIBUTES, MPPS_STATES
@@ -354,7 +354,7 @@ def test_an_order_begun_and_given_up_by_mistake_on_a_cancelled_exam_stays_cancel
     [step] = appliance.schedule(item())
     inner = step.item("ScheduledProcedureStepSequence")
     keys = step.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
-    appliance.write(cancel_step, appliance.context(), *keys)
+    appliance.write(change_step, appliance.context(), "cancel", *keys)
     report(appliance, creation_for(step), discontinuation("110514"))
     assert appliance.read(state, step) == "CANCELED"
 

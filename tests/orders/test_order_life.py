@@ -16,7 +16,7 @@ from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ElementIndex, encode_items, encode_text
 from minris.dataset.names import name_key
 from minris.interchange.csv_tables import CSV_COLUMNS, STEP_KEYWORDS, export_csv
-from minris.interchange.files import preview_csv
+from minris.interchange.files import preview_file
 from minris.mpps.linking import link_by_hand, unlink_step
 from minris.orders import scheduling as orders_scheduling
 from minris.orders.catalogue import (
@@ -28,7 +28,7 @@ from minris.orders.catalogue import (
 from minris.orders.lookup import find_step, find_steps, leftovers, step_key, step_known, steps_of
 from minris.orders.patients import correct_patient, similar_patients
 from minris.orders.scheduling import change_rows, move_step, reschedule
-from minris.orders.steps import cancel_step, change_step
+from minris.orders.steps import change_step
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE, STEP_STATES
@@ -300,7 +300,7 @@ def test_a_step_put_back_on_another_day_has_not_ended(ctx, event):
 def test_a_step_cancelled_by_mistake_does_not_come_back_by_an_undone_match(ctx):
     """A report matched to a cancelled exam, and the match undone: it is cancelled as before."""
     row = schedule(ctx)
-    cancel_step(ctx, *step_key(row.id))
+    change_step(ctx, "cancel", *step_key(row.id))
     performed = insert_row(
         PerformedProcedureStep,
         sop_instance_uid="2.25.1",
@@ -732,13 +732,13 @@ def test_rows_are_numbered_alike_whether_or_not_empty_lines_are_among_them(ctx):
 
 
 def test_a_preview_keeps_nothing_and_uses_up_no_number(ctx):
-    lines, problems = preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
+    lines, problems = preview_file(ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode())
     assert (lines, problems) == ([["name", "device"], ["Wang Fang", "CT1"]], "")
     assert (count(), count(Patient), count(Counter)) == (0, 0, 0)
 
 
 def test_a_preview_says_what_an_import_would_say(ctx):
-    _, problems = preview_csv(ctx, five_hundred())
+    _, problems = preview_file(ctx, "list.csv", five_hundred())
     with refused(Status.INVALID_ATTRIBUTE_VALUE) as refusal:
         imported(ctx, five_hundred())
     assert str(problems) == refusal.value.detail
@@ -746,7 +746,7 @@ def test_a_preview_says_what_an_import_would_say(ctx):
 
 def test_a_preview_is_not_logged_as_if_it_were_done(ctx, caplog):
     caplog.set_level("INFO", "minris")
-    preview_csv(ctx, table("name,device", "Wang Fang,CT1").encode())
+    preview_file(ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode())
     assert "scheduled" not in caplog.text
 
 

@@ -28,7 +28,7 @@ from minris.dataset.search import Search
 from minris.orders.items import fold, split_item
 from minris.orders.lookup import get_step, step_known
 from minris.orders.scheduling import schedule
-from minris.orders.steps import cancel_step
+from minris.orders.steps import change_step
 from minris.orders.trace import QueryLog, exclusion, latest_by_device, recent_queries, save_queries
 from minris.orders.worklist import STATION_AE_TITLE, WorklistView, find_worklist
 from minris.standard.dictionary import tag_of, vr_of
@@ -507,7 +507,7 @@ def test_a_cancelled_exam_is_put_back_by_one_click(appliance, web):
     [step] = appliance.schedule(item(name="Wang^Fang"))
     inner = step.item("ScheduledProcedureStepSequence")
     keys = step.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
-    appliance.write(cancel_step, appliance.context(), *keys)
+    appliance.write(change_step, appliance.context(), "cancel", *keys)
     assert found_by(appliance) == []
     text = why_page(web)
     assert "The exam is CANCELED; that is not shown to devices." in part(text)

@@ -33,7 +33,7 @@ from minris.dimse.services import SEARCHED
 from minris.interchange.files import import_items, read_items
 from minris.orders.lookup import find_step, step_data
 from minris.orders.scheduling import reschedule, schedule
-from minris.orders.steps import cancel_step, change_step, update_patient
+from minris.orders.steps import change_step, update_patient
 from minris.orders.worklist import find_worklist, worklist_ids
 from minris.standard import worklist as standard_worklist
 from minris.standard.dictionary import tag_of
@@ -1618,7 +1618,7 @@ def corrected(ctx, index):
 
 
 CHANGES: dict[str, Callable[..., Any]] = {
-    "cancelled": lambda ctx, index: cancel_step(ctx, *ids_of(index)),
+    "cancelled": lambda ctx, index: change_step(ctx, "cancel", *ids_of(index)),
     "arrived": lambda ctx, index: change_step(ctx, "arrive", *ids_of(index)),
     "rescheduled": lambda ctx, index: reschedule(
         ctx,
@@ -1666,7 +1666,7 @@ def test_a_change_is_answered_after_its_commit_and_not_before(appliance):
     changed, commit = threading.Event(), threading.Event()
 
     def cancel_slowly():
-        cancel_step(appliance.context(), *ids_of(index))
+        change_step(appliance.context(), "cancel", *ids_of(index))
         changed.set()
         assert commit.wait(10)
 
@@ -2230,7 +2230,7 @@ def test_a_step_is_found_by_study_and_id(ctx):
 
 def test_a_cancelled_step_is_hidden_and_kept_with_its_reason(ctx):
     [index] = put(ctx, item())
-    cancel_step(ctx, *ids_of(index), "Patient has gone home")
+    change_step(ctx, "cancel", *ids_of(index), "Patient has gone home")
     assert find(ctx, query(PatientName="")) == []
     assert rows_of(ids_of(index)).remark == "Patient has gone home"
     assert state_of(step_data(*ids_of(index))) == "CANCELED"
@@ -2238,7 +2238,7 @@ def test_a_cancelled_step_is_hidden_and_kept_with_its_reason(ctx):
 
 def test_cancelling_one_step_leaves_the_other_of_its_procedure(ctx):
     first, second = put(ctx, two_steps())
-    cancel_step(ctx, *ids_of(first))
+    change_step(ctx, "cancel", *ids_of(first))
     [answer] = find(ctx, query(ScheduledProcedureStepID=""))
     assert answer.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID == ids_of(second)[1]
 

@@ -10,7 +10,7 @@ import peewee
 from minris.access.context import Context
 from minris.access.users import delete_token, delete_user, make_token, make_user
 from minris.config.ini import Config
-from minris.interchange.files import import_items, read_items
+from minris.interchange.files import import_file
 from minris.interchange.whole_store import import_export
 from minris.standard.status import Message, Refusal, Status
 
@@ -36,9 +36,7 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    word = "row" if name.lower().endswith(".csv") else "item"
-    count = import_items(ctx, read_items(name, content), word=word)
-    return f"{name}: {count} imported"
+    return f"{name}: {import_file(ctx, name, content)} imported"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:

@@ -69,9 +69,8 @@ def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
     try:
         lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
-        ) from None
+        words = Message("cannot be read: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()
     if len(lines) < 2:
@@ -88,18 +87,19 @@ def csv_keyword(name: str) -> str:
 def csv_value(keyword: str, text: str) -> str:
     """A cell as a DICOM value: dates without dashes, times without colons."""
     text = text.strip().lstrip("'")  # spreadsheets mark text like this
-    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "DA":
+    vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
+    if vr == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
         return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
-    if vr_of(datadict.tag_for_keyword(keyword) or 0) == "TM":
+    if vr == "TM":
         parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
         return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
     if keyword == "PatientSex":
         return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName" and "^" not in text and "=" not in text and not text.isascii():
-        return person_name("", "", text)
-    if keyword == "PatientName" and "^" not in text and "=" not in text:
-        return "^".join(reversed(text.rsplit(" ", 1))) if " " in text else text
+    if keyword == "PatientName" and not {"^", "="} & set(text):
+        if not text.isascii():
+            return person_name("", "", text)
+        return "^".join(reversed(text.rsplit(" ", 1)))
     return text
 
 
@@ -127,18 +127,16 @@ def items_from_csv(content: bytes) -> list[bytes]:
 
 
 def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
-    cells = {
-        keyword: csv_value(keyword, text) for keyword, text in zip(keywords, line, strict=False)
-    }
+    cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
     if "family" in cells or "given" in cells:
         latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
         rest = cells.get("PatientName", "")
         ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
         cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
-    step = {keyword: cells.pop(keyword, "") for keyword in STEP_KEYWORDS if keyword in cells}
-    texts = {k: v for k, v in cells.items() if v}
+    step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
+    texts = text_elements(**{keyword: text for keyword, text in cells.items() if text})
     sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])
-    return apply_procedure(bytes(text_elements(**texts).merged(sequence)))
+    return apply_procedure(bytes(texts.merged(sequence)))
 
 
 STEP_KEYWORDS = tuple(attribute.keyword for attribute in MWL_ATTRIBUTES.children((STEP_SEQUENCE,)))
@@ -169,13 +167,11 @@ def csv_text(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def export_procedures() -> str:
     """The procedure catalogue as CSV for `import_procedures`."""
-    return csv_text(
-        [*PROCEDURE_COLUMNS, "retired"],
-        (
-            [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
-            for one in all_procedures()
-        ),
+    lines = (
+        [*(str(getattr(one, c)) for c in PROCEDURE_COLUMNS), "yes" if one.retired else ""]
+        for one in all_procedures()
     )
+    return csv_text([*PROCEDURE_COLUMNS, "retired"], lines)
 
 
 def import_procedures(ctx: Context, content: bytes) -> int:
@@ -186,10 +182,12 @@ def import_procedures(ctx: Context, content: bytes) -> int:
     Refuses  0106 with a line per wrong row
     """
     head, lines = read_csv(content)
-    columns, problems, count = [name.strip().casefold() for name in head], [], 0
-    for column in ("code", "meaning"):
-        if column not in columns:
-            problems.append(Message("There is no column {column}", column=column))
+    columns, count = [name.casefold() for name in head], 0
+    problems = [
+        Message("There is no column {column}", column=column)
+        for column in ("code", "meaning")
+        if column not in columns
+    ]
     if problems:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
     with database.atomic():
@@ -211,10 +209,8 @@ def import_procedures(ctx: Context, content: bytes) -> int:
                 words = Message("Row {number}: {words}", number=number, words=refusal.detail)
                 problems.append(words)
         if problems:
-            raise Refusal(
-                Status.INVALID_ATTRIBUTE_VALUE,
-                problems=[Problem(0, words) for words in problems[:50]],
-            )
+            found = [Problem(0, words) for words in problems[:50]]
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found)
     return count
 
 
@@ -224,9 +220,7 @@ def export_csv() -> str:
     def cells(data: bytes) -> list[str]:
         index = ElementIndex(data)
         item = index.item("ScheduledProcedureStepSequence")
-        return [
-            (item if keyword in STEP_KEYWORDS else index).get(keyword) for keyword in EXPORT_COLUMNS
-        ]
+        return [(item if key in STEP_KEYWORDS else index).get(key) for key in EXPORT_COLUMNS]
 
     steps = fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY start_date, start_time, id")
     return csv_text(EXPORT_COLUMNS, (cells(step.data) for step in steps))

@@ -37,9 +37,8 @@ def read_dicom_file(content: bytes) -> bytes:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         return found.data
     except (Malformed, struct.error) as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("cannot be read: {error}", error=error)
-        ) from None
+        words = Message("cannot be read: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
@@ -99,9 +98,8 @@ def items_from_json(content: bytes) -> list[bytes]:
     try:
         value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, Message("is not JSON: {error}", error=error)
-        ) from None
+        words = Message("is not JSON: {error}", error=error)
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
     values = value if isinstance(value, list) else [value]
     items = []
     for number, one in enumerate(values, 1):
@@ -121,10 +119,7 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
 
 
 def import_items(
-    ctx: Context,
-    items: Iterable[bytes],
-    word: str = "item",
-    trial: bool = False,
+    ctx: Context, items: Iterable[bytes], word: str = "item", trial: bool = False
 ) -> int:
     """Put items on the worklist, all or none; return their number.
 
@@ -152,12 +147,6 @@ def import_items(
     return imported
 
 
-def preview_csv(ctx: Context, content: bytes) -> tuple[list[list[str]], str]:
-    """Preview the import of a CSV file: its lines and the problems; nothing is stored."""
-    names, lines = read_csv(content)
-    return [names, *lines], _tried(ctx, "row", lambda: items_from_csv(content))
-
-
 def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     """The problems of an import as text, tried and rolled back."""
     try:
@@ -178,7 +167,8 @@ def import_file(ctx: Context, name: str, content: bytes) -> int:
 def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
     """Preview an import: its lines and the problems; nothing is stored."""
     if name.lower().endswith(".csv"):
-        return preview_csv(ctx, content)
+        names, rows_ = read_csv(content)
+        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(content))
     items = read_items(name, content)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]

@@ -3,7 +3,7 @@
 import collections
 import datetime
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import peewee
@@ -33,9 +33,9 @@ from minris.store.models import (
     Patient,
     PerformedProcedureStep,
     Procedure,
-    PurgedWorkitem,
     RequestedProcedure,
     ScheduledProcedureStep,
+    Stored,
     Workitem,
     WorkitemEvent,
     database,
@@ -47,87 +47,84 @@ from minris.ups.search import filter_search, stored_workitem
 from minris.ups.subscriptions import enter_subscriptions
 from minris.ups.workitems import is_purged
 
+STAMPS = ("created_at", "updated_at")
+STEP_COLUMNS_KEPT = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
+EVENT_COLUMNS_KEPT = ("event_type", "created_at", "who")
+WORKITEM_COLUMNS_KEPT = ("performer", "by_person", "declined", *STAMPS, "claimed_at", "ended_at")
 
-def _exported(row: Any, *columns: str) -> dict[str, Any]:
-    """The data set of a row in the DICOM JSON Model, and further columns."""
-    return {
-        "data": to_json(ElementIndex(row.data)),
-        **{column: getattr(row, column) for column in columns},
-    }
+
+def _columns_of(row: Any, columns: Iterable[str]) -> dict[str, Any]:
+    return {column: getattr(row, column) for column in columns}
+
+
+def _exported(
+    model: type[Stored],
+    columns: Iterable[str],
+    where: str = "1 = 1",
+    **others: Callable[[Any], Any],
+) -> list[dict[str, Any]]:
+    """The rows of a model: data set in the DICOM JSON Model, some columns, and others by name."""
+    return [
+        {"data": to_json(ElementIndex(row.data))}
+        | _columns_of(row, columns)
+        | {name: made_of(row) for name, made_of in others.items()}
+        for row in fetch_rows(model, f"{where} ORDER BY id")
+    ]
+
+
+def _places(model: type[Stored]) -> dict[int, int]:
+    """The place in the export of each row of a model, by row id."""
+    return {row.id: place for place, row in enumerate(model.select(model.id).order_by(model.id))}
 
 
 def export_store() -> dict[str, Any]:
     """The whole database as JSON, data sets in the DICOM JSON Model, for `import_export`."""
-    patients = fetch_rows(Patient, "1 = 1 ORDER BY id")
-    requested = fetch_rows(RequestedProcedure, "1 = 1 ORDER BY id")
-    patient_at = {row.id: place for place, row in enumerate(patients)}
-    requested_at = {row.id: place for place, row in enumerate(requested)}
+    patient_at, requested_at = _places(Patient), _places(RequestedProcedure)
     links = collections.defaultdict(list)
-    for performed, study, step_id, found_by, before in database.execute_sql(
+    for performed, *link in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
         " l.status_before FROM performed_scheduled_step l"
         " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
     ):
-        links[performed].append([study, step_id, found_by, before])
-    stamps = ("created_at", "updated_at")
+        links[performed].append(link)
     return {
         "minris": __version__,
-        "patients": [_exported(row, *stamps) for row in patients],
-        "requested": [
-            _exported(row) | {"patient": patient_at[row.patient_id]} for row in requested
-        ],
-        "worklist": [
-            _exported(row, "arrived_at", "started_at", "ended_at", "remark", "told_by")
-            | {"requested": requested_at[row.procedure_id]}
-            for row in fetch_rows(ScheduledProcedureStep, "1 = 1 ORDER BY id")
-        ],
-        "performed": [
-            {"uid": row.sop_instance_uid}
-            | _exported(row, *stamps, "remark", "settled")
-            | {"links": links[row.id]}
-            for row in fetch_rows(PerformedProcedureStep, "1 = 1 ORDER BY id")
-        ],
+        "patients": _exported(Patient, STAMPS),
+        "requested": _exported(RequestedProcedure, (), patient=lambda row: patient_at[row.patient_id]),
+        "worklist": _exported(ScheduledProcedureStep, STEP_COLUMNS_KEPT,
+                              requested=lambda row: requested_at[row.procedure_id]),
+        "performed": _exported(PerformedProcedureStep, (*STAMPS, "remark", "settled"),
+                               uid=lambda row: row.sop_instance_uid, links=lambda row: links[row.id]),
         "devices": [
             {"name": row.name, "settings": json.loads(row.settings)}
             for row in fetch_rows(DeviceRecord, "1 = 1 ORDER BY name")
         ],
         "procedures": [
-            {key: getattr(row, key) for key in (*PROCEDURE_COLUMNS, "retired")}
+            _columns_of(row, (*PROCEDURE_COLUMNS, "retired"))
             for row in fetch_rows(Procedure, "1 = 1 ORDER BY code")
         ],
-    } | export_workitems()
-
-
-WORKITEM_FACTS_KEPT = ("performer", "by_person", "declined", "created_at", "updated_at",
-                       "claimed_at", "ended_at")  # fmt: skip
+    } | export_workitems()  # fmt: skip
 
 
 def export_workitems() -> dict[str, Any]:
     """The workitems with history and subscriptions, without Transaction UIDs."""
-    subscriptions = database.execute_sql(
+    purged = "SELECT sop_instance_uid, purged_at FROM purged_workitem ORDER BY sop_instance_uid"
+    subscriptions = (
         "SELECT w.sop_instance_uid, s.ae_title, s.deletion_lock, s.created_at FROM subscription s"
         " JOIN workitem w ON w.id = s.workitem_id ORDER BY w.id, s.ae_title"
-    ).fetchall()
+    )
     return {
-        "workitems": [
-            _exported(row, *WORKITEM_FACTS_KEPT)
-            for row in fetch_rows(Workitem, "1 = 1 ORDER BY id")
-        ],
-        "workitem_events": [
-            {"uid": row.sop_instance_uid} | _exported(row, "event_type", "created_at", "who")
-            for row in fetch_rows(WorkitemEvent, "initial = 0 ORDER BY id")
-        ],
-        "purged_workitems": [
-            [row.sop_instance_uid, row.purged_at]
-            for row in fetch_rows(PurgedWorkitem, "1 = 1 ORDER BY sop_instance_uid")
-        ],
-        "subscriptions": list(map(list, subscriptions)),
+        "workitems": _exported(Workitem, WORKITEM_COLUMNS_KEPT),
+        "workitem_events": _exported(WorkitemEvent, EVENT_COLUMNS_KEPT, "initial = 0",
+                                     uid=lambda row: row.sop_instance_uid),
+        "purged_workitems": list(map(list, database.execute_sql(purged))),
+        "subscriptions": list(map(list, database.execute_sql(subscriptions))),
         "global_subscriptions": [
             {"keys": to_json(ElementIndex(row.keys))}
-            | {key: getattr(row, key) for key in ("ae_title", "uid", "deletion_lock", "created_at")}
+            | _columns_of(row, ("ae_title", "uid", "deletion_lock", "created_at"))
             for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid")
         ],
-    }
+    }  # fmt: skip
 
 
 def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
@@ -149,7 +146,7 @@ def import_workitems(ctx: Context, content: dict[str, Any]) -> None:
 def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     """Import a workitem; return its UID and row id."""
     index = _index_of(given).without([TRANSACTION_UID])
-    uid = index.get("SOPInstanceUID")
+    uid, stored = index.get("SOPInstanceUID"), {key: given[key] for key in WORKITEM_COLUMNS_KEPT}
     check_uid(uid)
     if stored_workitem(uid) or is_purged(uid):
         raise exists_already(uid)
@@ -158,14 +155,14 @@ def _import_workitem(ctx: Context, given: dict[str, Any]) -> tuple[str, int]:
     columns = workitem_columns(ctx, index)
     if columns["state"] not in UPS_STATES:
         raise ValueError(columns["state"])
-    check_stamps(given[key] for key in WORKITEM_FACTS_KEPT if key.endswith("_at"))
+    check_stamps(stamp for key, stamp in stored.items() if key.endswith("_at"))
     row_id = insert_row(
         Workitem,
         sop_instance_uid=uid,
         transaction_uid=ctx.new_uid(),
         data=bytes(index),
         version=first_version(),
-        **columns | {key: given[key] for key in WORKITEM_FACTS_KEPT},
+        **columns | stored,
     )
     return uid, row_id
 
@@ -178,30 +175,20 @@ def _import_happening(given: dict[str, Any]) -> None:
         WorkitemEvent,
         sop_instance_uid=given["uid"],
         data=from_json(given["data"]),
-        **{key: given[key] for key in ("event_type", "created_at", "who")},
+        **{key: given[key] for key in EVENT_COLUMNS_KEPT},
     )
 
 
 def _import_subscriptions(ctx: Context, content: dict[str, Any], ids: dict[str, int]) -> None:
     told = [(ids[uid], ae, lock, at) for uid, ae, lock, at in content.get("subscriptions", [])]
-    globally = [
-        (
-            one["ae_title"],
-            one["uid"],
-            one["deletion_lock"],
-            from_json(one["keys"]),
-            one["created_at"],
-        )
-        for one in content.get("global_subscriptions", [])
-    ]
+    globally = [(one["ae_title"], one["uid"], one["deletion_lock"], from_json(one["keys"]),
+                 one["created_at"]) for one in content.get("global_subscriptions", [])]  # fmt: skip
     for _, uid, _, keys, _ in globally:
         if uid not in WELL_KNOWN_UPS:
             raise ValueError(uid)
         if keys:
             filter_search(keys, ctx.config.zone)
-    for ae_title, lock in [(row[1], row[2]) for row in told] + [
-        (row[0], row[2]) for row in globally
-    ]:
+    for ae_title, lock in (*(row[1:3] for row in told), *(row[0:3:2] for row in globally)):
         check_receiver(ae_title)
         if lock not in (0, 1):
             raise ValueError(lock)
@@ -234,13 +221,10 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
                 [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
             except Refusal as refusal:
                 raise numbered(refusal, number, "worklist") from None
-            index = ElementIndex(data)
-            row = find_step(
-                index.get("StudyInstanceUID"),
-                index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepID"),
-            )
-            stamps = ("arrived_at", "started_at", "ended_at", "remark", "told_by")
-            update_row(ScheduledProcedureStep, row.id, **{key: step.get(key, "") for key in stamps})
+            known = step_columns(ElementIndex(data))
+            row = find_step(known["study_instance_uid"], known["scheduled_procedure_step_id"])
+            facts = {key: step.get(key, "") for key in STEP_COLUMNS_KEPT}
+            update_row(ScheduledProcedureStep, row.id, **facts)
             if row.status not in OPEN_STEP_STATES:
                 steps.append((row.id, given))
         for patient, one in patients:  # ended steps have an older state of the patient
@@ -284,8 +268,7 @@ def _import_patient(ctx: Context, given: dict[str, Any]) -> Patient | None:
     if known:
         update_patient(ctx, known, index)
         return None
-    stamps = {key: given[key] for key in ("created_at", "updated_at")}
-    return Patient.create(**patient_columns(index), **stamps)
+    return Patient.create(**patient_columns(index), **{key: given[key] for key in STAMPS})
 
 
 def _import_performed(performed: dict[str, Any]) -> None:
@@ -299,10 +282,8 @@ def _import_performed(performed: dict[str, Any]) -> None:
             status=index.text(MPPS_STATUS),
             performed_station_ae_title=index.get("PerformedStationAETitle"),
             data=data,
-            created_at=performed["created_at"],
-            updated_at=performed["updated_at"],
-            remark=performed.get("remark", ""),
-            settled=performed.get("settled", ""),
+            **{key: performed[key] for key in STAMPS},
+            **{key: performed.get(key, "") for key in ("remark", "settled")},
         )
     except peewee.IntegrityError:
         raise exists_already(performed["uid"]) from None

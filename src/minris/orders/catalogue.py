@@ -5,20 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from minris.access.context import Context, audit
-from minris.dataset.elements import (
-    EMPTY,
-    ElementIndex,
-    sequence_elements,
-    text_elements,
-)
+from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import code_item
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE
 from minris.store.models import Procedure, ScheduledProcedureStep
 from minris.store.rows import fetch_rows, first_row
-
-# The procedure catalogue.
 
 
 def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
@@ -40,13 +33,10 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     if not columns["code"] or not columns["meaning"]:
         problems.append(Message("A procedure needs a code and a meaning"))
     if problems:
-        raise Refusal(
-            Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words) for words in problems]
-        )
-    minutes = int(columns.pop("minutes"))
-    Procedure.insert(**columns, minutes=minutes, retired=0).on_conflict(
-        conflict_target=[Procedure.code], update={**columns, "minutes": minutes, "retired": 0}
-    ).execute()
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
+    values = {**columns, "minutes": int(columns["minutes"]), "retired": 0}
+    saved = Procedure.insert(**values)
+    saved.on_conflict(conflict_target=[Procedure.code], update=values).execute()
     audit(ctx, "procedure saved", columns["code"])
 
 
@@ -55,39 +45,28 @@ PROCEDURE_VRS = {
     "protocol_code": "SH", "protocol_meaning": "LO",
 }  # fmt: skip
 PROCEDURE_COLUMNS = {
-    "code": "",
-    "scheme": "99MINRIS",
-    "meaning": "",
-    "modality": "",
-    "ae_title": "",
-    "minutes": "15",
-    "protocol_code": "",
-    "protocol_meaning": "",
-}
+    "code": "", "scheme": "99MINRIS", "meaning": "", "modality": "", "ae_title": "",
+    "minutes": "15", "protocol_code": "", "protocol_meaning": "",
+}  # fmt: skip
 
 
 def code_in_use(code: str) -> bool:
     """Whether an open step has this procedure code."""
-    states = sorted(OPEN_STEP_STATES)
+    steps = fetch_rows(ScheduledProcedureStep, f"status IN {tuple(sorted(OPEN_STEP_STATES))}")
     return any(
         ElementIndex(step.data).item("RequestedProcedureCodeSequence").get("CodeValue") == code
-        for step in fetch_rows(
-            ScheduledProcedureStep, f"status IN ({', '.join('?' * len(states))})", *states
-        )
+        for step in steps
     )
 
 
 def retire_procedure(ctx: Context, code: str, delete: bool = False) -> None:
     """Retire a procedure, or delete it. Refuses 0112; 0110 to delete one that open steps use."""
     if not Procedure.get_or_none(Procedure.code == code):
-        raise Refusal(
-            Status.NO_SUCH_SOP_INSTANCE, Message("There is no procedure {code}", code=code)
-        )
+        words = Message("There is no procedure {code}", code=code)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
     if delete and code_in_use(code):
-        raise Refusal(
-            Status.PROCESSING_FAILURE,
-            Message("{code} is used by open exams: it can only be retired", code=code),
-        )
+        words = Message("{code} is used by open exams: it can only be retired", code=code)
+        raise Refusal(Status.PROCESSING_FAILURE, words)
     if delete:
         Procedure.delete().where(Procedure.code == code).execute()
     else:
@@ -107,28 +86,23 @@ def apply_procedure(data: bytes) -> bytes:
     procedure = find_procedure(index.get("RequestedProcedureDescription"))
     if not procedure:
         return data
-    code = code_item(procedure.code, procedure.meaning, procedure.scheme)
-    steps = []
-    for step in index.items(STEP_SEQUENCE) or [EMPTY]:
-        defaults = text_elements(
-            Modality=procedure.modality,
-            ScheduledStationAETitle=procedure.ae_title,
-            ScheduledProcedureStepDescription=procedure.meaning,
-        )
-        steps.append(step.merged(defaults, _protocol(procedure), step.with_values()))
+    code, protocol = code_item(procedure.code, procedure.meaning, procedure.scheme), EMPTY
+    if procedure.protocol_code:
+        meaning = procedure.protocol_meaning or procedure.protocol_code
+        item = code_item(procedure.protocol_code, meaning, procedure.scheme)
+        protocol = sequence_elements(ScheduledProtocolCodeSequence=[item])
+    defaults = text_elements(
+        Modality=procedure.modality,
+        ScheduledStationAETitle=procedure.ae_title,
+        ScheduledProcedureStepDescription=procedure.meaning,
+    )
+    given = index.items(STEP_SEQUENCE) or [EMPTY]
+    steps = [step.merged(defaults, protocol, step.with_values()) for step in given]
     named = text_elements(RequestedProcedureDescription=procedure.meaning)
     sequences = sequence_elements(
         RequestedProcedureCodeSequence=[code], ScheduledProcedureStepSequence=steps
     )
     return bytes(index.merged(named, sequences))
-
-
-def _protocol(procedure: Any) -> ElementIndex:
-    if not procedure.protocol_code:
-        return EMPTY
-    meaning = procedure.protocol_meaning or procedure.protocol_code
-    code = code_item(procedure.protocol_code, meaning, procedure.scheme)
-    return sequence_elements(ScheduledProtocolCodeSequence=[code])
 
 
 def all_procedures() -> list[Any]:

@@ -11,8 +11,6 @@ from minris.orders.catalogue import all_procedures
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import database
 
-# The diary of a station: what is taken, what is free.
-
 
 class Booking(NamedTuple):
     """An exam in the diary of a station; begin and end are minutes since midnight."""
@@ -81,8 +79,7 @@ def clashes(bookings: Iterable[Booking]) -> set[int]:
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
     """Opening and closing time of the clinic in minutes since midnight."""
-    opens, closes = (at or other for at, other in
-                     ((ctx.config.clinic.opens, (0, 0)), (ctx.config.clinic.closes, (24, 0))))  # fmt: skip
+    opens, closes = ctx.config.clinic.opens or (0, 0), ctx.config.clinic.closes or (24, 0)
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 

@@ -50,13 +50,9 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
     ]
     study = (step.study_instance_uid,)
-    changes = fetch_rows(  # the row id may have belonged to an earlier exam
-        Audit,
-        "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?",
-        *study,
-        f"step {row_id}",
-        step.created_at,
-    )
+    # created_at: the row id may have belonged to an earlier exam
+    where = "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?"
+    changes = fetch_rows(Audit, where, *study, f"step {row_id}", step.created_at)
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
                      Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
@@ -83,13 +79,13 @@ def visit_of(row_id: int) -> list[Moment]:
         (step.accession_number,),
     )
     for label, state, created, claimed, ended, performer, data in workitems:
-        found.append(Moment(created, Message("Workitem made"), label))
-        found.append(Moment(claimed, Message("Workitem claimed"), f"{label} {performer}".strip()))
         code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
         words = Message("Workitem ended: {state}", state=state)
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
-        found.append(Moment(ended, words, f"{label} {performer}".strip()))
+        about = f"{label} {performer}".strip()
+        found += [Moment(created, Message("Workitem made"), label),
+                  Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
     return sorted((one for one in found if one.at), key=lambda one: one.at)
 
 
@@ -116,9 +112,10 @@ def days_between(first: str, last: str) -> list[Day]:
         (first, last),
     ):
         day = days.setdefault((date, station), Day(date, station, 0, 0, 0, 0, [], []))
-        for minutes, begin, end in ((day.waiting, arrived, started), (day.room, started, ended)):
-            if begin and end:
-                minutes.append(minutes_between(begin, end))
+        for minutes, *times in ((day.waiting, arrived, started), (day.room, started, ended)):
+            if all(times):
+                begin, end = map(datetime.datetime.fromisoformat, times)
+                minutes.append(max(0.0, (end - begin).total_seconds() / 60))
         days[date, station] = day._replace(
             exams=day.exams + 1,
             completed=day.completed + (status == "COMPLETED"),
@@ -126,9 +123,3 @@ def days_between(first: str, last: str) -> list[Day]:
             no_show=day.no_show + (status == "NO SHOW"),
         )
     return [days[key] for key in sorted(days)]
-
-
-def minutes_between(begin: str, end: str) -> float:
-    """Minutes between two stored times, at least 0."""
-    first, last = (datetime.datetime.fromisoformat(at) for at in (begin, end))
-    return max(0.0, (last - first).total_seconds() / 60)

@@ -54,11 +54,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
-    devices = (
-        [d for d in ctx.devices if title in d.ae_titles]
-        if title
-        else [d for d in ctx.devices if modality and d.modality == modality]
-    )
+    devices = [d for d in ctx.devices
+               if (title in d.ae_titles if title else modality and d.modality == modality)]  # fmt: skip
     device = devices[0] if len(devices) == 1 else Device("", ("",))
     now = ctx.local_now()
     known = text_elements(
@@ -74,12 +71,8 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     return step.merged(known, step.with_values(), status)
 
 
-REQUIRED_STEP_KEYWORDS = (
-    "ScheduledStationAETitle",
-    "Modality",
-    "ScheduledProcedureStepStartDate",
-    "ScheduledProcedureStepStartTime",
-)
+REQUIRED_STEP_KEYWORDS = ("ScheduledStationAETitle", "Modality", "ScheduledProcedureStepStartDate",
+                          "ScheduledProcedureStepStartTime")  # fmt: skip
 
 
 def item_problems(index: ElementIndex, steps: list[ElementIndex]) -> list[Problem]:

@@ -10,12 +10,14 @@ from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import RequestedProcedure, ScheduledProcedureStep, Stored, database
-from minris.store.rows import fetch_rows, first_row, row_exists
+from minris.store.rows import fetch_rows, first_row, known_row, row_exists
+
+NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no such patient")
 
 
-def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
-    """The next unused identifier of a pattern; numbering restarts when a date in it changes."""
-    now = ctx.local_now()
+def next_identifier(ctx: Context, model: type[Stored], column: str) -> str:
+    """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
+    now, pattern = ctx.local_now(), getattr(ctx.config.clinic, f"{column}_format")
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:
@@ -44,12 +46,8 @@ def check_accession(accession: str, patient_row: int) -> None:
 
 def find_step(study_instance_uid: str, step_id: str) -> ScheduledProcedureStep:
     """The scheduled procedure step of a study with this ID. Refuses 0112."""
-    step = ScheduledProcedureStep.get_or_none(
-        (ScheduledProcedureStep.study_instance_uid == study_instance_uid)
-        & (ScheduledProcedureStep.scheduled_procedure_step_id == step_id)
-    )
-    if not step:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
+    keys = {"study_instance_uid": study_instance_uid, "scheduled_procedure_step_id": step_id}
+    step: ScheduledProcedureStep = known_row(ScheduledProcedureStep.get_or_none(**keys), NO_STEP)
     return step
 
 
@@ -66,29 +64,19 @@ def step_key(row_id: int) -> tuple[str, str]:
 
 def leftovers(today: str) -> list[Any]:
     """The steps from earlier days that are still open, oldest first."""
-    states = sorted(OPEN_STEP_STATES)
+    where = f"status IN {tuple(sorted(OPEN_STEP_STATES))} AND start_date < ?"
     return fetch_rows(
-        ScheduledProcedureStep,
-        f"status IN ({', '.join('?' * len(states))}) AND start_date < ?"
-        " ORDER BY start_date, start_time LIMIT 500",
-        *states,
-        today,
+        ScheduledProcedureStep, f"{where} ORDER BY start_date, start_time LIMIT 500", today
     )
 
 
 def find_steps(text: str, limit: int = 50) -> list[Any]:
     """The steps that match a Patient ID, accession number or part of a name in any spelling."""
-    key = name_key(text)
-    return fetch_rows(
-        ScheduledProcedureStep,
-        "patient_id = ? OR accession_number = ? OR (? <> '' AND instr(name_key, ?))"
-        " ORDER BY start_date DESC, start_time DESC LIMIT ?",
-        text.strip(),
-        text.strip(),
-        key,
-        key,
-        limit,
+    where = (
+        "patient_id = ?1 OR accession_number = ?1 OR (?2 <> '' AND instr(name_key, ?2))"
+        " ORDER BY start_date DESC, start_time DESC LIMIT ?3"
     )
+    return fetch_rows(ScheduledProcedureStep, where, text.strip(), name_key(text), limit)
 
 
 def data_of_day(date: str) -> list[bytes]:
@@ -112,10 +100,7 @@ def steps_of_day(date: str) -> list[tuple[Any, ...]]:
 
 def step_row(row_id: int) -> Any:
     """A step by its row id. Refuses 0112."""
-    row = first_row(ScheduledProcedureStep, "id = ?", row_id)
-    if not row:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return row
+    return known_row(first_row(ScheduledProcedureStep, "id = ?", row_id), NO_STEP)
 
 
 def get_step(row_id: int) -> tuple[bytes, str, str]:

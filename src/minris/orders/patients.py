@@ -11,13 +11,13 @@ from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
 from minris.dataset.times import shown_date
 from minris.orders.items import patient_columns
-from minris.orders.lookup import next_identifier
+from minris.orders.lookup import NO_PATIENT, next_identifier
 from minris.orders.notes import Place, can_be_undone
 from minris.orders.steps import refold_open, update_patient, write_patient
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database
-from minris.store.rows import erase, fetch_rows, first_row
+from minris.store.rows import erase, fetch_rows, first_row, known_row
 
 
 def same_person(index: ElementIndex, patient: Patient) -> bool:
@@ -46,31 +46,22 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     patient_id = index.get("PatientID")
     if not patient_id:
         return None
-    candidates = list(
-        Patient.select()
-        .where(
-            (Patient.patient_id == patient_id)
-            & Patient.issuer_of_patient_id.in_([index.get("IssuerOfPatientID"), ""])
-            if index.get("IssuerOfPatientID")
-            else Patient.patient_id == patient_id  # without an issuer: any
-        )
-        .order_by(Patient.id)
-    )
-    for patient in candidates:
-        if same_person(index, patient):
-            return patient
-    if not candidates or same_id == "separate":
-        if candidates:
-            log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
+    known = Patient.select().where(Patient.patient_id == patient_id).order_by(Patient.id)
+    if issuer := index.get("IssuerOfPatientID"):
+        known = known.where(Patient.issuer_of_patient_id.in_([issuer, ""]))
+    candidates = list(known)
+    if same := next((one for one in candidates if same_person(index, one)), None):
+        return same
+    if not candidates:
+        return None
+    if same_id == "separate":
+        log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
         return None
     if same_id == "update":
         return candidates[0]
-    words = Message(
-        SAME_ID,
-        value=patient_id,
-        name=shown_name(candidates[0].patient_name),
-        birth_date=shown_date(candidates[0].patient_birth_date) or "?",
-    )
+    other = candidates[0]
+    words = Message(SAME_ID, value=patient_id, name=shown_name(other.patient_name),
+                    birth_date=shown_date(other.patient_birth_date) or "?")  # fmt: skip
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
@@ -87,22 +78,16 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        pattern = ctx.config.clinic.patient_id_format
-        made = next_identifier(ctx, pattern, Patient, "patient_id")
-        given = given.merged(text_elements(PatientID=made))
+        given = given.merged(text_elements(PatientID=next_identifier(ctx, Patient, "patient_id")))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
     """Patients with the same name and birth date but another Patient ID."""
-    birth_date, found = index.get("PatientBirthDate"), []
-    if not birth_date:
-        return []
-    for patient in fetch_rows(Patient, "patient_birth_date = ?", birth_date):
-        if patient.patient_id != index.get("PatientID") and same_person(index, patient):
-            found.append(patient)
-    return found
+    where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
+    found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
+    return [patient for patient in found if same_person(index, patient)]
 
 
 def find_patients(text: str, limit: int = 50) -> list[Any]:
@@ -111,33 +96,28 @@ def find_patients(text: str, limit: int = 50) -> list[Any]:
     key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
-    return fetch_rows(
-        Patient,
+    where = (
         "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
         " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
         " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
         " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
-        " updated_at DESC LIMIT ?6",
-        text,
-        digits,
-        key,
-        letters,
-        phone,
-        limit,
+        " updated_at DESC LIMIT ?6"
     )
+    return fetch_rows(Patient, where, text, digits, key, letters, phone, limit)
 
 
 def rows_of(*patients: Any) -> list[Place]:
     """The rows of patients and of their orders."""
-    ids = [patient.id for patient in patients]
-    marks = ", ".join("?" * len(ids))
-    cursor = database.execute_sql(
-        f"SELECT id FROM requested_procedure WHERE patient_id IN ({marks})", ids
+    ids = ", ".join(str(patient.id) for patient in patients)
+    orders = database.execute_sql(
+        f"SELECT 'requested_procedure', id FROM requested_procedure WHERE patient_id IN ({ids})"
     )
-    return [
-        *(("patient", row_id) for row_id in ids),
-        *(("requested_procedure", row_id) for (row_id,) in cursor),
-    ]
+    return [*(("patient", patient.id) for patient in patients), *orders]
+
+
+def _move_orders(patient: Patient, target: Patient) -> None:
+    orders = RequestedProcedure.update(patient=target)
+    orders.where(RequestedProcedure.patient == patient).execute()
 
 
 def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
@@ -148,20 +128,16 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     """
     needs_reason(why)
     with database.atomic():
-        patient = Patient.get_or_none(Patient.id == row_id)
+        patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         known = list(Patient.select().where(Patient.patient_id == into.strip()))
-        if not patient or not known:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        target = known_row(known and known[0], NO_PATIENT)
         if len(known) > 1:
             raise Refusal(Status.PROCESSING_FAILURE, Message("Several patients have this ID"))
-        [target] = known
         if target.id == patient.id:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("That is the same patient"))
         what, places = Message("Patients merged"), rows_of(patient, target)
         with can_be_undone(ctx, what, f"patient {target.id}", places):
-            RequestedProcedure.update(patient=target).where(
-                RequestedProcedure.patient == patient
-            ).execute()
+            _move_orders(patient, target)
             own, have = ElementIndex(patient.data), ElementIndex(target.data)
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
@@ -179,9 +155,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     Refuses  0112, 0106; 0111 for somebody else's ID
     """
     with database.atomic():
-        patient = Patient.get_or_none(Patient.id == row_id)
-        if not patient:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+        patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = ElementIndex(given)
         new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
@@ -202,9 +176,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         places = rows_of(patient, target) if known else [("patient", patient.id)]
         with can_be_undone(ctx, what, about, places):
             if known:
-                RequestedProcedure.update(patient=known).where(
-                    RequestedProcedure.patient == patient
-                ).execute()
+                _move_orders(patient, known)
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
@@ -213,7 +185,4 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
 
 def get_patient(row_id: int) -> bytes:
     """The data set of a patient by its row id. Refuses 0112."""
-    patient = first_row(Patient, "id = ?", row_id)
-    if not patient:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
-    return bytes(patient.data)
+    return bytes(known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT).data)

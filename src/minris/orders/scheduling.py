@@ -68,23 +68,19 @@ def _save_procedure(
     accession, procedure_id = index.get("AccessionNumber"), index.get("RequestedProcedureID")
     if same_id != "separate":
         check_accession(accession, patient.id)
-    clinic = ctx.config.clinic
+    uid = uid or ctx.new_uid()
+    accession = accession or next_identifier(ctx, RequestedProcedure, "accession_number")
+    procedure_id = procedure_id or next_identifier(
+        ctx, RequestedProcedure, "requested_procedure_id"
+    )
     made = text_elements(
-        StudyInstanceUID=uid or ctx.new_uid(),
-        AccessionNumber=accession
-        or next_identifier(
-            ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
-        ),
-        RequestedProcedureID=procedure_id
-        or next_identifier(
-            ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
-        ),
+        StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
     )
     return RequestedProcedure.create(
         patient=patient,
-        study_instance_uid=made.get("StudyInstanceUID"),
-        requested_procedure_id=made.get("RequestedProcedureID"),
-        accession_number=made.get("AccessionNumber"),
+        study_instance_uid=uid,
+        requested_procedure_id=procedure_id,
+        accession_number=accession,
         data=bytes(index.merged(made)),
         created_at=ctx.stamp(),
     )
@@ -94,9 +90,8 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
-    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
+        ctx, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
@@ -118,10 +113,8 @@ def _save_step(
         )
     except peewee.IntegrityError:
         words = Message("{value} is on the worklist already", value=step_id)
-        raise Refusal(
-            Status.DUPLICATE_SOP_INSTANCE,
-            problems=[Problem(tag_of("ScheduledProcedureStepID"), words)],
-        ) from None
+        problem = Problem(tag_of("ScheduledProcedureStepID"), words)
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[problem]) from None
     save_stations(row_id, step.values(tag_of("ScheduledStationAETitle")), columns["start_date"])
     return data
 
@@ -149,12 +142,8 @@ def schedule(
         stored = [_save_step(ctx, patient, procedure, step) for step in steps]
         audit(ctx, "scheduled", procedure.study_instance_uid, procedure.accession_number)
     if not trial:
-        log.info(
-            "accession %s: scheduled by %s; steps: %d",
-            procedure.accession_number,
-            ctx.actor,
-            len(stored),
-        )
+        accession, count = procedure.accession_number, len(stored)
+        log.info("accession %s: scheduled by %s; steps: %d", accession, ctx.actor, count)
     return stored
 
 
@@ -172,13 +161,12 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         state = step_outcome("reschedule", step)
         given = items[0] if items else EMPTY
         check_identity(index, given, step)
+        identifiers = ("StudyInstanceUID", "PatientID", "RequestedProcedureID")
         problems = [
             Problem(tag_of(k), Message("is missing"))
-            for where, k in (
-                (index, "StudyInstanceUID"),
-                (index, "PatientID"),
-                (index, "RequestedProcedureID"),
-                (given, "ScheduledProcedureStepID"),
+            for k, where in (
+                *((k, index) for k in identifiers),
+                ("ScheduledProcedureStepID", given),
             )
             if tag_of(k) in where and not where.get(k)
         ]

@@ -11,14 +11,8 @@ from minris.orders.notes import can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS
-from minris.store.models import (
-    Patient,
-    RequestedProcedure,
-    ScheduledProcedureStep,
-    ScheduledStation,
-    database,
-)
-from minris.store.rows import erase, update_row
+from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
+from minris.store.rows import erase, insert_rows, update_row
 
 
 def update_patient(
@@ -70,28 +64,21 @@ def refold(
     columns = step_columns(folded)
     if columns["status"] in OPEN_STEP_STATES:
         columns["ended_at"] = ""
-    changed = ScheduledProcedureStep.update(
-        data=bytes(folded), version=ScheduledProcedureStep.version + 1, **columns
-    ).where(ScheduledProcedureStep.id == step.id)
-    changed.execute()
-    stations = item.values(tag_of("ScheduledStationAETitle"))
-    old = step_item(step)
-    if (stations, columns["start_date"]) != (
-        old.values(tag_of("ScheduledStationAETitle")),
-        step.start_date,
-    ):
-        ScheduledStation.delete().where(ScheduledStation.step == step).execute()
+    version = ScheduledProcedureStep.version + 1
+    changed = ScheduledProcedureStep.update(data=bytes(folded), version=version, **columns)
+    changed.where(ScheduledProcedureStep.id == step.id).execute()
+    station = tag_of("ScheduledStationAETitle")
+    stations, before = item.values(station), step_item(step).values(station)
+    if (stations, columns["start_date"]) != (before, step.start_date):
+        erase("scheduled_station WHERE step_id = ?", step.id)
         save_stations(step.id, stations, columns["start_date"])
     step.data, step.status = bytes(folded), columns["status"]
 
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
     """Write the stations of a step, each once."""
-    for title in dict.fromkeys(stations):
-        database.execute_sql(
-            "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)",
-            (title, start_date, step_id),
-        )
+    rows_ = [(title, start_date, step_id) for title in dict.fromkeys(stations)]
+    insert_rows("scheduled_station (ae_title, start_date, step_id)", rows_)
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
@@ -112,8 +99,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     """
     if step.status == state:
         return
-    old, item = step.status, step_item(step)
-    changed = item.merged(text_elements(ScheduledProcedureStepStatus=state))
+    old, step_id = step.status, step.scheduled_procedure_step_id
+    changed = step_item(step).merged(text_elements(ScheduledProcedureStepStatus=state))
     sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
     data = bytes(ElementIndex(step.data).merged(sequence))
     ended = state not in OPEN_STEP_STATES
@@ -125,24 +112,13 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
     if state == "READY" and not step.arrived_at:
         stamps["arrived_at"] = ctx.stamp()
-    update_row(
-        ScheduledProcedureStep,
-        step.id,
-        data=data,
-        status=state,
-        version=step.version + 1,
-        **stamps,
-    )
     step.data, step.status, step.version = data, state, step.version + 1
-    log.info(
-        "step %s of %s: %s -> %s by %s",
-        step.scheduled_procedure_step_id,
-        step.accession_number,
-        old,
-        state,
-        ctx.actor,
+    update_row(
+        ScheduledProcedureStep, step.id, data=data, status=state, version=step.version, **stamps
     )
-    audit(ctx, "step", step.study_instance_uid, f"{step.scheduled_procedure_step_id} {state}")
+    accession = step.accession_number
+    log.info("step %s of %s: %s -> %s by %s", step_id, accession, old, state, ctx.actor)
+    audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
 
 
 def change_step(
@@ -165,8 +141,3 @@ def change_step(
             update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
-
-
-def cancel_step(ctx: Context, study_instance_uid: str, step_id: str, reason: str = "") -> bytes:
-    """Cancel a step that has not started; its row is kept. Refuses 0112, 0110."""
-    return change_step(ctx, "cancel", study_instance_uid, step_id, reason)

@@ -62,34 +62,25 @@ class WorklistView(NamedTuple):
         """The part that a device's profile shows it."""
         if not device:
             return cls()
-        today = ctx.local_now().date()
-
-        def day(days: int | None, sign: int) -> str:
-            if days is None:
-                return ""
-            return f"{today + datetime.timedelta(days=sign * days):%Y%m%d}"
-
-        titles = device.ae_titles if device.own_steps_only else ()
-        return cls(
-            titles, day(device.days_back, -1), day(device.days_ahead, 1), device.answer_limit
+        today, day = ctx.local_now().date(), datetime.timedelta(days=1)
+        first, last = (
+            "" if days is None else f"{today + days * step:%Y%m%d}"
+            for days, step in ((device.days_back, -day), (device.days_ahead, day))
         )
+        titles = device.ae_titles if device.own_steps_only else ()
+        return cls(titles, first, last, device.answer_limit)
 
     def conditions(self) -> tuple[list[str], list[str]]:
         """Its SQL conditions and their values."""
-        where, values = [], []
+        days = {"s.start_date >= ?": self.first_day, "s.start_date <= ?": self.last_day}
+        where = [condition for condition, day in days.items() if day]
+        values = [day for day in days.values() if day]
         if self.ae_titles:
-            places = ", ".join("?" * len(self.ae_titles))
             where.append(
                 "EXISTS (SELECT 1 FROM scheduled_station o WHERE o.step_id = s.id"
-                f" AND o.ae_title IN ({places}))"
+                f" AND o.ae_title IN ({', '.join('?' * len(self.ae_titles))}))"
             )
             values += self.ae_titles
-        if self.first_day:
-            where.append("s.start_date >= ?")
-            values.append(self.first_day)
-        if self.last_day:
-            where.append("s.start_date <= ?")
-            values.append(self.last_day)
         return where, values
 
 
@@ -97,10 +88,8 @@ def worklist_ids(
     ctx: Context, search: Search, view: WorklistView = WorklistView()
 ) -> list[tuple[int, int]]:
     """Ids and versions of the steps that may match, by start time."""
-    where, values = _narrow(search)
-    seen, of_view = view.conditions()
-    where += seen
-    values += of_view
+    (where, values), (of_view, its_values) = _narrow(search), view.conditions()
+    where, values = where + of_view, values + its_values
     hidden = sorted(ctx.config.dicom.hide_steps)
     if hidden:
         where.append(f"s.status NOT IN ({', '.join('?' * len(hidden))})")

@@ -15,10 +15,10 @@ from minris.store.models import Stored, database
 # Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
 
-def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
+def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*") -> list[Any]:
     """The rows of a model that meet a condition, as plain objects with columns as fields."""
     table = model._meta.table_name
-    cursor = database.execute_sql(f"SELECT * FROM {table} WHERE {where}", values)
+    cursor = database.execute_sql(f"SELECT {columns} FROM {table} WHERE {where}", values)
     names = [column[0] for column in cursor.description]
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
@@ -26,6 +26,13 @@ def fetch_rows(model: type[Stored], where: str, *values: Any) -> list[Any]:
 def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
     """The first row of a model that meets a condition, None if there is none."""
     return next(iter(fetch_rows(model, where, *values)), None)
+
+
+def known_row(row: Any | None, words: Message) -> Any:
+    """The row that was looked for. Refuses 0112 with these words if it was not found."""
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+    return row
 
 
 def matching_rows(

@@ -9,7 +9,7 @@ from minris.access.context import Actor, Context
 from minris.interchange.files import items_from_json, numbered
 from minris.orders.lookup import data_of_day, step_data
 from minris.orders.scheduling import reschedule, schedule
-from minris.orders.steps import cancel_step
+from minris.orders.steps import change_step
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Refusal, Status
 from minris.store.writer import Core
@@ -62,7 +62,7 @@ def api_put(web: Web, request: Any, ctx: Context, study: str, step: str) -> list
 def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> list[bytes]:
     """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
-    return [web.write(cancel_step, ctx, study, step, reason)]
+    return [web.write(change_step, ctx, "cancel", study, step, reason)]
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
