@@ -10131,11 +10131,9 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
-    database.execute_sql(
-        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_id, found_by, before),
-    )
+    columns = "performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+    link = performed_id, step_id, found_by, before
+    insert_rows(f"{columns} VALUES ON CONFLICT DO NOTHING", [link])
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses
@@ -10193,10 +10191,9 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
     counted = {status for _, status, data in links if not is_wrong_entry(status, bytes(data))}
     state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
     if not state:
-        before = links[0][0] if links else before
-        state = (
-            "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
-        )
+        state = links[0][0] if links else before
+        if state in ("", *(after for _, after in STEP_STATUS_AFTER)):
+            state = "SCHEDULED"
     enter_state(ctx, step_row(step_id), state, "performed step")
 
 
@@ -10238,10 +10235,7 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
 
 def _performed_row(performed_id: int) -> Any:
     """A performed step by its row id. Refuses 0112."""
-    performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return performed
+    return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
@@ -10257,18 +10251,12 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
     """Delete a link; the scheduled step returns to its state before. Refuses 0112."""
     with database.atomic():
-        links = database.execute_sql(
-            "SELECT status_before FROM performed_scheduled_step"
-            " WHERE performed_id = ? AND scheduled_id = ?",
+        link = database.execute_sql(
+            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?"
+            " RETURNING status_before",
             (performed_id, step_id),
-        ).fetchall()
-        if not links:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
-        database.execute_sql(
-            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_id),
-        )
-        settle_step(ctx, step_id, links[0][0])
+        ).fetchone()
+        settle_step(ctx, step_id, known_row(link, Message("There is no such match"))[0])
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
@@ -10284,10 +10272,8 @@ def is_wrong_entry(status: str, data: bytes) -> bool:
     """Whether a step was discontinued because of a wrong worklist entry (110514, DCM)."""
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     reason = ElementIndex(data).item(keyword)
-    known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY
-    return (
-        status == "DISCONTINUED" and known and reason.get("CodingSchemeDesignator") in ("DCM", "")
-    )
+    code = reason.get("CodeValue") if reason.get("CodingSchemeDesignator") in ("DCM", "") else ""
+    return status == "DISCONTINUED" and code == INCORRECT_WORKLIST_ENTRY
 
 
 # ------------------------------------------------------------------------------------------------
@@ -10333,8 +10319,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None
-        patient_id = index.get("PatientID")
-        items = index.items(STEP_ATTRIBUTES)
+        patient_id, items = index.get("PatientID"), index.items(STEP_ATTRIBUTES)
         links = [link_step(performed_id, item, patient_id) for item in items]
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
@@ -10355,17 +10340,16 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
     """
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
-    sql = (
-        "SELECT 1 FROM outbox WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
-        " LIMIT 1"
+    where = "sop_instance_uid = ? AND operation = 'N-SET' AND data = ? LIMIT 1"
+    found = database.execute_sql(
+        f"SELECT 1 FROM outbox WHERE {where}", (performed.sop_instance_uid, told)
     )
-    return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())
+    return bool(found.fetchone())
 
 
 def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
     """Send an MPPS Notification; `entered`, a key of MPPS_EVENTS, is the state or what happened."""
-    event_type = MPPS_EVENTS[entered]
-    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
+    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=MPPS_EVENTS[entered])
 
 
 def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
@@ -10387,9 +10371,10 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
     """
     index = ElementIndex(data)
     with database.atomic():
-        performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        row = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        performed = known_row(row, Message("{uid} is not known", uid=uid))
         status = index.text(MPPS_STATUS)
-        state = mpps_outcome(performed, status, uid)
+        state = mpps_outcome(performed, status)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
         check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
@@ -10427,24 +10412,20 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
-    performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    row = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    performed = known_row(row, Message("{uid} is not known", uid=uid))
     return selected_attributes(ElementIndex(performed.data), tags, MPPS_ATTRIBUTES)
 
 
-def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
+def mpps_outcome(performed: Any, status: str) -> str:
     """The state that an N-SET leads to. Refuses as MPPS_TRANSITIONS says; 0106."""
-    event = f"set {status}" if status else "set"
-    outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
-    if performed and performed.status in FINAL_MPPS_STATES:
+    outcome = MPPS_TRANSITIONS.get((f"set {status}".strip(), performed.status))
+    if performed.status in FINAL_MPPS_STATES:
         raise Refusal(
             Status.PROCESSING_FAILURE,
             "Performed Procedure Step Object may no longer be updated",
             error_id=MAY_NO_LONGER_BE_UPDATED,
         )
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
     if outcome is None:
         words = Message("{value} is not a state", value=status)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
@@ -10472,11 +10453,10 @@ def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
         forgiven += check_attributes(item, MPPS_ATTRIBUTES, column, lenient, (SERIES,))
     if final:
         wanted = [tag for tag in FINAL_TAGS if tag not in {problem.tag for problem in forgiven}]
-        for status, holds in (
-            (Status.MISSING_ATTRIBUTE, index.__contains__),
-            (Status.MISSING_ATTRIBUTE_VALUE, index.has_value),
+        for status, words, holds in (
+            (Status.MISSING_ATTRIBUTE, Message("is missing"), index.__contains__),
+            (Status.MISSING_ATTRIBUTE_VALUE, Message("has no value"), index.has_value),
         ):
-            words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
             if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
                 raise Refusal(status, problems=problems)
     return noted_problems(forgiven)

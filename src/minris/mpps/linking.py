@@ -5,12 +5,12 @@ from typing import Any
 
 from minris.access.context import Context, audit, device_of, needs_reason
 from minris.dataset.elements import ElementIndex
-from minris.orders.lookup import step_row
+from minris.orders.lookup import NO_STEP, step_row
 from minris.orders.steps import enter_state
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
-from minris.standard.status import Message, Refusal, Status
+from minris.standard.status import Message
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
-from minris.store.rows import fetch_rows, first_row, update_row
+from minris.store.rows import fetch_rows, first_row, insert_rows, known_row, update_row
 
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
@@ -27,11 +27,9 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
-    database.execute_sql(
-        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_id, found_by, before),
-    )
+    columns = "performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+    link = performed_id, step_id, found_by, before
+    insert_rows(f"{columns} VALUES ON CONFLICT DO NOTHING", [link])
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses
@@ -89,10 +87,9 @@ def settle_step(ctx: Context, step_id: int, before: str = "") -> None:
     counted = {status for _, status, data in links if not is_wrong_entry(status, bytes(data))}
     state = next((after for status, after in STEP_STATUS_AFTER if status in counted), None)
     if not state:
-        before = links[0][0] if links else before
-        state = (
-            "SCHEDULED" if before in ("", *(after for _, after in STEP_STATUS_AFTER)) else before
-        )
+        state = links[0][0] if links else before
+        if state in ("", *(after for _, after in STEP_STATUS_AFTER)):
+            state = "SCHEDULED"
     enter_state(ctx, step_row(step_id), state, "performed step")
 
 
@@ -134,10 +131,7 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
 
 def _performed_row(performed_id: int) -> Any:
     """A performed step by its row id. Refuses 0112."""
-    performed = first_row(PerformedProcedureStep, "id = ?", performed_id)
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such step"))
-    return performed
+    return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
@@ -153,18 +147,12 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
     """Delete a link; the scheduled step returns to its state before. Refuses 0112."""
     with database.atomic():
-        links = database.execute_sql(
-            "SELECT status_before FROM performed_scheduled_step"
-            " WHERE performed_id = ? AND scheduled_id = ?",
+        link = database.execute_sql(
+            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?"
+            " RETURNING status_before",
             (performed_id, step_id),
-        ).fetchall()
-        if not links:
-            raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such match"))
-        database.execute_sql(
-            "DELETE FROM performed_scheduled_step WHERE performed_id = ? AND scheduled_id = ?",
-            (performed_id, step_id),
-        )
-        settle_step(ctx, step_id, links[0][0])
+        ).fetchone()
+        settle_step(ctx, step_id, known_row(link, Message("There is no such match"))[0])
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
@@ -180,7 +168,5 @@ def is_wrong_entry(status: str, data: bytes) -> bool:
     """Whether a step was discontinued because of a wrong worklist entry (110514, DCM)."""
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
     reason = ElementIndex(data).item(keyword)
-    known = reason.get("CodeValue") == INCORRECT_WORKLIST_ENTRY
-    return (
-        status == "DISCONTINUED" and known and reason.get("CodingSchemeDesignator") in ("DCM", "")
-    )
+    code = reason.get("CodeValue") if reason.get("CodingSchemeDesignator") in ("DCM", "") else ""
+    return status == "DISCONTINUED" and code == INCORRECT_WORKLIST_ENTRY

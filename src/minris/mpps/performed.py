@@ -33,7 +33,7 @@ from minris.standard.mpps import (
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.uids import MPPS
 from minris.store.models import PerformedProcedureStep, database
-from minris.store.rows import first_row, insert_row, update_row
+from minris.store.rows import first_row, insert_row, known_row, update_row
 
 NOT_SETTABLE = frozenset(
     attribute.tag for attribute in MPPS_ATTRIBUTES.children() if attribute.cells["set"] == "NA"
@@ -73,8 +73,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None
-        patient_id = index.get("PatientID")
-        items = index.items(STEP_ATTRIBUTES)
+        patient_id, items = index.get("PatientID"), index.items(STEP_ATTRIBUTES)
         links = [link_step(performed_id, item, patient_id) for item in items]
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
@@ -95,17 +94,16 @@ def has_gone_round(ctx: Context, performed: Any, told: bytes) -> bool:
     """
     if ctx.actor.name == performed.performed_station_ae_title:
         return False
-    sql = (
-        "SELECT 1 FROM outbox WHERE sop_instance_uid = ? AND operation = 'N-SET' AND data = ?"
-        " LIMIT 1"
+    where = "sop_instance_uid = ? AND operation = 'N-SET' AND data = ? LIMIT 1"
+    found = database.execute_sql(
+        f"SELECT 1 FROM outbox WHERE {where}", (performed.sop_instance_uid, told)
     )
-    return bool(database.execute_sql(sql, (performed.sop_instance_uid, told)).fetchone())
+    return bool(found.fetchone())
 
 
 def notify_of_mpps(ctx: Context, uid: str, entered: str) -> None:
     """Send an MPPS Notification; `entered`, a key of MPPS_EVENTS, is the state or what happened."""
-    event_type = MPPS_EVENTS[entered]
-    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=event_type)
+    pass_on(ctx, "mpps_notification", "N-EVENT-REPORT", uid, event_type=MPPS_EVENTS[entered])
 
 
 def _kept_raw(ctx: Context, known: bytes | None, raw: bytes | None) -> bytes | None:
@@ -127,9 +125,10 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
     """
     index = ElementIndex(data)
     with database.atomic():
-        performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        row = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+        performed = known_row(row, Message("{uid} is not known", uid=uid))
         status = index.text(MPPS_STATUS)
-        state = mpps_outcome(performed, status, uid)
+        state = mpps_outcome(performed, status)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
         check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
@@ -167,24 +166,20 @@ def get_mpps(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
     Refuses  0112
     Source   PS3.4 F.8.2.1, Table F.8.2-1
     """
-    performed = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
+    row = first_row(PerformedProcedureStep, "sop_instance_uid = ?", uid)
+    performed = known_row(row, Message("{uid} is not known", uid=uid))
     return selected_attributes(ElementIndex(performed.data), tags, MPPS_ATTRIBUTES)
 
 
-def mpps_outcome(performed: Any | None, status: str, uid: str) -> str:
+def mpps_outcome(performed: Any, status: str) -> str:
     """The state that an N-SET leads to. Refuses as MPPS_TRANSITIONS says; 0106."""
-    event = f"set {status}" if status else "set"
-    outcome = MPPS_TRANSITIONS.get((event, performed.status if performed else "none"))
-    if performed and performed.status in FINAL_MPPS_STATES:
+    outcome = MPPS_TRANSITIONS.get((f"set {status}".strip(), performed.status))
+    if performed.status in FINAL_MPPS_STATES:
         raise Refusal(
             Status.PROCESSING_FAILURE,
             "Performed Procedure Step Object may no longer be updated",
             error_id=MAY_NO_LONGER_BE_UPDATED,
         )
-    if not performed:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("{uid} is not known", uid=uid))
     if outcome is None:
         words = Message("{value} is not a state", value=status)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(MPPS_STATUS, words)])
@@ -212,11 +207,10 @@ def check_mpps(ctx: Context, index: ElementIndex, state: str) -> str:
         forgiven += check_attributes(item, MPPS_ATTRIBUTES, column, lenient, (SERIES,))
     if final:
         wanted = [tag for tag in FINAL_TAGS if tag not in {problem.tag for problem in forgiven}]
-        for status, holds in (
-            (Status.MISSING_ATTRIBUTE, index.__contains__),
-            (Status.MISSING_ATTRIBUTE_VALUE, index.has_value),
+        for status, words, holds in (
+            (Status.MISSING_ATTRIBUTE, Message("is missing"), index.__contains__),
+            (Status.MISSING_ATTRIBUTE_VALUE, Message("has no value"), index.has_value),
         ):
-            words = Message("is missing" if status is Status.MISSING_ATTRIBUTE else "has no value")
             if problems := [Problem(tag, words) for tag in wanted if not holds(tag)]:
                 raise Refusal(status, problems=problems)
     return noted_problems(forgiven)
