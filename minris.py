@@ -8348,15 +8348,11 @@ def pass_on(
     data        the data set, stored form
     The sender gets no copy: two systems would forward to each other forever
     """
-    receivers = [
-        device.ae_title
-        for device in ctx.devices
-        if kind in device.passed_on and ctx.actor.name not in device.ae_titles
-    ]
     insert_rows(
         "outbox (kind, lane, receiver, operation, sop_instance_uid, event_type, data, created_at)",
-        [(kind, PASSED_ON_LANE, receiver, operation, uid, event_type, data, ctx.stamp())
-         for receiver in receivers],
+        [(kind, PASSED_ON_LANE, device.ae_title, operation, uid, event_type, data, ctx.stamp())
+         for device in ctx.devices
+         if kind in device.passed_on and ctx.actor.name not in device.ae_titles],
     )  # fmt: skip
 
 
@@ -8402,9 +8398,8 @@ def destinations() -> list[tuple[str, int, str, str, str]]:
 
 def count_waiting(*lanes: str) -> int:
     """The number of waiting messages of some lanes."""
-    places = ", ".join("?" * len(lanes))
-    sql = f"SELECT count(*) FROM outbox WHERE lane IN ({places}) AND {WAITING}"
-    return database.execute_sql(sql, lanes).fetchone()[0]
+    where = f"lane IN ({', '.join('?' * len(lanes))}) AND {WAITING}"
+    return database.execute_sql(f"SELECT count(*) FROM outbox WHERE {where}", lanes).fetchone()[0]
 
 
 # Delivery.
@@ -8477,11 +8472,10 @@ def note_sent(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
         [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()],
     )
-    database.execute_sql(
-        "INSERT INTO receiver (lane, ae_title, heard_at) VALUES (?, ?, ?)"
-        " ON CONFLICT (lane, ae_title) DO UPDATE"
+    insert_rows(
+        "receiver (lane, ae_title, heard_at) VALUES ON CONFLICT (lane, ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
-        (lane, receiver, now),
+        [(lane, receiver, now)],
     )
 
 
@@ -8497,12 +8491,12 @@ def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events")
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
-    database.execute_sql(
-        "INSERT INTO receiver (lane, ae_title, failures, failing_s, try_at, problem)"
-        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (lane, ae_title) DO UPDATE SET"
-        " failures = excluded.failures, failing_s = excluded.failing_s,"
-        " try_at = excluded.try_at, problem = excluded.problem",
-        (lane, receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
+    state = failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]
+    insert_rows(
+        "receiver (lane, ae_title, failures, failing_s, try_at, problem) VALUES"
+        " ON CONFLICT (lane, ae_title) DO UPDATE SET failures = excluded.failures, failing_s ="
+        " excluded.failing_s, try_at = excluded.try_at, problem = excluded.problem",
+        [(lane, receiver, *state)],
     )
     hours = ctx.config.housekeeping.give_up_events_hours
     if lane == RESULT_LANE:
@@ -8565,9 +8559,8 @@ def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
     Refuses  0106 without a reason
     """
     needs_reason(why)
-    count = sum(
-        _give_up(ctx, lane, receiver, why, A_CENTURY) for lane in lanes or EVENT_LANES.values()
-    )
+    lanes = lanes or tuple(EVENT_LANES.values())
+    count = sum(_give_up(ctx, lane, receiver, why, A_CENTURY) for lane in lanes)
     audit(ctx, "events given up", receiver, f"{count}: {why.strip()[:500]}")
     return count
 
@@ -11877,9 +11870,8 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
             words = Message("It calls itself {calling}, and is registered as {ae}",
                             calling=calling, ae=device.ae_title)  # fmt: skip
             if calling not in called.accepted:
-                yield Finding(
-                    "bad", words, "", Message("Take {calling} too", calling=calling), calling
-                )
+                mend = Message("Take {calling} too", calling=calling)
+                yield Finding("bad", words, "", mend, calling)
 
 
 def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
@@ -11914,18 +11906,21 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
         return
     why, mend = "/why", Message("Why not there?")
-    at = {
-        "at": f"{datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M}"
-    }
+    at = _shown_at(ctx, query.last_at)
     if query.status != Status.SUCCESS:
-        yield Finding("bad", Message("Its last query failed, at {at}", **at), why, mend)
+        yield Finding("bad", Message("Its last query failed, at {at}", at=at), why, mend)
     elif query.answers:
         words = Message("It asked for the worklist at {at} and was told of {count} exams",
-                        **at, count=query.answers)  # fmt: skip
+                        at=at, count=query.answers)  # fmt: skip
         yield Finding("good", words)
     else:
-        words = Message("It asked for the worklist at {at} and was told of nobody", **at)
+        words = Message("It asked for the worklist at {at} and was told of nobody", at=at)
         yield Finding("warning", words, why, mend)
+
+
+def _shown_at(ctx: Context, stamp: str) -> str:
+    at = datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
+    return f"{at:%d.%m. %H:%M}"
 
 
 MOST_SKEW_S = 300
@@ -11936,26 +11931,22 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     if device.role != "modality":
         return
     titles = ", ".join("?" * len(device.ae_titles))
-    performed = fetch_rows(
-        PerformedProcedureStep,
-        f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1",
-        *device.ae_titles,
-    )
+    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
+    performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
         words = Message("It does not report performed steps: its exams end by its images, or a tap")
         yield Finding(light, words)
         return
-    index = ElementIndex(performed[0].data)
-    heard = datetime.datetime.fromisoformat(performed[0].created_at)
-    yield Finding("good", Message("It reports performed steps, the last one at {at}",
-                                  at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip
-    begun = f"{index.get('PerformedProcedureStepStartDate')}{index.get('PerformedProcedureStepStartTime')}"
+    at = _shown_at(ctx, performed.created_at)
+    yield Finding("good", Message("It reports performed steps, the last one at {at}", at=at))
+    index = ElementIndex(performed.data)
+    date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
-        said = datetime_bounds(begun.partition(".")[0], ctx.config.zone)[0]
+        said = datetime_bounds(f"{date}{time}".partition(".")[0], ctx.config.zone)[0]
     except (ValueError, OverflowError):
         return
-    skew = (said - heard).total_seconds()
+    skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
     if abs(skew) > MOST_SKEW_S:
         words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
         yield Finding("bad", words, "", Message("Set its clock, or ours"))
@@ -13629,37 +13620,43 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_steps_days:
             erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
         if keep.keep_patients_days:
-            erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
-        old = ctx.stamp(days=-keep.keep_queries_days)
-        erased["queries"] = erase("query_trace WHERE last_at < ?", old)
+            erased["patients"] = erase(
+                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+                " WHERE r.patient_id = patient.id)",
+                ctx.stamp(days=-keep.keep_patients_days),
+            )
+        erased["queries"] = erase(
+            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
+        )
         if keep.keep_audit_days:
-            old = ctx.stamp(days=-keep.keep_audit_days)
-            erased["audit lines"] = purge_audit(old)
+            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
         erased["commitments"] = purge_commitments(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
-        old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
             " AND commitment_id IS NULL",
-            old,
+            ctx.stamp(days=-keep.keep_deliveries_days),
         )
         erased["initial reports"] = erase(
             "workitem_event WHERE initial = 1 AND NOT EXISTS"
             " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
         )
         if keep.keep_workitem_history_days:
-            old = ctx.stamp(days=-keep.keep_workitem_history_days)
             erased["workitem events"] = erase(
                 "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
                 " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
                 " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
-                old,
+                ctx.stamp(days=-keep.keep_workitem_history_days),
             )
         if erased := {what: count for what, count in erased.items() if count}:
-            words = ", ".join(f"{count} {what}" for what, count in erased.items())
+            words = _counts(erased)
             audit(ctx, "purged", "store", words)
             log.info("purged: %s", words)
     return erased
+
+
+def _counts(erased: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
 
 
 def _purge_steps(ctx: Context, old: str) -> int:
@@ -13687,14 +13684,6 @@ def _purge_steps(ctx: Context, old: str) -> int:
     return count
 
 
-def _purge_patients(old: str) -> int:
-    return erase(
-        "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-        " WHERE r.patient_id = patient.id)",
-        old,
-    )
-
-
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     """Erase a patient's data, with a reason; return the counts by kind.
 
@@ -13703,9 +13692,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
-    patient = first_row(Patient, "id = ?", row_id)
-    if not patient:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    patient = known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT)
     database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
     with database.atomic():
         steps = fetch_rows(
@@ -13715,14 +13702,12 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         )
         former = former_ids(patient)
         accessions = {step.accession_number for step in steps}
-        workitems = _workitems_of_patient(patient, former, accessions)
-        if any(step.status == "STARTED" for step in steps) or any(
-            state == "IN PROGRESS" for _, state in workitems
-        ):
+        workitems = _workitems_of(patient, former, accessions)
+        if {"STARTED", "IN PROGRESS"} & {*(step.status for step in steps), *workitems.values()}:
             words = Message("An exam or a workitem of this patient is under way: end it first")
             raise Refusal(Status.PROCESSING_FAILURE, words)
         _erase_notes(row_id, [step.id for step in steps])
-        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid, _ in workitems)}
+        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid in workitems)}
         erased["performed"] = _erase_performed(ctx, patient, former)
         for step in steps:
             for table in ("performed_scheduled_step WHERE scheduled_id",
@@ -13733,7 +13718,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("requested_procedure WHERE patient_id = ?", row_id)
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
-        counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+        counts = _counts(erased)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
     log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
@@ -13760,10 +13745,8 @@ def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
     return known in former or (known == patient.patient_id and same_person(index, patient))
 
 
-def _workitems_of_patient(
-    patient: Any, former: set[str], accessions: set[str]
-) -> list[tuple[str, str]]:
-    """UID and state of a patient's workitems, found by ID and name or by accession number."""
+def _workitems_of(patient: Any, former: set[str], accessions: set[str]) -> dict[str, str]:
+    """The states by UID of a patient's workitems, found by ID and name or by accession number."""
     ids = sorted({patient.patient_id, *former})
     rows_ = fetch_rows(
         Workitem,
@@ -13772,12 +13755,12 @@ def _workitems_of_patient(
         *ids,
         *accessions,
     )
-    return [
-        (one.sop_instance_uid, one.state)
+    return {
+        one.sop_instance_uid: one.state
         for one in rows_
         if one.accession_number in accessions - {""}
         or _is_of(patient, former, ElementIndex(one.data))
-    ]
+    }
 
 
 def _erase_workitem(ctx: Context, uid: str) -> int:
@@ -13802,18 +13785,17 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         patient.id,
         *ids,
     )
-    others = (
-        "SELECT 1 FROM performed_scheduled_step l JOIN scheduled_procedure_step s ON s.id ="
-        " l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        " WHERE l.performed_id = ? AND r.patient_id <> ?"
+    linked = (
+        "SELECT DISTINCT r.patient_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE l.performed_id = ?"
     )
     count = 0
     for one in found:
-        if database.execute_sql(others, (one.id, patient.id)).fetchone():
+        owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
+        if owners - {patient.id}:
             continue
-        linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
-        is_linked = database.execute_sql(linked, (one.id,)).fetchone()
-        if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
+        if not owners and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
         erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)
@@ -13914,15 +13896,17 @@ class Orphan(NamedTuple):
     known: str
 
 
+STUCK_LOCKS = (
+    "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
+    " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+    " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
+    " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"
+)
 MOST_STUCK = 100  # listed per kind, oldest first
 # Stuck work per service: the setting with its time limit (or now, or today), and the SELECT of the
 # fields of an Orphan.
 STUCK = (
-    ("stuck_lock_hours",
-     "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
-     " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
-     " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
-     " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
+    ("stuck_lock_hours", STUCK_LOCKS),
     ("stuck_workitem_hours",
      "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
      " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at"),
@@ -13982,14 +13966,9 @@ def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]
     """What [housekeeping] ends automatically now: core functions with their arguments."""
     keep, due = ctx.config.housekeeping, []
     if keep.release_locks_days:
-        locks = database.execute_sql(
-            "SELECT w.sop_instance_uid, s.ae_title FROM subscription s JOIN workitem w"
-            " ON w.id = s.workitem_id WHERE s.deletion_lock = 1 AND w.ended_at <> ''"
-            " AND w.ended_at < ?",
-            (ctx.stamp(days=-keep.release_locks_days),),
-        ).fetchall()
-        why = "[housekeeping] release_locks_days"
-        due += [(release_lock, (uid, ae_title, why)) for uid, ae_title in locks]
+        why, old = "[housekeeping] release_locks_days", ctx.stamp(days=-keep.release_locks_days)
+        locks = database.execute_sql(STUCK_LOCKS, (old,))
+        due += [(release_lock, (uid, ae_title, why)) for _, uid, ae_title, *_ in locks]
     if keep.cancel_silent_workitems_hours:
         old = ctx.stamp(hours=-keep.cancel_silent_workitems_hours)
         why = "[housekeeping] cancel_silent_workitems_hours", "110513", "IN PROGRESS", old
@@ -14013,13 +13992,9 @@ def correct_stamps(began: float, leap: float) -> None:
     first, last = (
         utc_stamp(datetime.datetime.fromtimestamp(at, datetime.UTC)) for at in (began, until)
     )
-    for table, column in (
-        ("workitem", "updated_at"),
-        ("workitem", "claimed_at"),
-        ("workitem", "ended_at"),
-        ("study_seen", "since"),
-        ("study_seen", "seen_at"),
-    ):
+    for table, column in (("workitem", "updated_at"), ("workitem", "claimed_at"),
+                          ("workitem", "ended_at"), ("study_seen", "since"),
+                          ("study_seen", "seen_at")):  # fmt: skip
         database.execute_sql(
             f"UPDATE {table} SET {column} = strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, ?)"
             f" WHERE {column} BETWEEN ? AND ?",

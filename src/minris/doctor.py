@@ -18,7 +18,7 @@ from minris.orders.trace import last_query
 from minris.standard.status import Message, Status
 from minris.standard.uids import MODALITY_WORKLIST, VERIFICATION
 from minris.store.models import PerformedProcedureStep
-from minris.store.rows import fetch_rows
+from minris.store.rows import first_row
 from minris.upper_layer.caller import AssociationRejected, Caller, DeliveryError
 from minris.upper_layer.pdus import NO_DATA_SET, encode_command
 from minris.upper_layer.server import Call
@@ -133,9 +133,8 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
             words = Message("It calls itself {calling}, and is registered as {ae}",
                             calling=calling, ae=device.ae_title)  # fmt: skip
             if calling not in called.accepted:
-                yield Finding(
-                    "bad", words, "", Message("Take {calling} too", calling=calling), calling
-                )
+                mend = Message("Take {calling} too", calling=calling)
+                yield Finding("bad", words, "", mend, calling)
 
 
 def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Finding]:
@@ -170,18 +169,21 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
         return
     why, mend = "/why", Message("Why not there?")
-    at = {
-        "at": f"{datetime.datetime.fromisoformat(query.last_at).astimezone(ctx.config.zone):%d.%m. %H:%M}"
-    }
+    at = _shown_at(ctx, query.last_at)
     if query.status != Status.SUCCESS:
-        yield Finding("bad", Message("Its last query failed, at {at}", **at), why, mend)
+        yield Finding("bad", Message("Its last query failed, at {at}", at=at), why, mend)
     elif query.answers:
         words = Message("It asked for the worklist at {at} and was told of {count} exams",
-                        **at, count=query.answers)  # fmt: skip
+                        at=at, count=query.answers)  # fmt: skip
         yield Finding("good", words)
     else:
-        words = Message("It asked for the worklist at {at} and was told of nobody", **at)
+        words = Message("It asked for the worklist at {at} and was told of nobody", at=at)
         yield Finding("warning", words, why, mend)
+
+
+def _shown_at(ctx: Context, stamp: str) -> str:
+    at = datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
+    return f"{at:%d.%m. %H:%M}"
 
 
 MOST_SKEW_S = 300
@@ -192,26 +194,22 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     if device.role != "modality":
         return
     titles = ", ".join("?" * len(device.ae_titles))
-    performed = fetch_rows(
-        PerformedProcedureStep,
-        f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1",
-        *device.ae_titles,
-    )
+    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
+    performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
         words = Message("It does not report performed steps: its exams end by its images, or a tap")
         yield Finding(light, words)
         return
-    index = ElementIndex(performed[0].data)
-    heard = datetime.datetime.fromisoformat(performed[0].created_at)
-    yield Finding("good", Message("It reports performed steps, the last one at {at}",
-                                  at=f"{heard.astimezone(ctx.config.zone):%d.%m. %H:%M}"))  # fmt: skip
-    begun = f"{index.get('PerformedProcedureStepStartDate')}{index.get('PerformedProcedureStepStartTime')}"
+    at = _shown_at(ctx, performed.created_at)
+    yield Finding("good", Message("It reports performed steps, the last one at {at}", at=at))
+    index = ElementIndex(performed.data)
+    date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
-        said = datetime_bounds(begun.partition(".")[0], ctx.config.zone)[0]
+        said = datetime_bounds(f"{date}{time}".partition(".")[0], ctx.config.zone)[0]
     except (ValueError, OverflowError):
         return
-    skew = (said - heard).total_seconds()
+    skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
     if abs(skew) > MOST_SKEW_S:
         words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
         yield Finding("bad", words, "", Message("Set its clock, or ours"))

@@ -36,15 +36,11 @@ def pass_on(
     data        the data set, stored form
     The sender gets no copy: two systems would forward to each other forever
     """
-    receivers = [
-        device.ae_title
-        for device in ctx.devices
-        if kind in device.passed_on and ctx.actor.name not in device.ae_titles
-    ]
     insert_rows(
         "outbox (kind, lane, receiver, operation, sop_instance_uid, event_type, data, created_at)",
-        [(kind, PASSED_ON_LANE, receiver, operation, uid, event_type, data, ctx.stamp())
-         for receiver in receivers],
+        [(kind, PASSED_ON_LANE, device.ae_title, operation, uid, event_type, data, ctx.stamp())
+         for device in ctx.devices
+         if kind in device.passed_on and ctx.actor.name not in device.ae_titles],
     )  # fmt: skip
 
 
@@ -90,9 +86,8 @@ def destinations() -> list[tuple[str, int, str, str, str]]:
 
 def count_waiting(*lanes: str) -> int:
     """The number of waiting messages of some lanes."""
-    places = ", ".join("?" * len(lanes))
-    sql = f"SELECT count(*) FROM outbox WHERE lane IN ({places}) AND {WAITING}"
-    return database.execute_sql(sql, lanes).fetchone()[0]
+    where = f"lane IN ({', '.join('?' * len(lanes))}) AND {WAITING}"
+    return database.execute_sql(f"SELECT count(*) FROM outbox WHERE {where}", lanes).fetchone()[0]
 
 
 # Delivery.
@@ -165,11 +160,10 @@ def note_sent(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
         [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()],
     )
-    database.execute_sql(
-        "INSERT INTO receiver (lane, ae_title, heard_at) VALUES (?, ?, ?)"
-        " ON CONFLICT (lane, ae_title) DO UPDATE"
+    insert_rows(
+        "receiver (lane, ae_title, heard_at) VALUES ON CONFLICT (lane, ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
-        (lane, receiver, now),
+        [(lane, receiver, now)],
     )
 
 
@@ -185,12 +179,12 @@ def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events")
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
-    database.execute_sql(
-        "INSERT INTO receiver (lane, ae_title, failures, failing_s, try_at, problem)"
-        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (lane, ae_title) DO UPDATE SET"
-        " failures = excluded.failures, failing_s = excluded.failing_s,"
-        " try_at = excluded.try_at, problem = excluded.problem",
-        (lane, receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
+    state = failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]
+    insert_rows(
+        "receiver (lane, ae_title, failures, failing_s, try_at, problem) VALUES"
+        " ON CONFLICT (lane, ae_title) DO UPDATE SET failures = excluded.failures, failing_s ="
+        " excluded.failing_s, try_at = excluded.try_at, problem = excluded.problem",
+        [(lane, receiver, *state)],
     )
     hours = ctx.config.housekeeping.give_up_events_hours
     if lane == RESULT_LANE:
@@ -253,9 +247,8 @@ def give_up_events(ctx: Context, receiver: str, why: str, *lanes: str) -> int:
     Refuses  0106 without a reason
     """
     needs_reason(why)
-    count = sum(
-        _give_up(ctx, lane, receiver, why, A_CENTURY) for lane in lanes or EVENT_LANES.values()
-    )
+    lanes = lanes or tuple(EVENT_LANES.values())
+    count = sum(_give_up(ctx, lane, receiver, why, A_CENTURY) for lane in lanes)
     audit(ctx, "events given up", receiver, f"{count}: {why.strip()[:500]}")
     return count
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from minris import log
@@ -10,6 +11,7 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_key
 from minris.images.commitment import purge_commitments
 from minris.mpps.performed import notify_of_mpps
+from minris.orders.lookup import NO_PATIENT
 from minris.orders.notes import UNDO_HOURS
 from minris.orders.patients import same_person
 from minris.standard.status import Message, Refusal, Status
@@ -23,7 +25,7 @@ from minris.store.models import (
     Workitem,
     database,
 )
-from minris.store.rows import erase, fetch_rows, first_row, insert_rows
+from minris.store.rows import erase, fetch_rows, first_row, insert_rows, known_row
 from minris.ups.search import find_workitem
 
 
@@ -34,37 +36,43 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_steps_days:
             erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
         if keep.keep_patients_days:
-            erased["patients"] = _purge_patients(ctx.stamp(days=-keep.keep_patients_days))
-        old = ctx.stamp(days=-keep.keep_queries_days)
-        erased["queries"] = erase("query_trace WHERE last_at < ?", old)
+            erased["patients"] = erase(
+                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+                " WHERE r.patient_id = patient.id)",
+                ctx.stamp(days=-keep.keep_patients_days),
+            )
+        erased["queries"] = erase(
+            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
+        )
         if keep.keep_audit_days:
-            old = ctx.stamp(days=-keep.keep_audit_days)
-            erased["audit lines"] = purge_audit(old)
+            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
         erased["commitments"] = purge_commitments(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
-        old = ctx.stamp(days=-keep.keep_deliveries_days)
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
             " AND commitment_id IS NULL",
-            old,
+            ctx.stamp(days=-keep.keep_deliveries_days),
         )
         erased["initial reports"] = erase(
             "workitem_event WHERE initial = 1 AND NOT EXISTS"
             " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
         )
         if keep.keep_workitem_history_days:
-            old = ctx.stamp(days=-keep.keep_workitem_history_days)
             erased["workitem events"] = erase(
                 "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
                 " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
                 " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
-                old,
+                ctx.stamp(days=-keep.keep_workitem_history_days),
             )
         if erased := {what: count for what, count in erased.items() if count}:
-            words = ", ".join(f"{count} {what}" for what, count in erased.items())
+            words = _counts(erased)
             audit(ctx, "purged", "store", words)
             log.info("purged: %s", words)
     return erased
+
+
+def _counts(erased: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
 
 
 def _purge_steps(ctx: Context, old: str) -> int:
@@ -92,14 +100,6 @@ def _purge_steps(ctx: Context, old: str) -> int:
     return count
 
 
-def _purge_patients(old: str) -> int:
-    return erase(
-        "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-        " WHERE r.patient_id = patient.id)",
-        old,
-    )
-
-
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     """Erase a patient's data, with a reason; return the counts by kind.
 
@@ -108,9 +108,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
     """
     needs_reason(why)
-    patient = first_row(Patient, "id = ?", row_id)
-    if not patient:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such patient"))
+    patient = known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT)
     database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
     with database.atomic():
         steps = fetch_rows(
@@ -120,14 +118,12 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         )
         former = former_ids(patient)
         accessions = {step.accession_number for step in steps}
-        workitems = _workitems_of_patient(patient, former, accessions)
-        if any(step.status == "STARTED" for step in steps) or any(
-            state == "IN PROGRESS" for _, state in workitems
-        ):
+        workitems = _workitems_of(patient, former, accessions)
+        if {"STARTED", "IN PROGRESS"} & {*(step.status for step in steps), *workitems.values()}:
             words = Message("An exam or a workitem of this patient is under way: end it first")
             raise Refusal(Status.PROCESSING_FAILURE, words)
         _erase_notes(row_id, [step.id for step in steps])
-        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid, _ in workitems)}
+        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid in workitems)}
         erased["performed"] = _erase_performed(ctx, patient, former)
         for step in steps:
             for table in ("performed_scheduled_step WHERE scheduled_id",
@@ -138,7 +134,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("requested_procedure WHERE patient_id = ?", row_id)
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
-        counts = ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+        counts = _counts(erased)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
     log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
@@ -165,10 +161,8 @@ def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
     return known in former or (known == patient.patient_id and same_person(index, patient))
 
 
-def _workitems_of_patient(
-    patient: Any, former: set[str], accessions: set[str]
-) -> list[tuple[str, str]]:
-    """UID and state of a patient's workitems, found by ID and name or by accession number."""
+def _workitems_of(patient: Any, former: set[str], accessions: set[str]) -> dict[str, str]:
+    """The states by UID of a patient's workitems, found by ID and name or by accession number."""
     ids = sorted({patient.patient_id, *former})
     rows_ = fetch_rows(
         Workitem,
@@ -177,12 +171,12 @@ def _workitems_of_patient(
         *ids,
         *accessions,
     )
-    return [
-        (one.sop_instance_uid, one.state)
+    return {
+        one.sop_instance_uid: one.state
         for one in rows_
         if one.accession_number in accessions - {""}
         or _is_of(patient, former, ElementIndex(one.data))
-    ]
+    }
 
 
 def _erase_workitem(ctx: Context, uid: str) -> int:
@@ -207,18 +201,17 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         patient.id,
         *ids,
     )
-    others = (
-        "SELECT 1 FROM performed_scheduled_step l JOIN scheduled_procedure_step s ON s.id ="
-        " l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        " WHERE l.performed_id = ? AND r.patient_id <> ?"
+    linked = (
+        "SELECT DISTINCT r.patient_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE l.performed_id = ?"
     )
     count = 0
     for one in found:
-        if database.execute_sql(others, (one.id, patient.id)).fetchone():
+        owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
+        if owners - {patient.id}:
             continue
-        linked = "SELECT 1 FROM performed_scheduled_step WHERE performed_id = ?"
-        is_linked = database.execute_sql(linked, (one.id,)).fetchone()
-        if not is_linked and not _is_of(patient, former, ElementIndex(one.data)):
+        if not owners and not _is_of(patient, former, ElementIndex(one.data)):
             continue
         erase("performed_scheduled_step WHERE performed_id = ?", one.id)
         erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)

@@ -73,15 +73,17 @@ class Orphan(NamedTuple):
     known: str
 
 
+STUCK_LOCKS = (
+    "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
+    " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
+    " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
+    " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"
+)
 MOST_STUCK = 100  # listed per kind, oldest first
 # Stuck work per service: the setting with its time limit (or now, or today), and the SELECT of the
 # fields of an Orphan.
 STUCK = (
-    ("stuck_lock_hours",
-     "SELECT 'lock', w.sop_instance_uid, s.ae_title, w.ended_at, coalesce(r.heard_at, '')"
-     " FROM subscription s JOIN workitem w ON w.id = s.workitem_id"
-     " LEFT JOIN receiver r ON r.lane = 'events' AND r.ae_title = s.ae_title"
-     " WHERE s.deletion_lock = 1 AND w.ended_at <> '' AND w.ended_at < ? ORDER BY w.ended_at"),
+    ("stuck_lock_hours", STUCK_LOCKS),
     ("stuck_workitem_hours",
      "SELECT 'silent', sop_instance_uid, performer, updated_at, label FROM workitem"
      " WHERE state = 'IN PROGRESS' AND updated_at < ? ORDER BY updated_at"),
@@ -141,14 +143,9 @@ def due_to_end(ctx: Context) -> list[tuple[Callable[..., None], tuple[Any, ...]]
     """What [housekeeping] ends automatically now: core functions with their arguments."""
     keep, due = ctx.config.housekeeping, []
     if keep.release_locks_days:
-        locks = database.execute_sql(
-            "SELECT w.sop_instance_uid, s.ae_title FROM subscription s JOIN workitem w"
-            " ON w.id = s.workitem_id WHERE s.deletion_lock = 1 AND w.ended_at <> ''"
-            " AND w.ended_at < ?",
-            (ctx.stamp(days=-keep.release_locks_days),),
-        ).fetchall()
-        why = "[housekeeping] release_locks_days"
-        due += [(release_lock, (uid, ae_title, why)) for uid, ae_title in locks]
+        why, old = "[housekeeping] release_locks_days", ctx.stamp(days=-keep.release_locks_days)
+        locks = database.execute_sql(STUCK_LOCKS, (old,))
+        due += [(release_lock, (uid, ae_title, why)) for _, uid, ae_title, *_ in locks]
     if keep.cancel_silent_workitems_hours:
         old = ctx.stamp(hours=-keep.cancel_silent_workitems_hours)
         why = "[housekeeping] cancel_silent_workitems_hours", "110513", "IN PROGRESS", old
@@ -172,13 +169,9 @@ def correct_stamps(began: float, leap: float) -> None:
     first, last = (
         utc_stamp(datetime.datetime.fromtimestamp(at, datetime.UTC)) for at in (began, until)
     )
-    for table, column in (
-        ("workitem", "updated_at"),
-        ("workitem", "claimed_at"),
-        ("workitem", "ended_at"),
-        ("study_seen", "since"),
-        ("study_seen", "seen_at"),
-    ):
+    for table, column in (("workitem", "updated_at"), ("workitem", "claimed_at"),
+                          ("workitem", "ended_at"), ("study_seen", "since"),
+                          ("study_seen", "seen_at")):  # fmt: skip
         database.execute_sql(
             f"UPDATE {table} SET {column} = strftime('%Y-%m-%dT%H:%M:%f000Z', {column}, ?)"
             f" WHERE {column} BETWEEN ? AND ?",
