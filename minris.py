@@ -12007,16 +12007,14 @@ def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
         items = index.items(REFERENCED_SOP)
         return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
                 for one in items]  # fmt: skip
-    found = []
-    for study in index.items(tag_of("ReferencedStudySequence")):
-        for series in study.items(tag_of("ReferencedSeriesSequence")):
-            for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence")):
-                found += [
-                    Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
-                              study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
-                    for one in kind.items(tag_of("ReferencedInstanceSequence"))
-                ]  # fmt: skip
-    return found
+    return [
+        Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+                  study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
+        for study in index.items(tag_of("ReferencedStudySequence"))
+        for series in study.items(tag_of("ReferencedSeriesSequence"))
+        for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence"))
+        for one in kind.items(tag_of("ReferencedInstanceSequence"))
+    ]  # fmt: skip
 
 
 def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
@@ -12031,11 +12029,12 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
     uids = [one.sop_instance_uid for one in references]
     tag = tag_of("ReferencedSOPInstanceUID")
     wrong = [uid for one in references for uid in one if uid and value_problem("UI", uid)]
+    problem = None
     if len(set(uids)) < len(uids):
         problem = Problem(tag, Message("is there twice"))
-        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    if wrong:
+    elif wrong:
         problem = Problem(tag, Message("{value} is not a UID", value=wrong[0][:64]))
+    if problem:
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
     return references
 
@@ -12102,10 +12101,8 @@ def notified_instances(references: Iterable[Reference], archive: str) -> dict[st
 
 def available_of(study: str) -> int:
     """The number of a study's images that are known to be available."""
-    sql = (
-        "SELECT count(DISTINCT sop_instance_uid) FROM availability"
-        f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
-    )
+    where = f"study_instance_uid = ? AND availability IN {RETRIEVABLE}"
+    sql = f"SELECT count(DISTINCT sop_instance_uid) FROM availability WHERE {where}"
     return database.execute_sql(sql, (study,)).fetchone()[0]
 
 
@@ -12303,17 +12300,15 @@ def inputs_are_ready(index: ElementIndex) -> bool:
 
 def _has_all_arrived(study: str) -> bool:
     """Whether all performed steps of a study have ended and their images have arrived."""
-    rows_ = [
-        types.SimpleNamespace(id=row_id, sop_instance_uid="", updated_at="", status=status, data=data)
-        for row_id, status, data in database.execute_sql(
-            "SELECT p.id, p.status, p.data FROM performed_procedure_step p WHERE p.id IN (SELECT"
-            " l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
-            " ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?) OR p.id IN (SELECT id FROM"
-            " (SELECT id, data FROM performed_procedure_step ORDER BY id DESC"
-            f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?))",
-            (study, encode_text("StudyInstanceUID", study)),
-        )
-    ]  # fmt: skip
+    rows_ = fetch_rows(
+        PerformedProcedureStep,
+        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step"
+        " s ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?) OR id IN (SELECT id FROM"
+        f" (SELECT id, data FROM performed_procedure_step ORDER BY id DESC LIMIT {MOST_PERFORMED})"
+        " WHERE instr(data, ?))",
+        study,
+        encode_text("StudyInstanceUID", study),
+    )
     more = database.execute_sql(
         "SELECT 1 FROM scheduled_procedure_step WHERE study_instance_uid = ?"
         f" AND status IN {tuple(sorted(OPEN_STEP_STATES))} LIMIT 1",
@@ -12325,13 +12320,15 @@ def _has_all_arrived(study: str) -> bool:
     return produced and not any(arrival.missing for arrival in arrivals)
 
 
+def _waiting_workitems(most: int) -> list[Any]:
+    where = "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT ?"
+    return fetch_rows(Workitem, where, most)
+
+
 def awaited_inputs(most: int = 5000) -> list[Reference]:
     """The instances that workitems wait for and that are not known to be available."""
-    waiting = fetch_rows(
-        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
-    )
     found: list[Reference] = []
-    for workitem in waiting:
+    for workitem in _waiting_workitems(200):
         for item in ElementIndex(workitem.data).items(tag_of("InputInformationSequence")):
             listed = [
                 Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
@@ -12345,10 +12342,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
 
 def ready_workitems() -> list[str]:
     """UIDs of waiting workitems whose inputs are available."""
-    waiting = fetch_rows(
-        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
-    )
-    return [one.sop_instance_uid for one in waiting
+    return [one.sop_instance_uid for one in _waiting_workitems(2000)
             if inputs_are_ready(ElementIndex(one.data))]  # fmt: skip
 
 
@@ -12380,9 +12374,10 @@ def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There are no such images"))
-    database.execute_sql(
-        "INSERT OR REPLACE INTO settled_study (study_instance_uid, why, at) VALUES (?, ?, ?)",
-        (study_instance_uid, why.strip()[:500], ctx.stamp()),
+    insert_rows(
+        "settled_study (study_instance_uid, why, at) VALUES ON CONFLICT (study_instance_uid)"
+        " DO UPDATE SET why = excluded.why, at = excluded.at",
+        [(study_instance_uid, why.strip()[:500], ctx.stamp())],
     )
     audit(ctx, "images settled", study_instance_uid, why.strip()[:500])
 
@@ -12415,14 +12410,14 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
     check_instance(index, INSTANCE_AVAILABILITY, uid)
     check_attributes(index, AVAILABILITY_ATTRIBUTES, "create", lenient=True)
     _check_availability(index)
-    study, rows_ = index.get("StudyInstanceUID"), []
-    for series in index.items(tag_of("ReferencedSeriesSequence")):
-        for one in series.items(REFERENCED_SOP):
-            rows_.append(
-                (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
-                 one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
-                 one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
-            )  # fmt: skip
+    study = index.get("StudyInstanceUID")
+    rows_ = [
+        (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
+         one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
+         one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
+        for series in index.items(tag_of("ReferencedSeriesSequence"))
+        for one in series.items(REFERENCED_SOP)
+    ]  # fmt: skip
     with database.atomic():
         try:
             insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,
@@ -12541,46 +12536,33 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
         known = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
         if known and door == "web":
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
-        same = known and (known.door, known.requester, bytes(known.data)) == (
-            door, requester, bytes(index)
-        )  # fmt: skip
-        if same and known.state in ("asked", "judged"):
+        same = (door, requester, bytes(index))
+        again = known and (known.door, known.requester, bytes(known.data)) == same
+        if again and known.state in ("asked", "judged"):
             log.info("commitment %s: requested again by %s", uid, ctx.actor)
             return
-        _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
+        row_id = insert_row(
+            Commitment,
+            transaction_uid=uid,
+            requester=requester,
+            called=ctx.actor.called or ctx.config.dicom.ae_title,
+            door=door,
+            by_study=int(by_study),
+            repeats=int(bool(known)),
+            state="judged" if known else "asked",
+            data=bytes(index),
+            created_at=ctx.stamp(),
+            judged_at=ctx.stamp() if known else "",
+        )
+        if known:
+            _enter_result(ctx, row_id, requester)
+        insert_rows(
+            "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid,"
+            " study_instance_uid, series_instance_uid, verdict)",
+            ((row_id, *one, first_verdict(one.sop_class_uid, bool(known))) for one in references),
+        )
         audit(ctx, "commitment asked", uid, f"{len(references)} instances")
     log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
-
-
-def _insert_commitment(
-    ctx: Context,
-    uid: str,
-    index: ElementIndex,
-    references: list[Reference],
-    door: str,
-    by_study: bool,
-    known: bool,
-) -> None:
-    commitment_id = insert_row(
-        Commitment,
-        transaction_uid=uid,
-        requester=ctx.actor.name,
-        called=ctx.actor.called or ctx.config.dicom.ae_title,
-        door=door,
-        by_study=int(by_study),
-        repeats=int(known),
-        state="judged" if known else "asked",
-        data=bytes(index),
-        created_at=ctx.stamp(),
-        judged_at=ctx.stamp() if known else "",
-    )
-    if known:
-        _enter_result(ctx, commitment_id, ctx.actor.name)
-    insert_rows(
-        "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
-        " series_instance_uid, verdict)",
-        ((commitment_id, *one, first_verdict(one.sop_class_uid, known)) for one in references),
-    )
 
 
 def first_verdict(sop_class_uid: str, repeated: bool) -> str:
@@ -12590,10 +12572,8 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
     known = UID(sop_class_uid)
     if known.is_private or known.name == sop_class_uid:  # of a vendor, or of a later edition
         return ""
-    stored = (
-        known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
-    )
-    return "" if stored else NOT_STORED
+    is_storage = "Storage" in known.name and "Commitment" not in known.name
+    return "" if known.type == "SOP Class" and is_storage else NOT_STORED
 
 
 def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
@@ -12605,10 +12585,7 @@ def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
 def commitment_rows(where: str, *values: Any) -> list[Any]:
     """Requests under a condition, without their data sets, which may have megabytes."""
     names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
-    cursor = database.execute_sql(
-        f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
-    )
-    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+    return fetch_rows(Commitment, where, *values, columns=", ".join(names))
 
 
 def due_commitments(ctx: Context) -> list[Any]:
@@ -12627,9 +12604,7 @@ def open_references(commitment_id: int) -> list[Reference]:
     found = [Reference(*row) for row in cursor]
     unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
     places = places_of(unknown) if unknown else {}
-    return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
-                         series_instance_uid=places[one.sop_instance_uid][1])
-            if one.sop_instance_uid in places else one for one in found]  # fmt: skip
+    return [Reference(*one[:2], *places.get(one.sop_instance_uid, one[2:])) for one in found]
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
@@ -12826,10 +12801,9 @@ def commitment_result(commitment: Any) -> Result:
     good = [one for one in verdicts if one.verdict == COMMITTED]
     bad = [one for one in verdicts if one.verdict != COMMITTED]
     sources = {one.evidence for one in good}
-    write = _by_study if commitment.by_study else _flat
-    return Result(
-        bool(good) and not bad, write(good, bad), "".join(sources) if len(sources) == 1 else ""
-    )
+    data = (_by_study if commitment.by_study else _flat)(good, bad)
+    archive = sources.pop() if len(sources) == 1 else ""
+    return Result(bool(good) and not bad, data, archive)
 
 
 def _reason(verdict: str) -> bytes:
@@ -12891,17 +12865,16 @@ def due_result(requester: str) -> list[Event]:
     """The next result for a requester, as a list of at most one."""
     for one in due_events(requester, 1, RESULT_LANE):
         [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
-        result = commitment_result(commitment)
-        told = text_elements(
-            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
-        )
-        one = one._replace(
-            uid=STORAGE_COMMITMENT_INSTANCE,
-            event_type=COMMITMENT_EVENTS[result.all_good],
-            data=bytes(ElementIndex(result.data).merged(told)),
-            ours=commitment.called,
-        )
-        return [one]
+        result, uid = commitment_result(commitment), commitment.transaction_uid
+        told = text_elements(TransactionUID=uid, RetrieveAETitle=result.archive)
+        return [
+            one._replace(
+                uid=STORAGE_COMMITMENT_INSTANCE,
+                event_type=COMMITMENT_EVENTS[result.all_good],
+                data=bytes(ElementIndex(result.data).merged(told)),
+                ours=commitment.called,
+            )
+        ]
     return []
 
 
@@ -12931,13 +12904,11 @@ def purge_commitments(ctx: Context) -> int:
     old = ctx.stamp(days=-ctx.config.commitment.keep_days)
     over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
     ended = f"({over}) AND judged_at < ?"
-    erase(
-        f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
-    )
-    erase(f"outbox WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
-    erase("availability WHERE at < ?", old)
-    erase("study_seen WHERE since < ?", old)
-    erase("availability_notice WHERE created_at < ?", old)
+    of_ended = f"commitment_id IN (SELECT id FROM commitment WHERE {ended})"
+    for what in (f"commitment_instance WHERE {of_ended}", f"outbox WHERE {of_ended}",
+                 "availability WHERE at < ?", "study_seen WHERE since < ?",
+                 "availability_notice WHERE created_at < ?"):  # fmt: skip
+        erase(what, old)
     sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
     return database.execute_sql(sql, (old,)).rowcount
 

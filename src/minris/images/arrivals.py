@@ -2,7 +2,6 @@
 
 import collections
 import datetime
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from minris.standard.mpps import FINAL_MPPS_STATES
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, Workitem, database
-from minris.store.rows import erase, fetch_rows
+from minris.store.rows import erase, fetch_rows, insert_rows
 from minris.ups.search import stored_workitem
 from minris.ups.workitems import update_workitem
 
@@ -201,17 +200,15 @@ def inputs_are_ready(index: ElementIndex) -> bool:
 
 def _has_all_arrived(study: str) -> bool:
     """Whether all performed steps of a study have ended and their images have arrived."""
-    rows_ = [
-        types.SimpleNamespace(id=row_id, sop_instance_uid="", updated_at="", status=status, data=data)
-        for row_id, status, data in database.execute_sql(
-            "SELECT p.id, p.status, p.data FROM performed_procedure_step p WHERE p.id IN (SELECT"
-            " l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
-            " ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?) OR p.id IN (SELECT id FROM"
-            " (SELECT id, data FROM performed_procedure_step ORDER BY id DESC"
-            f" LIMIT {MOST_PERFORMED}) WHERE instr(data, ?))",
-            (study, encode_text("StudyInstanceUID", study)),
-        )
-    ]  # fmt: skip
+    rows_ = fetch_rows(
+        PerformedProcedureStep,
+        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step"
+        " s ON s.id = l.scheduled_id WHERE s.study_instance_uid = ?) OR id IN (SELECT id FROM"
+        f" (SELECT id, data FROM performed_procedure_step ORDER BY id DESC LIMIT {MOST_PERFORMED})"
+        " WHERE instr(data, ?))",
+        study,
+        encode_text("StudyInstanceUID", study),
+    )
     more = database.execute_sql(
         "SELECT 1 FROM scheduled_procedure_step WHERE study_instance_uid = ?"
         f" AND status IN {tuple(sorted(OPEN_STEP_STATES))} LIMIT 1",
@@ -223,13 +220,15 @@ def _has_all_arrived(study: str) -> bool:
     return produced and not any(arrival.missing for arrival in arrivals)
 
 
+def _waiting_workitems(most: int) -> list[Any]:
+    where = "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT ?"
+    return fetch_rows(Workitem, where, most)
+
+
 def awaited_inputs(most: int = 5000) -> list[Reference]:
     """The instances that workitems wait for and that are not known to be available."""
-    waiting = fetch_rows(
-        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 200"
-    )
     found: list[Reference] = []
-    for workitem in waiting:
+    for workitem in _waiting_workitems(200):
         for item in ElementIndex(workitem.data).items(tag_of("InputInformationSequence")):
             listed = [
                 Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
@@ -243,10 +242,7 @@ def awaited_inputs(most: int = 5000) -> list[Reference]:
 
 def ready_workitems() -> list[str]:
     """UIDs of waiting workitems whose inputs are available."""
-    waiting = fetch_rows(
-        Workitem, "state = 'SCHEDULED' AND readiness <> 'READY' ORDER BY updated_at DESC LIMIT 2000"
-    )
-    return [one.sop_instance_uid for one in waiting
+    return [one.sop_instance_uid for one in _waiting_workitems(2000)
             if inputs_are_ready(ElementIndex(one.data))]  # fmt: skip
 
 
@@ -278,8 +274,9 @@ def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There are no such images"))
-    database.execute_sql(
-        "INSERT OR REPLACE INTO settled_study (study_instance_uid, why, at) VALUES (?, ?, ?)",
-        (study_instance_uid, why.strip()[:500], ctx.stamp()),
+    insert_rows(
+        "settled_study (study_instance_uid, why, at) VALUES ON CONFLICT (study_instance_uid)"
+        " DO UPDATE SET why = excluded.why, at = excluded.at",
+        [(study_instance_uid, why.strip()[:500], ctx.stamp())],
     )
     audit(ctx, "images settled", study_instance_uid, why.strip()[:500])

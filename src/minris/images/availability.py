@@ -47,14 +47,14 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
     check_instance(index, INSTANCE_AVAILABILITY, uid)
     check_attributes(index, AVAILABILITY_ATTRIBUTES, "create", lenient=True)
     _check_availability(index)
-    study, rows_ = index.get("StudyInstanceUID"), []
-    for series in index.items(tag_of("ReferencedSeriesSequence")):
-        for one in series.items(REFERENCED_SOP):
-            rows_.append(
-                (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
-                 one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
-                 one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
-            )  # fmt: skip
+    study = index.get("StudyInstanceUID")
+    rows_ = [
+        (one.get("ReferencedSOPInstanceUID"), one.get("RetrieveAETitle"),
+         one.get("ReferencedSOPClassUID"), study, series.get("SeriesInstanceUID"),
+         one.get("InstanceAvailability"), ctx.actor.name, ctx.stamp())
+        for series in index.items(tag_of("ReferencedSeriesSequence"))
+        for one in series.items(REFERENCED_SOP)
+    ]  # fmt: skip
     with database.atomic():
         try:
             insert_row(AvailabilityNotice, sop_instance_uid=uid, who=ctx.actor.name, data=data,

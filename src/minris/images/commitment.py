@@ -1,7 +1,6 @@
 """Storage commitment: requests, verdicts, forwarding, results (PS3.4 J, PS3.18 13)."""
 
 import struct
-import types
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -75,46 +74,33 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
         known = first_row(Commitment, "transaction_uid = ? AND repeats = 0", uid)
         if known and door == "web":
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} is in use", uid=uid))
-        same = known and (known.door, known.requester, bytes(known.data)) == (
-            door, requester, bytes(index)
-        )  # fmt: skip
-        if same and known.state in ("asked", "judged"):
+        same = (door, requester, bytes(index))
+        again = known and (known.door, known.requester, bytes(known.data)) == same
+        if again and known.state in ("asked", "judged"):
             log.info("commitment %s: requested again by %s", uid, ctx.actor)
             return
-        _insert_commitment(ctx, uid, index, references, door, by_study, bool(known))
+        row_id = insert_row(
+            Commitment,
+            transaction_uid=uid,
+            requester=requester,
+            called=ctx.actor.called or ctx.config.dicom.ae_title,
+            door=door,
+            by_study=int(by_study),
+            repeats=int(bool(known)),
+            state="judged" if known else "asked",
+            data=bytes(index),
+            created_at=ctx.stamp(),
+            judged_at=ctx.stamp() if known else "",
+        )
+        if known:
+            _enter_result(ctx, row_id, requester)
+        insert_rows(
+            "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid,"
+            " study_instance_uid, series_instance_uid, verdict)",
+            ((row_id, *one, first_verdict(one.sop_class_uid, bool(known))) for one in references),
+        )
         audit(ctx, "commitment asked", uid, f"{len(references)} instances")
     log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
-
-
-def _insert_commitment(
-    ctx: Context,
-    uid: str,
-    index: ElementIndex,
-    references: list[Reference],
-    door: str,
-    by_study: bool,
-    known: bool,
-) -> None:
-    commitment_id = insert_row(
-        Commitment,
-        transaction_uid=uid,
-        requester=ctx.actor.name,
-        called=ctx.actor.called or ctx.config.dicom.ae_title,
-        door=door,
-        by_study=int(by_study),
-        repeats=int(known),
-        state="judged" if known else "asked",
-        data=bytes(index),
-        created_at=ctx.stamp(),
-        judged_at=ctx.stamp() if known else "",
-    )
-    if known:
-        _enter_result(ctx, commitment_id, ctx.actor.name)
-    insert_rows(
-        "commitment_instance (commitment_id, sop_class_uid, sop_instance_uid, study_instance_uid,"
-        " series_instance_uid, verdict)",
-        ((commitment_id, *one, first_verdict(one.sop_class_uid, known)) for one in references),
-    )
 
 
 def first_verdict(sop_class_uid: str, repeated: bool) -> str:
@@ -124,10 +110,8 @@ def first_verdict(sop_class_uid: str, repeated: bool) -> str:
     known = UID(sop_class_uid)
     if known.is_private or known.name == sop_class_uid:  # of a vendor, or of a later edition
         return ""
-    stored = (
-        known.type == "SOP Class" and "Storage" in known.name and "Commitment" not in known.name
-    )
-    return "" if stored else NOT_STORED
+    is_storage = "Storage" in known.name and "Commitment" not in known.name
+    return "" if known.type == "SOP Class" and is_storage else NOT_STORED
 
 
 def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
@@ -139,10 +123,7 @@ def _enter_result(ctx: Context, commitment_id: int, requester: str) -> None:
 def commitment_rows(where: str, *values: Any) -> list[Any]:
     """Requests under a condition, without their data sets, which may have megabytes."""
     names = [name for name in Commitment._meta.sorted_field_names if name != "data"]
-    cursor = database.execute_sql(
-        f"SELECT {', '.join(names)} FROM commitment WHERE {where}", values
-    )
-    return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+    return fetch_rows(Commitment, where, *values, columns=", ".join(names))
 
 
 def due_commitments(ctx: Context) -> list[Any]:
@@ -161,9 +142,7 @@ def open_references(commitment_id: int) -> list[Reference]:
     found = [Reference(*row) for row in cursor]
     unknown = {one.sop_instance_uid for one in found if not one.study_instance_uid}
     places = places_of(unknown) if unknown else {}
-    return [one._replace(study_instance_uid=places[one.sop_instance_uid][0],
-                         series_instance_uid=places[one.sop_instance_uid][1])
-            if one.sop_instance_uid in places else one for one in found]  # fmt: skip
+    return [Reference(*one[:2], *places.get(one.sop_instance_uid, one[2:])) for one in found]
 
 
 def record_evidence(ctx: Context, commitment_id: int, evidence: Evidence) -> None:
@@ -360,10 +339,9 @@ def commitment_result(commitment: Any) -> Result:
     good = [one for one in verdicts if one.verdict == COMMITTED]
     bad = [one for one in verdicts if one.verdict != COMMITTED]
     sources = {one.evidence for one in good}
-    write = _by_study if commitment.by_study else _flat
-    return Result(
-        bool(good) and not bad, write(good, bad), "".join(sources) if len(sources) == 1 else ""
-    )
+    data = (_by_study if commitment.by_study else _flat)(good, bad)
+    archive = sources.pop() if len(sources) == 1 else ""
+    return Result(bool(good) and not bad, data, archive)
 
 
 def _reason(verdict: str) -> bytes:
@@ -425,17 +403,16 @@ def due_result(requester: str) -> list[Event]:
     """The next result for a requester, as a list of at most one."""
     for one in due_events(requester, 1, RESULT_LANE):
         [commitment] = fetch_rows(Commitment, "id = ?", one.commitment_id)
-        result = commitment_result(commitment)
-        told = text_elements(
-            TransactionUID=commitment.transaction_uid, RetrieveAETitle=result.archive
-        )
-        one = one._replace(
-            uid=STORAGE_COMMITMENT_INSTANCE,
-            event_type=COMMITMENT_EVENTS[result.all_good],
-            data=bytes(ElementIndex(result.data).merged(told)),
-            ours=commitment.called,
-        )
-        return [one]
+        result, uid = commitment_result(commitment), commitment.transaction_uid
+        told = text_elements(TransactionUID=uid, RetrieveAETitle=result.archive)
+        return [
+            one._replace(
+                uid=STORAGE_COMMITMENT_INSTANCE,
+                event_type=COMMITMENT_EVENTS[result.all_good],
+                data=bytes(ElementIndex(result.data).merged(told)),
+                ours=commitment.called,
+            )
+        ]
     return []
 
 
@@ -465,13 +442,11 @@ def purge_commitments(ctx: Context) -> int:
     old = ctx.stamp(days=-ctx.config.commitment.keep_days)
     over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
     ended = f"({over}) AND judged_at < ?"
-    erase(
-        f"commitment_instance WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old
-    )
-    erase(f"outbox WHERE commitment_id IN (SELECT id FROM commitment WHERE {ended})", old)
-    erase("availability WHERE at < ?", old)
-    erase("study_seen WHERE since < ?", old)
-    erase("availability_notice WHERE created_at < ?", old)
+    of_ended = f"commitment_id IN (SELECT id FROM commitment WHERE {ended})"
+    for what in (f"commitment_instance WHERE {of_ended}", f"outbox WHERE {of_ended}",
+                 "availability WHERE at < ?", "study_seen WHERE since < ?",
+                 "availability_notice WHERE created_at < ?"):  # fmt: skip
+        erase(what, old)
     sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
     return database.execute_sql(sql, (old,)).rowcount
 

@@ -69,16 +69,14 @@ def references_of(index: ElementIndex, by_study: bool) -> list[Reference]:
         items = index.items(REFERENCED_SOP)
         return [Reference(one.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"))
                 for one in items]  # fmt: skip
-    found = []
-    for study in index.items(tag_of("ReferencedStudySequence")):
-        for series in study.items(tag_of("ReferencedSeriesSequence")):
-            for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence")):
-                found += [
-                    Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
-                              study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
-                    for one in kind.items(tag_of("ReferencedInstanceSequence"))
-                ]  # fmt: skip
-    return found
+    return [
+        Reference(kind.get("ReferencedSOPClassUID"), one.get("ReferencedSOPInstanceUID"),
+                  study.get("StudyInstanceUID"), series.get("SeriesInstanceUID"))
+        for study in index.items(tag_of("ReferencedStudySequence"))
+        for series in study.items(tag_of("ReferencedSeriesSequence"))
+        for kind in series.items(tag_of("ReferencedInstancesBySOPClassSequence"))
+        for one in kind.items(tag_of("ReferencedInstanceSequence"))
+    ]  # fmt: skip
 
 
 def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> list[Reference]:
@@ -93,11 +91,12 @@ def checked_references(ctx: Context, index: ElementIndex, by_study: bool) -> lis
     uids = [one.sop_instance_uid for one in references]
     tag = tag_of("ReferencedSOPInstanceUID")
     wrong = [uid for one in references for uid in one if uid and value_problem("UI", uid)]
+    problem = None
     if len(set(uids)) < len(uids):
         problem = Problem(tag, Message("is there twice"))
-        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    if wrong:
+    elif wrong:
         problem = Problem(tag, Message("{value} is not a UID", value=wrong[0][:64]))
+    if problem:
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
     return references
 
@@ -164,10 +163,8 @@ def notified_instances(references: Iterable[Reference], archive: str) -> dict[st
 
 def available_of(study: str) -> int:
     """The number of a study's images that are known to be available."""
-    sql = (
-        "SELECT count(DISTINCT sop_instance_uid) FROM availability"
-        f" WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}"
-    )
+    where = f"study_instance_uid = ? AND availability IN {RETRIEVABLE}"
+    sql = f"SELECT count(DISTINCT sop_instance_uid) FROM availability WHERE {where}"
     return database.execute_sql(sql, (study,)).fetchone()[0]
 
 
