@@ -309,12 +309,12 @@ def watch(appliance, *titles, uid=UPS_GLOBAL_SUBSCRIPTION, lock=False):
         appliance.write(subscribe, appliance.context(), uid, title, lock)
 
 
-def impatient(monkeypatch):
-    """Half a second of silence is a failure, not ten."""
-    caller = Caller
-    monkeypatch.setattr("minris.dimse.archive.Caller", lambda: caller(timeout=0.5))
-    monkeypatch.setattr("minris.dimse.senders.Caller", lambda timeout: caller(timeout=0.5))
-    monkeypatch.setattr("minris.upper_layer.caller.Caller", lambda: caller(timeout=0.5))
+def impatient(monkeypatch, seconds=0.5):
+    """So much silence is a failure, not ten seconds and more."""
+    make = Caller.__init__
+    monkeypatch.setattr(
+        Caller, "__init__", lambda self, timeout=seconds: make(self, min(timeout, seconds))
+    )
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from test_association import (
     word,
 )
 from test_delivery import PATIENCE_S, BareWatcher, Silent
+from test_delivery import impatient as silence_is_failure
 from test_dicomweb_workitems import JSON, XML_PARTS
 from test_mpps import creation, dataset, ending, serving, stored_form, unscheduled_item
 from test_mpps import read as read_stored
@@ -1352,17 +1353,8 @@ LYING = {
 @pytest.fixture
 def doubtful(run_appliance, modality, monkeypatch):
     """An appliance whose archive is whoever listens on `archive_port`, for whom it waits little."""
-    caller = Caller
-    monkeypatch.setattr(
-        "minris.dimse.archive.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
-    )
-    monkeypatch.setattr(
-        "minris.dimse.senders.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
-    )
-    monkeypatch.setattr(
-        "minris.upper_layer.caller.Caller", lambda timeout=0.3: caller(min(timeout, 0.3))
-    )
-    monkeypatch.setattr(caller, "MOST_ANSWERS", 50)
+    silence_is_failure(monkeypatch, 0.3)
+    monkeypatch.setattr(Caller, "MOST_ANSWERS", 50)
     port = peers.free_port()
     running = run_appliance(settings(modality.port, port))
     running.archive_port = port

@@ -76,6 +76,7 @@ from test_commitment import (
 )
 from test_commitment import notify as notify_of
 from test_delivery import PATIENCE_S
+from test_delivery import impatient as silence_is_failure
 from test_mpps import dataset, serving, stored_form
 from test_order_life import refused
 from test_pages import words_of
@@ -965,17 +966,8 @@ def test_an_archive_that_takes_no_requests_is_no_evidence(run_appliance, modalit
 @pytest.fixture
 def impatient(monkeypatch):
     """Nobody is waited for."""
-    caller, defaults = Caller, Association.ask.__defaults__
-    monkeypatch.setattr(
-        "minris.dimse.archive.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
-    )
-    monkeypatch.setattr(
-        "minris.dimse.senders.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
-    )
-    monkeypatch.setattr(
-        "minris.upper_layer.caller.Caller", lambda timeout=0.5: caller(min(timeout, 0.5))
-    )
-    assert defaults == (10.0,)
+    silence_is_failure(monkeypatch)
+    assert Association.ask.__defaults__ == (10.0,)
     monkeypatch.setattr(Association.ask, "__defaults__", (0.5,))
 
 

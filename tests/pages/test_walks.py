@@ -259,6 +259,7 @@ def test_the_day_at_a_glance_by_device_and_by_state(desk):
     assert page.locator("#board tr").count() == 0
     page.keyboard.press("t")
     page.locator("#board tr", has_text="Garcia").wait_for()
+    page.wait_for_load_state()  # with the script that hears the keys
     page.keyboard.press("n")
     page.wait_for_url("**/register")
 
