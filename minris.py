@@ -24673,8 +24673,9 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
         path = Path(folder, "config.ini")
         web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            listen = free.getsockname()[1]
+        # not one that the system gives out: another program could get it before it is used
+        free = (port for port in range(11113, 12113) if not port_problem("127.0.0.1", port))
+        listen = next(free)
         path.write_text(
             f"{DEMO_CONFIG.format(listen=listen)}[dicom]\nhost = 127.0.0.1\nport = 0\n"
             f"[web]\nhost = 127.0.0.1\nport = {web_port}\n[log]\nlevel = WARNING\n",
