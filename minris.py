@@ -22969,48 +22969,42 @@ class Block(NamedTuple):
     level: int = 0
 
 
-def heading(level: int, text: str) -> Block:
-    """Return a heading; level 1 is the title of the document."""
-    return Block("heading", text, level=level)
+def statement_table(head: Iterable[object], *lines: Iterable[object]) -> str:
+    """Return a table as Markdown."""
+    rows = [[str(cell).replace("|", "\\|") for cell in line] for line in (head, *lines)]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def paragraphs(*texts: str) -> list[Block]:
-    """Return one paragraph for each text."""
-    return [Block("paragraph", text) for text in texts]
-
-
-def table_block(*lines: Iterable[object]) -> Block:
-    """Return a table; the first line is its head."""
-    return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
-
-
-def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
-    """Return the table of contents for its mark, any other block unchanged."""
-    if block.kind != "contents":
-        return [block]
-    headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
-    return [heading(2, "2 Contents"), table_block(("Section",), *headings)]
+def statement_blocks(source: str) -> list[Block]:
+    """Return the blocks of a text: Markdown, a line for each block, with hanging indents."""
+    found = []
+    text = re.sub(r"(?m)^ +", "", re.sub(r"\n {9,}", " ", source)) + "\n"  # indents of 8 are ours
+    for piece in re.findall(r"(?m)^(?:[^|\n].*|(?:\|.*\n)+)", text):
+        if piece[0] == "#":
+            marks, _, words = piece.partition(" ")
+            found.append(Block("heading", words, level=len(marks)))
+        elif piece[0] != "|":
+            found.append(Block("paragraph", piece))
+        else:
+            head, _, *lines = (re.split(r"(?<!\\)\|", row)[1:-1] for row in piece.splitlines())
+            rows = (tuple(cell[1:-1].replace("\\|", "|") for cell in row) for row in (head, *lines))
+            found.append(Block("table", rows=tuple(rows)))
+    return found
 
 
 def statement_markdown(block: Block) -> str:
     """Return a block as Markdown."""
-    if block.kind == "heading":
-        return f"{'#' * block.level} {block.text}\n\n"
-    if block.kind == "paragraph":
-        return f"{block.text}\n\n"
-    lines = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in block.rows
-    ]
-    lines.insert(1, "|" + " --- |" * len(block.rows[0]))
-    return "\n".join(lines) + "\n\n"
+    if block.kind == "table":
+        return statement_table(*block.rows) + "\n\n"
+    return f"{'#' * block.level} {block.text}\n\n".lstrip()
 
 
 def statement_html(block: Block) -> str:
     """Return a block as HTML."""
-    if block.kind == "heading":
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
-    if block.kind == "paragraph":
-        return f"<p>{html.escape(block.text)}</p>\n"
+    if block.kind != "table":
+        tag = f"h{block.level}" if block.level else "p"
+        return f"<{tag}>{html.escape(block.text)}</{tag}>\n"
     head, *body = block.rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
@@ -23020,38 +23014,36 @@ def statement_html(block: Block) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.conformance.services
-# What is said of the DIMSE services.
+# The DIMSE services in the conformance statement.
 # ------------------------------------------------------------------------------------------------
 
-def statement_worklist(config: Config) -> list[Block]:
+def statement_worklist(config: Config) -> str:
     """The worklist's keys and rules."""
     lines = [
         (*named(path, one), one.vr, matching_kinds(one), one.cells["return"])
         for path, one in MWL_ATTRIBUTES.items()
     ]
     hidden = ", ".join(sorted(config.dicom.hide_steps)) or "none"
-    rules = (
-        "Names match in any case and without accents; a name with an ideographic group is also found"
-        " in any spelling of its Latin group: spaces, carets, tones, ü as lü, lv or lyu.",
-        "Other texts match exactly, with * and ? as wildcards. Wildcards in names stand for any"
-        " characters of a component group, carets included. There is no fuzzy matching.",
-        "A start date range and a start time range of the same form are one continuous interval.",
-        "The end of a time range covers its whole unit: 1000-1800 includes 18:00:59.",
-        "Several values in a key that is not a UID, an invalid date or range, and two items in a"
-        " sequence key are refused with A900.",
-        f"Steps in these states are not shown, whatever the status key says: {hidden}.",
-        f"More than {config.dicom.answer_limit} matches end with A700 after as many answers; a"
-        " device may have a lower limit.",
-        "An attribute asked for that is not in the table above makes all answers FF01.",
-        "Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored. Timezone Offset From UTC (0008,0201) in a query is not"
-        " used; asked for, it is answered as that of the clinic.",
-        "Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.",
-    )
-    return [
-        heading(3, "5.1 Modality worklist (PS3.4 annex K)"),
-        table_block(("Attribute", "Tag", "VR", "Matching", "Return type"), *lines),
-        *paragraphs(*rules),
-    ]
+    return f"""
+        ### 5.1 Modality worklist (PS3.4 annex K)
+        {statement_table(("Attribute", "Tag", "VR", "Matching", "Return type"), *lines)}
+        Names match in any case and without accents; a name with an ideographic group is also found
+          in any spelling of its Latin group: spaces, carets, tones, ü as lü, lv or lyu.
+        Other texts match exactly, with * and ? as wildcards. Wildcards in names stand for any
+          characters of a component group, carets included. There is no fuzzy matching.
+        A start date range and a start time range of the same form are one continuous interval.
+        The end of a time range covers its whole unit: 1000-1800 includes 18:00:59.
+        Several values in a key that is not a UID, an invalid date or range, and two items in a
+          sequence key are refused with A900.
+        Steps in these states are not shown, whatever the status key says: {hidden}.
+        More than {config.dicom.answer_limit} matches end with A700 after as many answers; a device
+          may have a lower limit.
+        An attribute asked for that is not in the table above makes all answers FF01.
+        Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored.
+          Timezone Offset From UTC (0008,0201) in a query is not used; asked for, it is answered as
+          that of the clinic.
+        Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.
+        """
 
 
 def named(path: tuple[int, ...], attribute: Attribute) -> tuple[str, str]:
@@ -23060,9 +23052,9 @@ def named(path: tuple[int, ...], attribute: Attribute) -> tuple[str, str]:
     return ">" * (len(path) - 1) + attribute.keyword, tag
 
 
-def transition_block(table: Mapping[tuple[str, str], Status | str]) -> Block:
+def transition_block(table: Mapping[tuple[str, str], Status | str]) -> str:
     """A transition table: what comes of an event in a state."""
-    return table_block(("Event", "State", "Outcome"), *(
+    return statement_table(("Event", "State", "Outcome"), *(
         (event, state, f"{outcome:04X}" if isinstance(outcome, Status) else outcome)
         for (event, state), outcome in table.items()
     ))  # fmt: skip
@@ -23080,248 +23072,243 @@ def matching_kinds(attribute: Attribute) -> str:
     return f"{required}: {kind}"
 
 
-def statement_mpps(config: Config) -> list[Block]:
+def statement_mpps(config: Config) -> str:
     """The attributes and rules of performed steps."""
     lines = [(*named(path, one), *one.cells.values()) for path, one in MPPS_ATTRIBUTES.items()]
     head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET")
     absent = "refused with 0120" if config.dicom.strict_mpps else "taken as empty and noted"
     discontinued = "refused" if config.dicom.strict_mpps else "taken and noted"
-    rules = (
-        f"An absent type 2 attribute is {absent}. DISCONTINUED without end or series is"
-        f" {discontinued}.",
-        "Attributes beyond the table are stored.",
-        "An attribute that may not be set is refused with 0105 where it differs from what is"
-        " stored, and ignored where it does not.",
-        "N-SET after the end is refused with 0110 and Error ID A710.",
-        "An N-CREATE without SOP Instance UID is given one.",
-        "All texts are stored in Unicode, whatever set each message came in.",
-    )
-    return [
-        heading(3, "5.2 Modality performed procedure step (PS3.4 F.7, F.8)"),
-        table_block(head, *lines),
-        *paragraphs(*rules),
-        *statement_passing_on(config),
-        heading(4, "5.2.1 States"),
-        transition_block(MPPS_TRANSITIONS),
-    ]
+    return f"""
+        ### 5.2 Modality performed procedure step (PS3.4 F.7, F.8)
+        {statement_table(head, *lines)}
+        An absent type 2 attribute is {absent}. DISCONTINUED without end or series is
+          {discontinued}.
+        Attributes beyond the table are stored.
+        An attribute that may not be set is refused with 0105 where it differs from what is stored,
+          and ignored where it does not.
+        N-SET after the end is refused with 0110 and Error ID A710.
+        An N-CREATE without SOP Instance UID is given one.
+        All texts are stored in Unicode, whatever set each message came in.
+        {statement_passing_on(config)}
+        #### 5.2.1 States
+        {transition_block(MPPS_TRANSITIONS)}
+        """
 
 
-def statement_passing_on(config: Config) -> list[Block]:
+def statement_passing_on(config: Config) -> str:
     """MPPS Notification, and what is passed on."""
     hours = config.housekeeping.give_up_events_hours
-    rules = (
-        "Devices whose setting passed_on names them are passed on: mpps, each N-CREATE and N-SET as it"
-        " was taken, with the same SOP Instance UID, as SCU; availability, each availability"
-        " notification that was taken, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as SCP"
-        " by role selection. Who sent it is not sent it. An N-SET that changes nothing is not.",
-        "Messages of one receiver are sent in order, one at a time. One that is not reached is tried"
-        f" again after {', '.join(map(str, RETRY_AFTER))} seconds, the last over and over, for"
-        f" {hours} hours and over restarts; after a crash it may be sent twice, with the same Message ID."
-        f" 0110, 0211 and 0213 are tried {MOST_REFUSALS} times, a message in whose middle the receiver ends"
-        f" the association {MOST_ABORTS} times; 0111 of an N-CREATE, and 0110 with Error ID A710, are taken"
-        " as success; any other answer is kept, and the next message follows. Of a receiver that takes"
-        " some of what it is passed on, the rest is kept as refused.",
-        "Events of MPPS Notification (Table F.9.2-1): "
-        + ", ".join(
-            f"{number} ({state or 'other change'})" for state, number in MPPS_EVENTS.items()
-        )
-        + ". None has a data set.",
-    )
-    return [heading(4, "5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)"), *paragraphs(*rules)]
+    retries = ", ".join(map(str, RETRY_AFTER))
+    events = ", ".join(f"{n} ({state or 'other change'})" for state, n in MPPS_EVENTS.items())
+    return f"""
+        #### 5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)
+        Devices whose setting passed_on names them are passed on: mpps, each N-CREATE and N-SET as
+          it was taken, with the same SOP Instance UID, as SCU; availability, each availability
+          notification that was taken, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as
+          SCP by role selection. Who sent it is not sent it. An N-SET that changes nothing is not.
+        Messages of one receiver are sent in order, one at a time. One that is not reached is tried
+          again after {retries} seconds, the last over and over, for
+          {hours} hours and over restarts; after a crash it may be sent twice, with the same Message
+          ID. 0110, 0211 and 0213 are tried {MOST_REFUSALS} times, a message in whose middle the
+          receiver ends the association {MOST_ABORTS} times; 0111 of an N-CREATE, and 0110 with
+          Error ID A710, are taken as success; any other answer is kept, and the next message
+          follows. Of a receiver that takes some of what it is passed on, the rest is kept as
+          refused.
+        Events of MPPS Notification (Table F.9.2-1):
+          {events}.
+          None has a data set.
+        """
 
 
-def statement_workitems(config: Config) -> list[Block]:
+def statement_workitems(config: Config) -> str:
     """Workitems: attributes, states, what PS3.4 CC.4.2.1 wants to be documented."""
-    ups, keep = config.ups, config.housekeeping
+    ups = config.ups
     head = ("Attribute", "Tag", "N-CREATE", "N-SET", "Final", "N-GET", "Matching", "Return type")
+    lines = [(*named(path, one), *one.cells.values()) for path, one in UPS_ATTRIBUTES.items()]
     absent = "refused with 0120" if ups.strict else "taken as empty and noted"
-    rules = (
-        f"An absent type 2 attribute is {absent}; an empty Worklist Label becomes"
-        f" {ups.worklist_label}. Nothing else is changed at creation. Attributes beyond the table are"
-        " stored. The Modification DateTime is ours, whatever was sent.",
-        "The Transaction UID is the lock: it is compared alone, whoever brings it, is kept after the"
-        " end, and is neither returned nor matched nor logged. A Transaction UID given at creation is"
-        " refused with 0106; one in an N-SET of a SCHEDULED workitem with C310.",
-        "N-SET of the state is refused with C303 (SCHEDULED) or 0105; of an attribute that may not"
-        " be set with 0105 where it differs from what is stored.",
-        "A canceled workitem gets the time and, where there is none, the reason 110513 (DCM):"
-        " a cancellation never fails for want of them.",
-        "A request to cancel a SCHEDULED workitem is carried out at once: event 2, then IN PROGRESS,"
-        " then CANCELED. In progress, its subscribers are told; C312 where there are none and no"
-        " person at this system has claimed it, C313 where that person has declined.",
-        "Persons may create, claim, finish, assign and end workitems on the page; the same rules and"
-        " events apply, and the lock of a person's workitem stays in this system.",
-        "C-FIND without a state key finds all states. Names match as in the worklist; codes by value"
-        " and scheme, never by meaning. Times with an offset are compared as instants, without one"
-        " as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone"
-        " adjustment is negotiated.",
-        "N-GET and event reports are in the device's character set, else in ISO_IR 192.",
-    )
-    return [
-        heading(3, "5.3 Unified procedure step (PS3.4 annex CC)"),
-        table_block(head, *(
-            (*named(path, one), *one.cells.values()) for path, one in UPS_ATTRIBUTES.items()
-        )),
-        *paragraphs(*rules),
-        *paragraphs("Final: R with a value in each final state, RC if known, P for COMPLETED,"
-              " P2 the same though it may be empty, X for CANCELED, O never."),
-        table_block(
-            ("Action type", "Action", "In the contexts of"),
-            *((kind, name, ", ".join(sorted(classes)))
-              for kind, (name, classes) in UPS_ACTIONS.items()),
-        ),
-        table_block(("Event type", "Event"), *((n, name) for name, n in EVENT_TYPES.items() if n)),
-        *paragraphs(f"Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all"
-              f" workitems are to {UPS_GLOBAL_SUBSCRIPTION}, filtered ones to"
-              f" {UPS_FILTERED_SUBSCRIPTION}, the keys beside Receiving AE and Deletion Lock."),
-        *_workitem_tables(),
-        *paragraphs(*_subscription_rules(config)),
-        heading(4, "5.3.3 Retention and orphans"),
-        *paragraphs(*_retention_rules(keep)),
-    ]  # fmt: skip
+    return f"""
+        ### 5.3 Unified procedure step (PS3.4 annex CC)
+        {statement_table(head, *lines)}
+        An absent type 2 attribute is {absent}; an empty Worklist Label becomes
+          {ups.worklist_label}. Nothing else is changed at creation. Attributes beyond the table are
+          stored. The Modification DateTime is ours, whatever was sent.
+        The Transaction UID is the lock: it is compared alone, whoever brings it, is kept after the
+          end, and is neither returned nor matched nor logged. A Transaction UID given at creation
+          is refused with 0106; one in an N-SET of a SCHEDULED workitem with C310.
+        N-SET of the state is refused with C303 (SCHEDULED) or 0105; of an attribute that may not be
+          set with 0105 where it differs from what is stored.
+        A canceled workitem gets the time and, where there is none, the reason 110513 (DCM): a
+          cancellation never fails for want of them.
+        A request to cancel a SCHEDULED workitem is carried out at once: event 2, then IN PROGRESS,
+          then CANCELED. In progress, its subscribers are told; C312 where there are none and no
+          person at this system has claimed it, C313 where that person has declined.
+        Persons may create, claim, finish, assign and end workitems on the page; the same rules and
+          events apply, and the lock of a person's workitem stays in this system.
+        C-FIND without a state key finds all states. Names match as in the worklist; codes by value
+          and scheme, never by meaning. Times with an offset are compared as instants, without one
+          as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone
+          adjustment is negotiated.
+        N-GET and event reports are in the device's character set, else in ISO_IR 192.
+        Final: R with a value in each final state, RC if known, P for COMPLETED, P2 the same though
+          it may be empty, X for CANCELED, O never.
+        """
 
 
-def _workitem_tables() -> list[Block]:
-    """The transition tables of workitems and subscriptions."""
-    return [
-        heading(4, "5.3.1 States"),
-        *paragraphs("Of a SCHEDULED workitem any well-formed Transaction UID is the right one."),
-        transition_block(UPS_TRANSITIONS),
-        heading(4, "5.3.2 Subscriptions"),
-        table_block(
-            ("Request", "State", "New state", "State report"),
-            *((request, state, new, "yes" if report else "no")
-              for (request, state), (new, report) in SUBSCRIPTION_TRANSITIONS.items()),
-        ),
-    ]  # fmt: skip
+def statement_workitem_states(config: Config) -> str:
+    """The actions, events and transition tables of workitems and subscriptions."""
+    actions = [(n, name, ", ".join(sorted(of))) for n, (name, of) in UPS_ACTIONS.items()]
+    events = [(number, name) for name, number in EVENT_TYPES.items() if number]
+    subscriptions = [(request, state, new, "yes" if report else "no")
+                     for (request, state), (new, report) in SUBSCRIPTION_TRANSITIONS.items()]  # fmt: skip
+    return f"""
+        {statement_table(("Action type", "Action", "In the contexts of"), *actions)}
+
+        {statement_table(("Event type", "Event"), *events)}
+        Requests carry {UPS_PUSH} in any of the contexts. Subscriptions to all workitems are to
+          {UPS_GLOBAL_SUBSCRIPTION}, filtered ones to {UPS_FILTERED_SUBSCRIPTION}, the keys beside
+          Receiving AE and Deletion Lock.
+        #### 5.3.1 States
+        Of a SCHEDULED workitem any well-formed Transaction UID is the right one.
+        {transition_block(UPS_TRANSITIONS)}
+        #### 5.3.2 Subscriptions
+        {statement_table(("Request", "State", "New state", "State report"), *subscriptions)}
+        """
 
 
-def _subscription_rules(config: Config) -> tuple[str, ...]:
+def statement_subscriptions(config: Config) -> str:
+    """The rules of subscriptions and their events."""
     ups = config.ups
     told = ", ".join(ups.restart_receivers) or "nobody else"
+    retries = ", ".join(map(str, RETRY_AFTER))
     creator = "is" if ups.auto_subscribe_creator else "is not"
-    return (
-        f"Deletion locks are {'granted' if ups.grant_locks else 'not granted (B301)'}. Whoever"
-        f" creates a workitem {creator} subscribed to it. A Receiving AE must be registered with an"
-        " address, or be told by WebSocket (else C308); it need not be the caller. Filtered global subscription is supported;"
-        " the filter is applied to what there is and to what is created, not again to what changes."
-        " Unsubscribe on either well-known UID ends all subscriptions of the AE, suspend the one of"
-        " that UID.",
-        "Events are written in the transaction that caused them, and sent after its commit and its"
-        " response, as N-EVENT-REPORT on an association of ours that proposes the UPS Event SOP"
-        " class with the SCP role. Where the role is not accepted nothing is sent, unless the"
-        " device's switch events_without_role is on. Events of a receiver are sent in order, at"
-        " least once, with a Message ID that a repeat keeps; whatever status it answers counts as"
-        " heard.",
-        f"A receiver that is not reached is tried again after {', '.join(map(str, RETRY_AFTER))}"
-        " seconds, the last over and over; after"
-        f" {config.housekeeping.give_up_events_hours} hours of failing its events are given up. A call"
-        " of the receiver's ends its wait."
-        " Subscriptions and locks stay as they are.",
-        "UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,"
-        " with the UID of the global subscription: RESTARTED at every start, with COLD START where"
-        " the store is new or was restored, else WARM START"
-        f"{'; GOING DOWN when stopped' if ups.tell_going_down else ''}. Beside the subscribers it is"
-        f" sent to {told}.",
-    )
+    return f"""
+        Deletion locks are {"granted" if ups.grant_locks else "not granted (B301)"}. Whoever creates
+          a workitem {creator} subscribed to it. A Receiving AE must be registered with an address,
+          or be told by WebSocket (else C308); it need not be the caller. Filtered global
+          subscription is supported; the filter is applied to what there is and to what is created,
+          not again to what changes. Unsubscribe on either well-known UID ends all subscriptions of
+          the AE, suspend the one of that UID.
+        Events are written in the transaction that caused them, and sent after its commit and its
+          response, as N-EVENT-REPORT on an association of ours that proposes the UPS Event SOP
+          class with the SCP role. Where the role is not accepted nothing is sent, unless the
+          device's switch events_without_role is on. Events of a receiver are sent in order, at
+          least once, with a Message ID that a repeat keeps; whatever status it answers counts as
+          heard.
+        A receiver that is not reached is tried again after {retries}
+          seconds, the last over and over; after {config.housekeeping.give_up_events_hours} hours of
+          failing its events are given up. A call of the receiver's ends its wait. Subscriptions and
+          locks stay as they are.
+        UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,
+          with the UID of the global subscription: RESTARTED at every start, with COLD START where
+          the store is new or was restored, else WARM
+          START{"; GOING DOWN when stopped" if ups.tell_going_down else ""}. Beside the subscribers
+          it is sent to {told}.
+        """
 
 
-def _retention_rules(keep: types.SimpleNamespace) -> tuple[str, ...]:
-    locks = (
-        f"after {keep.release_locks_days} days" if keep.release_locks_days else "never of itself"
-    )
-    silent = keep.cancel_silent_workitems_hours
-    return (
-        f"A workitem that has ended stays {keep.keep_workitems_days} days at least, as long as any"
-        " deletion lock on it, and as long as an event of it is to be delivered; then it is deleted."
-        " Its UID is not taken again, and its events stay as history"
-        f" {f'for {keep.keep_workitem_history_days} days' if keep.keep_workitem_history_days else 'for good'}.",
-        f"A deletion lock is listed as stuck {keep.stuck_lock_hours} hours after the end, and"
-        f" released {locks}. A workitem in progress is listed after {keep.stuck_workitem_hours} hours"
-        f" without news, and canceled {f'after {silent} hours' if silent else 'never of itself'}. A"
-        " SCHEDULED one past its expiration is listed, and"
-        f" {'canceled' if keep.cancel_expired_workitems else 'never canceled of itself'}. Events are"
-        f" listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end a"
-        " workitem and give up events, with a reason that is kept in the audit log.",
-        "Until ten minutes after a start or a leap of the clock, six hours where it was by more than a"
-        " week, nothing is deleted, released or canceled of itself.",
-    )
+def statement_retention(config: Config) -> str:
+    """How long workitems stay, and what becomes of orphans."""
+    keep = config.housekeeping
+    days, silent = keep.release_locks_days, keep.cancel_silent_workitems_hours
+    locks = f"after {days} days" if days else "never of itself"
+    canceled = f"after {silent} hours" if silent else "never of itself"
+    history = keep.keep_workitem_history_days
+    kept = f"for {history} days" if history else "for good"
+    return f"""
+        #### 5.3.3 Retention and orphans
+        A workitem that has ended stays {keep.keep_workitems_days} days at least, as long as any
+          deletion lock on it, and as long as an event of it is to be delivered; then it is deleted.
+          Its UID is not taken again, and its events stay as history
+          {kept}.
+        A deletion lock is listed as stuck {keep.stuck_lock_hours} hours after the end, and released
+          {locks}. A workitem in progress is listed after {keep.stuck_workitem_hours} hours without
+          news, and canceled {canceled}. A SCHEDULED
+          one past its expiration is listed, and
+          {"canceled" if keep.cancel_expired_workitems else "never canceled of itself"}. Events are
+          listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end
+          a workitem and give up events, with a reason that is kept in the audit log.
+        Until ten minutes after a start or a leap of the clock, six hours where it was by more than
+          a week, nothing is deleted, released or canceled of itself.
+        """
 
 
-def statement_commitment(config: Config) -> list[Block]:
+def statement_commitment(config: Config) -> str:
     """Storage commitment: what success rests on, times, limits."""
-    keep, retry = config.commitment, ", ".join(map(str, RETRY_AFTER))
-    rules = (
-        "This system keeps no images. An instance is committed when it was seen, under the SOP class"
-        f" that is asked for, in the archive; evidence in this order: {', '.join(keep.evidence)}."
-        f" The archive is {keep.archive or 'the one device whose role is archive'}.",
-        "archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,"
-        " a performed procedure step or an availability notification; else by SOP Instance UIDs"
-        " alone, where the device of the archive has relational_queries; else it could not be"
-        " checked, which is failure 0110. commitment: the request for what is not proved is passed on to"
-        " the archive's own storage commitment, as SCU, under a Transaction UID of ours; its report is"
-        " taken on an association that the archive opens, as SCP by role selection, from the archive's AE"
-        " titles alone (else 0115), and passed back under the original UID, with its failure reasons 0112,"
-        f" 0119, 0122 and 0213, any other as 0110. Without a report in {keep.answer_minutes} minutes it is"
-        " asked anew. availability: a notification by the archive itself that the"
-        " instance is ONLINE or NEARLINE there.",
-        f"An instance that is not there is looked for again for {keep.missing_minutes} minutes, then"
-        " fails with 0112. An archive that is not reached is asked again after"
-        f" {retry} seconds, the last over and over, for {keep.give_up_hours} hours; then what is not"
-        " judged fails with 0110. Never is success told without evidence.",
-        "The result is told on an association of this system's, with the AE title that was called, as"
-        " SCP by role selection (or without it, where the device has events_without_role); first on the"
-        " requester's own, where its device has report_on_same_association and that is still open. 0110,"
-        " 0211 and 0213 are taken as not heard, any other status as heard. A requester that is not reached is tried again in the same way for"
-        f" {keep.report_hours} hours, over restarts; after a crash it may be told twice.",
-        "A requester must be registered with an address (else 0124). An identical request while the"
-        " first is judged is the same; another one under a Transaction UID that is known is"
-        f" answered with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances"
-        " are refused with 0213, an instance named twice with 0115.",
-        f"Results are kept {keep.keep_days} days, their Transaction UIDs for good (404 for an unknown,"
-        " 410 for a dropped one). Duration, retrieval and capacity of the storage are the archive's.",
-        "Retrieve AE Title is given at the top level, where all that is committed was seen in one"
-        " archive. Storage media are not looked at.",
-    )
-    classes = [(reason, str(words)) for reason, words in FAILURE_REASONS.items()]
-    return [
-        heading(3, "5.7 Storage commitment (PS3.4 J; PS3.18 13)"),
-        *paragraphs(*rules),
-        table_block(("Failure Reason", "Meaning"), *classes),
-    ]
+    keep = config.commitment
+    retries = ", ".join(map(str, RETRY_AFTER))
+    return f"""
+        ### 5.7 Storage commitment (PS3.4 J; PS3.18 13)
+        This system keeps no images. An instance is committed when it was seen, under the SOP class
+          that is asked for, in the archive; evidence in this order: {", ".join(keep.evidence)}. The
+          archive is {keep.archive or "the one device whose role is archive"}.
+        archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,
+          a performed procedure step or an availability notification; else by SOP Instance UIDs
+          alone, where the device of the archive has relational_queries; else it could not be
+          checked, which is failure 0110. commitment: the request for what is not proved is passed
+          on to the archive's own storage commitment, as SCU, under a Transaction UID of ours; its
+          report is taken on an association that the archive opens, as SCP by role selection, from
+          the archive's AE titles alone (else 0115), and passed back under the original UID, with
+          its failure reasons 0112, 0119, 0122 and 0213, any other as 0110. Without a report in
+          {keep.answer_minutes} minutes it is asked anew. availability: a notification by the
+          archive itself that the instance is ONLINE or NEARLINE there.
+        An instance that is not there is looked for again for {keep.missing_minutes} minutes, then
+          fails with 0112. An archive that is not reached is asked again after {retries} seconds, the
+          last over and over, for {keep.give_up_hours} hours; then what is not judged fails with
+          0110. Never is success told without evidence.
+        The result is told on an association of this system's, with the AE title that was called, as
+          SCP by role selection (or without it, where the device has events_without_role); first on
+          the requester's own, where its device has report_on_same_association and that is still
+          open. 0110, 0211 and 0213 are taken as not heard, any other status as heard. A requester
+          that is not reached is tried again in the same way for {keep.report_hours} hours, over
+          restarts; after a crash it may be told twice.
+        A requester must be registered with an address (else 0124). An identical request while the
+          first is judged is the same; another one under a Transaction UID that is known is answered
+          with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances are
+          refused with 0213, an instance named twice with 0115.
+        Results are kept {keep.keep_days} days, their Transaction UIDs for good (404 for an unknown,
+          410 for a dropped one). Duration, retrieval and capacity of the storage are the archive's.
+        Retrieve AE Title is given at the top level, where all that is committed was seen in one
+          archive. Storage media are not looked at.
+        {statement_table(("Failure Reason", "Meaning"), *FAILURE_REASONS.items())}
+        """
 
 
-def statement_availability(config: Config) -> list[Block]:
+def statement_availability(config: Config) -> str:
     """Instance availability: what is made of it."""
     keep = config.commitment
-    seen = (
-        "Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond"
-        " the table are stored. A second notification under a UID is refused with 0111. Both are"
-        f" kept {keep.keep_days} days. Those of others are passed on as 5.2.2 says; of instances that were"
-        " found by C-FIND we make one, for each study.",
-        f"Every {keep.look_minutes} minutes (0: never) the archive is asked by C-FIND for the instances that"
-        " performed steps of the last two days name and that are not known to be there (those that ended"
-        " more than two hours ago, each hour), and by Study Instance UID for exams of today and yesterday"
-        " of machines that do not report.",
-        "A machine reports performed steps if its device says so, or where that says auto, if it ever has."
-        " An exam of another one has begun when an instance of its study is notified or found; it has"
-        f" ended when none more has come for {keep.quiet_minutes} minutes (as the archive said when it was"
-        " asked thereafter), if its study has no other step, when the machine has asked for"
-        " storage commitment of instances that were found in its study, or when a person says so. Which of"
-        " these told is kept with it.",
-        "The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are told, when"
-        " each instance of its Input Information Sequence is known to be ONLINE or NEARLINE (at one of the"
-        " AE titles that it names, if any). For an item that lists no instances, and for a list that is"
-        " INCOMPLETE, all performed steps of the study must have ended and all their instances be known.",
-    )
     lines = [
         (named(path, one)[0], one.cells["create"]) for path, one in AVAILABILITY_ATTRIBUTES.items()
     ]
-    return [
-        heading(3, "5.8 Instance availability notification (PS3.4 R)"),
-        *paragraphs(*seen),
-        table_block(("Attribute", "N-CREATE"), *lines),
-    ]
+    return f"""
+        ### 5.8 Instance availability notification (PS3.4 R)
+        Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond
+          the table are stored. A second notification under a UID is refused with 0111. Both are
+          kept {keep.keep_days} days. Those of others are passed on as 5.2.2 says; of instances that
+          were found by C-FIND we make one, for each study.
+        Every {keep.look_minutes} minutes (0: never) the archive is asked by C-FIND for the
+          instances that performed steps of the last two days name and that are not known to be
+          there (those that ended more than two hours ago, each hour), and by Study Instance UID for
+          exams of today and yesterday of machines that do not report.
+        A machine reports performed steps if its device says so, or where that says auto, if it ever
+          has. An exam of another one has begun when an instance of its study is notified or found;
+          it has ended when none more has come for {keep.quiet_minutes} minutes (as the archive said
+          when it was asked thereafter), if its study has no other step, when the machine has asked
+          for storage commitment of instances that were found in its study, or when a person says
+          so. Which of these told is kept with it.
+        The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are
+          told, when each instance of its Input Information Sequence is known to be ONLINE or
+          NEARLINE (at one of the AE titles that it names, if any). For an item that lists no
+          instances, and for a list that is INCOMPLETE, all performed steps of the study must have
+          ended and all their instances be known.
+        {statement_table(("Attribute", "N-CREATE"), *lines)}
+        """
+
+
+DIMSE_PARTS = (
+    statement_worklist, statement_mpps, statement_workitems, statement_workitem_states,
+    statement_subscriptions, statement_retention,
+)  # fmt: skip
+IMAGE_PARTS = (statement_commitment, statement_availability)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23329,7 +23316,7 @@ def statement_availability(config: Config) -> list[Block]:
 # The conformance statement (PS3.2), printed from the tables.
 # ------------------------------------------------------------------------------------------------
 
-def statement_overview(config: Config) -> list[Block]:
+def statement_overview(config: Config) -> str:
     """What is supported, in a table of yes and no."""
     services: dict[str, list[str]] = collections.defaultdict(list)
     for service in SERVICES:
@@ -23338,160 +23325,130 @@ def statement_overview(config: Config) -> list[Block]:
         services[uid].append("N-EVENT-REPORT, on associations of ours")
     as_user = {uid: "Yes, passed on" for uid, scp in PASSED_ON.values() if not scp}
     as_user[STORAGE_COMMITMENT] = "Yes, passed on to the archive"
+    head = ("SOP class", "UID", "Provider (SCP)", "User (SCU)", "Operations")
     lines = [
         (UID(uid).name, uid, "Yes", as_user.get(uid, "No"), ", ".join(operations))
         for uid, operations in services.items()
+    ] + [
+        (UID(VERIFICATION).name, VERIFICATION, "", "Yes, from the page of devices", "C-ECHO"),
+        (UID(STUDY_ROOT_FIND).name, STUDY_ROOT_FIND, "", "Yes, in the archive", "C-FIND"),
     ]
-    head = ("SOP class", "UID", "Provider (SCP)", "User (SCU)", "Operations")
-    lines.append(
-        (UID(VERIFICATION).name, VERIFICATION, "", "Yes, from the page of devices", "C-ECHO")
+    return f"""
+        ## 1 Conformance statement overview
+        minris registers patients and exams, offers them to modalities as a modality worklist, and
+          takes the performed procedure steps that modalities report. It manages the workitems
+          (unified procedure steps) of what comes after, and tells subscribers what becomes of them.
+          It stores no images.
+        {statement_table(head, *lines)}
+        [contents]
+        """
+
+
+def statement_model(config: Config) -> str:
+    """What the product is, and what the application entity does and when."""
+    product = (
+        ("Item", "Value"),
+        ("Product", f"minris {__version__}"),
+        ("Implementation class UID", IMPLEMENTATION_CLASS_UID),
+        ("Implementation version name", IMPLEMENTATION_VERSION_NAME),
+        ("AE title", config.dicom.ae_title),
     )
-    lines.append((UID(STUDY_ROOT_FIND).name, STUDY_ROOT_FIND, "", "Yes, in the archive", "C-FIND"))
-    return [
-        heading(2, "1 Conformance statement overview"),
-        *paragraphs(
-            "minris registers patients and exams, offers them to modalities as a modality worklist,"
-            " and takes the performed procedure steps that modalities report. It manages the"
-            " workitems (unified procedure steps) of what comes after, and tells subscribers what"
-            " becomes of them. It stores no images.",
-        ),
-        table_block(head, *lines),
-    ]
+    wrong = f"DISCONTINUED, reason {INCORRECT_WORKLIST_ENTRY} (DCM)"
+    before = (wrong, "as it was before the performed step began")
+    after = statement_table(("Performed step", "Scheduled step"), *STEP_STATUS_AFTER, before)
+    attempts = "; else by ".join(
+        f"{how} ({', '.join(columns).replace('_', ' ')})" for how, *columns in STEP_ATTEMPTS
+    )
+    return f"""
+        ## 3 Introduction
+        {statement_table(*product)}
+        ## 4 Implementation model
+        One application entity, {config.dicom.ae_title}, waits for associations. A worklist query is
+          answered from what was registered on the page, by the JSON API or by import. A performed
+          procedure step changes the state of the scheduled steps that it names; the answer follows
+          the commit to disk.
+        ### 4.1 What a performed step does to a scheduled one
+        {after}
+        A scheduled step is found by:
+          {attempts}.
+          Of several that fit none is taken, and a person decides.
+        ## 5 Service and interoperability description
+        """
 
 
-def statement_introduction(config: Config) -> list[Block]:
-    """What the document is of."""
-    return [
-        heading(2, "3 Introduction"),
-        table_block(
-            ("Item", "Value"),
-            ("Product", f"minris {__version__}"),
-            ("Implementation class UID", IMPLEMENTATION_CLASS_UID),
-            ("Implementation version name", IMPLEMENTATION_VERSION_NAME),
-            ("AE title", config.dicom.ae_title),
-        ),
-    ]
-
-
-def statement_model(config: Config) -> list[Block]:
-    """What the application entity does and when."""
-    return [
-        heading(2, "4 Implementation model"),
-        *paragraphs(
-            f"One application entity, {config.dicom.ae_title}, waits for associations. A worklist"
-            " query is answered from what was registered on the page, by the JSON API or by"
-            " import. A performed procedure step changes the state of the scheduled steps that it"
-            " names; the answer follows the commit to disk.",
-        ),
-        heading(3, "4.1 What a performed step does to a scheduled one"),
-        table_block(
-            ("Performed step", "Scheduled step"),
-            *STEP_STATUS_AFTER,
-            (
-                f"DISCONTINUED, reason {INCORRECT_WORKLIST_ENTRY} (DCM)",
-                "as it was before the performed step began",
-            ),
-        ),
-        *paragraphs(
-            "A scheduled step is found by: "
-            + "; else by ".join(
-                f"{how} ({', '.join(column.replace('_', ' ') for column in columns)})"
-                for how, *columns in STEP_ATTEMPTS
-            )
-            + ". Of several that fit none is taken, and a person decides.",
-        ),
-    ]
-
-
-def statement_dicomweb(config: Config) -> list[Block]:
+def statement_dicomweb(config: Config) -> str:
     """DICOMweb: its transactions and choices."""
     lines = [(r.method, BASE + r.path, r.clause, r.role) for r in DICOM_ROUTES]
-    rules = (
-        f"Media types: {', '.join(MEDIA_TYPES)}. Without an Accept header {DICOM_JSON} is answered."
-        " A document type in XML is refused.",
-        "A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data"
-        " set; without any, one is made. The Transaction UID of an update is taken from"
-        f" ?{', ?'.join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.",
-        "Requesting AE is ?requester= or the last part of the path, else the AE title that the token"
-        " speaks for, else that of this system. A token subscribes, opens WebSockets and asks in the"
-        " name of the AE titles it is made for alone (403); an administrator's for any.",
-        "A parameter that looks like an attribute and is none is refused with 400; others are"
-        " ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come in"
-        " the order of their start; a page ends after limit, or after"
-        f" {config.dicom.answer_limit} matches.",
-        "TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, with a Warning"
-        " where it is another offset than ours. A charset parameter without UTF-8 is refused with 400;"
-        " Accept-Charset is not looked at. Content-Encoding is gzip in both directions, where asked.",
-        "Limits: 429 after"
-        f" {config.web.requests_per_second or 'any number of'} requests a second from one address, 413"
-        f" after {config.web.maximum_body} bytes (unpacked, too), 16 levels of sequences.",
-    )
-    events = (
-        f"Content-Location (and Location) of a subscription name the WebSocket of the AE's events,"
-        f" {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} is the same. It may be"
-        " opened before or after the subscription, by a token in the Authorization header or in a"
-        f" subprotocol {BEARER}TOKEN, or by a session's cookie from our own pages. The first other"
-        " subprotocol is taken. Refusals: 400, 401, 403, 404, 426 without upgrade, 429, 503 past"
-        f" {config.web.maximum_websockets} WebSockets.",
-        "An AE is told by WebSocket from its first subscription over HTTP or its first WebSocket on,"
-        " by DIMSE from its first subscription over DIMSE on, or as the setting events of its device"
-        " says. Each event is one text with one object, with the UPS Push SOP class.",
-        "An event has been heard when a pong has followed it on one of the AE's WebSockets; until"
-        " then it is told again on the next one, with the same Message ID. The first WebSocket of an"
-        " AE is told first what came while there was none, another one what comes later. What nobody"
-        f" has fetched after {config.housekeeping.give_up_events_hours} hours is given up.",
-        f"Every {SocketDelivery.KEEP_ALIVE:.0f} s there is a ping; without a pong for"
-        f" {EventSocket.PONG_WITHIN:.0f} s the connection is cut. It is closed with 1008 when its login"
-        " ends, with 1001 when the appliance stops. After"
-        f" {EventSocket.MOST_UNHEARD} events without a pong it is told no more until one comes. What a"
-        " client sends is ignored.",
-    )
-    return [
-        heading(3, "5.4 DICOMweb (PS3.18 chapters 11, 14, 15)"),
-        table_block(("Method", "Path", "Source", "Least role"), *lines),
-        *paragraphs(*rules),
-        heading(4, "5.4.1 Notification channel (PS3.18 8.10, 11.13)"),
-        *paragraphs(*events),
-    ]
+    return f"""
+        ### 5.4 DICOMweb (PS3.18 chapters 11, 14, 15)
+        {statement_table(("Method", "Path", "Source", "Least role"), *lines)}
+        Media types: {", ".join(MEDIA_TYPES)}. Without an Accept header {DICOM_JSON} is answered. A
+          document type in XML is refused.
+        A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data
+          set; without any, one is made. The Transaction UID of an update is taken from
+          ?{", ?".join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.
+        Requesting AE is ?requester= or the last part of the path, else the AE title that the token
+          speaks for, else that of this system. A token subscribes, opens WebSockets and asks in the
+          name of the AE titles it is made for alone (403); an administrator's for any.
+        A parameter that looks like an attribute and is none is refused with 400; others are
+          ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come
+          in the order of their start; a page ends after limit, or after {config.dicom.answer_limit}
+          matches.
+        TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, with a
+          Warning where it is another offset than ours. A charset parameter without UTF-8 is refused
+          with 400; Accept-Charset is not looked at. Content-Encoding is gzip in both directions,
+          where asked.
+        Limits: 429 after {config.web.requests_per_second or "any number of"} requests a second from
+          one address, 413 after {config.web.maximum_body} bytes (unpacked, too), 16 levels of
+          sequences.
+        #### 5.4.1 Notification channel (PS3.18 8.10, 11.13)
+        Content-Location (and Location) of a subscription name the WebSocket of the AE's events,
+          {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} is the same. It may be
+          opened before or after the subscription, by a token in the Authorization header or in a
+          subprotocol {BEARER}TOKEN, or by a session's cookie from our own pages. The first other
+          subprotocol is taken. Refusals: 400, 401, 403, 404, 426 without upgrade, 429, 503 past
+          {config.web.maximum_websockets} WebSockets.
+        An AE is told by WebSocket from its first subscription over HTTP or its first WebSocket on,
+          by DIMSE from its first subscription over DIMSE on, or as the setting events of its device
+          says. Each event is one text with one object, with the UPS Push SOP class.
+        An event has been heard when a pong has followed it on one of the AE's WebSockets; until
+          then it is told again on the next one, with the same Message ID. The first WebSocket of an
+          AE is told first what came while there was none, another one what comes later. What nobody
+          has fetched after {config.housekeeping.give_up_events_hours} hours is given up.
+        Every {SocketDelivery.KEEP_ALIVE:.0f} s there is a ping; without a pong for
+          {EventSocket.PONG_WITHIN:.0f} s the connection is cut. It is closed with 1008 when its
+          login ends, with 1001 when the appliance stops. After {EventSocket.MOST_UNHEARD} events
+          without a pong it is told no more until one comes. What a client sends is ignored.
+        """
 
 
-def statement_web(config: Config) -> list[Block]:
-    """The JSON API."""
+def statement_web(config: Config) -> str:
+    """The JSON API, and the statuses."""
+    head = ("Method", "Path", "Meaning", "Least role", "Success")
     lines = [(r.method, r.path, r.operation, r.role, *r.success) for r in ROUTES]
-    return [
-        heading(3, "5.5 Web interface (not DICOMweb: the product's own)"),
-        table_block(("Method", "Path", "Meaning", "Least role", "Success"), *lines),
-        heading(3, "5.6 Statuses"),
-        table_block(
-            ("Operation", "Status", "HTTP", "Text"),
-            *((o, f"{s:04X}", c.http, c.text) for (o, s), c in OUTCOMES.items()),
-        ),
-    ]
+    outcomes = [(o, f"{s:04X}", cell.http, cell.text) for (o, s), cell in OUTCOMES.items()]
+    return f"""
+        ### 5.5 Web interface (not DICOMweb: the product's own)
+        {statement_table(head, *lines)}
+        ### 5.6 Statuses
+        {statement_table(("Operation", "Status", "HTTP", "Text"), *outcomes)}
+        """
 
 
-def statement_configuration(config: Config) -> list[Block]:
+def statement_configuration(config: Config) -> str:
     """The settings, and the devices of the file."""
-    return [
-        heading(2, "6 Configuration"),
-        table_block(
-            ("Setting", "Default", "Meaning"),
-            *(
-                (f"[{s.section}] {s.key}", s.default, s.meaning)
-                for s in (*SETTINGS, *DEVICE_SETTINGS)
-            ),
-        ),
+    lines = [
+        (f"[{s.section}] {s.key}", s.default, s.meaning) for s in (*SETTINGS, *DEVICE_SETTINGS)
     ]
+    return f"""
+        ## 6 Configuration
+        {statement_table(("Setting", "Default", "Meaning"), *lines)}
+        """
 
 
-def statement_network(config: Config) -> list[Block]:
+def statement_network(config: Config) -> str:
     """Contexts, syntaxes, limits."""
     dicom = config.dicom
-    syntaxes = f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}"
-    contexts = [
-        (uid, syntaxes, "SCP", "answered" if roles else "not answered: default roles",
-         EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none")
-        for uid, roles in PRESENTATION_CONTEXTS.items()
-    ]  # fmt: skip
     head = (
         "Abstract syntax",
         "Transfer syntaxes",
@@ -23499,6 +23456,12 @@ def statement_network(config: Config) -> list[Block]:
         "Role selection",
         "Extended negotiation",
     )
+    syntaxes = f"{EXPLICIT_VR_LITTLE_ENDIAN}, {IMPLICIT_VR_LITTLE_ENDIAN}"
+    contexts = [
+        (uid, syntaxes, "SCP", "answered" if roles else "not answered: default roles",
+         EXTENDED_NEGOTIATION.get(uid, b"").hex() or "none")
+        for uid, roles in PRESENTATION_CONTEXTS.items()
+    ]  # fmt: skip
     limits = [
         (s.key, getattr(dicom, s.key), s.meaning)
         for s in SETTINGS
@@ -23507,84 +23470,67 @@ def statement_network(config: Config) -> list[Block]:
     ]
     sets = sorted({*CHARACTER_SETS_ALONE, *(f"ISO_IR {n}" for n in REPERTOIRES if n not in
                    ("87", "159", "149", "58")), *(f"ISO 2022 IR {n}" for n in REPERTOIRES)})  # fmt: skip
-    return [
-        heading(2, "7 Network communication details"),
-        heading(3, "7.1 Association acceptance"),
-        table_block(head, *contexts),
-        *paragraphs(
-            f"Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come"
-            " before an answer wait. Explicit VR is chosen where both are proposed.",
-        ),
-        table_block(("Limit", "Value", "Meaning"), *limits),
-        *paragraphs(
-            "Associations are opened for events, one for each receiver, kept for"
-            f" {DimseSender.KEEP:.0f} s after the last of a burst, with the context {UPS_EVENT} in both"
-            f" transfer syntaxes, role SCP, calling AE title {dicom.ae_title}; likewise for what is"
-            " passed on; for results of storage commitment; for queries of the archive; and for C-ECHO.",
-        ),
-        heading(3, "7.2 Character sets"),
-        *paragraphs(", ".join(sets)),
-        *paragraphs(
-            "Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a"
-            " name, groups that a set cannot carry are left out if the alphabetic one remains; else"
-            " the answer is in the device's fallback set. Bytes that contradict the declared set"
-            " are read as UTF-8 or GB18030 where that is certain, and logged.",
-        ),
-    ]
+    return f"""
+        ## 7 Network communication details
+        ### 7.1 Association acceptance
+        {statement_table(head, *contexts)}
+        Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come
+          before an answer wait. Explicit VR is chosen where both are proposed.
+        {statement_table(("Limit", "Value", "Meaning"), *limits)}
+        Associations are opened for events, one for each receiver, kept for {DimseSender.KEEP:.0f} s
+          after the last of a burst, with the context {UPS_EVENT} in both transfer syntaxes, role
+          SCP, calling AE title {dicom.ae_title}; likewise for what is passed on; for results of
+          storage commitment; for queries of the archive; and for C-ECHO.
+        ### 7.2 Character sets
+        {", ".join(sets)}
+        Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a name,
+          groups that a set cannot carry are left out if the alphabetic one remains; else the answer
+          is in the device's fallback set. Bytes that contradict the declared set are read as UTF-8
+          or GB18030 where that is certain, and logged.
+        """
 
 
-def statement_security(config: Config) -> list[Block]:
+def statement_security(config: Config) -> str:
     """Who may associate, TLS."""
     unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
+    other = "rejected (1, 1, 7)" if config.dicom.check_called_ae_title else "accepted"
     tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
-    return [
-        heading(2, "8 Security"),
-        table_block(
-            ("Item", "Value"),
-            ("Calling AE titles that are not registered", unknown),
-            ("Another called AE title", "rejected (1, 1, 7)" if config.dicom.check_called_ae_title
-             else "accepted"),
-            ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
-            ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
-            ("User identity negotiation", "accepted, not verified, no answer"),
-            ("Audit log", "kept in the store, never changed; each line has the SHA-256 digest of itself"
-             " and the digest before it"),
-        ),
-    ]  # fmt: skip
+    lines = (
+        ("Item", "Value"),
+        ("Calling AE titles that are not registered", unknown),
+        ("Another called AE title", other),
+        ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
+        ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
+        ("User identity negotiation", "accepted, not verified, no answer"),
+        ("Audit log", "kept in the store, never changed; each line has the SHA-256 digest of itself"
+         " and the digest before it"),
+    )  # fmt: skip
+    return f"""
+        ## 8 Security
+        {statement_table(*lines)}
+        """
 
 
 STATEMENT = (
-    statement_overview,
-    lambda config: [Block("contents")],
-    statement_introduction,
-    statement_model,
-    lambda config: [heading(2, "5 Service and interoperability description")],
-    statement_worklist,
-    statement_mpps,
-    statement_workitems,
-    statement_dicomweb,
-    statement_web,
-    statement_commitment,
-    statement_availability,
-    statement_configuration,
-    statement_network,
-    statement_security,
-)
+    statement_overview, statement_model, *DIMSE_PARTS, statement_dicomweb, statement_web,
+    *IMAGE_PARTS, statement_configuration, statement_network, statement_security,
+)  # fmt: skip
 
 
 def conformance_statement(config: Config, form: str = "md") -> str:
     """The DICOM conformance statement of a configuration, as `md`, `html` or `json`."""
-    blocks = [heading(1, f"DICOM conformance statement of minris {__version__}")]
-    for part in STATEMENT:
-        blocks += part(config)
-    blocks = [block for one in blocks for block in statement_contents(one, blocks)]
+    title = f"DICOM conformance statement of minris {__version__}"
+    source = f"# {title}\n" + "\n".join(part(config) for part in STATEMENT)
+    sections = re.findall(r"(?m)^ *#{2,3} (.*)", source)
+    contents = statement_table(("Section",), *([section] for section in sections))
+    blocks = statement_blocks(source.replace("[contents]", f"## 2 Contents\n{contents}"))
     if form == "json":
         return json.dumps([block._asdict() for block in blocks], indent=1) + "\n"
     if form == "md":
         return "".join(map(statement_markdown, blocks))
-    title = html.escape(blocks[0].text)
-    head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
-    return f"{head}<body>\n{''.join(map(statement_html, blocks))}</body></html>\n"
+    head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    body = "".join(map(statement_html, blocks))
+    return f"{head}<title>{html.escape(title)}</title></head>\n<body>\n{body}</body></html>\n"
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A document of headings, paragraphs and tables, as Markdown or HTML."""
 
 import html
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,48 +15,42 @@ class Block(NamedTuple):
     level: int = 0
 
 
-def heading(level: int, text: str) -> Block:
-    """Return a heading; level 1 is the title of the document."""
-    return Block("heading", text, level=level)
+def statement_table(head: Iterable[object], *lines: Iterable[object]) -> str:
+    """Return a table as Markdown."""
+    rows = [[str(cell).replace("|", "\\|") for cell in line] for line in (head, *lines)]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def paragraphs(*texts: str) -> list[Block]:
-    """Return one paragraph for each text."""
-    return [Block("paragraph", text) for text in texts]
-
-
-def table_block(*lines: Iterable[object]) -> Block:
-    """Return a table; the first line is its head."""
-    return Block("table", rows=tuple(tuple(str(cell) for cell in line) for line in lines))
-
-
-def statement_contents(block: Block, blocks: list[Block]) -> list[Block]:
-    """Return the table of contents for its mark, any other block unchanged."""
-    if block.kind != "contents":
-        return [block]
-    headings = [(b.text,) for b in blocks if b.kind == "heading" and b.level in (2, 3)]
-    return [heading(2, "2 Contents"), table_block(("Section",), *headings)]
+def statement_blocks(source: str) -> list[Block]:
+    """Return the blocks of a text: Markdown, a line for each block, with hanging indents."""
+    found = []
+    text = re.sub(r"(?m)^ +", "", re.sub(r"\n {9,}", " ", source)) + "\n"  # indents of 8 are ours
+    for piece in re.findall(r"(?m)^(?:[^|\n].*|(?:\|.*\n)+)", text):
+        if piece[0] == "#":
+            marks, _, words = piece.partition(" ")
+            found.append(Block("heading", words, level=len(marks)))
+        elif piece[0] != "|":
+            found.append(Block("paragraph", piece))
+        else:
+            head, _, *lines = (re.split(r"(?<!\\)\|", row)[1:-1] for row in piece.splitlines())
+            rows = (tuple(cell[1:-1].replace("\\|", "|") for cell in row) for row in (head, *lines))
+            found.append(Block("table", rows=tuple(rows)))
+    return found
 
 
 def statement_markdown(block: Block) -> str:
     """Return a block as Markdown."""
-    if block.kind == "heading":
-        return f"{'#' * block.level} {block.text}\n\n"
-    if block.kind == "paragraph":
-        return f"{block.text}\n\n"
-    lines = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in block.rows
-    ]
-    lines.insert(1, "|" + " --- |" * len(block.rows[0]))
-    return "\n".join(lines) + "\n\n"
+    if block.kind == "table":
+        return statement_table(*block.rows) + "\n\n"
+    return f"{'#' * block.level} {block.text}\n\n".lstrip()
 
 
 def statement_html(block: Block) -> str:
     """Return a block as HTML."""
-    if block.kind == "heading":
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
-    if block.kind == "paragraph":
-        return f"<p>{html.escape(block.text)}</p>\n"
+    if block.kind != "table":
+        tag = f"h{block.level}" if block.level else "p"
+        return f"<{tag}>{html.escape(block.text)}</{tag}>\n"
     head, *body = block.rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
