@@ -5327,6 +5327,9 @@ def reading() -> Iterator[None]:
 # A simulated AE that calls the server.
 # ------------------------------------------------------------------------------------------------
 
+SYNTAXES = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+
+
 class SimulationError(Exception):
     """A scenario failed."""
 
@@ -5349,9 +5352,7 @@ class Peer:
         self.address, self.called = (host, port), called
         self.ae = AE(ae_title=ae_title)
         for uid in self.CLASSES:
-            self.ae.add_requested_context(
-                uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
-            )
+            self.ae.add_requested_context(uid, SYNTAXES)
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
@@ -5371,6 +5372,28 @@ class Peer:
             yield association
         finally:
             association.release()
+
+    def answered(self, line: str, operation: str, status: Any, hint: str = "") -> None:
+        """Print the status of a request. SimulationError, with a hint, unless it is success."""
+        self.say(f"{line}: {code_of(status)}")
+        if code_of(status) != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            raise SimulationError(f"{operation} failed: {code_of(status)} {comment}{hint}")
+
+
+def code_of(status: Any) -> str:
+    """Return the code of a response."""
+    return f"{status.Status:04X}" if status else "no answer"
+
+
+def filled(keywords: str, source: Any = None) -> Any:
+    """Return a data set with these attributes, copied from another data set or empty."""
+    from pydicom.dataset import Dataset
+
+    ds = Dataset()
+    for keyword in keywords.split():
+        setattr(ds, keyword, source.get(keyword, "") if source else "")
+    return ds
 
 
 @contextlib.contextmanager
@@ -5408,11 +5431,8 @@ class SimulatedArchive(Peer):
     """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
-    LEVELS = (
-        ("STUDY", "StudyInstanceUID"),
-        ("SERIES", "SeriesInstanceUID"),
-        ("IMAGE", "SOPInstanceUID"),
-    )
+    LEVELS = (("STUDY", "StudyInstanceUID"), ("SERIES", "SeriesInstanceUID"),
+              ("IMAGE", "SOPInstanceUID"))  # fmt: skip
 
     def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
         super().__init__(ae_title, *address)
@@ -5450,11 +5470,8 @@ class SimulatedArchive(Peer):
     def _store(self, event: Any) -> int:
         ds = event.dataset
         with self.lock:
-            self.images[ds.SOPInstanceUID] = (
-                ds.StudyInstanceUID,
-                ds.SeriesInstanceUID,
-                ds.SOPClassUID,
-            )
+            place = ds.StudyInstanceUID, ds.SeriesInstanceUID
+            self.images[ds.SOPInstanceUID] = (*place, ds.SOPClassUID)
             self.new[event.assoc].append(ds.SOPInstanceUID)
         return 0x0000
 
@@ -5476,20 +5493,14 @@ class SimulatedArchive(Peer):
 
     def notify(self, uids: Iterable[str]) -> None:
         """Send an Instance Availability Notification (N-CREATE) for each study."""
-        rows_ = [
-            (uid, self.ae_title, of_class, study, series, "ONLINE")
-            for uid in uids
-            for study, series, of_class in [self.images[uid]]
-        ]
-        rows_.sort(key=lambda row: row[3:5])
+        found = [(uid, *self.images[uid]) for uid in uids]
+        rows_ = [(uid, self.ae_title, of_class, study, series, "ONLINE")
+                 for uid, study, series, of_class in sorted(found, key=lambda row: row[1:3])]  # fmt: skip
         for study, of_study in itertools.groupby(rows_, key=lambda row: row[3]):
-            data = availability_data(study, list(of_study), [])
+            ds = dataset_of(availability_data(study, list(of_study), []))
             with self.association() as association:
-                status, _ = association.send_n_create(
-                    dataset_of(data), INSTANCE_AVAILABILITY, new_uid()
-                )
-            code = f"{status.Status:04X}" if status else "no answer"
-            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
+                status, _ = association.send_n_create(ds, INSTANCE_AVAILABILITY, new_uid())
+            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code_of(status)}")
 
     def _find(self, event: Any) -> Iterator[tuple[int, Any]]:
         from pydicom.dataset import Dataset
@@ -5507,10 +5518,8 @@ class SimulatedArchive(Peer):
                 found[tuple(place[:depth])].append(of_class)
         for names, classes in found.items():
             answer = Dataset()
-            answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
-                query.QueryRetrieveLevel,
-                self.ae_title,
-            )
+            answer.QueryRetrieveLevel = query.QueryRetrieveLevel
+            answer.RetrieveAETitle = self.ae_title
             for uid, (_, keyword) in zip(names, self.LEVELS, strict=False):
                 setattr(answer, keyword, uid)
             if depth == len(self.LEVELS):
@@ -5535,9 +5544,7 @@ class SimulatedArchive(Peer):
         ds.TransactionUID, ds.RetrieveAETitle = asked.TransactionUID, self.ae_title
         good, bad = [], []
         for one in asked.ReferencedSOPSequence:
-            item = Dataset()
-            item.ReferencedSOPClassUID = one.ReferencedSOPClassUID
-            item.ReferencedSOPInstanceUID = one.ReferencedSOPInstanceUID
+            item = filled("ReferencedSOPClassUID ReferencedSOPInstanceUID", one)
             _, _, of_class = self.images.get(one.ReferencedSOPInstanceUID, ("", "", ""))
             if of_class == one.ReferencedSOPClassUID:
                 good.append(item)
@@ -5554,12 +5561,10 @@ class SimulatedArchive(Peer):
         if not association.is_established:
             raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]
-        status, _ = association.send_n_event_report(
-            ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-        )
+        instance = STORAGE_COMMITMENT_INSTANCE
+        status, _ = association.send_n_event_report(ds, kind, STORAGE_COMMITMENT, instance)
         association.release()
-        code = f"{status.Status:04X}" if status else "no answer"
-        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code}"
+        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code_of(status)}"
         self.say(f"{self.ae_title} -> {who}  {words}")
 
     def _take(self, event: Any) -> tuple[int, Any]:
@@ -5580,21 +5585,15 @@ class SimulatedArchive(Peer):
 # ------------------------------------------------------------------------------------------------
 
 # Query keys, and the attributes that stay empty in an N-CREATE.
-QUERY_KEYWORDS = (
-    "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
-    " RequestedProcedureDescription StudyInstanceUID"
-).split()
-QUERY_STEP_KEYWORDS = (
-    "ScheduledProcedureStepStartTime ScheduledProcedureStepID ScheduledProcedureStepDescription"
-).split()
-EMPTY_MPPS_TEXTS = (
-    "PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
-    " PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"
-).split()
-EMPTY_MPPS_SEQUENCES = (
-    "ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
-    " PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"
-).split()
+PATIENT = "PatientName PatientID PatientBirthDate PatientSex"
+QUERY = f"""{PATIENT} AccessionNumber RequestedProcedureID RequestedProcedureDescription
+    StudyInstanceUID"""
+QUERY_STEP = """ScheduledProcedureStepStartTime ScheduledProcedureStepID
+    ScheduledProcedureStepDescription"""
+EMPTY_MPPS_TEXTS = """PerformedStationName PerformedLocation PerformedProcedureTypeDescription
+    PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"""
+EMPTY_MPPS_SEQUENCES = """ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence
+    PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"""
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -5615,16 +5614,10 @@ class Modality(Peer):
 
     def worklist(self, date: str = "") -> list[Any]:
         """Return the steps scheduled for this modality on a day (DA), or on any day."""
-        from pydicom.dataset import Dataset
-
-        query, step = Dataset(), Dataset()
+        query, step = filled(QUERY), filled(QUERY_STEP)
         query.SpecificCharacterSet = "ISO_IR 192"
-        for keyword in QUERY_KEYWORDS:
-            setattr(query, keyword, "")
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
-        for keyword in QUERY_STEP_KEYWORDS:
-            setattr(step, keyword, "")
         query.ScheduledProcedureStepSequence = [step]
         found = []
         with self.association() as association:
@@ -5639,31 +5632,22 @@ class Modality(Peer):
 
     def start(self, item: Any, uid: str) -> None:
         """Start a performed procedure step for a worklist item (N-CREATE)."""
-        from pydicom.dataset import Dataset
-
         now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
-        scheduled, ds = Dataset(), Dataset()
-        for keyword in ("StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
-                        "RequestedProcedureDescription"):  # fmt: skip
-            setattr(scheduled, keyword, item.get(keyword, ""))
-        scheduled.ScheduledProcedureStepID = step.ScheduledProcedureStepID
-        scheduled.ScheduledProcedureStepDescription = step.get(
-            "ScheduledProcedureStepDescription", ""
-        )
+        scheduled = filled("ScheduledProcedureStepID ScheduledProcedureStepDescription", step)
+        scheduled.update(filled("StudyInstanceUID AccessionNumber RequestedProcedureID", item))
+        scheduled.update(filled("RequestedProcedureDescription", item))
         scheduled.ScheduledProtocolCodeSequence, scheduled.ReferencedStudySequence = [], []
+        ds = filled(EMPTY_MPPS_TEXTS)
+        ds.update(filled(PATIENT, item))
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.ScheduledStepAttributesSequence = [scheduled]
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex"):
-            setattr(ds, keyword, item.get(keyword, ""))
         ds.PerformedProcedureStepID = f"P{now:%H%M%S}"
         ds.PerformedStationAETitle, ds.Modality = self.ae_title, self.modality
         ds.PerformedProcedureStepStartDate = f"{now:%Y%m%d}"
         ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
         ds.PerformedProcedureStepStatus = "IN PROGRESS"
         ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
-        for keyword in EMPTY_MPPS_TEXTS:
-            setattr(ds, keyword, "")
-        for keyword in EMPTY_MPPS_SEQUENCES:
+        for keyword in EMPTY_MPPS_SEQUENCES.split():
             setattr(ds, keyword, [])
         with self.association() as association:
             status, _ = association.send_n_create(ds, MPPS, uid)
@@ -5709,11 +5693,7 @@ class Modality(Peer):
 
     def _report(self, operation: str, words: str, status: Any) -> None:
         """Print the answer. SimulationError unless it is success."""
-        code = f"{status.Status:04X}" if status else "no answer"
-        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}: {code}")
-        if code != "0000":
-            comment = status.get("ErrorComment", "") if status else ""
-            raise SimulationError(f"{operation} failed: {code} {comment}")
+        self.answered(f"{self.ae_title} -> {self.called}  {operation} {words}", operation, status)
 
 
 class Scanner(Modality):
@@ -5759,19 +5739,16 @@ class Scanner(Modality):
         self.say(f"{self.ae_title} -> {title}  C-STORE {number} images: 0000")
 
     def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
-        from pydicom.dataset import Dataset, FileMetaDataset
+        from pydicom.dataset import FileMetaDataset
         from pydicom.uid import UID
 
-        ds, meta = Dataset(), FileMetaDataset()
+        ds, meta = filled(f"{PATIENT} AccessionNumber StudyInstanceUID", item), FileMetaDataset()
         meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
         meta.MediaStorageSOPClassUID = UID(CT_IMAGE_STORAGE)
         meta.MediaStorageSOPInstanceUID = UID(uid)
         ds.file_meta = meta
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
-                        "AccessionNumber", "StudyInstanceUID"):  # fmt: skip
-            setattr(ds, keyword, item.get(keyword, ""))
         ds.SeriesInstanceUID, ds.Modality = series.SeriesInstanceUID, self.modality
         ds.StudyDate, ds.StudyTime, ds.StudyID = f"{datetime.date.today():%Y%m%d}", "", ""
         ds.Rows = ds.Columns = ds.SamplesPerPixel = 1
@@ -5794,9 +5771,8 @@ class Scanner(Modality):
         ds.ReferencedSOPSequence = series.ReferencedImageSequence
         with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             with self.association() as association:
-                status, _ = association.send_n_action(
-                    ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-                )
+                instance = STORAGE_COMMITMENT_INSTANCE
+                status, _ = association.send_n_action(ds, 1, STORAGE_COMMITMENT, instance)
             count = len(series.ReferencedImageSequence)
             self._report("N-ACTION", f"commitment of {count} images", status)
             self._say_result(ds.TransactionUID)
@@ -5963,19 +5939,16 @@ class Workstation(Peer):
     def _act(
         self, words: str, kind: int, uid: str, information: ElementIndex, sop_class: str
     ) -> None:
+        ds = dataset_of(information)
         with self.association() as association:
-            status, _ = association.send_n_action(
-                dataset_of(information), kind, UPS_PUSH, uid, meta_uid=sop_class
-            )
+            status, _ = association.send_n_action(ds, kind, UPS_PUSH, uid, meta_uid=sop_class)
         self._said(f"N-ACTION          {words}", status)
 
     def _said(self, words: str, status: Any) -> None:
-        code = f"{status.Status:04X}" if status else "no answer"
-        self.say(f"{self.ae_title:<12} -> {self.called:<12} {words}: {code}")
-        if code != "0000":
-            comment = status.get("ErrorComment", "") if status else ""
-            hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
-            raise SimulationError(f"{words.split('  ')[0]} failed: {code} {comment}{hint}")
+        unknown = code_of(status) == "C308"
+        hint = f"; register it with an address and port {self.listen}" if unknown else ""
+        line = f"{self.ae_title:<12} -> {self.called:<12} {words}"
+        self.answered(line, words.partition("  ")[0], status, hint)
 
     # Events
 
@@ -6013,10 +5986,8 @@ class Workstation(Peer):
             if found not in self.made:
                 continue
             told = f"{names[kind]}: {_event_words(ds)}"
-            self.say(
-                f"{self.called:<12} -> {self.ae_title:<12} N-EVENT-REPORT    {told}"
-                f"  ({self.made[found]})"
-            )
+            who = f"{self.called:<12} -> {self.ae_title:<12}"
+            self.say(f"{who} N-EVENT-REPORT    {told}  ({self.made[found]})")
             if found == uid and words in told:
                 return
 
@@ -6039,11 +6010,6 @@ def _event_words(ds: Any) -> str:
 # minris.simulator.scenarios
 # The scenarios of `simulate` (PS3.17 GGG).
 # ------------------------------------------------------------------------------------------------
-
-def scenario_echo(machine: Modality) -> None:
-    """C-ECHO."""
-    machine.echo()
-
 
 def started(machine: Modality) -> tuple[Any, str]:
     """Start the first step of the worklist; return it with the UID of the performed step."""
@@ -6082,6 +6048,12 @@ def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
             station.end_subscriptions()
 
 
+def perform(station: Workstation, uid: str, code: str) -> None:
+    """Claim and complete a workitem, and wait for the event."""
+    station.complete(uid, station.claim(uid), code)
+    station.hear(uid, "COMPLETED")
+
+
 def scenario_pull(station: Workstation) -> None:
     """PS3.17 GGG.3.1, pull: a performer finds, claims, updates and completes a workitem."""
     with watching(station):
@@ -6103,9 +6075,7 @@ def scenario_push(station: Workstation) -> None:
     with watching(station):
         uid = station.create("CAD", "110004", station=station.ae_title)
         station.hear(uid, "UPS Assigned")
-        lock = station.claim(uid)
-        station.complete(uid, lock, "110004")
-        station.hear(uid, "COMPLETED")
+        perform(station, uid, "110004")
         station.get(uid)
 
 
@@ -6115,15 +6085,11 @@ def scenario_watch(station: Workstation) -> None:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with watching(station):
         first = station.create("CAD", "110004")
-        lock = station.claim(first)
-        station.complete(first, lock, "110004")
-        station.hear(first, "COMPLETED")
+        perform(station, first, "110004")
         station.get(first)
         second = station.create("Reading", "110005", source=first)
         station.hear(second, "SCHEDULED")
-        lock = station.claim(second)
-        station.complete(second, lock, "110005")
-        station.hear(second, "COMPLETED")
+        perform(station, second, "110005")
 
 
 def scenario_cancel(station: Workstation) -> None:
@@ -6187,21 +6153,12 @@ def scenario_archive(archive: SimulatedArchive) -> None:
 
 
 ARCHIVE_SCENARIOS: dict[str, Callable[[Any], None]] = {
-    "archive": scenario_archive,
-    "commitment": scenario_commitment,
-}
+    "archive": scenario_archive, "commitment": scenario_commitment}  # fmt: skip
 MODALITY_SCENARIOS: dict[str, Callable[[Modality], None]] = {
-    "echo": scenario_echo,
-    "modality": scenario_modality,
-    "discontinue": scenario_discontinue,
-}
+    "echo": Modality.echo, "modality": scenario_modality, "discontinue": scenario_discontinue}  # fmt: skip
 WORKSTATION_SCENARIOS: dict[str, Callable[[Workstation], None]] = {
-    "pull": scenario_pull,
-    "push": scenario_push,
-    "watch": scenario_watch,
-    "cancel": scenario_cancel,
-    "reliable-watcher": scenario_reliable_watcher,
-}
+    "pull": scenario_pull, "push": scenario_push, "watch": scenario_watch,
+    "cancel": scenario_cancel, "reliable-watcher": scenario_reliable_watcher}  # fmt: skip
 SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS, *ARCHIVE_SCENARIOS)
 
 
@@ -6246,92 +6203,74 @@ def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
     for row in DEMO_DAY:
         at = now + datetime.timedelta(minutes=int(row.minutes))
         step = text_elements(
-            ScheduledStationAETitle=row.device,
-            Modality=row.modality,
+            ScheduledStationAETitle=row.device, Modality=row.modality,
             ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
             ScheduledProcedureStepStartTime=f"{at:%H%M}00",
-        )
+        )  # fmt: skip
         patient = text_elements(
-            PatientName=row.name,
-            PatientBirthDate=row.birth,
-            PatientSex=row.sex,
+            PatientName=row.name, PatientBirthDate=row.birth, PatientSex=row.sex,
             RequestedProcedureDescription=row.exam,
-        )
+        )  # fmt: skip
         sequence = sequence_elements(ScheduledProcedureStepSequence=[step])
         items.append(to_json(patient.merged(sequence)))
     return items
 
 
 def play_day(
-    web_url: str,
-    token: str,
-    host: str,
-    port: int,
-    called: str,
-    say: Callable[[str], None],
-    pause: float,
-    listen: int = 0,
-) -> None:
+    web_url: str, token: str, host: str, port: int, called: str,
+    say: Callable[[str], None], pause: float, listen: int = 0,
+) -> None:  # fmt: skip
     """Play the day: reception over the JSON API, the modalities over DICOM.
 
     pause  seconds between two scenes
     """
 
-    def wait() -> None:
+    def scene(words: str) -> None:
         time.sleep(pause)
+        say(words)
 
-    now = datetime.datetime.now()
+    def report(line: str) -> None:
+        say(f"       {line}")
+
     say("08:00  Reception registers six patients.")
-    body = json.dumps(demo_items(now)).encode()
-    request = urllib.request.Request(
-        f"{web_url}/api/worklist",
-        body,
-        {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"},
-    )
+    body = json.dumps(demo_items(datetime.datetime.now())).encode()
+    headers = {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{web_url}/api/worklist", body, headers)
     with urllib.request.urlopen(request, timeout=30) as response:
         for item in json.load(response):
             index = ElementIndex(from_json(item))
-            say(f"       {shown_name(index.get('PatientName'))}: ID {index.get('PatientID')},"
-                f" accession number {index.get('AccessionNumber')}")  # fmt: skip
-    wait()
+            numbers = f"{index.get('PatientID')}, accession number {index.get('AccessionNumber')}"
+            report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
     machines = {
-        title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
+        title: Modality(title, modality, host, port, called, report)
         for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
     }
-    say("08:10  Each modality tests its connection.")
+    scene("08:10  Each modality tests its connection.")
     for machine in machines.values():
         machine.echo()
-    wait()
-    say("08:15  Each modality queries its worklist; no name is typed.")
+    scene("08:15  Each modality queries its worklist; no name is typed.")
     lists = {title: machine.worklist() for title, machine in machines.items()}
-    wait()
     ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
-    say("08:20  CT and ultrasound start their exams.")
+    scene("08:20  CT and ultrasound start their exams.")
     uids = {title: new_uid() for title in machines}
     ct.start(lists["CT1"][0], uids["CT1"])
     us.start(lists["US1"][0], uids["US1"])
-    wait()
-    say("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
+    scene("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
     ct.end(lists["CT1"][0], uids["CT1"], images=12)
     dx.start(lists["DX1"][1], uids["DX1"])
     dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
-    say("       The patient is back on the worklist:")
+    report("The patient is back on the worklist:")
     dx.worklist()
-    wait()
-    say("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
+    scene("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
     uid = new_uid()
     dx.start(lists["DX1"][0], uid)
     us.end(lists["US1"][0], uids["US1"], reason="110515")
-    wait()
     dx.end(lists["DX1"][0], uid, images=2)
-    say("08:45  Still on the worklists:")
+    scene("08:45  Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
-    wait()
-    say("08:50  The 3D workstation finds, claims and completes its workitem.")
-    scenario_pull(
-        Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
-    )
+    scene("08:50  The 3D workstation finds, claims and completes its workitem.")
+    scenario_pull(Workstation("WS1", host, port, called, report, listen=listen))
 
 
 # ------------------------------------------------------------------------------------------------

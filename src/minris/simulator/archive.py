@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from minris.dataset.items import availability_data
-from minris.simulator.peer import Peer, SimulationError, dataset_of, served
+from minris.simulator.peer import (
+    Peer,
+    SimulationError,
+    code_of,
+    dataset_of,
+    filled,
+    served,
+)
 from minris.standard.commitment import COMMITMENT_EVENTS, NOT_THERE, OF_ANOTHER_CLASS
 from minris.standard.uids import (
     INSTANCE_AVAILABILITY,
@@ -30,11 +37,8 @@ class SimulatedArchive(Peer):
     """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, INSTANCE_AVAILABILITY)
-    LEVELS = (
-        ("STUDY", "StudyInstanceUID"),
-        ("SERIES", "SeriesInstanceUID"),
-        ("IMAGE", "SOPInstanceUID"),
-    )
+    LEVELS = (("STUDY", "StudyInstanceUID"), ("SERIES", "SeriesInstanceUID"),
+              ("IMAGE", "SOPInstanceUID"))  # fmt: skip
 
     def __init__(self, ae_title: str, *address: Any, listen: int = 0) -> None:
         super().__init__(ae_title, *address)
@@ -72,11 +76,8 @@ class SimulatedArchive(Peer):
     def _store(self, event: Any) -> int:
         ds = event.dataset
         with self.lock:
-            self.images[ds.SOPInstanceUID] = (
-                ds.StudyInstanceUID,
-                ds.SeriesInstanceUID,
-                ds.SOPClassUID,
-            )
+            place = ds.StudyInstanceUID, ds.SeriesInstanceUID
+            self.images[ds.SOPInstanceUID] = (*place, ds.SOPClassUID)
             self.new[event.assoc].append(ds.SOPInstanceUID)
         return 0x0000
 
@@ -98,20 +99,14 @@ class SimulatedArchive(Peer):
 
     def notify(self, uids: Iterable[str]) -> None:
         """Send an Instance Availability Notification (N-CREATE) for each study."""
-        rows_ = [
-            (uid, self.ae_title, of_class, study, series, "ONLINE")
-            for uid in uids
-            for study, series, of_class in [self.images[uid]]
-        ]
-        rows_.sort(key=lambda row: row[3:5])
+        found = [(uid, *self.images[uid]) for uid in uids]
+        rows_ = [(uid, self.ae_title, of_class, study, series, "ONLINE")
+                 for uid, study, series, of_class in sorted(found, key=lambda row: row[1:3])]  # fmt: skip
         for study, of_study in itertools.groupby(rows_, key=lambda row: row[3]):
-            data = availability_data(study, list(of_study), [])
+            ds = dataset_of(availability_data(study, list(of_study), []))
             with self.association() as association:
-                status, _ = association.send_n_create(
-                    dataset_of(data), INSTANCE_AVAILABILITY, new_uid()
-                )
-            code = f"{status.Status:04X}" if status else "no answer"
-            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code}")
+                status, _ = association.send_n_create(ds, INSTANCE_AVAILABILITY, new_uid())
+            self.say(f"{self.ae_title} -> {self.called}  N-CREATE availability: {code_of(status)}")
 
     def _find(self, event: Any) -> Iterator[tuple[int, Any]]:
         from pydicom.dataset import Dataset
@@ -129,10 +124,8 @@ class SimulatedArchive(Peer):
                 found[tuple(place[:depth])].append(of_class)
         for names, classes in found.items():
             answer = Dataset()
-            answer.QueryRetrieveLevel, answer.RetrieveAETitle = (
-                query.QueryRetrieveLevel,
-                self.ae_title,
-            )
+            answer.QueryRetrieveLevel = query.QueryRetrieveLevel
+            answer.RetrieveAETitle = self.ae_title
             for uid, (_, keyword) in zip(names, self.LEVELS, strict=False):
                 setattr(answer, keyword, uid)
             if depth == len(self.LEVELS):
@@ -157,9 +150,7 @@ class SimulatedArchive(Peer):
         ds.TransactionUID, ds.RetrieveAETitle = asked.TransactionUID, self.ae_title
         good, bad = [], []
         for one in asked.ReferencedSOPSequence:
-            item = Dataset()
-            item.ReferencedSOPClassUID = one.ReferencedSOPClassUID
-            item.ReferencedSOPInstanceUID = one.ReferencedSOPInstanceUID
+            item = filled("ReferencedSOPClassUID ReferencedSOPInstanceUID", one)
             _, _, of_class = self.images.get(one.ReferencedSOPInstanceUID, ("", "", ""))
             if of_class == one.ReferencedSOPClassUID:
                 good.append(item)
@@ -176,12 +167,10 @@ class SimulatedArchive(Peer):
         if not association.is_established:
             raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]
-        status, _ = association.send_n_event_report(
-            ds, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-        )
+        instance = STORAGE_COMMITMENT_INSTANCE
+        status, _ = association.send_n_event_report(ds, kind, STORAGE_COMMITMENT, instance)
         association.release()
-        code = f"{status.Status:04X}" if status else "no answer"
-        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code}"
+        words = f"N-EVENT-REPORT {kind}, {len(good)} committed, {len(bad)} not: {code_of(status)}"
         self.say(f"{self.ae_title} -> {who}  {words}")
 
     def _take(self, event: Any) -> tuple[int, Any]:

@@ -53,89 +53,71 @@ def demo_items(now: datetime.datetime) -> list[dict[str, Any]]:
     for row in DEMO_DAY:
         at = now + datetime.timedelta(minutes=int(row.minutes))
         step = text_elements(
-            ScheduledStationAETitle=row.device,
-            Modality=row.modality,
+            ScheduledStationAETitle=row.device, Modality=row.modality,
             ScheduledProcedureStepStartDate=f"{at:%Y%m%d}",
             ScheduledProcedureStepStartTime=f"{at:%H%M}00",
-        )
+        )  # fmt: skip
         patient = text_elements(
-            PatientName=row.name,
-            PatientBirthDate=row.birth,
-            PatientSex=row.sex,
+            PatientName=row.name, PatientBirthDate=row.birth, PatientSex=row.sex,
             RequestedProcedureDescription=row.exam,
-        )
+        )  # fmt: skip
         sequence = sequence_elements(ScheduledProcedureStepSequence=[step])
         items.append(to_json(patient.merged(sequence)))
     return items
 
 
 def play_day(
-    web_url: str,
-    token: str,
-    host: str,
-    port: int,
-    called: str,
-    say: Callable[[str], None],
-    pause: float,
-    listen: int = 0,
-) -> None:
+    web_url: str, token: str, host: str, port: int, called: str,
+    say: Callable[[str], None], pause: float, listen: int = 0,
+) -> None:  # fmt: skip
     """Play the day: reception over the JSON API, the modalities over DICOM.
 
     pause  seconds between two scenes
     """
 
-    def wait() -> None:
+    def scene(words: str) -> None:
         time.sleep(pause)
+        say(words)
 
-    now = datetime.datetime.now()
+    def report(line: str) -> None:
+        say(f"       {line}")
+
     say("08:00  Reception registers six patients.")
-    body = json.dumps(demo_items(now)).encode()
-    request = urllib.request.Request(
-        f"{web_url}/api/worklist",
-        body,
-        {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"},
-    )
+    body = json.dumps(demo_items(datetime.datetime.now())).encode()
+    headers = {"Content-Type": "application/dicom+json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{web_url}/api/worklist", body, headers)
     with urllib.request.urlopen(request, timeout=30) as response:
         for item in json.load(response):
             index = ElementIndex(from_json(item))
-            say(f"       {shown_name(index.get('PatientName'))}: ID {index.get('PatientID')},"
-                f" accession number {index.get('AccessionNumber')}")  # fmt: skip
-    wait()
+            numbers = f"{index.get('PatientID')}, accession number {index.get('AccessionNumber')}"
+            report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
     machines = {
-        title: Modality(title, modality, host, port, called, lambda line: say(f"       {line}"))
+        title: Modality(title, modality, host, port, called, report)
         for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
     }
-    say("08:10  Each modality tests its connection.")
+    scene("08:10  Each modality tests its connection.")
     for machine in machines.values():
         machine.echo()
-    wait()
-    say("08:15  Each modality queries its worklist; no name is typed.")
+    scene("08:15  Each modality queries its worklist; no name is typed.")
     lists = {title: machine.worklist() for title, machine in machines.items()}
-    wait()
     ct, dx, us = (machines[title] for title in ("CT1", "DX1", "US1"))
-    say("08:20  CT and ultrasound start their exams.")
+    scene("08:20  CT and ultrasound start their exams.")
     uids = {title: new_uid() for title in machines}
     ct.start(lists["CT1"][0], uids["CT1"])
     us.start(lists["US1"][0], uids["US1"])
-    wait()
-    say("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
+    scene("08:30  CT is done. The X-ray operator picks the wrong entry and discards it:")
     ct.end(lists["CT1"][0], uids["CT1"], images=12)
     dx.start(lists["DX1"][1], uids["DX1"])
     dx.end(lists["DX1"][1], uids["DX1"], reason=INCORRECT_WORKLIST_ENTRY)
-    say("       The patient is back on the worklist:")
+    report("The patient is back on the worklist:")
     dx.worklist()
-    wait()
-    say("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
+    scene("08:35  X-ray starts the right exam. Ultrasound stops: the patient cannot continue.")
     uid = new_uid()
     dx.start(lists["DX1"][0], uid)
     us.end(lists["US1"][0], uids["US1"], reason="110515")
-    wait()
     dx.end(lists["DX1"][0], uid, images=2)
-    say("08:45  Still on the worklists:")
+    scene("08:45  Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
-    wait()
-    say("08:50  The 3D workstation finds, claims and completes its workitem.")
-    scenario_pull(
-        Workstation("WS1", host, port, called, lambda line: say(f"       {line}"), listen=listen)
-    )
+    scene("08:50  The 3D workstation finds, claims and completes its workitem.")
+    scenario_pull(Workstation("WS1", host, port, called, report, listen=listen))

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from minris.dataset.names import shown_name
-from minris.simulator.peer import Peer, SimulationError, served
+from minris.simulator.peer import Peer, SimulationError, filled, served
 from minris.standard.commitment import FAILURE_REASONS
 from minris.standard.mpps import DISCONTINUATION_REASONS
 from minris.standard.status import Status
@@ -22,21 +22,15 @@ from minris.standard.uids import (
 )
 
 # Query keys, and the attributes that stay empty in an N-CREATE.
-QUERY_KEYWORDS = (
-    "PatientName PatientID PatientBirthDate PatientSex AccessionNumber RequestedProcedureID"
-    " RequestedProcedureDescription StudyInstanceUID"
-).split()
-QUERY_STEP_KEYWORDS = (
-    "ScheduledProcedureStepStartTime ScheduledProcedureStepID ScheduledProcedureStepDescription"
-).split()
-EMPTY_MPPS_TEXTS = (
-    "PerformedStationName PerformedLocation PerformedProcedureTypeDescription"
-    " PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"
-).split()
-EMPTY_MPPS_SEQUENCES = (
-    "ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence"
-    " PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"
-).split()
+PATIENT = "PatientName PatientID PatientBirthDate PatientSex"
+QUERY = f"""{PATIENT} AccessionNumber RequestedProcedureID RequestedProcedureDescription
+    StudyInstanceUID"""
+QUERY_STEP = """ScheduledProcedureStepStartTime ScheduledProcedureStepID
+    ScheduledProcedureStepDescription"""
+EMPTY_MPPS_TEXTS = """PerformedStationName PerformedLocation PerformedProcedureTypeDescription
+    PerformedProcedureStepEndDate PerformedProcedureStepEndTime StudyID"""
+EMPTY_MPPS_SEQUENCES = """ReferencedPatientSequence ProcedureCodeSequence PerformedSeriesSequence
+    PerformedProtocolCodeSequence PerformedProcedureStepDiscontinuationReasonCodeSequence"""
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -57,16 +51,10 @@ class Modality(Peer):
 
     def worklist(self, date: str = "") -> list[Any]:
         """Return the steps scheduled for this modality on a day (DA), or on any day."""
-        from pydicom.dataset import Dataset
-
-        query, step = Dataset(), Dataset()
+        query, step = filled(QUERY), filled(QUERY_STEP)
         query.SpecificCharacterSet = "ISO_IR 192"
-        for keyword in QUERY_KEYWORDS:
-            setattr(query, keyword, "")
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
-        for keyword in QUERY_STEP_KEYWORDS:
-            setattr(step, keyword, "")
         query.ScheduledProcedureStepSequence = [step]
         found = []
         with self.association() as association:
@@ -81,31 +69,22 @@ class Modality(Peer):
 
     def start(self, item: Any, uid: str) -> None:
         """Start a performed procedure step for a worklist item (N-CREATE)."""
-        from pydicom.dataset import Dataset
-
         now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
-        scheduled, ds = Dataset(), Dataset()
-        for keyword in ("StudyInstanceUID", "AccessionNumber", "RequestedProcedureID",
-                        "RequestedProcedureDescription"):  # fmt: skip
-            setattr(scheduled, keyword, item.get(keyword, ""))
-        scheduled.ScheduledProcedureStepID = step.ScheduledProcedureStepID
-        scheduled.ScheduledProcedureStepDescription = step.get(
-            "ScheduledProcedureStepDescription", ""
-        )
+        scheduled = filled("ScheduledProcedureStepID ScheduledProcedureStepDescription", step)
+        scheduled.update(filled("StudyInstanceUID AccessionNumber RequestedProcedureID", item))
+        scheduled.update(filled("RequestedProcedureDescription", item))
         scheduled.ScheduledProtocolCodeSequence, scheduled.ReferencedStudySequence = [], []
+        ds = filled(EMPTY_MPPS_TEXTS)
+        ds.update(filled(PATIENT, item))
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.ScheduledStepAttributesSequence = [scheduled]
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex"):
-            setattr(ds, keyword, item.get(keyword, ""))
         ds.PerformedProcedureStepID = f"P{now:%H%M%S}"
         ds.PerformedStationAETitle, ds.Modality = self.ae_title, self.modality
         ds.PerformedProcedureStepStartDate = f"{now:%Y%m%d}"
         ds.PerformedProcedureStepStartTime = f"{now:%H%M%S}"
         ds.PerformedProcedureStepStatus = "IN PROGRESS"
         ds.PerformedProcedureStepDescription = scheduled.ScheduledProcedureStepDescription
-        for keyword in EMPTY_MPPS_TEXTS:
-            setattr(ds, keyword, "")
-        for keyword in EMPTY_MPPS_SEQUENCES:
+        for keyword in EMPTY_MPPS_SEQUENCES.split():
             setattr(ds, keyword, [])
         with self.association() as association:
             status, _ = association.send_n_create(ds, MPPS, uid)
@@ -151,11 +130,7 @@ class Modality(Peer):
 
     def _report(self, operation: str, words: str, status: Any) -> None:
         """Print the answer. SimulationError unless it is success."""
-        code = f"{status.Status:04X}" if status else "no answer"
-        self.say(f"{self.ae_title} -> {self.called}  {operation} {words}: {code}")
-        if code != "0000":
-            comment = status.get("ErrorComment", "") if status else ""
-            raise SimulationError(f"{operation} failed: {code} {comment}")
+        self.answered(f"{self.ae_title} -> {self.called}  {operation} {words}", operation, status)
 
 
 class Scanner(Modality):
@@ -201,19 +176,16 @@ class Scanner(Modality):
         self.say(f"{self.ae_title} -> {title}  C-STORE {number} images: 0000")
 
     def _pixel(self, item: Any, series: Any, uid: str, number: int) -> Any:
-        from pydicom.dataset import Dataset, FileMetaDataset
+        from pydicom.dataset import FileMetaDataset
         from pydicom.uid import UID
 
-        ds, meta = Dataset(), FileMetaDataset()
+        ds, meta = filled(f"{PATIENT} AccessionNumber StudyInstanceUID", item), FileMetaDataset()
         meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
         meta.MediaStorageSOPClassUID = UID(CT_IMAGE_STORAGE)
         meta.MediaStorageSOPInstanceUID = UID(uid)
         ds.file_meta = meta
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.SOPClassUID, ds.SOPInstanceUID, ds.InstanceNumber = CT_IMAGE_STORAGE, uid, number
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
-                        "AccessionNumber", "StudyInstanceUID"):  # fmt: skip
-            setattr(ds, keyword, item.get(keyword, ""))
         ds.SeriesInstanceUID, ds.Modality = series.SeriesInstanceUID, self.modality
         ds.StudyDate, ds.StudyTime, ds.StudyID = f"{datetime.date.today():%Y%m%d}", "", ""
         ds.Rows = ds.Columns = ds.SamplesPerPixel = 1
@@ -236,9 +208,8 @@ class Scanner(Modality):
         ds.ReferencedSOPSequence = series.ReferencedImageSequence
         with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             with self.association() as association:
-                status, _ = association.send_n_action(
-                    ds, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-                )
+                instance = STORAGE_COMMITMENT_INSTANCE
+                status, _ = association.send_n_action(ds, 1, STORAGE_COMMITMENT, instance)
             count = len(series.ReferencedImageSequence)
             self._report("N-ACTION", f"commitment of {count} images", status)
             self._say_result(ds.TransactionUID)

@@ -8,6 +8,8 @@ from typing import Any
 from minris.dataset.elements import ElementIndex
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 
+SYNTAXES = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+
 
 class SimulationError(Exception):
     """A scenario failed."""
@@ -31,9 +33,7 @@ class Peer:
         self.address, self.called = (host, port), called
         self.ae = AE(ae_title=ae_title)
         for uid in self.CLASSES:
-            self.ae.add_requested_context(
-                uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
-            )
+            self.ae.add_requested_context(uid, SYNTAXES)
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
@@ -53,6 +53,28 @@ class Peer:
             yield association
         finally:
             association.release()
+
+    def answered(self, line: str, operation: str, status: Any, hint: str = "") -> None:
+        """Print the status of a request. SimulationError, with a hint, unless it is success."""
+        self.say(f"{line}: {code_of(status)}")
+        if code_of(status) != "0000":
+            comment = status.get("ErrorComment", "") if status else ""
+            raise SimulationError(f"{operation} failed: {code_of(status)} {comment}{hint}")
+
+
+def code_of(status: Any) -> str:
+    """Return the code of a response."""
+    return f"{status.Status:04X}" if status else "no answer"
+
+
+def filled(keywords: str, source: Any = None) -> Any:
+    """Return a data set with these attributes, copied from another data set or empty."""
+    from pydicom.dataset import Dataset
+
+    ds = Dataset()
+    for keyword in keywords.split():
+        setattr(ds, keyword, source.get(keyword, "") if source else "")
+    return ds
 
 
 @contextlib.contextmanager

@@ -12,11 +12,6 @@ from minris.simulator.workstation import Workstation
 from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, new_uid
 
 
-def scenario_echo(machine: Modality) -> None:
-    """C-ECHO."""
-    machine.echo()
-
-
 def started(machine: Modality) -> tuple[Any, str]:
     """Start the first step of the worklist; return it with the UID of the performed step."""
     found = machine.worklist()
@@ -54,6 +49,12 @@ def watching(station: Workstation, lock: bool = False) -> Iterator[None]:
             station.end_subscriptions()
 
 
+def perform(station: Workstation, uid: str, code: str) -> None:
+    """Claim and complete a workitem, and wait for the event."""
+    station.complete(uid, station.claim(uid), code)
+    station.hear(uid, "COMPLETED")
+
+
 def scenario_pull(station: Workstation) -> None:
     """PS3.17 GGG.3.1, pull: a performer finds, claims, updates and completes a workitem."""
     with watching(station):
@@ -75,9 +76,7 @@ def scenario_push(station: Workstation) -> None:
     with watching(station):
         uid = station.create("CAD", "110004", station=station.ae_title)
         station.hear(uid, "UPS Assigned")
-        lock = station.claim(uid)
-        station.complete(uid, lock, "110004")
-        station.hear(uid, "COMPLETED")
+        perform(station, uid, "110004")
         station.get(uid)
 
 
@@ -87,15 +86,11 @@ def scenario_watch(station: Workstation) -> None:
         raise SimulationError("a watcher must be reached: give --listen PORT")
     with watching(station):
         first = station.create("CAD", "110004")
-        lock = station.claim(first)
-        station.complete(first, lock, "110004")
-        station.hear(first, "COMPLETED")
+        perform(station, first, "110004")
         station.get(first)
         second = station.create("Reading", "110005", source=first)
         station.hear(second, "SCHEDULED")
-        lock = station.claim(second)
-        station.complete(second, lock, "110005")
-        station.hear(second, "COMPLETED")
+        perform(station, second, "110005")
 
 
 def scenario_cancel(station: Workstation) -> None:
@@ -159,19 +154,10 @@ def scenario_archive(archive: SimulatedArchive) -> None:
 
 
 ARCHIVE_SCENARIOS: dict[str, Callable[[Any], None]] = {
-    "archive": scenario_archive,
-    "commitment": scenario_commitment,
-}
+    "archive": scenario_archive, "commitment": scenario_commitment}  # fmt: skip
 MODALITY_SCENARIOS: dict[str, Callable[[Modality], None]] = {
-    "echo": scenario_echo,
-    "modality": scenario_modality,
-    "discontinue": scenario_discontinue,
-}
+    "echo": Modality.echo, "modality": scenario_modality, "discontinue": scenario_discontinue}  # fmt: skip
 WORKSTATION_SCENARIOS: dict[str, Callable[[Workstation], None]] = {
-    "pull": scenario_pull,
-    "push": scenario_push,
-    "watch": scenario_watch,
-    "cancel": scenario_cancel,
-    "reliable-watcher": scenario_reliable_watcher,
-}
+    "pull": scenario_pull, "push": scenario_push, "watch": scenario_watch,
+    "cancel": scenario_cancel, "reliable-watcher": scenario_reliable_watcher}  # fmt: skip
 SCENARIOS = (*MODALITY_SCENARIOS, *WORKSTATION_SCENARIOS, *ARCHIVE_SCENARIOS)

@@ -11,7 +11,7 @@ from typing import Any
 from minris.dataset.checks import with_empty
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
-from minris.simulator.peer import Peer, SimulationError, dataset_of, served
+from minris.simulator.peer import Peer, SimulationError, code_of, dataset_of, served
 from minris.standard.uids import (
     UPS_EVENT,
     UPS_FILTERED_SUBSCRIPTION,
@@ -20,11 +20,7 @@ from minris.standard.uids import (
     UPS_WATCH,
     new_uid,
 )
-from minris.standard.ups import (
-    EVENT_TYPES,
-    LOCAL_SCHEME,
-    UPS_ATTRIBUTES,
-)
+from minris.standard.ups import EVENT_TYPES, LOCAL_SCHEME, UPS_ATTRIBUTES
 
 
 class Workstation(Peer):
@@ -162,19 +158,16 @@ class Workstation(Peer):
     def _act(
         self, words: str, kind: int, uid: str, information: ElementIndex, sop_class: str
     ) -> None:
+        ds = dataset_of(information)
         with self.association() as association:
-            status, _ = association.send_n_action(
-                dataset_of(information), kind, UPS_PUSH, uid, meta_uid=sop_class
-            )
+            status, _ = association.send_n_action(ds, kind, UPS_PUSH, uid, meta_uid=sop_class)
         self._said(f"N-ACTION          {words}", status)
 
     def _said(self, words: str, status: Any) -> None:
-        code = f"{status.Status:04X}" if status else "no answer"
-        self.say(f"{self.ae_title:<12} -> {self.called:<12} {words}: {code}")
-        if code != "0000":
-            comment = status.get("ErrorComment", "") if status else ""
-            hint = f"; register it with an address and port {self.listen}" if code == "C308" else ""
-            raise SimulationError(f"{words.split('  ')[0]} failed: {code} {comment}{hint}")
+        unknown = code_of(status) == "C308"
+        hint = f"; register it with an address and port {self.listen}" if unknown else ""
+        line = f"{self.ae_title:<12} -> {self.called:<12} {words}"
+        self.answered(line, words.partition("  ")[0], status, hint)
 
     # Events
 
@@ -212,10 +205,8 @@ class Workstation(Peer):
             if found not in self.made:
                 continue
             told = f"{names[kind]}: {_event_words(ds)}"
-            self.say(
-                f"{self.called:<12} -> {self.ae_title:<12} N-EVENT-REPORT    {told}"
-                f"  ({self.made[found]})"
-            )
+            who = f"{self.called:<12} -> {self.ae_title:<12}"
+            self.say(f"{who} N-EVENT-REPORT    {told}  ({self.made[found]})")
             if found == uid and words in told:
                 return
 
