@@ -16516,10 +16516,8 @@ def split_list(text: str) -> list[str]:
 FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 LITERAL_ONLY = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed.",
-    "The emptyvaluematching parameter is not supported."
-    " Empty Value Matching has not been performed.",
-    "The multiplevaluematching parameter is not supported."
-    " Multiple Value Matching has not been performed.",
+    "The emptyvaluematching parameter is not supported. Empty Value Matching has not been performed.",
+    "The multiplevaluematching parameter is not supported. Multiple Value Matching has not been performed.",
 )
 
 
@@ -16571,9 +16569,8 @@ def attribute_path(name: str) -> tuple[int, ...] | None:
         return None
     tags = []
     for one in name.split("."):
-        tag = (
-            int(one, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", one) else datadict.tag_for_keyword(one)
-        )
+        is_tag = re.fullmatch(r"[0-9A-Fa-f]{8}", one)
+        tag = int(one, 16) if is_tag else datadict.tag_for_keyword(one)
         if tag is None or not tag >> 16:
             raise HttpRefusal(400, f"{name[:80]} is not an attribute")
         tags.append(tag)
@@ -16618,14 +16615,6 @@ def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) 
             raise HttpRefusal(400, f"{name[:80]} is not an attribute")
         tags.add(path[0])
     return {f"{tag:08X}": {"vr": vr_of(tag)} for tag in sorted(tags)}
-
-
-# The transactions.
-
-
-def is_uid(name: str) -> bool:
-    """Whether the name of a parameter is a bare UID."""
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)+", name) is not None
 
 
 LOCK_PARAMETERS = {"transaction-uid", "transaction", "transactionuid", "00081195"}
@@ -16700,9 +16689,8 @@ def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, b
     if not in_parts:
         return f"{form}{'' if form == DICOM_XML else '; charset=UTF-8'}", bodies[0]
     boundary = secrets.token_hex(16)
-    parts = [
-        f"--{boundary}\r\nContent-Type: {form}\r\n\r\n".encode() + body + b"\r\n" for body in bodies
-    ]
+    start = f"--{boundary}\r\nContent-Type: {form}\r\n\r\n".encode()
+    parts = [start + body + b"\r\n" for body in bodies]
     head = f'multipart/related; type="{form}"; boundary={boundary}'
     return head, b"".join(parts) + f"--{boundary}--\r\n".encode()
 
@@ -16712,10 +16700,8 @@ def payload(request: Any) -> list[bytes]:
     header = request.content_type or ""
     kind, content = media_type(header), body_of(request)
     if kind not in MEDIA_TYPES:
-        raise Refusal(
-            Status.MISTYPED_ARGUMENT,
-            f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}",
-        )
+        words = f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}"
+        raise Refusal(Status.MISTYPED_ARGUMENT, words)
     form, in_parts = MEDIA_TYPES[kind]
     charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
     if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
@@ -16752,9 +16738,8 @@ def check_charset(request: Any) -> None:
 
     Local: Accept-Charset is ignored, as it is deprecated (RFC 9110 12.5.2)
     """
-    wanted = [
-        one.partition(";")[0].strip('" ') for one in split_list(parameter(request, "charset"))
-    ]
+    given = split_list(parameter(request, "charset"))
+    wanted = [one.partition(";")[0].strip('" ') for one in given]
     if wanted and not {"utf-8", "iso_ir 192"} & {one.lower() for one in wanted}:
         raise HttpRefusal(400, f"charset {', '.join(wanted)[:80]} is not supported; use UTF-8")
 
@@ -16765,11 +16750,7 @@ def check_charset(request: Any) -> None:
 # ------------------------------------------------------------------------------------------------
 
 def search_web(
-    web: Web,
-    request: Any,
-    ctx: Context,
-    table: AttributeTable,
-    page: Callable[..., tuple[list[bytes], int]],
+    web: Web, request: Any, ctx: Context, table: AttributeTable, page: Callable[..., Any]
 ) -> WebAnswer:
     """Return one page of the matches of a search (PS3.18 8.3.4.4)."""
     keys = match_keys(query_parameters(request))
@@ -16787,10 +16768,7 @@ def search_web(
         warnings.append(f"Not supported for matching: {names}")
     zone = asked.text(TIMEZONE_OFFSET)
     if table is MWL_ATTRIBUTES and zone and zone != f"{ctx.local_now():%z}":
-        warnings.append(
-            "TimezoneOffsetFromUTC does not apply to dates and times without an offset."
-        )
-
+        warnings.append(OTHER_ZONE)
     found, count = web.read(page, ctx, search, shape, offset, limit)
     if (left := count - offset - len(found)) > 0:
         warnings.append(f"There are {left} additional results that can be requested")
@@ -16803,12 +16781,6 @@ def service_url(web: Web, request: Any) -> str:
     public = web.config.web.public_url.rstrip("/")
     parts = request.urlparts
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
-
-
-def socket_url(web: Web, request: Any, ae_title: str) -> str:
-    """Return the WebSocket URL of an AE's events (PS3.18 11.10.3.2)."""
-    base = "ws" + service_url(web, request).removeprefix("http")
-    return f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
@@ -16825,14 +16797,19 @@ def warned(web: Web, request: Any, http: int, status: Status) -> WebAnswer:
 def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
     """POST /workitems: create; UID as ?workitem=, bare query or in the data set (PS3.18 11.4)."""
     data = one_data_set(request)
-    names = ("workitem", "AffectedSOPInstanceUID")
-    given = {parameter(request, name) for name in names}
-    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
-    given = (given | {ElementIndex(data).get("SOPInstanceUID")}) - {""}
-    if len(given) > 1:
-        raise HttpRefusal(400, "Two different UIDs are given")
-    uid, _ = web.write(create_workitem, ctx, "".join(given), data)
+    given = {parameter(request, name) for name in ("workitem", "AffectedSOPInstanceUID")}
+    uid = only_uid(request, given | {ElementIndex(data).get("SOPInstanceUID")}, "UIDs")
+    uid, _ = web.write(create_workitem, ctx, uid, data)
     return WebAnswer(201, None, (("Location", f"{service_url(web, request)}/workitems/{uid}"),))
+
+
+def only_uid(request: Any, given: set[str], what: str) -> str:
+    """Return the UID that is given, in a bare query too, or nothing. Refuses 400 for two."""
+    names = {name for name, _ in query_parameters(request)}
+    found = given - {""} | {name for name in names if re.fullmatch(r"[0-9]+(\.[0-9]+)+", name)}
+    if len(found) > 1:
+        raise HttpRefusal(400, f"Two different {what} are given")
+    return "".join(found)
 
 
 def web_retrieve(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
@@ -16845,11 +16822,8 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
     index = ElementIndex(one_data_set(request))
     given = {urllib.parse.unquote(value) for name, value in query_parameters(request)
              if name.lower() in LOCK_PARAMETERS}  # fmt: skip
-    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
-    given = (given | {index.text(TRANSACTION_UID)}) - {""}
-    if len(given) > 1:
-        raise HttpRefusal(400, "Two different Transaction UIDs are given")
-    lock = text_elements(TransactionUID="".join(given)) if given else EMPTY
+    transaction_uid = only_uid(request, given | {index.text(TRANSACTION_UID)}, "Transaction UIDs")
+    lock = text_elements(TransactionUID=transaction_uid) if transaction_uid else EMPTY
     merged = index.without([TRANSACTION_UID]).merged(lock)
     return warned(web, request, 200, web.write(update_workitem, ctx, uid, bytes(merged)))
 
@@ -16899,7 +16873,8 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
     answer = warned(web, request, 201, status)
     if is_told_by_dimse_alone(web, ae_title):
         return answer
-    socket = socket_url(web, request, ae_title)
+    base = "ws" + service_url(web, request).removeprefix("http")  # PS3.18 11.10.3.2
+    socket = f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
     found = (("Content-Location", socket), ("Location", socket))  # Location as dcm4chee-arc
     return answer._replace(headers=(*answer.headers, *found))
 
@@ -16969,6 +16944,7 @@ def web_commitment(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 
 
 RETRY_SOON = (("Retry-After", "5"),)
+OTHER_ZONE = "TimezoneOffsetFromUTC does not apply to dates and times without an offset."
 MPPS_PATH = "/modality-performed-procedure-steps"
 
 
@@ -16979,36 +16955,22 @@ MPPS_PATH = "/modality-performed-procedure-steps"
 
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
-    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
-          (201,), "one", ("workitem",)),
-    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
-          (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4", (201,), "one", ("workitem",)),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200, 204), "", SEARCH_PARAMETERS),
     Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
-    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
-          (200,), "one", ("transaction-uid",)),
-    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
-          "PS3.18 11.7", (200,), "one", ("requester",)),
-    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
-          "technologist", "PS3.18 11.7", (200,), "one"),
-    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
-          "PS3.18 11.8", (202,), "optional", ("requester",)),
-    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
-          "desk", "PS3.18 11.8", (202,), "optional"),
-    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-          "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
-    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
-          "desk", "PS3.18 11.11"),
-    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
-          "desk", "PS3.18 11.12"),
-    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
-          "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
-    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
-          "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
+    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6", (200,), "one", ("transaction-uid",)),
+    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one", ("requester",)),
+    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one"),
+    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk", "PS3.18 11.8", (202,), "optional", ("requester",)),
+    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel", "desk", "PS3.18 11.8", (202,), "optional"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe", "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
+    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe", "desk", "PS3.18 11.11"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend", "desk", "PS3.18 11.12"),
+    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk", "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist", "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
     Route("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
-    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
-          "technologist", "PS3.18 13.4", (202,), "one"),
-    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
-          "PS3.18 13.5", (200, 202)),
+    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment", "technologist", "PS3.18 13.4", (202,), "one"),
+    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk", "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
     row.name: row
@@ -17030,7 +16992,6 @@ WEB_PARAMETERS = {
     multiplevaluematching | boolean | not supported; true is answered with a Warning
     """)
 }
-MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
 
 
 def openapi(server: str) -> dict[str, Any]:
@@ -17053,30 +17014,30 @@ def openapi(server: str) -> dict[str, Any]:
             "status": {"type": "string", "pattern": "^[0-9A-F]{4}$"},
             "error": {"type": "string"}, "problems": {"type": "array"}}},
     }  # fmt: skip
+    bearer = {"type": "http", "scheme": "bearer"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "minris", "version": __version__},
         "servers": [{"url": server}],
         "security": [{"token": []}],
         "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas, "securitySchemes": {"token": bearer}},
     }
 
 
 def described_route(route: Route) -> dict[str, Any]:
     """Return a transaction as an OpenAPI operation."""
-    search = route.operation == "search"
-    kinds = {"flag": {"type": "string", "maxLength": 0}}
+    kinds = {
+        "flag": {"type": "string", "maxLength": 0},
+        "integer": {"type": "integer", "minimum": 0},
+    }
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
                   for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
     for name in ("accept", "charset", *route.query):
         kind, meaning = WEB_PARAMETERS[name].type, WEB_PARAMETERS[name].meaning
-        schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
+        schema = kinds.get(kind, {"type": kind})
         parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
-    if search:
+    if route.operation == "search":
         attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
         schema = {"type": "object", "additionalProperties": {"type": "string"}}
         words = "matching keys: keywords or tags, joined by . within sequences"
@@ -17087,23 +17048,20 @@ def described_route(route: Route) -> dict[str, Any]:
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     for code, words in refusals_of(route).items():
         responses[str(code)] = {"description": words, "content": refused}
-    described: dict[str, Any] = {
+    body = {"content": content_of("OneDataSet"), "required": route.body == "one"}
+    return {
         "operationId": route.function.__name__ + ("_by" if "{requester}" in route.path else ""),
         "summary": (route.function.__doc__ or "").splitlines()[0],
         "description": f"{route.clause}; role {route.role}",
         "parameters": parameters,
         "responses": responses,
-    }
-    if route.body:
-        needed = route.body == "one"
-        described["requestBody"] = {"content": content_of("OneDataSet"), "required": needed}
-    return described
+    } | ({"requestBody": body} if route.body else {})
 
 
 def content_of(schema: str) -> dict[str, Any]:
     """Return the content of data sets for each media type; JSON has the schema."""
     found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-    return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
+    return {DICOM_JSON: found, DICOM_XML: {}, "multipart/related": {}}
 
 
 def refusals_of(route: Route) -> dict[int, str]:
@@ -17115,10 +17073,8 @@ def refusals_of(route: Route) -> dict[int, str]:
         429: ["Too many requests."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
-        if operation == route.operation or (
-            operation == "*" and (route.operation, status) not in OUTCOMES
-        ):
-            code, text = outcome(operation, status)
+        if operation in (route.operation, "*"):
+            code, text = outcome(route.operation, status)
             found.setdefault(code, []).append(text)
     return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
 

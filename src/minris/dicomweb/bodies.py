@@ -77,9 +77,8 @@ def rendered(data: tuple[bytes, ...], form: str, in_parts: bool) -> tuple[str, b
     if not in_parts:
         return f"{form}{'' if form == DICOM_XML else '; charset=UTF-8'}", bodies[0]
     boundary = secrets.token_hex(16)
-    parts = [
-        f"--{boundary}\r\nContent-Type: {form}\r\n\r\n".encode() + body + b"\r\n" for body in bodies
-    ]
+    start = f"--{boundary}\r\nContent-Type: {form}\r\n\r\n".encode()
+    parts = [start + body + b"\r\n" for body in bodies]
     head = f'multipart/related; type="{form}"; boundary={boundary}'
     return head, b"".join(parts) + f"--{boundary}--\r\n".encode()
 
@@ -89,10 +88,8 @@ def payload(request: Any) -> list[bytes]:
     header = request.content_type or ""
     kind, content = media_type(header), body_of(request)
     if kind not in MEDIA_TYPES:
-        raise Refusal(
-            Status.MISTYPED_ARGUMENT,
-            f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}",
-        )
+        words = f"{kind[:80] or 'A body without Content-Type'} is not supported; use {DICOM_JSON}"
+        raise Refusal(Status.MISTYPED_ARGUMENT, words)
     form, in_parts = MEDIA_TYPES[kind]
     charset = re.search(r';\s*charset="?([^";]+)', header, re.IGNORECASE)
     if charset and charset[1].strip().lower() not in ("utf-8", "utf8", "us-ascii"):
@@ -129,8 +126,7 @@ def check_charset(request: Any) -> None:
 
     Local: Accept-Charset is ignored, as it is deprecated (RFC 9110 12.5.2)
     """
-    wanted = [
-        one.partition(";")[0].strip('" ') for one in split_list(parameter(request, "charset"))
-    ]
+    given = split_list(parameter(request, "charset"))
+    wanted = [one.partition(";")[0].strip('" ') for one in given]
     if wanted and not {"utf-8", "iso_ir 192"} & {one.lower() for one in wanted}:
         raise HttpRefusal(400, f"charset {', '.join(wanted)[:80]} is not supported; use UTF-8")

@@ -24,10 +24,8 @@ def split_list(text: str) -> list[str]:
 FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 LITERAL_ONLY = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed.",
-    "The emptyvaluematching parameter is not supported."
-    " Empty Value Matching has not been performed.",
-    "The multiplevaluematching parameter is not supported."
-    " Multiple Value Matching has not been performed.",
+    "The emptyvaluematching parameter is not supported. Empty Value Matching has not been performed.",
+    "The multiplevaluematching parameter is not supported. Multiple Value Matching has not been performed.",
 )
 
 
@@ -79,9 +77,8 @@ def attribute_path(name: str) -> tuple[int, ...] | None:
         return None
     tags = []
     for one in name.split("."):
-        tag = (
-            int(one, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", one) else datadict.tag_for_keyword(one)
-        )
+        is_tag = re.fullmatch(r"[0-9A-Fa-f]{8}", one)
+        tag = int(one, 16) if is_tag else datadict.tag_for_keyword(one)
         if tag is None or not tag >> 16:
             raise HttpRefusal(400, f"{name[:80]} is not an attribute")
         tags.append(tag)
@@ -126,14 +123,6 @@ def returned_keys(request: Any, table: AttributeTable, keys: Mapping[str, Any]) 
             raise HttpRefusal(400, f"{name[:80]} is not an attribute")
         tags.add(path[0])
     return {f"{tag:08X}": {"vr": vr_of(tag)} for tag in sorted(tags)}
-
-
-# The transactions.
-
-
-def is_uid(name: str) -> bool:
-    """Whether the name of a parameter is a bare UID."""
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)+", name) is not None
 
 
 LOCK_PARAMETERS = {"transaction-uid", "transaction", "transactionuid", "00081195"}

@@ -46,36 +46,22 @@ from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, 
 
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
-    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4",
-          (201,), "one", ("workitem",)),
-    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9",
-          (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4", (201,), "one", ("workitem",)),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200, 204), "", SEARCH_PARAMETERS),
     Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
-    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6",
-          (200,), "one", ("transaction-uid",)),
-    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist",
-          "PS3.18 11.7", (200,), "one", ("requester",)),
-    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state",
-          "technologist", "PS3.18 11.7", (200,), "one"),
-    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk",
-          "PS3.18 11.8", (202,), "optional", ("requester",)),
-    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel",
-          "desk", "PS3.18 11.8", (202,), "optional"),
-    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe",
-          "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
-    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe",
-          "desk", "PS3.18 11.11"),
-    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend",
-          "desk", "PS3.18 11.12"),
-    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk",
-          "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
-    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist",
-          "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
+    Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6", (200,), "one", ("transaction-uid",)),
+    Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one", ("requester",)),
+    Route("PUT", "/workitems/{uid}/state/{requester}", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one"),
+    Route("POST", "/workitems/{uid}/cancelrequest", web_cancel, "request cancel", "desk", "PS3.18 11.8", (202,), "optional", ("requester",)),
+    Route("POST", "/workitems/{uid}/cancelrequest/{requester}", web_cancel, "request cancel", "desk", "PS3.18 11.8", (202,), "optional"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}", web_subscribe, "subscribe", "desk", "PS3.18 11.10", (201,), "", ("deletionlock", "filter")),
+    Route("DELETE", "/workitems/{uid}/subscribers/{ae_title}", web_unsubscribe, "unsubscribe", "desk", "PS3.18 11.11"),
+    Route("POST", "/workitems/{uid}/subscribers/{ae_title}/suspend", web_suspend, "suspend", "desk", "PS3.18 11.12"),
+    Route("GET", "/modality-scheduled-procedure-steps", web_worklist, "search", "desk", "PS3.18 14.4", (200, 204), "", SEARCH_PARAMETERS),
+    Route("POST", MPPS_PATH + "/{uid}", web_mpps, "update mpps", "technologist", "PS3.18 15.4, 15.5", (200, 201), "one", ("update",)),
     Route("GET", MPPS_PATH + "/{uid}", web_get_mpps, "retrieve mpps", "desk", "PS3.18 15.6"),
-    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment",
-          "technologist", "PS3.18 13.4", (202,), "one"),
-    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk",
-          "PS3.18 13.5", (200, 202)),
+    Route("POST", "/commitment-requests/{uid}", web_commit, "request commitment", "technologist", "PS3.18 13.4", (202,), "one"),
+    Route("GET", "/commitment-requests/{uid}", web_commitment, "commitment result", "desk", "PS3.18 13.5", (200, 202)),
 )  # fmt: skip
 WEB_PARAMETERS = {
     row.name: row
@@ -97,7 +83,6 @@ WEB_PARAMETERS = {
     multiplevaluematching | boolean | not supported; true is answered with a Warning
     """)
 }
-MEDIA_TYPES_TOLD = (DICOM_JSON, DICOM_XML, "multipart/related")
 
 
 def openapi(server: str) -> dict[str, Any]:
@@ -120,30 +105,30 @@ def openapi(server: str) -> dict[str, Any]:
             "status": {"type": "string", "pattern": "^[0-9A-F]{4}$"},
             "error": {"type": "string"}, "problems": {"type": "array"}}},
     }  # fmt: skip
+    bearer = {"type": "http", "scheme": "bearer"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "minris", "version": __version__},
         "servers": [{"url": server}],
         "security": [{"token": []}],
         "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas, "securitySchemes": {"token": bearer}},
     }
 
 
 def described_route(route: Route) -> dict[str, Any]:
     """Return a transaction as an OpenAPI operation."""
-    search = route.operation == "search"
-    kinds = {"flag": {"type": "string", "maxLength": 0}}
+    kinds = {
+        "flag": {"type": "string", "maxLength": 0},
+        "integer": {"type": "integer", "minimum": 0},
+    }
     parameters = [{"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
                   for one in re.findall(r"{(\w+)}", route.path)]  # fmt: skip
     for name in ("accept", "charset", *route.query):
         kind, meaning = WEB_PARAMETERS[name].type, WEB_PARAMETERS[name].meaning
-        schema = kinds.get(kind, {"type": kind} | ({"minimum": 0} if kind == "integer" else {}))
+        schema = kinds.get(kind, {"type": kind})
         parameters.append({"name": name, "in": "query", "schema": schema, "description": meaning})
-    if search:
+    if route.operation == "search":
         attribute = {"name": "attribute", "in": "query", "style": "form", "explode": True}
         schema = {"type": "object", "additionalProperties": {"type": "string"}}
         words = "matching keys: keywords or tags, joined by . within sequences"
@@ -154,23 +139,20 @@ def described_route(route: Route) -> dict[str, Any]:
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     for code, words in refusals_of(route).items():
         responses[str(code)] = {"description": words, "content": refused}
-    described: dict[str, Any] = {
+    body = {"content": content_of("OneDataSet"), "required": route.body == "one"}
+    return {
         "operationId": route.function.__name__ + ("_by" if "{requester}" in route.path else ""),
         "summary": (route.function.__doc__ or "").splitlines()[0],
         "description": f"{route.clause}; role {route.role}",
         "parameters": parameters,
         "responses": responses,
-    }
-    if route.body:
-        needed = route.body == "one"
-        described["requestBody"] = {"content": content_of("OneDataSet"), "required": needed}
-    return described
+    } | ({"requestBody": body} if route.body else {})
 
 
 def content_of(schema: str) -> dict[str, Any]:
     """Return the content of data sets for each media type; JSON has the schema."""
     found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-    return {kind: found if kind == DICOM_JSON else {} for kind in MEDIA_TYPES_TOLD}
+    return {DICOM_JSON: found, DICOM_XML: {}, "multipart/related": {}}
 
 
 def refusals_of(route: Route) -> dict[int, str]:
@@ -182,10 +164,8 @@ def refusals_of(route: Route) -> dict[int, str]:
         429: ["Too many requests."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
-        if operation == route.operation or (
-            operation == "*" and (route.operation, status) not in OUTCOMES
-        ):
-            code, text = outcome(operation, status)
+        if operation in (route.operation, "*"):
+            code, text = outcome(route.operation, status)
             found.setdefault(code, []).append(text)
     return {code: " ".join(dict.fromkeys(texts)) for code, texts in sorted(found.items()) if texts}
 

@@ -1,5 +1,6 @@
 """DICOMweb transactions: each calls one core function (PS3.18 11, 13 to 15)."""
 
+import re
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,6 @@ from minris.dicomweb.parameters import (
     LITERAL_ONLY,
     LOCK_PARAMETERS,
     flag,
-    is_uid,
     match_keys,
     number,
     parameter,
@@ -52,11 +52,7 @@ from minris.web.request import BASE, Web, body_of, is_told_by_dimse_alone
 
 
 def search_web(
-    web: Web,
-    request: Any,
-    ctx: Context,
-    table: AttributeTable,
-    page: Callable[..., tuple[list[bytes], int]],
+    web: Web, request: Any, ctx: Context, table: AttributeTable, page: Callable[..., Any]
 ) -> WebAnswer:
     """Return one page of the matches of a search (PS3.18 8.3.4.4)."""
     keys = match_keys(query_parameters(request))
@@ -74,10 +70,7 @@ def search_web(
         warnings.append(f"Not supported for matching: {names}")
     zone = asked.text(TIMEZONE_OFFSET)
     if table is MWL_ATTRIBUTES and zone and zone != f"{ctx.local_now():%z}":
-        warnings.append(
-            "TimezoneOffsetFromUTC does not apply to dates and times without an offset."
-        )
-
+        warnings.append(OTHER_ZONE)
     found, count = web.read(page, ctx, search, shape, offset, limit)
     if (left := count - offset - len(found)) > 0:
         warnings.append(f"There are {left} additional results that can be requested")
@@ -90,12 +83,6 @@ def service_url(web: Web, request: Any) -> str:
     public = web.config.web.public_url.rstrip("/")
     parts = request.urlparts
     return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
-
-
-def socket_url(web: Web, request: Any, ae_title: str) -> str:
-    """Return the WebSocket URL of an AE's events (PS3.18 11.10.3.2)."""
-    base = "ws" + service_url(web, request).removeprefix("http")
-    return f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
@@ -112,14 +99,19 @@ def warned(web: Web, request: Any, http: int, status: Status) -> WebAnswer:
 def web_create(web: Web, request: Any, ctx: Context) -> WebAnswer:
     """POST /workitems: create; UID as ?workitem=, bare query or in the data set (PS3.18 11.4)."""
     data = one_data_set(request)
-    names = ("workitem", "AffectedSOPInstanceUID")
-    given = {parameter(request, name) for name in names}
-    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
-    given = (given | {ElementIndex(data).get("SOPInstanceUID")}) - {""}
-    if len(given) > 1:
-        raise HttpRefusal(400, "Two different UIDs are given")
-    uid, _ = web.write(create_workitem, ctx, "".join(given), data)
+    given = {parameter(request, name) for name in ("workitem", "AffectedSOPInstanceUID")}
+    uid = only_uid(request, given | {ElementIndex(data).get("SOPInstanceUID")}, "UIDs")
+    uid, _ = web.write(create_workitem, ctx, uid, data)
     return WebAnswer(201, None, (("Location", f"{service_url(web, request)}/workitems/{uid}"),))
+
+
+def only_uid(request: Any, given: set[str], what: str) -> str:
+    """Return the UID that is given, in a bare query too, or nothing. Refuses 400 for two."""
+    names = {name for name, _ in query_parameters(request)}
+    found = given - {""} | {name for name in names if re.fullmatch(r"[0-9]+(\.[0-9]+)+", name)}
+    if len(found) > 1:
+        raise HttpRefusal(400, f"Two different {what} are given")
+    return "".join(found)
 
 
 def web_retrieve(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
@@ -132,11 +124,8 @@ def web_update(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
     index = ElementIndex(one_data_set(request))
     given = {urllib.parse.unquote(value) for name, value in query_parameters(request)
              if name.lower() in LOCK_PARAMETERS}  # fmt: skip
-    given |= {name for name, _ in query_parameters(request) if is_uid(name)}
-    given = (given | {index.text(TRANSACTION_UID)}) - {""}
-    if len(given) > 1:
-        raise HttpRefusal(400, "Two different Transaction UIDs are given")
-    lock = text_elements(TransactionUID="".join(given)) if given else EMPTY
+    transaction_uid = only_uid(request, given | {index.text(TRANSACTION_UID)}, "Transaction UIDs")
+    lock = text_elements(TransactionUID=transaction_uid) if transaction_uid else EMPTY
     merged = index.without([TRANSACTION_UID]).merged(lock)
     return warned(web, request, 200, web.write(update_workitem, ctx, uid, bytes(merged)))
 
@@ -186,7 +175,8 @@ def web_subscribe(web: Web, request: Any, ctx: Context, uid: str, ae_title: str)
     answer = warned(web, request, 201, status)
     if is_told_by_dimse_alone(web, ae_title):
         return answer
-    socket = socket_url(web, request, ae_title)
+    base = "ws" + service_url(web, request).removeprefix("http")  # PS3.18 11.10.3.2
+    socket = f"{base}/subscribers/{urllib.parse.quote(ae_title, safe='')}"
     found = (("Content-Location", socket), ("Location", socket))  # Location as dcm4chee-arc
     return answer._replace(headers=(*answer.headers, *found))
 
@@ -256,4 +246,5 @@ def web_commitment(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
 
 
 RETRY_SOON = (("Retry-After", "5"),)
+OTHER_ZONE = "TimezoneOffsetFromUTC does not apply to dates and times without an offset."
 MPPS_PATH = "/modality-performed-procedure-steps"
