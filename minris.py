@@ -14703,13 +14703,6 @@ def check_origin(web: Web, request: Any) -> None:
     raise Refusal(Status.NOT_AUTHORIZED, Message("The request comes from another site"))
 
 
-def check_csrf(login: Login, request: Any) -> None:
-    """Refuse (0124) a change without the CSRF token of its session."""
-    given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
-    if login.csrf and not login.sent(given):
-        raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
-
-
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
     """Return login and context of a request with at least the role `least`. Refuses 0124, 401."""
     login = find_login(web, request)
@@ -14719,7 +14712,9 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
         raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
     if request.method not in ("GET", "HEAD") and login.csrf:
         check_origin(web, request)
-        check_csrf(login, request)
+        given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
+        if not login.sent(given):
+            raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
     return login, web.context(Actor(login.name, client_address(request), login.role))
 
 
@@ -14978,12 +14973,11 @@ def add_api(app: Any, web: Web) -> None:
 
     @app.get("/healthz")
     def healthz() -> str:
-        checks = web.box.health()
-        good = not any(checks.values())
+        checks = {name: problem or "ok" for name, problem in web.box.health().items()}
+        good = {*checks.values()} == {"ok"}
         bottle.response.status = 200 if good else 503
         bottle.response.content_type = "application/json"
-        shown = {name: problem or "ok" for name, problem in checks.items()}
-        return json.dumps({"status": "ok" if good else "failing", **shown})
+        return json.dumps({"status": "ok" if good else "failing", **checks})
 
     @app.get("/metrics")
     def metrics() -> str:
@@ -15216,11 +15210,9 @@ class EventSocket(asyncio.Protocol):
         """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
         headers = [*reply.pairs, *SECURITY_HEADERS]
-        reject = self.frames.RejectConnection(
-            status_code=reply.http, headers=headers, has_body=True
-        )
-        self.transport.write(self.connection.send(reject))
-        self.transport.write(self.connection.send(self.frames.RejectData(data=reply.body)))
+        how = {"status_code": reply.http, "headers": headers, "has_body": True}
+        for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
+            self.transport.write(self.connection.send(frame))
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
@@ -15313,13 +15305,23 @@ class WebServer:
         self.addresses: collections.Counter[str] = collections.Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._respond(scope, receive, send)
+        except HttpRefusal as refusal:  # of a request that never reaches bottle
+            reply = refusal_reply(refusal)
+            retry = [(b"retry-after", b"1")] if reply.http == 429 else []
+            found = [*reply.pairs, (b"connection", b"close"), *retry]
+            await send(self._start(scope, reply.http, found))
+            await send({"type": "http.response.body", "body": reply.body})
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request. Refuses 401, 408, 413, 429."""
         if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
-            await self._refuse(scope, send, 429, "Too many requests", (b"retry-after", b"1"))
-            return
+            raise HttpRefusal(429, "Too many requests")
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        body = await self._body(scope, receive, send)
+        body = await self._body(scope, receive)
         if body is None:
             return
         if (preflight := self._preflight(scope)) is not None:
@@ -15352,9 +15354,8 @@ class WebServer:
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
         if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
-            environ["PATH_INFO"] = urllib.parse.unquote(
-                re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
-            )
+            path = re.sub("%2f", "%252F", path, flags=re.IGNORECASE)
+            environ["PATH_INFO"] = urllib.parse.unquote(path, "latin-1")
         environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
@@ -15391,38 +15392,23 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
-        """Return the body; None if it was too large or too slow, which has been answered."""
-        headers = dict(scope["headers"])
-        most, parts, size = self.limits.maximum_body, [], 0
-        if int(headers.get(b"content-length") or 0) > most:
-            await self._refuse(scope, send, 413, "The body is too large")
-            return None
+    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+        """Return the body, None if the client has gone. Refuses 408 and 413."""
+        headers, body = dict(scope["headers"]), bytearray()
+        most = self.limits.maximum_body
+        size = int(headers.get(b"content-length") or 0)
         try:
             async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
-                while True:
+                while max(size, len(body)) <= most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        await self._refuse(scope, send, 413, "The body is too large")
-                        return None
-                    if not message.get("more_body"):
-                        return b"".join(parts)
+                    body += message.get("body", b"")
+                    if not message.get("more_body") and len(body) <= most:
+                        return bytes(body)
         except TimeoutError:
-            await self._refuse(scope, send, 408, "The request took too long")
-            return None
-
-    async def _refuse(
-        self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
-    ) -> None:
-        """Answer a request that never reaches bottle with a refusal."""
-        reply = refusal_reply(HttpRefusal(status, text))
-        found = [*reply.pairs, (b"connection", b"close"), *headers]
-        await send(self._start(scope, status, found))
-        await send({"type": "http.response.body", "body": reply.body})
+            raise HttpRefusal(408, "The request took too long") from None
+        raise HttpRefusal(413, "The body is too large")
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
@@ -15430,8 +15416,7 @@ class WebServer:
         ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
-            await self._refuse(scope, send, 401, "Log in first")
-            return
+            raise HttpRefusal(401, "Log in first")
         headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         event = asyncio.Event()
@@ -15469,27 +15454,19 @@ class WebServer:
         from uvicorn.server import ServerState
 
         config = uvicorn.Config(
-            self,
-            lifespan="off",
-            http="h11",
+            self, lifespan="off", http="h11", log_config=None, access_log=False,
             ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=10,
-            h11_max_incomplete_event_size=32768,
-        )
+            server_header=False, proxy_headers=False,
+            timeout_keep_alive=10, h11_max_incomplete_event_size=32768,
+        )  # fmt: skip
         config.load()
         self.state = ServerState()
         protocol = bounded_protocol(H11Protocol, self)
         loop = asyncio.get_running_loop()
+        made = functools.partial(protocol, config=config, server_state=self.state, app_state={})
+        wait = 5 if tls else None
         self.server = await loop.create_server(
-            lambda: protocol(config=config, server_state=self.state, app_state={}),
-            host or None,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=5 if tls else None,
+            made, host or None, port, ssl=tls, ssl_handshake_timeout=wait
         )
         return self.server.sockets[0].getsockname()[1]
 
@@ -15517,9 +15494,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
             self.counted = address
             if server.addresses[address] > server.limits.maximum_connections_per_address:
                 log.warning("web: too many connections from %s", address)
-                transport.write(
-                    b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-                )
+                transport.write(BUSY)
                 transport.close()
             else:
                 self._time_request()
@@ -15563,6 +15538,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     return BoundedProtocol
 
 
+BUSY = b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 OPEN_TO_ORIGINS = (BASE, "/api/")  # paths that [web] cors_origins may call
 
 

@@ -148,13 +148,6 @@ def check_origin(web: Web, request: Any) -> None:
     raise Refusal(Status.NOT_AUTHORIZED, Message("The request comes from another site"))
 
 
-def check_csrf(login: Login, request: Any) -> None:
-    """Refuse (0124) a change without the CSRF token of its session."""
-    given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
-    if login.csrf and not login.sent(given):
-        raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
-
-
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
     """Return login and context of a request with at least the role `least`. Refuses 0124, 401."""
     login = find_login(web, request)
@@ -164,7 +157,9 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
         raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
     if request.method not in ("GET", "HEAD") and login.csrf:
         check_origin(web, request)
-        check_csrf(login, request)
+        given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
+        if not login.sent(given):
+            raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
     return login, web.context(Actor(login.name, client_address(request), login.role))
 
 

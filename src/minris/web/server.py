@@ -69,13 +69,23 @@ class WebServer:
         self.addresses: collections.Counter[str] = collections.Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._respond(scope, receive, send)
+        except HttpRefusal as refusal:  # of a request that never reaches bottle
+            reply = refusal_reply(refusal)
+            retry = [(b"retry-after", b"1")] if reply.http == 429 else []
+            found = [*reply.pairs, (b"connection", b"close"), *retry]
+            await send(self._start(scope, reply.http, found))
+            await send({"type": "http.response.body", "body": reply.body})
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request. Refuses 401, 408, 413, 429."""
         if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
-            await self._refuse(scope, send, 429, "Too many requests", (b"retry-after", b"1"))
-            return
+            raise HttpRefusal(429, "Too many requests")
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        body = await self._body(scope, receive, send)
+        body = await self._body(scope, receive)
         if body is None:
             return
         if (preflight := self._preflight(scope)) is not None:
@@ -108,9 +118,8 @@ class WebServer:
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
         if scope["path"].startswith(BASE) and SLASH in path.upper():  # within an AE title
-            environ["PATH_INFO"] = urllib.parse.unquote(
-                re.sub("%2f", "%252F", path, flags=re.IGNORECASE), "latin-1"
-            )
+            path = re.sub("%2f", "%252F", path, flags=re.IGNORECASE)
+            environ["PATH_INFO"] = urllib.parse.unquote(path, "latin-1")
         environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
@@ -147,38 +156,23 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any, send: Any) -> bytes | None:
-        """Return the body; None if it was too large or too slow, which has been answered."""
-        headers = dict(scope["headers"])
-        most, parts, size = self.limits.maximum_body, [], 0
-        if int(headers.get(b"content-length") or 0) > most:
-            await self._refuse(scope, send, 413, "The body is too large")
-            return None
+    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+        """Return the body, None if the client has gone. Refuses 408 and 413."""
+        headers, body = dict(scope["headers"]), bytearray()
+        most = self.limits.maximum_body
+        size = int(headers.get(b"content-length") or 0)
         try:
             async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
-                while True:
+                while max(size, len(body)) <= most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        await self._refuse(scope, send, 413, "The body is too large")
-                        return None
-                    if not message.get("more_body"):
-                        return b"".join(parts)
+                    body += message.get("body", b"")
+                    if not message.get("more_body") and len(body) <= most:
+                        return bytes(body)
         except TimeoutError:
-            await self._refuse(scope, send, 408, "The request took too long")
-            return None
-
-    async def _refuse(
-        self, scope: Any, send: Any, status: int, text: str, *headers: tuple[bytes, bytes]
-    ) -> None:
-        """Answer a request that never reaches bottle with a refusal."""
-        reply = refusal_reply(HttpRefusal(status, text))
-        found = [*reply.pairs, (b"connection", b"close"), *headers]
-        await send(self._start(scope, status, found))
-        await send({"type": "http.response.body", "body": reply.body})
+            raise HttpRefusal(408, "The request took too long") from None
+        raise HttpRefusal(413, "The body is too large")
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
@@ -186,8 +180,7 @@ class WebServer:
         ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
-            await self._refuse(scope, send, 401, "Log in first")
-            return
+            raise HttpRefusal(401, "Log in first")
         headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         event = asyncio.Event()
@@ -225,27 +218,19 @@ class WebServer:
         from uvicorn.server import ServerState
 
         config = uvicorn.Config(
-            self,
-            lifespan="off",
-            http="h11",
+            self, lifespan="off", http="h11", log_config=None, access_log=False,
             ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=10,
-            h11_max_incomplete_event_size=32768,
-        )
+            server_header=False, proxy_headers=False,
+            timeout_keep_alive=10, h11_max_incomplete_event_size=32768,
+        )  # fmt: skip
         config.load()
         self.state = ServerState()
         protocol = bounded_protocol(H11Protocol, self)
         loop = asyncio.get_running_loop()
+        made = functools.partial(protocol, config=config, server_state=self.state, app_state={})
+        wait = 5 if tls else None
         self.server = await loop.create_server(
-            lambda: protocol(config=config, server_state=self.state, app_state={}),
-            host or None,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=5 if tls else None,
+            made, host or None, port, ssl=tls, ssl_handshake_timeout=wait
         )
         return self.server.sockets[0].getsockname()[1]
 
@@ -273,9 +258,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
             self.counted = address
             if server.addresses[address] > server.limits.maximum_connections_per_address:
                 log.warning("web: too many connections from %s", address)
-                transport.write(
-                    b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-                )
+                transport.write(BUSY)
                 transport.close()
             else:
                 self._time_request()
@@ -319,6 +302,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
     return BoundedProtocol
 
 
+BUSY = b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 OPEN_TO_ORIGINS = (BASE, "/api/")  # paths that [web] cors_origins may call
 
 

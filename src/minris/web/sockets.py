@@ -232,11 +232,9 @@ class EventSocket(asyncio.Protocol):
         """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
         headers = [*reply.pairs, *SECURITY_HEADERS]
-        reject = self.frames.RejectConnection(
-            status_code=reply.http, headers=headers, has_body=True
-        )
-        self.transport.write(self.connection.send(reject))
-        self.transport.write(self.connection.send(self.frames.RejectData(data=reply.body)))
+        how = {"status_code": reply.http, "headers": headers, "has_body": True}
+        for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
+            self.transport.write(self.connection.send(frame))
         self.transport.close()
 
     def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
