@@ -23494,14 +23494,10 @@ def open_certificate(config: Config, section: types.SimpleNamespace) -> Certific
 
 def notify_systemd(text: str) -> None:
     """Send a notification to systemd (sd_notify) if it has started us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = re.sub("^@", "\0", os.environ.get("NOTIFY_SOCKET", ""))
     if address:
-        if address.startswith("@"):
-            address = "\0" + address[1:]
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
-            contextlib.suppress(OSError),
-        ):
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with channel, contextlib.suppress(OSError):
             channel.sendto(text.encode(), address)
 
 
@@ -23594,9 +23590,8 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except Refusal as refusal:
             if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
                 raise
-            raise Refusal(
-                Status.INVALID_ATTRIBUTE_VALUE, refusal.detail, refusal.problems
-            ) from None
+            status = Status.INVALID_ATTRIBUTE_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
@@ -23627,11 +23622,7 @@ def control_file(config: Config) -> Path:
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
-STORE_COMMANDS: dict[str, Callable[..., str]] = {
-    "import": run_import,
-    "user": run_user,
-    "token": run_token,
-}
+STORE_COMMANDS = {"import": run_import, "user": run_user, "token": run_token}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23639,12 +23630,13 @@ STORE_COMMANDS: dict[str, Callable[..., str]] = {
 # Health of the running appliance, and the checks before a start.
 # ------------------------------------------------------------------------------------------------
 
-LIGHT_WORDS = {
-    "store": Message("Store"),
-    "writer": Message("Writing to the store"),
-    "dicom": Message("DICOM door"),
-    "disk": Message("Disk"),
-}
+LIGHT_WORDS = {"store": Message("Store"), "writer": Message("Writing to the store"),
+               "dicom": Message("DICOM door"), "disk": Message("Disk")}  # fmt: skip
+STEPS_OF_DAY = """SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?
+    GROUP BY status"""
+UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS
+    (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"""
+WORKITEMS = "SELECT state, count(*) FROM workitem GROUP BY state"
 
 
 class Parts(Box, Protocol):
@@ -23688,10 +23680,9 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     ]
     kept = backups(box.config)
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
-    if box.backup_problem:
-        last = Message("The last backup failed: {problem}", problem=box.backup_problem)
-    light = "bad" if box.backup_problem else "good" if kept else "warning"
-    found.append((Message("Backup"), light, last))
+    failed = failed_backup(box)
+    light = "bad" if failed else "good" if kept else "warning"
+    found.append((Message("Backup"), light, *(failed or [last])))
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -23717,29 +23708,23 @@ def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: expiring certificates, a failed backup."""
     now = utc_now()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
-    if box.backup_problem:
-        found.append(Message("The last backup failed: {problem}", problem=box.backup_problem))
-    return found
+    return found + failed_backup(box)
+
+
+def failed_backup(box: Parts) -> list[Message]:
+    """Return the notice of a failed backup, if the last one failed."""
+    problem = box.backup_problem
+    return [Message("The last backup failed: {problem}", problem=problem)] if problem else []
 
 
 def metrics(box: Parts) -> dict[str, float]:
     """Return the figures of /metrics by name; none identifies a patient."""
     with reading():
         today = box.context().today()
-        states = database.execute_sql(
-            "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
-            " GROUP BY status",
-            (today,),
-        ).fetchall()
-        (unscheduled,) = database.execute_sql(
-            "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
-            " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
-        ).fetchone()
-        waiting = count_waiting(*EVENT_LANES.values())
-        to_pass_on = count_waiting(PASSED_ON_LANE)
-        workitems = database.execute_sql(
-            "SELECT state, count(*) FROM workitem GROUP BY state"
-        ).fetchall()
+        states = database.execute_sql(STEPS_OF_DAY, (today,)).fetchall()
+        workitems = database.execute_sql(WORKITEMS).fetchall()
+        (unscheduled,) = database.execute_sql(UNSCHEDULED).fetchone()
+        waiting, to_pass_on = count_waiting(*EVENT_LANES.values()), count_waiting(PASSED_ON_LANE)
     counts = box.associations.counts
     figures = {
         "minris_associations": counts["associated", ""],
@@ -23757,12 +23742,12 @@ def metrics(box: Parts) -> dict[str, float]:
         "minris_store_bytes": box.config.store_path.stat().st_size,
         "minris_start_time_seconds": box.start_time,
     }
-    figures |= {
-        f'minris_requests_total{{operation="{operation}"}}': count
-        for operation, count in sorted(box.dimse.counts.items())
-    }
-    figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
-    figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
+    for name, label, found in (
+        ("minris_requests_total", "operation", sorted(box.dimse.counts.items())),
+        ("minris_steps_today", "state", states),
+        ("minris_workitems", "state", workitems),
+    ):
+        figures |= {f'{name}{{{label}="{value}"}}': count for value, count in found}
     return figures
 
 
@@ -23789,7 +23774,8 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
     for name, device in config.devices.items():
         if device.host:
-            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+            problem = port_problem(device.host, device.port, connect=True)
+            yield f"device {name} at {device.host}:{device.port}", problem
 
 
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
@@ -23806,22 +23792,14 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path}", str(error)
 
 
-def port_problem(host: str, port: int) -> str:
-    """Return why a port cannot be opened, empty if it can."""
+def port_problem(host: str, port: int, connect: bool = False) -> str:
+    """Return why a port cannot be opened, or connected to, empty if it can."""
     try:
-        with socket.create_server((host, port)):
+        address = host, port
+        with socket.create_connection(address, 3) if connect else socket.create_server(address):
             return ""
     except OSError as error:
-        return error.strerror or str(error)
-
-
-def reach(host: str, port: int) -> str:
-    """Return why a TCP connection cannot be made, empty if it can."""
-    try:
-        with socket.create_connection((host, port), 3):
-            return ""
-    except OSError as error:
-        return f"cannot connect: {error.strerror or error}"
+        return f"{'cannot connect: ' if connect else ''}{error.strerror or error}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23961,18 +23939,13 @@ def job_audit(appliance: Parts) -> None:
     log.info("audit log: %d lines, last digest %s", chain.count, chain.digest)
 
 
-def closing_time(config: Config) -> tuple[int, int] | None:
-    """Return the time of the no-show job, None for never."""
-    return config.clinic.closes if config.housekeeping.no_show_after_closing else None
-
-
 DAILY = (
     Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
     Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
-    Daily("no show", closing_time, job_no_show),
-)
+    Daily("no show", lambda config: config.clinic.closes if config.housekeeping.no_show_after_closing else None, job_no_show),
+)  # fmt: skip
 
 
 def daily_due(ctx: Context, daily: Daily) -> bool:
@@ -24008,6 +23981,8 @@ class Appliance:
 
     say  takes the lines for the console
     """
+
+    health, lights, notices, metrics, back_up = health, lights, notices, metrics, job_backup
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -24058,17 +24033,14 @@ class Appliance:
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
-        negotiator = Negotiator(
-            PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
-        )
-        self.associations = AssociationServer(
-            config.dicom, self.access, negotiator, self.dimse.dispatch
-        )
-        self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
-        if self.dicom_tls and config.dicom.tls_port:
-            self.dicom_tls_port = await self.associations.listen(
-                config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
-            )
+        dicom, most = config.dicom, config.dicom.maximum_pdu_length
+        negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
+        dispatch = self.dimse.dispatch
+        self.associations = AssociationServer(dicom, self.access, negotiator, dispatch)
+        listen = self.associations.listen
+        self.dicom_port = await listen(dicom.host, dicom.port)
+        if self.dicom_tls and dicom.tls_port:
+            self.dicom_tls_port = await listen(dicom.host, dicom.tls_port, self.dicom_tls.context)
         self._start_rounds()
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
@@ -24081,9 +24053,8 @@ class Appliance:
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         told = json.dumps({"url": self.web_url, "secret": self.control})
         write_private(control_file(config), told)
-        await asyncio.wrap_future(self.writer.submit(self.first_start))
-        await self.write_async(self.begin_marks)
-        await self.write_async(self.tell_of_restart)
+        for first in (self.first_start, self.begin_marks, self.tell_of_restart):
+            await self.write_async(first)
         self._wake_delivery()
         for notice in self.notices():
             log.warning("%s", notice)
@@ -24096,13 +24067,11 @@ class Appliance:
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
         how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
-        self.sender = sender = DimseSender(
-            self.config, self.access, lambda: list(self.associations.associations)
-        )
+        ours = self.associations
+        self.sender = DimseSender(self.config, self.access, lambda: list(ours.associations))
         self.commitments = CommitmentDesk(search, *how)
-        lanes = {EVENT_LANES["dimse"]: Lane(sender), PASSED_ON_LANE: Lane(sender)}
-        lanes |= self.commitments.lanes(sender)
-        self.delivery = Delivery(lanes, *how)
+        lanes = {lane: Lane(self.sender) for lane in (EVENT_LANES["dimse"], PASSED_ON_LANE)}
+        self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
@@ -24218,26 +24187,6 @@ class Appliance:
             write_private(path, password + "\n")
             self.say(f"First start: the password of admin is in {path}")
 
-    def health(self) -> dict[str, str]:
-        """Return the problem of each check, empty if it is good."""
-        return health(self)
-
-    def lights(self) -> list[tuple[Message, str, Message]]:
-        """Return the components with state and details, for people."""
-        return lights(self)
-
-    def notices(self) -> list[Message]:
-        """Return the notices at the top of every page."""
-        return notices(self)
-
-    def metrics(self) -> dict[str, float]:
-        """Return the figures of /metrics by name."""
-        return metrics(self)
-
-    def back_up(self) -> None:
-        """Back up now; `backup_problem` is empty after success."""
-        job_backup(self)
-
     async def stop(self) -> None:
         """Stop both servers, finish committed work, release the store."""
         if self.scheduler:
@@ -24264,12 +24213,10 @@ class Appliance:
         except OSError as error:
             self.lock.release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
-        self.say(
-            f"minris {__version__}: DICOM {config.dicom.ae_title} at {config.dicom.host}:"
-            f"{self.dicom_port}{f', TLS {self.dicom_tls_port}' if self.dicom_tls_port else ''},"
-            f" pages at {self.web_url}, store {config.store_path},"
-            f" configuration {config.path or 'defaults'}"
-        )
+        tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
+        dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
+        files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
+        self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
         try:
             await until.wait()
@@ -24294,10 +24241,6 @@ def _until_signal() -> asyncio.Event:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
     return until
-
-
-async def _serve(appliance: Appliance) -> None:
-    await appliance.serve(_until_signal())
 
 
 class CommandError(Exception):
@@ -24352,7 +24295,11 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
     set_up_logging(config)
-    asyncio.run(_serve(Appliance(config, say=lambda line: print(line, flush=True))))
+
+    async def serve() -> None:
+        await Appliance(config, functools.partial(print, flush=True)).serve(_until_signal())
+
+    asyncio.run(serve())
 
 
 def command_settings(config: Config, arguments: argparse.Namespace) -> None:
@@ -24376,7 +24323,8 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
-    open_store_to_read(config)
+    check_store(config)
+    open_store(config.store_path)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
@@ -24388,19 +24336,17 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
         sys.stdout.write(text)
 
 
-def open_store_to_read(config: Config) -> None:
-    """Open the store to read, even while the appliance runs. CommandError if there is none."""
+def check_store(config: Config) -> None:
+    """CommandError if there is no store."""
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
-    open_store(config.store_path)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    if not config.store_path.exists():
-        raise CommandError(f"there is no store {config.store_path}")
+    check_store(config)
     backup_store(config.store_path, to)
     print(f"{to}: {to.stat().st_size} bytes, checked")
 
@@ -24559,52 +24505,46 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 }
 
 
+OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("demo", "--once", {"action": "store_true", "help": "stop when the day is over"}),
+    ("import", "files", {"nargs": "+", "metavar": "FILE"}),
+    ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
+    ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
+    ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),
+    ("restore", "file", {"metavar": "FILE"}),
+    ("user token", "name", {"metavar": "NAME"}),
+    ("user token", "--role", {"choices": ROLES, "default": "desk"}),
+    ("user token", "--delete", {"action": "store_true"}),
+    ("user", "--password-stdin", {"action": "store_true"}),
+    ("token", "--ae", {"action": "append", "default": [], "metavar": "TITLE",
+                       "help": "an AE title that the token may act for; repeat for more"}),
+    ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS,
+                               "help": "%(choices)s"}),
+    ("simulate", "--host", {"default": "127.0.0.1"}),
+    ("simulate", "--port", {"type": int, "default": 0}),
+    ("simulate", "--called", {"default": ""}),
+    ("simulate", "--calling", {"default": "CT1"}),
+    ("simulate", "--modality", {"default": "CT"}),
+    ("simulate", "--listen", {"type": int, "default": 0, "metavar": "PORT",
+                              "help": "port for incoming events"}),
+    ("simulate", "--archive", {"default": "", "metavar": "AE@HOST:PORT",
+                               "help": "archive for images of commitment"}),
+)  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-    parser = argparse.ArgumentParser(
-        "minris",
-        description="Worklist, MPPS and workitems (UPS) for a small clinic.",
-        parents=[common],
-    )
+    words = "Worklist, MPPS and workitems (UPS) for a small clinic."
+    parser = argparse.ArgumentParser("minris", description=words, parents=[common])
     parser.add_argument("--version", action="version", version=f"minris {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    found = {
-        name: commands.add_parser(name, help=function.__doc__, parents=[common])
-        for name, function in COMMANDS.items()
-    }
-    found["demo"].add_argument("--once", action="store_true", help="stop when the day is over")
-    found["import"].add_argument("files", nargs="+", metavar="FILE")
-    found["export"].add_argument("--format", choices=("json", "csv"), default="json")
-    found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
-    for name in ("export", "backup"):
-        found[name].add_argument("file", nargs="?", metavar="FILE")
-    found["restore"].add_argument("file", metavar="FILE")
-    for name in ("user", "token"):
-        found[name].add_argument("name", metavar="NAME")
-        found[name].add_argument("--role", choices=ROLES, default="desk")
-        found[name].add_argument("--delete", action="store_true")
-    found["user"].add_argument("--password-stdin", action="store_true")
-    found["token"].add_argument(
-        "--ae", action="append", default=[], metavar="TITLE",
-        help="an AE title that the token may act for; repeat for more",
-    )  # fmt: skip
-    simulate = found["simulate"]
-    simulate.add_argument(
-        "scenarios", nargs="+", metavar="SCENARIO", choices=SCENARIOS, help=", ".join(SCENARIOS)
-    )
-    simulate.add_argument("--host", default="127.0.0.1")
-    simulate.add_argument("--port", type=int, default=0)
-    simulate.add_argument("--called", default="")
-    simulate.add_argument("--calling", default="CT1")
-    simulate.add_argument("--modality", default="CT")
-    simulate.add_argument(
-        "--listen", type=int, default=0, metavar="PORT", help="port for incoming events"
-    )
-    simulate.add_argument(
-        "--archive", default="", metavar="AE@HOST:PORT", help="archive for images of commitment"
-    )
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__, parents=[common])
+        for names, option, settings in OPTIONS:
+            if name in names.split():
+                command.add_argument(option, **settings)
     return parser
 
 

@@ -63,10 +63,6 @@ def _until_signal() -> asyncio.Event:
     return until
 
 
-async def _serve(appliance: Appliance) -> None:
-    await appliance.serve(_until_signal())
-
-
 class CommandError(Exception):
     """A command failed: exit status 1."""
 
@@ -119,7 +115,11 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     """Run the appliance until SIGTERM, SIGINT or Ctrl-Break."""
     set_up_logging(config)
-    asyncio.run(_serve(Appliance(config, say=lambda line: print(line, flush=True))))
+
+    async def serve() -> None:
+        await Appliance(config, functools.partial(print, flush=True)).serve(_until_signal())
+
+    asyncio.run(serve())
 
 
 def command_settings(config: Config, arguments: argparse.Namespace) -> None:
@@ -143,7 +143,8 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
-    open_store_to_read(config)
+    check_store(config)
+    open_store(config.store_path)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
@@ -155,19 +156,17 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
         sys.stdout.write(text)
 
 
-def open_store_to_read(config: Config) -> None:
-    """Open the store to read, even while the appliance runs. CommandError if there is none."""
+def check_store(config: Config) -> None:
+    """CommandError if there is no store."""
     if not config.store_path.exists():
         raise CommandError(f"there is no store {config.store_path}")
-    open_store(config.store_path)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    if not config.store_path.exists():
-        raise CommandError(f"there is no store {config.store_path}")
+    check_store(config)
     backup_store(config.store_path, to)
     print(f"{to}: {to.stat().st_size} bytes, checked")
 
@@ -326,52 +325,46 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 }
 
 
+OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("demo", "--once", {"action": "store_true", "help": "stop when the day is over"}),
+    ("import", "files", {"nargs": "+", "metavar": "FILE"}),
+    ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
+    ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
+    ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),
+    ("restore", "file", {"metavar": "FILE"}),
+    ("user token", "name", {"metavar": "NAME"}),
+    ("user token", "--role", {"choices": ROLES, "default": "desk"}),
+    ("user token", "--delete", {"action": "store_true"}),
+    ("user", "--password-stdin", {"action": "store_true"}),
+    ("token", "--ae", {"action": "append", "default": [], "metavar": "TITLE",
+                       "help": "an AE title that the token may act for; repeat for more"}),
+    ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS,
+                               "help": "%(choices)s"}),
+    ("simulate", "--host", {"default": "127.0.0.1"}),
+    ("simulate", "--port", {"type": int, "default": 0}),
+    ("simulate", "--called", {"default": ""}),
+    ("simulate", "--calling", {"default": "CT1"}),
+    ("simulate", "--modality", {"default": "CT"}),
+    ("simulate", "--listen", {"type": int, "default": 0, "metavar": "PORT",
+                              "help": "port for incoming events"}),
+    ("simulate", "--archive", {"default": "", "metavar": "AE@HOST:PORT",
+                               "help": "archive for images of commitment"}),
+)  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-    parser = argparse.ArgumentParser(
-        "minris",
-        description="Worklist, MPPS and workitems (UPS) for a small clinic.",
-        parents=[common],
-    )
+    words = "Worklist, MPPS and workitems (UPS) for a small clinic."
+    parser = argparse.ArgumentParser("minris", description=words, parents=[common])
     parser.add_argument("--version", action="version", version=f"minris {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    found = {
-        name: commands.add_parser(name, help=function.__doc__, parents=[common])
-        for name, function in COMMANDS.items()
-    }
-    found["demo"].add_argument("--once", action="store_true", help="stop when the day is over")
-    found["import"].add_argument("files", nargs="+", metavar="FILE")
-    found["export"].add_argument("--format", choices=("json", "csv"), default="json")
-    found["conformance"].add_argument("--format", choices=("md", "html", "json"), default="md")
-    for name in ("export", "backup"):
-        found[name].add_argument("file", nargs="?", metavar="FILE")
-    found["restore"].add_argument("file", metavar="FILE")
-    for name in ("user", "token"):
-        found[name].add_argument("name", metavar="NAME")
-        found[name].add_argument("--role", choices=ROLES, default="desk")
-        found[name].add_argument("--delete", action="store_true")
-    found["user"].add_argument("--password-stdin", action="store_true")
-    found["token"].add_argument(
-        "--ae", action="append", default=[], metavar="TITLE",
-        help="an AE title that the token may act for; repeat for more",
-    )  # fmt: skip
-    simulate = found["simulate"]
-    simulate.add_argument(
-        "scenarios", nargs="+", metavar="SCENARIO", choices=SCENARIOS, help=", ".join(SCENARIOS)
-    )
-    simulate.add_argument("--host", default="127.0.0.1")
-    simulate.add_argument("--port", type=int, default=0)
-    simulate.add_argument("--called", default="")
-    simulate.add_argument("--calling", default="CT1")
-    simulate.add_argument("--modality", default="CT")
-    simulate.add_argument(
-        "--listen", type=int, default=0, metavar="PORT", help="port for incoming events"
-    )
-    simulate.add_argument(
-        "--archive", default="", metavar="AE@HOST:PORT", help="archive for images of commitment"
-    )
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__, parents=[common])
+        for names, option, settings in OPTIONS:
+            if name in names.split():
+                command.add_argument(option, **settings)
     return parser
 
 

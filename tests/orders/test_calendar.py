@@ -14,7 +14,7 @@ from test_mpps import schedule
 from test_pages import csrf_of, employ, filled, visiting, words_of
 
 from minris.access.context import Actor
-from minris.appliance.jobs import closing_time, job_no_show
+from minris.appliance.jobs import DAILY, job_no_show
 from minris.config.ini import Device
 from minris.config.values import read_weekdays
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
@@ -321,7 +321,8 @@ def test_at_closing_time_who_did_not_come_is_said_so_and_can_be_taken_back(appli
 @pytest.mark.parametrize("switched_on", [True, False])
 def test_closing_time_is_a_setting(config, switched_on):
     config.housekeeping.no_show_after_closing = switched_on
-    assert closing_time(config) == ((18, 0) if switched_on else None)
+    [no_show] = [daily for daily in DAILY if daily.function is job_no_show]
+    assert no_show.at(config) == ((18, 0) if switched_on else None)
 
 
 # The label.

@@ -41,7 +41,6 @@ from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.housekeeping.stuck import correct_stamps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE
 from minris.pages.site import build_app
-from minris.standard.status import Message
 from minris.store.models import StoreError, User, database
 from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import StoreLock, open_store, reading
@@ -59,6 +58,8 @@ class Appliance:
 
     say  takes the lines for the console
     """
+
+    health, lights, notices, metrics, back_up = health, lights, notices, metrics, job_backup
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -109,17 +110,14 @@ class Appliance:
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
-        negotiator = Negotiator(
-            PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, config.dicom.maximum_pdu_length
-        )
-        self.associations = AssociationServer(
-            config.dicom, self.access, negotiator, self.dimse.dispatch
-        )
-        self.dicom_port = await self.associations.listen(config.dicom.host, config.dicom.port)
-        if self.dicom_tls and config.dicom.tls_port:
-            self.dicom_tls_port = await self.associations.listen(
-                config.dicom.host, config.dicom.tls_port, self.dicom_tls.context
-            )
+        dicom, most = config.dicom, config.dicom.maximum_pdu_length
+        negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
+        dispatch = self.dimse.dispatch
+        self.associations = AssociationServer(dicom, self.access, negotiator, dispatch)
+        listen = self.associations.listen
+        self.dicom_port = await listen(dicom.host, dicom.port)
+        if self.dicom_tls and dicom.tls_port:
+            self.dicom_tls_port = await listen(dicom.host, dicom.tls_port, self.dicom_tls.context)
         self._start_rounds()
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
@@ -132,9 +130,8 @@ class Appliance:
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         told = json.dumps({"url": self.web_url, "secret": self.control})
         write_private(control_file(config), told)
-        await asyncio.wrap_future(self.writer.submit(self.first_start))
-        await self.write_async(self.begin_marks)
-        await self.write_async(self.tell_of_restart)
+        for first in (self.first_start, self.begin_marks, self.tell_of_restart):
+            await self.write_async(first)
         self._wake_delivery()
         for notice in self.notices():
             log.warning("%s", notice)
@@ -147,13 +144,11 @@ class Appliance:
         self.delivery_reader = concurrent.futures.ThreadPoolExecutor(1, "delivery")
         how = self.context, self.read_async, self.write_async
         search = ArchiveSearch(self.config)
-        self.sender = sender = DimseSender(
-            self.config, self.access, lambda: list(self.associations.associations)
-        )
+        ours = self.associations
+        self.sender = DimseSender(self.config, self.access, lambda: list(ours.associations))
         self.commitments = CommitmentDesk(search, *how)
-        lanes = {EVENT_LANES["dimse"]: Lane(sender), PASSED_ON_LANE: Lane(sender)}
-        lanes |= self.commitments.lanes(sender)
-        self.delivery = Delivery(lanes, *how)
+        lanes = {lane: Lane(self.sender) for lane in (EVENT_LANES["dimse"], PASSED_ON_LANE)}
+        self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
@@ -269,26 +264,6 @@ class Appliance:
             write_private(path, password + "\n")
             self.say(f"First start: the password of admin is in {path}")
 
-    def health(self) -> dict[str, str]:
-        """Return the problem of each check, empty if it is good."""
-        return health(self)
-
-    def lights(self) -> list[tuple[Message, str, Message]]:
-        """Return the components with state and details, for people."""
-        return lights(self)
-
-    def notices(self) -> list[Message]:
-        """Return the notices at the top of every page."""
-        return notices(self)
-
-    def metrics(self) -> dict[str, float]:
-        """Return the figures of /metrics by name."""
-        return metrics(self)
-
-    def back_up(self) -> None:
-        """Back up now; `backup_problem` is empty after success."""
-        job_backup(self)
-
     async def stop(self) -> None:
         """Stop both servers, finish committed work, release the store."""
         if self.scheduler:
@@ -315,12 +290,10 @@ class Appliance:
         except OSError as error:
             self.lock.release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
-        self.say(
-            f"minris {__version__}: DICOM {config.dicom.ae_title} at {config.dicom.host}:"
-            f"{self.dicom_port}{f', TLS {self.dicom_tls_port}' if self.dicom_tls_port else ''},"
-            f" pages at {self.web_url}, store {config.store_path},"
-            f" configuration {config.path or 'defaults'}"
-        )
+        tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
+        dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
+        files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
+        self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
         try:
             await until.wait()

@@ -21,12 +21,13 @@ from minris.store.writer import Writer
 from minris.web.request import Box
 from minris.web.server import Changes
 
-LIGHT_WORDS = {
-    "store": Message("Store"),
-    "writer": Message("Writing to the store"),
-    "dicom": Message("DICOM door"),
-    "disk": Message("Disk"),
-}
+LIGHT_WORDS = {"store": Message("Store"), "writer": Message("Writing to the store"),
+               "dicom": Message("DICOM door"), "disk": Message("Disk")}  # fmt: skip
+STEPS_OF_DAY = """SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?
+    GROUP BY status"""
+UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS
+    (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"""
+WORKITEMS = "SELECT state, count(*) FROM workitem GROUP BY state"
 
 
 class Parts(Box, Protocol):
@@ -70,10 +71,9 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     ]
     kept = backups(box.config)
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
-    if box.backup_problem:
-        last = Message("The last backup failed: {problem}", problem=box.backup_problem)
-    light = "bad" if box.backup_problem else "good" if kept else "warning"
-    found.append((Message("Backup"), light, last))
+    failed = failed_backup(box)
+    light = "bad" if failed else "good" if kept else "warning"
+    found.append((Message("Backup"), light, *(failed or [last])))
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -99,29 +99,23 @@ def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: expiring certificates, a failed backup."""
     now = utc_now()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
-    if box.backup_problem:
-        found.append(Message("The last backup failed: {problem}", problem=box.backup_problem))
-    return found
+    return found + failed_backup(box)
+
+
+def failed_backup(box: Parts) -> list[Message]:
+    """Return the notice of a failed backup, if the last one failed."""
+    problem = box.backup_problem
+    return [Message("The last backup failed: {problem}", problem=problem)] if problem else []
 
 
 def metrics(box: Parts) -> dict[str, float]:
     """Return the figures of /metrics by name; none identifies a patient."""
     with reading():
         today = box.context().today()
-        states = database.execute_sql(
-            "SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?"
-            " GROUP BY status",
-            (today,),
-        ).fetchall()
-        (unscheduled,) = database.execute_sql(
-            "SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS"
-            " (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id)"
-        ).fetchone()
-        waiting = count_waiting(*EVENT_LANES.values())
-        to_pass_on = count_waiting(PASSED_ON_LANE)
-        workitems = database.execute_sql(
-            "SELECT state, count(*) FROM workitem GROUP BY state"
-        ).fetchall()
+        states = database.execute_sql(STEPS_OF_DAY, (today,)).fetchall()
+        workitems = database.execute_sql(WORKITEMS).fetchall()
+        (unscheduled,) = database.execute_sql(UNSCHEDULED).fetchone()
+        waiting, to_pass_on = count_waiting(*EVENT_LANES.values()), count_waiting(PASSED_ON_LANE)
     counts = box.associations.counts
     figures = {
         "minris_associations": counts["associated", ""],
@@ -139,12 +133,12 @@ def metrics(box: Parts) -> dict[str, float]:
         "minris_store_bytes": box.config.store_path.stat().st_size,
         "minris_start_time_seconds": box.start_time,
     }
-    figures |= {
-        f'minris_requests_total{{operation="{operation}"}}': count
-        for operation, count in sorted(box.dimse.counts.items())
-    }
-    figures |= {f'minris_steps_today{{state="{state}"}}': count for state, count in states}
-    figures |= {f'minris_workitems{{state="{state}"}}': count for state, count in workitems}
+    for name, label, found in (
+        ("minris_requests_total", "operation", sorted(box.dimse.counts.items())),
+        ("minris_steps_today", "state", states),
+        ("minris_workitems", "state", workitems),
+    ):
+        figures |= {f'{name}{{{label}="{value}"}}': count for value, count in found}
     return figures
 
 
@@ -171,7 +165,8 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
     for name, device in config.devices.items():
         if device.host:
-            yield f"device {name} at {device.host}:{device.port}", reach(device.host, device.port)
+            problem = port_problem(device.host, device.port, connect=True)
+            yield f"device {name} at {device.host}:{device.port}", problem
 
 
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
@@ -188,19 +183,11 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path}", str(error)
 
 
-def port_problem(host: str, port: int) -> str:
-    """Return why a port cannot be opened, empty if it can."""
+def port_problem(host: str, port: int, connect: bool = False) -> str:
+    """Return why a port cannot be opened, or connected to, empty if it can."""
     try:
-        with socket.create_server((host, port)):
+        address = host, port
+        with socket.create_connection(address, 3) if connect else socket.create_server(address):
             return ""
     except OSError as error:
-        return error.strerror or str(error)
-
-
-def reach(host: str, port: int) -> str:
-    """Return why a TCP connection cannot be made, empty if it can."""
-    try:
-        with socket.create_connection((host, port), 3):
-            return ""
-    except OSError as error:
-        return f"cannot connect: {error.strerror or error}"
+        return f"{'cannot connect: ' if connect else ''}{error.strerror or error}"

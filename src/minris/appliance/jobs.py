@@ -155,18 +155,13 @@ def job_audit(appliance: Parts) -> None:
     log.info("audit log: %d lines, last digest %s", chain.count, chain.digest)
 
 
-def closing_time(config: Config) -> tuple[int, int] | None:
-    """Return the time of the no-show job, None for never."""
-    return config.clinic.closes if config.housekeeping.no_show_after_closing else None
-
-
 DAILY = (
     Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
     Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
-    Daily("no show", closing_time, job_no_show),
-)
+    Daily("no show", lambda config: config.clinic.closes if config.housekeeping.no_show_after_closing else None, job_no_show),
+)  # fmt: skip
 
 
 def daily_due(ctx: Context, daily: Daily) -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import socket
 import ssl
 import time
@@ -103,14 +104,10 @@ def open_certificate(config: Config, section: types.SimpleNamespace) -> Certific
 
 def notify_systemd(text: str) -> None:
     """Send a notification to systemd (sd_notify) if it has started us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = re.sub("^@", "\0", os.environ.get("NOTIFY_SOCKET", ""))
     if address:
-        if address.startswith("@"):
-            address = "\0" + address[1:]
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
-            contextlib.suppress(OSError),
-        ):
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with channel, contextlib.suppress(OSError):
             channel.sendto(text.encode(), address)
 
 

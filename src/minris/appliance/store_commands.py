@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import peewee
@@ -30,9 +30,8 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except Refusal as refusal:
             if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
                 raise
-            raise Refusal(
-                Status.INVALID_ATTRIBUTE_VALUE, refusal.detail, refusal.problems
-            ) from None
+            status = Status.INVALID_ATTRIBUTE_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
@@ -63,8 +62,4 @@ def control_file(config: Config) -> Path:
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
-STORE_COMMANDS: dict[str, Callable[..., str]] = {
-    "import": run_import,
-    "user": run_user,
-    "token": run_token,
-}
+STORE_COMMANDS = {"import": run_import, "user": run_user, "token": run_token}
