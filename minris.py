@@ -24035,8 +24035,7 @@ class Appliance:
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
-        dispatch = self.dimse.dispatch
-        self.associations = AssociationServer(dicom, self.access, negotiator, dispatch)
+        self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
         listen = self.associations.listen
         self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
@@ -24518,8 +24517,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("user", "--password-stdin", {"action": "store_true"}),
     ("token", "--ae", {"action": "append", "default": [], "metavar": "TITLE",
                        "help": "an AE title that the token may act for; repeat for more"}),
-    ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS,
-                               "help": "%(choices)s"}),
+    ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS, "help": "%(choices)s"}),
     ("simulate", "--host", {"default": "127.0.0.1"}),
     ("simulate", "--port", {"type": int, "default": 0}),
     ("simulate", "--called", {"default": ""}),

@@ -112,8 +112,7 @@ class Appliance:
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
-        dispatch = self.dimse.dispatch
-        self.associations = AssociationServer(dicom, self.access, negotiator, dispatch)
+        self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
         listen = self.associations.listen
         self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
