@@ -22909,9 +22909,9 @@ def statement_worklist(config: Config) -> str:
         Steps in these states are not shown, whatever the status key says: {hidden}.
         More than {config.dicom.answer_limit} matches end with A700 after as many answers; a device
           may have a lower limit.
-        An attribute asked for that is not in the table above makes all answers FF01.
+        A requested attribute that is not in the table above makes all answers FF01.
         Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored.
-          Timezone Offset From UTC (0008,0201) in a query is not used; asked for, it is answered as
+          Timezone Offset From UTC (0008,0201) is ignored in a query; if requested, the answer has
           that of the clinic.
         Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.
         """
@@ -22958,8 +22958,8 @@ def statement_mpps(config: Config) -> str:
         An attribute that may not be set is refused with 0105 where it differs from what is stored,
           and ignored where it does not.
         N-SET after the end is refused with 0110 and Error ID A710.
-        An N-CREATE without SOP Instance UID is given one.
-        All texts are stored in Unicode, whatever set each message came in.
+        An N-CREATE without SOP Instance UID is assigned one.
+        All texts are stored in Unicode, whatever the character set of the message.
         {statement_passing_on(config)}
         #### 5.2.1 States
         {transition_block(MPPS_TRANSITIONS)}
@@ -22973,18 +22973,17 @@ def statement_passing_on(config: Config) -> str:
     events = ", ".join(f"{n} ({state or 'other change'})" for state, n in MPPS_EVENTS.items())
     return f"""
         #### 5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)
-        Devices whose setting passed_on names them are passed on: mpps, each N-CREATE and N-SET as
-          it was taken, with the same SOP Instance UID, as SCU; availability, each availability
-          notification that was taken, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as
-          SCP by role selection. Who sent it is not sent it. An N-SET that changes nothing is not.
-        Messages of one receiver are sent in order, one at a time. One that is not reached is tried
-          again after {retries} seconds, the last over and over, for
-          {hours} hours and over restarts; after a crash it may be sent twice, with the same Message
-          ID. 0110, 0211 and 0213 are tried {MOST_REFUSALS} times, a message in whose middle the
+        A device receives what its setting passed_on names: mpps, each accepted N-CREATE and N-SET,
+          with the same SOP Instance UID, as SCU; availability, each accepted availability
+          notification, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as SCP by role
+          selection. Nothing is forwarded to its own sender, and no N-SET that changes nothing.
+        Messages of one receiver are sent in order, one at a time. If it cannot be reached, sending
+          is retried after {retries} seconds (the last interval repeats) for {hours} hours, also
+          after a restart; after a crash it may be sent twice, with the same Message ID. A message
+          answered 0110, 0211 or 0213 is sent {MOST_REFUSALS} times, a message in whose middle the
           receiver ends the association {MOST_ABORTS} times; 0111 of an N-CREATE, and 0110 with
-          Error ID A710, are taken as success; any other answer is kept, and the next message
-          follows. Of a receiver that takes some of what it is passed on, the rest is kept as
-          refused.
+          Error ID A710, count as success; any other answer is recorded, and the next message
+          follows. Messages whose context the receiver rejects are recorded as refused.
         Events of MPPS Notification (Table F.9.2-1):
           {events}.
           None has a data set.
@@ -23003,18 +23002,18 @@ def statement_workitems(config: Config) -> str:
         An absent type 2 attribute is {absent}; an empty Worklist Label becomes
           {ups.worklist_label}. Nothing else is changed at creation. Attributes beyond the table are
           stored. The Modification DateTime is ours, whatever was sent.
-        The Transaction UID is the lock: it is compared alone, whoever brings it, is kept after the
-          end, and is neither returned nor matched nor logged. A Transaction UID given at creation
-          is refused with 0106; one in an N-SET of a SCHEDULED workitem with C310.
+        The Transaction UID is the lock: only it is compared, not the sender; it is kept after the
+          end, and never returned, matched or logged. A Transaction UID given at creation is refused
+          with 0106; one in an N-SET of a SCHEDULED workitem with C310.
         N-SET of the state is refused with C303 (SCHEDULED) or 0105; of an attribute that may not be
           set with 0105 where it differs from what is stored.
-        A canceled workitem gets the time and, where there is none, the reason 110513 (DCM): a
-          cancellation never fails for want of them.
+        A canceled workitem is given the time and, if it has none, the reason 110513 (DCM): a
+          cancellation never fails for lack of them.
         A request to cancel a SCHEDULED workitem is carried out at once: event 2, then IN PROGRESS,
-          then CANCELED. In progress, its subscribers are told; C312 where there are none and no
-          person at this system has claimed it, C313 where that person has declined.
-        Persons may create, claim, finish, assign and end workitems on the page; the same rules and
-          events apply, and the lock of a person's workitem stays in this system.
+          then CANCELED. If it is in progress, its subscribers are notified; C312 if there are none
+          and no user of this system has claimed it, C313 if that user has declined.
+        Users can create, claim, finish, assign and end workitems on the page; the same rules and
+          events apply, and the Transaction UID of a user's workitem stays in this system.
         C-FIND without a state key finds all states. Names match as in the worklist; codes by value
           and scheme, never by meaning. Times with an offset are compared as instants, without one
           as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone
@@ -23055,20 +23054,20 @@ def statement_subscriptions(config: Config) -> str:
     return f"""
         Deletion locks are {"granted" if ups.grant_locks else "not granted (B301)"}. Whoever creates
           a workitem {creator} subscribed to it. A Receiving AE must be registered with an address,
-          or be told by WebSocket (else C308); it need not be the caller. Filtered global
-          subscription is supported; the filter is applied to what there is and to what is created,
-          not again to what changes. Unsubscribe on either well-known UID ends all subscriptions of
-          the AE, suspend the one of that UID.
+          or receive its events by WebSocket (else C308); it need not be the caller. Filtered global
+          subscription is supported; the filter is applied to existing and to new workitems, not
+          again when they change. Unsubscribe on either well-known UID ends all subscriptions of the
+          AE, suspend the one of that UID.
         Events are written in the transaction that caused them, and sent after its commit and its
           response, as N-EVENT-REPORT on an association of ours that proposes the UPS Event SOP
           class with the SCP role. Where the role is not accepted nothing is sent, unless the
           device's switch events_without_role is on. Events of a receiver are sent in order, at
-          least once, with a Message ID that a repeat keeps; whatever status it answers counts as
-          heard.
-        A receiver that is not reached is tried again after {retries}
-          seconds, the last over and over; after {config.housekeeping.give_up_events_hours} hours of
-          failing its events are given up. A call of the receiver's ends its wait. Subscriptions and
-          locks stay as they are.
+          least once, with a Message ID that a repeat keeps; any status in its answer counts as
+          delivered.
+        If a receiver cannot be reached, sending is retried after {retries} seconds (the last
+          interval repeats); its events are discarded after
+          {config.housekeeping.give_up_events_hours} hours of failure. An association from the
+          receiver triggers a retry at once. Subscriptions and locks stay.
         UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,
           with the UID of the global subscription: RESTARTED at every start, with COLD START where
           the store is new or was restored, else WARM
@@ -23081,25 +23080,23 @@ def statement_retention(config: Config) -> str:
     """How long workitems stay, and what becomes of orphans."""
     keep = config.housekeeping
     days, silent = keep.release_locks_days, keep.cancel_silent_workitems_hours
-    locks = f"after {days} days" if days else "never of itself"
-    canceled = f"after {silent} hours" if silent else "never of itself"
+    locks = f"after {days} days" if days else "never automatically"
+    canceled = f"after {silent} hours" if silent else "never automatically"
     history = keep.keep_workitem_history_days
     kept = f"for {history} days" if history else "for good"
     return f"""
         #### 5.3.3 Retention and orphans
         A workitem that has ended stays {keep.keep_workitems_days} days at least, as long as any
-          deletion lock on it, and as long as an event of it is to be delivered; then it is deleted.
-          Its UID is not taken again, and its events stay as history
-          {kept}.
+          deletion lock on it, and as long as an event of it is pending; then it is deleted. Its UID
+          is not accepted again, and its events stay as history {kept}.
         A deletion lock is listed as stuck {keep.stuck_lock_hours} hours after the end, and released
           {locks}. A workitem in progress is listed after {keep.stuck_workitem_hours} hours without
-          news, and canceled {canceled}. A SCHEDULED
-          one past its expiration is listed, and
+          news, and canceled {canceled}. A SCHEDULED one past its expiration is listed, and
           {"canceled" if keep.cancel_expired_workitems else "never canceled of itself"}. Events are
           listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end
-          a workitem and give up events, with a reason that is kept in the audit log.
-        Until ten minutes after a start or a leap of the clock, six hours where it was by more than
-          a week, nothing is deleted, released or canceled of itself.
+          a workitem and discard events, with a reason that is kept in the audit log.
+        Until ten minutes after a start or a jump of the clock (six hours if it jumped by more than
+          a week), nothing is deleted, released or canceled automatically.
         """
 
 
@@ -23115,31 +23112,31 @@ def statement_commitment(config: Config) -> str:
         archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,
           a performed procedure step or an availability notification; else by SOP Instance UIDs
           alone, where the device of the archive has relational_queries; else it could not be
-          checked, which is failure 0110. commitment: the request for what is not proved is passed
-          on to the archive's own storage commitment, as SCU, under a Transaction UID of ours; its
-          report is taken on an association that the archive opens, as SCP by role selection, from
-          the archive's AE titles alone (else 0115), and passed back under the original UID, with
-          its failure reasons 0112, 0119, 0122 and 0213, any other as 0110. Without a report in
-          {keep.answer_minutes} minutes it is asked anew. availability: a notification by the
-          archive itself that the instance is ONLINE or NEARLINE there.
+          checked, which is failure 0110. commitment: the request for the remaining instances is
+          forwarded to the archive's own storage commitment, as SCU, under a Transaction UID of
+          ours; its report is taken on an association that the archive opens, as SCP by role
+          selection, from the archive's AE titles alone (else 0115), and returned under the original
+          UID, with its failure reasons 0112, 0119, 0122 and 0213, any other as 0110. Without a
+          report in {keep.answer_minutes} minutes it is asked again. availability: a notification by
+          the archive itself that the instance is ONLINE or NEARLINE there.
         An instance that is not there is looked for again for {keep.missing_minutes} minutes, then
-          fails with 0112. An archive that is not reached is asked again after {retries} seconds, the
-          last over and over, for {keep.give_up_hours} hours; then what is not judged fails with
-          0110. Never is success told without evidence.
-        The result is told on an association of this system's, with the AE title that was called, as
+          fails with 0112. An archive that cannot be reached is asked again after {retries} seconds
+          (the last interval repeats) for {keep.give_up_hours} hours; then the remaining instances
+          fail with 0110. Success is never reported without evidence.
+        The result is sent on an association of this system, with the AE title that was called, as
           SCP by role selection (or without it, where the device has events_without_role); first on
           the requester's own, where its device has report_on_same_association and that is still
-          open. 0110, 0211 and 0213 are taken as not heard, any other status as heard. A requester
-          that is not reached is tried again in the same way for {keep.report_hours} hours, over
-          restarts; after a crash it may be told twice.
+          open. 0110, 0211 and 0213 count as not delivered, any other status as delivered. If the
+          requester cannot be reached, sending is retried in the same way for {keep.report_hours}
+          hours, also after a restart; after a crash it may be sent twice.
         A requester must be registered with an address (else 0124). An identical request while the
-          first is judged is the same; another one under a Transaction UID that is known is answered
-          with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances are
-          refused with 0213, an instance named twice with 0115.
+          first is pending is the same request; a different one under a known Transaction UID is
+          answered with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances}
+          instances are refused with 0213, an instance named twice with 0115.
         Results are kept {keep.keep_days} days, their Transaction UIDs for good (404 for an unknown,
           410 for a dropped one). Duration, retrieval and capacity of the storage are the archive's.
         Retrieve AE Title is given at the top level, where all that is committed was seen in one
-          archive. Storage media are not looked at.
+          archive. Storage media are ignored.
         {statement_table(("Failure Reason", "Meaning"), *FAILURE_REASONS.items())}
         """
 
@@ -23154,8 +23151,8 @@ def statement_availability(config: Config) -> str:
         ### 5.8 Instance availability notification (PS3.4 R)
         Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond
           the table are stored. A second notification under a UID is refused with 0111. Both are
-          kept {keep.keep_days} days. Those of others are passed on as 5.2.2 says; of instances that
-          were found by C-FIND we make one, for each study.
+          kept {keep.keep_days} days. Received notifications are forwarded as in 5.2.2; for
+          instances found by C-FIND this system creates one for each study.
         Every {keep.look_minutes} minutes (0: never) the archive is asked by C-FIND for the
           instances that performed steps of the last two days name and that are not known to be
           there (those that ended more than two hours ago, each hour), and by Study Instance UID for
@@ -23165,9 +23162,9 @@ def statement_availability(config: Config) -> str:
           it has ended when none more has come for {keep.quiet_minutes} minutes (as the archive said
           when it was asked thereafter), if its study has no other step, when the machine has asked
           for storage commitment of instances that were found in its study, or when a person says
-          so. Which of these told is kept with it.
+          so. The source is recorded.
         The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are
-          told, when each instance of its Input Information Sequence is known to be ONLINE or
+          notified, when each instance of its Input Information Sequence is known to be ONLINE or
           NEARLINE (at one of the AE titles that it names, if any). For an item that lists no
           instances, and for a list that is INCOMPLETE, all performed steps of the study must have
           ended and all their instances be known.
@@ -23207,9 +23204,9 @@ def statement_overview(config: Config) -> str:
     return f"""
         ## 1 Conformance statement overview
         minris registers patients and exams, offers them to modalities as a modality worklist, and
-          takes the performed procedure steps that modalities report. It manages the workitems
-          (unified procedure steps) of what comes after, and tells subscribers what becomes of them.
-          It stores no images.
+          receives the performed procedure steps that modalities report. It manages workitems
+          (unified procedure steps) for post-processing and notifies their subscribers. It stores no
+          images.
         {statement_table(head, *lines)}
         [contents]
         """
@@ -23235,14 +23232,13 @@ def statement_model(config: Config) -> str:
         {statement_table(*product)}
         ## 4 Implementation model
         One application entity, {config.dicom.ae_title}, waits for associations. A worklist query is
-          answered from what was registered on the page, by the JSON API or by import. A performed
+          answered from the exams registered on the page, by the JSON API or by import. A performed
           procedure step changes the state of the scheduled steps that it names; the answer follows
           the commit to disk.
         ### 4.1 What a performed step does to a scheduled one
         {after}
-        A scheduled step is found by:
-          {attempts}.
-          Of several that fit none is taken, and a person decides.
+        A scheduled step is found by: {attempts}. If several match, none is linked, and a person
+          decides.
         ## 5 Service and interoperability description
         """
 
@@ -23256,40 +23252,39 @@ def statement_dicomweb(config: Config) -> str:
         Media types: {", ".join(MEDIA_TYPES)}. Without an Accept header {DICOM_JSON} is answered. A
           document type in XML is refused.
         A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data
-          set; without any, one is made. The Transaction UID of an update is taken from
+          set; without any, one is assigned. The Transaction UID of an update is taken from
           ?{", ?".join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.
         Requesting AE is ?requester= or the last part of the path, else the AE title that the token
-          speaks for, else that of this system. A token subscribes, opens WebSockets and asks in the
-          name of the AE titles it is made for alone (403); an administrator's for any.
-        A parameter that looks like an attribute and is none is refused with 400; others are
-          ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come
-          in the order of their start; a page ends after limit, or after {config.dicom.answer_limit}
-          matches.
-        TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, with a
-          Warning where it is another offset than ours. A charset parameter without UTF-8 is refused
-          with 400; Accept-Charset is not looked at. Content-Encoding is gzip in both directions,
-          where asked.
+          speaks for, else that of this system. A token may subscribe, open WebSockets and make
+          requests only for its own AE titles (else 403); an administrator's token for any.
+        An unknown attribute is refused with 400; other unknown parameters are ignored. Fuzzy, empty
+          value and multiple value matching are not supported. Matches are sorted by start; a page
+          ends after limit, or after {config.dicom.answer_limit} matches.
+        TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, and a
+          Warning says so if the offset is not ours. A charset parameter without UTF-8 is refused
+          with 400; Accept-Charset is ignored. Content-Encoding may be gzip in both directions.
         Limits: 429 after {config.web.requests_per_second or "any number of"} requests a second from
           one address, 413 after {config.web.maximum_body} bytes (unpacked, too), 16 levels of
           sequences.
         #### 5.4.1 Notification channel (PS3.18 8.10, 11.13)
         Content-Location (and Location) of a subscription name the WebSocket of the AE's events,
-          {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} is the same. It may be
+          {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} works too. It may be
           opened before or after the subscription, by a token in the Authorization header or in a
           subprotocol {BEARER}TOKEN, or by a session's cookie from our own pages. The first other
           subprotocol is taken. Refusals: 400, 401, 403, 404, 426 without upgrade, 429, 503 past
           {config.web.maximum_websockets} WebSockets.
-        An AE is told by WebSocket from its first subscription over HTTP or its first WebSocket on,
-          by DIMSE from its first subscription over DIMSE on, or as the setting events of its device
-          says. Each event is one text with one object, with the UPS Push SOP class.
-        An event has been heard when a pong has followed it on one of the AE's WebSockets; until
-          then it is told again on the next one, with the same Message ID. The first WebSocket of an
-          AE is told first what came while there was none, another one what comes later. What nobody
-          has fetched after {config.housekeeping.give_up_events_hours} hours is given up.
-        Every {SocketDelivery.KEEP_ALIVE:.0f} s there is a ping; without a pong for
+        An AE receives events by WebSocket after its first subscription over HTTP or its first
+          WebSocket, by DIMSE after its first subscription over DIMSE, or as the setting events of
+          its device says. Each event is one text message with one object, with the UPS Push SOP
+          class.
+        An event is delivered when a pong has followed it on one of the AE's WebSockets; until then
+          it is sent again on the next one, with the same Message ID. The first WebSocket of an AE
+          first receives the events that are pending, any further one only later events. Events are
+          discarded if not delivered after {config.housekeeping.give_up_events_hours} hours.
+        A ping is sent every {SocketDelivery.KEEP_ALIVE:.0f} s; without a pong for
           {EventSocket.PONG_WITHIN:.0f} s the connection is cut. It is closed with 1008 when its
           login ends, with 1001 when the appliance stops. After {EventSocket.MOST_UNHEARD} events
-          without a pong it is told no more until one comes. What a client sends is ignored.
+          without a pong, sending pauses until one comes. Messages from clients are ignored.
         """
 
 
@@ -23345,19 +23340,19 @@ def statement_network(config: Config) -> str:
         ## 7 Network communication details
         ### 7.1 Association acceptance
         {statement_table(head, *contexts)}
-        Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come
-          before an answer wait. Explicit VR is chosen where both are proposed.
+        Application context {APPLICATION_CONTEXT}. One operation at a time; further requests wait
+          for the answer. Explicit VR is chosen where both are proposed.
         {statement_table(("Limit", "Value", "Meaning"), *limits)}
         Associations are opened for events, one for each receiver, kept for {DimseSender.KEEP:.0f} s
           after the last of a burst, with the context {UPS_EVENT} in both transfer syntaxes, role
-          SCP, calling AE title {dicom.ae_title}; likewise for what is passed on; for results of
-          storage commitment; for queries of the archive; and for C-ECHO.
+          SCP, calling AE title {dicom.ae_title}; likewise for forwarded messages, results of
+          storage commitment, archive queries and C-ECHO.
         ### 7.2 Character sets
         {", ".join(sets)}
-        Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a name,
-          groups that a set cannot carry are left out if the alphabetic one remains; else the answer
-          is in the device's fallback set. Bytes that contradict the declared set are read as UTF-8
-          or GB18030 where that is certain, and logged.
+        Answers are in the device's set, else in that of the request, else in ISO_IR 192. Name
+          groups that the set cannot encode are omitted if the alphabetic group remains; else the
+          answer is in the device's fallback set. Bytes that contradict the declared set are read as
+          UTF-8 or GB18030 where that is certain, and logged.
         """
 
 

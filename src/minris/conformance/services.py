@@ -42,9 +42,9 @@ def statement_worklist(config: Config) -> str:
         Steps in these states are not shown, whatever the status key says: {hidden}.
         More than {config.dicom.answer_limit} matches end with A700 after as many answers; a device
           may have a lower limit.
-        An attribute asked for that is not in the table above makes all answers FF01.
+        A requested attribute that is not in the table above makes all answers FF01.
         Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored.
-          Timezone Offset From UTC (0008,0201) in a query is not used; asked for, it is answered as
+          Timezone Offset From UTC (0008,0201) is ignored in a query; if requested, the answer has
           that of the clinic.
         Extended negotiation is answered: neither fuzzy matching nor timezone adjustment.
         """
@@ -91,8 +91,8 @@ def statement_mpps(config: Config) -> str:
         An attribute that may not be set is refused with 0105 where it differs from what is stored,
           and ignored where it does not.
         N-SET after the end is refused with 0110 and Error ID A710.
-        An N-CREATE without SOP Instance UID is given one.
-        All texts are stored in Unicode, whatever set each message came in.
+        An N-CREATE without SOP Instance UID is assigned one.
+        All texts are stored in Unicode, whatever the character set of the message.
         {statement_passing_on(config)}
         #### 5.2.1 States
         {transition_block(MPPS_TRANSITIONS)}
@@ -106,18 +106,17 @@ def statement_passing_on(config: Config) -> str:
     events = ", ".join(f"{n} ({state or 'other change'})" for state, n in MPPS_EVENTS.items())
     return f"""
         #### 5.2.2 Passing on, and MPPS Notification (PS3.4 F.9)
-        Devices whose setting passed_on names them are passed on: mpps, each N-CREATE and N-SET as
-          it was taken, with the same SOP Instance UID, as SCU; availability, each availability
-          notification that was taken, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as
-          SCP by role selection. Who sent it is not sent it. An N-SET that changes nothing is not.
-        Messages of one receiver are sent in order, one at a time. One that is not reached is tried
-          again after {retries} seconds, the last over and over, for
-          {hours} hours and over restarts; after a crash it may be sent twice, with the same Message
-          ID. 0110, 0211 and 0213 are tried {MOST_REFUSALS} times, a message in whose middle the
+        A device receives what its setting passed_on names: mpps, each accepted N-CREATE and N-SET,
+          with the same SOP Instance UID, as SCU; availability, each accepted availability
+          notification, as SCU; mpps_notification, MPPS Notification (PS3.4 F.9) as SCP by role
+          selection. Nothing is forwarded to its own sender, and no N-SET that changes nothing.
+        Messages of one receiver are sent in order, one at a time. If it cannot be reached, sending
+          is retried after {retries} seconds (the last interval repeats) for {hours} hours, also
+          after a restart; after a crash it may be sent twice, with the same Message ID. A message
+          answered 0110, 0211 or 0213 is sent {MOST_REFUSALS} times, a message in whose middle the
           receiver ends the association {MOST_ABORTS} times; 0111 of an N-CREATE, and 0110 with
-          Error ID A710, are taken as success; any other answer is kept, and the next message
-          follows. Of a receiver that takes some of what it is passed on, the rest is kept as
-          refused.
+          Error ID A710, count as success; any other answer is recorded, and the next message
+          follows. Messages whose context the receiver rejects are recorded as refused.
         Events of MPPS Notification (Table F.9.2-1):
           {events}.
           None has a data set.
@@ -136,18 +135,18 @@ def statement_workitems(config: Config) -> str:
         An absent type 2 attribute is {absent}; an empty Worklist Label becomes
           {ups.worklist_label}. Nothing else is changed at creation. Attributes beyond the table are
           stored. The Modification DateTime is ours, whatever was sent.
-        The Transaction UID is the lock: it is compared alone, whoever brings it, is kept after the
-          end, and is neither returned nor matched nor logged. A Transaction UID given at creation
-          is refused with 0106; one in an N-SET of a SCHEDULED workitem with C310.
+        The Transaction UID is the lock: only it is compared, not the sender; it is kept after the
+          end, and never returned, matched or logged. A Transaction UID given at creation is refused
+          with 0106; one in an N-SET of a SCHEDULED workitem with C310.
         N-SET of the state is refused with C303 (SCHEDULED) or 0105; of an attribute that may not be
           set with 0105 where it differs from what is stored.
-        A canceled workitem gets the time and, where there is none, the reason 110513 (DCM): a
-          cancellation never fails for want of them.
+        A canceled workitem is given the time and, if it has none, the reason 110513 (DCM): a
+          cancellation never fails for lack of them.
         A request to cancel a SCHEDULED workitem is carried out at once: event 2, then IN PROGRESS,
-          then CANCELED. In progress, its subscribers are told; C312 where there are none and no
-          person at this system has claimed it, C313 where that person has declined.
-        Persons may create, claim, finish, assign and end workitems on the page; the same rules and
-          events apply, and the lock of a person's workitem stays in this system.
+          then CANCELED. If it is in progress, its subscribers are notified; C312 if there are none
+          and no user of this system has claimed it, C313 if that user has declined.
+        Users can create, claim, finish, assign and end workitems on the page; the same rules and
+          events apply, and the Transaction UID of a user's workitem stays in this system.
         C-FIND without a state key finds all states. Names match as in the worklist; codes by value
           and scheme, never by meaning. Times with an offset are compared as instants, without one
           as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone
@@ -188,20 +187,20 @@ def statement_subscriptions(config: Config) -> str:
     return f"""
         Deletion locks are {"granted" if ups.grant_locks else "not granted (B301)"}. Whoever creates
           a workitem {creator} subscribed to it. A Receiving AE must be registered with an address,
-          or be told by WebSocket (else C308); it need not be the caller. Filtered global
-          subscription is supported; the filter is applied to what there is and to what is created,
-          not again to what changes. Unsubscribe on either well-known UID ends all subscriptions of
-          the AE, suspend the one of that UID.
+          or receive its events by WebSocket (else C308); it need not be the caller. Filtered global
+          subscription is supported; the filter is applied to existing and to new workitems, not
+          again when they change. Unsubscribe on either well-known UID ends all subscriptions of the
+          AE, suspend the one of that UID.
         Events are written in the transaction that caused them, and sent after its commit and its
           response, as N-EVENT-REPORT on an association of ours that proposes the UPS Event SOP
           class with the SCP role. Where the role is not accepted nothing is sent, unless the
           device's switch events_without_role is on. Events of a receiver are sent in order, at
-          least once, with a Message ID that a repeat keeps; whatever status it answers counts as
-          heard.
-        A receiver that is not reached is tried again after {retries}
-          seconds, the last over and over; after {config.housekeeping.give_up_events_hours} hours of
-          failing its events are given up. A call of the receiver's ends its wait. Subscriptions and
-          locks stay as they are.
+          least once, with a Message ID that a repeat keeps; any status in its answer counts as
+          delivered.
+        If a receiver cannot be reached, sending is retried after {retries} seconds (the last
+          interval repeats); its events are discarded after
+          {config.housekeeping.give_up_events_hours} hours of failure. An association from the
+          receiver triggers a retry at once. Subscriptions and locks stay.
         UPS Assigned is sent once for each performer. SCP Status Change is sent once to each AE,
           with the UID of the global subscription: RESTARTED at every start, with COLD START where
           the store is new or was restored, else WARM
@@ -214,25 +213,23 @@ def statement_retention(config: Config) -> str:
     """How long workitems stay, and what becomes of orphans."""
     keep = config.housekeeping
     days, silent = keep.release_locks_days, keep.cancel_silent_workitems_hours
-    locks = f"after {days} days" if days else "never of itself"
-    canceled = f"after {silent} hours" if silent else "never of itself"
+    locks = f"after {days} days" if days else "never automatically"
+    canceled = f"after {silent} hours" if silent else "never automatically"
     history = keep.keep_workitem_history_days
     kept = f"for {history} days" if history else "for good"
     return f"""
         #### 5.3.3 Retention and orphans
         A workitem that has ended stays {keep.keep_workitems_days} days at least, as long as any
-          deletion lock on it, and as long as an event of it is to be delivered; then it is deleted.
-          Its UID is not taken again, and its events stay as history
-          {kept}.
+          deletion lock on it, and as long as an event of it is pending; then it is deleted. Its UID
+          is not accepted again, and its events stay as history {kept}.
         A deletion lock is listed as stuck {keep.stuck_lock_hours} hours after the end, and released
           {locks}. A workitem in progress is listed after {keep.stuck_workitem_hours} hours without
-          news, and canceled {canceled}. A SCHEDULED
-          one past its expiration is listed, and
+          news, and canceled {canceled}. A SCHEDULED one past its expiration is listed, and
           {"canceled" if keep.cancel_expired_workitems else "never canceled of itself"}. Events are
           listed after {keep.stuck_events_minutes} minutes. An administrator may release a lock, end
-          a workitem and give up events, with a reason that is kept in the audit log.
-        Until ten minutes after a start or a leap of the clock, six hours where it was by more than
-          a week, nothing is deleted, released or canceled of itself.
+          a workitem and discard events, with a reason that is kept in the audit log.
+        Until ten minutes after a start or a jump of the clock (six hours if it jumped by more than
+          a week), nothing is deleted, released or canceled automatically.
         """
 
 
@@ -248,31 +245,31 @@ def statement_commitment(config: Config) -> str:
         archive: C-FIND (Study Root) at IMAGE level within study and series, known from the request,
           a performed procedure step or an availability notification; else by SOP Instance UIDs
           alone, where the device of the archive has relational_queries; else it could not be
-          checked, which is failure 0110. commitment: the request for what is not proved is passed
-          on to the archive's own storage commitment, as SCU, under a Transaction UID of ours; its
-          report is taken on an association that the archive opens, as SCP by role selection, from
-          the archive's AE titles alone (else 0115), and passed back under the original UID, with
-          its failure reasons 0112, 0119, 0122 and 0213, any other as 0110. Without a report in
-          {keep.answer_minutes} minutes it is asked anew. availability: a notification by the
-          archive itself that the instance is ONLINE or NEARLINE there.
+          checked, which is failure 0110. commitment: the request for the remaining instances is
+          forwarded to the archive's own storage commitment, as SCU, under a Transaction UID of
+          ours; its report is taken on an association that the archive opens, as SCP by role
+          selection, from the archive's AE titles alone (else 0115), and returned under the original
+          UID, with its failure reasons 0112, 0119, 0122 and 0213, any other as 0110. Without a
+          report in {keep.answer_minutes} minutes it is asked again. availability: a notification by
+          the archive itself that the instance is ONLINE or NEARLINE there.
         An instance that is not there is looked for again for {keep.missing_minutes} minutes, then
-          fails with 0112. An archive that is not reached is asked again after {retries} seconds, the
-          last over and over, for {keep.give_up_hours} hours; then what is not judged fails with
-          0110. Never is success told without evidence.
-        The result is told on an association of this system's, with the AE title that was called, as
+          fails with 0112. An archive that cannot be reached is asked again after {retries} seconds
+          (the last interval repeats) for {keep.give_up_hours} hours; then the remaining instances
+          fail with 0110. Success is never reported without evidence.
+        The result is sent on an association of this system, with the AE title that was called, as
           SCP by role selection (or without it, where the device has events_without_role); first on
           the requester's own, where its device has report_on_same_association and that is still
-          open. 0110, 0211 and 0213 are taken as not heard, any other status as heard. A requester
-          that is not reached is tried again in the same way for {keep.report_hours} hours, over
-          restarts; after a crash it may be told twice.
+          open. 0110, 0211 and 0213 count as not delivered, any other status as delivered. If the
+          requester cannot be reached, sending is retried in the same way for {keep.report_hours}
+          hours, also after a restart; after a crash it may be sent twice.
         A requester must be registered with an address (else 0124). An identical request while the
-          first is judged is the same; another one under a Transaction UID that is known is answered
-          with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances} instances are
-          refused with 0213, an instance named twice with 0115.
+          first is pending is the same request; a different one under a known Transaction UID is
+          answered with event 2, all 0131 (over HTTP 409). More than {keep.maximum_instances}
+          instances are refused with 0213, an instance named twice with 0115.
         Results are kept {keep.keep_days} days, their Transaction UIDs for good (404 for an unknown,
           410 for a dropped one). Duration, retrieval and capacity of the storage are the archive's.
         Retrieve AE Title is given at the top level, where all that is committed was seen in one
-          archive. Storage media are not looked at.
+          archive. Storage media are ignored.
         {statement_table(("Failure Reason", "Meaning"), *FAILURE_REASONS.items())}
         """
 
@@ -287,8 +284,8 @@ def statement_availability(config: Config) -> str:
         ### 5.8 Instance availability notification (PS3.4 R)
         Of an instance and a Retrieve AE Title, the newest notification counts. Attributes beyond
           the table are stored. A second notification under a UID is refused with 0111. Both are
-          kept {keep.keep_days} days. Those of others are passed on as 5.2.2 says; of instances that
-          were found by C-FIND we make one, for each study.
+          kept {keep.keep_days} days. Received notifications are forwarded as in 5.2.2; for
+          instances found by C-FIND this system creates one for each study.
         Every {keep.look_minutes} minutes (0: never) the archive is asked by C-FIND for the
           instances that performed steps of the last two days name and that are not known to be
           there (those that ended more than two hours ago, each hour), and by Study Instance UID for
@@ -298,9 +295,9 @@ def statement_availability(config: Config) -> str:
           it has ended when none more has come for {keep.quiet_minutes} minutes (as the archive said
           when it was asked thereafter), if its study has no other step, when the machine has asked
           for storage commitment of instances that were found in its study, or when a person says
-          so. Which of these told is kept with it.
+          so. The source is recorded.
         The Input Readiness State of a SCHEDULED workitem becomes READY, and its subscribers are
-          told, when each instance of its Input Information Sequence is known to be ONLINE or
+          notified, when each instance of its Input Information Sequence is known to be ONLINE or
           NEARLINE (at one of the AE titles that it names, if any). For an item that lists no
           instances, and for a list that is INCOMPLETE, all performed steps of the study must have
           ended and all their instances be known.

@@ -64,9 +64,9 @@ def statement_overview(config: Config) -> str:
     return f"""
         ## 1 Conformance statement overview
         minris registers patients and exams, offers them to modalities as a modality worklist, and
-          takes the performed procedure steps that modalities report. It manages the workitems
-          (unified procedure steps) of what comes after, and tells subscribers what becomes of them.
-          It stores no images.
+          receives the performed procedure steps that modalities report. It manages workitems
+          (unified procedure steps) for post-processing and notifies their subscribers. It stores no
+          images.
         {statement_table(head, *lines)}
         [contents]
         """
@@ -92,14 +92,13 @@ def statement_model(config: Config) -> str:
         {statement_table(*product)}
         ## 4 Implementation model
         One application entity, {config.dicom.ae_title}, waits for associations. A worklist query is
-          answered from what was registered on the page, by the JSON API or by import. A performed
+          answered from the exams registered on the page, by the JSON API or by import. A performed
           procedure step changes the state of the scheduled steps that it names; the answer follows
           the commit to disk.
         ### 4.1 What a performed step does to a scheduled one
         {after}
-        A scheduled step is found by:
-          {attempts}.
-          Of several that fit none is taken, and a person decides.
+        A scheduled step is found by: {attempts}. If several match, none is linked, and a person
+          decides.
         ## 5 Service and interoperability description
         """
 
@@ -113,40 +112,39 @@ def statement_dicomweb(config: Config) -> str:
         Media types: {", ".join(MEDIA_TYPES)}. Without an Accept header {DICOM_JSON} is answered. A
           document type in XML is refused.
         A workitem's UID is taken from ?workitem=, ?AffectedSOPInstanceUID=, a bare ?UID or the data
-          set; without any, one is made. The Transaction UID of an update is taken from
+          set; without any, one is assigned. The Transaction UID of an update is taken from
           ?{", ?".join(sorted(LOCK_PARAMETERS))} in any case, a bare ?UID or the data set.
         Requesting AE is ?requester= or the last part of the path, else the AE title that the token
-          speaks for, else that of this system. A token subscribes, opens WebSockets and asks in the
-          name of the AE titles it is made for alone (403); an administrator's for any.
-        A parameter that looks like an attribute and is none is refused with 400; others are
-          ignored. Neither fuzzy, empty value nor multiple value matching is offered. Matches come
-          in the order of their start; a page ends after limit, or after {config.dicom.answer_limit}
-          matches.
-        TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, with a
-          Warning where it is another offset than ours. A charset parameter without UTF-8 is refused
-          with 400; Accept-Charset is not looked at. Content-Encoding is gzip in both directions,
-          where asked.
+          speaks for, else that of this system. A token may subscribe, open WebSockets and make
+          requests only for its own AE titles (else 403); an administrator's token for any.
+        An unknown attribute is refused with 400; other unknown parameters are ignored. Fuzzy, empty
+          value and multiple value matching are not supported. Matches are sorted by start; a page
+          ends after limit, or after {config.dicom.answer_limit} matches.
+        TimezoneOffsetFromUTC applies to keys of VR DT; to dates and times it does not, and a
+          Warning says so if the offset is not ours. A charset parameter without UTF-8 is refused
+          with 400; Accept-Charset is ignored. Content-Encoding may be gzip in both directions.
         Limits: 429 after {config.web.requests_per_second or "any number of"} requests a second from
           one address, 413 after {config.web.maximum_body} bytes (unpacked, too), 16 levels of
           sequences.
         #### 5.4.1 Notification channel (PS3.18 8.10, 11.13)
         Content-Location (and Location) of a subscription name the WebSocket of the AE's events,
-          {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} is the same. It may be
+          {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} works too. It may be
           opened before or after the subscription, by a token in the Authorization header or in a
           subprotocol {BEARER}TOKEN, or by a session's cookie from our own pages. The first other
           subprotocol is taken. Refusals: 400, 401, 403, 404, 426 without upgrade, 429, 503 past
           {config.web.maximum_websockets} WebSockets.
-        An AE is told by WebSocket from its first subscription over HTTP or its first WebSocket on,
-          by DIMSE from its first subscription over DIMSE on, or as the setting events of its device
-          says. Each event is one text with one object, with the UPS Push SOP class.
-        An event has been heard when a pong has followed it on one of the AE's WebSockets; until
-          then it is told again on the next one, with the same Message ID. The first WebSocket of an
-          AE is told first what came while there was none, another one what comes later. What nobody
-          has fetched after {config.housekeeping.give_up_events_hours} hours is given up.
-        Every {SocketDelivery.KEEP_ALIVE:.0f} s there is a ping; without a pong for
+        An AE receives events by WebSocket after its first subscription over HTTP or its first
+          WebSocket, by DIMSE after its first subscription over DIMSE, or as the setting events of
+          its device says. Each event is one text message with one object, with the UPS Push SOP
+          class.
+        An event is delivered when a pong has followed it on one of the AE's WebSockets; until then
+          it is sent again on the next one, with the same Message ID. The first WebSocket of an AE
+          first receives the events that are pending, any further one only later events. Events are
+          discarded if not delivered after {config.housekeeping.give_up_events_hours} hours.
+        A ping is sent every {SocketDelivery.KEEP_ALIVE:.0f} s; without a pong for
           {EventSocket.PONG_WITHIN:.0f} s the connection is cut. It is closed with 1008 when its
           login ends, with 1001 when the appliance stops. After {EventSocket.MOST_UNHEARD} events
-          without a pong it is told no more until one comes. What a client sends is ignored.
+          without a pong, sending pauses until one comes. Messages from clients are ignored.
         """
 
 
@@ -202,19 +200,19 @@ def statement_network(config: Config) -> str:
         ## 7 Network communication details
         ### 7.1 Association acceptance
         {statement_table(head, *contexts)}
-        Application context {APPLICATION_CONTEXT}. One operation at a time; requests that come
-          before an answer wait. Explicit VR is chosen where both are proposed.
+        Application context {APPLICATION_CONTEXT}. One operation at a time; further requests wait
+          for the answer. Explicit VR is chosen where both are proposed.
         {statement_table(("Limit", "Value", "Meaning"), *limits)}
         Associations are opened for events, one for each receiver, kept for {DimseSender.KEEP:.0f} s
           after the last of a burst, with the context {UPS_EVENT} in both transfer syntaxes, role
-          SCP, calling AE title {dicom.ae_title}; likewise for what is passed on; for results of
-          storage commitment; for queries of the archive; and for C-ECHO.
+          SCP, calling AE title {dicom.ae_title}; likewise for forwarded messages, results of
+          storage commitment, archive queries and C-ECHO.
         ### 7.2 Character sets
         {", ".join(sets)}
-        Answers are in the device's set, else in that of the request, else in ISO_IR 192. Of a name,
-          groups that a set cannot carry are left out if the alphabetic one remains; else the answer
-          is in the device's fallback set. Bytes that contradict the declared set are read as UTF-8
-          or GB18030 where that is certain, and logged.
+        Answers are in the device's set, else in that of the request, else in ISO_IR 192. Name
+          groups that the set cannot encode are omitted if the alphabetic group remains; else the
+          answer is in the device's fallback set. Bytes that contradict the declared set are read as
+          UTF-8 or GB18030 where that is certain, and logged.
         """
 
 
