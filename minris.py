@@ -124,8 +124,8 @@ LIBRARIES = {
     "segno": "segno",
     "pypinyin": "pypinyin",
 }
-# Python keeps the syntax tree of a script, some 50 MiB, for as long as it runs: to serve, the script
-# replaces itself by itself as a module.
+# Python keeps the syntax tree of a running script, some 50 MiB; to serve, the script therefore
+# replaces its process and loads itself as a module.
 AS_MODULE = (
     "import importlib.util as u, sys; del sys.argv[0]; "
     "spec = u.spec_from_file_location('minris', sys.argv[0]); "
@@ -135,7 +135,7 @@ AS_MODULE = (
 
 
 def is_to_serve(arguments: list[str]) -> bool:
-    """Whether a command line asks for `serve`, be it by saying nothing else."""
+    """Whether the command is `serve`, which is also the default."""
     words = [word for word in arguments if not word.startswith("--config=")]
     if "--config" in words:
         at = words.index("--config")
@@ -149,7 +149,7 @@ if __name__ == "__main__":
         install = f"{sys.executable} -m pip install {' '.join(missing)}"
         sys.exit(f"minris: libraries are missing. Install them: {install}")
     if os.name == "posix" and sys.executable and is_to_serve(sys.argv[1:]):
-        # compiled and kept for next time here: what compiling takes stays in this process
+        # compile and cache it here, so that the memory for compiling is freed with this process
         importlib.machinery.SourceFileLoader("minris", sys.argv[0]).get_code("minris")
         flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
         os.execv(sys.executable, [sys.executable, *flags, "-P", "-c", AS_MODULE, *sys.argv])

@@ -1,12 +1,12 @@
-"""Make minris.py, the one file that is copied to a box, of the package src/minris.
+"""Build minris.py, the one file to copy to a server, from the package src/minris.
 
     python src/amalgamate.py            write minris.py
-    python src/amalgamate.py --check    exit 1 if minris.py is not what src/ makes
+    python src/amalgamate.py --check    exit 1 if minris.py differs from what src/ makes
 
-The modules stand in the order of the floors, which the docstring of `minris/__init__.py` lists,
-each behind a banner with its name and docstring. Their imports of one another are dropped, the
-others gathered at the top. The texts of templates and of static/ stand where the package reads them.
-A name that stands twice, an import of another form, or one from a floor above is refused.
+The modules follow the order of the floors in the docstring of `minris/__init__.py`, each with a
+banner of its name and docstring. Imports within the package are removed, all others moved to the
+top. Calls that read templates and static/ are replaced by the texts of the files.
+Refused: a name defined twice, an import of another form, an import from the same or a higher floor.
 """
 
 import ast
@@ -22,8 +22,8 @@ SRC = Path(__file__).resolve().parent
 ROOT = SRC.parent
 PACKAGE = SRC / "minris"
 
-READERS = ("template", "static_files")  # of files, whose texts stand in the place of the call
-MODULE_OF = {"python-barcode": "barcode"}  # where a library's name is not that of its module
+READERS = ("template", "static_files")  # calls that are replaced by the texts of files
+MODULE_OF = {"python-barcode": "barcode"}  # libraries whose module has another name
 WIDTH = 96
 IMPORTS = ast.Import | ast.ImportFrom
 
@@ -44,8 +44,8 @@ if sys.version_info < ({python}):
 {imports}
 
 LIBRARIES = {libraries}
-# Python keeps the syntax tree of a script, some 50 MiB, for as long as it runs: to serve, the script
-# replaces itself by itself as a module.
+# Python keeps the syntax tree of a running script, some 50 MiB; to serve, the script therefore
+# replaces its process and loads itself as a module.
 AS_MODULE = (
     "import importlib.util as u, sys; del sys.argv[0]; "
     "spec = u.spec_from_file_location('minris', sys.argv[0]); "
@@ -55,7 +55,7 @@ AS_MODULE = (
 
 
 def is_to_serve(arguments: list[str]) -> bool:
-    """Whether a command line asks for `serve`, be it by saying nothing else."""
+    """Whether the command is `serve`, which is also the default."""
     words = [word for word in arguments if not word.startswith("--config=")]
     if "--config" in words:
         at = words.index("--config")
@@ -69,7 +69,7 @@ if __name__ == "__main__":
         install = f"{{sys.executable}} -m pip install {{' '.join(missing)}}"
         sys.exit(f"minris: libraries are missing. Install them: {{install}}")
     if os.name == "posix" and sys.executable and is_to_serve(sys.argv[1:]):
-        # compiled and kept for next time here: what compiling takes stays in this process
+        # compile and cache it here, so that the memory for compiling is freed with this process
         importlib.machinery.SourceFileLoader("minris", sys.argv[0]).get_code("minris")
         flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
         os.execv(sys.executable, [sys.executable, *flags, "-P", "-c", AS_MODULE, *sys.argv])
@@ -97,11 +97,11 @@ if __name__ == "__main__":
 
 
 class Refused(Exception):
-    """Why the modules cannot be made into one file."""
+    """The modules cannot be combined into one file."""
 
 
 class Module:
-    """A module of the package: what it imports and defines, and the text that is left of it."""
+    """A module of the package: its imports, its names, and its remaining code."""
 
     def __init__(self, path: Path) -> None:
         dotted = ".".join(path.relative_to(SRC).with_suffix("").parts)
@@ -118,7 +118,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The folder or single module that the list of floors names."""
+        """Its folder or module in the list of floors."""
         return self.name.partition(".")[2].partition(".")[0]
 
     def _note_import(self, node: ast.Import | ast.ImportFrom) -> None:
@@ -134,11 +134,11 @@ class Module:
             raise Refused(f"{self.at(node)}: only `from minris.… import name`, or a library's name")
 
     def at(self, node: ast.stmt) -> str:
-        """Where a statement stands, for messages."""
+        """Return file and line of a statement, for messages."""
         return f"{self.path.relative_to(ROOT)}, line {node.lineno}"
 
     def names(self) -> Iterator[tuple[str, ast.stmt]]:
-        """The names of its top level, with their statements."""
+        """Yield its top-level names with their statements."""
         for node in self.tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 yield node.name, node
@@ -149,7 +149,7 @@ class Module:
                             yield part.id, node
 
     def code(self) -> str:
-        """Its text without docstring and imports, and with the texts of the files it reads."""
+        """Return its code without docstring and imports, with the texts of the files it reads."""
         lines = self.source.splitlines()
         for number, node in reversed(list(enumerate(self.tree.body))):
             if (number == 0 and self.docstring) or is_dropped(node):
@@ -166,7 +166,7 @@ def is_dropped(node: ast.stmt) -> bool:
 
 
 def file_texts(call: ast.expr) -> str:
-    """What stands for `template("file")` or `static_files("file", …)`; nothing for another value."""
+    """Return the literal for `template("file")` or `static_files("file", …)`, else an empty text."""
     name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
     if not isinstance(call, ast.Call) or name not in READERS:
         return ""
@@ -178,15 +178,15 @@ def file_texts(call: ast.expr) -> str:
 
 
 def literal(path: Path) -> str:
-    """The text of a file as a literal that can be read."""
+    """Return the text of a file as a readable literal."""
     text = path.read_text("utf-8")
     if '"""' in text:
-        raise Refused(f"{path.relative_to(ROOT)}: three quotes in a text that goes into the file")
+        raise Refused(f"{path.relative_to(ROOT)}: a text with three quotes cannot be a literal")
     return ("r" if "\\" in text else "") + f'"""{text}"""'
 
 
 def floors(docstring: str) -> dict[str, int]:
-    """The floor of each folder and single module, in the order of the list."""
+    """Return the floor of each folder and module, in the order of the list."""
     found, floor = {}, 0
     for number, room in re.findall(r"^( ?\d+|  )  ([a-z_]+)  ", docstring, re.M):
         floor = int(number) if number.strip() else floor
@@ -195,30 +195,30 @@ def floors(docstring: str) -> dict[str, int]:
 
 
 def check_floors(modules: Mapping[str, Module], floor_of: Mapping[str, int]) -> None:
-    """Refuse an import that does not lead down, or that leads out of the package."""
+    """Refuse an import that is unknown or not from a lower floor."""
     for module in modules.values():
         if module.room not in floor_of:
             raise Refused(f"{module.name} is not in the list of src/minris/__init__.py")
         for used in module.uses - {"minris"}:
             if used not in modules:
-                raise Refused(f"{module.name} imports {used}, which is not there")
+                raise Refused(f"{module.name} imports {used}, which does not exist")
             room = modules[used].room
             if room != module.room and floor_of[room] >= floor_of[module.room]:
                 raise Refused(f"{module.name} imports {used}, which is not on a floor below")
 
 
 def check_names(modules: Iterable[Module]) -> None:
-    """Refuse a name that two modules define."""
+    """Refuse a name that is defined by two modules."""
     seen: dict[str, str] = {}
     for module in modules:
         for name, node in module.names():
             where = seen.setdefault(name, module.at(node))
             if not where.startswith(str(module.path.relative_to(ROOT))):
-                raise Refused(f"{module.at(node)}: {name} stands in {where} too")
+                raise Refused(f"{module.at(node)}: {name} is also defined in {where}")
 
 
 def in_order(modules: Mapping[str, Module], floor_of: Mapping[str, int]) -> list[Module]:
-    """The modules floor by floor, each folder together, what is used before what uses it."""
+    """Return the modules by floor and folder, each after those that it imports."""
     ordered: list[Module] = []
     for room in floor_of:
         inside = {name: module for name, module in modules.items() if module.room == room}
@@ -227,24 +227,24 @@ def in_order(modules: Mapping[str, Module], floor_of: Mapping[str, int]) -> list
             names = graphlib.TopologicalSorter(graph).static_order()
             ordered += [modules[name] for name in names]
         except graphlib.CycleError as error:
-            raise Refused(f"a circle of imports: {' -> '.join(error.args[1])}") from None
+            raise Refused(f"circular imports: {' -> '.join(error.args[1])}") from None
     return ordered
 
 
 def project() -> dict[str, Any]:
-    """The table [project] of pyproject.toml."""
+    """Return the table [project] of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def header() -> str:
-    """What runners such as uv read (PEP 723)."""
+    """Return the metadata for runners such as uv (PEP 723)."""
     dependencies = "".join(f'#   "{line}",\n' for line in project()["dependencies"])
     python = project()["requires-python"]
     return f'# requires-python = "{python}"\n# dependencies = [\n{dependencies}# ]'
 
 
 def libraries() -> str:
-    """The libraries that every box needs, with the modules that they bring."""
+    """Return the required libraries with their modules."""
     needed = [line for line in project()["dependencies"] if ";" not in line]
     names = [re.match(r"[\w-]+", line)[0] for line in needed]
     items = "".join(f'    "{name}": "{MODULE_OF.get(name, name)}",\n' for name in names)
@@ -252,7 +252,7 @@ def libraries() -> str:
 
 
 def gathered(modules: Iterable[Module]) -> tuple[str, str]:
-    """The imports of all modules: those of the standard library, and those of others."""
+    """Return the imports of all modules: of the standard library, and of other libraries."""
     lines = {line for module in modules for line in module.libraries}
     lines |= {"import importlib.machinery", "import importlib.util", "import os"}
     lines -= {"import sys"}
@@ -267,13 +267,13 @@ def gathered(modules: Iterable[Module]) -> tuple[str, str]:
 
 
 def banner(module: Module) -> str:
-    """A module behind its banner."""
+    """Return a module with its banner."""
     words = "\n".join(f"# {line}".rstrip() for line in module.docstring.splitlines())
     return BANNER.format(line="-" * WIDTH, name=module.name, words=words, code=module.code())
 
 
 def amalgamated() -> str:
-    """The text of minris.py. Raises Refused."""
+    """Return the text of minris.py. Raises Refused."""
     modules = {module.name: module for module in map(Module, sorted(PACKAGE.rglob("*.py")))}
     first = modules.pop("minris")
     del modules["minris.__main__"]
@@ -297,7 +297,7 @@ def amalgamated() -> str:
 
 
 def main() -> int:
-    """Write minris.py, or compare it."""
+    """Write or check minris.py; return the exit status."""
     made = ROOT / "minris.py"
     try:
         text = amalgamated()
@@ -307,7 +307,7 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         made.write_text(text, "utf-8")
     elif not made.is_file() or made.read_text("utf-8") != text:
-        print("minris.py is not what src/ makes: run python src/amalgamate.py", file=sys.stderr)
+        print("minris.py is out of date. Run python src/amalgamate.py", file=sys.stderr)
         return 1
     return 0
 

@@ -1,11 +1,11 @@
 """Run the tests: `python3 tests/run.py [--fresh] [pytest arguments]`.
 
-Makes the virtual environment .venv-test and installs the project with its extra `test` into it,
-fetches the programs of others that the tests talk to (where it may: apt-get on Debian and its
-kin, npm), says of each whether it is here, runs pytest on all cores and ends with its exit status.
-`--fresh` makes the environment anew, `-n 0` is one process. Needs nothing but Python 3.11 or later.
+Creates the virtual environment .venv-test, installs the project with its extra `test`, installs
+the external programs of the tests if possible (apt-get on Debian and derivatives, npm), prints
+which are available, runs pytest on all cores and exits with its status.
+`--fresh` recreates the environment, `-n 0` uses one process. Requires only Python 3.11 or later.
 
-Where such a program is missing, the tests that need it are left out; with CI set they fail.
+Tests that need a missing program are skipped; with CI set they fail.
 """
 
 import functools
@@ -30,7 +30,7 @@ ON_ALL_CORES = ("-n", "auto", "--dist", "worksteal")  # no core waits for the lo
 CHROME_ON_MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
-# Where the programs of others are. Each answers with a full path, or None.
+# Finding the external programs. Each function returns a full path, or None.
 
 
 def find_dcmtk_tool(tool: str) -> str | None:
@@ -39,13 +39,13 @@ def find_dcmtk_tool(tool: str) -> str | None:
 
 
 def find_dcmtk() -> str | None:
-    """The folder of DCMTK's tools, if all that the tests use are there."""
+    """The folder of DCMTK's tools if all the tests need are installed."""
     found = [find_dcmtk_tool(tool) for tool in DCMTK_TOOLS]
     return str(Path(found[0]).parent) if all(found) else None
 
 
 def find_chromium() -> str | None:
-    """Chromium or Chrome; one that starts (Ubuntu's package may be an empty shell around snap)."""
+    """Chromium or Chrome that starts (Ubuntu's package may only be a wrapper for snap)."""
     candidates = (path for name in CHROMIUM_NAMES for path in places(name))
     return next(
         (path for path in (*candidates, CHROME_ON_MACOS) if "Chrom" in version_of(path)), None
@@ -61,23 +61,23 @@ def find_node() -> str | None:
 
 
 def find_orthanc() -> str | None:
-    """Orthanc, which plays the archive."""
+    """Orthanc, the archive of the tests."""
     return next((path for path in places("Orthanc") if "Orthanc" in version_of(path)), None)
 
 
 def find_curl() -> str | None:
-    """curl, which the README's lines call."""
+    """curl, for the examples of the README."""
     return next(places("curl"), None)
 
 
 def find_node_module(name: str) -> str | None:
-    """The folder of a module that npm installed into tests/peers."""
+    """The folder of an npm module in tests/peers."""
     folder = NODE_MODULES / name
     return str(folder) if (folder / "package.json").is_file() else None
 
 
 def find_chinese_font() -> str | None:
-    """A font for Chinese names, without which a browser's pictures show boxes."""
+    """A font with Chinese characters for screenshots."""
     if not shutil.which("fc-list"):
         return None
     fonts = output_of(["fc-list", ":lang=zh-cn", "file"]).splitlines()
@@ -85,7 +85,7 @@ def find_chinese_font() -> str | None:
 
 
 def places(program: str) -> Iterator[str]:
-    """Where `program` is, the usual places before PATH, which an environment may have changed."""
+    """Yield the paths of `program`: the usual places first, as an environment may change PATH."""
     for folder in (*USUAL_PLACES, *os.get_exec_path()):
         path = shutil.which(program, path=folder)
         if path:
@@ -93,7 +93,7 @@ def places(program: str) -> Iterator[str]:
 
 
 def version_of(path: str) -> str:
-    """What `path --version` prints; empty if it is not there or does not start."""
+    """The output of `path --version`; empty if it is missing or does not start."""
     return output_of([path, "--version"])
 
 
@@ -112,12 +112,12 @@ def output_of(command: Sequence[str]) -> str:
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
-# Fetching them.
+# Installing them.
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program of others that tests talk to, and the Debian packages it comes in."""
+    """An external program of the tests, and its Debian packages."""
 
     name: str
     find: Callable[[], str | None]
@@ -140,7 +140,7 @@ NODE_PEERS = (
 
 
 def fetch_peers() -> None:
-    """Install what is missing and may be installed, and say of each peer whether it is here."""
+    """Install missing peers if possible, and print which are available."""
     reasons = fetch_system_peers([peer for peer in SYSTEM_PEERS if not peer.find()])
     for peer in SYSTEM_PEERS:
         report(peer, reasons.get(peer.name))
@@ -154,12 +154,12 @@ def report(peer: Peer, reason: str | None) -> None:
     if where:
         say(f"peer {peer.name}: {where}")
     else:
-        fate = "will fail" if os.environ.get("CI") else "left out"
+        fate = "will fail" if os.environ.get("CI") else "skipped"
         say(f"{fate}: tests that need {peer.name}: {reason or 'not found'}")
 
 
 def fetch_system_peers(missing: Sequence[Peer]) -> dict[str, str]:
-    """Install the packages of each of `missing`; why not, by the peer's name."""
+    """Install the packages of missing peers; return the reasons of failures by name."""
     if not missing:
         return {}
     reason = why_not_apt_get() or apt_get("update")
@@ -169,11 +169,11 @@ def fetch_system_peers(missing: Sequence[Peer]) -> dict[str, str]:
 
 
 def why_not_apt_get() -> str:
-    """Why this program may not install packages of the system; empty if it may."""
+    """Why system packages cannot be installed; empty if they can."""
     if not shutil.which("apt-get"):
         return "apt-get is not available"
     if os.geteuid() != 0 and not may_sudo():
-        return "apt-get needs root or sudo without password"
+        return "apt-get needs root, or sudo without a password"
     return ""
 
 
@@ -182,7 +182,7 @@ def may_sudo() -> bool:
 
 
 def apt_get(command: str, *packages: str) -> str:
-    """Run apt-get without questions; why it did not do it, empty if it did."""
+    """Run apt-get non-interactively; return the reason of a failure, empty for success."""
     say(" ".join(["apt-get", command, *packages, "…"]))
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     options = ["--yes", "--no-install-recommends"] if command == "install" else []
@@ -191,7 +191,7 @@ def apt_get(command: str, *packages: str) -> str:
 
 
 def fetch_node_modules() -> str:
-    """Install tests/peers/package.json unless it is installed; why not, empty if it is there."""
+    """Install tests/peers/package.json unless up to date; return why it failed, or nothing."""
     lock = PEERS / "package-lock.json"
     stamp = Stamp(NODE_MODULES / ".installed", PEERS / "package.json", lock)
     if stamp.is_current():
@@ -208,7 +208,7 @@ def fetch_node_modules() -> str:
 
 
 def run_quietly(command: Sequence[str], cwd: Path = ROOT) -> str:
-    """Run `command`; exit status and last words if it failed, empty if it did not."""
+    """Run `command`; return exit status and last line if it failed, empty for success."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -233,7 +233,7 @@ def python_of_environment() -> Path:
 
 
 def make_environment(fresh: bool) -> None:
-    """Make .venv-test unless one of this Python is there, and install the project into it."""
+    """Create .venv-test unless it has this Python version, and install the project into it."""
     if fresh or not is_this_python(python_of_environment()):
         create_environment()
     stamp = Stamp(ENVIRONMENT / ".installed", ROOT / "pyproject.toml")
@@ -256,7 +256,7 @@ def create_environment() -> None:
     command = [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)]
     if not run_quietly(command):
         return
-    # Debian's python3 cannot make an environment until this package is there
+    # Debian's python3 needs this package to create an environment
     package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
     if not (why_not_apt_get() or apt_get("update")):
         apt_get("install", package)
@@ -267,7 +267,7 @@ def create_environment() -> None:
 
 
 class Stamp:
-    """A file that remembers from which `sources` something was installed."""
+    """A file with the digest of the `sources` of an installation."""
 
     def __init__(self, path: Path, *sources: Path) -> None:
         self.path = path
@@ -282,7 +282,7 @@ class Stamp:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)  # what pip, npm and pytest print comes between
+    print(line, flush=True)  # in order with the output of pip, npm and pytest
 
 
 def main(arguments: Sequence[str]) -> int:
