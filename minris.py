@@ -2207,11 +2207,7 @@ def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One element in Explicit VR Little Endian, its value padded to even length."""
     value = pad(value, vr)
     if vr in LONG_VRS:
-        return (
-            ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0)
-            + len(value).to_bytes(4, "little")
-            + value
-        )
+        return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + LENGTH.pack(len(value)) + value
     if len(value) > 0xFFFF:
         raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
     return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
@@ -2362,6 +2358,14 @@ def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
     """A data set of sequences by keyword, of encoded items."""
     tags = {tag_of(keyword): items for keyword, items in sequences.items()}
     return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
+
+
+def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
+    """Every element at any depth: the data set or item that holds it, and its tag."""
+    for tag in index:
+        yield index, tag
+        for item in index.items(tag):
+            yield from every_element(item)
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:
@@ -2923,14 +2927,6 @@ def well_formed(index: ElementIndex) -> ElementIndex:
     return index
 
 
-def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
-    """Every element at any depth: the data set or item that holds it, and its tag."""
-    for tag in index:
-        yield index, tag
-        for item in index.items(tag):
-            yield from every_element(item)
-
-
 def value_problems(index: ElementIndex) -> Iterator[Problem]:
     """A problem for each value that its VR does not allow, at any depth."""
     for holder, tag in every_element(index):
@@ -3282,6 +3278,14 @@ class Limits(NamedTuple):
     elements: int = 100_000
 
 
+class _Where(NamedTuple):
+    """What holds at a place of a data set: VRs explicit, character set of texts, nesting from 1."""
+
+    explicit: bool
+    charset: CharacterSet | None
+    depth: int
+
+
 class _Recoder:
     """Reads a peer's data set once, from front to back, and writes the stored form."""
 
@@ -3291,22 +3295,14 @@ class _Recoder:
         self.recovered: list[int] = []
         self.damaged: list[int] = []
 
-    def elements(
-        self,
-        pos: int,
-        end: int,
-        explicit: bool,
-        charset: CharacterSet | None,
-        depth: int,
-        until: int = 0,
-    ) -> tuple[bytes, int]:
+    def elements(self, pos: int, end: int, where: _Where, until: int = 0) -> tuple[bytes, int]:
         """The elements from pos to end, or to the delimiter `until`, and their end."""
-        if depth > self.limits.nesting:
+        if where.depth > self.limits.nesting:
             raise Malformed(f"nested deeper than {self.limits.nesting}")
         found: dict[int, bytes] = {}
         ordered, last = True, -1
         while pos < end:
-            tag, vr, start, length = self.header(pos, end, explicit)
+            tag, vr, start, length = self.header(pos, end, where.explicit)
             if tag == until:
                 return b"".join(found.values()) if ordered else encoded(found), start
             if tag >> 16 in (0x0000, 0x0002, 0xFFFE):
@@ -3314,9 +3310,9 @@ class _Recoder:
             self.count += 1
             if self.count > self.limits.elements:
                 raise TooManyElements(f"more than {self.limits.elements} elements")
-            element, pos = self.element(tag, vr, start, length, end, explicit, charset, depth)
+            element, pos = self.element(tag, vr, start, length, end, where)
             if tag == SPECIFIC_CHARACTER_SET:
-                charset = self.declared(element, charset, depth)
+                where = _Where(where.explicit, self.declared(element, where), where.depth)
             elif tag & 0xFFFF:  # PS3.5 7.2: group lengths are retired
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
@@ -3341,19 +3337,11 @@ class _Recoder:
         return tag, vr, start, length
 
     def element(
-        self,
-        tag: int,
-        vr: bytes,
-        start: int,
-        length: int,
-        end: int,
-        explicit: bool,
-        charset: CharacterSet | None,
-        depth: int,
+        self, tag: int, vr: bytes, start: int, length: int, end: int, where: _Where
     ) -> tuple[bytes, int]:
         """One element in the stored form, and the start of the next one."""
         if vr == b"UN":  # PS3.5 6.2.2: implicit little endian inside
-            vr, explicit = b"", False
+            vr, where = b"", _Where(False, where.charset, where.depth)
         vr = vr or vr_of(tag).encode()
         right = vr if allows(tag, vr) else vr_of(tag).encode()
         if kind_of_vr(vr) != kind_of_vr(right):
@@ -3361,14 +3349,14 @@ class _Recoder:
         if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has no length")
-            return self.sequence(tag, start, end, explicit, charset, depth, delimited=True)
+            return self.sequence(tag, start, end, where, delimited=True)
         if start + length > end:
             raise Malformed(f"{attribute_name(tag)} is longer than what holds it")
         if vr == b"SQ":
-            return self.sequence(tag, start, start + length, explicit, charset, depth)
+            return self.sequence(tag, start, start + length, where)
         value = self.data[start : start + length]
         if right in TEXT_VRS and not (value.isascii() and b"\x1b" not in value):
-            value = self.text(tag, right, value, charset)
+            value = self.text(tag, right, value, where.charset)
             if len(value) > 0xFFFE and right not in LONG_VRS:
                 raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
         if right != vr and vr in BINARY_NUMBERS:
@@ -3376,17 +3364,11 @@ class _Recoder:
         return encode_element(tag, right, value), start + length
 
     def sequence(
-        self,
-        tag: int,
-        pos: int,
-        end: int,
-        explicit: bool,
-        charset: CharacterSet | None,
-        depth: int,
-        delimited: bool = False,
+        self, tag: int, pos: int, end: int, where: _Where, delimited: bool = False
     ) -> tuple[bytes, int]:
         """A sequence in the stored form, with defined lengths, and its end."""
         items: list[bytes] = []
+        inside = _Where(where.explicit, where.charset, where.depth + 1)
         while pos < end:
             item, _, start, length = self.header(pos, end, explicit=False)
             if item == SEQUENCE_END and delimited:
@@ -3394,11 +3376,11 @@ class _Recoder:
             if item != ITEM_TAG:
                 raise Malformed(f"{attribute_name(tag)} holds something that is no item")
             if length == UNDEFINED_LENGTH:
-                content, pos = self.elements(start, end, explicit, charset, depth + 1, ITEM_END)
+                content, pos = self.elements(start, end, inside, ITEM_END)
             elif start + length > end:
                 raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
             else:
-                content, pos = self.elements(start, start + length, explicit, charset, depth + 1)
+                content, pos = self.elements(start, start + length, inside)
             items.append(content)
             self.count += 1
             if self.count > self.limits.elements:
@@ -3415,26 +3397,21 @@ class _Recoder:
             (self.recovered if how == "recovered" else self.damaged).append(tag)
         return text.rstrip(" ").encode()
 
-    def declared(
-        self, element: bytes, outer: CharacterSet | None, depth: int
-    ) -> CharacterSet | None:
+    def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
         """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
         terms = tuple(term.strip(" \0") for term in value.split("\\"))
-        if depth == 1:
+        if where.depth == 1:
             self.asked = terms if any(terms) else ()
         if not any(terms):
-            return outer
+            return where.charset
         if problem := character_set_problem(terms):
             log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
         return character_set(terms)
 
 
 def recode(
-    data: bytes,
-    explicit: bool = True,
-    charset: CharacterSet = ASCII,
-    limits: Limits = Limits(),
+    data: bytes, explicit: bool = True, charset: CharacterSet = ASCII, limits: Limits = Limits()
 ) -> bytes:
     """Convert a peer's data set to the stored form: explicit little endian, UTF-8, defined lengths.
 
@@ -3465,9 +3442,8 @@ def recode_noting(
 ) -> Recoded:
     """As `recode`, with the state of the texts."""
     recoder = _Recoder(data, limits)
-    stored, _ = recoder.elements(0, len(data), explicit, charset, 1)
-    recovered, damaged = tuple(recoder.recovered), tuple(recoder.damaged)
-    return Recoded(stored, recoder.asked, recovered, damaged)
+    stored, _ = recoder.elements(0, len(data), _Where(explicit, charset, 1))
+    return Recoded(stored, recoder.asked, tuple(recoder.recovered), tuple(recoder.damaged))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4218,10 +4194,8 @@ class Search:
 def has_extended_text(index: ElementIndex) -> bool:
     """Whether any text of a data set is non-ASCII."""
     return any(
-        any(map(has_extended_text, index.items(tag)))
-        if index.vr(tag) == b"SQ"
-        else index.vr(tag) in TEXT_VRS and not index.value(tag).isascii()
-        for tag in index
+        holder.vr(tag) in TEXT_VRS and not holder.value(tag).isascii()
+        for holder, tag in every_element(index)
     )
 
 
@@ -4231,20 +4205,11 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
         return search._whole(index, UTF_8)
-    sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
-    charset = next(sets, UTF_8)
+    texts = [one.text(tag) for one, tag in every_element(index) if one.vr(tag) in TEXT_VRS]
+    sets = (style.charset, style.fallback, UTF_8)
+    charset = next(one for one in sets if all(map(one.carries, texts)))
     head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
-
-
-def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
-    """Whether a character set can encode every text of a data set."""
-    return all(
-        all(carries_all(charset, item) for item in index.items(tag))
-        if index.vr(tag) == b"SQ"
-        else index.vr(tag) not in TEXT_VRS or charset.carries(index.text(tag))
-        for tag in index
-    )
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:

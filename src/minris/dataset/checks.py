@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from pydicom import datadict
 
-from minris.dataset.elements import ElementIndex, encode_element, encoded
+from minris.dataset.elements import ElementIndex, encode_element, encoded, every_element
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.standard.attributes import AttributeTable
 from minris.standard.dictionary import (
@@ -22,14 +22,6 @@ def well_formed(index: ElementIndex) -> ElementIndex:
     if problems := list(value_problems(index)):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     return index
-
-
-def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
-    """Every element at any depth: the data set or item that holds it, and its tag."""
-    for tag in index:
-        yield index, tag
-        for item in index.items(tag):
-            yield from every_element(item)
 
 
 def value_problems(index: ElementIndex) -> Iterator[Problem]:

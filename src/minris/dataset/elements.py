@@ -42,11 +42,7 @@ def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     """One element in Explicit VR Little Endian, its value padded to even length."""
     value = pad(value, vr)
     if vr in LONG_VRS:
-        return (
-            ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0)
-            + len(value).to_bytes(4, "little")
-            + value
-        )
+        return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, 0) + LENGTH.pack(len(value)) + value
     if len(value) > 0xFFFF:
         raise Malformed(f"{attribute_name(tag)} is longer than its VR allows")
     return ELEMENT_HEADER.pack(tag >> 16, tag & 0xFFFF, vr, len(value)) + value
@@ -197,6 +193,14 @@ def sequence_elements(**sequences: Iterable[SupportsBytes]) -> ElementIndex:
     """A data set of sequences by keyword, of encoded items."""
     tags = {tag_of(keyword): items for keyword, items in sequences.items()}
     return ElementIndex(encoded({tag: encode_items(tag, items) for tag, items in tags.items()}))
+
+
+def every_element(index: ElementIndex) -> Iterator[tuple[ElementIndex, int]]:
+    """Every element at any depth: the data set or item that holds it, and its tag."""
+    for tag in index:
+        yield index, tag
+        for item in index.items(tag):
+            yield from every_element(item)
 
 
 def unpack_numbers(vr: bytes, value: bytes) -> tuple[float, ...]:

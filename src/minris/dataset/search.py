@@ -14,6 +14,7 @@ from minris.dataset.elements import (
     ElementIndex,
     encode_element,
     encode_item,
+    every_element,
     pad,
 )
 from minris.dataset.matching import Test, key_test
@@ -334,10 +335,8 @@ class Search:
 def has_extended_text(index: ElementIndex) -> bool:
     """Whether any text of a data set is non-ASCII."""
     return any(
-        any(map(has_extended_text, index.items(tag)))
-        if index.vr(tag) == b"SQ"
-        else index.vr(tag) in TEXT_VRS and not index.value(tag).isascii()
-        for tag in index
+        holder.vr(tag) in TEXT_VRS and not holder.value(tag).isascii()
+        for holder, tag in every_element(index)
     )
 
 
@@ -347,20 +346,11 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit, style)
     if not has_extended_text(index):
         return search._whole(index, UTF_8)
-    sets = (one for one in (style.charset, style.fallback) if carries_all(one, index))
-    charset = next(sets, UTF_8)
+    texts = [one.text(tag) for one, tag in every_element(index) if one.vr(tag) in TEXT_VRS]
+    sets = (style.charset, style.fallback, UTF_8)
+    charset = next(one for one in sets if all(map(one.carries, texts)))
     head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
-
-
-def carries_all(charset: CharacterSet, index: ElementIndex) -> bool:
-    """Whether a character set can encode every text of a data set."""
-    return all(
-        all(carries_all(charset, item) for item in index.items(tag))
-        if index.vr(tag) == b"SQ"
-        else index.vr(tag) not in TEXT_VRS or charset.carries(index.text(tag))
-        for tag in index
-    )
 
 
 def to_syntax(data: bytes, explicit: bool) -> bytes:

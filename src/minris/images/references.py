@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
-from minris.dataset.checks import check_attributes, every_element
-from minris.dataset.elements import ElementIndex, encode_text
+from minris.dataset.checks import check_attributes
+from minris.dataset.elements import ElementIndex, encode_text, every_element
 from minris.standard.commitment import (
     COMMITMENT_ATTRIBUTES,
     COMMITMENT_BY_STUDY,

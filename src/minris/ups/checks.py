@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pydicom import datadict
 
 from minris.access.context import Context
-from minris.dataset.checks import check_attributes, check_unchanged, every_element
+from minris.dataset.checks import check_attributes, check_unchanged
 from minris.dataset.elements import (
     ElementIndex,
     encode_element,
     encode_items,
     encoded,
+    every_element,
 )
 from minris.dataset.names import name_key
 from minris.dataset.times import datetime_bounds, split_datetime_range, utc_stamp
