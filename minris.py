@@ -2420,10 +2420,9 @@ class CharacterSet:
         """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
         if self.codec:
             text = raw.decode(self.codec)
-            if self.codec not in CHARACTER_SETS_ALONE.values() and re.search(r"[\x80-\x9f]", text):
-                raise UnicodeDecodeError(self.codec, raw, 0, 1, "a control character of C1")
-            if "\x1b" in text and self.codec not in CHARACTER_SETS_ALONE.values():
-                raise UnicodeDecodeError(self.codec, raw, 0, 1, "an escape sequence")
+            alone = self.codec in CHARACTER_SETS_ALONE.values()
+            if not alone and re.search(r"[\x80-\x9f\x1b]", text):
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "ESC or a control character of C1")
             return text
         return self._decode_extended(raw, self.delimiters(vr))
 
@@ -2548,6 +2547,22 @@ def looks_like_gb18030(raw: bytes) -> bool:
     return len(pairs) > len(single)
 
 
+def _readings(
+    raw: bytes, charset: CharacterSet | None, multi_byte: bool
+) -> Iterator[tuple[CharacterSet, str]]:
+    """The character sets to try in turn, and what the text then is."""
+    escaped = b"\x1b" in raw
+    if escaped and (multi_byte or not charset):  # the escapes tell the sets
+        yield ISO_2022, "recovered"
+    if charset:
+        if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+            yield UTF_8, "recovered"
+        yield charset, "declared"
+        yield from ((one, "recovered") for one in charset.loose())
+    if escaped:
+        yield ISO_2022, "recovered"
+
+
 def decode_text(
     raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
 ) -> DecodedText:
@@ -2557,29 +2572,14 @@ def decode_text(
     too or no ISO 8859 text has such bytes; and ISO 8859-1, which is a guess. Control characters
     then become `mark` and their octal code (PS3.5 6.1.2.3).
     """
-    multi_byte = charset and charset.codec in ("utf-8", "gb18030", "gbk")
-    if b"\x1b" in raw and (multi_byte or not charset):  # the escapes tell the sets
+    multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
+    for one, how in _readings(raw, charset, multi_byte):
         with contextlib.suppress(UnicodeDecodeError):
-            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
-    if charset and charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
-        return DecodedText(raw.decode(), "recovered")
-    if charset:
+            return DecodedText(one.decode(raw, vr), how)
+    likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
+    for codec in ("utf-8", "gb18030") if likely_gb and looks_like_gb18030(raw) else ("utf-8",):
         with contextlib.suppress(UnicodeDecodeError):
-            return DecodedText(charset.decode(raw, vr), "declared")
-        for one in charset.loose():
-            with contextlib.suppress(UnicodeDecodeError):
-                return DecodedText(one.decode(raw, vr), "recovered")
-    if b"\x1b" in raw:
-        with contextlib.suppress(UnicodeDecodeError):
-            return DecodedText(ISO_2022.decode(raw, vr), "recovered")
-    with contextlib.suppress(UnicodeDecodeError):
-        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
-            return DecodedText(text, "recovered")
-    if multi_byte or re.search(rb"[\x80-\x9f]", raw):
-        with contextlib.suppress(UnicodeDecodeError):
-            if looks_like_gb18030(raw) and not re.search(
-                r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")
-            ):
+            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
                 return DecodedText(text, "recovered")
     text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
     return DecodedText(text, "damaged")
