@@ -770,7 +770,7 @@ BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN"
 # Maximum lengths and permitted forms. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
-    "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
+    "PN": 64, "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
 }  # fmt: skip
 VALUE_PATTERNS = {
     "AE": (re.compile(r"[ -\[\]-~]*", re.A), "has characters that an AE title may not have"),
@@ -815,16 +815,12 @@ def value_problem(vr: str, text: str) -> Message | None:
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
     if not is_value(vr, pattern, text):
         return Message("{value} " + words, value=text)
-    longest = VALUE_LENGTHS.get(vr)
-    if longest and len(text) > longest:
-        return Message(
-            "{value} is longer than {longest} characters", value=text[:80], longest=longest
-        )
-    groups = text.split("=")
+    groups = text.split("=") if vr == "PN" else [text]
     if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
         return Message("{value} has more parts than a name", value=text[:80])
-    if vr == "PN" and any(len(group) > 64 for group in groups):
-        return Message("{value} is longer than {longest} characters", value=text[:80], longest=64)
+    longest, words = VALUE_LENGTHS.get(vr), "{value} is longer than {longest} characters"
+    if longest and max(map(len, groups)) > longest:
+        return Message(words, value=text[:80], longest=longest)
     control = (
         r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
     )
@@ -2102,12 +2098,9 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
         for key in ("tls_certificate", "tls_key", "tls_client_ca"):
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
-        if getattr(section, "tls_key", "") and not getattr(section, "tls_certificate", ""):
-            yield f"[{name}] tls_certificate: is needed with tls_key"
-    if getattr(sections["dicom"], "tls_port", 0) and not getattr(
-        sections["dicom"], "tls_certificate", ""
-    ):
-        yield "[dicom] tls_certificate: is needed with tls_port"
+        for key in ("tls_key", "tls_port"):
+            if getattr(section, key, "") and not getattr(section, "tls_certificate", ""):
+                yield f"[{name}] tls_certificate: is needed with {key}"
 
 
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
@@ -4851,9 +4844,8 @@ def answer_slices(
             known.clear()
         if len(answers) > left:
             yield answers[:left]
-            raise Refusal(
-                Status.OUT_OF_RESOURCES, Message("more than {limit} matches", limit=limit)
-            )
+            words = Message("more than {limit} matches", limit=limit)
+            raise Refusal(Status.OUT_OF_RESOURCES, words)
         left -= len(answers)
         yield answers
 
@@ -4874,12 +4866,7 @@ def page_of_matches(
     return found, count
 
 
-def _answer_rows(
-    search: Search,
-    model: type[Stored],
-    known: Answers,
-    missing: list[int],
-) -> int:
+def _answer_rows(search: Search, model: type[Stored], known: Answers, missing: list[int]) -> int:
     """Add the answers of some rows to `known`; return the number of bytes added."""
     added = 0
     cursor = database.execute_sql(
@@ -5005,8 +4992,11 @@ def new_schema() -> str:
 # The store thread, which does all the writing.
 # ------------------------------------------------------------------------------------------------
 
+Core = Callable[..., Any]
+
+
 class _Job(NamedTuple):
-    function: Callable[..., Any]
+    function: Core
     arguments: tuple[Any, ...]
     future: concurrent.futures.Future[Any]
 
@@ -5029,9 +5019,7 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
-    def submit(
-        self, function: Callable[..., Any], *arguments: Any
-    ) -> concurrent.futures.Future[Any]:
+    def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
         """Queue a core call to be run and committed; the future holds its result or exception."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # it cannot be canceled
@@ -5098,9 +5086,6 @@ class Writer:
         except Exception as error:
             log.exception("%s failed", job.function)
             return None, error
-
-
-Core = Callable[..., Any]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -6391,11 +6376,8 @@ class AccessRules:
     def host_to_look_up(self, calling: str) -> str:
         """The host name to look up before calling `refusal`, or empty."""
         device = self.by_title.get(calling)
-        if not device or not device.check_address:
-            return ""
-        return (
-            "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", device.host) else device.host
-        )
+        host = device.host if device and device.check_address else ""
+        return "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", host) else host
 
     def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
         """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
@@ -6495,12 +6477,9 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
-    if record:
-        DeviceRecord.update(name=name, settings=text, updated_at=now).where(
-            DeviceRecord.id == record.id
-        ).execute()
-    else:
-        DeviceRecord.create(name=name, settings=text, created_at=now, updated_at=now)
+    record = record or DeviceRecord(created_at=now)
+    record.name, record.settings, record.updated_at = name, text, now
+    record.save()
     audit(ctx, "device saved", name, text)
 
 

@@ -39,11 +39,8 @@ class AccessRules:
     def host_to_look_up(self, calling: str) -> str:
         """The host name to look up before calling `refusal`, or empty."""
         device = self.by_title.get(calling)
-        if not device or not device.check_address:
-            return ""
-        return (
-            "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", device.host) else device.host
-        )
+        host = device.host if device and device.check_address else ""
+        return "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", host) else host
 
     def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
         """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
@@ -143,12 +140,9 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
             raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
-    if record:
-        DeviceRecord.update(name=name, settings=text, updated_at=now).where(
-            DeviceRecord.id == record.id
-        ).execute()
-    else:
-        DeviceRecord.create(name=name, settings=text, created_at=now, updated_at=now)
+    record = record or DeviceRecord(created_at=now)
+    record.name, record.settings, record.updated_at = name, text, now
+    record.save()
     audit(ctx, "device saved", name, text)
 
 

@@ -149,12 +149,9 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
         for key in ("tls_certificate", "tls_key", "tls_client_ca"):
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
-        if getattr(section, "tls_key", "") and not getattr(section, "tls_certificate", ""):
-            yield f"[{name}] tls_certificate: is needed with tls_key"
-    if getattr(sections["dicom"], "tls_port", 0) and not getattr(
-        sections["dicom"], "tls_certificate", ""
-    ):
-        yield "[dicom] tls_certificate: is needed with tls_port"
+        for key in ("tls_key", "tls_port"):
+            if getattr(section, key, "") and not getattr(section, "tls_certificate", ""):
+                yield f"[{name}] tls_certificate: is needed with {key}"
 
 
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:

@@ -99,7 +99,7 @@ BINARY_VRS = frozenset(BINARY_NUMBERS) | frozenset(b"AT OB OD OF OL OV OW SQ UN"
 # Maximum lengths and permitted forms. Source: PS3.5 Table 6.2-1.
 VALUE_LENGTHS = {
     "AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS": 12, "LO": 64, "LT": 10240,
-    "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
+    "PN": 64, "SH": 16, "ST": 1024, "TM": 16, "UI": 64,
 }  # fmt: skip
 VALUE_PATTERNS = {
     "AE": (re.compile(r"[ -\[\]-~]*", re.A), "has characters that an AE title may not have"),
@@ -144,16 +144,12 @@ def value_problem(vr: str, text: str) -> Message | None:
     pattern, words = VALUE_PATTERNS.get(vr, (None, ""))
     if not is_value(vr, pattern, text):
         return Message("{value} " + words, value=text)
-    longest = VALUE_LENGTHS.get(vr)
-    if longest and len(text) > longest:
-        return Message(
-            "{value} is longer than {longest} characters", value=text[:80], longest=longest
-        )
-    groups = text.split("=")
+    groups = text.split("=") if vr == "PN" else [text]
     if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
         return Message("{value} has more parts than a name", value=text[:80])
-    if vr == "PN" and any(len(group) > 64 for group in groups):
-        return Message("{value} is longer than {longest} characters", value=text[:80], longest=64)
+    longest, words = VALUE_LENGTHS.get(vr), "{value} is longer than {longest} characters"
+    if longest and max(map(len, groups)) > longest:
+        return Message(words, value=text[:80], longest=longest)
     control = (
         r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
     )

@@ -168,9 +168,8 @@ def answer_slices(
             known.clear()
         if len(answers) > left:
             yield answers[:left]
-            raise Refusal(
-                Status.OUT_OF_RESOURCES, Message("more than {limit} matches", limit=limit)
-            )
+            words = Message("more than {limit} matches", limit=limit)
+            raise Refusal(Status.OUT_OF_RESOURCES, words)
         left -= len(answers)
         yield answers
 
@@ -191,12 +190,7 @@ def page_of_matches(
     return found, count
 
 
-def _answer_rows(
-    search: Search,
-    model: type[Stored],
-    known: Answers,
-    missing: list[int],
-) -> int:
+def _answer_rows(search: Search, model: type[Stored], known: Answers, missing: list[int]) -> int:
     """Add the answers of some rows to `known`; return the number of bytes added."""
     added = 0
     cursor = database.execute_sql(

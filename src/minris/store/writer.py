@@ -12,9 +12,11 @@ from minris import log
 from minris.standard.status import Refusal
 from minris.store.models import StoreError, database
 
+Core = Callable[..., Any]
+
 
 class _Job(NamedTuple):
-    function: Callable[..., Any]
+    function: Core
     arguments: tuple[Any, ...]
     future: concurrent.futures.Future[Any]
 
@@ -37,9 +39,7 @@ class Writer:
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
-    def submit(
-        self, function: Callable[..., Any], *arguments: Any
-    ) -> concurrent.futures.Future[Any]:
+    def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
         """Queue a core call to be run and committed; the future holds its result or exception."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # it cannot be canceled
@@ -106,6 +106,3 @@ class Writer:
         except Exception as error:
             log.exception("%s failed", job.function)
             return None, error
-
-
-Core = Callable[..., Any]
