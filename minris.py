@@ -818,13 +818,11 @@ def value_problem(vr: str, text: str) -> Message | None:
     groups = text.split("=") if vr == "PN" else [text]
     if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
         return Message("{value} has more parts than a name", value=text[:80])
-    longest, words = VALUE_LENGTHS.get(vr), "{value} is longer than {longest} characters"
+    value, longest = text[:80], VALUE_LENGTHS.get(vr)
     if longest and max(map(len, groups)) > longest:
-        return Message(words, value=text[:80], longest=longest)
-    control = (
-        r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
-    )
-    if re.search(control, text):
+        return Message("{value} is longer than {longest} characters", value=value, longest=longest)
+    layout = "" if vr in ("LT", "ST", "UT") else r"\t\n\f\r"
+    if re.search(rf"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f{layout}]", text):
         return Message("has a control character")
     return None
 
@@ -852,17 +850,16 @@ class Attribute(NamedTuple):
 class AttributeTable(dict[tuple[int, ...], Attribute]):
     """Attributes by path of tags, outermost first, in the order of the Standard."""
 
+    def __init__(self, attributes: Mapping[tuple[int, ...], Attribute]) -> None:
+        super().__init__(attributes)
+        below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
+        for path, attribute in attributes.items():
+            below[path[:-1]].append(attribute)
+        self._children = {path: tuple(found) for path, found in below.items()}
+
     def children(self, path: tuple[int, ...] = ()) -> tuple[Attribute, ...]:
         """The attributes directly below a sequence; () is the top level."""
         return self._children.get(path, ())
-
-    def seal(self) -> "AttributeTable":
-        """Compute `children` once; the reader calls this after the last row."""
-        below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
-        for path, attribute in self.items():
-            below[path[:-1]].append(attribute)
-        self._children = {path: tuple(found) for path, found in below.items()}
-        return self
 
 
 def attribute_table(source: str, text: str) -> AttributeTable:
@@ -872,7 +869,7 @@ def attribute_table(source: str, text: str) -> AttributeTable:
     and a row with a missing cell.
     """
     head, *body = rows(text, source)
-    table = AttributeTable()
+    found: dict[tuple[int, ...], Attribute] = {}
     path: tuple[int, ...] = ()
     for cells in body:
         depth = cells[0].count(">")
@@ -882,12 +879,12 @@ def attribute_table(source: str, text: str) -> AttributeTable:
         except KeyError:
             raise ValueError(f"{source}: unknown keyword {keyword}") from None
         path = (*path[:depth], tag)
-        below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
-        if len(path) != depth + 1 or path in table or not below_sequence:
+        below_sequence = depth == 0 or (path[:-1] in found and found[path[:-1]].vr == "SQ")
+        if len(path) != depth + 1 or path in found or not below_sequence:
             raise ValueError(f"{source}: {' | '.join(cells)}: misplaced or duplicate row")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
-        table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
-    return table.seal()
+        found[path] = Attribute(keyword, tag, vr_of(tag), path, named)
+    return AttributeTable(found)
 
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:
@@ -989,9 +986,8 @@ COMMITMENT_RESULT = attribute_table(
     > FailureReason            | 1/1 | 1/1
     """,
 )
-COMMITMENT_ACTIONS = {  # PS3.4 Table J.3-1
-    1: ("request commitment", frozenset({STORAGE_COMMITMENT})),
-}
+# PS3.4 Table J.3-1
+COMMITMENT_ACTIONS = {1: ("request commitment", frozenset({STORAGE_COMMITMENT}))}
 REFERENCED_SOP = tag_of("ReferencedSOPSequence")
 
 

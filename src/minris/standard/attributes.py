@@ -23,17 +23,16 @@ class Attribute(NamedTuple):
 class AttributeTable(dict[tuple[int, ...], Attribute]):
     """Attributes by path of tags, outermost first, in the order of the Standard."""
 
+    def __init__(self, attributes: Mapping[tuple[int, ...], Attribute]) -> None:
+        super().__init__(attributes)
+        below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
+        for path, attribute in attributes.items():
+            below[path[:-1]].append(attribute)
+        self._children = {path: tuple(found) for path, found in below.items()}
+
     def children(self, path: tuple[int, ...] = ()) -> tuple[Attribute, ...]:
         """The attributes directly below a sequence; () is the top level."""
         return self._children.get(path, ())
-
-    def seal(self) -> "AttributeTable":
-        """Compute `children` once; the reader calls this after the last row."""
-        below: dict[tuple[int, ...], list[Attribute]] = collections.defaultdict(list)
-        for path, attribute in self.items():
-            below[path[:-1]].append(attribute)
-        self._children = {path: tuple(found) for path, found in below.items()}
-        return self
 
 
 def attribute_table(source: str, text: str) -> AttributeTable:
@@ -43,7 +42,7 @@ def attribute_table(source: str, text: str) -> AttributeTable:
     and a row with a missing cell.
     """
     head, *body = rows(text, source)
-    table = AttributeTable()
+    found: dict[tuple[int, ...], Attribute] = {}
     path: tuple[int, ...] = ()
     for cells in body:
         depth = cells[0].count(">")
@@ -53,12 +52,12 @@ def attribute_table(source: str, text: str) -> AttributeTable:
         except KeyError:
             raise ValueError(f"{source}: unknown keyword {keyword}") from None
         path = (*path[:depth], tag)
-        below_sequence = depth == 0 or (path[:-1] in table and table[path[:-1]].vr == "SQ")
-        if len(path) != depth + 1 or path in table or not below_sequence:
+        below_sequence = depth == 0 or (path[:-1] in found and found[path[:-1]].vr == "SQ")
+        if len(path) != depth + 1 or path in found or not below_sequence:
             raise ValueError(f"{source}: {' | '.join(cells)}: misplaced or duplicate row")
         named = types.MappingProxyType(dict(zip(head[1:], cells[1:], strict=True)))
-        table[path] = Attribute(keyword, tag, vr_of(tag), path, named)
-    return table.seal()
+        found[path] = Attribute(keyword, tag, vr_of(tag), path, named)
+    return AttributeTable(found)
 
 
 def transition_table(source: str, text: str, states: Iterable[str]) -> dict[tuple[str, str], Any]:

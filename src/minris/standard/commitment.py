@@ -89,7 +89,6 @@ COMMITMENT_RESULT = attribute_table(
     > FailureReason            | 1/1 | 1/1
     """,
 )
-COMMITMENT_ACTIONS = {  # PS3.4 Table J.3-1
-    1: ("request commitment", frozenset({STORAGE_COMMITMENT})),
-}
+# PS3.4 Table J.3-1
+COMMITMENT_ACTIONS = {1: ("request commitment", frozenset({STORAGE_COMMITMENT}))}
 REFERENCED_SOP = tag_of("ReferencedSOPSequence")

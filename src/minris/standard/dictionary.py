@@ -147,13 +147,11 @@ def value_problem(vr: str, text: str) -> Message | None:
     groups = text.split("=") if vr == "PN" else [text]
     if vr == "PN" and (len(groups) > 3 or any(group.count("^") > 4 for group in groups)):
         return Message("{value} has more parts than a name", value=text[:80])
-    longest, words = VALUE_LENGTHS.get(vr), "{value} is longer than {longest} characters"
+    value, longest = text[:80], VALUE_LENGTHS.get(vr)
     if longest and max(map(len, groups)) > longest:
-        return Message(words, value=text[:80], longest=longest)
-    control = (
-        r"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]" if vr in ("LT", "ST", "UT") else r"[\0-\x1a\x1c-\x1f]"
-    )
-    if re.search(control, text):
+        return Message("{value} is longer than {longest} characters", value=value, longest=longest)
+    layout = "" if vr in ("LT", "ST", "UT") else r"\t\n\f\r"
+    if re.search(rf"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f{layout}]", text):
         return Message("has a control character")
     return None
 
