@@ -1638,9 +1638,8 @@ def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     titles = _parts(text)
     for title in titles:
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-            raise ValueError(
-                Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
-            )
+            words = Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
+            raise ValueError(words)
     if not 1 <= len(titles) <= int(most):
         raise ValueError(Message("is not an AE title"))
     return titles
@@ -2923,11 +2922,8 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         if vr == b"SQ" or vr in BINARY_VRS:
             continue
         texts = [holder.text(tag)] if vr in ONE_VALUE_VRS else holder.values(tag)
-        if (
-            len(texts) > 1
-            and datadict.dictionary_has_tag(tag)
-            and datadict.dictionary_VM(tag) == "1"
-        ):
+        several = len(texts) > 1 and datadict.dictionary_has_tag(tag)
+        if several and datadict.dictionary_VM(tag) == "1":
             yield Problem(tag, Message("has more than one value"))
         for text in filter(None, texts):
             if words := value_problem(vr.decode(), text):
@@ -3641,18 +3637,16 @@ def availability_data(
     """
     series = []
     for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
-        images = [
+        instances = [
             text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
                           InstanceAvailability=row[5], RetrieveAETitle=row[1])
             for row in of_series
         ]  # fmt: skip
-        sequence = sequence_elements(ReferencedSOPSequence=images)
+        sequence = sequence_elements(ReferencedSOPSequence=instances)
         series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
-    return text_elements(StudyInstanceUID=study).merged(
-        sequence_elements(
-            ReferencedPerformedProcedureStepSequence=of, ReferencedSeriesSequence=series
-        )
-    )
+    steps = sequence_elements(ReferencedPerformedProcedureStepSequence=of)
+    images = sequence_elements(ReferencedSeriesSequence=series)
+    return text_elements(StudyInstanceUID=study).merged(steps, images)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -3805,11 +3799,9 @@ def _xml_member(element: Any, key: str) -> dict[str, Any]:
             member[name] = "".join((one.text or "").split()) or one.get("uri", "")
             continue
         values = member.setdefault("Value", [])
-        number = one.get("number", str(len(values) + 1))
-        if number != str(len(values) + 1):
-            raise HttpRefusal(
-                400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {len(values) + 1}"
-            )
+        expected = str(len(values) + 1)
+        if (number := one.get("number", expected)) != expected:
+            raise HttpRefusal(400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {expected}")
         values.append(_xml_value(one))
     return member
 
@@ -3841,9 +3833,8 @@ class _Blocks:
         key = key.upper()
         group, block = key[:4], key[4:6]
         if block == "00":
-            free = (
-                f"{n:02X}" for n in range(0x10, 0x100) if f"{group}00{n:02X}" not in self.owners
-            )
+            blocks = (f"{number:02X}" for number in range(0x10, 0x100))
+            free = (one for one in blocks if f"{group}00{one}" not in self.owners)
             block = self.blocks.get((group, creator)) or next(free, "")
         owner = f"{group}00{block}"
         if not is_creator(owner) or self.owners.get(owner, creator) != creator:
@@ -3895,14 +3886,10 @@ class AnswerStyle(NamedTuple):
 
 def one_group(value: bytes, name_groups: str) -> bytes:
     """The names of a PN value, each with one group only; the other group if that is empty."""
-    names = []
+    names, wanted = [], int(name_groups == "ideographic")
     for name in value.decode("utf-8", "replace").split("\\"):
-        alphabetic, _, rest = name.strip(" ").partition("=")
-        ideographic = rest.partition("=")[0]
-        if name_groups == "ideographic":
-            names.append(ideographic or alphabetic)
-        else:
-            names.append(alphabetic or ideographic)
+        groups = [*name.strip(" ").split("="), ""]
+        names.append(groups[wanted] or groups[1 - wanted])
     return pad("\\".join(names).encode(), b"PN")
 
 
@@ -4164,12 +4151,12 @@ class Search:
             if vr == b"SQ":
                 contents = [self._whole(inner, charset) for inner in item.items(tag)]
                 value = b"".join(map(encode_item, contents))
-            elif vr == b"PN" and self.style.name_groups != "all":
-                value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
-            elif vr in TEXT_VRS:
-                value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
+                if vr == b"PN" and self.style.name_groups != "all":
+                    value = one_group(value, self.style.name_groups)
+                if vr in TEXT_VRS:
+                    value = self._text(vr, value, charset)
             parts.append(self._encode(tag, vr, value))
         return b"".join(parts)
 
@@ -4686,6 +4673,9 @@ MODELS = tuple(Stored.__subclasses__())
 
 # Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
+Candidates = list[tuple[int, int]]  # id and version of each row that may match
+SLICE = 250  # rows read at once
+
 
 def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*") -> list[Any]:
     """The rows of a model that meet a condition, as plain objects with columns as fields."""
@@ -4708,14 +4698,11 @@ def known_row(row: Any | None, words: Message) -> Any:
 
 
 def matching_rows(
-    model: type[Stored], rows_: list[tuple[int, int]], search: Search
+    model: type[Stored], rows_: Candidates, search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:
-    """Id and data set of each row that matches, in the given order, read in slices.
-
-    rows_  id and version of each candidate
-    """
-    for start in range(0, len(rows_), 250):
-        chunk = [row_id for row_id, _ in rows_[start : start + 250]]
+    """Id and data set of each row that matches, in the given order, read in slices."""
+    for start in range(0, len(rows_), SLICE):
+        chunk = [row_id for row_id, _ in rows_[start : start + SLICE]]
         cursor = database.execute_sql(
             f"SELECT id, data FROM {model._meta.table_name}"
             f" WHERE id IN ({','.join(map(str, chunk))})"
@@ -4811,17 +4798,14 @@ class AnswerCache:
                 self.searches.keep(key, self.searches[key], size)
 
 
-SLICE = 250
-
-
 def answer_slices(
     search: Search,
     model: type[Stored],
-    found: list[tuple[int, int]],
+    found: Candidates,
     left: int,
     cache: AnswerCache | None,
     key: object,
-    seen: Callable[[list[tuple[int, int]]], None] | None = None,
+    seen: Callable[[Candidates], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The answers of candidate rows, in slices. Refuses A700 after `left` answers."""
     known, limit = cache.of(key) if cache else {}, left
@@ -4847,12 +4831,7 @@ def answer_slices(
 
 
 def page_of_matches(
-    search: Search,
-    shape: Search,
-    model: type[Stored],
-    rows_: list[tuple[int, int]],
-    offset: int,
-    limit: int,
+    search: Search, shape: Search, model: type[Stored], rows_: Candidates, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
     """One page of the matches of a search, encoded by `shape`, and the total number of matches."""
     found, count = [], 0
@@ -6645,9 +6624,8 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
     """
     who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
     if failures_of(ctx, who) >= ctx.config.web.login_attempts:
-        raise Refusal(
-            Status.RESOURCE_LIMITATION, Message("Too many wrong passwords: wait 15 minutes")
-        )
+        words = Message("Too many wrong passwords: wait 15 minutes")
+        raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
         return int(user.id)

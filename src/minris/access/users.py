@@ -102,9 +102,8 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
     """
     who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
     if failures_of(ctx, who) >= ctx.config.web.login_attempts:
-        raise Refusal(
-            Status.RESOURCE_LIMITATION, Message("Too many wrong passwords: wait 15 minutes")
-        )
+        words = Message("Too many wrong passwords: wait 15 minutes")
+        raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
         return int(user.id)

@@ -54,9 +54,8 @@ def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     titles = _parts(text)
     for title in titles:
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-            raise ValueError(
-                Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
-            )
+            words = Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
+            raise ValueError(words)
     if not 1 <= len(titles) <= int(most):
         raise ValueError(Message("is not an AE title"))
     return titles

@@ -31,11 +31,8 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         if vr == b"SQ" or vr in BINARY_VRS:
             continue
         texts = [holder.text(tag)] if vr in ONE_VALUE_VRS else holder.values(tag)
-        if (
-            len(texts) > 1
-            and datadict.dictionary_has_tag(tag)
-            and datadict.dictionary_VM(tag) == "1"
-        ):
+        several = len(texts) > 1 and datadict.dictionary_has_tag(tag)
+        if several and datadict.dictionary_VM(tag) == "1":
             yield Problem(tag, Message("has more than one value"))
         for text in filter(None, texts):
             if words := value_problem(vr.decode(), text):

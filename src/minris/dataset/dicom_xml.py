@@ -154,11 +154,9 @@ def _xml_member(element: Any, key: str) -> dict[str, Any]:
             member[name] = "".join((one.text or "").split()) or one.get("uri", "")
             continue
         values = member.setdefault("Value", [])
-        number = one.get("number", str(len(values) + 1))
-        if number != str(len(values) + 1):
-            raise HttpRefusal(
-                400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {len(values) + 1}"
-            )
+        expected = str(len(values) + 1)
+        if (number := one.get("number", expected)) != expected:
+            raise HttpRefusal(400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {expected}")
         values.append(_xml_value(one))
     return member
 
@@ -190,9 +188,8 @@ class _Blocks:
         key = key.upper()
         group, block = key[:4], key[4:6]
         if block == "00":
-            free = (
-                f"{n:02X}" for n in range(0x10, 0x100) if f"{group}00{n:02X}" not in self.owners
-            )
+            blocks = (f"{number:02X}" for number in range(0x10, 0x100))
+            free = (one for one in blocks if f"{group}00{one}" not in self.owners)
             block = self.blocks.get((group, creator)) or next(free, "")
         owner = f"{group}00{block}"
         if not is_creator(owner) or self.owners.get(owner, creator) != creator:

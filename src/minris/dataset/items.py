@@ -41,15 +41,13 @@ def availability_data(
     """
     series = []
     for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
-        images = [
+        instances = [
             text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
                           InstanceAvailability=row[5], RetrieveAETitle=row[1])
             for row in of_series
         ]  # fmt: skip
-        sequence = sequence_elements(ReferencedSOPSequence=images)
+        sequence = sequence_elements(ReferencedSOPSequence=instances)
         series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
-    return text_elements(StudyInstanceUID=study).merged(
-        sequence_elements(
-            ReferencedPerformedProcedureStepSequence=of, ReferencedSeriesSequence=series
-        )
-    )
+    steps = sequence_elements(ReferencedPerformedProcedureStepSequence=of)
+    images = sequence_elements(ReferencedSeriesSequence=series)
+    return text_elements(StudyInstanceUID=study).merged(steps, images)

@@ -47,14 +47,10 @@ class AnswerStyle(NamedTuple):
 
 def one_group(value: bytes, name_groups: str) -> bytes:
     """The names of a PN value, each with one group only; the other group if that is empty."""
-    names = []
+    names, wanted = [], int(name_groups == "ideographic")
     for name in value.decode("utf-8", "replace").split("\\"):
-        alphabetic, _, rest = name.strip(" ").partition("=")
-        ideographic = rest.partition("=")[0]
-        if name_groups == "ideographic":
-            names.append(ideographic or alphabetic)
-        else:
-            names.append(alphabetic or ideographic)
+        groups = [*name.strip(" ").split("="), ""]
+        names.append(groups[wanted] or groups[1 - wanted])
     return pad("\\".join(names).encode(), b"PN")
 
 
@@ -316,12 +312,12 @@ class Search:
             if vr == b"SQ":
                 contents = [self._whole(inner, charset) for inner in item.items(tag)]
                 value = b"".join(map(encode_item, contents))
-            elif vr == b"PN" and self.style.name_groups != "all":
-                value = self._text(vr, one_group(item.value(tag), self.style.name_groups), charset)
-            elif vr in TEXT_VRS:
-                value = self._text(vr, item.value(tag), charset)
             else:
                 value = item.value(tag)
+                if vr == b"PN" and self.style.name_groups != "all":
+                    value = one_group(value, self.style.name_groups)
+                if vr in TEXT_VRS:
+                    value = self._text(vr, value, charset)
             parts.append(self._encode(tag, vr, value))
         return b"".join(parts)
 

@@ -14,6 +14,9 @@ from minris.store.models import Stored, database
 
 # Plain SQL on hot paths: peewee takes ten times longer to build a query than to execute it.
 
+Candidates = list[tuple[int, int]]  # id and version of each row that may match
+SLICE = 250  # rows read at once
+
 
 def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*") -> list[Any]:
     """The rows of a model that meet a condition, as plain objects with columns as fields."""
@@ -36,14 +39,11 @@ def known_row(row: Any | None, words: Message) -> Any:
 
 
 def matching_rows(
-    model: type[Stored], rows_: list[tuple[int, int]], search: Search
+    model: type[Stored], rows_: Candidates, search: Search
 ) -> Iterator[tuple[int, ElementIndex]]:
-    """Id and data set of each row that matches, in the given order, read in slices.
-
-    rows_  id and version of each candidate
-    """
-    for start in range(0, len(rows_), 250):
-        chunk = [row_id for row_id, _ in rows_[start : start + 250]]
+    """Id and data set of each row that matches, in the given order, read in slices."""
+    for start in range(0, len(rows_), SLICE):
+        chunk = [row_id for row_id, _ in rows_[start : start + SLICE]]
         cursor = database.execute_sql(
             f"SELECT id, data FROM {model._meta.table_name}"
             f" WHERE id IN ({','.join(map(str, chunk))})"
@@ -139,17 +139,14 @@ class AnswerCache:
                 self.searches.keep(key, self.searches[key], size)
 
 
-SLICE = 250
-
-
 def answer_slices(
     search: Search,
     model: type[Stored],
-    found: list[tuple[int, int]],
+    found: Candidates,
     left: int,
     cache: AnswerCache | None,
     key: object,
-    seen: Callable[[list[tuple[int, int]]], None] | None = None,
+    seen: Callable[[Candidates], None] | None = None,
 ) -> Iterator[list[bytes]]:
     """The answers of candidate rows, in slices. Refuses A700 after `left` answers."""
     known, limit = cache.of(key) if cache else {}, left
@@ -175,12 +172,7 @@ def answer_slices(
 
 
 def page_of_matches(
-    search: Search,
-    shape: Search,
-    model: type[Stored],
-    rows_: list[tuple[int, int]],
-    offset: int,
-    limit: int,
+    search: Search, shape: Search, model: type[Stored], rows_: Candidates, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
     """One page of the matches of a search, encoded by `shape`, and the total number of matches."""
     found, count = [], 0
