@@ -2538,7 +2538,7 @@ def looks_like_gb18030(raw: bytes) -> bool:
 def _readings(
     raw: bytes, charset: CharacterSet | None, multi_byte: bool
 ) -> Iterator[tuple[CharacterSet, str]]:
-    """The character sets to try in turn, and what the text then is."""
+    """The character sets to try in order, each with the resulting state of the text."""
     escaped = b"\x1b" in raw
     if escaped and (multi_byte or not charset):  # the escapes tell the sets
         yield ISO_2022, "recovered"
@@ -3264,7 +3264,7 @@ class Limits(NamedTuple):
 
 
 class _Where(NamedTuple):
-    """What holds at a place of a data set: VRs explicit, character set of texts, nesting from 1."""
+    """The state at a place of a data set: Explicit VR, character set of texts, nesting from 1."""
 
     explicit: bool
     charset: CharacterSet | None
@@ -3302,7 +3302,7 @@ class _Recoder:
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
         if until:
-            raise Malformed("a delimiter is missing")
+            raise Malformed("an item has no delimiter")
         return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
@@ -3333,10 +3333,10 @@ class _Recoder:
             raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
         if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
-                raise Malformed(f"{attribute_name(tag)} has no length")
+                raise Malformed(f"{attribute_name(tag)} has an undefined length")
             return self.sequence(tag, start, end, where, delimited=True)
         if start + length > end:
-            raise Malformed(f"{attribute_name(tag)} is longer than what holds it")
+            raise Malformed(f"{attribute_name(tag)} exceeds the item or data set that contains it")
         if vr == b"SQ":
             return self.sequence(tag, start, start + length, where)
         value = self.data[start : start + length]
@@ -3359,11 +3359,11 @@ class _Recoder:
             if item == SEQUENCE_END and delimited:
                 return encode_items(tag, items), start
             if item != ITEM_TAG:
-                raise Malformed(f"{attribute_name(tag)} holds something that is no item")
+                raise Malformed(f"{attribute_name(tag)} contains something other than an item")
             if length == UNDEFINED_LENGTH:
                 content, pos = self.elements(start, end, inside, ITEM_END)
             elif start + length > end:
-                raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
+                raise Malformed(f"an item of {attribute_name(tag)} exceeds the sequence")
             else:
                 content, pos = self.elements(start, start + length, inside)
             items.append(content)
@@ -3371,7 +3371,7 @@ class _Recoder:
             if self.count > self.limits.elements:
                 raise TooManyElements(f"more than {self.limits.elements} elements")
         if delimited:
-            raise Malformed(f"{attribute_name(tag)} has no end")
+            raise Malformed(f"{attribute_name(tag)} has no delimiter")
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
@@ -4317,12 +4317,12 @@ class Stored(peewee.Model):
 
 
 def text_columns(count: int, default: str | None = None) -> tuple["peewee.TextField[str]", ...]:
-    """Several columns of text that are not null."""
+    """Several text columns, not null."""
     return tuple(peewee.TextField(default=default) for _ in range(count))
 
 
 def keyed_by(*columns: str) -> Any:
-    """The Meta class of a model whose rows are kept by a primary key of several columns."""
+    """The Meta class of a model with a primary key of several columns, without row ids."""
     return type("Meta", (), {"primary_key": peewee.CompositeKey(*columns), "without_rowid": True})
 
 
@@ -5069,7 +5069,7 @@ class Writer:
 # ------------------------------------------------------------------------------------------------
 
 def _private_file(path: Path) -> None:
-    """An empty file that only its owner can read, in the place of any other."""
+    """Create an empty file that only its owner can read, replacing any other."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -45,7 +45,7 @@ class Limits(NamedTuple):
 
 
 class _Where(NamedTuple):
-    """What holds at a place of a data set: VRs explicit, character set of texts, nesting from 1."""
+    """The state at a place of a data set: Explicit VR, character set of texts, nesting from 1."""
 
     explicit: bool
     charset: CharacterSet | None
@@ -83,7 +83,7 @@ class _Recoder:
                 found[tag] = element
                 ordered, last = ordered and tag > last, tag
         if until:
-            raise Malformed("a delimiter is missing")
+            raise Malformed("an item has no delimiter")
         return b"".join(found.values()) if ordered else encoded(found), pos
 
     def header(self, pos: int, end: int, explicit: bool) -> tuple[int, bytes, int, int]:
@@ -114,10 +114,10 @@ class _Recoder:
             raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
         if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
-                raise Malformed(f"{attribute_name(tag)} has no length")
+                raise Malformed(f"{attribute_name(tag)} has an undefined length")
             return self.sequence(tag, start, end, where, delimited=True)
         if start + length > end:
-            raise Malformed(f"{attribute_name(tag)} is longer than what holds it")
+            raise Malformed(f"{attribute_name(tag)} exceeds the item or data set that contains it")
         if vr == b"SQ":
             return self.sequence(tag, start, start + length, where)
         value = self.data[start : start + length]
@@ -140,11 +140,11 @@ class _Recoder:
             if item == SEQUENCE_END and delimited:
                 return encode_items(tag, items), start
             if item != ITEM_TAG:
-                raise Malformed(f"{attribute_name(tag)} holds something that is no item")
+                raise Malformed(f"{attribute_name(tag)} contains something other than an item")
             if length == UNDEFINED_LENGTH:
                 content, pos = self.elements(start, end, inside, ITEM_END)
             elif start + length > end:
-                raise Malformed(f"an item of {attribute_name(tag)} is longer than the sequence")
+                raise Malformed(f"an item of {attribute_name(tag)} exceeds the sequence")
             else:
                 content, pos = self.elements(start, start + length, inside)
             items.append(content)
@@ -152,7 +152,7 @@ class _Recoder:
             if self.count > self.limits.elements:
                 raise TooManyElements(f"more than {self.limits.elements} elements")
         if delimited:
-            raise Malformed(f"{attribute_name(tag)} has no end")
+            raise Malformed(f"{attribute_name(tag)} has no delimiter")
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:

@@ -178,7 +178,7 @@ def looks_like_gb18030(raw: bytes) -> bool:
 def _readings(
     raw: bytes, charset: CharacterSet | None, multi_byte: bool
 ) -> Iterator[tuple[CharacterSet, str]]:
-    """The character sets to try in turn, and what the text then is."""
+    """The character sets to try in order, each with the resulting state of the text."""
     escaped = b"\x1b" in raw
     if escaped and (multi_byte or not charset):  # the escapes tell the sets
         yield ISO_2022, "recovered"

@@ -23,12 +23,12 @@ class Stored(peewee.Model):
 
 
 def text_columns(count: int, default: str | None = None) -> tuple["peewee.TextField[str]", ...]:
-    """Several columns of text that are not null."""
+    """Several text columns, not null."""
     return tuple(peewee.TextField(default=default) for _ in range(count))
 
 
 def keyed_by(*columns: str) -> Any:
-    """The Meta class of a model whose rows are kept by a primary key of several columns."""
+    """The Meta class of a model with a primary key of several columns, without row ids."""
     return type("Meta", (), {"primary_key": peewee.CompositeKey(*columns), "without_rowid": True})
 
 

@@ -16,7 +16,7 @@ from minris.store.schema import new_schema
 
 
 def _private_file(path: Path) -> None:
-    """An empty file that only its owner can read, in the place of any other."""
+    """Create an empty file that only its owner can read, replacing any other."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
