@@ -10,12 +10,7 @@ from typing import Any, NamedTuple
 from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
-from minris.pages.language import (
-    LANGUAGES,
-    Translator,
-    choose_language,
-    shown_instant,
-)
+from minris.pages.language import LANGUAGES, Translator, choose_language, shown_instant
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
 from minris.standard.dictionary import is_date
@@ -68,17 +63,20 @@ LIGHT_SAYS = {
 }
 
 
+Answer = Callable[..., str | bytes]  # a function of pages: PageRequest and parts of the path
+
+
 class Page(NamedTuple):
-    """A row of the table of pages: what answers a method and a path.
+    """A row of the table of pages: what answers at a path.
 
     role   the least that may ask for it; "" where nobody need be logged in
     words  in the menu, and its group there; "" for what is not in the menu
     """
 
-    method: str
     path: str
     role: str
-    function: Callable[..., str | bytes]
+    get: Answer | None
+    post: Answer | None
     words: str = ""
     group: str = ""
 

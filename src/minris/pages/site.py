@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 from minris import log
@@ -43,7 +42,7 @@ from minris.pages.day.leftovers import (
     unscheduled_page,
 )
 from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
-from minris.pages.frame import ERROR_PAGE, Page, PageRequest, Site
+from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
     choose_page_language,
@@ -88,85 +87,65 @@ from minris.standard.status import Message, Refusal, Status, http_status
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
 
-# Which function answers a method and a path; the least role that may ask ("": nobody need be logged
-# in); the words and the group of the menu, for what is in it.
+# A path; the least role that may ask for it ("": nobody need be logged in); what answers GET and
+# POST; the words and the group of the menu, for what is in it.
 PAGES = tuple(Page(*row) for row in (
-    ("GET",  "/login",                         "",             login_page),
-    ("POST", "/login",                         "",             post_login),
-    ("POST", "/logout",                        "desk",         post_logout),
-    ("GET",  "/password",                      "desk",         password_page),
-    ("POST", "/password",                      "desk",         post_password),
-    ("GET",  "/language",                      "",             choose_page_language),
-    ("GET",  "/",                              "desk",         board_page,            "Board",          "The day"),
-    ("GET",  "/calendar",                      "desk",         calendar_page,         "Calendar",       "The day"),
-    ("GET",  "/slots",                         "desk",         slots_part),
-    ("GET",  "/waiting",                       "desk",         waiting_page,          "Waiting room",   "The day"),
-    ("GET",  "/print",                         "desk",         print_page),
-    ("GET",  "/leftovers",                     "desk",         leftovers_page,        "Leftovers",      "The day"),
-    ("POST", "/leftovers",                     "desk",         post_leftovers),
-    ("GET",  "/unscheduled",                   "desk",         unscheduled_page,      "Unscheduled",    "The day"),
-    ("POST", "/unscheduled/match",             "desk",         post_match),
-    ("POST", "/unscheduled/settle",            "desk",         post_settle),
-    ("POST", "/unmatch",                       "desk",         post_unmatch),
-    ("GET",  "/figures",                       "technologist", figures_page,          "Figures",        "The day"),
-    ("GET",  "/figures.csv",                   "technologist", figures_csv),
-    ("GET",  "/figures.svg",                   "technologist", figures_svg),
-    ("GET",  "/step/<row_id:int>",             "desk",         step_page),
-    ("POST", "/step/<row_id:int>",             "desk",         post_step),
-    ("GET",  "/step/<row_id:int>/edit",        "desk",         edit_page),
-    ("POST", "/step/<row_id:int>/edit",        "desk",         post_edit),
-    ("GET",  "/step/<row_id:int>/slip",        "desk",         slip_page),
-    ("GET",  "/step/<row_id:int>/label",       "desk",         label_page),
-    ("GET",  "/step/<row_id:int>/code128.svg", "desk",         accession_svg),
-    ("GET",  "/step/<row_id:int>/qr.svg",      "desk",         patient_svg),
-    ("GET",  "/register",                      "desk",         register_page,         "Register",       "Patients"),
-    ("POST", "/register",                      "desk",         post_register),
-    ("GET",  "/find",                          "desk",         find_part),
-    ("GET",  "/patients",                      "desk",         patients_page,         "Patients",       "Patients"),
-    ("GET",  "/patient/<row_id:int>",          "desk",         patient_page),
-    ("POST", "/patient/<row_id:int>",          "desk",         post_patient),
-    ("GET",  "/patient/<row_id:int>/merge",    "desk",         merge_page),
-    ("POST", "/patient/<row_id:int>/merge",    "desk",         post_merge),
-    ("GET",  "/patient/<row_id:int>/erase",    "admin",        erase_page),
-    ("POST", "/patient/<row_id:int>/erase",    "admin",        post_erase),
-    ("GET",  "/import",                        "desk",         import_page,           "Import",         "Patients"),
-    ("POST", "/import",                        "desk",         post_import),
-    ("GET",  "/catalogue",                     "technologist", catalogue_page,        "Catalogue",      "Patients"),
-    ("POST", "/catalogue",                     "technologist", post_catalogue),
-    ("GET",  "/catalogue.csv",                 "technologist", catalogue_csv),
-    ("GET",  "/catalogue/import",              "technologist", catalogue_import_page),
-    ("POST", "/catalogue/import",              "technologist", post_catalogue_import),
-    ("GET",  "/workitems",                     "desk",         workitems_page,        "Workitems",      "After the exam"),
-    ("GET",  "/workitems/new",                 "desk",         new_workitem_page),
-    ("POST", "/workitems/new",                 "desk",         post_new_workitem),
-    ("GET",  "/workitem/<uid:re:[0-9.]+>",     "desk",         workitem_page),
-    ("POST", "/workitem/<uid:re:[0-9.]+>",     "desk",         post_workitem),
-    ("GET",  "/commitments",                   "technologist", commitments_page,      "Are they safe?", "After the exam"),
-    ("POST", "/commitments",                   "technologist", post_commitments),
-    ("GET",  "/commitment/<uid>",              "technologist", commitment_page),
-    ("GET",  "/watchers",                      "technologist", watchers_page,         "Watchers",       "After the exam"),
-    ("POST", "/watchers",                      "technologist", post_watchers),
-    ("GET",  "/passed-on",                     "technologist", passed_on_page,        "Passed on",      "After the exam"),
-    ("POST", "/passed-on",                     "technologist", post_passed_on),
-    ("GET",  "/why",                           "desk",         why_page,              "Why not there?", "Machines"),
-    ("POST", "/why/mend",                      "desk",         post_mend),
-    ("GET",  "/devices",                       "technologist", devices_page,          "Devices",        "Machines"),
-    ("GET",  "/devices/edit",                  "technologist", device_page),
-    ("POST", "/devices/save",                  "technologist", post_device),
-    ("POST", "/devices/echo",                  "technologist", post_echo),
-    ("POST", "/devices/adopt",                 "technologist", post_adopt),
-    ("GET",  "/devices/doctor",                "technologist", doctor_page),
-    ("GET",  "/associations",                  "technologist", associations_page,     "Associations",   "Machines"),
-    ("GET",  "/orphans",                       "technologist", stuck_page,            "Stuck",          "Machines"),
-    ("POST", "/orphans",                       "technologist", post_orphans),
-    ("GET",  "/statuses",                      "technologist", statuses_page,         "Statuses",       "Machines"),
-    ("GET",  "/box",                           "admin",        box_page,              "The box",        "The box"),
-    ("POST", "/box",                           "admin",        post_box),
-    ("GET",  "/users",                         "admin",        users_page,            "Users",          "The box"),
-    ("POST", "/users",                         "admin",        post_users),
-    ("GET",  "/users/new",                     "admin",        new_user_page),
-    ("GET",  "/audit",                         "admin",        audit_page,            "Audit log",      "The box"),
-    ("GET",  "/settings",                      "admin",        settings_page,         "Settings",       "The box"),
+    ("/login",                         "",             login_page,             post_login),
+    ("/logout",                        "desk",         None,                   post_logout),
+    ("/password",                      "desk",         password_page,          post_password),
+    ("/language",                      "",             choose_page_language,   None),
+    ("/",                              "desk",         board_page,             None,                  "Board",          "The day"),
+    ("/calendar",                      "desk",         calendar_page,          None,                  "Calendar",       "The day"),
+    ("/slots",                         "desk",         slots_part,             None),
+    ("/waiting",                       "desk",         waiting_page,           None,                  "Waiting room",   "The day"),
+    ("/print",                         "desk",         print_page,             None),
+    ("/leftovers",                     "desk",         leftovers_page,         post_leftovers,        "Leftovers",      "The day"),
+    ("/unscheduled",                   "desk",         unscheduled_page,       None,                  "Unscheduled",    "The day"),
+    ("/unscheduled/match",             "desk",         None,                   post_match),
+    ("/unscheduled/settle",            "desk",         None,                   post_settle),
+    ("/unmatch",                       "desk",         None,                   post_unmatch),
+    ("/figures",                       "technologist", figures_page,           None,                  "Figures",        "The day"),
+    ("/figures.csv",                   "technologist", figures_csv,            None),
+    ("/figures.svg",                   "technologist", figures_svg,            None),
+    ("/step/<row_id:int>",             "desk",         step_page,              post_step),
+    ("/step/<row_id:int>/edit",        "desk",         edit_page,              post_edit),
+    ("/step/<row_id:int>/slip",        "desk",         slip_page,              None),
+    ("/step/<row_id:int>/label",       "desk",         label_page,             None),
+    ("/step/<row_id:int>/code128.svg", "desk",         accession_svg,          None),
+    ("/step/<row_id:int>/qr.svg",      "desk",         patient_svg,            None),
+    ("/register",                      "desk",         register_page,          post_register,         "Register",       "Patients"),
+    ("/find",                          "desk",         find_part,              None),
+    ("/patients",                      "desk",         patients_page,          None,                  "Patients",       "Patients"),
+    ("/patient/<row_id:int>",          "desk",         patient_page,           post_patient),
+    ("/patient/<row_id:int>/merge",    "desk",         merge_page,             post_merge),
+    ("/patient/<row_id:int>/erase",    "admin",        erase_page,             post_erase),
+    ("/import",                        "desk",         import_page,            post_import,           "Import",         "Patients"),
+    ("/catalogue",                     "technologist", catalogue_page,         post_catalogue,        "Catalogue",      "Patients"),
+    ("/catalogue.csv",                 "technologist", catalogue_csv,          None),
+    ("/catalogue/import",              "technologist", catalogue_import_page,  post_catalogue_import),
+    ("/workitems",                     "desk",         workitems_page,         None,                  "Workitems",      "After the exam"),
+    ("/workitems/new",                 "desk",         new_workitem_page,      post_new_workitem),
+    ("/workitem/<uid:re:[0-9.]+>",     "desk",         workitem_page,          post_workitem),
+    ("/commitments",                   "technologist", commitments_page,       post_commitments,      "Are they safe?", "After the exam"),
+    ("/commitment/<uid>",              "technologist", commitment_page,        None),
+    ("/watchers",                      "technologist", watchers_page,          post_watchers,         "Watchers",       "After the exam"),
+    ("/passed-on",                     "technologist", passed_on_page,         post_passed_on,        "Passed on",      "After the exam"),
+    ("/why",                           "desk",         why_page,               None,                  "Why not there?", "Machines"),
+    ("/why/mend",                      "desk",         None,                   post_mend),
+    ("/devices",                       "technologist", devices_page,           None,                  "Devices",        "Machines"),
+    ("/devices/edit",                  "technologist", device_page,            None),
+    ("/devices/save",                  "technologist", None,                   post_device),
+    ("/devices/echo",                  "technologist", None,                   post_echo),
+    ("/devices/adopt",                 "technologist", None,                   post_adopt),
+    ("/devices/doctor",                "technologist", doctor_page,            None),
+    ("/associations",                  "technologist", associations_page,      None,                  "Associations",   "Machines"),
+    ("/orphans",                       "technologist", stuck_page,             post_orphans,          "Stuck",          "Machines"),
+    ("/statuses",                      "technologist", statuses_page,          None,                  "Statuses",       "Machines"),
+    ("/box",                           "admin",        box_page,               post_box,              "The box",        "The box"),
+    ("/users",                         "admin",        users_page,             post_users,            "Users",          "The box"),
+    ("/users/new",                     "admin",        new_user_page,          None),
+    ("/audit",                         "admin",        audit_page,             None,                  "Audit log",      "The box"),
+    ("/settings",                      "admin",        settings_page,          None,                  "Settings",       "The box"),
 ))  # fmt: skip
 
 
@@ -176,16 +155,16 @@ def add_pages(app: Any, web: Web) -> None:
 
     site = Site(web, PAGES, Boards(web))
 
-    def answer(page: Page) -> Callable[..., str | bytes]:
+    def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
             try:
                 if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
                     words = Message("There is no such page.")
                     raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
-                if page.role:
-                    p.enter(page.role)
-                return page.function(p, **arguments)
+                if role:
+                    p.enter(role)
+                return function(p, **arguments)
             except Refusal as refusal:
                 p.login = p.login or find_login(web, p.request)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
@@ -196,7 +175,9 @@ def add_pages(app: Any, web: Web) -> None:
         return view
 
     for page in site.pages:
-        app.route(page.path, page.method, answer(page))
+        for method, function in (("GET", page.get), ("POST", page.post)):
+            if function:
+                app.route(page.path, method, answer(page.role, function))
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
