@@ -8630,10 +8630,9 @@ def step_row(row_id: int) -> Any:
     return known_row(first_row(ScheduledProcedureStep, "id = ?", row_id), NO_STEP)
 
 
-def get_step(row_id: int) -> tuple[bytes, str, str]:
-    """Data set, state and remark of a step by its row id. Refuses 0112."""
-    row = step_row(row_id)
-    return bytes(row.data), row.status, row.remark
+def get_step(row_id: int) -> bytes:
+    """Complete data set of a step by its row id. Refuses 0112."""
+    return bytes(step_row(row_id).data)
 
 
 def step_known(study: str) -> int | None:
@@ -9303,6 +9302,30 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     accession = step.accession_number
     log.info("step %s of %s: %s -> %s by %s", step_id, accession, old, state, ctx.actor)
     audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
+
+
+# What the pages offer for an exam in each state; "finish" of a waiting one is in person_events.
+EVENTS_OF_STATE = {
+    "SCHEDULED": ("arrive", "no show", "cancel"),
+    "ARRIVED": ("finish", "cancel"),
+    "READY": ("finish", "cancel"),
+    "STARTED": ("finish", "stop"),
+    "DEPARTED": ("arrive", "cancel"),
+    "CANCELED": ("reschedule",),
+    "NO SHOW": ("arrive", "reschedule"),
+    "DISCONTINUED": ("reschedule",),
+}
+
+
+def person_events(state: str, reports: bool) -> list[str]:
+    """Return the events of an exam in a state that a person may choose from.
+
+    reports  whether its machine reports performed steps; else a person also says it is done
+    """
+    events = list(EVENTS_OF_STATE.get(state, ()))
+    if state == "SCHEDULED" and not reports:
+        events.insert(1, "finish")
+    return events
 
 
 def change_step(
@@ -17141,18 +17164,12 @@ def device_names(web: Web) -> dict[str, str]:
     return {title: d.name for d in web.access().devices for title in d.ae_titles}
 
 
-def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
-    """A value as people read it."""
-    text, vr = index.get(keyword), vr_of(tag_of(keyword))
-    readers = {"PN": t.name, "DA": t.date, "TM": shown_time}
-    return readers.get(vr, lambda text: text.replace("\\", ", "))(text) if vr != "CS" else t(text)
-
-
 def facts_of(
-    index: ElementIndex, table: Iterable[list[str]], t: Translator
-) -> list[tuple[str, str]]:
+    index: ElementIndex, table: Iterable[list[str]], t: Translator,
+    zone: datetime.tzinfo | None = None,
+) -> list[tuple[str, str]]:  # fmt: skip
     """Label and value of what a data set has of a table's rows."""
-    found = [(t(label), shown_value(index, keyword, t)) for label, keyword in table]
+    found = [(t(label), fact(index, path, t, zone)) for label, path in table]
     return [(label, value) for label, value in found if value]
 
 
@@ -17180,17 +17197,19 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
     for sequence in outer:
         index = index.item(sequence)
     tag = tag_of(keyword)
-    if vr_of(tag) == "SQ":
+    if (vr := vr_of(tag)) == "SQ":
         items = index.items(tag)
         meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
         return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
-    if vr_of(tag) == "DT" and index.get(keyword):
+    text = index.get(keyword)
+    if vr == "DT" and text:
         try:
-            at, _ = datetime_bounds(index.get(keyword), zone)
+            at, _ = datetime_bounds(text, zone)
         except (ValueError, OverflowError):
-            return index.get(keyword)
+            return text
         return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
-    return shown_value(index, keyword, t)
+    readers = {"PN": t.name, "DA": t.date, "TM": shown_time, "CS": t}
+    return readers.get(vr, lambda text: text.replace("\\", ", "))(text)
 
 
 def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
@@ -19558,26 +19577,6 @@ PERSON_EVENTS = {
     "finish": Message("Exam is done"),
     "stop": Message("Exam was given up"),
 }
-EVENTS_OF_STATE = {
-    "SCHEDULED": ("arrive", "no show", "cancel"),
-    "ARRIVED": ("finish", "cancel"),
-    "READY": ("finish", "cancel"),
-    "STARTED": ("finish", "stop"),
-    "DEPARTED": ("arrive", "cancel"),
-    "CANCELED": ("reschedule",),
-    "NO SHOW": ("arrive", "reschedule"),
-    "DISCONTINUED": ("reschedule",),
-}
-
-
-def person_events(
-    ctx: Context, state: str, stations: Iterable[str], reporting: set[str]
-) -> list[str]:
-    """What a person may do with an exam; of a machine that does not report, say that it is done."""
-    events = list(EVENTS_OF_STATE.get(state, ()))
-    if state == "SCHEDULED" and not does_report(ctx, stations, reporting):
-        events.insert(1, "finish")
-    return events
 
 
 def board_step(
@@ -19589,7 +19588,7 @@ def board_step(
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     priority = index.get("RequestedProcedurePriority")
-    events = person_events(ctx, state, filter(None, [row[7]]), reporting)
+    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
     return {
         "path": f"/step/{step_id}",
         "state": state,
@@ -20222,7 +20221,7 @@ def decoded(text: str) -> bytes:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD) from None
 
 
-def encoded_form(form: Mapping[str, str]) -> str:
+def encoded_form(form: Any) -> str:
     """What a form showed, for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
 
@@ -20848,11 +20847,10 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     if not workitem and not happenings:
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
     index = ElementIndex(bytes(workitem.data) if workitem else b"")
-    modules: dict[str, list[tuple[str, str]]] = {}
-    for module, label, path in WORKITEM_FACTS:
-        facts = modules.setdefault(module, [])
-        if value := fact(index, path, t, zone):
-            facts.append((t(label), value))
+    modules = {
+        module: facts_of(index, [row[1:] for row in rows], t, zone)
+        for module, rows in itertools.groupby(WORKITEM_FACTS, key=lambda row: row[0])
+    }
     if workitem and workitem.performer:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
@@ -20995,7 +20993,7 @@ def new_workitem_page(
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
     """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
-    return p.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+    return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:
@@ -21061,7 +21059,7 @@ def ask_to_log_in(p: PageRequest) -> str:
     except Refusal:
         return p.redirect("/login")
     fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-    kept = base64.b64encode(json.dumps([asked, fields]).encode()).decode()
+    kept = encoded_form([asked, fields])
     p.response.status = 401
     words = Message(
         "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
@@ -21633,6 +21631,41 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
     }
 
 
+def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
+    """The data set of an exam. Refuses 0112."""
+    return ElementIndex(p.read(get_step, row_id))
+
+
+def post_changes(
+    p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
+    change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
+) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
+    """Write what was changed in a form of what is stored: the form, what it would have shown
+    before, and why it is to be shown again.
+
+    stored  reads the data set of a row
+    change  gives the core function and its arguments, of the form, what it would have shown before,
+            and the data set. Refuses what the form is shown again for
+    """
+    form = sent_fields(p, rows)
+    while True:  # somebody else may come between
+        known = ElementIndex(p.read(stored, row_id))
+        shown = form_of(rows, known)
+        if meanwhile := changed_meanwhile(p, rows, form, shown):
+            return form, shown, meanwhile
+
+        def now() -> dict[str, str]:
+            return form_of(rows, ElementIndex(stored(row_id)))
+
+        try:
+            if p.write(unless_changed, shown, now, *change(form, shown, known)):
+                return form, shown, []
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            return form, shown, p.again(refusal)
+
+
 def changed_meanwhile(
     p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
 ) -> list[Problem]:
@@ -21876,7 +21909,7 @@ STEP_PAGE = """
 % end
 <div class="actions">
 % for event, words in actions:
-<form method="post" action="{{path}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<form method="post" action="/step/{{row_id}}"><input type="hidden" name="csrf" value="{{csrf}}">
 % if event in ('cancel', 'stop'):
 <label>{{t('Reason')}} <input name="remark"></label>
 % end
@@ -21901,35 +21934,28 @@ STEP_PAGE = """
 % end
 <nav class="links" aria-label="{{t('Further')}}">
 % for path, words in links:
-% if path:
 <a href="{{path}}">{{words}}</a>
-% end
 % end
 <a href="/register">{{t('Register another patient')}}</a> <a href="/">{{t('To the board')}}</a>
 </nav>
 """
 
 
-def shown_at(device: Device | None, data: bytes) -> str:
+def shown_at(device: Device | None, index: ElementIndex) -> str:
     """The patient's name as a device will be shown it; nothing where that is all of it."""
     if not device:
         return ""
     query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
     charset = character_set(device.character_set or ("ISO_IR 192",))
     search = Search(query, MWL_ATTRIBUTES, True, style_of(device, charset))
-    answer = ElementIndex(recode(search.select(ElementIndex(data))))
-    name = ElementIndex(data).get("PatientName")
-    other = device.character_set and not charset_carries(device, answer.get("PatientName"))
-    return answer.get("PatientName") if answer.get("PatientName") != name or other else ""
-
-
-def charset_carries(device: Device, text: str) -> bool:
-    """Whether a device's own set can carry a name."""
-    try:
-        character_set(device.character_set).encode(text, b"PN")
-    except UnicodeEncodeError:
-        return False
-    return True
+    shown = ElementIndex(recode(search.select(index))).get("PatientName")
+    if shown == index.get("PatientName"):
+        try:
+            charset.encode(shown, b"PN")
+        except UnicodeEncodeError:  # its own set cannot carry it, and it is sent another one
+            return shown
+        return ""
+    return shown
 
 
 STEP_FACTS = body_rows("""
@@ -21948,15 +21974,12 @@ STEP_FACTS = body_rows("""
     Accession number     | AccessionNumber
     Requested procedure ID | RequestedProcedureID
     Study Instance UID   | StudyInstanceUID
-    """)
-STEP_ITEM_FACTS = body_rows("""
-    label                | keyword
-    Step ID              | ScheduledProcedureStepID
-    Device               | ScheduledStationAETitle
-    Modality             | Modality
-    Date                 | ScheduledProcedureStepStartDate
-    Time                 | ScheduledProcedureStepStartTime
-    State                | ScheduledProcedureStepStatus
+    Step ID              | ScheduledProcedureStepSequence > ScheduledProcedureStepID
+    Device               | ScheduledProcedureStepSequence > ScheduledStationAETitle
+    Modality             | ScheduledProcedureStepSequence > Modality
+    Date                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartDate
+    Time                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartTime
+    State                | ScheduledProcedureStepSequence > ScheduledProcedureStepStatus
     """)
 PERFORMED_FACTS = body_rows("""
     label       | keyword
@@ -22017,55 +22040,38 @@ def performed_facts(
     return facts
 
 
-def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
-    """The data set of an exam. Refuses 0112."""
-    return ElementIndex(p.read(get_step, row_id)[0])
-
-
 def step_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…: all that is known of one step."""
     t, row = p.t, p.read(step_row, row_id)
-    data = bytes(row.data)
-    index = ElementIndex(data)
-    item = index.item("ScheduledProcedureStepSequence")
-    facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
+    index = ElementIndex(bytes(row.data))
+    facts = facts_of(index, STEP_FACTS, t)
     if row.remark:
         facts.append((t("Remark"), row.remark))
     if row.told_by:
         facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
-    stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
+    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
     device = p.device(stations[0]) if stations else None
-    events = person_events(p.ctx, row.status, stations, p.read(reporting_stations))
+    reports = does_report(p.ctx, stations, p.read(reporting_stations))
+    actions = [(one, t(PERSON_EVENTS[one])) for one in person_events(row.status, reports)]
     warnings = double_booking(p, row, stations, device)
-    if shown := shown_at(device, data):
+    if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
         warnings.insert(0, words)
     told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
+    performed = [
+        (t("Performed step {number}", number=number), one,
+         performed_facts(*how, t) + arrival_facts(p, one) + passing_facts(p, one))
+        for number, (one, *how) in enumerate(p.read(performed_of, row_id), 1)
+    ]  # fmt: skip
     return p.show(
-        STEP_PAGE,
-        "Exam",
-        told=told,
-        facts=facts,
-        warnings=warnings,
-        actions=[(e, t(PERSON_EVENTS[e])) for e in events] + undo_button(p, f"step {row_id}"),
+        STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
+        actions=actions + undo_button(p, f"step {row_id}"), performed=performed,
         links=step_links(p, row_id, index, row.status),
         visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
-        performed=[
-            (
-                t("Performed step {number}", number=number),
-                performed,
-                performed_facts(*row, t)
-                + arrival_facts(p, performed)
-                + passing_facts(p, performed),
-            )
-            for number, (performed, *row) in enumerate(p.read(performed_of, row_id), 1)
-        ],
-        path=f"/step/{row_id}",
-        row_id=row_id,
-    )
+    )  # fmt: skip
 
 
 def double_booking(
@@ -22090,10 +22096,9 @@ def step_links(
     """Where one goes from the page of an exam."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
+    changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
-        (f"/step/{row_id}/edit", t("Change exam"))
-        if isinstance(STEP_TRANSITIONS["reschedule", state], str)
-        else ("", ""),
+        *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
         (f"/step/{row_id}/slip", t("Slip")),
         (f"/step/{row_id}/label", t("Label")),
         (f"/register?order={row_id}", t("Another exam in this order")),
@@ -22164,26 +22169,124 @@ def edit_page(
 
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule, move to another device."""
-    form = sent_fields(p, EXAM_FIELDS)
-    shown = form_of(EXAM_FIELDS, exam_of(p, row_id))
-    if meanwhile := changed_meanwhile(p, EXAM_FIELDS, form, shown):
-        return edit_page(p, row_id, form, meanwhile)
-    data = exam_from_form(form, shown, p.device(form["device"]))
-    if form["procedure"].strip() != shown["procedure"]:
-        data = p.read(apply_procedure, data)
 
-    def now() -> dict[str, str]:
-        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)[0]))
+    def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
+        data = exam_from_form(form, shown, p.device(form["device"]))
+        if form["procedure"].strip() != shown["procedure"]:
+            data = p.read(apply_procedure, data)
+        return reschedule, *p.read(step_key, row_id), data
 
-    try:
-        key = p.read(step_key, row_id)
-        if not p.write(unless_changed, shown, now, reschedule, *key, data):
-            return post_edit(p, row_id)
-    except Refusal as refusal:
-        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-            raise
-        return edit_page(p, row_id, form, p.again(refusal))
-    return p.redirect(f"/step/{row_id}")
+    form, _, problems = post_changes(p, row_id, EXAM_FIELDS, get_step, change)
+    return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.day.paper
+# Slip and label, with bars and squares.
+# ------------------------------------------------------------------------------------------------
+
+SLIP_PAGE = """
+<article class="slip">
+<p>{{clinic}}</p>
+<h2>{{name}}</h2>
+% fact_list(facts)
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+</article>
+"""
+LABEL_PAGE = """
+<article class="label">
+<p><strong>{{name}}</strong></p>
+<p>{{patient_id}}</p>
+<p>{{about}}</p>
+<p>{{exam}} {{date}}</p>
+<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
+</article>
+<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+"""
+
+
+def code_128(text: str) -> bytes:
+    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    import barcode
+    from barcode.writer import SVGWriter
+
+    if not text or not text.isascii() or not text.isprintable():
+        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    stream = io.BytesIO()
+    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
+    return scaled(stream.getvalue())
+
+
+def scaled(drawing: bytes) -> bytes:
+    """An SVG of so many mm that can be drawn in any width and height."""
+    sides = (
+        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
+    )
+    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
+    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
+    return drawing.replace(b"<svg", box, 1)
+
+
+def qr_code(text: str) -> bytes:
+    """A text as a QR code, SVG."""
+    import segno
+
+    stream = io.BytesIO()
+    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    return stream.getvalue()
+
+
+def slip_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+    t, index = p.t, exam_of(p, row_id)
+    item = index.item("ScheduledProcedureStepSequence")
+    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
+    facts = [
+        (t("Patient ID"), index.get("PatientID")),
+        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
+        (t("Sex"), t(index.get("PatientSex"))),
+        (t("Exam"), index.get("RequestedProcedureDescription")),
+        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
+        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
+        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
+        (t("Accession number"), index.get("AccessionNumber")),
+    ]
+    return p.show(
+        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
+        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
+        patient_id=index.get("PatientID"),
+    )  # fmt: skip
+
+
+def label_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/label: a sticker of 50 by 30 mm."""
+    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
+    item = index.item("ScheduledProcedureStepSequence")
+    born = index.get("PatientBirthDate")
+    about = [t(index.get("PatientSex")), t.date(born)]
+    if is_date(born):
+        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
+        about.append(t("{years} years", years=years))
+    return p.show(
+        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
+        about=" · ".join(filter(None, about)),
+        exam=index.get("RequestedProcedureDescription"),
+        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+        accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+    )  # fmt: skip
+
+
+def accession_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/code128.svg: the accession number as bars."""
+    return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
+
+
+def patient_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/qr.svg: the Patient ID as a QR code."""
+    return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22315,29 +22418,20 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
-    form = sent_fields(p, PATIENT_FIELDS)
-    known = patient_index(p, row_id)
-    shown = form_of(PATIENT_FIELDS, known)
-    if meanwhile := changed_meanwhile(p, PATIENT_FIELDS, form, shown):
-        return patient_page(p, row_id, form, meanwhile)
-    given, problems = patient_from_form(form, shown)
-    if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
-        # the form shows less of a name than there is: middle names, a phonetic group
-        name = ElementIndex(known.only([tag_of("PatientName")]))
-        given = ElementIndex(given).merged(name)
 
-    def now() -> dict[str, str]:
-        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
-
-    try:
+    def change(form: dict[str, str], shown: dict[str, str], known: ElementIndex) -> tuple[Any, ...]:
+        given, problems = patient_from_form(form, shown)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        if not p.write(unless_changed, shown, now, correct_patient, row_id, given):
-            return post_patient(p, row_id)
-    except Refusal as refusal:
-        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-            raise
-        return patient_page(p, row_id, form, p.again(refusal))
+        if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
+            # the form shows less of a name than there is: middle names, a phonetic group
+            name = ElementIndex(known.only([tag_of("PatientName")]))
+            given = ElementIndex(given).merged(name)
+        return correct_patient, row_id, given
+
+    form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
+    if problems:
+        return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams follow."))
@@ -22378,7 +22472,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     if not re.fullmatch("[0-9]{1,18}", row_id):
         return form
     if p.query("order"):
-        index = ElementIndex(p.read(get_step, int(row_id))[0])
+        index = exam_of(p, int(row_id))
         order = form_of(EXAM_FIELDS, index)
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
@@ -22459,7 +22553,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
     known = p.read(step_known, form["study"])
     if not known:
         return True
-    index = ElementIndex(p.read(get_step, known)[0])
+    index = exam_of(p, known)
     stored = form_of(EXAM_FIELDS, index)
     typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
     told = ("device", "procedure", "date", "time")
@@ -22488,115 +22582,6 @@ def find_part(p: PageRequest) -> str:
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
     return p.part(FOUND_PART, people=people, born=shown_date(born), sex=sex, mistyped=mistyped)
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.day.paper
-# Slip and label, with bars and squares.
-# ------------------------------------------------------------------------------------------------
-
-SLIP_PAGE = """
-<article class="slip">
-<p>{{clinic}}</p>
-<h2>{{name}}</h2>
-% fact_list(facts)
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
-</article>
-"""
-LABEL_PAGE = """
-<article class="label">
-<p><strong>{{name}}</strong></p>
-<p>{{patient_id}}</p>
-<p>{{about}}</p>
-<p>{{exam}} {{date}}</p>
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
-</article>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
-"""
-
-
-def code_128(text: str) -> bytes:
-    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
-    import barcode
-    from barcode.writer import SVGWriter
-
-    if not text or not text.isascii() or not text.isprintable():
-        return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
-    stream = io.BytesIO()
-    barcode.get("code128", text, writer=SVGWriter()).write(stream, {"write_text": False})
-    return scaled(stream.getvalue())
-
-
-def scaled(drawing: bytes) -> bytes:
-    """An SVG of so many mm that can be drawn in any width and height."""
-    sides = (
-        re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
-    )
-    width, height = (float(side[1]) * 96 / 25.4 if side else 0.0 for side in sides)
-    box = f'<svg viewBox="0 0 {width:.2f} {height:.2f}" preserveAspectRatio="none"'.encode()
-    return drawing.replace(b"<svg", box, 1)
-
-
-def qr_code(text: str) -> bytes:
-    """A text as a QR code, SVG."""
-    import segno
-
-    stream = io.BytesIO()
-    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
-    return stream.getvalue()
-
-
-def slip_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
-    t, index = p.t, exam_of(p, row_id)
-    item = index.item("ScheduledProcedureStepSequence")
-    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
-    facts = [
-        (t("Patient ID"), index.get("PatientID")),
-        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
-        (t("Sex"), t(index.get("PatientSex"))),
-        (t("Exam"), index.get("RequestedProcedureDescription")),
-        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
-        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
-        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
-        (t("Accession number"), index.get("AccessionNumber")),
-    ]
-    return p.show(
-        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
-        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
-        patient_id=index.get("PatientID"),
-    )  # fmt: skip
-
-
-def label_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/label: a sticker of 50 by 30 mm."""
-    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
-    item = index.item("ScheduledProcedureStepSequence")
-    born = index.get("PatientBirthDate")
-    about = [t(index.get("PatientSex")), t.date(born)]
-    if is_date(born):
-        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
-        about.append(t("{years} years", years=years))
-    return p.show(
-        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
-        about=" · ".join(filter(None, about)),
-        exam=index.get("RequestedProcedureDescription"),
-        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
-        accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
-    )  # fmt: skip
-
-
-def accession_svg(p: PageRequest, row_id: int) -> bytes:
-    """GET /step/…/code128.svg: the accession number as bars."""
-    return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
-
-
-def patient_svg(p: PageRequest, row_id: int) -> bytes:
-    """GET /step/…/qr.svg: the Patient ID as a QR code."""
-    return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -334,7 +334,7 @@ def test_a_label_has_what_a_film_bag_needs(appliance, desk):
     assert "Wang XiaoDong 王小东" in words
     assert "12 Mar 1978" in words
     assert "years" in words
-    index = ElementIndex(appliance.read(get_step, 1)[0])
+    index = ElementIndex(appliance.read(get_step, 1))
     assert index.get("AccessionNumber") in words
 
 

@@ -383,7 +383,7 @@ def test_a_slip_has_codes_that_a_scanner_reads(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
         slip = employ(appliance, client).get("/step/1/slip")
-        index = ElementIndex(appliance.read(get_step, 1)[0])
+        index = ElementIndex(appliance.read(get_step, 1))
         assert index.get("AccessionNumber") in words_of(slip)
         for kind in ("code128", "qr"):
             answer = client.get(f"/step/1/{kind}.svg")

@@ -26,7 +26,7 @@ from minris.access.users import (
 )
 from minris.config.values import ROLES
 from minris.dataset.elements import ElementIndex
-from minris.pages.day.board import EVENTS_OF_STATE
+from minris.orders.steps import EVENTS_OF_STATE
 from minris.pages.forms import FIELD_KINDS, field_table
 from minris.pages.language import choose_language
 from minris.pages.reception import REGISTER_FIELDS

@@ -103,10 +103,9 @@ def step_row(row_id: int) -> Any:
     return known_row(first_row(ScheduledProcedureStep, "id = ?", row_id), NO_STEP)
 
 
-def get_step(row_id: int) -> tuple[bytes, str, str]:
-    """Data set, state and remark of a step by its row id. Refuses 0112."""
-    row = step_row(row_id)
-    return bytes(row.data), row.status, row.remark
+def get_step(row_id: int) -> bytes:
+    """Complete data set of a step by its row id. Refuses 0112."""
+    return bytes(step_row(row_id).data)
 
 
 def step_known(study: str) -> int | None:

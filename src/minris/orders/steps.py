@@ -121,6 +121,30 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
 
 
+# What the pages offer for an exam in each state; "finish" of a waiting one is in person_events.
+EVENTS_OF_STATE = {
+    "SCHEDULED": ("arrive", "no show", "cancel"),
+    "ARRIVED": ("finish", "cancel"),
+    "READY": ("finish", "cancel"),
+    "STARTED": ("finish", "stop"),
+    "DEPARTED": ("arrive", "cancel"),
+    "CANCELED": ("reschedule",),
+    "NO SHOW": ("arrive", "reschedule"),
+    "DISCONTINUED": ("reschedule",),
+}
+
+
+def person_events(state: str, reports: bool) -> list[str]:
+    """Return the events of an exam in a state that a person may choose from.
+
+    reports  whether its machine reports performed steps; else a person also says it is done
+    """
+    events = list(EVENTS_OF_STATE.get(state, ()))
+    if state == "SCHEDULED" and not reports:
+        events.insert(1, "finish")
+    return events
+
+
 def change_step(
     ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
 ) -> bytes:

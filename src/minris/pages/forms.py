@@ -208,7 +208,7 @@ def decoded(text: str) -> bytes:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD) from None
 
 
-def encoded_form(form: Mapping[str, str]) -> str:
+def encoded_form(form: Any) -> str:
     """What a form showed, for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
 

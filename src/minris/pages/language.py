@@ -109,18 +109,12 @@ def device_names(web: Web) -> dict[str, str]:
     return {title: d.name for d in web.access().devices for title in d.ae_titles}
 
 
-def shown_value(index: ElementIndex, keyword: str, t: Translator) -> str:
-    """A value as people read it."""
-    text, vr = index.get(keyword), vr_of(tag_of(keyword))
-    readers = {"PN": t.name, "DA": t.date, "TM": shown_time}
-    return readers.get(vr, lambda text: text.replace("\\", ", "))(text) if vr != "CS" else t(text)
-
-
 def facts_of(
-    index: ElementIndex, table: Iterable[list[str]], t: Translator
-) -> list[tuple[str, str]]:
+    index: ElementIndex, table: Iterable[list[str]], t: Translator,
+    zone: datetime.tzinfo | None = None,
+) -> list[tuple[str, str]]:  # fmt: skip
     """Label and value of what a data set has of a table's rows."""
-    found = [(t(label), shown_value(index, keyword, t)) for label, keyword in table]
+    found = [(t(label), fact(index, path, t, zone)) for label, path in table]
     return [(label, value) for label, value in found if value]
 
 
@@ -148,17 +142,19 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
     for sequence in outer:
         index = index.item(sequence)
     tag = tag_of(keyword)
-    if vr_of(tag) == "SQ":
+    if (vr := vr_of(tag)) == "SQ":
         items = index.items(tag)
         meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
         return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
-    if vr_of(tag) == "DT" and index.get(keyword):
+    text = index.get(keyword)
+    if vr == "DT" and text:
         try:
-            at, _ = datetime_bounds(index.get(keyword), zone)
+            at, _ = datetime_bounds(text, zone)
         except (ValueError, OverflowError):
-            return index.get(keyword)
+            return text
         return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
-    return shown_value(index, keyword, t)
+    readers = {"PN": t.name, "DA": t.date, "TM": shown_time, "CS": t}
+    return readers.get(vr, lambda text: text.replace("\\", ", "))(text)
 
 
 def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:

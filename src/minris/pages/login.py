@@ -1,6 +1,5 @@
 """Login, logout, password, language."""
 
-import base64
 import json
 import urllib.parse
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from minris.access.users import (
     note_login_failure,
     open_session,
 )
-from minris.pages.forms import NOT_KEPT, Field, decoded, show_form
+from minris.pages.forms import NOT_KEPT, Field, decoded, encoded_form, show_form
 from minris.pages.frame import PageRequest, safe_path
 from minris.pages.template import template
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -46,7 +45,7 @@ def ask_to_log_in(p: PageRequest) -> str:
     except Refusal:
         return p.redirect("/login")
     fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-    kept = base64.b64encode(json.dumps([asked, fields]).encode()).decode()
+    kept = encoded_form([asked, fields])
     p.response.status = 401
     words = Message(
         "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."

@@ -1,7 +1,8 @@
 """The fields of reception's form: what they fill, and what they show of a data set."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from minris.config.ini import Device
 from minris.dataset.elements import (
@@ -17,10 +18,19 @@ from minris.dataset.names import person_name, resident_number
 from minris.interchange.csv_tables import STEP_KEYWORDS
 from minris.orders.catalogue import procedures_in_use
 from minris.orders.items import split_item
-from minris.pages.forms import FieldRow, changed_keywords, decoded_form, field_table, read_fields
+from minris.orders.lookup import get_step
+from minris.pages.forms import (
+    FieldRow,
+    changed_keywords,
+    decoded_form,
+    field_table,
+    read_fields,
+    sent_fields,
+    unless_changed,
+)
 from minris.pages.frame import PageRequest
 from minris.standard.dictionary import is_date, tag_of, vr_of
-from minris.standard.status import Message, Problem
+from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 
 # The registration form: its fields, what they fill, and how they are read and shown. What is of
@@ -114,6 +124,41 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
         "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
         "procedure": tuple((row.meaning, row.code) for row in p.read(procedures_in_use)),
     }
+
+
+def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
+    """The data set of an exam. Refuses 0112."""
+    return ElementIndex(p.read(get_step, row_id))
+
+
+def post_changes(
+    p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
+    change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
+) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
+    """Write what was changed in a form of what is stored: the form, what it would have shown
+    before, and why it is to be shown again.
+
+    stored  reads the data set of a row
+    change  gives the core function and its arguments, of the form, what it would have shown before,
+            and the data set. Refuses what the form is shown again for
+    """
+    form = sent_fields(p, rows)
+    while True:  # somebody else may come between
+        known = ElementIndex(p.read(stored, row_id))
+        shown = form_of(rows, known)
+        if meanwhile := changed_meanwhile(p, rows, form, shown):
+            return form, shown, meanwhile
+
+        def now() -> dict[str, str]:
+            return form_of(rows, ElementIndex(stored(row_id)))
+
+        try:
+            if p.write(unless_changed, shown, now, *change(form, shown, known)):
+                return form, shown, []
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            return form, shown, p.again(refusal)
 
 
 def changed_meanwhile(

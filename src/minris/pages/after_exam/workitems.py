@@ -1,6 +1,7 @@
 """Workitems."""
 
 import datetime
+import itertools
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from minris.dataset.items import cancellation_reason, workitem_code
 from minris.orders.lookup import get_step
 from minris.pages.forms import Field, field_table, read_fields, sent_fields, show_fields, show_form
 from minris.pages.frame import PageRequest, Part, Row, no_such_action
-from minris.pages.language import Translator, fact
+from minris.pages.language import Translator, fact, facts_of
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -211,11 +212,10 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     if not workitem and not happenings:
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
     index = ElementIndex(bytes(workitem.data) if workitem else b"")
-    modules: dict[str, list[tuple[str, str]]] = {}
-    for module, label, path in WORKITEM_FACTS:
-        facts = modules.setdefault(module, [])
-        if value := fact(index, path, t, zone):
-            facts.append((t(label), value))
+    modules = {
+        module: facts_of(index, [row[1:] for row in rows], t, zone)
+        for module, rows in itertools.groupby(WORKITEM_FACTS, key=lambda row: row[0])
+    }
     if workitem and workitem.performer:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
@@ -358,7 +358,7 @@ def new_workitem_page(
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
     """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
-    return p.read(get_step, int(row_id))[0] if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+    return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:

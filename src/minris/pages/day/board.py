@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import threading
 import urllib.parse
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
@@ -15,6 +14,7 @@ from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, reporting_stations
 from minris.orders.lookup import steps_of_day
+from minris.orders.steps import person_events
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
 from minris.pages.template import template
@@ -38,26 +38,6 @@ PERSON_EVENTS = {
     "finish": Message("Exam is done"),
     "stop": Message("Exam was given up"),
 }
-EVENTS_OF_STATE = {
-    "SCHEDULED": ("arrive", "no show", "cancel"),
-    "ARRIVED": ("finish", "cancel"),
-    "READY": ("finish", "cancel"),
-    "STARTED": ("finish", "stop"),
-    "DEPARTED": ("arrive", "cancel"),
-    "CANCELED": ("reschedule",),
-    "NO SHOW": ("arrive", "reschedule"),
-    "DISCONTINUED": ("reschedule",),
-}
-
-
-def person_events(
-    ctx: Context, state: str, stations: Iterable[str], reporting: set[str]
-) -> list[str]:
-    """What a person may do with an exam; of a machine that does not report, say that it is done."""
-    events = list(EVENTS_OF_STATE.get(state, ()))
-    if state == "SCHEDULED" and not does_report(ctx, stations, reporting):
-        events.insert(1, "finish")
-    return events
 
 
 def board_step(
@@ -69,7 +49,7 @@ def board_step(
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     priority = index.get("RequestedProcedurePriority")
-    events = person_events(ctx, state, filter(None, [row[7]]), reporting)
+    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
     return {
         "path": f"/step/{step_id}",
         "state": state,

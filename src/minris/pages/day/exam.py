@@ -12,38 +12,33 @@ from minris.dataset.recode import recode
 from minris.dataset.search import Search
 from minris.dataset.text import character_set
 from minris.images.arrivals import performed_arrival
-from minris.mpps.linking import reporting_stations
+from minris.mpps.linking import does_report, reporting_stations
 from minris.mpps.performed import performed_of
 from minris.orders.catalogue import apply_procedure
 from minris.orders.diary import in_the_way, minute_of_day
 from minris.orders.history import visit_of
+from minris.orders.items import step_item
 from minris.orders.lookup import get_step, patient_of_step, step_key, step_row
 from minris.orders.scheduling import reschedule
-from minris.orders.steps import change_step
+from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.outbox import passed_on_of
-from minris.pages.day.board import PERSON_EVENTS, person_events
-from minris.pages.forms import (
-    encoded_form,
-    sent_fields,
-    show_fields,
-    show_form,
-    undo_button,
-    unless_changed,
-)
+from minris.pages.day.board import PERSON_EVENTS
+from minris.pages.forms import encoded_form, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import Translator, booked_words, clock, facts_of, passing_words
 from minris.pages.reception import (
     EXAM_FIELDS,
-    changed_meanwhile,
     exam_from_form,
+    exam_of,
     form_of,
+    post_changes,
     reception_choices,
 )
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import DISCONTINUATION_REASONS, SERIES
-from minris.standard.status import Problem, Refusal, Status
+from minris.standard.status import Problem
 from minris.standard.tables import body_rows
 from minris.standard.worklist import MWL_ATTRIBUTES, STEP_TRANSITIONS, TOLD_BY, WAITING_STEP_STATES
 from minris.ups.people import workitems_of_request
@@ -51,26 +46,21 @@ from minris.ups.people import workitems_of_request
 STEP_PAGE = template("day/exam.html")
 
 
-def shown_at(device: Device | None, data: bytes) -> str:
+def shown_at(device: Device | None, index: ElementIndex) -> str:
     """The patient's name as a device will be shown it; nothing where that is all of it."""
     if not device:
         return ""
     query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
     charset = character_set(device.character_set or ("ISO_IR 192",))
     search = Search(query, MWL_ATTRIBUTES, True, style_of(device, charset))
-    answer = ElementIndex(recode(search.select(ElementIndex(data))))
-    name = ElementIndex(data).get("PatientName")
-    other = device.character_set and not charset_carries(device, answer.get("PatientName"))
-    return answer.get("PatientName") if answer.get("PatientName") != name or other else ""
-
-
-def charset_carries(device: Device, text: str) -> bool:
-    """Whether a device's own set can carry a name."""
-    try:
-        character_set(device.character_set).encode(text, b"PN")
-    except UnicodeEncodeError:
-        return False
-    return True
+    shown = ElementIndex(recode(search.select(index))).get("PatientName")
+    if shown == index.get("PatientName"):
+        try:
+            charset.encode(shown, b"PN")
+        except UnicodeEncodeError:  # its own set cannot carry it, and it is sent another one
+            return shown
+        return ""
+    return shown
 
 
 STEP_FACTS = body_rows("""
@@ -89,15 +79,12 @@ STEP_FACTS = body_rows("""
     Accession number     | AccessionNumber
     Requested procedure ID | RequestedProcedureID
     Study Instance UID   | StudyInstanceUID
-    """)
-STEP_ITEM_FACTS = body_rows("""
-    label                | keyword
-    Step ID              | ScheduledProcedureStepID
-    Device               | ScheduledStationAETitle
-    Modality             | Modality
-    Date                 | ScheduledProcedureStepStartDate
-    Time                 | ScheduledProcedureStepStartTime
-    State                | ScheduledProcedureStepStatus
+    Step ID              | ScheduledProcedureStepSequence > ScheduledProcedureStepID
+    Device               | ScheduledProcedureStepSequence > ScheduledStationAETitle
+    Modality             | ScheduledProcedureStepSequence > Modality
+    Date                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartDate
+    Time                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartTime
+    State                | ScheduledProcedureStepSequence > ScheduledProcedureStepStatus
     """)
 PERFORMED_FACTS = body_rows("""
     label       | keyword
@@ -158,55 +145,38 @@ def performed_facts(
     return facts
 
 
-def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
-    """The data set of an exam. Refuses 0112."""
-    return ElementIndex(p.read(get_step, row_id)[0])
-
-
 def step_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…: all that is known of one step."""
     t, row = p.t, p.read(step_row, row_id)
-    data = bytes(row.data)
-    index = ElementIndex(data)
-    item = index.item("ScheduledProcedureStepSequence")
-    facts = facts_of(index, STEP_FACTS, t) + facts_of(item, STEP_ITEM_FACTS, t)
+    index = ElementIndex(bytes(row.data))
+    facts = facts_of(index, STEP_FACTS, t)
     if row.remark:
         facts.append((t("Remark"), row.remark))
     if row.told_by:
         facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
-    stations = [title for title in item.get("ScheduledStationAETitle").split("\\") if title]
+    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
     device = p.device(stations[0]) if stations else None
-    events = person_events(p.ctx, row.status, stations, p.read(reporting_stations))
+    reports = does_report(p.ctx, stations, p.read(reporting_stations))
+    actions = [(one, t(PERSON_EVENTS[one])) for one in person_events(row.status, reports)]
     warnings = double_booking(p, row, stations, device)
-    if shown := shown_at(device, data):
+    if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
         warnings.insert(0, words)
     told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
+    performed = [
+        (t("Performed step {number}", number=number), one,
+         performed_facts(*how, t) + arrival_facts(p, one) + passing_facts(p, one))
+        for number, (one, *how) in enumerate(p.read(performed_of, row_id), 1)
+    ]  # fmt: skip
     return p.show(
-        STEP_PAGE,
-        "Exam",
-        told=told,
-        facts=facts,
-        warnings=warnings,
-        actions=[(e, t(PERSON_EVENTS[e])) for e in events] + undo_button(p, f"step {row_id}"),
+        STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
+        actions=actions + undo_button(p, f"step {row_id}"), performed=performed,
         links=step_links(p, row_id, index, row.status),
         visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
-        performed=[
-            (
-                t("Performed step {number}", number=number),
-                performed,
-                performed_facts(*row, t)
-                + arrival_facts(p, performed)
-                + passing_facts(p, performed),
-            )
-            for number, (performed, *row) in enumerate(p.read(performed_of, row_id), 1)
-        ],
-        path=f"/step/{row_id}",
-        row_id=row_id,
-    )
+    )  # fmt: skip
 
 
 def double_booking(
@@ -231,10 +201,9 @@ def step_links(
     """Where one goes from the page of an exam."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
+    changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
-        (f"/step/{row_id}/edit", t("Change exam"))
-        if isinstance(STEP_TRANSITIONS["reschedule", state], str)
-        else ("", ""),
+        *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
         (f"/step/{row_id}/slip", t("Slip")),
         (f"/step/{row_id}/label", t("Label")),
         (f"/register?order={row_id}", t("Another exam in this order")),
@@ -305,23 +274,12 @@ def edit_page(
 
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule, move to another device."""
-    form = sent_fields(p, EXAM_FIELDS)
-    shown = form_of(EXAM_FIELDS, exam_of(p, row_id))
-    if meanwhile := changed_meanwhile(p, EXAM_FIELDS, form, shown):
-        return edit_page(p, row_id, form, meanwhile)
-    data = exam_from_form(form, shown, p.device(form["device"]))
-    if form["procedure"].strip() != shown["procedure"]:
-        data = p.read(apply_procedure, data)
 
-    def now() -> dict[str, str]:
-        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)[0]))
+    def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
+        data = exam_from_form(form, shown, p.device(form["device"]))
+        if form["procedure"].strip() != shown["procedure"]:
+            data = p.read(apply_procedure, data)
+        return reschedule, *p.read(step_key, row_id), data
 
-    try:
-        key = p.read(step_key, row_id)
-        if not p.write(unless_changed, shown, now, reschedule, *key, data):
-            return post_edit(p, row_id)
-    except Refusal as refusal:
-        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-            raise
-        return edit_page(p, row_id, form, p.again(refusal))
-    return p.redirect(f"/step/{row_id}")
+    form, _, problems = post_changes(p, row_id, EXAM_FIELDS, get_step, change)
+    return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")

@@ -3,9 +3,9 @@
 import io
 import re
 
-from minris.pages.day.exam import exam_of
 from minris.pages.frame import PageRequest
 from minris.pages.language import shown_time
+from minris.pages.reception import exam_of
 from minris.pages.template import template
 from minris.standard.dictionary import is_date
 

@@ -2,6 +2,7 @@
 
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import initials
@@ -10,22 +11,14 @@ from minris.orders.items import step_item
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import (
-    Field,
-    encoded_form,
-    sent_fields,
-    show_fields,
-    show_form,
-    undo_button,
-    unless_changed,
-)
+from minris.pages.forms import Field, encoded_form, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, Part, Row
 from minris.pages.language import shown_time
 from minris.pages.reception import (
     PATIENT_FIELDS,
-    changed_meanwhile,
     form_of,
     patient_from_form,
+    post_changes,
     reception_choices,
 )
 from minris.standard.dictionary import tag_of
@@ -156,29 +149,20 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
-    form = sent_fields(p, PATIENT_FIELDS)
-    known = patient_index(p, row_id)
-    shown = form_of(PATIENT_FIELDS, known)
-    if meanwhile := changed_meanwhile(p, PATIENT_FIELDS, form, shown):
-        return patient_page(p, row_id, form, meanwhile)
-    given, problems = patient_from_form(form, shown)
-    if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
-        # the form shows less of a name than there is: middle names, a phonetic group
-        name = ElementIndex(known.only([tag_of("PatientName")]))
-        given = ElementIndex(given).merged(name)
 
-    def now() -> dict[str, str]:
-        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
-
-    try:
+    def change(form: dict[str, str], shown: dict[str, str], known: ElementIndex) -> tuple[Any, ...]:
+        given, problems = patient_from_form(form, shown)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        if not p.write(unless_changed, shown, now, correct_patient, row_id, given):
-            return post_patient(p, row_id)
-    except Refusal as refusal:
-        if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-            raise
-        return patient_page(p, row_id, form, p.again(refusal))
+        if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
+            # the form shows less of a name than there is: middle names, a phonetic group
+            name = ElementIndex(known.only([tag_of("PatientName")]))
+            given = ElementIndex(given).merged(name)
+        return correct_patient, row_id, given
+
+    form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
+    if problems:
+        return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams follow."))

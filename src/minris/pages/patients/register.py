@@ -9,13 +9,8 @@ from minris.dataset.names import resident_number
 from minris.dataset.times import shown_date
 from minris.orders.catalogue import apply_procedure
 from minris.orders.items import item_problems, split_item, step_with_defaults
-from minris.orders.lookup import get_step, step_known
-from minris.orders.patients import (
-    SAME_ID,
-    SAME_PERSON,
-    find_patients,
-    get_patient,
-)
+from minris.orders.lookup import step_known
+from minris.orders.patients import SAME_ID, SAME_PERSON, find_patients, get_patient
 from minris.orders.scheduling import register_once
 from minris.pages.forms import Field, sent_fields, show_fields, show_form
 from minris.pages.frame import PageRequest
@@ -24,6 +19,7 @@ from minris.pages.reception import (
     EXAM_FIELDS,
     PATIENT_FIELDS,
     REGISTER_FIELDS,
+    exam_of,
     form_of,
     item_from_form,
     reception_choices,
@@ -48,7 +44,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     if not re.fullmatch("[0-9]{1,18}", row_id):
         return form
     if p.query("order"):
-        index = ElementIndex(p.read(get_step, int(row_id))[0])
+        index = exam_of(p, int(row_id))
         order = form_of(EXAM_FIELDS, index)
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
@@ -129,7 +125,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
     known = p.read(step_known, form["study"])
     if not known:
         return True
-    index = ElementIndex(p.read(get_step, known)[0])
+    index = exam_of(p, known)
     stored = form_of(EXAM_FIELDS, index)
     typed = ElementIndex(item_from_form(form)[0]).get("PatientName")
     told = ("device", "procedure", "date", "time")
