@@ -18874,6 +18874,16 @@ SHARED_PART = """% # What the templates of pages share.
 </ul></div>
 % end
 % end
+% def options(choices, chosen=None):
+% for value, words in choices:
+<option value="{{value}}"{{!' selected' if value == chosen else ''}}>{{words}}</option>
+% end
+% end
+% def heads(columns):
+% for words in columns:
+<th scope="col">{{words}}</th>
+% end
+% end
 % def fact_list(facts):
 <dl>
 % for words, value in facts:
@@ -18883,9 +18893,7 @@ SHARED_PART = """% # What the templates of pages share.
 % end
 % def table(columns, rows, acting=False):
 <div class="wide"><table><thead><tr>
-% for words in columns:
-<th scope="col">{{words}}</th>
-% end
+% heads(columns)
 % if acting:
 <th scope="col"><span class="hidden">{{t('Actions')}}</span></th>
 % end
@@ -18915,9 +18923,7 @@ SHARED_PART = """% # What the templates of pages share.
 % end
 % if action.choices:
 <label class="inline"><span class="hidden">{{action.label}}</span><select name="{{action.name}}">
-% for value, words in action.choices:
-<option value="{{value}}">{{words}}</option>
-% end
+% options(action.choices)
 </select></label>
 % elif action.name:
 <label class="inline"><span class="hidden">{{action.label}}</span><input name="{{action.name}}" placeholder="{{action.label}}"></label>
@@ -19196,6 +19202,12 @@ class PageRequest:
 
         return bottle.template(template, t=self.t, **values)
 
+    def listed(self, columns: str, rows: list[Row], empty: str = "", heading: str = "") -> Part:
+        """A table of a list page: the heads of its columns, in English and separated by |, and in
+        the language of the page its heading."""
+        heads = tuple(self.t(words) for words in columns.split(" | "))
+        return Part(heading, heads, rows, self.t(empty))
+
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
         """A list page.
 
@@ -19301,9 +19313,8 @@ def commitments_page(p: PageRequest) -> str:
                  t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
         link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
         asked.append(Row(cells, link, commitment_actions(t, one)))
-    columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
-               t("Transaction UID"))  # fmt: skip
-    part = Part("", columns, asked, t("No machine has asked whether its images are safe."))
+    part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
+                    "No machine has asked whether its images are safe.")  # fmt: skip
     return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
 
 
@@ -19320,10 +19331,9 @@ def missing_images(p: PageRequest) -> Part:
             f"/step/{one.step_id}" if one.step_id else "/unscheduled")
         for one in p.read(incomplete_arrivals, p.ctx)
     ]  # fmt: skip
-    columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
-               t("In the archive"))  # fmt: skip
     heading = t("Exams of the last two days whose images are not all in the archive")
-    return Part(heading, columns, exams, t("There are none."))
+    return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
+                    "There are none.", heading)  # fmt: skip
 
 
 def archive_words(p: PageRequest) -> str:
@@ -19363,7 +19373,7 @@ def commitment_page(p: PageRequest, uid: str) -> str:
         Row((each.sop_instance_uid, words[each.verdict], each.evidence))
         for each in p.read(judged_instances, one.id)
     ]
-    part = Part("", (t("Image"), t("Judgement"), t("Says")), images)
+    part = p.listed("Image | Judgement | Says", images)
     counts = p.read(commitment_counts, [one.id])[one.id]
     links = [("/commitments", t("All requests"))]
     intro = verdict_words(t, one, *counts)
@@ -19405,13 +19415,14 @@ def watchers_page(p: PageRequest) -> str:
                  ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
                  str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
-    columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
-               t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
-    part = Part("", columns, subscribed, t("Nobody is subscribed."))
+    part = p.listed(
+        "Device | Hears of | Workitems | Deletion lock | Told by | To be told | Last heard | Problem",
+        subscribed, "Nobody is subscribed.",
+    )  # fmt: skip
     new = tuple((one, one) for device in p.devices if device.host for one in device.ae_titles)
     add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
                  "receiver", t("Device"), new)  # fmt: skip
-    adding = Part("", (t("New subscription"),), [Row(("",), "", (add,))] if new else [])
+    adding = p.listed("New subscription", [Row(("",), "", (add,))] if new else [])
     return p.listing("Watchers", [part, adding])
 
 
@@ -19446,12 +19457,10 @@ def passed_on_page(p: PageRequest) -> str:
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
-    parts = [
-        Part("", (t("Device"), t("To be told"), t("Since when"), t("Last heard"), t("Problem")),
-             to_whom, t("Nothing is passed on: set passed_on at a device.")),
-        Part(t("The newest"), (t("Time"), t("Device"), t("What"), t("About"), t("Answer")), what),
-    ]  # fmt: skip
-    return p.listing("Passed on", parts)
+    receivers = p.listed("Device | To be told | Since when | Last heard | Problem", to_whom,
+                         "Nothing is passed on: set passed_on at a device.")  # fmt: skip
+    newest = p.listed("Time | Device | What | About | Answer", what, "", t("The newest"))
+    return p.listing("Passed on", [receivers, newest])
 
 
 def post_passed_on(p: PageRequest) -> str:
@@ -19471,14 +19480,10 @@ BOARD_PAGE = """
 <label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
 <a href="/?{{after}}" rel="next" title="{{t('The day after')}}">→</a>
 <label>{{t('Device')}} <select name="device"><option value="">{{t('all')}}</option>
-% for title, name in stations:
-<option value="{{title}}"{{!' selected' if title == view.device else ''}}>{{name}}</option>
-% end
+% options(stations, view.device)
 </select></label>
 <label>{{t('In order of')}} <select name="by">
-% for by, words in orders:
-<option value="{{by}}"{{!' selected' if by == view.by else ''}}>{{words}}</option>
-% end
+% options(orders, view.by)
 </select></label>
 <button>{{t('Show')}}</button>
 <a href="/print?date={{day}}">{{t('Print')}}</a>
@@ -19905,9 +19910,9 @@ def unscheduled_page(p: PageRequest) -> str:
         match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
         leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
         found.append(Row(cells, "", (match, leave) if near else (leave,)))
-    columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
     intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = Part("", columns, found, t("There are none."))
+    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
+                    "There are none.")  # fmt: skip
     return p.listing("Unscheduled", [part], intro=intro)
 
 
@@ -19973,9 +19978,7 @@ FORM_PAGE = """
 % described = ' aria-invalid="true" aria-describedby="' + f.name + '-problem"' if f.problem else ''
 % if f.kind == 'select':
 <select id="{{f.name}}" name="{{f.name}}"{{!described}}>
-% for value, words in f.choices:
-<option value="{{value}}"{{!' selected' if value == f.value else ''}}>{{words}}</option>
-% end
+% options(f.choices, f.value)
 </select>
 % elif f.kind == 'area':
 <textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
@@ -19984,9 +19987,7 @@ FORM_PAGE = """
  {{!'list="' + f.name + '-list"' if f.choices else ''}}>
 % if f.choices:
 <datalist id="{{f.name}}-list">
-% for value, words in f.choices:
-<option value="{{value}}">{{words}}</option>
-% end
+% options(f.choices)
 </datalist>
 % end
 % end
@@ -20281,8 +20282,7 @@ def stuck_page(p: PageRequest) -> str:
         about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
         cells = (t(words), about, p.at(orphan.since), known_of_orphan(p, orphan))
         found.append(Row(cells, link, (action,) if p.may(least) else ()))
-    columns = (t("What"), t("About"), t("Since when"), t("Known"))
-    part = Part("", columns, found, t("Nothing is stuck."))
+    part = p.listed("What | About | Since when | Known", found, "Nothing is stuck.")
     intro = "" if p.may("admin") else t("An administrator can end the others.")
     return p.listing("Stuck", [part], links=[("/watchers", t("Watchers"))], intro=intro)
 
@@ -20334,13 +20334,10 @@ def why_page(p: PageRequest) -> str:
     t, query = p.t, p.query("q")
     p.write(save_queries, p.web.box.dimse.queries.take())
     queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
-    parts = []
-    if query.strip():
-        steps = p.read(find_steps, query)[:10]
-        parts = [explained(p, step, queries) for step in steps]
-        if not steps:
-            parts = [Part("", (), [], t("Nobody was found."))]
-    columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+    steps = p.read(find_steps, query)[:10] if query.strip() else []
+    parts = [explained(p, step, queries) for step in steps]
+    if query.strip() and not steps:
+        parts = [p.listed("", [], "Nobody was found.")]
     asked = [
         Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
              str(q.count),
@@ -20348,7 +20345,8 @@ def why_page(p: PageRequest) -> str:
              asked_for(t, ElementIndex(bytes(q.keys)))))
         for q in queries[:50]
     ]  # fmt: skip
-    parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+    parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
+                          "There are none.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
     intro = t("Why is my patient not on the machine?")
     return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
@@ -20383,8 +20381,8 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         answers = [row._replace(actions=()) for row in answers]
     name = t.name(ElementIndex(data).get("PatientName"))
     heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
-    columns = (t("Device"), t("Asked"), t("What came of it"))
-    return Part(heading, columns, answers, t("No device has asked for a worklist."))
+    return p.listed("Device | Asked | What came of it", answers,
+                    "No device has asked for a worklist.", heading)  # fmt: skip
 
 
 def post_mend(p: PageRequest) -> str:
@@ -20427,12 +20425,8 @@ def reason_of(
     for tag, asked, _ in [why[:3], *others]:
         keyword = datadict.keyword_for_tag(tag)
         wild = set("*?\\") | (set("-") if tag == START_DATE else set())
-        if (
-            keyword in MENDABLE
-            and asked
-            and not wild & set(asked)
-            and (keyword, asked) not in given
-        ):
+        single = asked and not wild & set(asked)
+        if keyword in MENDABLE and single and (keyword, asked) not in given:
             given.append((keyword, asked))
     if not given or not again:
         return sentence, ()
@@ -20465,9 +20459,7 @@ CALENDAR_PAGE = """
 <label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
 <a href="/calendar?{{after}}" rel="next" title="{{t('The week after')}}">→</a>
 <label>{{t('Device')}} <select name="device">
-% for title, name in stations:
-<option value="{{title}}"{{!' selected' if title == device else ''}}>{{name}}</option>
-% end
+% options(stations, device)
 </select></label> <button>{{t('Show')}}</button>
 </form>
 <section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
@@ -20504,9 +20496,7 @@ CALENDAR_PAGE = """
 </section>
 <section><h2>{{month}}</h2>
 <div class="wide"><table class="month"><thead><tr>
-% for words in weekdays:
-<th scope="col">{{words}}</th>
-% end
+% heads(weekdays)
 </tr></thead><tbody>
 % for week in weeks:
 <tr>
@@ -20644,9 +20634,7 @@ WORKITEM_PAGE = """
 % for f in fields:
 % if f.choices:
 <label>{{f.label}} <select name="{{f.name}}">
-% for value, meaning in f.choices:
-<option value="{{value}}">{{meaning}}</option>
-% end
+% options(f.choices)
 </select></label>
 % else:
 <label>{{f.label}} <input name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"></label>
@@ -20823,9 +20811,10 @@ def workitems_page(p: PageRequest) -> str:
             f"/workitem/{one.sop_instance_uid}")
         for one in found
     ]  # fmt: skip
-    columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
-               t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
-    part = Part("", columns, listed, t("There are none."))
+    part = p.listed(
+        "Workitem | Patient | Patient ID | Worklist | State | Priority | Begin | Performer",
+        listed, "There are none.",
+    )  # fmt: skip
     intro = ""
     if count > len(found):
         intro = t("The first {shown} of {count}. Choose a state or a worklist.",
@@ -20861,21 +20850,15 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":
-        warnings.append(
-            t("The cancellation was declined: {reason}", reason=workitem.declined)
-            if workitem.declined
-            else t("Somebody wants it to be canceled; see the time line.")
-        )
+        wanted = t("Somebody wants it to be canceled; see the time line.")
+        declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
+        warnings.append(declined if workitem.declined else wanted)
     return p.show(
-        WORKITEM_PAGE,
-        "Workitem",
-        warnings=warnings,
+        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
-        watched=p.read(watchers_of, uid),
-        patient_id=index.get("PatientID"),
-        events=events,
-    )
+        watched=p.read(watchers_of, uid), patient_id=index.get("PatientID"),
+    )  # fmt: skip
 
 
 def workitem_forms(
@@ -20883,11 +20866,8 @@ def workitem_forms(
 ) -> list[tuple[str, str, list[Field]]]:
     """What this person may do with a workitem now."""
     holder = workitem.by_person and workitem.performer == p.login.name
-    who_may = {
-        "anyone": True,
-        "holder": holder,
-        "asked": holder and asked_to_cancel and not workitem.declined,
-    }
+    asked = holder and asked_to_cancel and not workitem.declined
+    who_may = {"anyone": True, "holder": holder, "asked": asked}
     choices = workitem_choices(p, workitem)
     forms = []
     for event, states, who, role, asks, words in WORKITEM_ACTIONS:
@@ -20960,35 +20940,27 @@ def new_workitem_page(
     """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()
     form = form or {
-        "step": p.query("step"),
-        "date": f"{now:%Y-%m-%d}",
-        "time": f"{now:%H:%M}",
-        "priority": "MEDIUM",
-        "readiness": "READY",
-    }
+        "step": p.query("step"), "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}",
+        "priority": "MEDIUM", "readiness": "READY",
+    }  # fmt: skip
     step = ElementIndex(step_of_form(p, form.get("step", "")))
     fixed = {
         "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
     } if step.found else {}  # fmt: skip
+    priorities = UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
     choices = {
         "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
         "worklist": tuple((label, label) for label in p.read(worklist_labels)),
-        "priority": tuple(
-            (one, t(one)) for one in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
-        ),
+        "priority": tuple((one, t(one)) for one in priorities),
         "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)
     words = " · ".join(filter(None, fixed.values()))
     return show_form(
-        p,
-        "New workitem",
-        [(words or t("Workitem"), fields)],
-        others,
-        submit=t("Create"),
+        p, "New workitem", [(words or t("Workitem"), fields)], others, submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
-    )
+    )  # fmt: skip
 
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
@@ -21163,7 +21135,6 @@ def devices_page(p: PageRequest) -> str:
              Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
         for device in p.devices
     ]  # fmt: skip
-    columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
         when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
@@ -21171,9 +21142,10 @@ def devices_page(p: PageRequest) -> str:
         actions = (register_action(t, calling, address),) if new else ()
         tried.append(Row((calling or "?", address, t(words), when), "", actions))
     parts = [
-        Part("", columns, known, t("There are none.")),
-        Part(t("Turned away since the start"),
-             (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
+        p.listed("Device | AE titles | Modality | Address | Character set | ", known,
+                 "There are none."),
+        p.listed("AE title | Address | Why | Last", tried, "There are none.",
+                 t("Turned away since the start")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
 
@@ -21198,41 +21170,32 @@ def device_page(
         label = f"{setting.key}: {t(setting.meaning)}"
         required = setting.key == "ae_title"
         fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    values = {"submit": "", "after": [("/devices", t("Back"))]}
-    legend = t("From config.ini, to be changed there")
+    legend, submit, extra = t("From config.ini, to be changed there"), "", []
+    after = [("/devices", t("Back"))]
     if not (device and device.from_file):
-        legend, query = t("Device"), f"name={urllib.parse.quote(name)}&profile="
-        values = {
-            "submit": t("Save"),
-            "extra": [("preview", t("Show names as sent"))]
-            + [("delete", t("Delete"))] * bool(form.get("old_name")),
-            "after": [
-                (
-                    f"/devices/edit?{query}{urllib.parse.quote(one)}",
-                    t("Use: {profile}", profile=one),
-                )
-                for one in DEVICE_PROFILES
-            ],
-        }
+        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Show names as sent"))]
+        if form.get("old_name"):
+            extra.append(("delete", t("Delete")))
+        start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
+        after = [(start + urllib.parse.quote(one), t("Use: {profile}", profile=one))
+                 for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
-        p, "Device", [(legend, fields)], problems, action="/devices/save",
-        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(t, form), **values,
+        p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
+        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(p, form), extra=extra,
+        after=after,
     )  # fmt: skip
 
 
-def names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
+def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
     """What a device with these settings is sent of some names, to the byte."""
-    settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
-    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
-        key: text for key, text in settings.items() if text})  # fmt: skip
+    given = {s.key: form[s.key] for s in DEVICE_SETTINGS if form.get(s.key)}
+    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | given)
     if not made:
         return []
-    names = []
-    for name in SAMPLE_NAMES:
-        text, sent = name_as_sent(made, name)
-        names.append(Row((name, text, sent.hex(" ").upper())))
-    columns = (t("Name"), t("The device gets"), t("Bytes"))
-    return [Part(t("Names as this device is sent them"), columns, names)]
+    sent = [(name, *name_as_sent(made, name)) for name in SAMPLE_NAMES]
+    names = [Row((name, text, data.hex(" ").upper())) for name, text, data in sent]
+    heading = p.t("Names as this device is sent them")
+    return [p.listed("Name | The device gets | Bytes", names, "", heading)]
 
 
 def post_device(p: PageRequest) -> str:
@@ -21276,7 +21239,7 @@ def doctor_page(p: PageRequest) -> str:
         verdict = f"{t(first.words)}.{mend}"
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
-    part = Part(device.name, (t("Light"), t("What is known")), findings)
+    part = p.listed("Light | What is known", findings, "", device.name)
     return p.listing("Doctor", [part], intro=verdict, links=links)
 
 
@@ -21326,12 +21289,11 @@ def associations_page(p: PageRequest) -> str:
         for one in server.associations.copy()
         if one.calling
     ]
-    columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
-               t("How it ended"))  # fmt: skip
     parts = [
-        Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
-        Part(t("Since the start, the newest first"), columns, ended, t("None.")),
-    ]
+        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
+        p.listed("Begun | Device | AE title | Address | What was done | How it ended", ended,
+                 "None.", t("Since the start, the newest first")),
+    ]  # fmt: skip
     intro = t("Of what a device repeats, the last time is shown.")
     return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
                      query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
@@ -21345,7 +21307,7 @@ def statuses_page(p: PageRequest) -> str:
         for status, (meaning, mend) in STATUS_WORDS.items()
         if wanted in f"{status:04X}"
     ]
-    part = Part("", (t("Status"), t("Meaning"), t("What to do")), found, t("Nothing found."))
+    part = p.listed("Status | Meaning | What to do", found, "Nothing found.")
     intro = t("What devices show, and what is in the log.")
     return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
 
@@ -21364,9 +21326,8 @@ def is_failure(status: int) -> bool:
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
     """How often an operation was done, and with what status if not with success."""
     operation, status = message
-    said = (
-        f" {status:04X} {t(STATUS_WORDS[status][0])}" if status in STATUS_WORDS and status else ""
-    )
+    known = status in STATUS_WORDS and status
+    said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
     return f"{operation} × {count}{said}"
 
 
@@ -21413,14 +21374,9 @@ def catalogue_page(
 ) -> str:
     """GET /catalogue: the procedures, and a form for one."""
     t, listed, code = p.t, p.read(all_procedures), p.query("code")
-    form = form or next(
-        (
-            {k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS}
-            for one in listed
-            if one.code == code
-        ),
-        PROCEDURE_COLUMNS,
-    )
+    chosen = [one for one in listed if one.code == code]
+    shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
+    form = form or (shown or [PROCEDURE_COLUMNS])[0]
     labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
               t("Protocol code"), t("Protocol"))  # fmt: skip
     fields = [
@@ -21772,10 +21728,10 @@ def box_page(p: PageRequest) -> str:
         Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
-    part = Part("", (t("Light"), t("What"), t("What is known")), lights)
+    part = p.listed("Light | What | What is known", lights)
     links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
-    doing = Part("", (t("What"),), [Row((t("Backup"),), "", (backup,))])
+    doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
     return p.listing("The box", [part, doing], links=links)
 
 
@@ -21808,10 +21764,10 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         for words, least in roles_of_rights(p.site.pages)
     ]
     parts = [
-        Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),
-        Part(t("Programs (API tokens)"), (t("Name"), t("Role"), t("AE titles"), t("Made")),
-             programs, t("There are none.")),
-        Part(t("What each role may do"), (t("What"), *(t(role) for role in ROLES)), rights),
+        p.listed("Name | Role | Sessions | Last login", people, "", t("Persons")),
+        p.listed("Name | Role | AE titles | Made", programs, "There are none.",
+                 t("Programs (API tokens)")),
+        p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
     links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
@@ -21865,7 +21821,6 @@ def audit_page(p: PageRequest) -> str:
     t, text, before = p.t, p.query("q"), p.query("before")
     found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
     links = [("/box", t("The box"))]
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
@@ -21876,14 +21831,13 @@ def audit_page(p: PageRequest) -> str:
     if chain.broken:
         words = t("The log was changed behind our back: the line of {at} does not follow from the"
                   " one before it.", at=p.at(chain.broken[1]))  # fmt: skip
-    part = Part("", columns, lines, t("Nothing found."))
+    part = p.listed("Time | Who | What | About | Detail", lines, "Nothing found.")
     return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
 
 
 def settings_page(p: PageRequest) -> str:
     """GET /settings: each setting, its value and where it comes from."""
     t, config = p.t, p.web.config
-    columns = (t("Setting"), t("Value"), t("From"), t("Meaning"))
     parts = []
     for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
         lines = [
@@ -21891,7 +21845,7 @@ def settings_page(p: PageRequest) -> str:
                  config.sources.get((section, one.key), t("default")), t(one.meaning)))
             for one in of_section
         ]  # fmt: skip
-        parts.append(Part(f"[{section}]", columns, lines))
+        parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
     intro = t("Settings are changed in the file, and taken at the next start: {path}", path=where)
     return p.listing("Settings", parts, intro=intro, links=[("/box", t("The box"))])
@@ -22379,8 +22333,8 @@ def patients_page(p: PageRequest) -> str:
             f"/patient/{one.id}")
         for one in (p.read(find_patients, query) if query.strip() else ())
     ]  # fmt: skip
-    columns = (t("Patient"), t("Patient ID"), t("Birth date"))
-    part = Part("", columns, found, t("Nobody was found.") if query else "")
+    part = p.listed("Patient | Patient ID | Birth date", found,
+                    "Nobody was found." if query else "")  # fmt: skip
     return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
 
 

@@ -191,6 +191,9 @@ def sentences():
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if name == "listed":  # heads of columns, and what stands there where there is no row
+            for text in (one for one in node.args[:3] if isinstance(one, ast.Constant)):
+                found |= set(text.value.split(" | ")) - {""}
         position = {"t": 0, "Message": 0, "listing": 0, "show": 1, "show_form": 1}.get(name)
         if position is not None and len(node.args) > position:
             text = node.args[position]

@@ -68,6 +68,10 @@ def texts_in_code():
             found |= constant_texts(node.args[0])
         elif name in ("show", "show_form") and len(node.args) > 1:
             found |= constant_texts(node.args[1])
+        elif name == "listed":
+            texts = [text for part in node.args[1:3] for text in constant_texts(part)]
+            texts += [head for text in constant_texts(node.args[0]) for head in text.split(" | ")]
+            found |= set(texts) - {""}
         elif name == "listing":
             found |= constant_texts(node.args[0])
         elif (name == "audit" and len(node.args) > 1) or name == "key_refusal":

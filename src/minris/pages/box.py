@@ -18,16 +18,7 @@ from minris.access.users import (
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
 from minris.pages.forms import Field, show_form
-from minris.pages.frame import (
-    LIGHT_SAYS,
-    LIGHTS,
-    Action,
-    Page,
-    PageRequest,
-    Part,
-    Row,
-    no_such_action,
-)
+from minris.pages.frame import LIGHT_SAYS, LIGHTS, Action, Page, PageRequest, Row, no_such_action
 from minris.pages.machines.devices import setting_text
 from minris.standard.status import Problem, Refusal
 from minris.standard.tables import body_rows
@@ -59,10 +50,10 @@ def box_page(p: PageRequest) -> str:
         Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
-    part = Part("", (t("Light"), t("What"), t("What is known")), lights)
+    part = p.listed("Light | What | What is known", lights)
     links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
-    doing = Part("", (t("What"),), [Row((t("Backup"),), "", (backup,))])
+    doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
     return p.listing("The box", [part, doing], links=links)
 
 
@@ -95,10 +86,10 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         for words, least in roles_of_rights(p.site.pages)
     ]
     parts = [
-        Part(t("Persons"), (t("Name"), t("Role"), t("Sessions"), t("Last login")), people),
-        Part(t("Programs (API tokens)"), (t("Name"), t("Role"), t("AE titles"), t("Made")),
-             programs, t("There are none.")),
-        Part(t("What each role may do"), (t("What"), *(t(role) for role in ROLES)), rights),
+        p.listed("Name | Role | Sessions | Last login", people, "", t("Persons")),
+        p.listed("Name | Role | AE titles | Made", programs, "There are none.",
+                 t("Programs (API tokens)")),
+        p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
     links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
@@ -152,7 +143,6 @@ def audit_page(p: PageRequest) -> str:
     t, text, before = p.t, p.query("q"), p.query("before")
     found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    columns = (t("Time"), t("Who"), t("What"), t("About"), t("Detail"))
     links = [("/box", t("The box"))]
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
@@ -163,14 +153,13 @@ def audit_page(p: PageRequest) -> str:
     if chain.broken:
         words = t("The log was changed behind our back: the line of {at} does not follow from the"
                   " one before it.", at=p.at(chain.broken[1]))  # fmt: skip
-    part = Part("", columns, lines, t("Nothing found."))
+    part = p.listed("Time | Who | What | About | Detail", lines, "Nothing found.")
     return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
 
 
 def settings_page(p: PageRequest) -> str:
     """GET /settings: each setting, its value and where it comes from."""
     t, config = p.t, p.web.config
-    columns = (t("Setting"), t("Value"), t("From"), t("Meaning"))
     parts = []
     for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
         lines = [
@@ -178,7 +167,7 @@ def settings_page(p: PageRequest) -> str:
                  config.sources.get((section, one.key), t("default")), t(one.meaning)))
             for one in of_section
         ]  # fmt: skip
-        parts.append(Part(f"[{section}]", columns, lines))
+        parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
     intro = t("Settings are changed in the file, and taken at the next start: {path}", path=where)
     return p.listing("Settings", parts, intro=intro, links=[("/box", t("The box"))])

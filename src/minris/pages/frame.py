@@ -251,6 +251,12 @@ class PageRequest:
 
         return bottle.template(template, t=self.t, **values)
 
+    def listed(self, columns: str, rows: list[Row], empty: str = "", heading: str = "") -> Part:
+        """A table of a list page: the heads of its columns, in English and separated by |, and in
+        the language of the page its heading."""
+        heads = tuple(self.t(words) for words in columns.split(" | "))
+        return Part(heading, heads, rows, self.t(empty))
+
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
         """A list page.
 

@@ -52,9 +52,8 @@ def commitments_page(p: PageRequest) -> str:
                  t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
         link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
         asked.append(Row(cells, link, commitment_actions(t, one)))
-    columns = (t("Asked"), t("Asked by"), t("Judgement"), t("State"), t("Problem"),
-               t("Transaction UID"))  # fmt: skip
-    part = Part("", columns, asked, t("No machine has asked whether its images are safe."))
+    part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
+                    "No machine has asked whether its images are safe.")  # fmt: skip
     return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
 
 
@@ -71,10 +70,9 @@ def missing_images(p: PageRequest) -> Part:
             f"/step/{one.step_id}" if one.step_id else "/unscheduled")
         for one in p.read(incomplete_arrivals, p.ctx)
     ]  # fmt: skip
-    columns = (t("Ended"), t("Patient"), t("Patient ID"), t("Exam"), t("Device"),
-               t("In the archive"))  # fmt: skip
     heading = t("Exams of the last two days whose images are not all in the archive")
-    return Part(heading, columns, exams, t("There are none."))
+    return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
+                    "There are none.", heading)  # fmt: skip
 
 
 def archive_words(p: PageRequest) -> str:
@@ -114,7 +112,7 @@ def commitment_page(p: PageRequest, uid: str) -> str:
         Row((each.sop_instance_uid, words[each.verdict], each.evidence))
         for each in p.read(judged_instances, one.id)
     ]
-    part = Part("", (t("Image"), t("Judgement"), t("Says")), images)
+    part = p.listed("Image | Judgement | Says", images)
     counts = p.read(commitment_counts, [one.id])[one.id]
     links = [("/commitments", t("All requests"))]
     intro = verdict_words(t, one, *counts)

@@ -2,7 +2,7 @@
 
 from minris.access.context import needs_reason
 from minris.outbox import PASSED_ON_LANE, destinations, recent_passed_on, retry_events
-from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
+from minris.pages.frame import Action, PageRequest, Row, no_such_action
 from minris.pages.language import PASSED_ON_WORDS, passing_words
 from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, UPS_GLOBAL_SUBSCRIPTION
 from minris.ups.people import watchers
@@ -32,13 +32,14 @@ def watchers_page(p: PageRequest) -> str:
                  ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
                  str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
-    columns = (t("Device"), t("Hears of"), t("Workitems"), t("Deletion lock"), t("Told by"),
-               t("To be told"), t("Last heard"), t("Problem"))  # fmt: skip
-    part = Part("", columns, subscribed, t("Nobody is subscribed."))
+    part = p.listed(
+        "Device | Hears of | Workitems | Deletion lock | Told by | To be told | Last heard | Problem",
+        subscribed, "Nobody is subscribed.",
+    )  # fmt: skip
     new = tuple((one, one) for device in p.devices if device.host for one in device.ae_titles)
     add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
                  "receiver", t("Device"), new)  # fmt: skip
-    adding = Part("", (t("New subscription"),), [Row(("",), "", (add,))] if new else [])
+    adding = p.listed("New subscription", [Row(("",), "", (add,))] if new else [])
     return p.listing("Watchers", [part, adding])
 
 
@@ -73,12 +74,10 @@ def passed_on_page(p: PageRequest) -> str:
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
-    parts = [
-        Part("", (t("Device"), t("To be told"), t("Since when"), t("Last heard"), t("Problem")),
-             to_whom, t("Nothing is passed on: set passed_on at a device.")),
-        Part(t("The newest"), (t("Time"), t("Device"), t("What"), t("About"), t("Answer")), what),
-    ]  # fmt: skip
-    return p.listing("Passed on", parts)
+    receivers = p.listed("Device | To be told | Since when | Last heard | Problem", to_whom,
+                         "Nothing is passed on: set passed_on at a device.")  # fmt: skip
+    newest = p.listed("Time | Device | What | About | Answer", what, "", t("The newest"))
+    return p.listing("Passed on", [receivers, newest])
 
 
 def post_passed_on(p: PageRequest) -> str:

@@ -13,7 +13,7 @@ from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text
 from minris.dataset.items import cancellation_reason, workitem_code
 from minris.orders.lookup import get_step
 from minris.pages.forms import Field, field_table, read_fields, sent_fields, show_fields, show_form
-from minris.pages.frame import PageRequest, Part, Row, no_such_action
+from minris.pages.frame import PageRequest, Row, no_such_action
 from minris.pages.language import Translator, fact, facts_of
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
@@ -188,9 +188,10 @@ def workitems_page(p: PageRequest) -> str:
             f"/workitem/{one.sop_instance_uid}")
         for one in found
     ]  # fmt: skip
-    columns = (t("Workitem"), t("Patient"), t("Patient ID"), t("Worklist"), t("State"),
-               t("Priority"), t("Begin"), t("Performer"))  # fmt: skip
-    part = Part("", columns, listed, t("There are none."))
+    part = p.listed(
+        "Workitem | Patient | Patient ID | Worklist | State | Priority | Begin | Performer",
+        listed, "There are none.",
+    )  # fmt: skip
     intro = ""
     if count > len(found):
         intro = t("The first {shown} of {count}. Choose a state or a worklist.",
@@ -226,21 +227,15 @@ def workitem_page(p: PageRequest, uid: str) -> str:
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":
-        warnings.append(
-            t("The cancellation was declined: {reason}", reason=workitem.declined)
-            if workitem.declined
-            else t("Somebody wants it to be canceled; see the time line.")
-        )
+        wanted = t("Somebody wants it to be canceled; see the time line.")
+        declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
+        warnings.append(declined if workitem.declined else wanted)
     return p.show(
-        WORKITEM_PAGE,
-        "Workitem",
-        warnings=warnings,
+        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
-        watched=p.read(watchers_of, uid),
-        patient_id=index.get("PatientID"),
-        events=events,
-    )
+        watched=p.read(watchers_of, uid), patient_id=index.get("PatientID"),
+    )  # fmt: skip
 
 
 def workitem_forms(
@@ -248,11 +243,8 @@ def workitem_forms(
 ) -> list[tuple[str, str, list[Field]]]:
     """What this person may do with a workitem now."""
     holder = workitem.by_person and workitem.performer == p.login.name
-    who_may = {
-        "anyone": True,
-        "holder": holder,
-        "asked": holder and asked_to_cancel and not workitem.declined,
-    }
+    asked = holder and asked_to_cancel and not workitem.declined
+    who_may = {"anyone": True, "holder": holder, "asked": asked}
     choices = workitem_choices(p, workitem)
     forms = []
     for event, states, who, role, asks, words in WORKITEM_ACTIONS:
@@ -325,35 +317,27 @@ def new_workitem_page(
     """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()
     form = form or {
-        "step": p.query("step"),
-        "date": f"{now:%Y-%m-%d}",
-        "time": f"{now:%H:%M}",
-        "priority": "MEDIUM",
-        "readiness": "READY",
-    }
+        "step": p.query("step"), "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}",
+        "priority": "MEDIUM", "readiness": "READY",
+    }  # fmt: skip
     step = ElementIndex(step_of_form(p, form.get("step", "")))
     fixed = {
         "patient": t.name(step.get("PatientName")), "patient_id": step.get("PatientID")
     } if step.found else {}  # fmt: skip
+    priorities = UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
     choices = {
         "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
         "worklist": tuple((label, label) for label in p.read(worklist_labels)),
-        "priority": tuple(
-            (one, t(one)) for one in UPS_ENUMERATIONS["ScheduledProcedureStepPriority"]
-        ),
+        "priority": tuple((one, t(one)) for one in priorities),
         "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)
     words = " · ".join(filter(None, fixed.values()))
     return show_form(
-        p,
-        "New workitem",
-        [(words or t("Workitem"), fields)],
-        others,
-        submit=t("Create"),
+        p, "New workitem", [(words or t("Workitem"), fields)], others, submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
-    )
+    )  # fmt: skip
 
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:

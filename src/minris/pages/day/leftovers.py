@@ -7,7 +7,7 @@ from minris.mpps.linking import link_by_hand, settle_unscheduled, unlink_step, u
 from minris.orders.items import step_item
 from minris.orders.lookup import leftovers, steps_of_day
 from minris.orders.scheduling import change_rows
-from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
+from minris.pages.frame import Action, PageRequest, Row, no_such_action
 from minris.pages.language import Translator, shown_time
 from minris.pages.template import template
 from minris.standard.mpps import STEP_ATTRIBUTES
@@ -53,9 +53,9 @@ def unscheduled_page(p: PageRequest) -> str:
         match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
         leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
         found.append(Row(cells, "", (match, leave) if near else (leave,)))
-    columns = (t("Patient"), t("Patient ID"), t("Device"), t("Begin"), t("Exam"), t("State"))
     intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = Part("", columns, found, t("There are none."))
+    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
+                    "There are none.")  # fmt: skip
     return p.listing("Unscheduled", [part], intro=intro)
 
 

@@ -38,7 +38,6 @@ def devices_page(p: PageRequest) -> str:
              Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
         for device in p.devices
     ]  # fmt: skip
-    columns = (t("Device"), t("AE titles"), t("Modality"), t("Address"), t("Character set"), "")
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
         when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
@@ -46,9 +45,10 @@ def devices_page(p: PageRequest) -> str:
         actions = (register_action(t, calling, address),) if new else ()
         tried.append(Row((calling or "?", address, t(words), when), "", actions))
     parts = [
-        Part("", columns, known, t("There are none.")),
-        Part(t("Turned away since the start"),
-             (t("AE title"), t("Address"), t("Why"), t("Last")), tried, t("There are none.")),
+        p.listed("Device | AE titles | Modality | Address | Character set | ", known,
+                 "There are none."),
+        p.listed("AE title | Address | Why | Last", tried, "There are none.",
+                 t("Turned away since the start")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
 
@@ -73,41 +73,32 @@ def device_page(
         label = f"{setting.key}: {t(setting.meaning)}"
         required = setting.key == "ae_title"
         fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    values = {"submit": "", "after": [("/devices", t("Back"))]}
-    legend = t("From config.ini, to be changed there")
+    legend, submit, extra = t("From config.ini, to be changed there"), "", []
+    after = [("/devices", t("Back"))]
     if not (device and device.from_file):
-        legend, query = t("Device"), f"name={urllib.parse.quote(name)}&profile="
-        values = {
-            "submit": t("Save"),
-            "extra": [("preview", t("Show names as sent"))]
-            + [("delete", t("Delete"))] * bool(form.get("old_name")),
-            "after": [
-                (
-                    f"/devices/edit?{query}{urllib.parse.quote(one)}",
-                    t("Use: {profile}", profile=one),
-                )
-                for one in DEVICE_PROFILES
-            ],
-        }
+        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Show names as sent"))]
+        if form.get("old_name"):
+            extra.append(("delete", t("Delete")))
+        start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
+        after = [(start + urllib.parse.quote(one), t("Use: {profile}", profile=one))
+                 for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
-        p, "Device", [(legend, fields)], problems, action="/devices/save",
-        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(t, form), **values,
+        p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
+        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(p, form), extra=extra,
+        after=after,
     )  # fmt: skip
 
 
-def names_as_sent(t: Translator, form: Mapping[str, str]) -> list[Part]:
+def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
     """What a device with these settings is sent of some names, to the byte."""
-    settings = {setting.key: form.get(setting.key, "") for setting in DEVICE_SETTINGS}
-    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | {
-        key: text for key, text in settings.items() if text})  # fmt: skip
+    given = {s.key: form[s.key] for s in DEVICE_SETTINGS if form.get(s.key)}
+    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | given)
     if not made:
         return []
-    names = []
-    for name in SAMPLE_NAMES:
-        text, sent = name_as_sent(made, name)
-        names.append(Row((name, text, sent.hex(" ").upper())))
-    columns = (t("Name"), t("The device gets"), t("Bytes"))
-    return [Part(t("Names as this device is sent them"), columns, names)]
+    sent = [(name, *name_as_sent(made, name)) for name in SAMPLE_NAMES]
+    names = [Row((name, text, data.hex(" ").upper())) for name, text, data in sent]
+    heading = p.t("Names as this device is sent them")
+    return [p.listed("Name | The device gets | Bytes", names, "", heading)]
 
 
 def post_device(p: PageRequest) -> str:
@@ -151,7 +142,7 @@ def doctor_page(p: PageRequest) -> str:
         verdict = f"{t(first.words)}.{mend}"
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
-    part = Part(device.name, (t("Light"), t("What is known")), findings)
+    part = p.listed("Light | What is known", findings, "", device.name)
     return p.listing("Doctor", [part], intro=verdict, links=links)
 
 
@@ -201,12 +192,11 @@ def associations_page(p: PageRequest) -> str:
         for one in server.associations.copy()
         if one.calling
     ]
-    columns = (t("Begun"), t("Device"), t("AE title"), t("Address"), t("What was done"),
-               t("How it ended"))  # fmt: skip
     parts = [
-        Part(t("Open now"), (t("Device"), t("AE title"), t("Address")), now, t("None.")),
-        Part(t("Since the start, the newest first"), columns, ended, t("None.")),
-    ]
+        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
+        p.listed("Begun | Device | AE title | Address | What was done | How it ended", ended,
+                 "None.", t("Since the start, the newest first")),
+    ]  # fmt: skip
     intro = t("Of what a device repeats, the last time is shown.")
     return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
                      query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
@@ -220,7 +210,7 @@ def statuses_page(p: PageRequest) -> str:
         for status, (meaning, mend) in STATUS_WORDS.items()
         if wanted in f"{status:04X}"
     ]
-    part = Part("", (t("Status"), t("Meaning"), t("What to do")), found, t("Nothing found."))
+    part = p.listed("Status | Meaning | What to do", found, "Nothing found.")
     intro = t("What devices show, and what is in the log.")
     return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
 
@@ -239,9 +229,8 @@ def is_failure(status: int) -> bool:
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
     """How often an operation was done, and with what status if not with success."""
     operation, status = message
-    said = (
-        f" {status:04X} {t(STATUS_WORDS[status][0])}" if status in STATUS_WORDS and status else ""
-    )
+    known = status in STATUS_WORDS and status
+    said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
     return f"{operation} × {count}{said}"
 
 

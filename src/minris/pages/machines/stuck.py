@@ -8,7 +8,7 @@ from minris.images.arrivals import settle_study
 from minris.images.commitment import drop_commitment
 from minris.mpps.linking import settle_unscheduled
 from minris.outbox import PASSED_ON_LANE, give_up_events
-from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
+from minris.pages.frame import Action, PageRequest, Row, no_such_action
 from minris.standard.tables import body_rows
 from minris.ups.people import end_workitem, release_lock
 
@@ -40,8 +40,7 @@ def stuck_page(p: PageRequest) -> str:
         about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
         cells = (t(words), about, p.at(orphan.since), known_of_orphan(p, orphan))
         found.append(Row(cells, link, (action,) if p.may(least) else ()))
-    columns = (t("What"), t("About"), t("Since when"), t("Known"))
-    part = Part("", columns, found, t("Nothing is stuck."))
+    part = p.listed("What | About | Since when | Known", found, "Nothing is stuck.")
     intro = "" if p.may("admin") else t("An administrator can end the others.")
     return p.listing("Stuck", [part], links=[("/watchers", t("Watchers"))], intro=intro)
 

@@ -25,13 +25,10 @@ def why_page(p: PageRequest) -> str:
     t, query = p.t, p.query("q")
     p.write(save_queries, p.web.box.dimse.queries.take())
     queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
-    parts = []
-    if query.strip():
-        steps = p.read(find_steps, query)[:10]
-        parts = [explained(p, step, queries) for step in steps]
-        if not steps:
-            parts = [Part("", (), [], t("Nobody was found."))]
-    columns = (t("Device"), t("Last"), t("Times in the hour"), t("Answers"), t("Asked for"))
+    steps = p.read(find_steps, query)[:10] if query.strip() else []
+    parts = [explained(p, step, queries) for step in steps]
+    if query.strip() and not steps:
+        parts = [p.listed("", [], "Nobody was found.")]
     asked = [
         Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
              str(q.count),
@@ -39,7 +36,8 @@ def why_page(p: PageRequest) -> str:
              asked_for(t, ElementIndex(bytes(q.keys)))))
         for q in queries[:50]
     ]  # fmt: skip
-    parts.append(Part(t("Queries of the devices"), columns, asked, t("There are none.")))
+    parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
+                          "There are none.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
     intro = t("Why is my patient not on the machine?")
     return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
@@ -74,8 +72,8 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         answers = [row._replace(actions=()) for row in answers]
     name = t.name(ElementIndex(data).get("PatientName"))
     heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
-    columns = (t("Device"), t("Asked"), t("What came of it"))
-    return Part(heading, columns, answers, t("No device has asked for a worklist."))
+    return p.listed("Device | Asked | What came of it", answers,
+                    "No device has asked for a worklist.", heading)  # fmt: skip
 
 
 def post_mend(p: PageRequest) -> str:
@@ -118,12 +116,8 @@ def reason_of(
     for tag, asked, _ in [why[:3], *others]:
         keyword = datadict.keyword_for_tag(tag)
         wild = set("*?\\") | (set("-") if tag == START_DATE else set())
-        if (
-            keyword in MENDABLE
-            and asked
-            and not wild & set(asked)
-            and (keyword, asked) not in given
-        ):
+        single = asked and not wild & set(asked)
+        if keyword in MENDABLE and single and (keyword, asked) not in given:
             given.append((keyword, asked))
     if not given or not again:
         return sentence, ()

@@ -20,14 +20,9 @@ def catalogue_page(
 ) -> str:
     """GET /catalogue: the procedures, and a form for one."""
     t, listed, code = p.t, p.read(all_procedures), p.query("code")
-    form = form or next(
-        (
-            {k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS}
-            for one in listed
-            if one.code == code
-        ),
-        PROCEDURE_COLUMNS,
-    )
+    chosen = [one for one in listed if one.code == code]
+    shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
+    form = form or (shown or [PROCEDURE_COLUMNS])[0]
     labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
               t("Protocol code"), t("Protocol"))  # fmt: skip
     fields = [

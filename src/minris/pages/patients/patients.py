@@ -12,7 +12,7 @@ from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
 from minris.pages.forms import Field, encoded_form, show_fields, show_form, undo_button
-from minris.pages.frame import PageRequest, Part, Row
+from minris.pages.frame import PageRequest, Row
 from minris.pages.language import shown_time
 from minris.pages.reception import (
     PATIENT_FIELDS,
@@ -110,8 +110,8 @@ def patients_page(p: PageRequest) -> str:
             f"/patient/{one.id}")
         for one in (p.read(find_patients, query) if query.strip() else ())
     ]  # fmt: skip
-    columns = (t("Patient"), t("Patient ID"), t("Birth date"))
-    part = Part("", columns, found, t("Nobody was found.") if query else "")
+    part = p.listed("Patient | Patient ID | Birth date", found,
+                    "Nobody was found." if query else "")  # fmt: skip
     return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
 
 
