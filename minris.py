@@ -8329,10 +8329,11 @@ def note_sent(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
         [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()],
     )
-    insert_rows(
-        "receiver (lane, ae_title, heard_at) VALUES ON CONFLICT (lane, ae_title) DO UPDATE"
+    database.execute_sql(
+        "INSERT INTO receiver (lane, ae_title, heard_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (lane, ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
-        [(lane, receiver, now)],
+        (lane, receiver, now),
     )
 
 
@@ -8348,12 +8349,12 @@ def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events")
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
-    state = failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]
-    insert_rows(
-        "receiver (lane, ae_title, failures, failing_s, try_at, problem) VALUES"
-        " ON CONFLICT (lane, ae_title) DO UPDATE SET failures = excluded.failures, failing_s ="
-        " excluded.failing_s, try_at = excluded.try_at, problem = excluded.problem",
-        [(lane, receiver, *state)],
+    database.execute_sql(
+        "INSERT INTO receiver (lane, ae_title, failures, failing_s, try_at, problem)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (lane, ae_title) DO UPDATE SET"
+        " failures = excluded.failures, failing_s = excluded.failing_s,"
+        " try_at = excluded.try_at, problem = excluded.problem",
+        (lane, receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
     )
     hours = ctx.config.housekeeping.give_up_events_hours
     if lane == RESULT_LANE:
@@ -9260,8 +9261,9 @@ def refold(
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
     """Write the stations of a step, each once."""
-    rows_ = [(title, start_date, step_id) for title in dict.fromkeys(stations)]
-    insert_rows("scheduled_station (ae_title, start_date, step_id)", rows_)
+    sql = "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)"
+    for title in dict.fromkeys(stations):
+        database.execute_sql(sql, (title, start_date, step_id))
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
@@ -9407,13 +9409,14 @@ class QueryLog:
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
     """Save the queries that QueryLog.take gave."""
-    insert_rows(
-        "query_trace (hour, ae_title, address, keys, raw, count, answers, status, last_at) VALUES"
-        " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
-        " count = count + excluded.count, answers = excluded.answers,"
-        " status = excluded.status, last_at = excluded.last_at",
-        queries,
-    )
+    for query in queries:
+        database.execute_sql(
+            "INSERT INTO query_trace (hour, ae_title, address, keys, raw, count, answers, status,"
+            " last_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hour, ae_title, address, keys)"
+            " DO UPDATE SET count = count + excluded.count, answers = excluded.answers,"
+            " status = excluded.status, last_at = excluded.last_at",
+            query,
+        )
 
 
 def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
@@ -10004,9 +10007,11 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
-    columns = "performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-    link = performed_id, step_id, found_by, before
-    insert_rows(f"{columns} VALUES ON CONFLICT DO NOTHING", [link])
+    database.execute_sql(
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_id, found_by, before),
+    )
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses
@@ -12254,10 +12259,9 @@ def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There are no such images"))
-    insert_rows(
-        "settled_study (study_instance_uid, why, at) VALUES ON CONFLICT (study_instance_uid)"
-        " DO UPDATE SET why = excluded.why, at = excluded.at",
-        [(study_instance_uid, why.strip()[:500], ctx.stamp())],
+    database.execute_sql(
+        "INSERT OR REPLACE INTO settled_study (study_instance_uid, why, at) VALUES (?, ?, ?)",
+        (study_instance_uid, why.strip()[:500], ctx.stamp()),
     )
     audit(ctx, "images settled", study_instance_uid, why.strip()[:500])
 

@@ -160,10 +160,11 @@ def note_sent(
         "UPDATE outbox SET sent_at = ?, answer = ? WHERE id = ? AND sent_at = ''",
         [(now, answer[:200], outbox_id) for outbox_id, answer in answers.items()],
     )
-    insert_rows(
-        "receiver (lane, ae_title, heard_at) VALUES ON CONFLICT (lane, ae_title) DO UPDATE"
+    database.execute_sql(
+        "INSERT INTO receiver (lane, ae_title, heard_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (lane, ae_title) DO UPDATE"
         " SET failures = 0, failing_s = 0, try_at = '', problem = '', heard_at = excluded.heard_at",
-        [(lane, receiver, now)],
+        (lane, receiver, now),
     )
 
 
@@ -179,12 +180,12 @@ def note_failed(ctx: Context, receiver: str, problem: str, lane: str = "events")
     ).fetchone()
     failures, failing_s = row or (0, 0)
     wait = retry_wait(failures + 1)
-    state = failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]
-    insert_rows(
-        "receiver (lane, ae_title, failures, failing_s, try_at, problem) VALUES"
-        " ON CONFLICT (lane, ae_title) DO UPDATE SET failures = excluded.failures, failing_s ="
-        " excluded.failing_s, try_at = excluded.try_at, problem = excluded.problem",
-        [(lane, receiver, *state)],
+    database.execute_sql(
+        "INSERT INTO receiver (lane, ae_title, failures, failing_s, try_at, problem)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (lane, ae_title) DO UPDATE SET"
+        " failures = excluded.failures, failing_s = excluded.failing_s,"
+        " try_at = excluded.try_at, problem = excluded.problem",
+        (lane, receiver, failures + 1, failing_s + wait, ctx.stamp(seconds=wait), problem[:500]),
     )
     hours = ctx.config.housekeeping.give_up_events_hours
     if lane == RESULT_LANE:

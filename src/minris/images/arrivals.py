@@ -17,7 +17,7 @@ from minris.standard.mpps import FINAL_MPPS_STATES
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, Workitem, database
-from minris.store.rows import erase, fetch_rows, insert_rows
+from minris.store.rows import erase, fetch_rows
 from minris.ups.search import stored_workitem
 from minris.ups.workitems import update_workitem
 
@@ -274,9 +274,8 @@ def settle_study(ctx: Context, study_instance_uid: str, why: str) -> None:
     known = "SELECT 1 FROM availability WHERE study_instance_uid = ? LIMIT 1"
     if not database.execute_sql(known, (study_instance_uid,)).fetchone():
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There are no such images"))
-    insert_rows(
-        "settled_study (study_instance_uid, why, at) VALUES ON CONFLICT (study_instance_uid)"
-        " DO UPDATE SET why = excluded.why, at = excluded.at",
-        [(study_instance_uid, why.strip()[:500], ctx.stamp())],
+    database.execute_sql(
+        "INSERT OR REPLACE INTO settled_study (study_instance_uid, why, at) VALUES (?, ?, ?)",
+        (study_instance_uid, why.strip()[:500], ctx.stamp()),
     )
     audit(ctx, "images settled", study_instance_uid, why.strip()[:500])

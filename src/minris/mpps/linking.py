@@ -10,7 +10,7 @@ from minris.orders.steps import enter_state
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
 from minris.standard.status import Message
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
-from minris.store.rows import fetch_rows, first_row, insert_rows, known_row, update_row
+from minris.store.rows import fetch_rows, first_row, known_row, update_row
 
 
 def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
@@ -27,9 +27,11 @@ def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
 
 def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
-    columns = "performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-    link = performed_id, step_id, found_by, before
-    insert_rows(f"{columns} VALUES ON CONFLICT DO NOTHING", [link])
+    database.execute_sql(
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
+        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_id, found_by, before),
+    )
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses

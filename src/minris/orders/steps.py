@@ -12,7 +12,7 @@ from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS
 from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
-from minris.store.rows import erase, insert_rows, update_row
+from minris.store.rows import erase, update_row
 
 
 def update_patient(
@@ -77,8 +77,9 @@ def refold(
 
 def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
     """Write the stations of a step, each once."""
-    rows_ = [(title, start_date, step_id) for title in dict.fromkeys(stations)]
-    insert_rows("scheduled_station (ae_title, start_date, step_id)", rows_)
+    sql = "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)"
+    for title in dict.fromkeys(stations):
+        database.execute_sql(sql, (title, start_date, step_id))
 
 
 def step_outcome(event: str, step: ScheduledProcedureStep) -> str:

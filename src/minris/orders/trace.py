@@ -13,7 +13,7 @@ from minris.orders.worklist import STATION_AE_TITLE, WorklistView
 from minris.standard.status import Status, description_of
 from minris.standard.worklist import START_DATE, STEP_STATUS
 from minris.store.models import QueryTrace, database
-from minris.store.rows import fetch_rows, first_row, insert_rows
+from minris.store.rows import fetch_rows, first_row
 
 
 class QueryLog:
@@ -68,13 +68,14 @@ class QueryLog:
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
     """Save the queries that QueryLog.take gave."""
-    insert_rows(
-        "query_trace (hour, ae_title, address, keys, raw, count, answers, status, last_at) VALUES"
-        " ON CONFLICT (hour, ae_title, address, keys) DO UPDATE SET"
-        " count = count + excluded.count, answers = excluded.answers,"
-        " status = excluded.status, last_at = excluded.last_at",
-        queries,
-    )
+    for query in queries:
+        database.execute_sql(
+            "INSERT INTO query_trace (hour, ae_title, address, keys, raw, count, answers, status,"
+            " last_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hour, ae_title, address, keys)"
+            " DO UPDATE SET count = count + excluded.count, answers = excluded.answers,"
+            " status = excluded.status, last_at = excluded.last_at",
+            query,
+        )
 
 
 def save_shown(first: Iterable[tuple[int, str, str]]) -> None:
