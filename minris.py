@@ -11646,11 +11646,6 @@ def end_workitem(
 # Device checks: what is known of a device, and what to do next.
 # ------------------------------------------------------------------------------------------------
 
-def echo(our_ae_title: str, device: Device) -> Message:
-    """Send C-ECHO to a device; return the outcome as a sentence."""
-    return echo_words(our_ae_title, device, echo_outcome(our_ae_title, device))
-
-
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
     """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
@@ -21266,7 +21261,8 @@ def post_adopt(p: PageRequest) -> str:
 def post_echo(p: PageRequest) -> str:
     """POST /devices/echo: C-ECHO to a device."""
     device = device_named(p, p.form("name"))
-    return p.tell("/devices", p.t(echo(p.web.config.dicom.ae_title, device)))
+    ours = p.web.config.dicom.ae_title
+    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
 
 
 def associations_page(p: PageRequest) -> str:

@@ -24,11 +24,6 @@ from minris.upper_layer.pdus import NO_DATA_SET, encode_command
 from minris.upper_layer.server import Call
 
 
-def echo(our_ae_title: str, device: Device) -> Message:
-    """Send C-ECHO to a device; return the outcome as a sentence."""
-    return echo_words(our_ae_title, device, echo_outcome(our_ae_title, device))
-
-
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
     """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}

@@ -17,7 +17,7 @@ from minris.access.devices import (
 )
 from minris.config.ini import Config, Device
 from minris.config.settings import DEVICE_SETTINGS, Setting
-from minris.doctor import Called, Finding, echo, echo_outcome, examine
+from minris.doctor import Called, Finding, echo_outcome, echo_words, examine
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
@@ -165,7 +165,8 @@ def post_adopt(p: PageRequest) -> str:
 def post_echo(p: PageRequest) -> str:
     """POST /devices/echo: C-ECHO to a device."""
     device = device_named(p, p.form("name"))
-    return p.tell("/devices", p.t(echo(p.web.config.dicom.ae_title, device)))
+    ours = p.web.config.dicom.ae_title
+    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
 
 
 def associations_page(p: PageRequest) -> str:
