@@ -17065,11 +17065,11 @@ def add_dicomweb(app: Any, web: Web) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.language
-# Sentences, names, dates and values in the language of the reader.
+# Sentences, names, dates and values in the user's language.
 # ------------------------------------------------------------------------------------------------
 
 class Translator:
-    """Gives a sentence in a language; English itself is the key of the catalogue."""
+    """Translates a sentence; the English text is the key of the catalogue."""
 
     def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
         self.language, self.catalogue = language, catalogue
@@ -17085,7 +17085,7 @@ class Translator:
         )
 
     def name(self, value: str) -> str:
-        """A PN value: Latin letters first, but for those who read the others."""
+        """Return a PN value for display; Latin letters first unless the language is zh, ja or ko."""
         shown = shown_name(value)
         if self.language.startswith(("zh", "ja", "ko")):
             return shown
@@ -17093,7 +17093,7 @@ class Translator:
         return f"{latin} {shown.removesuffix(latin)}".strip()
 
     def date(self, value: str) -> str:
-        """A DA value: 5 Jul 2026, 2026年7月5日; what is none as it stands."""
+        """Return a DA value as 5 Jul 2026 or 2026年7月5日; any other text unchanged."""
         if not is_date(value):
             return shown_date(value)
         number = int(value[4:6])
@@ -17107,7 +17107,7 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
-    """The language of a page: the one chosen, else the browser's, else the setting."""
+    """Return the language of a page: the user's choice, else the browser's, else the setting."""
     known = list(languages)
     if wanted in known:
         return wanted
@@ -17127,28 +17127,28 @@ WEEKDAY_WORDS = (
 
 
 def day_of(date: str) -> datetime.date:
-    """The day of a DA value that a calendar can show, those around it too."""
+    """Return the date of a DA value, limited to years whose neighbours a calendar can show."""
     day = datetime.date.fromisoformat(shown_date(date))
     return min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
 
 
 def clock(minute: int) -> str:
-    """A minute of the day as 09:30."""
+    """Return a minute of the day as 09:30."""
     return f"{minute // 60 % 24:02}:{minute % 60:02}"
 
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
-    """Exams of a diary in a sentence."""
+    """Return bookings as text: times and names."""
     return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
 
 
 def shown_time(value: str) -> str:
-    """A TM value as 09:30."""
+    """Return a TM value as 09:30."""
     return f"{value[:2]}:{value[2:4]}" if len(value) >= 4 else value
 
 
 def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
-    """How long ago a time of the store was, in minutes or hours."""
+    """Return the time since a time stamp of the store, in minutes or hours."""
     if not stamp:
         return ""
     then = datetime.datetime.fromisoformat(stamp)
@@ -17159,7 +17159,7 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
 
 
 def device_names(web: Web) -> dict[str, str]:
-    """The name of its device by AE title."""
+    """Return device names by AE title."""
     return {title: d.name for d in web.access().devices for title in d.ae_titles}
 
 
@@ -17167,7 +17167,7 @@ def facts_of(
     index: ElementIndex, table: Iterable[list[str]], t: Translator,
     zone: datetime.tzinfo | None = None,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """Label and value of what a data set has of a table's rows."""
+    """Return label and value of each row of a table (label, path) that has a value."""
     found = [(t(label), fact(index, path, t, zone)) for label, path in table]
     return [(label, value) for label, value in found if value]
 
@@ -17181,7 +17181,7 @@ PASSED_ON_WORDS = {
 
 
 def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
-    """What came of passing something on."""
+    """Return the outcome of forwarding a message."""
     if given_up_at:
         return t("given up, {answer}", answer=answer) if answer else t("given up")
     if not sent_at:
@@ -17191,7 +17191,7 @@ def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) ->
 
 
 def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """What a data set says at a path of keywords, as people read it; codes by their meaning."""
+    """Return the value at a path of keywords for display; a code by its meaning."""
     *outer, keyword = path.split(" > ")
     for sequence in outer:
         index = index.item(sequence)
@@ -17212,7 +17212,7 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
 
 
 def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
-    """A time of the store as the clinic's clock shows it."""
+    """Return a time stamp of the store in the clinic's time zone."""
     if not stamp:
         return ""
     return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"
@@ -17220,17 +17220,17 @@ def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.static
-# What is in static/: style, script, and the catalogues of languages.
+# Static files: style sheet, script and language catalogues.
 # ------------------------------------------------------------------------------------------------
 
 def static_folder() -> Path | None:
-    """The folder static/: in the wheel and beside a lone file, else in the clone."""
+    """Return the folder static/: in the wheel or beside a lone file, else in the clone."""
     places = (FOLDER / "static", FOLDER.parent.parent / "static")
     return next((place for place in places if place.is_dir()), None)
 
 
 STATIC = {
-    "minris.css": """/* minris: small, semantic, without classes where an element will do. */
+    "minris.css": """/* minris: classes only where an element selector is not enough. */
 :root {
   color-scheme: light dark;
   --ink: #16202a; --paper: #f6f7f9; --card: #fff; --line: #d4dae1; --soft: #5b6875;
@@ -17405,7 +17405,7 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
 .slip img { height: 16mm; width: 70mm; max-width: 100%; }
 .slip img + img { height: 26mm; width: 26mm; display: block; }
 """,
-    "minris.js": """// minris: keeps the board live, helps while one types. Every page works without this file.
+    "minris.js": """// minris: live board, help while typing. Every page works without this file.
 "use strict";
 
 (function () {
@@ -17418,7 +17418,7 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
   let waiting = false;
   let again = false;
 
-  // Fetch the board and put it in place, unless nothing has changed.
+  // Fetch the board and show it if it has changed.
   async function refresh() {
     if (waiting) { again = true; return; }
     waiting = true;
@@ -17440,7 +17440,7 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
     }
   }
 
-  // Keep the focus where it was: the same control in the same place of the new board.
+  // Keep the focus: on the control at the same place of the new board.
   function put(text) {
     const focused = document.activeElement;
     const inside = board.contains(focused);
@@ -17451,7 +17451,7 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
     if (place >= 0 && controls()[place]) controls()[place].focus();
   }
 
-  // A browser has few connections to one server: a page that is not seen gives its own back.
+  // A browser opens few connections to one server: a hidden page closes its own.
   let stream = null;
   function listen() {
     if (document.hidden) {
@@ -17466,11 +17466,11 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
   }
   document.addEventListener("visibilitychange", listen);
   listen();
-  // Minutes since an event go on though nothing happens.
+  // "Since … min" changes even if nothing happens.
   setInterval(refresh, 30000);
 })();
 
-// A part of a page that is fetched for what is typed; the answer to the last question counts.
+// Fetch a part of the page for what is typed; only the answer to the last query counts.
 function asker(element, use) {
   let asked = 0;
   let timer = 0;
@@ -17482,7 +17482,7 @@ function asker(element, use) {
       if (!answer.ok || mine !== asked) return;
       element.innerHTML = await answer.text();
       if (use) use(element);
-    } catch (error) { /* it is a help, no more */ }
+    } catch (error) { /* the page works without it */ }
   }
   return (query, wait) => {
     clearTimeout(timer);
@@ -17492,12 +17492,12 @@ function asker(element, use) {
 
 const field = (name) => document.getElementById(name);
 
-// Registration: who may be meant is shown while a name, number, phone or birth date is typed.
+// Registration: show known patients while a name, ID, phone or birth date is typed.
 (function () {
   const found = field("found");
   if (!found) return;
 
-  // An identity number says birth date and sex.
+  // An identity number contains birth date and sex.
   function fill(element) {
     const told = element.firstElementChild;
     if (!told || !told.dataset.born) return;
@@ -17515,7 +17515,7 @@ const field = (name) => document.getElementById(name);
   }
 })();
 
-// An exam: what is in its way, and when the device is free.
+// Exam form: show overlapping exams and free times of the device.
 (function () {
   const slots = field("slots");
   if (!slots || !field("time")) return;
@@ -17543,7 +17543,7 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
-// A form is sent once: the second click of a double click finds its button asleep.
+// Send a form once: its buttons are disabled for the second click of a double click.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.elements) {
     if (button.tagName !== "BUTTON") continue;
@@ -17551,12 +17551,12 @@ document.addEventListener("submit", (event) => {
     setTimeout(() => { button.disabled = false; }, 5000);
   }
 });
-// The back button shows a page as it was, asleep buttons too.
+// The back button restores the page with its buttons disabled: enable them.
 window.addEventListener("pageshow", () => {
   for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 });
 
-// Keys, while nothing is typed: N new, / search, T today, arrows for the day, P print, ? what there is.
+// Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select, [contenteditable]");
   if (typing || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -18770,7 +18770,7 @@ STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charse
 
 
 def load_catalogues() -> dict[str, Mapping[str, str]]:
-    """The catalogues by language: those inside, then further ones of static/i18n."""
+    """Return the catalogues by language: the built-in ones, then others in static/i18n."""
     found: dict[str, Mapping[str, str]] = {"en": {}}
     texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
     folder = static_folder()
@@ -18782,7 +18782,7 @@ def load_catalogues() -> dict[str, Mapping[str, str]]:
 
 
 def static_answer(name: str, request: Any) -> Any:
-    """GET /static/…: style or script, or 304 where the browser has it."""
+    """GET /static/…: style sheet or script; 304 if the browser has it."""
     import bottle
 
     kind = STATIC_TYPES.get(name.rpartition(".")[2])
@@ -18797,7 +18797,7 @@ def static_answer(name: str, request: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.frame
-# What all pages share: a request and how it is answered, the layout, the menu, lists.
+# What all pages share: the request and its answer, layout, menu, lists.
 # ------------------------------------------------------------------------------------------------
 
 LAYOUT = """<!DOCTYPE html>
@@ -18863,7 +18863,7 @@ LAYOUT = """<!DOCTYPE html>
 </body>
 </html>
 """
-SHARED_PART = """% # What the templates of pages share.
+SHARED_PART = """% # Functions for all templates of pages.
 % def problem_list(heading, problems):
 % if problems:
 <div role="alert" class="problem"><p>{{heading}}</p><ul>
@@ -18984,16 +18984,16 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of such a table: cells, where the first one leads, what can be done."""
+    """A row of such a table: cells, link of the first cell, actions."""
 
     cells: tuple[str, ...]
     link: str = ""
     actions: tuple["Action", ...] = ()
-    light: str = ""  # a key of LIGHTS, for the first cell
+    light: str = ""  # a key of LIGHTS: colour of the first cell
 
 
 class Action(NamedTuple):
-    """A small form of one button, perhaps with a choice or a text."""
+    """A form with one button, perhaps with a select or a text field."""
 
     path: str
     words: str
@@ -19001,7 +19001,7 @@ class Action(NamedTuple):
     name: str = ""
     label: str = ""
     choices: tuple[tuple[str, str], ...] = ()
-    get: bool = False  # it only shows something
+    get: bool = False  # changes nothing
 
 
 LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
@@ -19013,14 +19013,14 @@ LIGHT_SAYS = {
 }
 
 
-Answer = Callable[..., str | bytes]  # a function of pages: PageRequest and parts of the path
+Answer = Callable[..., str | bytes]  # takes a PageRequest and the parts of the path
 
 
 class Page(NamedTuple):
-    """A row of the table of pages: what answers at a path.
+    """A row of the table of pages: which functions answer a path.
 
-    role   the least that may ask for it; "" where nobody need be logged in
-    words  in the menu, and its group there; "" for what is not in the menu
+    role          minimum role; "" if no login is needed
+    words, group  menu text and menu group; "" if not in the menu
     """
 
     path: str
@@ -19032,12 +19032,12 @@ class Page(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The path, with * for a part that varies."""
+        """The path, with * for each variable part."""
         return re.sub("<[^>]*>", "*", self.path)
 
 
 def group_of(menu: list[Page], here: str) -> str:
-    """The group of pages that a path belongs to: /patient/3 is of /patients, /step/1 of the day."""
+    """Return the menu group of a path: /patient/3 is in that of /patients, /step/1 in the first."""
     found = [
         (len(page.path), page.group)
         for page in menu
@@ -19047,7 +19047,7 @@ def group_of(menu: list[Page], here: str) -> str:
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
-    """A path of this site to go back to; never another site."""
+    """Return path and query of a URL of this site; `default` for any other URL."""
     parts = urllib.parse.urlsplit(path or "")
     if not parts.path.startswith("/") or parts.path.startswith(("//", "/\\")):
         return default
@@ -19055,7 +19055,7 @@ def safe_path(path: str | None, default: str = "/") -> str:
 
 
 class Site:
-    """What all requests share: the table of pages, the catalogues, the boards, the box's light."""
+    """What all requests share: table of pages, catalogues, cached boards, health."""
 
     def __init__(self, web: Web, pages: tuple[Page, ...], boards: Any) -> None:
         self.web, self.pages, self.boards = web, pages, boards
@@ -19064,7 +19064,7 @@ class Site:
         self.light_until, self.worst = 0.0, "good"
 
     def light(self) -> str:
-        """The worst of the box's lights, looked at each ten seconds."""
+        """Return the worst status of all components, at most 10 s old."""
         now = time.monotonic()
         if now > self.light_until:
             self.light_until = now + 10
@@ -19074,10 +19074,10 @@ class Site:
 
 
 class PageRequest:
-    """A request for a page: who asks, in which language, what was sent, and how it is answered.
+    """A request for a page, and the ways to answer it.
 
-    login  who asks; None where that is not known, or not asked
-    ctx    the circumstances that core functions are given
+    login  the user; None if unknown, or if the page needs no login
+    ctx    the context for core functions
     """
 
     def __init__(self, site: Site) -> None:
@@ -19089,23 +19089,23 @@ class PageRequest:
         self.ctx: Context = self.web.context(Actor("web"))
 
     def enter(self, least: str) -> None:
-        """Find who asks. Refuses who may not do what `least` may (0124), or has no login (401)."""
+        """Identify the user. Refuses 0124 for a role below `least`, 401 without a login."""
         self.login, self.ctx = enter(self.web, self.request, least)
 
     def may(self, least: str) -> bool:
-        """Whether who asks may do what `least` may."""
+        """Tell whether the user has at least this role."""
         return permit(self.login.role if self.login else "", least)
 
     def need(self, least: str) -> None:
-        """Refuse (0124) a deed that asks for more than its page does."""
+        """Refuse (0124) an action that needs a higher role than its page."""
         if not self.may(least):
             raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
 
-    # What was sent.
+    # The request.
 
     @functools.cached_property
     def t(self) -> Translator:
-        """The language of the one who asks."""
+        """The translator for the user's language."""
         language = choose_language(
             self.site.catalogues,
             self.request.get_cookie("language") or "",
@@ -19115,26 +19115,26 @@ class PageRequest:
         return Translator(language, self.site.catalogues[language])
 
     def query(self, name: str) -> str:
-        """A parameter of the address, as text."""
+        """Return a query parameter as text."""
         return self.request.query.getunicode(name) or ""
 
     def day(self, name: str) -> str:
-        """A day in the address as DA; nothing for what is none."""
+        """Return a date of the query as DA; "" if it is not a date."""
         date = self.query(name).replace("-", "")
         return date if is_date(date) else ""
 
     def form(self, name: str) -> str:
-        """A field of the form that was sent, as text."""
+        """Return a field of the form as text."""
         return self.request.forms.getunicode(name) or ""
 
     def number(self, name: str) -> int:
-        """A field that holds the number of a row. Refuses 0106."""
+        """Return a field of the form as a row ID. Refuses 0106."""
         if not self.form(name).isdigit():
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
         return int(self.form(name))
 
     def came_from(self, default: str) -> str:
-        """The page of ours that it was sent from."""
+        """Return the page of this site that sent the form."""
         return safe_path(self.request.get_header("Referer"), default)
 
     # The store and the clinic.
@@ -19144,16 +19144,16 @@ class PageRequest:
         return self.web.read(core, *arguments)
 
     def write(self, core: Core, *arguments: Any) -> Any:
-        """Call a core function in the store thread, for who asks, and wait for its commit."""
+        """Call a core function in the store thread with the user's context; wait for the commit."""
         return self.web.write(core, self.ctx, *arguments)
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The devices of the moment."""
+        """The current devices."""
         return self.web.access().devices
 
     def device(self, ae_title: str) -> Device | None:
-        """The device of an AE title."""
+        """Return the device of an AE title, or None."""
         return self.web.access().device(ae_title)
 
     def at(self, stamp: str) -> str:
@@ -19166,10 +19166,11 @@ class PageRequest:
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
         **values: Any,
     ) -> str:  # fmt: skip
-        """A whole page around a template.
+        """Return a whole page around a template.
 
-        refresh  load it anew by itself; bare: without the head of a page
-        told     what the action before says of itself
+        refresh  reload the page regularly
+        bare     without header and menu
+        told     message about the last action
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         seen = [page for page in site.menu if self.may(page.role)]
@@ -19196,32 +19197,36 @@ class PageRequest:
         )
 
     def part(self, template: str, **values: Any) -> str:
-        """A template alone."""
+        """Render a template alone."""
         import bottle
 
         return bottle.template(template, t=self.t, **values)
 
     def listed(self, columns: str, rows: list[Row], empty: str = "", heading: str = "") -> Part:
-        """A table of a list page: the heads of its columns, in English and separated by |, and in
-        the language of the page its heading."""
+        """Return a table for a list page.
+
+        columns  their names in English, separated by " | "
+        empty    text in English if there are no rows
+        heading  as it is shown
+        """
         heads = tuple(self.t(words) for words in columns.split(" | "))
         return Part(heading, heads, rows, self.t(empty))
 
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
-        """A list page.
+        """Return a list page.
 
-        values  intro; search, the label of a field, and query, what is in it; links below (path,
-                words); filters (path, words, whether chosen)
+        values  intro; search, the label of the search field, and query, its value; links below
+                (path, words); filters (path, words, whether chosen)
         """
         return self.show(LIST_PAGE, title, parts=parts, **values)
 
     def _light(self) -> tuple[str, str, str]:
-        """The box's light: kind, sign, words."""
+        """Return the overall status: key of LIGHTS, sign, words."""
         worst = self.site.light()
         return worst, LIGHTS[worst], self.t(LIGHT_SAYS[worst])
 
     def _told(self) -> str:
-        """What the action before this page says of itself, once, from a cookie."""
+        """Return the message of the last action from its cookie, and delete that."""
         text = self.request.get_cookie("told")
         if not text:
             return ""
@@ -19229,25 +19234,25 @@ class PageRequest:
         return urllib.parse.unquote(text)
 
     def tell(self, path: str, text: str) -> str:
-        """Go to a page that says what has been done."""
+        """Redirect to a page that shows a message about what was done."""
         self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
         return self.redirect(path)
 
     def redirect(self, path: str) -> str:
-        """Answer with 303, so that the back button repeats nothing."""
+        """Answer 303, so that the back button sends nothing again."""
         self.response.status = 303
         self.response.set_header("Location", path)
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
-        """Why a form is shown again (422): what is wrong with its fields, or one sentence."""
+        """Set status 422 and return the problems to show: those of the fields, or one sentence."""
         self.response.status = 422
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """A cookie that scripts cannot read, for this site alone."""
+        """Set a cookie for this site that scripts cannot read."""
         secure = self.request.urlparts.scheme == "https" or (
             self.web.config.web.public_url.startswith("https")
         )
@@ -19256,25 +19261,25 @@ class PageRequest:
         )
 
     def csv(self, name: str, text: str) -> bytes:
-        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
+        """Answer with a CSV file to download; a byte order mark tells spreadsheets it is UTF-8."""
         self.response.content_type = "text/csv; charset=utf-8"
         self.response.set_header("Content-Disposition", f'attachment; filename="{name}"')
         return b"\xef\xbb\xbf" + text.encode()
 
     def svg(self, drawing: str | bytes) -> str | bytes:
-        """A drawing."""
+        """Answer with an SVG drawing."""
         self.response.content_type = "image/svg+xml"
         return drawing
 
 
 def no_such_action() -> Refusal:
-    """What a form is refused with that asks for a deed that there is not (0106)."""
+    """Return the refusal (0106) of a form with an unknown action."""
     return Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.after_exam.commitments
-# Are they safe?
+# Storage commitment: which images are in the archive.
 # ------------------------------------------------------------------------------------------------
 
 COMMITMENT_STATES = {
@@ -19287,7 +19292,7 @@ COMMITMENT_STATES = {
 
 
 def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: int) -> str:
-    """What a judgement means for whoever stands at the machine."""
+    """Return what the result of a request means for the person at the machine."""
     if commitment.state == "dropped":
         return ""
     words = []
@@ -19305,7 +19310,7 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
 
 
 def commitments_page(p: PageRequest) -> str:
-    """GET /commitments: which images machines have asked about, and what they were told."""
+    """GET /commitments: the list of commitment requests with their results."""
     t, asked = p.t, []
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
@@ -19318,7 +19323,7 @@ def commitments_page(p: PageRequest) -> str:
 
 
 def missing_images(p: PageRequest) -> Part:
-    """Exams of the last days whose images are not all known to be in the archive."""
+    """Return the list of recent exams with images that are not known to be in the archive."""
     t = p.t
     exams = [
         Row((p.at(one.ended_at),
@@ -19336,7 +19341,7 @@ def missing_images(p: PageRequest) -> Part:
 
 
 def archive_words(p: PageRequest) -> str:
-    """Which archive is asked, and how it was the last time."""
+    """Return which archive is queried, and the outcome of the last query."""
     t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
         return t("There are several archives: nothing can be called safe until [commitment] archive"
@@ -19354,7 +19359,7 @@ def archive_words(p: PageRequest) -> str:
 
 
 def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
-    """The button that asks the archive or tells the machine now, where that is still open."""
+    """Return the button to retry now, if the archive's or the machine's answer is pending."""
     waits = commitment.state == "asked" or (
         commitment.door == "dimse" and commitment.state in ("judged", "given up")
     )
@@ -19364,7 +19369,7 @@ def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
 
 
 def commitment_page(p: PageRequest, uid: str) -> str:
-    """GET /commitment/…: the judgement of each image, in words."""
+    """GET /commitment/…: the result of each image."""
     t, one = p.t, p.read(commitment_by_uid, uid)
     words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
     words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
@@ -19380,21 +19385,21 @@ def commitment_page(p: PageRequest, uid: str) -> str:
 
 
 def post_commitments(p: PageRequest) -> str:
-    """POST /commitments: ask the archive or tell the machine now."""
+    """POST /commitments: query the archive or notify the machine now."""
     p.write(try_commitment_again, p.form("uid"))
     return p.tell("/commitments", p.t("It is tried again now."))
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.after_exam.watchers
-# Who hears of workitems; what is passed on.
+# Subscriptions to workitems; forwarding to other systems.
 # ------------------------------------------------------------------------------------------------
 
 CHANNEL_WORDS = {"dimse": "DICOM", "websocket": "WebSocket"}
 
 
 def watchers_page(p: PageRequest) -> str:
-    """GET /watchers: who hears of workitems, and how it goes with telling them."""
+    """GET /watchers: the list of subscribers, and the state of their notifications."""
     t = p.t
     kinds = {
         UPS_GLOBAL_SUBSCRIPTION: t("all workitems"),
@@ -19426,7 +19431,7 @@ def watchers_page(p: PageRequest) -> str:
 
 
 def post_watchers(p: PageRequest) -> str:
-    """POST /watchers: subscribe a device, end its subscriptions, try again."""
+    """POST /watchers: subscribe a device, end its subscriptions, or retry."""
     receiver, deed = p.form("receiver"), p.form("do")
     if deed == "subscribe":
         p.write(subscribe, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
@@ -19443,7 +19448,7 @@ def post_watchers(p: PageRequest) -> str:
 
 
 def passed_on_page(p: PageRequest) -> str:
-    """GET /passed-on: what other systems are sent, and what they answered."""
+    """GET /passed-on: messages that were forwarded to other systems, and their answers."""
     t = p.t
     to_whom = [
         Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
@@ -19463,14 +19468,14 @@ def passed_on_page(p: PageRequest) -> str:
 
 
 def post_passed_on(p: PageRequest) -> str:
-    """POST /passed-on: try a receiver now."""
+    """POST /passed-on: retry a receiver now."""
     p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
     return p.tell("/passed-on", p.t("It is tried again now."))
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.board
-# The board, the waiting room, the day on paper.
+# The board, the waiting room and the printed list of a day.
 # ------------------------------------------------------------------------------------------------
 
 BOARD_PAGE = """
@@ -19493,7 +19498,7 @@ BOARD_PAGE = """
 {{!board}}
 </div>
 """
-# Its buttons belong to the form beside it, so that the part is the same for all who look at it.
+# Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
 BOARD_PART = """
 <p class="summary" role="status" aria-live="polite">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}:
 % for state, number in totals:
@@ -19572,7 +19577,7 @@ PRINT_PAGE = """
 </tbody></table></section>
 % end
 """
-# What a person reads for a state; the keys are the states themselves.
+# The words of the button for each event of person_events.
 PERSON_EVENTS = {
     "arrive": Message("Arrived"),
     "cancel": Message("Cancel exam"),
@@ -19586,7 +19591,7 @@ PERSON_EVENTS = {
 def board_step(
     ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
 ) -> dict[str, Any]:
-    """One row of the board."""
+    """Return one row of the board, as its template wants it."""
     step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
@@ -19609,7 +19614,7 @@ def board_step(
 
 
 class BoardView(NamedTuple):
-    """What of a board is shown: a day (DA), by `device` or `state`, the exams of one device."""
+    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
 
     date: str
     by: str = "device"
@@ -19617,7 +19622,7 @@ class BoardView(NamedTuple):
 
     @property
     def query(self) -> str:
-        """The same as the query of an address."""
+        """The view as the query of a URL."""
         return urllib.parse.urlencode(
             {"date": shown_date(self.date), "by": self.by, "device": self.device}
         )
@@ -19629,7 +19634,7 @@ BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
 def exams_in_groups(
     web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The rows of a day's exams, as the board has them, by device or by state."""
+    """Return a day's exams as rows of the board, grouped by device or by state."""
     names = device_names(web)
     reporting = web.read(reporting_stations)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -19643,7 +19648,7 @@ def exams_in_groups(
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
-    """The board of a day: the same text for all who look at it in a language."""
+    """Return the board of a day as HTML: the same for all users of one language."""
     import bottle
 
     device = web.access().device(view.device) if view.device else None
@@ -19663,7 +19668,7 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
 
 
 class Rendered(NamedTuple):
-    """A board as it was rendered: text, the same as gzip, and a mark that another text has not."""
+    """A rendered board: its HTML, the HTML compressed, and a mark that changes with it."""
 
     text: str
     gzip: bytes
@@ -19671,7 +19676,7 @@ class Rendered(NamedTuple):
 
 
 class Boards:
-    """The boards that were rendered last: one rendering for each language, view and change."""
+    """Cache of rendered boards: each is rendered once per language, view and change."""
 
     MOST = 32
 
@@ -19681,9 +19686,9 @@ class Boards:
         self.lock = threading.Lock()
 
     def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
-        """The board of a view as it is now; minutes since an event count as a change."""
+        """Return the current board of a view; a new minute counts as a change ("since 5 min")."""
         minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
-        with self.lock:  # who comes meanwhile wants the same
+        with self.lock:  # others wait for the same rendering
             key = self.web.writer.commits, self.web.access().version, t.language, view, minute
             if key not in self.kept:
                 text = render_board(self.web, ctx, t, view)
@@ -19694,7 +19699,7 @@ class Boards:
 
 
 def board_page(p: PageRequest) -> str | bytes:
-    """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
+    """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
     date, by = p.day("date"), p.query("by")
     by = by if by in BOARD_ORDERS else "device"
     view = BoardView(date or p.ctx.today(), by, p.query("device"))
@@ -19716,12 +19721,12 @@ def board_page(p: PageRequest) -> str | bytes:
 
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:
-    """AE title and name of the devices that exams are scheduled for."""
+    """Return AE title and name of each modality."""
     return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
 
 
 def board_part(p: PageRequest, board: Rendered) -> str | bytes:
-    """A board alone; 204 for who has it already."""
+    """Answer with the board alone, or 204 if the browser already shows it."""
     if p.query("have") == board.mark:
         p.response.status = 204
         return ""
@@ -19734,7 +19739,7 @@ def board_part(p: PageRequest, board: Rendered) -> str | bytes:
 
 
 def waiting_page(p: PageRequest) -> str:
-    """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
     names, people = device_names(p.web), []
     for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
         if state in ("ARRIVED", "READY", "STARTED"):
@@ -19750,7 +19755,7 @@ def waiting_page(p: PageRequest) -> str:
 
 
 def print_page(p: PageRequest) -> str:
-    """GET /print: the exams of a day on paper."""
+    """GET /print: the exams of a day, to be printed."""
     date = p.day("date") or p.ctx.today()
     devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
     day = p.t("Exams of {date}", date=p.t.date(date))
@@ -19759,7 +19764,7 @@ def print_page(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.figures
-# Figures of days.
+# Statistics of exams.
 # ------------------------------------------------------------------------------------------------
 
 FIGURES_PAGE = """
@@ -19782,13 +19787,13 @@ CHART = """<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="180
 
 
 def days_asked_for(p: PageRequest) -> tuple[str, str]:
-    """The first and the last day that are asked for, DA; else the last four weeks."""
+    """Return the first and last day of the query (DA); default: the last four weeks."""
     month = f"{p.ctx.local_now() - datetime.timedelta(days=27):%Y%m%d}"
     return p.day("first") or month, p.day("last") or p.ctx.today()
 
 
 def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
-    """The columns, and a row for each week and station."""
+    """Return the columns, and one row per week and station."""
     t, names = p.t, device_names(p.web)
     weeks: dict[tuple[str, str], list[Day]] = {}
     for day in p.read(days_between, *days_asked_for(p)):
@@ -19814,7 +19819,7 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def figures_page(p: PageRequest) -> str:
-    """GET /figures: exams by week and device, how long people waited, how long exams took."""
+    """GET /figures: exams per week and device, waiting times, durations."""
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
     lines = [Row(tuple(line)) for line in table]
@@ -19822,7 +19827,7 @@ def figures_page(p: PageRequest) -> str:
 
 
 def figures_csv(p: PageRequest) -> bytes:
-    """GET /figures.csv: the same, for a spreadsheet."""
+    """GET /figures.csv: the same as CSV."""
     columns, table = table_of_figures(p)
     stream = io.StringIO()
     csv.writer(stream).writerows([columns, *([no_formula(cell) for cell in row] for row in table)])
@@ -19830,7 +19835,7 @@ def figures_csv(p: PageRequest) -> bytes:
 
 
 def figures_svg(p: PageRequest) -> str:
-    """GET /figures.svg: exams by day, as bars."""
+    """GET /figures.svg: exams per day as a bar chart."""
     counts: collections.Counter[str] = collections.Counter()
     for day in p.read(days_between, *days_asked_for(p)):
         counts[day.date] += day.exams
@@ -19842,7 +19847,7 @@ def figures_svg(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.leftovers
-# What days before left open, and what came without an order.
+# Unfinished exams of earlier days, and performed steps without an order.
 # ------------------------------------------------------------------------------------------------
 
 LEFTOVERS_PAGE = """
@@ -19872,7 +19877,7 @@ LEFTOVERS_PAGE = """
 
 
 def leftovers_page(p: PageRequest) -> str:
-    """GET /leftovers: what is still open from days before."""
+    """GET /leftovers: exams of earlier days that are still open."""
     steps = [
         (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
          step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
@@ -19883,7 +19888,7 @@ def leftovers_page(p: PageRequest) -> str:
 
 
 def post_leftovers(p: PageRequest) -> str:
-    """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
+    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
     event = p.form("event")
     if event not in ("no show", "finish", "cancel", "today"):
         raise no_such_action()
@@ -19893,7 +19898,7 @@ def post_leftovers(p: PageRequest) -> str:
 
 
 def unscheduled_page(p: PageRequest) -> str:
-    """GET /unscheduled: performed steps without an order, to be matched by a person."""
+    """GET /unscheduled: performed steps without an order, to be matched by hand."""
     t = p.t
     choices_of = functools.cache(functools.partial(exams_to_choose, p))
     found = []
@@ -19916,7 +19921,7 @@ def unscheduled_page(p: PageRequest) -> str:
 
 
 def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
-    """The exams of a day to choose from: row and words."""
+    """Return the exams of a day as choices: row ID and words."""
     return [
         (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
          f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
@@ -19926,19 +19931,19 @@ def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
 
 
 def post_match(p: PageRequest) -> str:
-    """POST /unscheduled/match."""
+    """POST /unscheduled/match: link a performed step to an exam."""
     p.write(link_by_hand, p.number("performed"), p.number("step"))
     return p.tell("/unscheduled", p.t("Matched."))
 
 
 def post_settle(p: PageRequest) -> str:
-    """POST /unscheduled/settle."""
+    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
     p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
     return p.tell("/unscheduled", p.t("Saved."))
 
 
 def post_unmatch(p: PageRequest) -> str:
-    """POST /unmatch: undo a match."""
+    """POST /unmatch: remove the link between a performed step and an exam."""
     step = p.number("step")
     p.write(unlink_step, p.number("performed"), step)
     return p.redirect(f"/step/{step}")
@@ -19947,7 +19952,7 @@ def post_unmatch(p: PageRequest) -> str:
 def similar_first(
     t: Translator, choices: list[tuple[str, str]], index: ElementIndex
 ) -> tuple[tuple[str, str], ...]:
-    """Exams to choose from, those of the same patient by name or accession number before others."""
+    """Sort choices: exams with the same patient name or accession number first."""
     wanted = {t.name(index.get("PatientName")), *(
         item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
     return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
@@ -19955,7 +19960,7 @@ def similar_first(
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.forms
-# Forms: their fields, which way a value is read and shown, and what a form had shown.
+# Forms: fields, how values are read and shown, and detection of changes by others.
 # ------------------------------------------------------------------------------------------------
 
 FORM_PAGE = """
@@ -20050,10 +20055,10 @@ class Field(NamedTuple):
 
 
 class FieldKind(NamedTuple):
-    """A kind of field: its input, what is kept of what was typed, and what is shown of that.
+    """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read    raises ValueError for what is not a number
-    within  the least and the most that can be meant, in the unit that is kept
+    read    raises ValueError if it is not a number
+    within  minimum and maximum of a plausible value, in the stored unit
     """
 
     input: str = "text"
@@ -20062,7 +20067,7 @@ class FieldKind(NamedTuple):
     within: tuple[float, float] = (-math.inf, math.inf)
 
     def takes(self, text: str) -> bool:
-        """Whether a value can be meant; what is no number is for others to judge."""
+        """Tell whether a stored value is plausible; any text that is not a number is."""
         low, high = self.within
         try:
             return not (float(text) < low or float(text) > high)
@@ -20071,16 +20076,16 @@ class FieldKind(NamedTuple):
 
 
 def metres(text: str) -> str:
-    """Centimetres as they are typed, in m. Raises ValueError."""
+    """Convert cm as typed to m. Raises ValueError."""
     return f"{float(text.replace(',', '.')) / 100:g}" if text.strip() else ""
 
 
 def centimetres(value: str) -> str:
-    """A length in m as it is typed; nothing for what is none."""
+    """Convert m to cm for display; "" if it is not a number."""
     return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
 
 
-# The three parts of a name are read together: person_name.
+# The three parts of a name are put together by person_name.
 FIELD_KINDS = {
     "text": FieldKind(),
     "area": FieldKind("area"),
@@ -20104,7 +20109,7 @@ FIELD_KINDS = {
 
 
 class FieldRow(NamedTuple):
-    """A row of a table of fields: what is asked for, and which attribute it fills."""
+    """A row of a table of fields: one field and the attribute it fills."""
 
     name: str
     keyword: str
@@ -20116,8 +20121,10 @@ class FieldRow(NamedTuple):
 
 
 def field_table(text: str) -> tuple[FieldRow, ...]:
-    """The fields of a form: name, keyword, kind, label (with * where something must be said), and
-    perhaps group. Raises KeyError for an unknown keyword or kind."""
+    """Read a table of fields: name, keyword, kind, label (ending in * if required), perhaps group.
+
+    Raises KeyError for an unknown keyword or kind.
+    """
     return tuple(
         FieldRow(name, keyword, tag_of(keyword), FIELD_KINDS[kind], label.removesuffix(" *"),
                  label.endswith("*"), *group)
@@ -20126,14 +20133,14 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
 
 
 def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
-    """What was typed in the fields of a form, by name."""
+    """Return the values of a form's fields, by name."""
     return {row.name: p.form(row.name) for row in rows}
 
 
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The texts of attributes that a form fills, by keyword, and what cannot be meant."""
+    """Return the attribute values of a form, by keyword, and its implausible values."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -20154,9 +20161,9 @@ def show_fields(
     problems: Sequence[Problem],
     choices: Mapping[str, tuple[tuple[str, str], ...]],
 ) -> tuple[list[Field], list[Problem]]:
-    """The fields of a form as they are shown, and the problems that are those of no field.
+    """Return the fields of a form for display, and the problems that belong to no field.
 
-    What is wrong with an attribute stands at the first field that fills it.
+    The problem of an attribute is shown at the first field that fills it.
     """
     words = collections.defaultdict(list)
     for problem in problems:
@@ -20172,7 +20179,7 @@ def show_fields(
 def changed_keywords(
     rows: Iterable[FieldRow], form: Mapping[str, str], shown: Mapping[str, str]
 ) -> set[str]:
-    """What those fields fill that are not as they were shown; the rest stays as it is."""
+    """Return the keywords of the fields that were changed."""
     return {
         row.keyword for row in rows if form[row.name].strip() != shown.get(row.name, "").strip()
     }
@@ -20185,12 +20192,12 @@ def show_form(
     problems: Iterable[Problem] = (),
     **values: Any,
 ) -> str:
-    """A page of one form.
+    """Return a page with one form.
 
     groups    legends with their fields
-    problems  what is wrong, beside what is said at the fields
-    values    submit: the words of its button, "" for none; action: where it is sent, the address
-              it is shown at if not given; what form.html can have beside that
+    problems  those that belong to no field
+    values    submit: text of the button, "" for none; action: URL, default is that of the page;
+              other variables of form.html
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
@@ -20199,7 +20206,7 @@ def show_form(
 
 
 def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
-    """The button that takes back the last change of a patient or an exam, if there is one."""
+    """Return the button that undoes the last change of a patient or exam, if there is one."""
     note, problem = p.read(undoable, p.ctx, about)
     if problem:
         return []
@@ -20209,12 +20216,12 @@ def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
     ]
 
 
-NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a login
+NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a session
 TOO_OLD = Message("The form is too old: load the page anew")
 
 
 def decoded(text: str) -> bytes:
-    """The bytes of a hidden field. Refuses 0106."""
+    """Decode a hidden field. Refuses 0106."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
@@ -20222,12 +20229,12 @@ def decoded(text: str) -> bytes:
 
 
 def encoded_form(form: Any) -> str:
-    """What a form showed, for a hidden field."""
+    """Encode the values of a form for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
 
 
 def decoded_form(text: str) -> dict[str, str]:
-    """What a form had shown; nothing where that is not told. Refuses 0106."""
+    """Decode the values a form had shown; {} for an empty field. Refuses 0106."""
     try:
         found = json.loads(decoded(text) or b"{}")
         if all(isinstance(value, str) for value in found.values()):
@@ -20241,7 +20248,7 @@ def unless_changed(
     ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
     *arguments: Any,
 ) -> bool:  # fmt: skip
-    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    """Call a core function if the stored values are still those shown; return whether they are."""
     if now() != shown:
         return False
     core(ctx, *arguments)
@@ -20250,10 +20257,10 @@ def unless_changed(
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.machines.stuck
-# What is stuck.
+# Work that is stuck, and how to end it.
 # ------------------------------------------------------------------------------------------------
 
-# What is stuck: in words, what is done about it, the page of it, and who may do it.
+# Kinds of stuck work: words, action, page, and minimum role for the action.
 ORPHAN_ROWS = body_rows("""
     kind        | words                               | action           | page         | role
     lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
@@ -20271,7 +20278,7 @@ ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 
 
 def stuck_page(p: PageRequest) -> str:
-    """GET /orphans: what is stuck in any service, to be ended with a reason."""
+    """GET /orphans: the list of stuck work of all services, each with an action."""
     t, found = p.t, []
     for orphan in p.read(orphans, p.ctx):
         _, words, deed, page, least = ORPHANS[orphan.kind]
@@ -20287,7 +20294,7 @@ def stuck_page(p: PageRequest) -> str:
 
 
 def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
-    """What is known of something that is stuck, in words."""
+    """Return the details of stuck work in words."""
     t = p.t
     if orphan.kind == "lock":
         return t("last told: {at}", at=p.at(orphan.known) or t("never"))
@@ -20299,7 +20306,7 @@ def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
 
 
 def post_orphans(p: PageRequest) -> str:
-    """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
+    """POST /orphans: release a lock, end a workitem, give up events, …; needs a reason."""
     kind, uid, why = p.form("kind"), p.form("uid"), p.form("reason")
     p.need(ORPHANS[kind][4] if kind in ORPHANS else "admin")
     old = p.ctx.stamp(hours=-p.ctx.config.housekeeping.stuck_workitem_hours)
@@ -20329,7 +20336,7 @@ def post_orphans(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 def why_page(p: PageRequest) -> str:
-    """GET /why: which device asked when, and the first key that kept each exam from it."""
+    """GET /why: the devices' queries, and for each exam found the first key that excluded it."""
     t, query = p.t, p.query("q")
     p.write(save_queries, p.web.box.dimse.queries.take())
     queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
@@ -20352,12 +20359,12 @@ def why_page(p: PageRequest) -> str:
 
 
 def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
-    """A time of the store on the clock of the clinic."""
+    """Return a time stamp of the store in the clinic's time zone."""
     return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
 
 
 def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
-    """For one exam, each device's last different queries and what kept it from them."""
+    """Return a table for one exam: each device's recent queries, and the key that excluded it."""
     ctx, t, data, answers, is_found = p.ctx, p.t, bytes(step.data), [], False
     for query in latest_by_device(queries):
         device = p.device(query.ae_title)
@@ -20376,7 +20383,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
         titles = device.ae_titles if device else (query.ae_title,)
         is_found |= why is None and bool(set(titles) & set(stations))
-    if is_found:  # by its own machine: nothing is to be mended
+    if is_found:  # its own machine finds it: there is nothing to fix
         answers = [row._replace(actions=()) for row in answers]
     name = t.name(ElementIndex(data).get("PatientName"))
     heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
@@ -20385,7 +20392,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
 
 
 def post_mend(p: PageRequest) -> str:
-    """POST /why/mend: give the exam what the device asked for."""
+    """POST /why/mend: set the exam to the values that the device asked for."""
     row_id, forms = p.number("step"), p.request.forms
     given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
     if "ScheduledProcedureStepStatus" in given:
@@ -20404,9 +20411,9 @@ MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedure
 def reason_of(
     t: Translator, why: Exclusion | None, step: Any, others: list[tuple[int, str, str]]
 ) -> tuple[str, tuple[Action, ...]]:
-    """Why a query did not find an exam, in a sentence, and the click that mends it.
+    """Return why a query did not find an exam, in one sentence, and the button that fixes it.
 
-    others  every key that the exam does not satisfy
+    others  every key that the exam does not match
     """
     if why is None:
         return t("It is found."), ()
@@ -20437,7 +20444,7 @@ def reason_of(
 
 
 def asked_for(t: Translator, index: ElementIndex) -> str:
-    """The keys of a query that are not universal, in words."""
+    """Return the matching keys of a query in words, without universal matches."""
     words = []
     for tag in index:
         if index.vr(tag) == b"SQ":
@@ -20449,7 +20456,7 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.calendar
-# The month, and the week of a device.
+# The calendar: the month, and the week of one device.
 # ------------------------------------------------------------------------------------------------
 
 CALENDAR_PAGE = """
@@ -20525,7 +20532,7 @@ SLOTS_PART = """
 
 
 def calendar_page(p: PageRequest) -> str:
-    """GET /calendar: the month, and the week of a device with what is free."""
+    """GET /calendar: the month, and the week of one device with its free times."""
     ctx, t, stations = p.ctx, p.t, stations_of(p)
     day = day_of(p.day("date") or ctx.today())
     device = p.query("device") or (stations[0][0] if stations else "")
@@ -20549,7 +20556,7 @@ def calendar_page(p: PageRequest) -> str:
 
 
 def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
-    """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
+    """Return the weeks of a month; per day: number, query, number of exams, date, whether chosen."""
     first = day.replace(day=1)
     first -= datetime.timedelta(days=first.weekday())
     days = [first + datetime.timedelta(days=n) for n in range(42)]
@@ -20567,7 +20574,7 @@ def week_rows(
     p: PageRequest, device: str, days: list[datetime.date], bookings: list[Booking],
     double: set[int],
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
-    """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
+    """Return the rows of a week: a time; per day: exams that start then, link if free, if taken."""
     ctx, t, step = p.ctx, p.t, p.ctx.config.clinic.slot_minutes
     opens, closes = day_begins_ends(ctx)
     earliest = min([opens, *(one.begin for one in bookings)])
@@ -20593,7 +20600,7 @@ def week_rows(
 
 
 def slots_part(p: PageRequest) -> str:
-    """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
+    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
     date, device, time_ = p.day("date"), p.query("device"), p.query("time")
     if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
         return ""
@@ -20607,7 +20614,7 @@ def slots_part(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.after_exam.workitems
-# Workitems.
+# Workitems (Unified Procedure Steps).
 # ------------------------------------------------------------------------------------------------
 
 WORKITEM_PAGE = """
@@ -20669,7 +20676,7 @@ WORKITEM_PAGE = """
 % end
 <a href="/">{{t('To the board')}}</a></nav>
 """
-# What a person may do with a workitem: in which states, who, and what is asked for.
+# Actions on a workitem: in which states, for whom, minimum role, and the questions of the form.
 WORKITEM_ACTIONS = body_rows("""
     event     | states                | who    | role         | asks              | words
     claim     | SCHEDULED             | anyone | desk         |                   | Claim it
@@ -20712,7 +20719,7 @@ WORKITEM_FIELDS = field_table("""
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
     """)
-# The four modules of PS3.3 C.30; the first item where a path leads through a sequence.
+# The four modules of PS3.3 C.30; a path takes the first item of each sequence.
 WORKITEM_FACTS = body_rows("""
     module       | label               | path
     Scheduled    | What is to be done  | ProcedureStepLabel
@@ -20753,7 +20760,7 @@ WORKITEM_FACTS = body_rows("""
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
-# What the time line says of an event of each type, beside its name.
+# What the time line shows for an event of each type, after its name.
 HAPPENING_PATHS = {
     0: ("ReasonForCancellation",),
     1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
@@ -20766,7 +20773,7 @@ HAPPENING_PATHS = {
 
 
 def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """An event of the time line in words."""
+    """Return an event of the time line in words."""
     name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
     index = ElementIndex(happening.data)
     said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
@@ -20774,9 +20781,9 @@ def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo |
 
 
 def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
-    """A workitem from the form. Refuses 0106.
+    """Return the data set of a new workitem from the form. Refuses 0106.
 
-    step  the scheduled procedure step that it is for, whose patient and request it has
+    step  the scheduled procedure step it is for; patient and request are copied from it
     """
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
@@ -20796,12 +20803,12 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
 
 
 def workitems_path(state: str, label: str) -> str:
-    """Where workitems of a state and a worklist label are listed."""
+    """Return the URL of the list for a state and a worklist label."""
     return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
 
 
 def workitems_page(p: PageRequest) -> str:
-    """GET /workitems: what comes after, by state and worklist label."""
+    """GET /workitems: the list of workitems, by state and worklist label."""
     t, state, label = p.t, p.query("state"), p.query("label")
     found, count = p.read(workitems_of, state, label)
     listed = [
@@ -20829,7 +20836,7 @@ def workitems_page(p: PageRequest) -> str:
 
 
 def workitem_page(p: PageRequest, uid: str) -> str:
-    """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+    """GET /workitem/…: its four modules, actions, subscribers and time line."""
     t, zone = p.t, p.web.config.zone
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
@@ -20863,7 +20870,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
 def workitem_forms(
     p: PageRequest, workitem: Any, asked_to_cancel: bool
 ) -> list[tuple[str, str, list[Field]]]:
-    """What this person may do with a workitem now."""
+    """Return the actions that this user may take now: event, words, fields."""
     holder = workitem.by_person and workitem.performer == p.login.name
     asked = holder and asked_to_cancel and not workitem.declined
     who_may = {"anyone": True, "holder": holder, "asked": asked}
@@ -20882,7 +20889,7 @@ def workitem_forms(
 
 
 def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str, str], ...]]:
-    """What the questions about a workitem are answered from."""
+    """Return the choices for the questions of WORKITEM_ACTIONS, by name."""
     t = p.t
     codes = sorted(UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513")
     inputs = sorted(UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness)
@@ -20898,7 +20905,7 @@ def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str
 
 
 def post_workitem(p: PageRequest, uid: str) -> str:
-    """POST /workitem/…: what a person does with it."""
+    """POST /workitem/…: take an action of WORKITEM_ACTIONS."""
     event, asked = p.form("event"), p.form
     p.need(next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin"))
     if event in ("give up", "end", "release", "decline", "unsubscribe"):
@@ -20927,7 +20934,7 @@ def post_workitem(p: PageRequest, uid: str) -> str:
 
 
 def cancel_request(p: PageRequest) -> bytes:
-    """The information of a request to cancel, from the form. Refuses 0106."""
+    """Return the data set of a cancellation request from the form. Refuses 0106."""
     contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
     asked = cancellation_reason(p.form("reason"), p.form("code") or "110513")
     return bytes(asked.merged(contact))
@@ -20936,7 +20943,7 @@ def cancel_request(p: PageRequest) -> bytes:
 def new_workitem_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
-    """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+    """GET /workitems/new: the form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()
     form = form or {
         "step": p.query("step"), "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}",
@@ -20963,18 +20970,18 @@ def new_workitem_page(
 
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
-    """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+    """Return the data set of the step a form names by row ID; b"" for none. Refuses 0112."""
     return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:
-    """POST /workitems/new."""
+    """POST /workitems/new: create a workitem, or show the form again."""
     form = sent_fields(p, WORKITEM_FIELDS) | {"step": p.form("step"), "uid": p.form("uid")}
     step = step_of_form(p, form["step"])
     try:
         uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))
     except Refusal as refusal:
-        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # the form was sent twice
             return p.redirect(f"/workitem/{form['uid']}")
         return new_workitem_page(p, form, p.again(refusal))
     return p.tell(f"/workitem/{uid}", p.t("Saved."))
@@ -20982,7 +20989,7 @@ def post_new_workitem(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.login
-# Login, logout, password, language.
+# Login, logout, password and language.
 # ------------------------------------------------------------------------------------------------
 
 LOGIN_PAGE = """
@@ -21009,9 +21016,9 @@ RESUME_PAGE = """
 
 
 def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
-    """GET /login.
+    """GET /login: the login form.
 
-    kept  a form that was sent without a login, as encoded_form has it: it is sent after it
+    kept  a form that was sent without a session, encoded by encoded_form; offered after the login
     """
     following = safe_path(p.query("next") or p.form("next"))
     name = "" if kept else p.form("name")
@@ -21020,7 +21027,7 @@ def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
 
 
 def ask_to_log_in(p: PageRequest) -> str:
-    """For who asks for a page without a login; what a form of ours had is kept meanwhile."""
+    """Answer a request without a session: go to the login; keep a form that was sent."""
     request = p.request
     asked = (request.path + "?" + request.query_string).rstrip("?")
     if request.method != "POST" or request.content_type.startswith("multipart"):
@@ -21039,7 +21046,7 @@ def ask_to_log_in(p: PageRequest) -> str:
 
 
 def resume_page(p: PageRequest, secret: str, kept: str) -> str:
-    """What was typed before the session ended, to be sent with one click."""
+    """Show a form that was sent after the session had ended, to be sent again with one click."""
     try:
         path, fields = json.loads(decoded(kept))
         fields = [(str(name), str(value)) for name, value in fields]
@@ -21052,14 +21059,14 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
 
 
 def begin_session(p: PageRequest, user_id: int) -> str:
-    """Log a user in: the secret of the session, which the browser keeps."""
+    """Open a session and set its cookie; return its secret."""
     secret = p.write(open_session, user_id)
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
     return secret
 
 
 def post_login(p: PageRequest) -> str:
-    """POST /login."""
+    """POST /login: check name and password and open a session."""
     name = p.form("name").strip()
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
@@ -21077,7 +21084,7 @@ def post_login(p: PageRequest) -> str:
 
 
 def post_logout(p: PageRequest) -> str:
-    """POST /logout."""
+    """POST /logout: end the session."""
     if cookie := p.request.get_cookie("minris"):
         p.write(end_session, cookie)
     p.response.delete_cookie("minris", path="/")
@@ -21085,7 +21092,7 @@ def post_logout(p: PageRequest) -> str:
 
 
 def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /password: one's own."""
+    """GET /password: the form to change one's own password."""
     fields = [
         Field("password", p.t("Password until now"), "password", required=True),
         Field("new_password", p.t("New password"), "password", required=True),
@@ -21095,7 +21102,7 @@ def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
 
 
 def post_password(p: PageRequest) -> str:
-    """POST /password: the other sessions of the user end."""
+    """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
         user_id = p.read(authenticate, p.ctx, name, p.form("password"))
@@ -21109,7 +21116,7 @@ def post_password(p: PageRequest) -> str:
 
 
 def choose_page_language(p: PageRequest) -> str:
-    """GET /language: remember the language chosen."""
+    """GET /language: remember the chosen language."""
     wanted = p.query("language")
     if wanted in p.site.catalogues:
         p.set_cookie("language", wanted, max_age=365 * 86400)
@@ -21118,11 +21125,11 @@ def choose_page_language(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.machines.devices
-# Devices and the doctor of one; who has called; what each status means.
+# Devices and their troubleshooting; associations; status codes.
 # ------------------------------------------------------------------------------------------------
 
 def devices_page(p: PageRequest) -> str:
-    """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
+    """GET /devices: the list of devices, and of rejected callers, with C-ECHO and registration."""
     t = p.t
     known = [
         Row((device.name, ", ".join(device.ae_titles), device.modality,
@@ -21152,7 +21159,7 @@ def devices_page(p: PageRequest) -> str:
 def device_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
-    """GET /devices/edit: the settings of a device, those of the file to look at."""
+    """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
     device = next((d for d in p.devices if d.name == name), None)
     form = form or {
@@ -21186,7 +21193,7 @@ def device_page(
 
 
 def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
-    """What a device with these settings is sent of some names, to the byte."""
+    """Return the list of sample names as a device with these settings gets them, with bytes."""
     given = {s.key: form[s.key] for s in DEVICE_SETTINGS if form.get(s.key)}
     made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | given)
     if not made:
@@ -21198,7 +21205,7 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
 
 
 def post_device(p: PageRequest) -> str:
-    """POST /devices/save: make, change or delete a device; the next call is judged by it."""
+    """POST /devices/save: save or delete a device, effective at once; or preview names."""
     settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
     name, old_name = p.form("name").strip(), p.form("old_name")
     form = {"name": name, "old_name": old_name, **settings}
@@ -21216,7 +21223,7 @@ def post_device(p: PageRequest) -> str:
 
 
 def device_named(p: PageRequest, name: str) -> Device:
-    """A device by its name. Refuses 0112."""
+    """Return a device by its name. Refuses 0112."""
     device = next((one for one in p.devices if one.name == name), None)
     if not device:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
@@ -21224,10 +21231,10 @@ def device_named(p: PageRequest, name: str) -> Device:
 
 
 def doctor_page(p: PageRequest) -> str:
-    """GET /devices/doctor: what is known of a device, and the one thing to do next."""
+    """GET /devices/doctor: the findings about a device, and what to do next."""
     t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
     outcome = echo_outcome(p.web.config.dicom.ae_title, device)
-    called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
+    called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
     findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
@@ -21243,7 +21250,7 @@ def doctor_page(p: PageRequest) -> str:
 
 
 def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
-    """The button that takes another AE title of a device."""
+    """Return the button that adds the AE title of a finding to the device."""
     if not finding.do or device.from_file:
         return ()
     fields = (("name", device.name), ("ae_title", finding.do))
@@ -21251,7 +21258,7 @@ def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ..
 
 
 def post_adopt(p: PageRequest) -> str:
-    """POST /devices/adopt: take another AE title of a device."""
+    """POST /devices/adopt: add an AE title to a device."""
     name = p.form("name")
     p.write(adopt_title, name, p.form("ae_title"))
     p.web.box.reload_access()
@@ -21259,14 +21266,14 @@ def post_adopt(p: PageRequest) -> str:
 
 
 def post_echo(p: PageRequest) -> str:
-    """POST /devices/echo: C-ECHO to a device."""
+    """POST /devices/echo: send a C-ECHO to a device."""
     device = device_named(p, p.form("name"))
     ours = p.web.config.dicom.ae_title
     return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
 
 
 def associations_page(p: PageRequest) -> str:
-    """GET /associations: who is calling now and who has called, what was done, how it ended."""
+    """GET /associations: open and past associations, with operations and outcome."""
     t, server, names = p.t, p.web.box.associations, device_names(p.web)
     wanted = p.query("q").strip().casefold()
     ended = []
@@ -21300,7 +21307,7 @@ def associations_page(p: PageRequest) -> str:
 
 
 def statuses_page(p: PageRequest) -> str:
-    """GET /statuses: what each status means, and what mends it."""
+    """GET /statuses: the list of DICOM status codes, with meaning and remedy."""
     t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
     found = [
         Row((f"{status:04X}", t(meaning), t(mend)))
@@ -21313,18 +21320,18 @@ def statuses_page(p: PageRequest) -> str:
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:
-    """The button that registers who has called as a device."""
+    """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
 
 
 def is_failure(status: int) -> bool:
-    """Whether a status says that something was not done."""
+    """Tell whether a status is a failure."""
     return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
-    """How often an operation was done, and with what status if not with success."""
+    """Return an operation with its count, and its status if that is not success."""
     operation, status = message
     known = status in STATUS_WORDS and status
     said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
@@ -21332,7 +21339,7 @@ def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
 
 
 def text_of_value(value: Any, between: str = ", ") -> str:
-    """The value of a setting as it is written; `between` is put between several in an order."""
+    """Return a setting's value as config.ini has it; `between` separates ordered values."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, frozenset):
@@ -21343,7 +21350,7 @@ def text_of_value(value: Any, between: str = ", ") -> str:
 
 
 def setting_text(config: Config, setting: Setting) -> str:
-    """The value of a setting of config.ini as a person reads it."""
+    """Return the value of a setting of config.ini for display."""
     value = getattr(getattr(config, setting.section), setting.key)
     if value and setting.kind == "clock":
         return f"{value[0]:02}:{value[1]:02}"
@@ -21351,7 +21358,7 @@ def setting_text(config: Config, setting: Setting) -> str:
 
 
 def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
-    """What may be chosen for a setting of few words."""
+    """Return the choices for a yes/no or choice setting; () for any other."""
     kind, *words = setting.kind.split(" ")
     if kind == "bool":
         return (("yes", t("yes")), ("no", t("no")))
@@ -21359,7 +21366,7 @@ def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], .
 
 
 def settings_of(device: Device) -> dict[str, str]:
-    """A device's settings as texts, as a form or config.ini has them."""
+    """Return a device's settings as texts, as a form or config.ini has them."""
     given = {s.key: text_of_value(getattr(device, s.key), "\\") for s in DEVICE_SETTINGS[1:]}
     return {"ae_title": ", ".join(device.ae_titles), **given}
 
@@ -21372,7 +21379,7 @@ def settings_of(device: Device) -> dict[str, str]:
 def catalogue_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
-    """GET /catalogue: the procedures, and a form for one."""
+    """GET /catalogue: the list of procedures, and a form for one."""
     t, listed, code = p.t, p.read(all_procedures), p.query("code")
     chosen = [one for one in listed if one.code == code]
     shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
@@ -21407,12 +21414,12 @@ def post_catalogue(p: PageRequest) -> str:
 
 
 def catalogue_csv(p: PageRequest) -> bytes:
-    """GET /catalogue.csv: the catalogue for a spreadsheet."""
+    """GET /catalogue.csv: the catalogue as CSV."""
     return p.csv("catalogue.csv", p.read(export_procedures))
 
 
 def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
-    """GET /catalogue/import."""
+    """GET /catalogue/import: the form to choose a CSV file."""
     words = p.t("Columns: {columns}. Procedures are known by their codes.",
                 columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
     return p.show(
@@ -21422,7 +21429,7 @@ def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
 
 
 def post_catalogue_import(p: PageRequest) -> str:
-    """POST /catalogue/import: all rows or none."""
+    """POST /catalogue/import: import all rows or none."""
     upload = p.request.files.get("upload")
     if not upload:
         return catalogue_import_page(p, [p.t("Nothing was chosen")])
@@ -21435,7 +21442,7 @@ def post_catalogue_import(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.patients.files
-# Import of files.
+# Import of worklist files.
 # ------------------------------------------------------------------------------------------------
 
 IMPORT_PAGE = """
@@ -21459,13 +21466,13 @@ IMPORT_PAGE = """
 
 
 def import_page(p: PageRequest, **values: Any) -> str:
-    """GET /import."""
+    """GET /import: the form to choose a file, with a preview of one already sent."""
     settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": ""}
     return p.show(IMPORT_PAGE, "Import", **settings | values)
 
 
 def post_import(p: PageRequest) -> str:
-    """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
+    """POST /import: preview a file; with `confirmed`, import all rows or none."""
     t = p.t
     if p.form("confirmed"):
         name, content = p.form("file"), decoded(p.form("content"))
@@ -21491,11 +21498,10 @@ def post_import(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.reception
-# The fields of reception's form: what they fill, and what they show of a data set.
+# The registration form: its fields, and how they are read from and written to data sets.
 # ------------------------------------------------------------------------------------------------
 
-# The registration form: its fields, what they fill, and how they are read and shown. What is of
-# this visit alone is not shown again.
+# The fields of the registration form. Those of group `visit` are not shown again.
 REGISTER_FIELDS = field_table("""
     name           | keyword                         | kind      | label                          | group
     family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
@@ -21525,7 +21531,7 @@ EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
 
 
 def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
-    """A worklist item from the registration form, and what can be said against it already."""
+    """Return a worklist item from the registration form, and the problems found so far."""
     texts, problems = read_fields(REGISTER_FIELDS, form)
     texts["PatientName"] = person_name(
         form["family_name"], form["given_name"], form["chinese_name"]
@@ -21550,9 +21556,9 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
 
 
 def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[Problem]:
-    """What is missing in the registration form, and what cannot be meant.
+    """Return the problems of the registration form: missing or implausible values.
 
-    texts  what was read of it, by keyword
+    texts  the values read from it, by keyword
     """
     problems = []
     for row in REGISTER_FIELDS:
@@ -21570,7 +21576,7 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
 
 
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
-    """What may be chosen in the fields of the registration form, by name."""
+    """Return the choices of the fields of the registration form, by name."""
     t = p.t
     nothing = ("", "")
     devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
@@ -21588,7 +21594,7 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
-    """The data set of an exam. Refuses 0112."""
+    """Return the data set of an exam. Refuses 0112."""
     return ElementIndex(p.read(get_step, row_id))
 
 
@@ -21596,15 +21602,14 @@ def post_changes(
     p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
     change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
 ) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
-    """Write what was changed in a form of what is stored: the form, what it would have shown
-    before, and why it is to be shown again.
+    """Save the changes of a form; return the form, what the store had, and the problems if refused.
 
     stored  reads the data set of a row
-    change  gives the core function and its arguments, of the form, what it would have shown before,
-            and the data set. Refuses what the form is shown again for
+    change  takes the form, the form of the stored data set, and that data set; returns the core
+            function and its arguments. May refuse: the form is shown again
     """
     form = sent_fields(p, rows)
-    while True:  # somebody else may come between
+    while True:  # again if somebody else saves in between
         known = ElementIndex(p.read(stored, row_id))
         shown = form_of(rows, known)
         if meanwhile := changed_meanwhile(p, rows, form, shown):
@@ -21625,8 +21630,10 @@ def post_changes(
 def changed_meanwhile(
     p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
 ) -> list[Problem]:
-    """What somebody else has changed since a form was shown (409); the form takes it where it was
-    left as it had been."""
+    """Return the fields that others changed since the form was shown; sets status 409 if any.
+
+    A field that this user did not change takes the new value.
+    """
     seen, problems = decoded_form(p.form("seen")), []
     for row in rows:
         name, now = row.name, stored[row.name]
@@ -21643,7 +21650,7 @@ def changed_meanwhile(
 
 
 def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
-    """What fields of the registration form show of a data set."""
+    """Return the values of fields of the registration form for a data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
         row.name: row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
@@ -21654,7 +21661,7 @@ def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
 def patient_from_form(
     form: Mapping[str, str], shown: Mapping[str, str]
 ) -> tuple[bytes, list[Problem]]:
-    """The patient's attributes that were changed in a form, empty ones too."""
+    """Return the patient's attributes that a form changes, empty ones too, and the problems."""
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
     empty = ElementIndex(encoded({tag: encode_text(k, "") for tag, k in changed.items()}))
@@ -21666,10 +21673,9 @@ def patient_from_form(
 def exam_from_form(
     form: Mapping[str, str], shown: Mapping[str, str], device: Device | None
 ) -> bytes:
-    """The exam's attributes that were changed in a form, empty ones too.
+    """Return the exam's attributes that a form changes, empty ones too.
 
-    Another device brings its modality, name and place; another procedure loses the codes of the
-    one before.
+    A new device sets modality, station name and location; a new procedure removes the old codes.
     """
     changed = changed_keywords(EXAM_FIELDS, form, shown)
     texts, _ = read_fields(EXAM_FIELDS, form)
@@ -21698,11 +21704,11 @@ def exam_from_form(
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.box
-# The box: its lights, users and tokens, the audit log, settings.
+# The system: health, users and tokens, audit log, settings.
 # ------------------------------------------------------------------------------------------------
 
-# What each role may do, in words, and on which pages (* for a part of the path). The first of them
-# says which role that is at least; "-" stands for what is asked of an administrator by the deed.
+# What the roles may do, and on which pages (* for a part of the path). The first page gives the
+# minimum role; "-": actions on other pages that check for an administrator.
 RIGHTS = body_rows("""
     what                                                          | pages
     See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
@@ -21722,7 +21728,7 @@ USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete
 
 
 def box_page(p: PageRequest) -> str:
-    """GET /box: a light for each thing that may fail, and where the rest of it is."""
+    """GET /box: the status of each component, and links to the other pages of the group."""
     t = p.t
     lights = [
         Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
@@ -21736,7 +21742,7 @@ def box_page(p: PageRequest) -> str:
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box: make a backup."""
+    """POST /box: back up now."""
     p.web.box.back_up()
     if problem := p.web.box.backup_problem:
         return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
@@ -21744,7 +21750,7 @@ def post_box(p: PageRequest) -> str:
 
 
 def users_page(p: PageRequest, new_token: str = "") -> str:
-    """GET /users: who may log in, which programs may call, and what each role may do."""
+    """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
         Row((name, t(role), str(count), p.at(at)), "", (
@@ -21775,13 +21781,13 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
 
 
 def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
-    """What may be done, in words, and the least role that may do it."""
+    """Return the rows of RIGHTS: words and minimum role."""
     roles = {page.rule: page.role for page in pages}
     return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
 
 
 def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /users/new: a form for a person or a token; a known name is changed."""
+    """GET /users/new: the form for a user or token; an existing user is changed."""
     t = p.t
     kinds = (("person", t("A person")), ("token", t("A program (API token)")))
     roles = tuple((role, t(role)) for role in ROLES)
@@ -21799,7 +21805,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
 
 
 def post_users(p: PageRequest) -> str:
-    """POST /users: set a user or make a token, end sessions, delete."""
+    """POST /users: save a user, create a token, end sessions, or delete."""
     name, deed = p.form("name").strip(), p.form("do")
     try:
         if deed == "save" and p.form("kind") != "token":
@@ -21817,7 +21823,7 @@ def post_users(p: PageRequest) -> str:
 
 
 def audit_page(p: PageRequest) -> str:
-    """GET /audit: who did what, searched by any text; whether the log is as it was written."""
+    """GET /audit: search the audit log by any text; says whether its chain is intact."""
     t, text, before = p.t, p.query("q"), p.query("before")
     found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
@@ -21836,7 +21842,7 @@ def audit_page(p: PageRequest) -> str:
 
 
 def settings_page(p: PageRequest) -> str:
-    """GET /settings: each setting, its value and where it comes from."""
+    """GET /settings: each setting with its value and source."""
     t, config = p.t, p.web.config
     parts = []
     for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
@@ -21896,7 +21902,7 @@ STEP_PAGE = """
 
 
 def shown_at(device: Device | None, index: ElementIndex) -> str:
-    """The patient's name as a device will be shown it; nothing where that is all of it."""
+    """Return the patient's name as a device will show it; "" if it shows the whole name."""
     if not device:
         return ""
     query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
@@ -21906,7 +21912,7 @@ def shown_at(device: Device | None, index: ElementIndex) -> str:
     if shown == index.get("PatientName"):
         try:
             charset.encode(shown, b"PN")
-        except UnicodeEncodeError:  # its own set cannot carry it, and it is sent another one
+        except UnicodeEncodeError:  # not in its own character set: it gets another one
             return shown
         return ""
     return shown
@@ -21967,7 +21973,7 @@ EXPOSURE_FACTS = body_rows("""
 def performed_facts(
     data: bytes, remark: str, found_by: str, t: Translator
 ) -> list[tuple[str, str]]:
-    """What a performed step's page part says."""
+    """Return label and value of all facts about a performed step."""
     index = ElementIndex(data)
     facts = facts_of(index, PERFORMED_FACTS, t)
     reason = index.item("PerformedProcedureStepDiscontinuationReasonCodeSequence")
@@ -21989,13 +21995,13 @@ def performed_facts(
         facts.append((t("Exposure"), words))
     if remark:
         facts.append((t("Left out by the device"), remark))
-    if found_by != "study":  # to be doubted
+    if found_by != "study":  # the link may be wrong
         facts.append((t("Matched by"), t(found_by)))
     return facts
 
 
 def step_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…: all that is known of one step."""
+    """GET /step/…: everything about one exam."""
     t, row = p.t, p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
     facts = facts_of(index, STEP_FACTS, t)
@@ -22031,7 +22037,7 @@ def step_page(p: PageRequest, row_id: int) -> str:
 def double_booking(
     p: PageRequest, row: Any, stations: list[str], device: Device | None
 ) -> list[str]:
-    """What is said of an exam that lies on another one's time."""
+    """Return a warning if other exams overlap with this one."""
     if row.status not in WAITING_STEP_STATES or not stations:
         return []
     when = row.start_date, minute_of_day(row.start_time)
@@ -22047,7 +22053,7 @@ def double_booking(
 def step_links(
     p: PageRequest, row_id: int, index: ElementIndex, state: str
 ) -> list[tuple[str, str]]:
-    """Where one goes from the page of an exam."""
+    """Return the links of an exam's page."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
@@ -22068,7 +22074,7 @@ def step_links(
 
 
 def arrival_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
-    """How many of the images that a performed step names have come to an archive."""
+    """Return how many images of a performed step are in an archive."""
     arrival = p.read(performed_arrival, performed_id)
     archives = any(device.role == "archive" for device in p.devices)
     nobody_knows = len(arrival.missing) == len(arrival.references) and not archives
@@ -22080,7 +22086,7 @@ def arrival_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
 
 
 def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
-    """To whom a performed step was passed on, and what came of it."""
+    """Return to which devices a performed step was forwarded, and the answers."""
     words: dict[str, list[str]] = collections.defaultdict(list)
     for receiver, operation, *how in p.read(passed_on_of, performed_id):
         words[receiver].append(f"{operation}: {passing_words(p.t, *how)}")
@@ -22090,7 +22096,7 @@ def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
 
 
 def post_step(p: PageRequest, row_id: int) -> str:
-    """POST /step/…: arrived, cancelled, did not come, back on the list."""
+    """POST /step/…: apply an event (arrive, cancel, no show, …) to an exam, or undo the last one."""
     event = p.form("event")
     if event == "undo":
         p.write(undo, f"step {row_id}")
@@ -22105,12 +22111,12 @@ def edit_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
     problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
-    """GET /step/…/edit: another date, device, exam."""
+    """GET /step/…/edit: the form to change date, device or procedure."""
     t, index = p.t, exam_of(p, row_id)
     shown = form_of(EXAM_FIELDS, index)
     form = form or shown
     choices = reception_choices(p)
-    for name in choices.keys() & form.keys():  # what it has may be no choice any more
+    for name in choices.keys() & form.keys():  # its value may no longer be a choice
         if choices[name] and form[name] not in dict(choices[name]):
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
@@ -22122,7 +22128,7 @@ def edit_page(
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:
-    """POST /step/…/edit: reschedule, move to another device."""
+    """POST /step/…/edit: reschedule an exam or move it to another device."""
 
     def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
         data = exam_from_form(form, shown, p.device(form["device"]))
@@ -22136,7 +22142,7 @@ def post_edit(p: PageRequest, row_id: int) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.paper
-# Slip and label, with bars and squares.
+# Appointment slip and label, with barcode and QR code.
 # ------------------------------------------------------------------------------------------------
 
 SLIP_PAGE = """
@@ -22163,7 +22169,7 @@ LABEL_PAGE = """
 
 
 def code_128(text: str) -> bytes:
-    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    """Return a Code 128 barcode (SVG) of ASCII text; an empty SVG for any other text."""
     import barcode
     from barcode.writer import SVGWriter
 
@@ -22175,7 +22181,7 @@ def code_128(text: str) -> bytes:
 
 
 def scaled(drawing: bytes) -> bytes:
-    """An SVG of so many mm that can be drawn in any width and height."""
+    """Make an SVG whose size is given in mm scale to any width and height."""
     sides = (
         re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
     )
@@ -22185,7 +22191,7 @@ def scaled(drawing: bytes) -> bytes:
 
 
 def qr_code(text: str) -> bytes:
-    """A text as a QR code, SVG."""
+    """Return a QR code (SVG) of a text."""
     import segno
 
     stream = io.BytesIO()
@@ -22194,7 +22200,7 @@ def qr_code(text: str) -> bytes:
 
 
 def slip_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+    """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
     t, index = p.t, exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
     device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
@@ -22216,7 +22222,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
 
 
 def label_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/label: a sticker of 50 by 30 mm."""
+    """GET /step/…/label: a label of 50 × 30 mm."""
     t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
     item = index.item("ScheduledProcedureStepSequence")
     born = index.get("PatientBirthDate")
@@ -22234,7 +22240,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
 
 
 def accession_svg(p: PageRequest, row_id: int) -> bytes:
-    """GET /step/…/code128.svg: the accession number as bars."""
+    """GET /step/…/code128.svg: the accession number as a barcode."""
     return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
 
 
@@ -22245,21 +22251,21 @@ def patient_svg(p: PageRequest, row_id: int) -> bytes:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.patients.patients
-# Patients: found, corrected, merged, erased.
+# Patients: find, correct, merge, erase.
 # ------------------------------------------------------------------------------------------------
 
 def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
-    """What is known of a patient. Refuses 0112."""
+    """Return the data set of a patient. Refuses 0112."""
     return ElementIndex(p.read(get_patient, row_id))
 
 
 def who_it_is(p: PageRequest, index: ElementIndex) -> str:
-    """Name and ID of a patient."""
+    """Return name and ID of a patient."""
     return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
 
 
 def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/merge: which other one this patient is."""
+    """GET /patient/…/merge: the form to merge this patient into another one."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
         Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
@@ -22274,17 +22280,17 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/merge: this patient is another one."""
+    """POST /patient/…/merge: merge this patient into another one."""
     try:
         into = p.write(merge_patients, row_id, p.form("into"), p.form("reason"))
     except Refusal as refusal:
-        patient_index(p, row_id)  # refuses where there is none
+        patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
     return p.tell(f"/patient/{into}", p.t("Saved. Open exams follow."))
 
 
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
-    """Patients who may be the same person: ID and who it is."""
+    """Return ID and words of patients who may be the same person."""
     initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
     found = [one for text in (initials_, born) if text for one in p.read(find_patients, text, 10)]
     return tuple({
@@ -22294,7 +22300,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
 
 
 def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/erase: erase all that is kept of a patient, on request."""
+    """GET /patient/…/erase: the form to erase all data of a patient."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
         Field("patient_id", t("Patient ID, once more"), required=True),
@@ -22312,7 +22318,7 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
 
 
 def post_erase(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/erase."""
+    """POST /patient/…/erase: erase the patient if the Patient ID is typed again."""
     known = patient_index(p, row_id).get("PatientID")
     try:
         if p.form("patient_id").strip() != known:
@@ -22326,7 +22332,7 @@ def post_erase(p: PageRequest, row_id: int) -> str:
 
 
 def patients_page(p: PageRequest) -> str:
-    """GET /patients: find a patient."""
+    """GET /patients: search for patients."""
     t, query = p.t, p.query("q")
     found = [
         Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
@@ -22342,7 +22348,7 @@ def patient_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
     problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
-    """GET /patient/…: what is known of a patient, to correct, and the exams."""
+    """GET /patient/…: the form to correct a patient, with links to the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
@@ -22353,7 +22359,7 @@ def patient_page(
 
 
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
-    """A link to each exam of a patient, and to a new one."""
+    """Return the links of a patient's page: new exam, merge, erase, and each exam."""
     t = p.t
     links = [(f"/register?patient={row_id}", t("New exam for this patient")),
              (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
@@ -22367,7 +22373,7 @@ def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
 
 
 def post_patient(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…: correct a patient, or take back what was last done."""
+    """POST /patient/…: correct a patient, or undo the last change."""
     where = f"/patient/{row_id}"
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
@@ -22378,7 +22384,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
-            # the form shows less of a name than there is: middle names, a phonetic group
+            # the form does not show the whole name: middle names, the phonetic group
             name = ElementIndex(known.only([tag_of("PatientName")]))
             given = ElementIndex(given).merged(name)
         return correct_patient, row_id, given
@@ -22386,7 +22392,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
     if problems:
         return patient_page(p, row_id, form, problems)
-    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
+    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams follow."))
 
@@ -22414,7 +22420,7 @@ FOUND_PART = """
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
-    """The form as it is first shown: for nobody yet, a known patient, or a known order."""
+    """Return the initial form: empty, for a known patient, or for another exam of an order."""
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
@@ -22437,7 +22443,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
 def register_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
-    """GET /register, and the form again with words beside each field that is wrong."""
+    """GET /register: the registration form, or the form again with its problems."""
     t, form = p.t, form or prefilled(p)
     fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
     exam = len(EXAM_FIELDS)
@@ -22456,7 +22462,7 @@ def register_page(
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
-    """Shown when the Patient ID belongs to another name: who is right must be said."""
+    """Return the field that asks what to do when the Patient ID is known under another name."""
     choices = (
         ("", t("Please choose")),
         ("update", t("The same patient: correct the name")),
@@ -22467,7 +22473,7 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
 
 
 def same_person_field(t: Translator, similar: list[Problem]) -> Field:
-    """Shown when someone of this name and birth date has another Patient ID."""
+    """Return the field that asks whether this is a known patient of that name and birth date."""
     known = [str(problem.words.values["value"]) for problem in similar]
     choices = (
         ("", t("Please choose")),
@@ -22479,12 +22485,12 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 
 
 def post_register(p: PageRequest) -> str:
-    """POST /register: the step's page, or the form again with nothing saved."""
+    """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
     form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
-    if not same_form(p, form):  # the form of another patient, by the back button
+    if not same_form(p, form):  # the back button showed the form of another patient
         form["study"] = p.ctx.new_uid()
     if form["same_id"] == "new":
         form |= {"patient_id": "", "same_id": ""}
@@ -22503,7 +22509,7 @@ def post_register(p: PageRequest) -> str:
 
 
 def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
-    """Whether the study of a form is new, or that of this very form, sent a second time."""
+    """Tell whether the form's study is new, or is of this same form, sent twice."""
     known = p.read(step_known, form["study"])
     if not known:
         return True
@@ -22517,7 +22523,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
 
 
 def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
-    """Refuse with what the form found and what the item itself shows, each once."""
+    """Refuse (0106) with the problems of the form and of the item, one per attribute."""
     index = ElementIndex(item)
     _, procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
@@ -22526,7 +22532,7 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
 
 
 def find_part(p: PageRequest) -> str:
-    """GET /find: patients while the form is typed, a part of a page for its script."""
+    """GET /find: known patients that match what is typed; fetched by the script."""
     t, text = p.t, p.query("q").strip()
     enough = len(text) >= 2 or (text and not text.isascii())
     people = [
@@ -22540,11 +22546,10 @@ def find_part(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.site
-# Which function answers which path.
+# The table of pages: which function answers which path.
 # ------------------------------------------------------------------------------------------------
 
-# A path; the least role that may ask for it ("": nobody need be logged in); what answers GET and
-# POST; the words and the group of the menu, for what is in it.
+# Path; minimum role ("": no login needed); functions for GET and POST; menu text and menu group.
 PAGES = tuple(Page(*row) for row in (
     ("/login",                         "",             login_page,             post_login),
     ("/logout",                        "desk",         None,                   post_logout),
@@ -22606,7 +22611,7 @@ PAGES = tuple(Page(*row) for row in (
 
 
 def add_pages(app: Any, web: Web) -> None:
-    """Put the pages into a bottle application."""
+    """Add the pages, static files and error pages to a bottle application."""
     import bottle
 
     site = Site(web, PAGES, Boards(web))
@@ -22649,7 +22654,7 @@ def add_pages(app: Any, web: Web) -> None:
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        with contextlib.suppress(Exception):  # it may be what has failed
+        with contextlib.suppress(Exception):  # the login may be what failed
             p.login = find_login(web, p.request)
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
@@ -22657,7 +22662,7 @@ def add_pages(app: Any, web: Web) -> None:
 
 
 def build_app(web: Web) -> Any:
-    """The bottle application of both."""
+    """Return the bottle application: API, DICOMweb and pages."""
     import bottle
 
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body

@@ -1,4 +1,4 @@
-// minris: keeps the board live, helps while one types. Every page works without this file.
+// minris: live board, help while typing. Every page works without this file.
 "use strict";
 
 (function () {
@@ -11,7 +11,7 @@
   let waiting = false;
   let again = false;
 
-  // Fetch the board and put it in place, unless nothing has changed.
+  // Fetch the board and show it if it has changed.
   async function refresh() {
     if (waiting) { again = true; return; }
     waiting = true;
@@ -33,7 +33,7 @@
     }
   }
 
-  // Keep the focus where it was: the same control in the same place of the new board.
+  // Keep the focus: on the control at the same place of the new board.
   function put(text) {
     const focused = document.activeElement;
     const inside = board.contains(focused);
@@ -44,7 +44,7 @@
     if (place >= 0 && controls()[place]) controls()[place].focus();
   }
 
-  // A browser has few connections to one server: a page that is not seen gives its own back.
+  // A browser opens few connections to one server: a hidden page closes its own.
   let stream = null;
   function listen() {
     if (document.hidden) {
@@ -59,11 +59,11 @@
   }
   document.addEventListener("visibilitychange", listen);
   listen();
-  // Minutes since an event go on though nothing happens.
+  // "Since … min" changes even if nothing happens.
   setInterval(refresh, 30000);
 })();
 
-// A part of a page that is fetched for what is typed; the answer to the last question counts.
+// Fetch a part of the page for what is typed; only the answer to the last query counts.
 function asker(element, use) {
   let asked = 0;
   let timer = 0;
@@ -75,7 +75,7 @@ function asker(element, use) {
       if (!answer.ok || mine !== asked) return;
       element.innerHTML = await answer.text();
       if (use) use(element);
-    } catch (error) { /* it is a help, no more */ }
+    } catch (error) { /* the page works without it */ }
   }
   return (query, wait) => {
     clearTimeout(timer);
@@ -85,12 +85,12 @@ function asker(element, use) {
 
 const field = (name) => document.getElementById(name);
 
-// Registration: who may be meant is shown while a name, number, phone or birth date is typed.
+// Registration: show known patients while a name, ID, phone or birth date is typed.
 (function () {
   const found = field("found");
   if (!found) return;
 
-  // An identity number says birth date and sex.
+  // An identity number contains birth date and sex.
   function fill(element) {
     const told = element.firstElementChild;
     if (!told || !told.dataset.born) return;
@@ -108,7 +108,7 @@ const field = (name) => document.getElementById(name);
   }
 })();
 
-// An exam: what is in its way, and when the device is free.
+// Exam form: show overlapping exams and free times of the device.
 (function () {
   const slots = field("slots");
   if (!slots || !field("time")) return;
@@ -136,7 +136,7 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
-// A form is sent once: the second click of a double click finds its button asleep.
+// Send a form once: its buttons are disabled for the second click of a double click.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.elements) {
     if (button.tagName !== "BUTTON") continue;
@@ -144,12 +144,12 @@ document.addEventListener("submit", (event) => {
     setTimeout(() => { button.disabled = false; }, 5000);
   }
 });
-// The back button shows a page as it was, asleep buttons too.
+// The back button restores the page with its buttons disabled: enable them.
 window.addEventListener("pageshow", () => {
   for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 });
 
-// Keys, while nothing is typed: N new, / search, T today, arrows for the day, P print, ? what there is.
+// Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select, [contenteditable]");
   if (typing || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,1 +1,1 @@
-"""The browser's side, a folder for each group of the menu."""
+"""Web pages: one folder per group of the menu."""

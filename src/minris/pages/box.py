@@ -1,4 +1,4 @@
-"""The box: its lights, users and tokens, the audit log, settings."""
+"""The system: health, users and tokens, audit log, settings."""
 
 import itertools
 import urllib.parse
@@ -23,8 +23,8 @@ from minris.pages.machines.devices import setting_text
 from minris.standard.status import Problem, Refusal
 from minris.standard.tables import body_rows
 
-# What each role may do, in words, and on which pages (* for a part of the path). The first of them
-# says which role that is at least; "-" stands for what is asked of an administrator by the deed.
+# What the roles may do, and on which pages (* for a part of the path). The first page gives the
+# minimum role; "-": actions on other pages that check for an administrator.
 RIGHTS = body_rows("""
     what                                                          | pages
     See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
@@ -44,7 +44,7 @@ USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete
 
 
 def box_page(p: PageRequest) -> str:
-    """GET /box: a light for each thing that may fail, and where the rest of it is."""
+    """GET /box: the status of each component, and links to the other pages of the group."""
     t = p.t
     lights = [
         Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
@@ -58,7 +58,7 @@ def box_page(p: PageRequest) -> str:
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box: make a backup."""
+    """POST /box: back up now."""
     p.web.box.back_up()
     if problem := p.web.box.backup_problem:
         return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
@@ -66,7 +66,7 @@ def post_box(p: PageRequest) -> str:
 
 
 def users_page(p: PageRequest, new_token: str = "") -> str:
-    """GET /users: who may log in, which programs may call, and what each role may do."""
+    """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
         Row((name, t(role), str(count), p.at(at)), "", (
@@ -97,13 +97,13 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
 
 
 def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
-    """What may be done, in words, and the least role that may do it."""
+    """Return the rows of RIGHTS: words and minimum role."""
     roles = {page.rule: page.role for page in pages}
     return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
 
 
 def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /users/new: a form for a person or a token; a known name is changed."""
+    """GET /users/new: the form for a user or token; an existing user is changed."""
     t = p.t
     kinds = (("person", t("A person")), ("token", t("A program (API token)")))
     roles = tuple((role, t(role)) for role in ROLES)
@@ -121,7 +121,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
 
 
 def post_users(p: PageRequest) -> str:
-    """POST /users: set a user or make a token, end sessions, delete."""
+    """POST /users: save a user, create a token, end sessions, or delete."""
     name, deed = p.form("name").strip(), p.form("do")
     try:
         if deed == "save" and p.form("kind") != "token":
@@ -139,7 +139,7 @@ def post_users(p: PageRequest) -> str:
 
 
 def audit_page(p: PageRequest) -> str:
-    """GET /audit: who did what, searched by any text; whether the log is as it was written."""
+    """GET /audit: search the audit log by any text; says whether its chain is intact."""
     t, text, before = p.t, p.query("q"), p.query("before")
     found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
@@ -158,7 +158,7 @@ def audit_page(p: PageRequest) -> str:
 
 
 def settings_page(p: PageRequest) -> str:
-    """GET /settings: each setting, its value and where it comes from."""
+    """GET /settings: each setting with its value and source."""
     t, config = p.t, p.web.config
     parts = []
     for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):

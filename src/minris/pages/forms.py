@@ -1,4 +1,4 @@
-"""Forms: their fields, which way a value is read and shown, and what a form had shown."""
+"""Forms: fields, how values are read and shown, and detection of changes by others."""
 
 import base64
 import collections
@@ -37,10 +37,10 @@ class Field(NamedTuple):
 
 
 class FieldKind(NamedTuple):
-    """A kind of field: its input, what is kept of what was typed, and what is shown of that.
+    """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read    raises ValueError for what is not a number
-    within  the least and the most that can be meant, in the unit that is kept
+    read    raises ValueError if it is not a number
+    within  minimum and maximum of a plausible value, in the stored unit
     """
 
     input: str = "text"
@@ -49,7 +49,7 @@ class FieldKind(NamedTuple):
     within: tuple[float, float] = (-math.inf, math.inf)
 
     def takes(self, text: str) -> bool:
-        """Whether a value can be meant; what is no number is for others to judge."""
+        """Tell whether a stored value is plausible; any text that is not a number is."""
         low, high = self.within
         try:
             return not (float(text) < low or float(text) > high)
@@ -58,16 +58,16 @@ class FieldKind(NamedTuple):
 
 
 def metres(text: str) -> str:
-    """Centimetres as they are typed, in m. Raises ValueError."""
+    """Convert cm as typed to m. Raises ValueError."""
     return f"{float(text.replace(',', '.')) / 100:g}" if text.strip() else ""
 
 
 def centimetres(value: str) -> str:
-    """A length in m as it is typed; nothing for what is none."""
+    """Convert m to cm for display; "" if it is not a number."""
     return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
 
 
-# The three parts of a name are read together: person_name.
+# The three parts of a name are put together by person_name.
 FIELD_KINDS = {
     "text": FieldKind(),
     "area": FieldKind("area"),
@@ -91,7 +91,7 @@ FIELD_KINDS = {
 
 
 class FieldRow(NamedTuple):
-    """A row of a table of fields: what is asked for, and which attribute it fills."""
+    """A row of a table of fields: one field and the attribute it fills."""
 
     name: str
     keyword: str
@@ -103,8 +103,10 @@ class FieldRow(NamedTuple):
 
 
 def field_table(text: str) -> tuple[FieldRow, ...]:
-    """The fields of a form: name, keyword, kind, label (with * where something must be said), and
-    perhaps group. Raises KeyError for an unknown keyword or kind."""
+    """Read a table of fields: name, keyword, kind, label (ending in * if required), perhaps group.
+
+    Raises KeyError for an unknown keyword or kind.
+    """
     return tuple(
         FieldRow(name, keyword, tag_of(keyword), FIELD_KINDS[kind], label.removesuffix(" *"),
                  label.endswith("*"), *group)
@@ -113,14 +115,14 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
 
 
 def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
-    """What was typed in the fields of a form, by name."""
+    """Return the values of a form's fields, by name."""
     return {row.name: p.form(row.name) for row in rows}
 
 
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The texts of attributes that a form fills, by keyword, and what cannot be meant."""
+    """Return the attribute values of a form, by keyword, and its implausible values."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -141,9 +143,9 @@ def show_fields(
     problems: Sequence[Problem],
     choices: Mapping[str, tuple[tuple[str, str], ...]],
 ) -> tuple[list[Field], list[Problem]]:
-    """The fields of a form as they are shown, and the problems that are those of no field.
+    """Return the fields of a form for display, and the problems that belong to no field.
 
-    What is wrong with an attribute stands at the first field that fills it.
+    The problem of an attribute is shown at the first field that fills it.
     """
     words = collections.defaultdict(list)
     for problem in problems:
@@ -159,7 +161,7 @@ def show_fields(
 def changed_keywords(
     rows: Iterable[FieldRow], form: Mapping[str, str], shown: Mapping[str, str]
 ) -> set[str]:
-    """What those fields fill that are not as they were shown; the rest stays as it is."""
+    """Return the keywords of the fields that were changed."""
     return {
         row.keyword for row in rows if form[row.name].strip() != shown.get(row.name, "").strip()
     }
@@ -172,12 +174,12 @@ def show_form(
     problems: Iterable[Problem] = (),
     **values: Any,
 ) -> str:
-    """A page of one form.
+    """Return a page with one form.
 
     groups    legends with their fields
-    problems  what is wrong, beside what is said at the fields
-    values    submit: the words of its button, "" for none; action: where it is sent, the address
-              it is shown at if not given; what form.html can have beside that
+    problems  those that belong to no field
+    values    submit: text of the button, "" for none; action: URL, default is that of the page;
+              other variables of form.html
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
@@ -186,7 +188,7 @@ def show_form(
 
 
 def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
-    """The button that takes back the last change of a patient or an exam, if there is one."""
+    """Return the button that undoes the last change of a patient or exam, if there is one."""
     note, problem = p.read(undoable, p.ctx, about)
     if problem:
         return []
@@ -196,12 +198,12 @@ def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
     ]
 
 
-NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a login
+NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a session
 TOO_OLD = Message("The form is too old: load the page anew")
 
 
 def decoded(text: str) -> bytes:
-    """The bytes of a hidden field. Refuses 0106."""
+    """Decode a hidden field. Refuses 0106."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
@@ -209,12 +211,12 @@ def decoded(text: str) -> bytes:
 
 
 def encoded_form(form: Any) -> str:
-    """What a form showed, for a hidden field."""
+    """Encode the values of a form for a hidden field."""
     return base64.b64encode(json.dumps(form).encode()).decode()
 
 
 def decoded_form(text: str) -> dict[str, str]:
-    """What a form had shown; nothing where that is not told. Refuses 0106."""
+    """Decode the values a form had shown; {} for an empty field. Refuses 0106."""
     try:
         found = json.loads(decoded(text) or b"{}")
         if all(isinstance(value, str) for value in found.values()):
@@ -228,7 +230,7 @@ def unless_changed(
     ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
     *arguments: Any,
 ) -> bool:  # fmt: skip
-    """Call a core function in the store thread if a form is still as it was shown; whether so."""
+    """Call a core function if the stored values are still those shown; return whether they are."""
     if now() != shown:
         return False
     core(ctx, *arguments)

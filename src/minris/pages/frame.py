@@ -1,4 +1,4 @@
-"""What all pages share: a request and how it is answered, the layout, the menu, lists."""
+"""What all pages share: the request and its answer, layout, menu, lists."""
 
 import functools
 import re
@@ -34,16 +34,16 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of such a table: cells, where the first one leads, what can be done."""
+    """A row of such a table: cells, link of the first cell, actions."""
 
     cells: tuple[str, ...]
     link: str = ""
     actions: tuple["Action", ...] = ()
-    light: str = ""  # a key of LIGHTS, for the first cell
+    light: str = ""  # a key of LIGHTS: colour of the first cell
 
 
 class Action(NamedTuple):
-    """A small form of one button, perhaps with a choice or a text."""
+    """A form with one button, perhaps with a select or a text field."""
 
     path: str
     words: str
@@ -51,7 +51,7 @@ class Action(NamedTuple):
     name: str = ""
     label: str = ""
     choices: tuple[tuple[str, str], ...] = ()
-    get: bool = False  # it only shows something
+    get: bool = False  # changes nothing
 
 
 LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
@@ -63,14 +63,14 @@ LIGHT_SAYS = {
 }
 
 
-Answer = Callable[..., str | bytes]  # a function of pages: PageRequest and parts of the path
+Answer = Callable[..., str | bytes]  # takes a PageRequest and the parts of the path
 
 
 class Page(NamedTuple):
-    """A row of the table of pages: what answers at a path.
+    """A row of the table of pages: which functions answer a path.
 
-    role   the least that may ask for it; "" where nobody need be logged in
-    words  in the menu, and its group there; "" for what is not in the menu
+    role          minimum role; "" if no login is needed
+    words, group  menu text and menu group; "" if not in the menu
     """
 
     path: str
@@ -82,12 +82,12 @@ class Page(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The path, with * for a part that varies."""
+        """The path, with * for each variable part."""
         return re.sub("<[^>]*>", "*", self.path)
 
 
 def group_of(menu: list[Page], here: str) -> str:
-    """The group of pages that a path belongs to: /patient/3 is of /patients, /step/1 of the day."""
+    """Return the menu group of a path: /patient/3 is in that of /patients, /step/1 in the first."""
     found = [
         (len(page.path), page.group)
         for page in menu
@@ -97,7 +97,7 @@ def group_of(menu: list[Page], here: str) -> str:
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
-    """A path of this site to go back to; never another site."""
+    """Return path and query of a URL of this site; `default` for any other URL."""
     parts = urllib.parse.urlsplit(path or "")
     if not parts.path.startswith("/") or parts.path.startswith(("//", "/\\")):
         return default
@@ -105,7 +105,7 @@ def safe_path(path: str | None, default: str = "/") -> str:
 
 
 class Site:
-    """What all requests share: the table of pages, the catalogues, the boards, the box's light."""
+    """What all requests share: table of pages, catalogues, cached boards, health."""
 
     def __init__(self, web: Web, pages: tuple[Page, ...], boards: Any) -> None:
         self.web, self.pages, self.boards = web, pages, boards
@@ -114,7 +114,7 @@ class Site:
         self.light_until, self.worst = 0.0, "good"
 
     def light(self) -> str:
-        """The worst of the box's lights, looked at each ten seconds."""
+        """Return the worst status of all components, at most 10 s old."""
         now = time.monotonic()
         if now > self.light_until:
             self.light_until = now + 10
@@ -124,10 +124,10 @@ class Site:
 
 
 class PageRequest:
-    """A request for a page: who asks, in which language, what was sent, and how it is answered.
+    """A request for a page, and the ways to answer it.
 
-    login  who asks; None where that is not known, or not asked
-    ctx    the circumstances that core functions are given
+    login  the user; None if unknown, or if the page needs no login
+    ctx    the context for core functions
     """
 
     def __init__(self, site: Site) -> None:
@@ -139,23 +139,23 @@ class PageRequest:
         self.ctx: Context = self.web.context(Actor("web"))
 
     def enter(self, least: str) -> None:
-        """Find who asks. Refuses who may not do what `least` may (0124), or has no login (401)."""
+        """Identify the user. Refuses 0124 for a role below `least`, 401 without a login."""
         self.login, self.ctx = enter(self.web, self.request, least)
 
     def may(self, least: str) -> bool:
-        """Whether who asks may do what `least` may."""
+        """Tell whether the user has at least this role."""
         return permit(self.login.role if self.login else "", least)
 
     def need(self, least: str) -> None:
-        """Refuse (0124) a deed that asks for more than its page does."""
+        """Refuse (0124) an action that needs a higher role than its page."""
         if not self.may(least):
             raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
 
-    # What was sent.
+    # The request.
 
     @functools.cached_property
     def t(self) -> Translator:
-        """The language of the one who asks."""
+        """The translator for the user's language."""
         language = choose_language(
             self.site.catalogues,
             self.request.get_cookie("language") or "",
@@ -165,26 +165,26 @@ class PageRequest:
         return Translator(language, self.site.catalogues[language])
 
     def query(self, name: str) -> str:
-        """A parameter of the address, as text."""
+        """Return a query parameter as text."""
         return self.request.query.getunicode(name) or ""
 
     def day(self, name: str) -> str:
-        """A day in the address as DA; nothing for what is none."""
+        """Return a date of the query as DA; "" if it is not a date."""
         date = self.query(name).replace("-", "")
         return date if is_date(date) else ""
 
     def form(self, name: str) -> str:
-        """A field of the form that was sent, as text."""
+        """Return a field of the form as text."""
         return self.request.forms.getunicode(name) or ""
 
     def number(self, name: str) -> int:
-        """A field that holds the number of a row. Refuses 0106."""
+        """Return a field of the form as a row ID. Refuses 0106."""
         if not self.form(name).isdigit():
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
         return int(self.form(name))
 
     def came_from(self, default: str) -> str:
-        """The page of ours that it was sent from."""
+        """Return the page of this site that sent the form."""
         return safe_path(self.request.get_header("Referer"), default)
 
     # The store and the clinic.
@@ -194,16 +194,16 @@ class PageRequest:
         return self.web.read(core, *arguments)
 
     def write(self, core: Core, *arguments: Any) -> Any:
-        """Call a core function in the store thread, for who asks, and wait for its commit."""
+        """Call a core function in the store thread with the user's context; wait for the commit."""
         return self.web.write(core, self.ctx, *arguments)
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The devices of the moment."""
+        """The current devices."""
         return self.web.access().devices
 
     def device(self, ae_title: str) -> Device | None:
-        """The device of an AE title."""
+        """Return the device of an AE title, or None."""
         return self.web.access().device(ae_title)
 
     def at(self, stamp: str) -> str:
@@ -216,10 +216,11 @@ class PageRequest:
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
         **values: Any,
     ) -> str:  # fmt: skip
-        """A whole page around a template.
+        """Return a whole page around a template.
 
-        refresh  load it anew by itself; bare: without the head of a page
-        told     what the action before says of itself
+        refresh  reload the page regularly
+        bare     without header and menu
+        told     message about the last action
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         seen = [page for page in site.menu if self.may(page.role)]
@@ -246,32 +247,36 @@ class PageRequest:
         )
 
     def part(self, template: str, **values: Any) -> str:
-        """A template alone."""
+        """Render a template alone."""
         import bottle
 
         return bottle.template(template, t=self.t, **values)
 
     def listed(self, columns: str, rows: list[Row], empty: str = "", heading: str = "") -> Part:
-        """A table of a list page: the heads of its columns, in English and separated by |, and in
-        the language of the page its heading."""
+        """Return a table for a list page.
+
+        columns  their names in English, separated by " | "
+        empty    text in English if there are no rows
+        heading  as it is shown
+        """
         heads = tuple(self.t(words) for words in columns.split(" | "))
         return Part(heading, heads, rows, self.t(empty))
 
     def listing(self, title: str, parts: list[Part], **values: Any) -> str:
-        """A list page.
+        """Return a list page.
 
-        values  intro; search, the label of a field, and query, what is in it; links below (path,
-                words); filters (path, words, whether chosen)
+        values  intro; search, the label of the search field, and query, its value; links below
+                (path, words); filters (path, words, whether chosen)
         """
         return self.show(LIST_PAGE, title, parts=parts, **values)
 
     def _light(self) -> tuple[str, str, str]:
-        """The box's light: kind, sign, words."""
+        """Return the overall status: key of LIGHTS, sign, words."""
         worst = self.site.light()
         return worst, LIGHTS[worst], self.t(LIGHT_SAYS[worst])
 
     def _told(self) -> str:
-        """What the action before this page says of itself, once, from a cookie."""
+        """Return the message of the last action from its cookie, and delete that."""
         text = self.request.get_cookie("told")
         if not text:
             return ""
@@ -279,25 +284,25 @@ class PageRequest:
         return urllib.parse.unquote(text)
 
     def tell(self, path: str, text: str) -> str:
-        """Go to a page that says what has been done."""
+        """Redirect to a page that shows a message about what was done."""
         self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
         return self.redirect(path)
 
     def redirect(self, path: str) -> str:
-        """Answer with 303, so that the back button repeats nothing."""
+        """Answer 303, so that the back button sends nothing again."""
         self.response.status = 303
         self.response.set_header("Location", path)
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
-        """Why a form is shown again (422): what is wrong with its fields, or one sentence."""
+        """Set status 422 and return the problems to show: those of the fields, or one sentence."""
         self.response.status = 422
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """A cookie that scripts cannot read, for this site alone."""
+        """Set a cookie for this site that scripts cannot read."""
         secure = self.request.urlparts.scheme == "https" or (
             self.web.config.web.public_url.startswith("https")
         )
@@ -306,17 +311,17 @@ class PageRequest:
         )
 
     def csv(self, name: str, text: str) -> bytes:
-        """A CSV file to be kept, with the mark by which spreadsheets know UTF-8."""
+        """Answer with a CSV file to download; a byte order mark tells spreadsheets it is UTF-8."""
         self.response.content_type = "text/csv; charset=utf-8"
         self.response.set_header("Content-Disposition", f'attachment; filename="{name}"')
         return b"\xef\xbb\xbf" + text.encode()
 
     def svg(self, drawing: str | bytes) -> str | bytes:
-        """A drawing."""
+        """Answer with an SVG drawing."""
         self.response.content_type = "image/svg+xml"
         return drawing
 
 
 def no_such_action() -> Refusal:
-    """What a form is refused with that asks for a deed that there is not (0106)."""
+    """Return the refusal (0106) of a form with an unknown action."""
     return Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such action"))

@@ -1,4 +1,4 @@
-"""Sentences, names, dates and values in the language of the reader."""
+"""Sentences, names, dates and values in the user's language."""
 
 import datetime
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from minris.web.request import Web
 
 
 class Translator:
-    """Gives a sentence in a language; English itself is the key of the catalogue."""
+    """Translates a sentence; the English text is the key of the catalogue."""
 
     def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
         self.language, self.catalogue = language, catalogue
@@ -31,7 +31,7 @@ class Translator:
         )
 
     def name(self, value: str) -> str:
-        """A PN value: Latin letters first, but for those who read the others."""
+        """Return a PN value for display; Latin letters first unless the language is zh, ja or ko."""
         shown = shown_name(value)
         if self.language.startswith(("zh", "ja", "ko")):
             return shown
@@ -39,7 +39,7 @@ class Translator:
         return f"{latin} {shown.removesuffix(latin)}".strip()
 
     def date(self, value: str) -> str:
-        """A DA value: 5 Jul 2026, 2026年7月5日; what is none as it stands."""
+        """Return a DA value as 5 Jul 2026 or 2026年7月5日; any other text unchanged."""
         if not is_date(value):
             return shown_date(value)
         number = int(value[4:6])
@@ -53,7 +53,7 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
-    """The language of a page: the one chosen, else the browser's, else the setting."""
+    """Return the language of a page: the user's choice, else the browser's, else the setting."""
     known = list(languages)
     if wanted in known:
         return wanted
@@ -73,28 +73,28 @@ WEEKDAY_WORDS = (
 
 
 def day_of(date: str) -> datetime.date:
-    """The day of a DA value that a calendar can show, those around it too."""
+    """Return the date of a DA value, limited to years whose neighbours a calendar can show."""
     day = datetime.date.fromisoformat(shown_date(date))
     return min(max(day, datetime.date(1900, 1, 1)), datetime.date(9000, 1, 1))
 
 
 def clock(minute: int) -> str:
-    """A minute of the day as 09:30."""
+    """Return a minute of the day as 09:30."""
     return f"{minute // 60 % 24:02}:{minute % 60:02}"
 
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
-    """Exams of a diary in a sentence."""
+    """Return bookings as text: times and names."""
     return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
 
 
 def shown_time(value: str) -> str:
-    """A TM value as 09:30."""
+    """Return a TM value as 09:30."""
     return f"{value[:2]}:{value[2:4]}" if len(value) >= 4 else value
 
 
 def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
-    """How long ago a time of the store was, in minutes or hours."""
+    """Return the time since a time stamp of the store, in minutes or hours."""
     if not stamp:
         return ""
     then = datetime.datetime.fromisoformat(stamp)
@@ -105,7 +105,7 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
 
 
 def device_names(web: Web) -> dict[str, str]:
-    """The name of its device by AE title."""
+    """Return device names by AE title."""
     return {title: d.name for d in web.access().devices for title in d.ae_titles}
 
 
@@ -113,7 +113,7 @@ def facts_of(
     index: ElementIndex, table: Iterable[list[str]], t: Translator,
     zone: datetime.tzinfo | None = None,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """Label and value of what a data set has of a table's rows."""
+    """Return label and value of each row of a table (label, path) that has a value."""
     found = [(t(label), fact(index, path, t, zone)) for label, path in table]
     return [(label, value) for label, value in found if value]
 
@@ -127,7 +127,7 @@ PASSED_ON_WORDS = {
 
 
 def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) -> str:
-    """What came of passing something on."""
+    """Return the outcome of forwarding a message."""
     if given_up_at:
         return t("given up, {answer}", answer=answer) if answer else t("given up")
     if not sent_at:
@@ -137,7 +137,7 @@ def passing_words(t: Translator, answer: str, sent_at: str, given_up_at: str) ->
 
 
 def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """What a data set says at a path of keywords, as people read it; codes by their meaning."""
+    """Return the value at a path of keywords for display; a code by its meaning."""
     *outer, keyword = path.split(" > ")
     for sequence in outer:
         index = index.item(sequence)
@@ -158,7 +158,7 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
 
 
 def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
-    """A time of the store as the clinic's clock shows it."""
+    """Return a time stamp of the store in the clinic's time zone."""
     if not stamp:
         return ""
     return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""Login, logout, password, language."""
+"""Login, logout, password and language."""
 
 import json
 import urllib.parse
@@ -24,9 +24,9 @@ RESUME_PAGE = template("resume.html")
 
 
 def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
-    """GET /login.
+    """GET /login: the login form.
 
-    kept  a form that was sent without a login, as encoded_form has it: it is sent after it
+    kept  a form that was sent without a session, encoded by encoded_form; offered after the login
     """
     following = safe_path(p.query("next") or p.form("next"))
     name = "" if kept else p.form("name")
@@ -35,7 +35,7 @@ def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
 
 
 def ask_to_log_in(p: PageRequest) -> str:
-    """For who asks for a page without a login; what a form of ours had is kept meanwhile."""
+    """Answer a request without a session: go to the login; keep a form that was sent."""
     request = p.request
     asked = (request.path + "?" + request.query_string).rstrip("?")
     if request.method != "POST" or request.content_type.startswith("multipart"):
@@ -54,7 +54,7 @@ def ask_to_log_in(p: PageRequest) -> str:
 
 
 def resume_page(p: PageRequest, secret: str, kept: str) -> str:
-    """What was typed before the session ended, to be sent with one click."""
+    """Show a form that was sent after the session had ended, to be sent again with one click."""
     try:
         path, fields = json.loads(decoded(kept))
         fields = [(str(name), str(value)) for name, value in fields]
@@ -67,14 +67,14 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
 
 
 def begin_session(p: PageRequest, user_id: int) -> str:
-    """Log a user in: the secret of the session, which the browser keeps."""
+    """Open a session and set its cookie; return its secret."""
     secret = p.write(open_session, user_id)
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
     return secret
 
 
 def post_login(p: PageRequest) -> str:
-    """POST /login."""
+    """POST /login: check name and password and open a session."""
     name = p.form("name").strip()
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
@@ -92,7 +92,7 @@ def post_login(p: PageRequest) -> str:
 
 
 def post_logout(p: PageRequest) -> str:
-    """POST /logout."""
+    """POST /logout: end the session."""
     if cookie := p.request.get_cookie("minris"):
         p.write(end_session, cookie)
     p.response.delete_cookie("minris", path="/")
@@ -100,7 +100,7 @@ def post_logout(p: PageRequest) -> str:
 
 
 def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /password: one's own."""
+    """GET /password: the form to change one's own password."""
     fields = [
         Field("password", p.t("Password until now"), "password", required=True),
         Field("new_password", p.t("New password"), "password", required=True),
@@ -110,7 +110,7 @@ def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
 
 
 def post_password(p: PageRequest) -> str:
-    """POST /password: the other sessions of the user end."""
+    """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
         user_id = p.read(authenticate, p.ctx, name, p.form("password"))
@@ -124,7 +124,7 @@ def post_password(p: PageRequest) -> str:
 
 
 def choose_page_language(p: PageRequest) -> str:
-    """GET /language: remember the language chosen."""
+    """GET /language: remember the chosen language."""
     wanted = p.query("language")
     if wanted in p.site.catalogues:
         p.set_cookie("language", wanted, max_age=365 * 86400)

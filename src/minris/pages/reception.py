@@ -1,4 +1,4 @@
-"""The fields of reception's form: what they fill, and what they show of a data set."""
+"""The registration form: its fields, and how they are read from and written to data sets."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -33,8 +33,7 @@ from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 
-# The registration form: its fields, what they fill, and how they are read and shown. What is of
-# this visit alone is not shown again.
+# The fields of the registration form. Those of group `visit` are not shown again.
 REGISTER_FIELDS = field_table("""
     name           | keyword                         | kind      | label                          | group
     family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
@@ -64,7 +63,7 @@ EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
 
 
 def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
-    """A worklist item from the registration form, and what can be said against it already."""
+    """Return a worklist item from the registration form, and the problems found so far."""
     texts, problems = read_fields(REGISTER_FIELDS, form)
     texts["PatientName"] = person_name(
         form["family_name"], form["given_name"], form["chinese_name"]
@@ -89,9 +88,9 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
 
 
 def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[Problem]:
-    """What is missing in the registration form, and what cannot be meant.
+    """Return the problems of the registration form: missing or implausible values.
 
-    texts  what was read of it, by keyword
+    texts  the values read from it, by keyword
     """
     problems = []
     for row in REGISTER_FIELDS:
@@ -109,7 +108,7 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
 
 
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
-    """What may be chosen in the fields of the registration form, by name."""
+    """Return the choices of the fields of the registration form, by name."""
     t = p.t
     nothing = ("", "")
     devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
@@ -127,7 +126,7 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
-    """The data set of an exam. Refuses 0112."""
+    """Return the data set of an exam. Refuses 0112."""
     return ElementIndex(p.read(get_step, row_id))
 
 
@@ -135,15 +134,14 @@ def post_changes(
     p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
     change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
 ) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
-    """Write what was changed in a form of what is stored: the form, what it would have shown
-    before, and why it is to be shown again.
+    """Save the changes of a form; return the form, what the store had, and the problems if refused.
 
     stored  reads the data set of a row
-    change  gives the core function and its arguments, of the form, what it would have shown before,
-            and the data set. Refuses what the form is shown again for
+    change  takes the form, the form of the stored data set, and that data set; returns the core
+            function and its arguments. May refuse: the form is shown again
     """
     form = sent_fields(p, rows)
-    while True:  # somebody else may come between
+    while True:  # again if somebody else saves in between
         known = ElementIndex(p.read(stored, row_id))
         shown = form_of(rows, known)
         if meanwhile := changed_meanwhile(p, rows, form, shown):
@@ -164,8 +162,10 @@ def post_changes(
 def changed_meanwhile(
     p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
 ) -> list[Problem]:
-    """What somebody else has changed since a form was shown (409); the form takes it where it was
-    left as it had been."""
+    """Return the fields that others changed since the form was shown; sets status 409 if any.
+
+    A field that this user did not change takes the new value.
+    """
     seen, problems = decoded_form(p.form("seen")), []
     for row in rows:
         name, now = row.name, stored[row.name]
@@ -182,7 +182,7 @@ def changed_meanwhile(
 
 
 def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
-    """What fields of the registration form show of a data set."""
+    """Return the values of fields of the registration form for a data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
         row.name: row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
@@ -193,7 +193,7 @@ def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
 def patient_from_form(
     form: Mapping[str, str], shown: Mapping[str, str]
 ) -> tuple[bytes, list[Problem]]:
-    """The patient's attributes that were changed in a form, empty ones too."""
+    """Return the patient's attributes that a form changes, empty ones too, and the problems."""
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
     empty = ElementIndex(encoded({tag: encode_text(k, "") for tag, k in changed.items()}))
@@ -205,10 +205,9 @@ def patient_from_form(
 def exam_from_form(
     form: Mapping[str, str], shown: Mapping[str, str], device: Device | None
 ) -> bytes:
-    """The exam's attributes that were changed in a form, empty ones too.
+    """Return the exam's attributes that a form changes, empty ones too.
 
-    Another device brings its modality, name and place; another procedure loses the codes of the
-    one before.
+    A new device sets modality, station name and location; a new procedure removes the old codes.
     """
     changed = changed_keywords(EXAM_FIELDS, form, shown)
     texts, _ = read_fields(EXAM_FIELDS, form)

@@ -1,4 +1,4 @@
-"""Which function answers which path."""
+"""The table of pages: which function answers which path."""
 
 import contextlib
 import json
@@ -87,8 +87,7 @@ from minris.standard.status import Message, Refusal, Status, http_status
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
 
-# A path; the least role that may ask for it ("": nobody need be logged in); what answers GET and
-# POST; the words and the group of the menu, for what is in it.
+# Path; minimum role ("": no login needed); functions for GET and POST; menu text and menu group.
 PAGES = tuple(Page(*row) for row in (
     ("/login",                         "",             login_page,             post_login),
     ("/logout",                        "desk",         None,                   post_logout),
@@ -150,7 +149,7 @@ PAGES = tuple(Page(*row) for row in (
 
 
 def add_pages(app: Any, web: Web) -> None:
-    """Put the pages into a bottle application."""
+    """Add the pages, static files and error pages to a bottle application."""
     import bottle
 
     site = Site(web, PAGES, Boards(web))
@@ -193,7 +192,7 @@ def add_pages(app: Any, web: Web) -> None:
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        with contextlib.suppress(Exception):  # it may be what has failed
+        with contextlib.suppress(Exception):  # the login may be what failed
             p.login = find_login(web, p.request)
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
@@ -201,7 +200,7 @@ def add_pages(app: Any, web: Web) -> None:
 
 
 def build_app(web: Web) -> Any:
-    """The bottle application of both."""
+    """Return the bottle application: API, DICOMweb and pages."""
     import bottle
 
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body

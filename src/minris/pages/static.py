@@ -1,4 +1,4 @@
-"""What is in static/: style, script, and the catalogues of languages."""
+"""Static files: style sheet, script and language catalogues."""
 
 import hashlib
 import json
@@ -10,15 +10,15 @@ from minris import FOLDER
 
 
 def static_folder() -> Path | None:
-    """The folder static/: in the wheel and beside a lone file, else in the clone."""
+    """Return the folder static/: in the wheel or beside a lone file, else in the clone."""
     places = (FOLDER / "static", FOLDER.parent.parent / "static")
     return next((place for place in places if place.is_dir()), None)
 
 
 def static_files(*names: str) -> dict[str, str]:
-    """The texts of files of static/, by their names there.
+    """Return the texts of files of static/ by name.
 
-    `src/amalgamate.py` puts the texts themselves in the place of this call.
+    `src/amalgamate.py` replaces this call with the texts.
     """
     folder = static_folder()
     if not folder:
@@ -31,7 +31,7 @@ STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charse
 
 
 def load_catalogues() -> dict[str, Mapping[str, str]]:
-    """The catalogues by language: those inside, then further ones of static/i18n."""
+    """Return the catalogues by language: the built-in ones, then others in static/i18n."""
     found: dict[str, Mapping[str, str]] = {"en": {}}
     texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
     folder = static_folder()
@@ -43,7 +43,7 @@ def load_catalogues() -> dict[str, Mapping[str, str]]:
 
 
 def static_answer(name: str, request: Any) -> Any:
-    """GET /static/…: style or script, or 304 where the browser has it."""
+    """GET /static/…: style sheet or script; 304 if the browser has it."""
     import bottle
 
     kind = STATIC_TYPES.get(name.rpartition(".")[2])

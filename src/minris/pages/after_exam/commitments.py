@@ -1,4 +1,4 @@
-"""Are they safe?"""
+"""Storage commitment: which images are in the archive."""
 
 import datetime
 from typing import Any
@@ -27,7 +27,7 @@ COMMITMENT_STATES = {
 
 
 def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: int) -> str:
-    """What a judgement means for whoever stands at the machine."""
+    """Return what the result of a request means for the person at the machine."""
     if commitment.state == "dropped":
         return ""
     words = []
@@ -45,7 +45,7 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
 
 
 def commitments_page(p: PageRequest) -> str:
-    """GET /commitments: which images machines have asked about, and what they were told."""
+    """GET /commitments: the list of commitment requests with their results."""
     t, asked = p.t, []
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
@@ -58,7 +58,7 @@ def commitments_page(p: PageRequest) -> str:
 
 
 def missing_images(p: PageRequest) -> Part:
-    """Exams of the last days whose images are not all known to be in the archive."""
+    """Return the list of recent exams with images that are not known to be in the archive."""
     t = p.t
     exams = [
         Row((p.at(one.ended_at),
@@ -76,7 +76,7 @@ def missing_images(p: PageRequest) -> Part:
 
 
 def archive_words(p: PageRequest) -> str:
-    """Which archive is asked, and how it was the last time."""
+    """Return which archive is queried, and the outcome of the last query."""
     t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
         return t("There are several archives: nothing can be called safe until [commitment] archive"
@@ -94,7 +94,7 @@ def archive_words(p: PageRequest) -> str:
 
 
 def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
-    """The button that asks the archive or tells the machine now, where that is still open."""
+    """Return the button to retry now, if the archive's or the machine's answer is pending."""
     waits = commitment.state == "asked" or (
         commitment.door == "dimse" and commitment.state in ("judged", "given up")
     )
@@ -104,7 +104,7 @@ def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
 
 
 def commitment_page(p: PageRequest, uid: str) -> str:
-    """GET /commitment/…: the judgement of each image, in words."""
+    """GET /commitment/…: the result of each image."""
     t, one = p.t, p.read(commitment_by_uid, uid)
     words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
     words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
@@ -120,6 +120,6 @@ def commitment_page(p: PageRequest, uid: str) -> str:
 
 
 def post_commitments(p: PageRequest) -> str:
-    """POST /commitments: ask the archive or tell the machine now."""
+    """POST /commitments: query the archive or notify the machine now."""
     p.write(try_commitment_again, p.form("uid"))
     return p.tell("/commitments", p.t("It is tried again now."))

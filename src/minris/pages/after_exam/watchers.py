@@ -1,4 +1,4 @@
-"""Who hears of workitems; what is passed on."""
+"""Subscriptions to workitems; forwarding to other systems."""
 
 from minris.access.context import needs_reason
 from minris.outbox import PASSED_ON_LANE, destinations, recent_passed_on, retry_events
@@ -12,7 +12,7 @@ CHANNEL_WORDS = {"dimse": "DICOM", "websocket": "WebSocket"}
 
 
 def watchers_page(p: PageRequest) -> str:
-    """GET /watchers: who hears of workitems, and how it goes with telling them."""
+    """GET /watchers: the list of subscribers, and the state of their notifications."""
     t = p.t
     kinds = {
         UPS_GLOBAL_SUBSCRIPTION: t("all workitems"),
@@ -44,7 +44,7 @@ def watchers_page(p: PageRequest) -> str:
 
 
 def post_watchers(p: PageRequest) -> str:
-    """POST /watchers: subscribe a device, end its subscriptions, try again."""
+    """POST /watchers: subscribe a device, end its subscriptions, or retry."""
     receiver, deed = p.form("receiver"), p.form("do")
     if deed == "subscribe":
         p.write(subscribe, UPS_GLOBAL_SUBSCRIPTION, receiver, False)
@@ -61,7 +61,7 @@ def post_watchers(p: PageRequest) -> str:
 
 
 def passed_on_page(p: PageRequest) -> str:
-    """GET /passed-on: what other systems are sent, and what they answered."""
+    """GET /passed-on: messages that were forwarded to other systems, and their answers."""
     t = p.t
     to_whom = [
         Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
@@ -81,6 +81,6 @@ def passed_on_page(p: PageRequest) -> str:
 
 
 def post_passed_on(p: PageRequest) -> str:
-    """POST /passed-on: try a receiver now."""
+    """POST /passed-on: retry a receiver now."""
     p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
     return p.tell("/passed-on", p.t("It is tried again now."))

@@ -1,4 +1,4 @@
-"""Workitems."""
+"""Workitems (Unified Procedure Steps)."""
 
 import datetime
 import itertools
@@ -47,7 +47,7 @@ from minris.ups.subscriptions import subscribe, unsubscribe
 from minris.ups.workitems import create_workitem, request_cancel, update_workitem
 
 WORKITEM_PAGE = template("after_exam/workitem.html")
-# What a person may do with a workitem: in which states, who, and what is asked for.
+# Actions on a workitem: in which states, for whom, minimum role, and the questions of the form.
 WORKITEM_ACTIONS = body_rows("""
     event     | states                | who    | role         | asks              | words
     claim     | SCHEDULED             | anyone | desk         |                   | Claim it
@@ -90,7 +90,7 @@ WORKITEM_FIELDS = field_table("""
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
     """)
-# The four modules of PS3.3 C.30; the first item where a path leads through a sequence.
+# The four modules of PS3.3 C.30; a path takes the first item of each sequence.
 WORKITEM_FACTS = body_rows("""
     module       | label               | path
     Scheduled    | What is to be done  | ProcedureStepLabel
@@ -131,7 +131,7 @@ WORKITEM_FACTS = body_rows("""
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
-# What the time line says of an event of each type, beside its name.
+# What the time line shows for an event of each type, after its name.
 HAPPENING_PATHS = {
     0: ("ReasonForCancellation",),
     1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
@@ -144,7 +144,7 @@ HAPPENING_PATHS = {
 
 
 def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """An event of the time line in words."""
+    """Return an event of the time line in words."""
     name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
     index = ElementIndex(happening.data)
     said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
@@ -152,9 +152,9 @@ def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo |
 
 
 def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
-    """A workitem from the form. Refuses 0106.
+    """Return the data set of a new workitem from the form. Refuses 0106.
 
-    step  the scheduled procedure step that it is for, whose patient and request it has
+    step  the scheduled procedure step it is for; patient and request are copied from it
     """
     if form["code"] not in WORKITEM_CODES:
         problem = Problem(tag_of("ScheduledWorkitemCodeSequence"), Message("is not a kind of work"))
@@ -174,12 +174,12 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
 
 
 def workitems_path(state: str, label: str) -> str:
-    """Where workitems of a state and a worklist label are listed."""
+    """Return the URL of the list for a state and a worklist label."""
     return f"/workitems?{urllib.parse.urlencode({'state': state, 'label': label})}"
 
 
 def workitems_page(p: PageRequest) -> str:
-    """GET /workitems: what comes after, by state and worklist label."""
+    """GET /workitems: the list of workitems, by state and worklist label."""
     t, state, label = p.t, p.query("state"), p.query("label")
     found, count = p.read(workitems_of, state, label)
     listed = [
@@ -207,7 +207,7 @@ def workitems_page(p: PageRequest) -> str:
 
 
 def workitem_page(p: PageRequest, uid: str) -> str:
-    """GET /workitem/…: its four modules, its time line, who watches it, what can be done."""
+    """GET /workitem/…: its four modules, actions, subscribers and time line."""
     t, zone = p.t, p.web.config.zone
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
@@ -241,7 +241,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
 def workitem_forms(
     p: PageRequest, workitem: Any, asked_to_cancel: bool
 ) -> list[tuple[str, str, list[Field]]]:
-    """What this person may do with a workitem now."""
+    """Return the actions that this user may take now: event, words, fields."""
     holder = workitem.by_person and workitem.performer == p.login.name
     asked = holder and asked_to_cancel and not workitem.declined
     who_may = {"anyone": True, "holder": holder, "asked": asked}
@@ -260,7 +260,7 @@ def workitem_forms(
 
 
 def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str, str], ...]]:
-    """What the questions about a workitem are answered from."""
+    """Return the choices for the questions of WORKITEM_ACTIONS, by name."""
     t = p.t
     codes = sorted(UPS_CANCELLATION_REASONS.items(), key=lambda one: one[0] != "110513")
     inputs = sorted(UPS_ENUMERATIONS["InputReadinessState"], key=lambda r: r != workitem.readiness)
@@ -276,7 +276,7 @@ def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str
 
 
 def post_workitem(p: PageRequest, uid: str) -> str:
-    """POST /workitem/…: what a person does with it."""
+    """POST /workitem/…: take an action of WORKITEM_ACTIONS."""
     event, asked = p.form("event"), p.form
     p.need(next((row[3] for row in WORKITEM_ACTIONS if row[0] == event), "admin"))
     if event in ("give up", "end", "release", "decline", "unsubscribe"):
@@ -305,7 +305,7 @@ def post_workitem(p: PageRequest, uid: str) -> str:
 
 
 def cancel_request(p: PageRequest) -> bytes:
-    """The information of a request to cancel, from the form. Refuses 0106."""
+    """Return the data set of a cancellation request from the form. Refuses 0106."""
     contact = text_elements(ContactURI=p.form("uri"), ContactDisplayName=p.form("contact"))
     asked = cancellation_reason(p.form("reason"), p.form("code") or "110513")
     return bytes(asked.merged(contact))
@@ -314,7 +314,7 @@ def cancel_request(p: PageRequest) -> bytes:
 def new_workitem_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
-    """GET /workitems/new: a form for a workitem, empty or for the exam of ?step=."""
+    """GET /workitems/new: the form for a workitem, empty or for the exam of ?step=."""
     t, now = p.t, p.ctx.local_now()
     form = form or {
         "step": p.query("step"), "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}",
@@ -341,18 +341,18 @@ def new_workitem_page(
 
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
-    """The data set of a step by the number in a form, nothing where there is none. Refuses 0112."""
+    """Return the data set of the step a form names by row ID; b"" for none. Refuses 0112."""
     return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:
-    """POST /workitems/new."""
+    """POST /workitems/new: create a workitem, or show the form again."""
     form = sent_fields(p, WORKITEM_FIELDS) | {"step": p.form("step"), "uid": p.form("uid")}
     step = step_of_form(p, form["step"])
     try:
         uid, _ = p.write(create_workitem, form["uid"], workitem_from_form(form, step))
     except Refusal as refusal:
-        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # a form sent twice
+        if refusal.status is Status.DUPLICATE_SOP_INSTANCE:  # the form was sent twice
             return p.redirect(f"/workitem/{form['uid']}")
         return new_workitem_page(p, form, p.again(refusal))
     return p.tell(f"/workitem/{uid}", p.t("Saved."))

@@ -1,4 +1,4 @@
-"""The board, the waiting room, the day on paper."""
+"""The board, the waiting room and the printed list of a day."""
 
 import collections
 import datetime
@@ -24,12 +24,12 @@ from minris.standard.worklist import STEP_STATES
 from minris.web.request import Web, takes_gzip
 
 BOARD_PAGE = template("day/board.html")
-# Its buttons belong to the form beside it, so that the part is the same for all who look at it.
+# Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
 BOARD_PART = template("day/board_part.html")
 WAITING_PAGE = template("day/waiting.html")
 WAITING_PART = template("day/waiting_part.html")
 PRINT_PAGE = template("day/print.html")
-# What a person reads for a state; the keys are the states themselves.
+# The words of the button for each event of person_events.
 PERSON_EVENTS = {
     "arrive": Message("Arrived"),
     "cancel": Message("Cancel exam"),
@@ -43,7 +43,7 @@ PERSON_EVENTS = {
 def board_step(
     ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
 ) -> dict[str, Any]:
-    """One row of the board."""
+    """Return one row of the board, as its template wants it."""
     step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
@@ -66,7 +66,7 @@ def board_step(
 
 
 class BoardView(NamedTuple):
-    """What of a board is shown: a day (DA), by `device` or `state`, the exams of one device."""
+    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
 
     date: str
     by: str = "device"
@@ -74,7 +74,7 @@ class BoardView(NamedTuple):
 
     @property
     def query(self) -> str:
-        """The same as the query of an address."""
+        """The view as the query of a URL."""
         return urllib.parse.urlencode(
             {"date": shown_date(self.date), "by": self.by, "device": self.device}
         )
@@ -86,7 +86,7 @@ BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
 def exams_in_groups(
     web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The rows of a day's exams, as the board has them, by device or by state."""
+    """Return a day's exams as rows of the board, grouped by device or by state."""
     names = device_names(web)
     reporting = web.read(reporting_stations)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -100,7 +100,7 @@ def exams_in_groups(
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
-    """The board of a day: the same text for all who look at it in a language."""
+    """Return the board of a day as HTML: the same for all users of one language."""
     import bottle
 
     device = web.access().device(view.device) if view.device else None
@@ -120,7 +120,7 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
 
 
 class Rendered(NamedTuple):
-    """A board as it was rendered: text, the same as gzip, and a mark that another text has not."""
+    """A rendered board: its HTML, the HTML compressed, and a mark that changes with it."""
 
     text: str
     gzip: bytes
@@ -128,7 +128,7 @@ class Rendered(NamedTuple):
 
 
 class Boards:
-    """The boards that were rendered last: one rendering for each language, view and change."""
+    """Cache of rendered boards: each is rendered once per language, view and change."""
 
     MOST = 32
 
@@ -138,9 +138,9 @@ class Boards:
         self.lock = threading.Lock()
 
     def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
-        """The board of a view as it is now; minutes since an event count as a change."""
+        """Return the current board of a view; a new minute counts as a change ("since 5 min")."""
         minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
-        with self.lock:  # who comes meanwhile wants the same
+        with self.lock:  # others wait for the same rendering
             key = self.web.writer.commits, self.web.access().version, t.language, view, minute
             if key not in self.kept:
                 text = render_board(self.web, ctx, t, view)
@@ -151,7 +151,7 @@ class Boards:
 
 
 def board_page(p: PageRequest) -> str | bytes:
-    """GET /: the day by device or state; with ?part=board the board alone, if it has changed."""
+    """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
     date, by = p.day("date"), p.query("by")
     by = by if by in BOARD_ORDERS else "device"
     view = BoardView(date or p.ctx.today(), by, p.query("device"))
@@ -173,12 +173,12 @@ def board_page(p: PageRequest) -> str | bytes:
 
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:
-    """AE title and name of the devices that exams are scheduled for."""
+    """Return AE title and name of each modality."""
     return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
 
 
 def board_part(p: PageRequest, board: Rendered) -> str | bytes:
-    """A board alone; 204 for who has it already."""
+    """Answer with the board alone, or 204 if the browser already shows it."""
     if p.query("have") == board.mark:
         p.response.status = 204
         return ""
@@ -191,7 +191,7 @@ def board_part(p: PageRequest, board: Rendered) -> str | bytes:
 
 
 def waiting_page(p: PageRequest) -> str:
-    """GET /waiting: who has come and is under way, names masked, for a screen in the waiting room."""
+    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
     names, people = device_names(p.web), []
     for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
         if state in ("ARRIVED", "READY", "STARTED"):
@@ -207,7 +207,7 @@ def waiting_page(p: PageRequest) -> str:
 
 
 def print_page(p: PageRequest) -> str:
-    """GET /print: the exams of a day on paper."""
+    """GET /print: the exams of a day, to be printed."""
     date = p.day("date") or p.ctx.today()
     devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
     day = p.t("Exams of {date}", date=p.t.date(date))

@@ -1,4 +1,4 @@
-"""The month, and the week of a device."""
+"""The calendar: the month, and the week of one device."""
 
 import datetime
 import math
@@ -27,7 +27,7 @@ SLOTS_PART = template("day/slots_part.html")
 
 
 def calendar_page(p: PageRequest) -> str:
-    """GET /calendar: the month, and the week of a device with what is free."""
+    """GET /calendar: the month, and the week of one device with its free times."""
     ctx, t, stations = p.ctx, p.t, stations_of(p)
     day = day_of(p.day("date") or ctx.today())
     device = p.query("device") or (stations[0][0] if stations else "")
@@ -51,7 +51,7 @@ def calendar_page(p: PageRequest) -> str:
 
 
 def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
-    """The weeks of a month: of each day number, query, how many exams, date, whether chosen."""
+    """Return the weeks of a month; per day: number, query, number of exams, date, whether chosen."""
     first = day.replace(day=1)
     first -= datetime.timedelta(days=first.weekday())
     days = [first + datetime.timedelta(days=n) for n in range(42)]
@@ -69,7 +69,7 @@ def week_rows(
     p: PageRequest, device: str, days: list[datetime.date], bookings: list[Booking],
     double: set[int],
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
-    """The rows of a week: a time, and of each day what begins then, what is free, what is taken."""
+    """Return the rows of a week: a time; per day: exams that start then, link if free, if taken."""
     ctx, t, step = p.ctx, p.t, p.ctx.config.clinic.slot_minutes
     opens, closes = day_begins_ends(ctx)
     earliest = min([opens, *(one.begin for one in bookings)])
@@ -95,7 +95,7 @@ def week_rows(
 
 
 def slots_part(p: PageRequest) -> str:
-    """GET /slots: what is in the way of an exam, and free times; a part of a page for its script."""
+    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
     date, device, time_ = p.day("date"), p.query("device"), p.query("time")
     if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
         return ""

@@ -47,7 +47,7 @@ STEP_PAGE = template("day/exam.html")
 
 
 def shown_at(device: Device | None, index: ElementIndex) -> str:
-    """The patient's name as a device will be shown it; nothing where that is all of it."""
+    """Return the patient's name as a device will show it; "" if it shows the whole name."""
     if not device:
         return ""
     query = ElementIndex(encode_element(tag_of("PatientName"), b"PN", b""))
@@ -57,7 +57,7 @@ def shown_at(device: Device | None, index: ElementIndex) -> str:
     if shown == index.get("PatientName"):
         try:
             charset.encode(shown, b"PN")
-        except UnicodeEncodeError:  # its own set cannot carry it, and it is sent another one
+        except UnicodeEncodeError:  # not in its own character set: it gets another one
             return shown
         return ""
     return shown
@@ -118,7 +118,7 @@ EXPOSURE_FACTS = body_rows("""
 def performed_facts(
     data: bytes, remark: str, found_by: str, t: Translator
 ) -> list[tuple[str, str]]:
-    """What a performed step's page part says."""
+    """Return label and value of all facts about a performed step."""
     index = ElementIndex(data)
     facts = facts_of(index, PERFORMED_FACTS, t)
     reason = index.item("PerformedProcedureStepDiscontinuationReasonCodeSequence")
@@ -140,13 +140,13 @@ def performed_facts(
         facts.append((t("Exposure"), words))
     if remark:
         facts.append((t("Left out by the device"), remark))
-    if found_by != "study":  # to be doubted
+    if found_by != "study":  # the link may be wrong
         facts.append((t("Matched by"), t(found_by)))
     return facts
 
 
 def step_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…: all that is known of one step."""
+    """GET /step/…: everything about one exam."""
     t, row = p.t, p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
     facts = facts_of(index, STEP_FACTS, t)
@@ -182,7 +182,7 @@ def step_page(p: PageRequest, row_id: int) -> str:
 def double_booking(
     p: PageRequest, row: Any, stations: list[str], device: Device | None
 ) -> list[str]:
-    """What is said of an exam that lies on another one's time."""
+    """Return a warning if other exams overlap with this one."""
     if row.status not in WAITING_STEP_STATES or not stations:
         return []
     when = row.start_date, minute_of_day(row.start_time)
@@ -198,7 +198,7 @@ def double_booking(
 def step_links(
     p: PageRequest, row_id: int, index: ElementIndex, state: str
 ) -> list[tuple[str, str]]:
-    """Where one goes from the page of an exam."""
+    """Return the links of an exam's page."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
@@ -219,7 +219,7 @@ def step_links(
 
 
 def arrival_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
-    """How many of the images that a performed step names have come to an archive."""
+    """Return how many images of a performed step are in an archive."""
     arrival = p.read(performed_arrival, performed_id)
     archives = any(device.role == "archive" for device in p.devices)
     nobody_knows = len(arrival.missing) == len(arrival.references) and not archives
@@ -231,7 +231,7 @@ def arrival_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
 
 
 def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
-    """To whom a performed step was passed on, and what came of it."""
+    """Return to which devices a performed step was forwarded, and the answers."""
     words: dict[str, list[str]] = collections.defaultdict(list)
     for receiver, operation, *how in p.read(passed_on_of, performed_id):
         words[receiver].append(f"{operation}: {passing_words(p.t, *how)}")
@@ -241,7 +241,7 @@ def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
 
 
 def post_step(p: PageRequest, row_id: int) -> str:
-    """POST /step/…: arrived, cancelled, did not come, back on the list."""
+    """POST /step/…: apply an event (arrive, cancel, no show, …) to an exam, or undo the last one."""
     event = p.form("event")
     if event == "undo":
         p.write(undo, f"step {row_id}")
@@ -256,12 +256,12 @@ def edit_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
     problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
-    """GET /step/…/edit: another date, device, exam."""
+    """GET /step/…/edit: the form to change date, device or procedure."""
     t, index = p.t, exam_of(p, row_id)
     shown = form_of(EXAM_FIELDS, index)
     form = form or shown
     choices = reception_choices(p)
-    for name in choices.keys() & form.keys():  # what it has may be no choice any more
+    for name in choices.keys() & form.keys():  # its value may no longer be a choice
         if choices[name] and form[name] not in dict(choices[name]):
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
@@ -273,7 +273,7 @@ def edit_page(
 
 
 def post_edit(p: PageRequest, row_id: int) -> str:
-    """POST /step/…/edit: reschedule, move to another device."""
+    """POST /step/…/edit: reschedule an exam or move it to another device."""
 
     def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
         data = exam_from_form(form, shown, p.device(form["device"]))

@@ -1,4 +1,4 @@
-"""Figures of days."""
+"""Statistics of exams."""
 
 import collections
 import csv
@@ -19,13 +19,13 @@ CHART = template("day/chart.svg")
 
 
 def days_asked_for(p: PageRequest) -> tuple[str, str]:
-    """The first and the last day that are asked for, DA; else the last four weeks."""
+    """Return the first and last day of the query (DA); default: the last four weeks."""
     month = f"{p.ctx.local_now() - datetime.timedelta(days=27):%Y%m%d}"
     return p.day("first") or month, p.day("last") or p.ctx.today()
 
 
 def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
-    """The columns, and a row for each week and station."""
+    """Return the columns, and one row per week and station."""
     t, names = p.t, device_names(p.web)
     weeks: dict[tuple[str, str], list[Day]] = {}
     for day in p.read(days_between, *days_asked_for(p)):
@@ -51,7 +51,7 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def figures_page(p: PageRequest) -> str:
-    """GET /figures: exams by week and device, how long people waited, how long exams took."""
+    """GET /figures: exams per week and device, waiting times, durations."""
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
     lines = [Row(tuple(line)) for line in table]
@@ -59,7 +59,7 @@ def figures_page(p: PageRequest) -> str:
 
 
 def figures_csv(p: PageRequest) -> bytes:
-    """GET /figures.csv: the same, for a spreadsheet."""
+    """GET /figures.csv: the same as CSV."""
     columns, table = table_of_figures(p)
     stream = io.StringIO()
     csv.writer(stream).writerows([columns, *([no_formula(cell) for cell in row] for row in table)])
@@ -67,7 +67,7 @@ def figures_csv(p: PageRequest) -> bytes:
 
 
 def figures_svg(p: PageRequest) -> str:
-    """GET /figures.svg: exams by day, as bars."""
+    """GET /figures.svg: exams per day as a bar chart."""
     counts: collections.Counter[str] = collections.Counter()
     for day in p.read(days_between, *days_asked_for(p)):
         counts[day.date] += day.exams

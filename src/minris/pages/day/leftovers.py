@@ -1,4 +1,4 @@
-"""What days before left open, and what came without an order."""
+"""Unfinished exams of earlier days, and performed steps without an order."""
 
 import functools
 
@@ -16,7 +16,7 @@ LEFTOVERS_PAGE = template("day/leftovers.html")
 
 
 def leftovers_page(p: PageRequest) -> str:
-    """GET /leftovers: what is still open from days before."""
+    """GET /leftovers: exams of earlier days that are still open."""
     steps = [
         (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
          step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
@@ -27,7 +27,7 @@ def leftovers_page(p: PageRequest) -> str:
 
 
 def post_leftovers(p: PageRequest) -> str:
-    """POST /leftovers: did not come, done, cancelled, or moved to today; all or none."""
+    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
     event = p.form("event")
     if event not in ("no show", "finish", "cancel", "today"):
         raise no_such_action()
@@ -37,7 +37,7 @@ def post_leftovers(p: PageRequest) -> str:
 
 
 def unscheduled_page(p: PageRequest) -> str:
-    """GET /unscheduled: performed steps without an order, to be matched by a person."""
+    """GET /unscheduled: performed steps without an order, to be matched by hand."""
     t = p.t
     choices_of = functools.cache(functools.partial(exams_to_choose, p))
     found = []
@@ -60,7 +60,7 @@ def unscheduled_page(p: PageRequest) -> str:
 
 
 def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
-    """The exams of a day to choose from: row and words."""
+    """Return the exams of a day as choices: row ID and words."""
     return [
         (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
          f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
@@ -70,19 +70,19 @@ def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
 
 
 def post_match(p: PageRequest) -> str:
-    """POST /unscheduled/match."""
+    """POST /unscheduled/match: link a performed step to an exam."""
     p.write(link_by_hand, p.number("performed"), p.number("step"))
     return p.tell("/unscheduled", p.t("Matched."))
 
 
 def post_settle(p: PageRequest) -> str:
-    """POST /unscheduled/settle."""
+    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
     p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
     return p.tell("/unscheduled", p.t("Saved."))
 
 
 def post_unmatch(p: PageRequest) -> str:
-    """POST /unmatch: undo a match."""
+    """POST /unmatch: remove the link between a performed step and an exam."""
     step = p.number("step")
     p.write(unlink_step, p.number("performed"), step)
     return p.redirect(f"/step/{step}")
@@ -91,7 +91,7 @@ def post_unmatch(p: PageRequest) -> str:
 def similar_first(
     t: Translator, choices: list[tuple[str, str]], index: ElementIndex
 ) -> tuple[tuple[str, str], ...]:
-    """Exams to choose from, those of the same patient by name or accession number before others."""
+    """Sort choices: exams with the same patient name or accession number first."""
     wanted = {t.name(index.get("PatientName")), *(
         item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
     return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))

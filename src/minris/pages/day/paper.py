@@ -1,4 +1,4 @@
-"""Slip and label, with bars and squares."""
+"""Appointment slip and label, with barcode and QR code."""
 
 import io
 import re
@@ -14,7 +14,7 @@ LABEL_PAGE = template("day/label.html")
 
 
 def code_128(text: str) -> bytes:
-    """A text of ASCII as a Code 128 barcode, SVG; nothing for what it cannot carry."""
+    """Return a Code 128 barcode (SVG) of ASCII text; an empty SVG for any other text."""
     import barcode
     from barcode.writer import SVGWriter
 
@@ -26,7 +26,7 @@ def code_128(text: str) -> bytes:
 
 
 def scaled(drawing: bytes) -> bytes:
-    """An SVG of so many mm that can be drawn in any width and height."""
+    """Make an SVG whose size is given in mm scale to any width and height."""
     sides = (
         re.search(rb'<svg[^>]* %b="([\d.]+)mm"' % side, drawing) for side in (b"width", b"height")
     )
@@ -36,7 +36,7 @@ def scaled(drawing: bytes) -> bytes:
 
 
 def qr_code(text: str) -> bytes:
-    """A text as a QR code, SVG."""
+    """Return a QR code (SVG) of a text."""
     import segno
 
     stream = io.BytesIO()
@@ -45,7 +45,7 @@ def qr_code(text: str) -> bytes:
 
 
 def slip_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/slip: what the patient is handed, with codes that a scanner reads."""
+    """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
     t, index = p.t, exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
     device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
@@ -67,7 +67,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
 
 
 def label_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/label: a sticker of 50 by 30 mm."""
+    """GET /step/…/label: a label of 50 × 30 mm."""
     t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
     item = index.item("ScheduledProcedureStepSequence")
     born = index.get("PatientBirthDate")
@@ -85,7 +85,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
 
 
 def accession_svg(p: PageRequest, row_id: int) -> bytes:
-    """GET /step/…/code128.svg: the accession number as bars."""
+    """GET /step/…/code128.svg: the accession number as a barcode."""
     return p.svg(code_128(exam_of(p, row_id).get("AccessionNumber")))
 
 

@@ -1,1 +1,1 @@
-"""Machines: devices, their doctor, what is stuck."""
+"""Machines: devices, troubleshooting, what is stuck."""

@@ -1,4 +1,4 @@
-"""Devices and the doctor of one; who has called; what each status means."""
+"""Devices and their troubleshooting; associations; status codes."""
 
 import datetime
 import urllib.parse
@@ -26,7 +26,7 @@ from minris.upper_layer.server import ENDINGS
 
 
 def devices_page(p: PageRequest) -> str:
-    """GET /devices: who may call, who has tried, with C-ECHO and registration in one click."""
+    """GET /devices: the list of devices, and of rejected callers, with C-ECHO and registration."""
     t = p.t
     known = [
         Row((device.name, ", ".join(device.ae_titles), device.modality,
@@ -56,7 +56,7 @@ def devices_page(p: PageRequest) -> str:
 def device_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
-    """GET /devices/edit: the settings of a device, those of the file to look at."""
+    """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
     device = next((d for d in p.devices if d.name == name), None)
     form = form or {
@@ -90,7 +90,7 @@ def device_page(
 
 
 def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
-    """What a device with these settings is sent of some names, to the byte."""
+    """Return the list of sample names as a device with these settings gets them, with bytes."""
     given = {s.key: form[s.key] for s in DEVICE_SETTINGS if form.get(s.key)}
     made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | given)
     if not made:
@@ -102,7 +102,7 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
 
 
 def post_device(p: PageRequest) -> str:
-    """POST /devices/save: make, change or delete a device; the next call is judged by it."""
+    """POST /devices/save: save or delete a device, effective at once; or preview names."""
     settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
     name, old_name = p.form("name").strip(), p.form("old_name")
     form = {"name": name, "old_name": old_name, **settings}
@@ -120,7 +120,7 @@ def post_device(p: PageRequest) -> str:
 
 
 def device_named(p: PageRequest, name: str) -> Device:
-    """A device by its name. Refuses 0112."""
+    """Return a device by its name. Refuses 0112."""
     device = next((one for one in p.devices if one.name == name), None)
     if not device:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
@@ -128,10 +128,10 @@ def device_named(p: PageRequest, name: str) -> Device:
 
 
 def doctor_page(p: PageRequest) -> str:
-    """GET /devices/doctor: what is known of a device, and the one thing to do next."""
+    """GET /devices/doctor: the findings about a device, and what to do next."""
     t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
     outcome = echo_outcome(p.web.config.dicom.ae_title, device)
-    called = Called(server.called.copy(), server.rejected.copy())  # the loop goes on with them
+    called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
     findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
@@ -147,7 +147,7 @@ def doctor_page(p: PageRequest) -> str:
 
 
 def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
-    """The button that takes another AE title of a device."""
+    """Return the button that adds the AE title of a finding to the device."""
     if not finding.do or device.from_file:
         return ()
     fields = (("name", device.name), ("ae_title", finding.do))
@@ -155,7 +155,7 @@ def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ..
 
 
 def post_adopt(p: PageRequest) -> str:
-    """POST /devices/adopt: take another AE title of a device."""
+    """POST /devices/adopt: add an AE title to a device."""
     name = p.form("name")
     p.write(adopt_title, name, p.form("ae_title"))
     p.web.box.reload_access()
@@ -163,14 +163,14 @@ def post_adopt(p: PageRequest) -> str:
 
 
 def post_echo(p: PageRequest) -> str:
-    """POST /devices/echo: C-ECHO to a device."""
+    """POST /devices/echo: send a C-ECHO to a device."""
     device = device_named(p, p.form("name"))
     ours = p.web.config.dicom.ae_title
     return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
 
 
 def associations_page(p: PageRequest) -> str:
-    """GET /associations: who is calling now and who has called, what was done, how it ended."""
+    """GET /associations: open and past associations, with operations and outcome."""
     t, server, names = p.t, p.web.box.associations, device_names(p.web)
     wanted = p.query("q").strip().casefold()
     ended = []
@@ -204,7 +204,7 @@ def associations_page(p: PageRequest) -> str:
 
 
 def statuses_page(p: PageRequest) -> str:
-    """GET /statuses: what each status means, and what mends it."""
+    """GET /statuses: the list of DICOM status codes, with meaning and remedy."""
     t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
     found = [
         Row((f"{status:04X}", t(meaning), t(mend)))
@@ -217,18 +217,18 @@ def statuses_page(p: PageRequest) -> str:
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:
-    """The button that registers who has called as a device."""
+    """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
 
 
 def is_failure(status: int) -> bool:
-    """Whether a status says that something was not done."""
+    """Tell whether a status is a failure."""
     return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
-    """How often an operation was done, and with what status if not with success."""
+    """Return an operation with its count, and its status if that is not success."""
     operation, status = message
     known = status in STATUS_WORDS and status
     said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
@@ -236,7 +236,7 @@ def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
 
 
 def text_of_value(value: Any, between: str = ", ") -> str:
-    """The value of a setting as it is written; `between` is put between several in an order."""
+    """Return a setting's value as config.ini has it; `between` separates ordered values."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, frozenset):
@@ -247,7 +247,7 @@ def text_of_value(value: Any, between: str = ", ") -> str:
 
 
 def setting_text(config: Config, setting: Setting) -> str:
-    """The value of a setting of config.ini as a person reads it."""
+    """Return the value of a setting of config.ini for display."""
     value = getattr(getattr(config, setting.section), setting.key)
     if value and setting.kind == "clock":
         return f"{value[0]:02}:{value[1]:02}"
@@ -255,7 +255,7 @@ def setting_text(config: Config, setting: Setting) -> str:
 
 
 def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
-    """What may be chosen for a setting of few words."""
+    """Return the choices for a yes/no or choice setting; () for any other."""
     kind, *words = setting.kind.split(" ")
     if kind == "bool":
         return (("yes", t("yes")), ("no", t("no")))
@@ -263,6 +263,6 @@ def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], .
 
 
 def settings_of(device: Device) -> dict[str, str]:
-    """A device's settings as texts, as a form or config.ini has them."""
+    """Return a device's settings as texts, as a form or config.ini has them."""
     given = {s.key: text_of_value(getattr(device, s.key), "\\") for s in DEVICE_SETTINGS[1:]}
     return {"ae_title": ", ".join(device.ae_titles), **given}

@@ -1,4 +1,4 @@
-"""What is stuck."""
+"""Work that is stuck, and how to end it."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from minris.pages.frame import Action, PageRequest, Row, no_such_action
 from minris.standard.tables import body_rows
 from minris.ups.people import end_workitem, release_lock
 
-# What is stuck: in words, what is done about it, the page of it, and who may do it.
+# Kinds of stuck work: words, action, page, and minimum role for the action.
 ORPHAN_ROWS = body_rows("""
     kind        | words                               | action           | page         | role
     lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
@@ -30,7 +30,7 @@ ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 
 
 def stuck_page(p: PageRequest) -> str:
-    """GET /orphans: what is stuck in any service, to be ended with a reason."""
+    """GET /orphans: the list of stuck work of all services, each with an action."""
     t, found = p.t, []
     for orphan in p.read(orphans, p.ctx):
         _, words, deed, page, least = ORPHANS[orphan.kind]
@@ -46,7 +46,7 @@ def stuck_page(p: PageRequest) -> str:
 
 
 def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
-    """What is known of something that is stuck, in words."""
+    """Return the details of stuck work in words."""
     t = p.t
     if orphan.kind == "lock":
         return t("last told: {at}", at=p.at(orphan.known) or t("never"))
@@ -58,7 +58,7 @@ def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
 
 
 def post_orphans(p: PageRequest) -> str:
-    """POST /orphans: release a lock, end a workitem, give up events, …; with a reason."""
+    """POST /orphans: release a lock, end a workitem, give up events, …; needs a reason."""
     kind, uid, why = p.form("kind"), p.form("uid"), p.form("reason")
     p.need(ORPHANS[kind][4] if kind in ORPHANS else "admin")
     old = p.ctx.stamp(hours=-p.ctx.config.housekeeping.stuck_workitem_hours)

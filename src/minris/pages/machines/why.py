@@ -21,7 +21,7 @@ from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, STEP_STATUS, ST
 
 
 def why_page(p: PageRequest) -> str:
-    """GET /why: which device asked when, and the first key that kept each exam from it."""
+    """GET /why: the devices' queries, and for each exam found the first key that excluded it."""
     t, query = p.t, p.query("q")
     p.write(save_queries, p.web.box.dimse.queries.take())
     queries = p.read(recent_queries, p.ctx.stamp(days=-p.web.config.housekeeping.keep_queries_days))
@@ -44,12 +44,12 @@ def why_page(p: PageRequest) -> str:
 
 
 def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
-    """A time of the store on the clock of the clinic."""
+    """Return a time stamp of the store in the clinic's time zone."""
     return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
 
 
 def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
-    """For one exam, each device's last different queries and what kept it from them."""
+    """Return a table for one exam: each device's recent queries, and the key that excluded it."""
     ctx, t, data, answers, is_found = p.ctx, p.t, bytes(step.data), [], False
     for query in latest_by_device(queries):
         device = p.device(query.ae_title)
@@ -68,7 +68,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         stations = step_item(step).values(tag_of("ScheduledStationAETitle"))
         titles = device.ae_titles if device else (query.ae_title,)
         is_found |= why is None and bool(set(titles) & set(stations))
-    if is_found:  # by its own machine: nothing is to be mended
+    if is_found:  # its own machine finds it: there is nothing to fix
         answers = [row._replace(actions=()) for row in answers]
     name = t.name(ElementIndex(data).get("PatientName"))
     heading = f"{name}, {t.date(step.start_date)} {step.accession_number}"
@@ -77,7 +77,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
 
 
 def post_mend(p: PageRequest) -> str:
-    """POST /why/mend: give the exam what the device asked for."""
+    """POST /why/mend: set the exam to the values that the device asked for."""
     row_id, forms = p.number("step"), p.request.forms
     given = dict(zip(forms.getall("keyword"), forms.getall("value"), strict=False))
     if "ScheduledProcedureStepStatus" in given:
@@ -96,9 +96,9 @@ MENDABLE = frozenset({"ScheduledStationAETitle", "Modality", "ScheduledProcedure
 def reason_of(
     t: Translator, why: Exclusion | None, step: Any, others: list[tuple[int, str, str]]
 ) -> tuple[str, tuple[Action, ...]]:
-    """Why a query did not find an exam, in a sentence, and the click that mends it.
+    """Return why a query did not find an exam, in one sentence, and the button that fixes it.
 
-    others  every key that the exam does not satisfy
+    others  every key that the exam does not match
     """
     if why is None:
         return t("It is found."), ()
@@ -129,7 +129,7 @@ def reason_of(
 
 
 def asked_for(t: Translator, index: ElementIndex) -> str:
-    """The keys of a query that are not universal, in words."""
+    """Return the matching keys of a query in words, without universal matches."""
     words = []
     for tag in index:
         if index.vr(tag) == b"SQ":

@@ -18,7 +18,7 @@ from minris.standard.status import Problem, Refusal
 def catalogue_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
-    """GET /catalogue: the procedures, and a form for one."""
+    """GET /catalogue: the list of procedures, and a form for one."""
     t, listed, code = p.t, p.read(all_procedures), p.query("code")
     chosen = [one for one in listed if one.code == code]
     shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
@@ -53,12 +53,12 @@ def post_catalogue(p: PageRequest) -> str:
 
 
 def catalogue_csv(p: PageRequest) -> bytes:
-    """GET /catalogue.csv: the catalogue for a spreadsheet."""
+    """GET /catalogue.csv: the catalogue as CSV."""
     return p.csv("catalogue.csv", p.read(export_procedures))
 
 
 def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
-    """GET /catalogue/import."""
+    """GET /catalogue/import: the form to choose a CSV file."""
     words = p.t("Columns: {columns}. Procedures are known by their codes.",
                 columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
     return p.show(
@@ -68,7 +68,7 @@ def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
 
 
 def post_catalogue_import(p: PageRequest) -> str:
-    """POST /catalogue/import: all rows or none."""
+    """POST /catalogue/import: import all rows or none."""
     upload = p.request.files.get("upload")
     if not upload:
         return catalogue_import_page(p, [p.t("Nothing was chosen")])

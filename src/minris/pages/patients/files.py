@@ -1,4 +1,4 @@
-"""Import of files."""
+"""Import of worklist files."""
 
 import base64
 from typing import Any
@@ -13,13 +13,13 @@ IMPORT_PAGE = template("patients/import.html")
 
 
 def import_page(p: PageRequest, **values: Any) -> str:
-    """GET /import."""
+    """GET /import: the form to choose a file, with a preview of one already sent."""
     settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": ""}
     return p.show(IMPORT_PAGE, "Import", **settings | values)
 
 
 def post_import(p: PageRequest) -> str:
-    """POST /import: show what a file holds; with `confirmed`, import all of it or nothing."""
+    """POST /import: preview a file; with `confirmed`, import all rows or none."""
     t = p.t
     if p.form("confirmed"):
         name, content = p.form("file"), decoded(p.form("content"))

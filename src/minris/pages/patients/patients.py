@@ -1,4 +1,4 @@
-"""Patients: found, corrected, merged, erased."""
+"""Patients: find, correct, merge, erase."""
 
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ from minris.standard.status import Message, Problem, Refusal, Status
 
 
 def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
-    """What is known of a patient. Refuses 0112."""
+    """Return the data set of a patient. Refuses 0112."""
     return ElementIndex(p.read(get_patient, row_id))
 
 
 def who_it_is(p: PageRequest, index: ElementIndex) -> str:
-    """Name and ID of a patient."""
+    """Return name and ID of a patient."""
     return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
 
 
 def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/merge: which other one this patient is."""
+    """GET /patient/…/merge: the form to merge this patient into another one."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
         Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
@@ -51,17 +51,17 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/merge: this patient is another one."""
+    """POST /patient/…/merge: merge this patient into another one."""
     try:
         into = p.write(merge_patients, row_id, p.form("into"), p.form("reason"))
     except Refusal as refusal:
-        patient_index(p, row_id)  # refuses where there is none
+        patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
     return p.tell(f"/patient/{into}", p.t("Saved. Open exams follow."))
 
 
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
-    """Patients who may be the same person: ID and who it is."""
+    """Return ID and words of patients who may be the same person."""
     initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
     found = [one for text in (initials_, born) if text for one in p.read(find_patients, text, 10)]
     return tuple({
@@ -71,7 +71,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
 
 
 def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/erase: erase all that is kept of a patient, on request."""
+    """GET /patient/…/erase: the form to erase all data of a patient."""
     t, index = p.t, patient_index(p, row_id)
     fields = [
         Field("patient_id", t("Patient ID, once more"), required=True),
@@ -89,7 +89,7 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
 
 
 def post_erase(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/erase."""
+    """POST /patient/…/erase: erase the patient if the Patient ID is typed again."""
     known = patient_index(p, row_id).get("PatientID")
     try:
         if p.form("patient_id").strip() != known:
@@ -103,7 +103,7 @@ def post_erase(p: PageRequest, row_id: int) -> str:
 
 
 def patients_page(p: PageRequest) -> str:
-    """GET /patients: find a patient."""
+    """GET /patients: search for patients."""
     t, query = p.t, p.query("q")
     found = [
         Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
@@ -119,7 +119,7 @@ def patient_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
     problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
-    """GET /patient/…: what is known of a patient, to correct, and the exams."""
+    """GET /patient/…: the form to correct a patient, with links to the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
@@ -130,7 +130,7 @@ def patient_page(
 
 
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
-    """A link to each exam of a patient, and to a new one."""
+    """Return the links of a patient's page: new exam, merge, erase, and each exam."""
     t = p.t
     links = [(f"/register?patient={row_id}", t("New exam for this patient")),
              (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
@@ -144,7 +144,7 @@ def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
 
 
 def post_patient(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…: correct a patient, or take back what was last done."""
+    """POST /patient/…: correct a patient, or undo the last change."""
     where = f"/patient/{row_id}"
     if p.form("event") == "undo":
         p.write(undo, f"patient {row_id}")
@@ -155,7 +155,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
-            # the form shows less of a name than there is: middle names, a phonetic group
+            # the form does not show the whole name: middle names, the phonetic group
             name = ElementIndex(known.only([tag_of("PatientName")]))
             given = ElementIndex(given).merged(name)
         return correct_patient, row_id, given
@@ -163,6 +163,6 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
     if problems:
         return patient_page(p, row_id, form, problems)
-    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have gone to another
+    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams follow."))

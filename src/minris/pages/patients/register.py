@@ -32,7 +32,7 @@ FOUND_PART = template("patients/found_part.html")
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
-    """The form as it is first shown: for nobody yet, a known patient, or a known order."""
+    """Return the initial form: empty, for a known patient, or for another exam of an order."""
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
@@ -55,7 +55,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
 def register_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Sequence[Problem] = ()
 ) -> str:
-    """GET /register, and the form again with words beside each field that is wrong."""
+    """GET /register: the registration form, or the form again with its problems."""
     t, form = p.t, form or prefilled(p)
     fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
     exam = len(EXAM_FIELDS)
@@ -74,7 +74,7 @@ def register_page(
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
-    """Shown when the Patient ID belongs to another name: who is right must be said."""
+    """Return the field that asks what to do when the Patient ID is known under another name."""
     choices = (
         ("", t("Please choose")),
         ("update", t("The same patient: correct the name")),
@@ -85,7 +85,7 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
 
 
 def same_person_field(t: Translator, similar: list[Problem]) -> Field:
-    """Shown when someone of this name and birth date has another Patient ID."""
+    """Return the field that asks whether this is a known patient of that name and birth date."""
     known = [str(problem.words.values["value"]) for problem in similar]
     choices = (
         ("", t("Please choose")),
@@ -97,12 +97,12 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 
 
 def post_register(p: PageRequest) -> str:
-    """POST /register: the step's page, or the form again with nothing saved."""
+    """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
     form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
-    if not same_form(p, form):  # the form of another patient, by the back button
+    if not same_form(p, form):  # the back button showed the form of another patient
         form["study"] = p.ctx.new_uid()
     if form["same_id"] == "new":
         form |= {"patient_id": "", "same_id": ""}
@@ -121,7 +121,7 @@ def post_register(p: PageRequest) -> str:
 
 
 def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
-    """Whether the study of a form is new, or that of this very form, sent a second time."""
+    """Tell whether the form's study is new, or is of this same form, sent twice."""
     known = p.read(step_known, form["study"])
     if not known:
         return True
@@ -135,7 +135,7 @@ def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
 
 
 def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
-    """Refuse with what the form found and what the item itself shows, each once."""
+    """Refuse (0106) with the problems of the form and of the item, one per attribute."""
     index = ElementIndex(item)
     _, procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
@@ -144,7 +144,7 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
 
 
 def find_part(p: PageRequest) -> str:
-    """GET /find: patients while the form is typed, a part of a page for its script."""
+    """GET /find: known patients that match what is typed; fetched by the script."""
     t, text = p.t, p.query("q").strip()
     enough = len(text) >= 2 or (text and not text.isascii())
     people = [
