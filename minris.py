@@ -19004,12 +19004,10 @@ class Action(NamedTuple):
     get: bool = False  # changes nothing
 
 
-LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
-          "bad": "\N{BLACK SQUARE}"}  # fmt: skip
-LIGHT_SAYS = {
-    "good": Message("in order"),
-    "warning": Message("look at it"),
-    "bad": Message("does not work"),
+LIGHTS = {  # sign and words
+    "good": ("\N{BLACK CIRCLE}", Message("in order")),
+    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("look at it")),
+    "bad": ("\N{BLACK SQUARE}", Message("does not work")),
 }
 
 
@@ -19106,13 +19104,11 @@ class PageRequest:
     @functools.cached_property
     def t(self) -> Translator:
         """The translator for the user's language."""
-        language = choose_language(
-            self.site.catalogues,
-            self.request.get_cookie("language") or "",
-            self.request.get_header("Accept-Language", ""),
-            self.web.config.clinic.language,
-        )
-        return Translator(language, self.site.catalogues[language])
+        wanted = self.request.get_cookie("language") or ""
+        accepted = self.request.get_header("Accept-Language", "")
+        known, default = self.site.catalogues, self.web.config.clinic.language
+        language = choose_language(known, wanted, accepted, default)
+        return Translator(language, known[language])
 
     def query(self, name: str) -> str:
         """Return a query parameter as text."""
@@ -19223,7 +19219,8 @@ class PageRequest:
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""
         worst = self.site.light()
-        return worst, LIGHTS[worst], self.t(LIGHT_SAYS[worst])
+        sign, words = LIGHTS[worst]
+        return worst, sign, self.t(words)
 
     def _told(self) -> str:
         """Return the message of the last action from its cookie, and delete that."""
@@ -19598,19 +19595,16 @@ def board_step(
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     priority = index.get("RequestedProcedurePriority")
     events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
+    exam = item.get("ScheduledProcedureStepDescription")
     return {
-        "path": f"/step/{step_id}",
-        "state": state,
-        "time": shown_time(start_time),
-        "name": t.name(index.get("PatientName")),
-        "patient_id": index.get("PatientID"),
-        "exam": item.get("ScheduledProcedureStepDescription")
-        or index.get("RequestedProcedureDescription"),
+        "path": f"/step/{step_id}", "state": state, "time": shown_time(start_time),
+        "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
+        "exam": exam or index.get("RequestedProcedureDescription"),
         "accession": index.get("AccessionNumber"),
         "priority": t(priority) if priority in ("STAT", "HIGH") else "",
         "since": elapsed(ctx, t, since),
         "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
-    }
+    }  # fmt: skip
 
 
 class BoardView(NamedTuple):
@@ -19657,14 +19651,11 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
         row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
     ]
     counted = collections.Counter(row[1] for row in found)
+    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
     return bottle.template(
-        BOARD_PART,
-        t=t,
-        count=len(found),
-        totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
+        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
         groups=exams_in_groups(web, ctx, t, view, found),
-        by_state=view.by == "state",
-    )
+    )  # fmt: skip
 
 
 class Rendered(NamedTuple):
@@ -20540,19 +20531,21 @@ def calendar_page(p: PageRequest) -> str:
     days = [monday + datetime.timedelta(days=n) for n in range(7)]
     bookings = p.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
     double = clashes(bookings)
-
-    def address(days: int) -> str:
-        at = day + datetime.timedelta(days=days)
-        return urllib.parse.urlencode({"date": f"{at}", "device": device})
-
+    week = datetime.timedelta(days=7)
     return p.show(
-        CALENDAR_PAGE, "Calendar", before=address(-7), after=address(7), day=f"{day}",
+        CALENDAR_PAGE, "Calendar", before=calendar_query(day - week, device),
+        after=calendar_query(day + week, device), day=f"{day}",
         device=device, stations=stations, heading=dict(stations).get(device, device),
         month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
         weeks=weeks_of_month(p, day, device), double=len(double),
         days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
         slots=week_rows(p, device, days, bookings, double),
     )  # fmt: skip
+
+
+def calendar_query(day: datetime.date, device: str, **more: str) -> str:
+    """Return the query of a URL for a day and a device."""
+    return urllib.parse.urlencode({"date": f"{day}", **more, "device": device})
 
 
 def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
@@ -20562,8 +20555,7 @@ def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list
     days = [first + datetime.timedelta(days=n) for n in range(42)]
     counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
     cells = [
-        (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
-         counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+        (one.day, calendar_query(one, device), counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
         for one in days
     ]  # fmt: skip
     weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
@@ -20592,8 +20584,8 @@ def week_rows(
                       one.status, one.row_id in double)
                      for one in here if begin <= one.begin]  # fmt: skip
             words = t("Register on {date} at {time}", date=day, time=clock(begin))
-            query = {"date": f"{day}", "time": clock(begin), "device": device}
-            open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
+            query = calendar_query(day, device, time=clock(begin))
+            open_ = (query, words) if begin in free[date] else None
             cells.append((exams, open_, bool(here)))
         week.append((clock(max(0, begin)), cells))
     return week
@@ -21162,12 +21154,9 @@ def device_page(
     """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
     device = next((d for d in p.devices if d.name == name), None)
-    form = form or {
-        "name": name,
-        "old_name": name if device else "",
-        **(settings_of(device) if device else {}),
-        **profile_settings(p.query("profile")),
-    }
+    if not form:
+        known = {"old_name": name, **settings_of(device)} if device else {}
+        form = {"name": name, **known, **profile_settings(p.query("profile"))}
     fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
     for setting in DEVICE_SETTINGS:
         choices = setting_choices(setting, t)
@@ -21236,7 +21225,7 @@ def doctor_page(p: PageRequest) -> str:
     outcome = echo_outcome(p.web.config.dicom.ae_title, device)
     called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
-    findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
+    findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
     first = found[0]
     verdict = t("All is well with {name}.", name=device.name)
@@ -21577,15 +21566,12 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
 
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return the choices of the fields of the registration form, by name."""
-    t = p.t
-    nothing = ("", "")
+    t, nothing = p.t, ("", "")
+    pregnancies = ((str(value), t(words)) for value, words in PREGNANCY_STATUS.items())
     devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
     return {
         "sex": (nothing, ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
-        "pregnancy": (
-            nothing,
-            *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
-        ),
+        "pregnancy": (nothing, *pregnancies),
         "device": (nothing, *devices),
         "modality": (nothing, *((m, m) for m in MODALITIES)),
         "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
@@ -21639,9 +21625,8 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        problems.append(
-            Problem(row.tag, Message("was changed meanwhile: {value}", value=now or "-"))
-        )
+        words = Message("was changed meanwhile: {value}", value=now or "-")
+        problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
     if problems:
@@ -21686,20 +21671,15 @@ def exam_from_form(
         texts["ScheduledProcedureStepLocation"] = device.location
     if device and "Modality" in texts:
         texts["Modality"] = texts["Modality"] or device.modality
-    outer: dict[int, bytes] = {}
-    inner: dict[int, bytes] = {}
     if "RequestedProcedureDescription" in changed:
         texts["ScheduledProcedureStepDescription"] = texts["RequestedProcedureDescription"]
-        for keyword, where in (
-            ("RequestedProcedureCodeSequence", outer),
-            ("ScheduledProtocolCodeSequence", inner),
-        ):
-            where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    for keyword, text in texts.items():
-        where = inner if keyword in STEP_KEYWORDS else outer
-        where[tag_of(keyword)] = encode_text(keyword, text)
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [encoded(inner)])
-    return encoded(outer)
+    elements = {keyword: encode_text(keyword, text) for keyword, text in texts.items()}
+    if "RequestedProcedureDescription" in changed:
+        for keyword in ("RequestedProcedureCodeSequence", "ScheduledProtocolCodeSequence"):
+            elements[keyword] = encode_items(tag_of(keyword), [])
+    inner = {tag_of(k): elements.pop(k) for k in STEP_KEYWORDS if k in elements}
+    outer = {tag_of(keyword): element for keyword, element in elements.items()}
+    return encoded(outer | {STEP_SEQUENCE: encode_items(STEP_SEQUENCE, [encoded(inner)])})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21731,7 +21711,7 @@ def box_page(p: PageRequest) -> str:
     """GET /box: the status of each component, and links to the other pages of the group."""
     t = p.t
     lights = [
-        Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
+        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
     part = p.listed("Light | What | What is known", lights)

@@ -18,7 +18,7 @@ from minris.access.users import (
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
 from minris.pages.forms import Field, show_form
-from minris.pages.frame import LIGHT_SAYS, LIGHTS, Action, Page, PageRequest, Row, no_such_action
+from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action
 from minris.pages.machines.devices import setting_text
 from minris.standard.status import Problem, Refusal
 from minris.standard.tables import body_rows
@@ -47,7 +47,7 @@ def box_page(p: PageRequest) -> str:
     """GET /box: the status of each component, and links to the other pages of the group."""
     t = p.t
     lights = [
-        Row((f"{LIGHTS[light]} {t(LIGHT_SAYS[light])}", t(what), t(said)), light=light)
+        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
     part = p.listed("Light | What | What is known", lights)

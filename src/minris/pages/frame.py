@@ -54,12 +54,10 @@ class Action(NamedTuple):
     get: bool = False  # changes nothing
 
 
-LIGHTS = {"good": "\N{BLACK CIRCLE}", "warning": "\N{BLACK UP-POINTING TRIANGLE}",
-          "bad": "\N{BLACK SQUARE}"}  # fmt: skip
-LIGHT_SAYS = {
-    "good": Message("in order"),
-    "warning": Message("look at it"),
-    "bad": Message("does not work"),
+LIGHTS = {  # sign and words
+    "good": ("\N{BLACK CIRCLE}", Message("in order")),
+    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("look at it")),
+    "bad": ("\N{BLACK SQUARE}", Message("does not work")),
 }
 
 
@@ -156,13 +154,11 @@ class PageRequest:
     @functools.cached_property
     def t(self) -> Translator:
         """The translator for the user's language."""
-        language = choose_language(
-            self.site.catalogues,
-            self.request.get_cookie("language") or "",
-            self.request.get_header("Accept-Language", ""),
-            self.web.config.clinic.language,
-        )
-        return Translator(language, self.site.catalogues[language])
+        wanted = self.request.get_cookie("language") or ""
+        accepted = self.request.get_header("Accept-Language", "")
+        known, default = self.site.catalogues, self.web.config.clinic.language
+        language = choose_language(known, wanted, accepted, default)
+        return Translator(language, known[language])
 
     def query(self, name: str) -> str:
         """Return a query parameter as text."""
@@ -273,7 +269,8 @@ class PageRequest:
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""
         worst = self.site.light()
-        return worst, LIGHTS[worst], self.t(LIGHT_SAYS[worst])
+        sign, words = LIGHTS[worst]
+        return worst, sign, self.t(words)
 
     def _told(self) -> str:
         """Return the message of the last action from its cookie, and delete that."""

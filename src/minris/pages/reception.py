@@ -109,15 +109,12 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
 
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return the choices of the fields of the registration form, by name."""
-    t = p.t
-    nothing = ("", "")
+    t, nothing = p.t, ("", "")
+    pregnancies = ((str(value), t(words)) for value, words in PREGNANCY_STATUS.items())
     devices = [(d.ae_title, f"{d.name} ({d.ae_title})") for d in p.devices if d.role == "modality"]
     return {
         "sex": (nothing, ("F", t("Female")), ("M", t("Male")), ("O", t("Other"))),
-        "pregnancy": (
-            nothing,
-            *((str(value), t(words)) for value, words in PREGNANCY_STATUS.items()),
-        ),
+        "pregnancy": (nothing, *pregnancies),
         "device": (nothing, *devices),
         "modality": (nothing, *((m, m) for m in MODALITIES)),
         "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
@@ -171,9 +168,8 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        problems.append(
-            Problem(row.tag, Message("was changed meanwhile: {value}", value=now or "-"))
-        )
+        words = Message("was changed meanwhile: {value}", value=now or "-")
+        problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
     if problems:
@@ -218,17 +214,12 @@ def exam_from_form(
         texts["ScheduledProcedureStepLocation"] = device.location
     if device and "Modality" in texts:
         texts["Modality"] = texts["Modality"] or device.modality
-    outer: dict[int, bytes] = {}
-    inner: dict[int, bytes] = {}
     if "RequestedProcedureDescription" in changed:
         texts["ScheduledProcedureStepDescription"] = texts["RequestedProcedureDescription"]
-        for keyword, where in (
-            ("RequestedProcedureCodeSequence", outer),
-            ("ScheduledProtocolCodeSequence", inner),
-        ):
-            where[tag_of(keyword)] = encode_items(tag_of(keyword), [])
-    for keyword, text in texts.items():
-        where = inner if keyword in STEP_KEYWORDS else outer
-        where[tag_of(keyword)] = encode_text(keyword, text)
-    outer[STEP_SEQUENCE] = encode_items(STEP_SEQUENCE, [encoded(inner)])
-    return encoded(outer)
+    elements = {keyword: encode_text(keyword, text) for keyword, text in texts.items()}
+    if "RequestedProcedureDescription" in changed:
+        for keyword in ("RequestedProcedureCodeSequence", "ScheduledProtocolCodeSequence"):
+            elements[keyword] = encode_items(tag_of(keyword), [])
+    inner = {tag_of(k): elements.pop(k) for k in STEP_KEYWORDS if k in elements}
+    outer = {tag_of(keyword): element for keyword, element in elements.items()}
+    return encoded(outer | {STEP_SEQUENCE: encode_items(STEP_SEQUENCE, [encoded(inner)])})

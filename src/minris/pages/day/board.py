@@ -50,19 +50,16 @@ def board_step(
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     priority = index.get("RequestedProcedurePriority")
     events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
+    exam = item.get("ScheduledProcedureStepDescription")
     return {
-        "path": f"/step/{step_id}",
-        "state": state,
-        "time": shown_time(start_time),
-        "name": t.name(index.get("PatientName")),
-        "patient_id": index.get("PatientID"),
-        "exam": item.get("ScheduledProcedureStepDescription")
-        or index.get("RequestedProcedureDescription"),
+        "path": f"/step/{step_id}", "state": state, "time": shown_time(start_time),
+        "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
+        "exam": exam or index.get("RequestedProcedureDescription"),
         "accession": index.get("AccessionNumber"),
         "priority": t(priority) if priority in ("STAT", "HIGH") else "",
         "since": elapsed(ctx, t, since),
         "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
-    }
+    }  # fmt: skip
 
 
 class BoardView(NamedTuple):
@@ -109,14 +106,11 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
         row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
     ]
     counted = collections.Counter(row[1] for row in found)
+    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
     return bottle.template(
-        BOARD_PART,
-        t=t,
-        count=len(found),
-        totals=[(state, counted[state]) for state in STEP_STATES if counted[state]],
+        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
         groups=exams_in_groups(web, ctx, t, view, found),
-        by_state=view.by == "state",
-    )
+    )  # fmt: skip
 
 
 class Rendered(NamedTuple):

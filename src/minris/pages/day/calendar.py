@@ -35,19 +35,21 @@ def calendar_page(p: PageRequest) -> str:
     days = [monday + datetime.timedelta(days=n) for n in range(7)]
     bookings = p.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
     double = clashes(bookings)
-
-    def address(days: int) -> str:
-        at = day + datetime.timedelta(days=days)
-        return urllib.parse.urlencode({"date": f"{at}", "device": device})
-
+    week = datetime.timedelta(days=7)
     return p.show(
-        CALENDAR_PAGE, "Calendar", before=address(-7), after=address(7), day=f"{day}",
+        CALENDAR_PAGE, "Calendar", before=calendar_query(day - week, device),
+        after=calendar_query(day + week, device), day=f"{day}",
         device=device, stations=stations, heading=dict(stations).get(device, device),
         month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
         weeks=weeks_of_month(p, day, device), double=len(double),
         days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
         slots=week_rows(p, device, days, bookings, double),
     )  # fmt: skip
+
+
+def calendar_query(day: datetime.date, device: str, **more: str) -> str:
+    """Return the query of a URL for a day and a device."""
+    return urllib.parse.urlencode({"date": f"{day}", **more, "device": device})
 
 
 def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
@@ -57,8 +59,7 @@ def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list
     days = [first + datetime.timedelta(days=n) for n in range(42)]
     counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
     cells = [
-        (one.day, urllib.parse.urlencode({"date": f"{one}", "device": device}),
-         counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+        (one.day, calendar_query(one, device), counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
         for one in days
     ]  # fmt: skip
     weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
@@ -87,8 +88,8 @@ def week_rows(
                       one.status, one.row_id in double)
                      for one in here if begin <= one.begin]  # fmt: skip
             words = t("Register on {date} at {time}", date=day, time=clock(begin))
-            query = {"date": f"{day}", "time": clock(begin), "device": device}
-            open_ = (urllib.parse.urlencode(query), words) if begin in free[date] else None
+            query = calendar_query(day, device, time=clock(begin))
+            open_ = (query, words) if begin in free[date] else None
             cells.append((exams, open_, bool(here)))
         week.append((clock(max(0, begin)), cells))
     return week

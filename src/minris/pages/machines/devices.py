@@ -59,12 +59,9 @@ def device_page(
     """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
     device = next((d for d in p.devices if d.name == name), None)
-    form = form or {
-        "name": name,
-        "old_name": name if device else "",
-        **(settings_of(device) if device else {}),
-        **profile_settings(p.query("profile")),
-    }
+    if not form:
+        known = {"old_name": name, **settings_of(device)} if device else {}
+        form = {"name": name, **known, **profile_settings(p.query("profile"))}
     fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
     for setting in DEVICE_SETTINGS:
         choices = setting_choices(setting, t)
@@ -133,7 +130,7 @@ def doctor_page(p: PageRequest) -> str:
     outcome = echo_outcome(p.web.config.dicom.ae_title, device)
     called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
-    findings = [Row((LIGHTS[one.light], t(one.words)), "", mending(t, device, one), one.light)
+    findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
     first = found[0]
     verdict = t("All is well with {name}.", name=device.name)
