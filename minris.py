@@ -20176,6 +20176,58 @@ def changed_keywords(
     }
 
 
+def post_changes(
+    p: PageRequest, rows: tuple[FieldRow, ...], stored: Callable[[], dict[str, str]],
+    change: Callable[[dict[str, str], dict[str, str]], tuple[Any, ...]],
+) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
+    """Save the changes of a form; return the form, what the store had, and the problems if refused.
+
+    stored  reads the form of what is stored
+    change  takes the form and that of the store; returns the core function and its arguments. May
+            refuse: the form is shown again
+    """
+
+    def save(ctx: Context, shown: dict[str, str], core: Core, *arguments: Any) -> bool:
+        if stored() != shown:
+            return False
+        core(ctx, *arguments)
+        return True
+
+    form = sent_fields(p, rows)
+    while True:  # again if somebody else saves in between
+        shown = p.read(stored)
+        if meanwhile := changed_meanwhile(p, rows, form, shown):
+            return form, shown, meanwhile
+        try:
+            if p.write(save, shown, *change(form, shown)):
+                return form, shown, []
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            return form, shown, p.again(refusal)
+
+
+def changed_meanwhile(
+    p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
+) -> list[Problem]:
+    """Return the fields that others changed since the form was shown; sets status 409 if any.
+
+    A field that this user did not change takes the new value.
+    """
+    seen, problems = decoded_form(p.form("seen")), []
+    for row in rows:
+        name, now = row.name, stored[row.name]
+        if name not in seen or seen[name] == now:
+            continue
+        words = Message("was changed meanwhile: {value}", value=now or "-")
+        problems.append(Problem(row.tag, words))
+        if form[name].strip() == seen[name].strip():
+            form[name] = now
+    if problems:
+        p.response.status = 409
+    return problems
+
+
 def show_form(
     p: PageRequest,
     title: str,
@@ -20233,17 +20285,6 @@ def decoded_form(text: str) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError):
         pass
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD)
-
-
-def unless_changed(
-    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
-    *arguments: Any,
-) -> bool:  # fmt: skip
-    """Call a core function if the stored values are still those shown; return whether they are."""
-    if now() != shown:
-        return False
-    core(ctx, *arguments)
-    return True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21584,56 +21625,6 @@ def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
     return ElementIndex(p.read(get_step, row_id))
 
 
-def post_changes(
-    p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
-    change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
-) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
-    """Save the changes of a form; return the form, what the store had, and the problems if refused.
-
-    stored  reads the data set of a row
-    change  takes the form, the form of the stored data set, and that data set; returns the core
-            function and its arguments. May refuse: the form is shown again
-    """
-    form = sent_fields(p, rows)
-    while True:  # again if somebody else saves in between
-        known = ElementIndex(p.read(stored, row_id))
-        shown = form_of(rows, known)
-        if meanwhile := changed_meanwhile(p, rows, form, shown):
-            return form, shown, meanwhile
-
-        def now() -> dict[str, str]:
-            return form_of(rows, ElementIndex(stored(row_id)))
-
-        try:
-            if p.write(unless_changed, shown, now, *change(form, shown, known)):
-                return form, shown, []
-        except Refusal as refusal:
-            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-                raise
-            return form, shown, p.again(refusal)
-
-
-def changed_meanwhile(
-    p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
-) -> list[Problem]:
-    """Return the fields that others changed since the form was shown; sets status 409 if any.
-
-    A field that this user did not change takes the new value.
-    """
-    seen, problems = decoded_form(p.form("seen")), []
-    for row in rows:
-        name, now = row.name, stored[row.name]
-        if name not in seen or seen[name] == now:
-            continue
-        words = Message("was changed meanwhile: {value}", value=now or "-")
-        problems.append(Problem(row.tag, words))
-        if form[name].strip() == seen[name].strip():
-            form[name] = now
-    if problems:
-        p.response.status = 409
-    return problems
-
-
 def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
     """Return the values of fields of the registration form for a data set."""
     step = index.item("ScheduledProcedureStepSequence")
@@ -22110,13 +22101,16 @@ def edit_page(
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule an exam or move it to another device."""
 
-    def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
+    def stored() -> dict[str, str]:
+        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)))
+
+    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
         data = exam_from_form(form, shown, p.device(form["device"]))
         if form["procedure"].strip() != shown["procedure"]:
             data = p.read(apply_procedure, data)
         return reschedule, *p.read(step_key, row_id), data
 
-    form, _, problems = post_changes(p, row_id, EXAM_FIELDS, get_step, change)
+    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change)
     return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")
 
 
@@ -22359,17 +22353,20 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
 
-    def change(form: dict[str, str], shown: dict[str, str], known: ElementIndex) -> tuple[Any, ...]:
+    def stored() -> dict[str, str]:
+        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
+
+    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
         given, problems = patient_from_form(form, shown)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
             # the form does not show the whole name: middle names, the phonetic group
-            name = ElementIndex(known.only([tag_of("PatientName")]))
+            name = ElementIndex(patient_index(p, row_id).only([tag_of("PatientName")]))
             given = ElementIndex(given).merged(name)
         return correct_patient, row_id, given
 
-    form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
+    form, shown, problems = post_changes(p, PATIENT_FIELDS, stored, change)
     if problems:
         return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved

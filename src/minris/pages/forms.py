@@ -167,6 +167,58 @@ def changed_keywords(
     }
 
 
+def post_changes(
+    p: PageRequest, rows: tuple[FieldRow, ...], stored: Callable[[], dict[str, str]],
+    change: Callable[[dict[str, str], dict[str, str]], tuple[Any, ...]],
+) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
+    """Save the changes of a form; return the form, what the store had, and the problems if refused.
+
+    stored  reads the form of what is stored
+    change  takes the form and that of the store; returns the core function and its arguments. May
+            refuse: the form is shown again
+    """
+
+    def save(ctx: Context, shown: dict[str, str], core: Core, *arguments: Any) -> bool:
+        if stored() != shown:
+            return False
+        core(ctx, *arguments)
+        return True
+
+    form = sent_fields(p, rows)
+    while True:  # again if somebody else saves in between
+        shown = p.read(stored)
+        if meanwhile := changed_meanwhile(p, rows, form, shown):
+            return form, shown, meanwhile
+        try:
+            if p.write(save, shown, *change(form, shown)):
+                return form, shown, []
+        except Refusal as refusal:
+            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
+                raise
+            return form, shown, p.again(refusal)
+
+
+def changed_meanwhile(
+    p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
+) -> list[Problem]:
+    """Return the fields that others changed since the form was shown; sets status 409 if any.
+
+    A field that this user did not change takes the new value.
+    """
+    seen, problems = decoded_form(p.form("seen")), []
+    for row in rows:
+        name, now = row.name, stored[row.name]
+        if name not in seen or seen[name] == now:
+            continue
+        words = Message("was changed meanwhile: {value}", value=now or "-")
+        problems.append(Problem(row.tag, words))
+        if form[name].strip() == seen[name].strip():
+            form[name] = now
+    if problems:
+        p.response.status = 409
+    return problems
+
+
 def show_form(
     p: PageRequest,
     title: str,
@@ -224,14 +276,3 @@ def decoded_form(text: str) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError):
         pass
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, TOO_OLD)
-
-
-def unless_changed(
-    ctx: Context, shown: Mapping[str, str], now: Callable[[], Mapping[str, str]], core: Core,
-    *arguments: Any,
-) -> bool:  # fmt: skip
-    """Call a core function if the stored values are still those shown; return whether they are."""
-    if now() != shown:
-        return False
-    core(ctx, *arguments)
-    return True

@@ -1,8 +1,7 @@
 """The registration form: its fields, and how they are read from and written to data sets."""
 
 import datetime
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from minris.config.ini import Device
 from minris.dataset.elements import (
@@ -19,18 +18,10 @@ from minris.interchange.csv_tables import STEP_KEYWORDS
 from minris.orders.catalogue import procedures_in_use
 from minris.orders.items import split_item
 from minris.orders.lookup import get_step
-from minris.pages.forms import (
-    FieldRow,
-    changed_keywords,
-    decoded_form,
-    field_table,
-    read_fields,
-    sent_fields,
-    unless_changed,
-)
+from minris.pages.forms import FieldRow, changed_keywords, field_table, read_fields
 from minris.pages.frame import PageRequest
 from minris.standard.dictionary import is_date, tag_of, vr_of
-from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.status import Message, Problem
 from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 
 # The fields of the registration form. Those of group `visit` are not shown again.
@@ -125,56 +116,6 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
 def exam_of(p: PageRequest, row_id: int) -> ElementIndex:
     """Return the data set of an exam. Refuses 0112."""
     return ElementIndex(p.read(get_step, row_id))
-
-
-def post_changes(
-    p: PageRequest, row_id: int, rows: tuple[FieldRow, ...], stored: Callable[[int], bytes],
-    change: Callable[[dict[str, str], dict[str, str], ElementIndex], tuple[Any, ...]],
-) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
-    """Save the changes of a form; return the form, what the store had, and the problems if refused.
-
-    stored  reads the data set of a row
-    change  takes the form, the form of the stored data set, and that data set; returns the core
-            function and its arguments. May refuse: the form is shown again
-    """
-    form = sent_fields(p, rows)
-    while True:  # again if somebody else saves in between
-        known = ElementIndex(p.read(stored, row_id))
-        shown = form_of(rows, known)
-        if meanwhile := changed_meanwhile(p, rows, form, shown):
-            return form, shown, meanwhile
-
-        def now() -> dict[str, str]:
-            return form_of(rows, ElementIndex(stored(row_id)))
-
-        try:
-            if p.write(unless_changed, shown, now, *change(form, shown, known)):
-                return form, shown, []
-        except Refusal as refusal:
-            if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
-                raise
-            return form, shown, p.again(refusal)
-
-
-def changed_meanwhile(
-    p: PageRequest, rows: tuple[FieldRow, ...], form: dict[str, str], stored: Mapping[str, str]
-) -> list[Problem]:
-    """Return the fields that others changed since the form was shown; sets status 409 if any.
-
-    A field that this user did not change takes the new value.
-    """
-    seen, problems = decoded_form(p.form("seen")), []
-    for row in rows:
-        name, now = row.name, stored[row.name]
-        if name not in seen or seen[name] == now:
-            continue
-        words = Message("was changed meanwhile: {value}", value=now or "-")
-        problems.append(Problem(row.tag, words))
-        if form[name].strip() == seen[name].strip():
-            form[name] = now
-    if problems:
-        p.response.status = 409
-    return problems
 
 
 def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:

@@ -24,17 +24,10 @@ from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.day.board import PERSON_EVENTS
-from minris.pages.forms import encoded_form, show_fields, show_form, undo_button
+from minris.pages.forms import encoded_form, post_changes, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import Translator, booked_words, clock, facts_of, passing_words
-from minris.pages.reception import (
-    EXAM_FIELDS,
-    exam_from_form,
-    exam_of,
-    form_of,
-    post_changes,
-    reception_choices,
-)
+from minris.pages.reception import EXAM_FIELDS, exam_from_form, exam_of, form_of, reception_choices
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import DISCONTINUATION_REASONS, SERIES
@@ -275,11 +268,14 @@ def edit_page(
 def post_edit(p: PageRequest, row_id: int) -> str:
     """POST /step/…/edit: reschedule an exam or move it to another device."""
 
-    def change(form: dict[str, str], shown: dict[str, str], _: ElementIndex) -> tuple[Any, ...]:
+    def stored() -> dict[str, str]:
+        return form_of(EXAM_FIELDS, ElementIndex(get_step(row_id)))
+
+    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
         data = exam_from_form(form, shown, p.device(form["device"]))
         if form["procedure"].strip() != shown["procedure"]:
             data = p.read(apply_procedure, data)
         return reschedule, *p.read(step_key, row_id), data
 
-    form, _, problems = post_changes(p, row_id, EXAM_FIELDS, get_step, change)
+    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change)
     return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")

@@ -11,16 +11,17 @@ from minris.orders.items import step_item
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import Field, encoded_form, show_fields, show_form, undo_button
+from minris.pages.forms import (
+    Field,
+    encoded_form,
+    post_changes,
+    show_fields,
+    show_form,
+    undo_button,
+)
 from minris.pages.frame import PageRequest, Row
 from minris.pages.language import shown_time
-from minris.pages.reception import (
-    PATIENT_FIELDS,
-    form_of,
-    patient_from_form,
-    post_changes,
-    reception_choices,
-)
+from minris.pages.reception import PATIENT_FIELDS, form_of, patient_from_form, reception_choices
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 
@@ -150,17 +151,20 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         p.write(undo, f"patient {row_id}")
         return p.tell(where, p.t("Taken back."))
 
-    def change(form: dict[str, str], shown: dict[str, str], known: ElementIndex) -> tuple[Any, ...]:
+    def stored() -> dict[str, str]:
+        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
+
+    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
         given, problems = patient_from_form(form, shown)
         if problems:
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
             # the form does not show the whole name: middle names, the phonetic group
-            name = ElementIndex(known.only([tag_of("PatientName")]))
+            name = ElementIndex(patient_index(p, row_id).only([tag_of("PatientName")]))
             given = ElementIndex(given).merged(name)
         return correct_patient, row_id, given
 
-    form, shown, problems = post_changes(p, row_id, PATIENT_FIELDS, get_patient, change)
+    form, shown, problems = post_changes(p, PATIENT_FIELDS, stored, change)
     if problems:
         return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
