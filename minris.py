@@ -19292,18 +19292,15 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     """Return what the result of a request means for the person at the machine."""
     if commitment.state == "dropped":
         return ""
-    words = []
-    for count, one, many in (
+    found = (
         (good, Message("1 image is safe: the machine may delete it"),
-         Message("{count} images are safe: the machine may delete them")),
+         Message("{count} images are safe: the machine may delete them", count=good)),
         (bad, Message("1 image is not safe: do not delete it"),
-         Message("{count} images are not safe: do not delete them")),
+         Message("{count} images are not safe: do not delete them", count=bad)),
         (open_, Message("1 image is not judged yet: do not delete it"),
-         Message("{count} images are not judged yet: do not delete them")),
-    ):  # fmt: skip
-        if count:
-            words.append(t(one) if count == 1 else t(many.key, count=count))
-    return "; ".join(words)
+         Message("{count} images are not judged yet: do not delete them", count=open_)),
+    )  # fmt: skip
+    return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
 
 
 def commitments_page(p: PageRequest) -> str:
@@ -20233,18 +20230,22 @@ def show_form(
     title: str,
     groups: list[tuple[str, list[Field]]],
     problems: Iterable[Problem] = (),
+    seen: Mapping[str, str] | None = None,
     **values: Any,
 ) -> str:
     """Return a page with one form.
 
     groups    legends with their fields
     problems  those that belong to no field
+    seen      the form of the store, by which changes by others are found
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
+    if seen is not None:
+        values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 
@@ -22093,7 +22094,7 @@ def edit_page(
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
-        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))], slots="/slots",
+        seen=shown, hidden=[("step", str(row_id))], slots="/slots",
         after=[(f"/step/{row_id}", t("Back"))],
     )  # fmt: skip
 
@@ -22327,7 +22328,7 @@ def patient_page(
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        hidden=[("seen", encoded_form(shown))], extra=undo_button(p, f"patient {row_id}"),
+        seen=shown, extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
     )  # fmt: skip
 

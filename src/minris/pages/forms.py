@@ -224,18 +224,22 @@ def show_form(
     title: str,
     groups: list[tuple[str, list[Field]]],
     problems: Iterable[Problem] = (),
+    seen: Mapping[str, str] | None = None,
     **values: Any,
 ) -> str:
     """Return a page with one form.
 
     groups    legends with their fields
     problems  those that belong to no field
+    seen      the form of the store, by which changes by others are found
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
+    if seen is not None:
+        values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 

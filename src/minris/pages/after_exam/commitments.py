@@ -30,18 +30,15 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     """Return what the result of a request means for the person at the machine."""
     if commitment.state == "dropped":
         return ""
-    words = []
-    for count, one, many in (
+    found = (
         (good, Message("1 image is safe: the machine may delete it"),
-         Message("{count} images are safe: the machine may delete them")),
+         Message("{count} images are safe: the machine may delete them", count=good)),
         (bad, Message("1 image is not safe: do not delete it"),
-         Message("{count} images are not safe: do not delete them")),
+         Message("{count} images are not safe: do not delete them", count=bad)),
         (open_, Message("1 image is not judged yet: do not delete it"),
-         Message("{count} images are not judged yet: do not delete them")),
-    ):  # fmt: skip
-        if count:
-            words.append(t(one) if count == 1 else t(many.key, count=count))
-    return "; ".join(words)
+         Message("{count} images are not judged yet: do not delete them", count=open_)),
+    )  # fmt: skip
+    return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
 
 
 def commitments_page(p: PageRequest) -> str:

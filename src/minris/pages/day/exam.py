@@ -24,7 +24,7 @@ from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.day.board import PERSON_EVENTS
-from minris.pages.forms import encoded_form, post_changes, show_fields, show_form, undo_button
+from minris.pages.forms import post_changes, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import Translator, booked_words, clock, facts_of, passing_words
 from minris.pages.reception import EXAM_FIELDS, exam_from_form, exam_of, form_of, reception_choices
@@ -260,7 +260,7 @@ def edit_page(
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
-        hidden=[("seen", encoded_form(shown)), ("step", str(row_id))], slots="/slots",
+        seen=shown, hidden=[("step", str(row_id))], slots="/slots",
         after=[(f"/step/{row_id}", t("Back"))],
     )  # fmt: skip
 

@@ -11,14 +11,7 @@ from minris.orders.items import step_item
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import (
-    Field,
-    encoded_form,
-    post_changes,
-    show_fields,
-    show_form,
-    undo_button,
-)
+from minris.pages.forms import Field, post_changes, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, Row
 from minris.pages.language import shown_time
 from minris.pages.reception import PATIENT_FIELDS, form_of, patient_from_form, reception_choices
@@ -125,7 +118,7 @@ def patient_page(
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        hidden=[("seen", encoded_form(shown))], extra=undo_button(p, f"patient {row_id}"),
+        seen=shown, extra=undo_button(p, f"patient {row_id}"),
         after=patient_links(p, row_id),
     )  # fmt: skip
 
