@@ -4734,7 +4734,8 @@ def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
     """Insert many rows; `what` is the table with its columns, and the clause after VALUES."""
     head, _, tail = what.partition(" VALUES")
     places = ", ".join("?" * (head.count(",") + 1))
-    database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
+    with peewee.__exception_wrapper__:  # a full disk is told apart by peewee's own exceptions
+        database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
 
 
 def update_row(model: type[Stored], row_id: int, **columns: Any) -> None:

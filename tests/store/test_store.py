@@ -29,7 +29,7 @@ from minris.store.models import (
     StoreError,
     database,
 )
-from minris.store.rows import fetch_rows, insert_row, update_row
+from minris.store.rows import fetch_rows, insert_row, insert_rows, update_row
 from minris.store.sqlite import StoreLock, backup_store, open_store, reading, restore_store
 from minris.store.writer import Writer
 
@@ -767,11 +767,17 @@ def reasons(error: BaseException | None) -> list[str]:
     return [str(error), *reasons(error.__context__)] if error else []
 
 
-def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(writer, path):
+def count_many(name: str) -> None:
+    """As `count`, by the way that many rows go."""
+    insert_rows("counter (name, last) VALUES", [(name, 1)])
+
+
+@pytest.mark.parametrize("insert", [count, count_many])
+def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(writer, path, insert):
     writer.submit(limit_pages, 10).result(20)
     gate = Gate(writer)
     small = writer.submit(count, "small")
-    large = writer.submit(count, "x" * 1_000_000)
+    large = writer.submit(insert, "x" * 1_000_000)
     last = writer.submit(count, "last")
     gate.open()
     assert (small.result(20), last.result(20)) == (1, 1)
