@@ -1525,6 +1525,9 @@ TIMEZONE_OFFSET = tag_of("TimezoneOffsetFromUTC")
 UPS_STATE = tag_of("ProcedureStepState")
 PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
+CANCELLATION_REASON = (
+    tag_of("ReasonForCancellation"), tag_of("ProcedureStepDiscontinuationReasonCodeSequence"),
+)  # fmt: skip
 LOCAL_SCHEME = "99MINRIS"
 # Choices on the form of a workitem: PS3.16 CID 9231, and local codes for what it lacks.
 WORKITEM_CODES: dict[str, tuple[str, str]] = {
@@ -10393,51 +10396,6 @@ def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
     }
 
 
-def enumeration_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each value that is none of its few; empty ones are judged elsewhere."""
-    return [
-        Problem(tag_of(keyword), Message("{value} is not one of {choices}",
-                value=index.get(keyword), choices=", ".join(allowed)))
-        for keyword, allowed in UPS_ENUMERATIONS.items()
-        if index.get(keyword) and index.get(keyword) not in allowed
-    ]  # fmt: skip
-
-
-def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
-    """A problem for each time of a workitem that is no DT value, nested ones included."""
-    problems = []
-    for holder, tag in every_element(index):
-        if holder.vr(tag) != b"DT":
-            continue
-        one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
-        for text in filter(None, [holder.text(tag)] if one_value else holder.values(tag)):
-            try:
-                datetime_bounds(text, zone)
-            except (ValueError, OverflowError):
-                words = Message("{value} is not a date and time", value=text[:64])
-                problems.append(Problem(tag, words))
-    return problems
-
-
-def lock_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each Transaction UID within an item: it would be given to everybody."""
-    return [
-        Problem(TRANSACTION_UID, Message("must be empty"))
-        for item, tag in every_element(index)
-        if tag == TRANSACTION_UID and item is not index and item.has_value(tag)
-    ]
-
-
-def count_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each sequence with more items than one that may have one (PS3.4 CC.2.5-3)."""
-    words = Message("has more than one item")
-    return [
-        Problem(tag, words)
-        for tag in (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
-        if len(index.items(tag)) > 1
-    ]
-
-
 def datetime_with_offset(text: str, offset: str) -> str:
     """A DT, or a range of them, with this offset where it has none."""
     low, dash, high = split_datetime_range(text)
@@ -10452,8 +10410,7 @@ def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
     elements = {}
     for tag in index:
         if index.vr(tag) == b"SQ":
-            items = [with_offsets(item, offset) for item in index.items(tag)]
-            elements[tag] = encode_items(tag, items)
+            elements[tag] = encode_items(tag, [with_offsets(i, offset) for i in index.items(tag)])
         elif index.vr(tag) == b"DT" and index.has_value(tag):
             texts = [datetime_with_offset(text, offset) for text in index.values(tag)]
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
@@ -10475,12 +10432,31 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
     """What is wrong with the values of a workitem, or of a change of one."""
-    return [
-        *enumeration_problems(index),
-        *datetime_problems(index, ctx.config.zone),
-        *lock_problems(index),
-        *count_problems(index),
-    ]
+    problems, locks = [], []
+    for keyword, allowed in UPS_ENUMERATIONS.items():
+        value, choices = index.get(keyword), ", ".join(allowed)
+        if value and value not in allowed:  # empty ones are judged elsewhere
+            words = Message("{value} is not one of {choices}", value=value, choices=choices)
+            problems.append(Problem(tag_of(keyword), words))
+    for holder, tag in every_element(index):
+        if holder.vr(tag) == b"DT":
+            problems += _datetime_problems(holder, tag, ctx.config.zone)
+        elif tag == TRANSACTION_UID and holder is not index and holder.has_value(tag):
+            locks.append(Problem(tag, Message("must be empty")))  # it would be given to everybody
+    words = Message("has more than one item")  # PS3.4 Table CC.2.5-3
+    only_one = (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+    return problems + locks + [Problem(t, words) for t in only_one if len(index.items(t)) > 1]
+
+
+def _datetime_problems(
+    index: ElementIndex, tag: int, zone: datetime.tzinfo | None
+) -> Iterator[Problem]:
+    one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+    for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
+        try:
+            datetime_bounds(text, zone)
+        except (ValueError, OverflowError):
+            yield Problem(tag, Message("{value} is not a date and time", value=text[:64]))
 
 
 def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
@@ -10493,13 +10469,9 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     if state and state != "SCHEDULED":
         raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
-    given = [
-        Problem(tag, Message("must be empty"))
-        for tag in (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
-        if index.has_value(tag)
-    ]
-    problems = given + workitem_problems(ctx, index)
-    if problems:
+    empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+    given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
+    if problems := given + workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     return forgiven
 
@@ -10627,9 +10599,8 @@ def state_report(index: ElementIndex) -> ElementIndex:
     """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
-    reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
     canceled = index.text(UPS_STATE) == "CANCELED"
-    return index.only(told).merged(progress.only(map(tag_of, reasons) if canceled else ()))
+    return index.only(told).merged(progress.only(CANCELLATION_REASON if canceled else ()))
 
 
 def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
@@ -10655,16 +10626,6 @@ def check_receiver(ae_title: str) -> None:
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
 
 
-def known_receiver(ctx: Context, ae_title: str) -> None:
-    """Refuse (0115, C308) an AE title that we could not call."""
-    check_receiver(ae_title)
-    if not can_be_told(ctx, ae_title):
-        raise Refusal(
-            Status.RECEIVING_AE_UNKNOWN,
-            Message("{ae} is not registered with an address", ae=ae_title),
-        )
-
-
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
 
@@ -10675,9 +10636,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     """
     start = "COLD START" if cold else "WARM START"
     data = text_elements(
-        SCPStatus=scp_status,
-        SubscriptionListStatus=start,
-        UnifiedProcedureStepListStatus=start,
+        SCPStatus=scp_status, SubscriptionListStatus=start, UnifiedProcedureStepListStatus=start
     )
     cursor = database.execute_sql(
         "SELECT ae_title FROM subscription UNION SELECT ae_title FROM global_subscription"
@@ -10689,8 +10648,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
         (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
     )
     if receivers:
-        uid = UPS_GLOBAL_SUBSCRIPTION
-        record_event(ctx, "SCP Status Change", uid, data, receivers)
+        record_event(ctx, "SCP Status Change", UPS_GLOBAL_SUBSCRIPTION, data, receivers)
     return receivers
 
 
@@ -10764,10 +10722,7 @@ def matching_workitems(search: Search) -> set[int]:
 
 
 def find_workitems(
-    ctx: Context,
-    search: Search,
-    cache: AnswerCache | None = None,
-    key: object = None,
+    ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
 ) -> Iterator[list[bytes]]:
     """The encoded answers of a workitem search, slice by slice.
 
@@ -10850,10 +10805,8 @@ def _record_initial_reports(
         return
     now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
     told = {
-        (state, readiness): bytes(
-            text_elements(ProcedureStepState=state, InputReadinessState=readiness)
-        )
-        for _, state, readiness in reports
+        (state, ready): bytes(text_elements(ProcedureStepState=state, InputReadinessState=ready))
+        for _, state, ready in reports
     }
     (last,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM workitem_event").fetchone()
     insert_rows(
@@ -10868,12 +10821,7 @@ def _record_initial_reports(
 
 
 def subscribe(
-    ctx: Context,
-    uid: str,
-    ae_title: str,
-    lock: bool,
-    keys: bytes = b"",
-    channel: str = EVENT_CHANNELS[0],
+    ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b"", channel: str = "dimse"
 ) -> Status:
     """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
 
@@ -10890,13 +10838,17 @@ def subscribe(
             find_workitem(uid)
         check_receiver(ae_title)
         enter_channel(ctx, ae_title, channel)
-        known_receiver(ctx, ae_title)
+        if not can_be_told(ctx, ae_title):
+            words = Message("{ae} is not registered with an address", ae=ae_title)
+            raise Refusal(Status.RECEIVING_AE_UNKNOWN, words)
         if uid in WELL_KNOWN_UPS:
-            only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
-            released = change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
+            request, only = (
+                "subscribe globally",
+                _subscribe_globally(ctx, uid, ae_title, granted, keys),
+            )
         else:
-            only = {find_workitem(uid).id}
-            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, only)
+            request, only = "subscribe", {find_workitem(uid).id}
+        released = change_subscriptions(ctx, request + ending, ae_title, only)
         # who subscribes is there: what it has missed is tried at once
         try_again(ae_title)
         audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
@@ -11010,12 +10962,11 @@ def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> li
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):
             locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
-    entered, now = [], ctx.stamp()
-    for ae_title, lock in locks.items():
-        request = "created, global lock" if lock else "created, global"
-        new, _ = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"]
-        entered.append((workitem_id, ae_title, int(new == "with Lock"), now))
-    enter_subscriptions(entered)
+    now, requests = ctx.stamp(), ("created, global", "created, global lock")
+    new = [SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"][0] for request in requests]
+    enter_subscriptions(
+        (workitem_id, ae, int(new[lock] == "with Lock"), now) for ae, lock in locks.items()
+    )
     return list(locks)
 
 
@@ -11024,12 +10975,12 @@ def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> li
 # The workitem's life: created, changed, claimed, ended, got (PS3.4 CC.2).
 # ------------------------------------------------------------------------------------------------
 
-DEFAULT_CANCELLATION_REASON = "110513"
-
-
 def dicom_now(ctx: Context) -> str:
     """Now as a DT value, with its offset."""
     return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
+
+
+_EMPTY_AT_FIRST = ("transaction_uid", "performer", "declined", "claimed_at", "ended_at")
 
 
 def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
@@ -11059,16 +11010,12 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         row_id = insert_row(
             Workitem,
             sop_instance_uid=uid,
-            transaction_uid="",
-            performer="",
             by_person=0,
-            declined="",
             data=bytes(stored),
             version=first_version(),
             created_at=ctx.stamp(),
             updated_at=ctx.stamp(),
-            claimed_at="",
-            ended_at="",
+            **dict.fromkeys(_EMPTY_AT_FIRST, ""),
             **workitem_columns(ctx, stored),
         )
         told = subscribe_created(ctx, row_id, stored)
@@ -11202,12 +11149,9 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
         index = ElementIndex(workitem.data)
         columns = {}
         if outcome == "IN PROGRESS":
-            columns = {
-                "transaction_uid": transaction_uid,
-                "performer": ctx.actor.name,
-                "by_person": int(bool(ctx.actor.role)),
-                "claimed_at": ctx.stamp(),
-            }
+            by_person = int(bool(ctx.actor.role))
+            columns = {"performer": ctx.actor.name, "by_person": by_person,
+                       "transaction_uid": transaction_uid, "claimed_at": ctx.stamp()}  # fmt: skip
         else:
             if outcome == "CANCELED":
                 index = with_cancellation(ctx, index)
@@ -11221,13 +11165,13 @@ def _refuse_state(state: str | None, key: str) -> None:
     if key == "wrong UID":
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
     if state is None:
-        words = Message("is missing")
-        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
-    if not state:
-        words = Message("has no value")
-        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[Problem(UPS_STATE, words)])
-    words = Message("{value} is not a state", value=state[:64])
-    raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[Problem(UPS_STATE, words)])
+        status, words = Status.MISSING_ATTRIBUTE, Message("is missing")
+    elif not state:
+        status, words = Status.MISSING_ATTRIBUTE_VALUE, Message("has no value")
+    else:
+        status = Status.INVALID_ARGUMENT_VALUE
+        words = Message("{value} is not a state", value=state[:64])
+    raise Refusal(status, problems=[Problem(UPS_STATE, words)])
 
 
 def enter_ups_state(
@@ -11254,18 +11198,13 @@ def with_cancellation(
     Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
-    keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    progress = progress.merged(info.only(map(tag_of, keywords)))
-    made = []
+    progress = progress.merged(info.only(CANCELLATION_REASON))
     if not progress.get("ProcedureStepCancellationDateTime"):
-        made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
-    reason = tag_of("ProcedureStepDiscontinuationReasonCodeSequence")
-    if not progress.items(reason):
-        code = DEFAULT_CANCELLATION_REASON
-        item = code_item(code, UPS_CANCELLATION_REASONS[code])
-        made.append(sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item]))
-    items = [progress.merged(*made)]
-    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=items))
+        now = text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx))
+        progress = progress.merged(now)
+    if not progress.items(CANCELLATION_REASON[1]):
+        progress = progress.merged(cancellation_reason("", "110513"))
+    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=[progress]))
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
@@ -11287,21 +11226,16 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         told = subscribers(workitem.id)
         if outcome == "IN PROGRESS":
             _refuse_to_ask(workitem, told)
-        keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
-                    "ContactURI", "ContactDisplayName")  # fmt: skip
-        asked = info.only(map(tag_of, keywords)).with_values()
-        requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
+        contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
+        asked = info.only(CANCELLATION_REASON + contact).with_values()
+        calls = ctx.actor.address and not ctx.actor.role  # else a user or a job of ours
+        ae_title = ctx.actor.name if calls else ctx.config.dicom.ae_title
+        requester = text_elements(RequestingAE=ae_title)
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
         if outcome == "CANCELED":
             cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
-
-
-def our_or_calling_ae(ctx: Context) -> str:
-    """The AE title that asks: the caller's, ours for a user or a job."""
-    calling = ctx.actor.address and not ctx.actor.role
-    return ctx.actor.name if calling else ctx.config.dicom.ae_title
 
 
 def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
@@ -11382,13 +11316,19 @@ def claim_by_person(ctx: Context, uid: str) -> None:
     change_state(ctx, uid, "IN PROGRESS", ctx.new_uid())
 
 
-def claimed_by(ctx: Context, uid: str) -> Any:
-    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+def _not_ended(uid: str) -> Any:
+    """Return a workitem that has not ended. Refuses C307, C300."""
     workitem = find_workitem(uid)
-    if workitem.state == "SCHEDULED":
-        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if workitem.state in FINAL_UPS_STATES:
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    return workitem
+
+
+def claimed_by(ctx: Context, uid: str) -> Any:
+    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    workitem = _not_ended(uid)
+    if workitem.state == "SCHEDULED":
+        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if not workitem.by_person or workitem.performer != ctx.actor.name:
         words = Message("It is {performer}'s", performer=workitem.performer)
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
@@ -11464,26 +11404,22 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
         words = Message("Choose a station or name a person")
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     with database.atomic():
-        workitem = find_workitem(uid)
-        if workitem.state in FINAL_UPS_STATES:
-            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        workitem = _not_ended(uid)
         new = old = ElementIndex(workitem.data)
         if station:
             code = code_item(station, station, LOCAL_SCHEME)
             new = new.merged(sequence_elements(ScheduledStationNameCodeSequence=[code]))
         if performer:
-            item = _performer_item(ctx, performer)
+            organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
+            texts = text_elements(
+                HumanPerformerName=performer, HumanPerformerOrganization=organization[:64]
+            )
+            code = code_item(performer, performer, LOCAL_SCHEME)
+            item = texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
             new = new.merged(sequence_elements(ScheduledHumanPerformersSequence=[item]))
         save_workitem(ctx, workitem, well_formed(new))
         report_changes(ctx, workitem, old, new)
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
-
-
-def _performer_item(ctx: Context, name: str) -> ElementIndex:
-    code = code_item(name, name, LOCAL_SCHEME)
-    organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
-    texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
-    return texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
 
 
 def relationship_of_step(step: bytes) -> ElementIndex:
@@ -11632,9 +11568,7 @@ def end_workitem(
     """
     needs_reason(why)
     with database.atomic():
-        workitem = find_workitem(uid)
-        if workitem.state in FINAL_UPS_STATES:
-            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        workitem = _not_ended(uid)
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
             words = Message("It is not stuck any more")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)

@@ -204,6 +204,9 @@ TIMEZONE_OFFSET = tag_of("TimezoneOffsetFromUTC")
 UPS_STATE = tag_of("ProcedureStepState")
 PROGRESS_INFORMATION = tag_of("ProcedureStepProgressInformationSequence")
 PERFORMED_PROCEDURE = tag_of("UnifiedProcedureStepPerformedProcedureSequence")
+CANCELLATION_REASON = (
+    tag_of("ReasonForCancellation"), tag_of("ProcedureStepDiscontinuationReasonCodeSequence"),
+)  # fmt: skip
 LOCAL_SCHEME = "99MINRIS"
 # Choices on the form of a workitem: PS3.16 CID 9231, and local codes for what it lacks.
 WORKITEM_CODES: dict[str, tuple[str, str]] = {

@@ -63,51 +63,6 @@ def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
     }
 
 
-def enumeration_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each value that is none of its few; empty ones are judged elsewhere."""
-    return [
-        Problem(tag_of(keyword), Message("{value} is not one of {choices}",
-                value=index.get(keyword), choices=", ".join(allowed)))
-        for keyword, allowed in UPS_ENUMERATIONS.items()
-        if index.get(keyword) and index.get(keyword) not in allowed
-    ]  # fmt: skip
-
-
-def datetime_problems(index: ElementIndex, zone: datetime.tzinfo | None) -> list[Problem]:
-    """A problem for each time of a workitem that is no DT value, nested ones included."""
-    problems = []
-    for holder, tag in every_element(index):
-        if holder.vr(tag) != b"DT":
-            continue
-        one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
-        for text in filter(None, [holder.text(tag)] if one_value else holder.values(tag)):
-            try:
-                datetime_bounds(text, zone)
-            except (ValueError, OverflowError):
-                words = Message("{value} is not a date and time", value=text[:64])
-                problems.append(Problem(tag, words))
-    return problems
-
-
-def lock_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each Transaction UID within an item: it would be given to everybody."""
-    return [
-        Problem(TRANSACTION_UID, Message("must be empty"))
-        for item, tag in every_element(index)
-        if tag == TRANSACTION_UID and item is not index and item.has_value(tag)
-    ]
-
-
-def count_problems(index: ElementIndex) -> list[Problem]:
-    """A problem for each sequence with more items than one that may have one (PS3.4 CC.2.5-3)."""
-    words = Message("has more than one item")
-    return [
-        Problem(tag, words)
-        for tag in (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
-        if len(index.items(tag)) > 1
-    ]
-
-
 def datetime_with_offset(text: str, offset: str) -> str:
     """A DT, or a range of them, with this offset where it has none."""
     low, dash, high = split_datetime_range(text)
@@ -122,8 +77,7 @@ def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
     elements = {}
     for tag in index:
         if index.vr(tag) == b"SQ":
-            items = [with_offsets(item, offset) for item in index.items(tag)]
-            elements[tag] = encode_items(tag, items)
+            elements[tag] = encode_items(tag, [with_offsets(i, offset) for i in index.items(tag)])
         elif index.vr(tag) == b"DT" and index.has_value(tag):
             texts = [datetime_with_offset(text, offset) for text in index.values(tag)]
             elements[tag] = encode_element(tag, b"DT", "\\".join(texts).encode())
@@ -145,12 +99,31 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
     """What is wrong with the values of a workitem, or of a change of one."""
-    return [
-        *enumeration_problems(index),
-        *datetime_problems(index, ctx.config.zone),
-        *lock_problems(index),
-        *count_problems(index),
-    ]
+    problems, locks = [], []
+    for keyword, allowed in UPS_ENUMERATIONS.items():
+        value, choices = index.get(keyword), ", ".join(allowed)
+        if value and value not in allowed:  # empty ones are judged elsewhere
+            words = Message("{value} is not one of {choices}", value=value, choices=choices)
+            problems.append(Problem(tag_of(keyword), words))
+    for holder, tag in every_element(index):
+        if holder.vr(tag) == b"DT":
+            problems += _datetime_problems(holder, tag, ctx.config.zone)
+        elif tag == TRANSACTION_UID and holder is not index and holder.has_value(tag):
+            locks.append(Problem(tag, Message("must be empty")))  # it would be given to everybody
+    words = Message("has more than one item")  # PS3.4 Table CC.2.5-3
+    only_one = (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+    return problems + locks + [Problem(t, words) for t in only_one if len(index.items(t)) > 1]
+
+
+def _datetime_problems(
+    index: ElementIndex, tag: int, zone: datetime.tzinfo | None
+) -> Iterator[Problem]:
+    one_value = not datadict.dictionary_has_tag(tag) or datadict.dictionary_VM(tag) == "1"
+    for text in filter(None, [index.text(tag)] if one_value else index.values(tag)):
+        try:
+            datetime_bounds(text, zone)
+        except (ValueError, OverflowError):
+            yield Problem(tag, Message("{value} is not a date and time", value=text[:64]))
 
 
 def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
@@ -163,13 +136,9 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     if state and state != "SCHEDULED":
         raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
-    given = [
-        Problem(tag, Message("must be empty"))
-        for tag in (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
-        if index.has_value(tag)
-    ]
-    problems = given + workitem_problems(ctx, index)
-    if problems:
+    empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
+    given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
+    if problems := given + workitem_problems(ctx, index):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     return forgiven
 

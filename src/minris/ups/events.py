@@ -9,7 +9,7 @@ from minris.outbox import WAITING, enter_events
 from minris.standard.dictionary import is_ae_title, tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.uids import UPS_GLOBAL_SUBSCRIPTION
-from minris.standard.ups import EVENT_TYPES, UPS_STATE
+from minris.standard.ups import CANCELLATION_REASON, EVENT_TYPES, UPS_STATE
 from minris.store.models import WorkitemEvent, database
 from minris.store.rows import insert_row
 
@@ -72,9 +72,8 @@ def state_report(index: ElementIndex) -> ElementIndex:
     """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
-    reasons = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
     canceled = index.text(UPS_STATE) == "CANCELED"
-    return index.only(told).merged(progress.only(map(tag_of, reasons) if canceled else ()))
+    return index.only(told).merged(progress.only(CANCELLATION_REASON if canceled else ()))
 
 
 def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
@@ -100,16 +99,6 @@ def check_receiver(ae_title: str) -> None:
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
 
 
-def known_receiver(ctx: Context, ae_title: str) -> None:
-    """Refuse (0115, C308) an AE title that we could not call."""
-    check_receiver(ae_title)
-    if not can_be_told(ctx, ae_title):
-        raise Refusal(
-            Status.RECEIVING_AE_UNKNOWN,
-            Message("{ae} is not registered with an address", ae=ae_title),
-        )
-
-
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
 
@@ -120,9 +109,7 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
     """
     start = "COLD START" if cold else "WARM START"
     data = text_elements(
-        SCPStatus=scp_status,
-        SubscriptionListStatus=start,
-        UnifiedProcedureStepListStatus=start,
+        SCPStatus=scp_status, SubscriptionListStatus=start, UnifiedProcedureStepListStatus=start
     )
     cursor = database.execute_sql(
         "SELECT ae_title FROM subscription UNION SELECT ae_title FROM global_subscription"
@@ -134,6 +121,5 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
         (ctx.stamp(), EVENT_TYPES["SCP Status Change"]),
     )
     if receivers:
-        uid = UPS_GLOBAL_SUBSCRIPTION
-        record_event(ctx, "SCP Status Change", uid, data, receivers)
+        record_event(ctx, "SCP Status Change", UPS_GLOBAL_SUBSCRIPTION, data, receivers)
     return receivers

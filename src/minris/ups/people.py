@@ -12,12 +12,7 @@ from minris.dataset.items import cancellation_reason, code_item, workitem_code
 from minris.outbox import WAITING
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
-from minris.standard.ups import (
-    EVENT_TYPES,
-    FINAL_UPS_STATES,
-    LOCAL_SCHEME,
-    UPS_STATES,
-)
+from minris.standard.ups import EVENT_TYPES, FINAL_UPS_STATES, LOCAL_SCHEME, UPS_STATES
 from minris.store.models import Workitem, database
 from minris.store.rows import fetch_rows, update_row
 from minris.ups.events import record_event
@@ -41,13 +36,19 @@ def claim_by_person(ctx: Context, uid: str) -> None:
     change_state(ctx, uid, "IN PROGRESS", ctx.new_uid())
 
 
-def claimed_by(ctx: Context, uid: str) -> Any:
-    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+def _not_ended(uid: str) -> Any:
+    """Return a workitem that has not ended. Refuses C307, C300."""
     workitem = find_workitem(uid)
-    if workitem.state == "SCHEDULED":
-        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if workitem.state in FINAL_UPS_STATES:
         raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+    return workitem
+
+
+def claimed_by(ctx: Context, uid: str) -> Any:
+    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    workitem = _not_ended(uid)
+    if workitem.state == "SCHEDULED":
+        raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if not workitem.by_person or workitem.performer != ctx.actor.name:
         words = Message("It is {performer}'s", performer=workitem.performer)
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
@@ -123,26 +124,22 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
         words = Message("Choose a station or name a person")
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     with database.atomic():
-        workitem = find_workitem(uid)
-        if workitem.state in FINAL_UPS_STATES:
-            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        workitem = _not_ended(uid)
         new = old = ElementIndex(workitem.data)
         if station:
             code = code_item(station, station, LOCAL_SCHEME)
             new = new.merged(sequence_elements(ScheduledStationNameCodeSequence=[code]))
         if performer:
-            item = _performer_item(ctx, performer)
+            organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
+            texts = text_elements(
+                HumanPerformerName=performer, HumanPerformerOrganization=organization[:64]
+            )
+            code = code_item(performer, performer, LOCAL_SCHEME)
+            item = texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
             new = new.merged(sequence_elements(ScheduledHumanPerformersSequence=[item]))
         save_workitem(ctx, workitem, well_formed(new))
         report_changes(ctx, workitem, old, new)
         audit(ctx, "workitem assigned", uid, f"{station} {performer}".strip())
-
-
-def _performer_item(ctx: Context, name: str) -> ElementIndex:
-    code = code_item(name, name, LOCAL_SCHEME)
-    organization = ctx.config.clinic.name or ctx.config.dicom.ae_title
-    texts = text_elements(HumanPerformerName=name, HumanPerformerOrganization=organization[:64])
-    return texts.merged(sequence_elements(HumanPerformerCodeSequence=[code]))
 
 
 def relationship_of_step(step: bytes) -> ElementIndex:
@@ -291,9 +288,7 @@ def end_workitem(
     """
     needs_reason(why)
     with database.atomic():
-        workitem = find_workitem(uid)
-        if workitem.state in FINAL_UPS_STATES:
-            raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It has ended already"))
+        workitem = _not_ended(uid)
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
             words = Message("It is not stuck any more")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)

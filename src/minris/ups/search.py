@@ -82,10 +82,7 @@ def matching_workitems(search: Search) -> set[int]:
 
 
 def find_workitems(
-    ctx: Context,
-    search: Search,
-    cache: AnswerCache | None = None,
-    key: object = None,
+    ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
 ) -> Iterator[list[bytes]]:
     """The encoded answers of a workitem search, slice by slice.
 

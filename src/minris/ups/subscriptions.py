@@ -17,13 +17,7 @@ from minris.standard.ups import (
 )
 from minris.store.models import GlobalSubscription, database
 from minris.store.rows import erase, fetch_rows, insert_rows
-from minris.ups.events import (
-    EVENT_CHANNELS,
-    check_receiver,
-    enter_channel,
-    known_receiver,
-    ways_to_tell,
-)
+from minris.ups.events import can_be_told, check_receiver, enter_channel, ways_to_tell
 from minris.ups.search import filter_search, find_workitem, matching_workitems
 
 
@@ -87,10 +81,8 @@ def _record_initial_reports(
         return
     now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
     told = {
-        (state, readiness): bytes(
-            text_elements(ProcedureStepState=state, InputReadinessState=readiness)
-        )
-        for _, state, readiness in reports
+        (state, ready): bytes(text_elements(ProcedureStepState=state, InputReadinessState=ready))
+        for _, state, ready in reports
     }
     (last,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM workitem_event").fetchone()
     insert_rows(
@@ -105,12 +97,7 @@ def _record_initial_reports(
 
 
 def subscribe(
-    ctx: Context,
-    uid: str,
-    ae_title: str,
-    lock: bool,
-    keys: bytes = b"",
-    channel: str = EVENT_CHANNELS[0],
+    ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes = b"", channel: str = "dimse"
 ) -> Status:
     """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
 
@@ -127,13 +114,17 @@ def subscribe(
             find_workitem(uid)
         check_receiver(ae_title)
         enter_channel(ctx, ae_title, channel)
-        known_receiver(ctx, ae_title)
+        if not can_be_told(ctx, ae_title):
+            words = Message("{ae} is not registered with an address", ae=ae_title)
+            raise Refusal(Status.RECEIVING_AE_UNKNOWN, words)
         if uid in WELL_KNOWN_UPS:
-            only = _subscribe_globally(ctx, uid, ae_title, granted, keys)
-            released = change_subscriptions(ctx, f"subscribe globally{ending}", ae_title, only)
+            request, only = (
+                "subscribe globally",
+                _subscribe_globally(ctx, uid, ae_title, granted, keys),
+            )
         else:
-            only = {find_workitem(uid).id}
-            released = change_subscriptions(ctx, f"subscribe{ending}", ae_title, only)
+            request, only = "subscribe", {find_workitem(uid).id}
+        released = change_subscriptions(ctx, request + ending, ae_title, only)
         # who subscribes is there: what it has missed is tried at once
         try_again(ae_title)
         audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
@@ -247,10 +238,9 @@ def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> li
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):
             locks[row.ae_title] = locks.get(row.ae_title, False) or bool(row.deletion_lock)
-    entered, now = [], ctx.stamp()
-    for ae_title, lock in locks.items():
-        request = "created, global lock" if lock else "created, global"
-        new, _ = SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"]
-        entered.append((workitem_id, ae_title, int(new == "with Lock"), now))
-    enter_subscriptions(entered)
+    now, requests = ctx.stamp(), ("created, global", "created, global lock")
+    new = [SUBSCRIPTION_TRANSITIONS[request, "Not Subscribed"][0] for request in requests]
+    enter_subscriptions(
+        (workitem_id, ae, int(new[lock] == "with Lock"), now) for ae, lock in locks.items()
+    )
     return list(locks)

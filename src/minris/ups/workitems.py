@@ -7,22 +7,17 @@ from typing import Any
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.checks import check_instance, check_uid, noted_problems, selected_attributes
-from minris.dataset.elements import (
-    EMPTY,
-    ElementIndex,
-    sequence_elements,
-    text_elements,
-)
-from minris.dataset.items import code_item
+from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
+from minris.dataset.items import cancellation_reason
 from minris.standard.dictionary import tag_of, value_problem
 from minris.standard.status import OUTCOMES, Message, Problem, Refusal, Status
 from minris.standard.uids import UPS_PUSH, WELL_KNOWN_UPS
 from minris.standard.ups import (
+    CANCELLATION_REASON,
     FINAL_UPS_STATES,
     MODIFIED_AT,
     TRANSACTION_UID,
     UPS_ATTRIBUTES,
-    UPS_CANCELLATION_REASONS,
     UPS_STATE,
     UPS_STATES,
     UPS_TRANSITIONS,
@@ -52,12 +47,13 @@ from minris.ups.events import assigned_reports, can_be_told, record_event, state
 from minris.ups.search import find_workitem, stored_workitem
 from minris.ups.subscriptions import enter_subscriptions, subscribe_created
 
-DEFAULT_CANCELLATION_REASON = "110513"
-
 
 def dicom_now(ctx: Context) -> str:
     """Now as a DT value, with its offset."""
     return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
+
+
+_EMPTY_AT_FIRST = ("transaction_uid", "performer", "declined", "claimed_at", "ended_at")
 
 
 def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
@@ -87,16 +83,12 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
         row_id = insert_row(
             Workitem,
             sop_instance_uid=uid,
-            transaction_uid="",
-            performer="",
             by_person=0,
-            declined="",
             data=bytes(stored),
             version=first_version(),
             created_at=ctx.stamp(),
             updated_at=ctx.stamp(),
-            claimed_at="",
-            ended_at="",
+            **dict.fromkeys(_EMPTY_AT_FIRST, ""),
             **workitem_columns(ctx, stored),
         )
         told = subscribe_created(ctx, row_id, stored)
@@ -230,12 +222,9 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
         index = ElementIndex(workitem.data)
         columns = {}
         if outcome == "IN PROGRESS":
-            columns = {
-                "transaction_uid": transaction_uid,
-                "performer": ctx.actor.name,
-                "by_person": int(bool(ctx.actor.role)),
-                "claimed_at": ctx.stamp(),
-            }
+            by_person = int(bool(ctx.actor.role))
+            columns = {"performer": ctx.actor.name, "by_person": by_person,
+                       "transaction_uid": transaction_uid, "claimed_at": ctx.stamp()}  # fmt: skip
         else:
             if outcome == "CANCELED":
                 index = with_cancellation(ctx, index)
@@ -249,13 +238,13 @@ def _refuse_state(state: str | None, key: str) -> None:
     if key == "wrong UID":
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
     if state is None:
-        words = Message("is missing")
-        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
-    if not state:
-        words = Message("has no value")
-        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[Problem(UPS_STATE, words)])
-    words = Message("{value} is not a state", value=state[:64])
-    raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[Problem(UPS_STATE, words)])
+        status, words = Status.MISSING_ATTRIBUTE, Message("is missing")
+    elif not state:
+        status, words = Status.MISSING_ATTRIBUTE_VALUE, Message("has no value")
+    else:
+        status = Status.INVALID_ARGUMENT_VALUE
+        words = Message("{value} is not a state", value=state[:64])
+    raise Refusal(status, problems=[Problem(UPS_STATE, words)])
 
 
 def enter_ups_state(
@@ -282,18 +271,13 @@ def with_cancellation(
     Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
-    keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence")
-    progress = progress.merged(info.only(map(tag_of, keywords)))
-    made = []
+    progress = progress.merged(info.only(CANCELLATION_REASON))
     if not progress.get("ProcedureStepCancellationDateTime"):
-        made.append(text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx)))
-    reason = tag_of("ProcedureStepDiscontinuationReasonCodeSequence")
-    if not progress.items(reason):
-        code = DEFAULT_CANCELLATION_REASON
-        item = code_item(code, UPS_CANCELLATION_REASONS[code])
-        made.append(sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item]))
-    items = [progress.merged(*made)]
-    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=items))
+        now = text_elements(ProcedureStepCancellationDateTime=dicom_now(ctx))
+        progress = progress.merged(now)
+    if not progress.items(CANCELLATION_REASON[1]):
+        progress = progress.merged(cancellation_reason("", "110513"))
+    return index.merged(sequence_elements(ProcedureStepProgressInformationSequence=[progress]))
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
@@ -315,21 +299,16 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         told = subscribers(workitem.id)
         if outcome == "IN PROGRESS":
             _refuse_to_ask(workitem, told)
-        keywords = ("ReasonForCancellation", "ProcedureStepDiscontinuationReasonCodeSequence",
-                    "ContactURI", "ContactDisplayName")  # fmt: skip
-        asked = info.only(map(tag_of, keywords)).with_values()
-        requester = text_elements(RequestingAE=our_or_calling_ae(ctx))
+        contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
+        asked = info.only(CANCELLATION_REASON + contact).with_values()
+        calls = ctx.actor.address and not ctx.actor.role  # else a user or a job of ours
+        ae_title = ctx.actor.name if calls else ctx.config.dicom.ae_title
+        requester = text_elements(RequestingAE=ae_title)
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
         audit(ctx, "workitem cancel requested", uid, info.get("ReasonForCancellation")[:200])
         if outcome == "CANCELED":
             cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
-
-
-def our_or_calling_ae(ctx: Context) -> str:
-    """The AE title that asks: the caller's, ours for a user or a job."""
-    calling = ctx.actor.address and not ctx.actor.role
-    return ctx.actor.name if calling else ctx.config.dicom.ae_title
 
 
 def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
