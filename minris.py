@@ -13814,10 +13814,15 @@ class Rounds:
         self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
         self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
+        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
         self.wanted.set()
+
+    def pause(self) -> float:
+        """Return the seconds until the next round if nobody wakes it."""
+        return self.PAUSE
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due; with `wait`, until it has ended."""
@@ -13837,7 +13842,7 @@ class Rounds:
         """One round after the other, until it is cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.PAUSE):
+                async with asyncio.timeout(self.pause()):
                     await self.wanted.wait()
             self.wanted.clear()
             try:
@@ -13905,9 +13910,8 @@ class Delivery(Rounds):
         # heard and not written down yet: the answers by id in the outbox
         self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
         self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[
-            Queue, float
-        ] = {}  # receivers not reached, and when one was last heard of
+        # receivers not reached, and when one was last heard of
+        self.failing: dict[Queue, float] = {}
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
@@ -14015,7 +14019,6 @@ class CommitmentDesk(Rounds):
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.ask = ask
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
 
     async def work(self, wait: bool = False) -> None:
@@ -14069,7 +14072,7 @@ class CommitmentDesk(Rounds):
             open_ = [one for one in references
                      if one.sop_instance_uid not in found.keys() | absent]  # fmt: skip
             try:
-                evidence = await self._evidence(ctx, kind, commitment, archive, open_)
+                evidence = await self._evidence(kind, commitment, archive, open_)
             except DeliveryError as error:
                 problem = str(error)
                 log.warning("commitment %s: %s", commitment.transaction_uid, error)
@@ -14089,12 +14092,7 @@ class CommitmentDesk(Rounds):
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
-        self,
-        ctx: Context,
-        kind: str,
-        commitment: Any,
-        archive: Device | None,
-        references: list[Reference],
+        self, kind: str, commitment: Any, archive: Device | None, references: list[Reference]
     ) -> Evidence:
         """What one kind of evidence says of some instances. Raises DeliveryError"""
         uids = frozenset(one.sop_instance_uid for one in references)
@@ -14106,6 +14104,7 @@ class CommitmentDesk(Rounds):
             return Evidence(found, uids - found.keys())
         if kind == "archive":
             return await self.watched(self.ask(archive, references))
+        ctx = self.context()
         waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
         if not waits:
             data = await self.read(written_references, references)
@@ -14130,7 +14129,6 @@ class ArchiveWatch(Rounds):
     ) -> None:
         super().__init__(*how)
         self.ask, self.count = ask, count
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:
@@ -14277,6 +14275,7 @@ class SocketDelivery(Rounds):
     (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
     """
 
+    NAME = "delivery by WebSocket"
     KEEP_ALIVE = 20.0  # seconds between two pings
 
     def __init__(self, *how: Callable[..., Any]) -> None:
@@ -14287,6 +14286,7 @@ class SocketDelivery(Rounds):
         self.missed: set[Any] = set()  # lagging ones, to which something new was not told
         self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
         self.noting: asyncio.Task | None = None
+        self.ping_at = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self.sockets.values()))
@@ -14325,24 +14325,20 @@ class SocketDelivery(Rounds):
         if not self.noting:
             self.noting = asyncio.get_running_loop().create_task(self._note())
 
-    async def run(self) -> None:
-        """Tell what is new whenever woken; ping every client now and then."""
-        loop = asyncio.get_running_loop()
-        ping_at = loop.time() + self.KEEP_ALIVE
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(ping_at):
-                    await self.wanted.wait()
-            self.wanted.clear()
-            try:
-                if any(one.began < math.inf for some in self.sockets.values() for one in some):
-                    await self._tell_new()
-                if loop.time() >= ping_at:
-                    ping_at = loop.time() + self.KEEP_ALIVE
-                    await self._ping_all()
-            except Exception:
-                log.exception("delivery by WebSocket failed")
-            await asyncio.sleep(self.CALM)
+    def pause(self) -> float:
+        """Return the seconds until the next ping."""
+        now = asyncio.get_running_loop().time()
+        self.ping_at = self.ping_at or now + self.KEEP_ALIVE
+        return self.ping_at - now
+
+    async def work(self, wait: bool = False) -> None:
+        """Tell what is new; ping every client when it is time."""
+        if any(one.began < math.inf for some in self.sockets.values() for one in some):
+            await self._tell_new()
+        now = asyncio.get_running_loop().time()
+        if now >= self.ping_at:
+            self.ping_at = now + self.KEEP_ALIVE
+            await self._ping_all()
 
     async def _tell_new(self) -> None:
         """Hand what is new to the sockets that do not lag."""

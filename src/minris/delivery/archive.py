@@ -51,7 +51,6 @@ class CommitmentDesk(Rounds):
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.ask = ask
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
 
     async def work(self, wait: bool = False) -> None:
@@ -105,7 +104,7 @@ class CommitmentDesk(Rounds):
             open_ = [one for one in references
                      if one.sop_instance_uid not in found.keys() | absent]  # fmt: skip
             try:
-                evidence = await self._evidence(ctx, kind, commitment, archive, open_)
+                evidence = await self._evidence(kind, commitment, archive, open_)
             except DeliveryError as error:
                 problem = str(error)
                 log.warning("commitment %s: %s", commitment.transaction_uid, error)
@@ -125,12 +124,7 @@ class CommitmentDesk(Rounds):
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
-        self,
-        ctx: Context,
-        kind: str,
-        commitment: Any,
-        archive: Device | None,
-        references: list[Reference],
+        self, kind: str, commitment: Any, archive: Device | None, references: list[Reference]
     ) -> Evidence:
         """What one kind of evidence says of some instances. Raises DeliveryError"""
         uids = frozenset(one.sop_instance_uid for one in references)
@@ -142,6 +136,7 @@ class CommitmentDesk(Rounds):
             return Evidence(found, uids - found.keys())
         if kind == "archive":
             return await self.watched(self.ask(archive, references))
+        ctx = self.context()
         waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
         if not waits:
             data = await self.read(written_references, references)
@@ -166,7 +161,6 @@ class ArchiveWatch(Rounds):
     ) -> None:
         super().__init__(*how)
         self.ask, self.count = ask, count
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:

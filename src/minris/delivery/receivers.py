@@ -42,10 +42,15 @@ class Rounds:
         self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
         self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
+        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
 
     def wake(self) -> None:
         """Something may be due; called in the loop."""
         self.wanted.set()
+
+    def pause(self) -> float:
+        """Return the seconds until the next round if nobody wakes it."""
+        return self.PAUSE
 
     async def work(self, wait: bool = False) -> None:
         """Begin what is due; with `wait`, until it has ended."""
@@ -65,7 +70,7 @@ class Rounds:
         """One round after the other, until it is cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.PAUSE):
+                async with asyncio.timeout(self.pause()):
                     await self.wanted.wait()
             self.wanted.clear()
             try:
@@ -133,9 +138,8 @@ class Delivery(Rounds):
         # heard and not written down yet: the answers by id in the outbox
         self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
         self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
-        self.failing: dict[
-            Queue, float
-        ] = {}  # receivers not reached, and when one was last heard of
+        # receivers not reached, and when one was last heard of
+        self.failing: dict[Queue, float] = {}
 
     def heard_from(self, ae_title: str) -> None:
         """An AE has called: if it could not be told, it is tried now, at most twice a minute."""

@@ -107,6 +107,7 @@ class SocketDelivery(Rounds):
     (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
     """
 
+    NAME = "delivery by WebSocket"
     KEEP_ALIVE = 20.0  # seconds between two pings
 
     def __init__(self, *how: Callable[..., Any]) -> None:
@@ -117,6 +118,7 @@ class SocketDelivery(Rounds):
         self.missed: set[Any] = set()  # lagging ones, to which something new was not told
         self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
         self.noting: asyncio.Task | None = None
+        self.ping_at = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self.sockets.values()))
@@ -155,24 +157,20 @@ class SocketDelivery(Rounds):
         if not self.noting:
             self.noting = asyncio.get_running_loop().create_task(self._note())
 
-    async def run(self) -> None:
-        """Tell what is new whenever woken; ping every client now and then."""
-        loop = asyncio.get_running_loop()
-        ping_at = loop.time() + self.KEEP_ALIVE
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(ping_at):
-                    await self.wanted.wait()
-            self.wanted.clear()
-            try:
-                if any(one.began < math.inf for some in self.sockets.values() for one in some):
-                    await self._tell_new()
-                if loop.time() >= ping_at:
-                    ping_at = loop.time() + self.KEEP_ALIVE
-                    await self._ping_all()
-            except Exception:
-                log.exception("delivery by WebSocket failed")
-            await asyncio.sleep(self.CALM)
+    def pause(self) -> float:
+        """Return the seconds until the next ping."""
+        now = asyncio.get_running_loop().time()
+        self.ping_at = self.ping_at or now + self.KEEP_ALIVE
+        return self.ping_at - now
+
+    async def work(self, wait: bool = False) -> None:
+        """Tell what is new; ping every client when it is time."""
+        if any(one.began < math.inf for some in self.sockets.values() for one in some):
+            await self._tell_new()
+        now = asyncio.get_running_loop().time()
+        if now >= self.ping_at:
+            self.ping_at = now + self.KEEP_ALIVE
+            await self._ping_all()
 
     async def _tell_new(self) -> None:
         """Hand what is new to the sockets that do not lag."""
