@@ -6786,32 +6786,21 @@ def permit(role: str, least: str) -> bool:
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
+PDU_EVENTS = dict(enumerate(
+    ("ASSOCIATE-RQ", "ASSOCIATE-AC", "ASSOCIATE-RJ", "P-DATA", "RELEASE-RQ", "RELEASE-RP", "ABORT"), 1
+))  # fmt: skip
 PDU_HEADER = struct.Struct(">BBI")
 PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101
-C_CANCEL_RQ = 0x0FFF
+C_CANCEL_RQ, N_EVENT_REPORT_RSP = 0x0FFF, 0x8100
 OPERATIONS = {
-    0x0001: "C-STORE",
-    0x0010: "C-GET",
-    0x0020: "C-FIND",
-    0x0021: "C-MOVE",
-    0x0030: "C-ECHO",
-    0x0100: "N-EVENT-REPORT",
-    0x0110: "N-GET",
-    0x0120: "N-SET",
-    0x0130: "N-ACTION",
-    0x0140: "N-CREATE",
-    0x0150: "N-DELETE",
-}
+    0x0001: "C-STORE", 0x0010: "C-GET", 0x0020: "C-FIND", 0x0021: "C-MOVE", 0x0030: "C-ECHO",
+    0x0100: "N-EVENT-REPORT", 0x0110: "N-GET", 0x0120: "N-SET", 0x0130: "N-ACTION",
+    0x0140: "N-CREATE", 0x0150: "N-DELETE",
+}  # fmt: skip
+# PS3.7 10.1: what gives the number of an event or action, and who names an instance as affected.
+NUMBERS = {"N-EVENT-REPORT": "EventTypeID", "N-ACTION": "ActionTypeID"}
+NAMED = {"N-EVENT-REPORT": "Affected", "N-CREATE": "Affected"}  # else "Requested"
 
 
 class ProtocolError(Exception):
@@ -6968,8 +6957,7 @@ class Request:
     def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
         self.context, self.command = context, command
         self.data: bytes | None = None
-        self.too_large = False
-        self.cancelled = False
+        self.too_large = self.cancelled = False
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
         self.raw: bytes | None = None  # kept where texts had to be recovered
@@ -6984,6 +6972,16 @@ class Request:
     def message_id(self) -> int:
         """Message ID (0000,0110)."""
         return self.command.get("MessageID", 0)
+
+    @property
+    def uid(self) -> str:
+        """SOP Instance UID of an N-service, requested or affected; empty if absent."""
+        return self.command.get(f"{NAMED.get(self.operation, 'Requested')}SOPInstanceUID", "")
+
+    @property
+    def number(self) -> int:
+        """Event Type ID or Action Type ID; 0 if absent."""
+        return self.command.get(NUMBERS.get(self.operation), 0)
 
 
 class MessageLimits(NamedTuple):
@@ -7135,48 +7133,35 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
     Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
     Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
     """
-    if len(pdu) < 74:
-        raise ProtocolError("A-ASSOCIATE-RQ is cut short")
-    places, kinds = {}, collections.Counter()
+    numbers, kinds, parts = [], collections.Counter(), []
     for kind, start, end in _items(pdu, 74, len(pdu)):
         kinds[kind] += 1
+        content = pdu[start:end]
         if kind == 0x20:
-            if end - start < 4 or pdu[start] in places or not pdu[start]:
+            if end - start < 4 or content[0] in numbers or not content[0]:
                 raise ProtocolError("a presentation context has no ID of its own")
             inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
             if inner[0x30] != 1 or not inner[0x40]:
                 raise ProtocolError("a presentation context lacks its syntaxes")
-            places[pdu[start]] = start
+            numbers.append(content[0])
         elif kind == 0x50:
-            list(_items(pdu, start, end))
-    if not places or len(places) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
-        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(places)} presentation contexts")
-    free = (number for number in range(255, 0, -2) if number not in places)
-    renumbered, changed = {}, bytearray(pdu)
-    for number, place in places.items():
-        if number % 2 == 0:
-            changed[place] = odd = next(free)
-            renumbered[odd] = number
-    for at in (10, 26):
-        changed[at : at + 16] = bytes(changed[at : at + 16]).strip(b" \0").ljust(16)
-    return _known_items(bytes(changed)), renumbered
+            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
+            content = b"".join(kept)
+        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1 wants others ignored
+            parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
+        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
+    free, renumbered = (number for number in range(255, 0, -2) if number not in numbers), {}
+    for part in parts:
+        if part[0] == 0x20 and part[4] % 2 == 0:
+            number, part[4] = part[4], next(free)
+            renumbered[part[4]] = number
+    titles = b"".join(pdu[at : at + 16].strip(b" \0").ljust(16) for at in (10, 26))
+    body = pdu[6:10] + titles + pdu[42:74] + b"".join(parts)
+    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body, renumbered
 
 
 USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
-
-
-def _known_items(pdu: bytes) -> bytes:
-    """The PDU without items that are not known, which PS3.8 9.3.1 wants ignored."""
-    parts = []
-    for kind, start, end in _items(pdu, 74, len(pdu)):
-        content = pdu[start:end]
-        if kind == 0x50:
-            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
-            content = b"".join(kept)
-        if kind in (0x10, 0x20, 0x50):
-            parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
-    body = pdu[6:74] + b"".join(parts)
-    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
 
 
 class Negotiator:
@@ -7200,13 +7185,10 @@ class Negotiator:
             logging.getLogger(library).setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
-        self.supported = []
-        for uid, roles in contexts.items():
-            syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
-            context = build_context(uid, syntaxes)
-            if roles:
-                context.scu_role, context.scp_role = roles
-            self.supported.append(context)
+        syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+        self.supported = [build_context(uid, syntaxes) for uid in contexts]
+        for context, roles in zip(self.supported, contexts.values(), strict=True):
+            context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
@@ -7301,9 +7283,12 @@ class Negotiator:
             if context.result == 0:
                 explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
                 contexts[number] = AcceptedContext(number, str(context.abstract_syntax), explicit)
-        encoded = self._renumber(pdu.encode(), renumbered)
+        encoded = bytearray(pdu.encode())
+        for kind, start, _ in _items(encoded, 74, len(encoded)):
+            if kind == 0x21:
+                encoded[start] = renumbered.get(encoded[start], encoded[start])
         providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
-        return Negotiated(encoded, contexts, maximum, called, calling, providers)
+        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
 
     def _extended(self, item: Any) -> list[Any]:
         """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
@@ -7315,14 +7300,6 @@ class Negotiator:
         answer.sop_class_uid = item.sop_class_uid
         answer.service_class_application_information = ours[: max(3, asked)]
         return [answer]
-
-    @staticmethod
-    def _renumber(pdu: bytes, renumbered: Mapping[int, int]) -> bytes:
-        changed = bytearray(pdu)
-        for kind, start, _ in _items(pdu, 74, len(pdu)):
-            if kind == 0x21 and pdu[start] in renumbered:
-                changed[start] = renumbered[pdu[start]]
-        return bytes(changed)
 
 
 IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"
@@ -7342,7 +7319,6 @@ class AssociationHost(Protocol):
     intake: Intake
     loop: asyncio.AbstractEventLoop
     negotiator: Negotiator
-    accepted: int
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
 
@@ -7453,7 +7429,8 @@ class Association(asyncio.Protocol):
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length
-                self._pdu(kind, bytes(memoryview(buffer)[pos:end]))
+                self._stop_pdu_timer()
+                self.happens(PDU_EVENTS[kind], bytes(memoryview(buffer)[pos:end]))
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
@@ -7502,13 +7479,8 @@ class Association(asyncio.Protocol):
             action, self.state = cell
             getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
 
-    def _pdu(self, kind: int, pdu: bytes) -> None:
-        self._stop_pdu_timer()
-        self.happens(PDU_EVENTS[kind], pdu)
-
     def _start_artim(self, seconds: float) -> None:
-        if self.artim:
-            self.artim.cancel()
+        self._stop_artim()
         self.artim = self.loop.call_later(seconds, self.happens, "ARTIM")
 
     def _stop_artim(self) -> None:
@@ -7532,7 +7504,7 @@ class Association(asyncio.Protocol):
             self.current.cancelled = True
         self.writable.set()
 
-    def _close(self) -> None:
+    def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
         self._stop_work()
         self.transport.abort()  # what has not been read by now is not wanted
@@ -7569,7 +7541,6 @@ class Association(asyncio.Protocol):
             self.happens("invalid", error.reason)
         else:
             self.peer, self.calling = negotiated, negotiated.calling
-            server.accepted += 1
             server.note_accepted(self)
             device = server.access().device(negotiated.calling)
             self.combined = device.combined_pdvs if device else True
@@ -7586,13 +7557,11 @@ class Association(asyncio.Protocol):
     def _dt_1(self, pdus: bytes) -> None:
         self.transport.write(pdus)
 
-    _ar_7 = _dt_1
-
     def _dt_2(self, pdu: bytes) -> None:
         for request in self.assembler.take(pdu, self.peer.contexts):
             self._complete(request)
 
-    _ar_6 = _dt_2
+    _ar_6, _ar_7 = _dt_2, _dt_1
 
     def _ar_1(self) -> None:
         self.transport.write(RELEASE_RQ_PDU)
@@ -7605,14 +7574,10 @@ class Association(asyncio.Protocol):
         else:
             self.happens("released")
 
-    def _ar_3(self, pdu: bytes) -> None:
-        self._close()
+    _ar_3 = _close
 
     def _ar_4(self) -> None:
         self._write_last(RELEASE_RP_PDU)
-
-    def _ar_8(self, pdu: bytes) -> None:
-        """A release collision; as the acceptor we wait for the peer's answer first."""
 
     def _ar_10(self, pdu: bytes) -> None:
         self.happens("released")
@@ -7633,11 +7598,12 @@ class Association(asyncio.Protocol):
     _aa_4 = _stop_work
     _aa_5 = _ar_5 = _stop_artim
 
-    def _aa_6(self, pdu: bytes) -> None:
-        """What comes after our last PDU is ignored."""
+    def _do_nothing(self, cause: bytes | int = b"") -> None:
+        pass
 
-    def _aa_7(self, cause: bytes | int = b"") -> None:
-        """PS3.8 wants another A-ABORT here; our half is closed already, so nothing can follow."""
+    _ar_8 = _do_nothing  # a release collision: as the acceptor we wait for the peer's answer first
+    _aa_6 = _do_nothing  # what comes after our last PDU is ignored
+    _aa_7 = _do_nothing  # PS3.8 wants another A-ABORT here, but our half is closed already
 
     def _aa_8(self, cause: bytes | int = 6) -> None:
         self._write_last(abort_pdu(2, cause if isinstance(cause, int) else 2))
@@ -7664,17 +7630,15 @@ class Association(asyncio.Protocol):
 
     def _complete(self, request: Request) -> None:
         """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
-        if request.command["CommandField"] == C_CANCEL_RQ:
-            wanted = request.command.get("MessageIDBeingRespondedTo")
+        command = request.command
+        field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
+        if field == C_CANCEL_RQ:
             for one in (self.current, *self.waiting):
-                if one and one.message_id == wanted:
+                if one and one.message_id == message_id:
                     one.cancelled = True
             return
-        if request.command["CommandField"] & 0x8000:
-            command = request.command
-            right = (command["CommandField"], command.get("MessageIDBeingRespondedTo")) == (
-                0x8000 | 0x0100, Association.ASKED_ID
-            )  # fmt: skip
+        if field & 0x8000:
+            right = (field, message_id) == (N_EVENT_REPORT_RSP, self.ASKED_ID)
             if not right or not self.asked or self.asked.done():
                 raise ProtocolError("a response came to nothing that was asked")
             self.asked.set_result(command.get("Status"))
@@ -7695,7 +7659,10 @@ class Association(asyncio.Protocol):
                 await self.server.dispatch(self, self.current)
                 self.active = self.loop.time()
                 if self.paused and len(self.waiting) < self.QUEUE:
-                    self._resume_reading()
+                    self.paused = False
+                    if not self.transport.is_closing():
+                        self.transport.resume_reading()
+                    self._time_pdu()
         except Exception:
             log.exception("%s: a message could not be served", self)
             self.happens("abort")
@@ -7703,12 +7670,6 @@ class Association(asyncio.Protocol):
             self.task = self.current = None
         if self.state == "Sta8":
             self.happens("released")
-
-    def _resume_reading(self) -> None:
-        self.paused = False
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-        self._time_pdu()
 
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
@@ -7732,7 +7693,10 @@ class Association(asyncio.Protocol):
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
         """Write messages in one go and wait while the peer does not read; whether it is there."""
-        self.happens("send data", b"".join(self._pdus(*message) for message in messages))
+        return await self._write([self._pdus(*message) for message in messages])
+
+    async def _write(self, pdus: list[bytes]) -> bool:
+        self.happens("send data", b"".join(pdus))
         await self.writable.wait()
         return self.state in ("Sta6", "Sta8")
 
@@ -7746,28 +7710,16 @@ class Association(asyncio.Protocol):
         for data in answers:
             length = extra + len(data)
             if length <= longest and self.combined:
-                pdus.append(
-                    b"%b%b%b%b"
-                    % (
-                        PDU_HEADER.pack(P_DATA_TF, 0, length),
-                        prefix,
-                        PDV_HEADER.pack(len(data) + 2, context.id, 2),
-                        data,
-                    )
-                )
+                head = PDU_HEADER.pack(P_DATA_TF, 0, length)
+                pdus += head, prefix, PDV_HEADER.pack(len(data) + 2, context.id, 2), data
             else:
                 pdus.append(self._pdus(context, command, data))
             size += length
             if size > 65536:
-                self.happens("send data", b"".join(pdus))
-                pdus, size = [], 0
-                await self.writable.wait()
-                if self.state not in ("Sta6", "Sta8"):
+                if not await self._write(pdus):
                     return False
-        if pdus:
-            self.happens("send data", b"".join(pdus))
-            await self.writable.wait()
-        return self.state in ("Sta6", "Sta8")
+                pdus, size = [], 0
+        return not pdus or await self._write(pdus)
 
     def _pdus(self, context: AcceptedContext, command: bytes, data: bytes | None) -> bytes:
         longest = self.peer.maximum_length or self.limits.maximum_pdu_length
@@ -7889,7 +7841,10 @@ class Caller:
         ours, theirs  calling and called AE title
         """
         request = associate_request(ours, theirs, proposed)
-        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        async with self._bounded("not reached"):
+            self.reader, self.writer = await asyncio.open_connection(*address)
+            self.writer.write(request)
+            kind, pdu = await self._pdu()
         if kind != A_ASSOCIATE_AC:
             self.close()
             if kind == A_ASSOCIATE_RJ:
@@ -7902,15 +7857,11 @@ class Caller:
             raise DeliveryError(f"its answer cannot be decoded: {error}") from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
-    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
-        self.reader, self.writer = await asyncio.open_connection(*address)
-        self.writer.write(request)
-        return await self._pdu()
-
-    async def _bounded(self, work: Any, words: str) -> Any:
+    @contextlib.asynccontextmanager
+    async def _bounded(self, words: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.timeout):
-                return await work
+                yield
         except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
             self.close()
             number = getattr(error, "errno", None)
@@ -7933,12 +7884,10 @@ class Caller:
     ) -> dict[str, Any]:
         """Send one message and wait for its response: the command set, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
-
-    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
-        self.writer.write(pdus)
-        await self.writer.drain()
-        fields, _ = await self._answer(wanted)
+        async with self._bounded("no response"):
+            self.writer.write(pdus)
+            await self.writer.drain()
+            fields, _ = await self._answer(response_to(command))
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
@@ -7950,7 +7899,8 @@ class Caller:
         found: list[bytes] = []
         size, wanted = 0, response_to(command)
         while True:
-            fields, data = await self._bounded(self._answer(wanted), "no response")
+            async with self._bounded("no response"):
+                fields, data = await self._answer(wanted)
             status = fields.get("Status", Status.PROCESSING_FAILURE)
             if status == Status.SUCCESS:
                 return found
@@ -7984,12 +7934,10 @@ class Caller:
         """Release and close; never raises."""
         self.timeout = 2.0
         with contextlib.suppress(DeliveryError):
-            await self._bounded(self._release(), "no release")
+            async with self._bounded("no release"):
+                self.writer.write(RELEASE_RQ_PDU)
+                await self._pdu()
         self.close()
-
-    async def _release(self) -> None:
-        self.writer.write(RELEASE_RQ_PDU)
-        await self._pdu()
 
     def close(self) -> None:
         """Close the connection; what the peer has not read is not kept for it."""
@@ -8077,13 +8025,9 @@ class AssociationServer:
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Open a port: its number."""
+        secured = {"ssl": tls, "ssl_handshake_timeout": 5} if tls else {}
         server = await self.loop.create_server(
-            lambda: Association(self),
-            host or None,
-            port,
-            backlog=512,
-            ssl=tls,
-            ssl_handshake_timeout=5 if tls else None,
+            lambda: Association(self), host or None, port, backlog=512, **secured
         )
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
@@ -8131,6 +8075,7 @@ class AssociationServer:
 
     def note_accepted(self, association: Association) -> None:
         """Remember the last call of each AE title, for the doctor of devices."""
+        self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         self.called[peer.calling] = Call(time.time(), association.address, classes)
@@ -8156,9 +8101,8 @@ class AssociationServer:
         """Remember whom we turned away, for the page of devices."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
-        if not calling.isprintable():
-            return
-        self.rejected[calling, address] = time.time(), words
+        if calling.isprintable():
+            self.rejected[calling, address] = time.time(), words
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line for each address and minute, and how many more."""

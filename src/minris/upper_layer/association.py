@@ -17,6 +17,7 @@ from minris.upper_layer.negotiation import Negotiated, Negotiator, Rejection, ca
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
     C_CANCEL_RQ,
+    N_EVENT_REPORT_RSP,
     P_DATA_TF,
     PDU_EVENTS,
     PDU_HEADER,
@@ -39,7 +40,6 @@ class AssociationHost(Protocol):
     intake: Intake
     loop: asyncio.AbstractEventLoop
     negotiator: Negotiator
-    accepted: int
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
 
@@ -150,7 +150,8 @@ class Association(asyncio.Protocol):
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length
-                self._pdu(kind, bytes(memoryview(buffer)[pos:end]))
+                self._stop_pdu_timer()
+                self.happens(PDU_EVENTS[kind], bytes(memoryview(buffer)[pos:end]))
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
@@ -199,13 +200,8 @@ class Association(asyncio.Protocol):
             action, self.state = cell
             getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
 
-    def _pdu(self, kind: int, pdu: bytes) -> None:
-        self._stop_pdu_timer()
-        self.happens(PDU_EVENTS[kind], pdu)
-
     def _start_artim(self, seconds: float) -> None:
-        if self.artim:
-            self.artim.cancel()
+        self._stop_artim()
         self.artim = self.loop.call_later(seconds, self.happens, "ARTIM")
 
     def _stop_artim(self) -> None:
@@ -229,7 +225,7 @@ class Association(asyncio.Protocol):
             self.current.cancelled = True
         self.writable.set()
 
-    def _close(self) -> None:
+    def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
         self._stop_work()
         self.transport.abort()  # what has not been read by now is not wanted
@@ -266,7 +262,6 @@ class Association(asyncio.Protocol):
             self.happens("invalid", error.reason)
         else:
             self.peer, self.calling = negotiated, negotiated.calling
-            server.accepted += 1
             server.note_accepted(self)
             device = server.access().device(negotiated.calling)
             self.combined = device.combined_pdvs if device else True
@@ -283,13 +278,11 @@ class Association(asyncio.Protocol):
     def _dt_1(self, pdus: bytes) -> None:
         self.transport.write(pdus)
 
-    _ar_7 = _dt_1
-
     def _dt_2(self, pdu: bytes) -> None:
         for request in self.assembler.take(pdu, self.peer.contexts):
             self._complete(request)
 
-    _ar_6 = _dt_2
+    _ar_6, _ar_7 = _dt_2, _dt_1
 
     def _ar_1(self) -> None:
         self.transport.write(RELEASE_RQ_PDU)
@@ -302,14 +295,10 @@ class Association(asyncio.Protocol):
         else:
             self.happens("released")
 
-    def _ar_3(self, pdu: bytes) -> None:
-        self._close()
+    _ar_3 = _close
 
     def _ar_4(self) -> None:
         self._write_last(RELEASE_RP_PDU)
-
-    def _ar_8(self, pdu: bytes) -> None:
-        """A release collision; as the acceptor we wait for the peer's answer first."""
 
     def _ar_10(self, pdu: bytes) -> None:
         self.happens("released")
@@ -330,11 +319,12 @@ class Association(asyncio.Protocol):
     _aa_4 = _stop_work
     _aa_5 = _ar_5 = _stop_artim
 
-    def _aa_6(self, pdu: bytes) -> None:
-        """What comes after our last PDU is ignored."""
+    def _do_nothing(self, cause: bytes | int = b"") -> None:
+        pass
 
-    def _aa_7(self, cause: bytes | int = b"") -> None:
-        """PS3.8 wants another A-ABORT here; our half is closed already, so nothing can follow."""
+    _ar_8 = _do_nothing  # a release collision: as the acceptor we wait for the peer's answer first
+    _aa_6 = _do_nothing  # what comes after our last PDU is ignored
+    _aa_7 = _do_nothing  # PS3.8 wants another A-ABORT here, but our half is closed already
 
     def _aa_8(self, cause: bytes | int = 6) -> None:
         self._write_last(abort_pdu(2, cause if isinstance(cause, int) else 2))
@@ -361,17 +351,15 @@ class Association(asyncio.Protocol):
 
     def _complete(self, request: Request) -> None:
         """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
-        if request.command["CommandField"] == C_CANCEL_RQ:
-            wanted = request.command.get("MessageIDBeingRespondedTo")
+        command = request.command
+        field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
+        if field == C_CANCEL_RQ:
             for one in (self.current, *self.waiting):
-                if one and one.message_id == wanted:
+                if one and one.message_id == message_id:
                     one.cancelled = True
             return
-        if request.command["CommandField"] & 0x8000:
-            command = request.command
-            right = (command["CommandField"], command.get("MessageIDBeingRespondedTo")) == (
-                0x8000 | 0x0100, Association.ASKED_ID
-            )  # fmt: skip
+        if field & 0x8000:
+            right = (field, message_id) == (N_EVENT_REPORT_RSP, self.ASKED_ID)
             if not right or not self.asked or self.asked.done():
                 raise ProtocolError("a response came to nothing that was asked")
             self.asked.set_result(command.get("Status"))
@@ -392,7 +380,10 @@ class Association(asyncio.Protocol):
                 await self.server.dispatch(self, self.current)
                 self.active = self.loop.time()
                 if self.paused and len(self.waiting) < self.QUEUE:
-                    self._resume_reading()
+                    self.paused = False
+                    if not self.transport.is_closing():
+                        self.transport.resume_reading()
+                    self._time_pdu()
         except Exception:
             log.exception("%s: a message could not be served", self)
             self.happens("abort")
@@ -400,12 +391,6 @@ class Association(asyncio.Protocol):
             self.task = self.current = None
         if self.state == "Sta8":
             self.happens("released")
-
-    def _resume_reading(self) -> None:
-        self.paused = False
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-        self._time_pdu()
 
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
@@ -429,7 +414,10 @@ class Association(asyncio.Protocol):
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
         """Write messages in one go and wait while the peer does not read; whether it is there."""
-        self.happens("send data", b"".join(self._pdus(*message) for message in messages))
+        return await self._write([self._pdus(*message) for message in messages])
+
+    async def _write(self, pdus: list[bytes]) -> bool:
+        self.happens("send data", b"".join(pdus))
         await self.writable.wait()
         return self.state in ("Sta6", "Sta8")
 
@@ -443,28 +431,16 @@ class Association(asyncio.Protocol):
         for data in answers:
             length = extra + len(data)
             if length <= longest and self.combined:
-                pdus.append(
-                    b"%b%b%b%b"
-                    % (
-                        PDU_HEADER.pack(P_DATA_TF, 0, length),
-                        prefix,
-                        PDV_HEADER.pack(len(data) + 2, context.id, 2),
-                        data,
-                    )
-                )
+                head = PDU_HEADER.pack(P_DATA_TF, 0, length)
+                pdus += head, prefix, PDV_HEADER.pack(len(data) + 2, context.id, 2), data
             else:
                 pdus.append(self._pdus(context, command, data))
             size += length
             if size > 65536:
-                self.happens("send data", b"".join(pdus))
-                pdus, size = [], 0
-                await self.writable.wait()
-                if self.state not in ("Sta6", "Sta8"):
+                if not await self._write(pdus):
                     return False
-        if pdus:
-            self.happens("send data", b"".join(pdus))
-            await self.writable.wait()
-        return self.state in ("Sta6", "Sta8")
+                pdus, size = [], 0
+        return not pdus or await self._write(pdus)
 
     def _pdus(self, context: AcceptedContext, command: bytes, data: bytes | None) -> bytes:
         longest = self.peer.maximum_length or self.limits.maximum_pdu_length

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 from minris.standard.status import Status
@@ -137,7 +137,10 @@ class Caller:
         ours, theirs  calling and called AE title
         """
         request = associate_request(ours, theirs, proposed)
-        kind, pdu = await self._bounded(self._associate(address, request), "not reached")
+        async with self._bounded("not reached"):
+            self.reader, self.writer = await asyncio.open_connection(*address)
+            self.writer.write(request)
+            kind, pdu = await self._pdu()
         if kind != A_ASSOCIATE_AC:
             self.close()
             if kind == A_ASSOCIATE_RJ:
@@ -150,15 +153,11 @@ class Caller:
             raise DeliveryError(f"its answer cannot be decoded: {error}") from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
-    async def _associate(self, address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
-        self.reader, self.writer = await asyncio.open_connection(*address)
-        self.writer.write(request)
-        return await self._pdu()
-
-    async def _bounded(self, work: Any, words: str) -> Any:
+    @contextlib.asynccontextmanager
+    async def _bounded(self, words: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.timeout):
-                return await work
+                yield
         except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
             self.close()
             number = getattr(error, "errno", None)
@@ -181,12 +180,10 @@ class Caller:
     ) -> dict[str, Any]:
         """Send one message and wait for its response: the command set, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
-        return await self._bounded(self._ask(pdus, response_to(command)), "no response")
-
-    async def _ask(self, pdus: bytes, wanted: tuple[int, int | None]) -> dict[str, Any]:
-        self.writer.write(pdus)
-        await self.writer.drain()
-        fields, _ = await self._answer(wanted)
+        async with self._bounded("no response"):
+            self.writer.write(pdus)
+            await self.writer.drain()
+            fields, _ = await self._answer(response_to(command))
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
@@ -198,7 +195,8 @@ class Caller:
         found: list[bytes] = []
         size, wanted = 0, response_to(command)
         while True:
-            fields, data = await self._bounded(self._answer(wanted), "no response")
+            async with self._bounded("no response"):
+                fields, data = await self._answer(wanted)
             status = fields.get("Status", Status.PROCESSING_FAILURE)
             if status == Status.SUCCESS:
                 return found
@@ -232,12 +230,10 @@ class Caller:
         """Release and close; never raises."""
         self.timeout = 2.0
         with contextlib.suppress(DeliveryError):
-            await self._bounded(self._release(), "no release")
+            async with self._bounded("no release"):
+                self.writer.write(RELEASE_RQ_PDU)
+                await self._pdu()
         self.close()
-
-    async def _release(self) -> None:
-        self.writer.write(RELEASE_RQ_PDU)
-        await self._pdu()
 
     def close(self) -> None:
         """Close the connection; what the peer has not read is not kept for it."""

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from minris.dataset.elements import ElementIndex
 from minris.upper_layer.pdus import (
+    NAMED,
     NO_DATA_SET,
+    NUMBERS,
     OPERATIONS,
     PDV_HEADER,
     AcceptedContext,
@@ -20,8 +22,7 @@ class Request:
     def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
         self.context, self.command = context, command
         self.data: bytes | None = None
-        self.too_large = False
-        self.cancelled = False
+        self.too_large = self.cancelled = False
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
         self.raw: bytes | None = None  # kept where texts had to be recovered
@@ -36,6 +37,16 @@ class Request:
     def message_id(self) -> int:
         """Message ID (0000,0110)."""
         return self.command.get("MessageID", 0)
+
+    @property
+    def uid(self) -> str:
+        """SOP Instance UID of an N-service, requested or affected; empty if absent."""
+        return self.command.get(f"{NAMED.get(self.operation, 'Requested')}SOPInstanceUID", "")
+
+    @property
+    def number(self) -> int:
+        """Event Type ID or Action Type ID; 0 if absent."""
+        return self.command.get(NUMBERS.get(self.operation), 0)
 
 
 class MessageLimits(NamedTuple):

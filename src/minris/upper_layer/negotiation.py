@@ -69,48 +69,35 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
     Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
     Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
     """
-    if len(pdu) < 74:
-        raise ProtocolError("A-ASSOCIATE-RQ is cut short")
-    places, kinds = {}, collections.Counter()
+    numbers, kinds, parts = [], collections.Counter(), []
     for kind, start, end in _items(pdu, 74, len(pdu)):
         kinds[kind] += 1
+        content = pdu[start:end]
         if kind == 0x20:
-            if end - start < 4 or pdu[start] in places or not pdu[start]:
+            if end - start < 4 or content[0] in numbers or not content[0]:
                 raise ProtocolError("a presentation context has no ID of its own")
             inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
             if inner[0x30] != 1 or not inner[0x40]:
                 raise ProtocolError("a presentation context lacks its syntaxes")
-            places[pdu[start]] = start
+            numbers.append(content[0])
         elif kind == 0x50:
-            list(_items(pdu, start, end))
-    if not places or len(places) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
-        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(places)} presentation contexts")
-    free = (number for number in range(255, 0, -2) if number not in places)
-    renumbered, changed = {}, bytearray(pdu)
-    for number, place in places.items():
-        if number % 2 == 0:
-            changed[place] = odd = next(free)
-            renumbered[odd] = number
-    for at in (10, 26):
-        changed[at : at + 16] = bytes(changed[at : at + 16]).strip(b" \0").ljust(16)
-    return _known_items(bytes(changed)), renumbered
+            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
+            content = b"".join(kept)
+        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1 wants others ignored
+            parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
+        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
+    free, renumbered = (number for number in range(255, 0, -2) if number not in numbers), {}
+    for part in parts:
+        if part[0] == 0x20 and part[4] % 2 == 0:
+            number, part[4] = part[4], next(free)
+            renumbered[part[4]] = number
+    titles = b"".join(pdu[at : at + 16].strip(b" \0").ljust(16) for at in (10, 26))
+    body = pdu[6:10] + titles + pdu[42:74] + b"".join(parts)
+    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body, renumbered
 
 
 USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
-
-
-def _known_items(pdu: bytes) -> bytes:
-    """The PDU without items that are not known, which PS3.8 9.3.1 wants ignored."""
-    parts = []
-    for kind, start, end in _items(pdu, 74, len(pdu)):
-        content = pdu[start:end]
-        if kind == 0x50:
-            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
-            content = b"".join(kept)
-        if kind in (0x10, 0x20, 0x50):
-            parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
-    body = pdu[6:74] + b"".join(parts)
-    return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body
 
 
 class Negotiator:
@@ -134,13 +121,10 @@ class Negotiator:
             logging.getLogger(library).setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
-        self.supported = []
-        for uid, roles in contexts.items():
-            syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
-            context = build_context(uid, syntaxes)
-            if roles:
-                context.scu_role, context.scp_role = roles
-            self.supported.append(context)
+        syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+        self.supported = [build_context(uid, syntaxes) for uid in contexts]
+        for context, roles in zip(self.supported, contexts.values(), strict=True):
+            context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
@@ -235,9 +219,12 @@ class Negotiator:
             if context.result == 0:
                 explicit = str(context.transfer_syntax[0]) == EXPLICIT_VR_LITTLE_ENDIAN
                 contexts[number] = AcceptedContext(number, str(context.abstract_syntax), explicit)
-        encoded = self._renumber(pdu.encode(), renumbered)
+        encoded = bytearray(pdu.encode())
+        for kind, start, _ in _items(encoded, 74, len(encoded)):
+            if kind == 0x21:
+                encoded[start] = renumbered.get(encoded[start], encoded[start])
         providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
-        return Negotiated(encoded, contexts, maximum, called, calling, providers)
+        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
 
     def _extended(self, item: Any) -> list[Any]:
         """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
@@ -249,14 +236,6 @@ class Negotiator:
         answer.sop_class_uid = item.sop_class_uid
         answer.service_class_application_information = ours[: max(3, asked)]
         return [answer]
-
-    @staticmethod
-    def _renumber(pdu: bytes, renumbered: Mapping[int, int]) -> bytes:
-        changed = bytearray(pdu)
-        for kind, start, _ in _items(pdu, 74, len(pdu)):
-            if kind == 0x21 and pdu[start] in renumbered:
-                changed[start] = renumbered[pdu[start]]
-        return bytes(changed)
 
 
 IMPLEMENTATION_CLASS_UID = "2.25.86392480563837162905117359046021397318"

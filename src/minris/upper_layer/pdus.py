@@ -11,32 +11,21 @@ from minris.standard.dictionary import tag_of, vr_of
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 5, 6, 7
-PDU_EVENTS = {
-    A_ASSOCIATE_RQ: "ASSOCIATE-RQ",
-    A_ASSOCIATE_AC: "ASSOCIATE-AC",
-    A_ASSOCIATE_RJ: "ASSOCIATE-RJ",
-    P_DATA_TF: "P-DATA",
-    A_RELEASE_RQ: "RELEASE-RQ",
-    A_RELEASE_RP: "RELEASE-RP",
-    A_ABORT: "ABORT",
-}
+PDU_EVENTS = dict(enumerate(
+    ("ASSOCIATE-RQ", "ASSOCIATE-AC", "ASSOCIATE-RJ", "P-DATA", "RELEASE-RQ", "RELEASE-RP", "ABORT"), 1
+))  # fmt: skip
 PDU_HEADER = struct.Struct(">BBI")
 PDV_HEADER = struct.Struct(">IBB")
 NO_DATA_SET = 0x0101
-C_CANCEL_RQ = 0x0FFF
+C_CANCEL_RQ, N_EVENT_REPORT_RSP = 0x0FFF, 0x8100
 OPERATIONS = {
-    0x0001: "C-STORE",
-    0x0010: "C-GET",
-    0x0020: "C-FIND",
-    0x0021: "C-MOVE",
-    0x0030: "C-ECHO",
-    0x0100: "N-EVENT-REPORT",
-    0x0110: "N-GET",
-    0x0120: "N-SET",
-    0x0130: "N-ACTION",
-    0x0140: "N-CREATE",
-    0x0150: "N-DELETE",
-}
+    0x0001: "C-STORE", 0x0010: "C-GET", 0x0020: "C-FIND", 0x0021: "C-MOVE", 0x0030: "C-ECHO",
+    0x0100: "N-EVENT-REPORT", 0x0110: "N-GET", 0x0120: "N-SET", 0x0130: "N-ACTION",
+    0x0140: "N-CREATE", 0x0150: "N-DELETE",
+}  # fmt: skip
+# PS3.7 10.1: what gives the number of an event or action, and who names an instance as affected.
+NUMBERS = {"N-EVENT-REPORT": "EventTypeID", "N-ACTION": "ActionTypeID"}
+NAMED = {"N-EVENT-REPORT": "Affected", "N-CREATE": "Affected"}  # else "Requested"
 
 
 class ProtocolError(Exception):

@@ -93,13 +93,9 @@ class AssociationServer:
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Open a port: its number."""
+        secured = {"ssl": tls, "ssl_handshake_timeout": 5} if tls else {}
         server = await self.loop.create_server(
-            lambda: Association(self),
-            host or None,
-            port,
-            backlog=512,
-            ssl=tls,
-            ssl_handshake_timeout=5 if tls else None,
+            lambda: Association(self), host or None, port, backlog=512, **secured
         )
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
@@ -147,6 +143,7 @@ class AssociationServer:
 
     def note_accepted(self, association: Association) -> None:
         """Remember the last call of each AE title, for the doctor of devices."""
+        self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         self.called[peer.calling] = Call(time.time(), association.address, classes)
@@ -172,9 +169,8 @@ class AssociationServer:
         """Remember whom we turned away, for the page of devices."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
-        if not calling.isprintable():
-            return
-        self.rejected[calling, address] = time.time(), words
+        if calling.isprintable():
+            self.rejected[calling, address] = time.time(), words
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line for each address and minute, and how many more."""
