@@ -15379,6 +15379,246 @@ def compressed(
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.dimse.encoding
+# A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C).
+# ------------------------------------------------------------------------------------------------
+
+def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
+    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+    limits = ctx.config.dicom
+    charset = character_set(device.character_set) if device else ASCII
+    most = Limits(limits.maximum_nesting, limits.maximum_elements)
+    try:
+        recoded = recode_noting(request.data or b"", request.context.explicit, charset, most)
+    except Malformed as error:
+        many = isinstance(error, TooManyElements)
+        status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
+        raise Refusal(status, f"The data set cannot be read: {error}") from None
+    if recoded.recovered or recoded.damaged:
+        _note_texts(ctx, request, recoded)
+    request.asked = recoded.asked
+    request.index = ElementIndex(recoded.data)
+
+
+def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
+    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+
+    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
+    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+    """
+    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
+    how = "guessed at" if recoded.damaged else "recovered"
+    log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
+    unknown = recoded.asked and character_set(recoded.asked) is None
+    if recoded.damaged and unknown and request.operation != "C-FIND":
+        words = Message("is in a character set that is not known here")
+        problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+    if request.operation != "C-FIND":
+        request.raw = request.data
+
+
+def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
+    """The command set of a response (PS3.7 9.3, 10.3)."""
+    command = request.command
+    if number := NUMBERS.get(request.operation):
+        fields[number] = command.get(number)
+    if request.operation.startswith("N-"):
+        uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
+        fields.setdefault("AffectedSOPInstanceUID", uid or None)
+    return encode_command(
+        AffectedSOPClassUID=command.get("AffectedSOPClassUID")
+        or command.get("RequestedSOPClassUID"),
+        CommandField=command["CommandField"] | 0x8000,
+        MessageIDBeingRespondedTo=request.message_id,
+        CommandDataSetType=1 if data else NO_DATA_SET,
+        **fields,
+    )
+
+
+def request_command(
+    operation: str, sop_class: str, uid: str, has_data: bool, message_id: int, number: int
+) -> bytes:
+    """The command set of a request of ours (PS3.7 10.3).
+
+    number  Event Type ID or Action Type ID, where the operation has one
+    """
+    named, kind = NAMED.get(operation, "Requested"), 1 if has_data else NO_DATA_SET
+    fields = {f"{named}SOPClassUID": sop_class, f"{named}SOPInstanceUID": uid}
+    fields |= {NUMBERS[operation]: number} if operation in NUMBERS else {}
+    (field,) = (code for code, name in OPERATIONS.items() if name == operation)
+    return encode_command(
+        CommandField=field, MessageID=message_id, CommandDataSetType=kind, **fields
+    )
+
+
+def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a failure, and the attributes to blame where the status has them."""
+    fields: dict[str, Any] = {
+        "Status": refusal.status,
+        "ErrorComment": error_comment(refusal),
+        "ErrorID": refusal.error_id,
+    }
+    data = None
+    if request.operation == "C-FIND":
+        fields["OffendingElement"] = refusal.tags or None
+    elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
+        fields["AttributeIdentifierList"] = refusal.tags or None
+    elif request.index and refusal.status in (
+        Status.INVALID_ATTRIBUTE_VALUE,
+        Status.MISSING_ATTRIBUTE_VALUE,
+    ):
+        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+        data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
+    return fields, data
+
+
+def error_comment(refusal: Refusal) -> str:
+    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    words = refusal.detail
+    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
+        tag, words = refusal.problems[0]
+        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
+    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dimse.services
+# Which message of which SOP class calls which core function (PS3.7 9, 10).
+# ------------------------------------------------------------------------------------------------
+
+class Service(NamedTuple):
+    """An operation of a SOP class: which core function it calls, and how.
+
+    access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
+    clause  where the operation is described
+    read    turns a request into the arguments of the core function behind ctx
+    answer  what its result is in the response: fields in order, and `data` for the data set
+    """
+
+    sop_class: str
+    operation: str
+    core: Core | None
+    access: str
+    clause: str
+    read: Callable[[Request], tuple[Any, ...]] = lambda request: ()
+    answer: tuple[str, ...] = ("Status",)
+
+
+def _data(request: Request) -> tuple[str, bytes]:
+    return request.uid, bytes(request.index)
+
+
+def _data_and_raw(request: Request) -> tuple[str, bytes, bytes | None]:
+    return request.uid, bytes(request.index), request.raw
+
+
+def _wanted(request: Request) -> tuple[str, list[int]]:
+    return request.uid, request.command.get("AttributeIdentifierList", [])
+
+
+def _numbered(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, type and information of an action or event."""
+    return request.uid, request.number, request.index if request.data else EMPTY
+
+
+def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
+    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
+    name = UPS_ACTIONS[kind][0]
+    if name == "change state":
+        state = index.text(UPS_STATE) if UPS_STATE in index else None
+        return change_state(ctx, uid, state, index.text(TRANSACTION_UID))
+    if name == "request cancel":
+        return request_cancel(ctx, uid, bytes(index))
+    receiver = _required(index, "ReceivingAE")
+    if name in ("suspend", "unsubscribe"):
+        end = suspend_global_subscription if name == "suspend" else unsubscribe
+        end(ctx, uid, receiver)
+        return Status.SUCCESS
+    lock = _required(index, "DeletionLock")
+    if lock not in ("TRUE", "FALSE"):
+        words = Message("{value} is neither TRUE nor FALSE", value=lock[:64])
+        problem = Problem(tag_of("DeletionLock"), words)
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
+    keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
+    return subscribe(ctx, uid, receiver, lock == "TRUE", bytes(keys))
+
+
+def _check_commitment_instance(uid: str) -> None:
+    if uid != STORAGE_COMMITMENT_INSTANCE:
+        words = Message("{uid} is not known", uid=uid)
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
+
+
+def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    _check_commitment_instance(uid)
+    request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
+
+
+def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
+    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
+    _check_commitment_instance(uid)
+    if kind not in COMMITMENT_EVENTS.values():
+        raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
+    take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
+
+
+def _required(index: ElementIndex, keyword: str) -> str:
+    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
+    tag = tag_of(keyword)
+    if tag not in index:
+        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
+    if not index.text(tag):
+        problem = Problem(tag, Message("has no value"))
+        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[problem])
+    return index.text(tag)
+
+
+_MADE, _FOUND = ("AffectedSOPInstanceUID", "Status"), ("Status", "data")
+SERVICES = (
+    Service(VERIFICATION, "C-ECHO", None, "none", "PS3.4 A"),
+    Service(MODALITY_WORKLIST, "C-FIND", find_worklist, "find", "PS3.4 K.4.1"),
+    Service(MPPS, "N-CREATE", create_mpps, "write", "PS3.4 F.7.2.1", _data_and_raw, _MADE),
+    Service(MPPS, "N-SET", set_mpps, "write", "PS3.4 F.7.2.2", _data_and_raw),
+    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", "PS3.4 F.8.2.1", _wanted, _FOUND),
+    Service(UPS_PUSH, "N-CREATE", create_workitem, "write", "PS3.4 CC.2.5", _data, _MADE),
+    Service(UPS_PUSH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2", _numbered),
+    Service(UPS_PUSH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
+    Service(UPS_PULL, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(UPS_PULL, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
+    Service(UPS_PULL, "N-SET", update_workitem, "write", "PS3.4 CC.2.6", _data),
+    Service(UPS_PULL, "N-ACTION", ups_action, "write", "PS3.4 CC.2.1", _numbered),
+    Service(UPS_WATCH, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(UPS_WATCH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
+    Service(UPS_WATCH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2, CC.2.3", _numbered),
+    Service(UPS_QUERY, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
+    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", "PS3.4 J.3.2", _numbered),
+    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", "PS3.4 J.3.3",
+            _numbered),
+    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", "PS3.4 R.3.2",
+            _data, _MADE),
+)  # fmt: skip
+ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
+SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
+# Whose changes somebody is to be told of, or something is to follow.
+WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
+# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
+PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
+    **dict.fromkeys((VERIFICATION, MODALITY_WORKLIST)),
+    **dict.fromkeys(
+        (MPPS, MPPS_RETRIEVE, UPS_PUSH, UPS_WATCH, UPS_PULL, UPS_EVENT, UPS_QUERY), (True, False)
+    ),
+    STORAGE_COMMITMENT: (True, True),
+    INSTANCE_AVAILABILITY: (True, False),
+}  # fmt: skip
+# PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
+EXTENDED_NEGOTIATION = dict.fromkeys(
+    (MODALITY_WORKLIST, UPS_PULL, UPS_WATCH, UPS_QUERY), b"\1\1\0\0"
+)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.dimse.senders
 # Requests of ours: what is in the outbox, sent by DIMSE (PS3.4 CC.2.4, F.9, J.3).
 # ------------------------------------------------------------------------------------------------
@@ -15388,44 +15628,6 @@ def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
     return device.host, device.port
-
-
-# PS3.7 10.3: Command Field of a request, whether it names a class and instance as requested, and
-# what says which event or action it is.
-REQUESTS = {
-    "N-EVENT-REPORT": (0x0100, "Affected", "EventTypeID"),
-    "N-SET": (0x0120, "Requested", ""),
-    "N-ACTION": (0x0130, "Requested", "ActionTypeID"),
-    "N-CREATE": (0x0140, "Affected", ""),
-}
-
-
-def request_command(
-    operation: str, sop_class: str, uid: str, has_data: bool, **fields: Any
-) -> bytes:
-    """The command set of a request of ours (PS3.7 10.3)."""
-    number, named, _ = REQUESTS[operation]
-    fields[f"{named}SOPClassUID"], fields[f"{named}SOPInstanceUID"] = sop_class, uid
-    kind = 1 if has_data else NO_DATA_SET
-    return encode_command(CommandField=number, CommandDataSetType=kind, **fields)
-
-
-async def send_request(
-    caller: Caller,
-    context: AcceptedContext,
-    device: Device,
-    data: bytes,
-    *named: str,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Send a request without answers beside its own, and wait for it. Raises DeliveryError
-
-    data    its data set, stored form; named: operation, SOP class and instance; fields: further
-            ones of the command set
-    """
-    written = written_for(device, data, context.explicit)
-    command = request_command(*named, bool(written), **fields)
-    return await caller.ask(context, command, written, device.combined_pdvs)
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
@@ -15543,7 +15745,9 @@ class DimseSender:
                 heard(event, answer)
         finally:
             if caller.is_open and key[0] in self.KEPT:
-                self._keep(key, caller)
+                self.kept[key] = caller
+                loop = asyncio.get_running_loop()
+                self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
             elif caller.is_open:
                 await caller.release()
 
@@ -15560,12 +15764,6 @@ class DimseSender:
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
         await caller.open((device.host, device.port), ours, theirs, proposed)
         return caller
-
-    def _keep(self, key: tuple[str, ...], caller: Caller) -> None:
-        """Leave an association open for a while."""
-        self.kept[key] = caller
-        loop = asyncio.get_running_loop()
-        self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
 
     def _let_go(self, key: tuple[str, ...]) -> None:
         self.timers.pop(key).cancel()
@@ -15588,13 +15786,12 @@ class DimseSender:
                 raise DeliveryError(kind.refused)
             log.warning("%s: %s", device.name, kind.refused)
             return kind.refused  # what it takes is not to wait for that
-        context, number = caller.accepted.contexts[kind.proposed], REQUESTS[event.operation][2]
-        numbered = {number: event.event_type} if number else {}
+        context = caller.accepted.contexts[kind.proposed]
+        data = written_for(device, event.data, context.explicit)
+        numbers = event.message_id, event.event_type
+        command = request_command(event.operation, kind.named, event.uid, bool(data), *numbers)
         try:
-            fields = await send_request(
-                caller, context, device, event.data, event.operation, kind.named, event.uid,
-                MessageID=event.message_id, **numbered,
-            )  # fmt: skip
+            fields = await caller.ask(context, command, data, device.combined_pdvs)
         except DeliveryError as error:
             if not kind.aborts:
                 raise
@@ -15623,418 +15820,13 @@ class DimseSender:
             if not of_class or STORAGE_COMMITMENT in peer.of_providers:
                 continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
             written = written_for(device, event.data, of_class[0].explicit)
+            numbers = Association.ASKED_ID, event.event_type
             command = request_command(
-                event.operation, STORAGE_COMMITMENT, event.uid, True,
-                MessageID=Association.ASKED_ID, EventTypeID=event.event_type,
-            )  # fmt: skip
+                event.operation, STORAGE_COMMITMENT, event.uid, True, *numbers
+            )
             status = await association.ask(of_class[0], command, written)
             return status is not None and status not in PASSING_FAILURES
         return False
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dimse.encoding
-# A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C).
-# ------------------------------------------------------------------------------------------------
-
-def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
-    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
-    limits = ctx.config.dicom
-    charset = character_set(device.character_set) if device else ASCII
-    try:
-        recoded = recode_noting(
-            request.data or b"",
-            request.context.explicit,
-            charset,
-            Limits(limits.maximum_nesting, limits.maximum_elements),
-        )
-    except Malformed as error:
-        many = isinstance(error, TooManyElements)
-        status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
-        raise Refusal(status, f"The data set cannot be read: {error}") from None
-    if recoded.recovered or recoded.damaged:
-        _note_texts(ctx, request, recoded)
-    request.asked = recoded.asked
-    request.index = ElementIndex(recoded.data)
-
-
-def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
-
-    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
-    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
-    """
-    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-    how = "guessed at" if recoded.damaged else "recovered"
-    log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
-    unknown = recoded.asked and character_set(recoded.asked) is None
-    if recoded.damaged and unknown and request.operation != "C-FIND":
-        words = Message("is in a character set that is not known here")
-        problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-    if request.operation != "C-FIND":
-        request.raw = request.data
-
-
-def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
-    """The command set of a response (PS3.7 9.3, 10.3)."""
-    command = request.command
-    if request.operation == "N-ACTION":
-        fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
-    if request.operation == "N-EVENT-REPORT":
-        fields.setdefault("EventTypeID", command.get("EventTypeID"))
-    uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
-    if request.operation.startswith("N-"):
-        fields.setdefault("AffectedSOPInstanceUID", uid or None)
-    return encode_command(
-        AffectedSOPClassUID=command.get("AffectedSOPClassUID")
-        or command.get("RequestedSOPClassUID"),
-        CommandField=command["CommandField"] | 0x8000,
-        MessageIDBeingRespondedTo=request.message_id,
-        CommandDataSetType=1 if data else NO_DATA_SET,
-        **fields,
-    )
-
-
-def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-    """The fields of a failure, and the attributes to blame where the status has them."""
-    fields: dict[str, Any] = {
-        "Status": refusal.status,
-        "ErrorComment": error_comment(refusal),
-        "ErrorID": refusal.error_id,
-    }
-    data = None
-    if request.operation == "C-FIND":
-        fields["OffendingElement"] = refusal.tags or None
-    elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
-        fields["AttributeIdentifierList"] = refusal.tags or None
-    elif request.index and refusal.status in (
-        Status.INVALID_ATTRIBUTE_VALUE,
-        Status.MISSING_ATTRIBUTE_VALUE,
-    ):
-        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
-        data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
-    return fields, data
-
-
-def error_comment(refusal: Refusal) -> str:
-    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
-    words = refusal.detail
-    if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
-        tag, words = refusal.problems[0]
-        words = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {words}"
-    return re.sub(r"[^ -\[\]-~]", "?", words)[:64]
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dimse.services
-# Which message of which SOP class calls which core function (PS3.7 9, 10).
-# ------------------------------------------------------------------------------------------------
-
-class Service(NamedTuple):
-    """An operation of a SOP class: which core function it calls, and how.
-
-    access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
-    clause  where the operation is described
-    read    turns a request into the arguments of the core function behind ctx
-    answer  turns its result into further fields of the response
-    """
-
-    sop_class: str
-    operation: str
-    core: Core | None
-    access: str
-    clause: str
-    read: Callable[[Request], tuple[Any, ...]] = lambda request: ()
-    answer: Callable[[Any], dict[str, Any]] = lambda result: {}
-
-
-def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
-    uid = request.command.get("AffectedSOPInstanceUID", "")
-    return uid, bytes(request.index), request.raw
-
-
-def _requested(request: Request) -> tuple[str, bytes, bytes | None]:
-    uid = request.command.get("RequestedSOPInstanceUID", "")
-    return uid, bytes(request.index), request.raw
-
-
-def _wanted(request: Request) -> tuple[str, list[int]]:
-    command = request.command
-    return command.get("RequestedSOPInstanceUID", ""), command.get("AttributeIdentifierList", [])
-
-
-def _action(request: Request) -> tuple[str, int, ElementIndex]:
-    """UID, action type, action information."""
-    command = request.command
-    kind = command.get("ActionTypeID", 0)
-    index = request.index if request.data else EMPTY
-    return command.get("RequestedSOPInstanceUID", ""), kind, index
-
-
-def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
-    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
-    name = UPS_ACTIONS[kind][0]
-    if name == "change state":
-        state = index.text(UPS_STATE) if UPS_STATE in index else None
-        return change_state(ctx, uid, state, index.text(TRANSACTION_UID))
-    if name == "request cancel":
-        return request_cancel(ctx, uid, bytes(index))
-    receiver = _required(index, "ReceivingAE")
-    if name == "suspend":
-        suspend_global_subscription(ctx, uid, receiver)
-        return Status.SUCCESS
-    if name == "unsubscribe":
-        unsubscribe(ctx, uid, receiver)
-        return Status.SUCCESS
-    lock = _required(index, "DeletionLock")
-    if lock not in ("TRUE", "FALSE"):
-        words = Message("{value} is neither TRUE nor FALSE", value=lock[:64])
-        problem = Problem(tag_of("DeletionLock"), words)
-        raise Refusal(Status.INVALID_ARGUMENT_VALUE, problems=[problem])
-    keys = index.without(map(tag_of, ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")))
-    return subscribe(ctx, uid, receiver, lock == "TRUE", bytes(keys))
-
-
-def _check_commitment_instance(uid: str) -> None:
-    if uid != STORAGE_COMMITMENT_INSTANCE:
-        words = Message("{uid} is not known", uid=uid)
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
-
-
-def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
-    _check_commitment_instance(uid)
-    request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
-
-
-def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
-    _check_commitment_instance(uid)
-    if kind not in COMMITMENT_EVENTS.values():
-        raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
-    take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
-
-
-def _event(request: Request) -> tuple[str, int, ElementIndex]:
-    """UID, event type, event information."""
-    command = request.command
-    index = request.index if request.data else EMPTY
-    return command.get("AffectedSOPInstanceUID", ""), command.get("EventTypeID", 0), index
-
-
-def _required(index: ElementIndex, keyword: str) -> str:
-    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
-    tag = tag_of(keyword)
-    if tag not in index:
-        raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
-    if not index.text(tag):
-        problem = Problem(tag, Message("has no value"))
-        raise Refusal(Status.MISSING_ATTRIBUTE_VALUE, problems=[problem])
-    return index.text(tag)
-
-
-def _created_mpps(uid: str) -> dict[str, Any]:
-    return {"AffectedSOPInstanceUID": uid}
-
-
-def _created_workitem(made: tuple[str, Status]) -> dict[str, Any]:
-    return {"AffectedSOPInstanceUID": made[0], "Status": made[1]}
-
-
-def _found(found: tuple[Status, bytes]) -> dict[str, Any]:
-    return {"Status": found[0], "data": found[1]}
-
-
-def _status(status: Status | None) -> dict[str, Any]:
-    return {} if status is None else {"Status": status}
-
-
-def _affected_workitem(request: Request) -> tuple[str, bytes]:
-    return _affected(request)[:2]
-
-
-def _requested_workitem(request: Request) -> tuple[str, bytes]:
-    return _requested(request)[:2]
-
-
-SERVICES = (
-    Service(VERIFICATION, "C-ECHO", None, "none", "PS3.4 A"),
-    Service(MODALITY_WORKLIST, "C-FIND", find_worklist, "find", "PS3.4 K.4.1"),
-    Service(MPPS, "N-CREATE", create_mpps, "write", "PS3.4 F.7.2.1", _affected, _created_mpps),
-    Service(MPPS, "N-SET", set_mpps, "write", "PS3.4 F.7.2.2", _requested, _status),
-    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", "PS3.4 F.8.2.1", _wanted, _found),
-    Service(UPS_PUSH, "N-CREATE", create_workitem, "write", "PS3.4 CC.2.5",
-            _affected_workitem, _created_workitem),
-    Service(UPS_PUSH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2", _action, _status),
-    Service(UPS_PUSH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
-    Service(UPS_PULL, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(UPS_PULL, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
-    Service(UPS_PULL, "N-SET", update_workitem, "write", "PS3.4 CC.2.6",
-            _requested_workitem, _status),
-    Service(UPS_PULL, "N-ACTION", ups_action, "write", "PS3.4 CC.2.1", _action, _status),
-    Service(UPS_WATCH, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(UPS_WATCH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
-    Service(UPS_WATCH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2, CC.2.3", _action, _status),
-    Service(UPS_QUERY, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", "PS3.4 J.3.2",
-            _action, _status),
-    Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", "PS3.4 J.3.3",
-            _event, _status),
-    Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", "PS3.4 R.3.2",
-            _affected_workitem, _created_mpps),
-)  # fmt: skip
-ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
-SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
-# Whose changes somebody is to be told of, or something is to follow.
-WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
-# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
-PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
-    VERIFICATION: None,
-    MODALITY_WORKLIST: None,
-    MPPS: (True, False),
-    MPPS_RETRIEVE: (True, False),
-    UPS_PUSH: (True, False),
-    UPS_WATCH: (True, False),
-    UPS_PULL: (True, False),
-    UPS_EVENT: (True, False),
-    UPS_QUERY: (True, False),
-    STORAGE_COMMITMENT: (True, True),
-    INSTANCE_AVAILABILITY: (True, False),
-}
-# PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
-EXTENDED_NEGOTIATION = {
-    MODALITY_WORKLIST: b"\1\1\0\0",
-    UPS_PULL: b"\1\1\0\0",
-    UPS_WATCH: b"\1\1\0\0",
-    UPS_QUERY: b"\1\1\0\0",
-}
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dimse.archive
-# The archive asked for instances (PS3.4 C).
-# ------------------------------------------------------------------------------------------------
-
-class ArchiveSearch:
-    """Looks for instances in an archive by C-FIND (PS3.4 C, Study Root).
-
-    Within their study and series where these are known; else by instance UIDs alone, where the
-    archive's device allows relational queries
-    """
-
-    AT_ONCE = 100  # UIDs in one query
-    LONGEST = 300.0  # seconds for one request
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
-        """Raises DeliveryError where it is not reached or refuses a query"""
-        address_of(archive, archive.ae_title)
-        within = [one for one in references if one.study_instance_uid]
-        alone = [one for one in references if not one.study_instance_uid]
-        unchecked = frozenset(
-            () if archive.relational_queries else (one.sop_instance_uid for one in alone)
-        )
-        found: dict[str, tuple[str, ...]] = {}
-        if within or (alone and archive.relational_queries):
-            async with self._asking(archive) as caller:
-                await self._within_studies(caller, within, found)
-                if archive.relational_queries:
-                    await self._alone(caller, [one.sop_instance_uid for one in alone], found)
-        wanted = frozenset(one.sop_instance_uid for one in references)
-        seen = {uid: (found[uid][0], archive.ae_title) for uid in wanted & found.keys()}
-        places = {uid: found[uid][1:] for uid in seen if all(found[uid][:3])}
-        return Evidence(seen, wanted - seen.keys() - unchecked, unchecked, places=places)
-
-    async def count(self, archive: Device, studies: list[str]) -> dict[str, int]:
-        """How many images the archive has of each of some studies, 1 where it does not say."""
-        counts: dict[str, int] = {}
-        async with self._asking(archive) as caller:
-            for start in range(0, len(studies), self.AT_ONCE):
-                some = "\\".join(studies[start : start + self.AT_ONCE])
-                answers = await self._ask(caller, "STUDY", StudyInstanceUID=some,
-                                          NumberOfStudyRelatedInstances="")  # fmt: skip
-                for one in answers:
-                    text = one.get("NumberOfStudyRelatedInstances").strip()
-                    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
-                    counts[one.get("StudyInstanceUID")] = number
-        return {study: counts[study] for study in studies if study in counts}
-
-    @contextlib.asynccontextmanager
-    async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
-        """An association for queries. Raises DeliveryError"""
-        caller, address = Caller(30.0), address_of(archive, archive.ae_title)
-        ours = self.config.dicom.ae_title
-        await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
-        try:
-            if STUDY_ROOT_FIND not in caller.accepted.contexts:
-                raise DeliveryError("the archive takes no queries (Study Root FIND)")
-            async with asyncio.timeout(self.LONGEST):
-                yield caller
-        except TimeoutError:
-            raise DeliveryError("its answers have no end") from None
-        finally:
-            await caller.release()
-
-    async def _within_studies(
-        self, caller: Caller, references: list[Reference], found: dict[str, tuple[str, ...]]
-    ) -> None:
-        wanted: dict[str, dict[str, set[str]]] = {}
-        for one in references:
-            of_study = wanted.setdefault(one.study_instance_uid, {})
-            of_study.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
-        for study, series in wanted.items():
-            if "" in series:  # not known of all
-                answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
-                                          SeriesInstanceUID="")  # fmt: skip
-                series = {one.get("SeriesInstanceUID"): set() for one in answers}
-            for uid, images in sorted(series.items()):
-                place = {"StudyInstanceUID": study, "SeriesInstanceUID": uid}
-                if 0 < len(images) <= self.AT_ONCE:  # a few of a series that may be long
-                    found |= await self._images(caller, "\\".join(sorted(images)), **place)
-                if not images or images - found.keys():
-                    found |= await self._images(caller, "", **place)
-
-    async def _alone(
-        self, caller: Caller, uids: list[str], found: dict[str, tuple[str, ...]]
-    ) -> None:
-        for start in range(0, len(uids), self.AT_ONCE):
-            found |= await self._images(caller, "\\".join(uids[start : start + self.AT_ONCE]))
-
-    async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
-        """Class, study, series and availability of each of some images that are found."""
-        places = {"StudyInstanceUID": "", "SeriesInstanceUID": ""}
-        asked = places | keys
-        answers = await self._ask(caller, "IMAGE", SOPInstanceUID=uids, SOPClassUID="",
-                                  RetrieveAETitle="", InstanceAvailability="", **asked)  # fmt: skip
-        return {
-            one.get("SOPInstanceUID"): (
-                one.get("SOPClassUID"), *(one.get(key) or asked[key] for key in places),
-                one.get("InstanceAvailability") or "ONLINE",
-            )
-            for one in answers
-            # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
-            if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
-            and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
-        }  # fmt: skip
-
-    @staticmethod
-    async def _ask(caller: Caller, level: str, **keys: str) -> list[ElementIndex]:
-        context = caller.accepted.contexts[STUDY_ROOT_FIND]
-        keys["QueryRetrieveLevel"] = level
-        elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
-        data = to_syntax(encoded(elements), context.explicit)
-        answers = await caller.find(context, STUDY_ROOT_FIND, data)
-
-        def decode() -> list[ElementIndex]:
-            return [ElementIndex(recode(one, context.explicit, UTF_8)) for one in answers]
-
-        try:
-            return await asyncio.to_thread(decode)  # thousands would hold up the loop
-        except Malformed as error:
-            raise DeliveryError(f"its answer cannot be read: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -16154,7 +15946,9 @@ def compiled(
     except Refusal as refusal:
         raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
     explicit, index = request.context.explicit, request.index
-    style = style_of(device, answer_set(ctx, device, request.asked))
+    # the device's set, else the request's if we know it, else ours
+    sets = device and device.character_set, request.asked, ctx.config.dicom.character_set
+    style = style_of(device, next(filter(None, map(character_set, filter(None, sets))), UTF_8))
     if request.asked is not None:
         asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
         index = asked.merged(index)
@@ -16163,13 +15957,124 @@ def compiled(
     return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
 
 
-def answer_set(ctx: Context, device: Device | None, asked: tuple[str, ...] | None) -> CharacterSet:
-    """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
-    if device and device.character_set:
-        return character_set(device.character_set)
-    if asked and (known := character_set(asked)):
-        return known
-    return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))
+# ------------------------------------------------------------------------------------------------
+# minris.dimse.archive
+# The archive asked for instances (PS3.4 C).
+# ------------------------------------------------------------------------------------------------
+
+class ArchiveSearch:
+    """Looks for instances in an archive by C-FIND (PS3.4 C, Study Root).
+
+    Within their study and series where these are known; else by instance UIDs alone, where the
+    archive's device allows relational queries
+    """
+
+    AT_ONCE = 100  # UIDs in one query
+    LONGEST = 300.0  # seconds for one request
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
+        """Raises DeliveryError where it is not reached or refuses a query"""
+        address_of(archive, archive.ae_title)
+        within = [one for one in references if one.study_instance_uid]
+        alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
+        unchecked = frozenset(() if archive.relational_queries else alone)
+        alone = alone if archive.relational_queries else []
+        found: dict[str, tuple[str, ...]] = {}
+        if within or alone:
+            async with self._asking(archive) as caller:
+                await self._within_studies(caller, within, found)
+                for start in range(0, len(alone), self.AT_ONCE):
+                    uids = "\\".join(alone[start : start + self.AT_ONCE])
+                    found |= await self._images(caller, uids)
+        wanted = frozenset(one.sop_instance_uid for one in references)
+        seen = {uid: (found[uid][0], archive.ae_title) for uid in wanted & found.keys()}
+        places = {uid: found[uid][1:] for uid in seen if all(found[uid][:3])}
+        return Evidence(seen, wanted - seen.keys() - unchecked, unchecked, places=places)
+
+    async def count(self, archive: Device, studies: list[str]) -> dict[str, int]:
+        """How many images the archive has of each of some studies, 1 where it does not say."""
+        counts: dict[str, int] = {}
+        async with self._asking(archive) as caller:
+            for start in range(0, len(studies), self.AT_ONCE):
+                some = "\\".join(studies[start : start + self.AT_ONCE])
+                answers = await self._ask(caller, "STUDY", StudyInstanceUID=some,
+                                          NumberOfStudyRelatedInstances="")  # fmt: skip
+                for one in answers:
+                    text = one.get("NumberOfStudyRelatedInstances").strip()
+                    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
+                    counts[one.get("StudyInstanceUID")] = number
+        return {study: counts[study] for study in studies if study in counts}
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
+        """An association for queries. Raises DeliveryError"""
+        caller, address = Caller(30.0), address_of(archive, archive.ae_title)
+        ours = self.config.dicom.ae_title
+        await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
+        try:
+            if STUDY_ROOT_FIND not in caller.accepted.contexts:
+                raise DeliveryError("the archive takes no queries (Study Root FIND)")
+            async with asyncio.timeout(self.LONGEST):
+                yield caller
+        except TimeoutError:
+            raise DeliveryError("its answers have no end") from None
+        finally:
+            await caller.release()
+
+    async def _within_studies(
+        self, caller: Caller, references: list[Reference], found: dict[str, tuple[str, ...]]
+    ) -> None:
+        wanted: dict[str, dict[str, set[str]]] = {}
+        for one in references:
+            of_study = wanted.setdefault(one.study_instance_uid, {})
+            of_study.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
+        for study, series in wanted.items():
+            if "" in series:  # not known of all
+                answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
+                                          SeriesInstanceUID="")  # fmt: skip
+                series = {one.get("SeriesInstanceUID"): set() for one in answers}
+            for uid, images in sorted(series.items()):
+                place = {"StudyInstanceUID": study, "SeriesInstanceUID": uid}
+                if 0 < len(images) <= self.AT_ONCE:  # a few of a series that may be long
+                    found |= await self._images(caller, "\\".join(sorted(images)), **place)
+                if not images or images - found.keys():
+                    found |= await self._images(caller, "", **place)
+
+    async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
+        """Class, study, series and availability of each of some images that are found."""
+        places = {"StudyInstanceUID": "", "SeriesInstanceUID": ""}
+        asked = places | keys
+        answers = await self._ask(caller, "IMAGE", SOPInstanceUID=uids, SOPClassUID="",
+                                  RetrieveAETitle="", InstanceAvailability="", **asked)  # fmt: skip
+        return {
+            one.get("SOPInstanceUID"): (
+                one.get("SOPClassUID"), *(one.get(key) or asked[key] for key in places),
+                one.get("InstanceAvailability") or "ONLINE",
+            )
+            for one in answers
+            # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
+            if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
+            and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
+        }  # fmt: skip
+
+    @staticmethod
+    async def _ask(caller: Caller, level: str, **keys: str) -> list[ElementIndex]:
+        context = caller.accepted.contexts[STUDY_ROOT_FIND]
+        keys["QueryRetrieveLevel"] = level
+        elements = {tag_of(keyword): encode_text(keyword, text) for keyword, text in keys.items()}
+        data = to_syntax(encoded(elements), context.explicit)
+        answers = await caller.find(context, STUDY_ROOT_FIND, data)
+
+        def decode() -> list[ElementIndex]:
+            return [ElementIndex(recode(one, context.explicit, UTF_8)) for one in answers]
+
+        try:
+            return await asyncio.to_thread(decode)  # thousands would hold up the loop
+        except Malformed as error:
+            raise DeliveryError(f"its answer cannot be read: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -16223,13 +16128,10 @@ class Dimse:
             changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
             fields, data = refused_fields(request, refusal)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
         except Exception:
             log.exception("%s from %s failed", request.operation, association)
-            fields, data = refused_fields(
-                request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
-            )
+            refusal = Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
+            fields, data = refused_fields(request, refusal)
         association.done[request.operation, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
         if changed:  # once it is answered
@@ -16249,10 +16151,9 @@ class Dimse:
             )
         service = self.services.get((syntax, request.operation))
         if service and (actions := ACTIONS.get(service.core)):
-            kind = command.get("ActionTypeID", 0)
-            if kind not in actions:
-                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
-            if syntax not in actions[kind][1]:
+            if request.number not in actions:
+                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {request.number}")
+            if syntax not in actions[request.number][1]:
                 service = None
         if not service:
             raise Refusal(
@@ -16266,16 +16167,18 @@ class Dimse:
         if not service.core:
             return {"Status": Status.SUCCESS}, None
         run = asyncio.get_running_loop().run_in_executor
+        device = self.access().device(ctx.actor.name)
         if len(request.data or b"") > 65536:
-            await run(self.readers, self._decode, ctx, request)
+            await run(self.readers, decode_request, ctx, request, device)
         if service.access == "read":
             result = await run(self.readers, self._read, service, request)
         else:
-            future = self.writer.submit(self._run, ctx, service, request)
+            future = self.writer.submit(self._write, ctx, service, request, device)
             result = await asyncio.wrap_future(future)
-        fields = {"Status": Status.SUCCESS, **service.answer(result)}
+        results = result if isinstance(result, tuple) else (result,)
+        fields = {k: v for k, v in zip(service.answer, results, strict=False) if v is not None}
+        fields.setdefault("Status", Status.SUCCESS)
         data = fields.pop("data", None)
-        device = self.access().device(ctx.actor.name)
         return fields, written_for(device, data, request.context.explicit) if data else None
 
     @staticmethod
@@ -16283,13 +16186,11 @@ class Dimse:
         with reading():
             return service.core(*service.read(request))
 
-    def _run(self, ctx: Context, service: Service, request: Request) -> Any:
+    @staticmethod
+    def _write(ctx: Context, service: Service, request: Request, device: Device | None) -> Any:
         if request.index is None:
-            self._decode(ctx, request)
+            decode_request(ctx, request, device)
         return service.core(ctx, *service.read(request))
-
-    def _decode(self, ctx: Context, request: Request) -> None:
-        decode_request(ctx, request, self.access().device(ctx.actor.name))
 
 
 # ------------------------------------------------------------------------------------------------

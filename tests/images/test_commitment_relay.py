@@ -86,7 +86,7 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.recode import recode
 from minris.delivery.archive import CommitmentDesk
 from minris.delivery.receivers import Delivery
-from minris.dimse.senders import request_command
+from minris.dimse.encoding import request_command
 from minris.images.commitment import (
     Evidence,
     commitment_result,
@@ -467,9 +467,8 @@ def test_the_response_to_a_report_names_what_it_answers(passing, user):
     passed = passed_on(passing, images, uid)
     peer, _ = asking(passing[0].port, user=user, calling=AE_TITLE)
     set_ = request_command(
-        "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True,
-        MessageID=9, EventTypeID=1,
-    )  # fmt: skip
+        "N-EVENT-REPORT", STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, True, 9, 1
+    )
     with peer:
         peer.send(in_pdus(1, set_, encode(result(passed, images), True, True)))
         [(fields, data)] = read_messages([peer.receive(PATIENCE_S)])

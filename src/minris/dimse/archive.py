@@ -35,16 +35,16 @@ class ArchiveSearch:
         """Raises DeliveryError where it is not reached or refuses a query"""
         address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
-        alone = [one for one in references if not one.study_instance_uid]
-        unchecked = frozenset(
-            () if archive.relational_queries else (one.sop_instance_uid for one in alone)
-        )
+        alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
+        unchecked = frozenset(() if archive.relational_queries else alone)
+        alone = alone if archive.relational_queries else []
         found: dict[str, tuple[str, ...]] = {}
-        if within or (alone and archive.relational_queries):
+        if within or alone:
             async with self._asking(archive) as caller:
                 await self._within_studies(caller, within, found)
-                if archive.relational_queries:
-                    await self._alone(caller, [one.sop_instance_uid for one in alone], found)
+                for start in range(0, len(alone), self.AT_ONCE):
+                    uids = "\\".join(alone[start : start + self.AT_ONCE])
+                    found |= await self._images(caller, uids)
         wanted = frozenset(one.sop_instance_uid for one in references)
         seen = {uid: (found[uid][0], archive.ae_title) for uid in wanted & found.keys()}
         places = {uid: found[uid][1:] for uid in seen if all(found[uid][:3])}
@@ -98,12 +98,6 @@ class ArchiveSearch:
                     found |= await self._images(caller, "\\".join(sorted(images)), **place)
                 if not images or images - found.keys():
                     found |= await self._images(caller, "", **place)
-
-    async def _alone(
-        self, caller: Caller, uids: list[str], found: dict[str, tuple[str, ...]]
-    ) -> None:
-        for start in range(0, len(uids), self.AT_ONCE):
-            found |= await self._images(caller, "\\".join(uids[start : start + self.AT_ONCE]))
 
     async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
         """Class, study, series and availability of each of some images that are found."""

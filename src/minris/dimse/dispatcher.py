@@ -9,6 +9,7 @@ from typing import Any
 from minris import log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, written_for
+from minris.config.ini import Device
 from minris.dimse.encoding import decode_request, refused_fields, response_command
 from minris.dimse.find import Finder
 from minris.dimse.services import ACTIONS, SERVICES, WATCHED_CLASSES, Service
@@ -66,13 +67,10 @@ class Dimse:
             changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
             fields, data = refused_fields(request, refusal)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
         except Exception:
             log.exception("%s from %s failed", request.operation, association)
-            fields, data = refused_fields(
-                request, Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
-            )
+            refusal = Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
+            fields, data = refused_fields(request, refusal)
         association.done[request.operation, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
         if changed:  # once it is answered
@@ -92,10 +90,9 @@ class Dimse:
             )
         service = self.services.get((syntax, request.operation))
         if service and (actions := ACTIONS.get(service.core)):
-            kind = command.get("ActionTypeID", 0)
-            if kind not in actions:
-                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {kind}")
-            if syntax not in actions[kind][1]:
+            if request.number not in actions:
+                raise Refusal(Status.NO_SUCH_ACTION, f"There is no action type {request.number}")
+            if syntax not in actions[request.number][1]:
                 service = None
         if not service:
             raise Refusal(
@@ -109,16 +106,18 @@ class Dimse:
         if not service.core:
             return {"Status": Status.SUCCESS}, None
         run = asyncio.get_running_loop().run_in_executor
+        device = self.access().device(ctx.actor.name)
         if len(request.data or b"") > 65536:
-            await run(self.readers, self._decode, ctx, request)
+            await run(self.readers, decode_request, ctx, request, device)
         if service.access == "read":
             result = await run(self.readers, self._read, service, request)
         else:
-            future = self.writer.submit(self._run, ctx, service, request)
+            future = self.writer.submit(self._write, ctx, service, request, device)
             result = await asyncio.wrap_future(future)
-        fields = {"Status": Status.SUCCESS, **service.answer(result)}
+        results = result if isinstance(result, tuple) else (result,)
+        fields = {k: v for k, v in zip(service.answer, results, strict=False) if v is not None}
+        fields.setdefault("Status", Status.SUCCESS)
         data = fields.pop("data", None)
-        device = self.access().device(ctx.actor.name)
         return fields, written_for(device, data, request.context.explicit) if data else None
 
     @staticmethod
@@ -126,10 +125,8 @@ class Dimse:
         with reading():
             return service.core(*service.read(request))
 
-    def _run(self, ctx: Context, service: Service, request: Request) -> Any:
+    @staticmethod
+    def _write(ctx: Context, service: Service, request: Request, device: Device | None) -> Any:
         if request.index is None:
-            self._decode(ctx, request)
+            decode_request(ctx, request, device)
         return service.core(ctx, *service.read(request))
-
-    def _decode(self, ctx: Context, request: Request) -> None:
-        decode_request(ctx, request, self.access().device(ctx.actor.name))

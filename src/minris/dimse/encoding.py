@@ -14,20 +14,16 @@ from minris.standard.dictionary import attribute_name
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.ups import TRANSACTION_UID
 from minris.upper_layer.messages import Request
-from minris.upper_layer.pdus import NO_DATA_SET, encode_command
+from minris.upper_layer.pdus import NAMED, NO_DATA_SET, NUMBERS, OPERATIONS, encode_command
 
 
 def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
     """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
     limits = ctx.config.dicom
     charset = character_set(device.character_set) if device else ASCII
+    most = Limits(limits.maximum_nesting, limits.maximum_elements)
     try:
-        recoded = recode_noting(
-            request.data or b"",
-            request.context.explicit,
-            charset,
-            Limits(limits.maximum_nesting, limits.maximum_elements),
-        )
+        recoded = recode_noting(request.data or b"", request.context.explicit, charset, most)
     except Malformed as error:
         many = isinstance(error, TooManyElements)
         status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
@@ -59,12 +55,10 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
 def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
     """The command set of a response (PS3.7 9.3, 10.3)."""
     command = request.command
-    if request.operation == "N-ACTION":
-        fields.setdefault("ActionTypeID", command.get("ActionTypeID"))
-    if request.operation == "N-EVENT-REPORT":
-        fields.setdefault("EventTypeID", command.get("EventTypeID"))
-    uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
+    if number := NUMBERS.get(request.operation):
+        fields[number] = command.get(number)
     if request.operation.startswith("N-"):
+        uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
         fields.setdefault("AffectedSOPInstanceUID", uid or None)
     return encode_command(
         AffectedSOPClassUID=command.get("AffectedSOPClassUID")
@@ -73,6 +67,22 @@ def response_command(request: Request, data: bytes | None, **fields: Any) -> byt
         MessageIDBeingRespondedTo=request.message_id,
         CommandDataSetType=1 if data else NO_DATA_SET,
         **fields,
+    )
+
+
+def request_command(
+    operation: str, sop_class: str, uid: str, has_data: bool, message_id: int, number: int
+) -> bytes:
+    """The command set of a request of ours (PS3.7 10.3).
+
+    number  Event Type ID or Action Type ID, where the operation has one
+    """
+    named, kind = NAMED.get(operation, "Requested"), 1 if has_data else NO_DATA_SET
+    fields = {f"{named}SOPClassUID": sop_class, f"{named}SOPInstanceUID": uid}
+    fields |= {NUMBERS[operation]: number} if operation in NUMBERS else {}
+    (field,) = (code for code, name in OPERATIONS.items() if name == operation)
+    return encode_command(
+        CommandField=field, MessageID=message_id, CommandDataSetType=kind, **fields
     )
 
 

@@ -11,7 +11,7 @@ from minris.access.devices import AccessRules, style_of
 from minris.config.ini import Device
 from minris.dataset.elements import ElementIndex, encode_element
 from minris.dataset.search import Search, to_syntax
-from minris.dataset.text import SPECIFIC_CHARACTER_SET, CharacterSet, character_set
+from minris.dataset.text import SPECIFIC_CHARACTER_SET, UTF_8, character_set
 from minris.dimse.encoding import decode_request, response_command
 from minris.dimse.services import SEARCHED
 from minris.orders.trace import QueryLog
@@ -139,19 +139,12 @@ def compiled(
     except Refusal as refusal:
         raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, refusal.detail) from None
     explicit, index = request.context.explicit, request.index
-    style = style_of(device, answer_set(ctx, device, request.asked))
+    # the device's set, else the request's if we know it, else ours
+    sets = device and device.character_set, request.asked, ctx.config.dicom.character_set
+    style = style_of(device, next(filter(None, map(character_set, filter(None, sets))), UTF_8))
     if request.asked is not None:
         asked = ElementIndex(encode_element(SPECIFIC_CHARACTER_SET, b"CS", b""))
         index = asked.merged(index)
     zone = encode_element(TIMEZONE_OFFSET, b"SH", f"{ctx.local_now():%z}".encode()[:5])
     extra = {TIMEZONE_OFFSET: to_syntax(zone, explicit)}
     return Search(index, table, explicit, style._replace(zone=ctx.config.zone), extra)
-
-
-def answer_set(ctx: Context, device: Device | None, asked: tuple[str, ...] | None) -> CharacterSet:
-    """The set of an answer: the device's, else the request's, else the default (UTF-8)."""
-    if device and device.character_set:
-        return character_set(device.character_set)
-    if asked and (known := character_set(asked)):
-        return known
-    return character_set(ctx.config.dicom.character_set or ("ISO_IR 192",))

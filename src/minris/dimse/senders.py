@@ -11,6 +11,7 @@ from minris import log
 from minris.access.devices import AccessRules, written_for
 from minris.config.ini import Config, Device
 from minris.delivery.receivers import Answered
+from minris.dimse.encoding import request_command
 from minris.outbox import (
     EVENT_LANES,
     MOST_ABORTS,
@@ -25,7 +26,6 @@ from minris.standard.status import Status
 from minris.standard.uids import PASSED_ON, STORAGE_COMMITMENT, UPS_EVENT, UPS_PUSH
 from minris.upper_layer.association import Association
 from minris.upper_layer.caller import Caller, DeliveryError
-from minris.upper_layer.pdus import NO_DATA_SET, AcceptedContext, encode_command
 
 
 def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
@@ -33,44 +33,6 @@ def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
     return device.host, device.port
-
-
-# PS3.7 10.3: Command Field of a request, whether it names a class and instance as requested, and
-# what says which event or action it is.
-REQUESTS = {
-    "N-EVENT-REPORT": (0x0100, "Affected", "EventTypeID"),
-    "N-SET": (0x0120, "Requested", ""),
-    "N-ACTION": (0x0130, "Requested", "ActionTypeID"),
-    "N-CREATE": (0x0140, "Affected", ""),
-}
-
-
-def request_command(
-    operation: str, sop_class: str, uid: str, has_data: bool, **fields: Any
-) -> bytes:
-    """The command set of a request of ours (PS3.7 10.3)."""
-    number, named, _ = REQUESTS[operation]
-    fields[f"{named}SOPClassUID"], fields[f"{named}SOPInstanceUID"] = sop_class, uid
-    kind = 1 if has_data else NO_DATA_SET
-    return encode_command(CommandField=number, CommandDataSetType=kind, **fields)
-
-
-async def send_request(
-    caller: Caller,
-    context: AcceptedContext,
-    device: Device,
-    data: bytes,
-    *named: str,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Send a request without answers beside its own, and wait for it. Raises DeliveryError
-
-    data    its data set, stored form; named: operation, SOP class and instance; fields: further
-            ones of the command set
-    """
-    written = written_for(device, data, context.explicit)
-    command = request_command(*named, bool(written), **fields)
-    return await caller.ask(context, command, written, device.combined_pdvs)
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
@@ -188,7 +150,9 @@ class DimseSender:
                 heard(event, answer)
         finally:
             if caller.is_open and key[0] in self.KEPT:
-                self._keep(key, caller)
+                self.kept[key] = caller
+                loop = asyncio.get_running_loop()
+                self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
             elif caller.is_open:
                 await caller.release()
 
@@ -205,12 +169,6 @@ class DimseSender:
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
         await caller.open((device.host, device.port), ours, theirs, proposed)
         return caller
-
-    def _keep(self, key: tuple[str, ...], caller: Caller) -> None:
-        """Leave an association open for a while."""
-        self.kept[key] = caller
-        loop = asyncio.get_running_loop()
-        self.timers[key] = loop.call_later(self.KEEP, self._let_go, key)
 
     def _let_go(self, key: tuple[str, ...]) -> None:
         self.timers.pop(key).cancel()
@@ -233,13 +191,12 @@ class DimseSender:
                 raise DeliveryError(kind.refused)
             log.warning("%s: %s", device.name, kind.refused)
             return kind.refused  # what it takes is not to wait for that
-        context, number = caller.accepted.contexts[kind.proposed], REQUESTS[event.operation][2]
-        numbered = {number: event.event_type} if number else {}
+        context = caller.accepted.contexts[kind.proposed]
+        data = written_for(device, event.data, context.explicit)
+        numbers = event.message_id, event.event_type
+        command = request_command(event.operation, kind.named, event.uid, bool(data), *numbers)
         try:
-            fields = await send_request(
-                caller, context, device, event.data, event.operation, kind.named, event.uid,
-                MessageID=event.message_id, **numbered,
-            )  # fmt: skip
+            fields = await caller.ask(context, command, data, device.combined_pdvs)
         except DeliveryError as error:
             if not kind.aborts:
                 raise
@@ -268,10 +225,10 @@ class DimseSender:
             if not of_class or STORAGE_COMMITMENT in peer.of_providers:
                 continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
             written = written_for(device, event.data, of_class[0].explicit)
+            numbers = Association.ASKED_ID, event.event_type
             command = request_command(
-                event.operation, STORAGE_COMMITMENT, event.uid, True,
-                MessageID=Association.ASKED_ID, EventTypeID=event.event_type,
-            )  # fmt: skip
+                event.operation, STORAGE_COMMITMENT, event.uid, True, *numbers
+            )
             status = await association.ask(of_class[0], command, written)
             return status is not None and status not in PASSING_FAILURES
         return False

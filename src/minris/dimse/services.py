@@ -48,7 +48,7 @@ class Service(NamedTuple):
     access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
     clause  where the operation is described
     read    turns a request into the arguments of the core function behind ctx
-    answer  turns its result into further fields of the response
+    answer  what its result is in the response: fields in order, and `data` for the data set
     """
 
     sop_class: str
@@ -57,30 +57,24 @@ class Service(NamedTuple):
     access: str
     clause: str
     read: Callable[[Request], tuple[Any, ...]] = lambda request: ()
-    answer: Callable[[Any], dict[str, Any]] = lambda result: {}
+    answer: tuple[str, ...] = ("Status",)
 
 
-def _affected(request: Request) -> tuple[str, bytes, bytes | None]:
-    uid = request.command.get("AffectedSOPInstanceUID", "")
-    return uid, bytes(request.index), request.raw
+def _data(request: Request) -> tuple[str, bytes]:
+    return request.uid, bytes(request.index)
 
 
-def _requested(request: Request) -> tuple[str, bytes, bytes | None]:
-    uid = request.command.get("RequestedSOPInstanceUID", "")
-    return uid, bytes(request.index), request.raw
+def _data_and_raw(request: Request) -> tuple[str, bytes, bytes | None]:
+    return request.uid, bytes(request.index), request.raw
 
 
 def _wanted(request: Request) -> tuple[str, list[int]]:
-    command = request.command
-    return command.get("RequestedSOPInstanceUID", ""), command.get("AttributeIdentifierList", [])
+    return request.uid, request.command.get("AttributeIdentifierList", [])
 
 
-def _action(request: Request) -> tuple[str, int, ElementIndex]:
-    """UID, action type, action information."""
-    command = request.command
-    kind = command.get("ActionTypeID", 0)
-    index = request.index if request.data else EMPTY
-    return command.get("RequestedSOPInstanceUID", ""), kind, index
+def _numbered(request: Request) -> tuple[str, int, ElementIndex]:
+    """UID, type and information of an action or event."""
+    return request.uid, request.number, request.index if request.data else EMPTY
 
 
 def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
@@ -92,11 +86,9 @@ def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status
     if name == "request cancel":
         return request_cancel(ctx, uid, bytes(index))
     receiver = _required(index, "ReceivingAE")
-    if name == "suspend":
-        suspend_global_subscription(ctx, uid, receiver)
-        return Status.SUCCESS
-    if name == "unsubscribe":
-        unsubscribe(ctx, uid, receiver)
+    if name in ("suspend", "unsubscribe"):
+        end = suspend_global_subscription if name == "suspend" else unsubscribe
+        end(ctx, uid, receiver)
         return Status.SUCCESS
     lock = _required(index, "DeletionLock")
     if lock not in ("TRUE", "FALSE"):
@@ -127,13 +119,6 @@ def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) ->
     take_commitment_report(ctx, _required(index, "TransactionUID"), kind, bytes(index))
 
 
-def _event(request: Request) -> tuple[str, int, ElementIndex]:
-    """UID, event type, event information."""
-    command = request.command
-    index = request.index if request.data else EMPTY
-    return command.get("AffectedSOPInstanceUID", ""), command.get("EventTypeID", 0), index
-
-
 def _required(index: ElementIndex, keyword: str) -> str:
     """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
     tag = tag_of(keyword)
@@ -145,55 +130,29 @@ def _required(index: ElementIndex, keyword: str) -> str:
     return index.text(tag)
 
 
-def _created_mpps(uid: str) -> dict[str, Any]:
-    return {"AffectedSOPInstanceUID": uid}
-
-
-def _created_workitem(made: tuple[str, Status]) -> dict[str, Any]:
-    return {"AffectedSOPInstanceUID": made[0], "Status": made[1]}
-
-
-def _found(found: tuple[Status, bytes]) -> dict[str, Any]:
-    return {"Status": found[0], "data": found[1]}
-
-
-def _status(status: Status | None) -> dict[str, Any]:
-    return {} if status is None else {"Status": status}
-
-
-def _affected_workitem(request: Request) -> tuple[str, bytes]:
-    return _affected(request)[:2]
-
-
-def _requested_workitem(request: Request) -> tuple[str, bytes]:
-    return _requested(request)[:2]
-
-
+_MADE, _FOUND = ("AffectedSOPInstanceUID", "Status"), ("Status", "data")
 SERVICES = (
     Service(VERIFICATION, "C-ECHO", None, "none", "PS3.4 A"),
     Service(MODALITY_WORKLIST, "C-FIND", find_worklist, "find", "PS3.4 K.4.1"),
-    Service(MPPS, "N-CREATE", create_mpps, "write", "PS3.4 F.7.2.1", _affected, _created_mpps),
-    Service(MPPS, "N-SET", set_mpps, "write", "PS3.4 F.7.2.2", _requested, _status),
-    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", "PS3.4 F.8.2.1", _wanted, _found),
-    Service(UPS_PUSH, "N-CREATE", create_workitem, "write", "PS3.4 CC.2.5",
-            _affected_workitem, _created_workitem),
-    Service(UPS_PUSH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2", _action, _status),
-    Service(UPS_PUSH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
+    Service(MPPS, "N-CREATE", create_mpps, "write", "PS3.4 F.7.2.1", _data_and_raw, _MADE),
+    Service(MPPS, "N-SET", set_mpps, "write", "PS3.4 F.7.2.2", _data_and_raw),
+    Service(MPPS_RETRIEVE, "N-GET", get_mpps, "read", "PS3.4 F.8.2.1", _wanted, _FOUND),
+    Service(UPS_PUSH, "N-CREATE", create_workitem, "write", "PS3.4 CC.2.5", _data, _MADE),
+    Service(UPS_PUSH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2", _numbered),
+    Service(UPS_PUSH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
     Service(UPS_PULL, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(UPS_PULL, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
-    Service(UPS_PULL, "N-SET", update_workitem, "write", "PS3.4 CC.2.6",
-            _requested_workitem, _status),
-    Service(UPS_PULL, "N-ACTION", ups_action, "write", "PS3.4 CC.2.1", _action, _status),
+    Service(UPS_PULL, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
+    Service(UPS_PULL, "N-SET", update_workitem, "write", "PS3.4 CC.2.6", _data),
+    Service(UPS_PULL, "N-ACTION", ups_action, "write", "PS3.4 CC.2.1", _numbered),
     Service(UPS_WATCH, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(UPS_WATCH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _found),
-    Service(UPS_WATCH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2, CC.2.3", _action, _status),
+    Service(UPS_WATCH, "N-GET", get_workitem, "read", "PS3.4 CC.2.7", _wanted, _FOUND),
+    Service(UPS_WATCH, "N-ACTION", ups_action, "write", "PS3.4 CC.2.2, CC.2.3", _numbered),
     Service(UPS_QUERY, "C-FIND", find_workitems, "find", "PS3.4 CC.2.8"),
-    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", "PS3.4 J.3.2",
-            _action, _status),
+    Service(STORAGE_COMMITMENT, "N-ACTION", commitment_action, "write", "PS3.4 J.3.2", _numbered),
     Service(STORAGE_COMMITMENT, "N-EVENT-REPORT", commitment_report, "write", "PS3.4 J.3.3",
-            _event, _status),
+            _numbered),
     Service(INSTANCE_AVAILABILITY, "N-CREATE", notify_availability, "write", "PS3.4 R.3.2",
-            _affected_workitem, _created_mpps),
+            _data, _MADE),
 )  # fmt: skip
 ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
@@ -201,22 +160,14 @@ SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
 WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
-    VERIFICATION: None,
-    MODALITY_WORKLIST: None,
-    MPPS: (True, False),
-    MPPS_RETRIEVE: (True, False),
-    UPS_PUSH: (True, False),
-    UPS_WATCH: (True, False),
-    UPS_PULL: (True, False),
-    UPS_EVENT: (True, False),
-    UPS_QUERY: (True, False),
+    **dict.fromkeys((VERIFICATION, MODALITY_WORKLIST)),
+    **dict.fromkeys(
+        (MPPS, MPPS_RETRIEVE, UPS_PUSH, UPS_WATCH, UPS_PULL, UPS_EVENT, UPS_QUERY), (True, False)
+    ),
     STORAGE_COMMITMENT: (True, True),
     INSTANCE_AVAILABILITY: (True, False),
-}
+}  # fmt: skip
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
-EXTENDED_NEGOTIATION = {
-    MODALITY_WORKLIST: b"\1\1\0\0",
-    UPS_PULL: b"\1\1\0\0",
-    UPS_WATCH: b"\1\1\0\0",
-    UPS_QUERY: b"\1\1\0\0",
-}
+EXTENDED_NEGOTIATION = dict.fromkeys(
+    (MODALITY_WORKLIST, UPS_PULL, UPS_WATCH, UPS_QUERY), b"\1\1\0\0"
+)
