@@ -15605,17 +15605,15 @@ SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
 WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
 # Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
-    **dict.fromkeys((VERIFICATION, MODALITY_WORKLIST)),
-    **dict.fromkeys(
-        (MPPS, MPPS_RETRIEVE, UPS_PUSH, UPS_WATCH, UPS_PULL, UPS_EVENT, UPS_QUERY), (True, False)
-    ),
-    STORAGE_COMMITMENT: (True, True),
+    VERIFICATION: None, MODALITY_WORKLIST: None, MPPS: (True, False), MPPS_RETRIEVE: (True, False),
+    UPS_PUSH: (True, False), UPS_WATCH: (True, False), UPS_PULL: (True, False),
+    UPS_EVENT: (True, False), UPS_QUERY: (True, False), STORAGE_COMMITMENT: (True, True),
     INSTANCE_AVAILABILITY: (True, False),
 }  # fmt: skip
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
-EXTENDED_NEGOTIATION = dict.fromkeys(
-    (MODALITY_WORKLIST, UPS_PULL, UPS_WATCH, UPS_QUERY), b"\1\1\0\0"
-)
+EXTENDED_NEGOTIATION = {
+    uid: b"\1\1\0\0" for uid in (MODALITY_WORKLIST, UPS_PULL, UPS_WATCH, UPS_QUERY)
+}
 
 
 # ------------------------------------------------------------------------------------------------
