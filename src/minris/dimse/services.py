@@ -167,5 +167,6 @@ PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
 }  # fmt: skip
 # PS3.4 K.5.1: reserved, reserved, fuzzy matching, timezone adjustment
 EXTENDED_NEGOTIATION = {
-    uid: b"\1\1\0\0" for uid in (MODALITY_WORKLIST, UPS_PULL, UPS_WATCH, UPS_QUERY)
-}
+    MODALITY_WORKLIST: b"\1\1\0\0", UPS_PULL: b"\1\1\0\0", UPS_WATCH: b"\1\1\0\0",
+    UPS_QUERY: b"\1\1\0\0",
+}  # fmt: skip
