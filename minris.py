@@ -4737,7 +4737,7 @@ def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
     """Insert many rows; `what` is the table with its columns, and the clause after VALUES."""
     head, _, tail = what.partition(" VALUES")
     places = ", ".join("?" * (head.count(",") + 1))
-    with peewee.__exception_wrapper__:  # a full disk is told apart by peewee's own exceptions
+    with peewee.__exception_wrapper__:  # type: ignore[attr-defined]  # sqlite3 would go through
         database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
 
 
@@ -8491,9 +8491,9 @@ def procedures_in_use() -> list[Any]:
 NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no such patient")
 
 
-def next_identifier(ctx: Context, model: type[Stored], column: str) -> str:
+def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
     """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
-    now, pattern = ctx.local_now(), getattr(ctx.config.clinic, f"{column}_format")
+    now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:
@@ -9494,7 +9494,9 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        given = given.merged(text_elements(PatientID=next_identifier(ctx, Patient, "patient_id")))
+        pattern = ctx.config.clinic.patient_id_format
+        made = next_identifier(ctx, pattern, Patient, "patient_id")
+        given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 
@@ -9729,9 +9731,12 @@ def _save_procedure(
     if same_id != "separate":
         check_accession(accession, patient.id)
     uid = uid or ctx.new_uid()
-    accession = accession or next_identifier(ctx, RequestedProcedure, "accession_number")
+    clinic = ctx.config.clinic
+    accession = accession or next_identifier(
+        ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
+    )
     procedure_id = procedure_id or next_identifier(
-        ctx, RequestedProcedure, "requested_procedure_id"
+        ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
     )
     made = text_elements(
         StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
@@ -9750,8 +9755,9 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
+    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx, ScheduledProcedureStep, "scheduled_procedure_step_id"
+        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
@@ -23863,7 +23869,9 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     try:
         where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
-        raise CommandError(f"{config.store_path} is in use by another minris") from None
+        raise CommandError(
+            f"{config.store_path} is in use. Stop the running minris first"
+        ) from None
     if "content" in arguments:
         arguments["content"] = base64.b64encode(arguments["content"]).decode()
     request = urllib.request.Request(

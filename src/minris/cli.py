@@ -89,7 +89,9 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     try:
         where = json.loads(control_file(config).read_text())
     except (OSError, ValueError):
-        raise CommandError(f"{config.store_path} is in use by another minris") from None
+        raise CommandError(
+            f"{config.store_path} is in use. Stop the running minris first"
+        ) from None
     if "content" in arguments:
         arguments["content"] = base64.b64encode(arguments["content"]).decode()
     request = urllib.request.Request(

@@ -546,7 +546,9 @@ def test_restore_is_refused_while_the_appliance_runs(appliance, tmp_path):
     backup = tmp_path / "copy.db"
     backup_store(appliance.config.store_path, backup)
     appliance.schedule(item("Li^Na", AccessionNumber="A2"))
-    assert is_told(run(appliance.config, "restore", backup), "in use by another minris")
+    assert is_told(
+        run(appliance.config, "restore", backup), "is in use. Stop the running minris first"
+    )
     assert len(appliance.read(find_steps, "A2")) == 1
 
 

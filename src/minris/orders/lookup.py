@@ -15,9 +15,9 @@ from minris.store.rows import fetch_rows, first_row, known_row, row_exists
 NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no such patient")
 
 
-def next_identifier(ctx: Context, model: type[Stored], column: str) -> str:
+def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
     """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
-    now, pattern = ctx.local_now(), getattr(ctx.config.clinic, f"{column}_format")
+    now = ctx.local_now()
     day = re.sub(r"\{number[^}]*\}", "#", pattern)
     name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:

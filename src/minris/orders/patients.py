@@ -78,7 +78,9 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
         update_patient(ctx, patient, given)
         return patient
     if not given.get("PatientID"):
-        given = given.merged(text_elements(PatientID=next_identifier(ctx, Patient, "patient_id")))
+        pattern = ctx.config.clinic.patient_id_format
+        made = next_identifier(ctx, pattern, Patient, "patient_id")
+        given = given.merged(text_elements(PatientID=made))
     now = ctx.stamp()
     return Patient.create(**patient_columns(given), created_at=now, updated_at=now)
 

@@ -69,9 +69,12 @@ def _save_procedure(
     if same_id != "separate":
         check_accession(accession, patient.id)
     uid = uid or ctx.new_uid()
-    accession = accession or next_identifier(ctx, RequestedProcedure, "accession_number")
+    clinic = ctx.config.clinic
+    accession = accession or next_identifier(
+        ctx, clinic.accession_number_format, RequestedProcedure, "accession_number"
+    )
     procedure_id = procedure_id or next_identifier(
-        ctx, RequestedProcedure, "requested_procedure_id"
+        ctx, clinic.requested_procedure_id_format, RequestedProcedure, "requested_procedure_id"
     )
     made = text_elements(
         StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
@@ -90,8 +93,9 @@ def _save_step(
     ctx: Context, patient: Patient, procedure: RequestedProcedure, step: ElementIndex
 ) -> bytes:
     """Create a scheduled procedure step; return its complete data set. Refuses 0111."""
+    pattern = ctx.config.clinic.scheduled_procedure_step_id_format
     step_id = step.get("ScheduledProcedureStepID") or next_identifier(
-        ctx, ScheduledProcedureStep, "scheduled_procedure_step_id"
+        ctx, pattern, ScheduledProcedureStep, "scheduled_procedure_step_id"
     )
     item = step.merged(text_elements(ScheduledProcedureStepID=step_id))
     folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)

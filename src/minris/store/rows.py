@@ -77,7 +77,7 @@ def insert_rows(what: str, values: Iterable[tuple[Any, ...]]) -> None:
     """Insert many rows; `what` is the table with its columns, and the clause after VALUES."""
     head, _, tail = what.partition(" VALUES")
     places = ", ".join("?" * (head.count(",") + 1))
-    with peewee.__exception_wrapper__:  # a full disk is told apart by peewee's own exceptions
+    with peewee.__exception_wrapper__:  # type: ignore[attr-defined]  # sqlite3 would go through
         database.connection().executemany(f"INSERT INTO {head} VALUES ({places}){tail}", values)
 
 
