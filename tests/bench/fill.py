@@ -8,7 +8,9 @@ MINRIS is minris.py, or `installed`. PLANTED of the workitems answer the standar
 import datetime
 import importlib
 import itertools
+import pkgutil
 import sys
+import types
 from pathlib import Path
 
 import ups
@@ -19,9 +21,7 @@ BATCH = 1000
 
 def main(where, config, number, planted):
     """Create them, claim some, a thousand in each transaction."""
-    if where != "installed":
-        sys.path.insert(0, str(Path(where).parent))
-    minris = importlib.import_module("minris")
+    minris = installed() if where == "installed" else lone(where)
     config = minris.load_config(Path(config))
     made = ups.workitems(number, datetime.date.today(), planted)
     ctx = minris.Context(config, minris.Actor("BENCH", "127.0.0.1"))
@@ -31,6 +31,21 @@ def main(where, config, number, planted):
             while batch := list(itertools.islice(made, BATCH)):
                 with minris.database.atomic():
                     write(minris, ctx, batch)
+
+
+def lone(path):
+    """The module that a minris.py is."""
+    sys.path.insert(0, str(Path(path).parent))
+    return importlib.import_module("minris")
+
+
+def installed():
+    """Every name of the installed package, as if it were one module."""
+    package, found = importlib.import_module("minris"), {}
+    for module in pkgutil.walk_packages(package.__path__, "minris."):
+        if not module.name.endswith("__main__"):
+            found |= vars(importlib.import_module(module.name))
+    return types.SimpleNamespace(**found)
 
 
 def write(minris, ctx, batch):
