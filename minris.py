@@ -6781,7 +6781,7 @@ def permit(role: str, least: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.pdus
-# PDUs, command sets and messages as bytes (PS3.8 9, PS3.7 6.3).
+# Encode and decode PDUs, command sets and messages (PS3.8 9, PS3.7 6.3).
 # ------------------------------------------------------------------------------------------------
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 1, 2, 3, 4
@@ -6798,13 +6798,13 @@ OPERATIONS = {
     0x0100: "N-EVENT-REPORT", 0x0110: "N-GET", 0x0120: "N-SET", 0x0130: "N-ACTION",
     0x0140: "N-CREATE", 0x0150: "N-DELETE",
 }  # fmt: skip
-# PS3.7 10.1: what gives the number of an event or action, and who names an instance as affected.
+# PS3.7 10.1: the field with the type of an event or action; operations that name an Affected UID.
 NUMBERS = {"N-EVENT-REPORT": "EventTypeID", "N-ACTION": "ActionTypeID"}
 NAMED = {"N-EVENT-REPORT": "Affected", "N-CREATE": "Affected"}  # else "Requested"
 
 
 class ProtocolError(Exception):
-    """A peer broke a rule of the upper layer or a limit: the association is aborted.
+    """A peer broke a rule of the upper layer or exceeded a limit; the association is aborted.
 
     reason  of A-ABORT: 1 unrecognized PDU, 2 unexpected PDU, 6 invalid parameter (PS3.8 9.3.8)
     """
@@ -6823,7 +6823,7 @@ class AcceptedContext(NamedTuple):
 
 
 def abort_pdu(source: int, reason: int = 0) -> bytes:
-    """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
+    """Return an A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
     return PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
 
 
@@ -6833,21 +6833,21 @@ RELEASE_RP_PDU = PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
 
 @functools.lru_cache(maxsize=256)
 def command_element(element: int) -> tuple[str, str]:
-    """Keyword and VR of an element of group 0000. Raises KeyError"""
+    """Return keyword and VR of an element of group 0000. Raises KeyError."""
     return datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
 
 
 def decode_command(data: bytes) -> dict[str, Any]:
-    """A command set (implicit little endian) by keyword; ProtocolError for what is none."""
+    """Return a command set (implicit little endian) by keyword. Raises ProtocolError."""
     fields: dict[str, Any] = {}
     pos = 0
     while pos < len(data):
         if pos + 8 > len(data):
-            raise ProtocolError("a command set ends in the middle of an element")
+            raise ProtocolError("a command set is truncated")
         group, element, length = TAG_AND_LENGTH.unpack_from(data, pos)
         pos += 8 + length
         if group or pos > len(data):
-            raise ProtocolError("a command set holds something that is no command element")
+            raise ProtocolError("a command set has an element outside group 0000")
         try:
             keyword, vr = command_element(element)
         except KeyError:
@@ -6862,12 +6862,12 @@ def decode_command(data: bytes) -> dict[str, Any]:
         else:
             fields[keyword] = value.decode("ascii", "replace").strip(" \0")
     if not {"CommandField", "CommandDataSetType"} <= fields.keys():
-        raise ProtocolError("a command set lacks its command field")
+        raise ProtocolError("a command set has no Command Field or Command Data Set Type")
     return fields
 
 
 def encode_command(**fields: Any) -> bytes:
-    """A command set from keywords; what is None is left out. Source: PS3.7 6.3.1, annex E."""
+    """Return a command set from keywords; None is left out. Source: PS3.7 6.3.1, annex E."""
     elements = {}
     for keyword, value in fields.items():
         if value is None:
@@ -6892,7 +6892,7 @@ def message_pdus(
     longest: int,
     combined: bool = True,
 ) -> bytes:
-    """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
+    """Return a message as P-DATA-TF PDUs; `combined`: command and data set may share one."""
     room = longest - 6
     parts = [(command[i : i + room], 1) for i in range(0, len(command), room)]
     last = {len(parts) - 1}
@@ -6912,10 +6912,10 @@ def message_pdus(
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.states
-# What a PDU or an event means to an association that a peer has opened (PS3.8 9.2).
+# State table of an association that a peer has opened (PS3.8 9.2).
 # ------------------------------------------------------------------------------------------------
 
-# The acceptor's half of the state machine: what happens, and the state after it.
+# The acceptor's half of the state machine: action and next state by event and state.
 ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
     place: cell
     for place, cell in grid_table(
@@ -6943,16 +6943,16 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
         str.split,
     ).items()
     if cell
-}  # local: "abort" in Sta2 is ours, for a connection past a limit
+}  # local: "abort" in Sta2 is ours, for one connection too many
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.messages
-# The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E).
+# Assemble the messages of an association from their fragments (PS3.8 9.3.5, annex E).
 # ------------------------------------------------------------------------------------------------
 
 class Request:
-    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+    """A DIMSE message of a peer: its command set, and its data set if it has one."""
 
     def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
         self.context, self.command = context, command
@@ -6960,11 +6960,11 @@ class Request:
         self.too_large = self.cancelled = False
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
-        self.raw: bytes | None = None  # kept where texts had to be recovered
+        self.raw: bytes | None = None  # kept if texts had to be recovered
 
     @property
     def operation(self) -> str:
-        """C-FIND, N-SET …; the number of a command that is none of them."""
+        """C-FIND, N-SET …; the number of an unknown command."""
         field = self.command["CommandField"]
         return OPERATIONS.get(field, f"{field:04X}")
 
@@ -6985,7 +6985,7 @@ class Request:
 
 
 class MessageLimits(NamedTuple):
-    """The most bytes of a command set, of a data set, and of one that is read but not kept."""
+    """Maximum bytes of a command set, of a data set, and of a data set that is read but dropped."""
 
     command: int
     data: int
@@ -6993,7 +6993,7 @@ class MessageLimits(NamedTuple):
 
 
 class Intake:
-    """The bytes of data sets that are coming in, over all associations."""
+    """Bytes of incomplete data sets, over all associations; MOST is the limit."""
 
     MOST = 64 << 20
 
@@ -7002,26 +7002,26 @@ class Intake:
 
 
 class Assembler:
-    """Puts the messages of one association together.
+    """Assembles the messages of one association.
 
-    A data set past a limit is read to its end and dropped, so that it can be answered.
+    A data set that exceeds a limit is read to its end and dropped, so that it can be answered.
     """
 
-    EMPTY = 1024  # fragments of one association that carry nothing
+    EMPTY = 1024  # maximum of empty fragments per association
 
     def __init__(self, limits: MessageLimits, intake: Intake) -> None:
         self.limits, self.intake = limits, intake
         self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
-        self.request: Request | None = None  # whose data set is coming
+        self.request: Request | None = None  # whose data set is incomplete
 
     def take(self, pdu: bytes, contexts: Mapping[int, AcceptedContext]) -> Iterator[Request]:
-        """The messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
+        """Yield the messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
         pos, end = 6, len(pdu)
         if pos == end:
             raise ProtocolError("a P-DATA PDU is empty")
         while pos < end:
             if pos + 6 > end:
-                raise ProtocolError("a presentation data value is cut short")
+                raise ProtocolError("a presentation data value is truncated")
             length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
             if length < 2 or pos + 4 + length > end:
                 raise ProtocolError("a presentation data value has a wrong length")
@@ -7033,17 +7033,17 @@ class Assembler:
             if not fragment and not control & 2:
                 self.empty += 1
                 if self.empty > self.EMPTY:
-                    raise ProtocolError("fragments without end carry nothing")
+                    raise ProtocolError("too many empty fragments")
             add = self._add_command if control & 1 else self._add_data
             if request := add(context, fragment, bool(control & 2)):
                 yield request
 
     def _add_command(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
         if self.request:
-            raise ProtocolError("a command comes before the data set of the one before")
+            raise ProtocolError("a command came before the data set of the previous one")
         self.command += fragment
         if len(self.command) > self.limits.command:
-            raise ProtocolError("a command set is past the limit")
+            raise ProtocolError("a command set exceeds the limit")
         if not last:
             return None
         request = Request(context, decode_command(bytes(self.command)))
@@ -7056,7 +7056,7 @@ class Assembler:
     def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
         request = self.request
         if not request or request.context.id != context.id:
-            raise ProtocolError("a data set comes without its command")
+            raise ProtocolError("a data set came without its command")
         self.received += len(fragment)
         if not request.too_large:
             self.data += fragment
@@ -7065,7 +7065,7 @@ class Assembler:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
-            raise ProtocolError(f"a data set of {self.received} bytes and more")
+            raise ProtocolError(f"a data set of {self.received} bytes exceeds the limit")
         if not last:
             return None
         if not request.too_large:
@@ -7078,23 +7078,23 @@ class Assembler:
         self.data = bytearray()
 
     def forget(self) -> None:
-        """Let go of a message whose data set has not come to its end."""
+        """Drop an incomplete message."""
         self._drop_data()
         self.request, self.received = None, 0
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.negotiation
-# What a request for an association leads to (PS3.8 7.1, PS3.7 D.3).
+# Accept or reject association requests (PS3.8 7.1, PS3.7 D.3).
 # ------------------------------------------------------------------------------------------------
 
 def calling_ae_title(pdu: bytes) -> str:
-    """The calling AE title of an A-ASSOCIATE-RQ, without padding."""
+    """Return the calling AE title of an A-ASSOCIATE-RQ, without padding."""
     return pdu[26:42].decode("ascii", "replace").strip(" \0")
 
 
 class Rejection(Exception):
-    """An association is not accepted: result, source and reason of A-ASSOCIATE-RJ."""
+    """An association is rejected with this result, source and reason (PS3.8 9.3.4)."""
 
     def __init__(self, result: int, source: int, reason: int, words: str) -> None:
         super().__init__(words)
@@ -7102,9 +7102,9 @@ class Rejection(Exception):
 
 
 class Negotiated(NamedTuple):
-    """What an A-ASSOCIATE-RQ led to.
+    """An accepted A-ASSOCIATE-RQ.
 
-    of_providers  abstract syntaxes of which the peer has the role SCP alone, and we SCU
+    of_providers  abstract syntaxes for which the peer is SCP only, and we are SCU
     """
 
     answer: bytes
@@ -7116,10 +7116,10 @@ class Negotiated(NamedTuple):
 
 
 def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Type, start and end of each item of an A-ASSOCIATE PDU; ProtocolError past the end."""
+    """Yield type, start and end of each item of an A-ASSOCIATE PDU. Raises ProtocolError."""
     while pos < end:
         if pos + 4 > end:
-            raise ProtocolError("an item of A-ASSOCIATE-RQ is cut short")
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is truncated")
         length = int.from_bytes(data[pos + 2 : pos + 4], "big")
         if pos + 4 + length > end:
             raise ProtocolError("an item of A-ASSOCIATE-RQ is longer than the PDU")
@@ -7128,10 +7128,10 @@ def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
-    """Look an A-ASSOCIATE-RQ over before it is decoded; the PDU with odd context IDs alone.
+    """Check an A-ASSOCIATE-RQ before it is decoded, and renumber even context IDs.
 
-    Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
-    Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
+    Returns  the PDU, and {new odd ID: even ID}: dcm4che's stgcmtscu sends 2
+    Raises   ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
     """
     numbers, kinds, parts = [], collections.Counter(), []
     for kind, start, end in _items(pdu, 74, len(pdu)):
@@ -7139,7 +7139,7 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
         content = pdu[start:end]
         if kind == 0x20:
             if end - start < 4 or content[0] in numbers or not content[0]:
-                raise ProtocolError("a presentation context has no ID of its own")
+                raise ProtocolError("a presentation context has no unique ID")
             inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
             if inner[0x30] != 1 or not inner[0x40]:
                 raise ProtocolError("a presentation context lacks its syntaxes")
@@ -7147,7 +7147,7 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
         elif kind == 0x50:
             kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
             content = b"".join(kept)
-        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1 wants others ignored
+        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1: others are ignored
             parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
     if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
         raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
@@ -7165,10 +7165,11 @@ USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
 
 
 class Negotiator:
-    """Decides on A-ASSOCIATE-RQs, by pynetdicom's classes; remembers what it has decided.
+    """Accepts or rejects A-ASSOCIATE-RQs with pynetdicom's classes, and caches its answers.
 
-    contexts  abstract syntaxes we serve, with (SCU, SCP) roles we take where they are proposed
-    extended  service class application information we answer, by SOP class
+    contexts        abstract syntaxes we serve, with the (SCU, SCP) roles we accept if proposed
+    extended        service class application information of our answer, by SOP class
+    maximum_length  maximum PDU length that we announce
     """
 
     REMEMBERED = 256
@@ -7181,7 +7182,7 @@ class Negotiator:
     ) -> None:
         from pynetdicom.presentation import build_context
 
-        for library in ("pynetdicom", "pydicom"):  # what they say of a peer's bytes, we say once
+        for library in ("pynetdicom", "pydicom"):  # we log a peer's invalid bytes ourselves
             logging.getLogger(library).setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
@@ -7192,9 +7193,9 @@ class Negotiator:
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
-        """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
+        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError."""
         if len(pdu) < 74:
-            raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+            raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
         self._check_titles(called, calling, address, access)
@@ -7208,9 +7209,9 @@ class Negotiator:
 
     @staticmethod
     def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
-        """Reject who may not call, each time anew (PS3.8 Table 9-21)."""
+        """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
-            raise Rejection(1, 1, 3, "the caller has no AE title set")
+            raise Rejection(1, 1, 3, "the calling AE title is empty")
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
                 raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
@@ -7231,15 +7232,15 @@ class Negotiator:
 
         pdu, renumbered = check_associate_rq(pdu)
         if not int.from_bytes(pdu[6:8], "big") & 1:
-            raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
+            raise Rejection(1, 2, 2, "protocol version 1 is not proposed")
         request = pdus.A_ASSOCIATE_RQ()
         try:
             request.decode(pdu)
             primitive = request.to_primitive()
-        except Exception as error:  # whatever pynetdicom says of bytes that are not in order
-            raise ProtocolError(f"A-ASSOCIATE-RQ cannot be decoded: {error}") from None
+        except Exception as error:  # any exception of pynetdicom for invalid bytes
+            raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
-            raise Rejection(1, 1, 2, "the application context is not that of DICOM")
+            raise Rejection(1, 1, 2, "the application context is not DICOM's")
         return self._accept(primitive, called, calling, renumbered)
 
     def _accept(
@@ -7291,7 +7292,7 @@ class Negotiator:
         return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
 
     def _extended(self, item: Any) -> list[Any]:
-        """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
+        """Answer an extended negotiation item with as many bytes as proposed, 3 at least."""
         ours = self.extended.get(str(item.sop_class_uid))
         if ours is None:
             return []
@@ -7308,11 +7309,11 @@ IMPLEMENTATION_VERSION_NAME = f"MINRIS_{__version__.replace('.', '')}"[:16]
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.association
-# An association that a peer has opened, from its first byte to its last (PS3.8 9.2).
+# Associations that peers open, from first byte to last (PS3.8 9.2).
 # ------------------------------------------------------------------------------------------------
 
 class AssociationHost(Protocol):
-    """What an association asks of the server that it belongs to."""
+    """What an association needs of its server."""
 
     limits: types.SimpleNamespace
     message_limits: MessageLimits
@@ -7331,14 +7332,14 @@ class AssociationHost(Protocol):
 
 
 class Association(asyncio.Protocol):
-    """One connection of a peer, from the first byte to the last.
+    """One connection of a peer, from first byte to last.
 
-    The state machine decides what a PDU or an event means; `_aa_8` and its like are the actions
-    of PS3.8 Tables 9-6 to 9-9 by their names.
+    ASSOCIATION_STATES says what a PDU or event does; methods like `_aa_8` are the actions of
+    PS3.8 Tables 9-6 to 9-9.
     """
 
-    QUEUE = 16  # messages waiting before reading is paused
-    ASKED_ID = 1  # Message ID of what we ask the peer, one at a time
+    QUEUE = 16  # maximum of waiting messages before reading pauses
+    ASKED_ID = 1  # Message ID of our requests, one at a time
 
     def __init__(self, server: AssociationHost) -> None:
         self.server, self.limits = server, server.limits
@@ -7348,7 +7349,7 @@ class Association(asyncio.Protocol):
         self.assembler = Assembler(server.message_limits, server.intake)
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
-        self.asked: asyncio.Future[int] | None = None  # the status of what we ask the peer
+        self.asked: asyncio.Future[int] | None = None  # status of our request to the peer
         self.task: asyncio.Task | None = None
         self.artim: asyncio.TimerHandle | None = None
         self.pdu_timer: asyncio.TimerHandle | None = None
@@ -7364,7 +7365,7 @@ class Association(asyncio.Protocol):
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
         self.ending = ("lost", "")
         self.paused = self.pdu_sized = False
-        self.combined = True  # command and data set in one PDU, as nearly all peers take it
+        self.combined = True  # command and data set in one PDU, as nearly all peers accept
 
     # Events of the transport
 
@@ -7379,7 +7380,7 @@ class Association(asyncio.Protocol):
         self.happens("connected")
         if words := self.server.enter(self, "pending"):
             self.refuse(words)
-            transport.close()  # none of a flood is waited for
+            transport.close()  # do not wait for a flood
 
     def connection_lost(self, error: Exception | None) -> None:
         self.happens("closed")
@@ -7405,7 +7406,7 @@ class Association(asyncio.Protocol):
             self.send_timer.cancel()
 
     def _send_timed_out(self) -> None:
-        self.server.complain(self.address, "%s does not take what it asked for", self)
+        self.server.complain(self.address, "%s does not read our answers", self)
         self.transport.abort()
 
     def _quick_ack(self) -> None:
@@ -7425,7 +7426,7 @@ class Association(asyncio.Protocol):
                 if kind not in PDU_EVENTS:
                     raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
                 if length > self._longest(kind):
-                    raise ProtocolError(f"a PDU of {length} bytes is past the limit")
+                    raise ProtocolError(f"a PDU of {length} bytes exceeds the limit")
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length
@@ -7447,7 +7448,7 @@ class Association(asyncio.Protocol):
         return max(65536, self.limits.maximum_pdu_length) if kind <= A_ASSOCIATE_AC else 4
 
     def _time_pdu(self) -> None:
-        """A PDU that has begun must end: its timer runs from its first byte, while we read."""
+        """Time an incomplete PDU from its first byte, while we read."""
         whole_header = len(self.buffer) >= 6
         if not self.buffer or self.paused or self.state in ("Sta1", "Sta13"):
             self._stop_pdu_timer()
@@ -7466,14 +7467,14 @@ class Association(asyncio.Protocol):
             self.pdu_timer = None
 
     def _pdu_timed_out(self) -> None:
-        self.server.complain(self.address, "%s: a PDU that has begun does not end", self)
+        self.server.complain(self.address, "%s: a PDU was not completed in time", self)
         self.pdu_timer = None
         self.happens("invalid")
 
     # The state machine
 
     def happens(self, event: str, *arguments: Any) -> None:
-        """Let an event happen: the action of the table, and the state after it."""
+        """Do the action of ASSOCIATION_STATES for an event, and enter the next state."""
         cell = ASSOCIATION_STATES.get((event, self.state))
         if cell:
             action, self.state = cell
@@ -7488,12 +7489,12 @@ class Association(asyncio.Protocol):
             self.artim.cancel()
 
     def _write_last(self, pdu: bytes) -> None:
-        """Write what ends the association; the peer is to close, for so long we wait."""
+        """Write the last PDU of the association, and wait for the peer to close."""
         self._stop_work()
         self.refused = True
         self.transport.write(pdu)
         if self.transport.can_write_eof():
-            with contextlib.suppress(OSError):  # the peer has left a moment ago
+            with contextlib.suppress(OSError):  # the peer has just left
                 self.transport.write_eof()
         self._start_artim(min(2.0, self.limits.associate_timeout))
 
@@ -7507,7 +7508,7 @@ class Association(asyncio.Protocol):
     def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
         self._stop_work()
-        self.transport.abort()  # what has not been read by now is not wanted
+        self.transport.abort()  # unsent data is dropped
 
     def _ae_5(self) -> None:
         self._start_artim(self.limits.associate_timeout)
@@ -7515,14 +7516,14 @@ class Association(asyncio.Protocol):
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
         host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host:  # a name server may be slow, and nothing blocks in the loop
+        if host:  # a name server may be slow, and nothing may block the loop
             run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
             run.add_done_callback(lambda _: self._decide(pdu))
         else:
             self._decide(pdu)
 
     def _decide(self, pdu: bytes) -> None:
-        """Accept or reject, if the peer is still there."""
+        """Accept or reject, if the peer is still connected."""
         if self.state != "Sta3":
             return
         server = self.server
@@ -7568,7 +7569,7 @@ class Association(asyncio.Protocol):
 
     def _ar_2(self, pdu: bytes) -> None:
         self.ending = ("released", "")
-        if self.task:  # what came before it is still done; a search has nobody to hear it
+        if self.task:  # finish the requests before it, but cancel a search
             if self.current:
                 self.current.cancelled = True
         else:
@@ -7587,7 +7588,7 @@ class Association(asyncio.Protocol):
 
     def _aa_2(self, pdu: bytes = b"") -> None:
         if not self.peer and not self.refused and not pdu:
-            self.server.complain(self.address, "%s asked for no association in time", self)
+            self.server.complain(self.address, "%s sent no association request in time", self)
         self._close()
 
     def _aa_3(self, pdu: bytes) -> None:
@@ -7601,9 +7602,9 @@ class Association(asyncio.Protocol):
     def _do_nothing(self, cause: bytes | int = b"") -> None:
         pass
 
-    _ar_8 = _do_nothing  # a release collision: as the acceptor we wait for the peer's answer first
-    _aa_6 = _do_nothing  # what comes after our last PDU is ignored
-    _aa_7 = _do_nothing  # PS3.8 wants another A-ABORT here, but our half is closed already
+    _ar_8 = _do_nothing  # release collision: the acceptor waits for the peer's answer first
+    _aa_6 = _do_nothing  # PDUs after our last one are ignored
+    _aa_7 = _do_nothing  # PS3.8 asks for another A-ABORT, but our half is closed already
 
     def _aa_8(self, cause: bytes | int = 6) -> None:
         self._write_last(abort_pdu(2, cause if isinstance(cause, int) else 2))
@@ -7621,7 +7622,7 @@ class Association(asyncio.Protocol):
             self.idle_timer = self.loop.call_later(left, self._watch_idle)
 
     def refuse(self, words: str) -> None:
-        """Abort since a limit is reached, with a line in the log."""
+        """Log that a limit is reached, and abort."""
         self.server.complain(self.address, "%s refused: %s", self, words)
         self.ending = ("refused", words)
         self.happens("abort")
@@ -7629,7 +7630,7 @@ class Association(asyncio.Protocol):
     # Messages
 
     def _complete(self, request: Request) -> None:
-        """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
+        """Handle a complete message: a C-CANCEL at once, a request when its turn comes."""
         command = request.command
         field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
         if field == C_CANCEL_RQ:
@@ -7640,7 +7641,7 @@ class Association(asyncio.Protocol):
         if field & 0x8000:
             right = (field, message_id) == (N_EVENT_REPORT_RSP, self.ASKED_ID)
             if not right or not self.asked or self.asked.done():
-                raise ProtocolError("a response came to nothing that was asked")
+                raise ProtocolError("a response came without a request")
             self.asked.set_result(command.get("Status"))
             return
         self.waiting.append(request)
@@ -7652,7 +7653,7 @@ class Association(asyncio.Protocol):
             self._stop_pdu_timer()
 
     async def _serve(self) -> None:
-        """Answer what waits, one after the other; a release that came meanwhile is answered last."""
+        """Answer waiting messages one by one, then a release request that came meanwhile."""
         try:
             while self.waiting and self.state in ("Sta6", "Sta7", "Sta8"):
                 self.current = self.waiting.popleft()
@@ -7664,7 +7665,7 @@ class Association(asyncio.Protocol):
                         self.transport.resume_reading()
                     self._time_pdu()
         except Exception:
-            log.exception("%s: a message could not be served", self)
+            log.exception("%s: cannot answer a message", self)
             self.happens("abort")
         finally:
             self.task = self.current = None
@@ -7674,13 +7675,16 @@ class Association(asyncio.Protocol):
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
     ) -> int | None:
-        """Send the peer an N-EVENT-REPORT, one at a time: its status, None where it gives none."""
+        """Send an N-EVENT-REPORT, one at a time; return its status, None without a response.
+
+        timeout  unit: seconds
+        """
         if self.asked or self.state != "Sta6":
             return None
         self.asked = self.loop.create_future()
         try:
             async with asyncio.timeout(timeout):
-                while self.task:  # what it waits for itself comes first
+                while self.task:  # answer its own requests first
                     await asyncio.sleep(0.005)
                 if not await self.send((context, command, data)):
                     return None
@@ -7689,10 +7693,10 @@ class Association(asyncio.Protocol):
             return None
         finally:
             if self.asked.done():
-                self.asked = None  # else what comes late is no answer to what follows
+                self.asked = None  # else a late response would answer the next request
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
-        """Write messages in one go and wait while the peer does not read; whether it is there."""
+        """Write messages at once, wait until the peer reads; return whether it is still there."""
         return await self._write([self._pdus(*message) for message in messages])
 
     async def _write(self, pdus: list[bytes]) -> bool:
@@ -7703,7 +7707,7 @@ class Association(asyncio.Protocol):
     async def send_answers(
         self, context: AcceptedContext, command: bytes, answers: Iterable[bytes]
     ) -> bool:
-        """Write many messages with the same command set, 64 KiB and more at a time."""
+        """Write messages with the same command set, 64 KiB or more at a time; return as send."""
         pdus, size = [], 0
         prefix = PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
         extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length
@@ -7732,24 +7736,24 @@ class Association(asyncio.Protocol):
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.caller
-# An association that we open.
+# Associations that we open.
 # ------------------------------------------------------------------------------------------------
 
 class DeliveryError(Exception):
-    """A receiver could not be told."""
+    """A message could not be delivered."""
 
 
 class AssociationRejected(DeliveryError):
-    """A receiver rejects our association."""
+    """A receiver rejected our association."""
 
 
-# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+# Abstract syntaxes that we propose, each with (SCU, SCP) roles; None: the default.
 Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
 
 
 @functools.lru_cache(maxsize=512)
 def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
-    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    """Return an A-ASSOCIATE-RQ PDU from our AE title to theirs."""
     from pynetdicom import pdu as pdus
     from pynetdicom import pdu_primitives as items
     from pynetdicom.presentation import build_context
@@ -7779,7 +7783,7 @@ def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
 
 
 class Accepted(NamedTuple):
-    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+    """What a peer accepted: longest PDU; contexts and (SCU, SCP) roles by abstract syntax."""
 
     maximum_length: int
     contexts: Mapping[str, AcceptedContext]
@@ -7788,7 +7792,7 @@ class Accepted(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
-    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    """Decode an A-ASSOCIATE-AC. Raises any exception of pynetdicom for an invalid PDU."""
     from pynetdicom import pdu as pdus
     from pynetdicom import pdu_primitives as items
 
@@ -7810,20 +7814,20 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
 
 
 def response_to(command: bytes) -> tuple[int, int | None]:
-    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
+    """Return Command Field and message ID of the response to a request (PS3.7 9.3, 10.3)."""
     asked = decode_command(command)
     return asked["CommandField"] | 0x8000, asked.get("MessageID")
 
 
 class Caller:
-    """The requestor's half: an association that we open, in the same event loop.
+    """An association that we open, in the event loop (the requestor's half).
 
-    Every failure is a DeliveryError, and closes the connection.
+    Every failure raises DeliveryError and closes the connection.
     """
 
-    LONGEST = 65536  # of a PDU, as we announce
+    LONGEST = 65536  # maximum PDU length that we announce
     MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
-    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # maximum of a C-FIND, and its bytes
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
@@ -7836,12 +7840,12 @@ class Caller:
     async def open(
         self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
     ) -> None:
-        """Associate; `accepted` is then what the peer takes.
+        """Associate; `accepted` then holds what the peer accepts.
 
         ours, theirs  calling and called AE title
         """
         request = associate_request(ours, theirs, proposed)
-        async with self._bounded("not reached"):
+        async with self._bounded("cannot connect"):
             self.reader, self.writer = await asyncio.open_connection(*address)
             self.writer.write(request)
             kind, pdu = await self._pdu()
@@ -7854,7 +7858,7 @@ class Caller:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
             self.close()
-            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+            raise DeliveryError(f"cannot decode its answer: {error}") from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
     @contextlib.asynccontextmanager
@@ -7876,13 +7880,13 @@ class Caller:
         header = await self.reader.readexactly(6)
         kind, _, length = PDU_HEADER.unpack(header)
         if length > self.LONGEST:
-            raise ProtocolError("it sent a PDU past the limit")
+            raise ProtocolError("its PDU exceeds the limit")
         return kind, header + await self.reader.readexactly(length)
 
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
     ) -> dict[str, Any]:
-        """Send one message and wait for its response: the command set, with a status."""
+        """Send a message; return the command set of its response, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
         async with self._bounded("no response"):
             self.writer.write(pdus)
@@ -7891,7 +7895,7 @@ class Caller:
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
-        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        """Return the answers of a C-FIND. Raises DeliveryError unless it ends with success."""
         command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
                                  Priority=0, CommandDataSetType=1)  # fmt: skip
         pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
@@ -7910,10 +7914,10 @@ class Caller:
             size += len(data)
             if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
                 self.close()
-                raise DeliveryError("it answers more than we take")
+                raise DeliveryError("it answers more than we accept")
 
     async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer, which must be a response to what was asked."""
+        """Return the next message, which must be the response we want. Raises ProtocolError."""
         while not self.messages:
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
@@ -7922,12 +7926,12 @@ class Caller:
         message = self.messages.popleft()
         fields = message.command
         if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-            raise ProtocolError("it answers what was not asked")
+            raise ProtocolError("it sent a response to no request of ours")
         return fields, message.data or b""
 
     @property
     def is_open(self) -> bool:
-        """Whether the peer has not closed, as far as is known."""
+        """Tell whether the connection is open, as far as known."""
         return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
 
     async def release(self) -> None:
@@ -7940,18 +7944,18 @@ class Caller:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; what the peer has not read is not kept for it."""
+        """Close the connection at once; unsent data is dropped."""
         if self.writer:
             self.writer.transport.abort()
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.upper_layer.server
-# All associations that others open to us.
+# The server for associations that peers open.
 # ------------------------------------------------------------------------------------------------
 
 class Call(NamedTuple):
-    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
+    """An accepted association: time (seconds since 1970), address, SOP classes."""
 
     at: float
     address: str
@@ -7959,11 +7963,13 @@ class Call(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An association that is over, for people.
+    """An ended association, for the page of associations.
 
-    at       when it began, in seconds since 1970; for how many seconds
-    done     how many messages of an operation had a status
-    ending   a key of ENDINGS; words  what was said of it
+    at       start, seconds since 1970
+    seconds  duration
+    done     number of messages by (operation, status)
+    ending   a key of ENDINGS
+    words    details
     """
 
     at: float
@@ -7985,15 +7991,15 @@ ENDINGS = {
 
 
 def alike(words: str, others: str) -> bool:
-    """Whether two sentences say the same, but for the numbers in them."""
+    """Tell whether two sentences differ only in their numbers."""
     return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
 
 
 class AssociationServer:
-    """All associations that others open to us.
+    """Accepts associations, counts and limits them, and remembers how they ended.
 
-    limits      the settings of [dicom]
-    access      gives the AccessRules of the moment
+    limits      settings of [dicom]
+    access      returns the current AccessRules
     negotiator  decides on presentation contexts
     dispatch    coroutine function (association, request) that answers a message
     """
@@ -8024,7 +8030,7 @@ class AssociationServer:
         self.servers: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
-        """Open a port: its number."""
+        """Listen on a port; return its number."""
         secured = {"ssl": tls, "ssl_handshake_timeout": 5} if tls else {}
         server = await self.loop.create_server(
             lambda: Association(self), host or None, port, backlog=512, **secured
@@ -8033,7 +8039,7 @@ class AssociationServer:
         return server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and abort what is open."""
+        """Stop listening and abort open associations."""
         for server in self.servers:
             server.close()
         for association in list(self.associations):
@@ -8044,7 +8050,7 @@ class AssociationServer:
         await asyncio.sleep(0)
 
     def enter(self, association: Association, kind: str) -> str:
-        """Count a connection as `pending` or `associated`; why it is one too many, or nothing."""
+        """Count a connection as `pending` or `associated`; return why it is refused, or ""."""
         limits, address = self.limits, association.address
         most, most_of_one = {
             "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
@@ -8064,7 +8070,7 @@ class AssociationServer:
         return ""
 
     def leave(self, association: Association) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self.associations.discard(association)
         if kind := association.counted:
             association.counted = ""
@@ -8081,9 +8087,9 @@ class AssociationServer:
         self.called[peer.calling] = Call(time.time(), association.address, classes)
 
     def note_ended(self, association: Association) -> None:
-        """Remember an association that is over, for the page of associations.
+        """Remember an ended association, for the page of associations.
 
-        Of a machine that does the same every few seconds the last is kept, and one that failed.
+        It replaces a recent one of the same device with the same result.
         """
         if not association.calling.isprintable() or not association.calling:
             return
@@ -8098,21 +8104,21 @@ class AssociationServer:
         self.ended.append(one)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember whom we turned away, for the page of devices."""
+        """Remember a rejected caller, for the page of devices."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
         if calling.isprintable():
             self.rejected[calling, address] = time.time(), words
 
     def complain(self, address: str, words: str, *values: object) -> None:
-        """Log what a peer did wrong: one line for each address and minute, and how many more."""
+        """Log what a peer did wrong: one line per address and minute, and a count of the rest."""
         now = self.loop.time()
         since, more = self.complaints.get(address, (-60.0, 0))
         if now - since < 60:
             self.complaints[address] = since, more + 1
             return
         if more:
-            log.warning("%s: %d more complaints in the minute before", address, more)
+            log.warning("%s: %d more in the last minute", address, more)
         if len(self.complaints) > 1000:
             self.complaints.clear()
         self.complaints[address] = now, 0
@@ -10311,7 +10317,7 @@ def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.checks
-# A workitem held against its tables.
+# Check workitems against the tables of PS3.4 CC.2.5.
 # ------------------------------------------------------------------------------------------------
 
 UPS_NOT_SETTABLE = frozenset(
@@ -10321,7 +10327,7 @@ UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
 
 
 def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
-    """The columns of a workitem, all from its data set; times in UTC."""
+    """Return the columns of a workitem, all taken from its data set; times are UTC."""
     requests = index.items(tag_of("ReferencedRequestSequence"))
     numbers = {item.get("AccessionNumber") for item in requests} - {""}
 
@@ -10347,7 +10353,7 @@ def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
 
 
 def datetime_with_offset(text: str, offset: str) -> str:
-    """A DT, or a range of them, with this offset where it has none."""
+    """Return a DT value or range with this offset added where it has none."""
     low, dash, high = split_datetime_range(text)
     low, high = (
         end if not end or re.search(r"[+-]\d{4}$", end) else end + offset for end in (low, high)
@@ -10356,7 +10362,7 @@ def datetime_with_offset(text: str, offset: str) -> str:
 
 
 def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
-    """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
+    """Return a data set with the offset added to every DT without one (PS3.3 C.12.1.1.8)."""
     elements = {}
     for tag in index:
         if index.vr(tag) == b"SQ":
@@ -10370,7 +10376,7 @@ def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:
-    """A data set without (0008,0201), whose times say their offset. Refuses 0106 for a wrong one."""
+    """Return a data set without (0008,0201), its offset in every DT. Refuses 0106 if invalid."""
     offset = index.text(TIMEZONE_OFFSET)
     if TIMEZONE_OFFSET not in index:
         return index
@@ -10381,18 +10387,18 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
 
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
-    """What is wrong with the values of a workitem, or of a change of one."""
+    """Return what is wrong with the values of a workitem, or of an update of one."""
     problems, locks = [], []
     for keyword, allowed in UPS_ENUMERATIONS.items():
         value, choices = index.get(keyword), ", ".join(allowed)
-        if value and value not in allowed:  # empty ones are judged elsewhere
+        if value and value not in allowed:  # empty values are checked elsewhere
             words = Message("{value} is not one of {choices}", value=value, choices=choices)
             problems.append(Problem(tag_of(keyword), words))
     for holder, tag in every_element(index):
         if holder.vr(tag) == b"DT":
             problems += _datetime_problems(holder, tag, ctx.config.zone)
         elif tag == TRANSACTION_UID and holder is not index and holder.has_value(tag):
-            locks.append(Problem(tag, Message("must be empty")))  # it would be given to everybody
+            locks.append(Problem(tag, Message("must be empty")))  # N-GET would return it
     words = Message("has more than one item")  # PS3.4 Table CC.2.5-3
     only_one = (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     return problems + locks + [Problem(t, words) for t in only_one if len(index.items(t)) > 1]
@@ -10410,14 +10416,14 @@ def _datetime_problems(
 
 
 def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
-    """Hold a new workitem against the table: what was forgiven.
+    """Check a new workitem against the table; return the problems that leniency accepts.
 
-    Refuses C309 for another state than SCHEDULED; 0106 for a Transaction UID, progress or
-    performed procedure with a value, and for a value that is none of its few; 0120, 0121
+    Refuses  C309 unless the state is SCHEDULED; 0106 for a Transaction UID, progress or performed
+             procedure with a value, and for an invalid value; 0120, 0121
     """
     state = index.text(UPS_STATE)
     if state and state != "SCHEDULED":
-        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
+        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"A workitem cannot be created {state}")
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
@@ -10427,7 +10433,7 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
 
 
 def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
-    """Refuse a change of state (C303, 0105), of what may not be set (0105), emptied needs (0121)."""
+    """Check an N-SET. Refuses C303, 0105 for a state, 0105 for a fixed value, 0121 if emptied."""
     if state := index.text(UPS_STATE):
         if state == "SCHEDULED":
             raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
@@ -10446,7 +10452,7 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
 
 
 def check_items(index: ElementIndex, lenient: bool) -> None:
-    """Hold the items of a modification list against the table (their types in N-SET)."""
+    """Check the items in a modification list against their types in N-SET. Refuses 0120, 0121."""
     for attribute in UPS_ATTRIBUTES.children():
         if attribute.vr == "SQ" and attribute.tag in index:
             for item in index.items(attribute.tag):
@@ -10454,7 +10460,7 @@ def check_items(index: ElementIndex, lenient: bool) -> None:
 
 
 def check_final(index: ElementIndex, state: str) -> None:
-    """Refuse (C304) a final state whose requirements are not met (PS3.4 Table CC.2.5-1)."""
+    """Refuse (C304) a final state unless its requirements are met (PS3.4 Table CC.2.5-1)."""
     needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
     problems = list(_final_problems(index, needed, ()))
     if problems:
@@ -10477,7 +10483,7 @@ def _final_problems(
 
 
 def has_content(index: ElementIndex, attribute: Attribute) -> bool:
-    """Whether an attribute has a value; one that holds codes, whether each item has one."""
+    """Tell whether an attribute has a value; in a code sequence, whether every item has a code."""
     if not attribute.keyword.endswith("CodeSequence"):
         return index.has_value(attribute.tag)
     items = index.items(attribute.tag)
@@ -10487,21 +10493,21 @@ def has_content(index: ElementIndex, attribute: Attribute) -> bool:
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.events
-# What watchers are told of a workitem, and by which way (PS3.4 CC.2.4).
+# Events of workitems: contents, subscribers and channels (PS3.4 CC.2.4).
 # ------------------------------------------------------------------------------------------------
 
-# How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
+# An AE gets events by N-EVENT-REPORT (PS3.4 CC.2.4), WebSocket (PS3.18 8.10.5), or both.
 EVENT_CHANNELS = ("dimse", "websocket")
 
 
 def record_event(
     ctx: Context, name: str, uid: str, told: ElementIndex, receivers: Iterable[str]
 ) -> None:
-    """Write an event and a row for each receiver, in the transaction at hand.
+    """Write an event, and an outbox row for each receiver, in the caller's transaction.
 
     name       a key of EVENT_TYPES
-    told       the event information
-    receivers  AE titles; without any the event is history alone
+    told       event information
+    receivers  AE titles; if empty, the event is only history
     """
     event_id = insert_row(
         WorkitemEvent,
@@ -10515,7 +10521,7 @@ def record_event(
 
 
 def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
-    """Each receiver with each channel by which it is told: as its device says, else as is known."""
+    """Return (AE title, channel) pairs: as the device is configured, else the channels used."""
     if not (receivers := list(receivers)):
         return []
     known = collections.defaultdict(list)
@@ -10529,7 +10535,7 @@ def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]
 
 
 def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
-    """An AE is to be told by a channel too, by DIMSE where it has an address; whether that is new."""
+    """Add a channel for an AE, DIMSE only if it has an address; return whether that is new."""
     device = device_of(ctx, ae_title)
     if channel == "dimse" and not (device and device.host):
         return False
@@ -10538,7 +10544,7 @@ def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
 
 
 def subscribers(workitem_id: int) -> list[str]:
-    """The AE titles subscribed to a workitem."""
+    """Return the AE titles subscribed to a workitem."""
     cursor = database.execute_sql(
         "SELECT ae_title FROM subscription WHERE workitem_id = ? ORDER BY ae_title", (workitem_id,)
     )
@@ -10546,7 +10552,7 @@ def subscribers(workitem_id: int) -> list[str]:
 
 
 def state_report(index: ElementIndex) -> ElementIndex:
-    """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
+    """Return the information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
     canceled = index.text(UPS_STATE) == "CANCELED"
@@ -10554,7 +10560,7 @@ def state_report(index: ElementIndex) -> ElementIndex:
 
 
 def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
-    """The information of UPS Assigned: one for each performer, one where only a station is named."""
+    """Return the information of UPS Assigned: one per performer, one if only a station is named."""
     station = index.only([tag_of("ScheduledStationNameCodeSequence")])
     station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
     keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
@@ -10564,25 +10570,25 @@ def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
-    """Whether an AE is told by WebSocket, or is a device whose address we know."""
+    """Tell whether an AE uses WebSocket, or is a device with a known address."""
     device = device_of(ctx, ae_title)
     has_host = bool(device and device.host)
     return any(way == "websocket" or has_host for _, way in ways_to_tell(ctx, [ae_title]))
 
 
 def check_receiver(ae_title: str) -> None:
-    """Refuse (0115) what is no AE title."""
+    """Refuse (0115) an invalid AE title."""
     if not is_ae_title(ae_title):
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
 
 
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
-    """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
+    """Send SCP Status Change to subscribers and [ups] restart_receivers; return their AE titles.
 
     scp_status  RESTARTED or GOING DOWN
-    cold        whether the lists may not be what they were
-    Source      PS3.4 CC.2.4.3; local: one report for an AE, of the UID of global subscriptions;
-                an earlier one that has not been delivered is given up for it
+    cold        whether the lists may have changed
+    Source      PS3.4 CC.2.4.3; local: one report per AE, with the UID of global subscriptions;
+                it replaces an earlier one that was not delivered
     """
     start = "COLD START" if cold else "WARM START"
     data = text_elements(
@@ -10604,16 +10610,16 @@ def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.search
-# Workitems found.
+# Find workitems (PS3.4 CC.2.8).
 # ------------------------------------------------------------------------------------------------
 
 def stored_workitem(uid: str) -> Any:
-    """A workitem by its UID, None where there is none."""
+    """Return a workitem by its UID, None if there is none."""
     return first_row(Workitem, "sop_instance_uid = ?", uid)
 
 
 def find_workitem(uid: str) -> Any:
-    """A workitem by its UID. Refuses C307."""
+    """Return a workitem by its UID. Refuses C307."""
     if not (found := stored_workitem(uid)):
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
     return found
@@ -10631,7 +10637,7 @@ _WORKITEM_KEY_COLUMNS = {
 
 
 def workitem_ids(search: Search) -> list[tuple[int, int]]:
-    """Ids and versions of the workitems that may match, in order of their start."""
+    """Return ids and versions of the workitems that may match, by start time."""
     index, where, values = search.index, [], []
     for keyword, column in _WORKITEM_KEY_COLUMNS.items():
         wanted = index.values(tag_of(keyword))
@@ -10662,21 +10668,21 @@ def workitem_ids(search: Search) -> list[tuple[int, int]]:
 
 @functools.lru_cache(maxsize=64)
 def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
-    """The search of a filtered subscription. Refuses A900."""
+    """Return the search of a filtered subscription. Refuses A900."""
     return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))
 
 
 def matching_workitems(search: Search) -> set[int]:
-    """Ids of the workitems that match."""
+    """Return the ids of the workitems that match."""
     return {row_id for row_id, _ in matching_rows(Workitem, workitem_ids(search), search)}
 
 
 def find_workitems(
     ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
 ) -> Iterator[list[bytes]]:
-    """The encoded answers of a workitem search, slice by slice.
+    """Yield the encoded answers of a workitem search, slice by slice.
 
-    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    Refuses  A700 after [dicom] answer_limit answers
     Source   PS3.4 CC.2.8
     """
     limit = ctx.config.dicom.answer_limit
@@ -10686,26 +10692,24 @@ def find_workitems(
 def page_of_workitems(
     ctx: Context, search: Search, shape: Search, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
-    """A page of a workitem search: `shape` of each match, and how many match in all."""
+    """Return a page of a workitem search: `shape` of each match, and how many match in all."""
     return page_of_matches(search, shape, Workitem, workitem_ids(search), offset, limit)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.subscriptions
-# Who hears of workitems (PS3.4 CC.2.3).
+# Subscriptions to workitems (PS3.4 CC.2.3).
 # ------------------------------------------------------------------------------------------------
 
 def own_state(deletion_lock: int | None) -> str:
-    """The state of SUBSCRIPTION_STATES that a row of `subscription`, or none, stands for."""
+    """Return the state in SUBSCRIPTION_STATES of a subscription with this lock; None: no row."""
     return SUBSCRIPTION_STATES[0 if deletion_lock is None else 1 if deletion_lock else 2]
 
 
 def change_subscriptions(
     ctx: Context, request: str, ae_title: str, only: set[int] | None = None
 ) -> str:
-    """Let a request change what an AE hears of some workitems, or all, as the table says.
-
-    Returns what the audit line says of locks that it released.
+    """Change an AE's subscriptions as the table says; return the audit words on released locks.
 
     request  a row of SUBSCRIPTION_TRANSITIONS
     only     ids of workitems; None for all
@@ -10739,7 +10743,7 @@ def change_subscriptions(
 
 
 def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
-    """Write subscriptions as (workitem's id, AE title, deletion lock, time)."""
+    """Write subscriptions given as (workitem id, AE title, deletion lock, time)."""
     insert_rows(
         "subscription (workitem_id, ae_title, deletion_lock, created_at) VALUES"
         " ON CONFLICT (workitem_id, ae_title) DO UPDATE SET deletion_lock = excluded.deletion_lock",
@@ -10750,7 +10754,7 @@ def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
 def _record_initial_reports(
     ctx: Context, ae_title: str, reports: list[tuple[str, str, str]]
 ) -> None:
-    """State reports for a new subscriber: UID, state, readiness of each (PS3.4 CC.2.3.2)."""
+    """Write state reports for a new subscriber from (UID, state, readiness) (PS3.4 CC.2.3.2)."""
     if not reports:
         return
     now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
@@ -10775,10 +10779,9 @@ def subscribe(
 ) -> Status:
     """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
 
-    channel  how it is told from now on, too; any AE may be told by WebSocket
-
-    Returns  B301 where a lock was asked for and [ups] grant_locks is off
-    Refuses  C307, C308; 0120 for a filtered subscription without keys, A900 for wrong ones
+    channel  added to the channels of the AE; any AE may use WebSocket
+    Returns  B301 if a lock was requested and [ups] grant_locks is off, else SUCCESS
+    Refuses  C307, C308; 0120 for a filtered subscription without keys, 0115 for invalid keys
     Source   PS3.4 CC.2.3, Table CC.2.3-2
     """
     granted = lock and ctx.config.ups.grant_locks
@@ -10799,7 +10802,7 @@ def subscribe(
         else:
             request, only = "subscribe", {find_workitem(uid).id}
         released = change_subscriptions(ctx, request + ending, ae_title, only)
-        # who subscribes is there: what it has missed is tried at once
+        # a subscriber that calls can be reached: retry at once
         try_again(ae_title)
         audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
     log.info("%s subscribed to %s by %s", ae_title, uid, ctx.actor)
@@ -10809,7 +10812,7 @@ def subscribe(
 def _subscribe_globally(
     ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes
 ) -> set[int] | None:
-    """Keep a global subscription: ids of the workitems that it is of, None for all."""
+    """Write a global subscription; return the ids of the workitems it covers, None for all."""
     only = None
     if uid == UPS_FILTERED_SUBSCRIPTION:
         asked = ElementIndex(keys)
@@ -10818,7 +10821,7 @@ def _subscribe_globally(
             raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
         try:
             only = matching_workitems(filter_search(keys, ctx.config.zone))
-        except Refusal as refusal:  # A900 is none of N-ACTION's
+        except Refusal as refusal:  # A900 is not a status of N-ACTION
             status = Status.INVALID_ARGUMENT_VALUE
             raise Refusal(status, refusal.detail, refusal.problems) from None
     insert_rows(
@@ -10833,8 +10836,7 @@ def _subscribe_globally(
 def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
     """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
 
-    why      what a person says who does it for the AE
-
+    why      the reason, if a user does it for the AE
     Refuses  C307, 0115. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
     """
     check_receiver(ae_title)
@@ -10845,7 +10847,7 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
         else:
             row_id = find_workitem(uid).id
             released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
-        # who comes back over HTTP alone must not be called by DIMSE for ever
+        # an AE that returns by HTTP only is no longer called by DIMSE
         erase(
             "event_channel WHERE ae_title = ? AND channel = 'dimse' AND NOT EXISTS (SELECT 1 FROM"
             " subscription s WHERE s.ae_title = event_channel.ae_title) AND NOT EXISTS (SELECT 1"
@@ -10864,9 +10866,9 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
 
 
 def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
-    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3).
+    """Refuse (C307) unless this subscription exists (PS3.18 11.11.3, 11.12.3).
 
-    single  for a global one: one to a workitem will do, which ends with it
+    single  for a global UID, a subscription to a single workitem counts too
     """
     known = ["SELECT 1 FROM global_subscription WHERE uid = ?1 AND ae_title = ?2"]
     if uid not in WELL_KNOWN_UPS:
@@ -10882,32 +10884,32 @@ def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
 
 
 def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
-    """End what an AE hears of workitems to come; its subscriptions to those there are stay.
+    """End a global subscription; subscriptions to existing workitems stay.
 
-    Refuses  C307, 0115; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
+    Refuses  C307, 0115; C314 for the UID of a workitem. Source: PS3.4 CC.2.3.2
     """
     check_receiver(ae_title)
     if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription is suspended")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription can be suspended")
     with database.atomic():
         erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
         change_subscriptions(ctx, "suspend globally", ae_title)
         audit(ctx, "suspended", uid, ae_title)
-    log.info("%s suspended its subscription to %s by %s", ae_title, uid, ctx.actor)
+    log.info("subscription of %s to %s suspended by %s", ae_title, uid, ctx.actor)
 
 
 def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
-    """Whether a global subscription is of a workitem; one whose filter cannot be read is of none."""
+    """Tell whether a global subscription covers a workitem; an unreadable filter covers none."""
     try:
         return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
     except Refusal as refusal:
-        log.error("the filter of %s cannot be read: %s", row.ae_title, refusal)
+        log.error("cannot read the filter of %s: %s", row.ae_title, refusal)
         return False
 
 
 def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> list[str]:
-    """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
+    """Subscribe the global subscribers to a new workitem; return their AE titles."""
     locks: dict[str, bool] = {}
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):
@@ -10922,11 +10924,11 @@ def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> li
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.workitems
-# The workitem's life: created, changed, claimed, ended, got (PS3.4 CC.2).
+# Create, update, claim, end and get workitems (PS3.4 CC.2).
 # ------------------------------------------------------------------------------------------------
 
 def dicom_now(ctx: Context) -> str:
-    """Now as a DT value, with its offset."""
+    """Return the current time as a DT value with its offset."""
     return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
 
 
@@ -10934,7 +10936,7 @@ _EMPTY_AT_FIRST = ("transaction_uid", "performer", "declined", "claimed_at", "en
 
 
 def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
-    """Take a new workitem: its UID, made where none is given, and the status.
+    """Create a workitem; return its UID, a new one if none is given, and the status.
 
     data     the attribute list, stored form
     Refuses  as check_created; 0111, 0117
@@ -10984,9 +10986,9 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
 
 
 def key_state(workitem: Any, transaction_uid: str) -> str:
-    """Whether a Transaction UID is the right one; compared in constant time.
+    """Return "right UID" or "wrong UID"; compared in constant time.
 
-    workitem  None where there is none: as one that nobody has claimed, any UID is right
+    workitem  None if it does not exist: any valid UID is right, as before a claim
     """
     if not workitem or workitem.state == "SCHEDULED":
         well_formed = transaction_uid and not value_problem("UI", transaction_uid)
@@ -10996,7 +10998,7 @@ def key_state(workitem: Any, transaction_uid: str) -> str:
 
 
 def ups_outcome(event: str, workitem: Any | None) -> str | Status:
-    """What UPS_TRANSITIONS says: a state, or a warning to answer. Refuses a failure."""
+    """Return the new state or the warning in UPS_TRANSITIONS. Refuses a failure."""
     outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
     if isinstance(outcome, Status) and outcome >> 12 != 0xB:
         raise Refusal(outcome, OUTCOMES["*", outcome].text)
@@ -11004,11 +11006,11 @@ def ups_outcome(event: str, workitem: Any | None) -> str | Status:
 
 
 def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
-    """Change attributes of a workitem; in progress with the lock of its performer in the data.
+    """Update a workitem; one in progress needs its Transaction UID in the data.
 
-    data     the modification list, stored form; a sequence replaces the stored one
-    Refuses  C307, C300, C301, C310; C303 for SCHEDULED, 0105 for another state and for what may
-             not be set, if it differs; 0106, 0121
+    data     modification list, stored form; a sequence replaces the stored one
+    Refuses  C307, C300, C301, C310; C303 for SCHEDULED; 0105 for another state, and for a changed
+             value that may not be set; 0106, 0121
     Source   PS3.4 CC.2.6
     """
     index = in_own_zone(ElementIndex(data))
@@ -11030,7 +11032,7 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
 
 
 def save_workitem(ctx: Context, workitem: Any, index: ElementIndex, **columns: Any) -> ElementIndex:
-    """Write a workitem's data set with a new modification time and version."""
+    """Write a workitem's data set with a new modification time and version; return it."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
     index = index.merged(now)
     update_row(
@@ -11052,7 +11054,7 @@ PROGRESS_TOLD = tuple(map(tag_of, (
 
 
 def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
-    """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
+    """Tell subscribers about a change, as far as an event is defined for it (PS3.4 CC.2.4.3)."""
     uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
 
     def changed(*keywords: str) -> bool:
@@ -11073,18 +11075,20 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
 
 
 def check_is_workitem(uid: str) -> None:
-    """Refuse (C314) the UID that global subscriptions have for a workitem's (PS3.4 Table CC.2.3-3)."""
+    """Refuse (C314) the UIDs of global subscriptions (PS3.4 Table CC.2.3-3)."""
     if uid in WELL_KNOWN_UPS:
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "This is no workitem, but for subscriptions")
+        raise Refusal(
+            Status.ACTION_NOT_APPROPRIATE, "This UID is for subscriptions, not a workitem"
+        )
 
 
 def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
     """Move a workitem to `state` and tell its subscribers; SUCCESS, or a warning if already there.
 
-    state            Procedure Step State (0074,1000); None where it is absent
-    transaction_uid  Transaction UID (0008,1195), the lock of whoever claims or has claimed it
+    state            Procedure Step State (0074,1000); None if absent
+    transaction_uid  Transaction UID (0008,1195), the lock of the performer
     Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; C314; 0120,
-                     0121, 0115 for a state that is absent, empty or none
+                     0121, 0115 for a state that is absent, empty or invalid
     Source           PS3.4 CC.2.1
     """
     check_is_workitem(uid)
@@ -11111,7 +11115,7 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
 
 
 def _refuse_state(state: str | None, key: str) -> None:
-    """Refuse a state that is absent, empty or none of the four; a wrong lock before all else."""
+    """Refuse a state that is absent (0120), empty (0121) or invalid (0115); first a wrong lock."""
     if key == "wrong UID":
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
     if state is None:
@@ -11127,7 +11131,7 @@ def _refuse_state(state: str | None, key: str) -> None:
 def enter_ups_state(
     ctx: Context, workitem: Any, index: ElementIndex, state: str, **columns: Any
 ) -> None:
-    """Write a new state with its report to the subscribers."""
+    """Write a new state and report it to the subscribers."""
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
@@ -11142,10 +11146,10 @@ def enter_ups_state(
 def with_cancellation(
     ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY
 ) -> ElementIndex:
-    """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
+    """Return a workitem with the time and reason that CANCELED needs (PS3.4 CC.2.5.1.3.2).
 
-    info  what the request to cancel said
-    Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
+    info   data of the request to cancel
+    Local  a missing reason becomes (110513, DCM), so that no cancellation fails for it
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
     progress = progress.merged(info.only(CANCELLATION_REASON))
@@ -11158,12 +11162,12 @@ def with_cancellation(
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
-    """Ask for a workitem's end: done at once where nobody has begun, else its watchers are told.
+    """Request cancellation: a SCHEDULED workitem is canceled, else its subscribers are told.
 
-    data     reason, reason code, contact, stored form; all of it optional
-    Returns  B304 where it is CANCELED already
-    Refuses  C307, C311, C314; C312 where neither a subscriber nor a person at this box could be told;
-             C313 where that person has declined
+    data     reason, reason code and contact, stored form; all optional
+    Returns  B304 if it is CANCELED already, else SUCCESS
+    Refuses  C307, C311, C314; C312 if neither a subscriber nor a user here can be told;
+             C313 if that user has declined
     Source   PS3.4 CC.2.2
     """
     check_is_workitem(uid)
@@ -11178,7 +11182,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             _refuse_to_ask(workitem, told)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
         asked = info.only(CANCELLATION_REASON + contact).with_values()
-        calls = ctx.actor.address and not ctx.actor.role  # else a user or a job of ours
+        calls = ctx.actor.address and not ctx.actor.role  # else a user or job of ours
         ae_title = ctx.actor.name if calls else ctx.config.dicom.ae_title
         requester = text_elements(RequestingAE=ae_title)
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
@@ -11189,7 +11193,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
 
 
 def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
-    """Refuse what the performer of a workitem will not do (C313) or cannot be told (C312)."""
+    """Refuse if the performer has declined (C313) or cannot be told (C312)."""
     if workitem.declined:
         words = Message("The performer has declined: {reason}", reason=workitem.declined)
         raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
@@ -11201,9 +11205,9 @@ def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
 
 
 def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
-    """A workitem, or some of its attributes, never the Transaction UID: status and data set.
+    """Return status and data set of a workitem, all or some attributes, no Transaction UID.
 
-    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Returns  0001 if a requested attribute is not kept, else 0000
     Refuses  C307. Source: PS3.4 CC.2.7
     """
     index = ElementIndex(find_workitem(uid).data).without(UPS_IDENTITY)
@@ -11211,9 +11215,9 @@ def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
 
 
 def purge_workitems(ctx: Context, most: int = 200) -> int:
-    """Delete what has ended long enough ago and no deletion lock holds: how many, `most` at once.
+    """Delete up to `most` workitems past [housekeeping] keep_workitems_days; return how many.
 
-    What is still to be told of a workitem keeps it too; its events stay as history.
+    Deletion locks and undelivered events keep a workitem; its events stay as history.
     """
     gone = fetch_rows(
         Workitem,
@@ -11239,12 +11243,12 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
 
 
 def is_purged(uid: str) -> bool:
-    """Whether a workitem of this UID was here and has been deleted."""
+    """Tell whether a workitem with this UID has been deleted."""
     return row_exists(PurgedWorkitem, "sop_instance_uid", uid)
 
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
-    """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
+    """Cancel a workitem; a SCHEDULED one passes through IN PROGRESS."""
     index = ElementIndex(workitem.data)
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
         enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
@@ -11254,11 +11258,11 @@ def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # minris.ups.people
-# What a person does with workitems, and what is shown of them.
+# Workitems on the pages: what users do with them, and what is shown.
 # ------------------------------------------------------------------------------------------------
 
 def claim_by_person(ctx: Context, uid: str) -> None:
-    """Let a user claim a workitem; the lock is kept here. Refuses as change_state."""
+    """Claim a workitem for a user; we keep the Transaction UID. Refuses as change_state."""
     workitem = find_workitem(uid)
     if workitem.state == "IN PROGRESS":
         words = Message("{performer} has claimed it already", performer=workitem.performer)
@@ -11275,7 +11279,7 @@ def _not_ended(uid: str) -> Any:
 
 
 def claimed_by(ctx: Context, uid: str) -> Any:
-    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    """Return a workitem that this user has claimed. Refuses C307, C301, C310, C300."""
     workitem = _not_ended(uid)
     if workitem.state == "SCHEDULED":
         raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
@@ -11296,7 +11300,7 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
 
 
 def performed_by_person(ctx: Context, workitem: Any, remark: str) -> ElementIndex:
-    """The item of the performed procedure that COMPLETED needs, for a person at this box."""
+    """Return the performed procedure item that COMPLETED needs, for a user."""
     began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
     codes = ElementIndex(workitem.data).items(tag_of("ScheduledWorkitemCodeSequence"))
     person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
@@ -11327,9 +11331,9 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
 
 
 def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
-    """Keep on with what somebody wants cancelled: who asks again hears C313. Refuses 0106.
+    """Decline a cancellation request; further requests get C313.
 
-    Refuses also as claimed_by. Source: PS3.4 CC.2.2.3
+    Refuses  0106, C314, and as claimed_by. Source: PS3.4 CC.2.2.3
     """
     needs_reason(remark)
     workitem = claimed_by(ctx, uid)
@@ -11344,10 +11348,10 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
 
 
 def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = "") -> None:
-    """Name the station or the person that a workitem is for; its watchers hear.
+    """Assign a workitem to a station or a person, and tell its subscribers.
 
-    station    AE title of a device
-    performer  name of a person; who or what is not named stays
+    station    AE title of a device; empty: unchanged
+    performer  name of a person; empty: unchanged
     Refuses    C307, C300 after its end, 0106
     """
     if not station and not performer:
@@ -11373,7 +11377,7 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
 
 
 def relationship_of_step(step: bytes) -> ElementIndex:
-    """The patient and the request of a scheduled procedure step, as a workitem has them.
+    """Return patient and request of a scheduled procedure step in the form of a workitem.
 
     Source: PS3.3 C.30.4
     """
@@ -11392,7 +11396,7 @@ def relationship_of_step(step: bytes) -> ElementIndex:
 
 
 def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:
-    """UID, what is to be done, and state of the workitems of a request, the first twenty."""
+    """Return UID, label and state of the workitems of a request, 20 at most."""
     return database.execute_sql(
         "SELECT sop_instance_uid, label, state FROM workitem"
         " WHERE accession_number = ? AND accession_number <> '' ORDER BY start_at LIMIT 20",
@@ -11404,9 +11408,9 @@ MOST_LISTED = 200
 
 
 def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
-    """Workitems of a state, open ones where empty, and of a worklist label: some, and how many.
+    """Return MOST_LISTED workitems of a state and worklist label, and how many there are.
 
-    Those that wait come with the oldest begin first, those that have ended with the last end.
+    state  empty: the open ones. Open ones are sorted by start, ended ones by end, newest first
     """
     states = [state] if state in UPS_STATES else ["SCHEDULED", "IN PROGRESS"]
     where = f"state IN ({', '.join('?' * len(states))}) AND (? = '' OR worklist_label = ?)"
@@ -11421,13 +11425,13 @@ def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
 
 
 def worklist_labels() -> list[str]:
-    """The worklist labels in use."""
+    """Return the worklist labels in use."""
     cursor = database.execute_sql("SELECT DISTINCT worklist_label FROM workitem ORDER BY 1")
     return [label for (label,) in cursor]
 
 
 class Happening(NamedTuple):
-    """An event in the history of a workitem: when, by whom, what, and how many have been told."""
+    """An event in the history of a workitem; `heard` of its `receivers` have acknowledged it."""
 
     at: str
     who: str
@@ -11441,7 +11445,7 @@ MOST_HAPPENINGS = 500
 
 
 def history_of(uid: str) -> list[Happening]:
-    """What happened to a workitem, of late if it was much; also of one that has been purged."""
+    """Return the last MOST_HAPPENINGS events of a workitem, purged ones included, oldest first."""
     cursor = database.execute_sql(
         "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
         " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox o ON o.event_id = e.id"
@@ -11453,7 +11457,7 @@ def history_of(uid: str) -> list[Happening]:
 
 
 def watchers_of(uid: str) -> list[tuple[str, int]]:
-    """The AE titles subscribed to a workitem, with their locks."""
+    """Return the AE titles subscribed to a workitem, with their deletion locks."""
     return database.execute_sql(
         "SELECT s.ae_title, s.deletion_lock FROM subscription s JOIN workitem w"
         " ON w.id = s.workitem_id WHERE w.sop_instance_uid = ? ORDER BY s.ae_title",
@@ -11462,7 +11466,7 @@ def watchers_of(uid: str) -> list[tuple[str, int]]:
 
 
 class Watcher(NamedTuple):
-    """An AE that is subscribed to what is created, and how it goes with telling it."""
+    """A subscriber and the state of its deliveries."""
 
     ae_title: str
     uid: str
@@ -11475,7 +11479,7 @@ class Watcher(NamedTuple):
 
 
 def watchers() -> list[Watcher]:
-    """The global subscriptions, then the other receivers that something is or was to be told."""
+    """Return global subscriptions, single subscribers and receivers of events, by AE title."""
     cursor = database.execute_sql(
         "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
         " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
@@ -11493,7 +11497,7 @@ def watchers() -> list[Watcher]:
 
 
 def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
-    """End the deletion lock of a watcher that does not; its subscription stays. Refuses 0106, C307."""
+    """End a deletion lock for its subscriber, which stays subscribed. Refuses 0106, C307, C314."""
     needs_reason(why)
     workitem = find_workitem(uid)
     cursor = database.execute_sql(
@@ -11505,16 +11509,16 @@ def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
         words = Message("{ae} holds no lock on it", ae=ae_title)
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     audit(ctx, "lock released", uid, f"{ae_title}: {why.strip()[:500]}")
-    log.info("workitem %s: the lock of %s released by %s", uid, ae_title, ctx.actor)
+    log.info("workitem %s: deletion lock of %s released by %s", uid, ae_title, ctx.actor)
 
 
 def end_workitem(
     ctx: Context, uid: str, why: str, code: str = "110513", state: str = "", before: str = ""
 ) -> None:
-    """Cancel a workitem that is stuck, whoever has claimed it. Refuses 0106, C307, C300.
+    """Cancel a stuck workitem, whoever has claimed it. Refuses 0106, C307, C300.
 
     code           a key of UPS_CANCELLATION_REASONS
-    state, before  only if it is in this state, and has not been changed since (C300)
+    state, before  if given, C300 unless it is in this state and unchanged since this time
     """
     needs_reason(why)
     with database.atomic():
@@ -13744,16 +13748,16 @@ def _workitems_where(where: str, *values: Any) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.delivery.receivers
-# The outbox emptied, whenever woken: each receiver in its own order, none waiting for another.
+# Deliver the outbox: in order per receiver, receivers in parallel.
 # ------------------------------------------------------------------------------------------------
 
 class Rounds:
-    """What is done over and over: whenever woken, and every few seconds; `work` is one round.
+    """A loop that runs `work` whenever woken, and every PAUSE seconds.
 
-    NAME   for the log, where a round fails
-    PAUSE  seconds until the next round, where nobody wakes it
-    CALM   seconds between two rounds, while much is written
-    read   runs a function in a reader's thread; `write` runs a core function in the store thread
+    NAME   name in the log
+    PAUSE  unit: seconds; longest time between two rounds
+    CALM   unit: seconds; shortest time between two rounds
+    read   runs a function in a reader thread; `write` runs a core function in the store thread
     """
 
     NAME, PAUSE, CALM = "", 5.0, 0.01
@@ -13763,11 +13767,11 @@ class Rounds:
     ) -> None:
         self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
-        self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
+        self.tasks: dict[Any, asyncio.Task] = {}  # running tasks by subject
+        self.on_change: Callable[[], None] = lambda: None  # something may be due for delivery
 
     def wake(self) -> None:
-        """Something may be due; called in the loop."""
+        """Start a round now; called in the event loop."""
         self.wanted.set()
 
     def pause(self) -> float:
@@ -13775,11 +13779,11 @@ class Rounds:
         return self.PAUSE
 
     async def work(self, wait: bool = False) -> None:
-        """Begin what is due; with `wait`, until it has ended."""
+        """Start what is due; with `wait`, until it has ended."""
         raise NotImplementedError
 
     def start(self, key: Any, work: Coroutine[Any, Any, None]) -> None:
-        """Begin a task, and wake once it has ended."""
+        """Start a task, and a new round when it ends."""
         self.tasks[key] = task = asyncio.get_running_loop().create_task(work)
 
         def ended(_: asyncio.Task) -> None:
@@ -13789,7 +13793,7 @@ class Rounds:
         task.add_done_callback(ended)
 
     async def run(self) -> None:
-        """One round after the other, until it is cancelled."""
+        """Run rounds until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.pause()):
@@ -13802,17 +13806,18 @@ class Rounds:
             await asyncio.sleep(self.CALM)
 
     async def close(self) -> None:
-        """Leave what is being done where it is: it is done after the next start."""
+        """Cancel what is running; it is done after the next start."""
         for task in list(self.tasks.values()):
             task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
 class Answered(DeliveryError):
-    """A receiver has answered a message with a failure, or ended the association in its middle.
+    """A receiver answered a message with a failure, or ended the association before answering.
 
-    answer  status and comment, or what happened; most: after so many the message is given up
-    problem  what is said of the receiver
+    answer   status and comment, or what happened
+    most     number of failures after which the message is given up
+    problem  text about the receiver
     """
 
     def __init__(
@@ -13823,13 +13828,13 @@ class Answered(DeliveryError):
 
 
 class Lane(NamedTuple):
-    """How what is in a lane of the outbox is sent, and what follows of it.
+    """How a lane of the outbox is delivered.
 
     send    coroutine function (receiver, events, heard): calls heard(event, answer) for each event
-            that was taken; raises DeliveryError
-    due     gives what a receiver is to be told next, `most` at once; else as it is in the outbox
-    follow  core function (ctx, receiver, problem), called where it is noted that the receiver has
-            heard, or of what it failed
+            delivered; raises DeliveryError
+    due     returns the next events of a receiver, `most` at once; default: due_events
+    follow  core function (ctx, receiver, problem), called in the transaction that records a
+            delivery (problem is empty) or a failure
     """
 
     send: Callable[..., Any]
@@ -13842,12 +13847,12 @@ Queue = tuple[str, str]  # a lane and a receiver
 
 
 def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Queue]:
-    """The lanes with the receivers that have something to hear in them, and are to be tried now."""
+    """Return (lane, receiver) of every receiver with something due now."""
     return [(name, receiver) for name in lanes for receiver in due_receivers(ctx, name)]
 
 
 class Delivery(Rounds):
-    """Tells receivers what is in the outbox: each in its own order, none waiting for another.
+    """Delivers the outbox: in order per receiver, receivers in parallel.
 
     how  as for Rounds
     """
@@ -13857,14 +13862,14 @@ class Delivery(Rounds):
     def __init__(self, lanes: Mapping[str, Lane], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.lanes = lanes
-        # heard and not written down yet: the answers by id in the outbox
+        # delivered but not recorded yet: answers by outbox id
         self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
-        self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
-        # receivers not reached, and when one was last heard of
+        self.not_before: dict[Queue, float] = {}  # while failures cannot be recorded
+        # receivers that failed, and when they may be retried on a call of theirs
         self.failing: dict[Queue, float] = {}
 
     def heard_from(self, ae_title: str) -> None:
-        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
+        """Retry an AE that called us if deliveries to it failed, at most twice a minute."""
         now = asyncio.get_running_loop().time()
         for name in self.lanes:
             if now >= self.failing.get((name, ae_title), math.inf):
@@ -13872,15 +13877,15 @@ class Delivery(Rounds):
                 self.start(("called", name, ae_title), self._try_now(name, ae_title))
 
     async def _try_now(self, name: str, ae_title: str) -> None:
-        with contextlib.suppress(Exception):  # a full disk: it is tried later
+        with contextlib.suppress(Exception):  # a full disk: retry later
             await self.write(try_again, ae_title, name)
 
     async def work(self, wait: bool = False, only: Collection[str] = ()) -> None:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended.
 
-        only  in these lanes
+        only  limits it to these lanes
         """
-        busy = set(self.tasks)  # what fails while we look is not due any more
+        busy = set(self.tasks)  # what fails meanwhile is no longer due
         names, loop = only or self.lanes, asyncio.get_running_loop()
         for key in await self.read(due_in_lanes, self.context(), names):
             paused = loop.time() < self.not_before.get(key, 0.0)
@@ -13891,7 +13896,7 @@ class Delivery(Rounds):
             await asyncio.wait(begun)
 
     async def _deliver(self, name: str, receiver: str) -> None:
-        """Tell one receiver all that is due to it in a lane."""
+        """Deliver everything that is due to a receiver in a lane."""
         key, lane = (name, receiver), self.lanes[name]
         due = lane.due or functools.partial(due_events, most=lane.most, lane=name)
         try:
@@ -13902,7 +13907,7 @@ class Delivery(Rounds):
                     await lane.send(receiver, events, functools.partial(self._heard, key))
                 finally:
                     await self._note(key)
-                more = len(events) == lane.most  # else waking sees what came meanwhile
+                more = len(events) == lane.most  # else a wake-up brings what came meanwhile
                 events = await self.read(due, receiver) if more else []
         except Answered as error:
             refused = error.outbox_id, error.answer, error.most
@@ -13918,7 +13923,7 @@ class Delivery(Rounds):
         self.unnoted[key][event.outbox_id] = answer
 
     async def _note(self, key: Queue) -> None:
-        """Write down what a receiver has heard."""
+        """Record what was delivered to a receiver."""
         name, receiver = key
 
         def note(ctx: Context) -> None:
@@ -13933,7 +13938,7 @@ class Delivery(Rounds):
     async def _failed(
         self, key: Queue, problem: str, note: Callable[..., int], *arguments: Any
     ) -> None:
-        """Write down that a receiver was not told, by note_failed or note_refused."""
+        """Record a failed delivery with note_failed or note_refused."""
         name, receiver = key
         self.failing.setdefault(key, 0.0)
 
@@ -13944,22 +13949,22 @@ class Delivery(Rounds):
 
         try:
             wait = await self.write(note_it, self.context())
-        except Exception as error:  # a full disk: nothing is told again before it can be noted
+        except Exception as error:  # a full disk: no retry before it can be recorded
             wait = RETRY_AFTER[2]
             self.not_before[key] = asyncio.get_running_loop().time() + wait
             problem = f"{problem}; {error}"
-        log.warning("delivery to %s, %s: %s; again in %d s", receiver, name, problem, wait)
+        log.warning("delivery to %s, %s: %s; retry in %d s", receiver, name, problem, wait)
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.delivery.archive
-# The archive asked: commitments judged, images looked for.
+# Ask the archive: judge storage commitments, look for images.
 # ------------------------------------------------------------------------------------------------
 
 class CommitmentDesk(Rounds):
-    """Has requests for storage commitment judged, a few at once.
+    """Judges storage commitment requests, AT_ONCE at a time.
 
-    ask  coroutine function (archive, references) giving Evidence; raises DeliveryError
+    ask  coroutine function (archive, references) returning Evidence; raises DeliveryError
     how  as for Rounds
     """
 
@@ -13969,11 +13974,11 @@ class CommitmentDesk(Rounds):
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.ask = ask
-        self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
+        self.archive_problem, self.archive_at = "", 0.0  # of the last request
 
     async def work(self, wait: bool = False) -> None:
-        """Begin what is due, as far as there is room; with `wait`, until it has ended."""
-        busy = set(self.tasks)  # what is judged while we look is not due any more
+        """Start what is due, as far as there is room; with `wait`, until it has ended."""
+        busy = set(self.tasks)  # what ends meanwhile is no longer due
         for commitment in await self.read(due_commitments, self.context()):
             if commitment.id not in self.tasks.keys() | busy and len(self.tasks) < self.AT_ONCE:
                 self.start(commitment.id, self._guarded(commitment))
@@ -13989,7 +13994,7 @@ class CommitmentDesk(Rounds):
         self.on_change()
 
     def lanes(self, send: Callable[..., Any]) -> dict[str, Lane]:
-        """Those of the outbox that it fills: results for requesters, requests for the archive."""
+        """Return its outbox lanes: results for requesters, requests for the archive."""
 
         async def ask(*message: Any) -> None:
             await self.watched(send(*message))
@@ -14000,7 +14005,7 @@ class CommitmentDesk(Rounds):
         }
 
     async def watched(self, asking: Awaitable[Any]) -> Any:
-        """What an archive answers; how that went is remembered. Raises DeliveryError"""
+        """Return an archive's answer and remember how it went. Raises DeliveryError."""
         try:
             answer = await asking
         except DeliveryError as error:
@@ -14014,8 +14019,8 @@ class CommitmentDesk(Rounds):
         references = await self.read(open_references, commitment.id)
         archive, found, problem = archive_of(ctx), {}, ""
         places: dict[str, tuple[str, ...]] = {}
-        absent: set[str] = set()  # the archive itself says that it does not have them
-        unseen = {one.sop_instance_uid for one in references}  # nothing was said of them
+        absent: set[str] = set()  # the archive says it does not have them
+        unseen = {one.sop_instance_uid for one in references}  # no evidence either way
         unchecked: frozenset[str] = frozenset()
         waiting: set[str] = set()  # the archive may still report on them
         for kind in ctx.config.commitment.evidence:
@@ -14036,15 +14041,15 @@ class CommitmentDesk(Rounds):
             absent |= evidence.missing if kind == "archive" else set()
         missing = (absent | unseen) - unchecked - found.keys()
         evidence = Evidence(found, frozenset(missing), unchecked - found.keys(), places=places)
-        if problem or waiting:  # what was not seen may be where nobody could look
-            kept = frozenset(absent - found.keys() - waiting)  # the archive has said so itself
+        if problem or waiting:  # the unseen may be where we could not look
+            kept = frozenset(absent - found.keys() - waiting)  # the archive says so
             evidence = Evidence(found, kept, problem=problem, places=places)
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
         self, kind: str, commitment: Any, archive: Device | None, references: list[Reference]
     ) -> Evidence:
-        """What one kind of evidence says of some instances. Raises DeliveryError"""
+        """Return what one kind of evidence says of some instances. Raises DeliveryError."""
         uids = frozenset(one.sop_instance_uid for one in references)
         if not archive or not references:
             return Evidence({}, unchecked=uids)
@@ -14065,14 +14070,14 @@ class CommitmentDesk(Rounds):
 
 
 class ArchiveWatch(Rounds):
-    """Sees what has come to the archive: images of exams that have ended, and of unreported ones.
+    """Watches which images have arrived: of ended exams, and of exams without MPPS.
 
-    ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
-    count  coroutine function (archive, studies) giving their numbers of images; likewise
+    ask    coroutine function (archive, references) returning Evidence; raises DeliveryError
+    count  coroutine function (archive, studies) returning image counts; raises DeliveryError
     how    as for Rounds
     """
 
-    NAME, PAUSE, CALM = "the watch over the archive", 30.0, 1.0
+    NAME, PAUSE, CALM = "archive watch", 30.0, 1.0
 
     def __init__(
         self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
@@ -14082,9 +14087,9 @@ class ArchiveWatch(Rounds):
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:
-        """Look once: in the archive if it is time, then at what follows in the store.
+        """Query the archive if it is time, then update exams and workitems.
 
-        wait  until the archive has answered; else others do not wait for it
+        wait  for the archive's answer; else only start the query
         """
         ctx, loop = self.context(), asyncio.get_running_loop()
         minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
@@ -14099,7 +14104,7 @@ class ArchiveWatch(Rounds):
             try:
                 await self.write(make_ready, ctx, uid)
             except Refusal as refusal:
-                log.warning("workitem %s cannot be made ready: %s", uid, refusal)
+                log.warning("cannot make workitem %s ready: %s", uid, refusal)
             else:
                 self.on_change()
 
@@ -14109,14 +14114,14 @@ class ArchiveWatch(Rounds):
         except DeliveryError as error:
             log.warning("archive %s: %s", archive.ae_title, error)
         except Exception:
-            log.exception("the look into the archive failed")
+            log.exception("archive check failed")
         finally:
             self.on_change()
 
     async def look(self, ctx: Context, archive: Device) -> None:
-        """Ask the archive for what has not come yet. Raises DeliveryError"""
+        """Ask the archive for missing images. Raises DeliveryError."""
         now, hours = asyncio.get_running_loop().time(), 2
-        if now >= self.long_look_at:  # for what has not come for long, it is asked each hour
+        if now >= self.long_look_at:  # for older ones, once an hour
             self.long_look_at, hours = now + 3600, 48
         arrivals = await self.read(incomplete_arrivals, ctx, hours)
         references = [one for arrival in arrivals for one in arrival.missing]
@@ -14131,16 +14136,16 @@ class ArchiveWatch(Rounds):
 
 # ------------------------------------------------------------------------------------------------
 # minris.delivery.sockets
-# Events to the WebSockets that are open.
+# Deliver events to open WebSockets.
 # ------------------------------------------------------------------------------------------------
 
-# Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
+# The store is the queue: a slow socket reads on from its own position.
 
 
 def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
-    """The outbox row after which a new socket is told, and the newest there is.
+    """Return the outbox row after which a new socket starts, and the newest row.
 
-    alone  no other socket of the AE is open: what came while there was none is told first
+    alone  no other socket of the AE is open: start with what is still waiting
     """
     (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     (oldest,) = database.execute_sql(
@@ -14158,14 +14163,14 @@ _SOCKET_EVENTS = (
 
 
 def socket_events(ae_title: str, after: int) -> list[Event]:
-    """What an AE is to be told by WebSocket after an outbox row, in order."""
+    """Return the WebSocket events of an AE after an outbox row, in order."""
     sql = f"{_SOCKET_EVENTS} AND o.receiver = ? ORDER BY o.id LIMIT {MOST_EVENTS}"
     cursor = database.execute_sql(sql, (after, ae_title))
     return [Event(i, uid, kind, bytes(data)) for _, i, uid, kind, data in cursor]
 
 
 def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
-    """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
+    """Return the last row read and (AE title, event) of the WebSocket events after a row."""
     (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     cursor = database.execute_sql(
         f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
@@ -14177,13 +14182,13 @@ def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
 
 
 def open_channel(ctx: Context, ae_title: str) -> None:
-    """An AE has opened a WebSocket: it is told by it from now on, too."""
+    """Add the WebSocket channel for an AE that has opened one."""
     if enter_channel(ctx, ae_title, "websocket"):
         audit(ctx, "told by WebSocket", ae_title)
 
 
 def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
-    """Outbox rows by AE title that have been heard by WebSocket."""
+    """Record outbox rows, by AE title, as delivered by WebSocket."""
     now = ctx.stamp()
     database.connection().executemany(
         f"UPDATE outbox SET sent_at = ? WHERE id = ? AND {WAITING}",
@@ -14197,9 +14202,9 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
 
 
 def give_up_unfetched(ctx: Context) -> int:
-    """Give up what nobody has opened a WebSocket for in [housekeeping] give_up_events_hours.
+    """Give up events not fetched in [housekeeping] give_up_events_hours; return how many.
 
-    An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
+    An AE that also uses DIMSE gets no events by WebSocket until it opens one again.
     """
     cursor = database.execute_sql(
         "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
@@ -14218,23 +14223,25 @@ def give_up_unfetched(ctx: Context) -> int:
 
 
 class SocketDelivery(Rounds):
-    """Tells AEs by the WebSockets that they have open, each socket at its own pace.
+    """Delivers events to the open WebSockets of AEs, each socket at its own pace.
 
-    An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
-    ae_title, position and began (the outbox rows it was last told, and begins after), unheard
-    (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
+    An event is delivered when a pong follows it on one of the AE's sockets. A socket has
+    ae_title, position and began (outbox rows: last sent, and starting point), unheard (rows
+    without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
     """
 
     NAME = "delivery by WebSocket"
-    KEEP_ALIVE = 20.0  # seconds between two pings
+    KEEP_ALIVE = 20.0  # unit: seconds; between two pings
 
     def __init__(self, *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.sockets: dict[str, set[Any]] = {}
-        self.seen = 0  # the newest outbox row that has been looked at
-        self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task
-        self.missed: set[Any] = set()  # lagging ones, to which something new was not told
-        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
+        self.seen = 0  # newest outbox row read
+        self.lagging: dict[
+            Any, asyncio.Task | None
+        ] = {}  # sockets that are catching up, and their task
+        self.missed: set[Any] = set()  # lagging sockets that missed a new event
+        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not recorded yet
         self.noting: asyncio.Task | None = None
         self.ping_at = 0.0
 
@@ -14242,19 +14249,19 @@ class SocketDelivery(Rounds):
         return sum(map(len, self.sockets.values()))
 
     def open(self, client: Any) -> None:
-        """Take a socket; what came while its AE had none is told first."""
+        """Add a socket; events that waited for its AE are sent first."""
         self.sockets.setdefault(client.ae_title, set()).add(client)
         self._start(client, self._begin(client))
 
     def closed(self, client: Any) -> None:
-        """Forget a socket; what only it was told is told to the others of its AE."""
+        """Remove a socket; events without a pong go to the other sockets of its AE."""
         others = self.sockets.get(client.ae_title, set())
         others.discard(client)
         if not others:
             self.sockets.pop(client.ae_title, None)
         self.missed.discard(client)
         oldest = min(client.unheard, default=math.inf)
-        if client in self.lagging and client.began < math.inf:  # what it had not read yet
+        if client in self.lagging and client.began < math.inf:  # what it has not read yet
             oldest = min(oldest, min(client.position, client.owed) + 1)
         if task := self.lagging.pop(client, None):
             task.cancel()
@@ -14265,12 +14272,12 @@ class SocketDelivery(Rounds):
                 self.resume(other, lags=True)
 
     def resume(self, client: Any, lags: bool = False) -> None:
-        """A socket is ready for more, or, where it lags, is to read from its position."""
+        """Let a socket that is ready again, or lags, catch up from its position."""
         if (lags or client in self.lagging) and not self.lagging.get(client):
             self._start(client, self._catch_up(client))
 
     def has_heard(self, client: Any, outbox_ids: Iterable[int]) -> None:
-        """A pong has followed these."""
+        """Record that a pong has followed these events."""
         self.heard[client.ae_title].update(outbox_ids)
         if not self.noting:
             self.noting = asyncio.get_running_loop().create_task(self._note())
@@ -14282,7 +14289,7 @@ class SocketDelivery(Rounds):
         return self.ping_at - now
 
     async def work(self, wait: bool = False) -> None:
-        """Tell what is new; ping every client when it is time."""
+        """Send new events; ping every socket when it is time."""
         if any(one.began < math.inf for some in self.sockets.values() for one in some):
             await self._tell_new()
         now = asyncio.get_running_loop().time()
@@ -14291,7 +14298,7 @@ class SocketDelivery(Rounds):
             await self._ping_all()
 
     async def _tell_new(self) -> None:
-        """Hand what is new to the sockets that do not lag."""
+        """Send new events to the sockets that do not lag."""
         more = True
         while more:
             newest, found = await self.read(new_socket_events, self.seen)
@@ -14309,7 +14316,7 @@ class SocketDelivery(Rounds):
             more = len(found) == 10 * MOST_EVENTS
 
     async def _ping_all(self) -> None:
-        """Ping every socket; close those that are silent, or may not hear any more."""
+        """Ping every socket; close those that are silent or no longer allowed."""
         sockets = [client for some in self.sockets.values() for client in some]
         allowed = await self.read(lambda: [client.is_allowed() for client in sockets])
         for number, (client, may) in enumerate(zip(sockets, allowed, strict=True), 1):
@@ -14328,10 +14335,10 @@ class SocketDelivery(Rounds):
         if self.lagging.get(client) is task:
             self.lagging[client] = None  # not ready: it lags until resume()
             if client.ready and not task.cancelled() and not task.exception():
-                self.resume(client)  # it was ready again before this was called
+                self.resume(client)  # it became ready before this call
         if not task.cancelled() and (error := task.exception()):
             log.error("WebSocket of %s failed", client.ae_title, exc_info=error)
-            client.close(1011)  # an unexpected condition; the client comes back
+            client.close(1011)  # unexpected condition; the client reconnects
 
     async def _begin(self, client: Any) -> None:
         await self.write(open_channel, client.ctx, client.ae_title)
@@ -14340,12 +14347,12 @@ class SocketDelivery(Rounds):
         start, newest = await self.read(socket_start, client.ae_title, alone)
         client.began = client.position = start
         others = (one for some in self.sockets.values() for one in some if one is not client)
-        if all(one.began == math.inf for one in others):  # nobody is told by looking
+        if all(one.began == math.inf for one in others):  # nobody needs the rows up to here
             self.seen = max(self.seen, newest)
         await self._catch_up(client)
 
     async def _catch_up(self, client: Any) -> None:
-        """Tell a socket what is in the store, until there is no more or it is not ready."""
+        """Send a socket what is in the store, until there is no more or it is not ready."""
         while client.ready:
             self.missed.discard(client)
             if client.owed < client.position:
@@ -14361,14 +14368,14 @@ class SocketDelivery(Rounds):
                 return
 
     async def _note(self) -> None:
-        """Write down what has been heard; a full disk is tried again."""
+        """Record what was delivered; retry after a full disk."""
         try:
             while self.heard:
                 heard, self.heard = self.heard, collections.defaultdict(set)
                 try:
                     await self.write(note_heard, self.context(), heard)
                 except Exception as error:
-                    log.warning("what was heard by WebSocket is not noted: %s", error)
+                    log.warning("cannot record deliveries by WebSocket: %s", error)
                     for ae_title, ids in heard.items():
                         self.heard[ae_title] |= ids
                     await asyncio.sleep(RETRY_AFTER[0])
@@ -14376,7 +14383,7 @@ class SocketDelivery(Rounds):
             self.noting = None
 
     async def close(self) -> None:
-        """Tell what is new, then end all sockets: their clients come back."""
+        """Send new events, then close all sockets; their clients reconnect."""
         with contextlib.suppress(Exception):
             await self._tell_new()
         for some in list(self.sockets.values()):
@@ -15386,11 +15393,11 @@ def compressed(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.encoding
-# A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C).
+# Decode requests; encode responses, refusals and our requests (PS3.7 9.3, 10.3, C).
 # ------------------------------------------------------------------------------------------------
 
 def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
-    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+    """Decode a request's data set into `index`, stored form. Refuses 0110, 0213."""
     limits = ctx.config.dicom
     charset = character_set(device.character_set) if device else ASCII
     most = Limits(limits.maximum_nesting, limits.maximum_elements)
@@ -15399,7 +15406,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
     except Malformed as error:
         many = isinstance(error, TooManyElements)
         status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
-        raise Refusal(status, f"The data set cannot be read: {error}") from None
+        raise Refusal(status, f"Cannot decode the data set: {error}") from None
     if recoded.recovered or recoded.damaged:
         _note_texts(ctx, request, recoded)
     request.asked = recoded.asked
@@ -15407,13 +15414,13 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
 
 
 def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+    """Log texts that contradict their character set.
 
-    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
-    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+    Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
+             stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
     """
     words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-    how = "guessed at" if recoded.damaged else "recovered"
+    how = "guessed" if recoded.damaged else "recovered"
     log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
     unknown = recoded.asked and character_set(recoded.asked) is None
     if recoded.damaged and unknown and request.operation != "C-FIND":
@@ -15425,7 +15432,7 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
 
 
 def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
-    """The command set of a response (PS3.7 9.3, 10.3)."""
+    """Return the command set of a response (PS3.7 9.3, 10.3)."""
     command = request.command
     if number := NUMBERS.get(request.operation):
         fields[number] = command.get(number)
@@ -15445,9 +15452,9 @@ def response_command(request: Request, data: bytes | None, **fields: Any) -> byt
 def request_command(
     operation: str, sop_class: str, uid: str, has_data: bool, message_id: int, number: int
 ) -> bytes:
-    """The command set of a request of ours (PS3.7 10.3).
+    """Return the command set of a request of ours (PS3.7 10.3).
 
-    number  Event Type ID or Action Type ID, where the operation has one
+    number  Event Type ID or Action Type ID, if the operation has one
     """
     named, kind = NAMED.get(operation, "Requested"), 1 if has_data else NO_DATA_SET
     fields = {f"{named}SOPClassUID": sop_class, f"{named}SOPInstanceUID": uid}
@@ -15459,7 +15466,7 @@ def request_command(
 
 
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-    """The fields of a failure, and the attributes to blame where the status has them."""
+    """Return the command fields of a failure, and a data set of its attributes if allowed."""
     fields: dict[str, Any] = {
         "Status": refusal.status,
         "ErrorComment": error_comment(refusal),
@@ -15474,13 +15481,13 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
         Status.INVALID_ATTRIBUTE_VALUE,
         Status.MISSING_ATTRIBUTE_VALUE,
     ):
-        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # secret
         data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
     return fields, data
 
 
 def error_comment(refusal: Refusal) -> str:
-    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    """Return Error Comment (0000,0902): printable ASCII, 64 characters at most, with the tag."""
     words = refusal.detail
     if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
         tag, words = refusal.problems[0]
@@ -15490,16 +15497,16 @@ def error_comment(refusal: Refusal) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.services
-# Which message of which SOP class calls which core function (PS3.7 9, 10).
+# Services: SOP class and operation, with the core function they call (PS3.7 9, 10).
 # ------------------------------------------------------------------------------------------------
 
 class Service(NamedTuple):
     """An operation of a SOP class: which core function it calls, and how.
 
     access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
-    clause  where the operation is described
-    read    turns a request into the arguments of the core function behind ctx
-    answer  what its result is in the response: fields in order, and `data` for the data set
+    clause  where the operation is defined
+    read    turns a request into the arguments of the core function after ctx
+    answer  response fields that its result fills, in order; `data` is the data set
     """
 
     sop_class: str
@@ -15529,7 +15536,7 @@ def _numbered(request: Request) -> tuple[str, int, ElementIndex]:
 
 
 def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
-    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
+    """Do an N-ACTION on a workitem. Refuses 0120, 0121, 0115, and as the core function."""
     name = UPS_ACTIONS[kind][0]
     if name == "change state":
         state = index.text(UPS_STATE) if UPS_STATE in index else None
@@ -15557,13 +15564,13 @@ def _check_commitment_instance(uid: str) -> None:
 
 
 def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    """Take an N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
     _check_commitment_instance(uid)
     request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
 
 
 def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
+    """Take a commitment result. Refuses 0112 for another instance, 0113, 0120, 0121; 0115."""
     _check_commitment_instance(uid)
     if kind not in COMMITMENT_EVENTS.values():
         raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
@@ -15571,7 +15578,7 @@ def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) ->
 
 
 def _required(index: ElementIndex, keyword: str) -> str:
-    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
+    """Return the value of a required argument. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
     tag = tag_of(keyword)
     if tag not in index:
         raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
@@ -15607,9 +15614,9 @@ SERVICES = (
 )  # fmt: skip
 ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
-# Whose changes somebody is to be told of, or something is to follow.
+# Changes of these have subscribers or consequences.
 WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
-# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
+# Abstract syntaxes with the (SCU, SCP) roles we accept if proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
     VERIFICATION: None, MODALITY_WORKLIST: None, MPPS: (True, False), MPPS_RETRIEVE: (True, False),
     UPS_PUSH: (True, False), UPS_WATCH: (True, False), UPS_PULL: (True, False),
@@ -15625,39 +15632,39 @@ EXTENDED_NEGOTIATION = {
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.senders
-# Requests of ours: what is in the outbox, sent by DIMSE (PS3.4 CC.2.4, F.9, J.3).
+# Send the outbox by DIMSE (PS3.4 CC.2.4, F.9, J.3).
 # ------------------------------------------------------------------------------------------------
 
 def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
-    """Where an AE is called. Raises DeliveryError where that is not known"""
+    """Return host and port of an AE. Raises DeliveryError if unknown."""
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
     return device.host, device.port
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
-    """A response's status with its comment, as it is kept; not for the log: it may name a patient."""
+    """Return a response's status and comment for the store; not for the log: may name a patient."""
     comment = "".join(c if c.isprintable() else "?" for c in fields.get("ErrorComment", ""))
     return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
-# Failures that may pass: whoever answers them is sent the same again.
+# Temporary failures: the message is sent again.
 PASSING_FAILURES = frozenset(
     {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
 )
 
 
 class Kind(NamedTuple):
-    """How a kind of the outbox is sent by DIMSE, and what an answer means.
+    """How a kind of outbox message is sent by DIMSE, and what an answer means.
 
-    lane      that it is in; those of a lane share an association
-    proposed  SOP class of the context; named: that of the command
+    lane      its lane; messages of a lane share an association
+    proposed  SOP class of the presentation context
+    named     SOP class in the command
     as_scp    whether we are its SCP (PS3.7 D.3.3.4)
-    refused   what is said where the receiver does not take it
+    refused   text if the receiver does not accept the context
     passing, failure, aborts
-              after how many failures that may pass, other failures, and ends of the association in
-              its middle it is given up; 0: that answer is as good as any, and an end is one of the
-              receiver and not of the message
+              number of temporary failures, other failures, and aborted associations after which
+              it is given up; 0: a failure counts as delivered, and an abort as unreachable
     """
 
     lane: str
@@ -15671,7 +15678,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # PS3.4 CC.2.4.4: a status is of no effect here
+    # PS3.4 CC.2.4.4: the status has no effect
     "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
                   "it does not take the UPS Event SOP class with us as SCP", 0),
     **{
@@ -15679,32 +15686,32 @@ KINDS = {
                    MOST_REFUSALS, aborts=MOST_ABORTS)
         for kind, (uid, as_scp) in PASSED_ON.items()
     },
-    # PS3.4 J.3.3: with another failure it has heard, and knows nothing of it
+    # PS3.4 J.3.3: after another failure it has the result, but does not know the transaction
     "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
                               "it does not take storage commitment with us as SCP", sys.maxsize),
-    # then it is asked anew, under another Transaction UID
+    # then a new request is made, with another Transaction UID
     "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
                                "the archive takes no requests for storage commitment", 1, 1),
 }  # fmt: skip
 
 
 def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
-    """Whether a device has accepted a kind, and us in the role that we have there."""
+    """Tell whether a device accepted the context of a kind, and our role in it."""
     _, scp = caller.accepted.roles.get(kind.proposed, (False, False))
     accepted = kind.proposed in caller.accepted.contexts
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
 class DimseSender:
-    """Sends what is in the outbox, on associations of our own that propose what a receiver takes.
+    """Sends outbox messages on our own associations, with the contexts a receiver needs.
 
-    One of events, or of what is passed on, stays open for a while, for a burst. A result of storage
-    commitment goes to the requester's own first, where its device wants that.
+    An association for events or passed-on messages stays open for KEEP seconds, for bursts. A
+    storage commitment result first uses the requester's association, if its device wants that.
 
-    associations  gives those that are open to us
+    associations  returns those that peers have open
     """
 
-    KEEP = 3.0  # seconds
+    KEEP = 3.0  # unit: seconds
     KEPT = (EVENT_LANES["dimse"], PASSED_ON_LANE)
 
     def __init__(
@@ -15721,7 +15728,7 @@ class DimseSender:
     async def __call__(
         self, receiver: str, events: list[Event], heard: Callable[[Event, str], None]
     ) -> None:
-        """Tell one receiver events of one lane in order. Raises DeliveryError"""
+        """Send events of one lane to a receiver, in order. Raises DeliveryError."""
         device = self.access().device(receiver)
         address_of(device, receiver)
         first = events[0]
@@ -15744,9 +15751,9 @@ class DimseSender:
                 except DeliveryError:
                     if not was_kept or caller.is_open:
                         raise
-                    caller = await self._open(device, key)  # it has closed a kept one
+                    caller = await self._open(device, key)  # it closed the kept association
                     answer = await self._report(caller, device, event)
-                was_kept = True  # it has served
+                was_kept = True  # it works
                 heard(event, answer)
         finally:
             if caller.is_open and key[0] in self.KEPT:
@@ -15757,7 +15764,7 @@ class DimseSender:
                 await caller.release()
 
     async def _open(self, device: Device, key: tuple[str, ...]) -> Caller:
-        """An association for what a device takes in a lane. Raises DeliveryError"""
+        """Open an association for what a device accepts in a lane. Raises DeliveryError."""
         lane, ours, theirs = key
         proposed = tuple(
             (kind.proposed, (False, True) if kind.as_scp else None)
@@ -15765,8 +15772,8 @@ class DimseSender:
             if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
         )
         if not proposed:
-            raise DeliveryError("it is passed on nothing any more")
-        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
+            raise DeliveryError("nothing is passed on to it any more")
+        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
         await caller.open((device.host, device.port), ours, theirs, proposed)
         return caller
 
@@ -15777,20 +15784,20 @@ class DimseSender:
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
-        """Release what is kept."""
+        """Release the kept associations."""
         for key in list(self.kept):
             self._let_go(key)
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        """Send one message: its answer. Raises Answered for one that is no end of it"""
+        """Send a message; return its answer. Raises Answered for one that means a retry."""
         kind = KINDS[event.kind]
         if not _takes(caller, device, kind):
             of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
             if not any(_takes(caller, device, other) for other in of_lane):
                 raise DeliveryError(kind.refused)
             log.warning("%s: %s", device.name, kind.refused)
-            return kind.refused  # what it takes is not to wait for that
+            return kind.refused  # do not hold up what it accepts
         context = caller.accepted.contexts[kind.proposed]
         data = written_for(device, event.data, context.explicit)
         numbers = event.message_id, event.event_type
@@ -15813,7 +15820,7 @@ class DimseSender:
         return answer
 
     async def _told_on_theirs(self, device: Device, receiver: str, event: Event) -> bool:
-        """Whether the requester took a result on an association that it has open (PS3.4 J.3.3.1.2)."""
+        """Tell whether the requester took a result on its own association (PS3.4 J.3.3.1.2)."""
         if event.kind != "commitment result" or not device.report_on_same_association:
             return False
         for association in self.associations():
@@ -15823,7 +15830,7 @@ class DimseSender:
             of_class = [context for context in peer.contexts.values()
                         if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
             if not of_class or STORAGE_COMMITMENT in peer.of_providers:
-                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
+                continue  # there we are the SCU (PS3.7 D.3.3.4)
             written = written_for(device, event.data, of_class[0].explicit)
             numbers = Association.ASKED_ID, event.event_type
             command = request_command(
@@ -15836,11 +15843,11 @@ class DimseSender:
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.find
-# C-FIND answered: from what was kept, or slice by slice (PS3.4 C.4.1).
+# Answer C-FIND, from the cache or slice by slice (PS3.4 C.4.1).
 # ------------------------------------------------------------------------------------------------
 
 class KeptAnswers(NamedTuple):
-    """A small result as it was at a commit, on a day."""
+    """A small result, valid for one commit and day."""
 
     commits: int
     day: str
@@ -15850,10 +15857,10 @@ class KeptAnswers(NamedTuple):
 
 
 class Finder:
-    """Answers C-FINDs; a small result is kept whole until the next commit, or the next day.
+    """Answers C-FIND; a small result is cached until the next commit or the next day.
 
-    access   gives the AccessRules of the moment
-    writer   whose commits make what is kept old
+    access   returns the current AccessRules
+    writer   whose commits invalidate the cache
     readers  threads that search
     """
 
@@ -15870,7 +15877,7 @@ class Finder:
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
     ) -> None:
-        """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
+        """Answer a C-FIND, from the cache or slice by slice, and add it to the query log."""
         key = core, request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
         kept = self.recent.get(key)
@@ -15897,7 +15904,7 @@ class Finder:
             status = refusal.status
             raise
         finally:
-            # closed in a reader's thread, where it never runs at the same time
+            # closed in a reader thread, where it cannot run at the same time
             self.readers.submit(slices.close)
             if request.index and core is find_worklist:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
@@ -15920,13 +15927,13 @@ class Finder:
 
     @staticmethod
     def _next(slices: Iterator[tuple[Status, list[bytes]]]) -> tuple[Status, list[bytes]] | None:
-        with reading():  # any of the threads may come next, each has its own connection
+        with reading():  # each reader thread has its own connection
             return next(slices, None)
 
     def _slices(
         self, ctx: Context, request: Request, core: Core
     ) -> Iterator[tuple[Status, list[bytes]]]:
-        """The status of all answers with each slice of them; in a reader's thread."""
+        """Yield slices of answers, each with their status; in a reader thread."""
         rules = self.access()
         device = rules.device(ctx.actor.name)
         search = compiled(ctx, request, SEARCHED[core], device)
@@ -15943,7 +15950,7 @@ class Finder:
 def compiled(
     ctx: Context, request: Request, table: AttributeTable, device: Device | None
 ) -> Search:
-    """The identifier of a C-FIND of a device as a search. Refuses A900."""
+    """Return the search for the identifier of a C-FIND. Refuses A900."""
     if not request.data:
         raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
     try:
@@ -15964,24 +15971,24 @@ def compiled(
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.archive
-# The archive asked for instances (PS3.4 C).
+# Query the archive for instances (PS3.4 C).
 # ------------------------------------------------------------------------------------------------
 
 class ArchiveSearch:
     """Looks for instances in an archive by C-FIND (PS3.4 C, Study Root).
 
-    Within their study and series where these are known; else by instance UIDs alone, where the
-    archive's device allows relational queries
+    It searches within study and series if known, else by instance UIDs alone, if the archive's
+    device allows relational queries.
     """
 
-    AT_ONCE = 100  # UIDs in one query
-    LONGEST = 300.0  # seconds for one request
+    AT_ONCE = 100  # maximum of UIDs per query
+    LONGEST = 300.0  # unit: seconds; per request
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
-        """Raises DeliveryError where it is not reached or refuses a query"""
+        """Return which references the archive has. Raises DeliveryError."""
         address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
@@ -16000,7 +16007,7 @@ class ArchiveSearch:
         return Evidence(seen, wanted - seen.keys() - unchecked, unchecked, places=places)
 
     async def count(self, archive: Device, studies: list[str]) -> dict[str, int]:
-        """How many images the archive has of each of some studies, 1 where it does not say."""
+        """Return the number of images per study that the archive has; 1 if it does not say."""
         counts: dict[str, int] = {}
         async with self._asking(archive) as caller:
             for start in range(0, len(studies), self.AT_ONCE):
@@ -16015,17 +16022,17 @@ class ArchiveSearch:
 
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
-        """An association for queries. Raises DeliveryError"""
+        """An association for queries. Raises DeliveryError."""
         caller, address = Caller(30.0), address_of(archive, archive.ae_title)
         ours = self.config.dicom.ae_title
         await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
         try:
             if STUDY_ROOT_FIND not in caller.accepted.contexts:
-                raise DeliveryError("the archive takes no queries (Study Root FIND)")
+                raise DeliveryError("the archive accepts no queries (Study Root FIND)")
             async with asyncio.timeout(self.LONGEST):
                 yield caller
         except TimeoutError:
-            raise DeliveryError("its answers have no end") from None
+            raise DeliveryError("its answers take too long") from None
         finally:
             await caller.release()
 
@@ -16037,19 +16044,19 @@ class ArchiveSearch:
             of_study = wanted.setdefault(one.study_instance_uid, {})
             of_study.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
         for study, series in wanted.items():
-            if "" in series:  # not known of all
+            if "" in series:  # unknown for some
                 answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
                                           SeriesInstanceUID="")  # fmt: skip
                 series = {one.get("SeriesInstanceUID"): set() for one in answers}
             for uid, images in sorted(series.items()):
                 place = {"StudyInstanceUID": study, "SeriesInstanceUID": uid}
-                if 0 < len(images) <= self.AT_ONCE:  # a few of a series that may be long
+                if 0 < len(images) <= self.AT_ONCE:  # a few of a possibly long series
                     found |= await self._images(caller, "\\".join(sorted(images)), **place)
                 if not images or images - found.keys():
                     found |= await self._images(caller, "", **place)
 
     async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
-        """Class, study, series and availability of each of some images that are found."""
+        """Return SOP class, study, series and availability of the images found, by UID."""
         places = {"StudyInstanceUID": "", "SeriesInstanceUID": ""}
         asked = places | keys
         answers = await self._ask(caller, "IMAGE", SOPInstanceUID=uids, SOPClassUID="",
@@ -16060,7 +16067,7 @@ class ArchiveSearch:
                 one.get("InstanceAvailability") or "ONLINE",
             )
             for one in answers
-            # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
+            # PS3.4 C.4.1.1.3.2: an answer has a class or Retrieve AE Title, else it echoes our keys
             if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
             and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
         }  # fmt: skip
@@ -16077,22 +16084,22 @@ class ArchiveSearch:
             return [ElementIndex(recode(one, context.explicit, UTF_8)) for one in answers]
 
         try:
-            return await asyncio.to_thread(decode)  # thousands would hold up the loop
+            return await asyncio.to_thread(decode)  # thousands would block the loop
         except Malformed as error:
-            raise DeliveryError(f"its answer cannot be read: {error}") from None
+            raise DeliveryError(f"cannot decode its answer: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------
 # minris.dimse.dispatcher
-# Door 1: the messages of associations, answered.
+# Door 1: answer the messages of associations.
 # ------------------------------------------------------------------------------------------------
 
 class Dimse:
     """Door 1: answers the messages of associations.
 
-    context  gives a Context for an Actor
-    access   gives the AccessRules of the moment
-    writer   the store's one writer
+    context  returns a Context for an Actor
+    access   returns the current AccessRules
+    writer   the store's writer
     readers  threads that search
     """
 
@@ -16113,7 +16120,7 @@ class Dimse:
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
 
     async def dispatch(self, association: Association, request: Request) -> None:
-        """Answer one message; every failure is a status, never silence."""
+        """Answer one message; every failure is answered with a status."""
         peer = association.peer
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
@@ -16125,7 +16132,7 @@ class Dimse:
             if request.too_large:
                 find = request.operation == "C-FIND"
                 status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
-                raise Refusal(status, "The data set is larger than this system takes")
+                raise Refusal(status, "The data set is larger than this system accepts")
             if service.access == "find":
                 await self.finder.answer(ctx, association, request, service.core)
                 return
@@ -16139,17 +16146,17 @@ class Dimse:
             fields, data = refused_fields(request, refusal)
         association.done[request.operation, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
-        if changed:  # once it is answered
+        if changed:  # after the answer
             self.on_events()
 
     def _service(self, request: Request) -> Service:
-        """What a message calls. Refuses 0118, 0211, 0123 (PS3.7 10.1; PS3.4 CC.3.1.1)."""
+        """Return the service of a message. Refuses 0118, 0122, 0211, 0123 (PS3.7 10.1)."""
         command, syntax = request.command, request.context.abstract_syntax
         named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
         c_service = request.operation.startswith("C-")
-        # PS3.4 CC.3.1.1: the Push UID in any of them; C-FIND names the class of its context
+        # PS3.4 CC.3.1.1: the Push UID in any UPS context; C-FIND names the class of its context
         any_ups = syntax in UPS_CLASSES and named in UPS_CLASSES and not c_service
-        if named != syntax and not any_ups:  # PS3.7 9.1: for C-services it is 0122
+        if named != syntax and not any_ups:  # PS3.7 9.1: 0122 for C-services
             raise Refusal(
                 Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
                 f"{named or 'nothing'} is not the SOP class of its context",

@@ -681,7 +681,7 @@ def test_a_data_set_that_cannot_be_read_fails_its_message_alone(appliance, wire,
     uid = {"N-CREATE": "2.25.2", "N-SET": "2.25.1"}[operation]
     answer = wire.ask(request(operation, MPPS, UNREADABLE[what], uid))
     assert answer.Status == 0x0110
-    assert answer.ErrorComment.startswith("The data set cannot be read")
+    assert answer.ErrorComment.startswith("Cannot decode the data set")
     assert appliance.read(kept) == before
     assert wire.ask(set_request("2.25.1")).Status == 0x0000
 

@@ -930,7 +930,7 @@ def test_a_stopped_archive_never_commits_and_success_follows_when_it_is_back(
     assert modality.ask(running.port, uid, images) == ACCEPTED
     row = once_failed(running, uid, times=4)
     assert (row.state, row.judged_at) == ("asked", "")
-    assert row.problem == "not reached: connection refused"
+    assert row.problem == "cannot connect: connection refused"
     assert not modality.has_heard(uid)
     own_archive.start()
     assert modality.result(uid) == (1, uids(images), {})
@@ -952,7 +952,7 @@ ARCHIVE = Device(
     "Archive", (AE_TITLE,), host=peers.HOST, port=11112, role="archive", relational_queries=True
 )
 CT = Device("CT room", ("CT1",), host=peers.HOST, port=11113)
-NOBODY = Evidence({}, problem="not reached: connection refused")
+NOBODY = Evidence({}, problem="cannot connect: connection refused")
 
 
 @pytest.fixture
@@ -1026,15 +1026,15 @@ def test_a_result_that_nobody_takes_is_given_up(noon):
     """report_hours; tried again by a person it has its time anew."""
     one = ask(noon, series(1))
     record_evidence(at(noon, hours=24), one, NOBODY)
-    tell_results(at(noon, hours=24 + 71), problem="not reached: no answer")
+    tell_results(at(noon, hours=24 + 71), problem="cannot connect: no answer")
     assert request_row("2.25.900").state == "judged"
-    tell_results(at(noon, hours=24 + 72), problem="not reached: no answer")
+    tell_results(at(noon, hours=24 + 72), problem="cannot connect: no answer")
     assert request_row("2.25.900").state == "given up"
     again = at(noon, hours=24 + 100)
     assert due_receivers(again, RESULT_LANE) == []
     try_commitment_again(again, "2.25.900")
     assert due_receivers(again, RESULT_LANE) == ["CT1"]
-    assert tell_results(again, problem="not reached: no answer") == ["2.25.900"]
+    assert tell_results(again, problem="cannot connect: no answer") == ["2.25.900"]
     assert request_row("2.25.900").state == "judged"
 
 
@@ -1174,7 +1174,7 @@ def test_a_requester_that_was_away_is_told_later(run_appliance, console, archive
         peer.send(n_action(uid, images))
         assert status_of(peer) == (ACCEPTED, "")
     row = once(running, uid, lambda row: row.state == "judged" and row.failures >= 2, "no retries")
-    assert row.problem == "not reached: connection refused"
+    assert row.problem == "cannot connect: connection refused"
     ct.listen()
     assert ct.next() == (uid, (2, [images[0].uid], {images[1].uid: MISSING}))
     assert once_in(running, uid, "told").problem == ""
@@ -1346,7 +1346,7 @@ LYING = {
     "unable to process": (fails(0xC001), "C001"),
     "cancelled": (fails(0xFE00), "FE00"),
     "aborts": (aborts, "it ended the association"),
-    "too many": (without_end, "more than we take"),
+    "too many": (without_end, "more than we accept"),
 }
 
 
@@ -2092,7 +2092,7 @@ def test_the_page_says_why_nothing_is_judged_and_tries_again(
     with technologist_of(running) as anna:
         page = anna.get("/commitments")
         assert "2 images are not judged yet: do not delete them" in words_of(page)
-        assert "not reached: connection refused" in words_of(page)
+        assert "cannot connect: connection refused" in words_of(page)
         assert "Try again now" in words_of(page)
         assert "is not judged yet" in words_of(anna.get(f"/commitment/{uid}"))
         answer = anna.post("/commitments", data={"csrf": csrf_of(page.text), "uid": uid})

@@ -272,7 +272,7 @@ def test_orthanc_stopped_commits_nothing_and_started_all(run_appliance, modality
     running = run_appliance(text)
     assert modality.ask(running.port, uid, images) == ACCEPTED
     row = once_said_why(running, uid, times=3)
-    assert (row.state, row.problem) == ("asked", "not reached: connection refused")
+    assert (row.state, row.problem) == ("asked", "cannot connect: connection refused")
     assert not modality.has_heard(uid)
     known = json.loads(own_archive.settings.read_text(encoding="utf-8"))
     entry = {"AET": "MINRIS", "Host": peers.HOST, "Port": running.port}
@@ -770,7 +770,7 @@ def test_what_a_report_left_out_alone_is_asked_anew(noon):
     assert desk.told == [("2.25.900", True)]
 
 
-@pytest.mark.parametrize("problem", ["", "not reached: connection refused"])
+@pytest.mark.parametrize("problem", ["", "cannot connect: connection refused"])
 def test_without_a_report_to_the_end_of_its_time_it_is_0110(noon, problem):
     """give_up_hours: not a minute before; what was committed meanwhile stays so."""
     images, desk = series(2), Desk(noon)
@@ -1357,7 +1357,7 @@ def test_the_page_says_that_the_archive_is_down(passing):
     archive.stop()
     put(running, uid := new_uid(), series(1))
     once_said_why(running, uid)
-    assert "it failed: not reached: connection refused." in page_of(running)
+    assert "it failed: cannot connect: connection refused." in page_of(running)
 
 
 def test_an_archive_that_is_waited_for_has_not_answered(passing):
@@ -1380,8 +1380,11 @@ def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, commi
     commitment = "missing_minutes = 0\nevidence = archive, commitment"
     running = run_appliance(settings(modality.port, archive.port, commitment=commitment))
     put(running, uid, images)
-    assert once_said_why(running, uid).problem == "the archive takes no queries (Study Root FIND)"
+    assert (
+        once_said_why(running, uid).problem
+        == "the archive accepts no queries (Study Root FIND)"
+    )
     assert archive.next()[1] == uids(images)
     archive.stop()
     once(running, uid, lambda row: "refused" in row.problem, "it is not asked again")
-    assert "it failed: not reached: connection refused." in page_of(running)
+    assert "it failed: cannot connect: connection refused." in page_of(running)

@@ -2439,7 +2439,7 @@ def test_after_a_minute_the_log_says_how_many_more_there_were(server, caplog):
     server.call(server.server.complaints.__setitem__, HOST, (since - 61, more))
     caplog.clear()
     misbehave()
-    assert caplog.messages[0] == "127.0.0.1: 3 more complaints in the minute before"
+    assert caplog.messages[0] == "127.0.0.1: 3 more in the last minute"
     assert len(caplog.messages) == 2
 
 

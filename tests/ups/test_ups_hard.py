@@ -107,7 +107,7 @@ async def failure_of(rogue, data=b"", timeout=2.0):
 def test_a_response_in_endless_small_fragments_is_cut_off_early():
     """No command set is past 16 KiB; a megabyte of one byte each holds the loop for seconds."""
     words, _ = asyncio.run(failure_of(Rogue(p_data(*[b"x"] * 40_000))))
-    assert "past the limit" in words
+    assert "exceeds the limit" in words
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_response_in_endless_small_fragments_is_cut_off_early():
     [
         (struct.pack(">IBB", 3, 3, 3) + b"x", "presentation context 3 was not accepted"),
         (struct.pack(">IBB", 400, 1, 3) + b"x", "wrong length"),
-        (struct.pack(">H", 3), "cut short"),
+        (struct.pack(">H", 3), "truncated"),
         (b"", "empty"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_response_in_wrong_fragments_is_refused_as_a_request_is(value, words):
 def test_an_answer_to_our_association_of_a_megabyte_is_not_read():
     accepted = struct.pack(">BxI", ASSOCIATE_AC, 1 << 20)
     words, _ = asyncio.run(failure_of(Rogue(accepted=accepted)))
-    assert "past the limit" in words
+    assert "exceeds the limit" in words
 
 
 def test_a_watcher_that_does_not_read_costs_no_memory_once_it_is_given_up():

@@ -1,1 +1,1 @@
-"""What calls others, over and over."""
+"""Deliveries: what calls other systems, with retries."""

@@ -1,4 +1,4 @@
-"""The archive asked: commitments judged, images looked for."""
+"""Ask the archive: judge storage commitments, look for images."""
 
 import asyncio
 import time
@@ -39,9 +39,9 @@ from minris.upper_layer.caller import DeliveryError
 
 
 class CommitmentDesk(Rounds):
-    """Has requests for storage commitment judged, a few at once.
+    """Judges storage commitment requests, AT_ONCE at a time.
 
-    ask  coroutine function (archive, references) giving Evidence; raises DeliveryError
+    ask  coroutine function (archive, references) returning Evidence; raises DeliveryError
     how  as for Rounds
     """
 
@@ -51,11 +51,11 @@ class CommitmentDesk(Rounds):
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.ask = ask
-        self.archive_problem, self.archive_at = "", 0.0  # of the last time that it was asked
+        self.archive_problem, self.archive_at = "", 0.0  # of the last request
 
     async def work(self, wait: bool = False) -> None:
-        """Begin what is due, as far as there is room; with `wait`, until it has ended."""
-        busy = set(self.tasks)  # what is judged while we look is not due any more
+        """Start what is due, as far as there is room; with `wait`, until it has ended."""
+        busy = set(self.tasks)  # what ends meanwhile is no longer due
         for commitment in await self.read(due_commitments, self.context()):
             if commitment.id not in self.tasks.keys() | busy and len(self.tasks) < self.AT_ONCE:
                 self.start(commitment.id, self._guarded(commitment))
@@ -71,7 +71,7 @@ class CommitmentDesk(Rounds):
         self.on_change()
 
     def lanes(self, send: Callable[..., Any]) -> dict[str, Lane]:
-        """Those of the outbox that it fills: results for requesters, requests for the archive."""
+        """Return its outbox lanes: results for requesters, requests for the archive."""
 
         async def ask(*message: Any) -> None:
             await self.watched(send(*message))
@@ -82,7 +82,7 @@ class CommitmentDesk(Rounds):
         }
 
     async def watched(self, asking: Awaitable[Any]) -> Any:
-        """What an archive answers; how that went is remembered. Raises DeliveryError"""
+        """Return an archive's answer and remember how it went. Raises DeliveryError."""
         try:
             answer = await asking
         except DeliveryError as error:
@@ -96,8 +96,8 @@ class CommitmentDesk(Rounds):
         references = await self.read(open_references, commitment.id)
         archive, found, problem = archive_of(ctx), {}, ""
         places: dict[str, tuple[str, ...]] = {}
-        absent: set[str] = set()  # the archive itself says that it does not have them
-        unseen = {one.sop_instance_uid for one in references}  # nothing was said of them
+        absent: set[str] = set()  # the archive says it does not have them
+        unseen = {one.sop_instance_uid for one in references}  # no evidence either way
         unchecked: frozenset[str] = frozenset()
         waiting: set[str] = set()  # the archive may still report on them
         for kind in ctx.config.commitment.evidence:
@@ -118,15 +118,15 @@ class CommitmentDesk(Rounds):
             absent |= evidence.missing if kind == "archive" else set()
         missing = (absent | unseen) - unchecked - found.keys()
         evidence = Evidence(found, frozenset(missing), unchecked - found.keys(), places=places)
-        if problem or waiting:  # what was not seen may be where nobody could look
-            kept = frozenset(absent - found.keys() - waiting)  # the archive has said so itself
+        if problem or waiting:  # the unseen may be where we could not look
+            kept = frozenset(absent - found.keys() - waiting)  # the archive says so
             evidence = Evidence(found, kept, problem=problem, places=places)
         await self.write(record_evidence, ctx, commitment.id, evidence)
 
     async def _evidence(
         self, kind: str, commitment: Any, archive: Device | None, references: list[Reference]
     ) -> Evidence:
-        """What one kind of evidence says of some instances. Raises DeliveryError"""
+        """Return what one kind of evidence says of some instances. Raises DeliveryError."""
         uids = frozenset(one.sop_instance_uid for one in references)
         if not archive or not references:
             return Evidence({}, unchecked=uids)
@@ -147,14 +147,14 @@ class CommitmentDesk(Rounds):
 
 
 class ArchiveWatch(Rounds):
-    """Sees what has come to the archive: images of exams that have ended, and of unreported ones.
+    """Watches which images have arrived: of ended exams, and of exams without MPPS.
 
-    ask    coroutine function (archive, references) giving Evidence; raises DeliveryError
-    count  coroutine function (archive, studies) giving their numbers of images; likewise
+    ask    coroutine function (archive, references) returning Evidence; raises DeliveryError
+    count  coroutine function (archive, studies) returning image counts; raises DeliveryError
     how    as for Rounds
     """
 
-    NAME, PAUSE, CALM = "the watch over the archive", 30.0, 1.0
+    NAME, PAUSE, CALM = "archive watch", 30.0, 1.0
 
     def __init__(
         self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
@@ -164,9 +164,9 @@ class ArchiveWatch(Rounds):
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:
-        """Look once: in the archive if it is time, then at what follows in the store.
+        """Query the archive if it is time, then update exams and workitems.
 
-        wait  until the archive has answered; else others do not wait for it
+        wait  for the archive's answer; else only start the query
         """
         ctx, loop = self.context(), asyncio.get_running_loop()
         minutes, archive = ctx.config.commitment.look_minutes, archive_of(ctx)
@@ -181,7 +181,7 @@ class ArchiveWatch(Rounds):
             try:
                 await self.write(make_ready, ctx, uid)
             except Refusal as refusal:
-                log.warning("workitem %s cannot be made ready: %s", uid, refusal)
+                log.warning("cannot make workitem %s ready: %s", uid, refusal)
             else:
                 self.on_change()
 
@@ -191,14 +191,14 @@ class ArchiveWatch(Rounds):
         except DeliveryError as error:
             log.warning("archive %s: %s", archive.ae_title, error)
         except Exception:
-            log.exception("the look into the archive failed")
+            log.exception("archive check failed")
         finally:
             self.on_change()
 
     async def look(self, ctx: Context, archive: Device) -> None:
-        """Ask the archive for what has not come yet. Raises DeliveryError"""
+        """Ask the archive for missing images. Raises DeliveryError."""
         now, hours = asyncio.get_running_loop().time(), 2
-        if now >= self.long_look_at:  # for what has not come for long, it is asked each hour
+        if now >= self.long_look_at:  # for older ones, once an hour
             self.long_look_at, hours = now + 3600, 48
         arrivals = await self.read(incomplete_arrivals, ctx, hours)
         references = [one for arrival in arrivals for one in arrival.missing]

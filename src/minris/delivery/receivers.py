@@ -1,4 +1,4 @@
-"""The outbox emptied, whenever woken: each receiver in its own order, none waiting for another."""
+"""Deliver the outbox: in order per receiver, receivers in parallel."""
 
 import asyncio
 import collections
@@ -26,12 +26,12 @@ from minris.upper_layer.caller import DeliveryError
 
 
 class Rounds:
-    """What is done over and over: whenever woken, and every few seconds; `work` is one round.
+    """A loop that runs `work` whenever woken, and every PAUSE seconds.
 
-    NAME   for the log, where a round fails
-    PAUSE  seconds until the next round, where nobody wakes it
-    CALM   seconds between two rounds, while much is written
-    read   runs a function in a reader's thread; `write` runs a core function in the store thread
+    NAME   name in the log
+    PAUSE  unit: seconds; longest time between two rounds
+    CALM   unit: seconds; shortest time between two rounds
+    read   runs a function in a reader thread; `write` runs a core function in the store thread
     """
 
     NAME, PAUSE, CALM = "", 5.0, 0.01
@@ -41,11 +41,11 @@ class Rounds:
     ) -> None:
         self.context, self.read, self.write = context, read, write
         self.wanted = asyncio.Event()
-        self.tasks: dict[Any, asyncio.Task] = {}  # what is being done, by what it is about
-        self.on_change: Callable[[], None] = lambda: None  # somebody may be to be told
+        self.tasks: dict[Any, asyncio.Task] = {}  # running tasks by subject
+        self.on_change: Callable[[], None] = lambda: None  # something may be due for delivery
 
     def wake(self) -> None:
-        """Something may be due; called in the loop."""
+        """Start a round now; called in the event loop."""
         self.wanted.set()
 
     def pause(self) -> float:
@@ -53,11 +53,11 @@ class Rounds:
         return self.PAUSE
 
     async def work(self, wait: bool = False) -> None:
-        """Begin what is due; with `wait`, until it has ended."""
+        """Start what is due; with `wait`, until it has ended."""
         raise NotImplementedError
 
     def start(self, key: Any, work: Coroutine[Any, Any, None]) -> None:
-        """Begin a task, and wake once it has ended."""
+        """Start a task, and a new round when it ends."""
         self.tasks[key] = task = asyncio.get_running_loop().create_task(work)
 
         def ended(_: asyncio.Task) -> None:
@@ -67,7 +67,7 @@ class Rounds:
         task.add_done_callback(ended)
 
     async def run(self) -> None:
-        """One round after the other, until it is cancelled."""
+        """Run rounds until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.pause()):
@@ -80,17 +80,18 @@ class Rounds:
             await asyncio.sleep(self.CALM)
 
     async def close(self) -> None:
-        """Leave what is being done where it is: it is done after the next start."""
+        """Cancel what is running; it is done after the next start."""
         for task in list(self.tasks.values()):
             task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
 class Answered(DeliveryError):
-    """A receiver has answered a message with a failure, or ended the association in its middle.
+    """A receiver answered a message with a failure, or ended the association before answering.
 
-    answer  status and comment, or what happened; most: after so many the message is given up
-    problem  what is said of the receiver
+    answer   status and comment, or what happened
+    most     number of failures after which the message is given up
+    problem  text about the receiver
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class Answered(DeliveryError):
 
 
 class Lane(NamedTuple):
-    """How what is in a lane of the outbox is sent, and what follows of it.
+    """How a lane of the outbox is delivered.
 
     send    coroutine function (receiver, events, heard): calls heard(event, answer) for each event
-            that was taken; raises DeliveryError
-    due     gives what a receiver is to be told next, `most` at once; else as it is in the outbox
-    follow  core function (ctx, receiver, problem), called where it is noted that the receiver has
-            heard, or of what it failed
+            delivered; raises DeliveryError
+    due     returns the next events of a receiver, `most` at once; default: due_events
+    follow  core function (ctx, receiver, problem), called in the transaction that records a
+            delivery (problem is empty) or a failure
     """
 
     send: Callable[..., Any]
@@ -120,12 +121,12 @@ Queue = tuple[str, str]  # a lane and a receiver
 
 
 def due_in_lanes(ctx: Context, lanes: Iterable[str]) -> list[Queue]:
-    """The lanes with the receivers that have something to hear in them, and are to be tried now."""
+    """Return (lane, receiver) of every receiver with something due now."""
     return [(name, receiver) for name in lanes for receiver in due_receivers(ctx, name)]
 
 
 class Delivery(Rounds):
-    """Tells receivers what is in the outbox: each in its own order, none waiting for another.
+    """Delivers the outbox: in order per receiver, receivers in parallel.
 
     how  as for Rounds
     """
@@ -135,14 +136,14 @@ class Delivery(Rounds):
     def __init__(self, lanes: Mapping[str, Lane], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.lanes = lanes
-        # heard and not written down yet: the answers by id in the outbox
+        # delivered but not recorded yet: answers by outbox id
         self.unnoted: dict[Queue, dict[int, str]] = collections.defaultdict(dict)
-        self.not_before: dict[Queue, float] = {}  # while the store takes no note of a failure
-        # receivers not reached, and when one was last heard of
+        self.not_before: dict[Queue, float] = {}  # while failures cannot be recorded
+        # receivers that failed, and when they may be retried on a call of theirs
         self.failing: dict[Queue, float] = {}
 
     def heard_from(self, ae_title: str) -> None:
-        """An AE has called: if it could not be told, it is tried now, at most twice a minute."""
+        """Retry an AE that called us if deliveries to it failed, at most twice a minute."""
         now = asyncio.get_running_loop().time()
         for name in self.lanes:
             if now >= self.failing.get((name, ae_title), math.inf):
@@ -150,15 +151,15 @@ class Delivery(Rounds):
                 self.start(("called", name, ae_title), self._try_now(name, ae_title))
 
     async def _try_now(self, name: str, ae_title: str) -> None:
-        with contextlib.suppress(Exception):  # a full disk: it is tried later
+        with contextlib.suppress(Exception):  # a full disk: retry later
             await self.write(try_again, ae_title, name)
 
     async def work(self, wait: bool = False, only: Collection[str] = ()) -> None:
         """Start the delivery to every receiver that is due; with `wait`, until all have ended.
 
-        only  in these lanes
+        only  limits it to these lanes
         """
-        busy = set(self.tasks)  # what fails while we look is not due any more
+        busy = set(self.tasks)  # what fails meanwhile is no longer due
         names, loop = only or self.lanes, asyncio.get_running_loop()
         for key in await self.read(due_in_lanes, self.context(), names):
             paused = loop.time() < self.not_before.get(key, 0.0)
@@ -169,7 +170,7 @@ class Delivery(Rounds):
             await asyncio.wait(begun)
 
     async def _deliver(self, name: str, receiver: str) -> None:
-        """Tell one receiver all that is due to it in a lane."""
+        """Deliver everything that is due to a receiver in a lane."""
         key, lane = (name, receiver), self.lanes[name]
         due = lane.due or functools.partial(due_events, most=lane.most, lane=name)
         try:
@@ -180,7 +181,7 @@ class Delivery(Rounds):
                     await lane.send(receiver, events, functools.partial(self._heard, key))
                 finally:
                     await self._note(key)
-                more = len(events) == lane.most  # else waking sees what came meanwhile
+                more = len(events) == lane.most  # else a wake-up brings what came meanwhile
                 events = await self.read(due, receiver) if more else []
         except Answered as error:
             refused = error.outbox_id, error.answer, error.most
@@ -196,7 +197,7 @@ class Delivery(Rounds):
         self.unnoted[key][event.outbox_id] = answer
 
     async def _note(self, key: Queue) -> None:
-        """Write down what a receiver has heard."""
+        """Record what was delivered to a receiver."""
         name, receiver = key
 
         def note(ctx: Context) -> None:
@@ -211,7 +212,7 @@ class Delivery(Rounds):
     async def _failed(
         self, key: Queue, problem: str, note: Callable[..., int], *arguments: Any
     ) -> None:
-        """Write down that a receiver was not told, by note_failed or note_refused."""
+        """Record a failed delivery with note_failed or note_refused."""
         name, receiver = key
         self.failing.setdefault(key, 0.0)
 
@@ -222,8 +223,8 @@ class Delivery(Rounds):
 
         try:
             wait = await self.write(note_it, self.context())
-        except Exception as error:  # a full disk: nothing is told again before it can be noted
+        except Exception as error:  # a full disk: no retry before it can be recorded
             wait = RETRY_AFTER[2]
             self.not_before[key] = asyncio.get_running_loop().time() + wait
             problem = f"{problem}; {error}"
-        log.warning("delivery to %s, %s: %s; again in %d s", receiver, name, problem, wait)
+        log.warning("delivery to %s, %s: %s; retry in %d s", receiver, name, problem, wait)

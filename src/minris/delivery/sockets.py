@@ -1,4 +1,4 @@
-"""Events to the WebSockets that are open."""
+"""Deliver events to open WebSockets."""
 
 import asyncio
 import collections
@@ -16,13 +16,13 @@ from minris.store.models import database
 from minris.store.rows import erase, insert_rows
 from minris.ups.events import enter_channel
 
-# Events by WebSocket. The store is the queue: a socket that lags reads on from where it is.
+# The store is the queue: a slow socket reads on from its own position.
 
 
 def socket_start(ae_title: str, alone: bool) -> tuple[int, int]:
-    """The outbox row after which a new socket is told, and the newest there is.
+    """Return the outbox row after which a new socket starts, and the newest row.
 
-    alone  no other socket of the AE is open: what came while there was none is told first
+    alone  no other socket of the AE is open: start with what is still waiting
     """
     (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     (oldest,) = database.execute_sql(
@@ -40,14 +40,14 @@ _SOCKET_EVENTS = (
 
 
 def socket_events(ae_title: str, after: int) -> list[Event]:
-    """What an AE is to be told by WebSocket after an outbox row, in order."""
+    """Return the WebSocket events of an AE after an outbox row, in order."""
     sql = f"{_SOCKET_EVENTS} AND o.receiver = ? ORDER BY o.id LIMIT {MOST_EVENTS}"
     cursor = database.execute_sql(sql, (after, ae_title))
     return [Event(i, uid, kind, bytes(data)) for _, i, uid, kind, data in cursor]
 
 
 def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
-    """What is to be told by WebSocket after an outbox row, to whom; and the last row looked at."""
+    """Return the last row read and (AE title, event) of the WebSocket events after a row."""
     (newest,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM outbox").fetchone()
     cursor = database.execute_sql(
         f"{_SOCKET_EVENTS} ORDER BY o.id LIMIT {10 * MOST_EVENTS}", (after,)
@@ -59,13 +59,13 @@ def new_socket_events(after: int) -> tuple[int, list[tuple[str, Event]]]:
 
 
 def open_channel(ctx: Context, ae_title: str) -> None:
-    """An AE has opened a WebSocket: it is told by it from now on, too."""
+    """Add the WebSocket channel for an AE that has opened one."""
     if enter_channel(ctx, ae_title, "websocket"):
         audit(ctx, "told by WebSocket", ae_title)
 
 
 def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
-    """Outbox rows by AE title that have been heard by WebSocket."""
+    """Record outbox rows, by AE title, as delivered by WebSocket."""
     now = ctx.stamp()
     database.connection().executemany(
         f"UPDATE outbox SET sent_at = ? WHERE id = ? AND {WAITING}",
@@ -79,9 +79,9 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
 
 
 def give_up_unfetched(ctx: Context) -> int:
-    """Give up what nobody has opened a WebSocket for in [housekeeping] give_up_events_hours.
+    """Give up events not fetched in [housekeeping] give_up_events_hours; return how many.
 
-    An AE that is told by DIMSE too is told by that alone, until it opens a WebSocket again.
+    An AE that also uses DIMSE gets no events by WebSocket until it opens one again.
     """
     cursor = database.execute_sql(
         "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
@@ -100,23 +100,25 @@ def give_up_unfetched(ctx: Context) -> int:
 
 
 class SocketDelivery(Rounds):
-    """Tells AEs by the WebSockets that they have open, each socket at its own pace.
+    """Delivers events to the open WebSockets of AEs, each socket at its own pace.
 
-    An event has been heard when a pong has followed it on one of the AE's sockets. A socket has
-    ae_title, position and began (the outbox rows it was last told, and begins after), unheard
-    (the rows without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
+    An event is delivered when a pong follows it on one of the AE's sockets. A socket has
+    ae_title, position and began (outbox rows: last sent, and starting point), unheard (rows
+    without a pong), ready, tell(event), ping(), is_alive(), is_allowed(), close(code)
     """
 
     NAME = "delivery by WebSocket"
-    KEEP_ALIVE = 20.0  # seconds between two pings
+    KEEP_ALIVE = 20.0  # unit: seconds; between two pings
 
     def __init__(self, *how: Callable[..., Any]) -> None:
         super().__init__(*how)
         self.sockets: dict[str, set[Any]] = {}
-        self.seen = 0  # the newest outbox row that has been looked at
-        self.lagging: dict[Any, asyncio.Task | None] = {}  # sockets that read on, and their task
-        self.missed: set[Any] = set()  # lagging ones, to which something new was not told
-        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not written yet
+        self.seen = 0  # newest outbox row read
+        self.lagging: dict[
+            Any, asyncio.Task | None
+        ] = {}  # sockets that are catching up, and their task
+        self.missed: set[Any] = set()  # lagging sockets that missed a new event
+        self.heard: dict[str, set[int]] = collections.defaultdict(set)  # not recorded yet
         self.noting: asyncio.Task | None = None
         self.ping_at = 0.0
 
@@ -124,19 +126,19 @@ class SocketDelivery(Rounds):
         return sum(map(len, self.sockets.values()))
 
     def open(self, client: Any) -> None:
-        """Take a socket; what came while its AE had none is told first."""
+        """Add a socket; events that waited for its AE are sent first."""
         self.sockets.setdefault(client.ae_title, set()).add(client)
         self._start(client, self._begin(client))
 
     def closed(self, client: Any) -> None:
-        """Forget a socket; what only it was told is told to the others of its AE."""
+        """Remove a socket; events without a pong go to the other sockets of its AE."""
         others = self.sockets.get(client.ae_title, set())
         others.discard(client)
         if not others:
             self.sockets.pop(client.ae_title, None)
         self.missed.discard(client)
         oldest = min(client.unheard, default=math.inf)
-        if client in self.lagging and client.began < math.inf:  # what it had not read yet
+        if client in self.lagging and client.began < math.inf:  # what it has not read yet
             oldest = min(oldest, min(client.position, client.owed) + 1)
         if task := self.lagging.pop(client, None):
             task.cancel()
@@ -147,12 +149,12 @@ class SocketDelivery(Rounds):
                 self.resume(other, lags=True)
 
     def resume(self, client: Any, lags: bool = False) -> None:
-        """A socket is ready for more, or, where it lags, is to read from its position."""
+        """Let a socket that is ready again, or lags, catch up from its position."""
         if (lags or client in self.lagging) and not self.lagging.get(client):
             self._start(client, self._catch_up(client))
 
     def has_heard(self, client: Any, outbox_ids: Iterable[int]) -> None:
-        """A pong has followed these."""
+        """Record that a pong has followed these events."""
         self.heard[client.ae_title].update(outbox_ids)
         if not self.noting:
             self.noting = asyncio.get_running_loop().create_task(self._note())
@@ -164,7 +166,7 @@ class SocketDelivery(Rounds):
         return self.ping_at - now
 
     async def work(self, wait: bool = False) -> None:
-        """Tell what is new; ping every client when it is time."""
+        """Send new events; ping every socket when it is time."""
         if any(one.began < math.inf for some in self.sockets.values() for one in some):
             await self._tell_new()
         now = asyncio.get_running_loop().time()
@@ -173,7 +175,7 @@ class SocketDelivery(Rounds):
             await self._ping_all()
 
     async def _tell_new(self) -> None:
-        """Hand what is new to the sockets that do not lag."""
+        """Send new events to the sockets that do not lag."""
         more = True
         while more:
             newest, found = await self.read(new_socket_events, self.seen)
@@ -191,7 +193,7 @@ class SocketDelivery(Rounds):
             more = len(found) == 10 * MOST_EVENTS
 
     async def _ping_all(self) -> None:
-        """Ping every socket; close those that are silent, or may not hear any more."""
+        """Ping every socket; close those that are silent or no longer allowed."""
         sockets = [client for some in self.sockets.values() for client in some]
         allowed = await self.read(lambda: [client.is_allowed() for client in sockets])
         for number, (client, may) in enumerate(zip(sockets, allowed, strict=True), 1):
@@ -210,10 +212,10 @@ class SocketDelivery(Rounds):
         if self.lagging.get(client) is task:
             self.lagging[client] = None  # not ready: it lags until resume()
             if client.ready and not task.cancelled() and not task.exception():
-                self.resume(client)  # it was ready again before this was called
+                self.resume(client)  # it became ready before this call
         if not task.cancelled() and (error := task.exception()):
             log.error("WebSocket of %s failed", client.ae_title, exc_info=error)
-            client.close(1011)  # an unexpected condition; the client comes back
+            client.close(1011)  # unexpected condition; the client reconnects
 
     async def _begin(self, client: Any) -> None:
         await self.write(open_channel, client.ctx, client.ae_title)
@@ -222,12 +224,12 @@ class SocketDelivery(Rounds):
         start, newest = await self.read(socket_start, client.ae_title, alone)
         client.began = client.position = start
         others = (one for some in self.sockets.values() for one in some if one is not client)
-        if all(one.began == math.inf for one in others):  # nobody is told by looking
+        if all(one.began == math.inf for one in others):  # nobody needs the rows up to here
             self.seen = max(self.seen, newest)
         await self._catch_up(client)
 
     async def _catch_up(self, client: Any) -> None:
-        """Tell a socket what is in the store, until there is no more or it is not ready."""
+        """Send a socket what is in the store, until there is no more or it is not ready."""
         while client.ready:
             self.missed.discard(client)
             if client.owed < client.position:
@@ -243,14 +245,14 @@ class SocketDelivery(Rounds):
                 return
 
     async def _note(self) -> None:
-        """Write down what has been heard; a full disk is tried again."""
+        """Record what was delivered; retry after a full disk."""
         try:
             while self.heard:
                 heard, self.heard = self.heard, collections.defaultdict(set)
                 try:
                     await self.write(note_heard, self.context(), heard)
                 except Exception as error:
-                    log.warning("what was heard by WebSocket is not noted: %s", error)
+                    log.warning("cannot record deliveries by WebSocket: %s", error)
                     for ae_title, ids in heard.items():
                         self.heard[ae_title] |= ids
                     await asyncio.sleep(RETRY_AFTER[0])
@@ -258,7 +260,7 @@ class SocketDelivery(Rounds):
             self.noting = None
 
     async def close(self) -> None:
-        """Tell what is new, then end all sockets: their clients come back."""
+        """Send new events, then close all sockets; their clients reconnect."""
         with contextlib.suppress(Exception):
             await self._tell_new()
         for some in list(self.sockets.values()):

@@ -1,4 +1,4 @@
-"""The archive asked for instances (PS3.4 C)."""
+"""Query the archive for instances (PS3.4 C)."""
 
 import asyncio
 import contextlib
@@ -21,18 +21,18 @@ from minris.upper_layer.caller import Caller, DeliveryError
 class ArchiveSearch:
     """Looks for instances in an archive by C-FIND (PS3.4 C, Study Root).
 
-    Within their study and series where these are known; else by instance UIDs alone, where the
-    archive's device allows relational queries
+    It searches within study and series if known, else by instance UIDs alone, if the archive's
+    device allows relational queries.
     """
 
-    AT_ONCE = 100  # UIDs in one query
-    LONGEST = 300.0  # seconds for one request
+    AT_ONCE = 100  # maximum of UIDs per query
+    LONGEST = 300.0  # unit: seconds; per request
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
-        """Raises DeliveryError where it is not reached or refuses a query"""
+        """Return which references the archive has. Raises DeliveryError."""
         address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
@@ -51,7 +51,7 @@ class ArchiveSearch:
         return Evidence(seen, wanted - seen.keys() - unchecked, unchecked, places=places)
 
     async def count(self, archive: Device, studies: list[str]) -> dict[str, int]:
-        """How many images the archive has of each of some studies, 1 where it does not say."""
+        """Return the number of images per study that the archive has; 1 if it does not say."""
         counts: dict[str, int] = {}
         async with self._asking(archive) as caller:
             for start in range(0, len(studies), self.AT_ONCE):
@@ -66,17 +66,17 @@ class ArchiveSearch:
 
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
-        """An association for queries. Raises DeliveryError"""
+        """An association for queries. Raises DeliveryError."""
         caller, address = Caller(30.0), address_of(archive, archive.ae_title)
         ours = self.config.dicom.ae_title
         await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
         try:
             if STUDY_ROOT_FIND not in caller.accepted.contexts:
-                raise DeliveryError("the archive takes no queries (Study Root FIND)")
+                raise DeliveryError("the archive accepts no queries (Study Root FIND)")
             async with asyncio.timeout(self.LONGEST):
                 yield caller
         except TimeoutError:
-            raise DeliveryError("its answers have no end") from None
+            raise DeliveryError("its answers take too long") from None
         finally:
             await caller.release()
 
@@ -88,19 +88,19 @@ class ArchiveSearch:
             of_study = wanted.setdefault(one.study_instance_uid, {})
             of_study.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
         for study, series in wanted.items():
-            if "" in series:  # not known of all
+            if "" in series:  # unknown for some
                 answers = await self._ask(caller, "SERIES", StudyInstanceUID=study,
                                           SeriesInstanceUID="")  # fmt: skip
                 series = {one.get("SeriesInstanceUID"): set() for one in answers}
             for uid, images in sorted(series.items()):
                 place = {"StudyInstanceUID": study, "SeriesInstanceUID": uid}
-                if 0 < len(images) <= self.AT_ONCE:  # a few of a series that may be long
+                if 0 < len(images) <= self.AT_ONCE:  # a few of a possibly long series
                     found |= await self._images(caller, "\\".join(sorted(images)), **place)
                 if not images or images - found.keys():
                     found |= await self._images(caller, "", **place)
 
     async def _images(self, caller: Caller, uids: str, **keys: str) -> dict[str, tuple[str, ...]]:
-        """Class, study, series and availability of each of some images that are found."""
+        """Return SOP class, study, series and availability of the images found, by UID."""
         places = {"StudyInstanceUID": "", "SeriesInstanceUID": ""}
         asked = places | keys
         answers = await self._ask(caller, "IMAGE", SOPInstanceUID=uids, SOPClassUID="",
@@ -111,7 +111,7 @@ class ArchiveSearch:
                 one.get("InstanceAvailability") or "ONLINE",
             )
             for one in answers
-            # an answer names a class or who has it (PS3.4 C.4.1.1.3.2); else it is our own question
+            # PS3.4 C.4.1.1.3.2: an answer has a class or Retrieve AE Title, else it echoes our keys
             if (one.get("SOPClassUID") or one.get("RetrieveAETitle"))
             and one.get("InstanceAvailability") in ("", *RETRIEVABLE)
         }  # fmt: skip
@@ -128,6 +128,6 @@ class ArchiveSearch:
             return [ElementIndex(recode(one, context.explicit, UTF_8)) for one in answers]
 
         try:
-            return await asyncio.to_thread(decode)  # thousands would hold up the loop
+            return await asyncio.to_thread(decode)  # thousands would block the loop
         except Malformed as error:
-            raise DeliveryError(f"its answer cannot be read: {error}") from None
+            raise DeliveryError(f"cannot decode its answer: {error}") from None

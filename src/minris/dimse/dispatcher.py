@@ -1,4 +1,4 @@
-"""Door 1: the messages of associations, answered."""
+"""Door 1: answer the messages of associations."""
 
 import asyncio
 import collections
@@ -24,9 +24,9 @@ from minris.upper_layer.messages import Request
 class Dimse:
     """Door 1: answers the messages of associations.
 
-    context  gives a Context for an Actor
-    access   gives the AccessRules of the moment
-    writer   the store's one writer
+    context  returns a Context for an Actor
+    access   returns the current AccessRules
+    writer   the store's writer
     readers  threads that search
     """
 
@@ -47,7 +47,7 @@ class Dimse:
         self.services = {(s.sop_class, s.operation): s for s in SERVICES}
 
     async def dispatch(self, association: Association, request: Request) -> None:
-        """Answer one message; every failure is a status, never silence."""
+        """Answer one message; every failure is answered with a status."""
         peer = association.peer
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
@@ -59,7 +59,7 @@ class Dimse:
             if request.too_large:
                 find = request.operation == "C-FIND"
                 status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
-                raise Refusal(status, "The data set is larger than this system takes")
+                raise Refusal(status, "The data set is larger than this system accepts")
             if service.access == "find":
                 await self.finder.answer(ctx, association, request, service.core)
                 return
@@ -73,17 +73,17 @@ class Dimse:
             fields, data = refused_fields(request, refusal)
         association.done[request.operation, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
-        if changed:  # once it is answered
+        if changed:  # after the answer
             self.on_events()
 
     def _service(self, request: Request) -> Service:
-        """What a message calls. Refuses 0118, 0211, 0123 (PS3.7 10.1; PS3.4 CC.3.1.1)."""
+        """Return the service of a message. Refuses 0118, 0122, 0211, 0123 (PS3.7 10.1)."""
         command, syntax = request.command, request.context.abstract_syntax
         named = command.get("AffectedSOPClassUID") or command.get("RequestedSOPClassUID")
         c_service = request.operation.startswith("C-")
-        # PS3.4 CC.3.1.1: the Push UID in any of them; C-FIND names the class of its context
+        # PS3.4 CC.3.1.1: the Push UID in any UPS context; C-FIND names the class of its context
         any_ups = syntax in UPS_CLASSES and named in UPS_CLASSES and not c_service
-        if named != syntax and not any_ups:  # PS3.7 9.1: for C-services it is 0122
+        if named != syntax and not any_ups:  # PS3.7 9.1: 0122 for C-services
             raise Refusal(
                 Status.SOP_CLASS_NOT_SUPPORTED if c_service else Status.NO_SUCH_SOP_CLASS,
                 f"{named or 'nothing'} is not the SOP class of its context",

@@ -1,4 +1,4 @@
-"""A request's data set read, its response and its refusal written (PS3.7 9.3, 10.3, C)."""
+"""Decode requests; encode responses, refusals and our requests (PS3.7 9.3, 10.3, C)."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ from minris.upper_layer.pdus import NAMED, NO_DATA_SET, NUMBERS, OPERATIONS, enc
 
 
 def decode_request(ctx: Context, request: Request, device: Device | None) -> None:
-    """Read a request's data set into the stored form. Refuses 0110 for one that is none."""
+    """Decode a request's data set into `index`, stored form. Refuses 0110, 0213."""
     limits = ctx.config.dicom
     charset = character_set(device.character_set) if device else ASCII
     most = Limits(limits.maximum_nesting, limits.maximum_elements)
@@ -27,7 +27,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
     except Malformed as error:
         many = isinstance(error, TooManyElements)
         status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
-        raise Refusal(status, f"The data set cannot be read: {error}") from None
+        raise Refusal(status, f"Cannot decode the data set: {error}") from None
     if recoded.recovered or recoded.damaged:
         _note_texts(ctx, request, recoded)
     request.asked = recoded.asked
@@ -35,13 +35,13 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
 
 
 def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-    """Log texts that contradict their set. Refuses 0106 where keeping them would harm.
+    """Log texts that contradict their character set.
 
-    A set that is not known, and bytes that are not UTF-8: what an N-service stored would be
-    wrong for good (PS3.5 6.1.2.3). A query is answered as far as it is understood.
+    Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
+             stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
     """
     words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-    how = "guessed at" if recoded.damaged else "recovered"
+    how = "guessed" if recoded.damaged else "recovered"
     log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
     unknown = recoded.asked and character_set(recoded.asked) is None
     if recoded.damaged and unknown and request.operation != "C-FIND":
@@ -53,7 +53,7 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
 
 
 def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
-    """The command set of a response (PS3.7 9.3, 10.3)."""
+    """Return the command set of a response (PS3.7 9.3, 10.3)."""
     command = request.command
     if number := NUMBERS.get(request.operation):
         fields[number] = command.get(number)
@@ -73,9 +73,9 @@ def response_command(request: Request, data: bytes | None, **fields: Any) -> byt
 def request_command(
     operation: str, sop_class: str, uid: str, has_data: bool, message_id: int, number: int
 ) -> bytes:
-    """The command set of a request of ours (PS3.7 10.3).
+    """Return the command set of a request of ours (PS3.7 10.3).
 
-    number  Event Type ID or Action Type ID, where the operation has one
+    number  Event Type ID or Action Type ID, if the operation has one
     """
     named, kind = NAMED.get(operation, "Requested"), 1 if has_data else NO_DATA_SET
     fields = {f"{named}SOPClassUID": sop_class, f"{named}SOPInstanceUID": uid}
@@ -87,7 +87,7 @@ def request_command(
 
 
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-    """The fields of a failure, and the attributes to blame where the status has them."""
+    """Return the command fields of a failure, and a data set of its attributes if allowed."""
     fields: dict[str, Any] = {
         "Status": refusal.status,
         "ErrorComment": error_comment(refusal),
@@ -102,13 +102,13 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
         Status.INVALID_ATTRIBUTE_VALUE,
         Status.MISSING_ATTRIBUTE_VALUE,
     ):
-        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # told to nobody
+        tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # secret
         data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
     return fields, data
 
 
 def error_comment(refusal: Refusal) -> str:
-    """Error Comment (0000,0902): printable ASCII, at most 64 characters, a tag for its name."""
+    """Return Error Comment (0000,0902): printable ASCII, 64 characters at most, with the tag."""
     words = refusal.detail
     if refusal.problems and words == str(refusal.problems[0]) and refusal.problems[0].tag:
         tag, words = refusal.problems[0]

@@ -1,4 +1,4 @@
-"""C-FIND answered: from what was kept, or slice by slice (PS3.4 C.4.1)."""
+"""Answer C-FIND, from the cache or slice by slice (PS3.4 C.4.1)."""
 
 import asyncio
 import concurrent.futures
@@ -28,7 +28,7 @@ from minris.upper_layer.messages import Request
 
 
 class KeptAnswers(NamedTuple):
-    """A small result as it was at a commit, on a day."""
+    """A small result, valid for one commit and day."""
 
     commits: int
     day: str
@@ -38,10 +38,10 @@ class KeptAnswers(NamedTuple):
 
 
 class Finder:
-    """Answers C-FINDs; a small result is kept whole until the next commit, or the next day.
+    """Answers C-FIND; a small result is cached until the next commit or the next day.
 
-    access   gives the AccessRules of the moment
-    writer   whose commits make what is kept old
+    access   returns the current AccessRules
+    writer   whose commits invalidate the cache
     readers  threads that search
     """
 
@@ -58,7 +58,7 @@ class Finder:
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
     ) -> None:
-        """Answer a C-FIND, from what was kept or slice by slice, and note it in the query log."""
+        """Answer a C-FIND, from the cache or slice by slice, and add it to the query log."""
         key = core, request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
         kept = self.recent.get(key)
@@ -85,7 +85,7 @@ class Finder:
             status = refusal.status
             raise
         finally:
-            # closed in a reader's thread, where it never runs at the same time
+            # closed in a reader thread, where it cannot run at the same time
             self.readers.submit(slices.close)
             if request.index and core is find_worklist:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
@@ -108,13 +108,13 @@ class Finder:
 
     @staticmethod
     def _next(slices: Iterator[tuple[Status, list[bytes]]]) -> tuple[Status, list[bytes]] | None:
-        with reading():  # any of the threads may come next, each has its own connection
+        with reading():  # each reader thread has its own connection
             return next(slices, None)
 
     def _slices(
         self, ctx: Context, request: Request, core: Core
     ) -> Iterator[tuple[Status, list[bytes]]]:
-        """The status of all answers with each slice of them; in a reader's thread."""
+        """Yield slices of answers, each with their status; in a reader thread."""
         rules = self.access()
         device = rules.device(ctx.actor.name)
         search = compiled(ctx, request, SEARCHED[core], device)
@@ -131,7 +131,7 @@ class Finder:
 def compiled(
     ctx: Context, request: Request, table: AttributeTable, device: Device | None
 ) -> Search:
-    """The identifier of a C-FIND of a device as a search. Refuses A900."""
+    """Return the search for the identifier of a C-FIND. Refuses A900."""
     if not request.data:
         raise Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "There is no identifier")
     try:

@@ -1,4 +1,4 @@
-"""Requests of ours: what is in the outbox, sent by DIMSE (PS3.4 CC.2.4, F.9, J.3)."""
+"""Send the outbox by DIMSE (PS3.4 CC.2.4, F.9, J.3)."""
 
 import asyncio
 import sys
@@ -29,35 +29,35 @@ from minris.upper_layer.caller import Caller, DeliveryError
 
 
 def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
-    """Where an AE is called. Raises DeliveryError where that is not known"""
+    """Return host and port of an AE. Raises DeliveryError if unknown."""
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
     return device.host, device.port
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
-    """A response's status with its comment, as it is kept; not for the log: it may name a patient."""
+    """Return a response's status and comment for the store; not for the log: may name a patient."""
     comment = "".join(c if c.isprintable() else "?" for c in fields.get("ErrorComment", ""))
     return f"{fields['Status']:04X}{' ' if comment else ''}{comment}"
 
 
-# Failures that may pass: whoever answers them is sent the same again.
+# Temporary failures: the message is sent again.
 PASSING_FAILURES = frozenset(
     {Status.PROCESSING_FAILURE, Status.RESOURCE_LIMITATION, Status.UNRECOGNIZED_OPERATION}
 )
 
 
 class Kind(NamedTuple):
-    """How a kind of the outbox is sent by DIMSE, and what an answer means.
+    """How a kind of outbox message is sent by DIMSE, and what an answer means.
 
-    lane      that it is in; those of a lane share an association
-    proposed  SOP class of the context; named: that of the command
+    lane      its lane; messages of a lane share an association
+    proposed  SOP class of the presentation context
+    named     SOP class in the command
     as_scp    whether we are its SCP (PS3.7 D.3.3.4)
-    refused   what is said where the receiver does not take it
+    refused   text if the receiver does not accept the context
     passing, failure, aborts
-              after how many failures that may pass, other failures, and ends of the association in
-              its middle it is given up; 0: that answer is as good as any, and an end is one of the
-              receiver and not of the message
+              number of temporary failures, other failures, and aborted associations after which
+              it is given up; 0: a failure counts as delivered, and an abort as unreachable
     """
 
     lane: str
@@ -71,7 +71,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # PS3.4 CC.2.4.4: a status is of no effect here
+    # PS3.4 CC.2.4.4: the status has no effect
     "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
                   "it does not take the UPS Event SOP class with us as SCP", 0),
     **{
@@ -79,32 +79,32 @@ KINDS = {
                    MOST_REFUSALS, aborts=MOST_ABORTS)
         for kind, (uid, as_scp) in PASSED_ON.items()
     },
-    # PS3.4 J.3.3: with another failure it has heard, and knows nothing of it
+    # PS3.4 J.3.3: after another failure it has the result, but does not know the transaction
     "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
                               "it does not take storage commitment with us as SCP", sys.maxsize),
-    # then it is asked anew, under another Transaction UID
+    # then a new request is made, with another Transaction UID
     "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
                                "the archive takes no requests for storage commitment", 1, 1),
 }  # fmt: skip
 
 
 def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
-    """Whether a device has accepted a kind, and us in the role that we have there."""
+    """Tell whether a device accepted the context of a kind, and our role in it."""
     _, scp = caller.accepted.roles.get(kind.proposed, (False, False))
     accepted = kind.proposed in caller.accepted.contexts
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
 class DimseSender:
-    """Sends what is in the outbox, on associations of our own that propose what a receiver takes.
+    """Sends outbox messages on our own associations, with the contexts a receiver needs.
 
-    One of events, or of what is passed on, stays open for a while, for a burst. A result of storage
-    commitment goes to the requester's own first, where its device wants that.
+    An association for events or passed-on messages stays open for KEEP seconds, for bursts. A
+    storage commitment result first uses the requester's association, if its device wants that.
 
-    associations  gives those that are open to us
+    associations  returns those that peers have open
     """
 
-    KEEP = 3.0  # seconds
+    KEEP = 3.0  # unit: seconds
     KEPT = (EVENT_LANES["dimse"], PASSED_ON_LANE)
 
     def __init__(
@@ -121,7 +121,7 @@ class DimseSender:
     async def __call__(
         self, receiver: str, events: list[Event], heard: Callable[[Event, str], None]
     ) -> None:
-        """Tell one receiver events of one lane in order. Raises DeliveryError"""
+        """Send events of one lane to a receiver, in order. Raises DeliveryError."""
         device = self.access().device(receiver)
         address_of(device, receiver)
         first = events[0]
@@ -144,9 +144,9 @@ class DimseSender:
                 except DeliveryError:
                     if not was_kept or caller.is_open:
                         raise
-                    caller = await self._open(device, key)  # it has closed a kept one
+                    caller = await self._open(device, key)  # it closed the kept association
                     answer = await self._report(caller, device, event)
-                was_kept = True  # it has served
+                was_kept = True  # it works
                 heard(event, answer)
         finally:
             if caller.is_open and key[0] in self.KEPT:
@@ -157,7 +157,7 @@ class DimseSender:
                 await caller.release()
 
     async def _open(self, device: Device, key: tuple[str, ...]) -> Caller:
-        """An association for what a device takes in a lane. Raises DeliveryError"""
+        """Open an association for what a device accepts in a lane. Raises DeliveryError."""
         lane, ours, theirs = key
         proposed = tuple(
             (kind.proposed, (False, True) if kind.as_scp else None)
@@ -165,8 +165,8 @@ class DimseSender:
             if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
         )
         if not proposed:
-            raise DeliveryError("it is passed on nothing any more")
-        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may look first
+            raise DeliveryError("nothing is passed on to it any more")
+        caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
         await caller.open((device.host, device.port), ours, theirs, proposed)
         return caller
 
@@ -177,20 +177,20 @@ class DimseSender:
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
-        """Release what is kept."""
+        """Release the kept associations."""
         for key in list(self.kept):
             self._let_go(key)
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _report(self, caller: Caller, device: Device, event: Event) -> str:
-        """Send one message: its answer. Raises Answered for one that is no end of it"""
+        """Send a message; return its answer. Raises Answered for one that means a retry."""
         kind = KINDS[event.kind]
         if not _takes(caller, device, kind):
             of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
             if not any(_takes(caller, device, other) for other in of_lane):
                 raise DeliveryError(kind.refused)
             log.warning("%s: %s", device.name, kind.refused)
-            return kind.refused  # what it takes is not to wait for that
+            return kind.refused  # do not hold up what it accepts
         context = caller.accepted.contexts[kind.proposed]
         data = written_for(device, event.data, context.explicit)
         numbers = event.message_id, event.event_type
@@ -213,7 +213,7 @@ class DimseSender:
         return answer
 
     async def _told_on_theirs(self, device: Device, receiver: str, event: Event) -> bool:
-        """Whether the requester took a result on an association that it has open (PS3.4 J.3.3.1.2)."""
+        """Tell whether the requester took a result on its own association (PS3.4 J.3.3.1.2)."""
         if event.kind != "commitment result" or not device.report_on_same_association:
             return False
         for association in self.associations():
@@ -223,7 +223,7 @@ class DimseSender:
             of_class = [context for context in peer.contexts.values()
                         if context.abstract_syntax == STORAGE_COMMITMENT]  # fmt: skip
             if not of_class or STORAGE_COMMITMENT in peer.of_providers:
-                continue  # there it is we who are the SCU (PS3.7 D.3.3.4)
+                continue  # there we are the SCU (PS3.7 D.3.3.4)
             written = written_for(device, event.data, of_class[0].explicit)
             numbers = Association.ASKED_ID, event.event_type
             command = request_command(

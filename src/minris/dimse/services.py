@@ -1,4 +1,4 @@
-"""Which message of which SOP class calls which core function (PS3.7 9, 10)."""
+"""Services: SOP class and operation, with the core function they call (PS3.7 9, 10)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,9 +46,9 @@ class Service(NamedTuple):
     """An operation of a SOP class: which core function it calls, and how.
 
     access  `none`, `find` (a generator of answers), `read` or `write` (in the store thread)
-    clause  where the operation is described
-    read    turns a request into the arguments of the core function behind ctx
-    answer  what its result is in the response: fields in order, and `data` for the data set
+    clause  where the operation is defined
+    read    turns a request into the arguments of the core function after ctx
+    answer  response fields that its result fills, in order; `data` is the data set
     """
 
     sop_class: str
@@ -78,7 +78,7 @@ def _numbered(request: Request) -> tuple[str, int, ElementIndex]:
 
 
 def ups_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> Status:
-    """An N-ACTION on a workitem, by its type. Refuses as the core function, 0120, 0121, 0115."""
+    """Do an N-ACTION on a workitem. Refuses 0120, 0121, 0115, and as the core function."""
     name = UPS_ACTIONS[kind][0]
     if name == "change state":
         state = index.text(UPS_STATE) if UPS_STATE in index else None
@@ -106,13 +106,13 @@ def _check_commitment_instance(uid: str) -> None:
 
 
 def commitment_action(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
+    """Take an N-ACTION of storage commitment. Refuses 0112 for another instance; 0120, 0121."""
     _check_commitment_instance(uid)
     request_commitment(ctx, _required(index, "TransactionUID"), bytes(index))
 
 
 def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) -> None:
-    """An N-EVENT-REPORT of storage commitment. Refuses 0112 for another instance, 0113; 0115 …"""
+    """Take a commitment result. Refuses 0112 for another instance, 0113, 0120, 0121; 0115."""
     _check_commitment_instance(uid)
     if kind not in COMMITMENT_EVENTS.values():
         raise Refusal(Status.NO_SUCH_EVENT_TYPE, f"There is no event type {kind}")
@@ -120,7 +120,7 @@ def commitment_report(ctx: Context, uid: str, kind: int, index: ElementIndex) ->
 
 
 def _required(index: ElementIndex, keyword: str) -> str:
-    """The value of an argument that must be there. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
+    """Return the value of a required argument. Refuses 0120, 0121 (PS3.4 5.4.2.1)."""
     tag = tag_of(keyword)
     if tag not in index:
         raise Refusal(Status.MISSING_ATTRIBUTE, problems=[Problem(tag, Message("is missing"))])
@@ -156,9 +156,9 @@ SERVICES = (
 )  # fmt: skip
 ACTIONS = {ups_action: UPS_ACTIONS, commitment_action: COMMITMENT_ACTIONS}
 SEARCHED = {find_worklist: MWL_ATTRIBUTES, find_workitems: UPS_ATTRIBUTES}
-# Whose changes somebody is to be told of, or something is to follow.
+# Changes of these have subscribers or consequences.
 WATCHED_CLASSES = UPS_CLASSES | {MPPS, STORAGE_COMMITMENT, INSTANCE_AVAILABILITY}
-# Abstract syntaxes, with the (SCU, SCP) roles we take where they are proposed; None: the default.
+# Abstract syntaxes with the (SCU, SCP) roles we accept if proposed; None: the default.
 PRESENTATION_CONTEXTS: dict[str, tuple[bool, bool] | None] = {
     VERIFICATION: None, MODALITY_WORKLIST: None, MPPS: (True, False), MPPS_RETRIEVE: (True, False),
     UPS_PUSH: (True, False), UPS_WATCH: (True, False), UPS_PULL: (True, False),

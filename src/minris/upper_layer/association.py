@@ -1,4 +1,4 @@
-"""An association that a peer has opened, from its first byte to its last (PS3.8 9.2)."""
+"""Associations that peers open, from first byte to last (PS3.8 9.2)."""
 
 import asyncio
 import collections
@@ -33,7 +33,7 @@ from minris.upper_layer.states import ASSOCIATION_STATES
 
 
 class AssociationHost(Protocol):
-    """What an association asks of the server that it belongs to."""
+    """What an association needs of its server."""
 
     limits: types.SimpleNamespace
     message_limits: MessageLimits
@@ -52,14 +52,14 @@ class AssociationHost(Protocol):
 
 
 class Association(asyncio.Protocol):
-    """One connection of a peer, from the first byte to the last.
+    """One connection of a peer, from first byte to last.
 
-    The state machine decides what a PDU or an event means; `_aa_8` and its like are the actions
-    of PS3.8 Tables 9-6 to 9-9 by their names.
+    ASSOCIATION_STATES says what a PDU or event does; methods like `_aa_8` are the actions of
+    PS3.8 Tables 9-6 to 9-9.
     """
 
-    QUEUE = 16  # messages waiting before reading is paused
-    ASKED_ID = 1  # Message ID of what we ask the peer, one at a time
+    QUEUE = 16  # maximum of waiting messages before reading pauses
+    ASKED_ID = 1  # Message ID of our requests, one at a time
 
     def __init__(self, server: AssociationHost) -> None:
         self.server, self.limits = server, server.limits
@@ -69,7 +69,7 @@ class Association(asyncio.Protocol):
         self.assembler = Assembler(server.message_limits, server.intake)
         self.waiting: collections.deque[Request] = collections.deque()
         self.current: Request | None = None
-        self.asked: asyncio.Future[int] | None = None  # the status of what we ask the peer
+        self.asked: asyncio.Future[int] | None = None  # status of our request to the peer
         self.task: asyncio.Task | None = None
         self.artim: asyncio.TimerHandle | None = None
         self.pdu_timer: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Association(asyncio.Protocol):
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
         self.ending = ("lost", "")
         self.paused = self.pdu_sized = False
-        self.combined = True  # command and data set in one PDU, as nearly all peers take it
+        self.combined = True  # command and data set in one PDU, as nearly all peers accept
 
     # Events of the transport
 
@@ -100,7 +100,7 @@ class Association(asyncio.Protocol):
         self.happens("connected")
         if words := self.server.enter(self, "pending"):
             self.refuse(words)
-            transport.close()  # none of a flood is waited for
+            transport.close()  # do not wait for a flood
 
     def connection_lost(self, error: Exception | None) -> None:
         self.happens("closed")
@@ -126,7 +126,7 @@ class Association(asyncio.Protocol):
             self.send_timer.cancel()
 
     def _send_timed_out(self) -> None:
-        self.server.complain(self.address, "%s does not take what it asked for", self)
+        self.server.complain(self.address, "%s does not read our answers", self)
         self.transport.abort()
 
     def _quick_ack(self) -> None:
@@ -146,7 +146,7 @@ class Association(asyncio.Protocol):
                 if kind not in PDU_EVENTS:
                     raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
                 if length > self._longest(kind):
-                    raise ProtocolError(f"a PDU of {length} bytes is past the limit")
+                    raise ProtocolError(f"a PDU of {length} bytes exceeds the limit")
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length
@@ -168,7 +168,7 @@ class Association(asyncio.Protocol):
         return max(65536, self.limits.maximum_pdu_length) if kind <= A_ASSOCIATE_AC else 4
 
     def _time_pdu(self) -> None:
-        """A PDU that has begun must end: its timer runs from its first byte, while we read."""
+        """Time an incomplete PDU from its first byte, while we read."""
         whole_header = len(self.buffer) >= 6
         if not self.buffer or self.paused or self.state in ("Sta1", "Sta13"):
             self._stop_pdu_timer()
@@ -187,14 +187,14 @@ class Association(asyncio.Protocol):
             self.pdu_timer = None
 
     def _pdu_timed_out(self) -> None:
-        self.server.complain(self.address, "%s: a PDU that has begun does not end", self)
+        self.server.complain(self.address, "%s: a PDU was not completed in time", self)
         self.pdu_timer = None
         self.happens("invalid")
 
     # The state machine
 
     def happens(self, event: str, *arguments: Any) -> None:
-        """Let an event happen: the action of the table, and the state after it."""
+        """Do the action of ASSOCIATION_STATES for an event, and enter the next state."""
         cell = ASSOCIATION_STATES.get((event, self.state))
         if cell:
             action, self.state = cell
@@ -209,12 +209,12 @@ class Association(asyncio.Protocol):
             self.artim.cancel()
 
     def _write_last(self, pdu: bytes) -> None:
-        """Write what ends the association; the peer is to close, for so long we wait."""
+        """Write the last PDU of the association, and wait for the peer to close."""
         self._stop_work()
         self.refused = True
         self.transport.write(pdu)
         if self.transport.can_write_eof():
-            with contextlib.suppress(OSError):  # the peer has left a moment ago
+            with contextlib.suppress(OSError):  # the peer has just left
                 self.transport.write_eof()
         self._start_artim(min(2.0, self.limits.associate_timeout))
 
@@ -228,7 +228,7 @@ class Association(asyncio.Protocol):
     def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
         self._stop_work()
-        self.transport.abort()  # what has not been read by now is not wanted
+        self.transport.abort()  # unsent data is dropped
 
     def _ae_5(self) -> None:
         self._start_artim(self.limits.associate_timeout)
@@ -236,14 +236,14 @@ class Association(asyncio.Protocol):
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
         host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host:  # a name server may be slow, and nothing blocks in the loop
+        if host:  # a name server may be slow, and nothing may block the loop
             run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
             run.add_done_callback(lambda _: self._decide(pdu))
         else:
             self._decide(pdu)
 
     def _decide(self, pdu: bytes) -> None:
-        """Accept or reject, if the peer is still there."""
+        """Accept or reject, if the peer is still connected."""
         if self.state != "Sta3":
             return
         server = self.server
@@ -289,7 +289,7 @@ class Association(asyncio.Protocol):
 
     def _ar_2(self, pdu: bytes) -> None:
         self.ending = ("released", "")
-        if self.task:  # what came before it is still done; a search has nobody to hear it
+        if self.task:  # finish the requests before it, but cancel a search
             if self.current:
                 self.current.cancelled = True
         else:
@@ -308,7 +308,7 @@ class Association(asyncio.Protocol):
 
     def _aa_2(self, pdu: bytes = b"") -> None:
         if not self.peer and not self.refused and not pdu:
-            self.server.complain(self.address, "%s asked for no association in time", self)
+            self.server.complain(self.address, "%s sent no association request in time", self)
         self._close()
 
     def _aa_3(self, pdu: bytes) -> None:
@@ -322,9 +322,9 @@ class Association(asyncio.Protocol):
     def _do_nothing(self, cause: bytes | int = b"") -> None:
         pass
 
-    _ar_8 = _do_nothing  # a release collision: as the acceptor we wait for the peer's answer first
-    _aa_6 = _do_nothing  # what comes after our last PDU is ignored
-    _aa_7 = _do_nothing  # PS3.8 wants another A-ABORT here, but our half is closed already
+    _ar_8 = _do_nothing  # release collision: the acceptor waits for the peer's answer first
+    _aa_6 = _do_nothing  # PDUs after our last one are ignored
+    _aa_7 = _do_nothing  # PS3.8 asks for another A-ABORT, but our half is closed already
 
     def _aa_8(self, cause: bytes | int = 6) -> None:
         self._write_last(abort_pdu(2, cause if isinstance(cause, int) else 2))
@@ -342,7 +342,7 @@ class Association(asyncio.Protocol):
             self.idle_timer = self.loop.call_later(left, self._watch_idle)
 
     def refuse(self, words: str) -> None:
-        """Abort since a limit is reached, with a line in the log."""
+        """Log that a limit is reached, and abort."""
         self.server.complain(self.address, "%s refused: %s", self, words)
         self.ending = ("refused", words)
         self.happens("abort")
@@ -350,7 +350,7 @@ class Association(asyncio.Protocol):
     # Messages
 
     def _complete(self, request: Request) -> None:
-        """A message is whole: a C-CANCEL acts at once, others wait for their turn."""
+        """Handle a complete message: a C-CANCEL at once, a request when its turn comes."""
         command = request.command
         field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
         if field == C_CANCEL_RQ:
@@ -361,7 +361,7 @@ class Association(asyncio.Protocol):
         if field & 0x8000:
             right = (field, message_id) == (N_EVENT_REPORT_RSP, self.ASKED_ID)
             if not right or not self.asked or self.asked.done():
-                raise ProtocolError("a response came to nothing that was asked")
+                raise ProtocolError("a response came without a request")
             self.asked.set_result(command.get("Status"))
             return
         self.waiting.append(request)
@@ -373,7 +373,7 @@ class Association(asyncio.Protocol):
             self._stop_pdu_timer()
 
     async def _serve(self) -> None:
-        """Answer what waits, one after the other; a release that came meanwhile is answered last."""
+        """Answer waiting messages one by one, then a release request that came meanwhile."""
         try:
             while self.waiting and self.state in ("Sta6", "Sta7", "Sta8"):
                 self.current = self.waiting.popleft()
@@ -385,7 +385,7 @@ class Association(asyncio.Protocol):
                         self.transport.resume_reading()
                     self._time_pdu()
         except Exception:
-            log.exception("%s: a message could not be served", self)
+            log.exception("%s: cannot answer a message", self)
             self.happens("abort")
         finally:
             self.task = self.current = None
@@ -395,13 +395,16 @@ class Association(asyncio.Protocol):
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes, timeout: float = 10.0
     ) -> int | None:
-        """Send the peer an N-EVENT-REPORT, one at a time: its status, None where it gives none."""
+        """Send an N-EVENT-REPORT, one at a time; return its status, None without a response.
+
+        timeout  unit: seconds
+        """
         if self.asked or self.state != "Sta6":
             return None
         self.asked = self.loop.create_future()
         try:
             async with asyncio.timeout(timeout):
-                while self.task:  # what it waits for itself comes first
+                while self.task:  # answer its own requests first
                     await asyncio.sleep(0.005)
                 if not await self.send((context, command, data)):
                     return None
@@ -410,10 +413,10 @@ class Association(asyncio.Protocol):
             return None
         finally:
             if self.asked.done():
-                self.asked = None  # else what comes late is no answer to what follows
+                self.asked = None  # else a late response would answer the next request
 
     async def send(self, *messages: tuple[AcceptedContext, bytes, bytes | None]) -> bool:
-        """Write messages in one go and wait while the peer does not read; whether it is there."""
+        """Write messages at once, wait until the peer reads; return whether it is still there."""
         return await self._write([self._pdus(*message) for message in messages])
 
     async def _write(self, pdus: list[bytes]) -> bool:
@@ -424,7 +427,7 @@ class Association(asyncio.Protocol):
     async def send_answers(
         self, context: AcceptedContext, command: bytes, answers: Iterable[bytes]
     ) -> bool:
-        """Write many messages with the same command set, 64 KiB and more at a time."""
+        """Write messages with the same command set, 64 KiB or more at a time; return as send."""
         pdus, size = [], 0
         prefix = PDV_HEADER.pack(len(command) + 2, context.id, 3) + command
         extra, longest = len(prefix) + 6, self.peer.maximum_length or self.limits.maximum_pdu_length

@@ -1,4 +1,4 @@
-"""An association that we open."""
+"""Associations that we open."""
 
 import asyncio
 import collections
@@ -32,20 +32,20 @@ from minris.upper_layer.pdus import (
 
 
 class DeliveryError(Exception):
-    """A receiver could not be told."""
+    """A message could not be delivered."""
 
 
 class AssociationRejected(DeliveryError):
-    """A receiver rejects our association."""
+    """A receiver rejected our association."""
 
 
-# Abstract syntaxes that we propose, with the (SCU, SCP) roles, None for the default.
+# Abstract syntaxes that we propose, each with (SCU, SCP) roles; None: the default.
 Proposed = tuple[tuple[str, tuple[bool, bool] | None], ...]
 
 
 @functools.lru_cache(maxsize=512)
 def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
-    """The PDU of an A-ASSOCIATE-RQ for abstract syntaxes with the (SCU, SCP) roles proposed."""
+    """Return an A-ASSOCIATE-RQ PDU from our AE title to theirs."""
     from pynetdicom import pdu as pdus
     from pynetdicom import pdu_primitives as items
     from pynetdicom.presentation import build_context
@@ -75,7 +75,7 @@ def associate_request(ours: str, theirs: str, proposed: Proposed) -> bytes:
 
 
 class Accepted(NamedTuple):
-    """What a peer has accepted: its longest PDU, contexts and (SCU, SCP) roles by abstract syntax."""
+    """What a peer accepted: longest PDU; contexts and (SCU, SCP) roles by abstract syntax."""
 
     maximum_length: int
     contexts: Mapping[str, AcceptedContext]
@@ -84,7 +84,7 @@ class Accepted(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
-    """Read an A-ASSOCIATE-AC. Raises whatever pynetdicom says of bytes that are not in order"""
+    """Decode an A-ASSOCIATE-AC. Raises any exception of pynetdicom for an invalid PDU."""
     from pynetdicom import pdu as pdus
     from pynetdicom import pdu_primitives as items
 
@@ -106,20 +106,20 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
 
 
 def response_to(command: bytes) -> tuple[int, int | None]:
-    """Command Field and Message ID Being Responded To of what answers a request (PS3.7 9.3, 10.3)."""
+    """Return Command Field and message ID of the response to a request (PS3.7 9.3, 10.3)."""
     asked = decode_command(command)
     return asked["CommandField"] | 0x8000, asked.get("MessageID")
 
 
 class Caller:
-    """The requestor's half: an association that we open, in the same event loop.
+    """An association that we open, in the event loop (the requestor's half).
 
-    Every failure is a DeliveryError, and closes the connection.
+    Every failure raises DeliveryError and closes the connection.
     """
 
-    LONGEST = 65536  # of a PDU, as we announce
+    LONGEST = 65536  # maximum PDU length that we announce
     MOST = MessageLimits(command=16384, data=4 << 20, drained=4 << 20)
-    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # of a C-FIND, and their bytes
+    MOST_ANSWERS, LONGEST_ANSWERS = 200_000, 64 << 20  # maximum of a C-FIND, and its bytes
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
@@ -132,12 +132,12 @@ class Caller:
     async def open(
         self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
     ) -> None:
-        """Associate; `accepted` is then what the peer takes.
+        """Associate; `accepted` then holds what the peer accepts.
 
         ours, theirs  calling and called AE title
         """
         request = associate_request(ours, theirs, proposed)
-        async with self._bounded("not reached"):
+        async with self._bounded("cannot connect"):
             self.reader, self.writer = await asyncio.open_connection(*address)
             self.writer.write(request)
             kind, pdu = await self._pdu()
@@ -150,7 +150,7 @@ class Caller:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
             self.close()
-            raise DeliveryError(f"its answer cannot be decoded: {error}") from None
+            raise DeliveryError(f"cannot decode its answer: {error}") from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
     @contextlib.asynccontextmanager
@@ -172,13 +172,13 @@ class Caller:
         header = await self.reader.readexactly(6)
         kind, _, length = PDU_HEADER.unpack(header)
         if length > self.LONGEST:
-            raise ProtocolError("it sent a PDU past the limit")
+            raise ProtocolError("its PDU exceeds the limit")
         return kind, header + await self.reader.readexactly(length)
 
     async def ask(
         self, context: AcceptedContext, command: bytes, data: bytes | None, combined: bool = True
     ) -> dict[str, Any]:
-        """Send one message and wait for its response: the command set, with a status."""
+        """Send a message; return the command set of its response, with a status."""
         pdus = message_pdus(context, command, data, self.accepted.maximum_length, combined)
         async with self._bounded("no response"):
             self.writer.write(pdus)
@@ -187,7 +187,7 @@ class Caller:
         return {"Status": Status.PROCESSING_FAILURE, **fields}
 
     async def find(self, context: AcceptedContext, sop_class: str, keys: bytes) -> list[bytes]:
-        """The answers of a C-FIND, as they come; DeliveryError for any other end than success."""
+        """Return the answers of a C-FIND. Raises DeliveryError unless it ends with success."""
         command = encode_command(AffectedSOPClassUID=sop_class, CommandField=0x0020, MessageID=1,
                                  Priority=0, CommandDataSetType=1)  # fmt: skip
         pdus = message_pdus(context, command, keys, self.accepted.maximum_length, True)
@@ -206,10 +206,10 @@ class Caller:
             size += len(data)
             if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
                 self.close()
-                raise DeliveryError("it answers more than we take")
+                raise DeliveryError("it answers more than we accept")
 
     async def _answer(self, wanted: tuple[int, int | None]) -> tuple[dict[str, Any], bytes]:
-        """The next message of the peer, which must be a response to what was asked."""
+        """Return the next message, which must be the response we want. Raises ProtocolError."""
         while not self.messages:
             kind, pdu = await self._pdu()
             if kind != P_DATA_TF:
@@ -218,12 +218,12 @@ class Caller:
         message = self.messages.popleft()
         fields = message.command
         if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
-            raise ProtocolError("it answers what was not asked")
+            raise ProtocolError("it sent a response to no request of ours")
         return fields, message.data or b""
 
     @property
     def is_open(self) -> bool:
-        """Whether the peer has not closed, as far as is known."""
+        """Tell whether the connection is open, as far as known."""
         return bool(self.writer) and not self.writer.is_closing() and not self.reader.at_eof()
 
     async def release(self) -> None:
@@ -236,6 +236,6 @@ class Caller:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; what the peer has not read is not kept for it."""
+        """Close the connection at once; unsent data is dropped."""
         if self.writer:
             self.writer.transport.abort()

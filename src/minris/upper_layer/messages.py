@@ -1,4 +1,4 @@
-"""The messages of an association, put together from their fragments (PS3.8 9.3.5, annex E)."""
+"""Assemble the messages of an association from their fragments (PS3.8 9.3.5, annex E)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from minris.upper_layer.pdus import (
 
 
 class Request:
-    """One DIMSE message of a peer: its command set, and its data set if it has one."""
+    """A DIMSE message of a peer: its command set, and its data set if it has one."""
 
     def __init__(self, context: AcceptedContext, command: dict[str, Any]) -> None:
         self.context, self.command = context, command
@@ -25,11 +25,11 @@ class Request:
         self.too_large = self.cancelled = False
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
-        self.raw: bytes | None = None  # kept where texts had to be recovered
+        self.raw: bytes | None = None  # kept if texts had to be recovered
 
     @property
     def operation(self) -> str:
-        """C-FIND, N-SET …; the number of a command that is none of them."""
+        """C-FIND, N-SET …; the number of an unknown command."""
         field = self.command["CommandField"]
         return OPERATIONS.get(field, f"{field:04X}")
 
@@ -50,7 +50,7 @@ class Request:
 
 
 class MessageLimits(NamedTuple):
-    """The most bytes of a command set, of a data set, and of one that is read but not kept."""
+    """Maximum bytes of a command set, of a data set, and of a data set that is read but dropped."""
 
     command: int
     data: int
@@ -58,7 +58,7 @@ class MessageLimits(NamedTuple):
 
 
 class Intake:
-    """The bytes of data sets that are coming in, over all associations."""
+    """Bytes of incomplete data sets, over all associations; MOST is the limit."""
 
     MOST = 64 << 20
 
@@ -67,26 +67,26 @@ class Intake:
 
 
 class Assembler:
-    """Puts the messages of one association together.
+    """Assembles the messages of one association.
 
-    A data set past a limit is read to its end and dropped, so that it can be answered.
+    A data set that exceeds a limit is read to its end and dropped, so that it can be answered.
     """
 
-    EMPTY = 1024  # fragments of one association that carry nothing
+    EMPTY = 1024  # maximum of empty fragments per association
 
     def __init__(self, limits: MessageLimits, intake: Intake) -> None:
         self.limits, self.intake = limits, intake
         self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
-        self.request: Request | None = None  # whose data set is coming
+        self.request: Request | None = None  # whose data set is incomplete
 
     def take(self, pdu: bytes, contexts: Mapping[int, AcceptedContext]) -> Iterator[Request]:
-        """The messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
+        """Yield the messages that a P-DATA-TF PDU completes. Raises ProtocolError."""
         pos, end = 6, len(pdu)
         if pos == end:
             raise ProtocolError("a P-DATA PDU is empty")
         while pos < end:
             if pos + 6 > end:
-                raise ProtocolError("a presentation data value is cut short")
+                raise ProtocolError("a presentation data value is truncated")
             length, context_id, control = PDV_HEADER.unpack_from(pdu, pos)
             if length < 2 or pos + 4 + length > end:
                 raise ProtocolError("a presentation data value has a wrong length")
@@ -98,17 +98,17 @@ class Assembler:
             if not fragment and not control & 2:
                 self.empty += 1
                 if self.empty > self.EMPTY:
-                    raise ProtocolError("fragments without end carry nothing")
+                    raise ProtocolError("too many empty fragments")
             add = self._add_command if control & 1 else self._add_data
             if request := add(context, fragment, bool(control & 2)):
                 yield request
 
     def _add_command(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
         if self.request:
-            raise ProtocolError("a command comes before the data set of the one before")
+            raise ProtocolError("a command came before the data set of the previous one")
         self.command += fragment
         if len(self.command) > self.limits.command:
-            raise ProtocolError("a command set is past the limit")
+            raise ProtocolError("a command set exceeds the limit")
         if not last:
             return None
         request = Request(context, decode_command(bytes(self.command)))
@@ -121,7 +121,7 @@ class Assembler:
     def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
         request = self.request
         if not request or request.context.id != context.id:
-            raise ProtocolError("a data set comes without its command")
+            raise ProtocolError("a data set came without its command")
         self.received += len(fragment)
         if not request.too_large:
             self.data += fragment
@@ -130,7 +130,7 @@ class Assembler:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
-            raise ProtocolError(f"a data set of {self.received} bytes and more")
+            raise ProtocolError(f"a data set of {self.received} bytes exceeds the limit")
         if not last:
             return None
         if not request.too_large:
@@ -143,6 +143,6 @@ class Assembler:
         self.data = bytearray()
 
     def forget(self) -> None:
-        """Let go of a message whose data set has not come to its end."""
+        """Drop an incomplete message."""
         self._drop_data()
         self.request, self.received = None, 0

@@ -1,4 +1,4 @@
-"""What a request for an association leads to (PS3.8 7.1, PS3.7 D.3)."""
+"""Accept or reject association requests (PS3.8 7.1, PS3.7 D.3)."""
 
 import collections
 import logging
@@ -25,12 +25,12 @@ from minris.upper_layer.pdus import (
 
 
 def calling_ae_title(pdu: bytes) -> str:
-    """The calling AE title of an A-ASSOCIATE-RQ, without padding."""
+    """Return the calling AE title of an A-ASSOCIATE-RQ, without padding."""
     return pdu[26:42].decode("ascii", "replace").strip(" \0")
 
 
 class Rejection(Exception):
-    """An association is not accepted: result, source and reason of A-ASSOCIATE-RJ."""
+    """An association is rejected with this result, source and reason (PS3.8 9.3.4)."""
 
     def __init__(self, result: int, source: int, reason: int, words: str) -> None:
         super().__init__(words)
@@ -38,9 +38,9 @@ class Rejection(Exception):
 
 
 class Negotiated(NamedTuple):
-    """What an A-ASSOCIATE-RQ led to.
+    """An accepted A-ASSOCIATE-RQ.
 
-    of_providers  abstract syntaxes of which the peer has the role SCP alone, and we SCU
+    of_providers  abstract syntaxes for which the peer is SCP only, and we are SCU
     """
 
     answer: bytes
@@ -52,10 +52,10 @@ class Negotiated(NamedTuple):
 
 
 def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Type, start and end of each item of an A-ASSOCIATE PDU; ProtocolError past the end."""
+    """Yield type, start and end of each item of an A-ASSOCIATE PDU. Raises ProtocolError."""
     while pos < end:
         if pos + 4 > end:
-            raise ProtocolError("an item of A-ASSOCIATE-RQ is cut short")
+            raise ProtocolError("an item of A-ASSOCIATE-RQ is truncated")
         length = int.from_bytes(data[pos + 2 : pos + 4], "big")
         if pos + 4 + length > end:
             raise ProtocolError("an item of A-ASSOCIATE-RQ is longer than the PDU")
@@ -64,10 +64,10 @@ def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
-    """Look an A-ASSOCIATE-RQ over before it is decoded; the PDU with odd context IDs alone.
+    """Check an A-ASSOCIATE-RQ before it is decoded, and renumber even context IDs.
 
-    Returns the PDU, and {odd ID: even ID} for those renumbered: dcm4che's stgcmtscu sends 2.
-    Raises ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
+    Returns  the PDU, and {new odd ID: even ID}: dcm4che's stgcmtscu sends 2
+    Raises   ProtocolError for more than 128 contexts, IDs used twice, no transfer syntax
     """
     numbers, kinds, parts = [], collections.Counter(), []
     for kind, start, end in _items(pdu, 74, len(pdu)):
@@ -75,7 +75,7 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
         content = pdu[start:end]
         if kind == 0x20:
             if end - start < 4 or content[0] in numbers or not content[0]:
-                raise ProtocolError("a presentation context has no ID of its own")
+                raise ProtocolError("a presentation context has no unique ID")
             inner = collections.Counter(t for t, _, _ in _items(pdu, start + 4, end))
             if inner[0x30] != 1 or not inner[0x40]:
                 raise ProtocolError("a presentation context lacks its syntaxes")
@@ -83,7 +83,7 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
         elif kind == 0x50:
             kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
             content = b"".join(kept)
-        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1 wants others ignored
+        if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1: others are ignored
             parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
     if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
         raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
@@ -101,10 +101,11 @@ USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
 
 
 class Negotiator:
-    """Decides on A-ASSOCIATE-RQs, by pynetdicom's classes; remembers what it has decided.
+    """Accepts or rejects A-ASSOCIATE-RQs with pynetdicom's classes, and caches its answers.
 
-    contexts  abstract syntaxes we serve, with (SCU, SCP) roles we take where they are proposed
-    extended  service class application information we answer, by SOP class
+    contexts        abstract syntaxes we serve, with the (SCU, SCP) roles we accept if proposed
+    extended        service class application information of our answer, by SOP class
+    maximum_length  maximum PDU length that we announce
     """
 
     REMEMBERED = 256
@@ -117,7 +118,7 @@ class Negotiator:
     ) -> None:
         from pynetdicom.presentation import build_context
 
-        for library in ("pynetdicom", "pydicom"):  # what they say of a peer's bytes, we say once
+        for library in ("pynetdicom", "pydicom"):  # we log a peer's invalid bytes ourselves
             logging.getLogger(library).setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
@@ -128,9 +129,9 @@ class Negotiator:
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
     def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
-        """What an A-ASSOCIATE-RQ leads to. Raises Rejection, ProtocolError."""
+        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError."""
         if len(pdu) < 74:
-            raise ProtocolError("A-ASSOCIATE-RQ is cut short")
+            raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
         self._check_titles(called, calling, address, access)
@@ -144,9 +145,9 @@ class Negotiator:
 
     @staticmethod
     def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
-        """Reject who may not call, each time anew (PS3.8 Table 9-21)."""
+        """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
-            raise Rejection(1, 1, 3, "the caller has no AE title set")
+            raise Rejection(1, 1, 3, "the calling AE title is empty")
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
                 raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
@@ -167,15 +168,15 @@ class Negotiator:
 
         pdu, renumbered = check_associate_rq(pdu)
         if not int.from_bytes(pdu[6:8], "big") & 1:
-            raise Rejection(1, 2, 2, "protocol version 1 is not among those proposed")
+            raise Rejection(1, 2, 2, "protocol version 1 is not proposed")
         request = pdus.A_ASSOCIATE_RQ()
         try:
             request.decode(pdu)
             primitive = request.to_primitive()
-        except Exception as error:  # whatever pynetdicom says of bytes that are not in order
-            raise ProtocolError(f"A-ASSOCIATE-RQ cannot be decoded: {error}") from None
+        except Exception as error:  # any exception of pynetdicom for invalid bytes
+            raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
-            raise Rejection(1, 1, 2, "the application context is not that of DICOM")
+            raise Rejection(1, 1, 2, "the application context is not DICOM's")
         return self._accept(primitive, called, calling, renumbered)
 
     def _accept(
@@ -227,7 +228,7 @@ class Negotiator:
         return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
 
     def _extended(self, item: Any) -> list[Any]:
-        """Our answer to an extended negotiation item: as many bytes as asked, three at least."""
+        """Answer an extended negotiation item with as many bytes as proposed, 3 at least."""
         ours = self.extended.get(str(item.sop_class_uid))
         if ours is None:
             return []

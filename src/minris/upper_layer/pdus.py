@@ -1,4 +1,4 @@
-"""PDUs, command sets and messages as bytes (PS3.8 9, PS3.7 6.3)."""
+"""Encode and decode PDUs, command sets and messages (PS3.8 9, PS3.7 6.3)."""
 
 import functools
 import struct
@@ -23,13 +23,13 @@ OPERATIONS = {
     0x0100: "N-EVENT-REPORT", 0x0110: "N-GET", 0x0120: "N-SET", 0x0130: "N-ACTION",
     0x0140: "N-CREATE", 0x0150: "N-DELETE",
 }  # fmt: skip
-# PS3.7 10.1: what gives the number of an event or action, and who names an instance as affected.
+# PS3.7 10.1: the field with the type of an event or action; operations that name an Affected UID.
 NUMBERS = {"N-EVENT-REPORT": "EventTypeID", "N-ACTION": "ActionTypeID"}
 NAMED = {"N-EVENT-REPORT": "Affected", "N-CREATE": "Affected"}  # else "Requested"
 
 
 class ProtocolError(Exception):
-    """A peer broke a rule of the upper layer or a limit: the association is aborted.
+    """A peer broke a rule of the upper layer or exceeded a limit; the association is aborted.
 
     reason  of A-ABORT: 1 unrecognized PDU, 2 unexpected PDU, 6 invalid parameter (PS3.8 9.3.8)
     """
@@ -48,7 +48,7 @@ class AcceptedContext(NamedTuple):
 
 
 def abort_pdu(source: int, reason: int = 0) -> bytes:
-    """An A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
+    """Return an A-ABORT PDU; source 0 is the service user, 2 the provider (PS3.8 9.3.8)."""
     return PDU_HEADER.pack(A_ABORT, 0, 4) + bytes((0, 0, source, reason))
 
 
@@ -58,21 +58,21 @@ RELEASE_RP_PDU = PDU_HEADER.pack(A_RELEASE_RP, 0, 4) + bytes(4)
 
 @functools.lru_cache(maxsize=256)
 def command_element(element: int) -> tuple[str, str]:
-    """Keyword and VR of an element of group 0000. Raises KeyError"""
+    """Return keyword and VR of an element of group 0000. Raises KeyError."""
     return datadict.keyword_for_tag(element), datadict.dictionary_VR(element)
 
 
 def decode_command(data: bytes) -> dict[str, Any]:
-    """A command set (implicit little endian) by keyword; ProtocolError for what is none."""
+    """Return a command set (implicit little endian) by keyword. Raises ProtocolError."""
     fields: dict[str, Any] = {}
     pos = 0
     while pos < len(data):
         if pos + 8 > len(data):
-            raise ProtocolError("a command set ends in the middle of an element")
+            raise ProtocolError("a command set is truncated")
         group, element, length = TAG_AND_LENGTH.unpack_from(data, pos)
         pos += 8 + length
         if group or pos > len(data):
-            raise ProtocolError("a command set holds something that is no command element")
+            raise ProtocolError("a command set has an element outside group 0000")
         try:
             keyword, vr = command_element(element)
         except KeyError:
@@ -87,12 +87,12 @@ def decode_command(data: bytes) -> dict[str, Any]:
         else:
             fields[keyword] = value.decode("ascii", "replace").strip(" \0")
     if not {"CommandField", "CommandDataSetType"} <= fields.keys():
-        raise ProtocolError("a command set lacks its command field")
+        raise ProtocolError("a command set has no Command Field or Command Data Set Type")
     return fields
 
 
 def encode_command(**fields: Any) -> bytes:
-    """A command set from keywords; what is None is left out. Source: PS3.7 6.3.1, annex E."""
+    """Return a command set from keywords; None is left out. Source: PS3.7 6.3.1, annex E."""
     elements = {}
     for keyword, value in fields.items():
         if value is None:
@@ -117,7 +117,7 @@ def message_pdus(
     longest: int,
     combined: bool = True,
 ) -> bytes:
-    """A message as P-DATA-TF PDUs: command and data set in one where the peer takes that."""
+    """Return a message as P-DATA-TF PDUs; `combined`: command and data set may share one."""
     room = longest - 6
     parts = [(command[i : i + room], 1) for i in range(0, len(command), room)]
     last = {len(parts) - 1}

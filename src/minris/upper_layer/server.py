@@ -1,4 +1,4 @@
-"""All associations that others open to us."""
+"""The server for associations that peers open."""
 
 import asyncio
 import collections
@@ -19,7 +19,7 @@ from minris.upper_layer.negotiation import Negotiator, calling_ae_title
 
 
 class Call(NamedTuple):
-    """An association that was accepted: when (seconds since 1970), from where, which SOP classes."""
+    """An accepted association: time (seconds since 1970), address, SOP classes."""
 
     at: float
     address: str
@@ -27,11 +27,13 @@ class Call(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An association that is over, for people.
+    """An ended association, for the page of associations.
 
-    at       when it began, in seconds since 1970; for how many seconds
-    done     how many messages of an operation had a status
-    ending   a key of ENDINGS; words  what was said of it
+    at       start, seconds since 1970
+    seconds  duration
+    done     number of messages by (operation, status)
+    ending   a key of ENDINGS
+    words    details
     """
 
     at: float
@@ -53,15 +55,15 @@ ENDINGS = {
 
 
 def alike(words: str, others: str) -> bool:
-    """Whether two sentences say the same, but for the numbers in them."""
+    """Tell whether two sentences differ only in their numbers."""
     return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
 
 
 class AssociationServer:
-    """All associations that others open to us.
+    """Accepts associations, counts and limits them, and remembers how they ended.
 
-    limits      the settings of [dicom]
-    access      gives the AccessRules of the moment
+    limits      settings of [dicom]
+    access      returns the current AccessRules
     negotiator  decides on presentation contexts
     dispatch    coroutine function (association, request) that answers a message
     """
@@ -92,7 +94,7 @@ class AssociationServer:
         self.servers: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
-        """Open a port: its number."""
+        """Listen on a port; return its number."""
         secured = {"ssl": tls, "ssl_handshake_timeout": 5} if tls else {}
         server = await self.loop.create_server(
             lambda: Association(self), host or None, port, backlog=512, **secured
@@ -101,7 +103,7 @@ class AssociationServer:
         return server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and abort what is open."""
+        """Stop listening and abort open associations."""
         for server in self.servers:
             server.close()
         for association in list(self.associations):
@@ -112,7 +114,7 @@ class AssociationServer:
         await asyncio.sleep(0)
 
     def enter(self, association: Association, kind: str) -> str:
-        """Count a connection as `pending` or `associated`; why it is one too many, or nothing."""
+        """Count a connection as `pending` or `associated`; return why it is refused, or ""."""
         limits, address = self.limits, association.address
         most, most_of_one = {
             "pending": (limits.maximum_pending, limits.maximum_pending_per_address),
@@ -132,7 +134,7 @@ class AssociationServer:
         return ""
 
     def leave(self, association: Association) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self.associations.discard(association)
         if kind := association.counted:
             association.counted = ""
@@ -149,9 +151,9 @@ class AssociationServer:
         self.called[peer.calling] = Call(time.time(), association.address, classes)
 
     def note_ended(self, association: Association) -> None:
-        """Remember an association that is over, for the page of associations.
+        """Remember an ended association, for the page of associations.
 
-        Of a machine that does the same every few seconds the last is kept, and one that failed.
+        It replaces a recent one of the same device with the same result.
         """
         if not association.calling.isprintable() or not association.calling:
             return
@@ -166,21 +168,21 @@ class AssociationServer:
         self.ended.append(one)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember whom we turned away, for the page of devices."""
+        """Remember a rejected caller, for the page of devices."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
         if calling.isprintable():
             self.rejected[calling, address] = time.time(), words
 
     def complain(self, address: str, words: str, *values: object) -> None:
-        """Log what a peer did wrong: one line for each address and minute, and how many more."""
+        """Log what a peer did wrong: one line per address and minute, and a count of the rest."""
         now = self.loop.time()
         since, more = self.complaints.get(address, (-60.0, 0))
         if now - since < 60:
             self.complaints[address] = since, more + 1
             return
         if more:
-            log.warning("%s: %d more complaints in the minute before", address, more)
+            log.warning("%s: %d more in the last minute", address, more)
         if len(self.complaints) > 1000:
             self.complaints.clear()
         self.complaints[address] = now, 0

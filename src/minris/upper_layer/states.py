@@ -1,8 +1,8 @@
-"""What a PDU or an event means to an association that a peer has opened (PS3.8 9.2)."""
+"""State table of an association that a peer has opened (PS3.8 9.2)."""
 
 from minris.standard.tables import grid_table
 
-# The acceptor's half of the state machine: what happens, and the state after it.
+# The acceptor's half of the state machine: action and next state by event and state.
 ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
     place: cell
     for place, cell in grid_table(
@@ -30,4 +30,4 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
         str.split,
     ).items()
     if cell
-}  # local: "abort" in Sta2 is ours, for a connection past a limit
+}  # local: "abort" in Sta2 is ours, for one connection too many

@@ -1,4 +1,4 @@
-"""A workitem held against its tables."""
+"""Check workitems against the tables of PS3.4 CC.2.5."""
 
 import datetime
 import re
@@ -38,7 +38,7 @@ UPS_IDENTITY = frozenset({tag_of("SOPClassUID"), tag_of("SOPInstanceUID")})
 
 
 def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
-    """The columns of a workitem, all from its data set; times in UTC."""
+    """Return the columns of a workitem, all taken from its data set; times are UTC."""
     requests = index.items(tag_of("ReferencedRequestSequence"))
     numbers = {item.get("AccessionNumber") for item in requests} - {""}
 
@@ -64,7 +64,7 @@ def workitem_columns(ctx: Context, index: ElementIndex) -> dict[str, str]:
 
 
 def datetime_with_offset(text: str, offset: str) -> str:
-    """A DT, or a range of them, with this offset where it has none."""
+    """Return a DT value or range with this offset added where it has none."""
     low, dash, high = split_datetime_range(text)
     low, high = (
         end if not end or re.search(r"[+-]\d{4}$", end) else end + offset for end in (low, high)
@@ -73,7 +73,7 @@ def datetime_with_offset(text: str, offset: str) -> str:
 
 
 def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
-    """A data set whose times without an offset have that of its (0008,0201) (PS3.3 C.12.1.1.8)."""
+    """Return a data set with the offset added to every DT without one (PS3.3 C.12.1.1.8)."""
     elements = {}
     for tag in index:
         if index.vr(tag) == b"SQ":
@@ -87,7 +87,7 @@ def with_offsets(index: ElementIndex, offset: str) -> ElementIndex:
 
 
 def in_own_zone(index: ElementIndex) -> ElementIndex:
-    """A data set without (0008,0201), whose times say their offset. Refuses 0106 for a wrong one."""
+    """Return a data set without (0008,0201), its offset in every DT. Refuses 0106 if invalid."""
     offset = index.text(TIMEZONE_OFFSET)
     if TIMEZONE_OFFSET not in index:
         return index
@@ -98,18 +98,18 @@ def in_own_zone(index: ElementIndex) -> ElementIndex:
 
 
 def workitem_problems(ctx: Context, index: ElementIndex) -> list[Problem]:
-    """What is wrong with the values of a workitem, or of a change of one."""
+    """Return what is wrong with the values of a workitem, or of an update of one."""
     problems, locks = [], []
     for keyword, allowed in UPS_ENUMERATIONS.items():
         value, choices = index.get(keyword), ", ".join(allowed)
-        if value and value not in allowed:  # empty ones are judged elsewhere
+        if value and value not in allowed:  # empty values are checked elsewhere
             words = Message("{value} is not one of {choices}", value=value, choices=choices)
             problems.append(Problem(tag_of(keyword), words))
     for holder, tag in every_element(index):
         if holder.vr(tag) == b"DT":
             problems += _datetime_problems(holder, tag, ctx.config.zone)
         elif tag == TRANSACTION_UID and holder is not index and holder.has_value(tag):
-            locks.append(Problem(tag, Message("must be empty")))  # it would be given to everybody
+            locks.append(Problem(tag, Message("must be empty")))  # N-GET would return it
     words = Message("has more than one item")  # PS3.4 Table CC.2.5-3
     only_one = (PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     return problems + locks + [Problem(t, words) for t in only_one if len(index.items(t)) > 1]
@@ -127,14 +127,14 @@ def _datetime_problems(
 
 
 def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
-    """Hold a new workitem against the table: what was forgiven.
+    """Check a new workitem against the table; return the problems that leniency accepts.
 
-    Refuses C309 for another state than SCHEDULED; 0106 for a Transaction UID, progress or
-    performed procedure with a value, and for a value that is none of its few; 0120, 0121
+    Refuses  C309 unless the state is SCHEDULED; 0106 for a Transaction UID, progress or performed
+             procedure with a value, and for an invalid value; 0120, 0121
     """
     state = index.text(UPS_STATE)
     if state and state != "SCHEDULED":
-        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"It was to be created {state}")
+        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"A workitem cannot be created {state}")
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
@@ -144,7 +144,7 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
 
 
 def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
-    """Refuse a change of state (C303, 0105), of what may not be set (0105), emptied needs (0121)."""
+    """Check an N-SET. Refuses C303, 0105 for a state, 0105 for a fixed value, 0121 if emptied."""
     if state := index.text(UPS_STATE):
         if state == "SCHEDULED":
             raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
@@ -163,7 +163,7 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
 
 
 def check_items(index: ElementIndex, lenient: bool) -> None:
-    """Hold the items of a modification list against the table (their types in N-SET)."""
+    """Check the items in a modification list against their types in N-SET. Refuses 0120, 0121."""
     for attribute in UPS_ATTRIBUTES.children():
         if attribute.vr == "SQ" and attribute.tag in index:
             for item in index.items(attribute.tag):
@@ -171,7 +171,7 @@ def check_items(index: ElementIndex, lenient: bool) -> None:
 
 
 def check_final(index: ElementIndex, state: str) -> None:
-    """Refuse (C304) a final state whose requirements are not met (PS3.4 Table CC.2.5-1)."""
+    """Refuse (C304) a final state unless its requirements are met (PS3.4 Table CC.2.5-1)."""
     needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
     problems = list(_final_problems(index, needed, ()))
     if problems:
@@ -194,7 +194,7 @@ def _final_problems(
 
 
 def has_content(index: ElementIndex, attribute: Attribute) -> bool:
-    """Whether an attribute has a value; one that holds codes, whether each item has one."""
+    """Tell whether an attribute has a value; in a code sequence, whether every item has a code."""
     if not attribute.keyword.endswith("CodeSequence"):
         return index.has_value(attribute.tag)
     items = index.items(attribute.tag)

@@ -1,4 +1,4 @@
-"""What watchers are told of a workitem, and by which way (PS3.4 CC.2.4)."""
+"""Events of workitems: contents, subscribers and channels (PS3.4 CC.2.4)."""
 
 import collections
 from collections.abc import Iterable
@@ -13,18 +13,18 @@ from minris.standard.ups import CANCELLATION_REASON, EVENT_TYPES, UPS_STATE
 from minris.store.models import WorkitemEvent, database
 from minris.store.rows import insert_row
 
-# How an AE is told: by N-EVENT-REPORT (PS3.4 CC.2.4), by WebSocket (PS3.18 8.10.5), or both.
+# An AE gets events by N-EVENT-REPORT (PS3.4 CC.2.4), WebSocket (PS3.18 8.10.5), or both.
 EVENT_CHANNELS = ("dimse", "websocket")
 
 
 def record_event(
     ctx: Context, name: str, uid: str, told: ElementIndex, receivers: Iterable[str]
 ) -> None:
-    """Write an event and a row for each receiver, in the transaction at hand.
+    """Write an event, and an outbox row for each receiver, in the caller's transaction.
 
     name       a key of EVENT_TYPES
-    told       the event information
-    receivers  AE titles; without any the event is history alone
+    told       event information
+    receivers  AE titles; if empty, the event is only history
     """
     event_id = insert_row(
         WorkitemEvent,
@@ -38,7 +38,7 @@ def record_event(
 
 
 def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]]:
-    """Each receiver with each channel by which it is told: as its device says, else as is known."""
+    """Return (AE title, channel) pairs: as the device is configured, else the channels used."""
     if not (receivers := list(receivers)):
         return []
     known = collections.defaultdict(list)
@@ -52,7 +52,7 @@ def ways_to_tell(ctx: Context, receivers: Iterable[str]) -> list[tuple[str, str]
 
 
 def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
-    """An AE is to be told by a channel too, by DIMSE where it has an address; whether that is new."""
+    """Add a channel for an AE, DIMSE only if it has an address; return whether that is new."""
     device = device_of(ctx, ae_title)
     if channel == "dimse" and not (device and device.host):
         return False
@@ -61,7 +61,7 @@ def enter_channel(ctx: Context, ae_title: str, channel: str) -> bool:
 
 
 def subscribers(workitem_id: int) -> list[str]:
-    """The AE titles subscribed to a workitem."""
+    """Return the AE titles subscribed to a workitem."""
     cursor = database.execute_sql(
         "SELECT ae_title FROM subscription WHERE workitem_id = ? ORDER BY ae_title", (workitem_id,)
     )
@@ -69,7 +69,7 @@ def subscribers(workitem_id: int) -> list[str]:
 
 
 def state_report(index: ElementIndex) -> ElementIndex:
-    """The information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
+    """Return the information of a UPS State Report (PS3.4 Table CC.2.4-1)."""
     told = {UPS_STATE, tag_of("InputReadinessState")}
     progress = index.item("ProcedureStepProgressInformationSequence")
     canceled = index.text(UPS_STATE) == "CANCELED"
@@ -77,7 +77,7 @@ def state_report(index: ElementIndex) -> ElementIndex:
 
 
 def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
-    """The information of UPS Assigned: one for each performer, one where only a station is named."""
+    """Return the information of UPS Assigned: one per performer, one if only a station is named."""
     station = index.only([tag_of("ScheduledStationNameCodeSequence")])
     station = station if station.items(tag_of("ScheduledStationNameCodeSequence")) else EMPTY
     keywords = ("HumanPerformerCodeSequence", "HumanPerformerOrganization")
@@ -87,25 +87,25 @@ def assigned_reports(index: ElementIndex) -> list[ElementIndex]:
 
 
 def can_be_told(ctx: Context, ae_title: str) -> bool:
-    """Whether an AE is told by WebSocket, or is a device whose address we know."""
+    """Tell whether an AE uses WebSocket, or is a device with a known address."""
     device = device_of(ctx, ae_title)
     has_host = bool(device and device.host)
     return any(way == "websocket" or has_host for _, way in ways_to_tell(ctx, [ae_title]))
 
 
 def check_receiver(ae_title: str) -> None:
-    """Refuse (0115) what is no AE title."""
+    """Refuse (0115) an invalid AE title."""
     if not is_ae_title(ae_title):
         raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
 
 
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
-    """Tell every subscriber and [ups] restart_receivers of our restart, or going down: whom.
+    """Send SCP Status Change to subscribers and [ups] restart_receivers; return their AE titles.
 
     scp_status  RESTARTED or GOING DOWN
-    cold        whether the lists may not be what they were
-    Source      PS3.4 CC.2.4.3; local: one report for an AE, of the UID of global subscriptions;
-                an earlier one that has not been delivered is given up for it
+    cold        whether the lists may have changed
+    Source      PS3.4 CC.2.4.3; local: one report per AE, with the UID of global subscriptions;
+                it replaces an earlier one that was not delivered
     """
     start = "COLD START" if cold else "WARM START"
     data = text_elements(

@@ -1,4 +1,4 @@
-"""What a person does with workitems, and what is shown of them."""
+"""Workitems on the pages: what users do with them, and what is shown."""
 
 import datetime
 import re
@@ -28,7 +28,7 @@ from minris.ups.workitems import (
 
 
 def claim_by_person(ctx: Context, uid: str) -> None:
-    """Let a user claim a workitem; the lock is kept here. Refuses as change_state."""
+    """Claim a workitem for a user; we keep the Transaction UID. Refuses as change_state."""
     workitem = find_workitem(uid)
     if workitem.state == "IN PROGRESS":
         words = Message("{performer} has claimed it already", performer=workitem.performer)
@@ -45,7 +45,7 @@ def _not_ended(uid: str) -> Any:
 
 
 def claimed_by(ctx: Context, uid: str) -> Any:
-    """A workitem that the user of the context has claimed. Refuses C307, C301, C310, C300."""
+    """Return a workitem that this user has claimed. Refuses C307, C301, C310, C300."""
     workitem = _not_ended(uid)
     if workitem.state == "SCHEDULED":
         raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
@@ -66,7 +66,7 @@ def finish_by_person(ctx: Context, uid: str, remark: str = "") -> None:
 
 
 def performed_by_person(ctx: Context, workitem: Any, remark: str) -> ElementIndex:
-    """The item of the performed procedure that COMPLETED needs, for a person at this box."""
+    """Return the performed procedure item that COMPLETED needs, for a user."""
     began = datetime.datetime.fromisoformat(workitem.claimed_at).astimezone(ctx.config.zone)
     codes = ElementIndex(workitem.data).items(tag_of("ScheduledWorkitemCodeSequence"))
     person = text_elements(HumanPerformerName=re.sub(r"[\\^=]", " ", ctx.actor.name)[:64])
@@ -97,9 +97,9 @@ def give_up_by_person(ctx: Context, uid: str, remark: str, code: str = "110513")
 
 
 def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
-    """Keep on with what somebody wants cancelled: who asks again hears C313. Refuses 0106.
+    """Decline a cancellation request; further requests get C313.
 
-    Refuses also as claimed_by. Source: PS3.4 CC.2.2.3
+    Refuses  0106, C314, and as claimed_by. Source: PS3.4 CC.2.2.3
     """
     needs_reason(remark)
     workitem = claimed_by(ctx, uid)
@@ -114,10 +114,10 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
 
 
 def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = "") -> None:
-    """Name the station or the person that a workitem is for; its watchers hear.
+    """Assign a workitem to a station or a person, and tell its subscribers.
 
-    station    AE title of a device
-    performer  name of a person; who or what is not named stays
+    station    AE title of a device; empty: unchanged
+    performer  name of a person; empty: unchanged
     Refuses    C307, C300 after its end, 0106
     """
     if not station and not performer:
@@ -143,7 +143,7 @@ def assign_workitem(ctx: Context, uid: str, station: str = "", performer: str = 
 
 
 def relationship_of_step(step: bytes) -> ElementIndex:
-    """The patient and the request of a scheduled procedure step, as a workitem has them.
+    """Return patient and request of a scheduled procedure step in the form of a workitem.
 
     Source: PS3.3 C.30.4
     """
@@ -162,7 +162,7 @@ def relationship_of_step(step: bytes) -> ElementIndex:
 
 
 def workitems_of_request(accession_number: str) -> list[tuple[str, str, str]]:
-    """UID, what is to be done, and state of the workitems of a request, the first twenty."""
+    """Return UID, label and state of the workitems of a request, 20 at most."""
     return database.execute_sql(
         "SELECT sop_instance_uid, label, state FROM workitem"
         " WHERE accession_number = ? AND accession_number <> '' ORDER BY start_at LIMIT 20",
@@ -174,9 +174,9 @@ MOST_LISTED = 200
 
 
 def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
-    """Workitems of a state, open ones where empty, and of a worklist label: some, and how many.
+    """Return MOST_LISTED workitems of a state and worklist label, and how many there are.
 
-    Those that wait come with the oldest begin first, those that have ended with the last end.
+    state  empty: the open ones. Open ones are sorted by start, ended ones by end, newest first
     """
     states = [state] if state in UPS_STATES else ["SCHEDULED", "IN PROGRESS"]
     where = f"state IN ({', '.join('?' * len(states))}) AND (? = '' OR worklist_label = ?)"
@@ -191,13 +191,13 @@ def workitems_of(state: str, label: str) -> tuple[list[Any], int]:
 
 
 def worklist_labels() -> list[str]:
-    """The worklist labels in use."""
+    """Return the worklist labels in use."""
     cursor = database.execute_sql("SELECT DISTINCT worklist_label FROM workitem ORDER BY 1")
     return [label for (label,) in cursor]
 
 
 class Happening(NamedTuple):
-    """An event in the history of a workitem: when, by whom, what, and how many have been told."""
+    """An event in the history of a workitem; `heard` of its `receivers` have acknowledged it."""
 
     at: str
     who: str
@@ -211,7 +211,7 @@ MOST_HAPPENINGS = 500
 
 
 def history_of(uid: str) -> list[Happening]:
-    """What happened to a workitem, of late if it was much; also of one that has been purged."""
+    """Return the last MOST_HAPPENINGS events of a workitem, purged ones included, oldest first."""
     cursor = database.execute_sql(
         "SELECT e.created_at, e.who, e.event_type, e.data, count(DISTINCT o.receiver),"
         " count(DISTINCT CASE WHEN o.sent_at <> '' THEN o.receiver END) FROM workitem_event e LEFT JOIN outbox o ON o.event_id = e.id"
@@ -223,7 +223,7 @@ def history_of(uid: str) -> list[Happening]:
 
 
 def watchers_of(uid: str) -> list[tuple[str, int]]:
-    """The AE titles subscribed to a workitem, with their locks."""
+    """Return the AE titles subscribed to a workitem, with their deletion locks."""
     return database.execute_sql(
         "SELECT s.ae_title, s.deletion_lock FROM subscription s JOIN workitem w"
         " ON w.id = s.workitem_id WHERE w.sop_instance_uid = ? ORDER BY s.ae_title",
@@ -232,7 +232,7 @@ def watchers_of(uid: str) -> list[tuple[str, int]]:
 
 
 class Watcher(NamedTuple):
-    """An AE that is subscribed to what is created, and how it goes with telling it."""
+    """A subscriber and the state of its deliveries."""
 
     ae_title: str
     uid: str
@@ -245,7 +245,7 @@ class Watcher(NamedTuple):
 
 
 def watchers() -> list[Watcher]:
-    """The global subscriptions, then the other receivers that something is or was to be told."""
+    """Return global subscriptions, single subscribers and receivers of events, by AE title."""
     cursor = database.execute_sql(
         "SELECT a.ae_title, coalesce(g.uid, ''), coalesce(g.deletion_lock, 0),"
         " (SELECT count(*) FROM subscription s WHERE s.ae_title = a.ae_title),"
@@ -263,7 +263,7 @@ def watchers() -> list[Watcher]:
 
 
 def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
-    """End the deletion lock of a watcher that does not; its subscription stays. Refuses 0106, C307."""
+    """End a deletion lock for its subscriber, which stays subscribed. Refuses 0106, C307, C314."""
     needs_reason(why)
     workitem = find_workitem(uid)
     cursor = database.execute_sql(
@@ -275,16 +275,16 @@ def release_lock(ctx: Context, uid: str, ae_title: str, why: str) -> None:
         words = Message("{ae} holds no lock on it", ae=ae_title)
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     audit(ctx, "lock released", uid, f"{ae_title}: {why.strip()[:500]}")
-    log.info("workitem %s: the lock of %s released by %s", uid, ae_title, ctx.actor)
+    log.info("workitem %s: deletion lock of %s released by %s", uid, ae_title, ctx.actor)
 
 
 def end_workitem(
     ctx: Context, uid: str, why: str, code: str = "110513", state: str = "", before: str = ""
 ) -> None:
-    """Cancel a workitem that is stuck, whoever has claimed it. Refuses 0106, C307, C300.
+    """Cancel a stuck workitem, whoever has claimed it. Refuses 0106, C307, C300.
 
     code           a key of UPS_CANCELLATION_REASONS
-    state, before  only if it is in this state, and has not been changed since (C300)
+    state, before  if given, C300 unless it is in this state and unchanged since this time
     """
     needs_reason(why)
     with database.atomic():

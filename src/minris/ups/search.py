@@ -1,4 +1,4 @@
-"""Workitems found."""
+"""Find workitems (PS3.4 CC.2.8)."""
 
 import datetime
 import functools
@@ -18,12 +18,12 @@ from minris.store.rows import AnswerCache, answer_slices, first_row, matching_ro
 
 
 def stored_workitem(uid: str) -> Any:
-    """A workitem by its UID, None where there is none."""
+    """Return a workitem by its UID, None if there is none."""
     return first_row(Workitem, "sop_instance_uid = ?", uid)
 
 
 def find_workitem(uid: str) -> Any:
-    """A workitem by its UID. Refuses C307."""
+    """Return a workitem by its UID. Refuses C307."""
     if not (found := stored_workitem(uid)):
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
     return found
@@ -41,7 +41,7 @@ _WORKITEM_KEY_COLUMNS = {
 
 
 def workitem_ids(search: Search) -> list[tuple[int, int]]:
-    """Ids and versions of the workitems that may match, in order of their start."""
+    """Return ids and versions of the workitems that may match, by start time."""
     index, where, values = search.index, [], []
     for keyword, column in _WORKITEM_KEY_COLUMNS.items():
         wanted = index.values(tag_of(keyword))
@@ -72,21 +72,21 @@ def workitem_ids(search: Search) -> list[tuple[int, int]]:
 
 @functools.lru_cache(maxsize=64)
 def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
-    """The search of a filtered subscription. Refuses A900."""
+    """Return the search of a filtered subscription. Refuses A900."""
     return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))
 
 
 def matching_workitems(search: Search) -> set[int]:
-    """Ids of the workitems that match."""
+    """Return the ids of the workitems that match."""
     return {row_id for row_id, _ in matching_rows(Workitem, workitem_ids(search), search)}
 
 
 def find_workitems(
     ctx: Context, search: Search, cache: AnswerCache | None = None, key: object = None
 ) -> Iterator[list[bytes]]:
-    """The encoded answers of a workitem search, slice by slice.
+    """Yield the encoded answers of a workitem search, slice by slice.
 
-    Refuses  A700 after as many answers as the view or [dicom] answer_limit allows.
+    Refuses  A700 after [dicom] answer_limit answers
     Source   PS3.4 CC.2.8
     """
     limit = ctx.config.dicom.answer_limit
@@ -96,5 +96,5 @@ def find_workitems(
 def page_of_workitems(
     ctx: Context, search: Search, shape: Search, offset: int, limit: int
 ) -> tuple[list[bytes], int]:
-    """A page of a workitem search: `shape` of each match, and how many match in all."""
+    """Return a page of a workitem search: `shape` of each match, and how many match in all."""
     return page_of_matches(search, shape, Workitem, workitem_ids(search), offset, limit)

@@ -1,4 +1,4 @@
-"""Who hears of workitems (PS3.4 CC.2.3)."""
+"""Subscriptions to workitems (PS3.4 CC.2.3)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,16 +22,14 @@ from minris.ups.search import filter_search, find_workitem, matching_workitems
 
 
 def own_state(deletion_lock: int | None) -> str:
-    """The state of SUBSCRIPTION_STATES that a row of `subscription`, or none, stands for."""
+    """Return the state in SUBSCRIPTION_STATES of a subscription with this lock; None: no row."""
     return SUBSCRIPTION_STATES[0 if deletion_lock is None else 1 if deletion_lock else 2]
 
 
 def change_subscriptions(
     ctx: Context, request: str, ae_title: str, only: set[int] | None = None
 ) -> str:
-    """Let a request change what an AE hears of some workitems, or all, as the table says.
-
-    Returns what the audit line says of locks that it released.
+    """Change an AE's subscriptions as the table says; return the audit words on released locks.
 
     request  a row of SUBSCRIPTION_TRANSITIONS
     only     ids of workitems; None for all
@@ -65,7 +63,7 @@ def change_subscriptions(
 
 
 def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
-    """Write subscriptions as (workitem's id, AE title, deletion lock, time)."""
+    """Write subscriptions given as (workitem id, AE title, deletion lock, time)."""
     insert_rows(
         "subscription (workitem_id, ae_title, deletion_lock, created_at) VALUES"
         " ON CONFLICT (workitem_id, ae_title) DO UPDATE SET deletion_lock = excluded.deletion_lock",
@@ -76,7 +74,7 @@ def enter_subscriptions(values: Iterable[tuple[int, str, int, str]]) -> None:
 def _record_initial_reports(
     ctx: Context, ae_title: str, reports: list[tuple[str, str, str]]
 ) -> None:
-    """State reports for a new subscriber: UID, state, readiness of each (PS3.4 CC.2.3.2)."""
+    """Write state reports for a new subscriber from (UID, state, readiness) (PS3.4 CC.2.3.2)."""
     if not reports:
         return
     now, who, kind = ctx.stamp(), str(ctx.actor), EVENT_TYPES["UPS State Report"]
@@ -101,10 +99,9 @@ def subscribe(
 ) -> Status:
     """Subscribe an AE to one workitem, to all (34.5), or to those that match keys (34.5.1).
 
-    channel  how it is told from now on, too; any AE may be told by WebSocket
-
-    Returns  B301 where a lock was asked for and [ups] grant_locks is off
-    Refuses  C307, C308; 0120 for a filtered subscription without keys, A900 for wrong ones
+    channel  added to the channels of the AE; any AE may use WebSocket
+    Returns  B301 if a lock was requested and [ups] grant_locks is off, else SUCCESS
+    Refuses  C307, C308; 0120 for a filtered subscription without keys, 0115 for invalid keys
     Source   PS3.4 CC.2.3, Table CC.2.3-2
     """
     granted = lock and ctx.config.ups.grant_locks
@@ -125,7 +122,7 @@ def subscribe(
         else:
             request, only = "subscribe", {find_workitem(uid).id}
         released = change_subscriptions(ctx, request + ending, ae_title, only)
-        # who subscribes is there: what it has missed is tried at once
+        # a subscriber that calls can be reached: retry at once
         try_again(ae_title)
         audit(ctx, "subscribed", uid, f"{ae_title}{' with lock' if granted else ''}{released}")
     log.info("%s subscribed to %s by %s", ae_title, uid, ctx.actor)
@@ -135,7 +132,7 @@ def subscribe(
 def _subscribe_globally(
     ctx: Context, uid: str, ae_title: str, lock: bool, keys: bytes
 ) -> set[int] | None:
-    """Keep a global subscription: ids of the workitems that it is of, None for all."""
+    """Write a global subscription; return the ids of the workitems it covers, None for all."""
     only = None
     if uid == UPS_FILTERED_SUBSCRIPTION:
         asked = ElementIndex(keys)
@@ -144,7 +141,7 @@ def _subscribe_globally(
             raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
         try:
             only = matching_workitems(filter_search(keys, ctx.config.zone))
-        except Refusal as refusal:  # A900 is none of N-ACTION's
+        except Refusal as refusal:  # A900 is not a status of N-ACTION
             status = Status.INVALID_ARGUMENT_VALUE
             raise Refusal(status, refusal.detail, refusal.problems) from None
     insert_rows(
@@ -159,8 +156,7 @@ def _subscribe_globally(
 def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
     """End a subscription to one workitem, or all of an AE's (34.5, 34.5.1).
 
-    why      what a person says who does it for the AE
-
+    why      the reason, if a user does it for the AE
     Refuses  C307, 0115. Source: PS3.4 CC.2.3.2; local: 34.5.1 ends what 34.5 ends
     """
     check_receiver(ae_title)
@@ -171,7 +167,7 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
         else:
             row_id = find_workitem(uid).id
             released = change_subscriptions(ctx, "unsubscribe", ae_title, {row_id})
-        # who comes back over HTTP alone must not be called by DIMSE for ever
+        # an AE that returns by HTTP only is no longer called by DIMSE
         erase(
             "event_channel WHERE ae_title = ? AND channel = 'dimse' AND NOT EXISTS (SELECT 1 FROM"
             " subscription s WHERE s.ae_title = event_channel.ae_title) AND NOT EXISTS (SELECT 1"
@@ -190,9 +186,9 @@ def unsubscribe(ctx: Context, uid: str, ae_title: str, why: str = "") -> None:
 
 
 def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
-    """Refuse (C307) a subscription that there is not (PS3.18 11.11.3, 11.12.3).
+    """Refuse (C307) unless this subscription exists (PS3.18 11.11.3, 11.12.3).
 
-    single  for a global one: one to a workitem will do, which ends with it
+    single  for a global UID, a subscription to a single workitem counts too
     """
     known = ["SELECT 1 FROM global_subscription WHERE uid = ?1 AND ae_title = ?2"]
     if uid not in WELL_KNOWN_UPS:
@@ -208,32 +204,32 @@ def known_subscription(uid: str, ae_title: str, single: bool = True) -> None:
 
 
 def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
-    """End what an AE hears of workitems to come; its subscriptions to those there are stay.
+    """End a global subscription; subscriptions to existing workitems stay.
 
-    Refuses  C307, 0115; C314 for a UID that is no global subscription. Source: PS3.4 CC.2.3.2
+    Refuses  C307, 0115; C314 for the UID of a workitem. Source: PS3.4 CC.2.3.2
     """
     check_receiver(ae_title)
     if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription is suspended")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription can be suspended")
     with database.atomic():
         erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
         change_subscriptions(ctx, "suspend globally", ae_title)
         audit(ctx, "suspended", uid, ae_title)
-    log.info("%s suspended its subscription to %s by %s", ae_title, uid, ctx.actor)
+    log.info("subscription of %s to %s suspended by %s", ae_title, uid, ctx.actor)
 
 
 def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
-    """Whether a global subscription is of a workitem; one whose filter cannot be read is of none."""
+    """Tell whether a global subscription covers a workitem; an unreadable filter covers none."""
     try:
         return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
     except Refusal as refusal:
-        log.error("the filter of %s cannot be read: %s", row.ae_title, refusal)
+        log.error("cannot read the filter of %s: %s", row.ae_title, refusal)
         return False
 
 
 def subscribe_created(ctx: Context, workitem_id: int, index: ElementIndex) -> list[str]:
-    """Subscribe whoever is subscribed globally to a new workitem: their AE titles."""
+    """Subscribe the global subscribers to a new workitem; return their AE titles."""
     locks: dict[str, bool] = {}
     for row in fetch_rows(GlobalSubscription, "1 = 1 ORDER BY ae_title, uid"):
         if _is_wanted(ctx, row, index):

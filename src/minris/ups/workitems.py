@@ -1,4 +1,4 @@
-"""The workitem's life: created, changed, claimed, ended, got (PS3.4 CC.2)."""
+"""Create, update, claim, end and get workitems (PS3.4 CC.2)."""
 
 import hmac
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ from minris.ups.subscriptions import enter_subscriptions, subscribe_created
 
 
 def dicom_now(ctx: Context) -> str:
-    """Now as a DT value, with its offset."""
+    """Return the current time as a DT value with its offset."""
     return f"{ctx.local_now():%Y%m%d%H%M%S%z}"
 
 
@@ -57,7 +57,7 @@ _EMPTY_AT_FIRST = ("transaction_uid", "performer", "declined", "claimed_at", "en
 
 
 def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
-    """Take a new workitem: its UID, made where none is given, and the status.
+    """Create a workitem; return its UID, a new one if none is given, and the status.
 
     data     the attribute list, stored form
     Refuses  as check_created; 0111, 0117
@@ -107,9 +107,9 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
 
 
 def key_state(workitem: Any, transaction_uid: str) -> str:
-    """Whether a Transaction UID is the right one; compared in constant time.
+    """Return "right UID" or "wrong UID"; compared in constant time.
 
-    workitem  None where there is none: as one that nobody has claimed, any UID is right
+    workitem  None if it does not exist: any valid UID is right, as before a claim
     """
     if not workitem or workitem.state == "SCHEDULED":
         well_formed = transaction_uid and not value_problem("UI", transaction_uid)
@@ -119,7 +119,7 @@ def key_state(workitem: Any, transaction_uid: str) -> str:
 
 
 def ups_outcome(event: str, workitem: Any | None) -> str | Status:
-    """What UPS_TRANSITIONS says: a state, or a warning to answer. Refuses a failure."""
+    """Return the new state or the warning in UPS_TRANSITIONS. Refuses a failure."""
     outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
     if isinstance(outcome, Status) and outcome >> 12 != 0xB:
         raise Refusal(outcome, OUTCOMES["*", outcome].text)
@@ -127,11 +127,11 @@ def ups_outcome(event: str, workitem: Any | None) -> str | Status:
 
 
 def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
-    """Change attributes of a workitem; in progress with the lock of its performer in the data.
+    """Update a workitem; one in progress needs its Transaction UID in the data.
 
-    data     the modification list, stored form; a sequence replaces the stored one
-    Refuses  C307, C300, C301, C310; C303 for SCHEDULED, 0105 for another state and for what may
-             not be set, if it differs; 0106, 0121
+    data     modification list, stored form; a sequence replaces the stored one
+    Refuses  C307, C300, C301, C310; C303 for SCHEDULED; 0105 for another state, and for a changed
+             value that may not be set; 0106, 0121
     Source   PS3.4 CC.2.6
     """
     index = in_own_zone(ElementIndex(data))
@@ -153,7 +153,7 @@ def update_workitem(ctx: Context, uid: str, data: bytes) -> Status:
 
 
 def save_workitem(ctx: Context, workitem: Any, index: ElementIndex, **columns: Any) -> ElementIndex:
-    """Write a workitem's data set with a new modification time and version."""
+    """Write a workitem's data set with a new modification time and version; return it."""
     now = text_elements(ScheduledProcedureStepModificationDateTime=dicom_now(ctx))
     index = index.merged(now)
     update_row(
@@ -175,7 +175,7 @@ PROGRESS_TOLD = tuple(map(tag_of, (
 
 
 def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementIndex) -> None:
-    """Tell subscribers what of a change they are told of (PS3.4 CC.2.4.3)."""
+    """Tell subscribers about a change, as far as an event is defined for it (PS3.4 CC.2.4.3)."""
     uid, told = workitem.sop_instance_uid, subscribers(workitem.id)
 
     def changed(*keywords: str) -> bool:
@@ -196,18 +196,20 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
 
 
 def check_is_workitem(uid: str) -> None:
-    """Refuse (C314) the UID that global subscriptions have for a workitem's (PS3.4 Table CC.2.3-3)."""
+    """Refuse (C314) the UIDs of global subscriptions (PS3.4 Table CC.2.3-3)."""
     if uid in WELL_KNOWN_UPS:
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "This is no workitem, but for subscriptions")
+        raise Refusal(
+            Status.ACTION_NOT_APPROPRIATE, "This UID is for subscriptions, not a workitem"
+        )
 
 
 def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
     """Move a workitem to `state` and tell its subscribers; SUCCESS, or a warning if already there.
 
-    state            Procedure Step State (0074,1000); None where it is absent
-    transaction_uid  Transaction UID (0008,1195), the lock of whoever claims or has claimed it
+    state            Procedure Step State (0074,1000); None if absent
+    transaction_uid  Transaction UID (0008,1195), the lock of the performer
     Refuses          C300, C301, C302, C303, C304, C307, C310 as UPS_TRANSITIONS says; C314; 0120,
-                     0121, 0115 for a state that is absent, empty or none
+                     0121, 0115 for a state that is absent, empty or invalid
     Source           PS3.4 CC.2.1
     """
     check_is_workitem(uid)
@@ -234,7 +236,7 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
 
 
 def _refuse_state(state: str | None, key: str) -> None:
-    """Refuse a state that is absent, empty or none of the four; a wrong lock before all else."""
+    """Refuse a state that is absent (0120), empty (0121) or invalid (0115); first a wrong lock."""
     if key == "wrong UID":
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
     if state is None:
@@ -250,7 +252,7 @@ def _refuse_state(state: str | None, key: str) -> None:
 def enter_ups_state(
     ctx: Context, workitem: Any, index: ElementIndex, state: str, **columns: Any
 ) -> None:
-    """Write a new state with its report to the subscribers."""
+    """Write a new state and report it to the subscribers."""
     changed = index.merged(text_elements(ProcedureStepState=state))
     if state in FINAL_UPS_STATES:
         columns["ended_at"] = ctx.stamp()
@@ -265,10 +267,10 @@ def enter_ups_state(
 def with_cancellation(
     ctx: Context, index: ElementIndex, info: ElementIndex = EMPTY
 ) -> ElementIndex:
-    """A workitem with what CANCELED needs: the time, and a reason (PS3.4 CC.2.5.1.3.2).
+    """Return a workitem with the time and reason that CANCELED needs (PS3.4 CC.2.5.1.3.2).
 
-    info  what the request to cancel said
-    Local: a reason is made too (110513, DCM), so that a cancellation never fails for want of one.
+    info   data of the request to cancel
+    Local  a missing reason becomes (110513, DCM), so that no cancellation fails for it
     """
     progress = index.item("ProcedureStepProgressInformationSequence")
     progress = progress.merged(info.only(CANCELLATION_REASON))
@@ -281,12 +283,12 @@ def with_cancellation(
 
 
 def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
-    """Ask for a workitem's end: done at once where nobody has begun, else its watchers are told.
+    """Request cancellation: a SCHEDULED workitem is canceled, else its subscribers are told.
 
-    data     reason, reason code, contact, stored form; all of it optional
-    Returns  B304 where it is CANCELED already
-    Refuses  C307, C311, C314; C312 where neither a subscriber nor a person at this box could be told;
-             C313 where that person has declined
+    data     reason, reason code and contact, stored form; all optional
+    Returns  B304 if it is CANCELED already, else SUCCESS
+    Refuses  C307, C311, C314; C312 if neither a subscriber nor a user here can be told;
+             C313 if that user has declined
     Source   PS3.4 CC.2.2
     """
     check_is_workitem(uid)
@@ -301,7 +303,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             _refuse_to_ask(workitem, told)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
         asked = info.only(CANCELLATION_REASON + contact).with_values()
-        calls = ctx.actor.address and not ctx.actor.role  # else a user or a job of ours
+        calls = ctx.actor.address and not ctx.actor.role  # else a user or job of ours
         ae_title = ctx.actor.name if calls else ctx.config.dicom.ae_title
         requester = text_elements(RequestingAE=ae_title)
         record_event(ctx, "UPS Cancel Requested", uid, requester.merged(asked), told)
@@ -312,7 +314,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
 
 
 def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
-    """Refuse what the performer of a workitem will not do (C313) or cannot be told (C312)."""
+    """Refuse if the performer has declined (C313) or cannot be told (C312)."""
     if workitem.declined:
         words = Message("The performer has declined: {reason}", reason=workitem.declined)
         raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
@@ -324,9 +326,9 @@ def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
 
 
 def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
-    """A workitem, or some of its attributes, never the Transaction UID: status and data set.
+    """Return status and data set of a workitem, all or some attributes, no Transaction UID.
 
-    Returns  0001 where an attribute is asked for that is not kept, else 0000
+    Returns  0001 if a requested attribute is not kept, else 0000
     Refuses  C307. Source: PS3.4 CC.2.7
     """
     index = ElementIndex(find_workitem(uid).data).without(UPS_IDENTITY)
@@ -334,9 +336,9 @@ def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
 
 
 def purge_workitems(ctx: Context, most: int = 200) -> int:
-    """Delete what has ended long enough ago and no deletion lock holds: how many, `most` at once.
+    """Delete up to `most` workitems past [housekeeping] keep_workitems_days; return how many.
 
-    What is still to be told of a workitem keeps it too; its events stay as history.
+    Deletion locks and undelivered events keep a workitem; its events stay as history.
     """
     gone = fetch_rows(
         Workitem,
@@ -362,12 +364,12 @@ def purge_workitems(ctx: Context, most: int = 200) -> int:
 
 
 def is_purged(uid: str) -> bool:
-    """Whether a workitem of this UID was here and has been deleted."""
+    """Tell whether a workitem with this UID has been deleted."""
     return row_exists(PurgedWorkitem, "sop_instance_uid", uid)
 
 
 def cancel_workitem(ctx: Context, workitem: Any, info: ElementIndex) -> None:
-    """Bring a workitem to CANCELED; one that nobody has begun by way of IN PROGRESS."""
+    """Cancel a workitem; a SCHEDULED one passes through IN PROGRESS."""
     index = ElementIndex(workitem.data)
     if workitem.state == "SCHEDULED":  # PS3.4 CC.2.2.3
         enter_ups_state(ctx, workitem, index, "IN PROGRESS", transaction_uid=ctx.new_uid())
