@@ -6916,11 +6916,8 @@ def message_pdus(
 # ------------------------------------------------------------------------------------------------
 
 # The acceptor's half of the state machine: action and next state by event and state.
-ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
-    place: cell
-    for place, cell in grid_table(
-        "PS3.8 Table 9-10",
-        """
+# local: "abort" in Sta2 is ours, for one connection too many
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = grid_table("PS3.8 Table 9-10", """
     event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
     connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
     ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
@@ -6939,11 +6936,7 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
     closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
     ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
     invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    """,
-        str.split,
-    ).items()
-    if cell
-}  # local: "abort" in Sta2 is ours, for one connection too many
+    """, str.split)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -7475,8 +7468,7 @@ class Association(asyncio.Protocol):
 
     def happens(self, event: str, *arguments: Any) -> None:
         """Do the action of ASSOCIATION_STATES for an event, and enter the next state."""
-        cell = ASSOCIATION_STATES.get((event, self.state))
-        if cell:
+        if cell := ASSOCIATION_STATES.get((event, self.state)):
             action, self.state = cell
             getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
 
@@ -7990,11 +7982,6 @@ ENDINGS = {
 }
 
 
-def alike(words: str, others: str) -> bool:
-    """Tell whether two sentences differ only in their numbers."""
-    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
-
-
 class AssociationServer:
     """Accepts associations, counts and limits them, and remembers how they ended.
 
@@ -8098,7 +8085,8 @@ class AssociationServer:
         one = Ended(began, now - began, association.calling, association.address, done,
                     *association.ending)  # fmt: skip
         for known in itertools.islice(reversed(self.ended), 20):
-            if known[2:6] == one[2:6] and alike(known.words, one.words):
+            words, others = (re.sub("[0-9]+", "#", each.words) for each in (known, one))
+            if known[2:6] == one[2:6] and words == others:
                 self.ended.remove(known)
                 break
         self.ended.append(one)
@@ -11178,8 +11166,13 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         if isinstance(outcome, Status):
             return outcome
         told = subscribers(workitem.id)
-        if outcome == "IN PROGRESS":
-            _refuse_to_ask(workitem, told)
+        if outcome == "IN PROGRESS" and workitem.declined:
+            words = Message("The performer has declined: {reason}", reason=workitem.declined)
+            raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
+        if outcome == "IN PROGRESS" and not told and not workitem.by_person:
+            words = Message("{performer} does not watch it and cannot be told",
+                            performer=workitem.performer)  # fmt: skip
+            raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
         asked = info.only(CANCELLATION_REASON + contact).with_values()
         calls = ctx.actor.address and not ctx.actor.role  # else a user or job of ours
@@ -11190,18 +11183,6 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         if outcome == "CANCELED":
             cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
-
-
-def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
-    """Refuse if the performer has declined (C313) or cannot be told (C312)."""
-    if workitem.declined:
-        words = Message("The performer has declined: {reason}", reason=workitem.declined)
-        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
-    if not told and not workitem.by_person:
-        words = Message(
-            "{performer} does not watch it and cannot be told", performer=workitem.performer
-        )
-        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
 
 
 def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:

@@ -1380,10 +1380,7 @@ def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, commi
     commitment = "missing_minutes = 0\nevidence = archive, commitment"
     running = run_appliance(settings(modality.port, archive.port, commitment=commitment))
     put(running, uid, images)
-    assert (
-        once_said_why(running, uid).problem
-        == "the archive accepts no queries (Study Root FIND)"
-    )
+    assert once_said_why(running, uid).problem == "the archive accepts no queries (Study Root FIND)"
     assert archive.next()[1] == uids(images)
     archive.stop()
     once(running, uid, lambda row: "refused" in row.problem, "it is not asked again")

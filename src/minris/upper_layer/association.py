@@ -195,8 +195,7 @@ class Association(asyncio.Protocol):
 
     def happens(self, event: str, *arguments: Any) -> None:
         """Do the action of ASSOCIATION_STATES for an event, and enter the next state."""
-        cell = ASSOCIATION_STATES.get((event, self.state))
-        if cell:
+        if cell := ASSOCIATION_STATES.get((event, self.state)):
             action, self.state = cell
             getattr(self, "_" + action.lower().replace("-", "_"))(*arguments)
 

@@ -54,11 +54,6 @@ ENDINGS = {
 }
 
 
-def alike(words: str, others: str) -> bool:
-    """Tell whether two sentences differ only in their numbers."""
-    return re.sub("[0-9]+", "#", words) == re.sub("[0-9]+", "#", others)
-
-
 class AssociationServer:
     """Accepts associations, counts and limits them, and remembers how they ended.
 
@@ -162,7 +157,8 @@ class AssociationServer:
         one = Ended(began, now - began, association.calling, association.address, done,
                     *association.ending)  # fmt: skip
         for known in itertools.islice(reversed(self.ended), 20):
-            if known[2:6] == one[2:6] and alike(known.words, one.words):
+            words, others = (re.sub("[0-9]+", "#", each.words) for each in (known, one))
+            if known[2:6] == one[2:6] and words == others:
                 self.ended.remove(known)
                 break
         self.ended.append(one)

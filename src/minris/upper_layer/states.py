@@ -3,11 +3,8 @@
 from minris.standard.tables import grid_table
 
 # The acceptor's half of the state machine: action and next state by event and state.
-ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
-    place: cell
-    for place, cell in grid_table(
-        "PS3.8 Table 9-10",
-        """
+# local: "abort" in Sta2 is ours, for one connection too many
+ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = grid_table("PS3.8 Table 9-10", """
     event      | Sta1       | Sta2       | Sta3       | Sta6       | Sta7        | Sta8       | Sta10       | Sta11      | Sta12      | Sta13
     connected  | AE-5 Sta2  |            |            |            |             |            |             |            |            |
     ASSOCIATE-AC |          | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-6 Sta13
@@ -26,8 +23,4 @@ ASSOCIATION_STATES: dict[tuple[str, str], list[str]] = {
     closed     |            | AA-5 Sta1  | AA-4 Sta1  | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1   | AA-4 Sta1  | AA-4 Sta1  | AR-5 Sta1
     ARTIM      |            | AA-2 Sta1  |            |            |             |            |             |            |            | AA-2 Sta1
     invalid    |            | AA-1 Sta13 | AA-8 Sta13 | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13  | AA-8 Sta13 | AA-8 Sta13 | AA-7 Sta13
-    """,
-        str.split,
-    ).items()
-    if cell
-}  # local: "abort" in Sta2 is ours, for one connection too many
+    """, str.split)  # fmt: skip

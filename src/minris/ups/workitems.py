@@ -299,8 +299,13 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         if isinstance(outcome, Status):
             return outcome
         told = subscribers(workitem.id)
-        if outcome == "IN PROGRESS":
-            _refuse_to_ask(workitem, told)
+        if outcome == "IN PROGRESS" and workitem.declined:
+            words = Message("The performer has declined: {reason}", reason=workitem.declined)
+            raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
+        if outcome == "IN PROGRESS" and not told and not workitem.by_person:
+            words = Message("{performer} does not watch it and cannot be told",
+                            performer=workitem.performer)  # fmt: skip
+            raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
         asked = info.only(CANCELLATION_REASON + contact).with_values()
         calls = ctx.actor.address and not ctx.actor.role  # else a user or job of ours
@@ -311,18 +316,6 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
         if outcome == "CANCELED":
             cancel_workitem(ctx, workitem, info)
     return Status.SUCCESS
-
-
-def _refuse_to_ask(workitem: Any, told: list[str]) -> None:
-    """Refuse if the performer has declined (C313) or cannot be told (C312)."""
-    if workitem.declined:
-        words = Message("The performer has declined: {reason}", reason=workitem.declined)
-        raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
-    if not told and not workitem.by_person:
-        words = Message(
-            "{performer} does not watch it and cannot be told", performer=workitem.performer
-        )
-        raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
 
 
 def get_workitem(uid: str, tags: Iterable[int] = ()) -> tuple[Status, bytes]:
