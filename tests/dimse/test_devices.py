@@ -191,7 +191,8 @@ def stored_step(appliance, keyword):
 def echoed(appliance):
     """What a C-ECHO to the device comes to, less its name."""
     [device] = [d for d in appliance.context().devices if d.name == "Mammography"]
-    return str(doctor.echo("MINRIS", device)).partition(" ")[2]
+    words = doctor.echo_words("MINRIS", device, doctor.echo_outcome("MINRIS", device))
+    return str(words).partition(" ")[2]
 
 
 def names_of(*names):
