@@ -242,16 +242,16 @@ def start(bench):
     start_rows(bench, "minris", small, small.minris, 0.4, 60)
     start_rows(bench, "minris", site, site.minris, 0.4, 60)
     site.minris.stop()
-    start_rows(bench, "lone minris.py", site, lone_server(bench, site), 0.8, 80)
+    start_rows(bench, "lone minris.py", site, lone_server(bench, site), 0.8, 62)
     site.minris.start()
 
 
 def lone_server(bench, site):
-    """A lone copy of the file on the store of a site, compiled anew at each start."""
+    """A lone copy of the file on the store of a site."""
     file, given = bench.folder / "lone" / "minris.py", bench.options.minris[-1]
     file.parent.mkdir()
     shutil.copy(given if given.suffix == ".py" else SOURCE, file)
-    command = [sys.executable, "-B", file, "serve", *site.config]
+    command = [sys.executable, file, "serve", *site.config]
     return Server(command, site.minris.port, file.with_suffix(".log"))
 
 
