@@ -1,5 +1,7 @@
 """minris.py is what src/amalgamate.py makes of src/minris, and what it cannot make it refuses."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -111,3 +113,29 @@ def test_a_text_that_would_end_its_literal_is_refused(package):
     package("hall/page.py", 'PAGE = template("p.html")\n')
     with pytest.raises(amalgamate.Refused, match="three quotes"):
         amalgamate.amalgamated()
+
+
+# What it is made of works in it too.
+
+OF_EVERY_KIND = (
+    "tests/orders/test_undo.py",
+    "tests/interchange/test_interchange.py",
+    "tests/delivery/test_outbox.py",
+    "tests/dimse/test_dimse.py",
+)
+
+
+def test_tests_of_every_kind_pass_against_the_made_file_too():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "made", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *OF_EVERY_KIND],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert passed, done.stdout[-2000:]
+    assert int(passed[1]) >= 60
