@@ -662,6 +662,37 @@ def repertoires_of(term: str) -> tuple[Repertoire, ...]:
     return REPERTOIRES[found[2]] if found else ()
 
 
+_TERM_MEANT = re.compile(r"(?:ISO)?(IR|2022IR|2022)?(\d+)")
+_MEANT = {  # other names of sets, without spaces and signs
+    "UTF8": "ISO_IR 192", "UNICODE11UTF8": "ISO_IR 192", "GB18030": "GB18030", "GBK": "GBK",
+    "GB2312": "GB18030",  # which holds it whole
+    "2022GB18030": "GB18030", "2022GBK": "GBK", "ASCII": "ISO_IR 6", "USASCII": "ISO_IR 6",
+    "LATIN1": "ISO_IR 100",
+    **{f"8859{part}": f"ISO_IR {number}" for part, number in {
+        1: 100, 2: 101, 3: 109, 4: 110, 5: 144, 6: 127, 7: 126, 8: 138, 9: 148, 15: 203}.items()},
+}  # fmt: skip
+
+
+def term_meant(term: str) -> str:
+    """The defined term that a misspelt one clearly means; else the term itself.
+
+    `ISO IR 100`, `iso-ir_100` and `ISO_IR100` mean ISO_IR 100; `ISO 2022 58` means ISO 2022 IR 58.
+    """
+    if not term or not character_set_problem([term]):
+        return term
+    plain = re.sub(r"[ _.:-]", "", term.upper())
+    if known := _MEANT.get(plain.removeprefix("ISO")):
+        return known
+    found = _TERM_MEANT.fullmatch(plain)
+    if not found or not (found[1] or plain.startswith("ISO")):
+        return term
+    extended = (found[1] or "").startswith("2022")
+    meant = f"ISO 2022 IR {found[2]}" if extended else f"ISO_IR {found[2]}"
+    if found[2] == "192":
+        meant = "ISO_IR 192"
+    return term if character_set_problem([meant]) else meant
+
+
 def character_set_problem(terms: Iterable[str]) -> str:
     """Why these terms are not a legal Specific Character Set, "" if they are (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)
@@ -2538,6 +2569,34 @@ def looks_like_gb18030(raw: bytes) -> bool:
     return len(pairs) > len(single)
 
 
+# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
+WINDOWS_SETS = {
+    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
+}  # fmt: skip
+WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
+
+
+def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
+    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
+
+    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
+    """
+    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
+    if not codec or b"\x1b" in raw:
+        return None
+    for word in re.split(rb"[ ^=\\]", raw):
+        more = re.findall(rb"[\x80-\x9f]", word)
+        if len(word) > 1 and len(more) * 5 > len(word) * 2:
+            return None
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return None
+    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
+    more = re.findall(rb"[\x80-\x9f]", raw)
+    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
+
+
 def _readings(
     raw: bytes, charset: CharacterSet | None, multi_byte: bool
 ) -> Iterator[tuple[CharacterSet, str]]:
@@ -2560,8 +2619,9 @@ def decode_text(
     """The text of a value, recovered if the bytes contradict the declared set.
 
     Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
-    too or no ISO 8859 text has such bytes; and ISO 8859-1, which is a guess. Control characters
-    then become `mark` and their octal code (PS3.5 6.1.2.3).
+    too or no ISO 8859 text has such bytes; the set of Windows that resembles the declared one; and
+    ISO 8859-1, which is a guess. Control characters then become `mark` and their octal code
+    (PS3.5 6.1.2.3).
     """
     multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
     for one, how in _readings(raw, charset, multi_byte):
@@ -2572,6 +2632,8 @@ def decode_text(
         with contextlib.suppress(UnicodeDecodeError):
             if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
                 return DecodedText(text, "recovered")
+    if windows := read_as_windows(raw, charset):
+        return DecodedText(windows, "recovered")
     text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
     return DecodedText(text, "damaged")
 
@@ -3388,13 +3450,18 @@ class _Recoder:
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
         """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
-        terms = tuple(term.strip(" \0") for term in value.split("\\"))
+        given = tuple(term.strip(" \0") for term in value.split("\\"))
+        terms = tuple(map(term_meant, given))
         if where.depth == 1:
             self.asked = terms if any(terms) else ()
         if not any(terms):
             return where.charset
-        if problem := character_set_problem(terms):
-            log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
+        shown, problem = f"{value.strip()[:64]!a}", character_set_problem(terms)
+        if problem:
+            log.warning("Specific Character Set (0008,0005) %s: %.100s", shown, problem)
+        elif terms != given:
+            meant = "\\".join(terms)
+            log.warning("Specific Character Set (0008,0005) %s is read as %s", shown, meant)
         return character_set(terms)
 
 

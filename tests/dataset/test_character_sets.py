@@ -37,7 +37,7 @@ from minris.dataset.text import ASCII, character_set, decode_text
 from minris.interchange.files import import_items, read_items
 from minris.orders.scheduling import schedule
 from minris.orders.worklist import find_worklist
-from minris.standard.character_sets import REPERTOIRES
+from minris.standard.character_sets import REPERTOIRES, term_meant
 from minris.standard.dictionary import tag_of
 from minris.standard.uids import IMPLICIT_VR_LITTLE_ENDIAN
 from minris.standard.worklist import MWL_ATTRIBUTES
@@ -887,6 +887,123 @@ def test_a_byte_that_no_set_has_is_shown_by_its_number():
 def test_text_in_the_declared_set_is_never_taken_for_another(terms):
     raw = in_bytes(SETS[terms], terms)
     assert decode_text(raw, charset(terms), b"PN") == (SETS[terms], "declared")
+
+
+@pytest.mark.parametrize(
+    ("terms", "codec", "name"),
+    [
+        ("ISO_IR 100", "cp1252", "O’Brien^Síle"),
+        ("ISO_IR 100", "cp1252", "Žižek^Slavoj"),
+        ("ISO_IR 100", "cp1252", "Šimek^Léa"),
+        ("ISO_IR 100", "cp1252", "Thorax – 2 Ebenen für d’Artagnan"),
+        ("ISO 2022 IR 100", "cp1252", "Œuvrard^Zoë"),
+        ("ISO_IR 148", "cp1254", "Şahin’in^Gülağa"),
+        ("ISO_IR 138", "cp1255", "צ’רניחובסקי^דוד"),
+        ("ISO_IR 166", "cp874", "สมชาย “เล็ก”"),
+    ],
+)
+def test_letters_of_windows_beside_those_of_the_declared_set_are_read(terms, codec, name):
+    assert decode_text(name.encode(codec), charset(terms), b"PN") == (name, "recovered")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["山田^太郎", "アイ^カ", "林^一", "鈴木^花子", "山^口", "田^中", "佐藤^健", "Yamada=山田"],
+)
+def test_shift_jis_is_not_read_as_letters_of_windows(name):
+    assert decode_text(name.encode("shift_jis"), charset("ISO_IR 100"), b"PN").how == "damaged"
+
+
+@pytest.mark.parametrize(
+    "terms", ["", "ISO_IR 144", "ISO_IR 101", "ISO_IR 126", r"\ISO 2022 IR 149"]
+)
+def test_letters_of_windows_are_not_read_where_its_set_resembles_none_that_is_declared(terms):
+    raw = "O’Brien^Síle".encode("cp1252")
+    assert decode_text(raw, charset(terms), b"PN").how == "damaged"
+
+
+MISSPELT = {
+    "ISO IR 100": "ISO_IR 100",
+    "ISO_IR_100": "ISO_IR 100",
+    "ISO-IR 100": "ISO_IR 100",
+    "iso_ir 100": "ISO_IR 100",
+    "ISO_IR100": "ISO_IR 100",
+    "ISOIR 100": "ISO_IR 100",
+    "IR 100": "ISO_IR 100",
+    "ISO 8859-1": "ISO_IR 100",
+    "ISO_8859-5": "ISO_IR 144",
+    "ISO IR 192": "ISO_IR 192",
+    "ISO 2022 IR 192": "ISO_IR 192",
+    "UTF-8": "ISO_IR 192",
+    "utf8": "ISO_IR 192",
+    "ISO_2022_IR_100": "ISO 2022 IR 100",
+    "ISO 2022 100": "ISO 2022 IR 100",
+    "ISO2022 IR 149": "ISO 2022 IR 149",
+    "ISO 2022 GBK": "GBK",
+    "GB 18030": "GB18030",
+    "GB2312": "GB18030",
+}
+
+
+@pytest.mark.parametrize(("given", "meant"), MISSPELT.items())
+def test_a_misspelt_term_with_a_clear_meaning_is_read_as_what_it_means(given, meant):
+    assert term_meant(given) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "100",
+        "ISO_IR 999",
+        "KLINGON",
+        "ISO_IR 192 x",
+        "8859",
+        "ISO",
+        "ISO_IR",
+        "ISO 8859-16",
+        "2022",
+    ],
+)
+def test_a_term_whose_meaning_is_not_clear_stays_as_it_is(given):
+    assert term_meant(given) == given
+
+
+@pytest.mark.parametrize("terms", ["", *SETS])
+def test_the_defined_terms_mean_themselves(terms):
+    assert [*map(term_meant, terms.split("\\"))] == terms.split("\\")
+
+
+@pytest.mark.parametrize("given", ["ISO IR 100", "iso-ir 100", "ISO_IR100"])
+def test_a_report_in_a_misspelt_set_is_read_and_noted(appliance, caplog, given):
+    """As four products were met to spell it."""
+    raw = "Müller^Jürgen".encode("latin-1")
+    with caplog.at_level(logging.WARNING, "minris"):
+        status, row = report(appliance, performed(given, raw))
+    assert (status, stored_text(bytes(row.data))) == (SUCCESS, "Müller^Jürgen")
+    assert any(given in r.getMessage() and "ISO_IR 100" in r.getMessage() for r in caplog.records)
+
+
+def test_a_query_in_a_misspelt_set_is_answered_in_what_it_means(appliance):
+    appliance.schedule(item("Müller^Jürgen"))
+    raw = "*Müller*".encode("latin-1")
+    [answer] = ask(appliance, encoded(SpecificCharacterSet="ISO IR 100", PatientName=raw))
+    assert decoded(answer).SpecificCharacterSet == "ISO_IR 100"
+    assert decoded(answer).PatientName == "Müller^Jürgen"
+
+
+def test_a_file_with_a_sign_of_windows_is_read():
+    data = encoded(SpecificCharacterSet="ISO_IR 100", PatientName="O’Brien^Síle".encode("cp1252"))
+    [found] = read_items("one.wl", data)
+    assert stored_text(found) == "O’Brien^Síle"
+
+
+def test_a_term_cannot_forge_or_flood_a_line_of_the_log(appliance, caplog):
+    with caplog.at_level(logging.WARNING, "minris"):
+        report(appliance, performed("X\n2026 ERROR forged " + "Y" * 40_000, b"Wang^XiaoDong"))
+    lines = [r.getMessage() for r in caplog.records if "0008,0005" in r.getMessage()]
+    assert lines
+    assert all("\n" not in line and len(line) < 300 for line in lines)
 
 
 # What a modality reports in a set that is unknown, illegal or wrong.

@@ -23,7 +23,7 @@ from minris.dataset.text import (
     character_set,
     decode_text,
 )
-from minris.standard.character_sets import character_set_problem
+from minris.standard.character_sets import character_set_problem, term_meant
 from minris.standard.dictionary import (
     BINARY_NUMBERS,
     KNOWN_VRS,
@@ -166,13 +166,18 @@ class _Recoder:
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
         """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
         value = element[8:].decode("ascii", "replace")
-        terms = tuple(term.strip(" \0") for term in value.split("\\"))
+        given = tuple(term.strip(" \0") for term in value.split("\\"))
+        terms = tuple(map(term_meant, given))
         if where.depth == 1:
             self.asked = terms if any(terms) else ()
         if not any(terms):
             return where.charset
-        if problem := character_set_problem(terms):
-            log.warning("Specific Character Set (0008,0005) %s: %s", value.strip(), problem)
+        shown, problem = f"{value.strip()[:64]!a}", character_set_problem(terms)
+        if problem:
+            log.warning("Specific Character Set (0008,0005) %s: %.100s", shown, problem)
+        elif terms != given:
+            meant = "\\".join(terms)
+            log.warning("Specific Character Set (0008,0005) %s is read as %s", shown, meant)
         return character_set(terms)
 
 

@@ -175,6 +175,34 @@ def looks_like_gb18030(raw: bytes) -> bool:
     return len(pairs) > len(single)
 
 
+# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
+WINDOWS_SETS = {
+    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
+}  # fmt: skip
+WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
+
+
+def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
+    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
+
+    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
+    """
+    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
+    if not codec or b"\x1b" in raw:
+        return None
+    for word in re.split(rb"[ ^=\\]", raw):
+        more = re.findall(rb"[\x80-\x9f]", word)
+        if len(word) > 1 and len(more) * 5 > len(word) * 2:
+            return None
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return None
+    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
+    more = re.findall(rb"[\x80-\x9f]", raw)
+    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
+
+
 def _readings(
     raw: bytes, charset: CharacterSet | None, multi_byte: bool
 ) -> Iterator[tuple[CharacterSet, str]]:
@@ -197,8 +225,9 @@ def decode_text(
     """The text of a value, recovered if the bytes contradict the declared set.
 
     Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
-    too or no ISO 8859 text has such bytes; and ISO 8859-1, which is a guess. Control characters
-    then become `mark` and their octal code (PS3.5 6.1.2.3).
+    too or no ISO 8859 text has such bytes; the set of Windows that resembles the declared one; and
+    ISO 8859-1, which is a guess. Control characters then become `mark` and their octal code
+    (PS3.5 6.1.2.3).
     """
     multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
     for one, how in _readings(raw, charset, multi_byte):
@@ -209,5 +238,7 @@ def decode_text(
         with contextlib.suppress(UnicodeDecodeError):
             if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
                 return DecodedText(text, "recovered")
+    if windows := read_as_windows(raw, charset):
+        return DecodedText(windows, "recovered")
     text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
     return DecodedText(text, "damaged")

@@ -103,6 +103,37 @@ def repertoires_of(term: str) -> tuple[Repertoire, ...]:
     return REPERTOIRES[found[2]] if found else ()
 
 
+_TERM_MEANT = re.compile(r"(?:ISO)?(IR|2022IR|2022)?(\d+)")
+_MEANT = {  # other names of sets, without spaces and signs
+    "UTF8": "ISO_IR 192", "UNICODE11UTF8": "ISO_IR 192", "GB18030": "GB18030", "GBK": "GBK",
+    "GB2312": "GB18030",  # which holds it whole
+    "2022GB18030": "GB18030", "2022GBK": "GBK", "ASCII": "ISO_IR 6", "USASCII": "ISO_IR 6",
+    "LATIN1": "ISO_IR 100",
+    **{f"8859{part}": f"ISO_IR {number}" for part, number in {
+        1: 100, 2: 101, 3: 109, 4: 110, 5: 144, 6: 127, 7: 126, 8: 138, 9: 148, 15: 203}.items()},
+}  # fmt: skip
+
+
+def term_meant(term: str) -> str:
+    """The defined term that a misspelt one clearly means; else the term itself.
+
+    `ISO IR 100`, `iso-ir_100` and `ISO_IR100` mean ISO_IR 100; `ISO 2022 58` means ISO 2022 IR 58.
+    """
+    if not term or not character_set_problem([term]):
+        return term
+    plain = re.sub(r"[ _.:-]", "", term.upper())
+    if known := _MEANT.get(plain.removeprefix("ISO")):
+        return known
+    found = _TERM_MEANT.fullmatch(plain)
+    if not found or not (found[1] or plain.startswith("ISO")):
+        return term
+    extended = (found[1] or "").startswith("2022")
+    meant = f"ISO 2022 IR {found[2]}" if extended else f"ISO_IR {found[2]}"
+    if found[2] == "192":
+        meant = "ISO_IR 192"
+    return term if character_set_problem([meant]) else meant
+
+
 def character_set_problem(terms: Iterable[str]) -> str:
     """Why these terms are not a legal Specific Character Set, "" if they are (PS3.3 C.12.1.1.2)."""
     terms = tuple(terms)
