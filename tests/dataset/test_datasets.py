@@ -301,6 +301,45 @@ def test_sequences_of_supplement_233_come_with_their_vrs_in_implicit_vr():
     assert recode(to_syntax(data, explicit=False), explicit=False) == data
 
 
+KINDS = ["SH", "LO", "PN", "UI", "US", "FL", "OB", "SQ"]
+
+
+@pytest.mark.parametrize("vr", KINDS)
+@pytest.mark.parametrize(
+    "keyword",
+    ["PatientName", "PregnancyStatus", "PatientWeight", "RequestedProcedureCodeSequence"],
+)
+def test_an_empty_element_of_another_kind_is_an_empty_one(keyword, vr):
+    tag = tag_of(keyword)
+    after = stored("LO", b"P1", "RequestedProcedureDescription")
+    index = ElementIndex(recode(encode_element(tag, vr.encode(), b"") + after))
+    assert (index.vr(tag).decode(), index.value(tag)) == (vr_of(tag), b"") or vr == vr_of(tag)
+    assert index.get("RequestedProcedureDescription") == "P1"
+
+
+def test_an_empty_sequence_of_undefined_length_is_an_empty_text():
+    tag = tag_of("PatientName")
+    head = struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, b"SQ", 0, 0xFFFFFFFF)
+    after = stored("LO", b"P1", "PatientID")
+    index = ElementIndex(recode(head + bytes.fromhex("feffdde000000000") + after))
+    assert (index.value(tag), index.get("PatientID")) == (b"", "P1")
+    with pytest.raises(Malformed):
+        recode(head + bytes.fromhex("feff00e000000000feffdde000000000") + after)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        encode_element(tag_of("PatientName"), b"US", b"\1\0"),
+        encode_element(tag_of("PregnancyStatus"), b"LO", b"no"),
+        encode_element(tag_of("RequestedProcedureCodeSequence"), b"LO", b"CT"),
+    ],
+)
+def test_a_value_of_another_kind_is_still_malformed(element):
+    with pytest.raises(Malformed):
+        recode(element)
+
+
 # Character sets
 
 

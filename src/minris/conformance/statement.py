@@ -212,7 +212,8 @@ def statement_network(config: Config) -> str:
         Answers are in the device's set, else in that of the request, else in ISO_IR 192. Name
           groups that the set cannot encode are omitted if the alphabetic group remains; else the
           answer is in the device's fallback set. Bytes that contradict the declared set are read as
-          UTF-8 or GB18030 where that is certain, and logged.
+          UTF-8 or GB18030 where that is certain, and logged; so are letters of Windows under
+          ISO_IR 100, 138, 148 and 166, and misspelt terms such as ISO IR 100.
         """
 
 

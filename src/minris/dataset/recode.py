@@ -44,6 +44,9 @@ class Limits(NamedTuple):
     elements: int = 100_000
 
 
+NO_ITEMS = ELEMENT_HEADER.pack(0xFFFE, 0xE0DD, b"\0\0", 0)  # a Sequence Delimitation Item
+
+
 class _Where(NamedTuple):
     """The state at a place of a data set: Explicit VR, character set of texts, nesting from 1."""
 
@@ -111,7 +114,10 @@ class _Recoder:
         vr = vr or vr_of(tag).encode()
         right = vr if allows(tag, vr) else vr_of(tag).encode()
         if kind_of_vr(vr) != kind_of_vr(right):
-            raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
+            empty = self.end_of_empty(vr, start, length, end)
+            if not empty:
+                raise Malformed(f"{attribute_name(tag)} is {vr.decode()}, not {right.decode()}")
+            return encode_element(tag, right, b""), empty  # PS3.4 C.2.2.2.3: it says nothing
         if length == UNDEFINED_LENGTH:
             if vr not in (b"SQ", b"UN"):
                 raise Malformed(f"{attribute_name(tag)} has an undefined length")
@@ -128,6 +134,12 @@ class _Recoder:
         if right != vr and vr in BINARY_NUMBERS:
             value = repacked(tag, vr, value, right)
         return encode_element(tag, right, value), start + length
+
+    def end_of_empty(self, vr: bytes, start: int, length: int, end: int) -> int:
+        """The end of an element without value or items, 0 if it has any."""
+        if length == UNDEFINED_LENGTH and vr == b"SQ":
+            return start + 8 if self.data[start : min(start + 8, end)] == NO_ITEMS else 0
+        return 0 if length else start
 
     def sequence(
         self, tag: int, pos: int, end: int, where: _Where, delimited: bool = False
