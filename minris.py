@@ -7199,7 +7199,36 @@ def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
         pos += 4 + length
 
 
-def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
+MAXIMUM_LENGTH, ROLE_SELECTION, EXTENDED = 0x51, 0x54, 0x56  # PS3.8 annex D, PS3.7 annex D
+
+
+def deciding_items(pdu: bytes, start: int, end: int, classes: Collection[str]) -> bytes:
+    """The user information that has a say in the negotiation of some SOP classes.
+
+    What only informs (who made the peer, its window, its user, other classes) is left out, so that
+    it ends no association, whatever is wrong with it. Raises ProtocolError past the end
+    """
+    kept = []
+    for kind, first, last in _items(pdu, start, end):
+        length = int.from_bytes(pdu[first : first + 2], "big")
+        named = pdu[first + 2 : min(first + 2 + length, last)].decode("latin-1").strip(" \0")
+        of_class = kind in (ROLE_SELECTION, EXTENDED) and named in classes
+        if kind == MAXIMUM_LENGTH or of_class:
+            kept.append(pdu[first - 4 : last])
+    return b"".join(kept)
+
+
+def _readable_uids(pdu: bytes, start: int, end: int) -> bytes:
+    """The syntaxes of a presentation context; one that cannot be read is `0`, which nobody has."""
+    parts = []
+    for kind, first, last in _items(pdu, start, end):
+        uid = pdu[first:last].strip(b" \0")
+        content = pdu[first:last] if 0 < len(uid) <= 64 and uid.isascii() else b"0"
+        parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    return b"".join(parts)
+
+
+def check_associate_rq(pdu: bytes, classes: Collection[str]) -> tuple[bytes, dict[int, int]]:
     """Check an A-ASSOCIATE-RQ before it is decoded, and renumber even context IDs.
 
     Returns  the PDU, and {new odd ID: even ID}: dcm4che's stgcmtscu sends 2
@@ -7216,9 +7245,9 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
             if inner[0x30] != 1 or not inner[0x40]:
                 raise ProtocolError("a presentation context lacks its syntaxes")
             numbers.append(content[0])
+            content = content[:4] + _readable_uids(pdu, start + 4, end)
         elif kind == 0x50:
-            kept = [pdu[s - 4 : e] for k, s, e in _items(pdu, start, end) if k in USER_ITEMS]
-            content = b"".join(kept)
+            content = deciding_items(pdu, start, end, classes)
         if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1: others are ignored
             parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
     if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
@@ -7233,7 +7262,16 @@ def check_associate_rq(pdu: bytes) -> tuple[bytes, dict[int, int]]:
     return PDU_HEADER.pack(A_ASSOCIATE_RQ, 0, len(body)) + body, renumbered
 
 
-USER_ITEMS = frozenset(range(0x51, 0x5A))  # PS3.8 annex D, PS3.7 annex D
+def check_associate_ac(pdu: bytes, classes: Collection[str]) -> bytes:
+    """An A-ASSOCIATE-AC without what only informs. Raises ProtocolError past the end"""
+    parts = [pdu[6:74]]
+    for kind, start, end in _items(pdu, 74, len(pdu)):
+        content = pdu[start:end]
+        if kind == 0x50:
+            content = deciding_items(pdu, start, end, classes)
+        parts.append(bytes((kind, 0)) + len(content).to_bytes(2, "big") + content)
+    body = b"".join(parts)
+    return PDU_HEADER.pack(A_ASSOCIATE_AC, 0, len(body)) + body
 
 
 class Negotiator:
@@ -7259,6 +7297,7 @@ class Negotiator:
             warnings.filterwarnings("ignore", module=library)
         self.extended, self.maximum_length = extended, maximum_length
         syntaxes = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
+        self.classes = frozenset(contexts)
         self.supported = [build_context(uid, syntaxes) for uid in contexts]
         for context, roles in zip(self.supported, contexts.values(), strict=True):
             context.scu_role, context.scp_role = roles or (None, None)
@@ -7302,7 +7341,7 @@ class Negotiator:
     def _negotiate(self, pdu: bytes, called: str, calling: str) -> Negotiated:
         from pynetdicom import pdu as pdus
 
-        pdu, renumbered = check_associate_rq(pdu)
+        pdu, renumbered = check_associate_rq(pdu, self.classes)
         if not int.from_bytes(pdu[6:8], "big") & 1:
             raise Rejection(1, 2, 2, "protocol version 1 is not proposed")
         request = pdus.A_ASSOCIATE_RQ()
@@ -7868,7 +7907,7 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     from pynetdicom import pdu_primitives as items
 
     answer = pdus.A_ASSOCIATE_AC()
-    answer.decode(pdu)
+    answer.decode(check_associate_ac(pdu, frozenset(uid for uid, _ in proposed)))
     primitive = answer.to_primitive()
     longest, roles, contexts = 16384, {}, {}
     for item in primitive.user_information:

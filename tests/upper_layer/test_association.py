@@ -42,6 +42,7 @@ from minris.config.ini import load_config
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.store.models import PerformedProcedureStep
 from minris.upper_layer.association import Association
+from minris.upper_layer.caller import associate_answer
 from minris.upper_layer.messages import Intake
 from minris.upper_layer.negotiation import Negotiator, Rejection
 from minris.upper_layer.pdus import decode_command, encode_command
@@ -1486,10 +1487,56 @@ def test_a_transfer_syntax_that_is_no_uid_costs_only_itself(server, uid):
         assert peer.associate(request).contexts == {1: (0, IMPLICIT), 3: (4, None)}
 
 
-def test_an_implementation_class_uid_that_is_none_does_no_harm(server):
-    request = associate_rq(implementation=item(0x52, b"1.2.826.0.1.03"))
+CLASS_UID = item(0x52, b"2.25.20260705")
+ONLY_INFORMS = {
+    "a class UID that is none": item(0x52, b"1.2.826.0.1.03"),
+    "a class UID of letters": item(0x52, b"CT CONSOLE"),
+    "a class UID that is no ASCII": item(0x52, b"\xff\xfe"),
+    "a class UID past its length": item(0x52, b"1." * 40 + b"1"),
+    "a version name past its length": CLASS_UID + item(0x55, b"A CONSOLE OF A NEW KIND 3.1"),
+    "a version name padded with NUL": CLASS_UID + item(0x55, b"CTCONSOLE\0\0"),
+    "a version name that is no ASCII": CLASS_UID + item(0x55, "Größe 3".encode("latin-1")),
+    "a version name that is empty": CLASS_UID + item(0x55, b""),
+    "a window cut short": CLASS_UID + item(0x53, b"\0\1"),
+    "a user of an unknown kind": CLASS_UID + item(0x58, b"\x09\0\0\1A\0\0"),
+    "a user cut short": CLASS_UID + item(0x58, b"\1"),
+    "a related class cut short": CLASS_UID + item(0x57, b"\0\x40abc"),
+    "a role of another class that is none": CLASS_UID + role(CT_STORAGE, 2, 5),
+    "a role of another class cut short": CLASS_UID + item(0x54, b"\0\x10abc"),
+    "what another class would extend, cut short": CLASS_UID + item(0x56, b"\0\x40abc"),
+}
+
+
+@pytest.mark.parametrize("name", ONLY_INFORMS)
+def test_a_field_that_only_informs_ends_no_association(server, name):
+    """They say who made the peer, or concern classes that are not negotiated."""
     with Peer(server.port) as peer:
-        assert peer.associate(request).contexts[1] == (0, IMPLICIT)
+        answer = peer.associate(associate_rq(implementation=ONLY_INFORMS[name]))
+        assert [result for result, _ in answer.contexts.values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ONLY_INFORMS)
+def test_a_field_that_only_informs_ends_no_association_of_ours(name):
+    syntaxes = bytes((1, 0, 0, 0)) + item(0x40, IMPLICIT.encode())
+    user = maximum_length(4096) + ONLY_INFORMS[name] + item(0x5F, b"later")
+    body = struct.pack(">Hxx", 1) + b"\xff" * 64 + item(0x10, b"1.2.840.10008.3.1.1.1")
+    body += item(0x21, syntaxes) + item(0x50, user)
+    accepted = associate_answer(pdu(ASSOCIATE_AC, body), ((VERIFICATION, None),))
+    assert (accepted.maximum_length, [*accepted.contexts]) == (4096, [VERIFICATION])
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.ä", "1." * 40 + "1", "CT"])
+def test_a_class_whose_uid_cannot_be_read_costs_only_itself(server, uid):
+    request = associate_rq(ECHO_CONTEXT, context(3, uid, IMPLICIT))
+    with Peer(server.port) as peer:
+        assert peer.associate(request).contexts == {1: (0, IMPLICIT), 3: (3, None)}
+
+
+@pytest.mark.parametrize("uid", ["", " ", "1.2.ä", "1." * 40 + "1"])
+def test_a_transfer_syntax_that_cannot_be_read_costs_only_itself(server, uid):
+    request = associate_rq(context(1, VERIFICATION, uid, IMPLICIT), context(3, WORKLIST, uid))
+    with Peer(server.port) as peer:
+        assert peer.associate(request).contexts == {1: (0, IMPLICIT), 3: (4, None)}
 
 
 def test_the_length_we_take_is_that_of_the_settings(serve):
@@ -1553,7 +1600,6 @@ BAD_REQUESTS = {
         ASSOCIATE_RQ, associate_rq()[6:].replace(item(0x10, b"1.2.840.10008.3.1.1.1"), b"")
     ),
     "no user information": pdu(ASSOCIATE_RQ, associate_rq()[6:].split(b"\x50\0")[0]),
-    "UID that is no ASCII": associate_rq(context(1, "1.2.840.ä", IMPLICIT)),
 }
 
 

@@ -16,7 +16,7 @@ from minris.standard.uids import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
-from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID
+from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID, check_associate_ac
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
     A_ASSOCIATE_RJ,
@@ -89,7 +89,7 @@ def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     from pynetdicom import pdu_primitives as items
 
     answer = pdus.A_ASSOCIATE_AC()
-    answer.decode(pdu)
+    answer.decode(check_associate_ac(pdu, frozenset(uid for uid, _ in proposed)))
     primitive = answer.to_primitive()
     longest, roles, contexts = 16384, {}, {}
     for item in primitive.user_information:
