@@ -16576,7 +16576,7 @@ def search_web(
     if (left := count - offset - len(found)) > 0:
         warnings.append(f"There are {left} additional results that can be requested")
     headers = tuple(warning(web, request, text) for text in warnings)
-    return WebAnswer(200 if found else 204, tuple(found) if found else None, headers)
+    return WebAnswer(200, tuple(found), headers)
 
 
 def service_url(web: Web, request: Any) -> str:
@@ -16658,7 +16658,7 @@ def asked_by(request: Any, ctx: Context, path: str) -> Context:
 
 
 def web_search(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """GET /workitems: search (PS3.18 11.9)."""
+    """GET /workitems: search; without a match an empty list (PS3.18 11.9)."""
     return search_web(web, request, ctx, UPS_ATTRIBUTES, page_of_workitems)
 
 
@@ -16707,7 +16707,8 @@ def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -
 
 def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
     """GET /modality-scheduled-procedure-steps: search the worklist (PS3.18 14.4)."""
-    return search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
+    answer = search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
+    return answer if answer.data else answer._replace(http=204, data=None)  # PS3.18 14.4.3.1
 
 
 def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
@@ -16759,7 +16760,7 @@ MPPS_PATH = "/modality-performed-procedure-steps"
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
     Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4", (201,), "one", ("workitem",)),
-    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200, 204), "", SEARCH_PARAMETERS),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200,), "", SEARCH_PARAMETERS),
     Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
     Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6", (200,), "one", ("transaction-uid",)),
     Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one", ("requester",)),

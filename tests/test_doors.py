@@ -418,7 +418,7 @@ workitems are searched
     search         | chest, heart | PatientName=王*             | 0000
     search         | chest        | WorklistLabel=3D           | 0000
     search         | chest, heart | ScheduledProcedureStepStartDateTime=20260705-20260705 | 0000
-    search         | -            | PatientID=P000044          | 0000 | 204
+    search         | -            | PatientID=P000044          | 0000
     search         | -            | ScheduledProcedureStepStartDateTime=20260230 | A900
 more workitems are found than an answer takes
     create         | chest        | chest                      | 0000

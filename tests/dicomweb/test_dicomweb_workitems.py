@@ -140,7 +140,7 @@ def test_a_workitem_that_is_not_in_order_is_refused(door, query, data, code):
     answer = door.post(f"/workitems{query}", json=data, headers=JSON)
     assert answer.status_code == code
     assert answer.json()["error"]
-    assert door.get("/workitems").status_code == 204
+    assert door.get("/workitems").json() == []
 
 
 def test_a_uid_is_taken_once(door):
@@ -492,9 +492,24 @@ def uids(answer):
 def test_workitems_are_searched(door, four, query, found):
     """T-WEB-07, T-WEB-31."""
     answer = door.get(f"/workitems?{query}")
-    assert answer.status_code == (200 if found else 204)
-    if found:
-        assert uids(answer) == [f"2.25.80{number}" for number in found]
+    assert answer.status_code == 200
+    assert uids(answer) == [f"2.25.80{number}" for number in found]
+
+
+def test_a_search_without_a_match_is_an_empty_list(door):
+    """PS3.18 11.9.3.1 since 2026a; it was 204."""
+    answer = door.get("/workitems?PatientID=nobody")
+    assert (answer.status_code, answer.content) == (200, b"[]")
+    assert answer.headers["Content-Type"].startswith("application/dicom+json")
+    answer = door.get("/workitems", headers={"Accept": "application/dicom+xml"})
+    assert answer.status_code == 200
+    assert re.fullmatch(rb"--\w+--\r\n", answer.content)
+
+
+def test_a_worklist_without_a_match_has_no_content(door):
+    """PS3.18 14.4.3.1, where it is 204 as ever."""
+    answer = door.get("/modality-scheduled-procedure-steps?PatientID=nobody")
+    assert (answer.status_code, answer.content) == (204, b"")
 
 
 @pytest.mark.parametrize(
@@ -518,8 +533,8 @@ def test_a_search_is_paged_and_says_how_many_are_left(door, four):
     second = door.get("/workitems?limit=3&offset=3")
     assert uids(second) == ["2.25.803"]
     assert "Warning" not in second.headers
-    assert door.get("/workitems?offset=4").status_code == 204
-    assert door.get("/workitems?limit=0").status_code == 204
+    assert door.get("/workitems?offset=4").json() == []
+    assert door.get("/workitems?limit=0").json() == []
 
 
 def test_what_is_not_offered_in_matching_is_a_warning(door, four):
@@ -529,7 +544,7 @@ def test_what_is_not_offered_in_matching_is_a_warning(door, four):
     assert warning_of(answer) == LITERAL_ONLY[0]
     query = "emptyvaluematching=true&multiplevaluematching=true&PatientID=nobody"
     answer = door.get(f"/workitems?{query}")
-    assert answer.status_code == 204
+    assert (answer.status_code, answer.json()) == (200, [])
     assert all(text in answer.headers["Warning"] for text in LITERAL_ONLY[1:])
 
 

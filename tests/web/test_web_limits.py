@@ -71,19 +71,19 @@ def test_a_body_is_in_utf_8(door, charset, code):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("zone", "key", "code"),
+    ("zone", "key", "count"),
     [
-        ("+0800", "20260705173000-20260705174000", 200),
-        ("-0500", "20260705043000-20260705044000", 200),
-        ("+0800", "20260705093000", 204),
-        ("+0800", "202607050930%2B0000", 200),  # what has an offset keeps it
-        ("+0000", "20260705093000", 200),
+        ("+0800", "20260705173000-20260705174000", 1),
+        ("-0500", "20260705043000-20260705044000", 1),
+        ("+0800", "20260705093000", 0),
+        ("+0800", "202607050930%2B0000", 1),  # what has an offset keeps it
+        ("+0000", "20260705093000", 1),
     ],
 )
-def test_times_asked_for_are_of_the_zone_that_is_named(door, zone, key, code):  # noqa: F811
+def test_times_asked_for_are_of_the_zone_that_is_named(door, zone, key, count):  # noqa: F811
     create(door, ScheduledProcedureStepStartDateTime="20260705093000+0000")
     query = f"ScheduledProcedureStepStartDateTime={key}&TimezoneOffsetFromUTC={zone}"
-    assert door.get(f"/workitems?{query}").status_code == code
+    assert len(door.get(f"/workitems?{query}").json()) == count
 
 
 def test_a_wrong_zone_is_refused(door):  # noqa: F811
@@ -179,7 +179,7 @@ def test_who_asks_too_often_is_told_to_wait(run_appliance):
     with client(appliance, appliance.token()) as door:  # noqa: F811
         codes = [door.get("/workitems").status_code for _ in range(40)]
         refused = door.get("/workitems")
-    assert codes[:10] == [204] * 10
+    assert codes[:10] == [200] * 10
     assert 429 in codes
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
 
@@ -234,7 +234,7 @@ def test_a_page_of_a_configured_origin_may_call(open_appliance):
     assert asked.status_code == 204
     assert asked.headers["Access-Control-Allow-Origin"] == VIEWER
     assert "Authorization" in asked.headers["Access-Control-Allow-Headers"]
-    assert answer.status_code == 204
+    assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == VIEWER
     assert "Content-Location" in answer.headers["Access-Control-Expose-Headers"]
     assert "Access-Control-Allow-Credentials" not in answer.headers
@@ -267,7 +267,7 @@ def test_a_session_is_of_no_use_to_another_origin(open_appliance):
         door.cookies.set("minris", secret)
         answer = door.post("/workitems", json=[workitem()], headers={**JSON, "Origin": VIEWER})
         assert answer.status_code == 403
-        assert door.get("/workitems").status_code == 204
+        assert door.get("/workitems").json() == []
 
 
 ORIGINS = ["viewer.example", "ftp://viewer.example", f"{VIEWER}/app", "*", "https://Viewer.example",
@@ -304,7 +304,7 @@ def test_it_is_said_what_is_not_matched(door, query, names):  # noqa: F811
 def test_no_match_is_wanted_and_it_is_said_how_many_there_are(door):  # noqa: F811
     create(door)
     answer = door.get("/workitems?limit=0")
-    assert answer.status_code == 204
+    assert (answer.status_code, answer.json()) == (200, [])
     assert answer.headers["Warning"].endswith(
         "There are 1 additional results that can be requested"
     )

@@ -47,7 +47,7 @@ from minris.web.request import BASE, SLASH, Web, check_speaker, client_address, 
 SEARCH_PARAMETERS = ("limit", "offset", "includefield", *FLAGS)
 DICOM_ROUTES = (
     Route("POST", "/workitems", web_create, "create", "desk", "PS3.18 11.4", (201,), "one", ("workitem",)),
-    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200, 204), "", SEARCH_PARAMETERS),
+    Route("GET", "/workitems", web_search, "search", "desk", "PS3.18 11.9", (200,), "", SEARCH_PARAMETERS),
     Route("GET", "/workitems/{uid}", web_retrieve, "retrieve", "desk", "PS3.18 11.5"),
     Route("POST", "/workitems/{uid}", web_update, "update", "technologist", "PS3.18 11.6", (200,), "one", ("transaction-uid",)),
     Route("PUT", "/workitems/{uid}/state", web_change_state, "change state", "technologist", "PS3.18 11.7", (200,), "one", ("requester",)),

@@ -75,7 +75,7 @@ def search_web(
     if (left := count - offset - len(found)) > 0:
         warnings.append(f"There are {left} additional results that can be requested")
     headers = tuple(warning(web, request, text) for text in warnings)
-    return WebAnswer(200 if found else 204, tuple(found) if found else None, headers)
+    return WebAnswer(200, tuple(found), headers)
 
 
 def service_url(web: Web, request: Any) -> str:
@@ -157,7 +157,7 @@ def asked_by(request: Any, ctx: Context, path: str) -> Context:
 
 
 def web_search(web: Web, request: Any, ctx: Context) -> WebAnswer:
-    """GET /workitems: search (PS3.18 11.9)."""
+    """GET /workitems: search; without a match an empty list (PS3.18 11.9)."""
     return search_web(web, request, ctx, UPS_ATTRIBUTES, page_of_workitems)
 
 
@@ -206,7 +206,8 @@ def web_suspend(web: Web, request: Any, ctx: Context, uid: str, ae_title: str) -
 
 def web_worklist(web: Web, request: Any, ctx: Context) -> WebAnswer:
     """GET /modality-scheduled-procedure-steps: search the worklist (PS3.18 14.4)."""
-    return search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
+    answer = search_web(web, request, ctx, MWL_ATTRIBUTES, page_of_worklist)
+    return answer if answer.data else answer._replace(http=204, data=None)  # PS3.18 14.4.3.1
 
 
 def web_mpps(web: Web, request: Any, ctx: Context, uid: str) -> WebAnswer:
