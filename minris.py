@@ -335,6 +335,11 @@ class Status(enum.IntEnum):
     PENDING_OPTIONAL_KEYS_UNSUPPORTED = 0xFF01
 
 
+def is_failure(status: int) -> bool:
+    """Tell whether a status is a failure."""
+    return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
+
+
 def read_status(text: str) -> Status:
     """The status with these four hexadecimal digits. Raises ValueError for an unknown one."""
     return Status(int(text, 16))
@@ -15513,7 +15518,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
 
 
 def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-    """Log texts that contradict their character set.
+    """Log texts that contradict their character set. Refuse (0106, 0115) what would be kept wrong.
 
     Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
              stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
@@ -15525,15 +15530,18 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
     if recoded.damaged and unknown and request.operation != "C-FIND":
         words = Message("is in a character set that is not known here")
         problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        of_list = request.operation in WITH_LIST  # PS3.7 10.1.4.1.10 has no 0106
+        status = Status.INVALID_ATTRIBUTE_VALUE if of_list else Status.INVALID_ARGUMENT_VALUE
+        raise Refusal(status, problems=problems)
     if request.operation != "C-FIND":
         request.raw = request.data
 
 
 def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
     """Return the command set of a response (PS3.7 9.3, 10.3)."""
-    command = request.command
-    if number := NUMBERS.get(request.operation):
+    command, status = request.command, fields["Status"]
+    number = NUMBERS.get(request.operation)
+    if number and (not is_failure(status) or status in OF_A_TYPE):
         fields[number] = command.get(number)
     if request.operation.startswith("N-"):
         uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
@@ -15564,8 +15572,17 @@ def request_command(
     )
 
 
+OF_A_TYPE = (Status.NO_SUCH_EVENT_TYPE, Status.INVALID_ARGUMENT_VALUE, Status.NO_SUCH_ACTION)
+SENT_BACK = (Status.INVALID_ATTRIBUTE_VALUE, Status.MISSING_ATTRIBUTE_VALUE)
+WITH_LIST = ("N-CREATE", "N-SET")
+
+
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-    """Return the command fields of a failure, and a data set of its attributes if allowed."""
+    """Return the command fields of a failure, and a data set of its attributes if allowed.
+
+    Only N-CREATE and N-SET have an attribute list. Only a failure of OF_A_TYPE has the type of
+    an event or action. Source: PS3.7 C.5, 10.1.4.1.5
+    """
     fields: dict[str, Any] = {
         "Status": refusal.status,
         "ErrorComment": error_comment(refusal),
@@ -15576,10 +15593,7 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
         fields["OffendingElement"] = refusal.tags or None
     elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
         fields["AttributeIdentifierList"] = refusal.tags or None
-    elif request.index and refusal.status in (
-        Status.INVALID_ATTRIBUTE_VALUE,
-        Status.MISSING_ATTRIBUTE_VALUE,
-    ):
+    elif request.index and refusal.status in SENT_BACK and request.operation in WITH_LIST:
         tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # secret
         data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
     return fields, data
@@ -21242,11 +21256,6 @@ def register_action(t: Translator, calling: str, address: str) -> Action:
     """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
-
-
-def is_failure(status: int) -> bool:
-    """Tell whether a status is a failure."""
-    return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:

@@ -1106,6 +1106,14 @@ def test_a_refusal_tells_of_the_character_set(appliance):
     assert "character set" in answer["errorComment"].lower()
 
 
+def test_an_action_in_an_unknown_set_is_an_argument_that_is_not_valid(appliance):
+    """PS3.7 10.1.4.1.10 has no status for an attribute there."""
+    reason = {"ReasonForCancellation": "Schädel".encode("latin-1")}
+    data = encoded(SpecificCharacterSet="ISO_IR 999", **reason)
+    with associated(appliance, wire.UPS_PUSH) as send:
+        assert send(wire.n_action(wire.UPS_PUSH, UID, 2, data))[0] == 0x0115
+
+
 def test_an_unknown_set_in_a_change_that_would_be_damaged_changes_nothing(appliance):
     """T-CS-04."""
     change = encoded(

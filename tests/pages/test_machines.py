@@ -35,9 +35,8 @@ from minris.orders.patients import find_patients
 from minris.pages.box import RIGHTS, roles_of_rights
 from minris.pages.day.board import render_board
 from minris.pages.frame import group_of
-from minris.pages.machines.devices import is_failure
 from minris.pages.site import PAGES, build_app
-from minris.standard.status import STATUS_WORDS, Status
+from minris.standard.status import STATUS_WORDS, Status, is_failure
 from minris.standard.uids import VERIFICATION, new_uid
 from minris.store.models import database
 from minris.upper_layer.caller import associate_request

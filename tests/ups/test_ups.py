@@ -975,6 +975,32 @@ def test_an_unknown_action_is_refused_and_named(appliance, call, kind, over):
     assert appliance.read(kept) == was
 
 
+@pytest.mark.parametrize(
+    ("word", "status", "named"),
+    [
+        (None, 0x0120, False),
+        ("", 0x0121, False),
+        ("FOO", 0x0115, True),
+        ("COMPLETED", 0xC310, False),
+    ],
+)
+def test_a_refused_action_has_no_reply_and_its_type_where_that_is_at_fault(
+    call, word, status, named
+):
+    """PS3.7 10.1.4.1.5, C.5.10: type and reply belong to a success but for a few statuses."""
+    call.create(creation())
+    answer = call.change(word)
+    assert (answer.status, answer.data) == (status, b"")
+    assert ("ActionTypeID" in answer.command) == named
+    assert answer.command.AffectedSOPInstanceUID == UID
+
+
+def test_an_action_that_is_done_names_its_type(call):
+    call.create(creation())
+    answer = call.change("IN PROGRESS")
+    assert (answer.status, answer.command.ActionTypeID) == (0, 1)
+
+
 # N-SET.
 
 

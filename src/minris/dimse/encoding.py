@@ -11,7 +11,7 @@ from minris.dataset.recode import Limits, Recoded, recode_noting
 from minris.dataset.search import to_syntax
 from minris.dataset.text import ASCII, SPECIFIC_CHARACTER_SET, character_set
 from minris.standard.dictionary import attribute_name
-from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.status import Message, Problem, Refusal, Status, is_failure
 from minris.standard.ups import TRANSACTION_UID
 from minris.upper_layer.messages import Request
 from minris.upper_layer.pdus import NAMED, NO_DATA_SET, NUMBERS, OPERATIONS, encode_command
@@ -35,7 +35,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
 
 
 def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
-    """Log texts that contradict their character set.
+    """Log texts that contradict their character set. Refuse (0106, 0115) what would be kept wrong.
 
     Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
              stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
@@ -47,15 +47,18 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
     if recoded.damaged and unknown and request.operation != "C-FIND":
         words = Message("is in a character set that is not known here")
         problems = [Problem(SPECIFIC_CHARACTER_SET, words)]
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        of_list = request.operation in WITH_LIST  # PS3.7 10.1.4.1.10 has no 0106
+        status = Status.INVALID_ATTRIBUTE_VALUE if of_list else Status.INVALID_ARGUMENT_VALUE
+        raise Refusal(status, problems=problems)
     if request.operation != "C-FIND":
         request.raw = request.data
 
 
 def response_command(request: Request, data: bytes | None, **fields: Any) -> bytes:
     """Return the command set of a response (PS3.7 9.3, 10.3)."""
-    command = request.command
-    if number := NUMBERS.get(request.operation):
+    command, status = request.command, fields["Status"]
+    number = NUMBERS.get(request.operation)
+    if number and (not is_failure(status) or status in OF_A_TYPE):
         fields[number] = command.get(number)
     if request.operation.startswith("N-"):
         uid = command.get("AffectedSOPInstanceUID") or command.get("RequestedSOPInstanceUID")
@@ -86,8 +89,17 @@ def request_command(
     )
 
 
+OF_A_TYPE = (Status.NO_SUCH_EVENT_TYPE, Status.INVALID_ARGUMENT_VALUE, Status.NO_SUCH_ACTION)
+SENT_BACK = (Status.INVALID_ATTRIBUTE_VALUE, Status.MISSING_ATTRIBUTE_VALUE)
+WITH_LIST = ("N-CREATE", "N-SET")
+
+
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
-    """Return the command fields of a failure, and a data set of its attributes if allowed."""
+    """Return the command fields of a failure, and a data set of its attributes if allowed.
+
+    Only N-CREATE and N-SET have an attribute list. Only a failure of OF_A_TYPE has the type of
+    an event or action. Source: PS3.7 C.5, 10.1.4.1.5
+    """
     fields: dict[str, Any] = {
         "Status": refusal.status,
         "ErrorComment": error_comment(refusal),
@@ -98,10 +110,7 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
         fields["OffendingElement"] = refusal.tags or None
     elif refusal.status in (Status.NO_SUCH_ATTRIBUTE, Status.MISSING_ATTRIBUTE):
         fields["AttributeIdentifierList"] = refusal.tags or None
-    elif request.index and refusal.status in (
-        Status.INVALID_ATTRIBUTE_VALUE,
-        Status.MISSING_ATTRIBUTE_VALUE,
-    ):
+    elif request.index and refusal.status in SENT_BACK and request.operation in WITH_LIST:
         tags = (tag for tag in refusal.tags if tag != TRANSACTION_UID)  # secret
         data = to_syntax(bytes(request.index.only(tags)), request.context.explicit) or None
     return fields, data

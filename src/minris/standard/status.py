@@ -55,6 +55,11 @@ class Status(enum.IntEnum):
     PENDING_OPTIONAL_KEYS_UNSUPPORTED = 0xFF01
 
 
+def is_failure(status: int) -> bool:
+    """Tell whether a status is a failure."""
+    return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
+
+
 def read_status(text: str) -> Status:
     """The status with these four hexadecimal digits. Raises ValueError for an unknown one."""
     return Status(int(text, 16))

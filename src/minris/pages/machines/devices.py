@@ -21,7 +21,7 @@ from minris.doctor import Called, Finding, echo_outcome, echo_words, examine
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
-from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status
+from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status, is_failure
 from minris.upper_layer.server import ENDINGS
 
 
@@ -217,11 +217,6 @@ def register_action(t: Translator, calling: str, address: str) -> Action:
     """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
-
-
-def is_failure(status: int) -> bool:
-    """Tell whether a status is a failure."""
-    return bool(status) and status >> 12 != 0xB and status not in (1, 0x0107, Status.CANCEL)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
