@@ -23526,12 +23526,26 @@ def port_problem(host: str, port: int, connect: bool = False) -> str:
 # ------------------------------------------------------------------------------------------------
 
 class Job(NamedTuple):
-    """A job: an APScheduler trigger with its arguments, and the function to run."""
+    """A job: the seconds between two runs, by the monotonic clock, and the function to run."""
 
     name: str
-    trigger: str
-    when: Mapping[str, Any]
+    seconds: float
     function: Callable[[Parts], None]
+
+
+def minute_trigger(zone: datetime.tzinfo) -> Any:
+    """Return an APScheduler trigger for each full minute of a clock.
+
+    Its times are never in the past. APScheduler's own triggers list every time that was missed, and
+    that takes hours after a clock has leapt from 1970.
+    """
+    from apscheduler.triggers.cron import CronTrigger
+
+    class FromNowOn(CronTrigger):
+        def get_next_fire_time(self, previous: Any, now: datetime.datetime) -> Any:
+            return super().get_next_fire_time(None, now + datetime.timedelta(seconds=1))
+
+    return FromNowOn(second=0, timezone=zone)
 
 
 def job_watchdog(appliance: Parts) -> None:
@@ -23680,13 +23694,13 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 
 JOBS = (
-    Job("queries", "interval", {"seconds": 10}, job_save_queries),
-    Job("watchdog", "interval", {"seconds": 20}, job_watchdog),
-    Job("clock", "interval", {"hours": 1}, job_clock),
-    Job("certificates", "interval", {"minutes": 1}, job_renew),
-    Job("daily", "interval", {"minutes": 1}, job_daily),
-    Job("workitems", "interval", {"minutes": 5}, job_workitems),
+    Job("queries", 10, job_save_queries),
+    Job("watchdog", 20, job_watchdog),
+    Job("clock", 3600, job_clock),
+    Job("certificates", 60, job_renew),
+    Job("workitems", 300, job_workitems),
 )
+BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
 
 
 # ------------------------------------------------------------------------------------------------
@@ -23748,6 +23762,8 @@ class Appliance:
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
         self.changes = Changes(loop)
+        # one for each job, and one for what else may wait
+        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
@@ -23815,10 +23831,14 @@ class Appliance:
             began = self.clock.began[0]
             if leap := self.clock.check():
                 log.warning("system clock jumped by %+.0f s", leap)
-                self.reschedule()
+                # in a thread: APScheduler may hold its lock for long
+                await self.loop.run_in_executor(self.job_threads, self.reschedule)
                 self.clock.began = self.clock.seen
                 if leap > 0:
-                    await self.write_async(correct_stamps, began, leap)
+                    try:
+                        await self.write_async(correct_stamps, began, leap)
+                    except Exception:
+                        log.exception("the times written before the jump stay as they are")
 
     def _wake_delivery(self) -> None:
         """Wake the delivery tasks; call it in the loop."""
@@ -23857,24 +23877,30 @@ class Appliance:
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
-        """Start the scheduled jobs; a job that missed its times runs once."""
+        """Start the jobs: intervals by the loop's clock, what has a time of day by APScheduler."""
         from apscheduler.schedulers.background import BackgroundScheduler
 
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         zone = self.config.zone or datetime.datetime.now().astimezone().tzinfo
         self.scheduler = BackgroundScheduler(job_defaults=defaults, timezone=zone)
-        for job in JOBS:
-            self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
+        job = BY_THE_CLOCK
+        self.scheduler.add_job(self.run_job, minute_trigger(zone), args=[job], id=job.name)
         self.scheduler.start()
+        self.tasks += [self.loop.create_task(self._repeat(job)) for job in JOBS]
+
+    async def _repeat(self, job: Job) -> None:
+        """Run a job in a thread, again and again; a pause follows each run."""
+        while True:
+            await asyncio.sleep(job.seconds)
+            await self.loop.run_in_executor(self.job_threads, self.run_job, job)
 
     def reschedule(self) -> None:
-        """Restart all intervals, which APScheduler counts by the system clock, after a jump."""
-        if not self.scheduler:
-            return
-        now = datetime.datetime.now(self.scheduler.timezone)
-        for job in self.scheduler.get_jobs():
-            job.modify(next_run_time=now)
+        """Look for what is due by the clock now, after it has jumped; not in the loop."""
+        if self.scheduler:
+            now = datetime.datetime.now(self.scheduler.timezone)
+            for job in self.scheduler.get_jobs():
+                job.modify(next_run_time=now)
 
     def run_job(self, job: Job) -> None:
         """Run a job; an exception is logged, and the job runs again at its next time."""
@@ -23906,8 +23932,8 @@ class Appliance:
 
     async def stop(self) -> None:
         """Stop both servers, finish committed work, release the store."""
-        if self.scheduler:
-            self.scheduler.shutdown(wait=False)
+        if self.scheduler:  # in a thread: it waits for APScheduler's lock
+            await self.loop.run_in_executor(self.job_threads, self.scheduler.shutdown, False)
         await self._tell_of_going_down()
         for task in (self.clock_task, *self.tasks):
             task.cancel()
@@ -23917,6 +23943,7 @@ class Appliance:
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
+        self.job_threads.shutdown(wait=False, cancel_futures=True)
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.delivery_reader.shutdown(wait=False, cancel_futures=True)
         control_file(self.config).unlink(missing_ok=True)

@@ -92,6 +92,11 @@ def chromium() -> str:
     return cached(fetcher.find_chromium) or missing("chromium", "neither Chromium nor Chrome found")
 
 
+def faketime() -> str:
+    """A library to preload, which gives a process another clock."""
+    return cached(fetcher.find_faketime) or missing("faketime", "libfaketime not found")
+
+
 def openssl() -> str:
     return cached(fetcher.find_openssl) or missing("openssl", "not on PATH")
 

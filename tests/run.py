@@ -70,6 +70,11 @@ def find_curl() -> str | None:
     return next(places("curl"), None)
 
 
+def find_faketime() -> str | None:
+    """The library that gives a process another clock."""
+    return next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+
+
 def find_node_module(name: str) -> str | None:
     """The folder of an npm module in tests/peers."""
     folder = NODE_MODULES / name
@@ -130,6 +135,7 @@ SYSTEM_PEERS = (
     Peer("openssl", find_openssl, ("openssl",)),
     Peer("curl", find_curl, ("curl",)),
     Peer("orthanc", find_orthanc, ("orthanc",)),
+    Peer("faketime", find_faketime, ("faketime",)),
     Peer("node", find_node, ("nodejs", "npm")),
     Peer("fonts-noto-cjk", find_chinese_font, ("fontconfig", "fonts-noto-cjk")),
 )

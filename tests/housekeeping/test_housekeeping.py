@@ -29,6 +29,7 @@ from minris.access.context import Context, audit, utc_now
 from minris.access.devices import AccessRules, save_device
 from minris.access.users import make_token, make_user, open_session
 from minris.appliance.jobs import (
+    BY_THE_CLOCK,
     DAILY,
     JOBS,
     Job,
@@ -37,6 +38,7 @@ from minris.appliance.jobs import (
     job_daily,
     job_purge,
     job_watchdog,
+    minute_trigger,
 )
 from minris.appliance.machine import notify_systemd
 from minris.appliance.store_commands import STORE_COMMANDS, run_import
@@ -720,7 +722,7 @@ def test_a_backup_that_failed_is_said_on_every_page_and_in_the_log(
     appliance, monkeypatch, caplog, what
 ):
     what(appliance, monkeypatch)
-    appliance.appliance.run_job(Job("backup", "cron", {}, job_backup))
+    appliance.appliance.run_job(Job("backup", 60, job_backup))
     assert "The last backup failed: " in page(appliance)
     assert "backup failed: " in caplog.text
 
@@ -742,10 +744,6 @@ def test_the_next_good_backup_takes_the_words_off_the_page(appliance):
 
 
 # The clock
-
-
-def next_run(appliance, name):
-    return appliance.appliance.scheduler.get_job(name).next_run_time
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/Los_Angeles"])
@@ -770,41 +768,43 @@ def test_without_a_time_there_is_no_nightly_backup(run_appliance):
     assert backups(appliance) == []
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_a_job_of_the_table_is_waiting_for_its_time(appliance, job):
-    assert next_run(appliance, job.name) > utc_now() - datetime.timedelta(seconds=1)
-
-
-@pytest.fixture
-def probe(monkeypatch):
-    """A job that is seen running."""
+def test_a_job_is_done_again_and_again_by_the_clock_of_the_loop(monkeypatch, run_appliance):
     runs, ran = [], threading.Event()
 
-    def function(appliance):
+    def function(_):
         runs.append(time.monotonic())
-        ran.set()
+        if len(runs) == 3:
+            ran.set()
 
-    job = Job("probe", "interval", {"minutes": 10}, function)
-    monkeypatch.setattr("minris.appliance.appliance.JOBS", (job,))
-    return runs, ran
-
-
-def test_a_job_that_missed_its_time_often_is_done_once(probe, run_appliance):
-    """The box slept through the morning."""
-    runs, ran = probe
-    appliance = run_appliance()
-    missed = utc_now() - datetime.timedelta(hours=3)
-    appliance.appliance.scheduler.get_job("probe").modify(next_run_time=missed)
+    monkeypatch.setattr("minris.appliance.appliance.JOBS", (Job("probe", 0.05, function),))
+    run_appliance()
     assert ran.wait(10)
-    assert next_run(appliance, "probe") > utc_now()
-    assert len(runs) == 1
+    assert all(later - sooner >= 0.05 for sooner, later in itertools.pairwise(runs))
+
+
+@pytest.mark.parametrize("days", [30, 365, 20_000])
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+def test_a_time_by_the_clock_is_never_in_the_past(days, zone):
+    """APScheduler asks for the next time after each that was missed, until one is not."""
+    now = datetime.datetime(2026, 12, 1, 9, 0, tzinfo=zoneinfo.ZoneInfo(zone))
+    for second in (0, 0.5, 59, 59.9):
+        at = now + datetime.timedelta(seconds=second)
+        missed = now - datetime.timedelta(days=days)
+        following = minute_trigger(now.tzinfo).get_next_fire_time(missed, at)
+        assert datetime.timedelta(0) < following - at <= datetime.timedelta(seconds=62)
+
+
+def test_what_has_a_time_of_day_is_looked_for_each_minute(appliance):
+    [job] = appliance.appliance.scheduler.get_jobs()
+    assert (job.args, job.coalesce, job.max_instances) == ((BY_THE_CLOCK,), True, 1)
+    assert job.next_run_time > utc_now() - datetime.timedelta(seconds=1)
 
 
 def test_a_job_that_fails_is_logged_and_the_appliance_goes_on(appliance, caplog):
     def fail(_):
         raise ZeroDivisionError
 
-    appliance.appliance.run_job(Job("broken", "interval", {}, fail))
+    appliance.appliance.run_job(Job("broken", 60, fail))
     assert "job broken failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert not any(appliance.appliance.health().values())
@@ -1115,7 +1115,7 @@ def unit():
 
 def test_the_watchdog_is_fed_twice_before_systemd_loses_patience():
     [job] = [job for job in JOBS if job.name == "watchdog"]
-    assert int(unit()["WatchdogSec"]) >= 2 * job.when["seconds"]
+    assert int(unit()["WatchdogSec"]) >= 2 * job.seconds
 
 
 def test_the_unit_is_hardened():

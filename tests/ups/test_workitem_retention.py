@@ -1185,7 +1185,7 @@ def test_one_daily_duty_that_fails_does_not_keep_the_others_from_being_done(
     monkeypatch.setattr("minris.appliance.jobs.DAILY", all_of_them)
     restless.write(set_mark, "daily broken", "20260101")
     restless.board.run(HOUR)
-    restless.appliance.run_job(Job("daily", "interval", {}, job_daily))
+    restless.appliance.run_job(Job("daily", 60, job_daily))
     assert len(daily_probe) == 1
 
 
@@ -1196,8 +1196,9 @@ def test_after_the_clock_was_set_back_a_job_does_not_wait_for_the_old_time(
     monkeypatch, run_appliance
 ):
     ran = threading.Event()
-    job = Job("probe", "interval", {"minutes": 10}, lambda appliance: ran.set())
-    monkeypatch.setattr("minris.appliance.appliance.JOBS", (job,))
+    monkeypatch.setattr(
+        "minris.appliance.appliance.BY_THE_CLOCK", Job("probe", 60, lambda appliance: ran.set())
+    )
     box = run_appliance().appliance
     in_a_year = utc_now() + datetime.timedelta(days=365)
     box.scheduler.get_job("probe").modify(next_run_time=in_a_year)

@@ -21,7 +21,7 @@ from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, stored_devices
 from minris.access.users import make_user
 from minris.appliance.health import health, lights, metrics, notices
-from minris.appliance.jobs import DAILY, JOBS, Job, job_backup
+from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
 from minris.appliance.machine import (
     ClockWatch,
     notify_systemd,
@@ -107,6 +107,8 @@ class Appliance:
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
         self.changes = Changes(loop)
+        # one for each job, and one for what else may wait
+        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
         self.writer = Writer(self.changes.bump)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
@@ -174,10 +176,14 @@ class Appliance:
             began = self.clock.began[0]
             if leap := self.clock.check():
                 log.warning("system clock jumped by %+.0f s", leap)
-                self.reschedule()
+                # in a thread: APScheduler may hold its lock for long
+                await self.loop.run_in_executor(self.job_threads, self.reschedule)
                 self.clock.began = self.clock.seen
                 if leap > 0:
-                    await self.write_async(correct_stamps, began, leap)
+                    try:
+                        await self.write_async(correct_stamps, began, leap)
+                    except Exception:
+                        log.exception("the times written before the jump stay as they are")
 
     def _wake_delivery(self) -> None:
         """Wake the delivery tasks; call it in the loop."""
@@ -216,24 +222,30 @@ class Appliance:
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
 
     def start_jobs(self) -> None:
-        """Start the scheduled jobs; a job that missed its times runs once."""
+        """Start the jobs: intervals by the loop's clock, what has a time of day by APScheduler."""
         from apscheduler.schedulers.background import BackgroundScheduler
 
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         defaults = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
         zone = self.config.zone or datetime.datetime.now().astimezone().tzinfo
         self.scheduler = BackgroundScheduler(job_defaults=defaults, timezone=zone)
-        for job in JOBS:
-            self.scheduler.add_job(self.run_job, job.trigger, args=[job], id=job.name, **job.when)
+        job = BY_THE_CLOCK
+        self.scheduler.add_job(self.run_job, minute_trigger(zone), args=[job], id=job.name)
         self.scheduler.start()
+        self.tasks += [self.loop.create_task(self._repeat(job)) for job in JOBS]
+
+    async def _repeat(self, job: Job) -> None:
+        """Run a job in a thread, again and again; a pause follows each run."""
+        while True:
+            await asyncio.sleep(job.seconds)
+            await self.loop.run_in_executor(self.job_threads, self.run_job, job)
 
     def reschedule(self) -> None:
-        """Restart all intervals, which APScheduler counts by the system clock, after a jump."""
-        if not self.scheduler:
-            return
-        now = datetime.datetime.now(self.scheduler.timezone)
-        for job in self.scheduler.get_jobs():
-            job.modify(next_run_time=now)
+        """Look for what is due by the clock now, after it has jumped; not in the loop."""
+        if self.scheduler:
+            now = datetime.datetime.now(self.scheduler.timezone)
+            for job in self.scheduler.get_jobs():
+                job.modify(next_run_time=now)
 
     def run_job(self, job: Job) -> None:
         """Run a job; an exception is logged, and the job runs again at its next time."""
@@ -265,8 +277,8 @@ class Appliance:
 
     async def stop(self) -> None:
         """Stop both servers, finish committed work, release the store."""
-        if self.scheduler:
-            self.scheduler.shutdown(wait=False)
+        if self.scheduler:  # in a thread: it waits for APScheduler's lock
+            await self.loop.run_in_executor(self.job_threads, self.scheduler.shutdown, False)
         await self._tell_of_going_down()
         for task in (self.clock_task, *self.tasks):
             task.cancel()
@@ -276,6 +288,7 @@ class Appliance:
         await self.associations.close()
         await self.web_server.close()
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
+        self.job_threads.shutdown(wait=False, cancel_futures=True)
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.delivery_reader.shutdown(wait=False, cancel_futures=True)
         control_file(self.config).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import datetime
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minris import log
@@ -24,12 +24,26 @@ from minris.ups.workitems import purge_workitems
 
 
 class Job(NamedTuple):
-    """A job: an APScheduler trigger with its arguments, and the function to run."""
+    """A job: the seconds between two runs, by the monotonic clock, and the function to run."""
 
     name: str
-    trigger: str
-    when: Mapping[str, Any]
+    seconds: float
     function: Callable[[Parts], None]
+
+
+def minute_trigger(zone: datetime.tzinfo) -> Any:
+    """Return an APScheduler trigger for each full minute of a clock.
+
+    Its times are never in the past. APScheduler's own triggers list every time that was missed, and
+    that takes hours after a clock has leapt from 1970.
+    """
+    from apscheduler.triggers.cron import CronTrigger
+
+    class FromNowOn(CronTrigger):
+        def get_next_fire_time(self, previous: Any, now: datetime.datetime) -> Any:
+            return super().get_next_fire_time(None, now + datetime.timedelta(seconds=1))
+
+    return FromNowOn(second=0, timezone=zone)
 
 
 def job_watchdog(appliance: Parts) -> None:
@@ -178,10 +192,10 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 
 JOBS = (
-    Job("queries", "interval", {"seconds": 10}, job_save_queries),
-    Job("watchdog", "interval", {"seconds": 20}, job_watchdog),
-    Job("clock", "interval", {"hours": 1}, job_clock),
-    Job("certificates", "interval", {"minutes": 1}, job_renew),
-    Job("daily", "interval", {"minutes": 1}, job_daily),
-    Job("workitems", "interval", {"minutes": 5}, job_workitems),
+    Job("queries", 10, job_save_queries),
+    Job("watchdog", 20, job_watchdog),
+    Job("clock", 3600, job_clock),
+    Job("certificates", 60, job_renew),
+    Job("workitems", 300, job_workitems),
 )
+BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
