@@ -7308,14 +7308,18 @@ class Negotiator:
             context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
-    def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
-        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError."""
+    def decide(self, pdu: bytes, address: str, access: AccessRules | None) -> Negotiated:
+        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError.
+
+        access  who may call; None for ourselves
+        """
         if len(pdu) < 74:
             raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
-        self._check_titles(called, calling, address, access)
-        key = pdu, address, access.version
+        if access:
+            self._check_titles(called, calling, address, access)
+        key = pdu, address, access and access.version
         negotiated = self.known.get(key)
         if negotiated is None:
             negotiated = self._negotiate(pdu, called, calling)
@@ -7435,6 +7439,7 @@ class AssociationHost(Protocol):
     message_limits: MessageLimits
     intake: Intake
     loop: asyncio.AbstractEventLoop
+    own: set[tuple[str, int]]
     negotiator: Negotiator
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
@@ -7475,7 +7480,7 @@ class Association(asyncio.Protocol):
         self.writable.set()
         self.peer: Negotiated | None = None
         self.address, self.counted, self.calling = "", "", ""
-        self.refused = False
+        self.refused = self.ours = False
         self.active = self.pdu_began = 0.0
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -7487,7 +7492,8 @@ class Association(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.address = (transport.get_extra_info("peername") or ("", 0))[0]
+        peer = transport.get_extra_info("peername") or ("", 0)
+        self.address, self.ours = peer[0], peer[:2] in self.server.own
         self.socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -7631,7 +7637,7 @@ class Association(asyncio.Protocol):
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
         host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host:  # a name server may be slow, and nothing may block the loop
+        if host and not self.ours:  # a name server may be slow, and nothing may block the loop
             run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
             run.add_done_callback(lambda _: self._decide(pdu))
         else:
@@ -7643,7 +7649,8 @@ class Association(asyncio.Protocol):
             return
         server = self.server
         try:
-            negotiated = server.negotiator.decide(pdu, self.address, server.access())
+            rules = None if self.ours else server.access()
+            negotiated = server.negotiator.decide(pdu, self.address, rules)
             if words := server.enter(self, "associated"):
                 raise Rejection(2, 3, 2, words)
         except Rejection as rejection:
@@ -7953,15 +7960,21 @@ class Caller:
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(
-        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+        self,
+        address: tuple[str, int] | tuple[()],
+        ours: str,
+        theirs: str,
+        proposed: Proposed,
+        **how: Any,
     ) -> None:
         """Associate; `accepted` then holds what the peer accepts.
 
         ours, theirs  calling and called AE title
+        how           for asyncio.open_connection, such as a socket in place of an address
         """
         request = associate_request(ours, theirs, proposed)
         async with self._bounded("cannot connect"):
-            self.reader, self.writer = await asyncio.open_connection(*address)
+            self.reader, self.writer = await asyncio.open_connection(*address, **how)
             self.writer.write(request)
             kind, pdu = await self._pdu()
         if kind != A_ASSOCIATE_AC:
@@ -8138,6 +8151,7 @@ class AssociationServer:
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
+        self.own: set[tuple[str, int]] = set()  # where our own connections to us come from
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Listen on a port; return its number."""
@@ -8168,6 +8182,8 @@ class AssociationServer:
         }[kind]
         count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)
+        if association.ours:
+            return ""
         if count >= most or of_one >= most_of_one:
             return Message(
                 "too many at once: {own} of {count} are its own", own=of_one, count=count
@@ -8191,6 +8207,8 @@ class AssociationServer:
 
     def note_accepted(self, association: Association) -> None:
         """Remember the last call of each AE title, for the doctor of devices."""
+        if association.ours:
+            return
         self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
@@ -8201,7 +8219,7 @@ class AssociationServer:
 
         It replaces a recent one of the same device with the same result.
         """
-        if not association.calling.isprintable() or not association.calling:
+        if not association.calling.isprintable() or not association.calling or association.ours:
             return
         done = tuple(sorted(association.done.items()))
         began, now = association.began, time.time()
@@ -16019,7 +16037,7 @@ class Finder:
         finally:
             # closed in a reader thread, where it cannot run at the same time
             self.readers.submit(slices.close)
-            if request.index and core is find_worklist:
+            if request.index and core is find_worklist and not association.ours:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
             self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))
@@ -16237,8 +16255,9 @@ class Dimse:
         peer = association.peer
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
-        self.counts[request.operation] += 1
-        self.on_caller(actor.name)
+        if not association.ours:
+            self.counts[request.operation] += 1
+            self.on_caller(actor.name)
         changed = False
         try:
             service = self._service(request)
@@ -23521,6 +23540,103 @@ def port_problem(host: str, port: int, connect: bool = False) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.watchdog
+# The watchdog of systemd: fed when both doors have answered ourselves.
+# ------------------------------------------------------------------------------------------------
+
+WATCHDOG_SECONDS = 20.0  # systemd waits for three of them
+NOBODY = "no such patient"  # a Patient ID that is never found; a space in it is made by no pattern
+
+
+class Doors(Protocol):
+    """What the watchdog asks: the appliance."""
+
+    config: Config
+    associations: AssociationServer
+    web_server: WebServer
+
+
+async def feed_watchdog(box: Doors, seconds: float = WATCHDOG_SECONDS) -> None:
+    """Reset the watchdog of systemd each time that both doors have answered, for ever.
+
+    Neither a full disk nor a damaged store starves it: a failure status is an answer too.
+    """
+    while os.environ.get("NOTIFY_SOCKET"):
+        await asyncio.sleep(seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await ask_dicom(box)
+                await ask_web(box)
+        except Exception as error:  # whatever it is, systemd hears nothing
+            log.error("we do not answer ourselves: %s", str(error) or "no answer in time")
+        else:
+            notify_systemd("WATCHDOG=1")
+
+
+async def ask_dicom(box: Doors) -> None:
+    """Send ourselves a C-ECHO and a worklist query. Raises DeliveryError or OSError without answers."""
+    caller, title = Caller(), box.config.dicom.ae_title
+    with own_connection(box.associations) as (connection, address):
+        await asyncio.get_running_loop().sock_connect(connection, address)
+        proposed = ((VERIFICATION, None), (MODALITY_WORKLIST, None))
+        await caller.open((), title, title, proposed, sock=connection)
+        try:
+            contexts = caller.accepted.contexts
+            if not {VERIFICATION, MODALITY_WORKLIST} <= contexts.keys():
+                raise DeliveryError("a presentation context is rejected")
+            echo = encode_command(AffectedSOPClassUID=VERIFICATION, CommandField=0x0030,
+                                  MessageID=1, CommandDataSetType=0x0101)  # fmt: skip
+            await caller.ask(contexts[VERIFICATION], echo, None)
+            context = contexts[MODALITY_WORKLIST]
+            find = encode_command(AffectedSOPClassUID=MODALITY_WORKLIST, CommandField=0x0020,
+                                  MessageID=2, Priority=0, CommandDataSetType=1)  # fmt: skip
+            keys = to_syntax(bytes(text_elements(PatientID=NOBODY)), context.explicit)
+            await caller.ask(context, find, keys)
+        finally:
+            await caller.release()
+
+
+@contextlib.contextmanager
+def own_connection(server: AssociationServer) -> Iterator[tuple[socket.socket, Any]]:
+    """Give a socket that the DICOM door knows for ours before it connects, and the door's address.
+
+    No limit and no rule about callers applies to it.
+    """
+    family, address = reachable(server.servers[0])
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        connection.bind((address[0], 0))
+        ours = connection.getsockname()[:2]
+        server.own.add(ours)
+        try:
+            yield connection, address
+        finally:
+            server.own.discard(ours)
+
+
+def reachable(server: asyncio.Server) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Return family and address at which a server is reached from this computer."""
+    door = server.sockets[0]
+    host, port = door.getsockname()[:2]
+    return door.family, ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+
+
+async def ask_web(box: Doors) -> None:
+    """Ask the web door for what needs a login. Raises OSError or EOFError without an answer."""
+    tls = None
+    if box.config.web.tls_certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # it is our own
+    _, address = reachable(box.web_server.server)
+    reader, writer = await asyncio.open_connection(*address, ssl=tls)
+    try:
+        writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n")
+    finally:
+        writer.transport.abort()
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.jobs
 # Scheduled jobs.
 # ------------------------------------------------------------------------------------------------
@@ -23546,12 +23662,6 @@ def minute_trigger(zone: datetime.tzinfo) -> Any:
             return super().get_next_fire_time(None, now + datetime.timedelta(seconds=1))
 
     return FromNowOn(second=0, timezone=zone)
-
-
-def job_watchdog(appliance: Parts) -> None:
-    """Reset the watchdog of systemd while all checks are good."""
-    if not any(appliance.health().values()):
-        notify_systemd("WATCHDOG=1")
 
 
 def job_save_queries(appliance: Parts) -> None:
@@ -23695,7 +23805,6 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 JOBS = (
     Job("queries", 10, job_save_queries),
-    Job("watchdog", 20, job_watchdog),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
@@ -23888,6 +23997,7 @@ class Appliance:
         self.scheduler.add_job(self.run_job, minute_trigger(zone), args=[job], id=job.name)
         self.scheduler.start()
         self.tasks += [self.loop.create_task(self._repeat(job)) for job in JOBS]
+        self.tasks.append(self.loop.create_task(feed_watchdog(self)))
 
     async def _repeat(self, job: Job) -> None:
         """Run a job in a thread, again and again; a pause follows each run."""

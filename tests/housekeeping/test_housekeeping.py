@@ -31,17 +31,16 @@ from minris.access.users import make_token, make_user, open_session
 from minris.appliance.jobs import (
     BY_THE_CLOCK,
     DAILY,
-    JOBS,
     Job,
     daily_due,
     job_backup,
     job_daily,
     job_purge,
-    job_watchdog,
     minute_trigger,
 )
 from minris.appliance.machine import notify_systemd
 from minris.appliance.store_commands import STORE_COMMANDS, run_import
+from minris.appliance.watchdog import WATCHDOG_SECONDS
 from minris.cli import main
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ElementIndex, encode_text
@@ -1085,18 +1084,6 @@ def test_systemd_hears_that_the_appliance_is_ready_and_that_it_stops(config, tmp
             assert running.wait(20) == 0
 
 
-def test_the_watchdog_is_fed_while_all_is_well_and_no_longer(appliance, tmp_path, monkeypatch):
-    address = str(tmp_path / "notify")
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    with listening(address) as heard:
-        job_watchdog(appliance.appliance)
-        assert heard() == ["WATCHDOG=1"]
-        monkeypatch.setattr(appliance.appliance, "health", lambda: {"store": "disk I/O error"})
-        job_watchdog(appliance.appliance)
-        notify_systemd("MARK=1")
-        assert heard() == ["MARK=1"]
-
-
 def test_without_systemd_nothing_is_said(monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify_systemd("READY=1")
@@ -1114,8 +1101,7 @@ def unit():
 
 
 def test_the_watchdog_is_fed_twice_before_systemd_loses_patience():
-    [job] = [job for job in JOBS if job.name == "watchdog"]
-    assert int(unit()["WatchdogSec"]) >= 2 * job.seconds
+    assert int(unit()["WatchdogSec"]) >= 2 * WATCHDOG_SECONDS
 
 
 def test_the_unit_is_hardened():

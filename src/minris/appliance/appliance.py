@@ -30,6 +30,7 @@ from minris.appliance.machine import (
     write_private,
 )
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
+from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
 from minris.delivery.receivers import Delivery, Lane
@@ -233,6 +234,7 @@ class Appliance:
         self.scheduler.add_job(self.run_job, minute_trigger(zone), args=[job], id=job.name)
         self.scheduler.start()
         self.tasks += [self.loop.create_task(self._repeat(job)) for job in JOBS]
+        self.tasks.append(self.loop.create_task(feed_watchdog(self)))
 
     async def _repeat(self, job: Job) -> None:
         """Run a job in a thread, again and again; a pause follows each run."""

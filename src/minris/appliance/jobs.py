@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from minris import log
 from minris.access.context import Context, check_audit
 from minris.appliance.health import Parts, backups
-from minris.appliance.machine import notify_systemd
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
 from minris.housekeeping.erasing import purge
@@ -44,12 +43,6 @@ def minute_trigger(zone: datetime.tzinfo) -> Any:
             return super().get_next_fire_time(None, now + datetime.timedelta(seconds=1))
 
     return FromNowOn(second=0, timezone=zone)
-
-
-def job_watchdog(appliance: Parts) -> None:
-    """Reset the watchdog of systemd while all checks are good."""
-    if not any(appliance.health().values()):
-        notify_systemd("WATCHDOG=1")
 
 
 def job_save_queries(appliance: Parts) -> None:
@@ -193,7 +186,6 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 JOBS = (
     Job("queries", 10, job_save_queries),
-    Job("watchdog", 20, job_watchdog),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),

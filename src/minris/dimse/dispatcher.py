@@ -51,8 +51,9 @@ class Dimse:
         peer = association.peer
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
-        self.counts[request.operation] += 1
-        self.on_caller(actor.name)
+        if not association.ours:
+            self.counts[request.operation] += 1
+            self.on_caller(actor.name)
         changed = False
         try:
             service = self._service(request)

@@ -87,7 +87,7 @@ class Finder:
         finally:
             # closed in a reader thread, where it cannot run at the same time
             self.readers.submit(slices.close)
-            if request.index and core is find_worklist:
+            if request.index and core is find_worklist and not association.ours:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
             self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))

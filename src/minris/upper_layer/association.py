@@ -39,6 +39,7 @@ class AssociationHost(Protocol):
     message_limits: MessageLimits
     intake: Intake
     loop: asyncio.AbstractEventLoop
+    own: set[tuple[str, int]]
     negotiator: Negotiator
     access: Callable[[], AccessRules]
     dispatch: Callable[["Association", Request], Any]
@@ -79,7 +80,7 @@ class Association(asyncio.Protocol):
         self.writable.set()
         self.peer: Negotiated | None = None
         self.address, self.counted, self.calling = "", "", ""
-        self.refused = False
+        self.refused = self.ours = False
         self.active = self.pdu_began = 0.0
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -91,7 +92,8 @@ class Association(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.address = (transport.get_extra_info("peername") or ("", 0))[0]
+        peer = transport.get_extra_info("peername") or ("", 0)
+        self.address, self.ours = peer[0], peer[:2] in self.server.own
         self.socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -235,7 +237,7 @@ class Association(asyncio.Protocol):
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
         host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host:  # a name server may be slow, and nothing may block the loop
+        if host and not self.ours:  # a name server may be slow, and nothing may block the loop
             run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
             run.add_done_callback(lambda _: self._decide(pdu))
         else:
@@ -247,7 +249,8 @@ class Association(asyncio.Protocol):
             return
         server = self.server
         try:
-            negotiated = server.negotiator.decide(pdu, self.address, server.access())
+            rules = None if self.ours else server.access()
+            negotiated = server.negotiator.decide(pdu, self.address, rules)
             if words := server.enter(self, "associated"):
                 raise Rejection(2, 3, 2, words)
         except Rejection as rejection:

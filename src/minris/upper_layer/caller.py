@@ -130,15 +130,21 @@ class Caller:
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(
-        self, address: tuple[str, int], ours: str, theirs: str, proposed: Proposed
+        self,
+        address: tuple[str, int] | tuple[()],
+        ours: str,
+        theirs: str,
+        proposed: Proposed,
+        **how: Any,
     ) -> None:
         """Associate; `accepted` then holds what the peer accepts.
 
         ours, theirs  calling and called AE title
+        how           for asyncio.open_connection, such as a socket in place of an address
         """
         request = associate_request(ours, theirs, proposed)
         async with self._bounded("cannot connect"):
-            self.reader, self.writer = await asyncio.open_connection(*address)
+            self.reader, self.writer = await asyncio.open_connection(*address, **how)
             self.writer.write(request)
             kind, pdu = await self._pdu()
         if kind != A_ASSOCIATE_AC:

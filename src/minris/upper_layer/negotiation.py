@@ -168,14 +168,18 @@ class Negotiator:
             context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
-    def decide(self, pdu: bytes, address: str, access: AccessRules) -> Negotiated:
-        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError."""
+    def decide(self, pdu: bytes, address: str, access: AccessRules | None) -> Negotiated:
+        """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError.
+
+        access  who may call; None for ourselves
+        """
         if len(pdu) < 74:
             raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
-        self._check_titles(called, calling, address, access)
-        key = pdu, address, access.version
+        if access:
+            self._check_titles(called, calling, address, access)
+        key = pdu, address, access and access.version
         negotiated = self.known.get(key)
         if negotiated is None:
             negotiated = self._negotiate(pdu, called, calling)

@@ -87,6 +87,7 @@ class AssociationServer:
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
+        self.own: set[tuple[str, int]] = set()  # where our own connections to us come from
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Listen on a port; return its number."""
@@ -117,6 +118,8 @@ class AssociationServer:
         }[kind]
         count, of_one = self.counts[kind, ""], self.counts[kind, address]
         self.associations.add(association)
+        if association.ours:
+            return ""
         if count >= most or of_one >= most_of_one:
             return Message(
                 "too many at once: {own} of {count} are its own", own=of_one, count=count
@@ -140,6 +143,8 @@ class AssociationServer:
 
     def note_accepted(self, association: Association) -> None:
         """Remember the last call of each AE title, for the doctor of devices."""
+        if association.ours:
+            return
         self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
@@ -150,7 +155,7 @@ class AssociationServer:
 
         It replaces a recent one of the same device with the same result.
         """
-        if not association.calling.isprintable() or not association.calling:
+        if not association.calling.isprintable() or not association.calling or association.ours:
             return
         done = tuple(sorted(association.done.items()))
         began, now = association.began, time.time()
