@@ -6645,6 +6645,7 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+WRONG_PASSWORD = Message("The name or the password is wrong")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -6659,10 +6660,9 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("A user name has 1 to 64 characters, without spaces and : @ /")
     elif role not in ROLES:
         words = Message("There is no role {role}", role=role)
-    elif len(password) < 8:
-        words = Message("A password has at least 8 characters")
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
+    _check_new_password(password)
     if role != "admin":
         _check_not_last_administrator(name)
     user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
@@ -6671,6 +6671,13 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     Session.delete().where(Session.user == user).execute()
     audit(ctx, "user set", name, role)
     return user
+
+
+def _check_new_password(password: str) -> None:
+    """Refuse (0106) a password of fewer than 8 characters."""
+    if len(password) < 8:
+        words = Message("A password has at least 8 characters")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
 
 
 def _check_not_last_administrator(name: str) -> None:
@@ -6705,8 +6712,18 @@ def failures_of(ctx: Context, who: Iterable[str]) -> int:
     )
 
 
-def authenticate(ctx: Context, name: str, password: str) -> int:
-    """The id of the user with this name and password.
+class Proof(NamedTuple):
+    """Whose password was right. It holds until the user gets another one, or is deleted.
+
+    password  the hash that it was compared with
+    """
+
+    user_id: int
+    password: str
+
+
+def authenticate(ctx: Context, name: str, password: str) -> Proof:
+    """The proof that somebody is the user with this name and password.
 
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
@@ -6716,8 +6733,8 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
         raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
-        return int(user.id)
-    raise Refusal(Status.NOT_AUTHORIZED, Message("The name or the password is wrong"))
+        return Proof(int(user.id), str(user.password))
+    raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
 
 
 def note_login_failure(ctx: Context, name: str) -> None:
@@ -6728,9 +6745,15 @@ def note_login_failure(ctx: Context, name: str) -> None:
     audit(ctx, "login failed", name[:64])
 
 
-def open_session(ctx: Context, user_id: int) -> str:
-    """Open a session of a user; return the secret for its cookie."""
-    user, secret = User.get_by_id(user_id), secrets.token_urlsafe(32)
+def open_session(ctx: Context, user_id: int, password: str = "") -> str:
+    """Open a session of a user; return the secret for its cookie.
+
+    password  the hash of a Proof
+    Refuses   0124 for a proof that holds no longer, and for a user who was deleted
+    """
+    user, secret = User.get_or_none(User.id == user_id), secrets.token_urlsafe(32)
+    if not user or (password and user.password != password):
+        raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
     Session.delete().where(Session.expires_at < ctx.stamp()).execute()
     Session.create(
         digest=digest_of(secret),
@@ -6741,6 +6764,33 @@ def open_session(ctx: Context, user_id: int) -> str:
     )
     audit(ctx, "login", user.name)
     return secret
+
+
+def change_password(ctx: Context, secret: str, proof: Proof, password: str) -> str:
+    """Change the password of a user who is logged in; return the session's new secret.
+
+    The other sessions of the user end. The role stays what it is now.
+
+    secret   of the session
+    Refuses  0106 for a password of fewer than 8 characters; 0124 if by now the session has ended,
+             or the proof holds no longer
+    """
+    _check_new_password(password)
+    here = Session.get_or_none(
+        (Session.digest == digest_of(secret)) & (Session.expires_at > ctx.stamp())
+    )
+    if not here or Proof(here.user.id, here.user.password) != proof:
+        raise Refusal(Status.NOT_AUTHORIZED, Message("Log in first"))
+    renewed, until = secrets.token_urlsafe(32), ctx.stamp(hours=ctx.config.web.session_hours)
+    User.update(password=hash_password(password)).where(User.id == proof.user_id).execute()
+    Session.delete().where(
+        (Session.user == proof.user_id) & (Session.digest != here.digest)
+    ).execute()
+    Session.update(digest=digest_of(renewed), expires_at=until).where(
+        Session.digest == here.digest
+    ).execute()
+    audit(ctx, "password changed", here.user.name)
+    return renewed
 
 
 def form_token(csrf: str, nonce: str) -> str:
@@ -18507,6 +18557,7 @@ document.addEventListener("keydown", (event) => {
  "orders moved": "申请已转移",
  "AE title of this system; configure it on every machine": "我方 AE 标题，须在每台设备上填写",
  "bytes of one data set to discard before the association is aborted": "一个数据集超过这么多字节则中止连接",
+ "password changed": "修改密码",
  "patient corrected": "更正患者",
  "patient erased": "删除患者数据",
  "patient updated": "更新患者",
@@ -21013,11 +21064,9 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
 
 
-def begin_session(p: PageRequest, user_id: int) -> str:
-    """Open a session and set its cookie; return its secret."""
-    secret = p.write(open_session, user_id)
+def keep_secret(p: PageRequest, secret: str) -> None:
+    """Set the cookie of a session."""
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
-    return secret
 
 
 def post_login(p: PageRequest) -> str:
@@ -21026,13 +21075,14 @@ def post_login(p: PageRequest) -> str:
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
-        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
+        proof = p.read(authenticate, p.ctx, name, p.form("password"))
+        secret = p.write(open_session, *proof)
     except Refusal as refusal:
         if refusal.status is Status.NOT_AUTHORIZED:
             p.write(note_login_failure, name)
         p.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
         return login_page(p, refusal.detail)
-    secret = begin_session(p, user_id)
+    keep_secret(p, secret)
     if p.form("kept"):
         return resume_page(p, secret, p.form("kept"))
     return p.redirect(safe_path(p.form("next")))
@@ -21060,13 +21110,19 @@ def post_password(p: PageRequest) -> str:
     """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
-        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
-        p.write(make_user, name, p.login.role, p.form("new_password"))
+        proof = p.read(authenticate, p.ctx, name, p.form("password"))
     except Refusal as refusal:
         if refusal.status is Status.NOT_AUTHORIZED:
             p.write(note_login_failure, name)
         return password_page(p, p.again(refusal))
-    begin_session(p, user_id)
+    cookie = p.request.get_cookie("minris") or ""
+    try:
+        keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:  # the session has ended meanwhile
+            p.login = None
+            raise
+        return password_page(p, p.again(refusal))
     return p.tell("/password", p.t("Saved."))
 
 

@@ -21,10 +21,12 @@ from minris.access.devices import (
 from minris.access.users import (
     Login,
     authenticate,
+    change_password,
     check_password,
     delete_token,
     delete_user,
     end_session,
+    end_sessions,
     find_session,
     find_token,
     hash_password,
@@ -307,7 +309,7 @@ def test_a_password_is_hashed_by_scrypt_that_costs_16_mib(real_scrypt):
 
 
 def test_a_user_logs_in(ctx, anna):
-    assert authenticate(ctx, "anna", PASSWORD) == anna.id
+    assert authenticate(ctx, "anna", PASSWORD).user_id == anna.id
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_a_new_password_ends_the_logins_with_the_old_one(ctx, anna):
     secret = open_session(ctx, anna.id)
     make_user(ctx, "anna", "technologist", "lakeside-2027")
     assert find_session(ctx, secret) is None
-    assert authenticate(ctx, "anna", "lakeside-2027") == anna.id
+    assert authenticate(ctx, "anna", "lakeside-2027").user_id == anna.id
     refused(authenticate, ctx, "anna", PASSWORD)
 
 
@@ -395,6 +397,64 @@ def test_an_administrator_beside_another_may_go(ctx):
     assert [user.name for user in User.select()] == ["chief"]
 
 
+# A password that is changed or used while somebody else changes the user
+
+MEANWHILE = {
+    "deleted": lambda ctx: delete_user(ctx, "anna"),
+    "demoted": lambda ctx: make_user(ctx, "anna", "desk", "lakeside-2028"),
+    "made anew": lambda ctx: (delete_user(ctx, "anna"), make_user(ctx, "anna", "desk", PASSWORD)),
+    "sent away": lambda ctx: end_sessions(ctx, "anna"),
+    "logged out": lambda ctx: Session.delete().execute(),
+}
+
+
+@pytest.fixture
+def chief(ctx):
+    """Anna, an administrator beside another one."""
+    make_user(ctx, "admin", "admin", PASSWORD)
+    return make_user(ctx, "anna", "admin", PASSWORD)
+
+
+def users_stored() -> list[tuple[str, str, str]]:
+    return list(database.execute_sql("SELECT name, role, password FROM user ORDER BY name"))
+
+
+def test_who_changes_the_password_changes_nothing_else(ctx, chief):
+    here, there = (open_session(ctx, chief.id) for _ in range(2))
+    renewed = change_password(ctx, here, authenticate(ctx, "anna", PASSWORD), "lakeside-2027")
+    assert authenticate(ctx, "anna", "lakeside-2027").user_id == chief.id
+    assert [row[:2] for row in users_stored()] == [("admin", "admin"), ("anna", "admin")]
+    assert find_session(ctx, renewed).role == "admin"
+    assert (find_session(ctx, here), find_session(ctx, there)) == (None, None)
+
+
+@pytest.mark.parametrize("how", MEANWHILE)
+def test_a_change_of_password_brings_nobody_back(ctx, chief, how):
+    secret, proof = open_session(ctx, chief.id), authenticate(ctx, "anna", PASSWORD)
+    MEANWHILE[how](ctx)
+    before = users_stored()
+    refusal = refused(change_password, ctx, secret, proof, "lakeside-2027")
+    assert refusal.status is Status.NOT_AUTHORIZED
+    assert users_stored() == before
+
+
+@pytest.mark.parametrize("how", ["deleted", "demoted", "made anew"])
+def test_a_login_with_a_password_that_is_right_no_longer_is_refused(ctx, chief, how):
+    proof = authenticate(ctx, "anna", PASSWORD)
+    MEANWHILE[how](ctx)
+    assert refused(open_session, ctx, *proof).status is Status.NOT_AUTHORIZED
+    assert Session.select().count() == 0
+
+
+def test_a_session_changes_the_password_of_its_own_user_alone(ctx, anna):
+    admin = make_user(ctx, "admin", "admin", "blue-kettle-9")
+    secret = open_session(ctx, anna.id)
+    proof = authenticate(ctx, "admin", "blue-kettle-9")
+    assert proof.user_id == admin.id
+    refusal = refused(change_password, ctx, secret, proof, "lakeside-2027")
+    assert refusal.status is Status.NOT_AUTHORIZED
+
+
 # The throttle
 
 
@@ -405,7 +465,7 @@ def fail(ctx: Context, name: str, times: int) -> None:
 
 def test_a_few_wrong_passwords_are_forgiven(ctx, anna):
     fail(ctx, "anna", ctx.config.web.login_attempts - 1)
-    assert authenticate(ctx, "anna", PASSWORD) == anna.id
+    assert authenticate(ctx, "anna", PASSWORD).user_id == anna.id
 
 
 def test_too_many_wrong_passwords_of_a_user_must_wait_from_any_address(ctx, anna):
@@ -419,7 +479,7 @@ def test_too_many_wrong_passwords_from_an_address_must_wait_for_any_user(ctx, an
         fail(at(ctx, "192.0.2.66"), f"user{number}", 1)
     refusal = refused(authenticate, at(ctx, "192.0.2.66"), "anna", PASSWORD)
     assert refusal.status is Status.RESOURCE_LIMITATION
-    assert authenticate(at(ctx, "192.0.2.30"), "anna", PASSWORD) == anna.id
+    assert authenticate(at(ctx, "192.0.2.30"), "anna", PASSWORD).user_id == anna.id
 
 
 def test_a_name_in_another_case_does_not_get_round_the_throttle(ctx, anna):
@@ -431,7 +491,7 @@ def test_a_name_in_another_case_does_not_get_round_the_throttle(ctx, anna):
 def test_after_fifteen_minutes_it_may_be_tried_again(ctx, anna):
     fail(ctx, "anna", ctx.config.web.login_attempts)
     refused(authenticate, later(ctx, minutes=14, seconds=59), "anna", PASSWORD)
-    assert authenticate(later(ctx, minutes=15), "anna", PASSWORD) == anna.id
+    assert authenticate(later(ctx, minutes=15), "anna", PASSWORD).user_id == anna.id
 
 
 def test_a_throttled_guess_costs_no_hash(ctx, anna, monkeypatch):

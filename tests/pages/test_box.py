@@ -10,7 +10,7 @@ from conftest import item
 from test_pages import csrf_of, employ, visiting, words_of
 
 from minris.access.context import AuditChain, audit, audit_lines, check_audit, purge_audit
-from minris.access.users import make_user
+from minris.access.users import authenticate, delete_user, make_user
 from minris.config.ini import load_config
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
@@ -238,6 +238,28 @@ def test_anybody_changes_the_own_password(appliance, admin):
         login = other.post("/login", data={"name": "bob", "password": "second-words"})
         assert login.status_code == 303
     assert admin.get("/users").text.count("bob") >= 1
+
+
+@pytest.mark.parametrize("path", ["/password", "/login"])
+def test_a_user_deleted_while_the_password_is_checked_stays_deleted(
+    appliance, admin, monkeypatch, path
+):
+    appliance.write(make_user, appliance.context(), "bob", "admin", "first-words")
+
+    def then_deleted(ctx, name, password):
+        proof = authenticate(ctx, name, password)
+        appliance.write(delete_user, appliance.context(), "bob")
+        return proof
+
+    with visiting(appliance) as client:
+        client.post("/login", data={"name": "bob", "password": "first-words"})
+        token = csrf_of(client.get("/password").text)
+        monkeypatch.setattr("minris.pages.login.authenticate", then_deleted)
+        fields = {"name": "bob", "password": "first-words", "new_password": "second-words"}
+        answer = client.post(path, data={"csrf": token, **fields})
+        assert answer.status_code in (401, 403)
+        assert client.get("/").status_code == 303
+    assert "bob" not in words_of(admin.get("/users"))
 
 
 def test_the_last_administrator_stays(appliance, admin):

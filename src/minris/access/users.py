@@ -35,6 +35,7 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+WRONG_PASSWORD = Message("The name or the password is wrong")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -49,10 +50,9 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("A user name has 1 to 64 characters, without spaces and : @ /")
     elif role not in ROLES:
         words = Message("There is no role {role}", role=role)
-    elif len(password) < 8:
-        words = Message("A password has at least 8 characters")
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
+    _check_new_password(password)
     if role != "admin":
         _check_not_last_administrator(name)
     user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
@@ -61,6 +61,13 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     Session.delete().where(Session.user == user).execute()
     audit(ctx, "user set", name, role)
     return user
+
+
+def _check_new_password(password: str) -> None:
+    """Refuse (0106) a password of fewer than 8 characters."""
+    if len(password) < 8:
+        words = Message("A password has at least 8 characters")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
 
 
 def _check_not_last_administrator(name: str) -> None:
@@ -95,8 +102,18 @@ def failures_of(ctx: Context, who: Iterable[str]) -> int:
     )
 
 
-def authenticate(ctx: Context, name: str, password: str) -> int:
-    """The id of the user with this name and password.
+class Proof(NamedTuple):
+    """Whose password was right. It holds until the user gets another one, or is deleted.
+
+    password  the hash that it was compared with
+    """
+
+    user_id: int
+    password: str
+
+
+def authenticate(ctx: Context, name: str, password: str) -> Proof:
+    """The proof that somebody is the user with this name and password.
 
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
@@ -106,8 +123,8 @@ def authenticate(ctx: Context, name: str, password: str) -> int:
         raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
-        return int(user.id)
-    raise Refusal(Status.NOT_AUTHORIZED, Message("The name or the password is wrong"))
+        return Proof(int(user.id), str(user.password))
+    raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
 
 
 def note_login_failure(ctx: Context, name: str) -> None:
@@ -118,9 +135,15 @@ def note_login_failure(ctx: Context, name: str) -> None:
     audit(ctx, "login failed", name[:64])
 
 
-def open_session(ctx: Context, user_id: int) -> str:
-    """Open a session of a user; return the secret for its cookie."""
-    user, secret = User.get_by_id(user_id), secrets.token_urlsafe(32)
+def open_session(ctx: Context, user_id: int, password: str = "") -> str:
+    """Open a session of a user; return the secret for its cookie.
+
+    password  the hash of a Proof
+    Refuses   0124 for a proof that holds no longer, and for a user who was deleted
+    """
+    user, secret = User.get_or_none(User.id == user_id), secrets.token_urlsafe(32)
+    if not user or (password and user.password != password):
+        raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
     Session.delete().where(Session.expires_at < ctx.stamp()).execute()
     Session.create(
         digest=digest_of(secret),
@@ -131,6 +154,33 @@ def open_session(ctx: Context, user_id: int) -> str:
     )
     audit(ctx, "login", user.name)
     return secret
+
+
+def change_password(ctx: Context, secret: str, proof: Proof, password: str) -> str:
+    """Change the password of a user who is logged in; return the session's new secret.
+
+    The other sessions of the user end. The role stays what it is now.
+
+    secret   of the session
+    Refuses  0106 for a password of fewer than 8 characters; 0124 if by now the session has ended,
+             or the proof holds no longer
+    """
+    _check_new_password(password)
+    here = Session.get_or_none(
+        (Session.digest == digest_of(secret)) & (Session.expires_at > ctx.stamp())
+    )
+    if not here or Proof(here.user.id, here.user.password) != proof:
+        raise Refusal(Status.NOT_AUTHORIZED, Message("Log in first"))
+    renewed, until = secrets.token_urlsafe(32), ctx.stamp(hours=ctx.config.web.session_hours)
+    User.update(password=hash_password(password)).where(User.id == proof.user_id).execute()
+    Session.delete().where(
+        (Session.user == proof.user_id) & (Session.digest != here.digest)
+    ).execute()
+    Session.update(digest=digest_of(renewed), expires_at=until).where(
+        Session.digest == here.digest
+    ).execute()
+    audit(ctx, "password changed", here.user.name)
+    return renewed
 
 
 def form_token(csrf: str, nonce: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from minris.access.context import Actor
 from minris.access.users import (
     authenticate,
+    change_password,
     end_session,
     find_session,
-    make_user,
     note_login_failure,
     open_session,
 )
@@ -66,11 +66,9 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
 
 
-def begin_session(p: PageRequest, user_id: int) -> str:
-    """Open a session and set its cookie; return its secret."""
-    secret = p.write(open_session, user_id)
+def keep_secret(p: PageRequest, secret: str) -> None:
+    """Set the cookie of a session."""
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
-    return secret
 
 
 def post_login(p: PageRequest) -> str:
@@ -79,13 +77,14 @@ def post_login(p: PageRequest) -> str:
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
-        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
+        proof = p.read(authenticate, p.ctx, name, p.form("password"))
+        secret = p.write(open_session, *proof)
     except Refusal as refusal:
         if refusal.status is Status.NOT_AUTHORIZED:
             p.write(note_login_failure, name)
         p.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
         return login_page(p, refusal.detail)
-    secret = begin_session(p, user_id)
+    keep_secret(p, secret)
     if p.form("kept"):
         return resume_page(p, secret, p.form("kept"))
     return p.redirect(safe_path(p.form("next")))
@@ -113,13 +112,19 @@ def post_password(p: PageRequest) -> str:
     """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
-        user_id = p.read(authenticate, p.ctx, name, p.form("password"))
-        p.write(make_user, name, p.login.role, p.form("new_password"))
+        proof = p.read(authenticate, p.ctx, name, p.form("password"))
     except Refusal as refusal:
         if refusal.status is Status.NOT_AUTHORIZED:
             p.write(note_login_failure, name)
         return password_page(p, p.again(refusal))
-    begin_session(p, user_id)
+    cookie = p.request.get_cookie("minris") or ""
+    try:
+        keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:  # the session has ended meanwhile
+            p.login = None
+            raise
+        return password_page(p, p.again(refusal))
     return p.tell("/password", p.t("Saved."))
 
 
