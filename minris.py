@@ -6397,9 +6397,14 @@ def purge_audit(old: str) -> int:
     return count
 
 
+def device_titled(devices: Iterable[Device], ae_title: str) -> Device | None:
+    """The device with an AE title, None if there is none: of two the first, that of config.ini."""
+    return next((one for one in devices if ae_title in one.ae_titles), None)
+
+
 def device_of(ctx: Context, ae_title: str) -> Device | None:
     """The device with an AE title, None if it is not registered."""
-    return next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    return device_titled(ctx.devices, ae_title)
 
 
 def needs_reason(words: str) -> None:
@@ -6410,9 +6415,9 @@ def needs_reason(words: str) -> None:
 
 def archive_of(ctx: Context) -> Device | None:
     """The archive to query: the configured one, else the only device whose role is archive."""
-    title = ctx.config.commitment.archive
-    found = [one for one in ctx.devices
-             if (title in one.ae_titles if title else one.role == "archive")]  # fmt: skip
+    if title := ctx.config.commitment.archive:
+        return device_of(ctx, title)
+    found = [one for one in ctx.devices if one.role == "archive"]
     return found[0] if len(found) == 1 else None
 
 
@@ -6430,7 +6435,8 @@ class AccessRules:
         self.called = config.dicom.ae_title if config.dicom.check_called_ae_title else None
         of_file = [Device.from_settings(n, d) for n, d in config.devices.items()]
         self.devices = (*of_file, *stored)
-        self.by_title = {title: d for d in self.devices for title in d.ae_titles}
+        titles = {title for device in self.devices for title in device.ae_titles}
+        self.by_title = {title: device_titled(self.devices, title) for title in titles}
 
     def device(self, calling: str) -> Device | None:
         """The device with an AE title, None if it is not registered."""
@@ -6461,6 +6467,22 @@ class AccessRules:
                 "{calling} is registered for {host}", calling=repr(calling), host=device.host
             )
         return None
+
+
+def conflict_of(device: Device, others: Iterable[Device]) -> Message | None:
+    """What a device shares with another one, its name or AE titles; None if nothing."""
+    for other in others:
+        taken = set(other.ae_titles) & set(device.ae_titles)
+        if taken or other.name == device.name:
+            value = ", ".join(sorted(taken)) or device.name
+            return Message("{value} belongs to {name} already", value=value, name=other.name)
+    return None
+
+
+def device_conflicts(devices: Sequence[Device]) -> list[tuple[Device, Message]]:
+    """Each device that shares its name or an AE title with one before it, which prevails."""
+    found = ((one, conflict_of(one, devices[:at])) for at, one in enumerate(devices))
+    return [(device, words) for device, words in found if words]
 
 
 def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
@@ -6509,12 +6531,17 @@ def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
     )
 
 
+def _unknown(name: str) -> Message:
+    return Message("There is no device {name}", name=name)
+
+
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
     """Add or change a device from the page.
 
     settings  texts by key of DEVICE_SETTINGS; empty ones have their defaults
+    old_name  of the device to change; empty for a new one
     Refuses   0106 with a line for each invalid setting, 0111 for a name or AE title of another
-              device
+              device, 0112 for one that was deleted meanwhile
     """
     given = {key: text for key, text in settings.items() if text}
     wrong: list[Message] = []
@@ -6529,17 +6556,16 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
             words.append(Message("{key} needs host", key=key))
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
-    for other in ctx.devices:
-        taken = set(other.ae_titles) & set(section.ae_title)
-        if other.name != old_name and (other.name == name or taken):
-            why = Message(
-                "{value} belongs to {name} already",
-                value=", ".join(sorted(taken)) or name,
-                name=other.name,
-            )
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
+    # those of this moment, not of the request: another may have been saved since
+    others = [one for one in AccessRules(ctx.config, stored_devices()).devices
+              if one.name != old_name]  # fmt: skip
+    saved = Device.from_settings(name, section, from_file=False)
+    if why := conflict_of(saved, others):
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
+    if old_name and not record:  # somebody has deleted it
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, _unknown(old_name))
     record = record or DeviceRecord(created_at=now)
     record.name, record.settings, record.updated_at = name, text, now
     record.save()
@@ -6557,7 +6583,7 @@ def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
 def delete_device(ctx: Context, name: str) -> None:
     """Delete a device from the page. Refuses 0112 for an unknown one."""
     if not DeviceRecord.delete().where(DeviceRecord.name == name).execute():
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, _unknown(name))
     audit(ctx, "device deleted", name)
 
 
@@ -8834,9 +8860,9 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
-    devices = [d for d in ctx.devices
-               if (title in d.ae_titles if title else modality and d.modality == modality)]  # fmt: skip
-    device = devices[0] if len(devices) == 1 else Device("", ("",))
+    named = [device_of(ctx, title)] if title else []
+    devices = named or [d for d in ctx.devices if modality and d.modality == modality]
+    device = (devices[0] if len(devices) == 1 else None) or Device("", ("",))
     now = ctx.local_now()
     known = text_elements(
         ScheduledStationAETitle=device.ae_title,
@@ -13463,8 +13489,10 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             update_row(ScheduledProcedureStep, row_id, data=given, **columns)
         for performed in content.get("performed", []):
             _import_performed(performed)
+        known = {device.name for device in stored_devices()}
         for device in content.get("devices", []):
-            save_device(ctx, device["name"], device["settings"], device["name"])
+            name = device["name"]
+            save_device(ctx, name, device["settings"], name if name in known else "")
         for procedure in content.get("procedures", []):
             save_procedure(ctx, {key: str(procedure.get(key, "")) for key in PROCEDURE_COLUMNS})
             if procedure.get("retired"):
@@ -15004,7 +15032,9 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
             return commands[command](ctx, **arguments)
 
         try:
-            return json.dumps({"done": web.writer.submit(run, ctx).result()})
+            done = web.writer.submit(run, ctx).result()
+            web.box.reload_access()  # an import may bring devices
+            return json.dumps({"done": done})
         except Refusal as refusal:
             return json.dumps({"refused": refusal.detail})
 
@@ -17131,7 +17161,7 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
 
 def device_names(web: Web) -> dict[str, str]:
     """Return device names by AE title."""
-    return {title: d.name for d in web.access().devices for title in d.ae_titles}
+    return {title: device.name for title, device in web.access().by_title.items()}
 
 
 def facts_of(
@@ -21212,6 +21242,14 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
     return [p.listed("Name | The device gets | Bytes", names, "", heading)]
 
 
+def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
+    """Change the devices in the store; what is asked from now on goes by them."""
+    try:
+        p.write(core, *arguments)
+    finally:  # even if that took too long: it may be done all the same
+        p.web.box.reload_access()
+
+
 def post_device(p: PageRequest) -> str:
     """POST /devices/save: save or delete a device, effective at once; or preview names."""
     settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
@@ -21221,12 +21259,11 @@ def post_device(p: PageRequest) -> str:
         return device_page(p, form)
     try:
         if p.form("event") == "delete":
-            p.write(delete_device, old_name)
+            change_devices(p, delete_device, old_name)
         else:
-            p.write(save_device, name, settings, old_name)
+            change_devices(p, save_device, name, settings, old_name)
     except Refusal as refusal:
         return device_page(p, form, p.again(refusal))
-    p.web.box.reload_access()
     return p.tell("/devices", p.t("Saved."))
 
 
@@ -21268,8 +21305,7 @@ def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ..
 def post_adopt(p: PageRequest) -> str:
     """POST /devices/adopt: add an AE title to a device."""
     name = p.form("name")
-    p.write(adopt_title, name, p.form("ae_title"))
-    p.web.box.reload_access()
+    change_devices(p, adopt_title, name, p.form("ae_title"))
     return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
 
 
@@ -23485,6 +23521,8 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     ):
         words = Message("{count}, see {page}", count=count, page=page) if count else in_order
         found.append((what, "warning" if count else "good", words))
+    for _, shared in device_conflicts(box.context().devices):
+        found.append((Message("Devices"), "warning", shared))
     now = utc_now()
     for certificate in box.certificates:
         notice = certificate.notice(now)
@@ -23580,7 +23618,10 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         open_store(config.store_path)
         with database.connection_context():
             (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+            stored = stored_devices()
         yield f"store {config.store_path}", "" if answer == "ok" else answer
+        for device, words in device_conflicts(AccessRules(config, stored).devices):
+            yield f"device {device.name} (made on the page)", words
     except (StoreError, peewee.DatabaseError, sqlite3.DatabaseError) as error:
         yield f"store {config.store_path}", str(error)
 
@@ -23890,8 +23931,9 @@ class Appliance:
         self.lock = StoreLock(config.store_path)
         try:
             open_store(config.store_path)
-            self.access_rules = AccessRules(config)
-            self.reload_access()
+            self.access_rules = AccessRules(config, version=0)
+            with reading():
+                self._load_access()
         except BaseException:
             self.lock.release()
             raise
@@ -23916,10 +23958,18 @@ class Appliance:
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Reload the access rules after a device was changed on its page."""
-        with reading():
-            stored = stored_devices()
-        self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
+        """Reload the access rules after a device was changed; wait for it.
+
+        In the store's thread: what was saved before is seen, and no older rules come after newer
+        """
+        if self.writer:
+            self.writer.submit(self._load_access).result(60)
+
+    def _load_access(self) -> None:
+        rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
+        for device, words in device_conflicts(rules.devices):
+            log.error("device %s: %s", device.name, words)
+        self.access_rules = rules
 
     async def start(self) -> None:
         """Start both servers and all tasks; OSError if a port is taken."""

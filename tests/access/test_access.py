@@ -9,11 +9,12 @@ import time
 import pytest
 from conftest import NOON, write_config
 
-from minris.access.context import Actor, Context
+from minris.access.context import Actor, Context, device_of
 from minris.access.devices import (
     DEVICE_PROFILES,
     AccessRules,
     delete_device,
+    device_conflicts,
     host_addresses,
     save_device,
     stored_devices,
@@ -272,6 +273,44 @@ def test_a_device_of_the_page_is_forgotten(ctx):
     assert stored_devices() == []
     refusal = refused(delete_device, ctx, "MR room")
     assert refusal.status is Status.NO_SUCH_SOP_INSTANCE
+
+
+def test_a_device_deleted_meanwhile_is_not_brought_back_by_a_form(ctx):
+    save_device(ctx, "MR room", {"ae_title": "MR1"})
+    delete_device(ctx, "MR room")
+    refusal = refused(save_device, ctx, "MR room", {"ae_title": "MR1"}, "MR room")
+    assert refusal.status is Status.NO_SUCH_SOP_INSTANCE
+    assert stored_devices() == []
+
+
+def test_of_two_saved_at_once_with_one_ae_title_the_second_is_refused(ctx):
+    """Both requests know the devices as they were before."""
+    save_device(ctx, "MR room", {"ae_title": "MR1"})
+    refusal = refused(save_device, ctx, "Spare MR", {"ae_title": "MR2, MR1"})
+    assert refusal.status is Status.DUPLICATE_SOP_INSTANCE
+    assert refusal.detail == "MR1 belongs to MR room already"
+    assert [device.name for device in stored_devices()] == ["MR room"]
+
+
+@pytest.fixture
+def twice(ctx):
+    """The rules of a page and a config.ini that both have the AE title CT1, one in each place."""
+    database.execute_sql(
+        "INSERT INTO device_record (name, settings, created_at, updated_at)"
+        """ VALUES ('Old CT', '{"ae_title": "CT1", "role": "archive"}', '', '')"""
+    )
+    return AccessRules(ctx.config, stored_devices())
+
+
+def test_of_two_devices_of_one_ae_title_all_parts_obey_that_of_the_file(ctx, twice):
+    ctx = dataclasses.replace(ctx, devices=twice.devices)
+    assert device_of(ctx, "CT1").name == "CT room"
+    assert twice.device("CT1") is device_of(ctx, "CT1")
+
+
+def test_two_devices_of_one_ae_title_are_told(twice):
+    [(device, words)] = device_conflicts(twice.devices)
+    assert (device.name, words) == ("Old CT", "CT1 belongs to CT room already")
 
 
 @pytest.mark.parametrize("name", DEVICE_PROFILES)

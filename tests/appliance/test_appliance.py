@@ -23,10 +23,14 @@ from pynetdicom import AE
 from test_peers import WORKLIST_ENTRY
 
 import minris
+from minris.access.context import Context
+from minris.access.devices import save_device
 from minris.cli import COMMANDS, main
 from minris.config.ini import load_config
 from minris.config.values import ROLES
 from minris.standard.uids import VERIFICATION
+from minris.store.models import database
+from minris.store.sqlite import open_store
 
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("MINRIS_")}
 
@@ -601,6 +605,19 @@ def test_check_finds_a_device_that_is_not_reached(here, folder):
     assert status == 1
     [line] = [line for line in said.splitlines() if "device MR" in line]
     assert "cannot connect" in line
+
+
+def test_check_finds_an_ae_title_that_two_devices_have(here, folder):
+    """One of the page, and later one of config.ini."""
+    config = load_config(folder / "config.ini")
+    open_store(config.store_path)
+    with database.connection_context():
+        save_device(Context(config), "Spare", {"ae_title": "MR7"})
+    write_config(folder, "[device MR]\nae_title = MR7")
+    status, said, _ = here("check")
+    assert status == 1
+    [line] = [line for line in said.splitlines() if "Spare" in line]
+    assert "MR7 belongs to MR already" in line
 
 
 def test_check_finds_a_port_that_is_taken(here, folder):

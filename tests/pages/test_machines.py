@@ -2,10 +2,13 @@
 catalogue as CSV, the board rendered once for all."""
 
 import base64
+import concurrent.futures
 import gzip
+import json
 import re
 import socket
 import struct
+import threading
 import time
 
 import peers
@@ -25,8 +28,9 @@ from test_pages import (
     words_of,
 )
 
-from minris.access.devices import device_of_texts, name_as_sent
+from minris.access.devices import device_of_texts, name_as_sent, stored_devices
 from minris.access.users import end_sessions, permit
+from minris.cli import run_store_command
 from minris.config.values import ROLES
 from minris.dataset.elements import text_elements
 from minris.interchange.csv_tables import no_formula, of_formula
@@ -48,6 +52,49 @@ from minris.web.request import Web
 def technologist(appliance):
     with visiting(appliance) as client:
         yield employ(appliance, client, "technologist")
+
+
+# Devices.
+
+
+def save(client, **fields):
+    """Send the form of a device."""
+    csrf = csrf_of(client.get("/devices/edit").text)
+    return client.post("/devices/save", data={"csrf": csrf, **fields})
+
+
+def test_a_device_is_known_whatever_is_saved_at_the_same_time(appliance, technologist, monkeypatch):
+    """Who looked first came last, with a picture that lacked the other one's device."""
+    slow = threading.Event()
+
+    def looked_up():
+        found = stored_devices()
+        if not slow.is_set():
+            slow.set()
+            time.sleep(0.5)
+        return found
+
+    csrf = csrf_of(technologist.get("/devices/edit").text)
+    monkeypatch.setattr("minris.appliance.appliance.stored_devices", looked_up)
+
+    def saved(number):
+        if number:
+            slow.wait(peers.PATIENCE_S)
+        fields = {"csrf": csrf, "name": f"MR {number}", "ae_title": f"MR{number}"}
+        return technologist.post("/devices/save", data=fields).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(saved, range(4))) == [303] * 4
+    rules = appliance.appliance.access()
+    assert [number for number in range(4) if not rules.device(f"MR{number}")] == []
+
+
+def test_a_device_that_an_import_brings_is_known_at_once(appliance, tmp_path):
+    content = json.dumps(
+        {"minris": 1, "devices": [{"name": "MR", "settings": {"ae_title": "MR1"}}]}
+    )
+    run_store_command(appliance.config, "import", name="all.json", content=content.encode())
+    assert appliance.appliance.access().device("MR1")
 
 
 # Associations.

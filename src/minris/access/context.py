@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from minris.config.ini import Config, Device
@@ -122,9 +122,14 @@ def purge_audit(old: str) -> int:
     return count
 
 
+def device_titled(devices: Iterable[Device], ae_title: str) -> Device | None:
+    """The device with an AE title, None if there is none: of two the first, that of config.ini."""
+    return next((one for one in devices if ae_title in one.ae_titles), None)
+
+
 def device_of(ctx: Context, ae_title: str) -> Device | None:
     """The device with an AE title, None if it is not registered."""
-    return next((one for one in ctx.devices if ae_title in one.ae_titles), None)
+    return device_titled(ctx.devices, ae_title)
 
 
 def needs_reason(words: str) -> None:
@@ -135,7 +140,7 @@ def needs_reason(words: str) -> None:
 
 def archive_of(ctx: Context) -> Device | None:
     """The archive to query: the configured one, else the only device whose role is archive."""
-    title = ctx.config.commitment.archive
-    found = [one for one in ctx.devices
-             if (title in one.ae_titles if title else one.role == "archive")]  # fmt: skip
+    if title := ctx.config.commitment.archive:
+        return device_of(ctx, title)
+    found = [one for one in ctx.devices if one.role == "archive"]
     return found[0] if len(found) == 1 else None

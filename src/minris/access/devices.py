@@ -5,10 +5,10 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from minris import log
-from minris.access.context import Context, audit
+from minris.access.context import Context, audit, device_titled
 from minris.config.ini import Config, Device, read_section
 from minris.config.settings import DEVICE_SETTINGS
 from minris.dataset.elements import ElementIndex, text_elements
@@ -30,7 +30,8 @@ class AccessRules:
         self.called = config.dicom.ae_title if config.dicom.check_called_ae_title else None
         of_file = [Device.from_settings(n, d) for n, d in config.devices.items()]
         self.devices = (*of_file, *stored)
-        self.by_title = {title: d for d in self.devices for title in d.ae_titles}
+        titles = {title for device in self.devices for title in device.ae_titles}
+        self.by_title = {title: device_titled(self.devices, title) for title in titles}
 
     def device(self, calling: str) -> Device | None:
         """The device with an AE title, None if it is not registered."""
@@ -61,6 +62,22 @@ class AccessRules:
                 "{calling} is registered for {host}", calling=repr(calling), host=device.host
             )
         return None
+
+
+def conflict_of(device: Device, others: Iterable[Device]) -> Message | None:
+    """What a device shares with another one, its name or AE titles; None if nothing."""
+    for other in others:
+        taken = set(other.ae_titles) & set(device.ae_titles)
+        if taken or other.name == device.name:
+            value = ", ".join(sorted(taken)) or device.name
+            return Message("{value} belongs to {name} already", value=value, name=other.name)
+    return None
+
+
+def device_conflicts(devices: Sequence[Device]) -> list[tuple[Device, Message]]:
+    """Each device that shares its name or an AE title with one before it, which prevails."""
+    found = ((one, conflict_of(one, devices[:at])) for at, one in enumerate(devices))
+    return [(device, words) for device, words in found if words]
 
 
 def style_of(device: Device | None, charset: CharacterSet) -> AnswerStyle:
@@ -109,12 +126,17 @@ def name_as_sent(device: Device, name: str) -> tuple[str, bytes]:
     )
 
 
+def _unknown(name: str) -> Message:
+    return Message("There is no device {name}", name=name)
+
+
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
     """Add or change a device from the page.
 
     settings  texts by key of DEVICE_SETTINGS; empty ones have their defaults
+    old_name  of the device to change; empty for a new one
     Refuses   0106 with a line for each invalid setting, 0111 for a name or AE title of another
-              device
+              device, 0112 for one that was deleted meanwhile
     """
     given = {key: text for key, text in settings.items() if text}
     wrong: list[Message] = []
@@ -129,17 +151,16 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
             words.append(Message("{key} needs host", key=key))
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
-    for other in ctx.devices:
-        taken = set(other.ae_titles) & set(section.ae_title)
-        if other.name != old_name and (other.name == name or taken):
-            why = Message(
-                "{value} belongs to {name} already",
-                value=", ".join(sorted(taken)) or name,
-                name=other.name,
-            )
-            raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
+    # those of this moment, not of the request: another may have been saved since
+    others = [one for one in AccessRules(ctx.config, stored_devices()).devices
+              if one.name != old_name]  # fmt: skip
+    saved = Device.from_settings(name, section, from_file=False)
+    if why := conflict_of(saved, others):
+        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, why, [Problem(0, why)])
     text, now = json.dumps(given, ensure_ascii=False), ctx.stamp()
     record = DeviceRecord.get_or_none(DeviceRecord.name == (old_name or name))
+    if old_name and not record:  # somebody has deleted it
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, _unknown(old_name))
     record = record or DeviceRecord(created_at=now)
     record.name, record.settings, record.updated_at = name, text, now
     record.save()
@@ -157,7 +178,7 @@ def device_of_texts(name: str, settings: Mapping[str, str]) -> Device | None:
 def delete_device(ctx: Context, name: str) -> None:
     """Delete a device from the page. Refuses 0112 for an unknown one."""
     if not DeviceRecord.delete().where(DeviceRecord.name == name).execute():
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, _unknown(name))
     audit(ctx, "device deleted", name)
 
 

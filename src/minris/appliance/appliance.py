@@ -18,7 +18,7 @@ import peewee
 
 from minris import __version__, log
 from minris.access.context import Actor, Context
-from minris.access.devices import AccessRules, stored_devices
+from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import make_user
 from minris.appliance.health import health, lights, metrics, notices
 from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
@@ -71,8 +71,9 @@ class Appliance:
         self.lock = StoreLock(config.store_path)
         try:
             open_store(config.store_path)
-            self.access_rules = AccessRules(config)
-            self.reload_access()
+            self.access_rules = AccessRules(config, version=0)
+            with reading():
+                self._load_access()
         except BaseException:
             self.lock.release()
             raise
@@ -97,10 +98,18 @@ class Appliance:
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Reload the access rules after a device was changed on its page."""
-        with reading():
-            stored = stored_devices()
-        self.access_rules = AccessRules(self.config, stored, self.access_rules.version + 1)
+        """Reload the access rules after a device was changed; wait for it.
+
+        In the store's thread: what was saved before is seen, and no older rules come after newer
+        """
+        if self.writer:
+            self.writer.submit(self._load_access).result(60)
+
+    def _load_access(self) -> None:
+        rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
+        for device, words in device_conflicts(rules.devices):
+            log.error("device %s: %s", device.name, words)
+        self.access_rules = rules
 
     async def start(self) -> None:
         """Start both servers and all tasks; OSError if a port is taken."""

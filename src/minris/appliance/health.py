@@ -11,6 +11,7 @@ from typing import Protocol
 import peewee
 
 from minris.access.context import Context, utc_now
+from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
@@ -83,6 +84,8 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     ):
         words = Message("{count}, see {page}", count=count, page=page) if count else in_order
         found.append((what, "warning" if count else "good", words))
+    for _, shared in device_conflicts(box.context().devices):
+        found.append((Message("Devices"), "warning", shared))
     now = utc_now()
     for certificate in box.certificates:
         notice = certificate.notice(now)
@@ -178,7 +181,10 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         open_store(config.store_path)
         with database.connection_context():
             (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+            stored = stored_devices()
         yield f"store {config.store_path}", "" if answer == "ok" else answer
+        for device, words in device_conflicts(AccessRules(config, stored).devices):
+            yield f"device {device.name} (made on the page)", words
     except (StoreError, peewee.DatabaseError, sqlite3.DatabaseError) as error:
         yield f"store {config.store_path}", str(error)
 

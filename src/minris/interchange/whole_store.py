@@ -10,7 +10,7 @@ import peewee
 
 from minris import __version__
 from minris.access.context import Context
-from minris.access.devices import save_device
+from minris.access.devices import save_device, stored_devices
 from minris.dataset.checks import check_uid, exists_already
 from minris.dataset.dicom_json import from_json, to_json
 from minris.dataset.elements import ElementIndex
@@ -235,8 +235,10 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
             update_row(ScheduledProcedureStep, row_id, data=given, **columns)
         for performed in content.get("performed", []):
             _import_performed(performed)
+        known = {device.name for device in stored_devices()}
         for device in content.get("devices", []):
-            save_device(ctx, device["name"], device["settings"], device["name"])
+            name = device["name"]
+            save_device(ctx, name, device["settings"], name if name in known else "")
         for procedure in content.get("procedures", []):
             save_procedure(ctx, {key: str(procedure.get(key, "")) for key in PROCEDURE_COLUMNS})
             if procedure.get("retired"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minris.access.context import Context
+from minris.access.context import Context, device_of
 from minris.config.ini import Device
 from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
@@ -54,9 +54,9 @@ def step_with_defaults(ctx: Context, step: ElementIndex, procedure: ElementIndex
     """A step completed with defaults for device, modality, time and state."""
     title = next(iter(step.values(tag_of("ScheduledStationAETitle"))), "")
     modality = step.get("Modality")
-    devices = [d for d in ctx.devices
-               if (title in d.ae_titles if title else modality and d.modality == modality)]  # fmt: skip
-    device = devices[0] if len(devices) == 1 else Device("", ("",))
+    named = [device_of(ctx, title)] if title else []
+    devices = named or [d for d in ctx.devices if modality and d.modality == modality]
+    device = (devices[0] if len(devices) == 1 else None) or Device("", ("",))
     now = ctx.local_now()
     known = text_elements(
         ScheduledStationAETitle=device.ae_title,

@@ -106,7 +106,7 @@ def elapsed(ctx: Context, t: Translator, stamp: str) -> str:
 
 def device_names(web: Web) -> dict[str, str]:
     """Return device names by AE title."""
-    return {title: d.name for d in web.access().devices for title in d.ae_titles}
+    return {title: device.name for title, device in web.access().by_title.items()}
 
 
 def facts_of(

@@ -115,6 +115,8 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
             return commands[command](ctx, **arguments)
 
         try:
-            return json.dumps({"done": web.writer.submit(run, ctx).result()})
+            done = web.writer.submit(run, ctx).result()
+            web.box.reload_access()  # an import may bring devices
+            return json.dumps({"done": done})
         except Refusal as refusal:
             return json.dumps({"refused": refusal.detail})

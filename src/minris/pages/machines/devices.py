@@ -22,6 +22,7 @@ from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
 from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status, is_failure
+from minris.store.writer import Core
 from minris.upper_layer.server import ENDINGS
 
 
@@ -98,6 +99,14 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
     return [p.listed("Name | The device gets | Bytes", names, "", heading)]
 
 
+def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
+    """Change the devices in the store; what is asked from now on goes by them."""
+    try:
+        p.write(core, *arguments)
+    finally:  # even if that took too long: it may be done all the same
+        p.web.box.reload_access()
+
+
 def post_device(p: PageRequest) -> str:
     """POST /devices/save: save or delete a device, effective at once; or preview names."""
     settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
@@ -107,12 +116,11 @@ def post_device(p: PageRequest) -> str:
         return device_page(p, form)
     try:
         if p.form("event") == "delete":
-            p.write(delete_device, old_name)
+            change_devices(p, delete_device, old_name)
         else:
-            p.write(save_device, name, settings, old_name)
+            change_devices(p, save_device, name, settings, old_name)
     except Refusal as refusal:
         return device_page(p, form, p.again(refusal))
-    p.web.box.reload_access()
     return p.tell("/devices", p.t("Saved."))
 
 
@@ -154,8 +162,7 @@ def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ..
 def post_adopt(p: PageRequest) -> str:
     """POST /devices/adopt: add an AE title to a device."""
     name = p.form("name")
-    p.write(adopt_title, name, p.form("ae_title"))
-    p.web.box.reload_access()
+    change_devices(p, adopt_title, name, p.form("ae_title"))
     return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
 
 
