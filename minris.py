@@ -23269,15 +23269,21 @@ def set_up_logging(config: Config) -> None:
     log.setLevel(settings.level)
 
 
+class RenewableContext(ssl.SSLContext):
+    """A TLS server context: each connection is made by the context that is current then."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        return self.current.wrap_bio(*arguments, **named)
+
+
 class Certificate:
-    """A TLS server context that is reloaded with its files; a renewal needs no restart."""
+    """A TLS server context that is made anew with its files; a renewal needs no restart."""
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None = None) -> None:
         self.files = (certificate, key, client_ca)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if client_ca:
-            self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context = RenewableContext(ssl.PROTOCOL_TLS_SERVER)
         self.read_at: tuple[float, ...] = ()
         self.renew()
 
@@ -23289,11 +23295,14 @@ class Certificate:
         certificate, key, client_ca = self.files
         decoded = ssl._ssl._test_decode_cert(str(certificate))  # the only parser in the library
         seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
-        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for context in (trial, self.context):  # a failure must not leave our context half loaded
-            context.load_cert_chain(certificate, key)
-            if client_ca:
-                context.load_verify_locations(client_ca)
+        # a context of its own: what another one has loaded, it trusts for ever
+        renewed = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        renewed.minimum_version = ssl.TLSVersion.TLSv1_2
+        renewed.load_cert_chain(certificate, key)
+        if client_ca:
+            renewed.verify_mode = ssl.CERT_REQUIRED
+            renewed.load_verify_locations(client_ca)
+        self.context.current = renewed
         self.end = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         self.read_at = changed
         return True

@@ -416,6 +416,21 @@ def test_a_renewed_certificate_is_shown_without_restart(secured, clinic, server)
     assert {shown_certificate(port, trusting(clinic)) for port in ports} == {der(renewed)}
 
 
+def test_an_authority_that_was_replaced_is_trusted_no_more(
+    secured, clinic, stranger, client, tmp_path
+):
+    """Its certificates were in the context for ever."""
+    shutil.copyfile(clinic.certificate, tmp_path / "devices.pem")
+    appliance = secured(dicom_tls() + "tls_client_ca = devices.pem\n" + WEB_TLS)
+    port = tls_port(appliance)
+    ours, theirs = trusting(clinic, client), trusting(clinic, stranger.issue("ct2"))
+    assert (echoes(port, ours), echoes(port, theirs)) == (True, False)
+    path = shutil.copyfile(stranger.certificate, tmp_path / "devices.pem")
+    os.utime(path, (time.time() + 2, time.time() + 2))
+    job_renew(appliance.appliance)
+    assert (echoes(port, ours), echoes(port, theirs)) == (False, True)
+
+
 def test_an_association_outlives_a_renewal(secured, clinic):
     appliance = secured()
     with associated(tls_port(appliance), trusting(clinic)) as association:
