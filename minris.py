@@ -6676,6 +6676,24 @@ WRONG_PASSWORD = Message("The name or the password is wrong")
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
 
+FIRST_USER = "admin"
+
+
+def first_password_file(config: Config) -> Path:
+    """The file with the password of the first start, beside the store."""
+    return config.store_path.with_name("minris-admin-password.txt")
+
+
+def _forget_first_password(ctx: Context, name: str) -> None:
+    """Delete the file with the first password, which is none any more."""
+    if name == FIRST_USER:
+        path = first_password_file(ctx.config)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot delete %s: %s", path, error)
+
+
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     """Add a user, or change role and password of an existing one and end its sessions.
 
@@ -6695,6 +6713,7 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
     user.role, user.password = role, hash_password(password)
     user.save()
     Session.delete().where(Session.user == user).execute()
+    _forget_first_password(ctx, name)
     audit(ctx, "user set", name, role)
     return user
 
@@ -6726,6 +6745,7 @@ def delete_user(ctx: Context, name: str) -> None:
     _check_not_last_administrator(name)
     Session.delete().where(Session.user == user).execute()
     User.delete().where(User.id == user.id).execute()
+    _forget_first_password(ctx, name)
     audit(ctx, "user deleted", name)
 
 
@@ -6815,6 +6835,7 @@ def change_password(ctx: Context, secret: str, proof: Proof, password: str) -> s
     Session.update(digest=digest_of(renewed), expires_at=until).where(
         Session.digest == here.digest
     ).execute()
+    _forget_first_password(ctx, here.user.name)
     audit(ctx, "password changed", here.user.name)
     return renewed
 
@@ -24147,11 +24168,11 @@ class Appliance:
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
-        make_user(self.context(), "admin", "admin", password)
+        make_user(self.context(), FIRST_USER, "admin", password)
         if sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
-            path = self.config.store_path.with_name("minris-admin-password.txt")
+            path = first_password_file(self.config)
             write_private(path, password + "\n")
             self.say(f"First start: the password of admin is in {path}")
 

@@ -19,7 +19,7 @@ import peewee
 from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
-from minris.access.users import make_user
+from minris.access.users import FIRST_USER, first_password_file, make_user
 from minris.appliance.health import health, lights, metrics, notices
 from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
 from minris.appliance.machine import (
@@ -278,11 +278,11 @@ class Appliance:
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
-        make_user(self.context(), "admin", "admin", password)
+        make_user(self.context(), FIRST_USER, "admin", password)
         if sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
-            path = self.config.store_path.with_name("minris-admin-password.txt")
+            path = first_password_file(self.config)
             write_private(path, password + "\n")
             self.say(f"First start: the password of admin is in {path}")
 
