@@ -1758,9 +1758,14 @@ def read_store_url(text: str) -> str:
 
 def read_public_url(text: str) -> str:
     """An http or https URL, or empty."""
-    parts = urllib.parse.urlsplit(text)
-    if text and not (parts.scheme in ("http", "https") and parts.netloc):
-        raise ValueError("is not an address such as https://ris.clinic.example")
+    wrong = "is not an address such as https://ris.clinic.example"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        parts.port  # noqa: B018 - raises ValueError for a port that is none
+    except ValueError:
+        raise ValueError(wrong) from None
+    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError(wrong)
     return parts.geturl().rstrip("/")
 
 
@@ -14728,24 +14733,42 @@ def find_login(web: Web, request: Any) -> Login | None:
         return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
         return web.read(find_session, web.context(Actor("web")), cookie)
-    if web.config.web.anonymous_loopback and not web.config.web.public_url:
+    open_here = web.config.web.anonymous_loopback and not web.config.web.public_url
+    if open_here and request.path.startswith(("/api/", "/dicom-web/")):
         forwarded = FORWARDING_HEADERS.intersection(name.lower() for name in request.headers)
-        host = urllib.parse.urlsplit(f"//{request.get_header('Host', '')}").hostname
+        host = urllib.parse.urlsplit(f"//{host_of(request)}").hostname
         check_origin(web, request)
-        path = request.path.startswith(("/api/", "/dicom-web/"))
         ours = {client_address(request), host} <= {"127.0.0.1", "::1", "localhost"}
-        if path and not forwarded and ours:
+        if not forwarded and ours:
             return Login("loopback", "admin")
     return None
+
+
+def host_of(request: Any) -> str:
+    """Return the Host header. Refuses 400 for one that no address has."""
+    host: str = request.get_header("Host", "")
+    try:
+        urllib.parse.urlsplit(f"//{host}")
+    except ValueError:
+        raise HttpRefusal(400, "The Host header is invalid") from None
+    return host
+
+
+def site_of(address: str) -> str:
+    """Return host and port of a web address, empty if it is none."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+    except ValueError:
+        return ""
+    return parts.netloc if parts.scheme in ("http", "https") and parts.hostname else ""
 
 
 def check_origin(web: Web, request: Any) -> None:
     """Refuse (0124) a cross-site request of a browser."""
     origin = request.get_header("Origin")
     if origin and origin != "null":
-        host = urllib.parse.urlsplit(origin).netloc
-        ours = {request.get_header("Host"), urllib.parse.urlsplit(web.config.web.public_url).netloc}
-        if host in ours:
+        site = site_of(origin)
+        if site and site in (request.get_header("Host"), site_of(web.config.web.public_url)):
             return
     elif not origin and request.get_header("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return
@@ -19069,7 +19092,10 @@ def group_of(menu: list[Page], here: str) -> str:
 
 def safe_path(path: str | None, default: str = "/") -> str:
     """Return path and query of a URL of this site; `default` for any other URL."""
-    parts = urllib.parse.urlsplit(path or "")
+    try:
+        parts = urllib.parse.urlsplit(path or "")
+    except ValueError:  # a host in brackets that is none
+        return default
     if not parts.path.startswith("/") or parts.path.startswith(("//", "/\\")):
         return default
     return parts.path + (f"?{parts.query}" if parts.query else "")

@@ -240,6 +240,71 @@ def test_anybody_changes_the_own_password(appliance, admin):
     assert admin.get("/users").text.count("bob") >= 1
 
 
+ORIGINS_OF_NOWHERE = [
+    "file://",
+    "x",
+    "http://",
+    "https://:443",
+    "http://[",
+    "about:blank",
+    "//",
+    "?",
+]
+
+
+@pytest.mark.parametrize("origin", ORIGINS_OF_NOWHERE)
+def test_an_origin_without_a_host_is_another_site(appliance, admin, origin):
+    csrf = csrf_of(admin.get("/users").text)
+    fields = {"csrf": csrf, "do": "end", "name": "anna"}
+    answer = admin.post("/users", data=fields, headers={"Origin": origin})
+    assert (answer.status_code, "another site" in answer.text) == (403, True)
+    fields = {"name": "anna", "password": "no"}
+    with visiting(appliance) as guest:
+        answer = guest.post("/login", data=fields, headers={"Origin": origin})
+    assert (answer.status_code, "another site" in answer.text) == (403, True)
+    here = admin.post("/users", data={"csrf": csrf, "do": "end", "name": "anna"},
+                      headers={"Origin": appliance.url})  # fmt: skip
+    assert here.status_code == 303
+
+
+@pytest.mark.parametrize("header", ["Origin", "Host", "Referer"])
+def test_an_address_that_none_can_be_is_no_error_of_ours(run_appliance, header):
+    appliance = run_appliance("[web]\nanonymous_loopback = yes\n")
+    with visiting(appliance, headers={header: "http://["}) as client:
+        for path in ("/", "/api/worklist", "/login"):
+            assert client.get(path).status_code < 500
+            assert client.post(path, data={"name": "x"}).status_code < 500
+
+
+def first_password(folder):
+    return folder / "minris-admin-password.txt"
+
+
+@pytest.mark.parametrize("how", ["by admin", "by another", "deleted"])
+def test_the_file_of_the_first_password_goes_with_that_password(appliance, admin, tmp_path, how):
+    file = first_password(tmp_path)
+    password = file.read_text().strip()
+    with visiting(appliance) as client:
+        client.post("/login", data={"name": "admin", "password": password})
+        assert file.exists(), "who has logged in may still need it"
+        if how == "by admin":
+            send(client, "/password", password=password, new_password="second-words")
+        elif how == "by another":
+            send(admin, "/users/new", do="save", name="admin", role="admin", kind="person",
+                 password="second-words")  # fmt: skip
+        else:
+            send(admin, "/users", do="delete", name="admin")
+    assert not file.exists()
+
+
+def test_the_file_of_the_first_password_stays_while_others_change_theirs(
+    appliance, admin, tmp_path
+):
+    send(admin, "/users/new", do="save", name="bob", role="desk", kind="person",
+         password="first-words")  # fmt: skip
+    assert first_password(tmp_path).exists()
+
+
 @pytest.mark.parametrize("path", ["/password", "/login"])
 def test_a_user_deleted_while_the_password_is_checked_stays_deleted(
     appliance, admin, monkeypatch, path

@@ -271,7 +271,7 @@ def test_a_session_is_of_no_use_to_another_origin(open_appliance):
 
 
 ORIGINS = ["viewer.example", "ftp://viewer.example", f"{VIEWER}/app", "*", "https://Viewer.example",
-           f"{VIEWER}:443", "https://a@viewer.example", "https://müller.example"]  # fmt: skip
+           f"{VIEWER}:443", "https://a@viewer.example", "https://müller.example", "https://:8443", "https://["]  # fmt: skip
 
 
 @pytest.mark.parametrize("origin", ORIGINS)

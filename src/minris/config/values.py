@@ -135,9 +135,14 @@ def read_store_url(text: str) -> str:
 
 def read_public_url(text: str) -> str:
     """An http or https URL, or empty."""
-    parts = urllib.parse.urlsplit(text)
-    if text and not (parts.scheme in ("http", "https") and parts.netloc):
-        raise ValueError("is not an address such as https://ris.clinic.example")
+    wrong = "is not an address such as https://ris.clinic.example"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        parts.port  # noqa: B018 - raises ValueError for a port that is none
+    except ValueError:
+        raise ValueError(wrong) from None
+    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError(wrong)
     return parts.geturl().rstrip("/")
 
 

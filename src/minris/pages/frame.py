@@ -96,7 +96,10 @@ def group_of(menu: list[Page], here: str) -> str:
 
 def safe_path(path: str | None, default: str = "/") -> str:
     """Return path and query of a URL of this site; `default` for any other URL."""
-    parts = urllib.parse.urlsplit(path or "")
+    try:
+        parts = urllib.parse.urlsplit(path or "")
+    except ValueError:  # a host in brackets that is none
+        return default
     if not parts.path.startswith("/") or parts.path.startswith(("//", "/\\")):
         return default
     return parts.path + (f"?{parts.query}" if parts.query else "")
