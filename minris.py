@@ -70,6 +70,7 @@ import csv
 import dataclasses
 import datetime
 import enum
+import errno
 import functools
 import getpass
 import gzip
@@ -93,6 +94,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import stat
 import statistics
 import struct
 import tempfile
@@ -4289,103 +4291,6 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.store.migrations
-# Schema changes since the first release, in order.
-# ------------------------------------------------------------------------------------------------
-
-# The schema of the first release.
-BASELINE = 14
-
-# Append-only rows of (number, what, SQL): a released row is never changed. A new database is made
-# from the models and has all changes.
-MIGRATIONS: tuple[tuple[int, str, str], ...] = (
-    (
-        15,
-        "one note for all that can be taken back; notes of the last day are dropped",
-        """
-        ALTER TABLE scheduled_procedure_step DROP COLUMN state_before;
-        ALTER TABLE scheduled_procedure_step DROP COLUMN changed_at;
-        DELETE FROM undo_note;
-        """,
-    ),
-    (
-        16,
-        "one outbox",
-        """
-        CREATE TABLE outbox (
-            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, lane TEXT NOT NULL,
-            receiver TEXT NOT NULL, event_id INTEGER REFERENCES workitem_event (id),
-            commitment_id INTEGER REFERENCES commitment (id),
-            operation TEXT NOT NULL DEFAULT 'N-EVENT-REPORT', sop_instance_uid TEXT,
-            event_type INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL DEFAULT x'',
-            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
-            given_up_at TEXT NOT NULL DEFAULT '', answer TEXT NOT NULL DEFAULT '',
-            refused INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
-        INSERT INTO outbox (id, kind, lane, receiver, event_id, created_at, sent_at, given_up_at,
-                problem)
-            SELECT id, 'event', CASE channel WHEN 'dimse' THEN 'events' ELSE channel END, receiver,
-                event_id, created_at, sent_at, given_up_at, problem FROM outbox_event;
-        -- behind the events, by a multiple of 65535: each keeps its Message ID
-        INSERT INTO outbox (id, kind, lane, receiver, operation, sop_instance_uid, event_type, data,
-                created_at, sent_at, given_up_at, answer, refused, problem)
-            SELECT id + (SELECT (coalesce(max(id), 0) / 65535 + 1) * 65535 FROM outbox_event),
-                CASE sop_class_uid WHEN '1.2.840.10008.3.1.2.3.3' THEN 'mpps'
-                    WHEN '1.2.840.10008.3.1.2.3.5' THEN 'mpps_notification'
-                    ELSE 'availability' END,
-                'passed on', receiver, operation, sop_instance_uid, event_type, data, created_at,
-                sent_at, given_up_at, answer, refused, problem FROM passed_on;
-        INSERT INTO outbox (kind, lane, receiver, commitment_id, created_at, given_up_at)
-            SELECT 'commitment result', 'commitment results', requester, id, judged_at,
-                CASE state WHEN 'judged' THEN '' ELSE judged_at END
-            FROM commitment WHERE state IN ('judged', 'given up') AND door = 'dimse' ORDER BY id;
-        INSERT INTO outbox (kind, lane, receiver, commitment_id, operation, sop_instance_uid,
-                event_type, created_at, sent_at, given_up_at, answer)
-            SELECT 'commitment request', 'commitment requests', r.archive, c.id, 'N-ACTION',
-                r.transaction_uid, 1, c.created_at, coalesce(nullif(asked_at, ''), answered_at),
-                CASE WHEN asked_at = '' AND answered_at = '' THEN c.created_at ELSE '' END,
-                CASE WHEN answered_at = '' THEN '' ELSE 'reported' END
-            FROM commitment_relay r JOIN commitment c ON c.id = r.commitment_id ORDER BY r.id;
-        CREATE INDEX outbox_due ON outbox (lane, receiver, id)
-            WHERE sent_at = '' AND given_up_at = '';
-        CREATE INDEX outbox_receiver ON outbox (receiver, id);
-        CREATE INDEX outbox_event_id ON outbox (event_id);
-        CREATE INDEX outbox_commitment_id ON outbox (commitment_id)
-            WHERE commitment_id IS NOT NULL;
-        CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
-            WHERE sop_instance_uid IS NOT NULL;
-        CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
-        DROP TABLE outbox_event;
-        DROP TABLE passed_on;
-        DROP TABLE commitment_relay;
-        ALTER TABLE receiver RENAME TO receiver_of_events;
-        CREATE TABLE receiver (
-            lane TEXT NOT NULL, ae_title TEXT NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
-            failing_s INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
-            problem TEXT NOT NULL DEFAULT '', heard_at TEXT NOT NULL DEFAULT '',
-            PRIMARY KEY (lane, ae_title)) WITHOUT ROWID;
-        INSERT INTO receiver
-            SELECT 'events', ae_title, failures, failing_s, try_at, problem, heard_at
-            FROM receiver_of_events;
-        INSERT INTO receiver
-            SELECT 'passed on', ae_title, failures, failing_s, try_at, problem, heard_at
-            FROM destination;
-        DROP TABLE receiver_of_events;
-        DROP TABLE destination;
-        UPDATE commitment SET try_at = '' WHERE state <> 'asked';
-        DROP INDEX commitment_due;
-        CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
-        CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
-        """,
-    ),
-)
-
-
-def newest_schema() -> int:
-    """The number of the newest schema."""
-    return MIGRATIONS[-1][0] if MIGRATIONS else BASELINE
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.store.models
 # The tables of the database.
 # ------------------------------------------------------------------------------------------------
@@ -4396,6 +4301,10 @@ database = peewee.DatabaseProxy()
 
 class StoreError(Exception):
     """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
+
+
+class StoreInUse(StoreError):
+    """Another process holds the database."""
 
 
 class Stored(peewee.Model):
@@ -4756,6 +4665,267 @@ class Audit(Stored):
 
 
 MODELS = tuple(Stored.__subclasses__())
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.store.migrations
+# Schema changes since the first release, in order.
+# ------------------------------------------------------------------------------------------------
+
+# The schema of the first release.
+BASELINE = 14
+
+# Append-only rows of (number, what, SQL): a released row is never changed. A new database is made
+# from the models and has all changes.
+MIGRATIONS: tuple[tuple[int, str, str], ...] = (
+    (
+        15,
+        "one note for all that can be taken back; notes of the last day are dropped",
+        """
+        ALTER TABLE scheduled_procedure_step DROP COLUMN state_before;
+        ALTER TABLE scheduled_procedure_step DROP COLUMN changed_at;
+        DELETE FROM undo_note;
+        """,
+    ),
+    (
+        16,
+        "one outbox",
+        """
+        CREATE TABLE outbox (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, lane TEXT NOT NULL,
+            receiver TEXT NOT NULL, event_id INTEGER REFERENCES workitem_event (id),
+            commitment_id INTEGER REFERENCES commitment (id),
+            operation TEXT NOT NULL DEFAULT 'N-EVENT-REPORT', sop_instance_uid TEXT,
+            event_type INTEGER NOT NULL DEFAULT 0, data BLOB NOT NULL DEFAULT x'',
+            created_at TEXT NOT NULL, sent_at TEXT NOT NULL DEFAULT '',
+            given_up_at TEXT NOT NULL DEFAULT '', answer TEXT NOT NULL DEFAULT '',
+            refused INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
+        INSERT INTO outbox (id, kind, lane, receiver, event_id, created_at, sent_at, given_up_at,
+                problem)
+            SELECT id, 'event', CASE channel WHEN 'dimse' THEN 'events' ELSE channel END, receiver,
+                event_id, created_at, sent_at, given_up_at, problem FROM outbox_event;
+        -- behind the events, by a multiple of 65535: each keeps its Message ID
+        INSERT INTO outbox (id, kind, lane, receiver, operation, sop_instance_uid, event_type, data,
+                created_at, sent_at, given_up_at, answer, refused, problem)
+            SELECT id + (SELECT (coalesce(max(id), 0) / 65535 + 1) * 65535 FROM outbox_event),
+                CASE sop_class_uid WHEN '1.2.840.10008.3.1.2.3.3' THEN 'mpps'
+                    WHEN '1.2.840.10008.3.1.2.3.5' THEN 'mpps_notification'
+                    ELSE 'availability' END,
+                'passed on', receiver, operation, sop_instance_uid, event_type, data, created_at,
+                sent_at, given_up_at, answer, refused, problem FROM passed_on;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, created_at, given_up_at)
+            SELECT 'commitment result', 'commitment results', requester, id, judged_at,
+                CASE state WHEN 'judged' THEN '' ELSE judged_at END
+            FROM commitment WHERE state IN ('judged', 'given up') AND door = 'dimse' ORDER BY id;
+        INSERT INTO outbox (kind, lane, receiver, commitment_id, operation, sop_instance_uid,
+                event_type, created_at, sent_at, given_up_at, answer)
+            SELECT 'commitment request', 'commitment requests', r.archive, c.id, 'N-ACTION',
+                r.transaction_uid, 1, c.created_at, coalesce(nullif(asked_at, ''), answered_at),
+                CASE WHEN asked_at = '' AND answered_at = '' THEN c.created_at ELSE '' END,
+                CASE WHEN answered_at = '' THEN '' ELSE 'reported' END
+            FROM commitment_relay r JOIN commitment c ON c.id = r.commitment_id ORDER BY r.id;
+        CREATE INDEX outbox_due ON outbox (lane, receiver, id)
+            WHERE sent_at = '' AND given_up_at = '';
+        CREATE INDEX outbox_receiver ON outbox (receiver, id);
+        CREATE INDEX outbox_event_id ON outbox (event_id);
+        CREATE INDEX outbox_commitment_id ON outbox (commitment_id)
+            WHERE commitment_id IS NOT NULL;
+        CREATE INDEX outbox_sop_instance_uid ON outbox (sop_instance_uid)
+            WHERE sop_instance_uid IS NOT NULL;
+        CREATE INDEX outbox_passed_on ON outbox (id) WHERE lane = 'passed on';
+        DROP TABLE outbox_event;
+        DROP TABLE passed_on;
+        DROP TABLE commitment_relay;
+        ALTER TABLE receiver RENAME TO receiver_of_events;
+        CREATE TABLE receiver (
+            lane TEXT NOT NULL, ae_title TEXT NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
+            failing_s INTEGER NOT NULL DEFAULT 0, try_at TEXT NOT NULL DEFAULT '',
+            problem TEXT NOT NULL DEFAULT '', heard_at TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (lane, ae_title)) WITHOUT ROWID;
+        INSERT INTO receiver
+            SELECT 'events', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM receiver_of_events;
+        INSERT INTO receiver
+            SELECT 'passed on', ae_title, failures, failing_s, try_at, problem, heard_at
+            FROM destination;
+        DROP TABLE receiver_of_events;
+        DROP TABLE destination;
+        UPDATE commitment SET try_at = '' WHERE state <> 'asked';
+        DROP INDEX commitment_due;
+        CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
+        CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
+        """,
+    ),
+)
+
+
+def newest_schema() -> int:
+    """The number of the newest schema."""
+    return MIGRATIONS[-1][0] if MIGRATIONS else BASELINE
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.store.files
+# Files of the store: whose they are, how they are made, and why one cannot be used.
+# ------------------------------------------------------------------------------------------------
+
+# What SQLite lays beside a database; each holds changes that are not in the database yet.
+JOURNALS = ("-wal", "-journal")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_REFUSED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file beside another one, whose name is longer by a suffix."""
+    return path.with_name(path.name + suffix)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file. Raises StoreError where its folder may not be looked into."""
+    with in_words(path):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+# Whose
+
+
+def _person(uid: int) -> str:
+    try:
+        import pwd  # not on Windows
+
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except (ImportError, KeyError):
+        return f"uid {uid}"
+
+
+def _visible(path: Path) -> Path:
+    """The file, or the nearest folder above it that can be seen."""
+    return next((each for each in (path, *path.parents) if os.path.exists(each)), path)
+
+
+def _whose(path: Path) -> str:
+    """Who owns it and who we are, in words; empty on Windows."""
+    if not hasattr(os, "geteuid"):
+        return ""
+    seen = _visible(path)
+    it = "It" if seen == path else f"The folder {seen}"
+    owner, we = _person(seen.stat().st_uid), _person(os.geteuid())
+    return f". {it} belongs to {owner}; this minris runs as {we}"
+
+
+def _hand_over(descriptor: int, like: Path) -> None:
+    """Give a new file or folder the owner and the group of another one, as far as we may."""
+    if not hasattr(os, "fchown"):
+        return
+    model = like.stat()
+    for owner, group in ((-1, model.st_gid), (model.st_uid, -1)):
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, owner, group)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; each new one belongs to the owner of the one above."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        if hasattr(os, "O_DIRECTORY"):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _hand_over(descriptor, folder.parent)
+            finally:
+                os.close(descriptor)
+
+
+def private_file(path: Path, replaced: Path | None = None) -> None:
+    """Make an empty file that only its owner can read, who is that of the folder.
+
+    replaced  the file whose place it will take: it gets its owner, group and mode
+    Raises    FileExistsError if there is one of its name
+    """
+    make_folder(path.parent)
+    model = replaced if replaced and replaced.is_file() else None
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        _hand_over(descriptor, model or path.parent)
+        if model and hasattr(os, "fchmod"):
+            mode, ours = model.stat(), os.fstat(descriptor)
+            same = mode.st_gid == ours.st_gid  # another group gets nothing
+            os.fchmod(descriptor, stat.S_IMODE(mode.st_mode) & (0o777 if same else 0o700))
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names of a folder last through a power cut."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# Why not
+
+
+def _is_read_only(path: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(_visible(path)).f_flag & os.ST_RDONLY)
+
+
+def _forbidden(path: Path) -> Path | None:
+    """The file of a database, or its folder, that we may not read and write."""
+    files = [beside(path, suffix) for suffix in ("", *JOURNALS, "-shm")]
+    for file in (*filter(os.path.exists, files), _visible(path.parent)):
+        if not os.access(file, os.R_OK | os.W_OK):
+            return file
+    return None
+
+
+def not_ours(path: Path) -> StoreError:
+    """The refusal of a file that another program made."""
+    return StoreError(f"{path} is not a minris database{_whose(path)}")
+
+
+def why_not(path: Path, error: Exception) -> StoreError:
+    """The reason why a database or its copy cannot be used, in a sentence.
+
+    error  what SQLite, peewee or the system said
+    """
+    said: object = error.args[0] if error.args and isinstance(error, peewee.PeeweeException) else ""
+    cause = said if isinstance(said, sqlite3.Error) else error
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    number = getattr(cause, "errno", None)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreInUse(f"{path} is in use. Stop the running minris first")
+    if code == sqlite3.SQLITE_NOTADB:
+        return not_ours(path)
+    if code == sqlite3.SQLITE_CORRUPT:
+        return StoreError(f"{path} is damaged ({cause}): restore a backup{_whose(path)}")
+    if code == sqlite3.SQLITE_FULL or number in _FULL:
+        return StoreError(f"there is no room for {path} on its disk")
+    if code in _REFUSED or number in _FORBIDDEN:
+        if number == errno.EROFS or _is_read_only(path):
+            return StoreError(f"{path} is on a read-only file system{_whose(path)}")
+        file = _forbidden(path)
+        if file or number in _FORBIDDEN:
+            file = file or path
+            return StoreError(f"no permission to read and write {file}{_whose(file)}")
+    return StoreError(f"cannot open {path}: {cause}{_whose(path)}")
+
+
+@contextlib.contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Say what SQLite or the system refuses as a StoreError that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, peewee.PeeweeException, OSError) as error:
+        raise why_not(path, error) from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -5161,22 +5331,23 @@ class Writer:
 # The SQLite file: open, migrate, lock, back up, restore.
 # ------------------------------------------------------------------------------------------------
 
-def _private_file(path: Path) -> None:
-    """Create an empty file that only its owner can read, replacing any other."""
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+def _forget(path: Path) -> None:
+    """Delete an unfinished file of ours with what SQLite laid beside it."""
+    for suffix in ("", *JOURNALS):
+        beside(path, suffix).unlink(missing_ok=True)
 
 
 def _create_store(path: Path) -> None:
     """Create a database; it gets its name last, so that an interruption leaves none."""
-    new = path.with_name(path.name + ".new")
-    _private_file(new)
+    new = beside(path, ".new")
+    _forget(new)
+    private_file(new)
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         script = f"BEGIN;{new_schema()}PRAGMA user_version={newest_schema()};COMMIT"
         connection.executescript(script)
+        connection.execute("PRAGMA journal_mode=WAL")  # now: a switch may be cut off as well
     os.replace(new, path)
 
 
@@ -5201,29 +5372,51 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _check_store(path: Path) -> None:
-    """Refuse a file that is not a minris database, without changing it."""
-    if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
+    """Refuse a file that is not a minris database, without changing it.
+
+    Whatever state a sudden end left its pages in: they count only together with the WAL, which
+    is not read here. So SQLite is told to look at the first page alone.
+    """
+    with in_words(path):
+        if path.stat().st_size == 0:
+            raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
     # through SQLite: closing the file ourselves would drop this process's locks on it
     # (sqlite.org/howtocorrupt.html 2.2); immutable creates no -wal and no -shm
     url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    try:
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
-            (found,) = connection.execute("PRAGMA application_id").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is not a minris database ({error})") from None
-    if found != APPLICATION_ID:
-        raise StoreError(f"{path} is not a minris database")
+    with in_words(path), contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
+        connection.execute("PRAGMA writable_schema=ON")  # a file shorter than it says will do
+        (found,) = connection.execute("PRAGMA application_id").fetchone()
+        if found != APPLICATION_ID:
+            raise not_ours(path)
+
+
+def _make_or_finish(path: Path) -> None:
+    """Create the database that is not there, or finish the restore that was cut off."""
+    new = beside(path, ".restored")
+    left = [name for name in JOURNALS if _holds_changes(beside(path, name))]
+    if new.exists():
+        _set_aside(path)
+        _take_place(new, path)
+    elif left:
+        raise StoreError(
+            f"{path} is gone, but {beside(path, left[0])} holds changes to it: restore a backup"
+        )
+    else:
+        _create_store(path)
 
 
 def open_store(path: Path) -> None:
     """Bind `database` to a file, created if absent, and migrate it to the newest schema.
 
+    The caller holds the StoreLock.
     path    the SQLite file
     Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
     """
-    if not path.exists():
-        _create_store(path)
+    with in_words(path):
+        if not is_there(path):
+            _make_or_finish(path)
+        for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
+            _forget(beside(path, suffix))
     _check_store(path)
     store = peewee.SqliteDatabase(
         str(path),
@@ -5239,64 +5432,129 @@ def open_store(path: Path) -> None:
         },
     )
     database.initialize(store)
-    try:
-        with database.connection_context():
-            _migrate(database.connection())
-    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
-        raise StoreError(f"cannot open {path}: {error}") from None
+    with in_words(path), database.connection_context():
+        _migrate(database.connection())
 
 
-def backup_store(path: Path, to: Path) -> None:
+def _source(path: Path) -> str:
+    """The address of a database to read: whole with its journals, wherever it lies."""
+    how = "mode=ro"
+    if _holds_changes(beside(path, "-journal")):
+        how = "mode=rw"  # a change that was cut off is taken back first
+    elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
+        how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
+    return f"{path.absolute().as_uri()}?{how}"
+
+
+def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
     """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
-    Raises StoreError if the copy is damaged, OSError if it cannot be written
+    replaced  the file whose owner, group and mode the copy gets, if not the one of its name
+    Raises    StoreError if the copy is damaged or cannot be written
     """
     _check_store(path)
-    part, url = to.with_name(to.name + ".part"), f"{path.absolute().as_uri()}?mode=ro"
-    _private_file(part)
+    part = beside(to, ".part")
+    with in_words(to):
+        if any(_holds_changes(beside(to, name)) for name in JOURNALS):
+            raise StoreError(f"{to} is a database in use: give the copy another name")
+        _forget(part)
+        private_file(part, replaced or to)
     try:
         with (
-            contextlib.closing(sqlite3.connect(url, uri=True)) as source,
+            contextlib.closing(sqlite3.connect(_source(path), uri=True)) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
-            source.backup(copy)  # in one step: a snapshot that no write delays
-            copy.execute("PRAGMA journal_mode=DELETE")
-            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        answer = str(error)
-    if answer != "ok":
-        part.unlink()
-        raise StoreError(f"the copy of {path} is damaged: {answer}")
-    os.replace(part, to)
+            with in_words(path):
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with in_words(to):
+                source.backup(copy)  # in one step: a snapshot that no write delays
+                copy.execute("PRAGMA journal_mode=DELETE")
+                (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+        if answer != "ok":
+            raise StoreError(f"the copy of {path} is damaged: {answer}")
+        with in_words(to):
+            os.replace(part, to)
+            sync_folder(to.parent)
+    except StoreError:
+        _forget(part)
+        raise
+
+
+# Restore. At any time there is either the old database with its journals or the checked backup,
+# so that a restore that was cut off has either not begun or is finished at the next start.
+
+
+def _holds_changes(journal: Path) -> bool:
+    return journal.exists() and journal.stat().st_size > 0
+
+
+def _free_name(path: Path) -> Path:
+    """A name to keep a database under, with what lies beside it."""
+    name = f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    taken = {each.name for each in path.parent.iterdir()}
+    tries = (name if n == 1 else f"{name}-{n}" for n in range(1, len(taken) + 2))
+    return path.with_name(
+        next(n for n in tries if taken.isdisjoint({n, *(n + each for each in JOURNALS)}))
+    )
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Give a database another name with its journals, bit for bit; None if there is nothing.
+
+    Afterwards the journals lie under both names, so that there is no time when one is missing.
+    """
+    kept, found = _free_name(path), path.exists()
+    for suffix in JOURNALS:
+        journal = beside(path, suffix)
+        if _holds_changes(journal):
+            found = True
+            try:
+                os.link(journal, beside(kept, suffix))
+            except OSError:  # a file system without links
+                private_file(beside(kept, suffix), journal)
+                shutil.copyfile(journal, beside(kept, suffix))
+    if path.exists():
+        os.replace(path, kept)
+    return kept if found else None
+
+
+def kept_files(kept: Path) -> list[Path]:
+    """The files of a database that was set aside."""
+    return [each for each in (kept, *(beside(kept, name) for name in JOURNALS)) if each.exists()]
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Let a checked backup be the database, where there is none. What lies beside was kept."""
+    for suffix in (*JOURNALS, "-shm"):
+        beside(path, suffix).unlink(missing_ok=True)
+    os.replace(new, path)
+    sync_folder(path.parent)
 
 
 def restore_store(path: Path, backup: Path) -> Path | None:
     """Replace the database by a checked backup; return where the old one is kept, if any.
 
+    A journal that was not folded into the old database is kept beside it, under its name.
     The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
     """
     if not backup.is_file():
         raise StoreError(f"no such file: {backup}")
-    new = path.with_name(path.name + ".restored")
-    backup_store(backup, new)
+    new = beside(path, ".restored")
+    with in_words(new):
+        _forget(new)
+    backup_store(backup, new, path)
     try:
-        with contextlib.closing(sqlite3.connect(new)) as connection:
+        with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection:
             _check_version(connection)
+            connection.execute("PRAGMA journal_mode=WAL")
+            with connection:
+                connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
     except StoreError:
-        new.unlink()
+        _forget(new)
         raise
-    kept = None
-    if path.exists():
-        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-        try:
-            backup_store(path, kept)  # including its journal
-        except StoreError:
-            os.replace(path, kept)  # not a valid database: kept as it is
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    os.replace(new, path)
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+    with in_words(path):
+        kept = _set_aside(path)
+        _take_place(new, path)
     return kept
 
 
@@ -5308,19 +5566,22 @@ class StoreLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = beside(path, ".lock")
+        with in_words(self.path):
+            with contextlib.suppress(FileExistsError):
+                private_file(self.path, path)
             self.connection = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot create {self.path}: {error}") from None
         try:
-            self.connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
+            with in_words(self.path):
+                self.connection.execute("BEGIN EXCLUSIVE")
+        except StoreInUse:
             self.connection.close()
-            raise StoreError(f"{path} is in use. Stop the running minris first") from None
+            raise StoreInUse(f"{path} is in use. Stop the running minris first") from None
+        except StoreError:
+            self.connection.close()
+            raise
 
     def release(self) -> None:
         """Release the lock."""
@@ -24374,7 +24635,8 @@ def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     with StoreLock(config.store_path):
         kept = restore_store(config.store_path, Path(arguments.file))
         open_store(config.store_path)
-    saved = f"; the previous database is kept as {kept}" if kept else ""
+    files = [str(each) for each in kept_files(kept)] if kept else []
+    saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
 
 

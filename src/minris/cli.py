@@ -47,7 +47,7 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.status import Refusal
 from minris.store.models import StoreError, database
-from minris.store.sqlite import StoreLock, backup_store, open_store, restore_store
+from minris.store.sqlite import StoreLock, backup_store, kept_files, open_store, restore_store
 
 
 def _until_signal() -> asyncio.Event:
@@ -178,7 +178,8 @@ def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     with StoreLock(config.store_path):
         kept = restore_store(config.store_path, Path(arguments.file))
         open_store(config.store_path)
-    saved = f"; the previous database is kept as {kept}" if kept else ""
+    files = [str(each) for each in kept_files(kept)] if kept else []
+    saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
 
 

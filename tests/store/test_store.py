@@ -917,3 +917,101 @@ def test_what_is_no_backup_is_not_put_back(make, path, tmp_path):
     with pytest.raises(StoreError):
         restore_store(path, wrong)
     assert schema(path) == before
+
+
+def cut_in_the_middle(path):
+    """A store whose last change is in its WAL alone, as after a kill; a copy of it."""
+    with database.connection_context():
+        count("in the WAL")
+        for suffix in ("", "-wal"):
+            (path.parent / f"cut.db{suffix}").write_bytes(
+                path.with_name(path.name + suffix).read_bytes()
+            )
+    return path.with_name("cut.db")
+
+
+def test_a_wal_that_was_not_folded_in_goes_aside_with_its_store(path, tmp_path):
+    copy = tmp_path / "backup.db"
+    backup_store(path, copy)
+    cut = cut_in_the_middle(path)
+    before = {suffix: cut.with_name(cut.name + suffix).read_bytes() for suffix in ("", "-wal")}
+    kept = restore_store(cut, copy)
+    assert before == {s: kept.with_name(kept.name + s).read_bytes() for s in ("", "-wal")}
+    assert counted(cut) == set()
+    assert counted(kept) == {"in the WAL"}
+
+
+def test_a_wal_of_what_is_no_store_any_more_goes_aside_too(path, tmp_path):
+    copy = tmp_path / "backup.db"
+    backup_store(path, copy)
+    cut = cut_in_the_middle(path)
+    wal = cut.with_name("cut.db-wal").read_bytes()
+    cut.write_bytes(b"")
+    kept = restore_store(cut, copy)
+    assert kept.with_name(f"{kept.name}-wal").read_bytes() == wal
+
+
+def test_a_store_that_is_gone_is_not_made_anew_beside_its_wal(path, tmp_path):
+    copy = tmp_path / "backup.db"
+    backup_store(path, copy)
+    cut = cut_in_the_middle(path)
+    cut.unlink()
+    before = state_of(tmp_path)
+    with pytest.raises(StoreError, match=r"is gone, but .*cut\.db-wal holds changes"):
+        open_store(cut)
+    assert state_of(tmp_path) == before
+    kept = restore_store(cut, copy)
+    assert kept.with_name(f"{kept.name}-wal").read_bytes() == before["cut.db-wal"]
+    assert counted(cut) == set()
+
+
+def test_two_restores_in_one_second_keep_both(path, tmp_path):
+    copy = tmp_path / "backup.db"
+    backup_store(path, copy)
+    with database.connection_context():
+        count("first")
+    first = restore_store(path, copy)
+    with database.connection_context():
+        count("second")
+    second = restore_store(path, copy)
+    assert [counted(first), counted(second)] == [{"first"}, {"second"}]
+
+
+def test_what_a_restore_kept_can_be_put_back(path, tmp_path):
+    copy = tmp_path / "backup.db"
+    backup_store(path, copy)
+    cut = cut_in_the_middle(path)
+    kept = restore_store(cut, copy)
+    restore_store(cut, kept)
+    assert counted(cut) == {"in the WAL"}
+
+
+def test_no_copy_is_laid_over_a_database_in_use(writer, path, tmp_path):
+    """Its WAL would be read as that of the copy."""
+    writer.submit(count, "A").result(20)
+    with pytest.raises(StoreError, match="in use"):
+        backup_store(path, path)
+    assert counted(path) == {"A"}
+
+
+@pytest.mark.parametrize("make", [open_store, lambda path: None], ids=["a start", "nothing"])
+def test_a_change_that_was_cut_off_in_a_rollback_journal_is_taken_back(make, path, tmp_path):
+    """A store that an older version restored, and that has not been opened since."""
+    with connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("INSERT INTO counter VALUES ('whole', 1)")
+        connection.execute("PRAGMA cache_size=1")
+        connection.execute("BEGIN")
+        rows = [(f"half {number}" + "x" * 3000,) for number in range(50)]
+        connection.executemany("INSERT INTO counter VALUES (?, 1)", rows)
+        cut = tmp_path / "cut.db"
+        for suffix in ("", "-journal"):
+            content = path.with_name(path.name + suffix).read_bytes()
+            cut.with_name(cut.name + suffix).write_bytes(content)
+        connection.execute("ROLLBACK")
+    assert (
+        cut.stat().st_size > path.stat().st_size or cut.with_name("cut.db-journal").stat().st_size
+    )
+    make(cut)
+    backup_store(cut, tmp_path / "backup.db")
+    assert counted(tmp_path / "backup.db") == {"whole"}

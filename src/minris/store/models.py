@@ -12,6 +12,10 @@ class StoreError(Exception):
     """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
 
 
+class StoreInUse(StoreError):
+    """Another process holds the database."""
+
+
 class Stored(peewee.Model):
     """Base class of the models."""
 

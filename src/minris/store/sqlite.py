@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,27 +11,37 @@ from pathlib import Path
 import peewee
 
 from minris import log
+from minris.store.files import (
+    JOURNALS,
+    beside,
+    in_words,
+    is_there,
+    not_ours,
+    private_file,
+    sync_folder,
+)
 from minris.store.migrations import BASELINE, MIGRATIONS, newest_schema
-from minris.store.models import APPLICATION_ID, StoreError, database
+from minris.store.models import APPLICATION_ID, StoreError, StoreInUse, database
 from minris.store.schema import new_schema
 
 
-def _private_file(path: Path) -> None:
-    """Create an empty file that only its owner can read, replacing any other."""
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+def _forget(path: Path) -> None:
+    """Delete an unfinished file of ours with what SQLite laid beside it."""
+    for suffix in ("", *JOURNALS):
+        beside(path, suffix).unlink(missing_ok=True)
 
 
 def _create_store(path: Path) -> None:
     """Create a database; it gets its name last, so that an interruption leaves none."""
-    new = path.with_name(path.name + ".new")
-    _private_file(new)
+    new = beside(path, ".new")
+    _forget(new)
+    private_file(new)
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         script = f"BEGIN;{new_schema()}PRAGMA user_version={newest_schema()};COMMIT"
         connection.executescript(script)
+        connection.execute("PRAGMA journal_mode=WAL")  # now: a switch may be cut off as well
     os.replace(new, path)
 
 
@@ -55,29 +66,51 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _check_store(path: Path) -> None:
-    """Refuse a file that is not a minris database, without changing it."""
-    if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
+    """Refuse a file that is not a minris database, without changing it.
+
+    Whatever state a sudden end left its pages in: they count only together with the WAL, which
+    is not read here. So SQLite is told to look at the first page alone.
+    """
+    with in_words(path):
+        if path.stat().st_size == 0:
+            raise StoreError(f"{path} is empty, not a minris database; move it away to start anew")
     # through SQLite: closing the file ourselves would drop this process's locks on it
     # (sqlite.org/howtocorrupt.html 2.2); immutable creates no -wal and no -shm
     url = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    try:
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
-            (found,) = connection.execute("PRAGMA application_id").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path} is not a minris database ({error})") from None
-    if found != APPLICATION_ID:
-        raise StoreError(f"{path} is not a minris database")
+    with in_words(path), contextlib.closing(sqlite3.connect(url, uri=True)) as connection:
+        connection.execute("PRAGMA writable_schema=ON")  # a file shorter than it says will do
+        (found,) = connection.execute("PRAGMA application_id").fetchone()
+        if found != APPLICATION_ID:
+            raise not_ours(path)
+
+
+def _make_or_finish(path: Path) -> None:
+    """Create the database that is not there, or finish the restore that was cut off."""
+    new = beside(path, ".restored")
+    left = [name for name in JOURNALS if _holds_changes(beside(path, name))]
+    if new.exists():
+        _set_aside(path)
+        _take_place(new, path)
+    elif left:
+        raise StoreError(
+            f"{path} is gone, but {beside(path, left[0])} holds changes to it: restore a backup"
+        )
+    else:
+        _create_store(path)
 
 
 def open_store(path: Path) -> None:
     """Bind `database` to a file, created if absent, and migrate it to the newest schema.
 
+    The caller holds the StoreLock.
     path    the SQLite file
     Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
     """
-    if not path.exists():
-        _create_store(path)
+    with in_words(path):
+        if not is_there(path):
+            _make_or_finish(path)
+        for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
+            _forget(beside(path, suffix))
     _check_store(path)
     store = peewee.SqliteDatabase(
         str(path),
@@ -93,64 +126,129 @@ def open_store(path: Path) -> None:
         },
     )
     database.initialize(store)
-    try:
-        with database.connection_context():
-            _migrate(database.connection())
-    except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
-        raise StoreError(f"cannot open {path}: {error}") from None
+    with in_words(path), database.connection_context():
+        _migrate(database.connection())
 
 
-def backup_store(path: Path, to: Path) -> None:
+def _source(path: Path) -> str:
+    """The address of a database to read: whole with its journals, wherever it lies."""
+    how = "mode=ro"
+    if _holds_changes(beside(path, "-journal")):
+        how = "mode=rw"  # a change that was cut off is taken back first
+    elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
+        how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
+    return f"{path.absolute().as_uri()}?{how}"
+
+
+def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
     """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
-    Raises StoreError if the copy is damaged, OSError if it cannot be written
+    replaced  the file whose owner, group and mode the copy gets, if not the one of its name
+    Raises    StoreError if the copy is damaged or cannot be written
     """
     _check_store(path)
-    part, url = to.with_name(to.name + ".part"), f"{path.absolute().as_uri()}?mode=ro"
-    _private_file(part)
+    part = beside(to, ".part")
+    with in_words(to):
+        if any(_holds_changes(beside(to, name)) for name in JOURNALS):
+            raise StoreError(f"{to} is a database in use: give the copy another name")
+        _forget(part)
+        private_file(part, replaced or to)
     try:
         with (
-            contextlib.closing(sqlite3.connect(url, uri=True)) as source,
+            contextlib.closing(sqlite3.connect(_source(path), uri=True)) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
-            source.backup(copy)  # in one step: a snapshot that no write delays
-            copy.execute("PRAGMA journal_mode=DELETE")
-            (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        answer = str(error)
-    if answer != "ok":
-        part.unlink()
-        raise StoreError(f"the copy of {path} is damaged: {answer}")
-    os.replace(part, to)
+            with in_words(path):
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with in_words(to):
+                source.backup(copy)  # in one step: a snapshot that no write delays
+                copy.execute("PRAGMA journal_mode=DELETE")
+                (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
+        if answer != "ok":
+            raise StoreError(f"the copy of {path} is damaged: {answer}")
+        with in_words(to):
+            os.replace(part, to)
+            sync_folder(to.parent)
+    except StoreError:
+        _forget(part)
+        raise
+
+
+# Restore. At any time there is either the old database with its journals or the checked backup,
+# so that a restore that was cut off has either not begun or is finished at the next start.
+
+
+def _holds_changes(journal: Path) -> bool:
+    return journal.exists() and journal.stat().st_size > 0
+
+
+def _free_name(path: Path) -> Path:
+    """A name to keep a database under, with what lies beside it."""
+    name = f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    taken = {each.name for each in path.parent.iterdir()}
+    tries = (name if n == 1 else f"{name}-{n}" for n in range(1, len(taken) + 2))
+    return path.with_name(
+        next(n for n in tries if taken.isdisjoint({n, *(n + each for each in JOURNALS)}))
+    )
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Give a database another name with its journals, bit for bit; None if there is nothing.
+
+    Afterwards the journals lie under both names, so that there is no time when one is missing.
+    """
+    kept, found = _free_name(path), path.exists()
+    for suffix in JOURNALS:
+        journal = beside(path, suffix)
+        if _holds_changes(journal):
+            found = True
+            try:
+                os.link(journal, beside(kept, suffix))
+            except OSError:  # a file system without links
+                private_file(beside(kept, suffix), journal)
+                shutil.copyfile(journal, beside(kept, suffix))
+    if path.exists():
+        os.replace(path, kept)
+    return kept if found else None
+
+
+def kept_files(kept: Path) -> list[Path]:
+    """The files of a database that was set aside."""
+    return [each for each in (kept, *(beside(kept, name) for name in JOURNALS)) if each.exists()]
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Let a checked backup be the database, where there is none. What lies beside was kept."""
+    for suffix in (*JOURNALS, "-shm"):
+        beside(path, suffix).unlink(missing_ok=True)
+    os.replace(new, path)
+    sync_folder(path.parent)
 
 
 def restore_store(path: Path, backup: Path) -> Path | None:
     """Replace the database by a checked backup; return where the old one is kept, if any.
 
+    A journal that was not folded into the old database is kept beside it, under its name.
     The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
     """
     if not backup.is_file():
         raise StoreError(f"no such file: {backup}")
-    new = path.with_name(path.name + ".restored")
-    backup_store(backup, new)
+    new = beside(path, ".restored")
+    with in_words(new):
+        _forget(new)
+    backup_store(backup, new, path)
     try:
-        with contextlib.closing(sqlite3.connect(new)) as connection:
+        with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection:
             _check_version(connection)
+            connection.execute("PRAGMA journal_mode=WAL")
+            with connection:
+                connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
     except StoreError:
-        new.unlink()
+        _forget(new)
         raise
-    kept = None
-    if path.exists():
-        kept = path.with_name(f"{path.name}.before-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-        try:
-            backup_store(path, kept)  # including its journal
-        except StoreError:
-            os.replace(path, kept)  # not a valid database: kept as it is
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    os.replace(new, path)
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+    with in_words(path):
+        kept = _set_aside(path)
+        _take_place(new, path)
     return kept
 
 
@@ -162,19 +260,22 @@ class StoreLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = beside(path, ".lock")
+        with in_words(self.path):
+            with contextlib.suppress(FileExistsError):
+                private_file(self.path, path)
             self.connection = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot create {self.path}: {error}") from None
         try:
-            self.connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
+            with in_words(self.path):
+                self.connection.execute("BEGIN EXCLUSIVE")
+        except StoreInUse:
             self.connection.close()
-            raise StoreError(f"{path} is in use. Stop the running minris first") from None
+            raise StoreInUse(f"{path} is in use. Stop the running minris first") from None
+        except StoreError:
+            self.connection.close()
+            raise
 
     def release(self) -> None:
         """Release the lock."""

@@ -1,0 +1,152 @@
+"""A process that dies by SIGKILL at its n-th write to a file: a shim in C before libc's own."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* KILL_FILE: the beginning of the names of files whose writes count, or with KILL_EXACT the name;
+   KILL_AT: the number of the write before which the process dies. */
+static void count(int fd) {
+    static int seen;
+    const char *file = getenv("KILL_FILE"), *at = getenv("KILL_AT");
+    char link[64], name[PATH_MAX + 1];
+    if (!file || !at) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, name, PATH_MAX);
+    if (length < 0) return;
+    name[length] = 0;
+    if (getenv("KILL_EXACT") ? strcmp(name, file) : strncmp(name, file, strlen(file))) return;
+    if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) == atoi(at)) {
+        kill(getpid(), SIGKILL);
+        for (;;) pause();
+    }
+}
+
+#define WRITES(name, offset) \
+    ssize_t name(int fd, const void *data, size_t size, offset at) { \
+        static ssize_t (*real)(int, const void *, size_t, offset); \
+        if (!real) real = dlsym(RTLD_NEXT, #name); \
+        count(fd); \
+        return real(fd, data, size, at); \
+    }
+WRITES(pwrite, off_t)
+WRITES(pwrite64, off64_t)
+"""
+
+# Registers without a pause, in four threads; a line for each that was acknowledged.
+LOAD = """
+import os, pathlib, sys, threading
+from minris.store.models import database
+from minris.store.sqlite import StoreLock, backup_store, open_store
+from minris.store.writer import Writer
+
+path, mixed = pathlib.Path(sys.argv[1]), len(sys.argv) > 2
+lock = StoreLock(path)
+open_store(path)
+writer = Writer()
+
+def count(name):
+    sql = "INSERT INTO counter (name, last) VALUES (?, 1)"
+    database.execute_sql(sql, (name + " " + "x" * 3000,))
+
+def client(who):
+    for number in range(3000):
+        name = f"{os.getpid()}-{who}-{number}"
+        writer.submit(count, name).result()
+        os.write(1, f"{name}\\n".encode())
+
+def copies():
+    while True:
+        backup_store(path, path.with_name("copy.db"))
+
+for who in range(4):
+    threading.Thread(target=client, args=(who,)).start()
+if mixed:
+    threading.Thread(target=copies, daemon=True).start()
+"""
+
+# A restore in each of many copies of a folder, dying at its first, second, … step with a file.
+CUT_RESTORES = """
+import os, pathlib, shutil, signal, sys
+from minris.store.sqlite import StoreLock, restore_store
+
+state, backup, copies = map(pathlib.Path, sys.argv[1:])
+STEPS = {"os.rename", "os.remove", "os.link", "open", "sqlite3.connect"}
+
+def restore(path, steps):
+    def hook(event, arguments):
+        nonlocal steps
+        steps -= event in STEPS
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    with StoreLock(path):
+        restore_store(path, backup)
+    os._exit(0)
+
+for steps in range(200):
+    folder = copies / str(steps)
+    shutil.copytree(state, folder)
+    child = os.fork()
+    if not child:
+        restore(folder / "minris.db", steps)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+@functools.cache
+def shim() -> Path:
+    """The compiled shim; the test is skipped where there is no compiler or no LD_PRELOAD."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler")
+    folder = Path(tempfile.mkdtemp(prefix="minris-shim-"))
+    (folder / "shim.c").write_text(SHIM)
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", "shim.so", "shim.c", "-ldl"]
+    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    return folder / "shim.so"
+
+
+def cut_restores(state: Path, backup: Path, copies: Path) -> list[Path]:
+    """The folders in which a restore over a state was killed, and the last where it was not."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", CUT_RESTORES, *map(str, (state, backup, copies))]
+    subprocess.run(command, cwd=state, env=environ, check=True, timeout=120)
+    return sorted(copies.iterdir(), key=lambda folder: int(folder.name))
+
+
+def killed_at(number: int, script: str, path: Path, *arguments: object, **more: str) -> list[str]:
+    """Run a script on a store until its n-th write to the store's file; its lines of output.
+
+    more  KILL_FILE="…": the files whose names begin so, rather than the store's own file
+    """
+    environ = {"KILL_AT": str(number), **(more or {"KILL_FILE": str(path), "KILL_EXACT": "1"})}
+    environ |= {"LD_PRELOAD": str(shim()), "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), *map(str, arguments)],
+        cwd=path.parent, env=os.environ | environ,
+        stdout=subprocess.PIPE, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, "it ended before that write"
+    whole = done.stdout if done.stdout.endswith("\n") else done.stdout.rpartition("\n")[0]
+    return whole.splitlines()
