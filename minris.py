@@ -4842,8 +4842,8 @@ def make_folder(path: Path) -> None:
                 os.close(descriptor)
 
 
-def private_file(path: Path, replaced: Path | None = None) -> None:
-    """Make an empty file that only its owner can read, who is that of the folder.
+def open_private(path: Path, replaced: Path | None = None) -> int:
+    """Make a file that only its owner can read, who is that of the folder; its descriptor.
 
     replaced  the file whose place it will take: it gets its owner, group and mode
     Raises    FileExistsError if there is one of its name
@@ -4857,8 +4857,15 @@ def private_file(path: Path, replaced: Path | None = None) -> None:
             mode, ours = model.stat(), os.fstat(descriptor)
             same = mode.st_gid == ours.st_gid  # another group gets nothing
             os.fchmod(descriptor, stat.S_IMODE(mode.st_mode) & (0o777 if same else 0o700))
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def private_file(path: Path, replaced: Path | None = None) -> None:
+    """Make an empty file, as `open_private` does."""
+    os.close(open_private(path, replaced))
 
 
 def sync_folder(path: Path) -> None:
@@ -4897,8 +4904,7 @@ def why_not(path: Path, error: Exception) -> StoreError:
 
     error  what SQLite, peewee or the system said
     """
-    said: object = error.args[0] if error.args and isinstance(error, peewee.PeeweeException) else ""
-    cause = said if isinstance(said, sqlite3.Error) else error
+    cause = getattr(error, "orig", error)  # peewee wraps SQLite's own
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     number = getattr(cause, "errno", None)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -5570,6 +5576,8 @@ class StoreLock:
         with in_words(self.path):
             with contextlib.suppress(FileExistsError):
                 private_file(self.path, path)
+            if not os.access(self.path, os.W_OK):  # SQLite would lock nothing, and not say so
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self.connection = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
@@ -23708,10 +23716,9 @@ def raise_file_limit(wanted: int = 8192) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only our user can read."""
+    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
@@ -23909,9 +23916,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     try:
         with StoreLock(config.store_path):
             yield from check_store_lines(config)
-    except StoreError as error:
+    except StoreInUse as error:
         running = str(error)
         yield f"store {config.store_path} (in use by a running minris)", ""
+    except StoreError as error:
+        yield f"store {config.store_path}", str(error)
     for name, section in (("dicom", config.dicom), ("web", config.web)):
         problem = "" if running else port_problem(section.host, section.port)
         yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
@@ -24528,7 +24537,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
     """Run a command on the store, by the running appliance if there is one."""
     try:
         lock = StoreLock(config.store_path)
-    except StoreError:
+    except StoreInUse:
         return ask_running(config, command, arguments)
     with lock:
         open_store(config.store_path)

@@ -46,7 +46,7 @@ from minris.simulator.scenarios import (
 from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.status import Refusal
-from minris.store.models import StoreError, database
+from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import StoreLock, backup_store, kept_files, open_store, restore_store
 
 
@@ -71,7 +71,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
     """Run a command on the store, by the running appliance if there is one."""
     try:
         lock = StoreLock(config.store_path)
-    except StoreError:
+    except StoreInUse:
         return ask_running(config, command, arguments)
     with lock:
         open_store(config.store_path)

@@ -16,7 +16,7 @@ from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
-from minris.store.models import StoreError, database
+from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import StoreLock, open_store, reading
 from minris.store.writer import Writer
 from minris.web.request import Box
@@ -155,9 +155,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     try:
         with StoreLock(config.store_path):
             yield from check_store_lines(config)
-    except StoreError as error:
+    except StoreInUse as error:
         running = str(error)
         yield f"store {config.store_path} (in use by a running minris)", ""
+    except StoreError as error:
+        yield f"store {config.store_path}", str(error)
     for name, section in (("dicom", config.dicom), ("web", config.web)):
         problem = "" if running else port_problem(section.host, section.port)
         yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem

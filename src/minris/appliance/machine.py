@@ -18,6 +18,7 @@ from typing import Any
 from minris import log
 from minris.config.ini import Config, ConfigError
 from minris.standard.status import Message
+from minris.store.files import open_private
 
 
 class JsonFormatter(logging.Formatter):
@@ -182,8 +183,7 @@ def raise_file_limit(wanted: int = 8192) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only our user can read."""
+    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
         file.write(text)

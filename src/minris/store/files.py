@@ -85,8 +85,8 @@ def make_folder(path: Path) -> None:
                 os.close(descriptor)
 
 
-def private_file(path: Path, replaced: Path | None = None) -> None:
-    """Make an empty file that only its owner can read, who is that of the folder.
+def open_private(path: Path, replaced: Path | None = None) -> int:
+    """Make a file that only its owner can read, who is that of the folder; its descriptor.
 
     replaced  the file whose place it will take: it gets its owner, group and mode
     Raises    FileExistsError if there is one of its name
@@ -100,8 +100,15 @@ def private_file(path: Path, replaced: Path | None = None) -> None:
             mode, ours = model.stat(), os.fstat(descriptor)
             same = mode.st_gid == ours.st_gid  # another group gets nothing
             os.fchmod(descriptor, stat.S_IMODE(mode.st_mode) & (0o777 if same else 0o700))
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def private_file(path: Path, replaced: Path | None = None) -> None:
+    """Make an empty file, as `open_private` does."""
+    os.close(open_private(path, replaced))
 
 
 def sync_folder(path: Path) -> None:
@@ -140,8 +147,7 @@ def why_not(path: Path, error: Exception) -> StoreError:
 
     error  what SQLite, peewee or the system said
     """
-    said: object = error.args[0] if error.args and isinstance(error, peewee.PeeweeException) else ""
-    cause = said if isinstance(said, sqlite3.Error) else error
+    cause = getattr(error, "orig", error)  # peewee wraps SQLite's own
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     number = getattr(cause, "errno", None)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

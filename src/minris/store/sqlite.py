@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import os
 import shutil
 import sqlite3
@@ -264,6 +265,8 @@ class StoreLock:
         with in_words(self.path):
             with contextlib.suppress(FileExistsError):
                 private_file(self.path, path)
+            if not os.access(self.path, os.W_OK):  # SQLite would lock nothing, and not say so
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self.connection = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
