@@ -15986,6 +15986,18 @@ def request_command(
 OF_A_TYPE = (Status.NO_SUCH_EVENT_TYPE, Status.INVALID_ARGUMENT_VALUE, Status.NO_SUCH_ACTION)
 SENT_BACK = (Status.INVALID_ATTRIBUTE_VALUE, Status.MISSING_ATTRIBUTE_VALUE)
 WITH_LIST = ("N-CREATE", "N-SET")
+# What a C-FIND may fail with (PS3.4 C.4.1.1.4, K.4.1.1.4, CC.2.8.4); 0211 is of any operation.
+FIND_FAILURES = frozenset({Status.OUT_OF_RESOURCES, Status.IDENTIFIER_DOES_NOT_MATCH,
+                           Status.SOP_CLASS_NOT_SUPPORTED, Status.UNRECOGNIZED_OPERATION,
+                           Status.UNABLE_TO_PROCESS})  # fmt: skip
+
+
+def answered_status(request: Request, status: Status) -> Status:
+    """Return the status that the operation has for a failure: a C-FIND has some of its own."""
+    if request.operation != "C-FIND" or status in FIND_FAILURES:
+        return status
+    full = status is Status.RESOURCE_LIMITATION
+    return Status.OUT_OF_RESOURCES if full else Status.UNABLE_TO_PROCESS
 
 
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
@@ -15995,7 +16007,7 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
     an event or action. Source: PS3.7 C.5, 10.1.4.1.5
     """
     fields: dict[str, Any] = {
-        "Status": refusal.status,
+        "Status": answered_status(request, refusal.status),
         "ErrorComment": error_comment(refusal),
         "ErrorID": refusal.error_id,
     }
@@ -16655,9 +16667,8 @@ class Dimse:
         try:
             service = self._service(request)
             if request.too_large:
-                find = request.operation == "C-FIND"
-                status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
-                raise Refusal(status, "The data set is larger than this system accepts")
+                words = "The data set is larger than this system accepts"
+                raise Refusal(Status.RESOURCE_LIMITATION, words)
             if service.access == "find":
                 await self.finder.answer(ctx, association, request, service.core)
                 return
@@ -23058,6 +23069,8 @@ def statement_worklist(config: Config) -> str:
         Steps in these states are not shown, whatever the status key says: {hidden}.
         More than {config.dicom.answer_limit} matches end with A700 after as many answers; a device
           may have a lower limit.
+        An error of this system ends a query with C000 and an Error Comment, never with 0110 (table
+          K.4-2); a query larger than this system accepts ends with A700.
         A requested attribute that is not in the table above makes all answers FF01.
         Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored.
           Timezone Offset From UTC (0008,0201) is ignored in a query; if requested, the answer has
@@ -23163,7 +23176,8 @@ def statement_workitems(config: Config) -> str:
           and no user of this system has claimed it, C313 if that user has declined.
         Users can create, claim, finish, assign and end workitems on the page; the same rules and
           events apply, and the Transaction UID of a user's workitem stays in this system.
-        C-FIND without a state key finds all states. Names match as in the worklist; codes by value
+        C-FIND without a state key finds all states. It fails with A700, A900, 0122 or C000 alone, as
+          that of the worklist. Names match as in the worklist; codes by value
           and scheme, never by meaning. Times with an offset are compared as instants, without one
           as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone
           adjustment is negotiated.

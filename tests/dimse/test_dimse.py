@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import peers
+import peewee
 import pytest
 from conftest import item
 from pydicom.dataset import Dataset
@@ -26,7 +27,8 @@ from pynetdicom.presentation import build_context
 
 from minris.access.context import audit
 from minris.dataset.elements import EMPTY
-from minris.dimse.services import SERVICES
+from minris.dimse.services import SEARCHED, SERVICES
+from minris.standard.status import Refusal, Status
 from minris.standard.uids import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
@@ -646,6 +648,35 @@ def test_an_error_of_ours_is_0110_and_says_no_more(appliance, wire, caplog):
     assert "secret" not in answer.ErrorComment
     assert "inner secret" in caplog.text
     assert appliance.read(lambda: list(Audit.select().where(Audit.what == "half done"))) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyError("inner secret"), 0xC000),
+        (peewee.DatabaseError("database disk image is malformed"), 0xC000),
+        (Refusal(Status.PROCESSING_FAILURE, "It is not so"), 0xC000),
+        (Refusal(Status.INVALID_ATTRIBUTE_VALUE, "It is not so"), 0xC000),
+        (Refusal(Status.RESOURCE_LIMITATION, "The disk is full"), 0xA700),
+        (Refusal(Status.IDENTIFIER_DOES_NOT_MATCH, "It is not so"), 0xA900),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, Exception) else f"{one:04X}",
+)
+def test_a_query_fails_with_a_status_that_c_find_has(appliance, wire, monkeypatch, error, status):
+    """PS3.4 C.4.1.1.4, K.4.1.1.4: an error of ours is Cxxx with a comment, never 0110."""
+
+    def broken(ctx, search, *rest):
+        yield from ()
+        raise error
+
+    dimse = appliance.appliance.associations.dispatch.__self__
+    key = MODALITY_WORKLIST, "C-FIND"
+    monkeypatch.setitem(SEARCHED, broken, SEARCHED[dimse.services[key].core])
+    dimse.services[key] = dimse.services[key]._replace(core=broken)
+    found, answer = wire.find(find_request())
+    assert (found, answer.Status) == ([], status)
+    assert answer.ErrorComment
+    assert "secret" not in answer.ErrorComment
 
 
 # Data sets that cannot be read.

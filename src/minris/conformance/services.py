@@ -42,6 +42,8 @@ def statement_worklist(config: Config) -> str:
         Steps in these states are not shown, whatever the status key says: {hidden}.
         More than {config.dicom.answer_limit} matches end with A700 after as many answers; a device
           may have a lower limit.
+        An error of this system ends a query with C000 and an Error Comment, never with 0110 (table
+          K.4-2); a query larger than this system accepts ends with A700.
         A requested attribute that is not in the table above makes all answers FF01.
         Query/Retrieve Level (0008,0052) in a query is ignored. Priority (0000,0700) is ignored.
           Timezone Offset From UTC (0008,0201) is ignored in a query; if requested, the answer has
@@ -147,7 +149,8 @@ def statement_workitems(config: Config) -> str:
           and no user of this system has claimed it, C313 if that user has declined.
         Users can create, claim, finish, assign and end workitems on the page; the same rules and
           events apply, and the Transaction UID of a user's workitem stays in this system.
-        C-FIND without a state key finds all states. Names match as in the worklist; codes by value
+        C-FIND without a state key finds all states. It fails with A700, A900, 0122 or C000 alone, as
+          that of the worklist. Names match as in the worklist; codes by value
           and scheme, never by meaning. Times with an offset are compared as instants, without one
           as the clinic's. Priority (0000,0700) is ignored; neither fuzzy matching nor timezone
           adjustment is negotiated.

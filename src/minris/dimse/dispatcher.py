@@ -58,9 +58,8 @@ class Dimse:
         try:
             service = self._service(request)
             if request.too_large:
-                find = request.operation == "C-FIND"
-                status = Status.OUT_OF_RESOURCES if find else Status.RESOURCE_LIMITATION
-                raise Refusal(status, "The data set is larger than this system accepts")
+                words = "The data set is larger than this system accepts"
+                raise Refusal(Status.RESOURCE_LIMITATION, words)
             if service.access == "find":
                 await self.finder.answer(ctx, association, request, service.core)
                 return

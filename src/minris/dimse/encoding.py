@@ -92,6 +92,18 @@ def request_command(
 OF_A_TYPE = (Status.NO_SUCH_EVENT_TYPE, Status.INVALID_ARGUMENT_VALUE, Status.NO_SUCH_ACTION)
 SENT_BACK = (Status.INVALID_ATTRIBUTE_VALUE, Status.MISSING_ATTRIBUTE_VALUE)
 WITH_LIST = ("N-CREATE", "N-SET")
+# What a C-FIND may fail with (PS3.4 C.4.1.1.4, K.4.1.1.4, CC.2.8.4); 0211 is of any operation.
+FIND_FAILURES = frozenset({Status.OUT_OF_RESOURCES, Status.IDENTIFIER_DOES_NOT_MATCH,
+                           Status.SOP_CLASS_NOT_SUPPORTED, Status.UNRECOGNIZED_OPERATION,
+                           Status.UNABLE_TO_PROCESS})  # fmt: skip
+
+
+def answered_status(request: Request, status: Status) -> Status:
+    """Return the status that the operation has for a failure: a C-FIND has some of its own."""
+    if request.operation != "C-FIND" or status in FIND_FAILURES:
+        return status
+    full = status is Status.RESOURCE_LIMITATION
+    return Status.OUT_OF_RESOURCES if full else Status.UNABLE_TO_PROCESS
 
 
 def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], bytes | None]:
@@ -101,7 +113,7 @@ def refused_fields(request: Request, refusal: Refusal) -> tuple[dict[str, Any], 
     an event or action. Source: PS3.7 C.5, 10.1.4.1.5
     """
     fields: dict[str, Any] = {
-        "Status": refusal.status,
+        "Status": answered_status(request, refusal.status),
         "ErrorComment": error_comment(refusal),
         "ErrorID": refusal.error_id,
     }
