@@ -1929,7 +1929,7 @@ SETTINGS = setting_table(r"""
     web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
     web | session_hours | 12 | int 1 720 | hours until a login expires
     web | login_attempts | 10 | int 3 1000 | failed logins per address or user in 15 minutes before a lock-out
-    web | maximum_body | 16777216 | int 65536 1073741824 | maximum request, bytes
+    web | maximum_body | 16777216 | int 65536 1073741824 | maximum request of a program or with a file, bytes; a form has 64 KiB
     web | request_timeout | 20 | seconds 1 600 | seconds to receive a request
     web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets
     web | maximum_websockets | 1000 | int 1 100000 | maximum open WebSockets
@@ -15067,7 +15067,7 @@ def check_speaker(login: Login, ae_title: str) -> None:
 
 
 def body_of(request: Any) -> bytes:
-    """Return the body, decompressed and bounded. Refuses 400, 413, 415."""
+    """Return the body, decompressed and bounded. Refuses 400, 413, 415, 503."""
     body: bytes = request.body.read()
     request.body.seek(0)
     encoding = request.get_header("Content-Encoding", "").strip().lower()
@@ -15078,6 +15078,7 @@ def body_of(request: Any) -> bytes:
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
+        request.environ["minris.share"].take(len(found))
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:
@@ -15240,6 +15241,108 @@ class RouteView:
         reply = refusal_reply(refusal, self.route.operation)
         text = outcome(self.route.operation, refusal.status).text
         return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.web.intake
+# Bodies of requests: who may send how much, and the bytes held at once.
+# ------------------------------------------------------------------------------------------------
+
+FORM = 65536  # bytes of a form, and of all that is read before it is known who sends it
+MOST_FIELDS = 100  # of a form with files
+TOO_LARGE = Message("The body is too large")
+
+
+class BodyRoom:
+    """The bytes of bodies held at once, over all callers, each until its request is answered.
+
+    most  of all; an address has at most half of them for large bodies, which leave a quarter to
+          the forms of others
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held: collections.Counter[str] = collections.Counter()  # by address; "" for all
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self, address: str) -> Iterator["BodyShare"]:
+        """The share of one request, given back when it is answered."""
+        share = BodyShare(self, address)
+        try:
+            yield share
+        finally:
+            with self.lock:
+                for key in (address, ""):
+                    self.held[key] -= share.size
+                if not self.held[address]:
+                    del self.held[address]
+
+
+class BodyShare:
+    """What one request holds of a BodyRoom."""
+
+    def __init__(self, room: BodyRoom, address: str) -> None:
+        self.room, self.address, self.size = room, address, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes before they are held; callable from any thread. Refuses 503."""
+        room = self.room
+        with room.lock:
+            total, of_one = room.held[""] + size, room.held[self.address] + size
+            large = self.size + size > FORM
+            if total > room.most or (
+                large and (of_one * 2 > room.most or total * 4 > room.most * 3)
+            ):
+                raise HttpRefusal(503, Message("Too many large requests at once: try again"))
+            self.size += size
+            for key in (self.address, ""):
+                room.held[key] += size
+
+
+def is_for_programs(path: str) -> bool:
+    """Whether a path is called by programs rather than from a page."""
+    return path.startswith((BASE, "/api/", "/control/"))
+
+
+def is_upload(scope: Any) -> bool:
+    """Whether a request sends files from a page."""
+    kind = header_of(scope, b"content-type").lstrip().lower()
+    return kind.startswith(b"multipart/form-data") and scope["path"] != "/login"
+
+
+def most_of_body(scope: Any, most: int) -> int:
+    """The bytes that a body may have: those of a form, more for programs and for files."""
+    return most if is_for_programs(scope["path"]) or is_upload(scope) else min(most, FORM)
+
+
+def check_fields(scope: Any, body: bytes) -> None:
+    """Refuse (413) a form with files that has too many fields: each costs much more than its bytes."""
+    if is_upload(scope):
+        _, _, boundary = header_of(scope, b"content-type").partition(b"boundary=")
+        boundary = boundary.partition(b";")[0].strip(b' "')
+        if boundary and body.count(b"--" + boundary) > MOST_FIELDS:
+            raise HttpRefusal(413, Message("The form has too many fields"))
+
+
+def is_known(web: Web, scope: Any) -> bool:
+    """Whether a request comes from somebody who has logged in, or from a program with a token."""
+    import bottle
+    from a2wsgi.wsgi import build_environ
+
+    check_headers(scope["headers"])
+    with contextlib.suppress(Exception):  # its route answers for it
+        return find_login(web, bottle.BaseRequest(build_environ(scope, io.BytesIO()))) is not None
+    return False
+
+
+async def drain(receive: Any, seconds: float) -> None:
+    """Read and drop the rest of a body, so that its sender reads our answer first."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body"):
+                    return
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15638,12 +15741,18 @@ class WebServer:
 
     KEEP_ALIVE = 15.0  # seconds between two comments of an idle stream
     CALM = 0.25  # seconds between two events of one stream
+    LINGER = 1.0  # seconds to drop the rest of a body that is not taken
+    BODIES = 64 << 20  # bytes of bodies held at once, or four of the largest
+    HEAVY = 1 << 20  # bytes of a body from which on one is worked at at a time
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
         self.web, self.app, self.changes = web, app, changes
         self.limits = web.config.web
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
+        self.room = BodyRoom(max(self.BODIES, 4 * self.limits.maximum_body))
+        # what is read of a body takes twenty times its bytes while it is worked at
+        self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
         self.addresses: collections.Counter[str] = collections.Counter()
 
@@ -15652,31 +15761,47 @@ class WebServer:
             await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
-            retry = [(b"retry-after", b"1")] if reply.http == 429 else []
-            found = [*reply.pairs, (b"connection", b"close"), *retry]
-            await send(self._start(scope, reply.http, found))
-            await send({"type": "http.response.body", "body": reply.body})
+            retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
+            start = self._start(scope, reply.http, [*reply.pairs, *retry])
+            await self._send_last(start, reply.body, receive, send)
+
+    async def _send_last(self, start: Any, content: bytes, receive: Any, send: Any) -> None:
+        """Send the answer to a request whose body is not read, and close the connection."""
+        length = b"content-length", str(len(content)).encode()
+        kept = [pair for pair in start["headers"] if pair[0] != length[0]]
+        await send(start | {"headers": [*kept, length, (b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        await drain(receive, self.LINGER)
+        await send({"type": "http.response.body"})
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request. Refuses 401, 408, 413, 429."""
-        if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
+        """Answer a request. Refuses 401, 408, 413, 429, 503."""
+        address = (scope["client"] or ("",))[0]
+        if not self.rate.allows(address, time.monotonic()):
             raise HttpRefusal(429, "Too many requests")
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        body = await self._body(scope, receive)
-        if body is None:
+        with self.room.share(address) as share:
+            body, whole = await self._body(scope, receive, share)
+            if body is None:
+                return
+            if (preflight := self._preflight(scope)) is not None:
+                await send(preflight)
+                await send({"type": "http.response.body"})
+                return
+            run = asyncio.get_running_loop().run_in_executor
+            heavy = len(body) > self.HEAVY or header_of(scope, b"content-encoding")
+            start, content = await run(
+                self.heavy if heavy else self.workers, self._answer, scope, body, share
+            )
+        if not whole:
+            await self._send_last(start, content, receive, send)
             return
-        if (preflight := self._preflight(scope)) is not None:
-            await send(preflight)
-            await send({"type": "http.response.body"})
-            return
-        run = asyncio.get_running_loop().run_in_executor
-        start, content = await run(self.workers, self._answer, scope, body)
         await send(start)
         await send({"type": "http.response.body", "body": content})
 
-    def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
 
         a2wsgi's own middleware returns to the loop for each piece, at twice the cost
@@ -15691,6 +15816,7 @@ class WebServer:
 
         try:
             check_headers(scope["headers"])
+            check_fields(scope, body)
         except HttpRefusal as refusal:
             reply = refusal_reply(refusal)
             return self._start(scope, reply.http, reply.pairs), reply.body
@@ -15702,6 +15828,7 @@ class WebServer:
         environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
+        environ["minris.share"] = share
         pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
@@ -15735,23 +15862,35 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any) -> bytes | None:
-        """Return the body, None if the client has gone. Refuses 408 and 413."""
-        headers, body = dict(scope["headers"]), bytearray()
-        most = self.limits.maximum_body
-        size = int(headers.get(b"content-length") or 0)
+    async def _body(self, scope: Any, receive: Any, share: BodyShare) -> tuple[bytes | None, bool]:
+        """Return the body, and whether it was read; None if the client has gone.
+
+        A large one is read once it is known who sends it; of an unknown sender it is left.
+        Refuses 408, 413, 503
+        """
+        body, known = bytearray(), False
+        largest = self.limits.maximum_body
+        most = most_of_body(scope, largest)
+        size = int(header_of(scope, b"content-length") or 0)
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
+            async with asyncio.timeout(self.limits.request_timeout + largest / 1e6):
                 while max(size, len(body)) <= most:
+                    if max(size, len(body)) > FORM and not known:
+                        if not await run(self.workers, is_known, self.web, scope):
+                            return b"", False
+                        known = True
+                        share.take(max(0, size - share.size))
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
+                        return None, False
                     body += message.get("body", b"")
+                    share.take(max(0, len(body) - share.size))
                     if not message.get("more_body") and len(body) <= most:
-                        return bytes(body)
+                        return bytes(body), True
         except TimeoutError:
             raise HttpRefusal(408, "The request took too long") from None
-        raise HttpRefusal(413, "The body is too large")
+        raise HttpRefusal(413, TOO_LARGE)
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
@@ -15821,6 +15960,7 @@ class WebServer:
         if tasks := list(self.state.tasks):
             await asyncio.wait(tasks, timeout=2)
         self.workers.shutdown(wait=False)
+        self.heavy.shutdown(wait=False)
         self.readers.shutdown(wait=False)
 
 
@@ -18691,6 +18831,9 @@ document.addEventListener("keydown", (event) => {
  "To day": "结束日期",
  "To the board": "回到看板",
  "Told by": "通知方式",
+ "The body is too large": "请求正文过大",
+ "The form has too many fields": "表单字段过多",
+ "Too many large requests at once: try again": "同时的大请求过多：请重试",
  "Too many wrong passwords: wait 15 minutes": "密码错误次数过多：请等待 15 分钟",
  "Transaction UID": "事务 UID",
  "Transcription": "转录",
@@ -18882,7 +19025,7 @@ document.addEventListener("keydown", (event) => {
  "maximum PDU accepted, bytes": "可接受的最大 PDU，字节",
  "maximum command set, bytes": "最大命令集，字节",
  "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
- "maximum request, bytes": "最大请求，字节",
+ "maximum request of a program or with a file, bytes; a form has 64 KiB": "程序请求或带文件请求的最大长度，字节；表单为 64 KiB",
  "last told: {at}": "最近通知：{at}",
  "minimum log level": "写入的最低级别",
  "lock released": "释放删除锁",
@@ -21819,7 +21962,7 @@ IMPORT_PAGE = """
 <p>{{t('{count} rows', count=len(lines) - 1)}}</p>
 % end
 % if content:
-<form method="post" action="/import"><input type="hidden" name="csrf" value="{{csrf}}">
+<form method="post" action="/import" enctype="multipart/form-data"><input type="hidden" name="csrf" value="{{csrf}}">
 <input type="hidden" name="content" value="{{content}}"><input type="hidden" name="file" value="{{file}}">
 <button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button></form>
 % end

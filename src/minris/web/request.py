@@ -189,7 +189,7 @@ def check_speaker(login: Login, ae_title: str) -> None:
 
 
 def body_of(request: Any) -> bytes:
-    """Return the body, decompressed and bounded. Refuses 400, 413, 415."""
+    """Return the body, decompressed and bounded. Refuses 400, 413, 415, 503."""
     body: bytes = request.body.read()
     request.body.seek(0)
     encoding = request.get_header("Content-Encoding", "").strip().lower()
@@ -200,6 +200,7 @@ def body_of(request: Any) -> bytes:
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
+        request.environ["minris.share"].take(len(found))
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:

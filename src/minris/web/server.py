@@ -18,6 +18,16 @@ from minris.access.context import Actor
 from minris.access.users import find_session
 from minris.standard.status import HttpRefusal
 from minris.web.answers import refusal_reply
+from minris.web.intake import (
+    FORM,
+    TOO_LARGE,
+    BodyRoom,
+    BodyShare,
+    check_fields,
+    drain,
+    is_known,
+    most_of_body,
+)
 from minris.web.request import (
     BASE,
     SECURITY_HEADERS,
@@ -59,12 +69,18 @@ class WebServer:
 
     KEEP_ALIVE = 15.0  # seconds between two comments of an idle stream
     CALM = 0.25  # seconds between two events of one stream
+    LINGER = 1.0  # seconds to drop the rest of a body that is not taken
+    BODIES = 64 << 20  # bytes of bodies held at once, or four of the largest
+    HEAVY = 1 << 20  # bytes of a body from which on one is worked at at a time
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
         self.web, self.app, self.changes = web, app, changes
         self.limits = web.config.web
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
+        self.room = BodyRoom(max(self.BODIES, 4 * self.limits.maximum_body))
+        # what is read of a body takes twenty times its bytes while it is worked at
+        self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
         self.addresses: collections.Counter[str] = collections.Counter()
 
@@ -73,31 +89,47 @@ class WebServer:
             await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
-            retry = [(b"retry-after", b"1")] if reply.http == 429 else []
-            found = [*reply.pairs, (b"connection", b"close"), *retry]
-            await send(self._start(scope, reply.http, found))
-            await send({"type": "http.response.body", "body": reply.body})
+            retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
+            start = self._start(scope, reply.http, [*reply.pairs, *retry])
+            await self._send_last(start, reply.body, receive, send)
+
+    async def _send_last(self, start: Any, content: bytes, receive: Any, send: Any) -> None:
+        """Send the answer to a request whose body is not read, and close the connection."""
+        length = b"content-length", str(len(content)).encode()
+        kept = [pair for pair in start["headers"] if pair[0] != length[0]]
+        await send(start | {"headers": [*kept, length, (b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        await drain(receive, self.LINGER)
+        await send({"type": "http.response.body"})
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request. Refuses 401, 408, 413, 429."""
-        if not self.rate.allows((scope["client"] or ("",))[0], time.monotonic()):
+        """Answer a request. Refuses 401, 408, 413, 429, 503."""
+        address = (scope["client"] or ("",))[0]
+        if not self.rate.allows(address, time.monotonic()):
             raise HttpRefusal(429, "Too many requests")
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        body = await self._body(scope, receive)
-        if body is None:
+        with self.room.share(address) as share:
+            body, whole = await self._body(scope, receive, share)
+            if body is None:
+                return
+            if (preflight := self._preflight(scope)) is not None:
+                await send(preflight)
+                await send({"type": "http.response.body"})
+                return
+            run = asyncio.get_running_loop().run_in_executor
+            heavy = len(body) > self.HEAVY or header_of(scope, b"content-encoding")
+            start, content = await run(
+                self.heavy if heavy else self.workers, self._answer, scope, body, share
+            )
+        if not whole:
+            await self._send_last(start, content, receive, send)
             return
-        if (preflight := self._preflight(scope)) is not None:
-            await send(preflight)
-            await send({"type": "http.response.body"})
-            return
-        run = asyncio.get_running_loop().run_in_executor
-        start, content = await run(self.workers, self._answer, scope, body)
         await send(start)
         await send({"type": "http.response.body", "body": content})
 
-    def _answer(self, scope: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
 
         a2wsgi's own middleware returns to the loop for each piece, at twice the cost
@@ -112,6 +144,7 @@ class WebServer:
 
         try:
             check_headers(scope["headers"])
+            check_fields(scope, body)
         except HttpRefusal as refusal:
             reply = refusal_reply(refusal)
             return self._start(scope, reply.http, reply.pairs), reply.body
@@ -123,6 +156,7 @@ class WebServer:
         environ.pop("HTTP_TRANSFER_ENCODING", None)  # already decoded
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["minris.maximum_body"] = self.limits.maximum_body
+        environ["minris.share"] = share
         pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
@@ -156,23 +190,35 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any) -> bytes | None:
-        """Return the body, None if the client has gone. Refuses 408 and 413."""
-        headers, body = dict(scope["headers"]), bytearray()
-        most = self.limits.maximum_body
-        size = int(headers.get(b"content-length") or 0)
+    async def _body(self, scope: Any, receive: Any, share: BodyShare) -> tuple[bytes | None, bool]:
+        """Return the body, and whether it was read; None if the client has gone.
+
+        A large one is read once it is known who sends it; of an unknown sender it is left.
+        Refuses 408, 413, 503
+        """
+        body, known = bytearray(), False
+        largest = self.limits.maximum_body
+        most = most_of_body(scope, largest)
+        size = int(header_of(scope, b"content-length") or 0)
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            async with asyncio.timeout(self.limits.request_timeout + most / 1e6):
+            async with asyncio.timeout(self.limits.request_timeout + largest / 1e6):
                 while max(size, len(body)) <= most:
+                    if max(size, len(body)) > FORM and not known:
+                        if not await run(self.workers, is_known, self.web, scope):
+                            return b"", False
+                        known = True
+                        share.take(max(0, size - share.size))
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
+                        return None, False
                     body += message.get("body", b"")
+                    share.take(max(0, len(body) - share.size))
                     if not message.get("more_body") and len(body) <= most:
-                        return bytes(body)
+                        return bytes(body), True
         except TimeoutError:
             raise HttpRefusal(408, "The request took too long") from None
-        raise HttpRefusal(413, "The body is too large")
+        raise HttpRefusal(413, TOO_LARGE)
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
@@ -242,6 +288,7 @@ class WebServer:
         if tasks := list(self.state.tasks):
             await asyncio.wait(tasks, timeout=2)
         self.workers.shutdown(wait=False)
+        self.heavy.shutdown(wait=False)
         self.readers.shutdown(wait=False)
 
 

@@ -1,0 +1,108 @@
+"""Bodies of requests: who may send how much, and the bytes held at once."""
+
+import asyncio
+import collections
+import contextlib
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from minris.standard.status import HttpRefusal, Message
+from minris.web.request import BASE, Web, check_headers, find_login, header_of
+
+FORM = 65536  # bytes of a form, and of all that is read before it is known who sends it
+MOST_FIELDS = 100  # of a form with files
+TOO_LARGE = Message("The body is too large")
+
+
+class BodyRoom:
+    """The bytes of bodies held at once, over all callers, each until its request is answered.
+
+    most  of all; an address has at most half of them for large bodies, which leave a quarter to
+          the forms of others
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held: collections.Counter[str] = collections.Counter()  # by address; "" for all
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self, address: str) -> Iterator["BodyShare"]:
+        """The share of one request, given back when it is answered."""
+        share = BodyShare(self, address)
+        try:
+            yield share
+        finally:
+            with self.lock:
+                for key in (address, ""):
+                    self.held[key] -= share.size
+                if not self.held[address]:
+                    del self.held[address]
+
+
+class BodyShare:
+    """What one request holds of a BodyRoom."""
+
+    def __init__(self, room: BodyRoom, address: str) -> None:
+        self.room, self.address, self.size = room, address, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes before they are held; callable from any thread. Refuses 503."""
+        room = self.room
+        with room.lock:
+            total, of_one = room.held[""] + size, room.held[self.address] + size
+            large = self.size + size > FORM
+            if total > room.most or (
+                large and (of_one * 2 > room.most or total * 4 > room.most * 3)
+            ):
+                raise HttpRefusal(503, Message("Too many large requests at once: try again"))
+            self.size += size
+            for key in (self.address, ""):
+                room.held[key] += size
+
+
+def is_for_programs(path: str) -> bool:
+    """Whether a path is called by programs rather than from a page."""
+    return path.startswith((BASE, "/api/", "/control/"))
+
+
+def is_upload(scope: Any) -> bool:
+    """Whether a request sends files from a page."""
+    kind = header_of(scope, b"content-type").lstrip().lower()
+    return kind.startswith(b"multipart/form-data") and scope["path"] != "/login"
+
+
+def most_of_body(scope: Any, most: int) -> int:
+    """The bytes that a body may have: those of a form, more for programs and for files."""
+    return most if is_for_programs(scope["path"]) or is_upload(scope) else min(most, FORM)
+
+
+def check_fields(scope: Any, body: bytes) -> None:
+    """Refuse (413) a form with files that has too many fields: each costs much more than its bytes."""
+    if is_upload(scope):
+        _, _, boundary = header_of(scope, b"content-type").partition(b"boundary=")
+        boundary = boundary.partition(b";")[0].strip(b' "')
+        if boundary and body.count(b"--" + boundary) > MOST_FIELDS:
+            raise HttpRefusal(413, Message("The form has too many fields"))
+
+
+def is_known(web: Web, scope: Any) -> bool:
+    """Whether a request comes from somebody who has logged in, or from a program with a token."""
+    import bottle
+    from a2wsgi.wsgi import build_environ
+
+    check_headers(scope["headers"])
+    with contextlib.suppress(Exception):  # its route answers for it
+        return find_login(web, bottle.BaseRequest(build_environ(scope, io.BytesIO()))) is not None
+    return False
+
+
+async def drain(receive: Any, seconds: float) -> None:
+    """Read and drop the rest of a body, so that its sender reads our answer first."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body"):
+                    return
