@@ -5367,6 +5367,16 @@ def _check_version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
+def _check_newest(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError for a database that has yet to be migrated, or of a newer version."""
+    version = _check_version(connection)
+    if version < newest_schema():
+        raise StoreError(
+            f"{path} has schema {version}, and this minris needs {newest_schema()}:"
+            " `minris serve` migrates it at its start"
+        )
+
+
 def _migrate(connection: sqlite3.Connection) -> None:
     """Migrate a database to the newest schema, one transaction per migration."""
     version = _check_version(connection)
@@ -5411,12 +5421,13 @@ def _make_or_finish(path: Path) -> None:
         _create_store(path)
 
 
-def open_store(path: Path) -> None:
-    """Bind `database` to a file, created if absent, and migrate it to the newest schema.
+def open_store(path: Path, migrate: bool = True) -> None:
+    """Bind `database` to a file, created if absent.
 
     The caller holds the StoreLock.
-    path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
+    path     the SQLite file
+    migrate  change an older schema to the newest, else it is refused
+    Raises   StoreError for a foreign or empty file, or a schema that is too new or too old
     """
     with in_words(path):
         if not is_there(path):
@@ -5439,7 +5450,22 @@ def open_store(path: Path) -> None:
     )
     database.initialize(store)
     with in_words(path), database.connection_context():
-        _migrate(database.connection())
+        if migrate:
+            _migrate(database.connection())
+        _check_newest(database.connection(), path)
+
+
+def read_store(path: Path) -> None:
+    """Bind `database` to a file to read it, while it is in use or not; nothing is changed.
+
+    Raises  StoreError for what is no database of this version
+    """
+    if not is_there(path):
+        raise StoreError(f"there is no store {path}")
+    _check_store(path)
+    database.initialize(peewee.SqliteDatabase(_source(path), autoconnect=False, uri=True))
+    with in_words(path), database.connection_context():
+        _check_newest(database.connection(), path)
 
 
 def _source(path: Path) -> str:
@@ -23726,6 +23752,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def open_standard_streams() -> None:
+    """Give a process that has no standard streams (pythonw, `>&-`) some that lead nowhere.
+
+    Else the next file or connection gets the number of one, and what is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+            with contextlib.suppress(OSError):
+                if stream.fileno() > 2 and os.name == "posix":
+                    os.dup2(stream.fileno(), number)
+
+
+def say(line: str) -> None:
+    """Print a line at once; nobody has to read it."""
+    with contextlib.suppress(OSError):  # a pipe whose reader has gone, a full disk
+        print(line, flush=True)
+
+
 def set_up_logging(config: Config) -> None:
     """Set up logging by [log]; of other libraries only warnings are logged."""
     settings = config.log
@@ -24697,7 +24743,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
     except StoreInUse:
         return ask_running(config, command, arguments)
     with lock:
-        open_store(config.store_path)
+        open_store(config.store_path, migrate=False)
         devices = AccessRules(config).devices
         ctx = Context(config, Actor("console", role="admin"), devices=devices)
         with database.connection_context(), database.atomic():
@@ -24742,7 +24788,7 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, functools.partial(print, flush=True)).serve(_until_signal())
+        await Appliance(config, say).serve(_until_signal())
 
     asyncio.run(serve())
 
@@ -24768,8 +24814,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
-    check_store(config)
-    open_store(config.store_path)
+    read_store(config.store_path)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
@@ -24902,7 +24947,6 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
 async def _demo(config: Config, once: bool, listen: int) -> None:
     appliance = Appliance(config, lambda line: None)
     await appliance.start()
-    say = functools.partial(print, flush=True)
     password = "demo-admin"
 
     def logins() -> str:
@@ -24995,6 +25039,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; exit status 0 success, 1 failure, 2 wrong usage or configuration."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):  # UTF-8 in any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

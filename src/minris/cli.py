@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import base64
 import datetime
-import functools
 import getpass
 import io
 import json
@@ -26,7 +25,7 @@ from minris.access.devices import AccessRules
 from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
 from minris.appliance.health import check_lines, port_problem
-from minris.appliance.machine import set_up_logging, write_private
+from minris.appliance.machine import open_standard_streams, say, set_up_logging, write_private
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, load_config, settings_reference
 from minris.config.values import ROLES
@@ -47,7 +46,14 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.status import Refusal
 from minris.store.models import StoreError, StoreInUse, database
-from minris.store.sqlite import StoreLock, backup_store, kept_files, open_store, restore_store
+from minris.store.sqlite import (
+    StoreLock,
+    backup_store,
+    kept_files,
+    open_store,
+    read_store,
+    restore_store,
+)
 
 
 def _until_signal() -> asyncio.Event:
@@ -74,7 +80,7 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
     except StoreInUse:
         return ask_running(config, command, arguments)
     with lock:
-        open_store(config.store_path)
+        open_store(config.store_path, migrate=False)
         devices = AccessRules(config).devices
         ctx = Context(config, Actor("console", role="admin"), devices=devices)
         with database.connection_context(), database.atomic():
@@ -119,7 +125,7 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, functools.partial(print, flush=True)).serve(_until_signal())
+        await Appliance(config, say).serve(_until_signal())
 
     asyncio.run(serve())
 
@@ -145,8 +151,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
-    check_store(config)
-    open_store(config.store_path)
+    read_store(config.store_path)
     with database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
@@ -279,7 +284,6 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
 async def _demo(config: Config, once: bool, listen: int) -> None:
     appliance = Appliance(config, lambda line: None)
     await appliance.start()
-    say = functools.partial(print, flush=True)
     password = "demo-admin"
 
     def logins() -> str:
@@ -372,6 +376,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; exit status 0 success, 1 failure, 2 wrong usage or configuration."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):  # UTF-8 in any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

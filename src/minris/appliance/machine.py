@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 import types
 from collections.abc import Callable
@@ -34,6 +35,26 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def open_standard_streams() -> None:
+    """Give a process that has no standard streams (pythonw, `>&-`) some that lead nowhere.
+
+    Else the next file or connection gets the number of one, and what is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+            with contextlib.suppress(OSError):
+                if stream.fileno() > 2 and os.name == "posix":
+                    os.dup2(stream.fileno(), number)
+
+
+def say(line: str) -> None:
+    """Print a line at once; nobody has to read it."""
+    with contextlib.suppress(OSError):  # a pipe whose reader has gone, a full disk
+        print(line, flush=True)
 
 
 def set_up_logging(config: Config) -> None:

@@ -56,6 +56,16 @@ def _check_version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
+def _check_newest(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError for a database that has yet to be migrated, or of a newer version."""
+    version = _check_version(connection)
+    if version < newest_schema():
+        raise StoreError(
+            f"{path} has schema {version}, and this minris needs {newest_schema()}:"
+            " `minris serve` migrates it at its start"
+        )
+
+
 def _migrate(connection: sqlite3.Connection) -> None:
     """Migrate a database to the newest schema, one transaction per migration."""
     version = _check_version(connection)
@@ -100,12 +110,13 @@ def _make_or_finish(path: Path) -> None:
         _create_store(path)
 
 
-def open_store(path: Path) -> None:
-    """Bind `database` to a file, created if absent, and migrate it to the newest schema.
+def open_store(path: Path, migrate: bool = True) -> None:
+    """Bind `database` to a file, created if absent.
 
     The caller holds the StoreLock.
-    path    the SQLite file
-    Raises  StoreError for a foreign or empty file, or a schema that is too new or too old
+    path     the SQLite file
+    migrate  change an older schema to the newest, else it is refused
+    Raises   StoreError for a foreign or empty file, or a schema that is too new or too old
     """
     with in_words(path):
         if not is_there(path):
@@ -128,7 +139,22 @@ def open_store(path: Path) -> None:
     )
     database.initialize(store)
     with in_words(path), database.connection_context():
-        _migrate(database.connection())
+        if migrate:
+            _migrate(database.connection())
+        _check_newest(database.connection(), path)
+
+
+def read_store(path: Path) -> None:
+    """Bind `database` to a file to read it, while it is in use or not; nothing is changed.
+
+    Raises  StoreError for what is no database of this version
+    """
+    if not is_there(path):
+        raise StoreError(f"there is no store {path}")
+    _check_store(path)
+    database.initialize(peewee.SqliteDatabase(_source(path), autoconnect=False, uri=True))
+    with in_words(path), database.connection_context():
+        _check_newest(database.connection(), path)
 
 
 def _source(path: Path) -> str:
