@@ -109,6 +109,7 @@ import warnings
 import zlib
 import zoneinfo
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar
 
@@ -18770,6 +18771,7 @@ document.addEventListener("keydown", (event) => {
  "That did not work": "操作未成功",
  "That is no AE title": "这不是 AE 标题",
  "That is the same patient": "这是同一名患者",
+ "The backup is tried again at {time}": "将在 {time} 重试备份",
  "The box": "系统",
  "The cancellation was declined: {reason}": "取消请求已被拒绝：{reason}",
  "The certificate {file} expires on {day}": "证书 {file} 将于 {day} 过期",
@@ -23995,6 +23997,19 @@ UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled =
 WORKITEMS = "SELECT state, count(*) FROM workitem GROUP BY state"
 
 
+class Failed(NamedTuple):
+    """A daily job that has failed.
+
+    day       the day it was due
+    times     how often it has failed
+    again_at  when it is tried again, by the monotonic clock
+    """
+
+    day: str
+    times: int
+    again_at: float
+
+
 class Parts(Box, Protocol):
     """What health and jobs need from the appliance."""
 
@@ -24005,6 +24020,7 @@ class Parts(Box, Protocol):
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
+    failed_jobs: dict[str, Failed]
     start_time: float
 
     def context(self) -> Context: ...
@@ -24038,7 +24054,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
-    found.append((Message("Backup"), light, *(failed or [last])))
+    found.append((Message("Backup"), light, (failed or [last])[0]))
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -24071,8 +24087,15 @@ def notices(box: Parts) -> list[Message]:
 
 def failed_backup(box: Parts) -> list[Message]:
     """Return the notice of a failed backup, if the last one failed."""
-    problem = box.backup_problem
-    return [Message("The last backup failed: {problem}", problem=problem)] if problem else []
+    problem, again = box.backup_problem, box.failed_jobs.get("backup")
+    if not problem:
+        return []
+    words = Message("The last backup failed: {problem}", problem=problem)
+    if not again:
+        return [words]
+    seconds = max(again.again_at - time.monotonic(), 0)
+    at = box.context().local_now() + datetime.timedelta(seconds=seconds)
+    return [words, Message("The backup is tried again at {time}", time=f"{at:%H:%M}")]
 
 
 def metrics(box: Parts) -> dict[str, float]:
@@ -24117,7 +24140,7 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     yield f"configuration: {config.path or 'none, using defaults'}", ""
     running = ""
     try:
-        with StoreLock(config.store_path):
+        with StoreLock(config.store_path) if is_there(config.store_path) else nullcontext():
             yield from check_store_lines(config)
     except StoreInUse as error:
         running = str(error)
@@ -24144,7 +24167,7 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path} (created at first start)", ""
         return
     try:
-        open_store(config.store_path)
+        read_store(config.store_path)
         with database.connection_context():
             (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
             stored = stored_devices()
@@ -24334,20 +24357,43 @@ def job_clock(appliance: Parts) -> None:
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
+class Daily(NamedTuple):
+    """A daily job, due from a time of the clinic's clock on; None: never."""
+
+    name: str
+    at: Callable[[Config], tuple[int, int] | None]
+    function: Callable[[Parts], None]
+
+
+TRY_AGAIN_AFTER = (5, 10, 20, 40, 60)  # minutes; then each hour
+
+
 def job_daily(appliance: Parts) -> None:
-    """Run the daily jobs that are due and were not run today."""
+    """Run the daily jobs that are due and were not run today; again later what has failed."""
     if not appliance.clock.steady:
         return
     for daily in DAILY:
-        ctx = appliance.context()
+        ctx, failed = appliance.context(), appliance.failed_jobs.get(daily.name)
         with reading():
             due = daily_due(ctx, daily)
-        if due:
-            try:
-                daily.function(appliance)
-            except Exception:
-                log.exception("%s failed", daily.name)
-            appliance.writer.submit(set_mark, f"daily {daily.name}", ctx.today()).result(60)
+        day = failed.day if failed and not due else ctx.today()  # midnight has passed since
+        if time.monotonic() >= failed.again_at if failed else due:
+            _run_daily(appliance, daily, Failed(day, failed.times if failed else 0, 0.0))
+
+
+def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
+    """Run a daily job, and note it as done for its day; a failure is tried again."""
+    try:
+        daily.function(appliance)
+        appliance.writer.submit(set_mark, f"daily {daily.name}", so_far.day).result(60)
+        appliance.failed_jobs.pop(daily.name, None)
+    except Exception as error:
+        wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
+        again_at = time.monotonic() + 60 * wait
+        appliance.failed_jobs[daily.name] = Failed(so_far.day, so_far.times + 1, again_at)
+        unexpected = not isinstance(error, StoreError | OSError)
+        log.error("%s failed: %s; it is tried again in %d minutes", daily.name, error, wait,
+                  exc_info=unexpected)  # fmt: skip
 
 
 def job_renew(appliance: Parts) -> None:
@@ -24361,28 +24407,27 @@ def job_renew(appliance: Parts) -> None:
 
 
 def job_backup(appliance: Parts) -> None:
-    """Back up the store, and delete the oldest backups."""
+    """Back up the store, and delete the oldest backups; a failure is logged and on every page."""
+    try:
+        nightly_backup(appliance)
+    except (StoreError, OSError) as error:
+        log.error("backup failed: %s", error)
+
+
+def nightly_backup(appliance: Parts) -> None:
+    """Back up the store, and delete the oldest backups. Raises StoreError or OSError."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
         backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
     except (StoreError, OSError) as error:
-        log.error("backup failed: %s", error)
         appliance.backup_problem = str(error)
-        return
+        raise
     appliance.backup_problem = ""
     kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
     log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
-
-
-class Daily(NamedTuple):
-    """A daily job, due from a time of the clinic's clock on; None: never."""
-
-    name: str
-    at: Callable[[Config], tuple[int, int] | None]
-    function: Callable[[Parts], None]
 
 
 def job_leftovers(appliance: Parts) -> None:
@@ -24410,7 +24455,7 @@ def job_audit(appliance: Parts) -> None:
 DAILY = (
     Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
-    Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
+    Daily("backup", lambda config: config.housekeeping.backup_time, nightly_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
     Daily("no show", lambda config: config.clinic.closes if config.housekeeping.no_show_after_closing else None, job_no_show),
 )  # fmt: skip
@@ -24471,6 +24516,7 @@ class Appliance:
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
+        self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
@@ -24668,7 +24714,7 @@ class Appliance:
             return
         password = secrets.token_urlsafe(9)
         make_user(self.context(), FIRST_USER, "admin", password)
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
             path = first_password_file(self.config)

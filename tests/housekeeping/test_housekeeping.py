@@ -72,7 +72,7 @@ from minris.store.models import (
     User,
     database,
 )
-from minris.store.rows import set_mark
+from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import backup_store, open_store
 
 UNIT = ROOT / "systemd" / "minris.service"
@@ -1127,3 +1127,84 @@ def test_the_unit_is_hardened():
 def test_the_unit_says(key, value):
     """Issue: Type=notify, state directory, port 104 by capability."""
     assert unit()[key] == value
+
+
+# What is done daily and fails
+
+
+@pytest.fixture
+def failing_backup(run_appliance, monkeypatch):
+    """An appliance whose nightly backup is due and fails; gives it and the clock of retries."""
+    at_daily_time(monkeypatch, 0)
+    appliance = run_appliance()
+    believe_the_clock(appliance)
+    mark(appliance, "backup", "20260101")
+    clock = [1e6]
+    for module in ("jobs", "health"):
+        monkeypatch.setattr(f"minris.appliance.{module}.time.monotonic", lambda: clock[0])
+    appliance.config.backup_folder.write_text("")  # a file where its folder should be
+    return appliance, clock
+
+
+def done_of(appliance):
+    return appliance.read(get_mark, "daily backup")
+
+
+def test_a_nightly_backup_that_failed_is_tried_again_the_same_night(failing_backup, caplog):
+    appliance, clock = failing_backup
+    job_daily(appliance.appliance)
+    assert done_of(appliance) == "20260101"
+    assert "backup failed" in caplog.text
+    assert "tried again in 5 minutes" in caplog.text
+    appliance.config.backup_folder.unlink()
+    clock[0] += 299
+    job_daily(appliance.appliance)
+    assert backups(appliance) == []
+    clock[0] += 1
+    job_daily(appliance.appliance)
+    assert len(backups(appliance)) == 1
+    assert done_of(appliance) == appliance.context().today()
+    assert "backup failed" not in page(appliance)
+    clock[0] += 3600
+    job_daily(appliance.appliance)
+    assert len(backups(appliance)) == 1
+
+
+def test_the_page_says_when_a_failed_backup_is_tried_again(failing_backup, caplog):
+    appliance, _ = failing_backup
+    job_daily(appliance.appliance)
+    assert re.search(r"The backup is tried again at \d\d:\d\d", page(appliance))
+
+
+def test_a_failed_backup_is_tried_less_and_less_often(failing_backup, caplog):
+    appliance, clock = failing_backup
+    for minutes in (5, 10, 20, 40, 60, 60):
+        caplog.clear()
+        job_daily(appliance.appliance)
+        job_daily(appliance.appliance)
+        assert caplog.text.count("tried again") == 1
+        assert f"tried again in {minutes} minutes" in caplog.text
+        clock[0] += minutes * 60
+
+
+def test_a_backup_that_failed_before_midnight_is_tried_again_after_it(failing_backup, monkeypatch):
+    appliance, clock = failing_backup
+    daily = tuple(one._replace(at=lambda config: (23, 50)) for one in DAILY)
+    monkeypatch.setattr("minris.appliance.jobs.DAILY", daily)
+
+    def at(day, hour, minute):
+        now = datetime.datetime(2026, 7, day, hour, minute, tzinfo=datetime.UTC)
+        changed = dataclasses.replace(appliance.context(), now=lambda: now)
+        monkeypatch.setattr(appliance.appliance, "context", lambda *actor: changed)
+
+    at(5, 23, 58)
+    job_daily(appliance.appliance)
+    appliance.config.backup_folder.unlink()
+    clock[0] += 300
+    at(6, 0, 3)
+    job_daily(appliance.appliance)
+    assert backups(appliance) == ["minris-20260706-000300.db"]
+    assert done_of(appliance) == "20260705"
+    at(6, 23, 50)
+    job_daily(appliance.appliance)
+    assert len(backups(appliance)) == 2

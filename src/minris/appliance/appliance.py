@@ -20,7 +20,7 @@ from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
-from minris.appliance.health import health, lights, metrics, notices
+from minris.appliance.health import Failed, health, lights, metrics, notices
 from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
 from minris.appliance.machine import (
     ClockWatch,
@@ -82,6 +82,7 @@ class Appliance:
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
+        self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
@@ -279,7 +280,7 @@ class Appliance:
             return
         password = secrets.token_urlsafe(9)
         make_user(self.context(), FIRST_USER, "admin", password)
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
             path = first_password_file(self.config)

@@ -4,9 +4,11 @@ import datetime
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import peewee
 
@@ -16,8 +18,9 @@ from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
+from minris.store.files import is_there
 from minris.store.models import StoreError, StoreInUse, database
-from minris.store.sqlite import StoreLock, open_store, reading
+from minris.store.sqlite import StoreLock, read_store, reading
 from minris.store.writer import Writer
 from minris.web.request import Box
 from minris.web.server import Changes
@@ -31,6 +34,19 @@ UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled =
 WORKITEMS = "SELECT state, count(*) FROM workitem GROUP BY state"
 
 
+class Failed(NamedTuple):
+    """A daily job that has failed.
+
+    day       the day it was due
+    times     how often it has failed
+    again_at  when it is tried again, by the monotonic clock
+    """
+
+    day: str
+    times: int
+    again_at: float
+
+
 class Parts(Box, Protocol):
     """What health and jobs need from the appliance."""
 
@@ -41,6 +57,7 @@ class Parts(Box, Protocol):
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
+    failed_jobs: dict[str, Failed]
     start_time: float
 
     def context(self) -> Context: ...
@@ -74,7 +91,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
-    found.append((Message("Backup"), light, *(failed or [last])))
+    found.append((Message("Backup"), light, (failed or [last])[0]))
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -107,8 +124,15 @@ def notices(box: Parts) -> list[Message]:
 
 def failed_backup(box: Parts) -> list[Message]:
     """Return the notice of a failed backup, if the last one failed."""
-    problem = box.backup_problem
-    return [Message("The last backup failed: {problem}", problem=problem)] if problem else []
+    problem, again = box.backup_problem, box.failed_jobs.get("backup")
+    if not problem:
+        return []
+    words = Message("The last backup failed: {problem}", problem=problem)
+    if not again:
+        return [words]
+    seconds = max(again.again_at - time.monotonic(), 0)
+    at = box.context().local_now() + datetime.timedelta(seconds=seconds)
+    return [words, Message("The backup is tried again at {time}", time=f"{at:%H:%M}")]
 
 
 def metrics(box: Parts) -> dict[str, float]:
@@ -153,7 +177,7 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     yield f"configuration: {config.path or 'none, using defaults'}", ""
     running = ""
     try:
-        with StoreLock(config.store_path):
+        with StoreLock(config.store_path) if is_there(config.store_path) else nullcontext():
             yield from check_store_lines(config)
     except StoreInUse as error:
         running = str(error)
@@ -180,7 +204,7 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path} (created at first start)", ""
         return
     try:
-        open_store(config.store_path)
+        read_store(config.store_path)
         with database.connection_context():
             (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
             stored = stored_devices()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context, check_audit
-from minris.appliance.health import Parts, backups
+from minris.appliance.health import Failed, Parts, backups
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
 from minris.housekeeping.erasing import purge
@@ -89,20 +89,43 @@ def job_clock(appliance: Parts) -> None:
     appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
 
 
+class Daily(NamedTuple):
+    """A daily job, due from a time of the clinic's clock on; None: never."""
+
+    name: str
+    at: Callable[[Config], tuple[int, int] | None]
+    function: Callable[[Parts], None]
+
+
+TRY_AGAIN_AFTER = (5, 10, 20, 40, 60)  # minutes; then each hour
+
+
 def job_daily(appliance: Parts) -> None:
-    """Run the daily jobs that are due and were not run today."""
+    """Run the daily jobs that are due and were not run today; again later what has failed."""
     if not appliance.clock.steady:
         return
     for daily in DAILY:
-        ctx = appliance.context()
+        ctx, failed = appliance.context(), appliance.failed_jobs.get(daily.name)
         with reading():
             due = daily_due(ctx, daily)
-        if due:
-            try:
-                daily.function(appliance)
-            except Exception:
-                log.exception("%s failed", daily.name)
-            appliance.writer.submit(set_mark, f"daily {daily.name}", ctx.today()).result(60)
+        day = failed.day if failed and not due else ctx.today()  # midnight has passed since
+        if time.monotonic() >= failed.again_at if failed else due:
+            _run_daily(appliance, daily, Failed(day, failed.times if failed else 0, 0.0))
+
+
+def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
+    """Run a daily job, and note it as done for its day; a failure is tried again."""
+    try:
+        daily.function(appliance)
+        appliance.writer.submit(set_mark, f"daily {daily.name}", so_far.day).result(60)
+        appliance.failed_jobs.pop(daily.name, None)
+    except Exception as error:
+        wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
+        again_at = time.monotonic() + 60 * wait
+        appliance.failed_jobs[daily.name] = Failed(so_far.day, so_far.times + 1, again_at)
+        unexpected = not isinstance(error, StoreError | OSError)
+        log.error("%s failed: %s; it is tried again in %d minutes", daily.name, error, wait,
+                  exc_info=unexpected)  # fmt: skip
 
 
 def job_renew(appliance: Parts) -> None:
@@ -116,28 +139,27 @@ def job_renew(appliance: Parts) -> None:
 
 
 def job_backup(appliance: Parts) -> None:
-    """Back up the store, and delete the oldest backups."""
+    """Back up the store, and delete the oldest backups; a failure is logged and on every page."""
+    try:
+        nightly_backup(appliance)
+    except (StoreError, OSError) as error:
+        log.error("backup failed: %s", error)
+
+
+def nightly_backup(appliance: Parts) -> None:
+    """Back up the store, and delete the oldest backups. Raises StoreError or OSError."""
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
         backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
     except (StoreError, OSError) as error:
-        log.error("backup failed: %s", error)
         appliance.backup_problem = str(error)
-        return
+        raise
     appliance.backup_problem = ""
     kept = backups(config)
     for old in kept[: -config.housekeeping.backups_kept]:
         old.unlink()
     log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
-
-
-class Daily(NamedTuple):
-    """A daily job, due from a time of the clinic's clock on; None: never."""
-
-    name: str
-    at: Callable[[Config], tuple[int, int] | None]
-    function: Callable[[Parts], None]
 
 
 def job_leftovers(appliance: Parts) -> None:
@@ -165,7 +187,7 @@ def job_audit(appliance: Parts) -> None:
 DAILY = (
     Daily("audit", lambda config: (0, 10), job_audit),
     Daily("leftovers", lambda config: (0, 5), job_leftovers),
-    Daily("backup", lambda config: config.housekeeping.backup_time, job_backup),
+    Daily("backup", lambda config: config.housekeeping.backup_time, nightly_backup),
     Daily("purge", lambda config: (3, 10), job_purge),
     Daily("no show", lambda config: config.clinic.closes if config.housekeeping.no_show_after_closing else None, job_no_show),
 )  # fmt: skip
