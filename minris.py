@@ -80,6 +80,7 @@ import html
 import importlib.machinery
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -1772,6 +1773,17 @@ def read_public_url(text: str) -> str:
     return parts.geturl().rstrip("/")
 
 
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+def read_networks(text: str) -> Networks:
+    """Addresses and networks, separated by commas."""
+    try:
+        return tuple(ipaddress.ip_network(part, strict=False) for part in _parts(text))
+    except ValueError:
+        raise ValueError("is no list of addresses such as 192.168.1.2, 10.0.0.0/8") from None
+
+
 def read_evidence(text: str) -> tuple[str, ...]:
     """Kinds of evidence, in order."""
     found = _parts(text)
@@ -1840,6 +1852,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "store": read_store_url,
     "url": read_public_url,
     "origins": read_origins,
+    "networks": read_networks,
     "evidence": read_evidence,
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
@@ -1927,9 +1940,10 @@ SETTINGS = setting_table(r"""
     web | tls_certificate | | text | certificate chain file of the pages (PEM); set it to serve them by https
     web | tls_key | | text | private key file (PEM)
     web | public_url | | url | public URL if behind a reverse proxy
+    web | trusted_proxies | | networks | addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller
     web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
     web | session_hours | 12 | int 1 720 | hours until a login expires
-    web | login_attempts | 10 | int 3 1000 | failed logins per address or user in 15 minutes before a lock-out
+    web | login_attempts | 10 | int 3 1000 | failed logins of a user, or of different users from one address, in 15 minutes before a lock-out
     web | maximum_body | 16777216 | int 65536 1073741824 | maximum request of a program or with a file, bytes; a form has 64 KiB
     web | request_timeout | 20 | seconds 1 600 | seconds to receive a request
     web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets
@@ -2145,6 +2159,13 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
                 yield f"[{name}] tls_certificate: is needed with {key}"
 
 
+def check_proxies(web: types.SimpleNamespace) -> Iterator[str]:
+    """A line if whoever calls from this computer is trusted, and a proxy may be among them."""
+    for key in ("public_url", "trusted_proxies"):
+        if getattr(web, "anonymous_loopback", False) and getattr(web, key, ""):
+            yield f"[web] anonymous_loopback: cannot be used with {key}"
+
+
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
     """A line for each AE title of two devices, and for each setting that needs a host."""
     owners: dict[str, str] = {}
@@ -2189,6 +2210,7 @@ def load_config(
         *(f"[{name}]: there is no such section" for name in given if name),
         *check_devices(devices),
         *check_files(sections, directory),
+        *check_proxies(sections["web"]),
     ]
     if problems:
         raise ConfigError(problems)
@@ -7050,13 +7072,26 @@ def delete_user(ctx: Context, name: str) -> None:
     audit(ctx, "user deleted", name)
 
 
-def failures_of(ctx: Context, who: Iterable[str]) -> int:
-    """The number of failed logins in the last 15 minutes, the highest of these keys."""
-    since = ctx.stamp(minutes=-15)
-    return max(
-        LoginFailure.select().where((LoginFailure.who == one) & (LoginFailure.at > since)).count()
-        for one in who
+def _failure_keys(ctx: Context, name: str) -> tuple[str, str]:
+    """The keys of a failed login: its user, and its address with its user."""
+    user = name.casefold()[:64]
+    return f"user {user}", f"address {ctx.actor.address} {user}"
+
+
+def failures_of(ctx: Context, name: str) -> int:
+    """The failed logins of a user, or the users who failed at the caller's address, if more.
+
+    Of the last 15 minutes. Behind one address there may be a whole clinic: only many different
+    names are a sign that somebody there is guessing.
+    """
+    of_user, since = _failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
+    at = f"address {ctx.actor.address} "
+    ((times, users),) = database.execute_sql(
+        "SELECT (SELECT count(*) FROM login_failure WHERE who = ? AND at > ?), count(DISTINCT who)"
+        " FROM login_failure WHERE who BETWEEN ? AND ? AND at > ?",
+        (of_user, since, at, f"{at}\U0010ffff", since),
     )
+    return max(int(times), int(users))
 
 
 class Proof(NamedTuple):
@@ -7074,8 +7109,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
-    who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
-    if failures_of(ctx, who) >= ctx.config.web.login_attempts:
+    if failures_of(ctx, name) >= ctx.config.web.login_attempts:
         words = Message("Too many wrong passwords: wait 15 minutes")
         raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
@@ -7087,7 +7121,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 def note_login_failure(ctx: Context, name: str) -> None:
     """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
-    for who in (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}"):
+    for who in _failure_keys(ctx, name):
         LoginFailure.create(who=who, at=ctx.stamp())
     audit(ctx, "login failed", name[:64])
 
@@ -15006,13 +15040,8 @@ class RateLimit:
 
 
 def client_address(request: Any) -> str:
-    """Return the address of the connection's peer; headers are never trusted for it."""
+    """Return the address of the caller: of the connection, or as trusted proxies tell it."""
     return request.environ.get("REMOTE_ADDR", "")
-
-
-FORWARDING_HEADERS = frozenset(
-    "forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
-)
 
 
 def bearer_of(request: Any) -> str:
@@ -15029,13 +15058,12 @@ def find_login(web: Web, request: Any) -> Login | None:
         return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
         return web.read(find_session, web.context(Actor("web")), cookie)
-    open_here = web.config.web.anonymous_loopback and not web.config.web.public_url
+    open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
-        forwarded = FORWARDING_HEADERS.intersection(name.lower() for name in request.headers)
         host = urllib.parse.urlsplit(f"//{host_of(request)}").hostname
         check_origin(web, request)
         ours = {client_address(request), host} <= {"127.0.0.1", "::1", "localhost"}
-        if not forwarded and ours:
+        if ours and not request.environ["asgi.scope"]["minris.forwarded"]:
             return Login("loopback", "admin")
     return None
 
@@ -15188,6 +15216,80 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.web.proxies
+# Reverse proxies before us: who calls through one.
+# ------------------------------------------------------------------------------------------------
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Headers = Iterable[tuple[bytes, bytes]]
+FORWARDING_HEADERS = frozenset(
+    b"forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
+)
+
+
+def read_address(text: str) -> Address | None:
+    """Return the address in a text, with or without a port; None if there is none."""
+    found = re.fullmatch(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+", text)
+    try:
+        address = ipaddress.ip_address((found[1] or found[2]) if found else text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_trusted(address: str, proxies: Networks) -> bool:
+    """Whether an address is that of a trusted proxy."""
+    found = read_address(address)
+    return found is not None and any(found in network for network in proxies)
+
+
+def parts_of(headers: Headers, name: bytes) -> list[str]:
+    """Return the parts of a header that is a list, in order."""
+    values = [value.decode("latin-1") for key, value in headers if key == name]
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def forwarded(headers: Headers, field: str) -> list[str]:
+    """Return a field of each element of Forwarded, in order; empty where it is missing (RFC 7239)."""
+    pattern = re.compile(rf'(?:^|;)\s*{field}\s*=\s*"?([^";]*)', re.IGNORECASE)
+    found = (pattern.search(element) for element in parts_of(headers, b"forwarded"))
+    return [one[1].strip() if one else "" for one in found]
+
+
+def walk_back(peer: str, hops: Iterable[str], proxies: Networks) -> str:
+    """Return the first address on the way back that is no trusted proxy.
+
+    hops  as the proxies have told them, the nearest last; a text that is no address ends the way
+    """
+    for hop in reversed(list(hops)):
+        address = read_address(hop)
+        if not is_trusted(peer, proxies) or not address:
+            break
+        peer = str(address)
+    return peer
+
+
+def look_through(scope: Any, proxies: Networks) -> None:
+    """Set client and scheme of an ASGI scope as the trusted proxies before us tell them.
+
+    If X-Forwarded-For and Forwarded name two callers, the caller has written one of them: then it
+    is the proxy. `minris.forwarded` tells whether a proxy has sent the request, trusted or not.
+    """
+    headers, peer = scope["headers"], (scope["client"] or ("",))[0]
+    names = {name for name, _ in headers}
+    # HTTP/1.0 is what nginx speaks to us by default, without a header that tells of it
+    scope["minris.forwarded"] = bool(FORWARDING_HEADERS & names) or scope["http_version"] == "1.0"
+    if not is_trusted(peer, proxies):
+        return
+    ways = parts_of(headers, b"x-forwarded-for"), forwarded(headers, "for")
+    callers = {walk_back(peer, hops, proxies) for hops in ways if hops}
+    scope["client"] = (callers.pop() if len(callers) == 1 else peer), 0
+    schemes = [*forwarded(headers, "proto"), *parts_of(headers, b"x-forwarded-proto")]
+    if schemes and schemes[-1] in ("http", "https"):
+        scope["scheme"] = schemes[-1]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15656,12 +15758,17 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        peer = self.transport.get_extra_info("peername") or ("", 0)
+        secure = self.transport.get_extra_info("ssl_object")
+        scope = {"client": self.transport.get_extra_info("peername"), "http_version": "1.1",
+                 "headers": [(name.lower(), value) for name, value in asked.extra_headers],
+                 "scheme": "https" if secure else "http"}  # fmt: skip
+        look_through(scope, self.web.config.web.trusted_proxies)
+        address = (scope["client"] or ("",))[0]
         try:
-            if not self.rate.allows(peer[0], time.monotonic()):
+            if not self.rate.allows(address, time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
-            title, login = await run(self.workers, self._enter, asked, peer[0])
+            title, login = await run(self.workers, self._enter, asked, scope)
         except Refusal as refusal:
             self._refuse(refusal)
             return
@@ -15675,7 +15782,7 @@ class EventSocket(asyncio.Protocol):
         accept = self.frames.AcceptConnection(subprotocol=offered[0] if offered else None)
         self.transport.write(self.connection.send(accept))
         self.ae_title, self.is_open = title, True
-        self.ctx = self.web.context(Actor(login.name, peer[0], login.role))
+        self.ctx = self.web.context(Actor(login.name, address, login.role))
         self.delivery.open(self)
         self.transport.resume_reading()
 
@@ -15688,8 +15795,11 @@ class EventSocket(asyncio.Protocol):
             self.transport.write(self.connection.send(frame))
         self.transport.close()
 
-    def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
-        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503."""
+    def _enter(self, asked: Any, scope: Any) -> tuple[str, Login]:
+        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503.
+
+        scope  what look_through has found, in the form of ASGI
+        """
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
@@ -15699,14 +15809,14 @@ class EventSocket(asyncio.Protocol):
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "The last part of the path is not an AE title")
-        self.request = handshake_request(asked, path, query, address)
+        self.request = handshake_request(asked, path, query, scope)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
-def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
+def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
     """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
@@ -15715,7 +15825,9 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     except UnicodeError:
         raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query,
+        "REMOTE_ADDR": (scope["client"] or ("",))[0], "wsgi.url_scheme": scope["scheme"],
+        "asgi.scope": scope,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
     }  # fmt: skip
     check_headers(asked.extra_headers)
@@ -15785,7 +15897,13 @@ class WebServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await self._respond(scope, receive, send)
+            peer = scope["client"]
+            look_through(scope, self.limits.trusted_proxies)
+            if scope["client"] == peer:
+                await self._respond(scope, receive, send)
+            else:
+                with self._counted(scope["client"][0]):
+                    await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
             retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
@@ -15827,6 +15945,23 @@ class WebServer:
             return
         await send(start)
         await send({"type": "http.response.body", "body": content})
+
+    @contextlib.contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        """Count a request of a trusted proxy as a connection of its caller. Refuses 503."""
+        self.addresses[address] += 1
+        try:
+            if self.addresses[address] > self.limits.maximum_connections_per_address:
+                raise HttpRefusal(503, "Too many connections")
+            yield
+        finally:
+            self.let_go(address)
+
+    def let_go(self, address: str) -> None:
+        """Count a connection less of an address."""
+        self.addresses[address] -= 1
+        if not self.addresses[address]:
+            del self.addresses[address]
 
     def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
@@ -15926,7 +16061,9 @@ class WebServer:
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
             raise HttpRefusal(401, "Log in first")
-        headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
+        # nginx would keep it back until a buffer is full
+        headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),
+                   *SECURITY_HEADERS]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         event = asyncio.Event()
         self.changes.waiting.add(event)
@@ -16002,7 +16139,8 @@ def bounded_protocol(base: type, server: WebServer) -> type:
             address = (transport.get_extra_info("peername") or ("", 0))[0]
             server.addresses[address] += 1
             self.counted = address
-            if server.addresses[address] > server.limits.maximum_connections_per_address:
+            many = server.addresses[address] > server.limits.maximum_connections_per_address
+            if many and not is_trusted(address, server.limits.trusted_proxies):
                 log.warning("web: too many connections from %s", address)
                 transport.write(BUSY)
                 transport.close()
@@ -16016,9 +16154,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
         def _let_go(self) -> None:
             if self.timer:
                 self.timer.cancel()
-            server.addresses[self.counted] -= 1
-            if not server.addresses[self.counted]:
-                del server.addresses[self.counted]
+            server.let_go(self.counted)
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             self.upgraded = True  # EventSocket takes over
@@ -17185,9 +17321,8 @@ def search_web(
 
 def service_url(web: Web, request: Any) -> str:
     """Return the base URL for the caller; `[web] public_url` behind a proxy."""
-    public = web.config.web.public_url.rstrip("/")
-    parts = request.urlparts
-    return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
+    here = f"{request.environ['wsgi.url_scheme']}://{request.get_header('Host', '')}"
+    return f"{web.config.web.public_url or here}{BASE}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:
@@ -18936,6 +19071,7 @@ document.addEventListener("keydown", (event) => {
  "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
  "address of the machine (needed only if minris connects to it)": "设备的网络地址",
  "public URL if behind a reverse proxy": "浏览器使用的地址（端口前有代理时）",
+ "addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller": "反向代理的地址或网段，以逗号分隔；其 X-Forwarded-For 说明真正的来访地址",
  "address to listen on": "监听地址",
  "admin": "管理员",
  "all": "全部",
@@ -19195,7 +19331,7 @@ document.addEventListener("keydown", (event) => {
  "workitems that match its filter": "符合其筛选条件的任务",
  "days to keep the query log": "工作列表查询记录保留这么多天",
  "workstation": "工作站",
- "failed logins per address or user in 15 minutes before a lock-out": "15 分钟内同一地址或同一用户的密码错误次数，超过则须等待",
+ "failed logins of a user, or of different users from one address, in 15 minutes before a lock-out": "15 分钟内同一用户的密码错误次数，或同一地址上出错的不同用户数，超过则须等待",
  "yes": "是",
  "{ae} holds no lock on it": "{ae} 未持有其删除锁",
  "{ae} is no AE title": "{ae} 不是 AE 标题",
@@ -19750,7 +19886,7 @@ class PageRequest:
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
         """Set a cookie for this site that scripts cannot read."""
-        secure = self.request.urlparts.scheme == "https" or (
+        secure = self.request.environ["wsgi.url_scheme"] == "https" or (
             self.web.config.web.public_url.startswith("https")
         )
         self.response.set_cookie(

@@ -1,4 +1,4 @@
-"""Programs of others that the tests talk to: DCMTK, dcmjs-dimse, Chromium.
+"""Programs of others that the tests talk to: DCMTK, dcmjs-dimse, nginx, Chromium.
 
 Each function that names one gives its full path, or leaves the test out (with CI set: fails it).
 `python3 tests/run.py` installs them.
@@ -95,6 +95,10 @@ def chromium() -> str:
 def faketime() -> str:
     """A library to preload, which gives a process another clock."""
     return cached(fetcher.find_faketime) or missing("faketime", "libfaketime not found")
+
+
+def nginx() -> str:
+    return cached(fetcher.find_nginx) or missing("nginx", "no nginx found")
 
 
 def openssl() -> str:
@@ -332,6 +336,33 @@ def wait_for_port(port: int, timeout_s: float = PATIENCE_S) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nothing listens on port {port} after {timeout_s} s")
         time.sleep(0.05)
+
+
+# nginx.
+
+NGINX_CONFIG = """
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log off;
+    {temporary}
+    server {{ listen 127.0.0.1:{port}; {server} }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def serving_nginx(folder: Path, server: str) -> Iterator[str]:
+    """nginx with a server block, all else as it is by default; gives its address."""
+    port = free_port()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    path = folder / "nginx.conf"
+    values = {"folder": folder, "port": port, "server": server, "temporary": temporary}
+    path.write_text(NGINX_CONFIG.format(**values))
+    with process([nginx(), "-p", str(folder), "-e", f"{folder}/error.log", "-c", str(path)]):
+        wait_for_port(port)
+        yield f"http://{HOST}:{port}"
 
 
 # pynetdicom.

@@ -70,6 +70,11 @@ def find_curl() -> str | None:
     return next(places("curl"), None)
 
 
+def find_nginx() -> str | None:
+    """nginx, as the proxy before the pages."""
+    return next(places("nginx"), None)
+
+
 def find_faketime() -> str | None:
     """The library that gives a process another clock."""
     return next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
@@ -135,6 +140,7 @@ SYSTEM_PEERS = (
     Peer("openssl", find_openssl, ("openssl",)),
     Peer("curl", find_curl, ("curl",)),
     Peer("orthanc", find_orthanc, ("orthanc",)),
+    Peer("nginx", find_nginx, ("nginx-light",)),
     Peer("faketime", find_faketime, ("faketime",)),
     Peer("node", find_node, ("nodejs", "npm")),
     Peer("fonts-noto-cjk", find_chinese_font, ("fontconfig", "fonts-noto-cjk")),

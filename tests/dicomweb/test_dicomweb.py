@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import httpx
 import peers
 import pytest
-from conftest import item
+from conftest import item, write_config
 
 from minris.access.users import delete_token
+from minris.config.ini import ConfigError, load_config
 from minris.config.values import ROLES
 from minris.dataset.dicom_json import from_json, to_json
 from minris.dataset.elements import ElementIndex
@@ -165,10 +166,23 @@ def test_what_a_proxy_forwards_is_not_loopback(run_appliance, header):
         assert answer.status_code == 401
 
 
-def test_loopback_needs_a_token_behind_a_public_url(run_appliance):
-    appliance = run_appliance(f"{ANONYMOUS}\npublic_url = https://ris.clinic.example")
-    with calling(appliance) as client:
-        assert client.get("/api/worklist").status_code == 401
+@pytest.mark.parametrize(
+    "key", ["public_url = https://ris.clinic.example", "trusted_proxies = ::1"]
+)
+def test_loopback_is_nobody_where_there_is_a_proxy(tmp_path, key):
+    """What a proxy on this computer sends comes from 127.0.0.1 too."""
+    with pytest.raises(ConfigError) as error:
+        load_config(write_config(tmp_path, f"{ANONYMOUS}\n{key}"))
+    name = key.partition(" ")[0]
+    assert error.value.problems == [f"[web] anonymous_loopback: cannot be used with {name}"]
+
+
+def test_what_nginx_forwards_without_a_word_is_not_loopback(run_appliance, tmp_path):
+    """By default it sets Host to our address, and tells nothing of the caller."""
+    appliance = run_appliance(ANONYMOUS)
+    place = f"location / {{ proxy_pass {appliance.url}; }}"
+    with peers.serving_nginx(tmp_path, place) as url, httpx.Client(trust_env=False) as client:
+        assert client.get(f"{url}/api/worklist").status_code == 401
 
 
 def test_another_loopback_address_than_ours_needs_a_token(run_appliance):

@@ -116,13 +116,26 @@ def delete_user(ctx: Context, name: str) -> None:
     audit(ctx, "user deleted", name)
 
 
-def failures_of(ctx: Context, who: Iterable[str]) -> int:
-    """The number of failed logins in the last 15 minutes, the highest of these keys."""
-    since = ctx.stamp(minutes=-15)
-    return max(
-        LoginFailure.select().where((LoginFailure.who == one) & (LoginFailure.at > since)).count()
-        for one in who
+def _failure_keys(ctx: Context, name: str) -> tuple[str, str]:
+    """The keys of a failed login: its user, and its address with its user."""
+    user = name.casefold()[:64]
+    return f"user {user}", f"address {ctx.actor.address} {user}"
+
+
+def failures_of(ctx: Context, name: str) -> int:
+    """The failed logins of a user, or the users who failed at the caller's address, if more.
+
+    Of the last 15 minutes. Behind one address there may be a whole clinic: only many different
+    names are a sign that somebody there is guessing.
+    """
+    of_user, since = _failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
+    at = f"address {ctx.actor.address} "
+    ((times, users),) = database.execute_sql(
+        "SELECT (SELECT count(*) FROM login_failure WHERE who = ? AND at > ?), count(DISTINCT who)"
+        " FROM login_failure WHERE who BETWEEN ? AND ? AND at > ?",
+        (of_user, since, at, f"{at}\U0010ffff", since),
     )
+    return max(int(times), int(users))
 
 
 class Proof(NamedTuple):
@@ -140,8 +153,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
-    who = (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}")
-    if failures_of(ctx, who) >= ctx.config.web.login_attempts:
+    if failures_of(ctx, name) >= ctx.config.web.login_attempts:
         words = Message("Too many wrong passwords: wait 15 minutes")
         raise Refusal(Status.RESOURCE_LIMITATION, words)
     user = User.get_or_none(User.name == name)
@@ -153,7 +165,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 def note_login_failure(ctx: Context, name: str) -> None:
     """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
-    for who in (f"address {ctx.actor.address}", f"user {name.casefold()[:64]}"):
+    for who in _failure_keys(ctx, name):
         LoginFailure.create(who=who, at=ctx.stamp())
     audit(ctx, "login failed", name[:64])
 

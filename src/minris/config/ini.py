@@ -154,6 +154,13 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
                 yield f"[{name}] tls_certificate: is needed with {key}"
 
 
+def check_proxies(web: types.SimpleNamespace) -> Iterator[str]:
+    """A line if whoever calls from this computer is trusted, and a proxy may be among them."""
+    for key in ("public_url", "trusted_proxies"):
+        if getattr(web, "anonymous_loopback", False) and getattr(web, key, ""):
+            yield f"[web] anonymous_loopback: cannot be used with {key}"
+
+
 def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]:
     """A line for each AE title of two devices, and for each setting that needs a host."""
     owners: dict[str, str] = {}
@@ -198,6 +205,7 @@ def load_config(
         *(f"[{name}]: there is no such section" for name in given if name),
         *check_devices(devices),
         *check_files(sections, directory),
+        *check_proxies(sections["web"]),
     ]
     if problems:
         raise ConfigError(problems)

@@ -77,9 +77,10 @@ SETTINGS = setting_table(r"""
     web | tls_certificate | | text | certificate chain file of the pages (PEM); set it to serve them by https
     web | tls_key | | text | private key file (PEM)
     web | public_url | | url | public URL if behind a reverse proxy
+    web | trusted_proxies | | networks | addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller
     web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
     web | session_hours | 12 | int 1 720 | hours until a login expires
-    web | login_attempts | 10 | int 3 1000 | failed logins per address or user in 15 minutes before a lock-out
+    web | login_attempts | 10 | int 3 1000 | failed logins of a user, or of different users from one address, in 15 minutes before a lock-out
     web | maximum_body | 16777216 | int 65536 1073741824 | maximum request of a program or with a file, bytes; a form has 64 KiB
     web | request_timeout | 20 | seconds 1 600 | seconds to receive a request
     web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets

@@ -2,6 +2,7 @@
 
 import configparser
 import datetime
+import ipaddress
 import re
 import urllib.parse
 import zoneinfo
@@ -146,6 +147,17 @@ def read_public_url(text: str) -> str:
     return parts.geturl().rstrip("/")
 
 
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+def read_networks(text: str) -> Networks:
+    """Addresses and networks, separated by commas."""
+    try:
+        return tuple(ipaddress.ip_network(part, strict=False) for part in _parts(text))
+    except ValueError:
+        raise ValueError("is no list of addresses such as 192.168.1.2, 10.0.0.0/8") from None
+
+
 def read_evidence(text: str) -> tuple[str, ...]:
     """Kinds of evidence, in order."""
     found = _parts(text)
@@ -214,6 +226,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "store": read_store_url,
     "url": read_public_url,
     "origins": read_origins,
+    "networks": read_networks,
     "evidence": read_evidence,
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",

@@ -80,9 +80,8 @@ def search_web(
 
 def service_url(web: Web, request: Any) -> str:
     """Return the base URL for the caller; `[web] public_url` behind a proxy."""
-    public = web.config.web.public_url.rstrip("/")
-    parts = request.urlparts
-    return f"{public or f'{parts.scheme}://{parts.netloc}'}{BASE}"
+    here = f"{request.environ['wsgi.url_scheme']}://{request.get_header('Host', '')}"
+    return f"{web.config.web.public_url or here}{BASE}"
 
 
 def warning(web: Web, request: Any, text: str) -> tuple[str, str]:

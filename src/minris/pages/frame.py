@@ -303,7 +303,7 @@ class PageRequest:
 
     def set_cookie(self, name: str, value: str, **options: Any) -> None:
         """Set a cookie for this site that scripts cannot read."""
-        secure = self.request.urlparts.scheme == "https" or (
+        secure = self.request.environ["wsgi.url_scheme"] == "https" or (
             self.web.config.web.public_url.startswith("https")
         )
         self.response.set_cookie(

@@ -101,13 +101,8 @@ class RateLimit:
 
 
 def client_address(request: Any) -> str:
-    """Return the address of the connection's peer; headers are never trusted for it."""
+    """Return the address of the caller: of the connection, or as trusted proxies tell it."""
     return request.environ.get("REMOTE_ADDR", "")
-
-
-FORWARDING_HEADERS = frozenset(
-    "forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
-)
 
 
 def bearer_of(request: Any) -> str:
@@ -124,13 +119,12 @@ def find_login(web: Web, request: Any) -> Login | None:
         return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
         return web.read(find_session, web.context(Actor("web")), cookie)
-    open_here = web.config.web.anonymous_loopback and not web.config.web.public_url
+    open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
-        forwarded = FORWARDING_HEADERS.intersection(name.lower() for name in request.headers)
         host = urllib.parse.urlsplit(f"//{host_of(request)}").hostname
         check_origin(web, request)
         ours = {client_address(request), host} <= {"127.0.0.1", "::1", "localhost"}
-        if not forwarded and ours:
+        if ours and not request.environ["asgi.scope"]["minris.forwarded"]:
             return Login("loopback", "admin")
     return None
 

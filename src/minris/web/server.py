@@ -10,7 +10,7 @@ import io
 import re
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minris import log
@@ -28,6 +28,7 @@ from minris.web.intake import (
     is_known,
     most_of_body,
 )
+from minris.web.proxies import is_trusted, look_through
 from minris.web.request import (
     BASE,
     SECURITY_HEADERS,
@@ -86,7 +87,13 @@ class WebServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await self._respond(scope, receive, send)
+            peer = scope["client"]
+            look_through(scope, self.limits.trusted_proxies)
+            if scope["client"] == peer:
+                await self._respond(scope, receive, send)
+            else:
+                with self._counted(scope["client"][0]):
+                    await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
             retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
@@ -128,6 +135,23 @@ class WebServer:
             return
         await send(start)
         await send({"type": "http.response.body", "body": content})
+
+    @contextlib.contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        """Count a request of a trusted proxy as a connection of its caller. Refuses 503."""
+        self.addresses[address] += 1
+        try:
+            if self.addresses[address] > self.limits.maximum_connections_per_address:
+                raise HttpRefusal(503, "Too many connections")
+            yield
+        finally:
+            self.let_go(address)
+
+    def let_go(self, address: str) -> None:
+        """Count a connection less of an address."""
+        self.addresses[address] -= 1
+        if not self.addresses[address]:
+            del self.addresses[address]
 
     def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
@@ -227,7 +251,9 @@ class WebServer:
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
             raise HttpRefusal(401, "Log in first")
-        headers = [(b"content-type", b"text/event-stream"), *SECURITY_HEADERS]
+        # nginx would keep it back until a buffer is full
+        headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),
+                   *SECURITY_HEADERS]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         event = asyncio.Event()
         self.changes.waiting.add(event)
@@ -303,7 +329,8 @@ def bounded_protocol(base: type, server: WebServer) -> type:
             address = (transport.get_extra_info("peername") or ("", 0))[0]
             server.addresses[address] += 1
             self.counted = address
-            if server.addresses[address] > server.limits.maximum_connections_per_address:
+            many = server.addresses[address] > server.limits.maximum_connections_per_address
+            if many and not is_trusted(address, server.limits.trusted_proxies):
                 log.warning("web: too many connections from %s", address)
                 transport.write(BUSY)
                 transport.close()
@@ -317,9 +344,7 @@ def bounded_protocol(base: type, server: WebServer) -> type:
         def _let_go(self) -> None:
             if self.timer:
                 self.timer.cancel()
-            server.addresses[self.counted] -= 1
-            if not server.addresses[self.counted]:
-                del server.addresses[self.counted]
+            server.let_go(self.counted)
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             self.upgraded = True  # EventSocket takes over

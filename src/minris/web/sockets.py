@@ -23,6 +23,7 @@ from minris.standard.dictionary import is_ae_title
 from minris.standard.status import HttpRefusal, Refusal
 from minris.standard.uids import UPS_PUSH
 from minris.web.answers import refusal_reply
+from minris.web.proxies import look_through
 from minris.web.request import (
     BASE,
     BEARER,
@@ -205,12 +206,17 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        peer = self.transport.get_extra_info("peername") or ("", 0)
+        secure = self.transport.get_extra_info("ssl_object")
+        scope = {"client": self.transport.get_extra_info("peername"), "http_version": "1.1",
+                 "headers": [(name.lower(), value) for name, value in asked.extra_headers],
+                 "scheme": "https" if secure else "http"}  # fmt: skip
+        look_through(scope, self.web.config.web.trusted_proxies)
+        address = (scope["client"] or ("",))[0]
         try:
-            if not self.rate.allows(peer[0], time.monotonic()):
+            if not self.rate.allows(address, time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
-            title, login = await run(self.workers, self._enter, asked, peer[0])
+            title, login = await run(self.workers, self._enter, asked, scope)
         except Refusal as refusal:
             self._refuse(refusal)
             return
@@ -224,7 +230,7 @@ class EventSocket(asyncio.Protocol):
         accept = self.frames.AcceptConnection(subprotocol=offered[0] if offered else None)
         self.transport.write(self.connection.send(accept))
         self.ae_title, self.is_open = title, True
-        self.ctx = self.web.context(Actor(login.name, peer[0], login.role))
+        self.ctx = self.web.context(Actor(login.name, address, login.role))
         self.delivery.open(self)
         self.transport.resume_reading()
 
@@ -237,8 +243,11 @@ class EventSocket(asyncio.Protocol):
             self.transport.write(self.connection.send(frame))
         self.transport.close()
 
-    def _enter(self, asked: Any, address: str) -> tuple[str, Login]:
-        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503."""
+    def _enter(self, asked: Any, scope: Any) -> tuple[str, Login]:
+        """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503.
+
+        scope  what look_through has found, in the form of ASGI
+        """
         path, _, query = asked.target.partition("?")
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
@@ -248,14 +257,14 @@ class EventSocket(asyncio.Protocol):
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "The last part of the path is not an AE title")
-        self.request = handshake_request(asked, path, query, address)
+        self.request = handshake_request(asked, path, query, scope)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
-def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
+def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
     """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
@@ -264,7 +273,9 @@ def handshake_request(asked: Any, path: str, query: str, address: str) -> Any:
     except UnicodeError:
         raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "REMOTE_ADDR": address,
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query,
+        "REMOTE_ADDR": (scope["client"] or ("",))[0], "wsgi.url_scheme": scope["scheme"],
+        "asgi.scope": scope,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
     }  # fmt: skip
     check_headers(asked.extra_headers)
