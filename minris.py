@@ -406,7 +406,10 @@ class Refusal(Exception):
     detail      one sentence; the first 64 characters are sent as Error Comment (0000,0902)
     problems    attributes at fault: Attribute Identifier List (0000,1005), or words beside a field
     error_id    Error ID (0000,0903), for example A710
+    afterwards  what is written although the call is refused, in its transaction
     """
+
+    afterwards: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -3549,6 +3552,145 @@ def recode_noting(
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.dataset.identity
+# Whether two patients are one: name, Patient ID, birth date and sex, whatever their spelling.
+# ------------------------------------------------------------------------------------------------
+
+IDENTITY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_TRUNCATED = 14  # letters of a name that is taken for the beginning of a longer one
+
+
+def identity_of(index: ElementIndex) -> ElementIndex:
+    """Those of a data set's attributes that say who the patient is."""
+    others = (tag_of("OtherPatientIDsSequence"),)
+    return index.only([*map(tag_of, IDENTITY), *others]).with_values()
+
+
+def contradictions(told: ElementIndex, known: Iterable[ElementIndex]) -> list[str]:
+    """The keywords of IDENTITY in which a patient agrees with nothing known of another one.
+
+    What is empty, cut off or spelt otherwise contradicts nothing.
+    """
+    known, found = list(known), []
+    for keyword, (values_of, agree) in _COMPARED.items():
+        theirs, ours = (
+            values_of(told, keyword),
+            [v for one in known for v in values_of(one, keyword)],
+        )
+        if theirs and ours and not any(agree(a, b) for a in theirs for b in ours):
+            found.append(keyword)
+    return found
+
+
+def _names(index: ElementIndex, keyword: str) -> list[str]:
+    name = index.get(keyword)
+    return [name] if _scripts(name) else []
+
+
+def _ids(index: ElementIndex, keyword: str) -> list[str]:
+    items = (index, *index.items(tag_of("OtherPatientIDsSequence")))
+    return list(filter(None, ("".join(plain(one.get(keyword)).split()) for one in items)))
+
+
+def _dates(index: ElementIndex, keyword: str) -> list[str]:
+    """A date as digits, without a month or a day of zeros; nothing for zeros alone."""
+    digits = re.sub("(00)+$", "", re.sub(r"\D", "", index.get(keyword)))
+    return [digits] if digits else []
+
+
+def _sexes(index: ElementIndex, keyword: str) -> list[str]:
+    """M or F: other values are given for somebody whose sex is not known, too."""
+    return [sex for sex in [index.get(keyword).upper()] if sex in ("M", "F")]
+
+
+def _begins(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+# Latin letters that are not decomposed, and how the machine of another country writes letters.
+_LETTERS = {"ø": "o", "œ": "o", "æ": "a", "đ": "d", "ð": "d", "ł": "l", "ı": "i", "þ": "th",
+            "'": "", "\u2019": "", "`": "", "\N{REPLACEMENT CHARACTER}": "?"}  # fmt: skip
+_DIGRAPHS = re.compile("([aou])e|(a)a|([ln])(?:yu|v)")
+
+
+def _words(text: str) -> list[str]:
+    """The words of a name, plain; ü, ue and u are one letter, `?` is a letter that was lost."""
+    folded = "".join(_LETTERS.get(c, c) for c in plain(text))
+    folded = _DIGRAPHS.sub(lambda found: found[1] or found[2] or f"{found[3]}u", folded)
+    return re.findall(r"(?:[^\W_]|\?)+", folded)
+
+
+def _scripts(name: str) -> dict[str, str]:
+    """The family, given and middle name of each group, by script; prefix and suffix are left out."""
+    found: dict[str, str] = {}
+    for group in unicodedata.normalize("NFKC", name).split("="):
+        text = "^".join(group.split("^")[:3])
+        letters = [c for c in text if c.isalpha()] or [c for c in text if c.isalnum()]
+        if letters:
+            scripts = {unicodedata.name(c, "").partition(" ")[0] for c in letters}
+            found.setdefault("CJK" if "CJK" in scripts else min(scripts), text)
+    return found
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two PN values may be one name: by a script that both have, Chinese first.
+
+    Chinese characters are compared with Latin letters by pinyin; names in other scripts that
+    differ are not compared.
+    """
+    ours, theirs = _scripts(one), _scripts(other)
+    if "CJK" in ours and "CJK" in theirs:
+        a, b = ("".join(_words(names["CJK"])) for names in (ours, theirs))
+        return _alike(a, b) or a.strip("?") in b or b.strip("?") in a
+    if both := ours.keys() & theirs.keys():
+        return any(_same_words(_words(ours[each]), _words(theirs[each])) for each in both)
+    for names, others in ((ours, theirs), (theirs, ours)):
+        if "CJK" in names and "LATIN" in others and len(names) == 1:
+            pinyin = latin_name(chinese_name(names["CJK"]))
+            return not pinyin or _same_words(_words(pinyin), _words(others["LATIN"]))
+    return True
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words are one, where `?` may be one or two letters."""
+    if "?" not in one + other:
+        return one == other
+    patterns = (re.escape(word).replace(r"\?", "..?") for word in (one, other))
+    return any(map(re.fullmatch, patterns, (other, one)))
+
+
+def _same_words(one: list[str], other: list[str]) -> bool:
+    """Whether the words are the same: in any order, run together, some missing or as initials."""
+    joined, whole = "".join(one), "".join(other)
+    if _alike(joined, whole):
+        return True
+    if len(min(joined, whole, key=len)) >= _TRUNCATED and _begins(joined, whole):
+        return True
+    if sorted(joined) == sorted(whole) and len(one) <= 5:
+        return any("".join(order) == whole for order in itertools.permutations(one))
+    few, many = sorted((one, other), key=len)
+    left, full = list(many), 0
+    for word in sorted(few, key=len, reverse=True):
+        found = next((each for each in left if _alike(word, each)), None)
+        full += found is not None
+        found = found or next((each for each in left if 1 in (len(word), len(each))
+                               and _begins(word, each)), None)  # fmt: skip
+        if not found:
+            return False
+        left.remove(found)
+    return full > 0
+
+
+_Reader = Callable[[ElementIndex, str], list[str]]
+_COMPARED: dict[str, tuple[_Reader, Callable[[str, str], bool]]] = {
+    "PatientName": (_names, same_name),
+    "PatientID": (_ids, str.__eq__),
+    "PatientBirthDate": (_dates, _begins),
+    "PatientSex": (_sexes, str.__eq__),
+}
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.dataset.matching
 # Matching of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2).
 # ------------------------------------------------------------------------------------------------
@@ -4360,6 +4502,19 @@ class Patient(Stored):
     initials = peewee.TextField(default="")
 
 
+class FormerIdentity(Stored):
+    """A Patient ID that a patient had, with the other attributes of identity_of in `data`.
+
+    merged  1 if it was that of another record, which is now this patient's
+    """
+
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    former_id = peewee.TextField()
+    data = peewee.BlobField(default=b"")
+    at = peewee.TextField()
+    merged = peewee.IntegerField()
+
+
 class RequestedProcedure(Stored):
     """A requested procedure with its imaging service request and visit."""
 
@@ -4409,11 +4564,18 @@ class PerformedProcedureStep(Stored):
 
 
 class PerformedScheduledStep(Stored):
-    """The scheduled steps that a performed step belongs to, n to m."""
+    """The scheduled steps that a performed step belongs to, n to m.
+
+    patient  `differs` from the order's, undecided; `agrees` since that was corrected; `accepted` by
+             a person; else empty
+    told     the patient that a refused N-SET named
+    """
 
     performed = peewee.ForeignKeyField(PerformedProcedureStep)
     scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
     found_by, status_before = text_columns(2)
+    patient = peewee.TextField(default="")
+    told = peewee.BlobField(default=b"")
     Meta = keyed_by("performed", "scheduled")
 
 
@@ -4777,6 +4939,33 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         DROP INDEX commitment_due;
         CREATE INDEX commitment_due ON commitment (try_at) WHERE state = 'asked';
         CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
+        """,
+    ),
+    (
+        17,
+        "the patient of a performed step, compared; former identities",
+        """
+        ALTER TABLE performed_scheduled_step ADD COLUMN patient TEXT NOT NULL DEFAULT '';
+        ALTER TABLE performed_scheduled_step ADD COLUMN told BLOB NOT NULL DEFAULT x'';
+        CREATE INDEX performed_scheduled_step_differs ON performed_scheduled_step (performed_id)
+            WHERE patient = 'differs';
+        CREATE TABLE former_identity (
+            id INTEGER NOT NULL PRIMARY KEY, patient_id INTEGER NOT NULL REFERENCES patient (id)
+            ON DELETE CASCADE, former_id TEXT NOT NULL, data BLOB NOT NULL DEFAULT x'',
+            at TEXT NOT NULL, merged INTEGER NOT NULL);
+        CREATE INDEX former_identity_patient_id ON former_identity (patient_id);
+        CREATE INDEX former_identity_former_id ON former_identity (former_id);
+        WITH RECURSIVE change (now, old, at) AS (
+            SELECT about, substr(detail, 1, instr(detail, ' -> ') - 1), at FROM audit
+            WHERE what IN ('patients merged', 'patient corrected') AND instr(detail, ' -> ') > 1),
+        former (patient_id, old, at) AS (
+            SELECT p.id, c.old, c.at FROM patient p JOIN change c ON c.now = p.patient_id
+            UNION
+            SELECT f.patient_id, c.old, c.at FROM former f JOIN change c ON c.now = f.old)
+        INSERT INTO former_identity (patient_id, former_id, at, merged)
+            SELECT patient_id, old, max(at), 1 FROM former f
+            WHERE old <> (SELECT p.patient_id FROM patient p WHERE p.id = f.patient_id)
+            GROUP BY patient_id, old;
         """,
     ),
 )
@@ -5160,6 +5349,8 @@ INDEXES = body_rows("""
            | patient_name_key                             | patient                  | name_key                                  |
            | patient_patient_id_issuer_of_patient_id      | patient                  | patient_id, issuer_of_patient_id          |
            | patient_initials                             | patient                  | initials                                  |
+           | former_identity_patient_id                   | former_identity          | patient_id                                |
+           | former_identity_former_id                    | former_identity          | former_id                                 |
            | requested_procedure_patient_id               | requested_procedure      | patient_id                                |
     UNIQUE | requested_procedure_study_instance_uid       | requested_procedure      | study_instance_uid                        |
            | requested_procedure_requested_procedure_id   | requested_procedure      | requested_procedure_id                    |
@@ -5178,6 +5369,7 @@ INDEXES = body_rows("""
            | performed_procedure_step_station             | performed_procedure_step | performed_station_ae_title                |
            | performed_procedure_step_updated_at          | performed_procedure_step | updated_at                                |
            | performed_scheduled_step_scheduled_id        | performed_scheduled_step | scheduled_id                              |
+           | performed_scheduled_step_differs             | performed_scheduled_step | performed_id                              | patient = 'differs'
            | workitem_ended_at                            | workitem                 | ended_at                                  | ended_at <> ''
     UNIQUE | workitem_sop_instance_uid                    | workitem                 | sop_instance_uid                          |
            | workitem_state                               | workitem                 | state, worklist_label, start_at           |
@@ -5345,8 +5537,8 @@ class Writer:
             with database.atomic():
                 return job.function(*job.arguments), None
         except Refusal as refusal:
-            if after := getattr(refusal, "afterwards", None):
-                after()
+            if refusal.afterwards:
+                refusal.afterwards()
             return None, refusal
         except peewee.DatabaseError:
             raise
@@ -9173,6 +9365,107 @@ def steps_of(patient_row: int) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.orders.identities
+# Who a patient is and was, and whether performed steps name the patient of their orders.
+# ------------------------------------------------------------------------------------------------
+
+MOST_FORMER = 50  # identities kept of a patient, the newest
+
+
+def note_identity(patient_row: int, old: ElementIndex, at: str, merged: bool = False) -> None:
+    """Keep an identity that a patient had until now.
+
+    merged  it is that of another record, whose orders go to this patient
+    """
+    data, former_id = bytes(identity_of(old)), old.get("PatientID")
+    erase(
+        "former_identity WHERE patient_id = ? AND data = ? AND merged <= ?",
+        patient_row,
+        data,
+        merged,
+    )
+    insert_row(FormerIdentity, patient_id=patient_row, former_id=former_id, data=data, at=at,
+               merged=int(merged))  # fmt: skip
+    erase(
+        "former_identity WHERE patient_id = ?1 AND id <= (SELECT id FROM former_identity"
+        " WHERE patient_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        patient_row,
+        MOST_FORMER,
+    )
+
+
+def move_identities(patient_row: int, target_row: int, old: ElementIndex, at: str) -> None:
+    """Let a record take over the identities of another one that is merged into it."""
+    sql = "UPDATE former_identity SET patient_id = ?, merged = 1 WHERE patient_id = ?"
+    database.execute_sql(sql, (target_row, patient_row))
+    note_identity(target_row, old, at, merged=True)
+
+
+def forget_undone(patient_rows: set[int]) -> None:
+    """Erase former identities that patients have again, as a change of them was undone."""
+    rows = ", ".join(map(str, patient_rows)) or "NULL"
+    for patient in fetch_rows(Patient, f"id IN ({rows})"):
+        data = bytes(identity_of(ElementIndex(patient.data)))
+        erase(f"former_identity WHERE patient_id IN ({rows}) AND data = ?", data)
+
+
+def identities_of(step: Any) -> list[ElementIndex]:
+    """The identities under which a machine may know the patient of a scheduled step.
+
+    The present one and that of the step; merged ones; those that were corrected since the step was
+    made; and any former Patient ID, unless another patient with orders has it now
+    """
+    procedure = first_row(RequestedProcedure, "id = ?", step.procedure_id)
+    patient = first_row(Patient, "id = ?", procedure.patient_id)
+    found = [identity_of(ElementIndex(data)) for data in (patient.data, step.data)]
+    former = fetch_rows(
+        FormerIdentity,
+        "patient_id = ? AND NOT EXISTS (SELECT 1 FROM patient p JOIN requested_procedure r"
+        " ON r.patient_id = p.id WHERE p.patient_id = former_identity.former_id"
+        " AND p.id <> former_identity.patient_id)",
+        patient.id,
+    )
+    for one in former:
+        counts = one.merged or one.at >= step.created_at
+        whole = ElementIndex(one.data if counts else b"")
+        found.append(text_elements(PatientID=one.former_id).merged(whole))
+    return found
+
+
+def differs(told: ElementIndex, step: Any) -> list[str]:
+    """In which attributes a performed step's patient contradicts that of a scheduled step."""
+    return contradictions(identity_of(told), identities_of(step))
+
+
+def compare_again(patient_row: int) -> None:
+    """Compare again, after a change of a patient, the performed steps that named another one."""
+    links = database.execute_sql(
+        "SELECT l.performed_id, l.scheduled_id, l.patient, l.told, p.data"
+        " FROM requested_procedure r JOIN scheduled_procedure_step s ON s.procedure_id = r.id"
+        " JOIN performed_scheduled_step l ON l.scheduled_id = s.id"
+        " JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " WHERE r.patient_id = ? AND l.patient IN ('differs', 'agrees')",
+        (patient_row,),
+    ).fetchall()
+    for performed_id, step_id, was, told, data in links:
+        step = first_row(ScheduledProcedureStep, "id = ?", step_id)
+        now = "differs" if differs(ElementIndex(told or data), step) else "agrees"
+        if now != was:
+            mark_patient(performed_id, step_id, now)
+
+
+def mark_patient(performed_id: int, step_id: int, verdict: str, told: bytes = b"") -> int:
+    """Write a verdict, as PerformedScheduledStep has it, about a link; return the number of links."""
+    count: int = database.execute_sql(
+        "UPDATE performed_scheduled_step SET patient = ?1,"
+        " told = CASE ?2 WHEN x'' THEN told ELSE ?2 END"
+        " WHERE performed_id = ?3 AND scheduled_id = ?4",
+        (verdict, told, performed_id, step_id),
+    ).rowcount
+    return count
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.orders.items
 # Worklist items: split, completed, checked, and folded into one data set per step.
 # ------------------------------------------------------------------------------------------------
@@ -9730,7 +10023,10 @@ def update_patient(
 
 
 def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
-    """Write a patient's data set and columns; open steps follow."""
+    """Write a patient's data set and columns; open steps follow. The identity until now is kept."""
+    old = ElementIndex(patient.data)
+    if bytes(identity_of(old)) != bytes(identity_of(index)):
+        note_identity(patient.id, old, updated_at)
     for column, value in patient_columns(index).items():
         setattr(patient, column, value)
     patient.updated_at = updated_at
@@ -9739,7 +10035,7 @@ def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> Non
 
 
 def refold_open(patient: Patient) -> None:
-    """Refold the open steps of a patient with the patient's present data."""
+    """Refold the open steps of a patient with the present data; compare performed steps again."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
         .join(RequestedProcedure)
@@ -9750,6 +10046,7 @@ def refold_open(patient: Patient) -> None:
     )
     for step in steps:
         refold(step, patient, step.procedure, step_item(step))
+    compare_again(patient.id)
 
 
 def refold(
@@ -10124,6 +10421,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
         with can_be_undone(ctx, what, f"patient {target.id}", places):
             _move_orders(patient, target)
             own, have = ElementIndex(patient.data), ElementIndex(target.data)
+            move_identities(patient.id, target.id, own, ctx.stamp())
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
@@ -10162,6 +10460,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         with can_be_undone(ctx, what, about, places):
             if known:
                 _move_orders(patient, known)
+                move_identities(patient.id, known.id, ElementIndex(patient.data), ctx.stamp())
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
@@ -10229,6 +10528,7 @@ def undo(ctx: Context, about: str) -> None:
                 _put_back_procedure(row_id, old)
             else:
                 patients.add(_put_back_step(ctx, row_id, old))
+        forget_undone(patients)
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
@@ -10514,34 +10814,54 @@ def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
 # Links from performed steps to scheduled steps, and the states that follow.
 # ------------------------------------------------------------------------------------------------
 
-def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
+NO_MATCH = Message("There is no such match")
+
+
+def link_step(performed_id: int, item: ElementIndex, performed: ElementIndex) -> bool:
     """Link a performed step to the scheduled step that an item names; False if there is none.
 
     It is found by study with procedure and step ID, else by accession number, else by step ID if
-    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2).
+    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2). A patient who contradicts
+    that of the order, as an operator typed another one, is left to a person to decide.
     """
-    step, found_by = find_scheduled(item, patient_id)
+    step, found_by = find_scheduled(item, performed.get("PatientID"))
     if step:
-        insert_link(performed_id, step.id, found_by, step.status)
+        patient = "differs" if differs(performed, step) else ""
+        insert_link(performed_id, step.id, found_by, step.status, patient)
     return step is not None
 
 
-def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
+def insert_link(
+    performed_id: int,
+    step_id: int,
+    found_by: str,
+    before: str,
+    patient: str = "",
+    told: bytes = b"",
+) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
     database.execute_sql(
-        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_id, found_by, before),
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before,"
+        " patient, told) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_id, found_by, before, patient, told),
     )
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses
-# the other columns that have values. Only the study may link a step of another patient.
+# the other columns that have values. Only the study may link a step of another patient; a former
+# Patient ID of a patient is the patient's.
 STEP_ATTEMPTS = (
     ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
     ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
     ("accession number", "accession_number", "patient_id"),
     ("step ID", "scheduled_procedure_step_id", "patient_id"),
+)
+
+
+_OF_PATIENT = (
+    "? IN (SELECT scheduled_procedure_step.patient_id UNION ALL SELECT f.former_id"
+    " FROM former_identity f JOIN requested_procedure r ON r.patient_id = f.patient_id"
+    " WHERE r.id = scheduled_procedure_step.procedure_id)"
 )
 
 
@@ -10557,7 +10877,8 @@ def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str
     for found_by, *columns in STEP_ATTEMPTS:
         if known[columns[0]]:
             given = [column for column in columns if known[column]]
-            where = " AND ".join(f"{column} = ?" for column in given) + " LIMIT 2"
+            conditions = (_OF_PATIENT if c == "patient_id" else f"{c} = ?" for c in given)
+            where = " AND ".join(conditions) + " LIMIT 2"
             values = [known[column] for column in given]
             steps = fetch_rows(ScheduledProcedureStep, where, *values)
             if len(steps) == 1:
@@ -10641,10 +10962,62 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
         performed, step = _performed_row(performed_id), step_row(step_id)
-        insert_link(performed_id, step_id, "by hand", step.status)
+        patient = "accepted" if differs(ElementIndex(performed.data), step) else ""
+        insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
         uid = performed.sop_instance_uid
         audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
+
+
+class DoubtfulLink(NamedTuple):
+    """A link whose performed step names another patient than the order; nobody has decided.
+
+    told, ours  the patient's data set as the machine told it, and as the step has it
+    """
+
+    performed_id: int
+    step_id: int
+    station: str
+    data: bytes
+    told: bytes
+    ours: bytes
+
+
+def doubtful_links(limit: int = 200) -> list[DoubtfulLink]:
+    """The links that wait for a person to decide who the patient is, newest first."""
+    cursor = database.execute_sql(
+        "SELECT l.performed_id, l.scheduled_id, p.performed_station_ae_title, p.data,"
+        " CASE l.told WHEN x'' THEN p.data ELSE l.told END, s.data FROM performed_scheduled_step l"
+        " JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+        " WHERE l.patient = 'differs' ORDER BY l.performed_id DESC LIMIT ?",
+        (limit,),
+    )
+    return [DoubtfulLink(*row) for row in cursor]
+
+
+def doubtful_steps() -> set[int]:
+    """The row ids of the scheduled steps with such a link."""
+    sql = "SELECT scheduled_id FROM performed_scheduled_step WHERE patient = 'differs'"
+    return {row_id for (row_id,) in database.execute_sql(sql)}
+
+
+def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
+    """Settle that a performed step is of the order's patient after all. Refuses 0112."""
+    with database.atomic():
+        count = mark_patient(performed_id, step_id, "accepted")
+        known_row(count, NO_MATCH)
+        audit(ctx, "patient accepted", _performed_row(performed_id).sop_instance_uid, str(step_id))
+
+
+def doubt_patient(performed_id: int, told: ElementIndex) -> None:
+    """Mark the links of a performed step whose N-SET, refused, names another patient."""
+    links = database.execute_sql(
+        "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
+    ).fetchall()
+    for (step_id,) in links:
+        if differs(told, step_row(step_id)):
+            mark_patient(performed_id, step_id, "differs", bytes(identity_of(told)))
 
 
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
@@ -10655,7 +11028,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
             " RETURNING status_before",
             (performed_id, step_id),
         ).fetchone()
-        settle_step(ctx, step_id, known_row(link, Message("There is no such match"))[0])
+        settle_step(ctx, step_id, known_row(link, NO_MATCH)[0])
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
@@ -10718,8 +11091,8 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None
-        patient_id, items = index.get("PatientID"), index.items(STEP_ATTRIBUTES)
-        links = [link_step(performed_id, item, patient_id) for item in items]
+        items = index.items(STEP_ATTRIBUTES)
+        links = [link_step(performed_id, item, index) for item in items]
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
         notify_of_mpps(ctx, uid, "IN PROGRESS")
@@ -10776,7 +11149,11 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         state = mpps_outcome(performed, status)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
-        check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
+        try:
+            check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
+        except Refusal as refusal:  # another patient is for people to see all the same
+            refusal.afterwards = functools.partial(doubt_patient, performed.id, index)
+            raise
         blank = {MPPS_STATUS} if not status else set()
         told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
@@ -10866,10 +11243,14 @@ FINAL_TAGS = tuple(
 )
 
 
-def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
-    """Row id, data set, remark and kind of link of each performed step of a scheduled step."""
+def performed_of(step_id: int) -> list[tuple[int, bytes, str, str, str, bytes]]:
+    """Row id, data set, remark and link of each performed step of a scheduled step.
+
+    Of the link: how it was found, the verdict on the patient, and who that is
+    """
     return database.execute_sql(
-        "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        "SELECT p.id, p.data, p.remark, l.found_by, l.patient,"
+        " CASE l.told WHEN x'' THEN p.data ELSE l.told END FROM performed_procedure_step p"
         " JOIN performed_scheduled_step l ON l.performed_id = p.id"
         " WHERE l.scheduled_id = ? ORDER BY p.id",
         (step_id,),
@@ -13693,7 +14074,7 @@ def export_store() -> dict[str, Any]:
     links = collections.defaultdict(list)
     for performed, *link in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
-        " l.status_before FROM performed_scheduled_step l"
+        " l.status_before, l.patient, hex(l.told) FROM performed_scheduled_step l"
         " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
     ):
         links[performed].append(link)
@@ -13899,8 +14280,10 @@ def _import_performed(performed: dict[str, Any]) -> None:
         )
     except peewee.IntegrityError:
         raise exists_already(performed["uid"]) from None
-    for study, step_id, found_by, before in performed.get("links", []):
-        insert_link(row_id, find_step(study, step_id).id, found_by, before)
+    for study, step_id, found_by, before, *doubt in performed.get("links", []):
+        patient, told = doubt or ("", "")
+        step = find_step(study, step_id)
+        insert_link(row_id, step.id, found_by, before, patient, bytes.fromhex(told))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -14020,15 +14403,8 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
 
 
 def former_ids(patient: Any) -> set[str]:
-    """A patient's former Patient IDs, by the audit log, that nobody else has now."""
-    found, look = set(), {patient.patient_id}
-    while look:
-        about = look.pop()
-        lines = fetch_rows(Audit, "about = ? AND detail <> '' AND what IN"
-                           " ('patients merged', 'patient corrected')", about)  # fmt: skip
-        old = {line.detail.partition(" -> ")[0] for line in lines if " -> " in line.detail}
-        look |= old - found
-        found |= old
+    """A patient's former Patient IDs that nobody else has now."""
+    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
     others = {one for (one,) in database.execute_sql(
         "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
     return found - others - {patient.patient_id}
@@ -17799,6 +18175,23 @@ def facts_of(
     return [(label, value) for label, value in found if value]
 
 
+def who_is(t: Translator, index: ElementIndex) -> str:
+    """Return name, ID, birth date and sex of a patient, those that there are."""
+    told = (t.name(index.get("PatientName")), index.get("PatientID"),
+            t.date(index.get("PatientBirthDate")), t(index.get("PatientSex")))  # fmt: skip
+    return ", ".join(filter(None, told))
+
+
+def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
+    """Return the warning that a machine has reported an exam for another patient than ordered."""
+    return t(
+        "The machine reported this exam for {told}; the order is for {ours}. Decide below. The"
+        " images in the archive carry {told}: if that is wrong, correct them there too.",
+        told=who_is(t, told),
+        ours=who_is(t, ours),
+    )
+
+
 PASSED_ON_WORDS = {
     ("mpps", "N-CREATE"): Message("Exam has begun"),
     ("mpps", "N-SET"): Message("Exam has changed or ended"),
@@ -18232,10 +18625,21 @@ document.addEventListener("keydown", (event) => {
  "AE titles": "AE 标题",
  "AE titles (of a token)": "AE 标题（令牌用）",
  "AE titles of the machine, comma-separated": "设备的 AE 标题，以逗号分隔",
+ "It is the patient of the order": "确认是申请上的患者",
+ "It is this patient after all": "确认是该患者",
+ "It was another exam": "这是另一项检查",
+ "Other patient?": "患者不符？",
+ "Patient at the machine": "设备上的患者",
+ "Patient of the order": "申请上的患者",
+ "Reported for another patient": "设备上报的患者与申请不符",
+ "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
+ "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
+ "The report of the machine waits on the page Unscheduled for its order.": "设备的报告已移至“无申请的检查”页面，等待匹配申请。",
  "further AE titles notified after a restart, comma-separated": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
  "ARRIVED": "已到达",
  "About": "关于",
  "Accession Number": "检查号",
+ "patient accepted": "确认患者无误",
  "pattern of generated Accession Numbers": "未提供时生成的检查号",
  "Accession number": "检查号",
  "Accession number (made if empty)": "检查号（空则自动生成）",
@@ -20150,6 +20554,9 @@ BOARD_PART = """
 % if step['priority']:
 <strong class="urgent">{{step['priority']}}</strong>
 % end
+% if step['doubtful']:
+<strong class="urgent">{{t('Other patient?')}}</strong>
+% end
 </th>
 <td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
 % if by_state:
@@ -20263,11 +20670,12 @@ def exams_in_groups(
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return a day's exams as rows of the board, grouped by device or by state."""
     names = device_names(web)
-    reporting = web.read(reporting_stations)
+    reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        step = board_step(ctx, t, row, reporting) | {"device": device}
+        step = board_step(ctx, t, row, reporting)
+        step |= {"device": device, "doubtful": row[0] in doubtful}
         groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
     if view.by == "state":
         return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
@@ -20474,6 +20882,10 @@ def figures_svg(p: PageRequest) -> str:
 # Unfinished exams of earlier days, and performed steps without an order.
 # ------------------------------------------------------------------------------------------------
 
+IMAGES_CARRY = Message(
+    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
+    " them in the archive or at the machine."
+)
 LEFTOVERS_PAGE = """
 <p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
 % if not steps:
@@ -20529,9 +20941,8 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
         day = index.get("PerformedProcedureStepStartDate")
-        begin = f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}"
         cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
-                 row.performed_station_ae_title, begin,
+                 row.performed_station_ae_title, begin_of(t, index),
                  index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
         days = sorted({day, p.ctx.today()} - {""})
         near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
@@ -20541,7 +20952,35 @@ def unscheduled_page(p: PageRequest) -> str:
     intro = t("Devices reported these exams, and no order of ours was found for them.")
     part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
                     "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [part], intro=intro)
+    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+
+
+def begin_of(t: Translator, performed: ElementIndex) -> str:
+    """Return when a performed step began."""
+    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
+    return f"{t.date(day)} {shown_time(time)}"
+
+
+def other_patients(p: PageRequest) -> list[Part]:
+    """Return the exams that machines reported for another patient than ordered, if there are any."""
+    t, rows = p.t, []
+    for link in p.read(doubtful_links):
+        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)))
+        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
+                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
+        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
+                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
+        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
+    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+                    heading=t("Reported for another patient"))  # fmt: skip
+    return [part] if rows else []
+
+
+def post_accept(p: PageRequest) -> str:
+    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
+    step = p.number("step")
+    p.write(accept_patient, p.number("performed"), step)
+    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
 
 
 def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
@@ -20570,7 +21009,8 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step = p.number("step")
     p.write(unlink_step, p.number("performed"), step)
-    return p.redirect(f"/step/{step}")
+    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
 
 
 def similar_first(
@@ -22498,9 +22938,15 @@ STEP_PAGE = """
 % end
 </ol>
 % end
-% for heading, number, facts in performed:
+% for heading, number, facts, doubtful in performed:
 <h2>{{heading}}</h2>
 % fact_list(facts)
+% if doubtful:
+<form method="post" action="/unscheduled/accept"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="performed" value="{{number}}">
+<input type="hidden" name="step" value="{{row_id}}">
+<button>{{t('It is this patient after all')}}</button></form>
+% end
 <form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
 <input type="hidden" name="performed" value="{{number}}">
 <input type="hidden" name="step" value="{{row_id}}">
@@ -22635,11 +23081,16 @@ def step_page(p: PageRequest, row_id: int) -> str:
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
-    performed = [
-        (t("Performed step {number}", number=number), one,
-         performed_facts(*how, t) + arrival_facts(p, one) + passing_facts(p, one))
-        for number, (one, *how) in enumerate(p.read(performed_of, row_id), 1)
-    ]  # fmt: skip
+    performed = []
+    for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
+        found = performed_facts(*how, t)
+        if verdict in ("differs", "accepted"):
+            found.insert(0, (t("Patient at the machine"), who_is(t, ElementIndex(other))))
+        if verdict == "differs":
+            warnings.insert(0, other_patient(t, ElementIndex(other), index))
+        found += arrival_facts(p, one) + passing_facts(p, one)
+        heading = t("Performed step {number}", number=number)
+        performed.append((heading, one, found, verdict == "differs"))
     return p.show(
         STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
         actions=actions + undo_button(p, f"step {row_id}"), performed=performed,
@@ -23184,6 +23635,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/unscheduled",                   "desk",         unscheduled_page,       None,                  "Unscheduled",    "The day"),
     ("/unscheduled/match",             "desk",         None,                   post_match),
     ("/unscheduled/settle",            "desk",         None,                   post_settle),
+    ("/unscheduled/accept",            "desk",         None,                   post_accept),
     ("/unmatch",                       "desk",         None,                   post_unmatch),
     ("/figures",                       "technologist", figures_page,           None,                  "Figures",        "The day"),
     ("/figures.csv",                   "technologist", figures_csv,            None),

@@ -16,7 +16,7 @@ from minris.orders.notes import UNDO_HOURS
 from minris.orders.patients import same_person
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import (
-    Audit,
+    FormerIdentity,
     Patient,
     PerformedProcedureStep,
     QueryTrace,
@@ -141,15 +141,8 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
 
 
 def former_ids(patient: Any) -> set[str]:
-    """A patient's former Patient IDs, by the audit log, that nobody else has now."""
-    found, look = set(), {patient.patient_id}
-    while look:
-        about = look.pop()
-        lines = fetch_rows(Audit, "about = ? AND detail <> '' AND what IN"
-                           " ('patients merged', 'patient corrected')", about)  # fmt: skip
-        old = {line.detail.partition(" -> ")[0] for line in lines if " -> " in line.detail}
-        look |= old - found
-        found |= old
+    """A patient's former Patient IDs that nobody else has now."""
+    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
     others = {one for (one,) in database.execute_sql(
         "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
     return found - others - {patient.patient_id}

@@ -83,7 +83,7 @@ def export_store() -> dict[str, Any]:
     links = collections.defaultdict(list)
     for performed, *link in database.execute_sql(
         "SELECT l.performed_id, s.study_instance_uid, s.scheduled_procedure_step_id, l.found_by,"
-        " l.status_before FROM performed_scheduled_step l"
+        " l.status_before, l.patient, hex(l.told) FROM performed_scheduled_step l"
         " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
     ):
         links[performed].append(link)
@@ -289,5 +289,7 @@ def _import_performed(performed: dict[str, Any]) -> None:
         )
     except peewee.IntegrityError:
         raise exists_already(performed["uid"]) from None
-    for study, step_id, found_by, before in performed.get("links", []):
-        insert_link(row_id, find_step(study, step_id).id, found_by, before)
+    for study, step_id, found_by, before, *doubt in performed.get("links", []):
+        patient, told = doubt or ("", "")
+        step = find_step(study, step_id)
+        insert_link(row_id, step.id, found_by, before, patient, bytes.fromhex(told))

@@ -1,10 +1,12 @@
 """Links from performed steps to scheduled steps, and the states that follow."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from minris.access.context import Context, audit, device_of, needs_reason
 from minris.dataset.elements import ElementIndex
+from minris.dataset.identity import identity_of
+from minris.orders.identities import differs, mark_patient
 from minris.orders.lookup import NO_STEP, step_row
 from minris.orders.steps import enter_state
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
@@ -12,35 +14,54 @@ from minris.standard.status import Message
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
 from minris.store.rows import fetch_rows, first_row, known_row, update_row
 
+NO_MATCH = Message("There is no such match")
 
-def link_step(performed_id: int, item: ElementIndex, patient_id: str) -> bool:
+
+def link_step(performed_id: int, item: ElementIndex, performed: ElementIndex) -> bool:
     """Link a performed step to the scheduled step that an item names; False if there is none.
 
     It is found by study with procedure and step ID, else by accession number, else by step ID if
-    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2).
+    only one step has it; never by the patient's name (PS3.4 F.7.2.1.2). A patient who contradicts
+    that of the order, as an operator typed another one, is left to a person to decide.
     """
-    step, found_by = find_scheduled(item, patient_id)
+    step, found_by = find_scheduled(item, performed.get("PatientID"))
     if step:
-        insert_link(performed_id, step.id, found_by, step.status)
+        patient = "differs" if differs(performed, step) else ""
+        insert_link(performed_id, step.id, found_by, step.status, patient)
     return step is not None
 
 
-def insert_link(performed_id: int, step_id: int, found_by: str, before: str) -> None:
+def insert_link(
+    performed_id: int,
+    step_id: int,
+    found_by: str,
+    before: str,
+    patient: str = "",
+    told: bytes = b"",
+) -> None:
     """Link a performed step to a scheduled one; `before` is the latter's state until then."""
     database.execute_sql(
-        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before)"
-        " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (performed_id, step_id, found_by, before),
+        "INSERT INTO performed_scheduled_step (performed_id, scheduled_id, found_by, status_before,"
+        " patient, told) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (performed_id, step_id, found_by, before, patient, told),
     )
 
 
 # The attempts to find a scheduled step, in order: each needs a value for its first column and uses
-# the other columns that have values. Only the study may link a step of another patient.
+# the other columns that have values. Only the study may link a step of another patient; a former
+# Patient ID of a patient is the patient's.
 STEP_ATTEMPTS = (
     ("study", "study_instance_uid", "requested_procedure_id", "scheduled_procedure_step_id"),
     ("accession number", "accession_number", "scheduled_procedure_step_id", "patient_id"),
     ("accession number", "accession_number", "patient_id"),
     ("step ID", "scheduled_procedure_step_id", "patient_id"),
+)
+
+
+_OF_PATIENT = (
+    "? IN (SELECT scheduled_procedure_step.patient_id UNION ALL SELECT f.former_id"
+    " FROM former_identity f JOIN requested_procedure r ON r.patient_id = f.patient_id"
+    " WHERE r.id = scheduled_procedure_step.procedure_id)"
 )
 
 
@@ -56,7 +77,8 @@ def find_scheduled(item: ElementIndex, patient_id: str) -> tuple[Any | None, str
     for found_by, *columns in STEP_ATTEMPTS:
         if known[columns[0]]:
             given = [column for column in columns if known[column]]
-            where = " AND ".join(f"{column} = ?" for column in given) + " LIMIT 2"
+            conditions = (_OF_PATIENT if c == "patient_id" else f"{c} = ?" for c in given)
+            where = " AND ".join(conditions) + " LIMIT 2"
             values = [known[column] for column in given]
             steps = fetch_rows(ScheduledProcedureStep, where, *values)
             if len(steps) == 1:
@@ -140,10 +162,62 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
         performed, step = _performed_row(performed_id), step_row(step_id)
-        insert_link(performed_id, step_id, "by hand", step.status)
+        patient = "accepted" if differs(ElementIndex(performed.data), step) else ""
+        insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
         uid = performed.sop_instance_uid
         audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
+
+
+class DoubtfulLink(NamedTuple):
+    """A link whose performed step names another patient than the order; nobody has decided.
+
+    told, ours  the patient's data set as the machine told it, and as the step has it
+    """
+
+    performed_id: int
+    step_id: int
+    station: str
+    data: bytes
+    told: bytes
+    ours: bytes
+
+
+def doubtful_links(limit: int = 200) -> list[DoubtfulLink]:
+    """The links that wait for a person to decide who the patient is, newest first."""
+    cursor = database.execute_sql(
+        "SELECT l.performed_id, l.scheduled_id, p.performed_station_ae_title, p.data,"
+        " CASE l.told WHEN x'' THEN p.data ELSE l.told END, s.data FROM performed_scheduled_step l"
+        " JOIN performed_procedure_step p ON p.id = l.performed_id"
+        " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+        " WHERE l.patient = 'differs' ORDER BY l.performed_id DESC LIMIT ?",
+        (limit,),
+    )
+    return [DoubtfulLink(*row) for row in cursor]
+
+
+def doubtful_steps() -> set[int]:
+    """The row ids of the scheduled steps with such a link."""
+    sql = "SELECT scheduled_id FROM performed_scheduled_step WHERE patient = 'differs'"
+    return {row_id for (row_id,) in database.execute_sql(sql)}
+
+
+def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
+    """Settle that a performed step is of the order's patient after all. Refuses 0112."""
+    with database.atomic():
+        count = mark_patient(performed_id, step_id, "accepted")
+        known_row(count, NO_MATCH)
+        audit(ctx, "patient accepted", _performed_row(performed_id).sop_instance_uid, str(step_id))
+
+
+def doubt_patient(performed_id: int, told: ElementIndex) -> None:
+    """Mark the links of a performed step whose N-SET, refused, names another patient."""
+    links = database.execute_sql(
+        "SELECT scheduled_id FROM performed_scheduled_step WHERE performed_id = ?", (performed_id,)
+    ).fetchall()
+    for (step_id,) in links:
+        if differs(told, step_row(step_id)):
+            mark_patient(performed_id, step_id, "differs", bytes(identity_of(told)))
 
 
 def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
@@ -154,7 +228,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
             " RETURNING status_before",
             (performed_id, step_id),
         ).fetchone()
-        settle_step(ctx, step_id, known_row(link, Message("There is no such match"))[0])
+        settle_step(ctx, step_id, known_row(link, NO_MATCH)[0])
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 

@@ -1,5 +1,6 @@
 """Performed procedure steps: N-CREATE, N-SET, N-GET (PS3.4 F.7, F.8)."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from minris.dataset.checks import (
     selected_attributes,
 )
 from minris.dataset.elements import ElementIndex
-from minris.mpps.linking import link_step, settle_steps
+from minris.mpps.linking import doubt_patient, link_step, settle_steps
 from minris.outbox import pass_on
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import (
@@ -73,8 +74,8 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None
-        patient_id, items = index.get("PatientID"), index.items(STEP_ATTRIBUTES)
-        links = [link_step(performed_id, item, patient_id) for item in items]
+        items = index.items(STEP_ATTRIBUTES)
+        links = [link_step(performed_id, item, index) for item in items]
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
         notify_of_mpps(ctx, uid, "IN PROGRESS")
@@ -131,7 +132,11 @@ def set_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -> N
         state = mpps_outcome(performed, status)
         check_instance(index, MPPS, uid)
         stored = ElementIndex(performed.data)
-        check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
+        try:
+            check_unchanged(index, stored, NOT_SETTABLE)  # PS3.4 Table F.7.2-1
+        except Refusal as refusal:  # another patient is for people to see all the same
+            refusal.afterwards = functools.partial(doubt_patient, performed.id, index)
+            raise
         blank = {MPPS_STATUS} if not status else set()
         told = index.without(NOT_SETTABLE | blank)
         merged = stored.merged(told)
@@ -221,10 +226,14 @@ FINAL_TAGS = tuple(
 )
 
 
-def performed_of(step_id: int) -> list[tuple[int, bytes, str, str]]:
-    """Row id, data set, remark and kind of link of each performed step of a scheduled step."""
+def performed_of(step_id: int) -> list[tuple[int, bytes, str, str, str, bytes]]:
+    """Row id, data set, remark and link of each performed step of a scheduled step.
+
+    Of the link: how it was found, the verdict on the patient, and who that is
+    """
     return database.execute_sql(
-        "SELECT p.id, p.data, p.remark, l.found_by FROM performed_procedure_step p"
+        "SELECT p.id, p.data, p.remark, l.found_by, l.patient,"
+        " CASE l.told WHEN x'' THEN p.data ELSE l.told END FROM performed_procedure_step p"
         " JOIN performed_scheduled_step l ON l.performed_id = p.id"
         " WHERE l.scheduled_id = ? ORDER BY p.id",
         (step_id,),

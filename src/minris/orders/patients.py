@@ -10,6 +10,7 @@ from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
 from minris.dataset.times import shown_date
+from minris.orders.identities import move_identities
 from minris.orders.items import patient_columns
 from minris.orders.lookup import NO_PATIENT, next_identifier
 from minris.orders.notes import Place, can_be_undone
@@ -141,6 +142,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
         with can_be_undone(ctx, what, f"patient {target.id}", places):
             _move_orders(patient, target)
             own, have = ElementIndex(patient.data), ElementIndex(target.data)
+            move_identities(patient.id, target.id, own, ctx.stamp())
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
@@ -179,6 +181,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         with can_be_undone(ctx, what, about, places):
             if known:
                 _move_orders(patient, known)
+                move_identities(patient.id, known.id, ElementIndex(patient.data), ctx.stamp())
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""

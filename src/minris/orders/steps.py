@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
+from minris.dataset.identity import identity_of
+from minris.orders.identities import compare_again, note_identity
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
 from minris.orders.notes import can_be_undone
@@ -31,7 +33,10 @@ def update_patient(
 
 
 def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
-    """Write a patient's data set and columns; open steps follow."""
+    """Write a patient's data set and columns; open steps follow. The identity until now is kept."""
+    old = ElementIndex(patient.data)
+    if bytes(identity_of(old)) != bytes(identity_of(index)):
+        note_identity(patient.id, old, updated_at)
     for column, value in patient_columns(index).items():
         setattr(patient, column, value)
     patient.updated_at = updated_at
@@ -40,7 +45,7 @@ def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> Non
 
 
 def refold_open(patient: Patient) -> None:
-    """Refold the open steps of a patient with the patient's present data."""
+    """Refold the open steps of a patient with the present data; compare performed steps again."""
     steps = (
         ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
         .join(RequestedProcedure)
@@ -51,6 +56,7 @@ def refold_open(patient: Patient) -> None:
     )
     for step in steps:
         refold(step, patient, step.procedure, step_item(step))
+    compare_again(patient.id)
 
 
 def refold(

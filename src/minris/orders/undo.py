@@ -8,6 +8,7 @@ from typing import Any
 from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, text_elements
+from minris.orders.identities import forget_undone
 from minris.orders.lookup import belongs_to_another, check_accession
 from minris.orders.notes import UNDO_HOURS, row_as_noted
 from minris.orders.steps import enter_state, refold, refold_open
@@ -72,6 +73,7 @@ def undo(ctx: Context, about: str) -> None:
                 _put_back_procedure(row_id, old)
             else:
                 patients.add(_put_back_step(ctx, row_id, old))
+        forget_undone(patients)
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)

@@ -118,6 +118,23 @@ def facts_of(
     return [(label, value) for label, value in found if value]
 
 
+def who_is(t: Translator, index: ElementIndex) -> str:
+    """Return name, ID, birth date and sex of a patient, those that there are."""
+    told = (t.name(index.get("PatientName")), index.get("PatientID"),
+            t.date(index.get("PatientBirthDate")), t(index.get("PatientSex")))  # fmt: skip
+    return ", ".join(filter(None, told))
+
+
+def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
+    """Return the warning that a machine has reported an exam for another patient than ordered."""
+    return t(
+        "The machine reported this exam for {told}; the order is for {ours}. Decide below. The"
+        " images in the archive carry {told}: if that is wrong, correct them there too.",
+        told=who_is(t, told),
+        ours=who_is(t, ours),
+    )
+
+
 PASSED_ON_WORDS = {
     ("mpps", "N-CREATE"): Message("Exam has begun"),
     ("mpps", "N-SET"): Message("Exam has changed or ended"),

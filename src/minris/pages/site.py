@@ -35,6 +35,7 @@ from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
 from minris.pages.day.leftovers import (
     leftovers_page,
+    post_accept,
     post_leftovers,
     post_match,
     post_settle,
@@ -102,6 +103,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/unscheduled",                   "desk",         unscheduled_page,       None,                  "Unscheduled",    "The day"),
     ("/unscheduled/match",             "desk",         None,                   post_match),
     ("/unscheduled/settle",            "desk",         None,                   post_settle),
+    ("/unscheduled/accept",            "desk",         None,                   post_accept),
     ("/unmatch",                       "desk",         None,                   post_unmatch),
     ("/figures",                       "technologist", figures_page,           None,                  "Figures",        "The day"),
     ("/figures.csv",                   "technologist", figures_csv,            None),

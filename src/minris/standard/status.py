@@ -1,7 +1,7 @@
 """Statuses, their HTTP codes, and the exception that carries them (PS3.7 C, PS3.18 8.5)."""
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pydicom import datadict
@@ -122,7 +122,10 @@ class Refusal(Exception):
     detail      one sentence; the first 64 characters are sent as Error Comment (0000,0902)
     problems    attributes at fault: Attribute Identifier List (0000,1005), or words beside a field
     error_id    Error ID (0000,0903), for example A710
+    afterwards  what is written although the call is refused, in its transaction
     """
+
+    afterwards: Callable[[], object] | None = None
 
     def __init__(
         self,

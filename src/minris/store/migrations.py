@@ -84,6 +84,33 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX commitment_judged ON commitment (requester) WHERE state = 'judged';
         """,
     ),
+    (
+        17,
+        "the patient of a performed step, compared; former identities",
+        """
+        ALTER TABLE performed_scheduled_step ADD COLUMN patient TEXT NOT NULL DEFAULT '';
+        ALTER TABLE performed_scheduled_step ADD COLUMN told BLOB NOT NULL DEFAULT x'';
+        CREATE INDEX performed_scheduled_step_differs ON performed_scheduled_step (performed_id)
+            WHERE patient = 'differs';
+        CREATE TABLE former_identity (
+            id INTEGER NOT NULL PRIMARY KEY, patient_id INTEGER NOT NULL REFERENCES patient (id)
+            ON DELETE CASCADE, former_id TEXT NOT NULL, data BLOB NOT NULL DEFAULT x'',
+            at TEXT NOT NULL, merged INTEGER NOT NULL);
+        CREATE INDEX former_identity_patient_id ON former_identity (patient_id);
+        CREATE INDEX former_identity_former_id ON former_identity (former_id);
+        WITH RECURSIVE change (now, old, at) AS (
+            SELECT about, substr(detail, 1, instr(detail, ' -> ') - 1), at FROM audit
+            WHERE what IN ('patients merged', 'patient corrected') AND instr(detail, ' -> ') > 1),
+        former (patient_id, old, at) AS (
+            SELECT p.id, c.old, c.at FROM patient p JOIN change c ON c.now = p.patient_id
+            UNION
+            SELECT f.patient_id, c.old, c.at FROM former f JOIN change c ON c.now = f.old)
+        INSERT INTO former_identity (patient_id, former_id, at, merged)
+            SELECT patient_id, old, max(at), 1 FROM former f
+            WHERE old <> (SELECT p.patient_id FROM patient p WHERE p.id = f.patient_id)
+            GROUP BY patient_id, old;
+        """,
+    ),
 )
 
 

@@ -46,6 +46,19 @@ class Patient(Stored):
     initials = peewee.TextField(default="")
 
 
+class FormerIdentity(Stored):
+    """A Patient ID that a patient had, with the other attributes of identity_of in `data`.
+
+    merged  1 if it was that of another record, which is now this patient's
+    """
+
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    former_id = peewee.TextField()
+    data = peewee.BlobField(default=b"")
+    at = peewee.TextField()
+    merged = peewee.IntegerField()
+
+
 class RequestedProcedure(Stored):
     """A requested procedure with its imaging service request and visit."""
 
@@ -95,11 +108,18 @@ class PerformedProcedureStep(Stored):
 
 
 class PerformedScheduledStep(Stored):
-    """The scheduled steps that a performed step belongs to, n to m."""
+    """The scheduled steps that a performed step belongs to, n to m.
+
+    patient  `differs` from the order's, undecided; `agrees` since that was corrected; `accepted` by
+             a person; else empty
+    told     the patient that a refused N-SET named
+    """
 
     performed = peewee.ForeignKeyField(PerformedProcedureStep)
     scheduled = peewee.ForeignKeyField(ScheduledProcedureStep)
     found_by, status_before = text_columns(2)
+    patient = peewee.TextField(default="")
+    told = peewee.BlobField(default=b"")
     Meta = keyed_by("performed", "scheduled")
 
 

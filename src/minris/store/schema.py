@@ -13,6 +13,8 @@ INDEXES = body_rows("""
            | patient_name_key                             | patient                  | name_key                                  |
            | patient_patient_id_issuer_of_patient_id      | patient                  | patient_id, issuer_of_patient_id          |
            | patient_initials                             | patient                  | initials                                  |
+           | former_identity_patient_id                   | former_identity          | patient_id                                |
+           | former_identity_former_id                    | former_identity          | former_id                                 |
            | requested_procedure_patient_id               | requested_procedure      | patient_id                                |
     UNIQUE | requested_procedure_study_instance_uid       | requested_procedure      | study_instance_uid                        |
            | requested_procedure_requested_procedure_id   | requested_procedure      | requested_procedure_id                    |
@@ -31,6 +33,7 @@ INDEXES = body_rows("""
            | performed_procedure_step_station             | performed_procedure_step | performed_station_ae_title                |
            | performed_procedure_step_updated_at          | performed_procedure_step | updated_at                                |
            | performed_scheduled_step_scheduled_id        | performed_scheduled_step | scheduled_id                              |
+           | performed_scheduled_step_differs             | performed_scheduled_step | performed_id                              | patient = 'differs'
            | workitem_ended_at                            | workitem                 | ended_at                                  | ended_at <> ''
     UNIQUE | workitem_sop_instance_uid                    | workitem                 | sop_instance_uid                          |
            | workitem_state                               | workitem                 | state, worklist_label, start_at           |

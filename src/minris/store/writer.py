@@ -98,8 +98,8 @@ class Writer:
             with database.atomic():
                 return job.function(*job.arguments), None
         except Refusal as refusal:
-            if after := getattr(refusal, "afterwards", None):
-                after()
+            if refusal.afterwards:
+                refusal.afterwards()
             return None, refusal
         except peewee.DatabaseError:
             raise

@@ -12,7 +12,7 @@ from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
-from minris.mpps.linking import does_report, reporting_stations
+from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
 from minris.orders.lookup import steps_of_day
 from minris.orders.steps import person_events
 from minris.pages.frame import PageRequest
@@ -85,11 +85,12 @@ def exams_in_groups(
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return a day's exams as rows of the board, grouped by device or by state."""
     names = device_names(web)
-    reporting = web.read(reporting_stations)
+    reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        step = board_step(ctx, t, row, reporting) | {"device": device}
+        step = board_step(ctx, t, row, reporting)
+        step |= {"device": device, "doubtful": row[0] in doubtful}
         groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
     if view.by == "state":
         return [(t(state), groups[state]) for state in STEP_STATES if state in groups]

@@ -26,7 +26,15 @@ from minris.outbox import passed_on_of
 from minris.pages.day.board import PERSON_EVENTS
 from minris.pages.forms import post_changes, show_fields, show_form, undo_button
 from minris.pages.frame import PageRequest, no_such_action
-from minris.pages.language import Translator, booked_words, clock, facts_of, passing_words
+from minris.pages.language import (
+    Translator,
+    booked_words,
+    clock,
+    facts_of,
+    other_patient,
+    passing_words,
+    who_is,
+)
 from minris.pages.reception import EXAM_FIELDS, exam_from_form, exam_of, form_of, reception_choices
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
@@ -159,11 +167,16 @@ def step_page(p: PageRequest, row_id: int) -> str:
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
-    performed = [
-        (t("Performed step {number}", number=number), one,
-         performed_facts(*how, t) + arrival_facts(p, one) + passing_facts(p, one))
-        for number, (one, *how) in enumerate(p.read(performed_of, row_id), 1)
-    ]  # fmt: skip
+    performed = []
+    for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
+        found = performed_facts(*how, t)
+        if verdict in ("differs", "accepted"):
+            found.insert(0, (t("Patient at the machine"), who_is(t, ElementIndex(other))))
+        if verdict == "differs":
+            warnings.insert(0, other_patient(t, ElementIndex(other), index))
+        found += arrival_facts(p, one) + passing_facts(p, one)
+        heading = t("Performed step {number}", number=number)
+        performed.append((heading, one, found, verdict == "differs"))
     return p.show(
         STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
         actions=actions + undo_button(p, f"step {row_id}"), performed=performed,

@@ -3,15 +3,27 @@
 import functools
 
 from minris.dataset.elements import ElementIndex
-from minris.mpps.linking import link_by_hand, settle_unscheduled, unlink_step, unscheduled_steps
+from minris.mpps.linking import (
+    accept_patient,
+    doubtful_links,
+    link_by_hand,
+    settle_unscheduled,
+    unlink_step,
+    unscheduled_steps,
+)
 from minris.orders.items import step_item
 from minris.orders.lookup import leftovers, steps_of_day
 from minris.orders.scheduling import change_rows
-from minris.pages.frame import Action, PageRequest, Row, no_such_action
-from minris.pages.language import Translator, shown_time
+from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
+from minris.pages.language import Translator, shown_time, who_is
 from minris.pages.template import template
 from minris.standard.mpps import STEP_ATTRIBUTES
+from minris.standard.status import Message
 
+IMAGES_CARRY = Message(
+    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
+    " them in the archive or at the machine."
+)
 LEFTOVERS_PAGE = template("day/leftovers.html")
 
 
@@ -44,9 +56,8 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
         day = index.get("PerformedProcedureStepStartDate")
-        begin = f"{t.date(day)} {shown_time(index.get('PerformedProcedureStepStartTime'))}"
         cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
-                 row.performed_station_ae_title, begin,
+                 row.performed_station_ae_title, begin_of(t, index),
                  index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
         days = sorted({day, p.ctx.today()} - {""})
         near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
@@ -56,7 +67,35 @@ def unscheduled_page(p: PageRequest) -> str:
     intro = t("Devices reported these exams, and no order of ours was found for them.")
     part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
                     "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [part], intro=intro)
+    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+
+
+def begin_of(t: Translator, performed: ElementIndex) -> str:
+    """Return when a performed step began."""
+    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
+    return f"{t.date(day)} {shown_time(time)}"
+
+
+def other_patients(p: PageRequest) -> list[Part]:
+    """Return the exams that machines reported for another patient than ordered, if there are any."""
+    t, rows = p.t, []
+    for link in p.read(doubtful_links):
+        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)))
+        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
+                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
+        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
+                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
+        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
+    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+                    heading=t("Reported for another patient"))  # fmt: skip
+    return [part] if rows else []
+
+
+def post_accept(p: PageRequest) -> str:
+    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
+    step = p.number("step")
+    p.write(accept_patient, p.number("performed"), step)
+    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
 
 
 def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
@@ -85,7 +124,8 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step = p.number("step")
     p.write(unlink_step, p.number("performed"), step)
-    return p.redirect(f"/step/{step}")
+    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
 
 
 def similar_first(
