@@ -876,6 +876,90 @@ def is_ae_title(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.standard.encodings
+# Encodings of text files, by the names that people know.
+# ------------------------------------------------------------------------------------------------
+
+class Encoding(NamedTuple):
+    """An encoding of text files: its name, Python's codec, and who uses it."""
+
+    name: str
+    codec: str
+    use: str
+
+
+# In the order in which they are offered where a file does not tell.
+ENCODINGS = {
+    row.name: Encoding(*row)
+    for row in table("""
+    name         | codec      | use
+    UTF-8        | utf-8      | all letters
+    UTF-16       | utf-16     | all letters
+    GB18030      | gb18030    | Chinese, simplified
+    Big5         | cp950      | Chinese, traditional
+    Shift-JIS    | cp932      | Japanese
+    EUC-JP       | euc_jp     | Japanese
+    ISO-2022-JP  | iso2022_jp | Japanese
+    EUC-KR       | cp949      | Korean
+    windows-1252 | cp1252     | Western Europe
+    windows-1250 | cp1250     | Central Europe
+    windows-1251 | cp1251     | Cyrillic
+    windows-1253 | cp1253     | Greek
+    windows-1254 | cp1254     | Turkish
+    windows-1255 | cp1255     | Hebrew
+    windows-1256 | cp1256     | Arabic
+    windows-1257 | cp1257     | Baltic
+    windows-1258 | cp1258     | Vietnamese
+    windows-874  | cp874      | Thai
+    ISO-8859-1   | iso8859_1  | Western Europe
+    ISO-8859-2   | iso8859_2  | Central Europe
+    ISO-8859-5   | iso8859_5  | Cyrillic
+    ISO-8859-7   | iso8859_7  | Greek
+    ISO-8859-9   | iso8859_9  | Turkish
+    ISO-8859-15  | iso8859_15 | Western Europe
+    KOI8-R       | koi8_r     | Cyrillic
+    KOI8-U       | koi8_u     | Cyrillic
+    Macintosh    | mac_roman  | Western Europe
+    CP437        | cp437      | Western Europe
+    CP850        | cp850      | Western Europe
+    CP852        | cp852      | Central Europe
+    CP866        | cp866      | Cyrillic
+    """)
+}
+
+
+# Codecs of which another one has all letters.
+OTHER_CODECS = {
+    "utf-8-sig": "utf-8", "utf-16-le": "utf-16", "gbk": "gb18030", "gb2312": "gb18030", "big5": "cp950",
+    "euc_kr": "cp949", "shift_jis": "cp932",
+}  # fmt: skip
+
+
+def encoding_named(name: str) -> Encoding | None:
+    """The encoding with this name, or with another one that is known for it, such as latin-2."""
+    for one in ENCODINGS.values():
+        if one.name.casefold() == name.strip().casefold():
+            return one
+    for each in (name.strip(), re.sub("[ _-]", "", name)):
+        with contextlib.suppress(LookupError, ValueError):
+            codec = codecs.lookup(each).name
+            codec = OTHER_CODECS.get(codec, codec)
+            return next(
+                (e for e in ENCODINGS.values() if codecs.lookup(e.codec).name == codec), None
+            )
+    return None
+
+
+def read_encoding(text: str) -> str:
+    """The name of an encoding, or "". Raises ValueError for an unknown one."""
+    one = encoding_named(text) if text else None
+    if text and not one:
+        names = ", ".join(ENCODINGS)
+        raise ValueError(Message("is not one of {choices}", choices=names))
+    return one.name if one else ""
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.standard.attributes
 # Readers of attribute tables and transition tables.
 # ------------------------------------------------------------------------------------------------
@@ -1860,6 +1944,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
     "id": read_id_format,
+    "encoding": read_encoding,
     "weekdays": read_weekdays,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
@@ -1961,6 +2046,7 @@ SETTINGS = setting_table(r"""
     clinic | closes | 18:00 | clock | closing time, for the calendar and no_show_after_closing
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
     clinic | slot_minutes | 15 | int 5 240 | default length of an exam, minutes, if its procedure is not in the catalogue
+    clinic | import_encoding | | encoding | encoding of imported files that are not UTF-8, such as GB18030 or windows-1252; empty: minris asks where it is not certain
     clinic | patient_id_format | P{number:06} | id 64 | pattern of generated Patient IDs
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | pattern of generated Accession Numbers
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | pattern of generated Requested Procedure IDs
@@ -2445,238 +2531,6 @@ def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.dataset.text
-# Specific Character Set: decoding, encoding, and recovery if the declared set is wrong.
-# ------------------------------------------------------------------------------------------------
-
-SPECIFIC_CHARACTER_SET = 0x00080005
-
-
-class CharacterSet:
-    """Specific Character Set (0008,0005): decodes and encodes text values.
-
-    terms   defined terms; () is the default repertoire, ASCII
-    Source  PS3.5 6.1; PS3.3 C.12.1.1.2
-    """
-
-    def __init__(self, terms: tuple[str, ...] = ()) -> None:
-        self.terms = terms
-        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
-        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
-        of_first: dict[str, Repertoire] = {}
-        if not self.codec:
-            self.sets += (one for term in terms for one in repertoires_of(term))
-            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
-        g1 = of_first.get("G1")
-        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
-        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
-            self.codec = g1.codec  # without code extensions Python's codec does the whole text
-
-    def delimiters(self, vr: bytes) -> bytes:
-        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
-        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
-
-    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
-        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
-        if self.codec:
-            text = raw.decode(self.codec)
-            alone = self.codec in CHARACTER_SETS_ALONE.values()
-            if not alone and re.search(r"[\x80-\x9f\x1b]", text):
-                raise UnicodeDecodeError(self.codec, raw, 0, 1, "ESC or a control character of C1")
-            return text
-        return self._decode_extended(raw, self.delimiters(vr))
-
-    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
-        g0, g1 = self.first
-        parts, pos = [], 0
-        while pos < len(raw):
-            byte = raw[pos]
-            if byte == 0x1B:
-                found = ESCAPE_SEQUENCE.match(raw, pos)
-                one = DESIGNATIONS.get(found[1]) if found else None
-                if not (found and one):
-                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
-                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
-                pos = found.end()
-                continue
-            active = g1 if byte >= 0x80 else g0
-            width = 1 if byte < 0x21 or not active else active.width
-            if byte >= 0x80 and (byte < 0xA0 or not active):
-                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
-            piece = raw[pos : pos + width]
-            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
-            pos += width
-            if width == 1 and byte in delimiters:
-                g0, g1 = self.first
-        return "".join(parts)
-
-    def loose(self) -> Iterator["CharacterSet"]:
-        """The same with its two-byte set initially active, for senders that omit the escape."""
-        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
-        if not self.codec and len(wide) == 1 and not self.first[1]:
-            found = CharacterSet(self.terms)
-            found.first = self.first[0], wide[0]
-            yield found
-
-    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
-        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
-        if self.codec:
-            return text.encode(self.codec)
-        delimiters = self.delimiters(vr)
-        g0, g1 = first0, first1 = self.first
-        out = bytearray()
-        for character in text:
-            if character.isascii():
-                if g0.width == 2:
-                    out += b"\x1b" + first0.escape
-                    g0 = first0
-                out += character.encode()
-                if character.encode() in delimiters:
-                    g0, g1 = first0, first1
-                continue
-            one, raw = self._find(character, g0, g1, text)
-            if one not in (g0, g1):
-                out += b"\x1b" + one.escape
-                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
-            out += raw
-        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
-
-    def _find(
-        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
-    ) -> tuple[Repertoire, bytes]:
-        """The set for a character: an active one, else the first one that has it; and the bytes."""
-        for one in (*filter(None, (g0, g1)), *self.sets):
-            if raw := one.encode(character):
-                return one, raw
-        at = text.index(character)
-        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
-
-    def carries(self, text: str) -> bool:
-        """Whether this set can encode a text."""
-        try:
-            self.encode(text)
-        except UnicodeEncodeError:
-            return False
-        return True
-
-    def __bytes__(self) -> bytes:
-        """The value of (0008,0005)."""
-        return "\\".join(self.terms).encode("ascii", "replace")
-
-    def __str__(self) -> str:
-        return "\\".join(self.terms) or "ISO_IR 6"
-
-
-@functools.lru_cache(256)
-def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
-    """The CharacterSet of some terms; None if one is unknown.
-
-    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
-    """
-    if terms and terms[0] in CHARACTER_SETS_ALONE:
-        terms = terms[:1]
-    return None if character_set_problem(terms) else CharacterSet(terms)
-
-
-ASCII = CharacterSet()
-UTF_8 = CharacterSet(("ISO_IR 192",))
-ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
-
-
-class DecodedText(NamedTuple):
-    """A text, and how it was decoded: `declared`, `recovered` in another set, or `damaged`."""
-
-    text: str
-    how: str
-
-
-def is_utf_8_of_hanzi(raw: bytes) -> bool:
-    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return False
-    high = [c for c in text if not c.isascii()]
-    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
-
-
-def looks_like_gb18030(raw: bytes) -> bool:
-    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
-    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
-    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
-    return len(pairs) > len(single)
-
-
-# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
-WINDOWS_SETS = {
-    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
-}  # fmt: skip
-WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
-
-
-def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
-    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
-
-    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
-    """
-    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
-    if not codec or b"\x1b" in raw:
-        return None
-    for word in re.split(rb"[ ^=\\]", raw):
-        more = re.findall(rb"[\x80-\x9f]", word)
-        if len(word) > 1 and len(more) * 5 > len(word) * 2:
-            return None
-    try:
-        text = raw.decode(codec)
-    except UnicodeDecodeError:
-        return None
-    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
-    more = re.findall(rb"[\x80-\x9f]", raw)
-    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
-
-
-def _readings(
-    raw: bytes, charset: CharacterSet | None, multi_byte: bool
-) -> Iterator[tuple[CharacterSet, str]]:
-    """The character sets to try in order, each with the resulting state of the text."""
-    escaped = b"\x1b" in raw
-    if escaped and (multi_byte or not charset):  # the escapes tell the sets
-        yield ISO_2022, "recovered"
-    if charset:
-        if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
-            yield UTF_8, "recovered"
-        yield charset, "declared"
-        yield from ((one, "recovered") for one in charset.loose())
-    if escaped:
-        yield ISO_2022, "recovered"
-
-
-def decode_text(
-    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
-) -> DecodedText:
-    """The text of a value, recovered if the bytes contradict the declared set.
-
-    Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
-    too or no ISO 8859 text has such bytes; the set of Windows that resembles the declared one; and
-    ISO 8859-1, which is a guess. Control characters then become `mark` and their octal code
-    (PS3.5 6.1.2.3).
-    """
-    multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
-    for one, how in _readings(raw, charset, multi_byte):
-        with contextlib.suppress(UnicodeDecodeError):
-            return DecodedText(one.decode(raw, vr), how)
-    likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
-    for codec in ("utf-8", "gb18030") if likely_gb and looks_like_gb18030(raw) else ("utf-8",):
-        with contextlib.suppress(UnicodeDecodeError):
-            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
-                return DecodedText(text, "recovered")
-    if windows := read_as_windows(raw, charset):
-        return DecodedText(windows, "recovered")
-    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
-    return DecodedText(text, "damaged")
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.dataset.names
 # Person names: search keys, pinyin, initials, display; resident identity numbers.
 # ------------------------------------------------------------------------------------------------
@@ -3004,6 +2858,694 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
     if first and not dash:
         return Instants(*first, zone)
     return Instants(first[0] if first else None, last[1] if last else None, zone)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.plausible
+# How plausible a reading of bytes is: as Chinese, as words that somebody writes.
+# ------------------------------------------------------------------------------------------------
+
+# Usual characters of Chinese names, of examinations, and of the headings of lists.
+COMMON_HANZI = frozenset(
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪"
+    "范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤欧阳伟芳娜秀英敏静丽强磊军洋勇艳杰娟"
+    "涛明超兰霞平刚桂红玉文华建国春梅海东晓小云志永飞宇浩然婷雪倩俊峰辉鹏凤琴珍素淑德福荣新生成立少光振天大宝子佳思雨欣怡梓涵"
+    "轩泽豪亮斌鑫波凯胸部头颅腹盆腔平扫增强片位正侧超声检查心脏肝胆脾肾上下肢关节颈腰椎骨血管男女年月日姓名性别科门诊住院号编出"
+    "时间设备申请医生备注中"
+)
+
+
+def _weight(character: str) -> float:
+    """The logarithm of how much likelier a character is in Chinese than in other bytes."""
+    if character in COMMON_HANZI:
+        return 2
+    if "\u3000" <= character <= "\u303f" or "\uff00" <= character <= "\uffef":
+        return 0
+    if not "\u4e00" <= character <= "\u9fff":
+        return -10
+    try:
+        character.encode("gb2312")
+    except UnicodeEncodeError:
+        return -2
+    return -0.85
+
+
+def is_convincing_chinese(text: str) -> bool:
+    """Whether a text that was read as GB18030 is Chinese, and hardly another language.
+
+    Of what is Korean, Japanese or Cyrillic, one hanzi in twelve is a usual one; of Chinese, three
+    in five.
+    """
+    return sum(_weight(character) for character in text if not character.isascii()) >= 4
+
+
+def reads_as_chinese(raw: bytes) -> bool:
+    """Whether bytes are GB18030, and convincing Chinese."""
+    try:
+        return is_convincing_chinese(raw.decode("gb18030"))
+    except UnicodeDecodeError:
+        return False
+
+
+# Signs that stand behind a letter in some language.
+SIGNS_IN_TEXT = frozenset("«»·'’‘“”„…–—°ªº²³¹®™\xa0\xad")
+EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC")
+
+
+def _script(letter: str) -> str:
+    """The script of a letter, "" for one of no script of its own."""
+    name = unicodedata.name(letter, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+    first = name.partition(" ")[0]
+    if first in ("MICRO", "FEMININE", "MASCULINE", "MODIFIER", "COMBINING", ""):
+        return ""
+    return "EAST ASIAN" if first in EAST_ASIAN else first
+
+
+def is_odd(text: str) -> bool:
+    """Whether some word is one that nobody writes, as when bytes are read in a wrong set.
+
+    Such are letters of two scripts, a sign behind a letter beyond ASCII, or a capital beyond ASCII
+    behind a letter where small ones follow: `MÃ¼ller`, `M眉ller`, `MĂźller`.
+    """
+    for word in re.split(r"[\s^=\\.,;/()\-]+", text):
+        if word.isascii():
+            continue
+        scripts = {_script(c) for c in word if c.isalpha()} - {""}
+        if len(scripts) > 1 and (scripts != {"LATIN", "EAST ASIAN"} or _has_lone_hanzi(word)):
+            return True
+        for before, one in itertools.pairwise(word):
+            beyond = not before.isascii() and before.isalpha()
+            if beyond and not (one.isalnum() or one.isascii() or one in SIGNS_IN_TEXT):
+                return not unicodedata.combining(one)
+            if before.isalpha() and not one.isascii() and one.isupper() and not word.isupper():
+                return True
+    return False
+
+
+def _has_lone_hanzi(word: str) -> bool:
+    """Whether a hanzi stands alone among small letters, unlike in 胸部CT and x线."""
+    lone = re.search(
+        r"[a-z][\u3400-\u9fff](?![\u3400-\u9fff])|(?<![\u3400-\u9fff])[\u3400-\u9fff][a-z]", word
+    )
+    return bool(lone) and len(re.findall("[A-Za-z]", word)) > 1
+
+
+def is_proper(text: str) -> bool:
+    """Whether all beyond ASCII in a text are letters and signs of writing, in words of one script."""
+    more = [c for c in text if not c.isascii() and c not in SIGNS_IN_TEXT]
+    letters = all(c.isalpha() or unicodedata.combining(c) for c in more)
+    return bool(more) and letters and not is_odd(text)
+
+
+def has_no_plain_letters(text: str) -> bool:
+    """Whether the words with letters beyond ASCII have no others, in four letters or more.
+
+    In the alphabets of Europe that is no word: the bytes are of another set.
+    """
+    words = [word for word in re.split(r"[ ^=\\,;]+", text) if not word.isascii()]
+    more = sum(not c.isascii() for word in words for c in word)
+    return more > 3 and not any(c.isascii() and c.isalpha() for word in words for c in word)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.identity
+# Whether two patients are one: name, Patient ID, birth date and sex, whatever their spelling.
+# ------------------------------------------------------------------------------------------------
+
+IDENTITY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_TRUNCATED = 14  # letters of a name that is taken for the beginning of a longer one
+
+
+def identity_of(index: ElementIndex) -> ElementIndex:
+    """Those of a data set's attributes that say who the patient is."""
+    others = (tag_of("OtherPatientIDsSequence"),)
+    return index.only([*map(tag_of, IDENTITY), *others]).with_values()
+
+
+def contradictions(told: ElementIndex, known: Iterable[ElementIndex]) -> list[str]:
+    """The keywords of IDENTITY in which a patient agrees with nothing known of another one.
+
+    What is empty, cut off or spelt otherwise contradicts nothing.
+    """
+    known, found = list(known), []
+    for keyword, (values_of, agree) in _COMPARED.items():
+        theirs, ours = (
+            values_of(told, keyword),
+            [v for one in known for v in values_of(one, keyword)],
+        )
+        if theirs and ours and not any(agree(a, b) for a in theirs for b in ours):
+            found.append(keyword)
+    return found
+
+
+def _names(index: ElementIndex, keyword: str) -> list[str]:
+    name = index.get(keyword)
+    return [name] if _scripts(name) else []
+
+
+def _ids(index: ElementIndex, keyword: str) -> list[str]:
+    items = (index, *index.items(tag_of("OtherPatientIDsSequence")))
+    return list(filter(None, ("".join(plain(one.get(keyword)).split()) for one in items)))
+
+
+def _dates(index: ElementIndex, keyword: str) -> list[str]:
+    """A date as digits, without a month or a day of zeros; nothing for zeros alone."""
+    digits = re.sub("(00)+$", "", re.sub(r"\D", "", index.get(keyword)))
+    return [digits] if digits else []
+
+
+def _sexes(index: ElementIndex, keyword: str) -> list[str]:
+    """M or F: other values are given for somebody whose sex is not known, too."""
+    return [sex for sex in [index.get(keyword).upper()] if sex in ("M", "F")]
+
+
+def _begins(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+# Latin letters that are not decomposed, and how the machine of another country writes letters.
+_LETTERS = {"ø": "o", "œ": "o", "æ": "a", "đ": "d", "ð": "d", "ł": "l", "ı": "i", "þ": "th",
+            "'": "", "\u2019": "", "`": "", "\N{REPLACEMENT CHARACTER}": "?"}  # fmt: skip
+_DIGRAPHS = re.compile("([aou])e|(a)a|([ln])(?:yu|v)")
+
+
+def _words(text: str) -> list[str]:
+    """The words of a name, plain; ü, ue and u are one letter, `?` is a letter that was lost."""
+    folded = "".join(_LETTERS.get(c, c) for c in plain(text))
+    folded = _DIGRAPHS.sub(lambda found: found[1] or found[2] or f"{found[3]}u", folded)
+    return re.findall(r"(?:[^\W_]|\?)+", folded)
+
+
+def _scripts(name: str) -> dict[str, str]:
+    """The family, given and middle name of each group, by script; prefix and suffix are left out."""
+    found: dict[str, str] = {}
+    for group in unicodedata.normalize("NFKC", name).split("="):
+        text = "^".join(group.split("^")[:3])
+        letters = [c for c in text if c.isalpha()] or [c for c in text if c.isalnum()]
+        if letters:
+            scripts = {unicodedata.name(c, "").partition(" ")[0] for c in letters}
+            found.setdefault("CJK" if "CJK" in scripts else min(scripts), text)
+    return found
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two PN values may be one name: by a script that both have, Chinese first.
+
+    Chinese characters are compared with Latin letters by pinyin; names in other scripts that
+    differ are not compared.
+    """
+    ours, theirs = _scripts(one), _scripts(other)
+    if "CJK" in ours and "CJK" in theirs:
+        a, b = ("".join(_words(names["CJK"])) for names in (ours, theirs))
+        return _alike(a, b) or a.strip("?") in b or b.strip("?") in a
+    if both := ours.keys() & theirs.keys():
+        return any(_same_words(_words(ours[each]), _words(theirs[each])) for each in both)
+    for names, others in ((ours, theirs), (theirs, ours)):
+        if "CJK" in names and "LATIN" in others and len(names) == 1:
+            pinyin = latin_name(chinese_name(names["CJK"]))
+            return not pinyin or _same_words(_words(pinyin), _words(others["LATIN"]))
+    return True
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words are one, where `?` may be one or two letters."""
+    if "?" not in one + other:
+        return one == other
+    patterns = (re.escape(word).replace(r"\?", "..?") for word in (one, other))
+    return any(map(re.fullmatch, patterns, (other, one)))
+
+
+def _same_words(one: list[str], other: list[str]) -> bool:
+    """Whether the words are the same: in any order, run together, some missing or as initials."""
+    joined, whole = "".join(one), "".join(other)
+    if _alike(joined, whole):
+        return True
+    if len(min(joined, whole, key=len)) >= _TRUNCATED and _begins(joined, whole):
+        return True
+    if sorted(joined) == sorted(whole) and len(one) <= 5:
+        return any("".join(order) == whole for order in itertools.permutations(one))
+    few, many = sorted((one, other), key=len)
+    left, full = list(many), 0
+    for word in sorted(few, key=len, reverse=True):
+        found = next((each for each in left if _alike(word, each)), None)
+        full += found is not None
+        found = found or next((each for each in left if 1 in (len(word), len(each))
+                               and _begins(word, each)), None)  # fmt: skip
+        if not found:
+            return False
+        left.remove(found)
+    return full > 0
+
+
+_Reader = Callable[[ElementIndex, str], list[str]]
+_COMPARED: dict[str, tuple[_Reader, Callable[[str, str], bool]]] = {
+    "PatientName": (_names, same_name),
+    "PatientID": (_ids, str.__eq__),
+    "PatientBirthDate": (_dates, _begins),
+    "PatientSex": (_sexes, str.__eq__),
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.matching
+# Matching of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2).
+# ------------------------------------------------------------------------------------------------
+
+Test = Callable[[bytes], bool]
+WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
+
+
+class Wildcard:
+    """A pattern: `*` for any run, `?` for exactly one character, anything else literally.
+
+    The pieces between stars are searched from left to right, so that no key takes long.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.pieces = [
+            re.compile("".join("." if c == "?" else re.escape(c) for c in piece), re.S)
+            for piece in text.split("*")
+        ]
+        self.lengths = [len(piece) for piece in text.split("*")]
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether the whole text matches."""
+        first, *rest = self.pieces
+        if not rest:
+            return first.fullmatch(text) is not None
+        *middle, last = rest
+        found = first.match(text)
+        if not found:
+            return False
+        at = found.end()
+        for piece in middle:
+            found = piece.search(text, at)
+            if not found:
+                return False
+            at = found.end()
+        start = len(text) - self.lengths[-1]
+        return start >= at and last.fullmatch(text, start) is not None
+
+
+def loose_name_test(text: str) -> Callable[[str], bool]:
+    """A test of a Chinese name in any spelling: spaces, tones and carets do not matter."""
+    if "=" in text or "?" in text:
+        return lambda name: False
+    parts = [name_key(part) for part in text.split("*")]
+    if not any(parts):
+        return lambda name: False
+    pattern = Wildcard("*".join(parts))
+    return lambda name: any(map(pattern.fullmatch, filter(None, name_key(name).split("="))))
+
+
+def _name_patterns(group: str) -> list[Wildcard]:
+    """The patterns of one group of a key, [] for any; SMITH^* matches SMITH too."""
+    if not group.strip("*"):
+        return []
+    found = [group]
+    while (shorter := re.sub(r"\^\*?$", "", found[-1])) != found[-1]:
+        found.append(shorter)
+    return [Wildcard(one) for one in found if one]
+
+
+def name_test(text: str) -> Test:
+    """The test of a PN key, without case and accents; without `=` it is tried on each group.
+
+    A name with an ideographic group is found by any spelling of its Latin group.
+    Source: PS3.4 C.2.2.2.1.1, C.2.2.2.4
+    """
+    loosely = loose_name_test(text)
+    if "*" in text or "?" in text:
+        groups = [plain(group).strip(" ") for group in text.split("=")]
+        patterns = [_name_patterns(group) for group in groups]
+
+        def fits(number: int, group: str) -> bool:
+            return not patterns[number] or any(one.fullmatch(group) for one in patterns[number])
+    else:
+        groups = name_groups(text)
+
+        def fits(number: int, group: str) -> bool:
+            return not groups[number] or groups[number] == group
+
+    def test(value: bytes) -> bool:
+        for name in value.decode("utf-8", "replace").split("\\"):
+            stored = name_groups(name)
+            if len(groups) == 1:
+                if any(group and fits(0, group) for group in stored):
+                    return True
+            elif all(
+                fits(number, stored[number] if number < len(stored) else "")
+                for number in range(len(groups))
+            ):
+                return True
+            if "=" in name and loosely(name):
+                return True
+        return False
+
+    return test
+
+
+def text_test(text: str, vr: bytes) -> Test:
+    """The test of a key of another text VR: exact and case-sensitive, or with wildcards."""
+    one_value = vr in ONE_VALUE_VRS
+    if vr in WILDCARD_VRS and ("*" in text or "?" in text):
+        pattern = Wildcard(text)
+
+        def test(value: bytes) -> bool:
+            stored = value.decode("utf-8", "replace")
+            values = [stored] if one_value else stored.split("\\")
+            return any(pattern.fullmatch(one.strip(" ")) for one in values if one.strip(" "))
+    else:
+        wanted = text.encode()
+
+        def test(value: bytes) -> bool:
+            if value.strip(b" \0") == wanted:
+                return True
+            return (
+                b"\\" in value and not one_value and wanted in map(bytes.strip, value.split(b"\\"))
+            )
+
+    return test
+
+
+def uid_test(uids: list[str]) -> Test:
+    """The test of a UI key: any of the UIDs in the list (PS3.4 C.2.2.2.2)."""
+    wanted = frozenset(uid.encode() for uid in uids)
+    return lambda value: not wanted.isdisjoint(one.strip(b" \0") for one in value.split(b"\\"))
+
+
+def number_test(text: str, vr: bytes) -> Test:
+    """The test of a number: equal by value."""
+    wanted = frozenset(map(float, text.split("\\")))
+    if vr in BINARY_NUMBERS:
+        return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
+
+    def test(value: bytes) -> bool:
+        with contextlib.suppress(ValueError):
+            return not wanted.isdisjoint(float(one) for one in value.split(b"\\"))
+        return False
+
+    return test
+
+
+def key_test(
+    tag: int, vr: bytes, index: ElementIndex, zone: datetime.tzinfo | None = None
+) -> Test | None:
+    """The test of one key, None if it is universal. Refuses A900 for an invalid key."""
+    text = index.text(tag)
+    if not text or not text.strip("*"):
+        return None  # PS3.4 C.2.2.2.3; `*` alone: C.2.2.2.4 note 1
+    values = [value.strip(" ") for value in text.split("\\")]
+    if vr == b"UI":
+        return uid_test(values)
+    if len(values) > 1 and vr not in ONE_VALUE_VRS:
+        raise key_refusal(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
+    if vr == b"PN":
+        return name_test(text)
+    if vr in (b"DA", b"TM"):
+        return key_interval(tag, vr, text).test
+    if vr == b"DT":
+        return instants(tag, text, zone).test
+    if vr in BINARY_NUMBERS or vr in (b"DS", b"IS"):
+        try:
+            return number_test(text, vr)
+        except ValueError:
+            raise key_refusal(tag, "is not a number") from None
+    return text_test(text, vr)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.text
+# Specific Character Set: decoding, encoding, and recovery if the declared set is wrong.
+# ------------------------------------------------------------------------------------------------
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+class CharacterSet:
+    """Specific Character Set (0008,0005): decodes and encodes text values.
+
+    terms   defined terms; () is the default repertoire, ASCII
+    Source  PS3.5 6.1; PS3.3 C.12.1.1.2
+    """
+
+    def __init__(self, terms: tuple[str, ...] = ()) -> None:
+        self.terms = terms
+        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
+        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        of_first: dict[str, Repertoire] = {}
+        if not self.codec:
+            self.sets += (one for term in terms for one in repertoires_of(term))
+            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
+        g1 = of_first.get("G1")
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
+        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
+            self.codec = g1.codec  # without code extensions Python's codec does the whole text
+
+    def delimiters(self, vr: bytes) -> bytes:
+        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
+        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
+
+    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
+        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
+        if self.codec:
+            text = raw.decode(self.codec)
+            alone = self.codec in CHARACTER_SETS_ALONE.values()
+            if not alone and re.search(r"[\x80-\x9f\x1b]", text):
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "ESC or a control character of C1")
+            return text
+        return self._decode_extended(raw, self.delimiters(vr))
+
+    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
+        g0, g1 = self.first
+        parts, pos = [], 0
+        while pos < len(raw):
+            byte = raw[pos]
+            if byte == 0x1B:
+                found = ESCAPE_SEQUENCE.match(raw, pos)
+                one = DESIGNATIONS.get(found[1]) if found else None
+                if not (found and one):
+                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+                pos = found.end()
+                continue
+            active = g1 if byte >= 0x80 else g0
+            width = 1 if byte < 0x21 or not active else active.width
+            if byte >= 0x80 and (byte < 0xA0 or not active):
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
+            piece = raw[pos : pos + width]
+            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
+            pos += width
+            if width == 1 and byte in delimiters:
+                g0, g1 = self.first
+        return "".join(parts)
+
+    def loose(self) -> Iterator["CharacterSet"]:
+        """The same with its two-byte set initially active, for senders that omit the escape."""
+        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
+        if not self.codec and len(wide) == 1 and not self.first[1]:
+            found = CharacterSet(self.terms)
+            found.first = self.first[0], wide[0]
+            yield found
+
+    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
+        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
+        if self.codec:
+            return text.encode(self.codec)
+        delimiters = self.delimiters(vr)
+        g0, g1 = first0, first1 = self.first
+        out = bytearray()
+        for character in text:
+            if character.isascii():
+                if g0.width == 2:
+                    out += b"\x1b" + first0.escape
+                    g0 = first0
+                out += character.encode()
+                if character.encode() in delimiters:
+                    g0, g1 = first0, first1
+                continue
+            one, raw = self._find(character, g0, g1, text)
+            if one not in (g0, g1):
+                out += b"\x1b" + one.escape
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+            out += raw
+        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
+
+    def _find(
+        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
+    ) -> tuple[Repertoire, bytes]:
+        """The set for a character: an active one, else the first one that has it; and the bytes."""
+        for one in (*filter(None, (g0, g1)), *self.sets):
+            if raw := one.encode(character):
+                return one, raw
+        at = text.index(character)
+        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
+
+    def carries(self, text: str) -> bool:
+        """Whether this set can encode a text."""
+        try:
+            self.encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def __bytes__(self) -> bytes:
+        """The value of (0008,0005)."""
+        return "\\".join(self.terms).encode("ascii", "replace")
+
+    def __str__(self) -> str:
+        return "\\".join(self.terms) or "ISO_IR 6"
+
+
+def set_of_codec(codec: str) -> CharacterSet:
+    """A set that a person has chosen, by Python's codec, such as cp1251."""
+    found = CharacterSet()
+    found.codec = codec
+    return found
+
+
+@functools.lru_cache(256)
+def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
+    """The CharacterSet of some terms; None if one is unknown.
+
+    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
+    """
+    if terms and terms[0] in CHARACTER_SETS_ALONE:
+        terms = terms[:1]
+    return None if character_set_problem(terms) else CharacterSet(terms)
+
+
+ASCII = CharacterSet()
+UTF_8 = CharacterSet(("ISO_IR 192",))
+ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
+
+
+class DecodedText(NamedTuple):
+    """A text, and how it was decoded: `declared`, `recovered`, `guessed` or `damaged`.
+
+    Recovered is what can hardly be anything else; guessed, Chinese that may be another text;
+    damaged, what has been read as ISO 8859-1 although it may be anything.
+    """
+
+    text: str
+    how: str
+
+
+def is_utf_8_of_hanzi(raw: bytes) -> bool:
+    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return False
+    high = [c for c in text if not c.isascii()]
+    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
+
+
+def looks_like_gb18030(raw: bytes) -> bool:
+    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
+    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
+    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
+    return len(pairs) > len(single)
+
+
+# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
+WINDOWS_SETS = {
+    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
+}  # fmt: skip
+WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
+
+
+def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
+    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
+
+    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
+    """
+    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
+    if not codec or b"\x1b" in raw:
+        return None
+    for word in re.split(rb"[ ^=\\]", raw):
+        more = re.findall(rb"[\x80-\x9f]", word)
+        if len(word) > 1 and len(more) * 5 > len(word) * 2:
+            return None
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return None
+    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
+    more = re.findall(rb"[\x80-\x9f]", raw)
+    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
+
+
+# Sets of Latin letters, in which a word has some of ASCII.
+LATIN_SETS = frozenset(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 15))
+
+
+def is_utf_8_instead(raw: bytes, charset: CharacterSet) -> bool:
+    """Whether bytes that the declared set can read are UTF-8: right words where it has odd ones."""
+    if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        return True
+    if not (charset.terms and charset.codec) or charset.codec == "utf-8":
+        return False
+    try:
+        return is_proper(raw.decode()) and is_odd(raw.decode(charset.codec))
+    except UnicodeDecodeError:
+        return False
+
+
+def is_of_another_set(text: str, charset: CharacterSet) -> bool:
+    """Whether a text that the declared set could read is none in its languages."""
+    declared = charset.terms and charset.codec in LATIN_SETS
+    return bool(declared) and (has_no_plain_letters(text) or is_odd(text))
+
+
+def _readings(
+    raw: bytes, charset: CharacterSet | None, multi_byte: bool
+) -> Iterator[tuple[CharacterSet, str]]:
+    """The character sets to try in order, each with the resulting state of the text."""
+    escaped = b"\x1b" in raw
+    if escaped and (multi_byte or not charset):  # the escapes tell the sets
+        yield ISO_2022, "recovered"
+    if charset:
+        if is_utf_8_instead(raw, charset):
+            yield UTF_8, "recovered"
+        yield charset, "declared"
+        yield from ((one, "recovered") for one in charset.loose())
+    if escaped:
+        yield ISO_2022, "recovered"
+
+
+def decode_text(
+    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
+) -> DecodedText:
+    """The text of a value, recovered if the bytes contradict the declared set.
+
+    Next it tries UTF-8, whose form is rare by chance; GB18030 where it is convincing Chinese, or
+    where the declared set is multi-byte too or no ISO 8859 text has such bytes; the set of Windows
+    that resembles the declared one; and ISO 8859-1, which is a guess. Control characters then
+    become `mark` and their octal code (PS3.5 6.1.2.3).
+    """
+    multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
+    for one, how in _readings(raw, charset, multi_byte):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = one.decode(raw, vr)
+            if how == "declared" and is_of_another_set(text, one):
+                if reads_as_chinese(raw):
+                    return DecodedText(raw.decode("gb18030"), "recovered")
+                how = "damaged"
+            return DecodedText(text, how)
+    with contextlib.suppress(UnicodeDecodeError):
+        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
+            return DecodedText(text, "recovered")
+    likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
+    chinese = reads_as_chinese(raw)
+    if chinese or (likely_gb and looks_like_gb18030(raw)):
+        with contextlib.suppress(UnicodeDecodeError):
+            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")):
+                return DecodedText(text, "recovered" if chinese else "guessed")
+    if windows := read_as_windows(raw, charset):
+        return DecodedText(windows, "recovered")
+    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
+    return DecodedText(text, "damaged")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -3380,11 +3922,11 @@ class _Where(NamedTuple):
 class _Recoder:
     """Reads a peer's data set once, from front to back, and writes the stored form."""
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, given: CharacterSet | None = None) -> None:
         self.data, self.limits, self.count = data, limits, 0
+        self.given = given
         self.asked: tuple[str, ...] | None = None
-        self.recovered: list[int] = []
-        self.damaged: list[int] = []
+        self.texts: dict[str, list[int]] = {"recovered": [], "guessed": [], "damaged": []}
 
     def elements(self, pos: int, end: int, where: _Where, until: int = 0) -> tuple[bytes, int]:
         """The elements from pos to end, or to the delimiter `until`, and their end."""
@@ -3490,11 +4032,11 @@ class _Recoder:
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
-        """A text value in UTF-8; notes a text that was recovered or damaged."""
+        """A text value in UTF-8; notes a text that was recovered, guessed or damaged."""
         # in a multi-valued VR a backslash would split the value
         text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
-            (self.recovered if how == "recovered" else self.damaged).append(tag)
+            self.texts[how].append(tag)
         return text.rstrip(" ").encode()
 
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
@@ -3504,7 +4046,7 @@ class _Recoder:
         terms = tuple(map(term_meant, given))
         if where.depth == 1:
             self.asked = terms if any(terms) else ()
-        if not any(terms):
+        if self.given or not any(terms):
             return where.charset
         shown, problem = f"{value.strip()[:64]!a}", character_set_problem(terms)
         if problem:
@@ -3533,589 +4075,31 @@ class Recoded(NamedTuple):
 
     asked      the terms of its top-level (0008,0005), () if empty, None if absent
     recovered  tags of texts that contradict the declared set and were read in another one
-    damaged    tags of texts that could only be guessed
+    guessed    tags of texts that seem to be Chinese, and may be something else
+    damaged    tags of texts in no set that could be found
     """
 
     data: bytes
     asked: tuple[str, ...] | None
     recovered: tuple[int, ...]
+    guessed: tuple[int, ...]
     damaged: tuple[int, ...]
 
 
 def recode_noting(
-    data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
+    data: bytes,
+    explicit: bool,
+    charset: CharacterSet = ASCII,
+    limits: Limits = Limits(),
+    given: CharacterSet | None = None,
 ) -> Recoded:
-    """As `recode`, with the state of the texts."""
-    recoder = _Recoder(data, limits)
-    stored, _ = recoder.elements(0, len(data), _Where(explicit, charset, 1))
-    return Recoded(stored, recoder.asked, tuple(recoder.recovered), tuple(recoder.damaged))
+    """As `recode`, with the state of the texts.
 
-
-# ------------------------------------------------------------------------------------------------
-# minris.dataset.identity
-# Whether two patients are one: name, Patient ID, birth date and sex, whatever their spelling.
-# ------------------------------------------------------------------------------------------------
-
-IDENTITY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
-_TRUNCATED = 14  # letters of a name that is taken for the beginning of a longer one
-
-
-def identity_of(index: ElementIndex) -> ElementIndex:
-    """Those of a data set's attributes that say who the patient is."""
-    others = (tag_of("OtherPatientIDsSequence"),)
-    return index.only([*map(tag_of, IDENTITY), *others]).with_values()
-
-
-def contradictions(told: ElementIndex, known: Iterable[ElementIndex]) -> list[str]:
-    """The keywords of IDENTITY in which a patient agrees with nothing known of another one.
-
-    What is empty, cut off or spelt otherwise contradicts nothing.
+    given  the set of all texts, whatever (0008,0005) says
     """
-    known, found = list(known), []
-    for keyword, (values_of, agree) in _COMPARED.items():
-        theirs, ours = (
-            values_of(told, keyword),
-            [v for one in known for v in values_of(one, keyword)],
-        )
-        if theirs and ours and not any(agree(a, b) for a in theirs for b in ours):
-            found.append(keyword)
-    return found
-
-
-def _names(index: ElementIndex, keyword: str) -> list[str]:
-    name = index.get(keyword)
-    return [name] if _scripts(name) else []
-
-
-def _ids(index: ElementIndex, keyword: str) -> list[str]:
-    items = (index, *index.items(tag_of("OtherPatientIDsSequence")))
-    return list(filter(None, ("".join(plain(one.get(keyword)).split()) for one in items)))
-
-
-def _dates(index: ElementIndex, keyword: str) -> list[str]:
-    """A date as digits, without a month or a day of zeros; nothing for zeros alone."""
-    digits = re.sub("(00)+$", "", re.sub(r"\D", "", index.get(keyword)))
-    return [digits] if digits else []
-
-
-def _sexes(index: ElementIndex, keyword: str) -> list[str]:
-    """M or F: other values are given for somebody whose sex is not known, too."""
-    return [sex for sex in [index.get(keyword).upper()] if sex in ("M", "F")]
-
-
-def _begins(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
-
-
-# Latin letters that are not decomposed, and how the machine of another country writes letters.
-_LETTERS = {"ø": "o", "œ": "o", "æ": "a", "đ": "d", "ð": "d", "ł": "l", "ı": "i", "þ": "th",
-            "'": "", "\u2019": "", "`": "", "\N{REPLACEMENT CHARACTER}": "?"}  # fmt: skip
-_DIGRAPHS = re.compile("([aou])e|(a)a|([ln])(?:yu|v)")
-
-
-def _words(text: str) -> list[str]:
-    """The words of a name, plain; ü, ue and u are one letter, `?` is a letter that was lost."""
-    folded = "".join(_LETTERS.get(c, c) for c in plain(text))
-    folded = _DIGRAPHS.sub(lambda found: found[1] or found[2] or f"{found[3]}u", folded)
-    return re.findall(r"(?:[^\W_]|\?)+", folded)
-
-
-def _scripts(name: str) -> dict[str, str]:
-    """The family, given and middle name of each group, by script; prefix and suffix are left out."""
-    found: dict[str, str] = {}
-    for group in unicodedata.normalize("NFKC", name).split("="):
-        text = "^".join(group.split("^")[:3])
-        letters = [c for c in text if c.isalpha()] or [c for c in text if c.isalnum()]
-        if letters:
-            scripts = {unicodedata.name(c, "").partition(" ")[0] for c in letters}
-            found.setdefault("CJK" if "CJK" in scripts else min(scripts), text)
-    return found
-
-
-def same_name(one: str, other: str) -> bool:
-    """Whether two PN values may be one name: by a script that both have, Chinese first.
-
-    Chinese characters are compared with Latin letters by pinyin; names in other scripts that
-    differ are not compared.
-    """
-    ours, theirs = _scripts(one), _scripts(other)
-    if "CJK" in ours and "CJK" in theirs:
-        a, b = ("".join(_words(names["CJK"])) for names in (ours, theirs))
-        return _alike(a, b) or a.strip("?") in b or b.strip("?") in a
-    if both := ours.keys() & theirs.keys():
-        return any(_same_words(_words(ours[each]), _words(theirs[each])) for each in both)
-    for names, others in ((ours, theirs), (theirs, ours)):
-        if "CJK" in names and "LATIN" in others and len(names) == 1:
-            pinyin = latin_name(chinese_name(names["CJK"]))
-            return not pinyin or _same_words(_words(pinyin), _words(others["LATIN"]))
-    return True
-
-
-def _alike(one: str, other: str) -> bool:
-    """Whether two words are one, where `?` may be one or two letters."""
-    if "?" not in one + other:
-        return one == other
-    patterns = (re.escape(word).replace(r"\?", "..?") for word in (one, other))
-    return any(map(re.fullmatch, patterns, (other, one)))
-
-
-def _same_words(one: list[str], other: list[str]) -> bool:
-    """Whether the words are the same: in any order, run together, some missing or as initials."""
-    joined, whole = "".join(one), "".join(other)
-    if _alike(joined, whole):
-        return True
-    if len(min(joined, whole, key=len)) >= _TRUNCATED and _begins(joined, whole):
-        return True
-    if sorted(joined) == sorted(whole) and len(one) <= 5:
-        return any("".join(order) == whole for order in itertools.permutations(one))
-    few, many = sorted((one, other), key=len)
-    left, full = list(many), 0
-    for word in sorted(few, key=len, reverse=True):
-        found = next((each for each in left if _alike(word, each)), None)
-        full += found is not None
-        found = found or next((each for each in left if 1 in (len(word), len(each))
-                               and _begins(word, each)), None)  # fmt: skip
-        if not found:
-            return False
-        left.remove(found)
-    return full > 0
-
-
-_Reader = Callable[[ElementIndex, str], list[str]]
-_COMPARED: dict[str, tuple[_Reader, Callable[[str, str], bool]]] = {
-    "PatientName": (_names, same_name),
-    "PatientID": (_ids, str.__eq__),
-    "PatientBirthDate": (_dates, _begins),
-    "PatientSex": (_sexes, str.__eq__),
-}
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dataset.matching
-# Matching of one key: wildcards, names, UIDs, numbers, ranges (PS3.4 C.2.2.2).
-# ------------------------------------------------------------------------------------------------
-
-Test = Callable[[bytes], bool]
-WILDCARD_VRS = frozenset(b"AE CS LO LT PN SH ST UC UR UT".split())  # PS3.4 C.2.2.2.4
-
-
-class Wildcard:
-    """A pattern: `*` for any run, `?` for exactly one character, anything else literally.
-
-    The pieces between stars are searched from left to right, so that no key takes long.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.pieces = [
-            re.compile("".join("." if c == "?" else re.escape(c) for c in piece), re.S)
-            for piece in text.split("*")
-        ]
-        self.lengths = [len(piece) for piece in text.split("*")]
-
-    def fullmatch(self, text: str) -> bool:
-        """Whether the whole text matches."""
-        first, *rest = self.pieces
-        if not rest:
-            return first.fullmatch(text) is not None
-        *middle, last = rest
-        found = first.match(text)
-        if not found:
-            return False
-        at = found.end()
-        for piece in middle:
-            found = piece.search(text, at)
-            if not found:
-                return False
-            at = found.end()
-        start = len(text) - self.lengths[-1]
-        return start >= at and last.fullmatch(text, start) is not None
-
-
-def loose_name_test(text: str) -> Callable[[str], bool]:
-    """A test of a Chinese name in any spelling: spaces, tones and carets do not matter."""
-    if "=" in text or "?" in text:
-        return lambda name: False
-    parts = [name_key(part) for part in text.split("*")]
-    if not any(parts):
-        return lambda name: False
-    pattern = Wildcard("*".join(parts))
-    return lambda name: any(map(pattern.fullmatch, filter(None, name_key(name).split("="))))
-
-
-def _name_patterns(group: str) -> list[Wildcard]:
-    """The patterns of one group of a key, [] for any; SMITH^* matches SMITH too."""
-    if not group.strip("*"):
-        return []
-    found = [group]
-    while (shorter := re.sub(r"\^\*?$", "", found[-1])) != found[-1]:
-        found.append(shorter)
-    return [Wildcard(one) for one in found if one]
-
-
-def name_test(text: str) -> Test:
-    """The test of a PN key, without case and accents; without `=` it is tried on each group.
-
-    A name with an ideographic group is found by any spelling of its Latin group.
-    Source: PS3.4 C.2.2.2.1.1, C.2.2.2.4
-    """
-    loosely = loose_name_test(text)
-    if "*" in text or "?" in text:
-        groups = [plain(group).strip(" ") for group in text.split("=")]
-        patterns = [_name_patterns(group) for group in groups]
-
-        def fits(number: int, group: str) -> bool:
-            return not patterns[number] or any(one.fullmatch(group) for one in patterns[number])
-    else:
-        groups = name_groups(text)
-
-        def fits(number: int, group: str) -> bool:
-            return not groups[number] or groups[number] == group
-
-    def test(value: bytes) -> bool:
-        for name in value.decode("utf-8", "replace").split("\\"):
-            stored = name_groups(name)
-            if len(groups) == 1:
-                if any(group and fits(0, group) for group in stored):
-                    return True
-            elif all(
-                fits(number, stored[number] if number < len(stored) else "")
-                for number in range(len(groups))
-            ):
-                return True
-            if "=" in name and loosely(name):
-                return True
-        return False
-
-    return test
-
-
-def text_test(text: str, vr: bytes) -> Test:
-    """The test of a key of another text VR: exact and case-sensitive, or with wildcards."""
-    one_value = vr in ONE_VALUE_VRS
-    if vr in WILDCARD_VRS and ("*" in text or "?" in text):
-        pattern = Wildcard(text)
-
-        def test(value: bytes) -> bool:
-            stored = value.decode("utf-8", "replace")
-            values = [stored] if one_value else stored.split("\\")
-            return any(pattern.fullmatch(one.strip(" ")) for one in values if one.strip(" "))
-    else:
-        wanted = text.encode()
-
-        def test(value: bytes) -> bool:
-            if value.strip(b" \0") == wanted:
-                return True
-            return (
-                b"\\" in value and not one_value and wanted in map(bytes.strip, value.split(b"\\"))
-            )
-
-    return test
-
-
-def uid_test(uids: list[str]) -> Test:
-    """The test of a UI key: any of the UIDs in the list (PS3.4 C.2.2.2.2)."""
-    wanted = frozenset(uid.encode() for uid in uids)
-    return lambda value: not wanted.isdisjoint(one.strip(b" \0") for one in value.split(b"\\"))
-
-
-def number_test(text: str, vr: bytes) -> Test:
-    """The test of a number: equal by value."""
-    wanted = frozenset(map(float, text.split("\\")))
-    if vr in BINARY_NUMBERS:
-        return lambda value: not wanted.isdisjoint(unpack_numbers(vr, value))
-
-    def test(value: bytes) -> bool:
-        with contextlib.suppress(ValueError):
-            return not wanted.isdisjoint(float(one) for one in value.split(b"\\"))
-        return False
-
-    return test
-
-
-def key_test(
-    tag: int, vr: bytes, index: ElementIndex, zone: datetime.tzinfo | None = None
-) -> Test | None:
-    """The test of one key, None if it is universal. Refuses A900 for an invalid key."""
-    text = index.text(tag)
-    if not text or not text.strip("*"):
-        return None  # PS3.4 C.2.2.2.3; `*` alone: C.2.2.2.4 note 1
-    values = [value.strip(" ") for value in text.split("\\")]
-    if vr == b"UI":
-        return uid_test(values)
-    if len(values) > 1 and vr not in ONE_VALUE_VRS:
-        raise key_refusal(tag, "has several values")  # local: C.2.2.2.8 note 4 leaves it open
-    if vr == b"PN":
-        return name_test(text)
-    if vr in (b"DA", b"TM"):
-        return key_interval(tag, vr, text).test
-    if vr == b"DT":
-        return instants(tag, text, zone).test
-    if vr in BINARY_NUMBERS or vr in (b"DS", b"IS"):
-        try:
-            return number_test(text, vr)
-        except ValueError:
-            raise key_refusal(tag, "is not a number") from None
-    return text_test(text, vr)
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dataset.items
-# Items and small data sets that several services send: codes, reasons, notifications.
-# ------------------------------------------------------------------------------------------------
-
-def code_item(value: str, meaning: str, scheme: str = "DCM") -> bytes:
-    """An item of a code sequence (PS3.3 Table 8.8-1)."""
-    kind = "CodeValue" if len(value) <= 16 else "LongCodeValue"
-    code = {kind: value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
-    return bytes(text_elements(**code))
-
-
-def workitem_code(code: str) -> bytes:
-    """An item with a code of WORKITEM_CODES."""
-    scheme, meaning = WORKITEM_CODES[code]
-    return code_item(code, meaning, scheme)
-
-
-def cancellation_reason(remark: str, code: str) -> ElementIndex:
-    """The reason for a cancellation: remark, and key of UPS_CANCELLATION_REASONS. Refuses 0106."""
-    if code not in UPS_CANCELLATION_REASONS:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
-    item = code_item(code, UPS_CANCELLATION_REASONS[code])
-    codes = sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item])
-    texts = text_elements(ReasonForCancellation=remark.strip()) if remark.strip() else EMPTY
-    return well_formed(texts.merged(codes))
-
-
-def availability_data(
-    study: str, rows_: list[tuple[str, ...]], of: list[ElementIndex]
-) -> ElementIndex:
-    """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
-
-    rows_  instance, Retrieve AE Title, class, study, series, availability; ordered by series
-    of     items of Referenced Performed Procedure Step Sequence
-    """
-    series = []
-    for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
-        instances = [
-            text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
-                          InstanceAvailability=row[5], RetrieveAETitle=row[1])
-            for row in of_series
-        ]  # fmt: skip
-        sequence = sequence_elements(ReferencedSOPSequence=instances)
-        series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
-    steps = sequence_elements(ReferencedPerformedProcedureStepSequence=of)
-    images = sequence_elements(ReferencedSeriesSequence=series)
-    return text_elements(StudyInstanceUID=study).merged(steps, images)
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dataset.dicom_xml
-# The Native DICOM Model, by way of the JSON model (PS3.19 A.1).
-# ------------------------------------------------------------------------------------------------
-
-NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
-
-
-def to_xml(value: Mapping[str, Any]) -> bytes:
-    """Convert an object of the DICOM JSON Model to a document of the Native DICOM Model."""
-    from xml.etree import ElementTree
-
-    root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
-    _xml_data_set(root, value)
-    # a parser turns CR LF and CR into LF unless CR is written as a reference (XML 1.0 2.11)
-    text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
-    return text.replace(b"\r", b"&#13;")
-
-
-def _xml_text(text: str) -> str:
-    """A text with U+FFFD for each character that XML does not allow (XML 1.0 2.2)."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
-
-
-def is_creator(key: str) -> bool:
-    """Whether a tag is that of a private creator, which reserves a block (PS3.5 7.8.1)."""
-    return re.fullmatch(r"[0-9A-F]{3}[13579BDF]00[1-9A-F][0-9A-F]", key) is not None
-
-
-def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
-    """Private creators by tag, without those that reserve several blocks of a group."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for key in filter(is_creator, value):
-        for name in value[key].get("Value", [])[:1]:
-            if isinstance(name, str):
-                found.setdefault((key[:4], _xml_text(name)), []).append(key)
-    return {keys[0]: name for (_, name), keys in found.items() if len(keys) == 1}
-
-
-def _xml_names(key: str, creators: Mapping[str, str]) -> dict[str, str]:
-    """The XML attributes that name an element: gggg00ee and creator if private (PS3.19 A.1.5)."""
-    tag = int(key, 16)
-    if datadict.dictionary_has_tag(tag):
-        return {"tag": key, "keyword": datadict.dictionary_keyword(tag)}
-    creator = creators.get(f"{key[:4]}00{key[4:6]}")
-    return {"tag": f"{key[:4]}00{key[6:]}", "privateCreator": creator} if creator else {"tag": key}
-
-
-def _xml_data_set(parent: Any, value: Mapping[str, Any]) -> None:
-    from xml.etree.ElementTree import SubElement
-
-    creators = _private_creators(value)
-    for key, member in value.items():
-        names = _xml_names(key, creators) | {"vr": member["vr"]}
-        element = SubElement(parent, "DicomAttribute", names)
-        if "InlineBinary" in member:
-            SubElement(element, "InlineBinary").text = member["InlineBinary"]
-        for number, one in enumerate(member.get("Value", []), 1):
-            if member["vr"] == "SQ":
-                _xml_data_set(SubElement(element, "Item", number=str(number)), one or {})
-            elif member["vr"] == "PN":
-                _xml_name(SubElement(element, "PersonName", number=str(number)), one or {})
-            else:
-                text = "" if one is None else _xml_text(str(one))
-                SubElement(element, "Value", number=str(number)).text = text
-
-
-def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
-    from xml.etree.ElementTree import SubElement
-
-    for group in NAME_GROUPS:
-        if text := groups.get(group):
-            parent = SubElement(element, group)
-            for name, part in zip(NAME_PARTS, text.split("^", 4), strict=False):
-                if part:
-                    SubElement(parent, name).text = _xml_text(part)
-
-
-def from_xml(content: bytes) -> dict[str, Any]:
-    """Convert a document of the Native DICOM Model to the JSON Model. Refuses 400 with the line."""
-    import xml.parsers.expat
-    from xml.etree.ElementTree import TreeBuilder
-
-    builder, depth = TreeBuilder(), 0
-    parser = xml.parsers.expat.ParserCreate()
-
-    def refuse(*_: Any) -> None:
-        raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: a document type is not taken")
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > 64:
-            raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: nested too deep")
-        builder.start(tag.rpartition(":")[2], attributes)
-
-    def end(tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(tag.rpartition(":")[2])
-
-    parser.StartDoctypeDeclHandler = refuse  # no entities of any kind
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(content, True)
-        root = builder.close()
-    except xml.parsers.expat.ExpatError as error:
-        raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
-    except (ValueError, LookupError):  # of the declared encoding
-        raise HttpRefusal(400, "line 1: its encoding is not taken") from None
-    if root.tag != "NativeDicomModel":
-        raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
-    return _xml_members(root)
-
-
-def _xml_children(parent: Any, *names: str) -> list[Any]:
-    """The child elements. Refuses 400 for unexpected ones, and for text beside them."""
-    tag = parent.get("tag") or parent.tag
-    for child in parent:
-        if child.tag not in names:
-            raise HttpRefusal(400, f"{tag[:40]}: {child.tag[:40]} is not expected")
-    if "".join([parent.text or "", *(child.tail or "" for child in parent)]).strip():
-        raise HttpRefusal(400, f"{tag[:40]}: there is text outside of a value")
-    return list(parent)
-
-
-def _xml_members(parent: Any) -> dict[str, Any]:
-    elements = _xml_children(parent, "DicomAttribute")
-    blocks = _Blocks(elements)
-    found: dict[str, Any] = {}
-    for element in elements:
-        key = element.get("tag") or element.get("keyword") or "?"
-        key = blocks.tag(key, element.get("privateCreator"))
-        if key in found:
-            raise HttpRefusal(400, f"{key[:40]} is there twice")
-        found[key] = _xml_member(element, key)
-    return found | blocks.made
-
-
-def _xml_member(element: Any, key: str) -> dict[str, Any]:
-    member: dict[str, Any] = {"vr": element.get("vr")}
-    for one in _xml_children(element, "Value", "Item", "PersonName", "InlineBinary", "BulkData"):
-        if one.tag in ("InlineBinary", "BulkData"):
-            name = "InlineBinary" if one.tag == "InlineBinary" else "BulkDataURI"
-            if name in member:
-                raise HttpRefusal(400, f"{key[:40]} has {one.tag} twice")
-            member[name] = "".join((one.text or "").split()) or one.get("uri", "")
-            continue
-        values = member.setdefault("Value", [])
-        expected = str(len(values) + 1)
-        if (number := one.get("number", expected)) != expected:
-            raise HttpRefusal(400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {expected}")
-        values.append(_xml_value(one))
-    return member
-
-
-class _Blocks:
-    """The blocks of private creators in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
-
-    made    the private creator elements that had to be added
-    """
-
-    def __init__(self, elements: list[Any]) -> None:
-        self.made: dict[str, Any] = {}
-        self.owners: dict[str, str] = {}
-        self.blocks: dict[tuple[str, str], str] = {}
-        for element in elements:
-            key = (element.get("tag") or "").upper()
-            if is_creator(key) and not element.get("privateCreator"):
-                self._reserve(key, (element.findtext("Value") or "").strip())
-
-    def _reserve(self, key: str, creator: str) -> None:
-        self.owners[key] = creator
-        self.blocks.setdefault((key[:4], creator), key[6:])
-
-    def tag(self, key: str, creator: str | None) -> str:
-        """The tag of an element in the block of its creator. Refuses 400 if no block is free."""
-        creator = (creator or "").strip()
-        if not creator or not re.fullmatch(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}", key):
-            return key
-        key = key.upper()
-        group, block = key[:4], key[4:6]
-        if block == "00":
-            blocks = (f"{number:02X}" for number in range(0x10, 0x100))
-            free = (one for one in blocks if f"{group}00{one}" not in self.owners)
-            block = self.blocks.get((group, creator)) or next(free, "")
-        owner = f"{group}00{block}"
-        if not is_creator(owner) or self.owners.get(owner, creator) != creator:
-            raise HttpRefusal(400, f"{key}: there is no block for {creator[:64]!r}")
-        if owner not in self.owners:
-            self._reserve(owner, creator)
-            self.made[owner] = {"vr": "LO", "Value": [creator]}
-        return f"{group}{block}{key[6:]}"
-
-
-def _xml_value(element: Any) -> Any:
-    if element.tag == "Item":
-        return _xml_members(element)
-    if element.tag == "Value":
-        if len(element):
-            raise HttpRefusal(400, f"Value: {element[0].tag[:40]} is not expected")
-        return element.text or ""
-    groups = {}
-    for group in _xml_children(element, *NAME_GROUPS):
-        parts = {part.tag: part.text or "" for part in _xml_children(group, *NAME_PARTS)}
-        groups[group.tag] = "^".join(parts.get(name, "") for name in NAME_PARTS).rstrip("^")
-    return groups
+    recoder = _Recoder(data, limits, given)
+    stored, _ = recoder.elements(0, len(data), _Where(explicit, given or charset, 1))
+    return Recoded(stored, recoder.asked, *map(tuple, recoder.texts.values()))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4453,6 +4437,266 @@ def to_syntax(data: bytes, explicit: bool) -> bytes:
         return data
     search = Search(EMPTY, MWL_ATTRIBUTES, explicit=False)
     return search._whole(ElementIndex(data), UTF_8)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.items
+# Items and small data sets that several services send: codes, reasons, notifications.
+# ------------------------------------------------------------------------------------------------
+
+def code_item(value: str, meaning: str, scheme: str = "DCM") -> bytes:
+    """An item of a code sequence (PS3.3 Table 8.8-1)."""
+    kind = "CodeValue" if len(value) <= 16 else "LongCodeValue"
+    code = {kind: value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
+    return bytes(text_elements(**code))
+
+
+def workitem_code(code: str) -> bytes:
+    """An item with a code of WORKITEM_CODES."""
+    scheme, meaning = WORKITEM_CODES[code]
+    return code_item(code, meaning, scheme)
+
+
+def cancellation_reason(remark: str, code: str) -> ElementIndex:
+    """The reason for a cancellation: remark, and key of UPS_CANCELLATION_REASONS. Refuses 0106."""
+    if code not in UPS_CANCELLATION_REASONS:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("There is no such reason"))
+    item = code_item(code, UPS_CANCELLATION_REASONS[code])
+    codes = sequence_elements(ProcedureStepDiscontinuationReasonCodeSequence=[item])
+    texts = text_elements(ReasonForCancellation=remark.strip()) if remark.strip() else EMPTY
+    return well_formed(texts.merged(codes))
+
+
+def availability_data(
+    study: str, rows_: list[tuple[str, ...]], of: list[ElementIndex]
+) -> ElementIndex:
+    """The data set of an Instance Availability Notification (PS3.4 Table R.3.2-1).
+
+    rows_  instance, Retrieve AE Title, class, study, series, availability; ordered by series
+    of     items of Referenced Performed Procedure Step Sequence
+    """
+    series = []
+    for uid, of_series in itertools.groupby(rows_, key=lambda row: row[4]):
+        instances = [
+            text_elements(ReferencedSOPClassUID=row[2], ReferencedSOPInstanceUID=row[0],
+                          InstanceAvailability=row[5], RetrieveAETitle=row[1])
+            for row in of_series
+        ]  # fmt: skip
+        sequence = sequence_elements(ReferencedSOPSequence=instances)
+        series.append(text_elements(SeriesInstanceUID=uid).merged(sequence))
+    steps = sequence_elements(ReferencedPerformedProcedureStepSequence=of)
+    images = sequence_elements(ReferencedSeriesSequence=series)
+    return text_elements(StudyInstanceUID=study).merged(steps, images)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.dicom_xml
+# The Native DICOM Model, by way of the JSON model (PS3.19 A.1).
+# ------------------------------------------------------------------------------------------------
+
+NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
+
+
+def to_xml(value: Mapping[str, Any]) -> bytes:
+    """Convert an object of the DICOM JSON Model to a document of the Native DICOM Model."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.Element("NativeDicomModel", {"xml:space": "preserve"})
+    _xml_data_set(root, value)
+    # a parser turns CR LF and CR into LF unless CR is written as a reference (XML 1.0 2.11)
+    text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+    return text.replace(b"\r", b"&#13;")
+
+
+def _xml_text(text: str) -> str:
+    """A text with U+FFFD for each character that XML does not allow (XML 1.0 2.2)."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+
+
+def is_creator(key: str) -> bool:
+    """Whether a tag is that of a private creator, which reserves a block (PS3.5 7.8.1)."""
+    return re.fullmatch(r"[0-9A-F]{3}[13579BDF]00[1-9A-F][0-9A-F]", key) is not None
+
+
+def _private_creators(value: Mapping[str, Any]) -> dict[str, str]:
+    """Private creators by tag, without those that reserve several blocks of a group."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key in filter(is_creator, value):
+        for name in value[key].get("Value", [])[:1]:
+            if isinstance(name, str):
+                found.setdefault((key[:4], _xml_text(name)), []).append(key)
+    return {keys[0]: name for (_, name), keys in found.items() if len(keys) == 1}
+
+
+def _xml_names(key: str, creators: Mapping[str, str]) -> dict[str, str]:
+    """The XML attributes that name an element: gggg00ee and creator if private (PS3.19 A.1.5)."""
+    tag = int(key, 16)
+    if datadict.dictionary_has_tag(tag):
+        return {"tag": key, "keyword": datadict.dictionary_keyword(tag)}
+    creator = creators.get(f"{key[:4]}00{key[4:6]}")
+    return {"tag": f"{key[:4]}00{key[6:]}", "privateCreator": creator} if creator else {"tag": key}
+
+
+def _xml_data_set(parent: Any, value: Mapping[str, Any]) -> None:
+    from xml.etree.ElementTree import SubElement
+
+    creators = _private_creators(value)
+    for key, member in value.items():
+        names = _xml_names(key, creators) | {"vr": member["vr"]}
+        element = SubElement(parent, "DicomAttribute", names)
+        if "InlineBinary" in member:
+            SubElement(element, "InlineBinary").text = member["InlineBinary"]
+        for number, one in enumerate(member.get("Value", []), 1):
+            if member["vr"] == "SQ":
+                _xml_data_set(SubElement(element, "Item", number=str(number)), one or {})
+            elif member["vr"] == "PN":
+                _xml_name(SubElement(element, "PersonName", number=str(number)), one or {})
+            else:
+                text = "" if one is None else _xml_text(str(one))
+                SubElement(element, "Value", number=str(number)).text = text
+
+
+def _xml_name(element: Any, groups: Mapping[str, str]) -> None:
+    from xml.etree.ElementTree import SubElement
+
+    for group in NAME_GROUPS:
+        if text := groups.get(group):
+            parent = SubElement(element, group)
+            for name, part in zip(NAME_PARTS, text.split("^", 4), strict=False):
+                if part:
+                    SubElement(parent, name).text = _xml_text(part)
+
+
+def from_xml(content: bytes) -> dict[str, Any]:
+    """Convert a document of the Native DICOM Model to the JSON Model. Refuses 400 with the line."""
+    import xml.parsers.expat
+    from xml.etree.ElementTree import TreeBuilder
+
+    builder, depth = TreeBuilder(), 0
+    parser = xml.parsers.expat.ParserCreate()
+
+    def refuse(*_: Any) -> None:
+        raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: a document type is not taken")
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > 64:
+            raise HttpRefusal(400, f"line {parser.CurrentLineNumber}: nested too deep")
+        builder.start(tag.rpartition(":")[2], attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag.rpartition(":")[2])
+
+    parser.StartDoctypeDeclHandler = refuse  # no entities of any kind
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(content, True)
+        root = builder.close()
+    except xml.parsers.expat.ExpatError as error:
+        raise HttpRefusal(400, f"line {error.lineno}: not well-formed XML") from None
+    except (ValueError, LookupError):  # of the declared encoding
+        raise HttpRefusal(400, "line 1: its encoding is not taken") from None
+    if root.tag != "NativeDicomModel":
+        raise HttpRefusal(400, f"line 1: {root.tag[:40]} is not NativeDicomModel")
+    return _xml_members(root)
+
+
+def _xml_children(parent: Any, *names: str) -> list[Any]:
+    """The child elements. Refuses 400 for unexpected ones, and for text beside them."""
+    tag = parent.get("tag") or parent.tag
+    for child in parent:
+        if child.tag not in names:
+            raise HttpRefusal(400, f"{tag[:40]}: {child.tag[:40]} is not expected")
+    if "".join([parent.text or "", *(child.tail or "" for child in parent)]).strip():
+        raise HttpRefusal(400, f"{tag[:40]}: there is text outside of a value")
+    return list(parent)
+
+
+def _xml_members(parent: Any) -> dict[str, Any]:
+    elements = _xml_children(parent, "DicomAttribute")
+    blocks = _Blocks(elements)
+    found: dict[str, Any] = {}
+    for element in elements:
+        key = element.get("tag") or element.get("keyword") or "?"
+        key = blocks.tag(key, element.get("privateCreator"))
+        if key in found:
+            raise HttpRefusal(400, f"{key[:40]} is there twice")
+        found[key] = _xml_member(element, key)
+    return found | blocks.made
+
+
+def _xml_member(element: Any, key: str) -> dict[str, Any]:
+    member: dict[str, Any] = {"vr": element.get("vr")}
+    for one in _xml_children(element, "Value", "Item", "PersonName", "InlineBinary", "BulkData"):
+        if one.tag in ("InlineBinary", "BulkData"):
+            name = "InlineBinary" if one.tag == "InlineBinary" else "BulkDataURI"
+            if name in member:
+                raise HttpRefusal(400, f"{key[:40]} has {one.tag} twice")
+            member[name] = "".join((one.text or "").split()) or one.get("uri", "")
+            continue
+        values = member.setdefault("Value", [])
+        expected = str(len(values) + 1)
+        if (number := one.get("number", expected)) != expected:
+            raise HttpRefusal(400, f"{key[:40]}: {one.tag} {number[:20]!r} is to be {expected}")
+        values.append(_xml_value(one))
+    return member
+
+
+class _Blocks:
+    """The blocks of private creators in a data set (PS3.5 7.8.1, PS3.19 A.1.5).
+
+    made    the private creator elements that had to be added
+    """
+
+    def __init__(self, elements: list[Any]) -> None:
+        self.made: dict[str, Any] = {}
+        self.owners: dict[str, str] = {}
+        self.blocks: dict[tuple[str, str], str] = {}
+        for element in elements:
+            key = (element.get("tag") or "").upper()
+            if is_creator(key) and not element.get("privateCreator"):
+                self._reserve(key, (element.findtext("Value") or "").strip())
+
+    def _reserve(self, key: str, creator: str) -> None:
+        self.owners[key] = creator
+        self.blocks.setdefault((key[:4], creator), key[6:])
+
+    def tag(self, key: str, creator: str | None) -> str:
+        """The tag of an element in the block of its creator. Refuses 400 if no block is free."""
+        creator = (creator or "").strip()
+        if not creator or not re.fullmatch(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}", key):
+            return key
+        key = key.upper()
+        group, block = key[:4], key[4:6]
+        if block == "00":
+            blocks = (f"{number:02X}" for number in range(0x10, 0x100))
+            free = (one for one in blocks if f"{group}00{one}" not in self.owners)
+            block = self.blocks.get((group, creator)) or next(free, "")
+        owner = f"{group}00{block}"
+        if not is_creator(owner) or self.owners.get(owner, creator) != creator:
+            raise HttpRefusal(400, f"{key}: there is no block for {creator[:64]!r}")
+        if owner not in self.owners:
+            self._reserve(owner, creator)
+            self.made[owner] = {"vr": "LO", "Value": [creator]}
+        return f"{group}{block}{key[6:]}"
+
+
+def _xml_value(element: Any) -> Any:
+    if element.tag == "Item":
+        return _xml_members(element)
+    if element.tag == "Value":
+        if len(element):
+            raise HttpRefusal(400, f"Value: {element[0].tag[:40]} is not expected")
+        return element.text or ""
+    groups = {}
+    for group in _xml_children(element, *NAME_GROUPS):
+        parts = {part.tag: part.text or "" for part in _xml_children(group, *NAME_PARTS)}
+        groups[group.tag] = "^".join(parts.get(name, "") for name in NAME_PARTS).rstrip("^")
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------
@@ -13665,6 +13909,113 @@ def judged_instances(commitment_id: int) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.interchange.decoding
+# Text of files whose encoding nobody says: certain, or asked for, never guessed.
+# ------------------------------------------------------------------------------------------------
+
+UNKNOWN_ENCODING = Message(
+    "It is not certain how the letters of the file are encoded: it is not UTF-8. Choose the"
+    " encoding, or save the file as UTF-8"
+)
+# How files begin that are no text.
+A_WORKBOOK = Message("The file is a workbook: save it as CSV (UTF-8) in the spreadsheet")
+OTHER_FILES = {
+    b"PK\x03\x04": A_WORKBOOK,
+    b"\xd0\xcf\x11\xe0": A_WORKBOOK,
+    b"%PDF": Message("The file is a PDF document, not a list"),
+}
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NO_TEXT = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffe\uffff]")
+
+
+def _read(content: bytes, codec: str) -> str | None:
+    """The text in an encoding, None if it is none in it."""
+    try:
+        text = content.decode(codec).removeprefix("\ufeff").removesuffix("\x1a")
+    except UnicodeDecodeError:
+        return None
+    return None if NO_TEXT.search(text) else text
+
+
+def _certain(content: bytes) -> str | None:
+    """The text of a file whose bytes tell their encoding, else None."""
+    for mark, codec in BYTE_ORDER_MARKS:
+        if content.startswith(mark):
+            return _read(content, codec)
+    if b"\0" in content:  # no other encoding has so many
+        for at, codec in ((1, "utf-16-le"), (0, "utf-16-be")):
+            half = content[at::2]
+            if half.count(0) * 3 > len(half) and not len(content) % 2:
+                return _read(content, codec)
+        return None
+    text, chinese = _read(content, "utf-8"), _read(content, "gb18030")
+    odd = [is_odd(word) for word in (chinese or "").split() if not word.isascii()]
+    if not chinese or sum(odd) * 2 > len(odd) or not is_convincing_chinese(chinese):
+        return text
+    # some hanzi, such as those of 头颅平扫, have bytes that are UTF-8 too
+    three_bytes = text is not None and any(c > "\u07ff" for c in text)
+    return text if three_bytes else None if text and is_proper(text) else chinese
+
+
+def text_of(content: bytes, encoding: str = "", usual: str = "") -> str:
+    """The text of a file.
+
+    encoding  name of the encoding that a person has chosen, "" for none
+    usual     that of files that do not tell it themselves
+    Refuses   0106 for a file that is no text, or whose encoding is not certain
+    """
+    for beginning, words in OTHER_FILES.items():
+        if content.startswith(beginning):
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    text = None if encoding else _certain(content)
+    if text is None and (chosen := encoding or usual):
+        text = _read(content, ENCODINGS[chosen].codec)
+        if text is None:
+            words = Message("The file is not text in the encoding {value}", value=chosen)
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    if text is None:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, UNKNOWN_ENCODING)
+    return text
+
+
+class ReadAs(NamedTuple):
+    """How a person wants a file to be read: in an encoding, if it is not certain."""
+
+    encoding: str = ""
+
+
+class Reading(NamedTuple):
+    """An encoding that a file may have: its name, and words of the file as they read in it."""
+
+    encoding: str
+    sample: str
+
+
+def readings_of(content: bytes) -> list[Reading]:
+    """The encodings in which a file is text, the likelier ones first; [] if there is no doubt."""
+    if _certain(content) is not None:
+        return []
+    found: dict[tuple[str, ...], Reading] = {}
+    for one in ENCODINGS.values():
+        if (one.name == "UTF-16") != (b"\0" in content):
+            continue
+        words = re.findall(
+            r"[^\s,;|\x22]*[^\0-\x7f\s][^\s,;|\x22]*", _read(content, one.codec) or ""
+        )
+        distinct = tuple(dict.fromkeys(words))
+        if distinct and distinct not in found:
+            found[distinct] = Reading(one.name, ", ".join(distinct[:4])[:80])
+    likely = sorted(found, key=lambda words: sum(map(is_proper, words)) * 2 < len(words))
+    return [found[words] for words in likely]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.interchange.csv_tables
 # CSV: worklist items and the procedure catalogue.
 # ------------------------------------------------------------------------------------------------
@@ -13697,17 +14048,8 @@ CSV_COLUMNS: dict[str, str] = {
 CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
 
 
-def decode_csv(content: bytes) -> str:
-    """The text of a CSV file in UTF-8, with or without BOM, or GB18030. Refuses 0106."""
-    for codec in ("utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return content.decode(codec)
-    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is neither UTF-8 nor GB18030"))
-
-
-def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
+def read_csv(text: str) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
-    text = decode_csv(content)
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     try:
@@ -13747,12 +14089,12 @@ def csv_value(keyword: str, text: str) -> str:
     return text
 
 
-def items_from_csv(content: bytes) -> list[bytes]:
+def items_from_csv(text: str) -> list[bytes]:
     """The worklist items of a CSV file, one per row, completed from the catalogue.
 
     Refuses  0106 for unknown columns, or without a column for the patient's name
     """
-    names, lines = read_csv(content)
+    names, lines = read_csv(text)
     keywords = [csv_keyword(name) for name in names]
     problems = [
         Message("There is no column {value}", value=name)
@@ -13762,8 +14104,8 @@ def items_from_csv(content: bytes) -> list[bytes]:
     if not {"PatientName", "family"} & set(keywords):
         problems.append(Message("There is no column for the patient's name"))
     if problems:
-        text = joined(problems, "\n")
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
+        words = joined(problems, "\n")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, p) for p in problems])
     return [
         _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
         for line in lines
@@ -13818,14 +14160,14 @@ def export_procedures() -> str:
     return csv_text([*PROCEDURE_COLUMNS, "retired"], lines)
 
 
-def import_procedures(ctx: Context, content: bytes) -> int:
+def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
     """Create or change procedures by code from CSV, all or none; return their number.
 
     content  columns of PROCEDURE_COLUMNS, and optionally retired; code and meaning are required,
              columns that are absent stay unchanged
     Refuses  0106 with a line per wrong row
     """
-    head, lines = read_csv(content)
+    head, lines = read_csv(text_of(content, encoding, ctx.config.clinic.import_encoding))
     columns, count = [name.casefold() for name in head], 0
     problems = [
         Message("There is no column {column}", column=column)
@@ -13875,10 +14217,12 @@ def export_csv() -> str:
 # Import of worklist items from files: DICOM, DICOM JSON, CSV.
 # ------------------------------------------------------------------------------------------------
 
-def read_dicom_file(content: bytes) -> bytes:
+def read_dicom_file(content: bytes, encoding: str = "", usual: str = "") -> bytes:
     """The data set of a DICOM file, with or without preamble, in the stored form.
 
-    Refuses  0106 for an unreadable file
+    encoding  name of the encoding of its texts, whatever (0008,0005) says; "" as it says
+    usual     encoding of texts that contradict it
+    Refuses   0106 for an unreadable file, and for texts that could only be guessed
     """
     if not content:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
@@ -13888,15 +14232,25 @@ def read_dicom_file(content: bytes) -> bytes:
         syntax = syntax or guess_syntax(content[at:])
         if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
             raise Malformed(f"transfer syntax {syntax} is not supported")
-        found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
-        if found.damaged:
+        found = _with_texts(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN, encoding)
+        if usual and not encoding and (found.guessed or found.damaged):
+            found = _with_texts(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN, usual)
+        if doubtful := (*found.guessed, *found.damaged):
             words = Message("cannot be read in the character set of the file")
-            problems = [Problem(tag, words) for tag in dict.fromkeys(found.damaged)]
+            problems = [Problem(tag, words) for tag in dict.fromkeys(doubtful)]
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        if found.recovered:
+            log.warning("import: %s, recovered", ", ".join(map(attribute_name, found.recovered)))
         return found.data
     except (Malformed, struct.error) as error:
         words = Message("cannot be read: {error}", error=error)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+
+
+def _with_texts(data: bytes, explicit: bool, encoding: str) -> Recoded:
+    """A data set in the stored form, its texts in an encoding, or as (0008,0005) says."""
+    given = set_of_codec(ENCODINGS[encoding].codec) if encoding else None
+    return recode_noting(data, explicit, given=given)
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
@@ -13922,19 +14276,42 @@ def guess_syntax(data: bytes) -> str:
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
 
-def read_items(name: str, content: bytes) -> list[bytes]:
+def is_csv(name: str) -> bool:
+    """Whether a file is a CSV file, by its name."""
+    return name.lower().endswith(".csv")
+
+
+def read_items(
+    name: str, content: bytes, read_as: ReadAs = ReadAs(), usual: str = ""
+) -> list[bytes]:
     """The worklist items of one file, in the stored form.
 
     name     .csv, or .json for DICOM JSON, one data set or an array; else a DICOM file
+    usual    encoding of files that do not tell it
     Refuses  0106, with "item N" if the file has several
     """
+    if is_csv(name):
+        return items_from_csv(text_of(content, read_as.encoding, usual))
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
-    if name.lower().endswith(".csv"):
-        return items_from_csv(content)
     if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
         return items_from_json(content)
-    return [read_dicom_file(content)]
+    return [read_dicom_file(content, read_as.encoding, usual)]
+
+
+def encodings_to_choose(name: str, content: bytes) -> list[Reading]:
+    """The encodings that a file may be read in, with samples; [] if there is no doubt."""
+    if is_csv(name):
+        return readings_of(content)
+    found: dict[str, Reading] = {}
+    for one in ENCODINGS:
+        try:
+            index = ElementIndex(read_dicom_file(content, one))
+        except Refusal:
+            continue
+        sample = index.get("PatientName")
+        found.setdefault(sample, Reading(one, sample))
+    return list(found.values()) if len(found) > 1 else []
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -14016,18 +14393,23 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     return ""
 
 
-def import_file(ctx: Context, name: str, content: bytes) -> int:
+def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> int:
     """Import an uploaded file; return the number of items. Refuses as import_items."""
-    word = "row" if name.lower().endswith(".csv") else "item"
-    return import_items(ctx, read_items(name, content), word=word)
+    word = "row" if is_csv(name) else "item"
+    items = read_items(name, content, read_as, ctx.config.clinic.import_encoding)
+    return import_items(ctx, items, word=word)
 
 
-def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
+def preview_file(
+    ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()
+) -> tuple[list[list[str]], str]:
     """Preview an import: its lines and the problems; nothing is stored."""
-    if name.lower().endswith(".csv"):
-        names, rows_ = read_csv(content)
-        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(content))
-    items = read_items(name, content)
+    usual = ctx.config.clinic.import_encoding
+    if is_csv(name):
+        text = text_of(content, read_as.encoding, usual)
+        names, rows_ = read_csv(text)
+        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(text))
+    items = read_items(name, content, read_as, usual)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
     return lines, _tried(ctx, "item", lambda: items)
@@ -16601,7 +16983,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
         many = isinstance(error, TooManyElements)
         status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
         raise Refusal(status, f"Cannot decode the data set: {error}") from None
-    if recoded.recovered or recoded.damaged:
+    if recoded.recovered or recoded.guessed or recoded.damaged:
         _note_texts(ctx, request, recoded)
     request.asked = recoded.asked
     request.index = ElementIndex(recoded.data)
@@ -16613,8 +16995,9 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
     Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
              stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
     """
-    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-    how = "guessed" if recoded.damaged else "recovered"
+    found = (*recoded.recovered, *recoded.guessed, *recoded.damaged)
+    words = ", ".join(map(attribute_name, found))
+    how = "guessed" if recoded.guessed or recoded.damaged else "recovered"
     log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
     unknown = recoded.asked and character_set(recoded.asked) is None
     if recoded.damaged and unknown and request.operation != "C-FIND":
@@ -18663,11 +19046,13 @@ document.addEventListener("keydown", (event) => {
  "An attribute was sent that may not be there": "收到不允许出现的属性",
  "An exam has gone on since: it cannot be taken back": "此后检查已继续进行：无法撤销",
  "An exam or a workitem of this patient is under way: end it first": "该患者有检查或工作项正在进行：请先结束",
+ "Another encoding": "其他编码",
  "Another exam in this order": "同一申请再加一项检查",
  "Another patient of the same name": "同名的另一位患者",
  "Another patient: make a new ID": "另一位患者：生成新编号",
  "Answer": "应答",
  "Answers": "结果数",
+ "Arabic": "阿拉伯文",
  "Archive Requested": "要求归档",
  "Are they safe?": "图像安全吗？",
  "Arrived": "已到",
@@ -18689,6 +19074,7 @@ document.addEventListener("keydown", (event) => {
  "Back on the list": "放回列表",
  "Back up now": "立即备份",
  "Backup": "备份",
+ "Baltic": "波罗的海",
  "Barcode Value": "条码值",
  "Begin": "开始",
  "Begun": "开始",
@@ -18706,6 +19092,7 @@ document.addEventListener("keydown", (event) => {
  "Canceled": "取消时间",
  "Cancellation declined": "已拒绝取消",
  "Catalogue": "项目目录",
+ "Central Europe": "中欧",
  "Certificate": "证书",
  "Change exam": "修改检查",
  "Change it here, or at the machine": "请在此处或在设备上更改",
@@ -18715,6 +19102,8 @@ document.addEventListener("keydown", (event) => {
  "Character set": "字符集",
  "Check its address, or switch it on": "请检查其地址，或打开设备",
  "Chinese name": "中文姓名",
+ "Chinese, simplified": "简体中文",
+ "Chinese, traditional": "繁体中文",
  "Choose a station or name a person": "请选择工作站或填写人员",
  "Choose another workitem, or ask who has it.": "请选择其他工作项，或询问谁已领取。",
  "Chosen": "选中",
@@ -18750,6 +19139,7 @@ document.addEventListener("keydown", (event) => {
  "Correct what is named, at the device.": "请在设备上更正所指内容。",
  "Create": "创建",
  "Current Patient Location": "患者当前位置",
+ "Cyrillic": "西里尔文",
  "DEPARTED": "已离开",
  "DICOM door": "DICOM 服务",
  "DISCONTINUED": "已中止",
@@ -18782,6 +19172,7 @@ document.addEventListener("keydown", (event) => {
  "Duplicate order": "重复申请",
  "Effective Start DateTime": "生效日期时间",
  "Effective Stop DateTime": "失效日期时间",
+ "Encoding": "编码",
  "End": "结束",
  "End a subscription": "结束订阅",
  "End it": "结束",
@@ -18854,9 +19245,11 @@ document.addEventListener("keydown", (event) => {
  "Given name (Latin letters)": "名（拼音，空则自动生成）",
  "Given up": "中止",
  "Given up, of those begun": "已开始检查的中止率",
+ "Greek": "希腊文",
  "HIGH": "优先",
  "HL7 Structured Document Reference Sequence": "HL7 结构化文档引用序列",
  "Hears of": "接收内容",
+ "Hebrew": "希伯来文",
  "Height (cm)": "身高 (cm)",
  "How it ended": "结束方式",
  "Human Performer Code Sequence": "执行人员代码序列",
@@ -18916,6 +19309,7 @@ document.addEventListener("keydown", (event) => {
  "It is found.": "能查到。",
  "It is in progress already": "已在进行中",
  "It is not allowed": "不允许",
+ "It is not certain how the letters of the file are encoded: it is not UTF-8. Choose the encoding, or save the file as UTF-8": "无法确定文件的文字编码：不是 UTF-8。请选择编码，或将文件另存为 UTF-8",
  "It is not in progress": "未在进行中",
  "It is not stuck any more": "已不再滞留",
  "It is not there": "不存在",
@@ -18932,6 +19326,7 @@ document.addEventListener("keydown", (event) => {
  "Its clock is {minutes} minutes off ours": "其时钟与本系统相差 {minutes} 分钟",
  "Its day has passed: a machine that asks for today does not find it.": "日期已过：查询当天的设备找不到它。",
  "Its last query failed, at {at}": "它最近的查询失败，时间 {at}",
+ "Japanese": "日文",
  "Judgement": "判定",
  "KVP": "管电压 (kV)",
  "Keys": "快捷键",
@@ -18939,6 +19334,7 @@ document.addEventListener("keydown", (event) => {
  "Kind of station": "工作站类别",
  "Kind of work": "工作类别",
  "Known": "已知情况",
+ "Korean": "韩文",
  "LOW": "低",
  "Label": "标签",
  "Last": "最近",
@@ -19149,6 +19545,7 @@ document.addEventListener("keydown", (event) => {
  "ROUTINE": "普通",
  "Radiation mode": "辐射模式",
  "Read": "已阅片",
+ "Read as {encoding}": "按 {encoding} 读取",
  "Read the sentence beside it; look at The box and the log.": "请看旁边的说明；并查看“主机”页面和日志。",
  "Reason": "原因",
  "Reason For Performed Procedure Code Sequence": "执行原因代码序列",
@@ -19307,6 +19704,7 @@ document.addEventListener("keydown", (event) => {
  "Taken back": "已撤销",
  "Taken back.": "已撤销。",
  "Text": "文本",
+ "Thai": "泰文",
  "That did not work": "操作未成功",
  "That is no AE title": "这不是 AE 标题",
  "That is the same patient": "这是同一名患者",
@@ -19327,8 +19725,11 @@ document.addEventListener("keydown", (event) => {
  "The export is damaged: {problem}": "导出文件已损坏：{problem}",
  "The file has no item": "文件中没有任何条目",
  "The file has no rows": "文件没有数据行",
+ "The file is a PDF document, not a list": "该文件是 PDF 文档，不是列表",
+ "The file is a workbook: save it as CSV (UTF-8) in the spreadsheet": "该文件是电子表格工作簿：请在表格软件中另存为 CSV（UTF-8）",
  "The file is empty": "文件为空",
- "The file is neither UTF-8 nor GB18030": "文件既不是 UTF-8 也不是 GB18030",
+ "The file is not text in the encoding {value}": "文件不是编码 {value} 的文本",
+ "The file reads, in the encoding": "按以下编码读取文件",
  "The first {shown} of {count}. Choose a state or a worklist.": "共 {count} 项，仅显示前 {shown} 项。请按状态或任务列表筛选。",
  "The form is too old: load the page anew": "表单已过期：请重新打开页面",
  "The last backup failed: {problem}": "最近一次备份失败：{problem}",
@@ -19408,6 +19809,7 @@ document.addEventListener("keydown", (event) => {
  "Try again now": "立即重试",
  "Tube current (µA)": "管电流 (µA)",
  "Tue": "周二",
+ "Turkish": "土耳其文",
  "Turned away since the start": "启动以来被拒绝的连接",
  "UNAVAILABLE": "不可用",
  "UPS Assigned": "任务指派",
@@ -19415,6 +19817,7 @@ document.addEventListener("keydown", (event) => {
  "UPS Progress Report": "任务进度",
  "UPS State Report": "任务状态",
  "URN Code Value": "URN 代码值",
+ "UTF-8, or as the file says": "UTF-8，或以文件为准",
  "Unified Procedure Step Performed Procedure Sequence": "统一步骤执行信息序列",
  "Universal Entity ID": "通用实体标识",
  "Universal Entity ID Type": "通用实体标识类型",
@@ -19427,6 +19830,7 @@ document.addEventListener("keydown", (event) => {
  "Users": "用户",
  "Users, tokens, audit log, settings, backup": "用户、令牌、审计日志、设置、备份",
  "Value": "值",
+ "Vietnamese": "越南文",
  "Waiting room": "候诊室",
  "Waiting, minutes (median)": "等候，分钟（中位数）",
  "Watched by": "订阅者",
@@ -19437,6 +19841,7 @@ document.addEventListener("keydown", (event) => {
  "Week": "周",
  "Week from {first} to {last}": "{first} 至 {last} 的一周",
  "Weight (kg)": "体重 (kg)",
+ "Western Europe": "西欧",
  "What": "项目",
  "What came of it": "结果",
  "What devices show, and what is in the log.": "设备上显示的和日志中的状态码。",
@@ -19468,6 +19873,7 @@ document.addEventListener("keydown", (event) => {
  "Your session has ended, and nothing was saved yet. Log in: what you typed is kept.": "会话已结束，尚未保存。请登录：您输入的内容已保留。",
  "[{section}] {key}: {value} {words}": "[{section}] {key}：{value} {words}",
  "[{section}] {key}: {words}": "[{section}] {key}：{words}",
+ "all letters": "所有文字",
  "hours after a workitem's end before a deletion lock on it is listed as stuck": "任务结束这么多小时后仍有的删除锁列为滞留",
  "hours until a login expires": "登录在这么多小时后失效",
  "hours to keep retrying delivery of a result to the machine": "设备不接收的结果在这么多小时后放弃",
@@ -19532,6 +19938,7 @@ document.addEventListener("keydown", (event) => {
  "does not work": "不工作",
  "double booking": "时间冲突",
  "dropped": "已丢弃",
+ "encoding of imported files that are not UTF-8, such as GB18030 or windows-1252; empty: minris asks where it is not certain": "非 UTF-8 导入文件的编码，如 GB18030 或 windows-1252；留空：不确定时询问",
  "ended in order": "正常结束",
  "events given up": "放弃事件",
  "days to keep the events of purged workitems (0: for ever)": "已清除任务的事件在这么多天后删除（0：从不）",
@@ -21101,6 +21508,9 @@ UPLOAD_PAGE = """
 <form method="post" action="{{action}}" enctype="multipart/form-data" class="login">
 <input type="hidden" name="csrf" value="{{csrf}}">
 <label>{{t('File')}} <input type="file" name="upload" required></label>
+<label>{{t('Encoding')}} <select name="encoding">
+% options([('', t('UTF-8, or as the file says')), *encodings])
+</select></label>
 <button class="main">{{t('Import')}}</button>
 </form>
 """
@@ -22538,6 +22948,7 @@ def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
     return p.show(
         UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
         problems=list(problems),
+        encodings=[(name, f"{name} ({p.t(one.use)})") for name, one in ENCODINGS.items()],
     )  # fmt: skip
 
 
@@ -22547,7 +22958,8 @@ def post_catalogue_import(p: PageRequest) -> str:
     if not upload:
         return catalogue_import_page(p, [p.t("Nothing was chosen")])
     try:
-        count = p.write(import_procedures, upload.file.read())
+        encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+        count = p.write(import_procedures, upload.file.read(), encoding)
     except Refusal as refusal:
         return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
     return p.tell("/catalogue", p.t("{count} imported", count=count))
@@ -22566,9 +22978,21 @@ IMPORT_PAGE = """
 <p>{{t('{count} rows', count=len(lines) - 1)}}</p>
 % end
 % if content:
-<form method="post" action="/import" enctype="multipart/form-data"><input type="hidden" name="csrf" value="{{csrf}}">
+<form method="post" action="/import" enctype="multipart/form-data" class="login"><input type="hidden" name="csrf" value="{{csrf}}">
 <input type="hidden" name="content" value="{{content}}"><input type="hidden" name="file" value="{{file}}">
-<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button></form>
+% if encodings:
+<label>{{t('The file reads, in the encoding')}} <select id="encoding" name="encoding">
+% options(encodings, encoding)
+</select></label>
+<button class="main">{{t('Look at it first')}}</button>
+% elif encoding:
+<input type="hidden" name="encoding" value="{{encoding}}">
+<p>{{t('Read as {encoding}', encoding=encoding)}} <button name="again" value="yes">{{t('Another encoding')}}</button></p>
+% end
+% if not problems:
+<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button>
+% end
+</form>
 % end
 <form method="post" action="/import" enctype="multipart/form-data" class="login">
 <input type="hidden" name="csrf" value="{{csrf}}">
@@ -22580,33 +23004,49 @@ IMPORT_PAGE = """
 
 def import_page(p: PageRequest, **values: Any) -> str:
     """GET /import: the form to choose a file, with a preview of one already sent."""
-    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": ""}
+    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": "",
+                                "encoding": "", "encodings": ()}  # fmt: skip
     return p.show(IMPORT_PAGE, "Import", **settings | values)
+
+
+def sent_file(p: PageRequest) -> tuple[str, bytes]:
+    """Return name and content of the file that was sent, or shown before; "" without one."""
+    if p.form("content"):
+        return p.form("file"), decoded(p.form("content"))
+    upload = p.request.files.get("upload")
+    return (upload.raw_filename or "file", upload.file.read()) if upload else ("", b"")
 
 
 def post_import(p: PageRequest) -> str:
     """POST /import: preview a file; with `confirmed`, import all rows or none."""
-    t = p.t
-    if p.form("confirmed"):
-        name, content = p.form("file"), decoded(p.form("content"))
-    else:
-        upload = p.request.files.get("upload")
-        if not upload:
-            return import_page(p, problems=[t("Nothing was chosen")])
-        name, content = upload.raw_filename or "file", upload.file.read()
+    t, (name, content) = p.t, sent_file(p)
+    if not name:
+        return import_page(p, problems=[t("Nothing was chosen")])
+    encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+    read_as = ReadAs("" if p.form("again") else encoding)
     try:
         if p.form("confirmed"):
-            done = p.write(import_file, name, content)
+            done = p.write(import_file, name, content, read_as)
             return p.tell("/import", t("{count} imported", count=done))
-        lines, problems = p.write(preview_file, name, content)
+        lines, problems = p.write(preview_file, name, content, read_as)
     except Refusal as refusal:
         p.response.status = 422
-        return import_page(p, problems=t(refusal.detail).split("\n"), file=name)
-    kept = "" if problems else base64.b64encode(content).decode()
-    listed = t(problems).split("\n") if problems else []
+        found = encodings_to_choose(name, content)
+        choices = tuple((one.encoding, f"{one.sample} ({encoding_words(p, one.encoding)})")
+                        for one in found)  # fmt: skip
+        kept = base64.b64encode(content).decode() if found else ""
+        return import_page(p, problems=t(refusal.detail).split("\n"), file=name, content=kept,
+                           encodings=choices, encoding=encoding)  # fmt: skip
+    kept = "" if problems and not encoding else base64.b64encode(content).decode()
     return import_page(
-        p, lines=[Row(line) for line in lines], problems=listed, content=kept, file=name
-    )
+        p, lines=[Row(line) for line in lines], content=kept, file=name, encoding=encoding,
+        problems=t(problems).split("\n") if problems else [],
+    )  # fmt: skip
+
+
+def encoding_words(p: PageRequest, name: str) -> str:
+    """Return the name of an encoding with its use."""
+    return f"{name}, {p.t(ENCODINGS[name].use)}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -24528,7 +24968,7 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-def run_import(ctx: Context, name: str, content: bytes) -> str:
+def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
     """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
@@ -24541,7 +24981,7 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content)} imported"
+    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
@@ -25435,10 +25875,15 @@ def command_settings(config: Config, arguments: argparse.Namespace) -> None:
 def command_import(config: Config, arguments: argparse.Namespace) -> None:
     """Import worklist items from DICOM (.wl, .dcm), JSON or CSV files; each file all or nothing."""
     failed = 0
+    try:
+        encoding = read_encoding(arguments.encoding)
+    except ValueError as error:
+        raise CommandError(f"--encoding: {arguments.encoding} {error}") from None
     for name in arguments.files:
         try:
             content = Path(name).read_bytes()
-            print(run_store_command(config, "import", name=Path(name).name, content=content))
+            named = {"name": Path(name).name, "content": content, "encoding": encoding}
+            print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
             print(f"{name}: nothing imported: {error}", file=sys.stderr)
@@ -25632,6 +26077,8 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("demo", "--once", {"action": "store_true", "help": "stop when the day is over"}),
     ("import", "files", {"nargs": "+", "metavar": "FILE"}),
+    ("import", "--encoding", {"default": "", "metavar": "NAME",
+                              "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

@@ -44,6 +44,7 @@ from minris.simulator.scenarios import (
 )
 from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
+from minris.standard.encodings import read_encoding
 from minris.standard.status import Refusal
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import (
@@ -138,10 +139,15 @@ def command_settings(config: Config, arguments: argparse.Namespace) -> None:
 def command_import(config: Config, arguments: argparse.Namespace) -> None:
     """Import worklist items from DICOM (.wl, .dcm), JSON or CSV files; each file all or nothing."""
     failed = 0
+    try:
+        encoding = read_encoding(arguments.encoding)
+    except ValueError as error:
+        raise CommandError(f"--encoding: {arguments.encoding} {error}") from None
     for name in arguments.files:
         try:
             content = Path(name).read_bytes()
-            print(run_store_command(config, "import", name=Path(name).name, content=content))
+            named = {"name": Path(name).name, "content": content, "encoding": encoding}
+            print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
             print(f"{name}: nothing imported: {error}", file=sys.stderr)
@@ -335,6 +341,8 @@ COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
 OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("demo", "--once", {"action": "store_true", "help": "stop when the day is over"}),
     ("import", "files", {"nargs": "+", "metavar": "FILE"}),
+    ("import", "--encoding", {"default": "", "metavar": "NAME",
+                              "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

@@ -26,6 +26,7 @@ from minris.pages.machines.stuck import ORPHAN_ROWS
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
 from minris.standard.dictionary import VALUE_PATTERNS
+from minris.standard.encodings import ENCODINGS
 from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
 from minris.standard.status import STATUS_WORDS, Message, description_of
 from minris.standard.ups import (
@@ -102,7 +103,7 @@ def texts_in_tables():
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
     found |= set(DISCONTINUATION_REASONS.values()) | set(PREGNANCY_STATUS.values())
     found |= {setting.meaning for setting in (*SETTINGS, *DEVICE_SETTINGS)}
-    found |= {row[0] for row in RIGHTS} | set(ROLES)
+    found |= {row[0] for row in RIGHTS} | set(ROLES) | {one.use for one in ENCODINGS.values()}
     for setting in DEVICE_SETTINGS:
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()

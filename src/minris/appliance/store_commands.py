@@ -10,6 +10,7 @@ import peewee
 from minris.access.context import Context
 from minris.access.users import delete_token, delete_user, make_token, make_user
 from minris.config.ini import Config
+from minris.interchange.decoding import ReadAs
 from minris.interchange.files import import_file
 from minris.interchange.whole_store import import_export
 from minris.standard.status import Message, Refusal, Status
@@ -22,7 +23,7 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-def run_import(ctx: Context, name: str, content: bytes) -> str:
+def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
     """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
@@ -35,7 +36,7 @@ def run_import(ctx: Context, name: str, content: bytes) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content)} imported"
+    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:

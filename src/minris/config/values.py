@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minris.standard.character_sets import character_set_problem
+from minris.standard.encodings import read_encoding
 from minris.standard.status import Message
 from minris.standard.uids import PASSED_ON
 from minris.standard.worklist import STEP_STATES
@@ -231,6 +232,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
     "id": read_id_format,
+    "encoding": read_encoding,
     "weekdays": read_weekdays,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),

@@ -58,11 +58,11 @@ class _Where(NamedTuple):
 class _Recoder:
     """Reads a peer's data set once, from front to back, and writes the stored form."""
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, given: CharacterSet | None = None) -> None:
         self.data, self.limits, self.count = data, limits, 0
+        self.given = given
         self.asked: tuple[str, ...] | None = None
-        self.recovered: list[int] = []
-        self.damaged: list[int] = []
+        self.texts: dict[str, list[int]] = {"recovered": [], "guessed": [], "damaged": []}
 
     def elements(self, pos: int, end: int, where: _Where, until: int = 0) -> tuple[bytes, int]:
         """The elements from pos to end, or to the delimiter `until`, and their end."""
@@ -168,11 +168,11 @@ class _Recoder:
         return encode_items(tag, items), pos
 
     def text(self, tag: int, vr: bytes, value: bytes, charset: CharacterSet | None) -> bytes:
-        """A text value in UTF-8; notes a text that was recovered or damaged."""
+        """A text value in UTF-8; notes a text that was recovered, guessed or damaged."""
         # in a multi-valued VR a backslash would split the value
         text, how = decode_text(value, charset, vr, "\\" if vr in ONE_VALUE_VRS else "\ufffd")
         if how != "declared":
-            (self.recovered if how == "recovered" else self.damaged).append(tag)
+            self.texts[how].append(tag)
         return text.rstrip(" ").encode()
 
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
@@ -182,7 +182,7 @@ class _Recoder:
         terms = tuple(map(term_meant, given))
         if where.depth == 1:
             self.asked = terms if any(terms) else ()
-        if not any(terms):
+        if self.given or not any(terms):
             return where.charset
         shown, problem = f"{value.strip()[:64]!a}", character_set_problem(terms)
         if problem:
@@ -211,19 +211,28 @@ class Recoded(NamedTuple):
 
     asked      the terms of its top-level (0008,0005), () if empty, None if absent
     recovered  tags of texts that contradict the declared set and were read in another one
-    damaged    tags of texts that could only be guessed
+    guessed    tags of texts that seem to be Chinese, and may be something else
+    damaged    tags of texts in no set that could be found
     """
 
     data: bytes
     asked: tuple[str, ...] | None
     recovered: tuple[int, ...]
+    guessed: tuple[int, ...]
     damaged: tuple[int, ...]
 
 
 def recode_noting(
-    data: bytes, explicit: bool, charset: CharacterSet = ASCII, limits: Limits = Limits()
+    data: bytes,
+    explicit: bool,
+    charset: CharacterSet = ASCII,
+    limits: Limits = Limits(),
+    given: CharacterSet | None = None,
 ) -> Recoded:
-    """As `recode`, with the state of the texts."""
-    recoder = _Recoder(data, limits)
-    stored, _ = recoder.elements(0, len(data), _Where(explicit, charset, 1))
-    return Recoded(stored, recoder.asked, tuple(recoder.recovered), tuple(recoder.damaged))
+    """As `recode`, with the state of the texts.
+
+    given  the set of all texts, whatever (0008,0005) says
+    """
+    recoder = _Recoder(data, limits, given)
+    stored, _ = recoder.elements(0, len(data), _Where(explicit, given or charset, 1))
+    return Recoded(stored, recoder.asked, *map(tuple, recoder.texts.values()))

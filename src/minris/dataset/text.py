@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from minris.dataset.plausible import has_no_plain_letters, is_odd, is_proper, reads_as_chinese
 from minris.standard.character_sets import (
     ASCII_REPERTOIRE,
     CHARACTER_SETS_ALONE,
@@ -135,6 +136,13 @@ class CharacterSet:
         return "\\".join(self.terms) or "ISO_IR 6"
 
 
+def set_of_codec(codec: str) -> CharacterSet:
+    """A set that a person has chosen, by Python's codec, such as cp1251."""
+    found = CharacterSet()
+    found.codec = codec
+    return found
+
+
 @functools.lru_cache(256)
 def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
     """The CharacterSet of some terms; None if one is unknown.
@@ -152,7 +160,11 @@ ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
 
 
 class DecodedText(NamedTuple):
-    """A text, and how it was decoded: `declared`, `recovered` in another set, or `damaged`."""
+    """A text, and how it was decoded: `declared`, `recovered`, `guessed` or `damaged`.
+
+    Recovered is what can hardly be anything else; guessed, Chinese that may be another text;
+    damaged, what has been read as ISO 8859-1 although it may be anything.
+    """
 
     text: str
     how: str
@@ -203,6 +215,28 @@ def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
     return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
 
 
+# Sets of Latin letters, in which a word has some of ASCII.
+LATIN_SETS = frozenset(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 15))
+
+
+def is_utf_8_instead(raw: bytes, charset: CharacterSet) -> bool:
+    """Whether bytes that the declared set can read are UTF-8: right words where it has odd ones."""
+    if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        return True
+    if not (charset.terms and charset.codec) or charset.codec == "utf-8":
+        return False
+    try:
+        return is_proper(raw.decode()) and is_odd(raw.decode(charset.codec))
+    except UnicodeDecodeError:
+        return False
+
+
+def is_of_another_set(text: str, charset: CharacterSet) -> bool:
+    """Whether a text that the declared set could read is none in its languages."""
+    declared = charset.terms and charset.codec in LATIN_SETS
+    return bool(declared) and (has_no_plain_letters(text) or is_odd(text))
+
+
 def _readings(
     raw: bytes, charset: CharacterSet | None, multi_byte: bool
 ) -> Iterator[tuple[CharacterSet, str]]:
@@ -211,7 +245,7 @@ def _readings(
     if escaped and (multi_byte or not charset):  # the escapes tell the sets
         yield ISO_2022, "recovered"
     if charset:
-        if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        if is_utf_8_instead(raw, charset):
             yield UTF_8, "recovered"
         yield charset, "declared"
         yield from ((one, "recovered") for one in charset.loose())
@@ -224,20 +258,29 @@ def decode_text(
 ) -> DecodedText:
     """The text of a value, recovered if the bytes contradict the declared set.
 
-    Next it tries UTF-8, whose form is rare by chance; GB18030, if the declared set is multi-byte
-    too or no ISO 8859 text has such bytes; the set of Windows that resembles the declared one; and
-    ISO 8859-1, which is a guess. Control characters then become `mark` and their octal code
-    (PS3.5 6.1.2.3).
+    Next it tries UTF-8, whose form is rare by chance; GB18030 where it is convincing Chinese, or
+    where the declared set is multi-byte too or no ISO 8859 text has such bytes; the set of Windows
+    that resembles the declared one; and ISO 8859-1, which is a guess. Control characters then
+    become `mark` and their octal code (PS3.5 6.1.2.3).
     """
     multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
     for one, how in _readings(raw, charset, multi_byte):
         with contextlib.suppress(UnicodeDecodeError):
-            return DecodedText(one.decode(raw, vr), how)
+            text = one.decode(raw, vr)
+            if how == "declared" and is_of_another_set(text, one):
+                if reads_as_chinese(raw):
+                    return DecodedText(raw.decode("gb18030"), "recovered")
+                how = "damaged"
+            return DecodedText(text, how)
+    with contextlib.suppress(UnicodeDecodeError):
+        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
+            return DecodedText(text, "recovered")
     likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
-    for codec in ("utf-8", "gb18030") if likely_gb and looks_like_gb18030(raw) else ("utf-8",):
+    chinese = reads_as_chinese(raw)
+    if chinese or (likely_gb and looks_like_gb18030(raw)):
         with contextlib.suppress(UnicodeDecodeError):
-            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode(codec)):
-                return DecodedText(text, "recovered")
+            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")):
+                return DecodedText(text, "recovered" if chinese else "guessed")
     if windows := read_as_windows(raw, charset):
         return DecodedText(windows, "recovered")
     text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))

@@ -28,7 +28,7 @@ def decode_request(ctx: Context, request: Request, device: Device | None) -> Non
         many = isinstance(error, TooManyElements)
         status = Status.RESOURCE_LIMITATION if many else Status.PROCESSING_FAILURE
         raise Refusal(status, f"Cannot decode the data set: {error}") from None
-    if recoded.recovered or recoded.damaged:
+    if recoded.recovered or recoded.guessed or recoded.damaged:
         _note_texts(ctx, request, recoded)
     request.asked = recoded.asked
     request.index = ElementIndex(recoded.data)
@@ -40,8 +40,9 @@ def _note_texts(ctx: Context, request: Request, recoded: Recoded) -> None:
     Refuses  0106 for an N-service with an unknown set and bytes that are not UTF-8: they would be
              stored wrong for good (PS3.5 6.1.2.3). A query is answered as well as possible.
     """
-    words = ", ".join(map(attribute_name, (*recoded.recovered, *recoded.damaged)))
-    how = "guessed" if recoded.damaged else "recovered"
+    found = (*recoded.recovered, *recoded.guessed, *recoded.damaged)
+    words = ", ".join(map(attribute_name, found))
+    how = "guessed" if recoded.guessed or recoded.damaged else "recovered"
     log.warning("%s from %s: %s, %s", request.operation, ctx.actor, words, how)
     unknown = recoded.asked and character_set(recoded.asked) is None
     if recoded.damaged and unknown and request.operation != "C-FIND":

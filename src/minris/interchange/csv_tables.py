@@ -1,6 +1,5 @@
 """CSV: worklist items and the procedure catalogue."""
 
-import contextlib
 import csv
 import io
 import re
@@ -11,6 +10,7 @@ from pydicom import datadict
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.names import person_name
+from minris.interchange.decoding import text_of
 from minris.orders.catalogue import (
     PROCEDURE_COLUMNS,
     all_procedures,
@@ -53,17 +53,8 @@ CSV_COLUMNS: dict[str, str] = {
 CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
 
 
-def decode_csv(content: bytes) -> str:
-    """The text of a CSV file in UTF-8, with or without BOM, or GB18030. Refuses 0106."""
-    for codec in ("utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return content.decode(codec)
-    raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is neither UTF-8 nor GB18030"))
-
-
-def read_csv(content: bytes) -> tuple[list[str], list[list[str]]]:
+def read_csv(text: str) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
-    text = decode_csv(content)
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     try:
@@ -103,12 +94,12 @@ def csv_value(keyword: str, text: str) -> str:
     return text
 
 
-def items_from_csv(content: bytes) -> list[bytes]:
+def items_from_csv(text: str) -> list[bytes]:
     """The worklist items of a CSV file, one per row, completed from the catalogue.
 
     Refuses  0106 for unknown columns, or without a column for the patient's name
     """
-    names, lines = read_csv(content)
+    names, lines = read_csv(text)
     keywords = [csv_keyword(name) for name in names]
     problems = [
         Message("There is no column {value}", value=name)
@@ -118,8 +109,8 @@ def items_from_csv(content: bytes) -> list[bytes]:
     if not {"PatientName", "family"} & set(keywords):
         problems.append(Message("There is no column for the patient's name"))
     if problems:
-        text = joined(problems, "\n")
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, text, [Problem(0, p) for p in problems])
+        words = joined(problems, "\n")
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, p) for p in problems])
     return [
         _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
         for line in lines
@@ -174,14 +165,14 @@ def export_procedures() -> str:
     return csv_text([*PROCEDURE_COLUMNS, "retired"], lines)
 
 
-def import_procedures(ctx: Context, content: bytes) -> int:
+def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
     """Create or change procedures by code from CSV, all or none; return their number.
 
     content  columns of PROCEDURE_COLUMNS, and optionally retired; code and meaning are required,
              columns that are absent stay unchanged
     Refuses  0106 with a line per wrong row
     """
-    head, lines = read_csv(content)
+    head, lines = read_csv(text_of(content, encoding, ctx.config.clinic.import_encoding))
     columns, count = [name.casefold() for name in head], 0
     problems = [
         Message("There is no column {column}", column=column)

@@ -5,22 +5,28 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from minris import log
 from minris.access.context import Context
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ELEMENT_HEADER, ElementIndex, Malformed
-from minris.dataset.recode import recode_noting
+from minris.dataset.recode import Recoded, recode_noting
+from minris.dataset.text import set_of_codec
 from minris.interchange.csv_tables import items_from_csv, read_csv
+from minris.interchange.decoding import ReadAs, Reading, readings_of, text_of
 from minris.orders.scheduling import schedule
-from minris.standard.dictionary import KNOWN_VRS, LONG_VRS
+from minris.standard.dictionary import KNOWN_VRS, LONG_VRS, attribute_name
+from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Message, Problem, Refusal, Status, joined
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from minris.store.models import database
 
 
-def read_dicom_file(content: bytes) -> bytes:
+def read_dicom_file(content: bytes, encoding: str = "", usual: str = "") -> bytes:
     """The data set of a DICOM file, with or without preamble, in the stored form.
 
-    Refuses  0106 for an unreadable file
+    encoding  name of the encoding of its texts, whatever (0008,0005) says; "" as it says
+    usual     encoding of texts that contradict it
+    Refuses   0106 for an unreadable file, and for texts that could only be guessed
     """
     if not content:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file is empty"))
@@ -30,15 +36,25 @@ def read_dicom_file(content: bytes) -> bytes:
         syntax = syntax or guess_syntax(content[at:])
         if syntax not in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
             raise Malformed(f"transfer syntax {syntax} is not supported")
-        found = recode_noting(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN)
-        if found.damaged:
+        found = _with_texts(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN, encoding)
+        if usual and not encoding and (found.guessed or found.damaged):
+            found = _with_texts(content[at:], syntax == EXPLICIT_VR_LITTLE_ENDIAN, usual)
+        if doubtful := (*found.guessed, *found.damaged):
             words = Message("cannot be read in the character set of the file")
-            problems = [Problem(tag, words) for tag in dict.fromkeys(found.damaged)]
+            problems = [Problem(tag, words) for tag in dict.fromkeys(doubtful)]
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        if found.recovered:
+            log.warning("import: %s, recovered", ", ".join(map(attribute_name, found.recovered)))
         return found.data
     except (Malformed, struct.error) as error:
         words = Message("cannot be read: {error}", error=error)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+
+
+def _with_texts(data: bytes, explicit: bool, encoding: str) -> Recoded:
+    """A data set in the stored form, its texts in an encoding, or as (0008,0005) says."""
+    given = set_of_codec(ENCODINGS[encoding].codec) if encoding else None
+    return recode_noting(data, explicit, given=given)
 
 
 def _file_meta(content: bytes, at: int) -> tuple[str, int]:
@@ -64,19 +80,42 @@ def guess_syntax(data: bytes) -> str:
     return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
 
 
-def read_items(name: str, content: bytes) -> list[bytes]:
+def is_csv(name: str) -> bool:
+    """Whether a file is a CSV file, by its name."""
+    return name.lower().endswith(".csv")
+
+
+def read_items(
+    name: str, content: bytes, read_as: ReadAs = ReadAs(), usual: str = ""
+) -> list[bytes]:
     """The worklist items of one file, in the stored form.
 
     name     .csv, or .json for DICOM JSON, one data set or an array; else a DICOM file
+    usual    encoding of files that do not tell it
     Refuses  0106, with "item N" if the file has several
     """
+    if is_csv(name):
+        return items_from_csv(text_of(content, read_as.encoding, usual))
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
-    if name.lower().endswith(".csv"):
-        return items_from_csv(content)
     if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
         return items_from_json(content)
-    return [read_dicom_file(content)]
+    return [read_dicom_file(content, read_as.encoding, usual)]
+
+
+def encodings_to_choose(name: str, content: bytes) -> list[Reading]:
+    """The encodings that a file may be read in, with samples; [] if there is no doubt."""
+    if is_csv(name):
+        return readings_of(content)
+    found: dict[str, Reading] = {}
+    for one in ENCODINGS:
+        try:
+            index = ElementIndex(read_dicom_file(content, one))
+        except Refusal:
+            continue
+        sample = index.get("PatientName")
+        found.setdefault(sample, Reading(one, sample))
+    return list(found.values()) if len(found) > 1 else []
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,18 +197,23 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     return ""
 
 
-def import_file(ctx: Context, name: str, content: bytes) -> int:
+def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> int:
     """Import an uploaded file; return the number of items. Refuses as import_items."""
-    word = "row" if name.lower().endswith(".csv") else "item"
-    return import_items(ctx, read_items(name, content), word=word)
+    word = "row" if is_csv(name) else "item"
+    items = read_items(name, content, read_as, ctx.config.clinic.import_encoding)
+    return import_items(ctx, items, word=word)
 
 
-def preview_file(ctx: Context, name: str, content: bytes) -> tuple[list[list[str]], str]:
+def preview_file(
+    ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()
+) -> tuple[list[list[str]], str]:
     """Preview an import: its lines and the problems; nothing is stored."""
-    if name.lower().endswith(".csv"):
-        names, rows_ = read_csv(content)
-        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(content))
-    items = read_items(name, content)
+    usual = ctx.config.clinic.import_encoding
+    if is_csv(name):
+        text = text_of(content, read_as.encoding, usual)
+        names, rows_ = read_csv(text)
+        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(text))
+    items = read_items(name, content, read_as, usual)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
     return lines, _tried(ctx, "item", lambda: items)

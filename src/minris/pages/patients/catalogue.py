@@ -12,6 +12,7 @@ from minris.orders.catalogue import (
 )
 from minris.pages.forms import UPLOAD_PAGE, Field, show_form
 from minris.pages.frame import PageRequest
+from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Problem, Refusal
 
 
@@ -64,6 +65,7 @@ def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
     return p.show(
         UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
         problems=list(problems),
+        encodings=[(name, f"{name} ({p.t(one.use)})") for name, one in ENCODINGS.items()],
     )  # fmt: skip
 
 
@@ -73,7 +75,8 @@ def post_catalogue_import(p: PageRequest) -> str:
     if not upload:
         return catalogue_import_page(p, [p.t("Nothing was chosen")])
     try:
-        count = p.write(import_procedures, upload.file.read())
+        encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+        count = p.write(import_procedures, upload.file.read(), encoding)
     except Refusal as refusal:
         return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
     return p.tell("/catalogue", p.t("{count} imported", count=count))

@@ -3,10 +3,12 @@
 import base64
 from typing import Any
 
-from minris.interchange.files import import_file, preview_file
+from minris.interchange.decoding import ReadAs
+from minris.interchange.files import encodings_to_choose, import_file, preview_file
 from minris.pages.forms import decoded
 from minris.pages.frame import PageRequest, Row
 from minris.pages.template import template
+from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Refusal
 
 IMPORT_PAGE = template("patients/import.html")
@@ -14,30 +16,46 @@ IMPORT_PAGE = template("patients/import.html")
 
 def import_page(p: PageRequest, **values: Any) -> str:
     """GET /import: the form to choose a file, with a preview of one already sent."""
-    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": ""}
+    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": "",
+                                "encoding": "", "encodings": ()}  # fmt: skip
     return p.show(IMPORT_PAGE, "Import", **settings | values)
+
+
+def sent_file(p: PageRequest) -> tuple[str, bytes]:
+    """Return name and content of the file that was sent, or shown before; "" without one."""
+    if p.form("content"):
+        return p.form("file"), decoded(p.form("content"))
+    upload = p.request.files.get("upload")
+    return (upload.raw_filename or "file", upload.file.read()) if upload else ("", b"")
 
 
 def post_import(p: PageRequest) -> str:
     """POST /import: preview a file; with `confirmed`, import all rows or none."""
-    t = p.t
-    if p.form("confirmed"):
-        name, content = p.form("file"), decoded(p.form("content"))
-    else:
-        upload = p.request.files.get("upload")
-        if not upload:
-            return import_page(p, problems=[t("Nothing was chosen")])
-        name, content = upload.raw_filename or "file", upload.file.read()
+    t, (name, content) = p.t, sent_file(p)
+    if not name:
+        return import_page(p, problems=[t("Nothing was chosen")])
+    encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+    read_as = ReadAs("" if p.form("again") else encoding)
     try:
         if p.form("confirmed"):
-            done = p.write(import_file, name, content)
+            done = p.write(import_file, name, content, read_as)
             return p.tell("/import", t("{count} imported", count=done))
-        lines, problems = p.write(preview_file, name, content)
+        lines, problems = p.write(preview_file, name, content, read_as)
     except Refusal as refusal:
         p.response.status = 422
-        return import_page(p, problems=t(refusal.detail).split("\n"), file=name)
-    kept = "" if problems else base64.b64encode(content).decode()
-    listed = t(problems).split("\n") if problems else []
+        found = encodings_to_choose(name, content)
+        choices = tuple((one.encoding, f"{one.sample} ({encoding_words(p, one.encoding)})")
+                        for one in found)  # fmt: skip
+        kept = base64.b64encode(content).decode() if found else ""
+        return import_page(p, problems=t(refusal.detail).split("\n"), file=name, content=kept,
+                           encodings=choices, encoding=encoding)  # fmt: skip
+    kept = "" if problems and not encoding else base64.b64encode(content).decode()
     return import_page(
-        p, lines=[Row(line) for line in lines], problems=listed, content=kept, file=name
-    )
+        p, lines=[Row(line) for line in lines], content=kept, file=name, encoding=encoding,
+        problems=t(problems).split("\n") if problems else [],
+    )  # fmt: skip
+
+
+def encoding_words(p: PageRequest, name: str) -> str:
+    """Return the name of an encoding with its use."""
+    return f"{name}, {p.t(ENCODINGS[name].use)}"
