@@ -28,7 +28,8 @@ The package has floors. A module imports only from lower floors, and within its 
 circle. Find the folder for new code here first:
 
  1  standard      the DICOM Standard, as tables
-    recent        a bounded cache of recently used values
+    recent        bounded caches of recently used values
+    intake        the bytes of what others send, bounded over all of them
  2  config        the settings
     dataset       encoded data sets: text, index, checks, matching, search, JSON, XML
  3  store         the database: models, rows, the only writer
@@ -112,7 +113,7 @@ import zoneinfo
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar
+from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar, cast
 
 LIBRARIES = {
     "pynetdicom": "pynetdicom",
@@ -1689,11 +1690,12 @@ MODIFIED_AT = tag_of("ScheduledProcedureStepModificationDateTime")
 
 # ------------------------------------------------------------------------------------------------
 # minris.recent
-# A cache of the most recent values, bounded by size.
+# Caches of the most recent values, bounded by size.
 # ------------------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Recent(dict[Key, Value]):
@@ -1721,6 +1723,92 @@ class Recent(dict[Key, Value]):
             oldest = next(iter(self))
             del self[oldest]
             self.size -= self.sizes.pop(oldest)
+
+
+def size_of(value: object) -> int:
+    """The bytes or characters of a value, or of what a tuple holds; 0 for anything else."""
+    if isinstance(value, tuple):
+        return sum(map(size_of, value))
+    return len(value) if isinstance(value, (bytes, str)) else 0
+
+
+def cached(entries: int, longest: int = 1024) -> Callable[[Function], Function]:
+    """Decorate a function: its last results are kept, each for arguments of at most `longest`.
+
+    longest  bytes or characters of all arguments together: what others send may be of any length
+    """
+
+    def decorate(function: Function) -> Function:
+        known = functools.lru_cache(entries)(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (known if size_of(arguments) <= longest else function)(*arguments)
+
+        return cast(Function, call)
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.intake
+# The bytes of what others send, bounded over all of them.
+# ------------------------------------------------------------------------------------------------
+
+SMALL = 65536  # bytes that are let in as long as there is any room
+
+
+class Intake:
+    """The bytes of messages held at once, over all callers, each until it is answered.
+
+    most  of all together. An address has at most half of them for large messages, and these leave
+          a quarter to the small ones of others.
+    """
+
+    def __init__(self, most: int = 64 << 20) -> None:
+        self.most = most
+        self.held: collections.Counter[str] = collections.Counter()  # by address; "" for all
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self, address: str) -> Iterator["Share"]:
+        """The share of one message, given back at the end."""
+        share = Share(self, address)
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+
+class Share:
+    """What one message holds of an Intake; its methods may be called from any thread."""
+
+    def __init__(self, intake: Intake, address: str) -> None:
+        self.intake, self.address, self.size = intake, address, 0
+
+    def take(self, size: int) -> bool:
+        """Count bytes before they are held; False if there is no room for them."""
+        whole, held = self.intake, self.intake.held
+        with whole.lock:
+            total, of_one = held[""] + size, held[self.address] + size
+            large = self.size + size > SMALL
+            crowded = of_one * 2 > whole.most or total * 4 > whole.most * 3
+            if total > whole.most or (large and crowded):
+                return False
+            self.size += size
+            for key in (self.address, ""):
+                held[key] += size
+            return True
+
+    def give_back(self) -> None:
+        """Count its bytes no longer."""
+        whole = self.intake
+        with whole.lock:
+            for key in (self.address, ""):
+                whole.held[key] -= self.size
+            if not whole.held[self.address]:
+                del whole.held[self.address]
+            self.size = 0
 
 
 # ------------------------------------------------------------------------------------------------
@@ -3404,7 +3492,7 @@ def set_of_codec(codec: str) -> CharacterSet:
     return found
 
 
-@functools.lru_cache(256)
+@cached(256)
 def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
     """The CharacterSet of some terms; None if one is unknown.
 
@@ -3922,6 +4010,8 @@ class _Where(NamedTuple):
 class _Recoder:
     """Reads a peer's data set once, from front to back, and writes the stored form."""
 
+    LONGEST_TERMS = 1024  # bytes of (0008,0005): all sets there are have fewer
+
     def __init__(self, data: bytes, limits: Limits, given: CharacterSet | None = None) -> None:
         self.data, self.limits, self.count = data, limits, 0
         self.given = given
@@ -4041,7 +4131,7 @@ class _Recoder:
 
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
         """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
-        value = element[8:].decode("ascii", "replace")
+        value = element[8 : 8 + self.LONGEST_TERMS].decode("ascii", "replace")
         given = tuple(term.strip(" \0") for term in value.split("\\"))
         terms = tuple(map(term_meant, given))
         if where.depth == 1:
@@ -5502,7 +5592,8 @@ class AnswerCache:
     Modalities repeat the same query every few seconds; a changed row has a new version.
     """
 
-    NO_ANSWERS = 500  # size of a search without answers, bytes
+    # bytes of a search without answers and of a row without its answer, as Python keeps them
+    NO_ANSWERS, ROW = 1000, 250
 
     def __init__(self, limit: int = 16 << 20) -> None:
         self.searches: Recent[object, Answers] = Recent(limit)
@@ -5512,7 +5603,8 @@ class AnswerCache:
         """The cached answers of a search, for the caller to add to."""
         with self.lock:
             answers = self.searches.get(key, {})
-            self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
+            size = self.searches.sizes.get(key, self.NO_ANSWERS + size_of(key))
+            self.searches.keep(key, answers, size)
             return answers
 
     def grown(self, key: object, added: int) -> None:
@@ -5576,7 +5668,7 @@ def _answer_rows(search: Search, model: type[Stored], known: Answers, missing: l
     for row_id, version, data in cursor:
         answer = search.answer(bytes(data))
         known[row_id] = version, answer
-        added += 100 + len(answer or b"")
+        added += AnswerCache.ROW + len(answer or b"")
     return added
 
 
@@ -7906,12 +7998,23 @@ class Request:
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
         self.raw: bytes | None = None  # kept if texts had to be recovered
+        self.share: Share | None = None  # the room of its data set, until it is answered
 
     @property
     def operation(self) -> str:
         """C-FIND, N-SET …; the number of an unknown command."""
         field = self.command["CommandField"]
         return OPERATIONS.get(field, f"{field:04X}")
+
+    def end(self) -> None:
+        """Give the room of its data set back."""
+        if self.share:
+            self.share.give_back()
+
+    @property
+    def counted(self) -> str:
+        """The operation, for figures: all unknown ones are one."""
+        return OPERATIONS.get(self.command["CommandField"], "unknown")
 
     @property
     def message_id(self) -> int:
@@ -7937,25 +8040,20 @@ class MessageLimits(NamedTuple):
     drained: int
 
 
-class Intake:
-    """Bytes of incomplete data sets, over all associations; MOST is the limit."""
-
-    MOST = 64 << 20
-
-    def __init__(self) -> None:
-        self.held = 0
-
-
 class Assembler:
     """Assembles the messages of one association.
 
-    A data set that exceeds a limit is read to its end and dropped, so that it can be answered.
+    A data set that exceeds a limit is read to its end and dropped, so that it can be answered. A
+    whole one counts in the intake until its request ends.
+
+    address  whose bytes they are
     """
 
     EMPTY = 1024  # maximum of empty fragments per association
 
     def __init__(self, limits: MessageLimits, intake: Intake) -> None:
-        self.limits, self.intake = limits, intake
+        self.limits, self.intake, self.address = limits, intake, ""
+        self.share = Share(intake, "")
         self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
         self.request: Request | None = None  # whose data set is incomplete
 
@@ -7995,7 +8093,7 @@ class Assembler:
         self.command.clear()
         if request.command["CommandDataSetType"] == NO_DATA_SET:
             return request
-        self.request = request
+        self.request, self.share = request, Share(self.intake, self.address)
         return None
 
     def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
@@ -8004,9 +8102,9 @@ class Assembler:
             raise ProtocolError("a data set came without its command")
         self.received += len(fragment)
         if not request.too_large:
-            self.data += fragment
-            self.intake.held += len(fragment)
-            if self.received > self.limits.data or self.intake.held > self.intake.MOST:
+            if self.received <= self.limits.data and self.share.take(len(fragment)):
+                self.data += fragment
+            else:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
@@ -8014,12 +8112,13 @@ class Assembler:
         if not last:
             return None
         if not request.too_large:
-            request.data = bytes(self.data)
+            request.data, request.share = bytes(self.data), self.share
+            self.share = Share(self.intake, self.address)
         self.forget()
         return request
 
     def _drop_data(self) -> None:
-        self.intake.held -= len(self.data)
+        self.share.give_back()
         self.data = bytearray()
 
     def forget(self) -> None:
@@ -8155,7 +8254,7 @@ class Negotiator:
     maximum_length  maximum PDU length that we announce
     """
 
-    REMEMBERED = 256
+    REMEMBERED, LONGEST = 1 << 20, 8192  # bytes of all, and of one
 
     def __init__(
         self,
@@ -8191,8 +8290,9 @@ class Negotiator:
         negotiated = self.known.get(key)
         if negotiated is None:
             negotiated = self._negotiate(pdu, called, calling)
-            if len(pdu) <= 8192 and not self._has_user_identity(pdu):
-                self.known[key] = negotiated
+            if len(pdu) <= self.LONGEST and not self._has_user_identity(pdu):
+                size = len(pdu) + len(negotiated.answer) + 250 * len(negotiated.contexts)
+                self.known.keep(key, negotiated, 1000 + size)
         return negotiated
 
     @staticmethod
@@ -8327,7 +8427,7 @@ class Association(asyncio.Protocol):
     PS3.8 Tables 9-6 to 9-9.
     """
 
-    QUEUE = 16  # maximum of waiting messages before reading pauses
+    QUEUE, QUEUED = 16, 1 << 20  # waiting messages, and their bytes, before reading pauses
     ASKED_ID = 1  # Message ID of our requests, one at a time
 
     def __init__(self, server: AssociationHost) -> None:
@@ -8362,6 +8462,7 @@ class Association(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername") or ("", 0)
         self.address, self.ours = peer[0], peer[:2] in self.server.own
+        self.assembler.address = self.address
         self.socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -8378,6 +8479,7 @@ class Association(asyncio.Protocol):
             if timer:
                 timer.cancel()
         self.assembler.forget()
+        self._drop_waiting()
         self.server.leave(self)
         self.server.note_ended(self)
         self.writable.set()
@@ -8489,10 +8591,15 @@ class Association(asyncio.Protocol):
 
     def _stop_work(self) -> None:
         self.assembler.forget()
-        self.waiting.clear()
+        self._drop_waiting()
         if self.current:
             self.current.cancelled = True
         self.writable.set()
+
+    def _drop_waiting(self) -> None:
+        for request in self.waiting:
+            request.end()
+        self.waiting.clear()
 
     def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
@@ -8623,6 +8730,8 @@ class Association(asyncio.Protocol):
         """Handle a complete message: a C-CANCEL at once, a request when its turn comes."""
         command = request.command
         field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
+        if field == C_CANCEL_RQ or field & 0x8000:
+            request.end()
         if field == C_CANCEL_RQ:
             for one in (self.current, *self.waiting):
                 if one and one.message_id == message_id:
@@ -8637,19 +8746,26 @@ class Association(asyncio.Protocol):
         self.waiting.append(request)
         if not self.task:
             self.task = self.loop.create_task(self._serve())
-        elif len(self.waiting) >= self.QUEUE and not self.paused:
+        elif self._is_full() and not self.paused:
             self.paused = True
             self.transport.pause_reading()
             self._stop_pdu_timer()
+
+    def _is_full(self) -> bool:
+        size = sum(len(request.data or b"") for request in self.waiting)
+        return len(self.waiting) >= self.QUEUE or size > self.QUEUED
 
     async def _serve(self) -> None:
         """Answer waiting messages one by one, then a release request that came meanwhile."""
         try:
             while self.waiting and self.state in ("Sta6", "Sta7", "Sta8"):
                 self.current = self.waiting.popleft()
-                await self.server.dispatch(self, self.current)
+                try:
+                    await self.server.dispatch(self, self.current)
+                finally:
+                    self.current.end()
                 self.active = self.loop.time()
-                if self.paused and len(self.waiting) < self.QUEUE:
+                if self.paused and not self._is_full():
                     self.paused = False
                     if not self.transport.is_closing():
                         self.transport.resume_reading()
@@ -8780,7 +8896,7 @@ class Accepted(NamedTuple):
     roles: Mapping[str, tuple[bool, bool]]
 
 
-@functools.lru_cache(maxsize=128)
+@cached(128, 8192)
 def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     """Decode an A-ASSOCIATE-AC. Raises any exception of pynetdicom for an invalid PDU."""
     from pynetdicom import pdu as pdus
@@ -8920,6 +9036,7 @@ class Caller:
                 raise ProtocolError("it ended the association")
             self.messages.extend(self.assembler.take(pdu, self.contexts))
         message = self.messages.popleft()
+        message.end()
         fields = message.command
         if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
             raise ProtocolError("it sent a response to no request of ours")
@@ -10419,31 +10536,43 @@ class QueryLog:
     A query never waits for the database; a power failure may lose some of them.
     """
 
-    LIMIT = 2000
-    MOST_SHOWN = 50_000  # steps remembered, all devices together
+    # bytes of a query that is kept whole, and of all those of a device
+    LONGEST, OF_DEVICE = 8192, 65536
+    DEVICES = 100
+    MOST_SHOWN = 20_000  # steps remembered, all devices together
 
     def __init__(self) -> None:
-        self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
+        # by AE title, then by hour, address and keys
+        self.folded: Recent[str, Recent[tuple[str, str, bytes], list[Any]]] = Recent(self.DEVICES)
         self.shown: set[tuple[str, int, int]] = set()  # device, step, version
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
     def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
-        """Count one query: its keys in the stored form and as received, its answers."""
-        hour = f"{ctx.local_now():%Y-%m-%d %H}"
-        key = hour, ctx.actor.name, ctx.actor.address, keys
+        """Count one query: its keys in the stored form and as received, its answers.
+
+        Of too many different ones of a device the newest stay.
+        """
+        if len(keys) > self.LONGEST:
+            keys = shortened(keys, self.LONGEST)
+        raw = raw if len(raw) <= self.LONGEST else b""
+        key, now = (f"{ctx.local_now():%Y-%m-%d %H}", ctx.actor.address, keys), ctx.stamp()
         with self.lock:
-            known = self.folded.get(key)
-            if known:
-                known[1:] = [known[1] + 1, answers, int(status), ctx.stamp()]
-            elif len(self.folded) < self.LIMIT:
-                self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
+            of_device = self.folded.get(ctx.actor.name)
+            if of_device is None:
+                of_device = self.folded[ctx.actor.name] = Recent(self.OF_DEVICE)
+            if known := of_device.get(key):
+                known[1:] = [known[1] + 1, answers, int(status), now]
+            else:
+                size = 500 + len(keys) + len(raw)
+                of_device.keep(key, [raw, 1, answers, int(status), now], size)
 
     def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
         """Note which steps (row id and version) a device was shown, and when for the first time."""
         name = ctx.actor.name
         with self.lock:
-            if new := {(name, *step) for step in steps} - self.shown:
+            new = {(name, *step) for step in steps} - self.shown
+            if new and len(self.first) <= self.MOST_SHOWN:  # else the database cannot take them
                 if len(self.shown) > self.MOST_SHOWN:
                     self.shown.clear()  # saving ignores what is known
                 self.shown |= new
@@ -10459,8 +10588,27 @@ class QueryLog:
     def take(self) -> list[tuple[Any, ...]]:
         """Take out the counted queries, to be saved; counting restarts."""
         with self.lock:
-            folded, self.folded = self.folded, {}
-        return [(*key, *values) for key, values in folded.items()]
+            folded, self.folded = self.folded, Recent(self.DEVICES)
+        return [
+            (hour, name, address, keys, *values)
+            for name, of_device in folded.items()
+            for (hour, address, keys), values in of_device.items()
+        ]
+
+
+def shortened(keys: bytes, most: int) -> bytes:
+    """A data set without its longest elements, so that it has at most so many bytes."""
+    index, size, kept = ElementIndex(keys), 0, []
+    for tag in sorted(index, key=lambda tag: len(index.element(tag))):
+        size += len(index.element(tag))
+        if size > most:
+            break
+        kept.append(tag)
+    return bytes(index.only(kept))
+
+
+# Rows and bytes of saved queries, of a device and of all: the newest stay.
+MOST_QUERIES = {"PARTITION BY ae_title": (300, 1 << 20), "": (5000, 8 << 20)}
 
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
@@ -10472,6 +10620,15 @@ def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
             " DO UPDATE SET count = count + excluded.count, answers = excluded.answers,"
             " status = excluded.status, last_at = excluded.last_at",
             query,
+        )
+    for part, (rows_, size) in MOST_QUERIES.items():
+        erase(
+            "query_trace WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER newest AS number,"
+            " sum(2 * length(keys) + length(raw) + 200) OVER newest AS size FROM query_trace"
+            f" WINDOW newest AS ({part} ORDER BY last_at DESC, id DESC))"
+            " WHERE number > ? OR size > ?)",
+            rows_,
+            size,
         )
 
 
@@ -10518,8 +10675,12 @@ def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -
 
 
 def recent_queries(since: str, limit: int = 100) -> list[Any]:
-    """The queries since a stored time, newest first."""
-    return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
+    """The queries since a stored time, newest first; the last 20 of a device."""
+    of_device = (
+        "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY ae_title ORDER BY"
+        " last_at DESC, id DESC) AS number FROM query_trace WHERE last_at >= ?) WHERE number <= 20)"
+    )
+    return fetch_rows(QueryTrace, f"{of_device} ORDER BY last_at DESC LIMIT ?", since, limit)
 
 
 def last_query(ae_titles: Iterable[str]) -> Any | None:
@@ -11852,7 +12013,7 @@ def workitem_ids(search: Search) -> list[tuple[int, int]]:
     return database.execute_sql(f"{sql} ORDER BY start_at, id", values).fetchall()
 
 
-@functools.lru_cache(maxsize=64)
+@cached(64, 16384)
 def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
     """Return the search of a filtered subscription. Refuses A900."""
     return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))
@@ -15891,11 +16052,12 @@ def body_of(request: Any) -> bytes:
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
-        request.environ["minris.share"].take(len(found))
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:
         raise HttpRefusal(413, "The body is too large")
+    if not request.environ["minris.share"].take(len(found)):
+        raise HttpRefusal(503, Message("Too many large requests at once: try again"))
     if not unzip.eof or unzip.unused_data:
         raise HttpRefusal(400, "The gzip body is truncated or followed by other data")
     return found
@@ -16131,60 +16293,19 @@ class RouteView:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.web.intake
-# Bodies of requests: who may send how much, and the bytes held at once.
+# minris.web.bodies
+# Bodies of requests: who may send how much.
 # ------------------------------------------------------------------------------------------------
 
-FORM = 65536  # bytes of a form, and of all that is read before it is known who sends it
+FORM = SMALL  # bytes of a form, and of all that is read before it is known who sends it
 MOST_FIELDS = 100  # of a form with files
 TOO_LARGE = Message("The body is too large")
 
 
-class BodyRoom:
-    """The bytes of bodies held at once, over all callers, each until its request is answered.
-
-    most  of all; an address has at most half of them for large bodies, which leave a quarter to
-          the forms of others
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.held: collections.Counter[str] = collections.Counter()  # by address; "" for all
-        self.lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def share(self, address: str) -> Iterator["BodyShare"]:
-        """The share of one request, given back when it is answered."""
-        share = BodyShare(self, address)
-        try:
-            yield share
-        finally:
-            with self.lock:
-                for key in (address, ""):
-                    self.held[key] -= share.size
-                if not self.held[address]:
-                    del self.held[address]
-
-
-class BodyShare:
-    """What one request holds of a BodyRoom."""
-
-    def __init__(self, room: BodyRoom, address: str) -> None:
-        self.room, self.address, self.size = room, address, 0
-
-    def take(self, size: int) -> None:
-        """Count bytes before they are held; callable from any thread. Refuses 503."""
-        room = self.room
-        with room.lock:
-            total, of_one = room.held[""] + size, room.held[self.address] + size
-            large = self.size + size > FORM
-            if total > room.most or (
-                large and (of_one * 2 > room.most or total * 4 > room.most * 3)
-            ):
-                raise HttpRefusal(503, Message("Too many large requests at once: try again"))
-            self.size += size
-            for key in (self.address, ""):
-                room.held[key] += size
+def take_room(share: Share, size: int) -> None:
+    """Count the bytes of a body before they are held. Refuses 503."""
+    if size > 0 and not share.take(size):
+        raise HttpRefusal(503, Message("Too many large requests at once: try again"))
 
 
 def is_for_programs(path: str) -> bool:
@@ -16350,7 +16471,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
 SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # dcm4chee-arc uses /ws
 
 
-@functools.lru_cache(maxsize=64)
+@cached(64, 16384)
 def event_members(uid: str, event_type: int, data: bytes) -> str:
     """Return the members of an event's JSON after its Message ID, the same for every receiver."""
     told = {
@@ -16647,7 +16768,7 @@ class WebServer:
         self.limits = web.config.web
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
-        self.room = BodyRoom(max(self.BODIES, 4 * self.limits.maximum_body))
+        self.intake = Intake(max(self.BODIES, 4 * self.limits.maximum_body))
         # what is read of a body takes twenty times its bytes while it is worked at
         self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
@@ -16685,7 +16806,7 @@ class WebServer:
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        with self.room.share(address) as share:
+        with self.intake.share(address) as share:
             body, whole = await self._body(scope, receive, share)
             if body is None:
                 return
@@ -16721,7 +16842,7 @@ class WebServer:
         if not self.addresses[address]:
             del self.addresses[address]
 
-    def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, scope: Any, body: bytes, share: Share) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
 
         a2wsgi's own middleware returns to the loop for each piece, at twice the cost
@@ -16782,7 +16903,7 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any, share: BodyShare) -> tuple[bytes | None, bool]:
+    async def _body(self, scope: Any, receive: Any, share: Share) -> tuple[bytes | None, bool]:
         """Return the body, and whether it was read; None if the client has gone.
 
         A large one is read once it is known who sends it; of an unknown sender it is left.
@@ -16800,12 +16921,12 @@ class WebServer:
                         if not await run(self.workers, is_known, self.web, scope):
                             return b"", False
                         known = True
-                        share.take(max(0, size - share.size))
+                        take_room(share, size - share.size)
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None, False
                     body += message.get("body", b"")
-                    share.take(max(0, len(body) - share.size))
+                    take_room(share, len(body) - share.size)
                     if not message.get("more_body") and len(body) <= most:
                         return bytes(body), True
         except TimeoutError:
@@ -17462,6 +17583,8 @@ class Finder:
     readers  threads that search
     """
 
+    RECENT, LONGEST = 4 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
+
     def __init__(
         self,
         access: Callable[[], AccessRules],
@@ -17470,7 +17593,7 @@ class Finder:
     ) -> None:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
-        self.recent: Recent[object, KeptAnswers] = Recent(128)
+        self.recent: Recent[object, KeptAnswers] = Recent(self.RECENT)
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
@@ -17507,7 +17630,10 @@ class Finder:
             if request.index and core is find_worklist and not association.ours:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
-            self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))
+            kept = KeptAnswers(commits, day, *last, bytes(request.index))
+            size = len(request.data) + len(kept.keys) + sum(map(len, kept.answers))
+            if size <= self.LONGEST:
+                self.recent.keep(key, kept, 1000 + size)
         await self._end_find(association, request, status)
 
     async def _send_slice(
@@ -17519,7 +17645,7 @@ class Finder:
         return await association.send_answers(request.context, pending, answers)
 
     async def _end_find(self, association: Association, request: Request, status: Status) -> None:
-        association.done[request.operation, int(status)] += 1
+        association.done[request.counted, int(status)] += 1
         final = response_command(request, None, Status=status)
         await association.send((request.context, final, None))
 
@@ -17541,7 +17667,8 @@ class Finder:
         if core is find_worklist:
             view = WorklistView.of(ctx, device)
             shown = (view, functools.partial(self.queries.show, ctx))
-        for answers in core(ctx, search, self.cache, key, *shown):
+        cache = self.cache if len(request.data or b"") <= self.LONGEST else None
+        for answers in core(ctx, search, cache, key, *shown):
             yield search.status, answers
 
 
@@ -17723,7 +17850,7 @@ class Dimse:
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
         if not association.ours:
-            self.counts[request.operation] += 1
+            self.counts[request.counted] += 1
             self.on_caller(actor.name)
         changed = False
         try:
@@ -17742,7 +17869,7 @@ class Dimse:
             log.exception("%s from %s failed", request.operation, association)
             refusal = Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
             fields, data = refused_fields(request, refusal)
-        association.done[request.operation, int(fields.get("Status", 0))] += 1
+        association.done[request.counted, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
         if changed:  # after the answer
             self.on_events()
@@ -21117,7 +21244,7 @@ class Rendered(NamedTuple):
 class Boards:
     """Cache of rendered boards: each is rendered once per language, view and change."""
 
-    MOST = 32
+    MOST = 8 << 20  # bytes
 
     def __init__(self, web: Web) -> None:
         self.web = web
@@ -21133,7 +21260,9 @@ class Boards:
                 text = render_board(self.web, ctx, t, view)
                 content = text.encode()
                 mark = hashlib.sha256(content).hexdigest()[:16]
-                self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                board = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
+                return board
             return self.kept[key]
 
 

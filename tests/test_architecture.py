@@ -81,7 +81,7 @@ LONG_MODULES: set[str] = set()
 CALLED_AT_IMPORT = {
     "rows", "body_rows", "table", "one_of", "tag_of", "template", "static_files", "logging.getLogger", "re.compile", "struct.Struct",
     "peewee.DatabaseProxy", "types.MappingProxyType", "datadict.add_dict_entries",
-    "datadict.dictionary_has_tag", "functools.lru_cache", "dataclasses.dataclass",
+    "datadict.dictionary_has_tag", "functools.lru_cache", "cached", "dataclasses.dataclass",
     "dataclasses.field", "peewee.CompositeKey", "text_columns", "keyed_by", ".__subclasses__",
     "frozenset", "set", "dict", "list", "tuple", "map", "zip", "bytes", "str", "int", "len",
     "enumerate", "sorted", "range", "Path", ".resolve",

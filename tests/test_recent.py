@@ -1,6 +1,6 @@
 """What was used last, kept while there is room."""
 
-from minris.recent import Recent
+from minris.recent import Recent, cached
 
 
 def test_what_was_kept_longest_ago_goes_first():
@@ -39,3 +39,19 @@ def test_a_copy_is_a_plain_dictionary_of_its_own():
     copy = kept.copy()
     kept["b"] = 2
     assert (copy, type(copy)) == ({"a": 1}, dict)
+
+
+def test_results_are_kept_for_short_arguments_alone():
+    calls = []
+
+    @cached(2, longest=10)
+    def joined(words, end=b""):
+        calls.append(words)
+        return "".join(words) + end.decode()
+
+    long = ("x" * 11,)
+    answers = [joined(words) for words in (("a", "b"), ("a", "b"), long, long)]
+    assert answers == ["ab", "ab", long[0], long[0]]
+    assert calls == [("a", "b"), long, long]
+    assert [joined(("a",), bytes(10)), joined(("a",), bytes(10))] == ["a" + "\0" * 10] * 2
+    assert calls[3:] == [("a",), ("a",)]

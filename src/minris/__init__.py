@@ -8,7 +8,8 @@ The package has floors. A module imports only from lower floors, and within its 
 circle. Find the folder for new code here first:
 
  1  standard      the DICOM Standard, as tables
-    recent        a bounded cache of recently used values
+    recent        bounded caches of recently used values
+    intake        the bytes of what others send, bounded over all of them
  2  config        the settings
     dataset       encoded data sets: text, index, checks, matching, search, JSON, XML
  3  store         the database: models, rows, the only writer

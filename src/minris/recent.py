@@ -1,9 +1,12 @@
-"""A cache of the most recent values, bounded by size."""
+"""Caches of the most recent values, bounded by size."""
 
-from typing import TypeVar
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Recent(dict[Key, Value]):
@@ -31,3 +34,28 @@ class Recent(dict[Key, Value]):
             oldest = next(iter(self))
             del self[oldest]
             self.size -= self.sizes.pop(oldest)
+
+
+def size_of(value: object) -> int:
+    """The bytes or characters of a value, or of what a tuple holds; 0 for anything else."""
+    if isinstance(value, tuple):
+        return sum(map(size_of, value))
+    return len(value) if isinstance(value, (bytes, str)) else 0
+
+
+def cached(entries: int, longest: int = 1024) -> Callable[[Function], Function]:
+    """Decorate a function: its last results are kept, each for arguments of at most `longest`.
+
+    longest  bytes or characters of all arguments together: what others send may be of any length
+    """
+
+    def decorate(function: Function) -> Function:
+        known = functools.lru_cache(entries)(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (known if size_of(arguments) <= longest else function)(*arguments)
+
+        return cast(Function, call)
+
+    return decorate

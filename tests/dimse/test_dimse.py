@@ -830,7 +830,23 @@ def test_what_was_read_over_is_forgotten(small):
         for number in range(10):
             answer = wire.ask(create_request(f"2.25.{number}", padded(creation(), 100000)))
             assert answer.Status == 0x0213
-        assert small.appliance.associations.intake.held == 0
+        assert +small.appliance.associations.intake.held == {}
+
+
+def test_long_questions_of_a_registered_device_are_not_kept(appliance, wire):
+    """Different ones of 3 MB each: neither answers, nor keys, nor the trace grow with them."""
+    for number in range(3):
+        keys = Dataset()
+        keys.PatientName, keys.TextValue = "", f"{number}".ljust(3_000_000)
+        found, answer = wire.find(find_request(encode(keys, True, True)))
+        assert (found, answer.Status) == ([], 0x0000)
+    dimse = appliance.appliance.dimse
+    assert not dimse.finder.recent
+    assert not dimse.finder.cache.searches
+    assert wire.echo() == 0x0000  # what was before it has ended
+    traced = dimse.queries.take()
+    assert sum(len(one) for line in traced for one in line if isinstance(one, bytes)) < 1000
+    assert +appliance.appliance.associations.intake.held == {}
 
 
 # Messages in pieces.

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from conftest import NOON, item
 from playwright.sync_api import sync_playwright
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from test_worklist_cases import CASES, ENTRIES
 
@@ -29,12 +30,20 @@ from minris.orders.items import fold, split_item
 from minris.orders.lookup import get_step, step_known
 from minris.orders.scheduling import schedule
 from minris.orders.steps import change_step
-from minris.orders.trace import QueryLog, exclusion, latest_by_device, recent_queries, save_queries
+from minris.orders.trace import (
+    MOST_QUERIES,
+    QueryLog,
+    exclusion,
+    latest_by_device,
+    recent_queries,
+    save_queries,
+)
 from minris.orders.worklist import STATION_AE_TITLE, WorklistView, find_worklist
 from minris.standard.dictionary import tag_of, vr_of
 from minris.standard.status import Status
 from minris.standard.worklist import MWL_ATTRIBUTES, START_DATE, STEP_STATES, STEP_STATUS
-from minris.store.models import User, database
+from minris.store.models import QueryTrace, User, database
+from minris.store.rows import fetch_rows
 
 STEP_KEYS = "ScheduledProcedureStepSequence[0]."
 CT1_KEYS = (
@@ -136,18 +145,62 @@ def test_a_line_tells_of_the_last_time(ctx, saved_between):
 
 
 def test_a_caller_that_varies_its_query_for_ever_does_not_fill_the_memory(ctx):
+    """Its newest stay, and those of the others all."""
     log = QueryLog()
-    for number in range(log.LIMIT + 100):
+    noted(log, ctx.by(Actor("US1", "127.0.0.1")))
+    for number in range(1000):
         noted(log, ctx, b"%d" % number)
-    assert len(log.take()) == log.LIMIT
+    noted(log, ctx, b"999")
+    found = log.take()
+    assert sum(len(line[3]) + len(line[4]) for line in found) <= log.OF_DEVICE
+    assert [(line[1], line[5]) for line in (found[0], found[-1])] == [("US1", 1), ("CT1", 2)]
 
 
-def test_a_query_that_is_known_is_counted_when_the_memory_is_full(ctx):
+def test_callers_without_end_do_not_fill_the_memory(ctx):
     log = QueryLog()
-    for number in range(log.LIMIT + 100):
-        noted(log, ctx, b"%d" % number)
-    noted(log, ctx, b"0")
-    assert max(line[5] for line in log.take()) == 2
+    for number in range(1000):
+        noted(log, ctx.by(Actor(f"CT{number}", "127.0.0.1")))
+    assert len(log.take()) == log.DEVICES
+
+
+def test_of_a_query_of_megabytes_its_short_keys_are_kept(ctx):
+    """They explain what it asked for; the rest is of no use to anybody."""
+    log = QueryLog()
+    for number in range(12):
+        long = f"{number}".ljust(3_000_000)
+        keys = text_elements(TextValue=long, PatientID="P000042", Modality="CT")
+        noted(log, ctx, bytes(keys))
+    [line] = log.take()
+    index = ElementIndex(line[3])
+    texts = {keyword_for_tag(tag): index.text(tag) for tag in index}
+    assert texts == {"PatientID": "P000042", "Modality": "CT"}
+    assert (line[4], line[5]) == (b"", 12)
+
+
+def test_the_saved_queries_of_a_device_are_bounded(ctx):
+    """201 different ones a day: the newest stay, and those of the others all."""
+    log = QueryLog()
+    noted(log, ctx.by(Actor("US1", "127.0.0.1")))
+    save(ctx, log)
+    for day in range(5):
+        for number in range(201):
+            noted(log, at(ctx, days=day, seconds=number), b"%d" % number)
+        save(ctx, log)
+    rows, size = MOST_QUERIES["PARTITION BY ae_title"]
+    found = fetch_rows(QueryTrace, "ae_title = 'CT1' ORDER BY id")
+    assert len(found) == rows
+    assert sum(len(one.keys) for one in found) <= size
+    assert (found[-1].hour, bytes(found[-1].keys)) == ("2026-07-09 12", b"200")
+    assert [one.count for one in fetch_rows(QueryTrace, "ae_title = 'US1'")] == [1]
+
+
+def test_a_device_that_asks_without_end_leaves_the_others_explained(ctx):
+    log = QueryLog()
+    noted(log, ctx.by(Actor("US1", "127.0.0.1")))
+    for number in range(150):
+        noted(log, at(ctx, seconds=number), b"%d" % number)
+    save(ctx, log)
+    assert {one.ae_title for one in kept()} == {"CT1", "US1"}
 
 
 def test_what_has_been_taken_is_counted_from_nothing(ctx):

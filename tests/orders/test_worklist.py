@@ -1741,11 +1741,11 @@ def test_the_answer_cache_never_gives_an_old_answer(ctx, what):
 
 def test_the_answer_cache_holds_no_more_than_its_limit(ctx):
     put(ctx, *many(20))
-    cache = AnswerCache(limit=5000)
+    cache = AnswerCache(limit=20_000)
     for number in range(30):
         search = search_for(query(PatientName=f"Patient^00{number:02}*"[: 9 + number % 5] + "*"))
         list(find_worklist(ctx, search, cache, number))
-        assert cache.searches.size <= 5000
+        assert cache.searches.size <= 20_000
     assert cache.searches.size == sum(cache.searches.sizes.values())
     assert 0 < len(cache.searches) < 30
 

@@ -43,7 +43,6 @@ from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.store.models import PerformedProcedureStep
 from minris.upper_layer.association import Association
 from minris.upper_layer.caller import associate_answer
-from minris.upper_layer.messages import Intake
 from minris.upper_layer.negotiation import Negotiator, Rejection
 from minris.upper_layer.pdus import decode_command, encode_command
 from minris.upper_layer.server import AssociationServer
@@ -454,7 +453,7 @@ class Inside:
         found = {
             "associations": [(str(a), a.state) for a in self.server.associations],
             "counts": dict(self.server.counts),
-            "bytes": self.server.intake.held,
+            "bytes": dict(+self.server.intake.held),
             "tasks": tasks,
             "timers": timers,
         }
@@ -2177,13 +2176,13 @@ def test_a_data_set_past_what_is_read_over_is_aborted(serve):
     inside.settle()
 
 
-def test_data_sets_of_all_peers_together_are_bounded(serve, monkeypatch):
-    monkeypatch.setattr(Intake, "MOST", 100_000)
+def test_data_sets_of_all_peers_together_are_bounded(serve):
     inside = serve()
+    inside.server.intake.most = 100_000
     unfinished = p_data(value(3, 3, FIND_COMMAND), value(3, 0, bytes(60_000)))
     with associated(inside.port) as one, associated(inside.port) as other:
         one.send(unfinished)
-        inside.until(lambda: inside.server.intake.held == 60_000)
+        inside.until(lambda: inside.server.intake.held[""] == 60_000)
         other.send(unfinished)
         inside.until(
             lambda: any(
@@ -2191,12 +2190,34 @@ def test_data_sets_of_all_peers_together_are_bounded(serve, monkeypatch):
                 for a in inside.server.associations
             )
         )
-        assert inside.server.intake.held == 60_000
+        assert inside.server.intake.held[""] == 60_000
         one.send(p_data(value(3, 2, b"")))
         assert statuses([one.receive()]) == [0]
         other.send(p_data(value(3, 2, b"")))
         other.receive()
     assert [request.too_large for request in inside.requests] == [False, True]
+    inside.settle()
+
+
+def test_what_waits_for_its_turn_counts_until_it_is_answered(serve):
+    """A peer that sends on while we work fills no memory: reading pauses after 1 MiB."""
+    go_on = asyncio.Event()
+
+    async def later(association, request):
+        await go_on.wait()
+        await answer(association, request)
+
+    inside = serve(dispatch=later)
+    one = in_pdus(3, FIND_COMMAND, bytes(400_000))
+    with associated(inside.port) as peer:
+        sender = threading.Thread(target=lambda: [peer.send(one) for _ in range(12)])
+        sender.start()
+        inside.until(lambda: any(a.paused for a in inside.server.associations))
+        held = inside.call(lambda: inside.server.intake.held[HOST])
+        assert 1 << 20 < held < 2 << 20
+        inside.call(go_on.set)
+        assert statuses([peer.receive() for _ in range(12)]) == [0] * 12
+        sender.join()
     inside.settle()
 
 

@@ -58,6 +58,8 @@ class _Where(NamedTuple):
 class _Recoder:
     """Reads a peer's data set once, from front to back, and writes the stored form."""
 
+    LONGEST_TERMS = 1024  # bytes of (0008,0005): all sets there are have fewer
+
     def __init__(self, data: bytes, limits: Limits, given: CharacterSet | None = None) -> None:
         self.data, self.limits, self.count = data, limits, 0
         self.given = given
@@ -177,7 +179,7 @@ class _Recoder:
 
     def declared(self, element: bytes, where: _Where) -> CharacterSet | None:
         """The set that (0008,0005) declares: the outer one if empty, None if unknown."""
-        value = element[8:].decode("ascii", "replace")
+        value = element[8 : 8 + self.LONGEST_TERMS].decode("ascii", "replace")
         given = tuple(term.strip(" \0") for term in value.split("\\"))
         terms = tuple(map(term_meant, given))
         if where.depth == 1:

@@ -1,12 +1,12 @@
 """Specific Character Set: decoding, encoding, and recovery if the declared set is wrong."""
 
 import contextlib
-import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from minris.dataset.plausible import has_no_plain_letters, is_odd, is_proper, reads_as_chinese
+from minris.recent import cached
 from minris.standard.character_sets import (
     ASCII_REPERTOIRE,
     CHARACTER_SETS_ALONE,
@@ -143,7 +143,7 @@ def set_of_codec(codec: str) -> CharacterSet:
     return found
 
 
-@functools.lru_cache(256)
+@cached(256)
 def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
     """The CharacterSet of some terms; None if one is unknown.
 

@@ -52,7 +52,7 @@ class Dimse:
         actor = Actor(peer.calling, association.address, called=peer.called)
         ctx = self.context(actor)
         if not association.ours:
-            self.counts[request.operation] += 1
+            self.counts[request.counted] += 1
             self.on_caller(actor.name)
         changed = False
         try:
@@ -71,7 +71,7 @@ class Dimse:
             log.exception("%s from %s failed", request.operation, association)
             refusal = Refusal(Status.PROCESSING_FAILURE, "Internal error, see the log")
             fields, data = refused_fields(request, refusal)
-        association.done[request.operation, int(fields.get("Status", 0))] += 1
+        association.done[request.counted, int(fields.get("Status", 0))] += 1
         await association.send((request.context, response_command(request, data, **fields), data))
         if changed:  # after the answer
             self.on_events()

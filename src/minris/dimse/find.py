@@ -45,6 +45,8 @@ class Finder:
     readers  threads that search
     """
 
+    RECENT, LONGEST = 4 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
+
     def __init__(
         self,
         access: Callable[[], AccessRules],
@@ -53,7 +55,7 @@ class Finder:
     ) -> None:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
-        self.recent: Recent[object, KeptAnswers] = Recent(128)
+        self.recent: Recent[object, KeptAnswers] = Recent(self.RECENT)
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
@@ -90,7 +92,10 @@ class Finder:
             if request.index and core is find_worklist and not association.ours:
                 self.queries.note(ctx, bytes(request.index), request.data, count, status)
         if last and count == len(last[1]) and count < SLICE and status is Status.SUCCESS:
-            self.recent[key] = KeptAnswers(commits, day, *last, bytes(request.index))
+            kept = KeptAnswers(commits, day, *last, bytes(request.index))
+            size = len(request.data) + len(kept.keys) + sum(map(len, kept.answers))
+            if size <= self.LONGEST:
+                self.recent.keep(key, kept, 1000 + size)
         await self._end_find(association, request, status)
 
     async def _send_slice(
@@ -102,7 +107,7 @@ class Finder:
         return await association.send_answers(request.context, pending, answers)
 
     async def _end_find(self, association: Association, request: Request, status: Status) -> None:
-        association.done[request.operation, int(status)] += 1
+        association.done[request.counted, int(status)] += 1
         final = response_command(request, None, Status=status)
         await association.send((request.context, final, None))
 
@@ -124,7 +129,8 @@ class Finder:
         if core is find_worklist:
             view = WorklistView.of(ctx, device)
             shown = (view, functools.partial(self.queries.show, ctx))
-        for answers in core(ctx, search, self.cache, key, *shown):
+        cache = self.cache if len(request.data or b"") <= self.LONGEST else None
+        for answers in core(ctx, search, cache, key, *shown):
             yield search.status, answers
 
 

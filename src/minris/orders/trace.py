@@ -10,10 +10,11 @@ from minris.config.ini import Config
 from minris.dataset.elements import ElementIndex
 from minris.dataset.search import Search
 from minris.orders.worklist import STATION_AE_TITLE, WorklistView
+from minris.recent import Recent
 from minris.standard.status import Status, description_of
 from minris.standard.worklist import START_DATE, STEP_STATUS
 from minris.store.models import QueryTrace, database
-from minris.store.rows import fetch_rows, first_row
+from minris.store.rows import erase, fetch_rows, first_row
 
 
 class QueryLog:
@@ -22,31 +23,43 @@ class QueryLog:
     A query never waits for the database; a power failure may lose some of them.
     """
 
-    LIMIT = 2000
-    MOST_SHOWN = 50_000  # steps remembered, all devices together
+    # bytes of a query that is kept whole, and of all those of a device
+    LONGEST, OF_DEVICE = 8192, 65536
+    DEVICES = 100
+    MOST_SHOWN = 20_000  # steps remembered, all devices together
 
     def __init__(self) -> None:
-        self.folded: dict[tuple[str, str, str, bytes], list[Any]] = {}
+        # by AE title, then by hour, address and keys
+        self.folded: Recent[str, Recent[tuple[str, str, bytes], list[Any]]] = Recent(self.DEVICES)
         self.shown: set[tuple[str, int, int]] = set()  # device, step, version
         self.first: list[tuple[int, str, str]] = []
         self.lock = threading.Lock()
 
     def note(self, ctx: Context, keys: bytes, raw: bytes, answers: int, status: Status) -> None:
-        """Count one query: its keys in the stored form and as received, its answers."""
-        hour = f"{ctx.local_now():%Y-%m-%d %H}"
-        key = hour, ctx.actor.name, ctx.actor.address, keys
+        """Count one query: its keys in the stored form and as received, its answers.
+
+        Of too many different ones of a device the newest stay.
+        """
+        if len(keys) > self.LONGEST:
+            keys = shortened(keys, self.LONGEST)
+        raw = raw if len(raw) <= self.LONGEST else b""
+        key, now = (f"{ctx.local_now():%Y-%m-%d %H}", ctx.actor.address, keys), ctx.stamp()
         with self.lock:
-            known = self.folded.get(key)
-            if known:
-                known[1:] = [known[1] + 1, answers, int(status), ctx.stamp()]
-            elif len(self.folded) < self.LIMIT:
-                self.folded[key] = [raw, 1, answers, int(status), ctx.stamp()]
+            of_device = self.folded.get(ctx.actor.name)
+            if of_device is None:
+                of_device = self.folded[ctx.actor.name] = Recent(self.OF_DEVICE)
+            if known := of_device.get(key):
+                known[1:] = [known[1] + 1, answers, int(status), now]
+            else:
+                size = 500 + len(keys) + len(raw)
+                of_device.keep(key, [raw, 1, answers, int(status), now], size)
 
     def show(self, ctx: Context, steps: list[tuple[int, int]]) -> None:
         """Note which steps (row id and version) a device was shown, and when for the first time."""
         name = ctx.actor.name
         with self.lock:
-            if new := {(name, *step) for step in steps} - self.shown:
+            new = {(name, *step) for step in steps} - self.shown
+            if new and len(self.first) <= self.MOST_SHOWN:  # else the database cannot take them
                 if len(self.shown) > self.MOST_SHOWN:
                     self.shown.clear()  # saving ignores what is known
                 self.shown |= new
@@ -62,8 +75,27 @@ class QueryLog:
     def take(self) -> list[tuple[Any, ...]]:
         """Take out the counted queries, to be saved; counting restarts."""
         with self.lock:
-            folded, self.folded = self.folded, {}
-        return [(*key, *values) for key, values in folded.items()]
+            folded, self.folded = self.folded, Recent(self.DEVICES)
+        return [
+            (hour, name, address, keys, *values)
+            for name, of_device in folded.items()
+            for (hour, address, keys), values in of_device.items()
+        ]
+
+
+def shortened(keys: bytes, most: int) -> bytes:
+    """A data set without its longest elements, so that it has at most so many bytes."""
+    index, size, kept = ElementIndex(keys), 0, []
+    for tag in sorted(index, key=lambda tag: len(index.element(tag))):
+        size += len(index.element(tag))
+        if size > most:
+            break
+        kept.append(tag)
+    return bytes(index.only(kept))
+
+
+# Rows and bytes of saved queries, of a device and of all: the newest stay.
+MOST_QUERIES = {"PARTITION BY ae_title": (300, 1 << 20), "": (5000, 8 << 20)}
 
 
 def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
@@ -75,6 +107,15 @@ def save_queries(ctx: Context, queries: Iterable[tuple[Any, ...]]) -> None:
             " DO UPDATE SET count = count + excluded.count, answers = excluded.answers,"
             " status = excluded.status, last_at = excluded.last_at",
             query,
+        )
+    for part, (rows_, size) in MOST_QUERIES.items():
+        erase(
+            "query_trace WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER newest AS number,"
+            " sum(2 * length(keys) + length(raw) + 200) OVER newest AS size FROM query_trace"
+            f" WINDOW newest AS ({part} ORDER BY last_at DESC, id DESC))"
+            " WHERE number > ? OR size > ?)",
+            rows_,
+            size,
         )
 
 
@@ -121,8 +162,12 @@ def exclusion(config: Config, search: Search, view: WorklistView, data: bytes) -
 
 
 def recent_queries(since: str, limit: int = 100) -> list[Any]:
-    """The queries since a stored time, newest first."""
-    return fetch_rows(QueryTrace, "last_at >= ? ORDER BY last_at DESC LIMIT ?", since, limit)
+    """The queries since a stored time, newest first; the last 20 of a device."""
+    of_device = (
+        "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY ae_title ORDER BY"
+        " last_at DESC, id DESC) AS number FROM query_trace WHERE last_at >= ?) WHERE number <= 20)"
+    )
+    return fetch_rows(QueryTrace, f"{of_device} ORDER BY last_at DESC LIMIT ?", since, limit)
 
 
 def last_query(ae_titles: Iterable[str]) -> Any | None:

@@ -10,7 +10,7 @@ import peewee
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.search import Search
-from minris.recent import Recent
+from minris.recent import Recent, size_of
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import Stored, database
 
@@ -121,7 +121,8 @@ class AnswerCache:
     Modalities repeat the same query every few seconds; a changed row has a new version.
     """
 
-    NO_ANSWERS = 500  # size of a search without answers, bytes
+    # bytes of a search without answers and of a row without its answer, as Python keeps them
+    NO_ANSWERS, ROW = 1000, 250
 
     def __init__(self, limit: int = 16 << 20) -> None:
         self.searches: Recent[object, Answers] = Recent(limit)
@@ -131,7 +132,8 @@ class AnswerCache:
         """The cached answers of a search, for the caller to add to."""
         with self.lock:
             answers = self.searches.get(key, {})
-            self.searches.keep(key, answers, self.searches.sizes.get(key, self.NO_ANSWERS))
+            size = self.searches.sizes.get(key, self.NO_ANSWERS + size_of(key))
+            self.searches.keep(key, answers, size)
             return answers
 
     def grown(self, key: object, added: int) -> None:
@@ -195,5 +197,5 @@ def _answer_rows(search: Search, model: type[Stored], known: Answers, missing: l
     for row_id, version, data in cursor:
         answer = search.answer(bytes(data))
         known[row_id] = version, answer
-        added += 100 + len(answer or b"")
+        added += AnswerCache.ROW + len(answer or b"")
     return added

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from minris import log
 from minris.access.devices import AccessRules, host_addresses, this_minute
+from minris.intake import Intake
 from minris.standard.status import Message
-from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
+from minris.upper_layer.messages import Assembler, MessageLimits, Request
 from minris.upper_layer.negotiation import Negotiated, Negotiator, Rejection, calling_ae_title
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
@@ -59,7 +60,7 @@ class Association(asyncio.Protocol):
     PS3.8 Tables 9-6 to 9-9.
     """
 
-    QUEUE = 16  # maximum of waiting messages before reading pauses
+    QUEUE, QUEUED = 16, 1 << 20  # waiting messages, and their bytes, before reading pauses
     ASKED_ID = 1  # Message ID of our requests, one at a time
 
     def __init__(self, server: AssociationHost) -> None:
@@ -94,6 +95,7 @@ class Association(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername") or ("", 0)
         self.address, self.ours = peer[0], peer[:2] in self.server.own
+        self.assembler.address = self.address
         self.socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -110,6 +112,7 @@ class Association(asyncio.Protocol):
             if timer:
                 timer.cancel()
         self.assembler.forget()
+        self._drop_waiting()
         self.server.leave(self)
         self.server.note_ended(self)
         self.writable.set()
@@ -221,10 +224,15 @@ class Association(asyncio.Protocol):
 
     def _stop_work(self) -> None:
         self.assembler.forget()
-        self.waiting.clear()
+        self._drop_waiting()
         if self.current:
             self.current.cancelled = True
         self.writable.set()
+
+    def _drop_waiting(self) -> None:
+        for request in self.waiting:
+            request.end()
+        self.waiting.clear()
 
     def _close(self, pdu: bytes = b"") -> None:
         self._stop_artim()
@@ -355,6 +363,8 @@ class Association(asyncio.Protocol):
         """Handle a complete message: a C-CANCEL at once, a request when its turn comes."""
         command = request.command
         field, message_id = command["CommandField"], command.get("MessageIDBeingRespondedTo")
+        if field == C_CANCEL_RQ or field & 0x8000:
+            request.end()
         if field == C_CANCEL_RQ:
             for one in (self.current, *self.waiting):
                 if one and one.message_id == message_id:
@@ -369,19 +379,26 @@ class Association(asyncio.Protocol):
         self.waiting.append(request)
         if not self.task:
             self.task = self.loop.create_task(self._serve())
-        elif len(self.waiting) >= self.QUEUE and not self.paused:
+        elif self._is_full() and not self.paused:
             self.paused = True
             self.transport.pause_reading()
             self._stop_pdu_timer()
+
+    def _is_full(self) -> bool:
+        size = sum(len(request.data or b"") for request in self.waiting)
+        return len(self.waiting) >= self.QUEUE or size > self.QUEUED
 
     async def _serve(self) -> None:
         """Answer waiting messages one by one, then a release request that came meanwhile."""
         try:
             while self.waiting and self.state in ("Sta6", "Sta7", "Sta8"):
                 self.current = self.waiting.popleft()
-                await self.server.dispatch(self, self.current)
+                try:
+                    await self.server.dispatch(self, self.current)
+                finally:
+                    self.current.end()
                 self.active = self.loop.time()
-                if self.paused and len(self.waiting) < self.QUEUE:
+                if self.paused and not self._is_full():
                     self.paused = False
                     if not self.transport.is_closing():
                         self.transport.resume_reading()

@@ -9,13 +9,15 @@ import struct
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
+from minris.intake import Intake
+from minris.recent import cached
 from minris.standard.status import Status
 from minris.standard.uids import (
     APPLICATION_CONTEXT,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
-from minris.upper_layer.messages import Assembler, Intake, MessageLimits, Request
+from minris.upper_layer.messages import Assembler, MessageLimits, Request
 from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID, check_associate_ac
 from minris.upper_layer.pdus import (
     A_ASSOCIATE_AC,
@@ -82,7 +84,7 @@ class Accepted(NamedTuple):
     roles: Mapping[str, tuple[bool, bool]]
 
 
-@functools.lru_cache(maxsize=128)
+@cached(128, 8192)
 def associate_answer(pdu: bytes, proposed: Proposed) -> Accepted:
     """Decode an A-ASSOCIATE-AC. Raises any exception of pynetdicom for an invalid PDU."""
     from pynetdicom import pdu as pdus
@@ -222,6 +224,7 @@ class Caller:
                 raise ProtocolError("it ended the association")
             self.messages.extend(self.assembler.take(pdu, self.contexts))
         message = self.messages.popleft()
+        message.end()
         fields = message.command
         if (fields["CommandField"], fields.get("MessageIDBeingRespondedTo")) != wanted:
             raise ProtocolError("it sent a response to no request of ours")

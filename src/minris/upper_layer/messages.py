@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from minris.dataset.elements import ElementIndex
+from minris.intake import Intake, Share
 from minris.upper_layer.pdus import (
     NAMED,
     NO_DATA_SET,
@@ -26,12 +27,23 @@ class Request:
         self.index: ElementIndex | None = None
         self.asked: tuple[str, ...] | None = None  # the terms of its (0008,0005)
         self.raw: bytes | None = None  # kept if texts had to be recovered
+        self.share: Share | None = None  # the room of its data set, until it is answered
 
     @property
     def operation(self) -> str:
         """C-FIND, N-SET …; the number of an unknown command."""
         field = self.command["CommandField"]
         return OPERATIONS.get(field, f"{field:04X}")
+
+    def end(self) -> None:
+        """Give the room of its data set back."""
+        if self.share:
+            self.share.give_back()
+
+    @property
+    def counted(self) -> str:
+        """The operation, for figures: all unknown ones are one."""
+        return OPERATIONS.get(self.command["CommandField"], "unknown")
 
     @property
     def message_id(self) -> int:
@@ -57,25 +69,20 @@ class MessageLimits(NamedTuple):
     drained: int
 
 
-class Intake:
-    """Bytes of incomplete data sets, over all associations; MOST is the limit."""
-
-    MOST = 64 << 20
-
-    def __init__(self) -> None:
-        self.held = 0
-
-
 class Assembler:
     """Assembles the messages of one association.
 
-    A data set that exceeds a limit is read to its end and dropped, so that it can be answered.
+    A data set that exceeds a limit is read to its end and dropped, so that it can be answered. A
+    whole one counts in the intake until its request ends.
+
+    address  whose bytes they are
     """
 
     EMPTY = 1024  # maximum of empty fragments per association
 
     def __init__(self, limits: MessageLimits, intake: Intake) -> None:
-        self.limits, self.intake = limits, intake
+        self.limits, self.intake, self.address = limits, intake, ""
+        self.share = Share(intake, "")
         self.command, self.data, self.received, self.empty = bytearray(), bytearray(), 0, 0
         self.request: Request | None = None  # whose data set is incomplete
 
@@ -115,7 +122,7 @@ class Assembler:
         self.command.clear()
         if request.command["CommandDataSetType"] == NO_DATA_SET:
             return request
-        self.request = request
+        self.request, self.share = request, Share(self.intake, self.address)
         return None
 
     def _add_data(self, context: AcceptedContext, fragment: bytes, last: bool) -> Request | None:
@@ -124,9 +131,9 @@ class Assembler:
             raise ProtocolError("a data set came without its command")
         self.received += len(fragment)
         if not request.too_large:
-            self.data += fragment
-            self.intake.held += len(fragment)
-            if self.received > self.limits.data or self.intake.held > self.intake.MOST:
+            if self.received <= self.limits.data and self.share.take(len(fragment)):
+                self.data += fragment
+            else:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
@@ -134,12 +141,13 @@ class Assembler:
         if not last:
             return None
         if not request.too_large:
-            request.data = bytes(self.data)
+            request.data, request.share = bytes(self.data), self.share
+            self.share = Share(self.intake, self.address)
         self.forget()
         return request
 
     def _drop_data(self) -> None:
-        self.intake.held -= len(self.data)
+        self.share.give_back()
         self.data = bytearray()
 
     def forget(self) -> None:

@@ -147,7 +147,7 @@ class Negotiator:
     maximum_length  maximum PDU length that we announce
     """
 
-    REMEMBERED = 256
+    REMEMBERED, LONGEST = 1 << 20, 8192  # bytes of all, and of one
 
     def __init__(
         self,
@@ -183,8 +183,9 @@ class Negotiator:
         negotiated = self.known.get(key)
         if negotiated is None:
             negotiated = self._negotiate(pdu, called, calling)
-            if len(pdu) <= 8192 and not self._has_user_identity(pdu):
-                self.known[key] = negotiated
+            if len(pdu) <= self.LONGEST and not self._has_user_identity(pdu):
+                size = len(pdu) + len(negotiated.answer) + 250 * len(negotiated.contexts)
+                self.known.keep(key, negotiated, 1000 + size)
         return negotiated
 
     @staticmethod

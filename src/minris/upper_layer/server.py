@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.devices import AccessRules
+from minris.intake import Intake
 from minris.recent import Recent
 from minris.standard.status import Message
 from minris.upper_layer.association import Association
-from minris.upper_layer.messages import Intake, MessageLimits, Request
+from minris.upper_layer.messages import MessageLimits, Request
 from minris.upper_layer.negotiation import Negotiator, calling_ae_title
 
 

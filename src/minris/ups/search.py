@@ -1,7 +1,6 @@
 """Find workitems (PS3.4 CC.2.8)."""
 
 import datetime
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_chunk
 from minris.dataset.search import AnswerStyle, Search
 from minris.dataset.times import instants, utc_stamp
+from minris.recent import cached
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.ups import UPS_ATTRIBUTES
@@ -70,7 +70,7 @@ def workitem_ids(search: Search) -> list[tuple[int, int]]:
     return database.execute_sql(f"{sql} ORDER BY start_at, id", values).fetchall()
 
 
-@functools.lru_cache(maxsize=64)
+@cached(64, 16384)
 def filter_search(keys: bytes, zone: datetime.tzinfo | None) -> Search:
     """Return the search of a filtered subscription. Refuses A900."""
     return Search(ElementIndex(keys), UPS_ATTRIBUTES, True, AnswerStyle(zone=zone))

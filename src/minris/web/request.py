@@ -194,11 +194,12 @@ def body_of(request: Any) -> bytes:
     unzip, most = zlib.decompressobj(zlib.MAX_WBITS | 16), request.environ["minris.maximum_body"]
     try:
         found = unzip.decompress(body, most + 1)
-        request.environ["minris.share"].take(len(found))
     except zlib.error:
         raise HttpRefusal(400, "The body is not gzip") from None
     if len(found) > most:
         raise HttpRefusal(413, "The body is too large")
+    if not request.environ["minris.share"].take(len(found)):
+        raise HttpRefusal(503, Message("Too many large requests at once: try again"))
     if not unzip.eof or unzip.unused_data:
         raise HttpRefusal(400, "The gzip body is truncated or followed by other data")
     return found

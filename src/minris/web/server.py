@@ -16,17 +16,17 @@ from typing import Any
 from minris import log
 from minris.access.context import Actor
 from minris.access.users import find_session
+from minris.intake import Intake, Share
 from minris.standard.status import HttpRefusal
 from minris.web.answers import refusal_reply
-from minris.web.intake import (
+from minris.web.bodies import (
     FORM,
     TOO_LARGE,
-    BodyRoom,
-    BodyShare,
     check_fields,
     drain,
     is_known,
     most_of_body,
+    take_room,
 )
 from minris.web.proxies import is_trusted, look_through
 from minris.web.request import (
@@ -79,7 +79,7 @@ class WebServer:
         self.limits = web.config.web
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
-        self.room = BodyRoom(max(self.BODIES, 4 * self.limits.maximum_body))
+        self.intake = Intake(max(self.BODIES, 4 * self.limits.maximum_body))
         # what is read of a body takes twenty times its bytes while it is worked at
         self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
@@ -117,7 +117,7 @@ class WebServer:
         if scope["path"] == "/events":
             await self._events(scope, receive, send)
             return
-        with self.room.share(address) as share:
+        with self.intake.share(address) as share:
             body, whole = await self._body(scope, receive, share)
             if body is None:
                 return
@@ -153,7 +153,7 @@ class WebServer:
         if not self.addresses[address]:
             del self.addresses[address]
 
-    def _answer(self, scope: Any, body: bytes, share: BodyShare) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, scope: Any, body: bytes, share: Share) -> tuple[dict[str, Any], bytes]:
         """Return head and content of bottle's answer; runs in a worker thread.
 
         a2wsgi's own middleware returns to the loop for each piece, at twice the cost
@@ -214,7 +214,7 @@ class WebServer:
                    (b"access-control-max-age", b"600")]  # fmt: skip
         return self._start(scope, 204, allowed)
 
-    async def _body(self, scope: Any, receive: Any, share: BodyShare) -> tuple[bytes | None, bool]:
+    async def _body(self, scope: Any, receive: Any, share: Share) -> tuple[bytes | None, bool]:
         """Return the body, and whether it was read; None if the client has gone.
 
         A large one is read once it is known who sends it; of an unknown sender it is left.
@@ -232,12 +232,12 @@ class WebServer:
                         if not await run(self.workers, is_known, self.web, scope):
                             return b"", False
                         known = True
-                        share.take(max(0, size - share.size))
+                        take_room(share, size - share.size)
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None, False
                     body += message.get("body", b"")
-                    share.take(max(0, len(body) - share.size))
+                    take_room(share, len(body) - share.size)
                     if not message.get("more_body") and len(body) <= most:
                         return bytes(body), True
         except TimeoutError:

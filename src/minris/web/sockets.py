@@ -4,7 +4,6 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import functools
 import io
 import json
 import math
@@ -19,6 +18,7 @@ from minris.access.users import Login
 from minris.dataset.dicom_json import to_json
 from minris.dataset.elements import ElementIndex
 from minris.outbox import Event
+from minris.recent import cached
 from minris.standard.dictionary import is_ae_title
 from minris.standard.status import HttpRefusal, Refusal
 from minris.standard.uids import UPS_PUSH
@@ -40,7 +40,7 @@ from minris.web.request import (
 SOCKET_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")  # dcm4chee-arc uses /ws
 
 
-@functools.lru_cache(maxsize=64)
+@cached(64, 16384)
 def event_members(uid: str, event_type: int, data: bytes) -> str:
     """Return the members of an event's JSON after its Message ID, the same for every receiver."""
     told = {

@@ -125,7 +125,7 @@ class Rendered(NamedTuple):
 class Boards:
     """Cache of rendered boards: each is rendered once per language, view and change."""
 
-    MOST = 32
+    MOST = 8 << 20  # bytes
 
     def __init__(self, web: Web) -> None:
         self.web = web
@@ -141,7 +141,9 @@ class Boards:
                 text = render_board(self.web, ctx, t, view)
                 content = text.encode()
                 mark = hashlib.sha256(content).hexdigest()[:16]
-                self.kept[key] = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                board = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
+                return board
             return self.kept[key]
 
 

@@ -1,66 +1,23 @@
-"""Bodies of requests: who may send how much, and the bytes held at once."""
+"""Bodies of requests: who may send how much."""
 
 import asyncio
-import collections
 import contextlib
 import io
-import threading
-from collections.abc import Iterator
 from typing import Any
 
+from minris.intake import SMALL, Share
 from minris.standard.status import HttpRefusal, Message
 from minris.web.request import BASE, Web, check_headers, find_login, header_of
 
-FORM = 65536  # bytes of a form, and of all that is read before it is known who sends it
+FORM = SMALL  # bytes of a form, and of all that is read before it is known who sends it
 MOST_FIELDS = 100  # of a form with files
 TOO_LARGE = Message("The body is too large")
 
 
-class BodyRoom:
-    """The bytes of bodies held at once, over all callers, each until its request is answered.
-
-    most  of all; an address has at most half of them for large bodies, which leave a quarter to
-          the forms of others
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.held: collections.Counter[str] = collections.Counter()  # by address; "" for all
-        self.lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def share(self, address: str) -> Iterator["BodyShare"]:
-        """The share of one request, given back when it is answered."""
-        share = BodyShare(self, address)
-        try:
-            yield share
-        finally:
-            with self.lock:
-                for key in (address, ""):
-                    self.held[key] -= share.size
-                if not self.held[address]:
-                    del self.held[address]
-
-
-class BodyShare:
-    """What one request holds of a BodyRoom."""
-
-    def __init__(self, room: BodyRoom, address: str) -> None:
-        self.room, self.address, self.size = room, address, 0
-
-    def take(self, size: int) -> None:
-        """Count bytes before they are held; callable from any thread. Refuses 503."""
-        room = self.room
-        with room.lock:
-            total, of_one = room.held[""] + size, room.held[self.address] + size
-            large = self.size + size > FORM
-            if total > room.most or (
-                large and (of_one * 2 > room.most or total * 4 > room.most * 3)
-            ):
-                raise HttpRefusal(503, Message("Too many large requests at once: try again"))
-            self.size += size
-            for key in (self.address, ""):
-                room.held[key] += size
+def take_room(share: Share, size: int) -> None:
+    """Count the bytes of a body before they are held. Refuses 503."""
+    if size > 0 and not share.take(size):
+        raise HttpRefusal(503, Message("Too many large requests at once: try again"))
 
 
 def is_for_programs(path: str) -> bool:

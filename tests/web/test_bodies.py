@@ -12,8 +12,7 @@ import pytest
 from conftest import item
 
 from minris.access.users import make_user, open_session
-from minris.standard.status import HttpRefusal
-from minris.web.intake import FORM, MOST_FIELDS, BodyRoom
+from minris.web.bodies import FORM, MOST_FIELDS
 
 MIB = 1 << 20
 
@@ -34,8 +33,8 @@ def code_of(connection):
     return int(connection.recv(65536).split(b" ", 2)[1])
 
 
-def room_of(appliance):
-    return appliance.appliance.web_server.room
+def intake_of(appliance):
+    return appliance.appliance.web_server.intake
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_who_sends_too_much_reads_that_it_is_too_much(appliance):
     with httpx.Client(base_url=appliance.url, trust_env=False) as browser:
         answer = browser.post("/login", content=form, headers=kind)
     assert (answer.status_code, answer.json()["error"]) == (413, "The body is too large")
-    assert not room_of(appliance).held[""]
+    assert not intake_of(appliance).held[""]
 
 
 @pytest.mark.parametrize("path", ["/login", "/register", "/step/1", "/users", "/import"])
@@ -131,7 +130,7 @@ def test_a_body_that_does_not_say_its_size_is_read_as_far_as_a_form(appliance):
 
 def test_sixty_half_sent_bodies_leave_room_for_others(appliance):
     """60 of 10 MB from one address: what is held stays within its half, and the desk goes on."""
-    token, room = appliance.token(), room_of(appliance)
+    token, intake = appliance.token(), intake_of(appliance)
     with contextlib.ExitStack() as stack:
         refused = 0
         for _ in range(60):
@@ -141,7 +140,7 @@ def test_sixty_half_sent_bodies_leave_room_for_others(appliance):
             connection.settimeout(0.01)
             with contextlib.suppress(TimeoutError):
                 refused += code_of(connection) == 503
-        assert room.held[""] <= room.most / 2
+        assert intake.held[""] <= intake.most / 2
         with httpx.Client(base_url=appliance.url, trust_env=False) as desk:
             form = {"name": "li.na", "password": "wrong"}
             assert desk.post("/login", data=form).status_code == 403
@@ -162,38 +161,18 @@ def test_what_is_given_back_is_there_again(appliance):
                                "Content-Type": "application/dicom+json"})  # fmt: skip
         codes = [client.post("/api/worklist", content=body).status_code for _ in range(8)]
     assert codes == [201] * 8
-    assert not room_of(appliance).held[""]
-
-
-def test_a_share_is_bounded_by_address_and_by_all():
-    room = BodyRoom(8 * MIB)
-    with contextlib.ExitStack() as stack:
-
-        def ask(address, size):
-            share = stack.enter_context(room.share(address))
-            try:
-                share.take(size)
-            except HttpRefusal as refusal:
-                return refusal.http
-
-        assert ask("192.0.2.1", 4 * MIB) is None
-        assert ask("192.0.2.1", MIB) == 503  # half is what one address has
-        assert ask("192.0.2.2", 2 * MIB) is None
-        assert ask("192.0.2.3", MIB) == 503  # a quarter is for forms
-        forms = [ask("192.0.2.1", FORM) for _ in range(40)]
-        assert forms == [None] * 32 + [503] * 8
-    assert +room.held == {}
+    assert not intake_of(appliance).held[""]
 
 
 def test_what_is_unpacked_counts(appliance, monkeypatch):
-    monkeypatch.setattr(room_of(appliance), "most", 2 * MIB)
+    monkeypatch.setattr(intake_of(appliance), "most", 2 * MIB)
     body = gzip.compress(json.dumps([item()]).encode().ljust(3 * MIB))
     headers = {"Authorization": f"Bearer {appliance.token()}", "Content-Encoding": "gzip",
                "Content-Type": "application/dicom+json"}  # fmt: skip
     answer = httpx.post(f"{appliance.url}/api/worklist", content=body, headers=headers,
                         trust_env=False)  # fmt: skip
     assert answer.status_code == 503
-    assert not room_of(appliance).held[""]
+    assert not intake_of(appliance).held[""]
 
 
 def test_a_session_that_ended_keeps_what_was_typed(appliance):
