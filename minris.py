@@ -5790,10 +5790,34 @@ def new_schema() -> str:
 Core = Callable[..., Any]
 
 
-class _Job(NamedTuple):
+class NotSaved(HttpRefusal):
+    """A call was not done and never will be: it may be repeated (0213; HTTP 503)."""
+
+    def __init__(self, words: Message) -> None:
+        super().__init__(503, words, Status.RESOURCE_LIMITATION)
+
+
+BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
+STOPPING = Message("minris is stopping: nothing was saved. Try again")
+
+
+@dataclasses.dataclass
+class _Job:
+    """A call and its future; it has begun, or it was withdrawn before that."""
+
     function: Core
     arguments: tuple[Any, ...]
     future: concurrent.futures.Future[Any]
+    begun: bool = False
+    withdrawn: bool = False
+
+    def settle(self, result: Any, failure: Exception | None = None) -> None:
+        """Answer whoever waits, once."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if failure:
+                self.future.set_exception(failure)
+            else:
+                self.future.set_result(result)
 
 
 class Writer:
@@ -5805,32 +5829,68 @@ class Writer:
     """
 
     BATCH = 256
+    PATIENCE = 60.0  # seconds that a call waits for its turn
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
         self.commits = 0  # counted before the futures are resolved
         self.closed, self.closing = False, threading.Lock()
+        self.abandoned = False
+        self.turn = threading.Lock()  # who holds it decides whether a call is done
+        self.batch: list[_Job] = []
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
     def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
         """Queue a core call to be run and committed; the future holds its result or exception."""
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # it cannot be canceled
+        return self._enter(function, *arguments).future
+
+    def call(self, function: Core, *arguments: Any) -> Any:
+        """Run a core call and return its result after the commit.
+
+        Refuses  0213 (HTTP 503) a call that has not begun within PATIENCE seconds: it is withdrawn.
+                 One that has begun is waited for, since it may well be committed.
+        """
+        job = self._enter(function, *arguments)
+        concurrent.futures.wait([job.future], self.PATIENCE)
+        with self.turn:
+            if not job.begun and not job.future.done():
+                job.withdrawn = True
+                raise NotSaved(BUSY_WRITING)
+        return job.future.result()
+
+    def _enter(self, function: Core, *arguments: Any) -> _Job:
+        job = _Job(function, arguments, concurrent.futures.Future())
+        job.future.set_running_or_notify_cancel()  # it cannot be canceled
         with self.closing:
             if self.closed:
-                future.set_exception(StoreError("the database is closed"))
+                job.settle(None, NotSaved(STOPPING))
             else:
-                self.queue.put(_Job(function, arguments, future))
-        return future
+                self.queue.put(job)
+        return job
 
-    def close(self) -> None:
-        """Finish the submitted calls, then end the thread."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish the submitted calls, and end the thread; return whether all were finished.
+
+        What is not committed within `seconds` never will be, and is answered so.
+        """
         with self.closing:
             self.closed = True
             self.queue.put(None)
-        self.thread.join()
+        self.thread.join(seconds)
+        if not self.thread.is_alive():
+            return True
+        with self.turn:  # a commit that has begun is waited for
+            self.abandoned = True
+        left: list[_Job | None] = [*self.batch]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.append(self.queue.get_nowait())
+        for job in filter(None, left):
+            job.settle(None, NotSaved(STOPPING))
+        self.queue.put(None)
+        return False
 
     def _run(self) -> None:
         with database.connection_context():
@@ -5840,27 +5900,35 @@ class Writer:
                 while len(batch) < self.BATCH and not self.queue.empty():
                     batch.append(self.queue.get())
                 going = None not in batch
-                if jobs := [job for job in batch if job]:
-                    self._commit(jobs)
+                with self.turn:
+                    self.batch = [job for job in batch if job and not job.withdrawn]
+                    for job in self.batch:
+                        job.begun = True
+                if self.batch:
+                    self._commit(self.batch)
 
     def _commit(self, jobs: list[_Job]) -> None:
         try:
-            with database.atomic():
+            if self.abandoned:
+                raise NotSaved(STOPPING)
+            with contextlib.ExitStack() as held, database.atomic():
                 outcomes = [self._attempt(job) for job in jobs]
+                held.enter_context(self.turn)  # until it is committed
+                if self.abandoned:
+                    raise NotSaved(STOPPING)
         except Exception as error:
-            if len(jobs) > 1:
+            if len(jobs) > 1 and not self.abandoned:
                 for job in jobs:
                     self._commit([job])
-            else:
+                return
+            if not isinstance(error, NotSaved):
                 log.error("database: %s failed", jobs[0].function, exc_info=error)
-                jobs[0].future.set_exception(error)
+            for job in jobs:
+                job.settle(None, error)
             return
         self.commits += 1
         for job, (result, failure) in zip(jobs, outcomes, strict=True):
-            if failure:
-                job.future.set_exception(failure)
-            else:
-                job.future.set_result(result)
+            job.settle(result, failure)
         try:
             self.on_commit()
         except Exception:
@@ -15922,7 +15990,7 @@ class Web:
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
         try:
-            return self.writer.submit(core, ctx, *arguments).result(60)
+            return self.writer.call(core, ctx, *arguments)
         finally:
             self.box.wake_delivery()
 
@@ -16256,7 +16324,11 @@ class Reply(NamedTuple):
 def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
     """Return a refusal as JSON, with the HTTP code that OUTCOMES gives it."""
     code = http_status(operation, refusal)
-    headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
+    headers = {
+        401: (("WWW-Authenticate", 'Bearer realm="minris"'),),
+        429: (("Retry-After", "1"),),
+        503: (("Retry-After", "1"),),
+    }.get(code, ())
     body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
     return Reply(code, "application/json", body, headers)
 
@@ -16456,7 +16528,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
             return commands[command](ctx, **arguments)
 
         try:
-            done = web.writer.submit(run, ctx).result()
+            done = web.writer.call(run, ctx)
             web.box.reload_access()  # an import may bring devices
             return json.dumps({"done": done})
         except Refusal as refusal:
@@ -19211,6 +19283,7 @@ document.addEventListener("keydown", (event) => {
  "CANCELED": "已取消",
  "CD written": "光盘已刻录",
  "COMPLETED": "已完成",
+ "minris is stopping: nothing was saved. Try again": "minris 正在停止：未保存任何内容。请重试",
  "modality (CT, MR, US, DX ...), preselected at registration": "CT、MR、US、DX 等：登记页上列出的检查类型",
  "Calendar": "日历",
  "Call the person who has it.": "请致电领取它的人。",
@@ -19930,6 +20003,7 @@ document.addEventListener("keydown", (event) => {
  "The form has too many fields": "表单字段过多",
  "Too many large requests at once: try again": "同时的大请求过多：请重试",
  "Too many wrong passwords: wait 15 minutes": "密码错误次数过多：请等待 15 分钟",
+ "Too much is being written: nothing was saved. Try again": "正在写入的数据过多：未保存任何内容。请重试",
  "Transaction UID": "事务 UID",
  "Transcription": "转录",
  "Try again later; look at The box for disk and memory.": "请稍后再试；在“主机”页面查看磁盘和内存。",
@@ -25473,14 +25547,14 @@ def minute_trigger(zone: datetime.tzinfo) -> Any:
 def job_save_queries(appliance: Parts) -> None:
     """Store the worklist queries since the last run, and the steps they returned."""
     if shown := appliance.dimse.queries.take_shown():
-        appliance.writer.submit(save_shown, shown).result(60)
+        appliance.writer.call(save_shown, shown)
     if queries := appliance.dimse.queries.take():
-        appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
+        appliance.writer.call(save_queries, appliance.context(), queries)
 
 
 def job_purge(appliance: Parts) -> None:
     """Erase what has passed its retention in [housekeeping]."""
-    appliance.writer.submit(purge, appliance.context()).result(600)
+    appliance.writer.call(purge, appliance.context())
     appliance.wake_delivery()  # MPPS Notification reports deletions
 
 
@@ -25498,11 +25572,11 @@ def job_workitems(appliance: Parts) -> None:
         return
     for core, arguments in due:
         try:
-            writer.submit(core, ctx, *arguments).result(60)
+            writer.call(core, ctx, *arguments)
         except Refusal as refusal:  # it has ended in the meantime
             log.info("%s: %s", arguments[0], refusal)
-    writer.submit(give_up_unfetched, ctx).result(60)
-    while writer.submit(purge_workitems, ctx).result(60):
+    writer.call(give_up_unfetched, ctx)
+    while writer.call(purge_workitems, ctx):
         pass  # in slices, so that others can write between them
     appliance.wake_delivery()
 
@@ -25511,7 +25585,7 @@ def job_clock(appliance: Parts) -> None:
     """Store the time for the next start, unless the clock is doubtful."""
     if not appliance.clock.steady:
         return
-    appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
+    appliance.writer.call(set_mark, "clock", f"{time.time():.0f}")
 
 
 class Daily(NamedTuple):
@@ -25542,7 +25616,7 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
     """Run a daily job, and note it as done for its day; a failure is tried again."""
     try:
         daily.function(appliance)
-        appliance.writer.submit(set_mark, f"daily {daily.name}", so_far.day).result(60)
+        appliance.writer.call(set_mark, f"daily {daily.name}", so_far.day)
         appliance.failed_jobs.pop(daily.name, None)
     except Exception as error:
         wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
@@ -25597,7 +25671,7 @@ def job_leftovers(appliance: Parts) -> None:
 
 def job_no_show(appliance: Parts) -> None:
     """Mark the no-shows of the day at closing time."""
-    appliance.writer.submit(note_not_come, appliance.context()).result(60)
+    appliance.writer.call(note_not_come, appliance.context())
 
 
 def job_audit(appliance: Parts) -> None:

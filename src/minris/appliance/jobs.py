@@ -48,14 +48,14 @@ def minute_trigger(zone: datetime.tzinfo) -> Any:
 def job_save_queries(appliance: Parts) -> None:
     """Store the worklist queries since the last run, and the steps they returned."""
     if shown := appliance.dimse.queries.take_shown():
-        appliance.writer.submit(save_shown, shown).result(60)
+        appliance.writer.call(save_shown, shown)
     if queries := appliance.dimse.queries.take():
-        appliance.writer.submit(save_queries, appliance.context(), queries).result(60)
+        appliance.writer.call(save_queries, appliance.context(), queries)
 
 
 def job_purge(appliance: Parts) -> None:
     """Erase what has passed its retention in [housekeeping]."""
-    appliance.writer.submit(purge, appliance.context()).result(600)
+    appliance.writer.call(purge, appliance.context())
     appliance.wake_delivery()  # MPPS Notification reports deletions
 
 
@@ -73,11 +73,11 @@ def job_workitems(appliance: Parts) -> None:
         return
     for core, arguments in due:
         try:
-            writer.submit(core, ctx, *arguments).result(60)
+            writer.call(core, ctx, *arguments)
         except Refusal as refusal:  # it has ended in the meantime
             log.info("%s: %s", arguments[0], refusal)
-    writer.submit(give_up_unfetched, ctx).result(60)
-    while writer.submit(purge_workitems, ctx).result(60):
+    writer.call(give_up_unfetched, ctx)
+    while writer.call(purge_workitems, ctx):
         pass  # in slices, so that others can write between them
     appliance.wake_delivery()
 
@@ -86,7 +86,7 @@ def job_clock(appliance: Parts) -> None:
     """Store the time for the next start, unless the clock is doubtful."""
     if not appliance.clock.steady:
         return
-    appliance.writer.submit(set_mark, "clock", f"{time.time():.0f}").result(60)
+    appliance.writer.call(set_mark, "clock", f"{time.time():.0f}")
 
 
 class Daily(NamedTuple):
@@ -117,7 +117,7 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
     """Run a daily job, and note it as done for its day; a failure is tried again."""
     try:
         daily.function(appliance)
-        appliance.writer.submit(set_mark, f"daily {daily.name}", so_far.day).result(60)
+        appliance.writer.call(set_mark, f"daily {daily.name}", so_far.day)
         appliance.failed_jobs.pop(daily.name, None)
     except Exception as error:
         wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
@@ -172,7 +172,7 @@ def job_leftovers(appliance: Parts) -> None:
 
 def job_no_show(appliance: Parts) -> None:
     """Mark the no-shows of the day at closing time."""
-    appliance.writer.submit(note_not_come, appliance.context()).result(60)
+    appliance.writer.call(note_not_come, appliance.context())
 
 
 def job_audit(appliance: Parts) -> None:

@@ -1,24 +1,50 @@
 """The store thread, which does all the writing."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import peewee
 
 from minris import log
-from minris.standard.status import Refusal
-from minris.store.models import StoreError, database
+from minris.standard.status import HttpRefusal, Message, Refusal, Status
+from minris.store.models import database
 
 Core = Callable[..., Any]
 
 
-class _Job(NamedTuple):
+class NotSaved(HttpRefusal):
+    """A call was not done and never will be: it may be repeated (0213; HTTP 503)."""
+
+    def __init__(self, words: Message) -> None:
+        super().__init__(503, words, Status.RESOURCE_LIMITATION)
+
+
+BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
+STOPPING = Message("minris is stopping: nothing was saved. Try again")
+
+
+@dataclasses.dataclass
+class _Job:
+    """A call and its future; it has begun, or it was withdrawn before that."""
+
     function: Core
     arguments: tuple[Any, ...]
     future: concurrent.futures.Future[Any]
+    begun: bool = False
+    withdrawn: bool = False
+
+    def settle(self, result: Any, failure: Exception | None = None) -> None:
+        """Answer whoever waits, once."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if failure:
+                self.future.set_exception(failure)
+            else:
+                self.future.set_result(result)
 
 
 class Writer:
@@ -30,32 +56,68 @@ class Writer:
     """
 
     BATCH = 256
+    PATIENCE = 60.0  # seconds that a call waits for its turn
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
         self.commits = 0  # counted before the futures are resolved
         self.closed, self.closing = False, threading.Lock()
+        self.abandoned = False
+        self.turn = threading.Lock()  # who holds it decides whether a call is done
+        self.batch: list[_Job] = []
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="store", daemon=True)
         self.thread.start()
 
     def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
         """Queue a core call to be run and committed; the future holds its result or exception."""
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # it cannot be canceled
+        return self._enter(function, *arguments).future
+
+    def call(self, function: Core, *arguments: Any) -> Any:
+        """Run a core call and return its result after the commit.
+
+        Refuses  0213 (HTTP 503) a call that has not begun within PATIENCE seconds: it is withdrawn.
+                 One that has begun is waited for, since it may well be committed.
+        """
+        job = self._enter(function, *arguments)
+        concurrent.futures.wait([job.future], self.PATIENCE)
+        with self.turn:
+            if not job.begun and not job.future.done():
+                job.withdrawn = True
+                raise NotSaved(BUSY_WRITING)
+        return job.future.result()
+
+    def _enter(self, function: Core, *arguments: Any) -> _Job:
+        job = _Job(function, arguments, concurrent.futures.Future())
+        job.future.set_running_or_notify_cancel()  # it cannot be canceled
         with self.closing:
             if self.closed:
-                future.set_exception(StoreError("the database is closed"))
+                job.settle(None, NotSaved(STOPPING))
             else:
-                self.queue.put(_Job(function, arguments, future))
-        return future
+                self.queue.put(job)
+        return job
 
-    def close(self) -> None:
-        """Finish the submitted calls, then end the thread."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish the submitted calls, and end the thread; return whether all were finished.
+
+        What is not committed within `seconds` never will be, and is answered so.
+        """
         with self.closing:
             self.closed = True
             self.queue.put(None)
-        self.thread.join()
+        self.thread.join(seconds)
+        if not self.thread.is_alive():
+            return True
+        with self.turn:  # a commit that has begun is waited for
+            self.abandoned = True
+        left: list[_Job | None] = [*self.batch]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.append(self.queue.get_nowait())
+        for job in filter(None, left):
+            job.settle(None, NotSaved(STOPPING))
+        self.queue.put(None)
+        return False
 
     def _run(self) -> None:
         with database.connection_context():
@@ -65,27 +127,35 @@ class Writer:
                 while len(batch) < self.BATCH and not self.queue.empty():
                     batch.append(self.queue.get())
                 going = None not in batch
-                if jobs := [job for job in batch if job]:
-                    self._commit(jobs)
+                with self.turn:
+                    self.batch = [job for job in batch if job and not job.withdrawn]
+                    for job in self.batch:
+                        job.begun = True
+                if self.batch:
+                    self._commit(self.batch)
 
     def _commit(self, jobs: list[_Job]) -> None:
         try:
-            with database.atomic():
+            if self.abandoned:
+                raise NotSaved(STOPPING)
+            with contextlib.ExitStack() as held, database.atomic():
                 outcomes = [self._attempt(job) for job in jobs]
+                held.enter_context(self.turn)  # until it is committed
+                if self.abandoned:
+                    raise NotSaved(STOPPING)
         except Exception as error:
-            if len(jobs) > 1:
+            if len(jobs) > 1 and not self.abandoned:
                 for job in jobs:
                     self._commit([job])
-            else:
+                return
+            if not isinstance(error, NotSaved):
                 log.error("database: %s failed", jobs[0].function, exc_info=error)
-                jobs[0].future.set_exception(error)
+            for job in jobs:
+                job.settle(None, error)
             return
         self.commits += 1
         for job, (result, failure) in zip(jobs, outcomes, strict=True):
-            if failure:
-                job.future.set_exception(failure)
-            else:
-                job.future.set_result(result)
+            job.settle(result, failure)
         try:
             self.on_commit()
         except Exception:

@@ -49,7 +49,11 @@ class Reply(NamedTuple):
 def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
     """Return a refusal as JSON, with the HTTP code that OUTCOMES gives it."""
     code = http_status(operation, refusal)
-    headers = (("WWW-Authenticate", 'Bearer realm="minris"'),) if code == 401 else ()
+    headers = {
+        401: (("WWW-Authenticate", 'Bearer realm="minris"'),),
+        429: (("Retry-After", "1"),),
+        503: (("Retry-After", "1"),),
+    }.get(code, ())
     body = json.dumps(problem_json(refusal), ensure_ascii=False).encode()
     return Reply(code, "application/json", body, headers)
 

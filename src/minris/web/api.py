@@ -115,7 +115,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
             return commands[command](ctx, **arguments)
 
         try:
-            done = web.writer.submit(run, ctx).result()
+            done = web.writer.call(run, ctx)
             web.box.reload_access()  # an import may bring devices
             return json.dumps({"done": done})
         except Refusal as refusal:

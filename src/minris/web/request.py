@@ -64,7 +64,7 @@ class Web:
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
         try:
-            return self.writer.submit(core, ctx, *arguments).result(60)
+            return self.writer.call(core, ctx, *arguments)
         finally:
             self.box.wake_delivery()
 
