@@ -8516,7 +8516,7 @@ class Association(asyncio.Protocol):
         self.writable.set()
         self.peer: Negotiated | None = None
         self.address, self.counted, self.calling = "", "", ""
-        self.refused = self.ours = False
+        self.refused = self.ours = self.deaf = False
         self.active = self.pdu_began = 0.0
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -8776,6 +8776,11 @@ class Association(asyncio.Protocol):
 
     # Limits of time
 
+    def hear_no_more(self) -> None:
+        """Take no further request; the one that is being worked at is answered."""
+        self.waiting.clear()
+        self.deaf = True
+
     def _watch_idle(self) -> None:
         if self.state in ("Sta1", "Sta13"):
             return
@@ -8810,6 +8815,8 @@ class Association(asyncio.Protocol):
             if not right or not self.asked or self.asked.done():
                 raise ProtocolError("a response came without a request")
             self.asked.set_result(command.get("Status"))
+            return
+        if self.deaf:
             return
         self.waiting.append(request)
         if not self.task:
@@ -9215,10 +9222,21 @@ class AssociationServer:
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
 
-    async def close(self) -> None:
-        """Stop listening and abort open associations."""
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
         for server in self.servers:
             server.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Answer the messages that are being worked at, within some seconds, and take no more."""
+        for association in self.associations:
+            association.hear_no_more()
+        if tasks := {one.task for one in self.associations if one.task}:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def close(self) -> None:
+        """Abort open associations."""
+        self.stop_listening()
         for association in list(self.associations):
             association.happens("abort")
         await asyncio.sleep(0)
@@ -16845,6 +16863,7 @@ class WebServer:
         self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
         self.addresses: collections.Counter[str] = collections.Counter()
+        self.answering: set[asyncio.Task[Any]] = set()  # of requests that have come whole
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -16857,8 +16876,7 @@ class WebServer:
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
-            retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
-            start = self._start(scope, reply.http, [*reply.pairs, *retry])
+            start = self._start(scope, reply.http, reply.pairs)
             await self._send_last(start, reply.body, receive, send)
 
     async def _send_last(self, start: Any, content: bytes, receive: Any, send: Any) -> None:
@@ -16886,6 +16904,9 @@ class WebServer:
                 await send(preflight)
                 await send({"type": "http.response.body"})
                 return
+            task = asyncio.current_task()
+            self.answering.add(task)
+            task.add_done_callback(self.answering.discard)
             run = asyncio.get_running_loop().run_in_executor
             heavy = len(body) > self.HEAVY or header_of(scope, b"content-encoding")
             start, content = await run(
@@ -17067,13 +17088,29 @@ class WebServer:
         )
         return self.server.sockets[0].getsockname()[1]
 
-    async def close(self) -> None:
-        """Stop listening and close all connections."""
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
         self.server.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Answer the requests that have come whole, within some seconds."""
+        if self.answering:
+            await asyncio.wait(self.answering, timeout=seconds)
+
+    async def close(self) -> None:
+        """Close all connections; what has been answered still goes out, if it is read at once."""
+        self.stop_listening()
+        for connection in list(self.state.connections):
+            connection.transport.close()
+        await asyncio.sleep(0)
+        if any(
+            connection.transport.get_write_buffer_size() for connection in self.state.connections
+        ):
+            await asyncio.sleep(self.CALM)
         for connection in list(self.state.connections):
             connection.transport.abort()
         if tasks := list(self.state.tasks):
-            await asyncio.wait(tasks, timeout=2)
+            await asyncio.wait(tasks, timeout=0.5)
         self.workers.shutdown(wait=False)
         self.heavy.shutdown(wait=False)
         self.readers.shutdown(wait=False)
@@ -24999,6 +25036,25 @@ def open_standard_streams() -> None:
                     os.dup2(stream.fileno(), number)
 
 
+STOP_IN = 4.8  # seconds from the signal to the end, whatever still runs
+
+
+def end_process(status: int = 0) -> None:
+    """End this process now. Threads that still read or wait for a name server end with it."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def end_process_soon() -> None:
+    """End this process in STOP_IN seconds if it has not ended by then."""
+    timer = threading.Timer(STOP_IN, end_process)
+    timer.daemon = True
+    timer.start()
+
+
 def say(line: str) -> None:
     """Print a line at once; nobody has to read it."""
     with contextlib.suppress(OSError):  # a pipe whose reader has gone, a full disk
@@ -25719,6 +25775,20 @@ BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
 # The appliance: store, writer, DICOM and web server.
 # ------------------------------------------------------------------------------------------------
 
+STOP_SECONDS = 3.5  # of work that is under way; with the rest a stop takes less than five
+
+
+async def _together(seconds: float, *work: Coroutine[Any, Any, Any]) -> None:
+    """Do some work at the same time, at most so long; a failure is logged."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+    for task in done:
+        if error := task.exception():
+            log.error("while stopping", exc_info=error)
+
+
 class Appliance:
     """The appliance: store, writer, DICOM and web server.
 
@@ -25769,7 +25839,7 @@ class Appliance:
         In the store's thread: what was saved before is seen, and no older rules come after newer
         """
         if self.writer:
-            self.writer.submit(self._load_access).result(60)
+            self.writer.call(self._load_access)
 
     def _load_access(self) -> None:
         rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
@@ -25892,7 +25962,7 @@ class Appliance:
         """Send event 4 to all subscribers that can be reached within two seconds."""
         if not self.config.ups.tell_going_down:
             return
-        with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
+        with contextlib.suppress(TimeoutError, Refusal, peewee.DatabaseError):
             async with asyncio.timeout(2):
                 if await self.write_async(announce, self.context(), "GOING DOWN"):
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
@@ -25953,21 +26023,29 @@ class Appliance:
             self.say(f"First start: the password of admin is in {path}")
 
     async def stop(self) -> None:
-        """Stop both servers, finish committed work, release the store."""
+        """Stop both servers, answer what is under way, release the store: within STOP_SECONDS.
+
+        What cannot be finished by then is not committed, and its caller is told so.
+        """
+        doors = self.associations, self.web_server
+        for door in doors:
+            door.stop_listening()
+        until = self.loop.time() + STOP_SECONDS
+        ending = concurrent.futures.ThreadPoolExecutor(2, "stop")  # others may be in use for long
         if self.scheduler:  # in a thread: it waits for APScheduler's lock
-            await self.loop.run_in_executor(self.job_threads, self.scheduler.shutdown, False)
-        await self._tell_of_going_down()
+            ending.submit(self.scheduler.shutdown, False)
+        await _together(2, self._tell_of_going_down(), *(door.finish(2) for door in doors))
         for task in (self.clock_task, *self.tasks):
             task.cancel()
-        for rounds in self.rounds:
-            await rounds.close()
-        await self.sender.close()
-        await self.associations.close()
-        await self.web_server.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
-        self.job_threads.shutdown(wait=False, cancel_futures=True)
-        self.readers.shutdown(wait=False, cancel_futures=True)
-        self.delivery_reader.shutdown(wait=False, cancel_futures=True)
+        await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))
+        seconds = max(until - self.loop.time(), 0.5)
+        if not await self.loop.run_in_executor(ending, self.writer.close, seconds):
+            log.warning("stopped before all was written; whoever waited for it was told so")
+        await _together(0.5, *(door.finish(0.5) for door in doors))
+        for door in doors:
+            await door.close()
+        for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
+            pool.shutdown(wait=False, cancel_futures=True)
         control_file(self.config).unlink(missing_ok=True)
         self.lock.release()
 
@@ -25996,12 +26074,13 @@ class Appliance:
 # The command line.
 # ------------------------------------------------------------------------------------------------
 
-def _until_signal() -> asyncio.Event:
-    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets."""
+def _until_signal(then: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets; `then` is called with it."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
         loop.call_soon_threadsafe(until.set)
+        then()
 
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
@@ -26065,7 +26144,8 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, say).serve(_until_signal())
+        await Appliance(config, say).serve(_until_signal(end_process_soon))
+        end_process()
 
     asyncio.run(serve())
 

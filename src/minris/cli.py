@@ -25,7 +25,14 @@ from minris.access.devices import AccessRules
 from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
 from minris.appliance.health import check_lines, port_problem
-from minris.appliance.machine import open_standard_streams, say, set_up_logging, write_private
+from minris.appliance.machine import (
+    end_process,
+    end_process_soon,
+    open_standard_streams,
+    say,
+    set_up_logging,
+    write_private,
+)
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, load_config, settings_reference
 from minris.config.values import ROLES
@@ -57,12 +64,13 @@ from minris.store.sqlite import (
 )
 
 
-def _until_signal() -> asyncio.Event:
-    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets."""
+def _until_signal(then: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """Return an event that SIGTERM, SIGINT or Ctrl-Break sets; `then` is called with it."""
     until, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
         loop.call_soon_threadsafe(until.set)
+        then()
 
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
@@ -126,7 +134,8 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, say).serve(_until_signal())
+        await Appliance(config, say).serve(_until_signal(end_process_soon))
+        end_process()
 
     asyncio.run(serve())
 

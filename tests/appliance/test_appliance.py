@@ -71,14 +71,17 @@ def here(folder, monkeypatch, capsys):
 
 
 class Served:
-    """`minris serve` in a process of its own, up when this is made."""
+    """`minris serve` in a process of its own, up when this is made.
 
-    def __init__(self, folder, *arguments, config="", **environ):
+    words  the command instead, as a list
+    """
+
+    def __init__(self, folder, *arguments, config="", words=(), **environ):
         self.folder = folder
         if not (folder / "config.ini").exists():
             write_config(folder, config)
         self.process = subprocess.Popen(
-            command_line(*(arguments or ("serve",))),
+            words or command_line(*(arguments or ("serve",))),
             cwd=folder,
             env=ENVIRON | environ,
             stdout=subprocess.PIPE,

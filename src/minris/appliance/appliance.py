@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import peewee
@@ -42,7 +42,8 @@ from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.housekeeping.stuck import correct_stamps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE
 from minris.pages.site import build_app
-from minris.store.models import StoreError, User, database
+from minris.standard.status import Refusal
+from minris.store.models import User, database
 from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import StoreLock, open_store, reading
 from minris.store.writer import Writer
@@ -52,6 +53,19 @@ from minris.ups.events import announce, can_be_told
 from minris.web.api import add_control
 from minris.web.request import Web
 from minris.web.server import Changes, WebServer
+
+STOP_SECONDS = 3.5  # of work that is under way; with the rest a stop takes less than five
+
+
+async def _together(seconds: float, *work: Coroutine[Any, Any, Any]) -> None:
+    """Do some work at the same time, at most so long; a failure is logged."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+    for task in done:
+        if error := task.exception():
+            log.error("while stopping", exc_info=error)
 
 
 class Appliance:
@@ -104,7 +118,7 @@ class Appliance:
         In the store's thread: what was saved before is seen, and no older rules come after newer
         """
         if self.writer:
-            self.writer.submit(self._load_access).result(60)
+            self.writer.call(self._load_access)
 
     def _load_access(self) -> None:
         rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
@@ -227,7 +241,7 @@ class Appliance:
         """Send event 4 to all subscribers that can be reached within two seconds."""
         if not self.config.ups.tell_going_down:
             return
-        with contextlib.suppress(TimeoutError, StoreError, peewee.DatabaseError):
+        with contextlib.suppress(TimeoutError, Refusal, peewee.DatabaseError):
             async with asyncio.timeout(2):
                 if await self.write_async(announce, self.context(), "GOING DOWN"):
                     await self.delivery.work(wait=True, only=(EVENT_LANES["dimse"],))
@@ -288,21 +302,29 @@ class Appliance:
             self.say(f"First start: the password of admin is in {path}")
 
     async def stop(self) -> None:
-        """Stop both servers, finish committed work, release the store."""
+        """Stop both servers, answer what is under way, release the store: within STOP_SECONDS.
+
+        What cannot be finished by then is not committed, and its caller is told so.
+        """
+        doors = self.associations, self.web_server
+        for door in doors:
+            door.stop_listening()
+        until = self.loop.time() + STOP_SECONDS
+        ending = concurrent.futures.ThreadPoolExecutor(2, "stop")  # others may be in use for long
         if self.scheduler:  # in a thread: it waits for APScheduler's lock
-            await self.loop.run_in_executor(self.job_threads, self.scheduler.shutdown, False)
-        await self._tell_of_going_down()
+            ending.submit(self.scheduler.shutdown, False)
+        await _together(2, self._tell_of_going_down(), *(door.finish(2) for door in doors))
         for task in (self.clock_task, *self.tasks):
             task.cancel()
-        for rounds in self.rounds:
-            await rounds.close()
-        await self.sender.close()
-        await self.associations.close()
-        await self.web_server.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
-        self.job_threads.shutdown(wait=False, cancel_futures=True)
-        self.readers.shutdown(wait=False, cancel_futures=True)
-        self.delivery_reader.shutdown(wait=False, cancel_futures=True)
+        await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))
+        seconds = max(until - self.loop.time(), 0.5)
+        if not await self.loop.run_in_executor(ending, self.writer.close, seconds):
+            log.warning("stopped before all was written; whoever waited for it was told so")
+        await _together(0.5, *(door.finish(0.5) for door in doors))
+        for door in doors:
+            await door.close()
+        for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
+            pool.shutdown(wait=False, cancel_futures=True)
         control_file(self.config).unlink(missing_ok=True)
         self.lock.release()
 

@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -49,6 +50,25 @@ def open_standard_streams() -> None:
             with contextlib.suppress(OSError):
                 if stream.fileno() > 2 and os.name == "posix":
                     os.dup2(stream.fileno(), number)
+
+
+STOP_IN = 4.8  # seconds from the signal to the end, whatever still runs
+
+
+def end_process(status: int = 0) -> None:
+    """End this process now. Threads that still read or wait for a name server end with it."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def end_process_soon() -> None:
+    """End this process in STOP_IN seconds if it has not ended by then."""
+    timer = threading.Timer(STOP_IN, end_process)
+    timer.daemon = True
+    timer.start()
 
 
 def say(line: str) -> None:

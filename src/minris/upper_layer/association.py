@@ -81,7 +81,7 @@ class Association(asyncio.Protocol):
         self.writable.set()
         self.peer: Negotiated | None = None
         self.address, self.counted, self.calling = "", "", ""
-        self.refused = self.ours = False
+        self.refused = self.ours = self.deaf = False
         self.active = self.pdu_began = 0.0
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -341,6 +341,11 @@ class Association(asyncio.Protocol):
 
     # Limits of time
 
+    def hear_no_more(self) -> None:
+        """Take no further request; the one that is being worked at is answered."""
+        self.waiting.clear()
+        self.deaf = True
+
     def _watch_idle(self) -> None:
         if self.state in ("Sta1", "Sta13"):
             return
@@ -375,6 +380,8 @@ class Association(asyncio.Protocol):
             if not right or not self.asked or self.asked.done():
                 raise ProtocolError("a response came without a request")
             self.asked.set_result(command.get("Status"))
+            return
+        if self.deaf:
             return
         self.waiting.append(request)
         if not self.task:

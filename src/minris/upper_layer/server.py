@@ -99,10 +99,21 @@ class AssociationServer:
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
 
-    async def close(self) -> None:
-        """Stop listening and abort open associations."""
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
         for server in self.servers:
             server.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Answer the messages that are being worked at, within some seconds, and take no more."""
+        for association in self.associations:
+            association.hear_no_more()
+        if tasks := {one.task for one in self.associations if one.task}:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def close(self) -> None:
+        """Abort open associations."""
+        self.stop_listening()
         for association in list(self.associations):
             association.happens("abort")
         await asyncio.sleep(0)

@@ -84,6 +84,7 @@ class WebServer:
         self.heavy = concurrent.futures.ThreadPoolExecutor(1, "heavy")
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "stream")
         self.addresses: collections.Counter[str] = collections.Counter()
+        self.answering: set[asyncio.Task[Any]] = set()  # of requests that have come whole
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -96,8 +97,7 @@ class WebServer:
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
             reply = refusal_reply(refusal)
-            retry = [(b"retry-after", b"1")] if reply.http in (429, 503) else []
-            start = self._start(scope, reply.http, [*reply.pairs, *retry])
+            start = self._start(scope, reply.http, reply.pairs)
             await self._send_last(start, reply.body, receive, send)
 
     async def _send_last(self, start: Any, content: bytes, receive: Any, send: Any) -> None:
@@ -125,6 +125,9 @@ class WebServer:
                 await send(preflight)
                 await send({"type": "http.response.body"})
                 return
+            task = asyncio.current_task()
+            self.answering.add(task)
+            task.add_done_callback(self.answering.discard)
             run = asyncio.get_running_loop().run_in_executor
             heavy = len(body) > self.HEAVY or header_of(scope, b"content-encoding")
             start, content = await run(
@@ -306,13 +309,29 @@ class WebServer:
         )
         return self.server.sockets[0].getsockname()[1]
 
-    async def close(self) -> None:
-        """Stop listening and close all connections."""
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
         self.server.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Answer the requests that have come whole, within some seconds."""
+        if self.answering:
+            await asyncio.wait(self.answering, timeout=seconds)
+
+    async def close(self) -> None:
+        """Close all connections; what has been answered still goes out, if it is read at once."""
+        self.stop_listening()
+        for connection in list(self.state.connections):
+            connection.transport.close()
+        await asyncio.sleep(0)
+        if any(
+            connection.transport.get_write_buffer_size() for connection in self.state.connections
+        ):
+            await asyncio.sleep(self.CALM)
         for connection in list(self.state.connections):
             connection.transport.abort()
         if tasks := list(self.state.tasks):
-            await asyncio.wait(tasks, timeout=2)
+            await asyncio.wait(tasks, timeout=0.5)
         self.workers.shutdown(wait=False)
         self.heavy.shutdown(wait=False)
         self.readers.shutdown(wait=False)
