@@ -5173,6 +5173,16 @@ class Counter(Stored):
     last = peewee.IntegerField()
 
 
+class LostIdentifier(Stored):
+    """An identifier that a store had which a backup replaced: it is not given again.
+
+    kind  the column that held it
+    """
+
+    kind, value = text_columns(2)
+    Meta = keyed_by("kind", "value")
+
+
 class Audit(Stored):
     """An audit line: who did what to which object. Never changed; only the purge deletes it.
 
@@ -5300,6 +5310,14 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             SELECT patient_id, old, max(at), 1 FROM former f
             WHERE old <> (SELECT p.patient_id FROM patient p WHERE p.id = f.patient_id)
             GROUP BY patient_id, old;
+        """,
+    ),
+    (
+        18,
+        "identifiers of a store that was replaced are not given again",
+        """
+        CREATE TABLE lost_identifier (kind TEXT NOT NULL, value TEXT NOT NULL,
+            PRIMARY KEY (kind, value)) WITHOUT ROWID;
         """,
     ),
 )
@@ -5958,7 +5976,7 @@ class Writer:
 
 def _forget(path: Path) -> None:
     """Delete an unfinished file of ours with what SQLite laid beside it."""
-    for suffix in ("", *JOURNALS):
+    for suffix in ("", *JOURNALS, "-shm"):
         beside(path, suffix).unlink(missing_ok=True)
 
 
@@ -6054,6 +6072,15 @@ def open_store(path: Path, migrate: bool = True) -> None:
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
     _check_store(path)
+    bind_store(path)
+    with in_words(path), database.connection_context():
+        if migrate:
+            _migrate(database.connection())
+        _check_newest(database.connection(), path)
+
+
+def bind_store(path: Path) -> None:
+    """Bind `database` to a file that is a store."""
     store = peewee.SqliteDatabase(
         str(path),
         lock_type="IMMEDIATE",
@@ -6068,10 +6095,6 @@ def open_store(path: Path, migrate: bool = True) -> None:
         },
     )
     database.initialize(store)
-    with in_words(path), database.connection_context():
-        if migrate:
-            _migrate(database.connection())
-        _check_newest(database.connection(), path)
 
 
 def read_store(path: Path) -> None:
@@ -6082,12 +6105,12 @@ def read_store(path: Path) -> None:
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
     _check_store(path)
-    database.initialize(peewee.SqliteDatabase(_source(path), autoconnect=False, uri=True))
+    database.initialize(peewee.SqliteDatabase(source_of(path), autoconnect=False, uri=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
 
 
-def _source(path: Path) -> str:
+def source_of(path: Path) -> str:
     """The address of a database to read: whole with its journals, wherever it lies."""
     how = "mode=ro"
     if _holds_changes(beside(path, "-journal")):
@@ -6095,6 +6118,28 @@ def _source(path: Path) -> str:
     elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
         how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
     return f"{path.absolute().as_uri()}?{how}"
+
+
+class StoreFacts(NamedTuple):
+    """What a store holds; newest is the time of its newest change, "" for none."""
+
+    patients: int
+    exams: int
+    newest: str
+
+
+COUNT_STORE = """SELECT (SELECT count(*) FROM patient),
+    (SELECT count(*) FROM scheduled_procedure_step),
+    max(coalesce((SELECT at FROM audit ORDER BY id DESC LIMIT 1), ''),
+        coalesce((SELECT max(updated_at) FROM patient), ''),
+        coalesce((SELECT max(updated_at) FROM performed_procedure_step), ''),
+        coalesce((SELECT max(updated_at) FROM workitem), ''))"""
+
+
+def store_facts(path: Path) -> StoreFacts:
+    """What a database holds, by any version. Raises StoreError if it cannot be read."""
+    with in_words(path), contextlib.closing(sqlite3.connect(source_of(path), uri=True)) as found:
+        return StoreFacts(*found.execute(COUNT_STORE).fetchone())
 
 
 def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
@@ -6112,7 +6157,7 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
         private_file(part, replaced or to)
     try:
         with (
-            contextlib.closing(sqlite3.connect(_source(path), uri=True)) as source,
+            contextlib.closing(sqlite3.connect(source_of(path), uri=True)) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
             with in_words(path):
@@ -6182,11 +6227,15 @@ def _take_place(new: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def restore_store(path: Path, backup: Path) -> Path | None:
+def restore_store(
+    path: Path, backup: Path, carry_over: Callable[[Path], None] = lambda new: None
+) -> Path | None:
     """Replace the database by a checked backup; return where the old one is kept, if any.
 
     A journal that was not folded into the old database is kept beside it, under its name.
     The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
+
+    carry_over  is given the new database before it takes the place of the old one
     """
     if not backup.is_file():
         raise StoreError(f"no such file: {backup}")
@@ -6198,9 +6247,13 @@ def restore_store(path: Path, backup: Path) -> Path | None:
         with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection:
             _check_version(connection)
             connection.execute("PRAGMA journal_mode=WAL")
+            _migrate(connection)
             with connection:
                 connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
-    except StoreError:
+        carry_over(new)
+        if _holds_changes(beside(new, "-wal")):
+            raise StoreError(f"{new} is open elsewhere")
+    except BaseException:
         _forget(new)
         raise
     with in_words(path):
@@ -9700,17 +9753,28 @@ NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no suc
 def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
     """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
     now = ctx.local_now()
-    day = re.sub(r"\{number[^}]*\}", "#", pattern)
-    name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:
-        number = database.execute_sql(
-            "INSERT INTO counter (name, last) VALUES (?, 1)"
-            " ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last",
-            (name,),
-        ).fetchone()[0]
+        number = leap(counter_name(pattern, now), 1)
         identifier = format_identifier(pattern, now, number)
-        if not row_exists(model, column, identifier):
+        lost = first_row(LostIdentifier, "kind = ? AND value = ?", column, identifier)
+        if not lost and not row_exists(model, column, identifier):
             return identifier
+
+
+def counter_name(pattern: str, now: datetime.datetime) -> str:
+    """The name of the counter of a pattern: another one when a date in it changes."""
+    day = re.sub(r"\{number[^}]*\}", "#", pattern)
+    return f"{pattern} {format_identifier(day, now, 0)}"
+
+
+def leap(counter: str, by: int) -> int:
+    """Let a counter go on by so many; return its last number."""
+    last: int = database.execute_sql(
+        "INSERT INTO counter (name, last) VALUES (?1, ?2)"
+        " ON CONFLICT (name) DO UPDATE SET last = last + ?2 RETURNING last",
+        (counter, by),
+    ).fetchone()[0]
+    return last
 
 
 def belongs_to_another(keyword: str, value: str) -> Refusal:
@@ -15135,6 +15199,330 @@ def _erase_queries(patient: Any) -> int:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.housekeeping.restoring
+# Restoring a backup: what the replaced store knew is kept, and the gap is named until confirmed.
+# ------------------------------------------------------------------------------------------------
+
+# More than a clinic gives on a day: what counters leap by, for each day that a backup is old.
+LEAP_OF_A_DAY, LONGEST_LEAP_DAYS = 1000, 365
+MOST_NAMED = 200  # identifiers named
+IDENTIFIERS = (
+    ("patient_id", Patient),
+    ("accession_number", RequestedProcedure),
+    ("requested_procedure_id", RequestedProcedure),
+    ("scheduled_procedure_step_id", ScheduledProcedureStep),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """What a restore left out; kept until an administrator confirms it.
+
+    at          when the backup was restored; since, until: the newest change of the backup, and
+                of the store that it replaced, "" if there was none that could be read
+    leap        the numbers that counters skip, 0 if the replaced store told the last ones
+    patients, exams                 how many are missing that the replaced store had
+    patient_ids, accession_numbers  theirs, MOST_NAMED at most
+    erased      (row id, Patient ID) of those who had been erased since, and are back
+    revived     users and tokens are those of the backup
+    unread      tables of the replaced store that could not be read
+    """
+
+    backup: str
+    at: str
+    since: str
+    until: str
+    leap: int
+    patients: int
+    exams: int
+    patient_ids: list[str]
+    accession_numbers: list[str]
+    erased: list[tuple[int, str]]
+    revived: bool
+    unread: list[str]
+
+
+class _Replaced:
+    """The store that a backup replaces, as far as it is there and can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.unread: set[str] = set()
+        self.connection = None
+        if path.exists():
+            with self._noting("store"):
+                self.connection = sqlite3.connect(source_of(path), uri=True)
+        [(told,)] = [*self.rows("store", "PRAGMA quick_check(1)")] or [("",)]
+        self.whole = told == "ok"
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError):
+            self.unread.add(what)
+
+    def rows(self, what: str, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, up to the first that cannot be read."""
+        if self.connection and "store" not in self.unread:
+            with self._noting(what):
+                yield from self.connection.execute(sql, values)
+
+    def close(self) -> None:
+        if self.connection:
+            self.connection.close()
+
+
+def restore(ctx: Context, path: Path, backup: Path) -> tuple[Path | None, Gap]:
+    """Let a backup be the store; where the replaced one is kept, if there was one, and the gap.
+
+    The caller holds the StoreLock. Raises StoreError if the file is no backup of minris
+    """
+    found: list[Gap] = []
+    kept = restore_store(path, backup, functools.partial(_carry_over, ctx, path, backup, found))
+    open_store(path)
+    return kept, found[-1]
+
+
+def _carry_over(ctx: Context, path: Path, backup: Path, found: list[Gap], new: Path) -> None:
+    """Take over into a backup what must not be forgotten of the store that it replaces."""
+    bind_store(new)
+    with (
+        contextlib.closing(_Replaced(path)) as replaced,
+        database.connection_context(),
+        database.atomic(),
+    ):
+        ours = StoreFacts(*database.execute_sql(COUNT_STORE).fetchone())
+        found += [*gaps(), *_gaps_of(replaced)]
+        (last,) = database.execute_sql("SELECT coalesce(max(id), 0) FROM audit").fetchone()
+        went_on = _carry_audit(replaced)
+        revived = not (went_on and _carry_access(replaced))
+        erase("session")
+        for name, number in replaced.rows("counter", "SELECT name, last FROM counter"):
+            database.execute_sql(
+                "INSERT INTO counter (name, last) VALUES (?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET last = max(last, excluded.last)",
+                (name, number),
+            )
+        missing = _note_lost(replaced)
+        sure = went_on and replaced.whole and not replaced.unread
+        theirs = next(replaced.rows("newest change", COUNT_STORE), None)
+        until = StoreFacts(*theirs).newest if theirs else ""
+        gap = Gap(
+            backup=backup.name,
+            at=ctx.stamp(),
+            since=ours.newest,
+            until=until,
+            leap=0 if sure else _leap(ctx, ours.newest),
+            patients=len(missing["patient_id"]),
+            exams=_missing_exams(replaced),
+            patient_ids=missing["patient_id"][:MOST_NAMED],
+            accession_numbers=missing["accession_number"][:MOST_NAMED],
+            erased=_erased_and_back(last),
+            revived=revived,
+            unread=sorted(replaced.unread),
+        )
+        if gap.until != gap.since or gap.leap or gap.revived:
+            _save([*found, gap])
+        found.append(gap)
+        audit(ctx, "backup restored", backup.name, f"{ours.newest} .. {until}")
+
+
+def _carry_audit(replaced: _Replaced) -> bool:
+    """Keep the audit lines of the replaced store; whether it had gone on from this backup."""
+    sql = "SELECT id, at, who, what, about, detail, digest FROM audit WHERE id > ? ORDER BY id"
+    into = f"audit ({sql.partition(' FROM')[0].removeprefix('SELECT ')}) VALUES"
+    last, digest = database.execute_sql(
+        "SELECT id, digest FROM audit ORDER BY id DESC LIMIT 1"
+    ).fetchone() or (0, "")
+    same = [*replaced.rows("audit", "SELECT digest FROM audit WHERE id = ?", last)]
+    if digest and same == [(digest,)]:
+        insert_rows(into, replaced.rows("audit", sql, last))
+        return True
+    (first,) = next(replaced.rows("audit", "SELECT min(id) FROM audit"), (None,))
+    if last and first and first > last:  # it has purged the lines up to those
+        purge_audit("9999")
+        insert_rows(into, replaced.rows("audit", sql, 0))
+        return True
+    known = {one for (one,) in database.execute_sql("SELECT digest FROM audit")}
+    for _, *line, theirs in replaced.rows("audit", sql, 0):
+        if theirs not in known | {""}:  # of another chain: it gets a digest of ours
+            digest = audit_digest(digest, tuple(line))
+            insert_rows(into.replace("(id, ", "("), [(*line, digest)])
+    return False
+
+
+def _carry_access(replaced: _Replaced) -> bool:
+    """Let users and tokens be those of the replaced store; False if they cannot be read.
+
+    A password that was changed, and a token that was deleted, stay so.
+    """
+    found = {}
+    for table, columns in (("user", "name, role, password, created_at"),
+                           ("token", "name, role, digest, created_at, ae_titles")):  # fmt: skip
+        found[f"{table} ({columns})"] = [
+            *replaced.rows(table, f"SELECT {columns} FROM {table} ORDER BY id")
+        ]
+    if replaced.unread & {"user", "token"} or not next(iter(found.values())):
+        return False
+    erase("session")
+    for into, rows_ in found.items():
+        erase(into.partition(" ")[0])
+        insert_rows(f"{into} VALUES", rows_)
+    return True
+
+
+def _note_lost(replaced: _Replaced) -> dict[str, list[str]]:
+    """Note the identifiers of the replaced store that the backup lacks; return them by kind."""
+    missing = {}
+    for kind, model in IDENTIFIERS:
+        table = model._meta.table_name
+        sql = f"SELECT DISTINCT {kind} FROM {table} WHERE {kind} <> '' ORDER BY id"
+        found = replaced.rows(table, sql)
+        missing[kind] = [one for (one,) in found if not row_exists(model, kind, one)]
+    lost = [(kind, one) for kind, some in missing.items() for one in some]
+    there = "SELECT 1 FROM sqlite_master WHERE name = 'lost_identifier'"
+    if next(replaced.rows("lost_identifier", there), None):  # younger than the first release
+        lost += replaced.rows("lost_identifier", "SELECT kind, value FROM lost_identifier")
+    insert_rows("lost_identifier (kind, value) VALUES ON CONFLICT DO NOTHING", lost)
+    return missing
+
+
+def _missing_exams(replaced: _Replaced) -> int:
+    table = "scheduled_procedure_step"
+    uids = replaced.rows(table, f"SELECT study_instance_uid FROM {table}")
+    return sum(not row_exists(RequestedProcedure, "study_instance_uid", uid) for (uid,) in uids)
+
+
+def _leap(ctx: Context, since: str) -> int:
+    """Let all counters, also those of today, skip what may have been given since."""
+    now, clinic = ctx.local_now(), ctx.config.clinic
+    age = now - datetime.datetime.fromisoformat(since) if since else datetime.timedelta()
+    by = LEAP_OF_A_DAY * (1 + max(0, min(age.days, LONGEST_LEAP_DAYS)))
+    database.execute_sql("UPDATE counter SET last = last + ?", (by,))
+    for name in ("patient_id", "accession_number", "requested_procedure_id",
+                 "scheduled_procedure_step_id"):  # fmt: skip
+        pattern = getattr(clinic, f"{name}_format")
+        counter = counter_name(pattern, now)
+        if not database.execute_sql("SELECT 1 FROM counter WHERE name = ?", (counter,)).fetchone():
+            leap(counter, LEAP_OF_A_DAY if "{day" in pattern else by)
+    return by
+
+
+def _erased_and_back(last: int) -> list[tuple[int, str]]:
+    """Row id and Patient ID of those who were erased after an audit line, by any ID they had."""
+    sql = "SELECT about FROM audit WHERE what = 'patient erased' AND id > ?"
+    erased = [one for (one,) in database.execute_sql(sql, (last,))]
+    ids = {former for one in erased for former in (one, *_ids_before(one))}
+    return [
+        (row.id, row.patient_id)
+        for one in sorted(ids)
+        for row in fetch_rows(Patient, "patient_id = ?", one)
+    ]
+
+
+def _ids_before(patient_id: str) -> set[str]:
+    """The Patient IDs that were merged into this one, or corrected to it, by the audit log.
+
+    What is known of a patient besides is erased with the patient.
+    """
+    found, look = set(), {patient_id}
+    while look:
+        about = look.pop()
+        lines = fetch_rows(Audit, "about = ? AND detail <> '' AND what IN"
+                           " ('patients merged', 'patient corrected')", about)  # fmt: skip
+        old = {line.detail.partition(" -> ")[0] for line in lines if " -> " in line.detail}
+        look |= old - found
+        found |= old
+    return found
+
+
+# The gap, until it is confirmed
+
+
+def _gaps_in(text: str) -> list[Gap]:
+    return [Gap(**one) for one in json.loads(text or "[]")]
+
+
+def _save(found: list[Gap]) -> None:
+    set_mark("gaps", json.dumps([dataclasses.asdict(one) for one in found]))
+
+
+def gaps() -> list[Gap]:
+    """The gaps that no administrator has confirmed, oldest first."""
+    return _gaps_in(get_mark("gaps"))
+
+
+def _gaps_of(replaced: _Replaced) -> list[Gap]:
+    rows_ = replaced.rows("mark", "SELECT value FROM mark WHERE name = 'gaps'")
+    known = {one.at for one in gaps()}
+    return [one for (text,) in rows_ for one in _gaps_in(text) if one.at not in known]
+
+
+def confirm_gaps(ctx: Context) -> None:
+    """Confirm that what the restores left out is known."""
+    for gap in gaps():
+        audit(ctx, "gap confirmed", gap.backup)
+    erase("mark WHERE name = 'gaps'")
+
+
+def still_back(gap: Gap) -> list[tuple[int, str]]:
+    """Row id and Patient ID of those who had been erased and are there again."""
+    return [
+        (row_id, patient_id)
+        for row_id, patient_id in gap.erased
+        if first_row(Patient, "id = ? AND patient_id = ?", row_id, patient_id)
+    ]
+
+
+def clinic_time(ctx: Context, stamp: str) -> str:
+    """A time of the store by the clinic's clock; a dash for none."""
+    if not stamp:
+        return "-"
+    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%Y-%m-%d %H:%M}"
+
+
+def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
+    """What a restore left out, in sentences."""
+    since, until = clinic_time(ctx, gap.since), clinic_time(ctx, gap.until)
+    words = [
+        Message("{backup}, whose newest change is of {since}, was restored at {at}.",
+                backup=gap.backup, since=since, at=clinic_time(ctx, gap.at)),
+        Message("Missing is what the replaced store had until {until}; patients: {patients},"
+                " exams: {exams}.", until=until, patients=gap.patients, exams=gap.exams)
+        if gap.until
+        else Message("Missing is what was entered since; there was no store that could tell it."),
+        Message("New identifiers leap by {count}, past all that may have been given since.",
+                count=gap.leap)
+        if gap.leap
+        else Message("New identifiers go on after those that the replaced store had given."),
+    ]  # fmt: skip
+    if gap.patient_ids:
+        words.append(Message("Missing Patient IDs: {ids}.", ids=", ".join(gap.patient_ids)))
+    if gap.accession_numbers:
+        told = ", ".join(gap.accession_numbers)
+        words.append(Message("Missing accession numbers: {numbers}.", numbers=told))
+    if gap.erased:
+        told = ", ".join(patient_id for _, patient_id in gap.erased)
+        words.append(Message("Erased since, and back: {ids}. Erase them again.", ids=told))
+    if gap.revived:
+        words.append(Message("Passwords and API tokens are those of the backup: what was withdrawn"
+                             " since is valid again."))  # fmt: skip
+    if gap.unread:
+        told = ", ".join(gap.unread)
+        words.append(Message("Could not be read in the replaced store: {what}.", what=told))
+    return words
+
+
+def notice_of_gap(ctx: Context, gap: Gap) -> Message:
+    """The notice of a gap at the top of every page, and in the log: it names nobody."""
+    return Message(
+        "A backup of {since} was restored: what was entered after it is missing. An administrator"
+        " looks at /restored and confirms it.",
+        since=clinic_time(ctx, gap.since),
+    )
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.housekeeping.stuck
 # Stuck work of all services, and how to end it.
 # ------------------------------------------------------------------------------------------------
@@ -19224,6 +19612,7 @@ document.addEventListener("keydown", (event) => {
  "1 image is not safe: do not delete it": "1 幅影像不安全：请勿删除",
  "1 image is safe: the machine may delete it": "1 幅影像安全：设备可以删除",
  "3D views": "三维视图",
+ "A backup of {since} was restored: what was entered after it is missing. An administrator looks at /restored and confirms it.": "已恢复 {since} 的备份：此后录入的内容缺失。请管理员在 /restored 查看并确认。",
  "A UID is wrong": "UID 错误",
  "A machine was not told about its images": "设备未收到影像归档结果",
  "A message is malformed": "消息格式错误",
@@ -19254,11 +19643,26 @@ document.addEventListener("keydown", (event) => {
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
  "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
  "The report of the machine waits on the page Unscheduled for its order.": "设备的报告已移至“无申请的检查”页面，等待匹配申请。",
+ "After a restore": "恢复之后",
+ "backup restored": "恢复备份",
+ "Could not be read in the replaced store: {what}.": "被替换的数据库中无法读取：{what}。",
+ "Erase the data of {value}": "删除 {value} 的数据",
+ "Erased since, and back: {ids}. Erase them again.": "此后已删除、现又出现：{ids}。请再次删除。",
+ "Everybody knows: confirm": "各处均已知悉：确认",
  "further AE titles notified after a restart, comma-separated": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
  "ARRIVED": "已到达",
  "About": "关于",
  "Accession Number": "检查号",
  "patient accepted": "确认患者无误",
+ "gap confirmed": "确认缺口",
+ "Missing accession numbers: {numbers}.": "缺少的检查号：{numbers}。",
+ "Missing is what the replaced store had until {until}; patients: {patients}, exams: {exams}.": "缺少被替换的数据库截至 {until} 的内容：{patients} 位患者、{exams} 项检查。",
+ "Missing is what was entered since; there was no store that could tell it.": "此后录入的内容缺失；没有可以读取的原数据库。",
+ "Missing Patient IDs: {ids}.": "缺少的患者 ID：{ids}。",
+ "New identifiers go on after those that the replaced store had given.": "新编号接续被替换的数据库已发出的编号。",
+ "New identifiers leap by {count}, past all that may have been given since.": "新编号跳过 {count} 个，越过此后可能已发出的全部编号。",
+ "Nothing is missing since a restore.": "没有因恢复而缺失的内容。",
+ "Passwords and API tokens are those of the backup: what was withdrawn since is valid again.": "密码和 API 令牌为备份中的内容：此后撤销的又重新有效。",
  "pattern of generated Accession Numbers": "未提供时生成的检查号",
  "Accession number": "检查号",
  "Accession number (made if empty)": "检查号（空则自动生成）",
@@ -19969,6 +20373,7 @@ document.addEventListener("keydown", (event) => {
  "The file reads, in the encoding": "按以下编码读取文件",
  "The first {shown} of {count}. Choose a state or a worklist.": "共 {count} 项，仅显示前 {shown} 项。请按状态或任务列表筛选。",
  "The form is too old: load the page anew": "表单已过期：请重新打开页面",
+ "The gap": "缺口",
  "The last backup failed: {problem}": "最近一次备份失败：{problem}",
  "The log was changed behind our back: the line of {at} does not follow from the one before it.": "日志被人擅自改动：{at} 的记录与前一条不衔接。",
  "The name or the password is wrong": "用户名或密码错误",
@@ -20386,6 +20791,7 @@ document.addEventListener("keydown", (event) => {
  "{ae} is no AE title": "{ae} 不是 AE 标题",
  "{ae} is not registered with an address": "{ae} 未登记地址",
  "{ae} was told that {count} images are safe": "已告知 {ae}：{count} 幅图像安全",
+ "{backup}, whose newest change is of {since}, was restored at {at}.": "已于 {at} 恢复备份 {backup}，其最后改动为 {since}。",
  "{calling} is not registered as a device": "{calling} 不是已登记的设备",
  "{calling} is registered for {host}": "{calling} 登记的地址是 {host}",
  "{code} is used by open exams: it can only be retired": "{code} 仍被未结束的检查使用：只能停用",
@@ -23456,7 +23862,7 @@ RIGHTS = body_rows("""
     See what is stuck, settle what has no order                   | /orphans
     End what is stuck, end subscriptions of others                | -
     Erase a patient's data                                        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings
+    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 
@@ -23469,7 +23875,8 @@ def box_page(p: PageRequest) -> str:
         for what, light, said in p.web.box.lights()
     ]
     part = p.listed("Light | What | What is known", lights)
-    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
+    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
+             ("/restored", t("After a restore"))]  # fmt: skip
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
     doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
     return p.listing("The box", [part, doing], links=links)
@@ -23480,6 +23887,30 @@ def post_box(p: PageRequest) -> str:
     p.web.box.back_up()
     if problem := p.web.box.backup_problem:
         return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
+    return p.tell("/box", p.t("Saved."))
+
+
+def restored_page(p: PageRequest) -> str:
+    """GET /restored: what the restores left out, until it is confirmed."""
+    t, parts = p.t, []
+    found = p.read(gaps)
+    for gap in found:
+        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
+        for row_id, patient_id in p.read(still_back, gap):
+            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
+                            f"/patient/{row_id}/erase"))  # fmt: skip
+        parts.append(p.listed("What is known", rows, "", gap.backup))
+    if found:
+        confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
+        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
+    else:
+        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
+    return p.listing("After a restore", parts, links=[("/box", t("The box"))])
+
+
+def post_restored(p: PageRequest) -> str:
+    """POST /restored: confirm that the gap is known."""
+    p.write(confirm_gaps)
     return p.tell("/box", p.t("Saved."))
 
 
@@ -24358,6 +24789,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/users",                         "admin",        users_page,             post_users,            "Users",          "The box"),
     ("/users/new",                     "admin",        new_user_page,          None),
     ("/audit",                         "admin",        audit_page,             None,                  "Audit log",      "The box"),
+    ("/restored",                      "admin",        restored_page,          post_restored),
     ("/settings",                      "admin",        settings_page,          None,                  "Settings",       "The box"),
 ))  # fmt: skip
 
@@ -25366,9 +25798,11 @@ def backups(config: Config) -> list[Path]:
 
 
 def notices(box: Parts) -> list[Message]:
-    """Return the notices at the top of every page: expiring certificates, a failed backup."""
-    now = utc_now()
+    """Return the notices at the top of every page: certificates, a failed backup, a restore."""
+    now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
+    with contextlib.suppress(StoreError, peewee.DatabaseError), reading():
+        found += [notice_of_gap(ctx, gap) for gap in gaps()]
     return found + failed_backup(box)
 
 
@@ -26205,12 +26639,15 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     """Restore a backup after checking it; refused while the appliance runs."""
+    ctx = Context(config, Actor("console", role="admin"))
     with StoreLock(config.store_path):
-        kept = restore_store(config.store_path, Path(arguments.file))
-        open_store(config.store_path)
+        kept, gap = restore(ctx, config.store_path, Path(arguments.file))
     files = [str(each) for each in kept_files(kept)] if kept else []
     saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
+    for words in words_of_gap(ctx, gap):
+        print(words)
+    print("Once it is confirmed on the page /restored, the pages say so no more.")
 
 
 def command_conformance(config: Config, arguments: argparse.Namespace) -> None:

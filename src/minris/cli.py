@@ -37,6 +37,7 @@ from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, load_config, settings_reference
 from minris.config.values import ROLES
 from minris.conformance.statement import conformance_statement
+from minris.housekeeping.restoring import restore, words_of_gap
 from minris.interchange.csv_tables import export_csv
 from minris.interchange.whole_store import export_store
 from minris.simulator.archive import SimulatedArchive
@@ -60,7 +61,6 @@ from minris.store.sqlite import (
     kept_files,
     open_store,
     read_store,
-    restore_store,
 )
 
 
@@ -195,12 +195,15 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     """Restore a backup after checking it; refused while the appliance runs."""
+    ctx = Context(config, Actor("console", role="admin"))
     with StoreLock(config.store_path):
-        kept = restore_store(config.store_path, Path(arguments.file))
-        open_store(config.store_path)
+        kept, gap = restore(ctx, config.store_path, Path(arguments.file))
     files = [str(each) for each in kept_files(kept)] if kept else []
     saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
+    for words in words_of_gap(ctx, gap):
+        print(words)
+    print("Once it is confirmed on the page /restored, the pages say so no more.")
 
 
 def command_conformance(config: Config, arguments: argparse.Namespace) -> None:

@@ -130,7 +130,7 @@ def test_lines_are_found_by_any_text(audited):
 
 # The pages.
 
-PAGES = ("/box", "/users", "/users/new", "/audit", "/settings")
+PAGES = ("/box", "/users", "/users/new", "/audit", "/settings", "/restored")
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -1,5 +1,6 @@
 """Health of the running appliance, and the checks before a start."""
 
+import contextlib
 import datetime
 import shutil
 import socket
@@ -16,6 +17,7 @@ from minris.access.context import Context, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
+from minris.housekeeping.restoring import gaps, notice_of_gap
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
 from minris.store.files import is_there
@@ -116,9 +118,11 @@ def backups(config: Config) -> list[Path]:
 
 
 def notices(box: Parts) -> list[Message]:
-    """Return the notices at the top of every page: expiring certificates, a failed backup."""
-    now = utc_now()
+    """Return the notices at the top of every page: certificates, a failed backup, a restore."""
+    now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
+    with contextlib.suppress(StoreError, peewee.DatabaseError), reading():
+        found += [notice_of_gap(ctx, gap) for gap in gaps()]
     return found + failed_backup(box)
 
 

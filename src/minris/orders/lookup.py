@@ -1,5 +1,6 @@
 """Orders and steps, found by row id, ID or name; new identifiers and their owners."""
 
+import datetime
 import re
 from typing import Any
 
@@ -9,7 +10,13 @@ from minris.dataset.names import name_key
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
-from minris.store.models import RequestedProcedure, ScheduledProcedureStep, Stored, database
+from minris.store.models import (
+    LostIdentifier,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+    Stored,
+    database,
+)
 from minris.store.rows import fetch_rows, first_row, known_row, row_exists
 
 NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no such patient")
@@ -18,17 +25,28 @@ NO_STEP, NO_PATIENT = Message("There is no such step"), Message("There is no suc
 def next_identifier(ctx: Context, pattern: str, model: type[Stored], column: str) -> str:
     """The next unused identifier by its pattern; numbering restarts when a date in it changes."""
     now = ctx.local_now()
-    day = re.sub(r"\{number[^}]*\}", "#", pattern)
-    name = f"{pattern} {format_identifier(day, now, 0)}"
     while True:
-        number = database.execute_sql(
-            "INSERT INTO counter (name, last) VALUES (?, 1)"
-            " ON CONFLICT (name) DO UPDATE SET last = last + 1 RETURNING last",
-            (name,),
-        ).fetchone()[0]
+        number = leap(counter_name(pattern, now), 1)
         identifier = format_identifier(pattern, now, number)
-        if not row_exists(model, column, identifier):
+        lost = first_row(LostIdentifier, "kind = ? AND value = ?", column, identifier)
+        if not lost and not row_exists(model, column, identifier):
             return identifier
+
+
+def counter_name(pattern: str, now: datetime.datetime) -> str:
+    """The name of the counter of a pattern: another one when a date in it changes."""
+    day = re.sub(r"\{number[^}]*\}", "#", pattern)
+    return f"{pattern} {format_identifier(day, now, 0)}"
+
+
+def leap(counter: str, by: int) -> int:
+    """Let a counter go on by so many; return its last number."""
+    last: int = database.execute_sql(
+        "INSERT INTO counter (name, last) VALUES (?1, ?2)"
+        " ON CONFLICT (name) DO UPDATE SET last = last + ?2 RETURNING last",
+        (counter, by),
+    ).fetchone()[0]
+    return last
 
 
 def belongs_to_another(keyword: str, value: str) -> Refusal:

@@ -17,6 +17,7 @@ from minris.access.users import (
 )
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
+from minris.housekeeping.restoring import confirm_gaps, gaps, still_back, words_of_gap
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action
 from minris.pages.machines.devices import setting_text
@@ -38,7 +39,7 @@ RIGHTS = body_rows("""
     See what is stuck, settle what has no order                   | /orphans
     End what is stuck, end subscriptions of others                | -
     Erase a patient's data                                        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings
+    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 
@@ -51,7 +52,8 @@ def box_page(p: PageRequest) -> str:
         for what, light, said in p.web.box.lights()
     ]
     part = p.listed("Light | What | What is known", lights)
-    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings"))]
+    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
+             ("/restored", t("After a restore"))]  # fmt: skip
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
     doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
     return p.listing("The box", [part, doing], links=links)
@@ -62,6 +64,30 @@ def post_box(p: PageRequest) -> str:
     p.web.box.back_up()
     if problem := p.web.box.backup_problem:
         return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
+    return p.tell("/box", p.t("Saved."))
+
+
+def restored_page(p: PageRequest) -> str:
+    """GET /restored: what the restores left out, until it is confirmed."""
+    t, parts = p.t, []
+    found = p.read(gaps)
+    for gap in found:
+        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
+        for row_id, patient_id in p.read(still_back, gap):
+            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
+                            f"/patient/{row_id}/erase"))  # fmt: skip
+        parts.append(p.listed("What is known", rows, "", gap.backup))
+    if found:
+        confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
+        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
+    else:
+        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
+    return p.listing("After a restore", parts, links=[("/box", t("The box"))])
+
+
+def post_restored(p: PageRequest) -> str:
+    """POST /restored: confirm that the gap is known."""
+    p.write(confirm_gaps)
     return p.tell("/box", p.t("Saved."))
 
 

@@ -25,7 +25,9 @@ from minris.pages.box import (
     box_page,
     new_user_page,
     post_box,
+    post_restored,
     post_users,
+    restored_page,
     settings_page,
     users_page,
 )
@@ -146,6 +148,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/users",                         "admin",        users_page,             post_users,            "Users",          "The box"),
     ("/users/new",                     "admin",        new_user_page,          None),
     ("/audit",                         "admin",        audit_page,             None,                  "Audit log",      "The box"),
+    ("/restored",                      "admin",        restored_page,          post_restored),
     ("/settings",                      "admin",        settings_page,          None,                  "Settings",       "The box"),
 ))  # fmt: skip
 

@@ -111,6 +111,14 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             GROUP BY patient_id, old;
         """,
     ),
+    (
+        18,
+        "identifiers of a store that was replaced are not given again",
+        """
+        CREATE TABLE lost_identifier (kind TEXT NOT NULL, value TEXT NOT NULL,
+            PRIMARY KEY (kind, value)) WITHOUT ROWID;
+        """,
+    ),
 )
 
 

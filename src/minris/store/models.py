@@ -383,6 +383,16 @@ class Counter(Stored):
     last = peewee.IntegerField()
 
 
+class LostIdentifier(Stored):
+    """An identifier that a store had which a backup replaced: it is not given again.
+
+    kind  the column that held it
+    """
+
+    kind, value = text_columns(2)
+    Meta = keyed_by("kind", "value")
+
+
 class Audit(Stored):
     """An audit line: who did what to which object. Never changed; only the purge deletes it.
 

@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import peewee
 
@@ -28,7 +29,7 @@ from minris.store.schema import new_schema
 
 def _forget(path: Path) -> None:
     """Delete an unfinished file of ours with what SQLite laid beside it."""
-    for suffix in ("", *JOURNALS):
+    for suffix in ("", *JOURNALS, "-shm"):
         beside(path, suffix).unlink(missing_ok=True)
 
 
@@ -124,6 +125,15 @@ def open_store(path: Path, migrate: bool = True) -> None:
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
     _check_store(path)
+    bind_store(path)
+    with in_words(path), database.connection_context():
+        if migrate:
+            _migrate(database.connection())
+        _check_newest(database.connection(), path)
+
+
+def bind_store(path: Path) -> None:
+    """Bind `database` to a file that is a store."""
     store = peewee.SqliteDatabase(
         str(path),
         lock_type="IMMEDIATE",
@@ -138,10 +148,6 @@ def open_store(path: Path, migrate: bool = True) -> None:
         },
     )
     database.initialize(store)
-    with in_words(path), database.connection_context():
-        if migrate:
-            _migrate(database.connection())
-        _check_newest(database.connection(), path)
 
 
 def read_store(path: Path) -> None:
@@ -152,12 +158,12 @@ def read_store(path: Path) -> None:
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
     _check_store(path)
-    database.initialize(peewee.SqliteDatabase(_source(path), autoconnect=False, uri=True))
+    database.initialize(peewee.SqliteDatabase(source_of(path), autoconnect=False, uri=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
 
 
-def _source(path: Path) -> str:
+def source_of(path: Path) -> str:
     """The address of a database to read: whole with its journals, wherever it lies."""
     how = "mode=ro"
     if _holds_changes(beside(path, "-journal")):
@@ -165,6 +171,28 @@ def _source(path: Path) -> str:
     elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
         how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
     return f"{path.absolute().as_uri()}?{how}"
+
+
+class StoreFacts(NamedTuple):
+    """What a store holds; newest is the time of its newest change, "" for none."""
+
+    patients: int
+    exams: int
+    newest: str
+
+
+COUNT_STORE = """SELECT (SELECT count(*) FROM patient),
+    (SELECT count(*) FROM scheduled_procedure_step),
+    max(coalesce((SELECT at FROM audit ORDER BY id DESC LIMIT 1), ''),
+        coalesce((SELECT max(updated_at) FROM patient), ''),
+        coalesce((SELECT max(updated_at) FROM performed_procedure_step), ''),
+        coalesce((SELECT max(updated_at) FROM workitem), ''))"""
+
+
+def store_facts(path: Path) -> StoreFacts:
+    """What a database holds, by any version. Raises StoreError if it cannot be read."""
+    with in_words(path), contextlib.closing(sqlite3.connect(source_of(path), uri=True)) as found:
+        return StoreFacts(*found.execute(COUNT_STORE).fetchone())
 
 
 def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
@@ -182,7 +210,7 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
         private_file(part, replaced or to)
     try:
         with (
-            contextlib.closing(sqlite3.connect(_source(path), uri=True)) as source,
+            contextlib.closing(sqlite3.connect(source_of(path), uri=True)) as source,
             contextlib.closing(sqlite3.connect(part)) as copy,
         ):
             with in_words(path):
@@ -252,11 +280,15 @@ def _take_place(new: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def restore_store(path: Path, backup: Path) -> Path | None:
+def restore_store(
+    path: Path, backup: Path, carry_over: Callable[[Path], None] = lambda new: None
+) -> Path | None:
     """Replace the database by a checked backup; return where the old one is kept, if any.
 
     A journal that was not folded into the old database is kept beside it, under its name.
     The caller holds the StoreLock. Raises StoreError if the file is not a backup of minris
+
+    carry_over  is given the new database before it takes the place of the old one
     """
     if not backup.is_file():
         raise StoreError(f"no such file: {backup}")
@@ -268,9 +300,13 @@ def restore_store(path: Path, backup: Path) -> Path | None:
         with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection:
             _check_version(connection)
             connection.execute("PRAGMA journal_mode=WAL")
+            _migrate(connection)
             with connection:
                 connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
-    except StoreError:
+        carry_over(new)
+        if _holds_changes(beside(new, "-wal")):
+            raise StoreError(f"{new} is open elsewhere")
+    except BaseException:
         _forget(new)
         raise
     with in_words(path):
