@@ -62,6 +62,7 @@ if sys.version_info < (3, 11):
 import argparse
 import asyncio
 import base64
+import binascii
 import codecs
 import collections
 import concurrent.futures
@@ -563,11 +564,20 @@ def outcome(operation: str, status: Status) -> Outcome:
 class HttpRefusal(Refusal):
     """A refusal with an HTTP code of its own, for which DIMSE has no status."""
 
+    own_words = False  # whether the Warning header has its detail, not the text of OUTCOMES
+
     def __init__(
         self, http: int, detail: str, status: Status = Status.INVALID_ARGUMENT_VALUE
     ) -> None:
         super().__init__(status, detail)
         self.http = http
+
+
+def warning_text(operation: str, refusal: Refusal) -> str:
+    """The text of the Warning header of a refusal (PS3.18 11.4.3 and others)."""
+    if isinstance(refusal, HttpRefusal) and refusal.own_words:
+        return refusal.detail
+    return outcome(operation, refusal.status).text
 
 
 def http_status(operation: str, refusal: Refusal) -> int:
@@ -4799,7 +4809,14 @@ database = peewee.DatabaseProxy()
 
 
 class StoreError(Exception):
-    """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
+    """The database cannot be used: foreign, empty, newer than this version, locked, or closed.
+
+    kind  a key of TROUBLES if disk or file are in a bad condition, else empty
+    """
+
+    def __init__(self, words: str, kind: str = "") -> None:
+        super().__init__(words)
+        self.kind = kind
 
 
 class StoreInUse(StoreError):
@@ -5339,6 +5356,8 @@ JOURNALS = ("-wal", "-journal")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _REFUSED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
+_FAILED = _REFUSED | {sqlite3.SQLITE_IOERR}
+_NO_SHM = frozenset({sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP})
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -5449,6 +5468,19 @@ def _is_read_only(path: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(_visible(path)).f_flag & os.ST_RDONLY)
 
 
+def _is_full(path: Path) -> bool:
+    return shutil.disk_usage(_visible(path)).free < 1 << 16
+
+
+def _begins_with_zeros(path: Path) -> bool:
+    """Whether the beginning of a file was lost; a database begins with a name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(100) == bytes(100)
+    except OSError:
+        return False
+
+
 def _forbidden(path: Path) -> Path | None:
     """The file of a database, or its folder, that we may not read and write."""
     files = [beside(path, suffix) for suffix in ("", *JOURNALS, "-shm")]
@@ -5456,6 +5488,21 @@ def _forbidden(path: Path) -> Path | None:
         if not os.access(file, os.R_OK | os.W_OK):
             return file
     return None
+
+
+def takes_writes(path: Path) -> bool:
+    """Whether a database may be written and its disk has room: tried with a file beside it."""
+    probe = beside(path, ".tried")
+    if _forbidden(path):
+        return False
+    try:
+        probe.write_bytes(bytes(1 << 20))  # more than a start needs
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def not_ours(path: Path) -> StoreError:
@@ -5469,24 +5516,28 @@ def why_not(path: Path, error: Exception) -> StoreError:
     error  what SQLite, peewee or the system said
     """
     cause = getattr(error, "orig", error)  # peewee wraps SQLite's own
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    extended = getattr(cause, "sqlite_errorcode", 0)
+    code = extended & 0xFF
     number = getattr(cause, "errno", None)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreInUse(f"{path} is in use. Stop the running minris first")
-    if code == sqlite3.SQLITE_NOTADB:
+    if code == sqlite3.SQLITE_NOTADB and not _begins_with_zeros(path):
         return not_ours(path)
-    if code == sqlite3.SQLITE_CORRUPT:
-        return StoreError(f"{path} is damaged ({cause}): restore a backup{_whose(path)}")
-    if code == sqlite3.SQLITE_FULL or number in _FULL:
-        return StoreError(f"there is no room for {path} on its disk")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(f"{path} is damaged ({cause}): restore a backup{_whose(path)}", "damaged")
+    if code == sqlite3.SQLITE_FULL or number in _FULL or (extended in _NO_SHM and _is_full(path)):
+        return StoreError(f"there is no room for {path} on its disk", "full")
+    refused = code in _FAILED or number in _FORBIDDEN
+    if number == errno.EROFS or (refused and _is_read_only(path)):
+        return StoreError(f"{path} is on a read-only file system{_whose(path)}", "read-only")
     if code in _REFUSED or number in _FORBIDDEN:
-        if number == errno.EROFS or _is_read_only(path):
-            return StoreError(f"{path} is on a read-only file system{_whose(path)}")
         file = _forbidden(path)
         if file or number in _FORBIDDEN:
             file = file or path
-            return StoreError(f"no permission to read and write {file}{_whose(file)}")
-    return StoreError(f"cannot open {path}: {cause}{_whose(path)}")
+            words = f"no permission to read and write {file}{_whose(file)}"
+            return StoreError(words, "read-only")
+    kind = "failing" if code in _FAILED or number == errno.EIO else ""
+    return StoreError(f"cannot open {path}: {cause}{_whose(path)}", kind)
 
 
 @contextlib.contextmanager
@@ -5801,172 +5852,136 @@ def new_schema() -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.store.writer
-# The store thread, which does all the writing.
+# minris.store.condition
+# The condition of the store: why it cannot be written or read now, for all who ask.
 # ------------------------------------------------------------------------------------------------
 
-Core = Callable[..., Any]
+# What the store may suffer from, for people. The first 64 characters are told to devices.
+TROUBLES = {
+    "full": Message(
+        "The disk is full: nothing can be saved. What was saved before is shown. Make room on the"
+        " disk of this box; it goes on by itself then."
+    ),
+    "read-only": Message(
+        "The store can only be read: nothing can be saved. What was saved before is shown. It goes"
+        " on by itself when the store can be written."
+    ),
+    "failing": Message(
+        "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and"
+        " have the disk of this box looked at."
+    ),
+    "damaged": Message(
+        "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore"
+        " a backup."
+    ),
+}
 
 
-class NotSaved(HttpRefusal):
-    """A call was not done and never will be: it may be repeated (0213; HTTP 503)."""
+class StoreTrouble(HttpRefusal):
+    """The refusal of what the store cannot keep or tell now: 0213, of a C-FIND A700; HTTP 507."""
+
+    own_words = True
 
     def __init__(self, words: Message) -> None:
-        super().__init__(503, words, Status.RESOURCE_LIMITATION)
+        super().__init__(507, words, Status.RESOURCE_LIMITATION)
 
 
-BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
-STOPPING = Message("minris is stopping: nothing was saved. Try again")
+class Trouble(NamedTuple):
+    """What the store suffers from: a key of TROUBLES.
 
-
-@dataclasses.dataclass
-class _Job:
-    """A call and its future; it has begun, or it was withdrawn before that."""
-
-    function: Core
-    arguments: tuple[Any, ...]
-    future: concurrent.futures.Future[Any]
-    begun: bool = False
-    withdrawn: bool = False
-
-    def settle(self, result: Any, failure: Exception | None = None) -> None:
-        """Answer whoever waits, once."""
-        with contextlib.suppress(concurrent.futures.InvalidStateError):
-            if failure:
-                self.future.set_exception(failure)
-            else:
-                self.future.set_result(result)
-
-
-class Writer:
-    """The store thread: runs all calls that change the database, and commits them in batches.
-
-    submit(function, …) returns a future, which is resolved after the commit. Waiting calls are
-    committed together; each runs in a savepoint of its own, so that a Refusal rolls back only its
-    own call. If the database fails, the calls of the batch are retried one by one.
+    lasts  until the next start: nothing is tried before
+    until  the time of the monotonic clock before which no success proves that it is over
     """
 
-    BATCH = 256
-    PATIENCE = 60.0  # seconds that a call waits for its turn
+    kind: str
+    lasts: bool = False
+    until: float = 0.0
 
-    def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
-        self.on_commit = on_commit
-        self.commits = 0  # counted before the futures are resolved
-        self.closed, self.closing = False, threading.Lock()
-        self.abandoned = False
-        self.turn = threading.Lock()  # who holds it decides whether a call is done
-        self.batch: list[_Job] = []
-        self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="store", daemon=True)
-        self.thread.start()
+    @property
+    def words(self) -> Message:
+        """It, for people."""
+        return TROUBLES[self.kind]
 
-    def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
-        """Queue a core call to be run and committed; the future holds its result or exception."""
-        return self._enter(function, *arguments).future
+    def refusal(self) -> StoreTrouble:
+        """The refusal of whatever it prevents."""
+        return StoreTrouble(self.words)
 
-    def call(self, function: Core, *arguments: Any) -> Any:
-        """Run a core call and return its result after the commit.
 
-        Refuses  0213 (HTTP 503) a call that has not begun within PATIENCE seconds: it is withdrawn.
-                 One that has begun is waited for, since it may well be committed.
-        """
-        job = self._enter(function, *arguments)
-        concurrent.futures.wait([job.future], self.PATIENCE)
-        with self.turn:
-            if not job.begun and not job.future.done():
-                job.withdrawn = True
-                raise NotSaved(BUSY_WRITING)
-        return job.future.result()
+def _causes(error: BaseException | None) -> Iterator[Exception]:
+    """The errors of SQLite behind an error: a rollback that fails as well hides the first."""
+    if isinstance(error, OSError):
+        yield error
+    while error:
+        cause = getattr(error, "orig", error)  # peewee wraps SQLite's own
+        if isinstance(cause, sqlite3.Error):
+            yield cause
+        error = error.__context__
 
-    def _enter(self, function: Core, *arguments: Any) -> _Job:
-        job = _Job(function, arguments, concurrent.futures.Future())
-        job.future.set_running_or_notify_cancel()  # it cannot be canceled
-        with self.closing:
-            if self.closed:
-                job.settle(None, NotSaved(STOPPING))
-            else:
-                self.queue.put(job)
-        return job
 
-    def close(self, seconds: float | None = None) -> bool:
-        """Finish the submitted calls, and end the thread; return whether all were finished.
+class Condition:
+    """What a store suffers from, if anything.
 
-        What is not committed within `seconds` never will be, and is answered so.
-        """
-        with self.closing:
-            self.closed = True
-            self.queue.put(None)
-        self.thread.join(seconds)
-        if not self.thread.is_alive():
-            return True
-        with self.turn:  # a commit that has begun is waited for
-            self.abandoned = True
-        left: list[_Job | None] = [*self.batch]
-        with contextlib.suppress(queue.Empty):
-            while True:
-                left.append(self.queue.get_nowait())
-        for job in filter(None, left):
-            job.settle(None, NotSaved(STOPPING))
-        self.queue.put(None)
-        return False
+    path          of the store
+    is_looked_at  the store was opened to be read alone: it is written after a new start at best
+    on_change     called in any thread when a trouble begins or is over
+    on_reopen     called in the store thread when a new start would end the trouble
+    """
 
-    def _run(self) -> None:
-        with database.connection_context():
-            going = True
-            while going:
-                batch = [self.queue.get()]
-                while len(batch) < self.BATCH and not self.queue.empty():
-                    batch.append(self.queue.get())
-                going = None not in batch
-                with self.turn:
-                    self.batch = [job for job in batch if job and not job.withdrawn]
-                    for job in self.batch:
-                        job.begun = True
-                if self.batch:
-                    self._commit(self.batch)
+    SAY_AGAIN = 60.0  # seconds between two lines of the log about the same
+    LOOK_AGAIN = 60.0  # seconds for which what cannot be read stays in the memory
 
-    def _commit(self, jobs: list[_Job]) -> None:
-        try:
-            if self.abandoned:
-                raise NotSaved(STOPPING)
-            with contextlib.ExitStack() as held, database.atomic():
-                outcomes = [self._attempt(job) for job in jobs]
-                held.enter_context(self.turn)  # until it is committed
-                if self.abandoned:
-                    raise NotSaved(STOPPING)
-        except Exception as error:
-            if len(jobs) > 1 and not self.abandoned:
-                for job in jobs:
-                    self._commit([job])
-                return
-            if not isinstance(error, NotSaved):
-                log.error("database: %s failed", jobs[0].function, exc_info=error)
-            for job in jobs:
-                job.settle(None, error)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trouble: Trouble | None = None
+        self.is_looked_at = False
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_reopen: Callable[[], None] = lambda: None
+        self.said: dict[str, float] = {}
+
+    def suffers(self, error: BaseException, reading: bool = False) -> StoreTrouble | None:
+        """The refusal for whoever met an error; None if neither disk nor store is to blame."""
+        for cause in _causes(error):
+            if kind := why_not(self.path, cause).kind:
+                until = time.monotonic() + self.LOOK_AGAIN if reading else 0.0
+                return self.begin(Trouble(kind, kind == "damaged", until), str(cause))
+        return None
+
+    def begin(self, trouble: Trouble, cause: str) -> StoreTrouble:
+        """Note a trouble and its cause, for the log; the refusal of what it prevents."""
+        before = self.trouble
+        if not (before and before.lasts):
+            self.trouble = trouble
+        if self._is_new(trouble.kind):
+            log.error("store: %s (%s)", trouble.words, cause)
+        if before is None:
+            self.on_change()
+        return (self.trouble or trouble).refusal()
+
+    def works(self) -> None:
+        """Note that the store was written: a trouble that does not last is over."""
+        trouble = self.trouble
+        if trouble and not trouble.lasts and time.monotonic() >= trouble.until:
+            self.trouble = None
+            if self._is_new("works"):
+                log.info("store: it can be written again")
+            self.on_change()
+
+    def try_to_reopen(self) -> None:
+        """See whether a store that is only looked at can be written by now."""
+        trouble = self.trouble
+        if not (self.is_looked_at and trouble) or trouble.kind == "damaged":
             return
-        self.commits += 1
-        for job, (result, failure) in zip(jobs, outcomes, strict=True):
-            job.settle(result, failure)
-        try:
-            self.on_commit()
-        except Exception:
-            log.exception("callback after a commit failed")
+        # where writing fails though there is room, a new start may end here again
+        calm = trouble.kind != "failing" or self._is_new("reopened")
+        if calm and takes_writes(self.path):
+            self.on_reopen()
 
-    @staticmethod
-    def _attempt(job: _Job) -> tuple[Any, Exception | None]:
-        """Run a call in its savepoint; what a refusal leaves is written after its rollback."""
-        try:
-            with database.atomic():
-                return job.function(*job.arguments), None
-        except Refusal as refusal:
-            if refusal.afterwards:
-                refusal.afterwards()
-            return None, refusal
-        except peewee.DatabaseError:
-            raise
-        except Exception as error:
-            log.exception("%s failed", job.function)
-            return None, error
+    def _is_new(self, what: str) -> bool:
+        now = time.monotonic()
+        if now < self.said.get(what, 0.0):
+            return False
+        self.said[what] = now + self.SAY_AGAIN
+        return True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -6058,6 +6073,31 @@ def _make_or_finish(path: Path) -> None:
         _create_store(path)
 
 
+class Store(peewee.SqliteDatabase):
+    """The database of a process, and the condition that it is in.
+
+    look  open it to be read alone, however little the disk allows
+    """
+
+    def __init__(self, path: Path, look: bool = False) -> None:
+        self.condition = Condition(path)
+        self.condition.is_looked_at = look
+        writing = {
+            "journal_mode": "wal",
+            "synchronous": "full",
+            "foreign_keys": 1,
+            "journal_size_limit": 64 << 20,
+        }
+        super().__init__(
+            source_of(path) if look else str(path),
+            lock_type="IMMEDIATE",
+            autoconnect=False,
+            timeout=10,
+            uri=look,
+            pragmas={"cache_size": -4096, **({"query_only": 1} if look else writing)},
+        )
+
+
 def open_store(path: Path, migrate: bool = True) -> None:
     """Bind `database` to a file, created if absent.
 
@@ -6081,20 +6121,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
 
 def bind_store(path: Path) -> None:
     """Bind `database` to a file that is a store."""
-    store = peewee.SqliteDatabase(
-        str(path),
-        lock_type="IMMEDIATE",
-        autoconnect=False,
-        timeout=10,
-        pragmas={
-            "journal_mode": "wal",
-            "synchronous": "full",
-            "foreign_keys": 1,
-            "journal_size_limit": 64 << 20,
-            "cache_size": -4096,
-        },
-    )
-    database.initialize(store)
+    database.initialize(Store(path))
 
 
 def read_store(path: Path) -> None:
@@ -6105,9 +6132,51 @@ def read_store(path: Path) -> None:
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
     _check_store(path)
-    database.initialize(peewee.SqliteDatabase(source_of(path), autoconnect=False, uri=True))
+    database.initialize(Store(path, look=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
+
+
+def open_to_serve(path: Path) -> "StoreLock | None":
+    """Open a database for a server; return its lock, None where that cannot be had.
+
+    A disk that is full, read-only or failing, and damage, do not keep what is stored from being
+    shown: the database is then in trouble until the next start.
+    Raises  StoreError as `open_store`, and for what cannot be read
+    """
+    lock = None
+    try:
+        lock = StoreLock(path)
+        open_store(path)
+    except StoreError as error:
+        if not error.kind or not path.exists() or not _look_at(path, error):
+            if lock:
+                lock.release()
+            raise
+    return lock
+
+
+def _look_at(path: Path, why: StoreError) -> bool:
+    """Bind `database` to a file that is only read; whether there is something to be read."""
+    store = Store(path, look=True)
+    try:
+        with store.connection_context():
+            version = _check_version(store.connection())
+    except (sqlite3.Error, peewee.PeeweeException, StoreError):
+        version = 0
+    if version < newest_schema() and why.kind != "damaged":
+        return False
+    database.initialize(store)
+    store.condition.begin(Trouble(why.kind, lasts=True), str(why))
+    return True
+
+
+SHM = 1 << 15  # bytes of the smallest -shm in use; one that found no room is smaller
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether SQLite can lay files in a folder."""
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 1 << 17
 
 
 def source_of(path: Path) -> str:
@@ -6115,8 +6184,8 @@ def source_of(path: Path) -> str:
     how = "mode=ro"
     if _holds_changes(beside(path, "-journal")):
         how = "mode=rw"  # a change that was cut off is taken back first
-    elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
-        how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
+    elif not (_holds_changes(beside(path, "-wal")) or _holds_changes(beside(path, "-shm"), SHM)):
+        how += "&immutable=1" * (not _takes_files(path.parent))  # no room for a -shm
     return f"{path.absolute().as_uri()}?{how}"
 
 
@@ -6180,8 +6249,8 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
 # so that a restore that was cut off has either not begun or is finished at the next start.
 
 
-def _holds_changes(journal: Path) -> bool:
-    return journal.exists() and journal.stat().st_size > 0
+def _holds_changes(journal: Path, least: int = 1) -> bool:
+    return journal.exists() and journal.stat().st_size >= least
 
 
 def _free_name(path: Path) -> Path:
@@ -6281,6 +6350,7 @@ class StoreLock:
             )
         try:
             with in_words(self.path):
+                self.connection.execute("PRAGMA journal_mode=MEMORY")  # a full disk has no room
                 self.connection.execute("BEGIN EXCLUSIVE")
         except StoreInUse:
             self.connection.close()
@@ -6302,9 +6372,210 @@ class StoreLock:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Connect this thread for reading; the connection is kept."""
-    database.connect(reuse_if_open=True)
-    yield
+    """Connect this thread for reading; the connection is kept.
+
+    Refuses 0213 (StoreTrouble) where disk or store do not give what is asked for
+    """
+    try:
+        database.connect(reuse_if_open=True)
+        yield
+    except (sqlite3.Error, peewee.DatabaseError) as error:
+        raise database.condition.suffers(error, reading=True) or error from None
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.store.writer
+# The store thread, which does all the writing.
+# ------------------------------------------------------------------------------------------------
+
+Core = Callable[..., Any]
+
+
+class NotSaved(HttpRefusal):
+    """A call was not done and never will be: it may be repeated (0213; HTTP 503)."""
+
+    def __init__(self, words: Message) -> None:
+        super().__init__(503, words, Status.RESOURCE_LIMITATION)
+
+
+BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
+STOPPING = Message("minris is stopping: nothing was saved. Try again")
+
+
+@dataclasses.dataclass
+class _Job:
+    """A call and its future; it has begun, or it was withdrawn before that."""
+
+    function: Core
+    arguments: tuple[Any, ...]
+    future: concurrent.futures.Future[Any]
+    begun: bool = False
+    withdrawn: bool = False
+
+    def settle(self, result: Any, failure: Exception | None = None) -> None:
+        """Answer whoever waits, once."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if failure:
+                self.future.set_exception(failure)
+            else:
+                self.future.set_result(result)
+
+
+class Writer:
+    """The store thread: runs all calls that change the database, and commits them in batches.
+
+    submit(function, …) returns a future, which is resolved after the commit. Waiting calls are
+    committed together; each runs in a savepoint of its own, so that a Refusal rolls back only its
+    own call. If the database fails, the calls of the batch are retried one by one.
+
+    While disk or store are in trouble, a call is refused with StoreTrouble; the first write that
+    succeeds ends that, be it of a call or the writer's own each second.
+    """
+
+    BATCH = 256
+    PATIENCE = 60.0  # seconds that a call waits for its turn
+    TRY_AGAIN = 1.0  # seconds
+
+    def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
+        self.on_commit = on_commit
+        self.commits = 0  # counted before the futures are resolved
+        self.closed, self.closing = False, threading.Lock()
+        self.abandoned = False
+        self.turn = threading.Lock()  # who holds it decides whether a call is done
+        self.batch: list[_Job] = []
+        self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self.thread.start()
+
+    def submit(self, function: Core, *arguments: Any) -> concurrent.futures.Future[Any]:
+        """Queue a core call to be run and committed; the future holds its result or exception."""
+        return self._enter(function, *arguments).future
+
+    def call(self, function: Core, *arguments: Any) -> Any:
+        """Run a core call and return its result after the commit.
+
+        Refuses  0213 (HTTP 503) a call that has not begun within PATIENCE seconds: it is withdrawn.
+                 One that has begun is waited for, since it may well be committed.
+        """
+        job = self._enter(function, *arguments)
+        concurrent.futures.wait([job.future], self.PATIENCE)
+        with self.turn:
+            if not job.begun and not job.future.done():
+                job.withdrawn = True
+                raise NotSaved(BUSY_WRITING)
+        return job.future.result()
+
+    def _enter(self, function: Core, *arguments: Any) -> _Job:
+        job = _Job(function, arguments, concurrent.futures.Future())
+        job.future.set_running_or_notify_cancel()  # it cannot be canceled
+        with self.closing:
+            if self.closed:
+                job.settle(None, NotSaved(STOPPING))
+            else:
+                self.queue.put(job)
+        return job
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish the submitted calls, and end the thread; return whether all were finished.
+
+        What is not committed within `seconds` never will be, and is answered so.
+        """
+        with self.closing:
+            self.closed = True
+            self.queue.put(None)
+        self.thread.join(seconds)
+        if not self.thread.is_alive():
+            return True
+        with self.turn:  # a commit that has begun is waited for
+            self.abandoned = True
+        left: list[_Job | None] = [*self.batch]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.append(self.queue.get_nowait())
+        for job in filter(None, left):
+            job.settle(None, NotSaved(STOPPING))
+        self.queue.put(None)
+        return False
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            batch = [self._next()]
+            while len(batch) < self.BATCH and not self.queue.empty():
+                batch.append(self.queue.get())
+            going = None not in batch
+            with self.turn:
+                self.batch = [job for job in batch if job and not job.withdrawn]
+                for job in self.batch:
+                    job.begun = True
+            if self.batch:
+                self._commit(self.batch)
+        database.close()
+
+    def _next(self) -> _Job | None:
+        """The next call; while the store is in trouble, a write of our own that tries it."""
+        while True:
+            try:
+                return self.queue.get(timeout=self.TRY_AGAIN)
+            except queue.Empty:
+                trouble = database.condition.trouble
+                if trouble and trouble.lasts:
+                    database.condition.try_to_reopen()
+                elif trouble:
+                    tried: concurrent.futures.Future[Any] = concurrent.futures.Future()
+                    return _Job(set_mark, ("tried", f"{time.time():.0f}"), tried)
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        condition = database.condition
+        try:
+            if self.abandoned:
+                raise NotSaved(STOPPING)
+            if condition.trouble and condition.trouble.lasts:
+                raise condition.trouble.refusal()
+            database.connect(reuse_if_open=True)
+            before = database.connection().total_changes
+            with contextlib.ExitStack() as held, database.atomic():
+                outcomes = [self._attempt(job) for job in jobs]
+                held.enter_context(self.turn)  # until it is committed
+                if self.abandoned:
+                    raise NotSaved(STOPPING)
+        except Exception as error:
+            if len(jobs) > 1 and not self.abandoned:
+                for job in jobs:
+                    self._commit([job])
+                return
+            known = isinstance(error, NotSaved | StoreTrouble)
+            failure = error if known else condition.suffers(error)
+            if not failure:
+                log.error("database: %s failed", jobs[0].function, exc_info=error)
+            for job in jobs:
+                job.settle(None, failure or error)
+            return
+        if database.connection().total_changes > before:
+            condition.works()
+        self.commits += 1
+        for job, (result, failure) in zip(jobs, outcomes, strict=True):
+            job.settle(result, failure)
+        try:
+            self.on_commit()
+        except Exception:
+            log.exception("callback after a commit failed")
+
+    @staticmethod
+    def _attempt(job: _Job) -> tuple[Any, Exception | None]:
+        """Run a call in its savepoint; what a refusal leaves is written after its rollback."""
+        try:
+            with database.atomic():
+                return job.function(*job.arguments), None
+        except Refusal as refusal:
+            if refusal.afterwards:
+                refusal.afterwards()
+            return None, refusal
+        except (peewee.DatabaseError, sqlite3.DatabaseError):
+            raise
+        except Exception as error:
+            log.exception("%s failed", job.function)
+            return None, error
 
 
 # ------------------------------------------------------------------------------------------------
@@ -7644,6 +7915,7 @@ def digest_of(secret: str) -> str:
 
 
 WRONG_PASSWORD = Message("The name or the password is wrong")
+TOO_MANY = Message("Too many wrong passwords: wait 15 minutes")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -7721,7 +7993,7 @@ def delete_user(ctx: Context, name: str) -> None:
     audit(ctx, "user deleted", name)
 
 
-def _failure_keys(ctx: Context, name: str) -> tuple[str, str]:
+def failure_keys(ctx: Context, name: str) -> tuple[str, str]:
     """The keys of a failed login: its user, and its address with its user."""
     user = name.casefold()[:64]
     return f"user {user}", f"address {ctx.actor.address} {user}"
@@ -7733,7 +8005,7 @@ def failures_of(ctx: Context, name: str) -> int:
     Of the last 15 minutes. Behind one address there may be a whole clinic: only many different
     names are a sign that somebody there is guessing.
     """
-    of_user, since = _failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
+    of_user, since = failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
     at = f"address {ctx.actor.address} "
     ((times, users),) = database.execute_sql(
         "SELECT (SELECT count(*) FROM login_failure WHERE who = ? AND at > ?), count(DISTINCT who)"
@@ -7759,8 +8031,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
     if failures_of(ctx, name) >= ctx.config.web.login_attempts:
-        words = Message("Too many wrong passwords: wait 15 minutes")
-        raise Refusal(Status.RESOURCE_LIMITATION, words)
+        raise Refusal(Status.RESOURCE_LIMITATION, TOO_MANY)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
         return Proof(int(user.id), str(user.password))
@@ -7770,7 +8041,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 def note_login_failure(ctx: Context, name: str) -> None:
     """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
-    for who in _failure_keys(ctx, name):
+    for who in failure_keys(ctx, name):
         LoginFailure.create(who=who, at=ctx.stamp())
     audit(ctx, "login failed", name[:64])
 
@@ -7942,6 +8213,59 @@ def find_token(secret: str) -> Login | None:
 def permit(role: str, least: str) -> bool:
     """Whether a role includes the rights of another one."""
     return role in ROLES and ROLES.index(role) >= ROLES.index(least)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.access.unsaved
+# Logins while the store cannot be written; they end with this run.
+# ------------------------------------------------------------------------------------------------
+
+class Unsaved:
+    """Sessions and failed logins that the store could not keep.
+
+    Who may log in sees the worklist all the same, and nobody tries passwords without limit.
+    """
+
+    MOST = 200  # sessions; of failed logins five times as many
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, tuple[Proof, str, str]] = {}  # by digest of the cookie
+        self.failures: collections.deque[tuple[str, str]] = collections.deque(maxlen=5 * self.MOST)
+        self.lock = threading.Lock()
+
+    def open(self, ctx: Context, proof: Proof) -> str:
+        """Open a session; return the secret for its cookie."""
+        secret, until = secrets.token_urlsafe(32), ctx.stamp(hours=ctx.config.web.session_hours)
+        with self.lock:
+            self.sessions[digest_of(secret)] = proof, secrets.token_urlsafe(32), until
+            if len(self.sessions) > self.MOST:
+                del self.sessions[next(iter(self.sessions))]
+        return secret
+
+    def find(self, ctx: Context, secret: str) -> Login | None:
+        """The login of a cookie; None if unknown, expired, or of a user with another password."""
+        if not (found := self.sessions.get(digest_of(secret))):
+            return None
+        proof, csrf, until = found
+        user = User.get_or_none((User.id == proof.user_id) & (User.password == proof.password))
+        return Login(user.name, user.role, csrf) if user and until > ctx.stamp() else None
+
+    def end(self, secret: str) -> None:
+        """End a session."""
+        with self.lock:
+            self.sessions.pop(digest_of(secret), None)
+
+    def failed(self, ctx: Context, name: str) -> None:
+        """Count a failed login."""
+        self.failures.extend((who, ctx.stamp()) for who in failure_keys(ctx, name))
+
+    def check(self, ctx: Context, name: str) -> None:
+        """Refuse (0213) after too many of them in 15 minutes, counted as `failures_of` does."""
+        since, (user, _) = ctx.stamp(minutes=-15), failure_keys(ctx, name)
+        recent = [who for who, at in list(self.failures) if at > since]
+        users = {who for who in recent if who.startswith(f"address {ctx.actor.address} ")}
+        if max(recent.count(user), len(users)) >= ctx.config.web.login_attempts:
+            raise Refusal(Status.RESOURCE_LIMITATION, TOO_MANY)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15863,6 +16187,8 @@ class Delivery(Rounds):
             await self._failed(key, str(error), note_refused, *refused)
         except DeliveryError as error:
             await self._failed(key, str(error), note_failed, str(error))
+        except StoreTrouble:  # no retry before it can be recorded
+            self.not_before[key] = asyncio.get_running_loop().time() + RETRY_AFTER[2]
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
             problem = f"internal error: {error}"
@@ -16364,6 +16690,7 @@ class Box(Protocol):
     dimse: Any
     socket_delivery: Any
 
+    def alarms(self) -> list[Message]: ...
     def back_up(self) -> None: ...
     def health(self) -> Mapping[str, str]: ...
     def lights(self) -> list[tuple[Message, str, Message]]: ...
@@ -16392,6 +16719,7 @@ class Web:
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
+        self.unsaved = Unsaved()
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -16399,6 +16727,11 @@ class Web:
             return self.writer.call(core, ctx, *arguments)
         finally:
             self.box.wake_delivery()
+
+    def session(self, cookie: str) -> Login | None:
+        """The login of a session's cookie, None if unknown or expired."""
+        ctx = self.context(Actor("web"))
+        return self.read(self.unsaved.find, ctx, cookie) or self.read(find_session, ctx, cookie)
 
     @staticmethod
     def read(core: Core, *arguments: Any) -> Any:
@@ -16450,7 +16783,7 @@ def find_login(web: Web, request: Any) -> Login | None:
     if token := bearer_of(request):
         return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
-        return web.read(find_session, web.context(Actor("web")), cookie)
+        return web.session(cookie)
     open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
         host = urllib.parse.urlsplit(f"//{host_of(request)}").hostname
@@ -16766,7 +17099,7 @@ class RouteView:
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
         """Return the refusal with the text of OUTCOMES as a Warning header."""
         reply = refusal_reply(refusal, self.route.operation)
-        text = outcome(self.route.operation, refusal.status).text
+        text = warning_text(self.route.operation, refusal)
         return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))
 
 
@@ -17417,9 +17750,8 @@ class WebServer:
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, "minris")
-        ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
-        if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
+        if not cookie or not await run(self.readers, self.web.session, cookie):
             raise HttpRefusal(401, "Log in first")
         # nginx would keep it back until a buffer is full
         headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),
@@ -18119,7 +18451,7 @@ class Finder:
             else:
                 status = Status.SUCCESS
         except Refusal as refusal:
-            status = refusal.status
+            status = answered_status(request, refusal.status)
             raise
         finally:
             # closed in a reader thread, where it cannot run at the same time
@@ -18997,6 +19329,7 @@ def refusals_of(route: Route) -> dict[int, str]:
         406: ["None of the accepted media types is supported."],
         410: ["The object has been deleted."] if "{uid}" in route.path else [],
         429: ["Too many requests."],
+        507: ["The store cannot be written or read."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
         if operation in (route.operation, "*"):
@@ -19037,7 +19370,7 @@ class DicomView(RouteView):
         reply = refusal_reply(refusal, operation)
         if reply.http == 404 and uid and self.web.read(is_purged, uid):
             reply = reply._replace(http=410)
-        text = outcome(operation, refusal.status).text
+        text = warning_text(operation, refusal)
         if operation == "change state" and "incorrect" in text and self._has_no_lock():
             text = "The Transaction UID is missing."
         headers = (*reply.headers, warning(self.web, self.request, text))
@@ -19453,6 +19786,7 @@ nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
       const path = board.dataset.part + "&have=" + mark;
       const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
       if (answer.type === "opaqueredirect" || answer.status === 401) { location.reload(); return; }
+      if ((answer.headers.get("X-Alarm") || "") !== document.body.dataset.alarm) { location.reload(); return; }
       if (!answer.ok) throw new Error(answer.status);
       offline.hidden = true;
       if (answer.status === 204) return;
@@ -19640,6 +19974,8 @@ document.addEventListener("keydown", (event) => {
  "Patient at the machine": "设备上的患者",
  "Patient of the order": "申请上的患者",
  "Reported for another patient": "设备上报的患者与申请不符",
+ "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this box looked at.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
+ "The disk is full: nothing can be saved. What was saved before is shown. Make room on the disk of this box; it goes on by itself then.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
  "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
  "The report of the machine waits on the page Unscheduled for its order.": "设备的报告已移至“无申请的检查”页面，等待匹配申请。",
@@ -20391,6 +20727,8 @@ document.addEventListener("keydown", (event) => {
  "The same person as another one": "与另一患者是同一人",
  "The same request came before": "此前已收到相同请求",
  "The step is {state}": "该步骤为 {state}",
+ "The store can only be read: nothing can be saved. What was saved before is shown. It goes on by itself when the store can be written.": "数据库只能读取：现在无法保存任何内容。之前保存的内容照常显示。数据库可以写入后会自动恢复。",
+ "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore a backup.": "数据库已损坏：不再向其中保存任何内容。能读取的内容照常显示。请恢复备份。",
  "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
  "The week after": "后一周",
  "The week before": "前一周",
@@ -20900,7 +21238,7 @@ LAYOUT = """<!DOCTYPE html>
 <noscript><meta http-equiv="refresh" content="15"></noscript>
 % end
 </head>
-<body>
+<body data-alarm="{{alarm}}">
 % if not bare:
 <header>
 <strong>{{clinic}}</strong>
@@ -21190,6 +21528,11 @@ class PageRequest:
         if not self.may(least):
             raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
 
+    @functools.cached_property
+    def alarm(self) -> str:
+        """A mark of what is wrong with the box, for pages that are open; "" if nothing is."""
+        return "|".join(str(binascii.crc32(words.encode())) for words in self.web.box.alarms())
+
     # The request.
 
     @functools.cached_property
@@ -21260,6 +21603,7 @@ class PageRequest:
         told     message about the last action
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
+        box = self.web.box
         seen = [page for page in site.menu if self.may(page.role)]
         group, first = group_of(site.menu, here), {}
         for page in seen:
@@ -21279,7 +21623,8 @@ class PageRequest:
             groups=[(path, t(name), name == group) for name, path in first.items()],
             navigation=[(page.path, t(page.words)) for page in seen if page.group == group],
             light=self._light() if self.may("admin") else None,
-            notices=[t(notice) for notice in self.web.box.notices()] if login else [],
+            alarm=self.alarm,
+            notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
             languages=[(code, LANGUAGES.get(code, code)) for code in site.catalogues],
         )
 
@@ -21333,8 +21678,8 @@ class PageRequest:
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
-        """Set status 422 and return the problems to show: those of the fields, or one sentence."""
-        self.response.status = 422
+        """Set status 422, or its own, and return the problems to show: those of the fields, or one sentence."""
+        self.response.status = refusal.http if isinstance(refusal, HttpRefusal) else 422
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
@@ -23218,7 +23563,7 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
         fields = [(str(name), str(value)) for name, value in fields]
     except (ValueError, TypeError, RecursionError):
         return p.redirect("/")
-    p.login = p.read(find_session, p.ctx, secret)
+    p.login = p.web.session(secret)
     shown = [(name, value) for name, value in fields if value and len(value) < 100]
     action = safe_path(str(path))
     return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
@@ -23229,18 +23574,39 @@ def keep_secret(p: PageRequest, secret: str) -> None:
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
 
 
+def proof_of(p: PageRequest, name: str) -> Proof:
+    """The proof of a user with the password of the form; a wrong one is counted. Refuses 0124, 0213."""
+    try:
+        p.web.unsaved.check(p.ctx, name)
+        return p.read(authenticate, p.ctx, name, p.form("password"))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:
+            try:
+                p.write(note_login_failure, name)
+            except StoreTrouble:
+                p.web.unsaved.failed(p.ctx, name)
+        raise
+
+
+def open_for(p: PageRequest, proof: Proof) -> str:
+    """Open a session, of this run alone where the store cannot keep it; the secret of its cookie."""
+    try:
+        return p.write(open_session, *proof)
+    except StoreTrouble:  # the worklist is shown all the same
+        return p.web.unsaved.open(p.ctx, proof)
+
+
 def post_login(p: PageRequest) -> str:
     """POST /login: check name and password and open a session."""
     name = p.form("name").strip()
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
-        proof = p.read(authenticate, p.ctx, name, p.form("password"))
-        secret = p.write(open_session, *proof)
+        secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:
-            p.write(note_login_failure, name)
-        p.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+        codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
+        own = refusal.http if isinstance(refusal, HttpRefusal) else 0
+        p.response.status = own or codes.get(refusal.status, 403)
         return login_page(p, refusal.detail)
     keep_secret(p, secret)
     if p.form("kept"):
@@ -23251,6 +23617,7 @@ def post_login(p: PageRequest) -> str:
 def post_logout(p: PageRequest) -> str:
     """POST /logout: end the session."""
     if cookie := p.request.get_cookie("minris"):
+        p.web.unsaved.end(cookie)
         p.write(end_session, cookie)
     p.response.delete_cookie("minris", path="/")
     return p.redirect("/login")
@@ -23270,10 +23637,8 @@ def post_password(p: PageRequest) -> str:
     """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
-        proof = p.read(authenticate, p.ctx, name, p.form("password"))
+        proof = proof_of(p, name)
     except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:
-            p.write(note_login_failure, name)
         return password_page(p, p.again(refusal))
     cookie = p.request.get_cookie("minris") or ""
     try:
@@ -24794,6 +25159,13 @@ PAGES = tuple(Page(*row) for row in (
 ))  # fmt: skip
 
 
+def known_login(p: PageRequest) -> Login | None:
+    """The login of a request that failed, None also if that is what failed."""
+    with contextlib.suppress(Exception):
+        return find_login(p.web, p.request)
+    return None
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
@@ -24803,6 +25175,7 @@ def add_pages(app: Any, web: Web) -> None:
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
+            p.response.set_header("X-Alarm", p.alarm)
             try:
                 if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
                     words = Message("There is no such page.")
@@ -24811,7 +25184,7 @@ def add_pages(app: Any, web: Web) -> None:
                     p.enter(role)
                 return function(p, **arguments)
             except Refusal as refusal:
-                p.login = p.login or find_login(web, p.request)
+                p.login = p.login or known_login(p)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
@@ -24838,8 +25211,7 @@ def add_pages(app: Any, web: Web) -> None:
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        with contextlib.suppress(Exception):  # the login may be what failed
-            p.login = find_login(web, p.request)
+        p.login = known_login(p)
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
@@ -25439,6 +25811,12 @@ def conformance_statement(config: Config, form: str = "md") -> str:
 # The operating system: logging, TLS certificates, the clock, systemd, files.
 # ------------------------------------------------------------------------------------------------
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log tells more than the store does itself, once a minute."""
+    failures = [record.exc_info and record.exc_info[1], *(record.args or ())]
+    return not any(isinstance(one, StoreTrouble) for one in failures)
+
+
 class JsonFormatter(logging.Formatter):
     """A log line as one JSON object."""
 
@@ -25496,13 +25874,14 @@ def say(line: str) -> None:
 def set_up_logging(config: Config) -> None:
     """Set up logging by [log]; of other libraries only warnings are logged."""
     settings = config.log
+    handler: logging.Handler = logging.StreamHandler()
     if settings.file:
         path = config.directory / settings.file
-        handler: logging.Handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
-        )
-    else:
-        handler = logging.StreamHandler()
+        with contextlib.suppress(OSError):  # a disk that takes nothing stops no start
+            handler = logging.handlers.RotatingFileHandler(
+                path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
+            )
+    handler.addFilter(is_news)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -25747,12 +26126,14 @@ class Parts(Box, Protocol):
 
 def health(box: Parts) -> dict[str, str]:
     """Return the problem of each check, empty if it is good."""
-    checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+    checks: dict[str, str] = {"store": "", "writer": "", "dicom": "", "disk": ""}
     try:
         with reading():
             database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
     except Exception as error:
         checks["store"] = str(error)
+    for words in alarms(box):
+        checks["store"] = words
     if not box.writer or not box.writer.thread.is_alive():
         checks["writer"] = "not running"
     if not all(server.is_serving() for server in box.associations.servers):
@@ -25766,7 +26147,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
     found = [
-        (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
+        (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
     kept = backups(box.config)
@@ -25790,6 +26171,17 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         notice = certificate.notice(now)
         found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
     return found
+
+
+def as_message(text: str) -> Message:
+    """A text as a message; what is one stays one."""
+    return text if isinstance(text, Message) else Message(text)
+
+
+def alarms(_: Parts) -> list[Message]:
+    """Return what is wrong with the store, for every page, and for devices that are refused."""
+    trouble = database.condition.trouble
+    return [trouble.words] if trouble else []
 
 
 def backups(config: Config) -> list[Path]:
@@ -26112,7 +26504,7 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
         wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
         again_at = time.monotonic() + 60 * wait
         appliance.failed_jobs[daily.name] = Failed(so_far.day, so_far.times + 1, again_at)
-        unexpected = not isinstance(error, StoreError | OSError)
+        unexpected = not isinstance(error, StoreError | StoreTrouble | OSError)
         log.error("%s failed: %s; it is tried again in %d minutes", daily.name, error, wait,
                   exc_info=unexpected)  # fmt: skip
 
@@ -26229,7 +26621,8 @@ class Appliance:
     say  takes the lines for the console
     """
 
-    health, lights, notices, metrics, back_up = health, lights, notices, metrics, job_backup
+    health, lights, metrics, back_up = health, lights, metrics, job_backup
+    alarms, notices = alarms, notices
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -26237,17 +26630,15 @@ class Appliance:
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
         self.backup_problem = ""
-        self.lock = StoreLock(config.store_path)
+        self.lock = open_to_serve(config.store_path)
+        self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
-            open_store(config.store_path)
-            self.access_rules = AccessRules(config, version=0)
-            with reading():
+            with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
                 self._load_access()
+                last_seen = get_mark("clock")
         except BaseException:
-            self.lock.release()
+            self._release()
             raise
-        with reading():
-            last_seen = get_mark("clock")
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
@@ -26255,9 +26646,16 @@ class Appliance:
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
+        # what a start writes, and whether the command line was told where to find it
+        self.to_begin = [self.first_start, self.begin_marks, self.tell_of_restart]
+        self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
         self.start_time = time.time()
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.release()
 
     def context(self, actor: Actor = Actor("minris")) -> Context:
         """Return the context of a request."""
@@ -26286,7 +26684,7 @@ class Appliance:
         raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
-        self.changes = Changes(loop)
+        self.changes, self.beginning = Changes(loop), asyncio.Lock()
         # one for each job, and one for what else may wait
         self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
         self.writer = Writer(self.changes.bump)
@@ -26309,15 +26707,37 @@ class Appliance:
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
-        told = json.dumps({"url": self.web_url, "secret": self.control})
-        write_private(control_file(config), told)
-        for first in (self.first_start, self.begin_marks, self.tell_of_restart):
-            await self.write_async(first)
-        self._wake_delivery()
+        database.condition.on_change = self._condition_changed
+        await self._begin()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
         self.started.set()
+
+    async def _begin(self) -> None:
+        """Write what belongs to a start; what cannot be written is, when the store can be again."""
+        async with self.beginning:
+            try:
+                if not self.is_told:
+                    told = json.dumps({"url": self.web_url, "secret": self.control})
+                    write_private(control_file(self.config), told)
+                    self.is_told = True
+                while self.to_begin:
+                    await self.write_async(self.to_begin[0])
+                    del self.to_begin[0]
+            except StoreTrouble:
+                return
+            except OSError as error:
+                if not database.condition.suffers(error):
+                    raise
+        self._wake_delivery()
+
+    def _condition_changed(self) -> None:
+        """Show a trouble of the store, or its end, on open pages; in any thread."""
+        self.changes.bump()
+        if not database.condition.trouble:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                asyncio.run_coroutine_threadsafe(self._begin(), self.loop)
 
     def _start_rounds(self) -> None:
         """Start the tasks that call other systems."""
@@ -26480,27 +26900,37 @@ class Appliance:
             await door.close()
         for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
             pool.shutdown(wait=False, cancel_futures=True)
-        control_file(self.config).unlink(missing_ok=True)
-        self.lock.release()
+        with contextlib.suppress(OSError):  # of a disk that is read-only
+            control_file(self.config).unlink(missing_ok=True)
+        self._release()
 
-    async def serve(self, until: asyncio.Event) -> None:
-        """Run until the event `until` is set."""
+    async def serve(self, until: asyncio.Event) -> bool:
+        """Run until the event `until` is set; return whether to start again."""
         config = self.config
         try:
             await self.start()
         except OSError as error:
-            self.lock.release()
+            self._release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
         tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
         dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
+        database.condition.on_reopen = lambda: self._start_again(until)
         try:
             await until.wait()
         finally:
-            notify_systemd("STOPPING=1")
+            notify_systemd("RELOADING=1" if self.is_to_start_again else "STOPPING=1")
             await self.stop()
+        return self.is_to_start_again
+
+    def _start_again(self, until: asyncio.Event) -> None:
+        """End this run for another one, which opens the store anew; in any thread."""
+        log.warning("the store is opened anew")
+        self.is_to_start_again = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(until.set)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -26578,7 +27008,9 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, say).serve(_until_signal(end_process_soon))
+        if await Appliance(config, say).serve(_until_signal(end_process_soon)):
+            # the store is to be opened anew: nothing of this process stays
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         end_process()
 
     asyncio.run(serve())

@@ -19,6 +19,7 @@
       const path = board.dataset.part + "&have=" + mark;
       const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
       if (answer.type === "opaqueredirect" || answer.status === 401) { location.reload(); return; }
+      if ((answer.headers.get("X-Alarm") || "") !== document.body.dataset.alarm) { location.reload(); return; }
       if (!answer.ok) throw new Error(answer.status);
       offline.hidden = true;
       if (answer.status === 204) return;

@@ -134,7 +134,9 @@ def command_serve(config: Config, arguments: argparse.Namespace) -> None:
     set_up_logging(config)
 
     async def serve() -> None:
-        await Appliance(config, say).serve(_until_signal(end_process_soon))
+        if await Appliance(config, say).serve(_until_signal(end_process_soon)):
+            # the store is to be opened anew: nothing of this process stays
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         end_process()
 
     asyncio.run(serve())

@@ -1,16 +1,13 @@
 """A process that dies by SIGKILL at its n-th write to a file: a shim in C before libc's own."""
 
-import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
+from faults import compiled
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -114,19 +111,6 @@ for steps in range(200):
 """
 
 
-@functools.cache
-def shim() -> Path:
-    """The compiled shim; the test is skipped where there is no compiler or no LD_PRELOAD."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not compiler or not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux and a C compiler")
-    folder = Path(tempfile.mkdtemp(prefix="minris-shim-"))
-    (folder / "shim.c").write_text(SHIM)
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", "shim.so", "shim.c", "-ldl"]
-    subprocess.run(command, cwd=folder, check=True, timeout=60)
-    return folder / "shim.so"
-
-
 def cut_restores(state: Path, backup: Path, copies: Path) -> list[Path]:
     """The folders in which a restore over a state was killed, and the last where it was not."""
     environ = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -141,7 +125,7 @@ def killed_at(number: int, script: str, path: Path, *arguments: object, **more: 
     more  KILL_FILE="…": the files whose names begin so, rather than the store's own file
     """
     environ = {"KILL_AT": str(number), **(more or {"KILL_FILE": str(path), "KILL_EXACT": "1"})}
-    environ |= {"LD_PRELOAD": str(shim()), "PYTHONPATH": str(ROOT / "src")}
+    environ |= {"LD_PRELOAD": str(compiled(SHIM)), "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         [sys.executable, "-c", script, str(path), *map(str, arguments)],
         cwd=path.parent, env=os.environ | environ,

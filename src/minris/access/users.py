@@ -39,6 +39,7 @@ def digest_of(secret: str) -> str:
 
 
 WRONG_PASSWORD = Message("The name or the password is wrong")
+TOO_MANY = Message("Too many wrong passwords: wait 15 minutes")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -116,7 +117,7 @@ def delete_user(ctx: Context, name: str) -> None:
     audit(ctx, "user deleted", name)
 
 
-def _failure_keys(ctx: Context, name: str) -> tuple[str, str]:
+def failure_keys(ctx: Context, name: str) -> tuple[str, str]:
     """The keys of a failed login: its user, and its address with its user."""
     user = name.casefold()[:64]
     return f"user {user}", f"address {ctx.actor.address} {user}"
@@ -128,7 +129,7 @@ def failures_of(ctx: Context, name: str) -> int:
     Of the last 15 minutes. Behind one address there may be a whole clinic: only many different
     names are a sign that somebody there is guessing.
     """
-    of_user, since = _failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
+    of_user, since = failure_keys(ctx, name)[0], ctx.stamp(minutes=-15)
     at = f"address {ctx.actor.address} "
     ((times, users),) = database.execute_sql(
         "SELECT (SELECT count(*) FROM login_failure WHERE who = ? AND at > ?), count(DISTINCT who)"
@@ -154,8 +155,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
     Refuses 0124 for a wrong name or password, 0213 after too many failed logins in 15 minutes
     """
     if failures_of(ctx, name) >= ctx.config.web.login_attempts:
-        words = Message("Too many wrong passwords: wait 15 minutes")
-        raise Refusal(Status.RESOURCE_LIMITATION, words)
+        raise Refusal(Status.RESOURCE_LIMITATION, TOO_MANY)
     user = User.get_or_none(User.name == name)
     if check_password(password, user.password if user else _NOBODY) and user:
         return Proof(int(user.id), str(user.password))
@@ -165,7 +165,7 @@ def authenticate(ctx: Context, name: str, password: str) -> Proof:
 def note_login_failure(ctx: Context, name: str) -> None:
     """Count a failed login; delete the expired ones."""
     LoginFailure.delete().where(LoginFailure.at < ctx.stamp(minutes=-15)).execute()
-    for who in _failure_keys(ctx, name):
+    for who in failure_keys(ctx, name):
         LoginFailure.create(who=who, at=ctx.stamp())
     audit(ctx, "login failed", name[:64])
 

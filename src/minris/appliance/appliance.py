@@ -20,7 +20,7 @@ from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
-from minris.appliance.health import Failed, health, lights, metrics, notices
+from minris.appliance.health import Failed, alarms, health, lights, metrics, notices
 from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
 from minris.appliance.machine import (
     ClockWatch,
@@ -43,9 +43,10 @@ from minris.housekeeping.stuck import correct_stamps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE
 from minris.pages.site import build_app
 from minris.standard.status import Refusal
+from minris.store.condition import StoreTrouble
 from minris.store.models import User, database
 from minris.store.rows import get_mark, set_mark
-from minris.store.sqlite import StoreLock, open_store, reading
+from minris.store.sqlite import open_to_serve, reading
 from minris.store.writer import Writer
 from minris.upper_layer.negotiation import Negotiator
 from minris.upper_layer.server import AssociationServer
@@ -74,7 +75,8 @@ class Appliance:
     say  takes the lines for the console
     """
 
-    health, lights, notices, metrics, back_up = health, lights, notices, metrics, job_backup
+    health, lights, metrics, back_up = health, lights, metrics, job_backup
+    alarms, notices = alarms, notices
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -82,17 +84,15 @@ class Appliance:
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
         self.backup_problem = ""
-        self.lock = StoreLock(config.store_path)
+        self.lock = open_to_serve(config.store_path)
+        self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
-            open_store(config.store_path)
-            self.access_rules = AccessRules(config, version=0)
-            with reading():
+            with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
                 self._load_access()
+                last_seen = get_mark("clock")
         except BaseException:
-            self.lock.release()
+            self._release()
             raise
-        with reading():
-            last_seen = get_mark("clock")
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
@@ -100,9 +100,16 @@ class Appliance:
         self.writer: Writer | None = None
         self.scheduler: Any = None
         self.control = secrets.token_urlsafe(32)
+        # what a start writes, and whether the command line was told where to find it
+        self.to_begin = [self.first_start, self.begin_marks, self.tell_of_restart]
+        self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
         self.start_time = time.time()
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.release()
 
     def context(self, actor: Actor = Actor("minris")) -> Context:
         """Return the context of a request."""
@@ -131,7 +138,7 @@ class Appliance:
         raise_file_limit()
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
-        self.changes = Changes(loop)
+        self.changes, self.beginning = Changes(loop), asyncio.Lock()
         # one for each job, and one for what else may wait
         self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
         self.writer = Writer(self.changes.bump)
@@ -154,15 +161,37 @@ class Appliance:
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
-        told = json.dumps({"url": self.web_url, "secret": self.control})
-        write_private(control_file(config), told)
-        for first in (self.first_start, self.begin_marks, self.tell_of_restart):
-            await self.write_async(first)
-        self._wake_delivery()
+        database.condition.on_change = self._condition_changed
+        await self._begin()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
         self.started.set()
+
+    async def _begin(self) -> None:
+        """Write what belongs to a start; what cannot be written is, when the store can be again."""
+        async with self.beginning:
+            try:
+                if not self.is_told:
+                    told = json.dumps({"url": self.web_url, "secret": self.control})
+                    write_private(control_file(self.config), told)
+                    self.is_told = True
+                while self.to_begin:
+                    await self.write_async(self.to_begin[0])
+                    del self.to_begin[0]
+            except StoreTrouble:
+                return
+            except OSError as error:
+                if not database.condition.suffers(error):
+                    raise
+        self._wake_delivery()
+
+    def _condition_changed(self) -> None:
+        """Show a trouble of the store, or its end, on open pages; in any thread."""
+        self.changes.bump()
+        if not database.condition.trouble:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                asyncio.run_coroutine_threadsafe(self._begin(), self.loop)
 
     def _start_rounds(self) -> None:
         """Start the tasks that call other systems."""
@@ -325,24 +354,34 @@ class Appliance:
             await door.close()
         for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
             pool.shutdown(wait=False, cancel_futures=True)
-        control_file(self.config).unlink(missing_ok=True)
-        self.lock.release()
+        with contextlib.suppress(OSError):  # of a disk that is read-only
+            control_file(self.config).unlink(missing_ok=True)
+        self._release()
 
-    async def serve(self, until: asyncio.Event) -> None:
-        """Run until the event `until` is set."""
+    async def serve(self, until: asyncio.Event) -> bool:
+        """Run until the event `until` is set; return whether to start again."""
         config = self.config
         try:
             await self.start()
         except OSError as error:
-            self.lock.release()
+            self._release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
         tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
         dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
+        database.condition.on_reopen = lambda: self._start_again(until)
         try:
             await until.wait()
         finally:
-            notify_systemd("STOPPING=1")
+            notify_systemd("RELOADING=1" if self.is_to_start_again else "STOPPING=1")
             await self.stop()
+        return self.is_to_start_again
+
+    def _start_again(self, until: asyncio.Event) -> None:
+        """End this run for another one, which opens the store anew; in any thread."""
+        log.warning("the store is opened anew")
+        self.is_to_start_again = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(until.set)

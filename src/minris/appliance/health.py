@@ -67,12 +67,14 @@ class Parts(Box, Protocol):
 
 def health(box: Parts) -> dict[str, str]:
     """Return the problem of each check, empty if it is good."""
-    checks = {"store": "", "writer": "", "dicom": "", "disk": ""}
+    checks: dict[str, str] = {"store": "", "writer": "", "dicom": "", "disk": ""}
     try:
         with reading():
             database.execute_sql("SELECT 1 FROM counter LIMIT 1").fetchone()
     except Exception as error:
         checks["store"] = str(error)
+    for words in alarms(box):
+        checks["store"] = words
     if not box.writer or not box.writer.thread.is_alive():
         checks["writer"] = "not running"
     if not all(server.is_serving() for server in box.associations.servers):
@@ -86,7 +88,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
     found = [
-        (LIGHT_WORDS[name], "bad" if said else "good", Message(said) if said else in_order)
+        (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
     kept = backups(box.config)
@@ -110,6 +112,17 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         notice = certificate.notice(now)
         found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
     return found
+
+
+def as_message(text: str) -> Message:
+    """A text as a message; what is one stays one."""
+    return text if isinstance(text, Message) else Message(text)
+
+
+def alarms(_: Parts) -> list[Message]:
+    """Return what is wrong with the store, for every page, and for devices that are refused."""
+    trouble = database.condition.trouble
+    return [trouble.words] if trouble else []
 
 
 def backups(config: Config) -> list[Path]:

@@ -16,6 +16,7 @@ from minris.housekeeping.stuck import due_to_end, note_not_come, orphans
 from minris.orders.lookup import leftovers
 from minris.orders.trace import save_queries, save_shown
 from minris.standard.status import Refusal
+from minris.store.condition import StoreTrouble
 from minris.store.models import StoreError
 from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import backup_store, reading
@@ -123,7 +124,7 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
         wait = TRY_AGAIN_AFTER[min(so_far.times, len(TRY_AGAIN_AFTER) - 1)]
         again_at = time.monotonic() + 60 * wait
         appliance.failed_jobs[daily.name] = Failed(so_far.day, so_far.times + 1, again_at)
-        unexpected = not isinstance(error, StoreError | OSError)
+        unexpected = not isinstance(error, StoreError | StoreTrouble | OSError)
         log.error("%s failed: %s; it is tried again in %d minutes", daily.name, error, wait,
                   exc_info=unexpected)  # fmt: skip
 

@@ -20,7 +20,14 @@ from typing import Any
 from minris import log
 from minris.config.ini import Config, ConfigError
 from minris.standard.status import Message
+from minris.store.condition import StoreTrouble
 from minris.store.files import open_private
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log tells more than the store does itself, once a minute."""
+    failures = [record.exc_info and record.exc_info[1], *(record.args or ())]
+    return not any(isinstance(one, StoreTrouble) for one in failures)
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,13 +87,14 @@ def say(line: str) -> None:
 def set_up_logging(config: Config) -> None:
     """Set up logging by [log]; of other libraries only warnings are logged."""
     settings = config.log
+    handler: logging.Handler = logging.StreamHandler()
     if settings.file:
         path = config.directory / settings.file
-        handler: logging.Handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
-        )
-    else:
-        handler = logging.StreamHandler()
+        with contextlib.suppress(OSError):  # a disk that takes nothing stops no start
+            handler = logging.handlers.RotatingFileHandler(
+                path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
+            )
+    handler.addFilter(is_news)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -22,6 +22,7 @@ from minris.outbox import (
     note_sent,
     try_again,
 )
+from minris.store.condition import StoreTrouble
 from minris.upper_layer.caller import DeliveryError
 
 
@@ -188,6 +189,8 @@ class Delivery(Rounds):
             await self._failed(key, str(error), note_refused, *refused)
         except DeliveryError as error:
             await self._failed(key, str(error), note_failed, str(error))
+        except StoreTrouble:  # no retry before it can be recorded
+            self.not_before[key] = asyncio.get_running_loop().time() + RETRY_AFTER[2]
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
             problem = f"internal error: {error}"

@@ -37,7 +37,7 @@ from minris.dicomweb.transactions import (
     web_update,
     web_worklist,
 )
-from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, outcome
+from minris.standard.status import OUTCOMES, HttpRefusal, Refusal, outcome, warning_text
 from minris.standard.tables import table
 from minris.standard.ups import TRANSACTION_UID
 from minris.ups.workitems import is_purged
@@ -162,6 +162,7 @@ def refusals_of(route: Route) -> dict[int, str]:
         406: ["None of the accepted media types is supported."],
         410: ["The object has been deleted."] if "{uid}" in route.path else [],
         429: ["Too many requests."],
+        507: ["The store cannot be written or read."],
     }  # fmt: skip
     for operation, status in OUTCOMES:
         if operation in (route.operation, "*"):
@@ -202,7 +203,7 @@ class DicomView(RouteView):
         reply = refusal_reply(refusal, operation)
         if reply.http == 404 and uid and self.web.read(is_purged, uid):
             reply = reply._replace(http=410)
-        text = outcome(operation, refusal.status).text
+        text = warning_text(operation, refusal)
         if operation == "change state" and "incorrect" in text and self._has_no_lock():
             text = "The Transaction UID is missing."
         headers = (*reply.headers, warning(self.web, self.request, text))

@@ -12,7 +12,7 @@ from minris.config.ini import Device
 from minris.dataset.elements import ElementIndex, encode_element
 from minris.dataset.search import Search, to_syntax
 from minris.dataset.text import SPECIFIC_CHARACTER_SET, UTF_8, character_set
-from minris.dimse.encoding import decode_request, response_command
+from minris.dimse.encoding import answered_status, decode_request, response_command
 from minris.dimse.services import SEARCHED
 from minris.orders.trace import QueryLog
 from minris.orders.worklist import WorklistView, find_worklist
@@ -84,7 +84,7 @@ class Finder:
             else:
                 status = Status.SUCCESS
         except Refusal as refusal:
-            status = refusal.status
+            status = answered_status(request, refusal.status)
             raise
         finally:
             # closed in a reader thread, where it cannot run at the same time

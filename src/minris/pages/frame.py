@@ -1,5 +1,6 @@
 """What all pages share: the request and its answer, layout, menu, lists."""
 
+import binascii
 import functools
 import re
 import time
@@ -14,7 +15,7 @@ from minris.pages.language import LANGUAGES, Translator, choose_language, shown_
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
 from minris.standard.dictionary import is_date
-from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.writer import Core
 from minris.web.request import Web, enter
 
@@ -152,6 +153,11 @@ class PageRequest:
         if not self.may(least):
             raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
 
+    @functools.cached_property
+    def alarm(self) -> str:
+        """A mark of what is wrong with the box, for pages that are open; "" if nothing is."""
+        return "|".join(str(binascii.crc32(words.encode())) for words in self.web.box.alarms())
+
     # The request.
 
     @functools.cached_property
@@ -222,6 +228,7 @@ class PageRequest:
         told     message about the last action
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
+        box = self.web.box
         seen = [page for page in site.menu if self.may(page.role)]
         group, first = group_of(site.menu, here), {}
         for page in seen:
@@ -241,7 +248,8 @@ class PageRequest:
             groups=[(path, t(name), name == group) for name, path in first.items()],
             navigation=[(page.path, t(page.words)) for page in seen if page.group == group],
             light=self._light() if self.may("admin") else None,
-            notices=[t(notice) for notice in self.web.box.notices()] if login else [],
+            alarm=self.alarm,
+            notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
             languages=[(code, LANGUAGES.get(code, code)) for code in site.catalogues],
         )
 
@@ -295,8 +303,8 @@ class PageRequest:
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
-        """Set status 422 and return the problems to show: those of the fields, or one sentence."""
-        self.response.status = 422
+        """Set status 422, or its own, and return the problems to show: those of the fields, or one sentence."""
+        self.response.status = refusal.http if isinstance(refusal, HttpRefusal) else 422
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]

@@ -6,17 +6,18 @@ from collections.abc import Iterable
 
 from minris.access.context import Actor
 from minris.access.users import (
+    Proof,
     authenticate,
     change_password,
     end_session,
-    find_session,
     note_login_failure,
     open_session,
 )
 from minris.pages.forms import NOT_KEPT, Field, decoded, encoded_form, show_form
 from minris.pages.frame import PageRequest, safe_path
 from minris.pages.template import template
-from minris.standard.status import Message, Problem, Refusal, Status
+from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
+from minris.store.condition import StoreTrouble
 from minris.web.request import check_origin, client_address
 
 LOGIN_PAGE = template("login.html")
@@ -60,7 +61,7 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
         fields = [(str(name), str(value)) for name, value in fields]
     except (ValueError, TypeError, RecursionError):
         return p.redirect("/")
-    p.login = p.read(find_session, p.ctx, secret)
+    p.login = p.web.session(secret)
     shown = [(name, value) for name, value in fields if value and len(value) < 100]
     action = safe_path(str(path))
     return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
@@ -71,18 +72,39 @@ def keep_secret(p: PageRequest, secret: str) -> None:
     p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
 
 
+def proof_of(p: PageRequest, name: str) -> Proof:
+    """The proof of a user with the password of the form; a wrong one is counted. Refuses 0124, 0213."""
+    try:
+        p.web.unsaved.check(p.ctx, name)
+        return p.read(authenticate, p.ctx, name, p.form("password"))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:
+            try:
+                p.write(note_login_failure, name)
+            except StoreTrouble:
+                p.web.unsaved.failed(p.ctx, name)
+        raise
+
+
+def open_for(p: PageRequest, proof: Proof) -> str:
+    """Open a session, of this run alone where the store cannot keep it; the secret of its cookie."""
+    try:
+        return p.write(open_session, *proof)
+    except StoreTrouble:  # the worklist is shown all the same
+        return p.web.unsaved.open(p.ctx, proof)
+
+
 def post_login(p: PageRequest) -> str:
     """POST /login: check name and password and open a session."""
     name = p.form("name").strip()
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
-        proof = p.read(authenticate, p.ctx, name, p.form("password"))
-        secret = p.write(open_session, *proof)
+        secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:
-            p.write(note_login_failure, name)
-        p.response.status = 429 if refusal.status is Status.RESOURCE_LIMITATION else 403
+        codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
+        own = refusal.http if isinstance(refusal, HttpRefusal) else 0
+        p.response.status = own or codes.get(refusal.status, 403)
         return login_page(p, refusal.detail)
     keep_secret(p, secret)
     if p.form("kept"):
@@ -93,6 +115,7 @@ def post_login(p: PageRequest) -> str:
 def post_logout(p: PageRequest) -> str:
     """POST /logout: end the session."""
     if cookie := p.request.get_cookie("minris"):
+        p.web.unsaved.end(cookie)
         p.write(end_session, cookie)
     p.response.delete_cookie("minris", path="/")
     return p.redirect("/login")
@@ -112,10 +135,8 @@ def post_password(p: PageRequest) -> str:
     """POST /password: change the password; the user's other sessions end."""
     name = p.login.name
     try:
-        proof = p.read(authenticate, p.ctx, name, p.form("password"))
+        proof = proof_of(p, name)
     except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:
-            p.write(note_login_failure, name)
         return password_page(p, p.again(refusal))
     cookie = p.request.get_cookie("minris") or ""
     try:

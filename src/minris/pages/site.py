@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from minris import log
+from minris.access.users import Login
 from minris.dicomweb.routes import add_dicomweb
 from minris.pages.after_exam.commitments import commitment_page, commitments_page, post_commitments
 from minris.pages.after_exam.watchers import (
@@ -153,6 +154,13 @@ PAGES = tuple(Page(*row) for row in (
 ))  # fmt: skip
 
 
+def known_login(p: PageRequest) -> Login | None:
+    """The login of a request that failed, None also if that is what failed."""
+    with contextlib.suppress(Exception):
+        return find_login(p.web, p.request)
+    return None
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
@@ -162,6 +170,7 @@ def add_pages(app: Any, web: Web) -> None:
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
+            p.response.set_header("X-Alarm", p.alarm)
             try:
                 if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
                     words = Message("There is no such page.")
@@ -170,7 +179,7 @@ def add_pages(app: Any, web: Web) -> None:
                     p.enter(role)
                 return function(p, **arguments)
             except Refusal as refusal:
-                p.login = p.login or find_login(web, p.request)
+                p.login = p.login or known_login(p)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
@@ -197,8 +206,7 @@ def add_pages(app: Any, web: Web) -> None:
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
-        with contextlib.suppress(Exception):  # the login may be what failed
-            p.login = find_login(web, p.request)
+        p.login = known_login(p)
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed

@@ -278,11 +278,20 @@ def outcome(operation: str, status: Status) -> Outcome:
 class HttpRefusal(Refusal):
     """A refusal with an HTTP code of its own, for which DIMSE has no status."""
 
+    own_words = False  # whether the Warning header has its detail, not the text of OUTCOMES
+
     def __init__(
         self, http: int, detail: str, status: Status = Status.INVALID_ARGUMENT_VALUE
     ) -> None:
         super().__init__(status, detail)
         self.http = http
+
+
+def warning_text(operation: str, refusal: Refusal) -> str:
+    """The text of the Warning header of a refusal (PS3.18 11.4.3 and others)."""
+    if isinstance(refusal, HttpRefusal) and refusal.own_words:
+        return refusal.detail
+    return outcome(operation, refusal.status).text
 
 
 def http_status(operation: str, refusal: Refusal) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ JOURNALS = ("-wal", "-journal")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _REFUSED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
+_FAILED = _REFUSED | {sqlite3.SQLITE_IOERR}
+_NO_SHM = frozenset({sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP})
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -128,6 +131,19 @@ def _is_read_only(path: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(_visible(path)).f_flag & os.ST_RDONLY)
 
 
+def _is_full(path: Path) -> bool:
+    return shutil.disk_usage(_visible(path)).free < 1 << 16
+
+
+def _begins_with_zeros(path: Path) -> bool:
+    """Whether the beginning of a file was lost; a database begins with a name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(100) == bytes(100)
+    except OSError:
+        return False
+
+
 def _forbidden(path: Path) -> Path | None:
     """The file of a database, or its folder, that we may not read and write."""
     files = [beside(path, suffix) for suffix in ("", *JOURNALS, "-shm")]
@@ -135,6 +151,21 @@ def _forbidden(path: Path) -> Path | None:
         if not os.access(file, os.R_OK | os.W_OK):
             return file
     return None
+
+
+def takes_writes(path: Path) -> bool:
+    """Whether a database may be written and its disk has room: tried with a file beside it."""
+    probe = beside(path, ".tried")
+    if _forbidden(path):
+        return False
+    try:
+        probe.write_bytes(bytes(1 << 20))  # more than a start needs
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def not_ours(path: Path) -> StoreError:
@@ -148,24 +179,28 @@ def why_not(path: Path, error: Exception) -> StoreError:
     error  what SQLite, peewee or the system said
     """
     cause = getattr(error, "orig", error)  # peewee wraps SQLite's own
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    extended = getattr(cause, "sqlite_errorcode", 0)
+    code = extended & 0xFF
     number = getattr(cause, "errno", None)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreInUse(f"{path} is in use. Stop the running minris first")
-    if code == sqlite3.SQLITE_NOTADB:
+    if code == sqlite3.SQLITE_NOTADB and not _begins_with_zeros(path):
         return not_ours(path)
-    if code == sqlite3.SQLITE_CORRUPT:
-        return StoreError(f"{path} is damaged ({cause}): restore a backup{_whose(path)}")
-    if code == sqlite3.SQLITE_FULL or number in _FULL:
-        return StoreError(f"there is no room for {path} on its disk")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(f"{path} is damaged ({cause}): restore a backup{_whose(path)}", "damaged")
+    if code == sqlite3.SQLITE_FULL or number in _FULL or (extended in _NO_SHM and _is_full(path)):
+        return StoreError(f"there is no room for {path} on its disk", "full")
+    refused = code in _FAILED or number in _FORBIDDEN
+    if number == errno.EROFS or (refused and _is_read_only(path)):
+        return StoreError(f"{path} is on a read-only file system{_whose(path)}", "read-only")
     if code in _REFUSED or number in _FORBIDDEN:
-        if number == errno.EROFS or _is_read_only(path):
-            return StoreError(f"{path} is on a read-only file system{_whose(path)}")
         file = _forbidden(path)
         if file or number in _FORBIDDEN:
             file = file or path
-            return StoreError(f"no permission to read and write {file}{_whose(file)}")
-    return StoreError(f"cannot open {path}: {cause}{_whose(path)}")
+            words = f"no permission to read and write {file}{_whose(file)}"
+            return StoreError(words, "read-only")
+    kind = "failing" if code in _FAILED or number == errno.EIO else ""
+    return StoreError(f"cannot open {path}: {cause}{_whose(path)}", kind)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,14 @@ database = peewee.DatabaseProxy()
 
 
 class StoreError(Exception):
-    """The database cannot be used: foreign, empty, newer than this version, locked, or closed."""
+    """The database cannot be used: foreign, empty, newer than this version, locked, or closed.
+
+    kind  a key of TROUBLES if disk or file are in a bad condition, else empty
+    """
+
+    def __init__(self, words: str, kind: str = "") -> None:
+        super().__init__(words)
+        self.kind = kind
 
 
 class StoreInUse(StoreError):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import peewee
 
 from minris import log
+from minris.store.condition import Condition, Trouble
 from minris.store.files import (
     JOURNALS,
     beside,
@@ -111,6 +112,31 @@ def _make_or_finish(path: Path) -> None:
         _create_store(path)
 
 
+class Store(peewee.SqliteDatabase):
+    """The database of a process, and the condition that it is in.
+
+    look  open it to be read alone, however little the disk allows
+    """
+
+    def __init__(self, path: Path, look: bool = False) -> None:
+        self.condition = Condition(path)
+        self.condition.is_looked_at = look
+        writing = {
+            "journal_mode": "wal",
+            "synchronous": "full",
+            "foreign_keys": 1,
+            "journal_size_limit": 64 << 20,
+        }
+        super().__init__(
+            source_of(path) if look else str(path),
+            lock_type="IMMEDIATE",
+            autoconnect=False,
+            timeout=10,
+            uri=look,
+            pragmas={"cache_size": -4096, **({"query_only": 1} if look else writing)},
+        )
+
+
 def open_store(path: Path, migrate: bool = True) -> None:
     """Bind `database` to a file, created if absent.
 
@@ -134,20 +160,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
 
 def bind_store(path: Path) -> None:
     """Bind `database` to a file that is a store."""
-    store = peewee.SqliteDatabase(
-        str(path),
-        lock_type="IMMEDIATE",
-        autoconnect=False,
-        timeout=10,
-        pragmas={
-            "journal_mode": "wal",
-            "synchronous": "full",
-            "foreign_keys": 1,
-            "journal_size_limit": 64 << 20,
-            "cache_size": -4096,
-        },
-    )
-    database.initialize(store)
+    database.initialize(Store(path))
 
 
 def read_store(path: Path) -> None:
@@ -158,9 +171,51 @@ def read_store(path: Path) -> None:
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
     _check_store(path)
-    database.initialize(peewee.SqliteDatabase(source_of(path), autoconnect=False, uri=True))
+    database.initialize(Store(path, look=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
+
+
+def open_to_serve(path: Path) -> "StoreLock | None":
+    """Open a database for a server; return its lock, None where that cannot be had.
+
+    A disk that is full, read-only or failing, and damage, do not keep what is stored from being
+    shown: the database is then in trouble until the next start.
+    Raises  StoreError as `open_store`, and for what cannot be read
+    """
+    lock = None
+    try:
+        lock = StoreLock(path)
+        open_store(path)
+    except StoreError as error:
+        if not error.kind or not path.exists() or not _look_at(path, error):
+            if lock:
+                lock.release()
+            raise
+    return lock
+
+
+def _look_at(path: Path, why: StoreError) -> bool:
+    """Bind `database` to a file that is only read; whether there is something to be read."""
+    store = Store(path, look=True)
+    try:
+        with store.connection_context():
+            version = _check_version(store.connection())
+    except (sqlite3.Error, peewee.PeeweeException, StoreError):
+        version = 0
+    if version < newest_schema() and why.kind != "damaged":
+        return False
+    database.initialize(store)
+    store.condition.begin(Trouble(why.kind, lasts=True), str(why))
+    return True
+
+
+SHM = 1 << 15  # bytes of the smallest -shm in use; one that found no room is smaller
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether SQLite can lay files in a folder."""
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 1 << 17
 
 
 def source_of(path: Path) -> str:
@@ -168,8 +223,8 @@ def source_of(path: Path) -> str:
     how = "mode=ro"
     if _holds_changes(beside(path, "-journal")):
         how = "mode=rw"  # a change that was cut off is taken back first
-    elif not os.access(path.parent, os.W_OK) and not beside(path, "-shm").exists():
-        how += "&immutable=1" * (not _holds_changes(beside(path, "-wal")))  # no room for a -shm
+    elif not (_holds_changes(beside(path, "-wal")) or _holds_changes(beside(path, "-shm"), SHM)):
+        how += "&immutable=1" * (not _takes_files(path.parent))  # no room for a -shm
     return f"{path.absolute().as_uri()}?{how}"
 
 
@@ -233,8 +288,8 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
 # so that a restore that was cut off has either not begun or is finished at the next start.
 
 
-def _holds_changes(journal: Path) -> bool:
-    return journal.exists() and journal.stat().st_size > 0
+def _holds_changes(journal: Path, least: int = 1) -> bool:
+    return journal.exists() and journal.stat().st_size >= least
 
 
 def _free_name(path: Path) -> Path:
@@ -334,6 +389,7 @@ class StoreLock:
             )
         try:
             with in_words(self.path):
+                self.connection.execute("PRAGMA journal_mode=MEMORY")  # a full disk has no room
                 self.connection.execute("BEGIN EXCLUSIVE")
         except StoreInUse:
             self.connection.close()
@@ -355,6 +411,12 @@ class StoreLock:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Connect this thread for reading; the connection is kept."""
-    database.connect(reuse_if_open=True)
-    yield
+    """Connect this thread for reading; the connection is kept.
+
+    Refuses 0213 (StoreTrouble) where disk or store do not give what is asked for
+    """
+    try:
+        database.connect(reuse_if_open=True)
+        yield
+    except (sqlite3.Error, peewee.DatabaseError) as error:
+        raise database.condition.suffers(error, reading=True) or error from None

@@ -4,7 +4,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import queue
+import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,9 @@ import peewee
 
 from minris import log
 from minris.standard.status import HttpRefusal, Message, Refusal, Status
+from minris.store.condition import StoreTrouble
 from minris.store.models import database
+from minris.store.rows import set_mark
 
 Core = Callable[..., Any]
 
@@ -53,10 +57,14 @@ class Writer:
     submit(function, …) returns a future, which is resolved after the commit. Waiting calls are
     committed together; each runs in a savepoint of its own, so that a Refusal rolls back only its
     own call. If the database fails, the calls of the batch are retried one by one.
+
+    While disk or store are in trouble, a call is refused with StoreTrouble; the first write that
+    succeeds ends that, be it of a call or the writer's own each second.
     """
 
     BATCH = 256
     PATIENCE = 60.0  # seconds that a call waits for its turn
+    TRY_AGAIN = 1.0  # seconds
 
     def __init__(self, on_commit: Callable[[], None] = lambda: None) -> None:
         self.on_commit = on_commit
@@ -120,24 +128,42 @@ class Writer:
         return False
 
     def _run(self) -> None:
-        with database.connection_context():
-            going = True
-            while going:
-                batch = [self.queue.get()]
-                while len(batch) < self.BATCH and not self.queue.empty():
-                    batch.append(self.queue.get())
-                going = None not in batch
-                with self.turn:
-                    self.batch = [job for job in batch if job and not job.withdrawn]
-                    for job in self.batch:
-                        job.begun = True
-                if self.batch:
-                    self._commit(self.batch)
+        going = True
+        while going:
+            batch = [self._next()]
+            while len(batch) < self.BATCH and not self.queue.empty():
+                batch.append(self.queue.get())
+            going = None not in batch
+            with self.turn:
+                self.batch = [job for job in batch if job and not job.withdrawn]
+                for job in self.batch:
+                    job.begun = True
+            if self.batch:
+                self._commit(self.batch)
+        database.close()
+
+    def _next(self) -> _Job | None:
+        """The next call; while the store is in trouble, a write of our own that tries it."""
+        while True:
+            try:
+                return self.queue.get(timeout=self.TRY_AGAIN)
+            except queue.Empty:
+                trouble = database.condition.trouble
+                if trouble and trouble.lasts:
+                    database.condition.try_to_reopen()
+                elif trouble:
+                    tried: concurrent.futures.Future[Any] = concurrent.futures.Future()
+                    return _Job(set_mark, ("tried", f"{time.time():.0f}"), tried)
 
     def _commit(self, jobs: list[_Job]) -> None:
+        condition = database.condition
         try:
             if self.abandoned:
                 raise NotSaved(STOPPING)
+            if condition.trouble and condition.trouble.lasts:
+                raise condition.trouble.refusal()
+            database.connect(reuse_if_open=True)
+            before = database.connection().total_changes
             with contextlib.ExitStack() as held, database.atomic():
                 outcomes = [self._attempt(job) for job in jobs]
                 held.enter_context(self.turn)  # until it is committed
@@ -148,11 +174,15 @@ class Writer:
                 for job in jobs:
                     self._commit([job])
                 return
-            if not isinstance(error, NotSaved):
+            known = isinstance(error, NotSaved | StoreTrouble)
+            failure = error if known else condition.suffers(error)
+            if not failure:
                 log.error("database: %s failed", jobs[0].function, exc_info=error)
             for job in jobs:
-                job.settle(None, error)
+                job.settle(None, failure or error)
             return
+        if database.connection().total_changes > before:
+            condition.works()
         self.commits += 1
         for job, (result, failure) in zip(jobs, outcomes, strict=True):
             job.settle(result, failure)
@@ -171,7 +201,7 @@ class Writer:
             if refusal.afterwards:
                 refusal.afterwards()
             return None, refusal
-        except peewee.DatabaseError:
+        except (peewee.DatabaseError, sqlite3.DatabaseError):
             raise
         except Exception as error:
             log.exception("%s failed", job.function)

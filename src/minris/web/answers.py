@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minris.dataset.dicom_json import to_json
 from minris.dataset.elements import ElementIndex
-from minris.standard.status import Refusal, http_status, outcome
+from minris.standard.status import Refusal, http_status, warning_text
 from minris.web.request import Web, enter, problem_json
 
 
@@ -85,5 +85,5 @@ class RouteView:
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
         """Return the refusal with the text of OUTCOMES as a Warning header."""
         reply = refusal_reply(refusal, self.route.operation)
-        text = outcome(self.route.operation, refusal.status).text
+        text = warning_text(self.route.operation, refusal)
         return reply._replace(headers=(*reply.headers, ("Warning", f'299 minris: "{text}"')))

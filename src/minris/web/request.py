@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
+from minris.access.unsaved import Unsaved
 from minris.access.users import Login, find_session, find_token, permit
 from minris.config.ini import Config
 from minris.standard.dictionary import attribute_name
@@ -32,6 +33,7 @@ class Box(Protocol):
     dimse: Any
     socket_delivery: Any
 
+    def alarms(self) -> list[Message]: ...
     def back_up(self) -> None: ...
     def health(self) -> Mapping[str, str]: ...
     def lights(self) -> list[tuple[Message, str, Message]]: ...
@@ -60,6 +62,7 @@ class Web:
     ) -> None:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
+        self.unsaved = Unsaved()
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -67,6 +70,11 @@ class Web:
             return self.writer.call(core, ctx, *arguments)
         finally:
             self.box.wake_delivery()
+
+    def session(self, cookie: str) -> Login | None:
+        """The login of a session's cookie, None if unknown or expired."""
+        ctx = self.context(Actor("web"))
+        return self.read(self.unsaved.find, ctx, cookie) or self.read(find_session, ctx, cookie)
 
     @staticmethod
     def read(core: Core, *arguments: Any) -> Any:
@@ -118,7 +126,7 @@ def find_login(web: Web, request: Any) -> Login | None:
     if token := bearer_of(request):
         return web.read(find_token, token)
     if cookie := request.get_cookie("minris"):
-        return web.read(find_session, web.context(Actor("web")), cookie)
+        return web.session(cookie)
     open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
         host = urllib.parse.urlsplit(f"//{host_of(request)}").hostname

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minris import log
-from minris.access.context import Actor
-from minris.access.users import find_session
 from minris.intake import Intake, Share
 from minris.standard.status import HttpRefusal
 from minris.web.answers import refusal_reply
@@ -250,9 +248,8 @@ class WebServer:
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, "minris")
-        ctx = self.web.context(Actor("web"))
         run = asyncio.get_running_loop().run_in_executor
-        if not cookie or not await run(self.readers, self.web.read, find_session, ctx, cookie):
+        if not cookie or not await run(self.readers, self.web.session, cookie):
             raise HttpRefusal(401, "Log in first")
         # nginx would keep it back until a buffer is full
         headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),
