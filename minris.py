@@ -2366,13 +2366,42 @@ def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]
                 yield f"[device {name}] {key}: needs host"
 
 
+STORE_NAME = "minris.db"  # that of [store] url
+# Where the service of this computer has its configuration and its store.
+USUAL_PLACES = tuple(Path(place) for place in ("/var/lib/minris", "/etc/minris"))
+
+
+def find_config(
+    given: str | None, environ: Mapping[str, str], program: Path
+) -> tuple[Path | None, Path]:
+    """The configuration file, None for the defaults, and the folder of relative paths.
+
+    The first that there is: the file given, that of MINRIS_CONFIG, then a config.ini or a store in
+    the working directory, beside the store of MINRIS_STORE_URL, beside the program, in the usual
+    places.
+    """
+    if named := given or environ.get("MINRIS_CONFIG"):
+        return Path(named), Path(named).absolute().parent
+    store = environ.get("MINRIS_STORE_URL", "").removeprefix("sqlite:///")
+    places = (Path.cwd(), *([Path(store).absolute().parent] if store else []), program)
+    for place in (*places, *USUAL_PLACES):
+        if os.path.isfile(place / "config.ini"):  # False also where we may not look
+            return place / "config.ini", place
+        if os.path.isfile(place / STORE_NAME):
+            return None, place
+    return None, Path.cwd()
+
+
 def load_config(
-    path: Path | None = None, environ: Mapping[str, str] = types.MappingProxyType({})
+    path: Path | None = None,
+    environ: Mapping[str, str] = types.MappingProxyType({}),
+    folder: Path | None = None,
 ) -> Config:
     """The configuration of a file, or the defaults. Raises ConfigError with all errors at once.
 
     path     the file, None for the defaults
     environ  variables MINRIS_SECTION_KEY, which override the file
+    folder   that of relative paths without a file; None: the working directory
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
     wrong: list[Message] = []
@@ -2391,7 +2420,7 @@ def load_config(
     for name in [name for name in given if name.startswith("device ")]:
         title = name.removeprefix("device ").strip()
         devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), wrong)
-    directory = path.absolute().parent if path else Path.cwd()
+    directory = path.absolute().parent if path else folder or Path.cwd()
     problems = [
         *wrong,
         *(f"[{name}]: there is no such section" for name in given if name),
@@ -26277,7 +26306,8 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
-        yield f"store {config.store_path} (created at first start)", ""
+        wrong = "" if config.path else "there is none, and no config.ini: is this the right folder?"
+        yield f"store {config.store_path} (created at first start)", wrong
         return
     try:
         read_store(config.store_path)
@@ -27054,19 +27084,30 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
         sys.stdout.write(text)
 
 
-def check_store(config: Config) -> None:
-    """CommandError if there is no store."""
-    if not config.store_path.exists():
-        raise CommandError(f"there is no store {config.store_path}")
+def tell_store(config: Config, make: bool) -> None:
+    """Say on standard error which store a command uses. CommandError if there is none to use.
+
+    make  whether the command may make one
+    """
+    by = f"configuration {config.path or 'defaults'}"
+    if not make and not is_there(config.store_path):
+        raise CommandError(
+            f"there is no store {config.store_path} ({by}). Go to its folder, or name its"
+            " configuration: --config FILE, or the variable MINRIS_CONFIG"
+        )
+    print(f"store {config.store_path}, {by}", file=sys.stderr)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    check_store(config)
     backup_store(config.store_path, to)
-    print(f"{to}: {to.stat().st_size} bytes, checked")
+    held, newest = store_facts(to), "none"
+    if held.newest:
+        newest = clinic_time(Context(config), held.newest)
+    print(f"{to}: {to.stat().st_size} bytes, checked; patients: {held.patients},"
+          f" exams: {held.exams}, newest change: {newest}")  # fmt: skip
 
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
@@ -27202,14 +27243,9 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         await appliance.stop()
 
 
-def find_config(given: str | None) -> Path | None:
-    """Return the config.ini given, else of the working directory, else beside the program."""
-    if given:
-        return Path(given)
-    beside = Path(sys.argv[0]).absolute().parent / "config.ini"
-    return next((path for path in (Path.cwd() / "config.ini", beside) if path.is_file()), None)
-
-
+# What these print is of one store; those that make one where there is none, besides serve and demo.
+USING_A_STORE = {"import", "export", "backup", "restore", "user", "token"}
+MAKING_A_STORE = {"import", "restore"}
 COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
     "serve": command_serve,
     "demo": command_demo,
@@ -27279,8 +27315,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # names need no phrases, which take 44 MiB
     arguments = build_parser().parse_args(argv)
     try:
-        config = load_config(find_config(getattr(arguments, "config", None)), os.environ)
-        COMMANDS[arguments.command or "serve"](config, arguments)
+        program = Path(sys.argv[0]).absolute().parent
+        path, folder = find_config(getattr(arguments, "config", None), os.environ, program)
+        config, command = load_config(path, os.environ, folder), arguments.command or "serve"
+        if command in USING_A_STORE:
+            tell_store(config, make=command in MAKING_A_STORE)
+        COMMANDS[command](config, arguments)
     except ConfigError as error:
         for problem in error.problems:
             print(f"minris: {problem}", file=sys.stderr)

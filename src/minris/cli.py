@@ -34,10 +34,10 @@ from minris.appliance.machine import (
     write_private,
 )
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
-from minris.config.ini import Config, ConfigError, load_config, settings_reference
+from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
 from minris.config.values import ROLES
 from minris.conformance.statement import conformance_statement
-from minris.housekeeping.restoring import restore, words_of_gap
+from minris.housekeeping.restoring import clinic_time, restore, words_of_gap
 from minris.interchange.csv_tables import export_csv
 from minris.interchange.whole_store import export_store
 from minris.simulator.archive import SimulatedArchive
@@ -54,6 +54,7 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.encodings import read_encoding
 from minris.standard.status import Refusal
+from minris.store.files import is_there
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import (
     StoreLock,
@@ -61,6 +62,7 @@ from minris.store.sqlite import (
     kept_files,
     open_store,
     read_store,
+    store_facts,
 )
 
 
@@ -180,19 +182,30 @@ def command_export(config: Config, arguments: argparse.Namespace) -> None:
         sys.stdout.write(text)
 
 
-def check_store(config: Config) -> None:
-    """CommandError if there is no store."""
-    if not config.store_path.exists():
-        raise CommandError(f"there is no store {config.store_path}")
+def tell_store(config: Config, make: bool) -> None:
+    """Say on standard error which store a command uses. CommandError if there is none to use.
+
+    make  whether the command may make one
+    """
+    by = f"configuration {config.path or 'defaults'}"
+    if not make and not is_there(config.store_path):
+        raise CommandError(
+            f"there is no store {config.store_path} ({by}). Go to its folder, or name its"
+            " configuration: --config FILE, or the variable MINRIS_CONFIG"
+        )
+    print(f"store {config.store_path}, {by}", file=sys.stderr)
 
 
 def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    check_store(config)
     backup_store(config.store_path, to)
-    print(f"{to}: {to.stat().st_size} bytes, checked")
+    held, newest = store_facts(to), "none"
+    if held.newest:
+        newest = clinic_time(Context(config), held.newest)
+    print(f"{to}: {to.stat().st_size} bytes, checked; patients: {held.patients},"
+          f" exams: {held.exams}, newest change: {newest}")  # fmt: skip
 
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
@@ -328,14 +341,9 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         await appliance.stop()
 
 
-def find_config(given: str | None) -> Path | None:
-    """Return the config.ini given, else of the working directory, else beside the program."""
-    if given:
-        return Path(given)
-    beside = Path(sys.argv[0]).absolute().parent / "config.ini"
-    return next((path for path in (Path.cwd() / "config.ini", beside) if path.is_file()), None)
-
-
+# What these print is of one store; those that make one where there is none, besides serve and demo.
+USING_A_STORE = {"import", "export", "backup", "restore", "user", "token"}
+MAKING_A_STORE = {"import", "restore"}
 COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
     "serve": command_serve,
     "demo": command_demo,
@@ -405,8 +413,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("PYPINYIN_NO_PHRASES", "true")  # names need no phrases, which take 44 MiB
     arguments = build_parser().parse_args(argv)
     try:
-        config = load_config(find_config(getattr(arguments, "config", None)), os.environ)
-        COMMANDS[arguments.command or "serve"](config, arguments)
+        program = Path(sys.argv[0]).absolute().parent
+        path, folder = find_config(getattr(arguments, "config", None), os.environ, program)
+        config, command = load_config(path, os.environ, folder), arguments.command or "serve"
+        if command in USING_A_STORE:
+            tell_store(config, make=command in MAKING_A_STORE)
+        COMMANDS[command](config, arguments)
     except ConfigError as error:
         for problem in error.problems:
             print(f"minris: {problem}", file=sys.stderr)

@@ -497,6 +497,7 @@ def test_a_user_made_beside_a_running_appliance_logs_in_at_once(served, role):
 
 
 def test_a_user_made_where_nothing_runs_logs_in_later(serve, folder):
+    open_store(folder / "minris.db")
     run("user", "chief", "--role", "admin", "--password-stdin", folder=folder, stdin="green-lamp-4")
     line = serve()
     assert log_in(line.url, "chief", "green-lamp-4") == 303
@@ -526,8 +527,9 @@ def test_a_user_that_cannot_be_is_refused_in_words(served, arguments, stdin, wor
 
 
 @pytest.fixture
-def chief(here, monkeypatch):
+def chief(here, folder, monkeypatch):
     """The one administrator of a store at which nothing runs."""
+    open_store(folder / "minris.db")
     monkeypatch.setattr("sys.stdin", io.StringIO("green-lamp-4\n" * 2))
     assert here("user", "chief", "--role", "admin", "--password-stdin")[0] == 0
 

@@ -218,7 +218,8 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
-        yield f"store {config.store_path} (created at first start)", ""
+        wrong = "" if config.path else "there is none, and no config.ini: is this the right folder?"
+        yield f"store {config.store_path} (created at first start)", wrong
         return
     try:
         read_store(config.store_path)

@@ -3,6 +3,7 @@
 import configparser
 import dataclasses
 import datetime
+import os
 import types
 import zoneinfo
 from collections.abc import Iterable, Iterator, Mapping
@@ -174,13 +175,42 @@ def check_devices(devices: Mapping[str, types.SimpleNamespace]) -> Iterator[str]
                 yield f"[device {name}] {key}: needs host"
 
 
+STORE_NAME = "minris.db"  # that of [store] url
+# Where the service of this computer has its configuration and its store.
+USUAL_PLACES = tuple(Path(place) for place in ("/var/lib/minris", "/etc/minris"))
+
+
+def find_config(
+    given: str | None, environ: Mapping[str, str], program: Path
+) -> tuple[Path | None, Path]:
+    """The configuration file, None for the defaults, and the folder of relative paths.
+
+    The first that there is: the file given, that of MINRIS_CONFIG, then a config.ini or a store in
+    the working directory, beside the store of MINRIS_STORE_URL, beside the program, in the usual
+    places.
+    """
+    if named := given or environ.get("MINRIS_CONFIG"):
+        return Path(named), Path(named).absolute().parent
+    store = environ.get("MINRIS_STORE_URL", "").removeprefix("sqlite:///")
+    places = (Path.cwd(), *([Path(store).absolute().parent] if store else []), program)
+    for place in (*places, *USUAL_PLACES):
+        if os.path.isfile(place / "config.ini"):  # False also where we may not look
+            return place / "config.ini", place
+        if os.path.isfile(place / STORE_NAME):
+            return None, place
+    return None, Path.cwd()
+
+
 def load_config(
-    path: Path | None = None, environ: Mapping[str, str] = types.MappingProxyType({})
+    path: Path | None = None,
+    environ: Mapping[str, str] = types.MappingProxyType({}),
+    folder: Path | None = None,
 ) -> Config:
     """The configuration of a file, or the defaults. Raises ConfigError with all errors at once.
 
     path     the file, None for the defaults
     environ  variables MINRIS_SECTION_KEY, which override the file
+    folder   that of relative paths without a file; None: the working directory
     """
     parser = read_ini(path) if path else configparser.ConfigParser(default_section="")
     wrong: list[Message] = []
@@ -199,7 +229,7 @@ def load_config(
     for name in [name for name in given if name.startswith("device ")]:
         title = name.removeprefix("device ").strip()
         devices[title] = read_section(name, DEVICE_SETTINGS, given.pop(name), wrong)
-    directory = path.absolute().parent if path else Path.cwd()
+    directory = path.absolute().parent if path else folder or Path.cwd()
     problems = [
         *wrong,
         *(f"[{name}]: there is no such section" for name in given if name),
