@@ -2838,6 +2838,40 @@ def normal_date(text: str) -> str:
     return text.replace(".", "") if text.count(".") == 2 else text
 
 
+MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def typed_dates(text: str, today: datetime.date) -> list[str]:
+    """The dates (DA) that a typed date can mean; two where day and month may be meant either way.
+
+    Takes 19780312, 1978-03-12, 12.3.78, 12/3/1978, 12 Mar 1978, Mar 12 1978 and 1978年3月12日. A year of
+    two digits is the latest one that is not after today.
+    """
+    month = re.search("[a-z]{3,}", text.casefold())
+    numbers = [int(number) for number in re.findall("[0-9]{1,8}", text)]
+    if month and month[0][:3] in MONTH_NAMES and len(numbers) == 2:
+        orders = [(numbers[1], MONTH_NAMES.index(month[0][:3]) + 1, numbers[0])]
+    elif re.fullmatch("[0-9]{8}", text.strip()):
+        orders = [(numbers[0] // 10000, numbers[0] // 100 % 100, numbers[0] % 100)]
+    elif not re.fullmatch(r"[0-9]{1,4}([-./ ]|年)[0-9]{1,2}([-./ ]|月)[0-9]{1,4}日?", text.strip()):
+        return []
+    elif numbers[0] > 31:
+        orders = [(numbers[0], numbers[1], numbers[2])]
+    else:
+        orders = [(numbers[2], numbers[1], numbers[0]), (numbers[2], numbers[0], numbers[1])]
+        if "." in text:  # always the day first
+            orders.pop()
+    found = []
+    for year, number, day in orders:
+        if year < 100:
+            year += today.year // 100 * 100
+            year -= 100 if (year, number, day) > (today.year, today.month, today.day) else 0
+        date = f"{year:04}{number:02}{day:02}"
+        if is_date(date) and date not in found:
+            found.append(date)
+    return found
+
+
 def normal_time(text: str) -> str:
     """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")
@@ -10228,6 +10262,16 @@ def steps_of(patient_row: int) -> list[Any]:
     )
 
 
+def step_of_day(patient_row: int, date: str) -> Any:
+    """The step of a patient on this day (DA), else the next one, else the last one; None without."""
+    where = (
+        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?1)"
+        " ORDER BY start_date = ?2 DESC, start_date > ?2 DESC,"
+        " CASE WHEN start_date > ?2 THEN start_date END, start_date DESC, start_time LIMIT 1"
+    )
+    return first_row(ScheduledProcedureStep, where, patient_row, date)
+
+
 # ------------------------------------------------------------------------------------------------
 # minris.orders.identities
 # Who a patient is and was, and whether performed steps name the patient of their orders.
@@ -11280,20 +11324,29 @@ def similar_patients(index: ElementIndex) -> list[Any]:
     return [patient for patient in found if same_person(index, patient)]
 
 
-def find_patients(text: str, limit: int = 50) -> list[Any]:
-    """Patients by part of the name in any spelling, initials, ID, birth date or phone number."""
+def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:
+    """Patients by what people type; the best match first.
+
+    text   parts of a name in any order and spelling, initials, ID, accession number, phone number, or
+           a birth date in any form
+    today  tells the century of a birth date whose year has two digits
+    """
     text = text.strip()
-    key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
+    words = [key for word in re.split(r"[\s,^=·]+", text) if (key := name_key(word))][:8]
+    digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
+    born = [*typed_dates(text, today), "", ""][:2]
+    named = " AND ".join(f"instr(name_key, ?{7 + number})" for number in range(len(words)))
     where = (
-        "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
-        " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
-        " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
+        "patient_id = ?1 OR (patient_birth_date IN (?2, ?3) AND patient_birth_date <> '')"
+        f" OR ({named or 0}) OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{{')"
+        " OR id IN (SELECT patient_id FROM requested_procedure WHERE accession_number = ?1 AND ?1 <> '')"
+        " OR (?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
         " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
-        " updated_at DESC LIMIT ?6"
+        f" {'instr(name_key, ?7) = 1' if words else 'NULL'} DESC, updated_at DESC LIMIT ?6"
     )
-    return fetch_rows(Patient, where, text, digits, key, letters, phone, limit)
+    return fetch_rows(Patient, where, text, *born, letters, phone, limit, *words)
 
 
 def rows_of(*patients: Any) -> list[Place]:
@@ -19473,6 +19526,17 @@ class Translator:
                  "year": int(value[:4])}  # fmt: skip
         return DATES.get(self.language, DATES["en"]).format(**words)
 
+    def of_person(self, index: ElementIndex, today: datetime.date) -> str:
+        """Return sex and age of a patient: M 48 y; months below two years."""
+        born, sex = index.get("PatientBirthDate"), index.get("PatientSex")
+        age = ""
+        if is_date(born):
+            months = (today.year - int(born[:4])) * 12 + today.month - int(born[4:6])
+            months -= today.day < int(born[6:])
+            years, young = Message("{count} y", count=months // 12), max(months, 0)
+            age = self(years if months >= 24 else Message("{count} months", count=young))
+        return " ".join(filter(None, (self(sex) if sex in ("M", "F", "O") else "", age)))
+
 
 DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -19609,7 +19673,7 @@ def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.static
-# Static files: style sheet, script and language catalogues.
+# Static files: style sheet, script, icons and language catalogues.
 # ------------------------------------------------------------------------------------------------
 
 def static_folder() -> Path | None:
@@ -19619,180 +19683,258 @@ def static_folder() -> Path | None:
 
 
 STATIC = {
-    "minris.css": """/* minris: classes only where an element selector is not enough. */
+    "minris.css": """/* minris: classes only where an element selector is not enough. Sizes on a grid of 4 px. */
 :root {
   color-scheme: light dark;
-  --ink: #16202a; --paper: #f6f7f9; --card: #fff; --line: #d4dae1; --soft: #5b6875;
-  --accent: #0b5cad; --accent-ink: #fff; --bad: #a4161a; --bad-paper: #fdecec;
-  --SCHEDULED: #5b6875; --ARRIVED: #8a5a00; --READY: #8a5a00; --STARTED: #0b5cad;
-  --COMPLETED: #1d6b35; --DISCONTINUED: #a4161a; --CANCELED: #5b6875; --DEPARTED: #5b6875;
+  --ink: #14202b; --soft: #566675; --line: #e1e7ed; --edge: #c3ccd5; --ground: #f4f6f8; --card: #fff; --band: #f9fafb;
+  --accent: #0a6e8a; --accent-ink: #fff; --tint: #e3f1f5; --link: #0a5f78;
+  --rail: #0d2b38; --rail-ink: #cfdde4; --rail-soft: #8fadba; --rail-on: #17485a;
+  --mute: #566675; --mute-bg: #edf0f3; --wait: #835400; --wait-bg: #fdf1d8; --run: #0b5cad; --run-bg: #e2eefb;
+  --good: #1d6b35; --good-bg: #e2f3e7; --bad: #a4161a; --bad-bg: #fdeaea;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ink: #e7ecf1; --paper: #12171c; --card: #1b2229; --line: #36414c; --soft: #a3b0bd;
-    --accent: #7ab8ff; --accent-ink: #0b1a2a; --bad: #ff9c9c; --bad-paper: #3a1c1e;
-    --SCHEDULED: #a3b0bd; --ARRIVED: #f0c060; --READY: #f0c060; --STARTED: #7ab8ff;
-    --COMPLETED: #86d69c; --DISCONTINUED: #ff9c9c; --CANCELED: #a3b0bd; --DEPARTED: #a3b0bd;
+    --ink: #e6edf3; --soft: #a3b4c2; --line: #2a3742; --edge: #465664; --ground: #0f161c; --card: #18212a; --band: #1d2731;
+    --accent: #5cc2dd; --accent-ink: #06222b; --tint: #12333d; --link: #7fd0e6;
+    --rail: #0a1e27; --rail-on: #143b49;
+    --mute: #b4c2ce; --mute-bg: #2a3540; --wait: #f2c669; --wait-bg: #3a2e12; --run: #8cc1ff; --run-bg: #14304f;
+    --good: #8bdba2; --good-bg: #163524; --bad: #ffa3a3; --bad-bg: #43191c;
   }
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif;
+  margin: 0; min-height: 100vh; background: var(--ground); color: var(--ink); font-variant-numeric: tabular-nums;
+  font: 15px/1.4 system-ui, "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif;
 }
-header {
-  display: flex; flex-wrap: wrap; align-items: center; gap: .5rem 1.25rem;
-  padding: .5rem 1rem; background: var(--card); border-bottom: 1px solid var(--line);
+body.framed { display: grid; grid-template: auto 1fr / 13rem minmax(0, 1fr); }
+h1 { font-size: 22px; line-height: 1.25; font-weight: 600; margin: 0 0 16px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; font-weight: 600; margin: 24px 0 8px; }
+p { overflow-wrap: anywhere; margin: 0 0 12px; }
+a { color: var(--link); }
+small, .small { font-size: 13px; color: var(--soft); }
+button, input, select, textarea, summary { font: inherit; color: inherit; }
+
+/* The frame: rail, header, bottom bar. */
+.skip { position: absolute; left: -999px; }
+.skip:focus { left: 8px; top: 8px; z-index: 9; background: var(--card); padding: 8px 16px; border-radius: 8px; }
+.rail { grid-row: 1 / 3; background: var(--rail); color: var(--rail-ink); padding: 0 8px 16px; }
+.rail > div { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; scrollbar-width: thin; }
+.brand { display: flex; align-items: center; min-height: 56px; padding: 0 10px; color: #fff; font-weight: 600; text-decoration: none; }
+.rail h2 { margin: 0; padding: 14px 10px 4px; font-size: 12px; color: var(--rail-soft); }
+.rail ul { list-style: none; margin: 0; padding: 0; }
+.rail li a {
+  display: flex; align-items: center; gap: 10px; min-height: 36px; padding: 6px 10px;
+  border-radius: 8px; color: inherit; text-decoration: none; font-size: 14px;
 }
-header nav { display: flex; flex-wrap: wrap; gap: .25rem; flex: 1; }
-header nav a { padding: .55rem .8rem; border-radius: .4rem; text-decoration: none; }
-header nav a[aria-current] { background: var(--accent); color: var(--accent-ink); }
-header form { margin: 0; }
-.logout, .language { display: flex; align-items: center; gap: .5rem; }
-.language { margin-left: auto; }
-main { max-width: 78rem; margin: 0 auto; padding: 1rem; }
-p { overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .25rem 0 1rem; }
-h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
-a { color: var(--accent); }
-button, input, select, textarea { font: inherit; color: inherit; }
-button {
-  min-height: 2.5rem; padding: .35rem .9rem; border: 1px solid var(--line);
-  border-radius: .4rem; background: var(--card); cursor: pointer;
-}
-a.main {
-  padding: .45rem .9rem; border-radius: .4rem; background: var(--accent); color: var(--accent-ink);
-  font-weight: 600; text-decoration: none;
-}
-button:hover { border-color: var(--accent); }
-button.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); font-weight: 600; }
-input, select, textarea {
-  width: 100%; min-height: 2.5rem; padding: .35rem .6rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: .4rem;
-}
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
-[aria-invalid="true"] { border-color: var(--bad); }
-fieldset {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .75rem 1rem;
-  margin: 0 0 1rem; padding: 1rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: .6rem;
-}
-legend { font-weight: 600; padding: 0 .4rem; }
-label { display: block; color: var(--soft); font-size: .9rem; }
-.field .problem { margin: .2rem 0 0; font-size: .9rem; }
-.login { max-width: 22rem; display: grid; gap: .9rem; }
-.day { display: flex; flex-wrap: wrap; align-items: end; gap: .75rem; margin-bottom: 1rem; }
-.day input, .day select { width: auto; display: block; }
-.day > a { padding: .55rem .2rem; }
-.problem { color: var(--bad); }
-div.problem, p.problem[role], #offline {
-  background: var(--bad-paper); border-left: 4px solid var(--bad); padding: .5rem .9rem; border-radius: .3rem;
-}
-div.problem ul { margin: 0; padding-left: 1.2rem; }
-.told { border-left: 4px solid var(--COMPLETED); padding: .5rem .9rem; background: var(--card); }
-.warning { border-left: 4px solid var(--ARRIVED); padding: .5rem .9rem; background: var(--card); }
-#board section { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
-th, td { padding: .45rem .7rem; text-align: left; border-top: 1px solid var(--line); vertical-align: middle; }
-thead th { border-top: 0; color: var(--soft); font-size: .85rem; font-weight: 600; }
-tbody th { font-weight: 600; }
-tr[data-state="CANCELED"] th, tr[data-state="NO SHOW"] th { text-decoration: line-through; font-weight: 400; }
-.state { white-space: nowrap; font-weight: 600; color: var(--SCHEDULED); }
-.state::before { content: "○ "; }
-.state[data-state="ARRIVED"], .state[data-state="READY"] { color: var(--ARRIVED); }
-.state[data-state="ARRIVED"]::before, .state[data-state="READY"]::before { content: "◔ "; }
-.state[data-state="STARTED"] { color: var(--STARTED); }
-.state[data-state="STARTED"]::before { content: "▶ "; }
-.state[data-state="COMPLETED"] { color: var(--COMPLETED); }
-.state[data-state="COMPLETED"]::before { content: "✔ "; }
-.state[data-state="DISCONTINUED"] { color: var(--DISCONTINUED); }
-.state[data-state="DISCONTINUED"]::before { content: "■ "; }
-.state[data-state="CANCELED"]::before, .state[data-state="NO SHOW"]::before { content: "✕ "; }
-.summary .state { margin-right: .9rem; }
-div.actions { display: flex; flex-wrap: wrap; gap: .4rem; align-items: end; }
-.actions form { display: inline-flex; gap: .4rem; align-items: end; margin: .1rem .3rem .1rem 0; }
-td.actions { text-align: right; }
-td.actions button, td.actions input, td.actions select { min-height: 2.2rem; padding: .15rem .6rem; font-size: .9rem; }
-td.actions input, td.actions select { width: auto; max-width: 18rem; }
-td:nth-child(1), td:nth-child(7) { white-space: nowrap; }
-.wide { overflow-x: auto; position: relative; }
-.links { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; margin-top: 1.25rem; }
-.after { columns: 20rem; padding-left: 1.2rem; }
-form[role="search"] input { width: 20rem; max-width: 100%; }
-.urgent { color: var(--bad); margin-left: .4rem; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .3rem 1.2rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .75rem; }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-[hidden] { display: none !important; }
-@media (min-width: 75rem) {
-  main, footer { max-width: 100rem; }
-  #board td.actions { white-space: nowrap; }
-}
-nav.pages {
-  display: flex; flex-wrap: wrap; gap: .1rem .25rem; padding: .15rem 1rem;
+.rail li a:hover { background: #ffffff14; }
+.rail li a[aria-current] { background: var(--rail-on); color: #fff; font-weight: 600; }
+.icon { flex: none; width: 18px; height: 18px; fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linecap: round; stroke-linejoin: round; }
+.count { margin-left: auto; min-width: 20px; padding: 0 6px; border-radius: 10px; background: #b3261e; color: #fff; font-size: 12px; font-weight: 600; line-height: 20px; text-align: center; }
+body > header {
+  position: sticky; top: 0; z-index: 4; display: flex; align-items: center; gap: 12px; min-height: 56px; padding: 8px 24px;
   background: var(--card); border-bottom: 1px solid var(--line);
 }
-nav.pages a { padding: .4rem .7rem; text-decoration: none; border-bottom: 3px solid transparent; }
-nav.pages a[aria-current] { border-color: var(--accent); font-weight: 600; }
-footer { max-width: 78rem; margin: 2rem auto 0; padding: 0 1rem 1rem; color: var(--soft); font-size: .9rem; }
-.light { text-decoration: none; font-size: 1.2rem; }
-.light[data-light="good"], [data-light="good"] > :first-child { color: var(--COMPLETED); }
-.light[data-light="warning"], [data-light="warning"] > :first-child { color: var(--ARRIVED); }
-.light[data-light="bad"], [data-light="bad"] > :first-child { color: var(--bad); font-weight: 600; }
+header form { margin: 0; }
+header > form[role="search"] { flex: 1; max-width: 27rem; position: relative; }
+header > form[role="search"] input { background: var(--ground); width: 100%; }
+header .main { white-space: nowrap; }
+.status, header > :last-child { margin-left: auto; }
+.status + :last-child { margin-left: 0; }
+.status { display: flex; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
+.me { position: relative; }
+.me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; cursor: pointer; }
+.me > summary::after { content: "▾"; margin-left: 6px; color: var(--soft); }
+.me > div {
+  position: absolute; right: 0; top: 44px; z-index: 5; width: 16rem; padding: 8px; display: grid; gap: 4px;
+  background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003;
+}
+.me a, .me button { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: left; font-weight: 400; text-decoration: none; color: inherit; cursor: pointer; }
+.me a:hover, .me button:hover { background: var(--tint); }
+.me p { margin: 4px 10px; }
+.bar { display: none; }
+main { grid-column: 2; padding: 20px 24px 40px; width: 100%; max-width: 96rem; min-width: 0; }
+body:not(.framed) main { margin: 0 auto; }
+nav.tabs { display: flex; flex-wrap: wrap; gap: 4px; margin: -4px 0 16px; border-bottom: 1px solid var(--line); }
+nav.tabs a { padding: 8px 12px; text-decoration: none; color: var(--soft); border-bottom: 2px solid transparent; }
+nav.tabs a[aria-current] { color: var(--accent); border-color: var(--accent); font-weight: 600; }
+
+/* Controls. */
+button, .button {
+  display: inline-flex; align-items: center; justify-content: center; gap: 6px; min-height: 36px; padding: 6px 14px;
+  border: 1px solid var(--edge); border-radius: 8px; background: var(--card); color: inherit; font-weight: 600; cursor: pointer; text-decoration: none;
+}
+button:hover, .button:hover { border-color: var(--accent); background: var(--tint); }
+.main, button.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); }
+.main:hover, button.main:hover { background: var(--accent); filter: brightness(1.08); }
+a.main { display: inline-flex; align-items: center; min-height: 36px; padding: 6px 14px; border-radius: 8px; font-weight: 600; text-decoration: none; }
+button:disabled { opacity: .55; cursor: default; }
+input, select, textarea {
+  width: 100%; min-height: 36px; padding: 6px 10px; background: var(--card); color: var(--ink); font-size: 15px;
+  border: 1px solid var(--edge); border-radius: 8px;
+}
+input[type="checkbox"], input[type="radio"] { width: 18px; min-height: 18px; accent-color: var(--accent); vertical-align: -3px; }
+input[type="date"] { max-width: 11rem; }
+input[type="time"] { max-width: 8rem; }
+input[type="file"] { max-width: 32rem; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
+.rail :focus-visible { outline-color: #fff; outline-offset: -3px; }
+[aria-invalid="true"] { border-color: var(--bad); }
+fieldset {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; align-items: start;
+  margin: 0 0 16px; padding: 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+}
+legend { font-weight: 600; padding: 0 6px; float: left; width: 100%; margin-bottom: 4px; }
+legend + * { clear: both; }
+fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
+label { display: block; color: var(--soft); font-size: 13px; }
+.field .problem { margin: 4px 0 0; font-size: 13px; }
+.login { max-width: 22rem; display: grid; gap: 12px; }
+.day { display: flex; flex-wrap: wrap; align-items: end; gap: 8px 12px; margin-bottom: 16px; }
+.day input, .day select { width: auto; display: block; }
+.day[role="search"] label { flex: 0 1 24rem; }
+.day[role="search"] input { width: 100%; }
+.found { list-style: none; margin: 0 0 12px; padding: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.found li { display: flex; flex-wrap: wrap; gap: 2px 16px; border-top: 1px solid var(--line); }
+.found li:first-child { border-top: 0; }
+.found a { display: flex; gap: 8px; align-items: center; min-height: 40px; padding: 6px 14px; }
+.found a + a { margin-left: auto; }
+#answers { position: absolute; top: 44px; left: 0; right: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
+#answers:not(:empty) { padding: 8px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
+.fields { max-width: 64rem; }
+div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
+.actions form { display: inline-flex; gap: 6px; align-items: end; margin: 2px 0 2px 6px; }
+div.actions > form { margin-left: 0; }
+td.actions { text-align: right; }
+td.actions button, td.actions input, td.actions select { min-height: 32px; padding: 2px 10px; font-size: 14px; }
+td.actions input, td.actions select { width: auto; max-width: 18rem; }
+
+/* What is told. */
+.problem { color: var(--bad); }
+div.problem, p.problem[role], #offline, .told, .warning { padding: 10px 14px; border-radius: 8px; margin: 0 0 12px; }
+div.problem, p.problem[role], #offline { background: var(--bad-bg); }
+div.problem p { margin: 0; font-weight: 600; }
+div.problem ul { margin: 4px 0 0; padding-left: 20px; }
+.told { background: var(--good-bg); color: var(--good); }
+.warning { background: var(--wait-bg); color: var(--wait); }
+.told a, .warning a, .problem a { color: inherit; }
+.urgent, .tag {
+  margin-left: 6px; padding: 0 6px; border-radius: 4px; background: var(--bad-bg); color: var(--bad);
+  font-size: 12px; font-weight: 600; white-space: nowrap;
+}
+.state { display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; font-size: 13px; font-weight: 600; white-space: nowrap; background: var(--mute-bg); color: var(--mute); text-decoration: none; }
+.state::before { content: "○"; }
+.state:is([data-state="ARRIVED"], [data-state="READY"], [data-state="SUSPENDED"]) { background: var(--wait-bg); color: var(--wait); }
+.state:is([data-state="ARRIVED"], [data-state="READY"])::before { content: "◔"; }
+.state:is([data-state="STARTED"], [data-state="IN PROGRESS"]) { background: var(--run-bg); color: var(--run); }
+.state:is([data-state="STARTED"], [data-state="IN PROGRESS"])::before { content: "▶"; font-size: 11px; }
+.state[data-state="COMPLETED"] { background: var(--good-bg); color: var(--good); }
+.state[data-state="COMPLETED"]::before { content: "✓"; }
+.state:is([data-state="DISCONTINUED"], [data-state="NO SHOW"]) { background: var(--bad-bg); color: var(--bad); }
+.state[data-state="DISCONTINUED"]::before { content: "■"; font-size: 10px; }
+.state:is([data-state="CANCELED"], [data-state="NO SHOW"])::before { content: "✕"; font-size: 11px; }
+.summary { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
+.light { text-decoration: none; }
+[data-light="good"] > :first-child, .light[data-light="good"] { color: var(--good); }
+[data-light="warning"] > :first-child, .light[data-light="warning"] { color: var(--wait); }
+[data-light="bad"] > :first-child, .light[data-light="bad"] { color: var(--bad); font-weight: 600; }
+
+/* Tables, lists of facts. */
+.wide, #board section { overflow-x: auto; position: relative; }
+table { width: 100%; border-collapse: separate; border-spacing: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+th, td { padding: 8px 14px; text-align: left; border-top: 1px solid var(--line); vertical-align: middle; }
+thead tr:first-child > *, tbody:first-child tr:first-child > * { border-top: 0; }
+thead th { color: var(--soft); font-size: 12px; font-weight: 600; white-space: nowrap; }
+thead + tbody tr:first-child > * { border-top: 1px solid var(--line); }
+tbody th { font-weight: 600; }
+tbody th a, .found a { color: inherit; text-decoration: none; }
+tbody th a:hover, .found a:hover { text-decoration: underline; }
+tbody tr:hover > * { background: var(--band); }
+tr[data-state="CANCELED"] th, tr[data-state="NO SHOW"] th { text-decoration: line-through; font-weight: 400; }
+td:nth-child(1) { white-space: nowrap; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 6px 20px; margin: 0 0 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 13px; }
+.links { display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 16px 0; }
+nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
+.after { columns: 20rem; padding-left: 20px; }
+.timeline { padding-left: 20px; }
+.timeline time { color: var(--soft); }
+.timeline .who { color: var(--soft); }
+details.deed { border: 1px solid var(--line); border-radius: 8px; margin-bottom: 8px; max-width: 40rem; background: var(--card); }
+details.deed summary { padding: 8px 14px; cursor: pointer; }
+form.deed { display: grid; gap: 8px; padding: 0 14px 14px; max-width: 38rem; }
+section > form.deed { padding: 0 0 8px; justify-items: start; }
+form.deed button { justify-self: start; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+[hidden] { display: none !important; }
+
+/* Calendar, waiting room, paper. */
 table.month td { text-align: center; }
-table.month td a + a { display: block; font-size: .85rem; }
+table.month td a + a { display: block; font-size: 13px; }
 td[aria-current] { outline: 2px solid var(--accent); outline-offset: -2px; }
-table.week th, table.week td { padding: .15rem .4rem; border-left: 1px solid var(--line); min-width: 6rem; }
+table.week th, table.week td { padding: 2px 6px; border-left: 1px solid var(--line); min-width: 6rem; }
 table.week tbody th { min-width: 0; color: var(--soft); font-weight: 400; }
-table.week td.taken { background: var(--paper); }
-table.week a.state { display: block; white-space: normal; }
+table.week td.taken { background: var(--ground); }
+table.week a.state { display: block; white-space: normal; border-radius: 6px; }
 table.week a.free { display: block; text-align: center; text-decoration: none; color: var(--soft); }
 table.week a.free:hover, table.week a.free:focus { background: var(--accent); color: var(--accent-ink); }
-@media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
-@media print {
-  header, .actions, .day, #offline { display: none !important; }
-  body { background: #fff; color: #000; font-size: 11pt; }
-  table, dl, fieldset { border-color: #999; }
-}
-
-details.deed { border: 1px solid var(--line); border-radius: .4rem; margin-bottom: .5rem; max-width: 40rem; background: var(--card); }
-details.deed summary { padding: .5rem .8rem; cursor: pointer; }
-form.deed { display: grid; gap: .5rem; padding: 0 .8rem .8rem; max-width: 38rem; }
-section > form.deed { padding: 0 0 .5rem; justify-items: start; }
-form.deed button { justify-self: start; }
-.timeline .who { opacity: .75; }
-nav.links a[aria-current] { font-weight: bold; text-decoration: none; }
-
 .waiting { list-style: none; padding: 0; font-size: 2rem; }
-.waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1fr; gap: 1rem; padding: .5rem 1rem; border-bottom: 1px solid var(--line, #ccc); }
+.waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1.2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
+.waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
 .slip { max-width: 24rem; }
-.label { width: 50mm; padding: 1mm; font-size: 8pt; line-height: 1.15; border: 1px dashed var(--line); background: #fff; color: #000; }
+.slip img { height: 16mm; width: 70mm; max-width: 100%; }
+.slip img + img { height: 26mm; width: 26mm; display: block; }
+.label { width: 50mm; padding: 1mm; font-size: 8pt; line-height: 1.15; border: 1px dashed var(--edge); background: #fff; color: #000; }
 .label p { margin: 0 0 .5mm; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .label img { height: 9mm; width: 34mm; vertical-align: middle; }
 .label img + img { height: 11mm; width: 11mm; }
-@page label { size: 50mm 30mm; margin: 1mm; }
-@media print {
-  header, nav, footer, .noprint, .notice { display: none !important; }
-  body { background: #fff; color: #000; }
-  .label { page: label; width: auto; border: 0; padding: 0; }
-  body:has(.label) h1 { display: none; }
-  body:has(.label) main { padding: 0; }
+
+@media (max-width: 68.75rem) {
+  body.framed { grid-template-columns: 76px minmax(0, 1fr); }
+  .rail { padding: 0 4px 16px; }
+  .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
+  .rail h2 { height: 1px; margin: 6px 8px; padding: 0; overflow: hidden; background: #ffffff2e; color: transparent; }
+  .rail li a { flex-direction: column; gap: 2px; padding: 6px 2px; font-size: 11px; line-height: 1.15; text-align: center; overflow-wrap: anywhere; position: relative; }
+  .count { position: absolute; top: 2px; right: 6px; margin: 0; }
+  main, body > header { padding-left: 16px; padding-right: 16px; }
 }
 @media (max-width: 40rem) {
-  main { padding: .6rem; }
-  header nav { flex-basis: 100%; }
+  body.framed { display: block; padding-bottom: 72px; }
+  .rail, header .main, .status span { display: none; }
+  body > header { padding: 8px 12px; }
+  main { padding: 12px; }
+  button, input, select, textarea, .button { min-height: 44px; }
+  input, select, textarea { font-size: 16px; }
+  .bar {
+    position: fixed; inset: auto 0 0; z-index: 5; display: grid; grid-template-columns: repeat(5, 1fr); align-items: center; min-height: 60px;
+    background: var(--card); border-top: 1px solid var(--line); padding-bottom: env(safe-area-inset-bottom);
+  }
+  .bar > a, .bar summary { display: grid; justify-items: center; gap: 2px; padding: 6px 2px; min-height: 44px; font-size: 12px; color: var(--soft); text-decoration: none; list-style: none; cursor: pointer; }
+  .bar > a[aria-current] { color: var(--accent); font-weight: 600; }
+  .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
+  .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
+  .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; padding: 8px; list-style: none; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
+  .bar li a { display: flex; gap: 10px; align-items: center; min-height: 44px; padding: 6px 10px; color: inherit; text-decoration: none; }
+  #board table, #board tbody { display: block; background: none; border: 0; }
   #board thead { display: none; }
-  #board tr { display: block; padding: .5rem .2rem; border-top: 1px solid var(--line); }
-  #board td, #board tbody th { display: inline-block; border: 0; padding: .1rem .5rem; }
-  dl { grid-template-columns: 1fr; }
-  dd { margin-bottom: .4rem; }
+  #board tbody tr { display: block; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+  #board tbody td, #board tbody th { display: inline-block; border: 0; padding: 1px 6px 1px 0; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; }
   .waiting { font-size: 1.3rem; }
-  .waiting li { grid-template-columns: 1fr 1fr; gap: .2rem .8rem; padding: .5rem .2rem; }
+  .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
 }
-.slip img { height: 16mm; width: 70mm; max-width: 100%; }
-.slip img + img { height: 26mm; width: 26mm; display: block; }
+@media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
+@page label { size: 50mm 30mm; margin: 1mm; }
+@media print {
+  header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline { display: none !important; }
+  body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
+  main { padding: 0; max-width: none; }
+  table, dl, fieldset { border-color: #999; }
+  .label { page: label; width: auto; border: 0; padding: 0; }
+  body:has(.label) h1 { display: none; }
+}
 """,
     "minris.js": """// minris: live board, help while typing. Every page works without this file.
 "use strict";
@@ -19882,6 +20024,29 @@ function asker(element, use) {
 
 const field = (name) => document.getElementById(name);
 
+// The search box of every page: what is found stands below it; arrows move through it.
+(function () {
+  const answers = field("answers"), box = field("search");
+  if (!answers) return;
+  const ask = asker(answers);
+  box.addEventListener("input", () => {
+    if (box.value.trim()) ask({ q: box.value, part: 1 }, 120);
+    else { ask({ q: "", part: 1 }, 0); answers.textContent = ""; }
+  });
+  box.form.addEventListener("keydown", (event) => {
+    const links = Array.from(answers.querySelectorAll("a"));
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") { answers.textContent = ""; box.focus(); }
+    if (!step || !links.length) return;
+    const place = links.indexOf(document.activeElement) + step;
+    (links[place] || box).focus();
+    event.preventDefault();
+  });
+  document.addEventListener("click", (event) => {
+    if (!box.form.contains(event.target)) answers.textContent = "";
+  });
+})();
+
 // Registration: show known patients while a name, ID, phone or birth date is typed.
 (function () {
   const found = field("found");
@@ -19955,19 +20120,49 @@ document.addEventListener("keydown", (event) => {
     if (link) link.click();
     return Boolean(link);
   };
-  const search = document.querySelector("form[role=search] input, input[autofocus]");
+  const search = document.querySelector("main form[role=search] input") || field("search");
   const keys = {
     n: () => follow("a[href='/register']"),
-    t: () => follow("header a[href='/']"),
+    t: () => follow(".brand"),
     p: () => follow("a[href^='/print'], a[href$='/label']"),
     ArrowLeft: () => follow("a[rel=prev]"),
     ArrowRight: () => follow("a[rel=next]"),
     "/": () => { if (search) search.focus(); else location.href = "/patients"; return true; },
-    "?": () => { const keys = field("keys"); if (keys) keys.open = !keys.open; return Boolean(keys); },
+    "?": () => {
+      const keys = field("keys");
+      if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;
+      return Boolean(keys);
+    },
   };
   const deed = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (deed && deed()) event.preventDefault();
 });
+""",
+    "icons.svg": """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">
+<rect width="24" height="24" rx="6" fill="#0a6e8a"/><path d="M7 17V8l5 5 5-5v9" fill="none" stroke="#fff" stroke-width="2.2" stroke-linejoin="round"/>
+<symbol id="board" viewBox="0 0 24 24"><path d="M4 5h16v15H4zM4 9h16M8 3v4M16 3v4M8 13h8M8 16.5h5"/></symbol>
+<symbol id="calendar" viewBox="0 0 24 24"><path d="M4 5h16v15H4zM4 9h16M8 3v4M16 3v4M8 13h.01M12 13h.01M16 13h.01M8 16.5h.01M12 16.5h.01"/></symbol>
+<symbol id="patients" viewBox="0 0 24 24"><path d="M12 11a3.5 3.5 0 1 0 0-7 3.5 3.5 0 0 0 0 7zM5 20c0-4 3-6 7-6s7 2 7 6"/></symbol>
+<symbol id="waiting" viewBox="0 0 24 24"><path d="M6 4v9h9v7M6 13v7M6 16h9M15 4v5"/></symbol>
+<symbol id="register" viewBox="0 0 24 24"><path d="M12 5v14M5 12h14"/></symbol>
+<symbol id="unscheduled" viewBox="0 0 24 24"><path d="M9 7H6a5 5 0 0 0 0 10h3M15 7h3a5 5 0 0 1 0 10h-3M4 4l16 16"/></symbol>
+<symbol id="leftovers" viewBox="0 0 24 24"><path d="M12 21a8.5 8.5 0 1 0 0-17 8.5 8.5 0 0 0 0 17zM12 8v5l3 2"/></symbol>
+<symbol id="orphans" viewBox="0 0 24 24"><path d="M12 4l9 16H3zM12 10v4M12 17h.01"/></symbol>
+<symbol id="workitems" viewBox="0 0 24 24"><path d="M12 3l8 4-8 4-8-4zM4 12l8 4 8-4M4 16.5l8 4 8-4"/></symbol>
+<symbol id="commitments" viewBox="0 0 24 24"><path d="M4 4h16v5H4zM5.5 9v11h13V9M9.5 14l2 2 3.5-3.5"/></symbol>
+<symbol id="devices" viewBox="0 0 24 24"><path d="M4 4h16v11H4zM9 20h6M12 15v5"/></symbol>
+<symbol id="why" viewBox="0 0 24 24"><path d="M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18zM9.5 9.5a2.5 2.5 0 1 1 3.5 2.3c-.7.4-1 .9-1 1.7M12 17h.01"/></symbol>
+<symbol id="associations" viewBox="0 0 24 24"><path d="M4 8h13l-3-3M20 16H7l3 3"/></symbol>
+<symbol id="box" viewBox="0 0 24 24"><path d="M4 4h16v6H4zM4 14h16v6H4zM8 7h.01M8 17h.01"/></symbol>
+<symbol id="users" viewBox="0 0 24 24"><path d="M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3 20c0-3.5 2.5-5.5 6-5.5s6 2 6 5.5M16 5.3a3 3 0 0 1 0 5.4M18 14.8c2 .8 3 2.5 3 5.2"/></symbol>
+<symbol id="catalogue" viewBox="0 0 24 24"><path d="M5 4h6a1 1 0 0 1 1 1v15a2 2 0 0 0-2-2H5zM19 4h-6a1 1 0 0 0-1 1v15a2 2 0 0 1 2-2h5z"/></symbol>
+<symbol id="import" viewBox="0 0 24 24"><path d="M12 4v11M8 11l4 4 4-4M4 20h16"/></symbol>
+<symbol id="figures" viewBox="0 0 24 24"><path d="M5 20V10M12 20V4M19 20v-7"/></symbol>
+<symbol id="audit" viewBox="0 0 24 24"><path d="M6 3h9l4 4v14H6zM9 11h7M9 15h7"/></symbol>
+<symbol id="settings" viewBox="0 0 24 24"><path d="M4 7h9M17 7h3M4 17h3M11 17h9M15 9.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5zM9 19.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5z"/></symbol>
+<symbol id="more" viewBox="0 0 24 24"><path d="M6 12h.01M12 12h.01M18 12h.01"/></symbol>
+<symbol id="search" viewBox="0 0 24 24"><path d="M11 18a7 7 0 1 0 0-14 7 7 0 0 0 0 14zM16 16l4 4"/></symbol>
+</svg>
 """,
     "i18n/zh-CN.json": r"""{
  "1 exam": "1 项检查",
@@ -20039,7 +20234,6 @@ document.addEventListener("keydown", (event) => {
  "Admission ID": "住院号",
  "Admitting Diagnoses Code Sequence": "入院诊断代码序列",
  "Admitting Diagnoses Description": "入院诊断",
- "After the exam": "检查之后",
  "All is well with {name}.": "{name} 一切正常。",
  "All requests": "全部请求",
  "All worklists": "全部任务列表",
@@ -20359,7 +20553,6 @@ document.addEventListener("keydown", (event) => {
  "Look at the device's settings for this service; the log names the attribute.": "请查看设备上此服务的设置；日志中有该属性的名称。",
  "M": "男",
  "MEDIUM": "中",
- "Machines": "设备与连接",
  "Made": "创建时间",
  "Make a new workitem.": "请新建工作项。",
  "Make, claim and end workitems": "创建、领取和结束任务",
@@ -20719,7 +20912,6 @@ document.addEventListener("keydown", (event) => {
  "The cancellation was declined: {reason}": "取消请求已被拒绝：{reason}",
  "The certificate {file} expires on {day}": "证书 {file} 将于 {day} 过期",
  "The certificate {file} has expired on {day}": "证书 {file} 已于 {day} 过期",
- "The day": "当日",
  "The day after": "后一天",
  "The day before": "前一天",
  "The deletion lock was not granted": "未授予删除锁",
@@ -21217,11 +21409,40 @@ document.addEventListener("keydown", (event) => {
  "{value} is on the worklist already": "{value} 已在工作列表中",
  "{value} may not have a backslash": "{value} 不能含有反斜杠",
  "{who} is the same person as": "{who} 与以下患者是同一人",
- "{years} years": "{years} 岁"
+ "{years} years": "{years} 岁",
+ "Today": "今日",
+ "Front desk": "前台",
+ "Needs attention": "待处理",
+ "Imaging": "影像",
+ "Administration": "管理",
+ "Unfinished exams": "往日未完成检查",
+ "Unmatched exams": "待匹配检查",
+ "Other problems": "其他异常",
+ "Statistics": "统计",
+ "Post-processing": "后处理",
+ "Images in the archive": "影像归档确认",
+ "Subscriptions": "订阅管理",
+ "Forwarding": "转发",
+ "Not on the machine?": "设备上查不到？",
+ "Connections": "连接记录",
+ "DICOM status codes": "DICOM 状态码",
+ "System": "系统",
+ "Skip to the content": "跳到正文",
+ "Find a patient, exam or page": "查找患者、检查或页面",
+ "Main pages": "主要页面",
+ "More": "更多",
+ "Name, ID, accession number, phone or birth date": "姓名、编号、检查号、电话或出生日期",
+ "No patient found.": "没有找到患者。",
+ "{count} y": "{count} 岁",
+ "{count} months": "{count} 个月"
 }
 """,
 }
-STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+STATIC_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
 def load_catalogues() -> dict[str, Mapping[str, str]]:
@@ -21237,7 +21458,7 @@ def load_catalogues() -> dict[str, Mapping[str, str]]:
 
 
 def static_answer(name: str, request: Any) -> Any:
-    """GET /static/…: style sheet or script; 304 if the browser has it."""
+    """GET /static/…: style sheet, script or icons; 304 if the browser has it."""
     import bottle
 
     kind = STATIC_TYPES.get(name.rpartition(".")[2])
@@ -21260,60 +21481,108 @@ LAYOUT = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="theme-color" content="#0d2b38">
 <title>{{title}} - {{clinic}}</title>
+<link rel="icon" href="/static/icons.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/minris.css">
 <script src="/static/minris.js" defer></script>
 % if refresh:
 <noscript><meta http-equiv="refresh" content="15"></noscript>
 % end
 </head>
-<body data-alarm="{{alarm}}">
-% if not bare:
-<header>
-<strong>{{clinic}}</strong>
-% if login:
-<nav aria-label="{{t('Pages')}}">
-% for path, words, current in groups:
-<a href="{{path}}"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% framed = login and not bare
+<body data-alarm="{{alarm}}"{{!' class="framed"' if framed else ''}}>
+% def icon(path):
+<svg class="icon" aria-hidden="true"><use href="/static/icons.svg#{{path.strip('/').replace('/', '-') or 'board'}}"/></svg>
 % end
-</nav>
-<a href="/register" class="main">{{t('Register a patient')}}</a>
-% if light:
-<a href="/box" class="light" data-light="{{light[0]}}">{{light[1]}}<span class="hidden"> {{t('The box')}}: {{light[2]}}</span></a>
+% def entries(pages):
+% for path, words, current, count in pages:
+<li><a href="{{path}}"{{!' aria-current="page"' if current else ''}}>
+% icon(path)
+<span>{{words}}</span>
+% if count:
+<span class="count">{{count}}</span>
 % end
-<form method="post" action="/logout" class="logout"><input type="hidden" name="csrf" value="{{login.form_token}}">
-<a href="/password" title="{{t('Change the password')}}">{{login.name}}</a> <button>{{t('Log out')}}</button></form>
+</a></li>
 % end
-<form method="get" action="/language" class="language"><input type="hidden" name="back" value="{{here}}">
+% end
+% def choose_language():
+<form method="get" action="/language"><input type="hidden" name="back" value="{{here}}">
 % for language, name in languages:
 % if language != t.language:
 <button name="language" value="{{language}}" lang="{{language}}">{{name}}</button>
 % end
 % end
 </form>
+% end
+% if framed:
+<a href="#main" class="skip">{{t('Skip to the content')}}</a>
+<nav class="rail" aria-label="{{t('Pages')}}"><div>
+<a href="/" class="brand">{{clinic}}</a>
+% for heading, pages in menu:
+<h2>{{heading}}</h2>
+<ul>
+% entries(pages)
+</ul>
+% end
+</div></nav>
+<header>
+<form method="get" action="/search" role="search">
+<label class="hidden" for="search">{{t('Find a patient, exam or page')}}</label>
+<input id="search" name="q" type="search" autocomplete="off" placeholder="{{t('Find a patient, exam or page')}}">
+<div id="answers" data-find="/search" aria-live="polite"></div>
+</form>
+<a href="/register" class="main">＋ {{t('Register a patient')}}</a>
+% if light:
+<a href="/box" class="status"><b class="light" data-light="{{light[0]}}">{{light[1]}}</b> <span>{{light[2]}}</span></a>
+% end
+<details class="me"><summary>{{login.name}}</summary><div>
+<a href="/password">{{t('Change the password')}}</a>
+% choose_language()
+<details id="keys"><summary>{{t('Keys')}}</summary>
+<p class="small">{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p></details>
+<form method="post" action="/logout"><input type="hidden" name="csrf" value="{{login.form_token}}"><button>{{t('Log out')}}</button></form>
+</div></details>
 </header>
+% elif not bare:
+<header><strong>{{clinic}}</strong>
+<div class="status">
+% choose_language()
+</div></header>
 % end
-% if login and not bare:
-<nav class="pages" aria-label="{{group}}">
-% for path, words in navigation:
-<a href="{{path}}"{{!' aria-current="page"' if path == here else ''}}>{{words}}</a>
-% end
-</nav>
-% end
-<main>
+<main id="main">
 % for words in notices:
 <p role="alert" class="problem">{{words}}</p>
 % end
 <h1>{{title}}</h1>
+% if tabs and not bare:
+<nav class="tabs" aria-label="{{title}}">
+% for path, words, current, count in tabs:
+<a href="{{path}}"{{!' aria-current="page"' if current else ''}}>{{words}}</a>
+% end
+</nav>
+% end
 % if told:
 <p role="status" class="told">{{told}}</p>
 % end
 {{!base}}
 </main>
-% if login and not bare:
-<footer><details id="keys"><summary>{{t('Keys')}}</summary>
-<p>{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p>
-</details></footer>
+% if framed:
+<nav class="bar" aria-label="{{t('Main pages')}}">
+% for path, words in (('/', t('Today')), ('/calendar', t('Calendar')), ('/register', t('Register')), ('/patients', t('Patients'))):
+% current = path == here
+<a href="{{path}}"{{!' aria-current="page"' if current else ''}}>
+% icon(path)
+<span>{{words}}</span></a>
+% end
+<details><summary>
+% icon('/more')
+{{t('More')}}</summary><ul>
+% for heading, pages in menu:
+% entries(pages)
+% end
+</ul></details>
+</nav>
 % end
 </body>
 </html>
@@ -21346,7 +21615,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 </dl>
 % end
 % def table(columns, rows, acting=False):
-<div class="wide"><table><thead><tr>
+<div class="wide" tabindex="0"><table><thead><tr>
 % heads(columns)
 % if acting:
 <th scope="col"><span class="hidden">{{t('Actions')}}</span></th>
@@ -21473,7 +21742,9 @@ class Page(NamedTuple):
     """A row of the table of pages: which functions answer a path.
 
     role          minimum role; "" if no login is needed
-    words, group  menu text and menu group; "" if not in the menu
+    words, group  menu text and menu group; "" if not in the menu; a path as group makes it a tab
+                  of that page
+    menu_role     minimum role that has it in the menu; "" for all who may open it
     """
 
     path: str
@@ -21482,6 +21753,7 @@ class Page(NamedTuple):
     post: Answer | None
     words: str = ""
     group: str = ""
+    menu_role: str = ""
 
     @property
     def rule(self) -> str:
@@ -21489,14 +21761,21 @@ class Page(NamedTuple):
         return re.sub("<[^>]*>", "*", self.path)
 
 
-def group_of(menu: list[Page], here: str) -> str:
-    """Return the menu group of a path: /patient/3 is in that of /patients, /step/1 in the first."""
+def family_of(page: Page) -> str:
+    """Return the path of the menu entry that a page of the menu stands under: its own, or a tab's."""
+    return page.group if page.group.startswith("/") else page.path
+
+
+def page_above(menu: list[Page], here: str) -> Page | None:
+    """Return the page of the menu that a path belongs to: /patient/3 to /patients, /step/1 to /."""
     found = [
-        (len(page.path), page.group)
+        (len(page.path), page)
         for page in menu
         if f"{here}/".startswith((f"{page.path}/", f"{page.path.removesuffix('s')}/"))
     ]
-    return max(found)[1] if found else menu[0].group
+    if found:
+        return max(found)[1]
+    return menu[0] if here.startswith("/step/") else None
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
@@ -21518,6 +21797,7 @@ class Site:
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
+        self.counted: tuple[object, dict[str, int]] = (None, {})
 
     def light(self) -> str:
         """Return the worst status of all components, at most 10 s old."""
@@ -21527,6 +21807,21 @@ class Site:
             order = list(LIGHTS)
             self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
         return self.worst
+
+    def attention(self, ctx: Context) -> dict[str, int]:
+        """Return how many things need attention, by page; counted anew after a change, each 15 s."""
+        key = self.web.writer.commits, int(time.monotonic() / 15), ctx.today()
+        if key != self.counted[0]:
+            read = self.web.read
+            self.counted = (
+                key,
+                {
+                    "/unscheduled": len(read(unscheduled_steps)),
+                    "/leftovers": len(read(leftovers, ctx.today())),
+                    "/orphans": len(read(orphans, ctx)),
+                },
+            )
+        return self.counted[1]
 
 
 class PageRequest:
@@ -21633,10 +21928,6 @@ class PageRequest:
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
-        seen = [page for page in site.menu if self.may(page.role)]
-        group, first = group_of(site.menu, here), {}
-        for page in seen:
-            first.setdefault(page.group, page.path)
         shared = {
             "here": here, "login": login, "refresh": refresh,
             "bare": bare, "told": told or (self._told() if login else ""),
@@ -21648,9 +21939,7 @@ class PageRequest:
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
-            group=t(group),
-            groups=[(path, t(name), name == group) for name, path in first.items()],
-            navigation=[(page.path, t(page.words)) for page in seen if page.group == group],
+            **self._menu(here),
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
             notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
@@ -21680,6 +21969,24 @@ class PageRequest:
                 (path, words); filters (path, words, whether chosen)
         """
         return self.show(LIST_PAGE, title, parts=parts, **values)
+
+    def _menu(self, here: str) -> dict[str, Any]:
+        """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""
+        above = page_above(self.site.menu, here)
+        family = family_of(above) if above else ""
+        counts = self.site.attention(self.ctx) if self.login else {}
+        menu: dict[str, list[Any]] = {}
+        tabs = []
+        for page in self.site.menu:
+            if not self.may(page.menu_role or page.role):
+                continue
+            entry = page.path, self.t(page.words), page is above, counts.get(page.path, 0)
+            if family_of(page) == family:
+                tabs.append(entry)
+            if not page.group.startswith("/") and counts.get(page.path) != 0:
+                here_below = page.path == family
+                menu.setdefault(self.t(page.group), []).append((*entry[:2], here_below, entry[3]))
+        return {"menu": list(menu.items()), "tabs": tabs if len(tabs) > 1 else []}
 
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""
@@ -22994,6 +23301,82 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.patients.search
+# The search box of every page: patients with their exam, and pages.
+# ------------------------------------------------------------------------------------------------
+
+SEARCH_PAGE = """
+<form method="get" action="/search" class="day" role="search">
+<label>{{t('Name, ID, accession number, phone or birth date')}} <input name="q" value="{{query}}" autofocus></label> <button>{{t('Search')}}</button>
+</form>
+{{!found}}
+"""
+SEARCH_PART = """
+% if people:
+<ul class="found">
+% for one in people:
+<li><a href="{{one['path']}}"><strong>{{one['name']}}</strong> <small>{{one['about']}}</small></a>
+% if one['exam']:
+<a href="{{one['exam']['path']}}"><span>{{one['exam']['words']}}</span> <span class="state" data-state="{{one['exam']['state']}}">{{t(one['exam']['state'])}}</span></a>
+% end
+</li>
+% end
+</ul>
+% end
+% if pages:
+<ul class="found">
+% for path, words in pages:
+<li><a href="{{path}}">{{words}}</a></li>
+% end
+</ul>
+% end
+% if query and not people and not pages:
+<p>{{t('No patient found.')}} <a href="/register">{{t('Register a patient')}}</a></p>
+% end
+"""
+
+
+def search_page(p: PageRequest) -> str:
+    """GET /search: patients and pages that match what is typed; ?part=1: the list alone."""
+    text = p.query("q").strip()
+    enough = len(text) >= 2 or (text and not text.isascii())
+    few = 8 if p.query("part") else 50
+    people = p.read(find_patients, text, p.ctx.local_now().date(), few) if enough else []
+    found = p.part(SEARCH_PART, query=text, people=[person(p, one) for one in people],
+                   pages=pages_named(p, text))  # fmt: skip
+    if p.query("part"):
+        return found
+    return p.show(SEARCH_PAGE, "Search", query=text, found=found)
+
+
+def person(p: PageRequest, patient: Any) -> dict[str, Any]:
+    """Return what the list shows of a patient: who it is, and the exam of today, next or last."""
+    t, index = p.t, ElementIndex(bytes(patient.data))
+    about = [t.of_person(index, p.ctx.local_now().date()), patient.patient_id,
+             t.date(patient.patient_birth_date)]  # fmt: skip
+    shown = {"path": f"/patient/{patient.id}", "name": t.name(patient.patient_name),
+             "about": " · ".join(filter(None, about)), "exam": None}  # fmt: skip
+    if step := p.read(step_of_day, patient.id, p.ctx.today()):
+        exam = step_item(step).get("ScheduledProcedureStepDescription")
+        day = "" if step.start_date == p.ctx.today() else f"{t.date(step.start_date)} "
+        shown["exam"] = {"path": f"/step/{step.id}", "state": step.status,
+                         "words": f"{day}{shown_time(step.start_time)} {exam}"}  # fmt: skip
+    return shown
+
+
+def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
+    """Return path and name of the pages of the menu that a text names, in either language."""
+    if len(text) < 2 and text.isascii():
+        return []
+    wanted = plain(text)
+    return [
+        (page.path, p.t(page.words))
+        for page in p.site.menu
+        if p.may(page.role) and (wanted in plain(page.words) or wanted in plain(p.t(page.words)))
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.day.calendar
 # The calendar: the month, and the week of one device.
 # ------------------------------------------------------------------------------------------------
@@ -24246,7 +24629,7 @@ def exam_from_form(
 RIGHTS = body_rows("""
     what                                                          | pages
     See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients, merge two who are one    | /register /find /patients /patient
+    Register, find and correct patients, merge two who are one    | /register /find /patients /patient /search
     Arrived, did not come, cancel, exam is done                   | /leftovers
     Make, claim and end workitems                                 | /workitems /workitem
     Match what came without an order; why not there; import       | /unscheduled /unmatch /why /import
@@ -24865,7 +25248,10 @@ def post_merge(p: PageRequest, row_id: int) -> str:
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
     """Return ID and words of patients who may be the same person."""
     initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
-    found = [one for text in (initials_, born) if text for one in p.read(find_patients, text, 10)]
+    today = p.ctx.local_now().date()
+    found = [
+        one for text in (initials_, born) if text for one in p.read(find_patients, text, today, 10)
+    ]
     return tuple({
         one.patient_id: f"{p.t.name(one.patient_name)}, {p.t.date(one.patient_birth_date)}"
         for one in found if one.id != row_id
@@ -24910,7 +25296,9 @@ def patients_page(p: PageRequest) -> str:
     found = [
         Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
             f"/patient/{one.id}")
-        for one in (p.read(find_patients, query) if query.strip() else ())
+        for one in (
+            p.read(find_patients, query, p.ctx.local_now().date()) if query.strip() else ()
+        )
     ]  # fmt: skip
     part = p.listed("Patient | Patient ID | Birth date", found,
                     "Nobody was found." if query else "")  # fmt: skip
@@ -25113,7 +25501,7 @@ def find_part(p: PageRequest) -> str:
     enough = len(text) >= 2 or (text and not text.isascii())
     people = [
         (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
-        for one in (p.read(find_patients, text, 6) if enough else ())
+        for one in (p.read(find_patients, text, p.ctx.local_now().date(), 6) if enough else ())
     ]
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
@@ -25125,66 +25513,68 @@ def find_part(p: PageRequest) -> str:
 # The table of pages: which function answers which path.
 # ------------------------------------------------------------------------------------------------
 
-# Path; minimum role ("": no login needed); functions for GET and POST; menu text and menu group.
+# Path; minimum role ("": no login needed); functions for GET and POST; menu text; menu group, or the
+# page whose tab it is; who has it in the menu, if not all who may open it.
 PAGES = tuple(Page(*row) for row in (
-    ("/login",                         "",             login_page,             post_login),
-    ("/logout",                        "desk",         None,                   post_logout),
-    ("/password",                      "desk",         password_page,          post_password),
-    ("/language",                      "",             choose_page_language,   None),
-    ("/",                              "desk",         board_page,             None,                  "Board",          "The day"),
-    ("/calendar",                      "desk",         calendar_page,          None,                  "Calendar",       "The day"),
-    ("/slots",                         "desk",         slots_part,             None),
-    ("/waiting",                       "desk",         waiting_page,           None,                  "Waiting room",   "The day"),
-    ("/print",                         "desk",         print_page,             None),
-    ("/leftovers",                     "desk",         leftovers_page,         post_leftovers,        "Leftovers",      "The day"),
-    ("/unscheduled",                   "desk",         unscheduled_page,       None,                  "Unscheduled",    "The day"),
-    ("/unscheduled/match",             "desk",         None,                   post_match),
-    ("/unscheduled/settle",            "desk",         None,                   post_settle),
-    ("/unscheduled/accept",            "desk",         None,                   post_accept),
-    ("/unmatch",                       "desk",         None,                   post_unmatch),
-    ("/figures",                       "technologist", figures_page,           None,                  "Figures",        "The day"),
-    ("/figures.csv",                   "technologist", figures_csv,            None),
-    ("/figures.svg",                   "technologist", figures_svg,            None),
-    ("/step/<row_id:int>",             "desk",         step_page,              post_step),
-    ("/step/<row_id:int>/edit",        "desk",         edit_page,              post_edit),
-    ("/step/<row_id:int>/slip",        "desk",         slip_page,              None),
-    ("/step/<row_id:int>/label",       "desk",         label_page,             None),
-    ("/step/<row_id:int>/code128.svg", "desk",         accession_svg,          None),
-    ("/step/<row_id:int>/qr.svg",      "desk",         patient_svg,            None),
-    ("/register",                      "desk",         register_page,          post_register,         "Register",       "Patients"),
-    ("/find",                          "desk",         find_part,              None),
-    ("/patients",                      "desk",         patients_page,          None,                  "Patients",       "Patients"),
-    ("/patient/<row_id:int>",          "desk",         patient_page,           post_patient),
-    ("/patient/<row_id:int>/merge",    "desk",         merge_page,             post_merge),
-    ("/patient/<row_id:int>/erase",    "admin",        erase_page,             post_erase),
-    ("/import",                        "desk",         import_page,            post_import,           "Import",         "Patients"),
-    ("/catalogue",                     "technologist", catalogue_page,         post_catalogue,        "Catalogue",      "Patients"),
-    ("/catalogue.csv",                 "technologist", catalogue_csv,          None),
-    ("/catalogue/import",              "technologist", catalogue_import_page,  post_catalogue_import),
-    ("/workitems",                     "desk",         workitems_page,         None,                  "Workitems",      "After the exam"),
-    ("/workitems/new",                 "desk",         new_workitem_page,      post_new_workitem),
-    ("/workitem/<uid:re:[0-9.]+>",     "desk",         workitem_page,          post_workitem),
-    ("/commitments",                   "technologist", commitments_page,       post_commitments,      "Are they safe?", "After the exam"),
-    ("/commitment/<uid>",              "technologist", commitment_page,        None),
-    ("/watchers",                      "technologist", watchers_page,          post_watchers,         "Watchers",       "After the exam"),
-    ("/passed-on",                     "technologist", passed_on_page,         post_passed_on,        "Passed on",      "After the exam"),
-    ("/why",                           "desk",         why_page,               None,                  "Why not there?", "Machines"),
-    ("/why/mend",                      "desk",         None,                   post_mend),
-    ("/devices",                       "technologist", devices_page,           None,                  "Devices",        "Machines"),
-    ("/devices/edit",                  "technologist", device_page,            None),
-    ("/devices/save",                  "technologist", None,                   post_device),
-    ("/devices/echo",                  "technologist", None,                   post_echo),
-    ("/devices/adopt",                 "technologist", None,                   post_adopt),
-    ("/devices/doctor",                "technologist", doctor_page,            None),
-    ("/associations",                  "technologist", associations_page,      None,                  "Associations",   "Machines"),
-    ("/orphans",                       "technologist", stuck_page,             post_orphans,          "Stuck",          "Machines"),
-    ("/statuses",                      "technologist", statuses_page,          None,                  "Statuses",       "Machines"),
-    ("/box",                           "admin",        box_page,               post_box,              "The box",        "The box"),
-    ("/users",                         "admin",        users_page,             post_users,            "Users",          "The box"),
-    ("/users/new",                     "admin",        new_user_page,          None),
-    ("/audit",                         "admin",        audit_page,             None,                  "Audit log",      "The box"),
-    ("/restored",                      "admin",        restored_page,          post_restored),
-    ("/settings",                      "admin",        settings_page,          None,                  "Settings",       "The box"),
+    ("/login",                          "",             login_page,            post_login),
+    ("/logout",                         "desk",         None,                  post_logout),
+    ("/password",                       "desk",         password_page,         post_password),
+    ("/language",                       "",             choose_page_language,  None),
+    ("/",                               "desk",         board_page,            None,                  "Today",                 "Front desk"),
+    ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
+    ("/slots",                          "desk",         slots_part,            None),
+    ("/patients",                       "desk",         patients_page,         None,                  "Patients",              "Front desk"),
+    ("/patient/<row_id:int>",           "desk",         patient_page,          post_patient),
+    ("/patient/<row_id:int>/merge",     "desk",         merge_page,            post_merge),
+    ("/patient/<row_id:int>/erase",     "admin",        erase_page,            post_erase),
+    ("/register",                       "desk",         register_page,         post_register),
+    ("/find",                           "desk",         find_part,             None),
+    ("/search",                         "desk",         search_page,           None),
+    ("/waiting",                        "desk",         waiting_page,          None,                  "Waiting room",          "Front desk"),
+    ("/print",                          "desk",         print_page,            None),
+    ("/step/<row_id:int>",              "desk",         step_page,             post_step),
+    ("/step/<row_id:int>/edit",         "desk",         edit_page,             post_edit),
+    ("/step/<row_id:int>/slip",         "desk",         slip_page,             None),
+    ("/step/<row_id:int>/label",        "desk",         label_page,            None),
+    ("/step/<row_id:int>/code128.svg",  "desk",         accession_svg,         None),
+    ("/step/<row_id:int>/qr.svg",       "desk",         patient_svg,           None),
+    ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
+    ("/unscheduled/match",              "desk",         None,                  post_match),
+    ("/unscheduled/settle",             "desk",         None,                  post_settle),
+    ("/unscheduled/accept",             "desk",         None,                  post_accept),
+    ("/unmatch",                        "desk",         None,                  post_unmatch),
+    ("/leftovers",                      "desk",         leftovers_page,        post_leftovers,        "Unfinished exams",      "Needs attention"),
+    ("/orphans",                        "technologist", stuck_page,            post_orphans,          "Other problems",        "Needs attention"),
+    ("/workitems",                      "desk",         workitems_page,        None,                  "Post-processing",       "Imaging", "technologist"),
+    ("/workitems/new",                  "desk",         new_workitem_page,     post_new_workitem),
+    ("/workitem/<uid:re:[0-9.]+>",      "desk",         workitem_page,         post_workitem),
+    ("/watchers",                       "technologist", watchers_page,         post_watchers,         "Subscriptions",         "/workitems"),
+    ("/commitments",                    "technologist", commitments_page,      post_commitments,      "Images in the archive", "Imaging"),
+    ("/commitment/<uid>",               "technologist", commitment_page,       None),
+    ("/devices",                        "technologist", devices_page,          None,                  "Devices",               "Devices"),
+    ("/devices/edit",                   "technologist", device_page,           None),
+    ("/devices/save",                   "technologist", None,                  post_device),
+    ("/devices/echo",                   "technologist", None,                  post_echo),
+    ("/devices/adopt",                  "technologist", None,                  post_adopt),
+    ("/devices/doctor",                 "technologist", doctor_page,           None),
+    ("/passed-on",                      "technologist", passed_on_page,        post_passed_on,        "Forwarding",            "/devices"),
+    ("/why",                            "desk",         why_page,              None,                  "Not on the machine?",   "Devices"),
+    ("/why/mend",                       "desk",         None,                  post_mend),
+    ("/associations",                   "technologist", associations_page,     None,                  "Connections",           "Devices"),
+    ("/statuses",                       "technologist", statuses_page,         None,                  "DICOM status codes",    "/associations"),
+    ("/box",                            "admin",        box_page,              post_box,              "System",                "Administration"),
+    ("/restored",                       "admin",        restored_page,         post_restored),
+    ("/users",                          "admin",        users_page,            post_users,            "Users",                 "Administration"),
+    ("/users/new",                      "admin",        new_user_page,         None),
+    ("/catalogue",                      "technologist", catalogue_page,        post_catalogue,        "Catalogue",             "Administration", "admin"),
+    ("/catalogue.csv",                  "technologist", catalogue_csv,         None),
+    ("/catalogue/import",               "technologist", catalogue_import_page, post_catalogue_import),
+    ("/import",                         "desk",         import_page,           post_import,           "Import",                "Administration", "technologist"),
+    ("/figures",                        "technologist", figures_page,          None,                  "Statistics",            "Administration", "admin"),
+    ("/figures.csv",                    "technologist", figures_csv,           None),
+    ("/figures.svg",                    "technologist", figures_svg,           None),
+    ("/audit",                          "admin",        audit_page,            None,                  "Audit log",             "Administration"),
+    ("/settings",                       "admin",        settings_page,         None,                  "Settings",              "Administration"),
 ))  # fmt: skip
 
 

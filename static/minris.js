@@ -86,6 +86,29 @@ function asker(element, use) {
 
 const field = (name) => document.getElementById(name);
 
+// The search box of every page: what is found stands below it; arrows move through it.
+(function () {
+  const answers = field("answers"), box = field("search");
+  if (!answers) return;
+  const ask = asker(answers);
+  box.addEventListener("input", () => {
+    if (box.value.trim()) ask({ q: box.value, part: 1 }, 120);
+    else { ask({ q: "", part: 1 }, 0); answers.textContent = ""; }
+  });
+  box.form.addEventListener("keydown", (event) => {
+    const links = Array.from(answers.querySelectorAll("a"));
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") { answers.textContent = ""; box.focus(); }
+    if (!step || !links.length) return;
+    const place = links.indexOf(document.activeElement) + step;
+    (links[place] || box).focus();
+    event.preventDefault();
+  });
+  document.addEventListener("click", (event) => {
+    if (!box.form.contains(event.target)) answers.textContent = "";
+  });
+})();
+
 // Registration: show known patients while a name, ID, phone or birth date is typed.
 (function () {
   const found = field("found");
@@ -159,15 +182,19 @@ document.addEventListener("keydown", (event) => {
     if (link) link.click();
     return Boolean(link);
   };
-  const search = document.querySelector("form[role=search] input, input[autofocus]");
+  const search = document.querySelector("main form[role=search] input") || field("search");
   const keys = {
     n: () => follow("a[href='/register']"),
-    t: () => follow("header a[href='/']"),
+    t: () => follow(".brand"),
     p: () => follow("a[href^='/print'], a[href$='/label']"),
     ArrowLeft: () => follow("a[rel=prev]"),
     ArrowRight: () => follow("a[rel=next]"),
     "/": () => { if (search) search.focus(); else location.href = "/patients"; return true; },
-    "?": () => { const keys = field("keys"); if (keys) keys.open = !keys.open; return Boolean(keys); },
+    "?": () => {
+      const keys = field("keys");
+      if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;
+      return Boolean(keys);
+    },
   };
   const deed = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (deed && deed()) event.preventDefault();

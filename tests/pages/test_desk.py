@@ -13,6 +13,7 @@ from test_pages import csrf_of, employ, filled, visiting, words_of
 from minris.access.context import Actor
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import initials, masked_name, resident_number
+from minris.dataset.times import typed_dates
 from minris.images.availability import ENTER_AVAILABILITY
 from minris.interchange.csv_tables import no_formula
 from minris.orders.history import days_between, visit_of
@@ -70,6 +71,29 @@ def test_an_identity_number_tells_birth_date_and_sex(number, told):
     assert resident_number(number) == told
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1978-03-12", ["19780312"]),
+        ("19780312", ["19780312"]),
+        ("12.3.78", ["19780312"]),
+        ("12 Mar 1978", ["19780312"]),
+        ("March 12, 1978", ["19780312"]),
+        ("1978年3月12日", ["19780312"]),
+        ("3/12/1978", ["19781203", "19780312"]),
+        ("13/12/1978", ["19781213"]),
+        ("5.7.26", ["20260705"]),
+        ("6.7.26", ["19260706"]),
+        ("31.2.1978", []),
+        ("2.25.19491", []),
+        ("12", []),
+        ("Smith", []),
+    ],
+)
+def test_a_typed_date_is_read_in_each_way_it_can_be_meant(text, meant):
+    assert typed_dates(text, datetime.date(2026, 7, 5)) == meant
+
+
 # Finding.
 
 
@@ -89,7 +113,7 @@ def known(ctx):
 
 
 def ids(text):
-    return [one.patient_id for one in find_patients(text)]
+    return [one.patient_id for one in find_patients(text, datetime.date(2026, 7, 5))]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +128,12 @@ def ids(text):
         ("muller", ["P000003"]),
         ("P000002", ["P000002"]),
         ("1990-07-21", ["P000002"]),
+        ("21.7.90", ["P000002"]),
+        ("21 Jul 1990", ["P000002"]),
+        ("12/03/1978", ["P000001"]),
+        ("xiaodong wang", ["P000001"]),
+        ("Anna, Muller", ["P000003"]),
+        ("anna wang", []),
         ("13800001111", ["P000001"]),
         ("138 0000", ["P000001"]),
         ("nobody", []),
@@ -160,9 +190,9 @@ def test_an_identity_number_that_contradicts_is_asked_about(appliance):
 
 def test_a_patient_is_merged_into_another(known):
     step = schedule(known, PatientName="Wang^Xiao Dong", PatientID="P000009", PatientWeight="71")
-    [double] = find_patients("P000009")
+    [double] = find_patients("P000009", datetime.date(2026, 7, 5))
     into = merge_patients(known, double.id, "P000001", "Typed anew by mistake")
-    assert find_patients("P000009") == []
+    assert find_patients("P000009", datetime.date(2026, 7, 5)) == []
     data = step_data(step.get("StudyInstanceUID"),
                             step.item("ScheduledProcedureStepSequence").get(
                                 "ScheduledProcedureStepID"))  # fmt: skip
@@ -181,11 +211,11 @@ def test_a_patient_is_merged_into_another(known):
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused(known, into, why, status):
-    [one] = find_patients("P000001")
+    [one] = find_patients("P000001", datetime.date(2026, 7, 5))
     with pytest.raises(Refusal) as refusal:
         merge_patients(known, one.id, into, why)
     assert refusal.value.status is status
-    assert len(find_patients("P000001")) == 1
+    assert len(find_patients("P000001", datetime.date(2026, 7, 5))) == 1
 
 
 def test_a_patient_is_merged_on_the_page(appliance):
@@ -513,3 +543,23 @@ def test_no_cell_is_a_formula(cell):
     assert no_formula(cell) == f"'{cell}"
     assert no_formula("") == ""
     assert no_formula("Wang") == "Wang"
+
+
+def test_the_search_box_answers_with_the_exam_of_today(appliance):
+    today = appliance.context().today()
+    appliance.schedule(
+        item("Smith^John", ScheduledProcedureStepStartDate=today,
+             ScheduledProcedureStepDescription="CT chest")
+    )  # fmt: skip
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        found = client.get("/search?q=john+smith&part=1").text
+        assert "Smith John" in found and "09:30 CT chest" in found
+        assert 'href="/devices"' not in client.get("/search?q=devices&part=1").text
+        assert 'href="/calendar"' in client.get("/search?q=calen&part=1").text
+
+
+def test_nobody_found_leads_to_registration(appliance):
+    with visiting(appliance) as client:
+        employ(appliance, client)
+        assert 'href="/register"' in client.get("/search?q=nobodyatall&part=1").text

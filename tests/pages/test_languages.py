@@ -87,7 +87,7 @@ def texts_in_templates():
 
 def texts_in_tables():
     """Labels, states, reasons and names that pages take from tables."""
-    found = {cell for page in PAGES for cell in (page.words, page.group)} - {""}
+    found = {cell for page in PAGES for cell in (page.words, page.group) if cell[:1] != "/"} - {""}
     found |= {words for pair in STATUS_WORDS.values() for words in pair}
     found |= {cell for row in ORPHAN_ROWS for cell in row[1:3]}
     found |= {row.label for row in REGISTER_FIELDS} | {"Patient", "Exam"}

@@ -3,6 +3,7 @@ catalogue as CSV, the board rendered once for all."""
 
 import base64
 import concurrent.futures
+import datetime
 import gzip
 import json
 import re
@@ -38,7 +39,7 @@ from minris.orders.catalogue import all_procedures, retire_procedure, save_proce
 from minris.orders.patients import find_patients
 from minris.pages.box import RIGHTS, roles_of_rights
 from minris.pages.day.board import render_board
-from minris.pages.frame import group_of
+from minris.pages.frame import page_above
 from minris.pages.site import PAGES, build_app
 from minris.standard.status import STATUS_WORDS, Status, is_failure
 from minris.standard.uids import VERIFICATION, new_uid
@@ -533,7 +534,7 @@ def test_what_was_typed_outlives_the_session(appliance):
         again = hidden_fields(page.text)
         assert again["csrf"] != form["csrf"]
         assert client.post("/register", data=again).status_code == 303
-    assert appliance.read(find_patients, "李娜")
+    assert appliance.read(find_patients, "李娜", datetime.date(2026, 7, 5))
 
 
 def test_a_form_of_another_site_is_not_kept(appliance):
@@ -622,13 +623,17 @@ def test_nobody_need_be_logged_in_to_log_in_or_choose_a_language():
 
 
 @pytest.mark.parametrize(
-    ("path", "group"),
-    [("/", "The day"), ("/step/1", "The day"), ("/patient/3/merge", "Patients"),
-     ("/devices/edit", "Machines"), ("/workitem/1.2", "After the exam"), ("/users/new", "The box"),
-     ("/commitment/1.2", "After the exam"), ("/catalogue/import", "Patients"), ("/nowhere", "The day")],
+    ("path", "above"),
+    [("/", "/"), ("/step/1", "/"), ("/patient/3/merge", "/patients"), ("/devices/edit", "/devices"),
+     ("/workitem/1.2", "/workitems"), ("/users/new", "/users"), ("/commitment/1.2", "/commitments"),
+     ("/catalogue/import", "/catalogue")],
 )  # fmt: skip
-def test_each_page_belongs_to_a_group(path, group):
-    assert group_of([page for page in PAGES if page.words], path) == group
+def test_each_page_belongs_to_one_of_the_menu(path, above):
+    assert page_above([page for page in PAGES if page.words], path).path == above
+
+
+def test_a_page_of_no_menu_belongs_to_none():
+    assert page_above([page for page in PAGES if page.words], "/register") is None
 
 
 def test_the_worst_light_is_at_the_top_of_an_administrators_pages(appliance):

@@ -364,11 +364,12 @@ def test_a_role_sees_the_pages_of_its_row_and_no_others(appliance, guest, role):
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_is_offered_what_it_may_see(appliance, guest, role):
     employ(appliance, guest, role)
-    first = guest.get("/").text
     for page in MENU:
-        where = re.search(rf'<a href="([^"]+)"[^>]*>{page.group}</a>', first)
-        offered = guest.get(where[1]).text.partition("<main>")[0] if where else ""
-        assert (f'href="{page.path}"' in offered) == permit(role, page.role)
+        offered = guest.get(page.group if page.group.startswith("/") else "/").text
+        if page.group != "Needs attention":  # only if something does
+            assert (f'<a href="{page.path}"' in offered) == permit(
+                role, page.menu_role or page.role
+            )
 
 
 @pytest.mark.parametrize("least", ROLES)

@@ -329,7 +329,7 @@ def test_all_of_it_goes_without_a_script(desk):
     page.get_by_role("link", name="Slip").click()
     page.locator("article.slip").wait_for()
     page.goto("/patients")
-    page.locator("input[name=q]").fill("wxd")
+    page.locator("main input[name=q]").fill("wxd")
     page.get_by_role("button", name="Search").click()
     page.get_by_role("link", name="王小东").click()
     page.locator("#weight").fill("70")

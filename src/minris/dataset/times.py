@@ -4,7 +4,7 @@ import datetime
 import re
 from typing import NamedTuple
 
-from minris.standard.dictionary import value_problem
+from minris.standard.dictionary import is_date, value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 
 
@@ -39,6 +39,40 @@ class Interval(NamedTuple):
 def normal_date(text: str) -> str:
     """A date as eight digits, without the dots of ACR-NEMA."""
     return text.replace(".", "") if text.count(".") == 2 else text
+
+
+MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def typed_dates(text: str, today: datetime.date) -> list[str]:
+    """The dates (DA) that a typed date can mean; two where day and month may be meant either way.
+
+    Takes 19780312, 1978-03-12, 12.3.78, 12/3/1978, 12 Mar 1978, Mar 12 1978 and 1978年3月12日. A year of
+    two digits is the latest one that is not after today.
+    """
+    month = re.search("[a-z]{3,}", text.casefold())
+    numbers = [int(number) for number in re.findall("[0-9]{1,8}", text)]
+    if month and month[0][:3] in MONTH_NAMES and len(numbers) == 2:
+        orders = [(numbers[1], MONTH_NAMES.index(month[0][:3]) + 1, numbers[0])]
+    elif re.fullmatch("[0-9]{8}", text.strip()):
+        orders = [(numbers[0] // 10000, numbers[0] // 100 % 100, numbers[0] % 100)]
+    elif not re.fullmatch(r"[0-9]{1,4}([-./ ]|年)[0-9]{1,2}([-./ ]|月)[0-9]{1,4}日?", text.strip()):
+        return []
+    elif numbers[0] > 31:
+        orders = [(numbers[0], numbers[1], numbers[2])]
+    else:
+        orders = [(numbers[2], numbers[1], numbers[0]), (numbers[2], numbers[0], numbers[1])]
+        if "." in text:  # always the day first
+            orders.pop()
+    found = []
+    for year, number, day in orders:
+        if year < 100:
+            year += today.year // 100 * 100
+            year -= 100 if (year, number, day) > (today.year, today.month, today.day) else 0
+        date = f"{year:04}{number:02}{day:02}"
+        if is_date(date) and date not in found:
+            found.append(date)
+    return found
 
 
 def normal_time(text: str) -> str:

@@ -145,3 +145,13 @@ def steps_of(patient_row: int) -> list[Any]:
         " ORDER BY start_date DESC, start_time DESC LIMIT 100",
         patient_row,
     )
+
+
+def step_of_day(patient_row: int, date: str) -> Any:
+    """The step of a patient on this day (DA), else the next one, else the last one; None without."""
+    where = (
+        "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?1)"
+        " ORDER BY start_date = ?2 DESC, start_date > ?2 DESC,"
+        " CASE WHEN start_date > ?2 THEN start_date END, start_date DESC, start_time LIMIT 1"
+    )
+    return first_row(ScheduledProcedureStep, where, patient_row, date)

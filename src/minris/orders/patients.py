@@ -1,5 +1,6 @@
 """Patients: found, created, corrected, merged."""
 
+import datetime
 import itertools
 import re
 from typing import Any
@@ -9,7 +10,7 @@ from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
-from minris.dataset.times import shown_date
+from minris.dataset.times import shown_date, typed_dates
 from minris.orders.identities import move_identities
 from minris.orders.items import patient_columns
 from minris.orders.lookup import NO_PATIENT, next_identifier
@@ -93,20 +94,29 @@ def similar_patients(index: ElementIndex) -> list[Any]:
     return [patient for patient in found if same_person(index, patient)]
 
 
-def find_patients(text: str, limit: int = 50) -> list[Any]:
-    """Patients by part of the name in any spelling, initials, ID, birth date or phone number."""
+def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:
+    """Patients by what people type; the best match first.
+
+    text   parts of a name in any order and spelling, initials, ID, accession number, phone number, or
+           a birth date in any form
+    today  tells the century of a birth date whose year has two digits
+    """
     text = text.strip()
-    key, digits = name_key(text), re.sub(r"[\s()+-]", "", text)
+    words = [key for word in re.split(r"[\s,^=·]+", text) if (key := name_key(word))][:8]
+    digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
+    born = [*typed_dates(text, today), "", ""][:2]
+    named = " AND ".join(f"instr(name_key, ?{7 + number})" for number in range(len(words)))
     where = (
-        "patient_id = ?1 OR patient_birth_date = ?2 OR (?3 <> '' AND instr(name_key, ?3))"
-        " OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{')"
-        " OR (?2 <> '' AND ?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
+        "patient_id = ?1 OR (patient_birth_date IN (?2, ?3) AND patient_birth_date <> '')"
+        f" OR ({named or 0}) OR (?4 <> '' AND initials BETWEEN ?4 AND ?4 || '{{')"
+        " OR id IN (SELECT patient_id FROM requested_procedure WHERE accession_number = ?1 AND ?1 <> '')"
+        " OR (?5 <> '' AND (patient_id LIKE ?5 || '%' OR instr(data, CAST(?5 AS BLOB))))"
         " ORDER BY patient_id = ?1 DESC, ?4 <> '' AND initials = ?4 DESC,"
-        " updated_at DESC LIMIT ?6"
+        f" {'instr(name_key, ?7) = 1' if words else 'NULL'} DESC, updated_at DESC LIMIT ?6"
     )
-    return fetch_rows(Patient, where, text, digits, key, letters, phone, limit)
+    return fetch_rows(Patient, where, text, *born, letters, phone, limit, *words)
 
 
 def rows_of(*patients: Any) -> list[Place]:

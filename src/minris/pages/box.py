@@ -29,7 +29,7 @@ from minris.standard.tables import body_rows
 RIGHTS = body_rows("""
     what                                                          | pages
     See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients, merge two who are one    | /register /find /patients /patient
+    Register, find and correct patients, merge two who are one    | /register /find /patients /patient /search
     Arrived, did not come, cancel, exam is done                   | /leftovers
     Make, claim and end workitems                                 | /workitems /workitem
     Match what came without an order; why not there; import       | /unscheduled /unmatch /why /import

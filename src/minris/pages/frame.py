@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
+from minris.housekeeping.stuck import orphans
+from minris.mpps.linking import unscheduled_steps
+from minris.orders.lookup import leftovers
 from minris.pages.language import LANGUAGES, Translator, choose_language, shown_instant
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
@@ -69,7 +72,9 @@ class Page(NamedTuple):
     """A row of the table of pages: which functions answer a path.
 
     role          minimum role; "" if no login is needed
-    words, group  menu text and menu group; "" if not in the menu
+    words, group  menu text and menu group; "" if not in the menu; a path as group makes it a tab
+                  of that page
+    menu_role     minimum role that has it in the menu; "" for all who may open it
     """
 
     path: str
@@ -78,6 +83,7 @@ class Page(NamedTuple):
     post: Answer | None
     words: str = ""
     group: str = ""
+    menu_role: str = ""
 
     @property
     def rule(self) -> str:
@@ -85,14 +91,21 @@ class Page(NamedTuple):
         return re.sub("<[^>]*>", "*", self.path)
 
 
-def group_of(menu: list[Page], here: str) -> str:
-    """Return the menu group of a path: /patient/3 is in that of /patients, /step/1 in the first."""
+def family_of(page: Page) -> str:
+    """Return the path of the menu entry that a page of the menu stands under: its own, or a tab's."""
+    return page.group if page.group.startswith("/") else page.path
+
+
+def page_above(menu: list[Page], here: str) -> Page | None:
+    """Return the page of the menu that a path belongs to: /patient/3 to /patients, /step/1 to /."""
     found = [
-        (len(page.path), page.group)
+        (len(page.path), page)
         for page in menu
         if f"{here}/".startswith((f"{page.path}/", f"{page.path.removesuffix('s')}/"))
     ]
-    return max(found)[1] if found else menu[0].group
+    if found:
+        return max(found)[1]
+    return menu[0] if here.startswith("/step/") else None
 
 
 def safe_path(path: str | None, default: str = "/") -> str:
@@ -114,6 +127,7 @@ class Site:
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
+        self.counted: tuple[object, dict[str, int]] = (None, {})
 
     def light(self) -> str:
         """Return the worst status of all components, at most 10 s old."""
@@ -123,6 +137,21 @@ class Site:
             order = list(LIGHTS)
             self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
         return self.worst
+
+    def attention(self, ctx: Context) -> dict[str, int]:
+        """Return how many things need attention, by page; counted anew after a change, each 15 s."""
+        key = self.web.writer.commits, int(time.monotonic() / 15), ctx.today()
+        if key != self.counted[0]:
+            read = self.web.read
+            self.counted = (
+                key,
+                {
+                    "/unscheduled": len(read(unscheduled_steps)),
+                    "/leftovers": len(read(leftovers, ctx.today())),
+                    "/orphans": len(read(orphans, ctx)),
+                },
+            )
+        return self.counted[1]
 
 
 class PageRequest:
@@ -229,10 +258,6 @@ class PageRequest:
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
-        seen = [page for page in site.menu if self.may(page.role)]
-        group, first = group_of(site.menu, here), {}
-        for page in seen:
-            first.setdefault(page.group, page.path)
         shared = {
             "here": here, "login": login, "refresh": refresh,
             "bare": bare, "told": told or (self._told() if login else ""),
@@ -244,9 +269,7 @@ class PageRequest:
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
             clinic=self.web.config.clinic.name,
-            group=t(group),
-            groups=[(path, t(name), name == group) for name, path in first.items()],
-            navigation=[(page.path, t(page.words)) for page in seen if page.group == group],
+            **self._menu(here),
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
             notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
@@ -276,6 +299,24 @@ class PageRequest:
                 (path, words); filters (path, words, whether chosen)
         """
         return self.show(LIST_PAGE, title, parts=parts, **values)
+
+    def _menu(self, here: str) -> dict[str, Any]:
+        """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""
+        above = page_above(self.site.menu, here)
+        family = family_of(above) if above else ""
+        counts = self.site.attention(self.ctx) if self.login else {}
+        menu: dict[str, list[Any]] = {}
+        tabs = []
+        for page in self.site.menu:
+            if not self.may(page.menu_role or page.role):
+                continue
+            entry = page.path, self.t(page.words), page is above, counts.get(page.path, 0)
+            if family_of(page) == family:
+                tabs.append(entry)
+            if not page.group.startswith("/") and counts.get(page.path) != 0:
+                here_below = page.path == family
+                menu.setdefault(self.t(page.group), []).append((*entry[:2], here_below, entry[3]))
+        return {"menu": list(menu.items()), "tabs": tabs if len(tabs) > 1 else []}
 
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""

@@ -47,6 +47,17 @@ class Translator:
                  "year": int(value[:4])}  # fmt: skip
         return DATES.get(self.language, DATES["en"]).format(**words)
 
+    def of_person(self, index: ElementIndex, today: datetime.date) -> str:
+        """Return sex and age of a patient: M 48 y; months below two years."""
+        born, sex = index.get("PatientBirthDate"), index.get("PatientSex")
+        age = ""
+        if is_date(born):
+            months = (today.year - int(born[:4])) * 12 + today.month - int(born[4:6])
+            months -= today.day < int(born[6:])
+            years, young = Message("{count} y", count=months // 12), max(months, 0)
+            age = self(years if months >= 24 else Message("{count} months", count=young))
+        return " ".join(filter(None, (self(sex) if sex in ("M", "F", "O") else "", age)))
+
 
 DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

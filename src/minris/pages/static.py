@@ -1,4 +1,4 @@
-"""Static files: style sheet, script and language catalogues."""
+"""Static files: style sheet, script, icons and language catalogues."""
 
 import hashlib
 import json
@@ -26,8 +26,12 @@ def static_files(*names: str) -> dict[str, str]:
     return {name: (folder / name).read_text("utf-8") for name in names}
 
 
-STATIC = static_files("minris.css", "minris.js", "i18n/zh-CN.json")
-STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+STATIC = static_files("minris.css", "minris.js", "icons.svg", "i18n/zh-CN.json")
+STATIC_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
 def load_catalogues() -> dict[str, Mapping[str, str]]:
@@ -43,7 +47,7 @@ def load_catalogues() -> dict[str, Mapping[str, str]]:
 
 
 def static_answer(name: str, request: Any) -> Any:
-    """GET /static/…: style sheet or script; 304 if the browser has it."""
+    """GET /static/…: style sheet, script or icons; 304 if the browser has it."""
     import bottle
 
     kind = STATIC_TYPES.get(name.rpartition(".")[2])

@@ -57,7 +57,10 @@ def post_merge(p: PageRequest, row_id: int) -> str:
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
     """Return ID and words of patients who may be the same person."""
     initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
-    found = [one for text in (initials_, born) if text for one in p.read(find_patients, text, 10)]
+    today = p.ctx.local_now().date()
+    found = [
+        one for text in (initials_, born) if text for one in p.read(find_patients, text, today, 10)
+    ]
     return tuple({
         one.patient_id: f"{p.t.name(one.patient_name)}, {p.t.date(one.patient_birth_date)}"
         for one in found if one.id != row_id
@@ -102,7 +105,9 @@ def patients_page(p: PageRequest) -> str:
     found = [
         Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
             f"/patient/{one.id}")
-        for one in (p.read(find_patients, query) if query.strip() else ())
+        for one in (
+            p.read(find_patients, query, p.ctx.local_now().date()) if query.strip() else ()
+        )
     ]  # fmt: skip
     part = p.listed("Patient | Patient ID | Birth date", found,
                     "Nobody was found." if query else "")  # fmt: skip

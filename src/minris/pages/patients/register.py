@@ -149,7 +149,7 @@ def find_part(p: PageRequest) -> str:
     enough = len(text) >= 2 or (text and not text.isascii())
     people = [
         (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
-        for one in (p.read(find_patients, text, 6) if enough else ())
+        for one in (p.read(find_patients, text, p.ctx.local_now().date(), 6) if enough else ())
     ]
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
