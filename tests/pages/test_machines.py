@@ -302,7 +302,7 @@ def test_the_catalogue_comes_back_as_it_left(appliance, technologist):
         (b"code,meaning,minutes\nA,B,long\n", "is not a number of minutes"),
         (b"name\nA\n", "There is no column code"),
         (b"", "no rows"),
-        (b"code,meaning\nA,\xff\xfe\xfd\n", "neither UTF-8 nor GB18030"),
+        (b"code,meaning\nA,\xff\xfe\xfd\n", "it is not UTF-8"),
     ],
 )
 def test_a_catalogue_that_is_wrong_in_a_row_is_refused_whole(
