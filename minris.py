@@ -6917,13 +6917,16 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Modality(Peer):
-    """A simulated modality: it queries the worklist and reports performed steps."""
+    """A simulated modality: it queries the worklist and reports performed steps.
+
+    patient_id  the only patient whom a scenario may examine
+    """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
     def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
         super().__init__(ae_title, *address)
-        self.modality = modality
+        self.modality, self.patient_id = modality, ""
 
     def echo(self) -> None:
         """C-ECHO."""
@@ -6932,9 +6935,12 @@ class Modality(Peer):
         self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
 
     def worklist(self, date: str = "") -> list[Any]:
-        """Return the steps scheduled for this modality on a day (DA), or on any day."""
+        """Return the steps scheduled for this modality on a day (DA), or on any day.
+
+        Those of its one patient, if it has one
+        """
         query, step = filled(QUERY), filled(QUERY_STEP)
-        query.SpecificCharacterSet = "ISO_IR 192"
+        query.SpecificCharacterSet, query.PatientID = "ISO_IR 192", self.patient_id
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
         query.ScheduledProcedureStepSequence = [step]
@@ -6943,7 +6949,7 @@ class Modality(Peer):
             for status, identifier in association.send_c_find(query, MODALITY_WORKLIST):
                 if not status or status.Status not in (0x0000, 0xFF00, 0xFF01):
                     raise SimulationError(f"C-FIND: {status}")
-                if identifier:
+                if identifier and self.patient_id in ("", identifier.PatientID):
                     found.append(identifier)
         names = ", ".join(shown_name(str(ds.PatientName)) for ds in found) or "nobody"
         self.say(f"{self.ae_title} -> {self.called}  C-FIND worklist: {names}")
@@ -7331,22 +7337,26 @@ def _event_words(ds: Any) -> str:
 # ------------------------------------------------------------------------------------------------
 
 def started(machine: Modality) -> tuple[Any, str]:
-    """Start the first step of the worklist; return it with the UID of the performed step."""
+    """Start the first step of the machine's one patient; return it with the UID of its report."""
+    if not machine.patient_id:
+        raise SimulationError("a simulated machine examines one patient, who must be named")
     found = machine.worklist()
     if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
+        raise SimulationError(
+            f"{machine.patient_id} is not on the worklist for this AE title and modality"
+        )
     uid = new_uid()
     machine.start(found[0], uid)
     return found[0], uid
 
 
 def scenario_modality(machine: Modality) -> None:
-    """Perform the first step of the worklist."""
+    """Perform the patient's first step."""
     machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
-    """Start the first step of the worklist, and discontinue it."""
+    """Start the patient's first step, and discontinue it."""
     machine.end(*started(machine), reason="110513")
 
 
@@ -7457,7 +7467,7 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 
 def scenario_commitment(machine: Scanner) -> None:
-    """Perform the first step of the worklist, store its images, request their commitment."""
+    """Perform the patient's first step, store its images, request their commitment."""
     item, uid = started(machine)
     series = machine.end(item, uid)
     machine.store(item, series)
@@ -16099,6 +16109,52 @@ def correct_stamps(began: float, leap: float) -> None:
 def _workitems_where(where: str, *values: Any) -> list[str]:
     cursor = database.execute_sql(f"SELECT sop_instance_uid FROM workitem WHERE {where}", values)
     return [uid for (uid,) in cursor]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.housekeeping.simulated
+# The patient that a simulated machine examines: made for it, and erased after it.
+# ------------------------------------------------------------------------------------------------
+
+SIMULATED = "SIMULATED"
+WHY = "simulated"
+
+
+def make_simulated(ctx: Context, ae_title: str, modality: str) -> str:
+    """Put a patient who is none on a machine's worklist; return the Patient ID. Refuses 0106.
+
+    Those that a simulation left behind, as it was killed, are erased after an hour.
+    """
+    with database.atomic():
+        left = "patient_id >= ? AND patient_id < ? AND created_at < ?"
+        for old in fetch_rows(Patient, left, f"{SIMULATED}-", f"{SIMULATED}.", ctx.stamp(hours=-1)):
+            _erase(ctx, old.id)
+        patient_id = f"{SIMULATED}-{secrets.token_hex(4).upper()}"
+        step = text_elements(ScheduledStationAETitle=ae_title, Modality=modality)
+        texts = text_elements(
+            PatientName="SIMULATED^NOT A PATIENT",
+            PatientID=patient_id,
+            RequestedProcedureDescription="Simulation, no patient",
+        )
+        sequence = sequence_elements(ScheduledProcedureStepSequence=[step])
+        schedule(ctx, bytes(texts.merged(sequence)))
+    return patient_id
+
+
+def erase_simulated(ctx: Context, patient_id: str) -> str:
+    """Erase such a patient with exam and reports; an exam that has begun is ended. Refuses 0112."""
+    made = patient_id if patient_id.startswith(f"{SIMULATED}-") else ""
+    patient = known_row(first_row(Patient, "patient_id = ?", made), NO_PATIENT)
+    with database.atomic():
+        _erase(ctx, patient.id)
+    return f"{patient_id} erased"
+
+
+def _erase(ctx: Context, row_id: int) -> None:
+    for step in steps_of(row_id):
+        if step.status == "STARTED":
+            change_step(ctx, "stop", step.study_instance_uid, step.scheduled_procedure_step_id, WHY)
+    erase_patient(ctx, row_id, WHY)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -26497,7 +26553,10 @@ def control_file(config: Config) -> Path:
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
-STORE_COMMANDS = {"import": run_import, "user": run_user, "token": run_token}
+STORE_COMMANDS = {
+    "import": run_import, "user": run_user, "token": run_token,
+    "make simulated": make_simulated, "erase simulated": erase_simulated,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -27404,7 +27463,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     if "content" in arguments:
         arguments["content"] = base64.b64encode(arguments["content"]).decode()
     request = urllib.request.Request(
-        f"{where['url']}/control/{command}",
+        f"{where['url']}/control/{urllib.parse.quote(command)}",
         json.dumps(arguments).encode(),
         {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
     )
@@ -27561,9 +27620,36 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     scenarios = MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS
     for name in arguments.scenarios:
         try:
-            scenarios[name](players[name])
+            if name in EXAMINING:
+                with simulated_patient(config, arguments) as players[name].patient_id:
+                    scenarios[name](players[name])
+            else:
+                scenarios[name](players[name])
         except SimulationError as error:
             raise CommandError(str(error)) from None
+
+
+EXAMINING = ("modality", "discontinue", "commitment")  # the scenarios that need a patient
+THIS_BOX = ("127.0.0.1", "::1", "localhost")
+
+
+@contextlib.contextmanager
+def simulated_patient(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
+    """Give the ID of the patient named, else of one made by the running appliance and then erased."""
+    if arguments.patient:
+        yield arguments.patient
+        return
+    if arguments.host not in (*THIS_BOX, config.dicom.host) or not control_file(config).exists():
+        raise CommandError(
+            f"no patient can be made for the simulation: no minris with {config.store_path} runs at"
+            f" {arguments.host}. Name a test patient of its worklist: --patient ID"
+        )
+    station = {"ae_title": arguments.calling, "modality": arguments.modality}
+    made = ask_running(config, "make simulated", station)
+    try:
+        yield made
+    finally:
+        ask_running(config, "erase simulated", {"patient_id": made})
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
@@ -27673,6 +27759,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("simulate", "--called", {"default": ""}),
     ("simulate", "--calling", {"default": "CT1"}),
     ("simulate", "--modality", {"default": "CT"}),
+    ("simulate", "--patient", {"default": "", "metavar": "ID",
+                               "help": "a test patient of the worklist; else one is made, and erased"}),
     ("simulate", "--listen", {"type": int, "default": 0, "metavar": "PORT",
                               "help": "port for incoming events"}),
     ("simulate", "--archive", {"default": "", "metavar": "AE@HOST:PORT",

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import contextlib
 import datetime
 import getpass
 import io
@@ -14,8 +15,9 @@ import signal
 import ssl
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
     if "content" in arguments:
         arguments["content"] = base64.b64encode(arguments["content"]).decode()
     request = urllib.request.Request(
-        f"{where['url']}/control/{command}",
+        f"{where['url']}/control/{urllib.parse.quote(command)}",
         json.dumps(arguments).encode(),
         {"Authorization": f"Bearer {where['secret']}", "Content-Type": "application/json"},
     )
@@ -269,9 +271,36 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     scenarios = MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS
     for name in arguments.scenarios:
         try:
-            scenarios[name](players[name])
+            if name in EXAMINING:
+                with simulated_patient(config, arguments) as players[name].patient_id:
+                    scenarios[name](players[name])
+            else:
+                scenarios[name](players[name])
         except SimulationError as error:
             raise CommandError(str(error)) from None
+
+
+EXAMINING = ("modality", "discontinue", "commitment")  # the scenarios that need a patient
+THIS_BOX = ("127.0.0.1", "::1", "localhost")
+
+
+@contextlib.contextmanager
+def simulated_patient(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
+    """Give the ID of the patient named, else of one made by the running appliance and then erased."""
+    if arguments.patient:
+        yield arguments.patient
+        return
+    if arguments.host not in (*THIS_BOX, config.dicom.host) or not control_file(config).exists():
+        raise CommandError(
+            f"no patient can be made for the simulation: no minris with {config.store_path} runs at"
+            f" {arguments.host}. Name a test patient of its worklist: --patient ID"
+        )
+    station = {"ae_title": arguments.calling, "modality": arguments.modality}
+    made = ask_running(config, "make simulated", station)
+    try:
+        yield made
+    finally:
+        ask_running(config, "erase simulated", {"patient_id": made})
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
@@ -381,6 +410,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("simulate", "--called", {"default": ""}),
     ("simulate", "--calling", {"default": "CT1"}),
     ("simulate", "--modality", {"default": "CT"}),
+    ("simulate", "--patient", {"default": "", "metavar": "ID",
+                               "help": "a test patient of the worklist; else one is made, and erased"}),
     ("simulate", "--listen", {"type": int, "default": 0, "metavar": "PORT",
                               "help": "port for incoming events"}),
     ("simulate", "--archive", {"default": "", "metavar": "AE@HOST:PORT",

@@ -28,6 +28,8 @@ from minris.access.devices import save_device
 from minris.cli import COMMANDS, main
 from minris.config.ini import load_config
 from minris.config.values import ROLES
+from minris.dataset.dicom_json import from_json
+from minris.dataset.elements import ElementIndex
 from minris.standard.uids import VERIFICATION
 from minris.store.models import database
 from minris.store.sqlite import open_store
@@ -655,17 +657,47 @@ def test_settings_can_be_used_as_they_are_printed(here, folder):
 
 def test_simulate_plays_against_a_running_appliance(serve, folder):
     line = serve()
-    line.run("import", list_of(folder, item("Wang^XiaoDong=王^小东")))
-    done = line.run("simulate", "echo", "modality", "--port", str(line.port))
+    line.run("import", list_of(folder, item("Wang^XiaoDong=王^小东", PatientID="P7")))
+    named = "--patient", "P7", "--port", str(line.port)
+    done = line.run("simulate", "echo", "modality", *named)
     assert done.returncode == 0
     assert [part in done.stdout for part in ("C-ECHO: 0000", "COMPLETED", "王小东")] == [True] * 3
+
+
+def exported(line):
+    """Names of patients, states of exams and number of reports in the store."""
+    found = json.loads(line.run("export").stdout)
+    steps = [ElementIndex(from_json(one["data"])) for one in found["worklist"]]
+    names = [ElementIndex(from_json(one["data"])).get("PatientName") for one in found["patients"]]
+    states = [step.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepStatus")
+              for step in steps]  # fmt: skip
+    return names, states, len(found["performed"])
+
+
+@pytest.mark.parametrize("scenario", ["modality", "discontinue", "commitment"])
+def test_simulate_touches_no_patient_but_its_own_and_takes_it_away(serve, folder, scenario):
+    line = serve()
+    line.run("import", list_of(folder, item("Wang^XiaoDong")))
+    done = line.run("simulate", scenario, "--port", str(line.port))
+    if scenario != "commitment":  # it lacks --listen: the patient goes all the same
+        assert done.returncode == 0, done.stderr
+    assert "NOT A PATIENT" in done.stdout
+    assert "Wang" not in done.stdout
+    assert exported(line) == (["Wang^XiaoDong"], ["SCHEDULED"], 0)
+
+
+def test_a_server_elsewhere_is_asked_for_no_patient_but_one_that_is_named(served):
+    done = served.run("simulate", "modality", "--host", "192.0.2.1", "--port", "11112")
+    assert done.returncode == 1
+    assert "--patient ID" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("echo", "--calling", "STRANGER"), "rejected"),
-        (("modality", "--calling", "US1", "--modality", "US"), "the worklist is empty"),
+        (("modality", "--patient", "P404"), "P404 is not on the worklist"),
+        (("modality", "--modality", "CT\\MR"), "has more than one value"),
         (("echo", "--calling", "A" * 17), "is not an AE title"),
         (("echo", "--calling", "工作站"), "is not an AE title"),
         (("watch", "--listen", "99999"), "is not a port"),
@@ -749,7 +781,7 @@ def played(serve, folder, config):
     """The log of an appliance at which a patient was registered, worked and looked at."""
     line = serve(config=config)
     line.run("import", list_of(folder, item("Wang^XiaoDong=王^小东", PatientID="P7")))
-    line.run("simulate", "modality", "--port", str(line.port))
+    line.run("simulate", "modality", "--port", str(line.port), "--patient", "P7")
     with httpx.Client(base_url=line.url, trust_env=False, verify=False) as client:
         client.post("/login", data={"name": "admin", "password": line.password})
         client.get("/")

@@ -55,8 +55,10 @@ def said():
 
 @pytest.fixture
 def ct(appliance, said):
-    """A simulated CT that knows the appliance."""
-    return Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    """A simulated CT that knows the appliance, and examines Wang alone."""
+    machine = Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    machine.patient_id = "P7"
+    return machine
 
 
 def state_of(appliance, name="Wang"):
@@ -81,7 +83,7 @@ ENDS = {"echo": "SCHEDULED", "modality": "COMPLETED", "discontinue": "DISCONTINU
 
 @pytest.mark.parametrize("name", MODALITY_SCENARIOS)
 def test_a_scenario_leaves_the_exam_as_it_says(appliance, ct, name):
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     MODALITY_SCENARIOS[name](ct)
     assert state_of(appliance) == ENDS[name]
 
@@ -90,14 +92,15 @@ def test_a_scenario_leaves_the_exam_as_it_says(appliance, ct, name):
 def test_a_scenario_is_complete_enough_for_a_strict_server(run_appliance, said, name):
     """Leniency is for the machines of others, not for our own."""
     appliance = run_appliance("[dicom]\nstrict_mpps = yes")
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     machine = Modality("CT1", "CT", "127.0.0.1", appliance.port, "MINRIS", said)
+    machine.patient_id = "P7"
     MODALITY_SCENARIOS[name](machine)
     assert state_of(appliance) == ENDS[name]
 
 
 def test_nothing_is_left_out_of_a_report(appliance, ct):
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     MODALITY_SCENARIOS["modality"](ct)
     [performed] = performed_of(appliance)
     assert performed.remark == ""
@@ -105,7 +108,7 @@ def test_nothing_is_left_out_of_a_report(appliance, ct):
 
 @pytest.mark.parametrize("name", MODALITY_SCENARIOS)
 def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
-    appliance.schedule(item("Wang^XiaoDong=王^小东"))
+    appliance.schedule(item("Wang^XiaoDong=王^小东", PatientID="P7"))
     MODALITY_SCENARIOS[name](ct)
     assert said
     assert all(line.startswith("CT1 -> MINRIS  ") for line in said)
@@ -113,14 +116,14 @@ def test_a_scenario_says_what_was_answered(appliance, ct, said, name):
 
 
 def test_a_patient_is_named_as_people_read_it(appliance, ct, said):
-    appliance.schedule(item("Wang^XiaoDong=王^小东"))
+    appliance.schedule(item("Wang^XiaoDong=王^小东", PatientID="P7"))
     MODALITY_SCENARIOS["modality"](ct)
     assert said[0] == "CT1 -> MINRIS  C-FIND worklist: 王小东 Wang XiaoDong"
     assert "IN PROGRESS, 王小东 Wang XiaoDong: 0000" in said[1]
 
 
 def test_an_exam_given_up_has_its_reason(appliance, ct):
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     MODALITY_SCENARIOS["discontinue"](ct)
     [performed] = performed_of(appliance)
     keyword = "PerformedProcedureStepDiscontinuationReasonCodeSequence"
@@ -130,7 +133,7 @@ def test_an_exam_given_up_has_its_reason(appliance, ct):
 
 def test_the_wrong_line_taken_back_is_on_the_worklist_again(appliance, ct):
     """T-MPPS-15."""
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     [found] = ct.worklist()
     ct.start(found, "2.25.77")
     assert state_of(appliance) == "STARTED"
@@ -140,11 +143,29 @@ def test_the_wrong_line_taken_back_is_on_the_worklist_again(appliance, ct):
 
 
 def test_a_modality_finds_its_own_exams_alone(appliance, ct):
+    ct.patient_id = ""
     appliance.schedule(item(), item("Li^Na", ScheduledStationAETitle="US1", Modality="US"))
     assert [str(found.PatientName) for found in ct.worklist()] == ["Wang^XiaoDong=王^小东"]
 
 
+@pytest.mark.parametrize("name", ["modality", "discontinue"])
+def test_no_other_patient_is_examined(appliance, ct, name):
+    appliance.schedule(item("Li^Na", PatientID="P8"), item("Wang", PatientID="P7 "))
+    MODALITY_SCENARIOS[name](ct)
+    assert (state_of(appliance, "Li"), state_of(appliance)) == ("SCHEDULED", ENDS[name])
+
+
+@pytest.mark.parametrize("name", ["modality", "discontinue"])
+def test_without_a_patient_nobody_is_examined(appliance, ct, name):
+    appliance.schedule(item(PatientID="P7"))
+    ct.patient_id = ""
+    with pytest.raises(SimulationError, match="who must be named"):
+        MODALITY_SCENARIOS[name](ct)
+    assert state_of(appliance) == "SCHEDULED"
+
+
 def test_a_modality_finds_the_exams_of_a_day(appliance, ct):
+    ct.patient_id = ""
     appliance.schedule(item(), item("Li^Na", ScheduledProcedureStepStartDate="20260706"))
     assert [str(found.PatientName) for found in ct.worklist("20260706")] == ["Li^Na"]
 
@@ -154,7 +175,7 @@ def test_a_modality_finds_the_exams_of_a_day(appliance, ct):
 
 @pytest.mark.parametrize("name", ["modality", "discontinue"])
 def test_an_empty_worklist_is_said(ct, name):
-    with pytest.raises(SimulationError, match="the worklist is empty"):
+    with pytest.raises(SimulationError, match="P7 is not on the worklist"):
         MODALITY_SCENARIOS[name](ct)
 
 
@@ -174,7 +195,7 @@ def test_nobody_listening_is_said(said):
 
 
 def test_a_refused_report_is_said_with_its_status(appliance, ct):
-    appliance.schedule(item())
+    appliance.schedule(item(PatientID="P7"))
     [found] = ct.worklist()
     ct.start(found, "2.25.77")
     with pytest.raises(SimulationError, match="N-CREATE failed: 0111"):
@@ -393,10 +414,11 @@ def committing(run_appliance, said, evidence="archive", stores=True):
     ct, port = peers.free_port(), peers.free_port()
     text = COMMITTING.format(ct=ct, archive=port, evidence=evidence)
     box = run_appliance(text)
-    box.schedule(item())
+    box.schedule(item(PatientID="P7"))
     address = "127.0.0.1", box.port, "MINRIS", said
     where = ("PACS", "127.0.0.1", port) if stores else None
     scanner = Scanner("CT1", "CT", *address, listen=ct, archive=where)
+    scanner.patient_id = "P7"
     with SimulatedArchive("PACS", *address, listen=port).listening():
         yield scanner
 

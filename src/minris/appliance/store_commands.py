@@ -10,6 +10,7 @@ import peewee
 from minris.access.context import Context
 from minris.access.users import delete_token, delete_user, make_token, make_user
 from minris.config.ini import Config
+from minris.housekeeping.simulated import erase_simulated, make_simulated
 from minris.interchange.decoding import ReadAs
 from minris.interchange.files import import_file
 from minris.interchange.whole_store import import_export
@@ -63,4 +64,7 @@ def control_file(config: Config) -> Path:
     return config.store_path.with_name(config.store_path.name + ".control")
 
 
-STORE_COMMANDS = {"import": run_import, "user": run_user, "token": run_token}
+STORE_COMMANDS = {
+    "import": run_import, "user": run_user, "token": run_token,
+    "make simulated": make_simulated, "erase simulated": erase_simulated,
+}  # fmt: skip

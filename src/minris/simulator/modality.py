@@ -35,13 +35,16 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Modality(Peer):
-    """A simulated modality: it queries the worklist and reports performed steps."""
+    """A simulated modality: it queries the worklist and reports performed steps.
+
+    patient_id  the only patient whom a scenario may examine
+    """
 
     CLASSES: tuple[str, ...] = (VERIFICATION, MODALITY_WORKLIST, MPPS)
 
     def __init__(self, ae_title: str, modality: str, *address: Any) -> None:
         super().__init__(ae_title, *address)
-        self.modality = modality
+        self.modality, self.patient_id = modality, ""
 
     def echo(self) -> None:
         """C-ECHO."""
@@ -50,9 +53,12 @@ class Modality(Peer):
         self.say(f"{self.ae_title} -> {self.called}  C-ECHO: {status.Status:04X}")
 
     def worklist(self, date: str = "") -> list[Any]:
-        """Return the steps scheduled for this modality on a day (DA), or on any day."""
+        """Return the steps scheduled for this modality on a day (DA), or on any day.
+
+        Those of its one patient, if it has one
+        """
         query, step = filled(QUERY), filled(QUERY_STEP)
-        query.SpecificCharacterSet = "ISO_IR 192"
+        query.SpecificCharacterSet, query.PatientID = "ISO_IR 192", self.patient_id
         step.ScheduledStationAETitle, step.Modality = self.ae_title, self.modality
         step.ScheduledProcedureStepStartDate = date
         query.ScheduledProcedureStepSequence = [step]
@@ -61,7 +67,7 @@ class Modality(Peer):
             for status, identifier in association.send_c_find(query, MODALITY_WORKLIST):
                 if not status or status.Status not in (0x0000, 0xFF00, 0xFF01):
                     raise SimulationError(f"C-FIND: {status}")
-                if identifier:
+                if identifier and self.patient_id in ("", identifier.PatientID):
                     found.append(identifier)
         names = ", ".join(shown_name(str(ds.PatientName)) for ds in found) or "nobody"
         self.say(f"{self.ae_title} -> {self.called}  C-FIND worklist: {names}")

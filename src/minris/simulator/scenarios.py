@@ -13,22 +13,26 @@ from minris.standard.uids import UPS_FILTERED_SUBSCRIPTION, new_uid
 
 
 def started(machine: Modality) -> tuple[Any, str]:
-    """Start the first step of the worklist; return it with the UID of the performed step."""
+    """Start the first step of the machine's one patient; return it with the UID of its report."""
+    if not machine.patient_id:
+        raise SimulationError("a simulated machine examines one patient, who must be named")
     found = machine.worklist()
     if not found:
-        raise SimulationError("the worklist is empty for this AE title and modality")
+        raise SimulationError(
+            f"{machine.patient_id} is not on the worklist for this AE title and modality"
+        )
     uid = new_uid()
     machine.start(found[0], uid)
     return found[0], uid
 
 
 def scenario_modality(machine: Modality) -> None:
-    """Perform the first step of the worklist."""
+    """Perform the patient's first step."""
     machine.end(*started(machine))
 
 
 def scenario_discontinue(machine: Modality) -> None:
-    """Start the first step of the worklist, and discontinue it."""
+    """Start the patient's first step, and discontinue it."""
     machine.end(*started(machine), reason="110513")
 
 
@@ -139,7 +143,7 @@ def scenario_reliable_watcher(station: Workstation) -> None:
 
 
 def scenario_commitment(machine: Scanner) -> None:
-    """Perform the first step of the worklist, store its images, request their commitment."""
+    """Perform the patient's first step, store its images, request their commitment."""
     item, uid = started(machine)
     series = machine.end(item, uid)
     machine.store(item, series)
