@@ -7758,15 +7758,18 @@ class AccessRules:
         """The device with an AE title, None if it is not registered."""
         return self.by_title.get(calling)
 
-    def host_to_look_up(self, calling: str) -> str:
-        """The host name to look up before calling `refusal`, or empty."""
+    def host_to_look_up(self, calling: str, address: str) -> str:
+        """The host whose addresses `refusal` needs to know for a caller, or empty."""
         device = self.by_title.get(calling)
         host = device.host if device and device.check_address else ""
-        return "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", host) else host
+        return "" if host == plain_address(address) else host
 
-    def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
+    def refusal(
+        self, called: str, calling: str, address: str, addresses: Collection[str] = ()
+    ) -> tuple[int, str] | None:
         """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
 
+        addresses  those of host_to_look_up: nothing is looked up here, in the event loop
         Source: PS3.8 Table 9-21 (service user: 3 calling, 7 called AE title not recognized)
         """
         if self.called and called != self.called:
@@ -7778,7 +7781,8 @@ class AccessRules:
         device = self.by_title.get(calling)
         if not device and not self.accept_unknown:
             return 3, Message("{calling} is not registered as a device", calling=repr(calling))
-        if device and device.check_address and not same_host(device.host, address):
+        own = (device.host, *addresses) if device else ()
+        if device and device.check_address and plain_address(address) not in own:
             return 3, Message(
                 "{calling} is registered for {host}", calling=repr(calling), host=device.host
             )
@@ -7951,13 +7955,18 @@ def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once per minute."""
     try:
         return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):  # UnicodeError: not a valid name
+    except (OSError, ValueError):  # ValueError, UnicodeError: not a valid name
         return frozenset()
+
+
+def plain_address(address: str) -> str:
+    """An address of IPv4 without the prefix that it has at a door for IPv6."""
+    return address.removeprefix("::ffff:")
 
 
 def same_host(host: str, address: str) -> bool:
     """Whether a host has an address."""
-    address = address.removeprefix("::ffff:")
+    address = plain_address(address)
     return address == host or address in host_addresses(host, this_minute())
 
 
@@ -8793,17 +8802,24 @@ class Negotiator:
             context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
-    def decide(self, pdu: bytes, address: str, access: AccessRules | None) -> Negotiated:
+    def decide(
+        self,
+        pdu: bytes,
+        address: str,
+        access: AccessRules | None,
+        addresses: Collection[str] = (),
+    ) -> Negotiated:
         """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError.
 
-        access  who may call; None for ourselves
+        access     who may call; None for ourselves
+        addresses  those of the host that the rules name for the caller
         """
         if len(pdu) < 74:
             raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
         if access:
-            self._check_titles(called, calling, address, access)
+            self._check_titles(called, calling, address, access, addresses)
         key = pdu, address, access and access.version
         negotiated = self.known.get(key)
         if negotiated is None:
@@ -8814,14 +8830,16 @@ class Negotiator:
         return negotiated
 
     @staticmethod
-    def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
+    def _check_titles(
+        called: str, calling: str, address: str, access: AccessRules, addresses: Collection[str]
+    ) -> None:
         """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
             raise Rejection(1, 1, 3, "the calling AE title is empty")
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
                 raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
-        if refusal := access.refusal(called, calling, address):
+        if refusal := access.refusal(called, calling, address, addresses):
             raise Rejection(1, 1, *refusal)
 
     @staticmethod
@@ -8936,6 +8954,7 @@ class AssociationHost(Protocol):
     def note_ended(self, association: "Association") -> None: ...
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None: ...
     def complain(self, address: str, words: str, *values: object) -> None: ...
+    async def addresses_of(self, host: str) -> frozenset[str]: ...
 
 
 class Association(asyncio.Protocol):
@@ -8958,6 +8977,7 @@ class Association(asyncio.Protocol):
         self.current: Request | None = None
         self.asked: asyncio.Future[int] | None = None  # status of our request to the peer
         self.task: asyncio.Task | None = None
+        self.look_up: asyncio.Task | None = None
         self.artim: asyncio.TimerHandle | None = None
         self.pdu_timer: asyncio.TimerHandle | None = None
         self.idle_timer: asyncio.TimerHandle | None = None
@@ -9129,21 +9149,25 @@ class Association(asyncio.Protocol):
 
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
-        host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host and not self.ours:  # a name server may be slow, and nothing may block the loop
-            run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
-            run.add_done_callback(lambda _: self._decide(pdu))
+        rules = None if self.ours else self.server.access()
+        host = rules.host_to_look_up(calling_ae_title(pdu), self.address) if rules else ""
+        if host:  # a name server may be slow, and nothing may block the loop
+            self.look_up = self.loop.create_task(self._decide_later(pdu, rules, host))
         else:
-            self._decide(pdu)
+            self._decide(pdu, rules)
 
-    def _decide(self, pdu: bytes) -> None:
-        """Accept or reject, if the peer is still connected."""
+    async def _decide_later(self, pdu: bytes, rules: AccessRules | None, host: str) -> None:
+        self._decide(pdu, rules, await self.server.addresses_of(host))
+
+    def _decide(
+        self, pdu: bytes, rules: AccessRules | None, addresses: Collection[str] = ()
+    ) -> None:
+        """Accept or reject by rules for callers, if the peer is still connected."""
         if self.state != "Sta3":
             return
         server = self.server
         try:
-            rules = None if self.ours else server.access()
-            negotiated = server.negotiator.decide(pdu, self.address, rules)
+            negotiated = server.negotiator.decide(pdu, self.address, rules, addresses)
             if words := server.enter(self, "associated"):
                 raise Rejection(2, 3, 2, words)
         except Rejection as rejection:
@@ -9637,6 +9661,8 @@ class AssociationServer:
     dispatch    coroutine function (association, request) that answers a message
     """
 
+    LOOK_UP_SECONDS = 10.0  # the caller waits, for 30 s usually
+
     def __init__(
         self,
         limits: types.SimpleNamespace,
@@ -9661,7 +9687,30 @@ class AssociationServer:
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
+        self.hosts: Recent[str, frozenset[str]] = Recent(500)  # addresses, as last looked up
+        self.lookups: dict[str, asyncio.Future[frozenset[str]]] = {}
         self.own: set[tuple[str, int]] = set()  # where our own connections to us come from
+
+    async def addresses_of(self, host: str) -> frozenset[str]:
+        """The addresses of a host, looked up once for all who wait, and off the loop.
+
+        Those it had last if the look-up fails or is slow: a name server that is down locks no
+        machine out
+        """
+        found: frozenset[str] = frozenset()
+        try:
+            if host not in self.lookups:
+                run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
+                self.lookups[host] = run
+                run.add_done_callback(lambda done: self.lookups.pop(host) and done.exception())
+            async with asyncio.timeout(self.LOOK_UP_SECONDS):
+                found = await asyncio.shield(self.lookups[host])
+        except Exception as error:  # whatever it is, the caller gets an answer
+            words = "cannot look up the address of %s: %s"
+            self.complain(host, words, host, str(error) or "no answer in time")
+        if found:
+            self.hosts[host] = found
+        return self.hosts.get(host, frozenset())
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Listen on a port; return its number."""

@@ -18,6 +18,7 @@ from minris.access.devices import (
     host_addresses,
     save_device,
     stored_devices,
+    this_minute,
 )
 from minris.access.users import (
     Login,
@@ -119,6 +120,35 @@ def anna(ctx):
 # Devices
 
 
+def refusal(rules, called, calling, address):
+    """What the DICOM door asks: the addresses of a host, if it must know them, then the rules."""
+    host = rules.host_to_look_up(calling, address)
+    addresses = host_addresses(host, this_minute()) if host else ()
+    return rules.refusal(called, calling, address, addresses)
+
+
+def test_rules_look_nothing_up_themselves(rules, monkeypatch):
+    """They are asked in the event loop."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a: pytest.fail("looked up"))
+    assert rules.refusal("LAKESIDE", "DX9", "192.0.2.40", ["192.0.2.40"]) is None
+    assert rules.refusal("LAKESIDE", "DX9", "192.0.2.40", ["192.0.2.41"])[0] == 3
+    assert rules.refusal("LAKESIDE", "DX9", "192.0.2.40")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("calling", "address", "host"),
+    [
+        ("DX9", "192.0.2.40", "mobile.clinic.example"),
+        ("CT1", "192.0.2.11", ""),
+        ("CT1", "::ffff:192.0.2.11", ""),
+        ("CT1", "192.0.2.66", "192.0.2.11"),
+        ("MR7", "192.0.2.11", ""),
+    ],
+)
+def test_a_host_is_looked_up_where_it_is_not_the_address(rules, calling, address, host):
+    assert rules.host_to_look_up(calling, address) == host
+
+
 def test_a_registered_device_may_call(rules):
     assert rules.refusal("LAKESIDE", "CT1", "192.0.2.11") is None
 
@@ -191,14 +221,14 @@ def test_an_address_is_not_checked_unless_asked_for(tmp_path):
     ],
 )
 def test_an_address_is_compared_as_an_address(rules, calling, address):
-    assert rules.refusal("LAKESIDE", calling, address) is None
+    assert refusal(rules, "LAKESIDE", calling, address) is None
 
 
 @pytest.mark.parametrize("host", ["gone.clinic.example", "ct..local"])
 def test_a_host_that_has_no_address_is_refused(host, tmp_path):
     text = f"[device CT room]\nae_title = CT1\nhost = {host}\ncheck_address = yes\n"
     rules = AccessRules(load_config(write_config(tmp_path, text)))
-    assert rules.refusal("MINRIS", "CT1", "192.0.2.11")[0] == 3
+    assert refusal(rules, "MINRIS", "CT1", "192.0.2.11")[0] == 3
 
 
 def test_a_host_is_not_looked_up_for_every_call(rules, monkeypatch):
@@ -207,7 +237,7 @@ def test_a_host_is_not_looked_up_for_every_call(rules, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a: asked.append(a) or look_up(*a))
     monkeypatch.setattr(time, "monotonic", lambda: 600.0)
     for _ in range(50):
-        rules.refusal("LAKESIDE", "DX9", "192.0.2.40")
+        refusal(rules, "LAKESIDE", "DX9", "192.0.2.40")
     assert len(asked) == 1
 
 

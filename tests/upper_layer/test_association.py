@@ -1801,6 +1801,72 @@ def test_a_slow_name_server_holds_up_nobody_else(tmp_path, name_server):
             answered.set()
 
 
+def is_known(host=HOST):
+    """The answer of a name server."""
+    return [(0, 0, 0, "", (host, 0))]
+
+
+def test_a_name_is_looked_up_once_a_call(tmp_path, name_server, monkeypatch):
+    """Though a minute ends meanwhile, which the cache would count as another look-up."""
+    threads, minutes = [], itertools.count(1)
+    name_server["ct1.clinic.example"] = lambda: (
+        threads.append(threading.current_thread()) or is_known()
+    )
+    monkeypatch.setattr("minris.upper_layer.server.this_minute", lambda: next(minutes))
+    monkeypatch.setattr("minris.access.devices.this_minute", lambda: next(minutes))
+    with serving(tmp_path, NAMED_DEVICE) as inside:
+        for count in (1, 2):
+            with Peer(inside.port) as peer:
+                peer.associate()
+            assert len(threads) == count
+    assert all(thread.name.startswith("asyncio_") for thread in threads)
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror, UnicodeError, ValueError, RuntimeError, MemoryError]
+)
+def test_a_look_up_that_fails_is_a_rejection_and_no_broken_connection(tmp_path, name_server, error):
+    def fail():
+        raise error
+
+    name_server["ct1.clinic.example"] = fail
+    with serving(tmp_path, NAMED_DEVICE) as inside:
+        with Peer(inside.port) as peer:
+            peer.send(associate_rq())
+            assert peer.rest() == [reject(1, 1, 3)]
+        inside.settle()
+
+
+def test_a_name_server_that_is_down_locks_no_known_machine_out(tmp_path, name_server):
+    """The address that the name had last counts."""
+    name_server["ct1.clinic.example"] = is_known
+    with serving(tmp_path, NAMED_DEVICE) as inside:
+        with Peer(inside.port) as peer:
+            peer.associate()
+
+        def fail():
+            raise socket.gaierror
+
+        name_server["ct1.clinic.example"] = fail
+        host_addresses.cache_clear()  # a minute later
+        with Peer(inside.port) as peer:
+            peer.associate()
+
+
+def test_a_look_up_without_an_answer_ends(tmp_path, name_server, monkeypatch):
+    answered = threading.Event()
+    name_server["ct1.clinic.example"] = lambda: answered.wait(peers.PATIENCE_S) and is_known()
+    monkeypatch.setattr(AssociationServer, "LOOK_UP_SECONDS", 0.1)
+    with serving(tmp_path, NAMED_DEVICE) as inside:
+        try:
+            with Peer(inside.port) as first, Peer(inside.port) as second:
+                for peer in (first, second):
+                    peer.send(associate_rq())
+                assert [peer.rest() for peer in (first, second)] == [[reject(1, 1, 3)]] * 2
+        finally:
+            answered.set()
+
+
 # Bad peers: the first table of the engine's measurements ----------------------------------------
 
 

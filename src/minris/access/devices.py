@@ -5,7 +5,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from minris import log
 from minris.access.context import Context, audit, device_titled
@@ -37,15 +37,18 @@ class AccessRules:
         """The device with an AE title, None if it is not registered."""
         return self.by_title.get(calling)
 
-    def host_to_look_up(self, calling: str) -> str:
-        """The host name to look up before calling `refusal`, or empty."""
+    def host_to_look_up(self, calling: str, address: str) -> str:
+        """The host whose addresses `refusal` needs to know for a caller, or empty."""
         device = self.by_title.get(calling)
         host = device.host if device and device.check_address else ""
-        return "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", host) else host
+        return "" if host == plain_address(address) else host
 
-    def refusal(self, called: str, calling: str, address: str) -> tuple[int, str] | None:
+    def refusal(
+        self, called: str, calling: str, address: str, addresses: Collection[str] = ()
+    ) -> tuple[int, str] | None:
         """Why to reject an association: the reason in A-ASSOCIATE-RJ, and words; None to accept.
 
+        addresses  those of host_to_look_up: nothing is looked up here, in the event loop
         Source: PS3.8 Table 9-21 (service user: 3 calling, 7 called AE title not recognized)
         """
         if self.called and called != self.called:
@@ -57,7 +60,8 @@ class AccessRules:
         device = self.by_title.get(calling)
         if not device and not self.accept_unknown:
             return 3, Message("{calling} is not registered as a device", calling=repr(calling))
-        if device and device.check_address and not same_host(device.host, address):
+        own = (device.host, *addresses) if device else ()
+        if device and device.check_address and plain_address(address) not in own:
             return 3, Message(
                 "{calling} is registered for {host}", calling=repr(calling), host=device.host
             )
@@ -230,11 +234,16 @@ def host_addresses(host: str, minute: int) -> frozenset[str]:
     """The addresses of a host, looked up once per minute."""
     try:
         return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):  # UnicodeError: not a valid name
+    except (OSError, ValueError):  # ValueError, UnicodeError: not a valid name
         return frozenset()
+
+
+def plain_address(address: str) -> str:
+    """An address of IPv4 without the prefix that it has at a door for IPv6."""
+    return address.removeprefix("::ffff:")
 
 
 def same_host(host: str, address: str) -> bool:
     """Whether a host has an address."""
-    address = address.removeprefix("::ffff:")
+    address = plain_address(address)
     return address == host or address in host_addresses(host, this_minute())

@@ -6,11 +6,11 @@ import contextlib
 import socket
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from minris import log
-from minris.access.devices import AccessRules, host_addresses, this_minute
+from minris.access.devices import AccessRules
 from minris.intake import Intake
 from minris.standard.status import Message
 from minris.upper_layer.messages import Assembler, MessageLimits, Request
@@ -51,6 +51,7 @@ class AssociationHost(Protocol):
     def note_ended(self, association: "Association") -> None: ...
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None: ...
     def complain(self, address: str, words: str, *values: object) -> None: ...
+    async def addresses_of(self, host: str) -> frozenset[str]: ...
 
 
 class Association(asyncio.Protocol):
@@ -73,6 +74,7 @@ class Association(asyncio.Protocol):
         self.current: Request | None = None
         self.asked: asyncio.Future[int] | None = None  # status of our request to the peer
         self.task: asyncio.Task | None = None
+        self.look_up: asyncio.Task | None = None
         self.artim: asyncio.TimerHandle | None = None
         self.pdu_timer: asyncio.TimerHandle | None = None
         self.idle_timer: asyncio.TimerHandle | None = None
@@ -244,21 +246,25 @@ class Association(asyncio.Protocol):
 
     def _ae_6(self, pdu: bytes) -> None:
         self._stop_artim()
-        host = self.server.access().host_to_look_up(calling_ae_title(pdu))
-        if host and not self.ours:  # a name server may be slow, and nothing may block the loop
-            run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
-            run.add_done_callback(lambda _: self._decide(pdu))
+        rules = None if self.ours else self.server.access()
+        host = rules.host_to_look_up(calling_ae_title(pdu), self.address) if rules else ""
+        if host:  # a name server may be slow, and nothing may block the loop
+            self.look_up = self.loop.create_task(self._decide_later(pdu, rules, host))
         else:
-            self._decide(pdu)
+            self._decide(pdu, rules)
 
-    def _decide(self, pdu: bytes) -> None:
-        """Accept or reject, if the peer is still connected."""
+    async def _decide_later(self, pdu: bytes, rules: AccessRules | None, host: str) -> None:
+        self._decide(pdu, rules, await self.server.addresses_of(host))
+
+    def _decide(
+        self, pdu: bytes, rules: AccessRules | None, addresses: Collection[str] = ()
+    ) -> None:
+        """Accept or reject by rules for callers, if the peer is still connected."""
         if self.state != "Sta3":
             return
         server = self.server
         try:
-            rules = None if self.ours else server.access()
-            negotiated = server.negotiator.decide(pdu, self.address, rules)
+            negotiated = server.negotiator.decide(pdu, self.address, rules, addresses)
             if words := server.enter(self, "associated"):
                 raise Rejection(2, 3, 2, words)
         except Rejection as rejection:

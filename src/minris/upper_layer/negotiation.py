@@ -168,17 +168,24 @@ class Negotiator:
             context.scu_role, context.scp_role = roles or (None, None)
         self.known: Recent[object, Negotiated] = Recent(self.REMEMBERED)
 
-    def decide(self, pdu: bytes, address: str, access: AccessRules | None) -> Negotiated:
+    def decide(
+        self,
+        pdu: bytes,
+        address: str,
+        access: AccessRules | None,
+        addresses: Collection[str] = (),
+    ) -> Negotiated:
         """Return the answer to an A-ASSOCIATE-RQ. Raises Rejection, ProtocolError.
 
-        access  who may call; None for ourselves
+        access     who may call; None for ourselves
+        addresses  those of the host that the rules name for the caller
         """
         if len(pdu) < 74:
             raise ProtocolError("A-ASSOCIATE-RQ is truncated")
         called = pdu[10:26].decode("ascii", "replace").strip(" \0")
         calling = calling_ae_title(pdu)
         if access:
-            self._check_titles(called, calling, address, access)
+            self._check_titles(called, calling, address, access, addresses)
         key = pdu, address, access and access.version
         negotiated = self.known.get(key)
         if negotiated is None:
@@ -189,14 +196,16 @@ class Negotiator:
         return negotiated
 
     @staticmethod
-    def _check_titles(called: str, calling: str, address: str, access: AccessRules) -> None:
+    def _check_titles(
+        called: str, calling: str, address: str, access: AccessRules, addresses: Collection[str]
+    ) -> None:
         """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
             raise Rejection(1, 1, 3, "the calling AE title is empty")
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
                 raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
-        if refusal := access.refusal(called, calling, address):
+        if refusal := access.refusal(called, calling, address, addresses):
             raise Rejection(1, 1, *refusal)
 
     @staticmethod

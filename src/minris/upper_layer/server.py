@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minris import log
-from minris.access.devices import AccessRules
+from minris.access.devices import AccessRules, host_addresses, this_minute
 from minris.intake import Intake
 from minris.recent import Recent
 from minris.standard.status import Message
@@ -64,6 +64,8 @@ class AssociationServer:
     dispatch    coroutine function (association, request) that answers a message
     """
 
+    LOOK_UP_SECONDS = 10.0  # the caller waits, for 30 s usually
+
     def __init__(
         self,
         limits: types.SimpleNamespace,
@@ -88,7 +90,30 @@ class AssociationServer:
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
         self.accepted = self.turned_away = 0
         self.servers: list[asyncio.Server] = []
+        self.hosts: Recent[str, frozenset[str]] = Recent(500)  # addresses, as last looked up
+        self.lookups: dict[str, asyncio.Future[frozenset[str]]] = {}
         self.own: set[tuple[str, int]] = set()  # where our own connections to us come from
+
+    async def addresses_of(self, host: str) -> frozenset[str]:
+        """The addresses of a host, looked up once for all who wait, and off the loop.
+
+        Those it had last if the look-up fails or is slow: a name server that is down locks no
+        machine out
+        """
+        found: frozenset[str] = frozenset()
+        try:
+            if host not in self.lookups:
+                run = self.loop.run_in_executor(None, host_addresses, host, this_minute())
+                self.lookups[host] = run
+                run.add_done_callback(lambda done: self.lookups.pop(host) and done.exception())
+            async with asyncio.timeout(self.LOOK_UP_SECONDS):
+                found = await asyncio.shield(self.lookups[host])
+        except Exception as error:  # whatever it is, the caller gets an answer
+            words = "cannot look up the address of %s: %s"
+            self.complain(host, words, host, str(error) or "no answer in time")
+        if found:
+            self.hosts[host] = found
+        return self.hosts.get(host, frozenset())
 
     async def listen(self, host: str, port: int, tls: Any = None) -> int:
         """Listen on a port; return its number."""
