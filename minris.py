@@ -79,6 +79,7 @@ import gzip
 import hashlib
 import hmac
 import html
+import http.client
 import importlib.machinery
 import importlib.util
 import io
@@ -103,6 +104,7 @@ import struct
 import tempfile
 import threading
 import time
+import traceback
 import types
 import unicodedata
 import urllib.parse
@@ -111,7 +113,7 @@ import uuid
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsBytes, TypeVar, cast
@@ -351,6 +353,15 @@ def read_status(text: str) -> Status:
     return Status(int(text, 16))
 
 
+class _Value:
+    """What stands for a value that is not to be told."""
+
+    def __format__(self, spec: str) -> str:
+        return "…"
+
+    __str__ = __repr__ = lambda self: "…"
+
+
 class Message(str):
     """A sentence in English, with its key and values, so that a catalogue can translate it.
 
@@ -364,6 +375,15 @@ class Message(str):
         text = super().__new__(cls, key.format_map(values) if values else key)
         text.key, text.values = key, values
         return text
+
+    def for_log(self) -> str:
+        """The sentence without its texts, which may be a patient's; numbers stay."""
+        told = {
+            name: value.for_log() if isinstance(value, Message)
+            else value if isinstance(value, int) else _Value()
+            for name, value in self.values.items()
+        }  # fmt: skip
+        return self.key.format_map(told) if told else self.key
 
 
 def description_of(tag: int) -> str:
@@ -424,6 +444,15 @@ class Refusal(Exception):
         super().__init__(detail or (self.problems[0].message if self.problems else status.name))
         self.status, self.error_id = status, error_id
         self.detail: str = self.args[0]
+
+    @property
+    def reason(self) -> str:
+        """The words for the log: those about attributes without their values."""
+        words = self.detail.for_log() if isinstance(self.detail, Message) else self.detail
+        of_attributes = [
+            f"{description_of(p.tag)} {p.words.for_log()}" for p in self.problems if p.tag
+        ]
+        return "; ".join(of_attributes[:3]) or words
 
     @property
     def tags(self) -> tuple[int, ...]:
@@ -1700,7 +1729,7 @@ MODIFIED_AT = tag_of("ScheduledProcedureStepModificationDateTime")
 
 # ------------------------------------------------------------------------------------------------
 # minris.recent
-# Caches of the most recent values, bounded by size.
+# Caches of the most recent values, bounded by size; and what is told once in a while.
 # ------------------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
@@ -1758,6 +1787,70 @@ def cached(entries: int, longest: int = 1024) -> Callable[[Function], Function]:
         return cast(Function, call)
 
     return decorate
+
+
+class Withheld(NamedTuple):
+    """So many of a kind came after the first one; kind None: of any further kinds of the group."""
+
+    group: Hashable
+    kind: Hashable
+    more: int
+
+
+class Repeats:
+    """Lets the first of a kind through, counts the others of its minute, and tells how many.
+
+    seconds   of that minute
+    of_group  kinds of one group that are let through in it; GROUPS: groups
+    """
+
+    GROUPS = 200
+
+    def __init__(self, seconds: float = 60.0, of_group: int = 20,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+        self.seconds, self.of_group, self.clock = seconds, of_group, clock
+        # by group and then by kind, begun in this order: when, and how many more
+        self.begun: dict[Hashable, dict[Hashable, list[float]]] = {}
+        self.lock = threading.Lock()
+        self.over: list[Withheld] = []
+        self.looked = 0.0
+
+    def lets_through(self, kind: Hashable, group: Hashable = "") -> bool:
+        """Whether it is the first of its kind in a minute; else it is counted."""
+        now = self.clock()
+        with self.lock:
+            if now - self.looked >= self.seconds / 4:  # what has ended makes room
+                self.looked = now
+                self._end(now)
+            if group not in self.begun and len(self.begun) >= self.GROUPS:
+                kind, group = None, None
+            kinds = self.begun.setdefault(group, {})
+            if kind in kinds and now - kinds[kind][0] >= self.seconds:
+                self._end(now)
+                kinds = self.begun.setdefault(group, {})
+            if kind not in kinds and len(kinds) >= self.of_group:
+                kind = None
+            first = kind not in kinds
+            begun = kinds.setdefault(kind, [now, 0])
+            begun[1] += not first or kind is None
+            return first and kind is not None
+
+    def _end(self, now: float) -> None:
+        for group, kinds in list(self.begun.items()):
+            for kind, (since, more) in list(kinds.items()):
+                if now - since >= self.seconds:
+                    del kinds[kind]
+                    if more and len(self.over) < self.GROUPS * self.of_group:
+                        self.over.append(Withheld(group, kind, int(more)))
+            if not kinds:
+                del self.begun[group]
+
+    def ended(self, at_once: bool = False) -> list[Withheld]:
+        """Take out what was counted in the minutes that have ended; with `at_once`, in all."""
+        with self.lock:
+            self._end(self.clock() + (self.seconds if at_once else 0))
+            over, self.over = self.over, []
+        return over
 
 
 # ------------------------------------------------------------------------------------------------
@@ -2168,7 +2261,7 @@ SETTINGS = setting_table(r"""
     housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
-    log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level
+    log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
     """)
@@ -9681,7 +9774,9 @@ class AssociationServer:
         self.loop = asyncio.get_running_loop()
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
-        self.complaints: dict[str, tuple[float, int]] = {}
+        self.complaints = Repeats(of_group=500)  # by address
+        self.rejections = Repeats()  # calling AE title and reason, by address
+        self.on_rejected: Callable[[str, str, str], None] = lambda calling, address, words: None
         self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
         self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
@@ -9803,25 +9898,29 @@ class AssociationServer:
         self.ended.append(one)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember a rejected caller, for the page of devices."""
+        """Remember a rejected caller, for the page of devices and for the audit log."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
         if calling.isprintable():
             self.rejected[calling, address] = time.time(), words
+        shown = calling if calling.isprintable() else ascii(calling)
+        if self.rejections.lets_through((shown, re.sub(r"\b[0-9]+\b", "#", words)), address):
+            self.on_rejected(shown, address, words)
+
+    def withheld_rejections(self, at_once: bool = False) -> list[tuple[str, str, str]]:
+        """Calling AE title, address and words of the rejections that on_rejected was not told of."""
+        found = []
+        for address, kind, count in self.rejections.ended(at_once):
+            calling, words = kind or ("?", "several reasons")
+            found.append((calling, str(address or "several addresses"), f"{words}; {count} more"))
+        return found
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line per address and minute, and a count of the rest."""
-        now = self.loop.time()
-        since, more = self.complaints.get(address, (-60.0, 0))
-        if now - since < 60:
-            self.complaints[address] = since, more + 1
-            return
-        if more:
-            log.warning("%s: %d more in the last minute", address, more)
-        if len(self.complaints) > 1000:
-            self.complaints.clear()
-        self.complaints[address] = now, 0
-        log.warning(words, *values)
+        for _, of, more in self.complaints.ended():
+            log.warning("%s: %d more in a minute", of or "others", more)
+        if self.complaints.lets_through(address):
+            log.warning(words, *values)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -11346,7 +11445,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     if not candidates:
         return None
     if same_id == "separate":
-        log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
+        log.warning("a Patient ID is now used by another patient too (of row %d)", candidates[0].id)
         return None
     if same_id == "update":
         return candidates[0]
@@ -12866,7 +12965,7 @@ def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
     try:
         return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
     except Refusal as refusal:
-        log.error("cannot read the filter of %s: %s", row.ae_title, refusal)
+        log.error("cannot read the filter of %s: %s", row.ae_title, refusal.reason)
         return False
 
 
@@ -16566,7 +16665,7 @@ class ArchiveWatch(Rounds):
             try:
                 await self.write(make_ready, ctx, uid)
             except Refusal as refusal:
-                log.warning("cannot make workitem %s ready: %s", uid, refusal)
+                log.warning("cannot make workitem %s ready: %s", uid, refusal.reason)
             else:
                 self.on_change()
 
@@ -17259,6 +17358,24 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
     return Reply(code, "application/json", body, headers)
 
 
+def note_reason(request: Any, refusal: Refusal) -> None:
+    """Keep why a request is refused, for its line in the log."""
+    request.environ["minris.reason"] = refusal.reason
+
+
+def log_refused(method: str, path: str, address: str, code: int, reason: str = "") -> None:
+    """Log an answer of 400 or more: one line, without query and values, which may be a patient's.
+
+    path  as it was sent, or the rule of its route; of one that we do not have only plain words
+    """
+    shown = "/".join(
+        part if re.fullmatch(r"[a-z_-]{0,40}|<.*>", part) else "…" for part in path.split("/")[:6]
+    )
+    phrase = http.client.responses.get(code, "")
+    values = method, shown, address, code, reason or phrase
+    log.info("web: %s %s from %s: %d %s", *values, extra={"repeats": True})
+
+
 class RouteView:
     """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
@@ -17269,6 +17386,7 @@ class RouteView:
         try:
             reply = self.reply(arguments)
         except Refusal as refusal:
+            note_reason(self.request, refusal)
             reply = self.refused(refusal, arguments)
         self.response.status, self.response.content_type = reply.http, reply.content_type
         for name, value in reply.headers:
@@ -17666,6 +17784,8 @@ class EventSocket(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
+        peer = self.transport.get_extra_info("peername") or ("", 0)
+        log_refused("GET", f"{BASE}/subscribers/…", peer[0], reply.http, refusal.reason)
         headers = [*reply.pairs, *SECURITY_HEADERS]
         how = {"status_code": reply.http, "headers": headers, "has_body": True}
         for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
@@ -17783,7 +17903,8 @@ class WebServer:
                 with self._counted(scope["client"][0]):
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
-            reply = refusal_reply(refusal)
+            reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
+            log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             start = self._start(scope, reply.http, reply.pairs)
             await self._send_last(start, reply.body, receive, send)
 
@@ -17860,7 +17981,8 @@ class WebServer:
             check_headers(scope["headers"])
             check_fields(scope, body)
         except HttpRefusal as refusal:
-            reply = refusal_reply(refusal)
+            reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
+            log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             return self._start(scope, reply.http, reply.pairs), reply.body
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
@@ -17874,6 +17996,11 @@ class WebServer:
         pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
+        if head["status"] >= 400:
+            route = environ.get("bottle.route")
+            asked = scope["method"], route.rule if route else scope["path"]
+            reason = environ.get("minris.reason", "")
+            log_refused(*asked, environ["REMOTE_ADDR"], head["status"], reason)
         headers, content = compressed(scope, head["status"], head["headers"], content)
         return self._start(scope, head["status"], headers), content
 
@@ -21309,9 +21436,10 @@ document.addEventListener("keydown", (event) => {
  "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
  "maximum request of a program or with a file, bytes; a form has 64 KiB": "程序请求或带文件请求的最大长度，字节；表单为 64 KiB",
  "last told: {at}": "最近通知：{at}",
- "minimum log level": "写入的最低级别",
+ "minimum log level; at DEBUG the log may hold patient data": "写入的最低级别；DEBUG 时日志可能含患者数据",
  "lock released": "释放删除锁",
  "login": "登录",
+ "association rejected": "关联被拒绝",
  "login failed": "登录失败",
  "logout": "退出",
  "look at it": "需留意",
@@ -22121,6 +22249,7 @@ class PageRequest:
     def again(self, refusal: Refusal) -> list[Problem]:
         """Set status 422, or its own, and return the problems to show: those of the fields, or one sentence."""
         self.response.status = refusal.http if isinstance(refusal, HttpRefusal) else 422
+        note_reason(self.request, refusal)
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
@@ -24121,6 +24250,7 @@ def post_login(p: PageRequest) -> str:
         check_origin(p.web, p.request)
         secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
+        note_reason(p.request, refusal)
         codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
         own = refusal.http if isinstance(refusal, HttpRefusal) else 0
         p.response.status = own or codes.get(refusal.status, 403)
@@ -25709,6 +25839,7 @@ def add_pages(app: Any, web: Web) -> None:
                 return function(p, **arguments)
             except Refusal as refusal:
                 p.login = p.login or known_login(p)
+                note_reason(p.request, refusal)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
@@ -26331,6 +26462,166 @@ def conformance_statement(config: Config, form: str = "md") -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.store_commands
+# Commands that change the store, run by the running appliance if there is one.
+# ------------------------------------------------------------------------------------------------
+
+# The errors of a value that does not fit its column.
+NOT_STORABLE = (
+    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, RecursionError,
+)  # fmt: skip
+
+
+def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
+    """Import one file, all or nothing; return a summary."""
+    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
+        try:
+            return f"{name}: {import_export(ctx, json.loads(content))}"
+        except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
+                raise
+            status = Status.INVALID_ATTRIBUTE_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
+        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
+            words = Message("The export is damaged: {problem}", problem=repr(error))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
+
+
+def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
+    """Create, change or delete a user; return a summary."""
+    if delete:
+        delete_user(ctx, name)
+        return f"user {name} deleted"
+    make_user(ctx, name, role, password)
+    return f"user {name} saved (role {role})"
+
+
+def run_token(
+    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
+) -> str:
+    """Create or delete a token; return the token, which is shown only once, or a summary."""
+    if delete:
+        delete_token(ctx, name)
+        return f"token {name} deleted"
+    return make_token(ctx, name, role, ae_titles)
+
+
+def control_file(config: Config) -> Path:
+    """Return the file with the address and secret of the running appliance."""
+    return config.store_path.with_name(config.store_path.name + ".control")
+
+
+STORE_COMMANDS = {
+    "import": run_import, "user": run_user, "token": run_token,
+    "make simulated": make_simulated, "erase simulated": erase_simulated,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.appliance.lines
+# Lines of the log: bounded, one of a kind a minute, and nothing of a patient.
+# ------------------------------------------------------------------------------------------------
+
+LINE, TRACE = 1000, 8000  # characters of a message, and of a traceback
+# Errors whose words are about this program and its machine, not about what others sent.
+OF_THE_MACHINE = (OSError, sqlite3.Error, peewee.PeeweeException, StoreError, TypeError,
+                  AttributeError, NameError, ImportError, RuntimeError, MemoryError)  # fmt: skip
+
+
+def one_line(text: str, most: int = LINE) -> str:
+    """A text as one line: control and other unprintable characters escaped, cut to a length."""
+    shown = text[:most]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)[:most]
+    return shown if len(text) <= most else f"{shown}… ({len(text)} characters)"
+
+
+def error_line(error: BaseException) -> str:
+    """An exception as one line: its words may be those of a peer, and are then left to DEBUG."""
+    name = type(error).__qualname__
+    shown = isinstance(error, OF_THE_MACHINE) or log.isEnabledFor(logging.DEBUG)
+    return one_line(
+        f"{name}: {error}" if shown else f"{name} (its words: [log] level = DEBUG)", 300
+    )
+
+
+def error_lines(error: BaseException) -> str:
+    """The traceback of an exception and of what led to it, without values."""
+    found, cause = [], error
+    while cause and len(found) < 4:
+        lines = traceback.format_tb(cause.__traceback__, -20)
+        found.append("".join([*lines, error_line(cause)]))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    text = "\nthen came:\n".join(reversed(found))
+    return text if len(text) <= TRACE else f"{text[: TRACE // 4]}\n…\n{text[-TRACE * 3 // 4 :]}"
+
+
+class TextLines(logging.Formatter):
+    """A log line as text; a traceback follows on lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, info: Any) -> str:
+        return error_lines(info[1]) if info[1] else ""
+
+
+class JsonLines(logging.Formatter):
+    """A log line as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": one_line(record.getMessage()),
+        }
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = error_lines(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False)
+
+
+class OneOfAKind(logging.Filter):
+    """Lets one line of a kind through a minute, of what others or we did wrong.
+
+    Two lines are of a kind if they differ in long numbers alone, such as UIDs. What happened to an
+    order (INFO) is always told, unless its record is marked `repeats`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeats = Repeats()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        may_repeat = record.levelno >= logging.WARNING or hasattr(record, "repeats")
+        if not may_repeat or hasattr(record, "withheld"):
+            return True
+        kind = re.sub(r"[0-9]{4,}|[0-9]+(\.[0-9]+){4,}", "#", record.getMessage()[:LINE])
+        return self.repeats.lets_through((record.levelno, kind), str(record.msg))
+
+    def tell(self, at_once: bool = False) -> None:
+        """Log how many lines were held back."""
+        for group, kind, count in self.repeats.ended(at_once):
+            level, words = kind or (logging.WARNING, group or "other lines")
+            log.log(level, "%d more: %s", count, words, extra={"withheld": True})
+
+
+def tell_withheld(at_once: bool = False) -> None:
+    """Log how many lines of each kind were held back, in every log there is."""
+    for handler in logging.root.handlers:
+        for one in handler.filters:
+            if isinstance(one, OneOfAKind):
+                one.tell(at_once)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.machine
 # The operating system: logging, TLS certificates, the clock, systemd, files.
 # ------------------------------------------------------------------------------------------------
@@ -26339,21 +26630,6 @@ def is_news(record: logging.LogRecord) -> bool:
     """Whether a line of the log tells more than the store does itself, once a minute."""
     failures = [record.exc_info and record.exc_info[1], *(record.args or ())]
     return not any(isinstance(one, StoreTrouble) for one in failures)
-
-
-class JsonFormatter(logging.Formatter):
-    """A log line as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 def open_standard_streams() -> None:
@@ -26406,8 +26682,8 @@ def set_up_logging(config: Config) -> None:
                 path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
             )
     handler.addFilter(is_news)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
+    handler.setFormatter(JsonLines() if settings.format == "json" else TextLines())
+    handler.addFilter(OneOfAKind())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(settings.level)
 
@@ -26547,65 +26823,6 @@ def write_private(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
         file.write(text)
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.appliance.store_commands
-# Commands that change the store, run by the running appliance if there is one.
-# ------------------------------------------------------------------------------------------------
-
-# The errors of a value that does not fit its column.
-NOT_STORABLE = (
-    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
-    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
-    OverflowError, RecursionError,
-)  # fmt: skip
-
-
-def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
-    """Import one file, all or nothing; return a summary."""
-    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
-        try:
-            return f"{name}: {import_export(ctx, json.loads(content))}"
-        except Refusal as refusal:
-            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
-                raise
-            status = Status.INVALID_ATTRIBUTE_VALUE
-            raise Refusal(status, refusal.detail, refusal.problems) from None
-        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
-            words = Message("The export is damaged: {problem}", problem=repr(error))
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
-
-
-def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
-    """Create, change or delete a user; return a summary."""
-    if delete:
-        delete_user(ctx, name)
-        return f"user {name} deleted"
-    make_user(ctx, name, role, password)
-    return f"user {name} saved (role {role})"
-
-
-def run_token(
-    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
-) -> str:
-    """Create or delete a token; return the token, which is shown only once, or a summary."""
-    if delete:
-        delete_token(ctx, name)
-        return f"token {name} deleted"
-    return make_token(ctx, name, role, ae_titles)
-
-
-def control_file(config: Config) -> Path:
-    """Return the file with the address and secret of the running appliance."""
-    return config.store_path.with_name(config.store_path.name + ".control")
-
-
-STORE_COMMANDS = {
-    "import": run_import, "user": run_user, "token": run_token,
-    "make simulated": make_simulated, "erase simulated": erase_simulated,
-}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -26962,6 +27179,22 @@ def job_save_queries(appliance: Parts) -> None:
         appliance.writer.call(save_queries, appliance.context(), queries)
 
 
+def job_withheld(appliance: Parts, at_once: bool = False) -> None:
+    """Tell how many log lines and rejections were held back in the minutes that have ended."""
+    tell_withheld(at_once)
+    for rejection in appliance.associations.withheld_rejections(at_once):
+        note_rejection(appliance, *rejection)
+
+
+def note_rejection(appliance: Parts, calling: str, address: str, words: str) -> None:
+    """Add a rejected association to the audit log; nobody waits for it."""
+
+    def note(ctx: Context) -> None:
+        audit(ctx, "association rejected", calling, words)
+
+    appliance.writer.submit(note, appliance.context(Actor(calling, address)))
+
+
 def job_purge(appliance: Parts) -> None:
     """Erase what has passed its retention in [housekeeping]."""
     appliance.writer.call(purge, appliance.context())
@@ -26984,7 +27217,7 @@ def job_workitems(appliance: Parts) -> None:
         try:
             writer.call(core, ctx, *arguments)
         except Refusal as refusal:  # it has ended in the meantime
-            log.info("%s: %s", arguments[0], refusal)
+            log.info("%s: %s", arguments[0], refusal.reason)
     writer.call(give_up_unfetched, ctx)
     while writer.call(purge_workitems, ctx):
         pass  # in slices, so that others can write between them
@@ -27117,6 +27350,7 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 JOBS = (
     Job("queries", 10, job_save_queries),
+    Job("withheld", 20, job_withheld),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
@@ -27221,6 +27455,7 @@ class Appliance:
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
+        self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
         self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
@@ -27420,6 +27655,7 @@ class Appliance:
         for task in (self.clock_task, *self.tasks):
             task.cancel()
         await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))
+        job_withheld(self, at_once=True)
         seconds = max(until - self.loop.time(), 0.5)
         if not await self.loop.run_in_executor(ending, self.writer.close, seconds):
             log.warning("stopped before all was written; whoever waited for it was told so")

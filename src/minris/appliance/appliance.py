@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import os
@@ -21,7 +22,16 @@ from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
 from minris.appliance.health import Failed, alarms, health, lights, metrics, notices
-from minris.appliance.jobs import BY_THE_CLOCK, DAILY, JOBS, Job, job_backup, minute_trigger
+from minris.appliance.jobs import (
+    BY_THE_CLOCK,
+    DAILY,
+    JOBS,
+    Job,
+    job_backup,
+    job_withheld,
+    minute_trigger,
+    note_rejection,
+)
 from minris.appliance.machine import (
     ClockWatch,
     notify_systemd,
@@ -147,6 +157,7 @@ class Appliance:
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
+        self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
         self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
@@ -346,6 +357,7 @@ class Appliance:
         for task in (self.clock_task, *self.tasks):
             task.cancel()
         await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))
+        job_withheld(self, at_once=True)
         seconds = max(until - self.loop.time(), 0.5)
         if not await self.loop.run_in_executor(ending, self.writer.close, seconds):
             log.warning("stopped before all was written; whoever waited for it was told so")

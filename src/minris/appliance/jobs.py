@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minris import log
-from minris.access.context import Context, check_audit
+from minris.access.context import Actor, Context, audit, check_audit
 from minris.appliance.health import Failed, Parts, backups
+from minris.appliance.lines import tell_withheld
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
 from minris.housekeeping.erasing import purge
@@ -54,6 +55,22 @@ def job_save_queries(appliance: Parts) -> None:
         appliance.writer.call(save_queries, appliance.context(), queries)
 
 
+def job_withheld(appliance: Parts, at_once: bool = False) -> None:
+    """Tell how many log lines and rejections were held back in the minutes that have ended."""
+    tell_withheld(at_once)
+    for rejection in appliance.associations.withheld_rejections(at_once):
+        note_rejection(appliance, *rejection)
+
+
+def note_rejection(appliance: Parts, calling: str, address: str, words: str) -> None:
+    """Add a rejected association to the audit log; nobody waits for it."""
+
+    def note(ctx: Context) -> None:
+        audit(ctx, "association rejected", calling, words)
+
+    appliance.writer.submit(note, appliance.context(Actor(calling, address)))
+
+
 def job_purge(appliance: Parts) -> None:
     """Erase what has passed its retention in [housekeeping]."""
     appliance.writer.call(purge, appliance.context())
@@ -76,7 +93,7 @@ def job_workitems(appliance: Parts) -> None:
         try:
             writer.call(core, ctx, *arguments)
         except Refusal as refusal:  # it has ended in the meantime
-            log.info("%s: %s", arguments[0], refusal)
+            log.info("%s: %s", arguments[0], refusal.reason)
     writer.call(give_up_unfetched, ctx)
     while writer.call(purge_workitems, ctx):
         pass  # in slices, so that others can write between them
@@ -209,6 +226,7 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 
 JOBS = (
     Job("queries", 10, job_save_queries),
+    Job("withheld", 20, job_withheld),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),

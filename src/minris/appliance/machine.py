@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import logging
 import logging.handlers
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minris import log
+from minris.appliance.lines import JsonLines, OneOfAKind, TextLines
 from minris.config.ini import Config, ConfigError
 from minris.standard.status import Message
 from minris.store.condition import StoreTrouble
@@ -28,21 +28,6 @@ def is_news(record: logging.LogRecord) -> bool:
     """Whether a line of the log tells more than the store does itself, once a minute."""
     failures = [record.exc_info and record.exc_info[1], *(record.args or ())]
     return not any(isinstance(one, StoreTrouble) for one in failures)
-
-
-class JsonFormatter(logging.Formatter):
-    """A log line as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 def open_standard_streams() -> None:
@@ -95,8 +80,8 @@ def set_up_logging(config: Config) -> None:
                 path, maxBytes=10_000_000, backupCount=5, encoding="utf-8"
             )
     handler.addFilter(is_news)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
+    handler.setFormatter(JsonLines() if settings.format == "json" else TextLines())
+    handler.addFilter(OneOfAKind())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(settings.level)
 

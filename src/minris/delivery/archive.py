@@ -181,7 +181,7 @@ class ArchiveWatch(Rounds):
             try:
                 await self.write(make_ready, ctx, uid)
             except Refusal as refusal:
-                log.warning("cannot make workitem %s ready: %s", uid, refusal)
+                log.warning("cannot make workitem %s ready: %s", uid, refusal.reason)
             else:
                 self.on_change()
 

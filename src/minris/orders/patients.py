@@ -57,7 +57,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
     if not candidates:
         return None
     if same_id == "separate":
-        log.warning("patient ID %s is now used by another patient; both are kept", patient_id)
+        log.warning("a Patient ID is now used by another patient too (of row %d)", candidates[0].id)
         return None
     if same_id == "update":
         return candidates[0]

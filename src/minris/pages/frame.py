@@ -20,6 +20,7 @@ from minris.pages.template import template
 from minris.standard.dictionary import is_date
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.writer import Core
+from minris.web.answers import note_reason
 from minris.web.request import Web, enter
 
 LAYOUT = template("layout.html")
@@ -346,6 +347,7 @@ class PageRequest:
     def again(self, refusal: Refusal) -> list[Problem]:
         """Set status 422, or its own, and return the problems to show: those of the fields, or one sentence."""
         self.response.status = refusal.http if isinstance(refusal, HttpRefusal) else 422
+        note_reason(self.request, refusal)
         detail = refusal.detail
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]

@@ -18,6 +18,7 @@ from minris.pages.frame import PageRequest, safe_path
 from minris.pages.template import template
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.condition import StoreTrouble
+from minris.web.answers import note_reason
 from minris.web.request import check_origin, client_address
 
 LOGIN_PAGE = template("login.html")
@@ -102,6 +103,7 @@ def post_login(p: PageRequest) -> str:
         check_origin(p.web, p.request)
         secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
+        note_reason(p.request, refusal)
         codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
         own = refusal.http if isinstance(refusal, HttpRefusal) else 0
         p.response.status = own or codes.get(refusal.status, 403)

@@ -89,6 +89,7 @@ from minris.pages.patients.register import find_part, post_register, register_pa
 from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
 from minris.standard.status import Message, Refusal, Status, http_status
+from minris.web.answers import note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
 
@@ -183,6 +184,7 @@ def add_pages(app: Any, web: Web) -> None:
                 return function(p, **arguments)
             except Refusal as refusal:
                 p.login = p.login or known_login(p)
+                note_reason(p.request, refusal)
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)

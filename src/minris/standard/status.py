@@ -65,6 +65,15 @@ def read_status(text: str) -> Status:
     return Status(int(text, 16))
 
 
+class _Value:
+    """What stands for a value that is not to be told."""
+
+    def __format__(self, spec: str) -> str:
+        return "…"
+
+    __str__ = __repr__ = lambda self: "…"
+
+
 class Message(str):
     """A sentence in English, with its key and values, so that a catalogue can translate it.
 
@@ -78,6 +87,15 @@ class Message(str):
         text = super().__new__(cls, key.format_map(values) if values else key)
         text.key, text.values = key, values
         return text
+
+    def for_log(self) -> str:
+        """The sentence without its texts, which may be a patient's; numbers stay."""
+        told = {
+            name: value.for_log() if isinstance(value, Message)
+            else value if isinstance(value, int) else _Value()
+            for name, value in self.values.items()
+        }  # fmt: skip
+        return self.key.format_map(told) if told else self.key
 
 
 def description_of(tag: int) -> str:
@@ -138,6 +156,15 @@ class Refusal(Exception):
         super().__init__(detail or (self.problems[0].message if self.problems else status.name))
         self.status, self.error_id = status, error_id
         self.detail: str = self.args[0]
+
+    @property
+    def reason(self) -> str:
+        """The words for the log: those about attributes without their values."""
+        words = self.detail.for_log() if isinstance(self.detail, Message) else self.detail
+        of_attributes = [
+            f"{description_of(p.tag)} {p.words.for_log()}" for p in self.problems if p.tag
+        ]
+        return "; ".join(of_attributes[:3]) or words
 
     @property
     def tags(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from minris import log
 from minris.access.devices import AccessRules, host_addresses, this_minute
 from minris.intake import Intake
-from minris.recent import Recent
+from minris.recent import Recent, Repeats
 from minris.standard.status import Message
 from minris.upper_layer.association import Association
 from minris.upper_layer.messages import MessageLimits, Request
@@ -84,7 +84,9 @@ class AssociationServer:
         self.loop = asyncio.get_running_loop()
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self.associations: set[Association] = set()
-        self.complaints: dict[str, tuple[float, int]] = {}
+        self.complaints = Repeats(of_group=500)  # by address
+        self.rejections = Repeats()  # calling AE title and reason, by address
+        self.on_rejected: Callable[[str, str, str], None] = lambda calling, address, words: None
         self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
         self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
@@ -206,22 +208,26 @@ class AssociationServer:
         self.ended.append(one)
 
     def note_rejected(self, address: str, pdu: bytes, words: str) -> None:
-        """Remember a rejected caller, for the page of devices."""
+        """Remember a rejected caller, for the page of devices and for the audit log."""
         self.turned_away += 1
         calling = calling_ae_title(pdu)
         if calling.isprintable():
             self.rejected[calling, address] = time.time(), words
+        shown = calling if calling.isprintable() else ascii(calling)
+        if self.rejections.lets_through((shown, re.sub(r"\b[0-9]+\b", "#", words)), address):
+            self.on_rejected(shown, address, words)
+
+    def withheld_rejections(self, at_once: bool = False) -> list[tuple[str, str, str]]:
+        """Calling AE title, address and words of the rejections that on_rejected was not told of."""
+        found = []
+        for address, kind, count in self.rejections.ended(at_once):
+            calling, words = kind or ("?", "several reasons")
+            found.append((calling, str(address or "several addresses"), f"{words}; {count} more"))
+        return found
 
     def complain(self, address: str, words: str, *values: object) -> None:
         """Log what a peer did wrong: one line per address and minute, and a count of the rest."""
-        now = self.loop.time()
-        since, more = self.complaints.get(address, (-60.0, 0))
-        if now - since < 60:
-            self.complaints[address] = since, more + 1
-            return
-        if more:
-            log.warning("%s: %d more in the last minute", address, more)
-        if len(self.complaints) > 1000:
-            self.complaints.clear()
-        self.complaints[address] = now, 0
-        log.warning(words, *values)
+        for _, of, more in self.complaints.ended():
+            log.warning("%s: %d more in a minute", of or "others", more)
+        if self.complaints.lets_through(address):
+            log.warning(words, *values)

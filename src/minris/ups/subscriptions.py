@@ -224,7 +224,7 @@ def _is_wanted(ctx: Context, row: Any, index: ElementIndex) -> bool:
     try:
         return not row.keys or filter_search(bytes(row.keys), ctx.config.zone).matches(index)
     except Refusal as refusal:
-        log.error("cannot read the filter of %s: %s", row.ae_title, refusal)
+        log.error("cannot read the filter of %s: %s", row.ae_title, refusal.reason)
         return False
 
 

@@ -1,9 +1,12 @@
 """Routes for programs, and their answers: data sets or a refusal (PS3.18 8.5)."""
 
+import http.client
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from minris import log
 from minris.dataset.dicom_json import to_json
 from minris.dataset.elements import ElementIndex
 from minris.standard.status import Refusal, http_status, warning_text
@@ -58,6 +61,24 @@ def refusal_reply(refusal: Refusal, operation: str = "*") -> Reply:
     return Reply(code, "application/json", body, headers)
 
 
+def note_reason(request: Any, refusal: Refusal) -> None:
+    """Keep why a request is refused, for its line in the log."""
+    request.environ["minris.reason"] = refusal.reason
+
+
+def log_refused(method: str, path: str, address: str, code: int, reason: str = "") -> None:
+    """Log an answer of 400 or more: one line, without query and values, which may be a patient's.
+
+    path  as it was sent, or the rule of its route; of one that we do not have only plain words
+    """
+    shown = "/".join(
+        part if re.fullmatch(r"[a-z_-]{0,40}|<.*>", part) else "…" for part in path.split("/")[:6]
+    )
+    phrase = http.client.responses.get(code, "")
+    values = method, shown, address, code, reason or phrase
+    log.info("web: %s %s from %s: %d %s", *values, extra={"repeats": True})
+
+
 class RouteView:
     """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
@@ -68,6 +89,7 @@ class RouteView:
         try:
             reply = self.reply(arguments)
         except Refusal as refusal:
+            note_reason(self.request, refusal)
             reply = self.refused(refusal, arguments)
         self.response.status, self.response.content_type = reply.http, reply.content_type
         for name, value in reply.headers:

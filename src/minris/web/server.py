@@ -16,7 +16,7 @@ from typing import Any
 from minris import log
 from minris.intake import Intake, Share
 from minris.standard.status import HttpRefusal
-from minris.web.answers import refusal_reply
+from minris.web.answers import log_refused, refusal_reply
 from minris.web.bodies import (
     FORM,
     TOO_LARGE,
@@ -94,7 +94,8 @@ class WebServer:
                 with self._counted(scope["client"][0]):
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
-            reply = refusal_reply(refusal)
+            reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
+            log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             start = self._start(scope, reply.http, reply.pairs)
             await self._send_last(start, reply.body, receive, send)
 
@@ -171,7 +172,8 @@ class WebServer:
             check_headers(scope["headers"])
             check_fields(scope, body)
         except HttpRefusal as refusal:
-            reply = refusal_reply(refusal)
+            reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
+            log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             return self._start(scope, reply.http, reply.pairs), reply.body
         environ = build_environ(scope, io.BytesIO(body))
         path = scope["raw_path"].decode("ascii", "replace")
@@ -185,6 +187,11 @@ class WebServer:
         pieces = self.app(environ, start_response)
         with contextlib.closing(pieces) if hasattr(pieces, "close") else contextlib.nullcontext():
             content = b"".join(pieces)
+        if head["status"] >= 400:
+            route = environ.get("bottle.route")
+            asked = scope["method"], route.rule if route else scope["path"]
+            reason = environ.get("minris.reason", "")
+            log_refused(*asked, environ["REMOTE_ADDR"], head["status"], reason)
         headers, content = compressed(scope, head["status"], head["headers"], content)
         return self._start(scope, head["status"], headers), content
 

@@ -22,7 +22,7 @@ from minris.recent import cached
 from minris.standard.dictionary import is_ae_title
 from minris.standard.status import HttpRefusal, Refusal
 from minris.standard.uids import UPS_PUSH
-from minris.web.answers import refusal_reply
+from minris.web.answers import log_refused, refusal_reply
 from minris.web.proxies import look_through
 from minris.web.request import (
     BASE,
@@ -237,6 +237,8 @@ class EventSocket(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Refuse a handshake with an HTTP code."""
         reply = refusal_reply(refusal, "subscribe")
+        peer = self.transport.get_extra_info("peername") or ("", 0)
+        log_refused("GET", f"{BASE}/subscribers/…", peer[0], reply.http, refusal.reason)
         headers = [*reply.pairs, *SECURITY_HEADERS]
         how = {"status_code": reply.http, "headers": headers, "has_body": True}
         for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
