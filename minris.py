@@ -2039,16 +2039,26 @@ def read_store_url(text: str) -> str:
 
 
 def read_public_url(text: str) -> str:
-    """An http or https URL, or empty."""
-    wrong = "is not an address such as https://ris.clinic.example"
+    """An http or https URL, with a path or without, or empty."""
+    wrong = "is not an address such as https://ris.clinic.example or https://clinic.example/minris"
     try:
         parts = urllib.parse.urlsplit(text)
         parts.port  # noqa: B018 - raises ValueError for a port that is none
     except ValueError:
         raise ValueError(wrong) from None
-    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+    path = re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?", parts.path)
+    plain = path and not (parts.query or parts.fragment or "@" in parts.netloc)
+    if text and not (parts.scheme in ("http", "https") and parts.hostname and plain):
         raise ValueError(wrong)
     return parts.geturl().rstrip("/")
+
+
+def read_hosts(text: str) -> tuple[str, ...]:
+    """Host names without a port, separated by commas."""
+    names = tuple(part.lower().strip("[]").rstrip(".") for part in _parts(text))
+    if not all(re.fullmatch(r"[\w.-]+|[\da-f:.]+", name) for name in names):
+        raise ValueError("is no list of host names such as ris.clinic.example, ris")
+    return names
 
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
@@ -2131,6 +2141,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "url": read_public_url,
     "origins": read_origins,
     "networks": read_networks,
+    "hosts": read_hosts,
     "evidence": read_evidence,
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",
@@ -2218,7 +2229,8 @@ SETTINGS = setting_table(r"""
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
     web | tls_certificate | | text | certificate chain file of the pages (PEM); set it to serve them by https
     web | tls_key | | text | private key file (PEM)
-    web | public_url | | url | public URL if behind a reverse proxy
+    web | public_url | | url | public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris
+    web | hosts | | hosts | further names of this system; once these or public_url are set, requests for any other name are refused (421)
     web | trusted_proxies | | networks | addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller
     web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
     web | session_hours | 12 | int 1 720 | hours until a login expires
@@ -16966,12 +16978,14 @@ class SocketDelivery(Rounds):
 class Box(Protocol):
     """What routes and pages need from the appliance.
 
-    control  the secret by which the command line proves itself
+    control   the secret by which the command line proves itself
+    web_port  the port of the pages
     """
 
     associations: AssociationServer
     backup_problem: str
     control: str
+    web_port: int
     commitments: Any  # these three are of this floor or above
     dimse: Any
     socket_delivery: Any
@@ -16993,6 +17007,7 @@ class Web:
     access   returns the current AccessRules
     writer   the store's only writer
     box      the appliance
+    root     path of the public URL
     """
 
     def __init__(
@@ -17006,6 +17021,7 @@ class Web:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
         self.unsaved = Unsaved()
+        self.root = urllib.parse.urlsplit(config.web.public_url).path
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -17068,7 +17084,7 @@ def find_login(web: Web, request: Any) -> Login | None:
         return Login("console", "admin")
     if token := bearer_of(request):
         return web.read(find_token, token)
-    if cookie := request.get_cookie("minris"):
+    if cookie := request.get_cookie(cookie_name(web, scheme_of(request), "minris")):
         return web.session(cookie)
     open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
@@ -17090,25 +17106,58 @@ def host_of(request: Any) -> str:
     return host
 
 
-def site_of(address: str) -> str:
-    """Return host and port of a web address, empty if it is none."""
+def scheme_of(request: Any) -> str:
+    """Return `http` or `https`: of the connection, or as trusted proxies tell it."""
+    scheme: str = request.environ["wsgi.url_scheme"]
+    return scheme
+
+
+def is_secure(web: Web, scheme: str) -> bool:
+    """Whether browsers reach us by https."""
+    return scheme == "https" or web.config.web.public_url.startswith("https:")
+
+
+def cookie_name(web: Web, scheme: str, name: str) -> str:
+    """Return the name of a cookie of this box.
+
+    Cookies know no port, and another box may be at the next one, or below another path: the name
+    tells them apart (RFC 6265 8.5). Over https no other host may set it (RFC 6265bis 4.1.3).
+    """
+    public = urllib.parse.urlsplit(web.config.web.public_url)
+    place = f"{public.port or public.scheme}{public.path.replace('/', '.')}"
+    kind = ("__Secure-" if web.root else "__Host-") if is_secure(web, scheme) else ""
+    return f"{kind}{name}-{place if public.hostname else web.box.web_port}"
+
+
+def site_of(address: str) -> tuple[str, int] | None:
+    """Return host and port of a web address, None if it is none."""
     try:
         parts = urllib.parse.urlsplit(address)
-    except ValueError:
-        return ""
-    return parts.netloc if parts.scheme in ("http", "https") and parts.hostname else ""
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.hostname, port) if parts.hostname else None
 
 
 def check_origin(web: Web, request: Any) -> None:
     """Refuse (0124) a cross-site request of a browser."""
     origin = request.get_header("Origin")
     if origin and origin != "null":
-        site = site_of(origin)
-        if site and site in (request.get_header("Host"), site_of(web.config.web.public_url)):
+        site, scheme = site_of(origin), origin.partition(":")[0]
+        ours = f"{scheme}://{request.get_header('Host', '')}", web.config.web.public_url
+        if site and site in [site_of(address) for address in ours]:
             return
+        if site:
+            raise Refusal(Status.NOT_AUTHORIZED, Message(FROM_ANOTHER_SITE.key, site=origin))
     elif not origin and request.get_header("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return
     raise Refusal(Status.NOT_AUTHORIZED, Message("The request comes from another site"))
+
+
+FROM_ANOTHER_SITE = Message(
+    "The request comes from another site, {site}. "
+    "If that is this system behind a proxy: set [web] public_url"
+)
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
@@ -17229,80 +17278,6 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.web.proxies
-# Reverse proxies before us: who calls through one.
-# ------------------------------------------------------------------------------------------------
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Headers = Iterable[tuple[bytes, bytes]]
-FORWARDING_HEADERS = frozenset(
-    b"forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
-)
-
-
-def read_address(text: str) -> Address | None:
-    """Return the address in a text, with or without a port; None if there is none."""
-    found = re.fullmatch(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+", text)
-    try:
-        address = ipaddress.ip_address((found[1] or found[2]) if found else text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def is_trusted(address: str, proxies: Networks) -> bool:
-    """Whether an address is that of a trusted proxy."""
-    found = read_address(address)
-    return found is not None and any(found in network for network in proxies)
-
-
-def parts_of(headers: Headers, name: bytes) -> list[str]:
-    """Return the parts of a header that is a list, in order."""
-    values = [value.decode("latin-1") for key, value in headers if key == name]
-    return [part.strip() for value in values for part in value.split(",")]
-
-
-def forwarded(headers: Headers, field: str) -> list[str]:
-    """Return a field of each element of Forwarded, in order; empty where it is missing (RFC 7239)."""
-    pattern = re.compile(rf'(?:^|;)\s*{field}\s*=\s*"?([^";]*)', re.IGNORECASE)
-    found = (pattern.search(element) for element in parts_of(headers, b"forwarded"))
-    return [one[1].strip() if one else "" for one in found]
-
-
-def walk_back(peer: str, hops: Iterable[str], proxies: Networks) -> str:
-    """Return the first address on the way back that is no trusted proxy.
-
-    hops  as the proxies have told them, the nearest last; a text that is no address ends the way
-    """
-    for hop in reversed(list(hops)):
-        address = read_address(hop)
-        if not is_trusted(peer, proxies) or not address:
-            break
-        peer = str(address)
-    return peer
-
-
-def look_through(scope: Any, proxies: Networks) -> None:
-    """Set client and scheme of an ASGI scope as the trusted proxies before us tell them.
-
-    If X-Forwarded-For and Forwarded name two callers, the caller has written one of them: then it
-    is the proxy. `minris.forwarded` tells whether a proxy has sent the request, trusted or not.
-    """
-    headers, peer = scope["headers"], (scope["client"] or ("",))[0]
-    names = {name for name, _ in headers}
-    # HTTP/1.0 is what nginx speaks to us by default, without a header that tells of it
-    scope["minris.forwarded"] = bool(FORWARDING_HEADERS & names) or scope["http_version"] == "1.0"
-    if not is_trusted(peer, proxies):
-        return
-    ways = parts_of(headers, b"x-forwarded-for"), forwarded(headers, "for")
-    callers = {walk_back(peer, hops, proxies) for hops in ways if hops}
-    scope["client"] = (callers.pop() if len(callers) == 1 else peer), 0
-    schemes = [*forwarded(headers, "proto"), *parts_of(headers, b"x-forwarded-proto")]
-    if schemes and schemes[-1] in ("http", "https"):
-        scope["scheme"] = schemes[-1]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -17470,6 +17445,149 @@ async def drain(receive: Any, seconds: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.web.proxies
+# Reverse proxies before us: who calls, by which of our names, below which path.
+# ------------------------------------------------------------------------------------------------
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Headers = Iterable[tuple[bytes, bytes]]
+FORWARDING_HEADERS = frozenset(
+    b"forwarded via x-real-ip x-forwarded-for x-forwarded-host x-forwarded-proto".split()
+)
+
+
+def read_address(text: str) -> Address | None:
+    """Return the address in a text, with or without a port; None if there is none."""
+    found = re.fullmatch(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+", text)
+    try:
+        address = ipaddress.ip_address((found[1] or found[2]) if found else text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_trusted(address: str, proxies: Networks) -> bool:
+    """Whether an address is that of a trusted proxy."""
+    found = read_address(address)
+    return found is not None and any(found in network for network in proxies)
+
+
+class Entrance:
+    """The way of requests to us and of answers back.
+
+    names  host names of ours; empty: any
+    root   path of the public URL; requests may come with it or without
+    """
+
+    def __init__(self, web: types.SimpleNamespace) -> None:
+        public = urllib.parse.urlsplit(web.public_url)
+        self.proxies, self.root = web.trusted_proxies, public.path
+        self.names = {name for name in (public.hostname, *web.hosts) if name}
+
+    def take(self, scope: Any) -> None:
+        """Make of an ASGI scope what the caller has asked of us. Refuses 400, 421."""
+        look_through(scope, self.proxies)
+        self._check_host(scope)
+        root = self.root
+        if root and (scope["path"] == root or scope["path"].startswith(f"{root}/")):
+            raw = scope["raw_path"].removeprefix(root.encode())
+            scope["path"], scope["raw_path"] = scope["path"].removeprefix(root) or "/", raw or b"/"
+
+    def _check_host(self, scope: Any) -> None:
+        """Refuse (421) a name that is not ours, as of DNS rebinding (RFC 9110 7.4).
+
+        The address of the connection itself is ours: what a proxy sets by default, and probes
+        """
+        host = header_of(scope, b"host").decode("latin-1")
+        try:
+            name = (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            raise HttpRefusal(400, "The Host header is invalid") from None
+        if not self.names or not name or name in self.names or name in OF_THIS_COMPUTER:
+            return
+        here = read_address((scope["server"] or ("",))[0])
+        if not here or read_address(name) != here:
+            words = Message(
+                "This system is not called {host}: see [web] public_url and hosts", host=host
+            )
+            raise HttpRefusal(421, words)
+
+    def give(
+        self, headers: list[tuple[bytes, bytes]], content: bytes
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return an answer with the path of the public URL in each address of ours."""
+        if not self.root:
+            return headers, content
+        told = dict(headers)
+        html = told.get(b"content-type", b"").startswith(b"text/html")
+        if html and content and b"content-encoding" not in told:
+            content = below_path(self.root, content)
+            told[b"content-length"] = str(len(content)).encode()
+        if told.get(b"location", b"").startswith(b"/"):
+            told[b"location"] = self.root.encode() + told[b"location"]
+        changed = (b"content-length", b"location")
+        return [
+            (name, told[name] if name in changed else value) for name, value in headers
+        ], content
+
+
+def below_path(root: str, html: bytes) -> bytes:
+    """Return HTML whose addresses of ours are below the path of the public URL."""
+    return LINK.sub(rb"\1" + root.encode() + b"/", html) if root else html
+
+
+# where an address of ours may stand: what users have typed is escaped, and has no quotation mark
+LINK = re.compile(rb'(\s(?:href|src|action|formaction|data-part|data-find|data-root)=")/(?!/)')
+OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
+
+
+def parts_of(headers: Headers, name: bytes) -> list[str]:
+    """Return the parts of a header that is a list, in order."""
+    values = [value.decode("latin-1") for key, value in headers if key == name]
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def forwarded(headers: Headers, field: str) -> list[str]:
+    """Return a field of each element of Forwarded, in order; empty where it is missing (RFC 7239)."""
+    pattern = re.compile(rf'(?:^|;)\s*{field}\s*=\s*"?([^";]*)', re.IGNORECASE)
+    found = (pattern.search(element) for element in parts_of(headers, b"forwarded"))
+    return [one[1].strip() if one else "" for one in found]
+
+
+def walk_back(peer: str, hops: Iterable[str], proxies: Networks) -> str:
+    """Return the first address on the way back that is no trusted proxy.
+
+    hops  as the proxies have told them, the nearest last; a text that is no address ends the way
+    """
+    for hop in reversed(list(hops)):
+        address = read_address(hop)
+        if not is_trusted(peer, proxies) or not address:
+            break
+        peer = str(address)
+    return peer
+
+
+def look_through(scope: Any, proxies: Networks) -> None:
+    """Set client and scheme of an ASGI scope as the trusted proxies before us tell them.
+
+    If X-Forwarded-For and Forwarded name two callers, the caller has written one of them: then it
+    is the proxy. `minris.forwarded` tells whether a proxy has sent the request, trusted or not.
+    """
+    headers, peer = scope["headers"], (scope["client"] or ("",))[0]
+    names = {name for name, _ in headers}
+    # HTTP/1.0 is what nginx speaks to us by default, without a header that tells of it
+    scope["minris.forwarded"] = bool(FORWARDING_HEADERS & names) or scope["http_version"] == "1.0"
+    if not is_trusted(peer, proxies):
+        return
+    ways = parts_of(headers, b"x-forwarded-for"), forwarded(headers, "for")
+    callers = {walk_back(peer, hops, proxies) for hops in ways if hops}
+    scope["client"] = (callers.pop() if len(callers) == 1 else peer), 0
+    schemes = [*forwarded(headers, "proto"), *parts_of(headers, b"x-forwarded-proto")]
+    if schemes and schemes[-1] in ("http", "https"):
+        scope["scheme"] = schemes[-1]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.web.api
 # The product's own JSON API: worklist, health, metrics, commands of the command line.
 # ------------------------------------------------------------------------------------------------
@@ -17615,11 +17733,16 @@ class EventSocket(asyncio.Protocol):
     PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
 
     def __init__(
-        self, web: Web, rate: RateLimit, workers: concurrent.futures.Executor, **_: Any
+        self,
+        web: Web,
+        rate: RateLimit,
+        workers: concurrent.futures.Executor,
+        entrance: Entrance,
+        **_: Any,
     ) -> None:
         from wsproto import ConnectionType, WSConnection, events
 
-        self.web, self.rate, self.workers = web, rate, workers
+        self.web, self.rate, self.workers, self.entrance = web, rate, workers, entrance
         self.delivery = web.box.socket_delivery
         self.connection, self.frames = WSConnection(ConnectionType.SERVER), events
         self.ae_title, self.ctx = "", None
@@ -17753,23 +17876,20 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        secure = self.transport.get_extra_info("ssl_object")
-        scope = {"client": self.transport.get_extra_info("peername"), "http_version": "1.1",
-                 "headers": [(name.lower(), value) for name, value in asked.extra_headers],
-                 "scheme": "https" if secure else "http"}  # fmt: skip
-        look_through(scope, self.web.config.web.trusted_proxies)
-        address = (scope["client"] or ("",))[0]
+        scope = self._scope(asked)
         try:
+            self.entrance.take(scope)
+            address = (scope["client"] or ("",))[0]
             if not self.rate.allows(address, time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
             title, login = await run(self.workers, self._enter, asked, scope)
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._refuse(refusal, scope)
             return
         except Exception:  # answered, so that the client does not wait
             log.exception("WebSocket handshake failed")
-            self._refuse(HttpRefusal(500, "Internal error"))
+            self._refuse(HttpRefusal(500, "Internal error"), scope)
             return
         if self.transport.is_closing():
             return
@@ -17781,11 +17901,22 @@ class EventSocket(asyncio.Protocol):
         self.delivery.open(self)
         self.transport.resume_reading()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _scope(self, asked: Any) -> dict[str, Any]:
+        """Return a handshake in the form of ASGI."""
+        told = self.transport.get_extra_info
+        path, _, query = asked.target.partition("?")
+        headers = [(name.lower(), value) for name, value in asked.extra_headers]
+        return {
+            "client": told("peername"), "server": told("sockname"), "http_version": "1.1",
+            "scheme": "https" if told("ssl_object") else "http", "path": path,
+            "raw_path": path.encode("latin-1", "replace"), "query_string": query,
+            "headers": [(b"host", asked.host.encode("latin-1", "replace")), *headers],
+        }  # fmt: skip
+
+    def _refuse(self, refusal: Refusal, scope: Any) -> None:
         """Refuse a handshake with an HTTP code."""
-        reply = refusal_reply(refusal, "subscribe")
-        peer = self.transport.get_extra_info("peername") or ("", 0)
-        log_refused("GET", f"{BASE}/subscribers/…", peer[0], reply.http, refusal.reason)
+        reply, address = refusal_reply(refusal, "subscribe"), (scope["client"] or ("",))[0]
+        log_refused("GET", f"{BASE}/subscribers/…", address, reply.http, refusal.reason)
         headers = [*reply.pairs, *SECURITY_HEADERS]
         how = {"status_code": reply.http, "headers": headers, "has_body": True}
         for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
@@ -17795,9 +17926,9 @@ class EventSocket(asyncio.Protocol):
     def _enter(self, asked: Any, scope: Any) -> tuple[str, Login]:
         """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503.
 
-        scope  what look_through has found, in the form of ASGI
+        scope  in the form of ASGI, as Entrance has left it
         """
-        path, _, query = asked.target.partition("?")
+        path = scope["path"]
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
@@ -17806,14 +17937,14 @@ class EventSocket(asyncio.Protocol):
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "The last part of the path is not an AE title")
-        self.request = handshake_request(asked, path, query, scope)
+        self.request = handshake_request(asked, scope)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
-def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
+def handshake_request(asked: Any, scope: Any) -> Any:
     """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
@@ -17822,7 +17953,7 @@ def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
     except UnicodeError:
         raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query,
+        "REQUEST_METHOD": "GET", "PATH_INFO": scope["path"], "QUERY_STRING": scope["query_string"],
         "REMOTE_ADDR": (scope["client"] or ("",))[0], "wsgi.url_scheme": scope["scheme"],
         "asgi.scope": scope,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),
@@ -17883,7 +18014,7 @@ class WebServer:
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
         self.web, self.app, self.changes = web, app, changes
-        self.limits = web.config.web
+        self.limits, self.entrance = web.config.web, Entrance(web.config.web)
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
         self.intake = Intake(max(self.BODIES, 4 * self.limits.maximum_body))
@@ -17896,7 +18027,7 @@ class WebServer:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             peer = scope["client"]
-            look_through(scope, self.limits.trusted_proxies)
+            self.entrance.take(scope)
             if scope["client"] == peer:
                 await self._respond(scope, receive, send)
             else:
@@ -18001,7 +18132,8 @@ class WebServer:
             asked = scope["method"], route.rule if route else scope["path"]
             reason = environ.get("minris.reason", "")
             log_refused(*asked, environ["REMOTE_ADDR"], head["status"], reason)
-        headers, content = compressed(scope, head["status"], head["headers"], content)
+        headers, content = self.entrance.give(head["headers"], content)
+        headers, content = compressed(scope, head["status"], headers, content)
         return self._start(scope, head["status"], headers), content
 
     def _start(
@@ -18063,7 +18195,7 @@ class WebServer:
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
-        cookie = cookie_of(scope, "minris")
+        cookie = cookie_of(scope, cookie_name(self.web, scope["scheme"], "minris"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.session, cookie):
             raise HttpRefusal(401, "Log in first")
@@ -18107,7 +18239,7 @@ class WebServer:
 
         config = uvicorn.Config(
             self, lifespan="off", http="h11", log_config=None, access_log=False,
-            ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
+            ws=functools.partial(EventSocket, self.web, self.rate, self.workers, self.entrance),
             server_header=False, proxy_headers=False,
             timeout_keep_alive=10, h11_max_incomplete_event_size=32768,
         )  # fmt: skip
@@ -20171,6 +20303,8 @@ table.week a.free:hover, table.week a.free:focus { background: var(--accent); co
     "minris.js": """// minris: live board, help while typing. Every page works without this file.
 "use strict";
 
+const root = document.body.dataset.root;  // path of all pages, with / at its end
+
 (function () {
   const board = document.getElementById("board");
   const offline = document.getElementById("offline");
@@ -20222,7 +20356,7 @@ table.week a.free:hover, table.week a.free:focus { background: var(--accent); co
       if (stream) stream.close();
       stream = null;
     } else if (!stream) {
-      stream = new EventSource("/events");
+      stream = new EventSource(root + "events");
       stream.onmessage = refresh;
       stream.onopen = () => { offline.hidden = true; };
       stream.onerror = () => { offline.hidden = false; };
@@ -20354,12 +20488,12 @@ document.addEventListener("keydown", (event) => {
   };
   const search = document.querySelector("main form[role=search] input") || field("search");
   const keys = {
-    n: () => follow("a[href='/register']"),
+    n: () => follow(`a[href='${root}register']`),
     t: () => follow(".brand"),
-    p: () => follow("a[href^='/print'], a[href$='/label']"),
+    p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
     ArrowLeft: () => follow("a[rel=prev]"),
     ArrowRight: () => follow("a[rel=next]"),
-    "/": () => { if (search) search.focus(); else location.href = "/patients"; return true; },
+    "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
     "?": () => {
       const keys = field("keys");
       if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;
@@ -21174,6 +21308,8 @@ document.addEventListener("keydown", (event) => {
  "The question does not fit the service": "查询不符合此服务",
  "The receiver is not known": "接收方未登记",
  "The request comes from another site": "请求来自其他网站",
+ "This system is not called {host}: see [web] public_url and hosts": "本系统不叫 {host}：见 [web] public_url 与 hosts",
+ "The request comes from another site, {site}. If that is this system behind a proxy: set [web] public_url": "请求来自其他网站 {site}。若那是代理后的本系统：请设置 [web] public_url",
  "The same patient: correct the name": "同一患者：更正姓名",
  "The same patient: use the ID {value}": "同一患者：使用编号 {value}",
  "The same person": "同一人",
@@ -21314,7 +21450,8 @@ document.addEventListener("keydown", (event) => {
  "hours without an update before a workitem in progress is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
  "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
  "address of the machine (needed only if minris connects to it)": "设备的网络地址",
- "public URL if behind a reverse proxy": "浏览器使用的地址（端口前有代理时）",
+ "public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris": "浏览器使用的地址（端口前有代理时），如 https://ris.clinic.example 或 https://clinic.example/minris",
+ "further names of this system; once these or public_url are set, requests for any other name are refused (421)": "本系统的其他主机名；设置此项或 public_url 后，以其他名称发来的请求一律拒绝（421）",
  "addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller": "反向代理的地址或网段，以逗号分隔；其 X-Forwarded-For 说明真正的来访地址",
  "address to listen on": "监听地址",
  "admin": "管理员",
@@ -21724,7 +21861,7 @@ LAYOUT = """<!DOCTYPE html>
 % end
 </head>
 % framed = login and not bare
-<body data-alarm="{{alarm}}"{{!' class="framed"' if framed else ''}}>
+<body data-root="/" data-alarm="{{alarm}}"{{!' class="framed"' if framed else ''}}>
 % def icon(path):
 <svg class="icon" aria-hidden="true"><use href="/static/icons.svg#{{path.strip('/').replace('/', '-') or 'board'}}"/></svg>
 % end
@@ -22022,6 +22159,11 @@ def safe_path(path: str | None, default: str = "/") -> str:
     return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
+def quoted(path: str) -> str:
+    """Return path and query with what an address may not hold in it quoted; what is quoted stays."""
+    return urllib.parse.quote(path, safe="%/?&=#:;,@!$'()*+~[]")
+
+
 class Site:
     """What all requests share: table of pages, catalogues, cached boards, health."""
 
@@ -22095,7 +22237,7 @@ class PageRequest:
     @functools.cached_property
     def t(self) -> Translator:
         """The translator for the user's language."""
-        wanted = self.request.get_cookie("language") or ""
+        wanted = self.cookie("language")
         accepted = self.request.get_header("Accept-Language", "")
         known, default = self.site.catalogues, self.web.config.clinic.language
         language = choose_language(known, wanted, accepted, default)
@@ -22122,7 +22264,9 @@ class PageRequest:
 
     def came_from(self, default: str) -> str:
         """Return the page of this site that sent the form."""
-        return safe_path(self.request.get_header("Referer"), default)
+        path = safe_path(self.request.get_header("Referer"), default)
+        root = self.web.root
+        return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
     # The store and the clinic.
 
@@ -22229,10 +22373,10 @@ class PageRequest:
 
     def _told(self) -> str:
         """Return the message of the last action from its cookie, and delete that."""
-        text = self.request.get_cookie("told")
+        text = self.cookie("told")
         if not text:
             return ""
-        self.response.delete_cookie("told", path="/")
+        self.set_cookie("told", "", max_age=0)
         return urllib.parse.unquote(text)
 
     def tell(self, path: str, text: str) -> str:
@@ -22243,7 +22387,7 @@ class PageRequest:
     def redirect(self, path: str) -> str:
         """Answer 303, so that the back button sends nothing again."""
         self.response.status = 303
-        self.response.set_header("Location", path)
+        self.response.set_header("Location", quoted(path))
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
@@ -22254,14 +22398,20 @@ class PageRequest:
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
 
-    def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """Set a cookie for this site that scripts cannot read."""
-        secure = self.request.environ["wsgi.url_scheme"] == "https" or (
-            self.web.config.web.public_url.startswith("https")
+    def cookie(self, name: str) -> str:
+        """Return a cookie of this box, or an empty text."""
+        value: str = self.request.get_cookie(
+            cookie_name(self.web, scheme_of(self.request), name), ""
         )
+        return value
+
+    def set_cookie(self, name: str, value: str, max_age: int) -> None:
+        """Set a cookie of this box that scripts cannot read; with a max_age of 0 seconds, delete it."""
+        scheme = scheme_of(self.request)
         self.response.set_cookie(
-            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
-        )
+            cookie_name(self.web, scheme, name), value, path=self.web.root or "/", httponly=True,
+            samesite="lax", secure=is_secure(self.web, scheme), max_age=max_age,
+        )  # fmt: skip
 
     def csv(self, name: str, text: str) -> bytes:
         """Answer with a CSV file to download; a byte order mark tells spreadsheets it is UTF-8."""
@@ -22315,7 +22465,9 @@ def commitments_page(p: PageRequest) -> str:
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
                  t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
-        link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
+        link = (
+            "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
+        )
         asked.append(Row(cells, link, commitment_actions(t, one)))
     part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
                     "No machine has asked whether its images are safe.")  # fmt: skip
@@ -22691,8 +22843,9 @@ class Boards:
             if key not in self.kept:
                 text = render_board(self.web, ctx, t, view)
                 content = text.encode()
+                sent = below_path(self.web.root, content)
                 mark = hashlib.sha256(content).hexdigest()[:16]
-                board = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                board = Rendered(text, gzip.compress(sent, 5, mtime=0), mark)
                 self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
                 return board
             return self.kept[key]
@@ -23828,8 +23981,8 @@ WORKITEM_PAGE = """
 % end
 </ol></section>
 <nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a>
-% if patient_id:
-<a href="/patients?q={{patient_id}}">{{t('Patient')}}</a>
+% if patient_query != 'q=':
+<a href="/patients?{{patient_query}}">{{t('Patient')}}</a>
 % end
 <a href="/">{{t('To the board')}}</a></nav>
 """
@@ -24020,7 +24173,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
-        watched=p.read(watchers_of, uid), patient_id=index.get("PatientID"),
+        watched=p.read(watchers_of, uid), patient_query=urllib.parse.urlencode({"q": index.get("PatientID")}),
     )  # fmt: skip
 
 
@@ -24263,10 +24416,10 @@ def post_login(p: PageRequest) -> str:
 
 def post_logout(p: PageRequest) -> str:
     """POST /logout: end the session."""
-    if cookie := p.request.get_cookie("minris"):
+    if cookie := p.cookie("minris"):
         p.web.unsaved.end(cookie)
         p.write(end_session, cookie)
-    p.response.delete_cookie("minris", path="/")
+    p.set_cookie("minris", "", max_age=0)
     return p.redirect("/login")
 
 
@@ -24287,7 +24440,7 @@ def post_password(p: PageRequest) -> str:
         proof = proof_of(p, name)
     except Refusal as refusal:
         return password_page(p, p.again(refusal))
-    cookie = p.request.get_cookie("minris") or ""
+    cookie = p.cookie("minris")
     try:
         keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
     except Refusal as refusal:
@@ -25857,6 +26010,10 @@ def add_pages(app: Any, web: Web) -> None:
         return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
+        if error.status_code == 404 and (path := without_slash(app, bottle.request)):
+            bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
+            bottle.response.set_header("Location", path)
+            return ""
         if error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
@@ -25870,6 +26027,21 @@ def add_pages(app: Any, web: Web) -> None:
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
+
+
+def without_slash(app: Any, request: Any) -> str:
+    """Return path and query of a request without a last slash, if there is something; else ""."""
+    import bottle
+
+    raw: str = request.environ["asgi.scope"]["raw_path"].decode("ascii", "replace")
+    path = request.path.rstrip("/")
+    if not path or not raw.endswith("/"):
+        return ""
+    try:
+        app.match(request.environ | {"PATH_INFO": path})
+    except bottle.HTTPError:
+        return ""
+    return raw.rstrip("/") + (f"?{request.query_string}" if request.query_string else "")
 
 
 def build_app(web: Web) -> Any:

@@ -1,6 +1,8 @@
 // minris: live board, help while typing. Every page works without this file.
 "use strict";
 
+const root = document.body.dataset.root;  // path of all pages, with / at its end
+
 (function () {
   const board = document.getElementById("board");
   const offline = document.getElementById("offline");
@@ -52,7 +54,7 @@
       if (stream) stream.close();
       stream = null;
     } else if (!stream) {
-      stream = new EventSource("/events");
+      stream = new EventSource(root + "events");
       stream.onmessage = refresh;
       stream.onopen = () => { offline.hidden = true; };
       stream.onerror = () => { offline.hidden = false; };
@@ -184,12 +186,12 @@ document.addEventListener("keydown", (event) => {
   };
   const search = document.querySelector("main form[role=search] input") || field("search");
   const keys = {
-    n: () => follow("a[href='/register']"),
+    n: () => follow(`a[href='${root}register']`),
     t: () => follow(".brand"),
-    p: () => follow("a[href^='/print'], a[href$='/label']"),
+    p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
     ArrowLeft: () => follow("a[rel=prev]"),
     ArrowRight: () => follow("a[rel=next]"),
-    "/": () => { if (search) search.focus(); else location.href = "/patients"; return true; },
+    "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
     "?": () => {
       const keys = field("keys");
       if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;

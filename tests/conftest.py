@@ -33,6 +33,7 @@ from minris.standard.dictionary import tag_of, vr_of
 from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
 from minris.store.models import database
 from minris.store.sqlite import open_store, reading
+from minris.web.request import cookie_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / "minris.py"  # the one file, as it is copied to a box
@@ -193,6 +194,12 @@ class Running:
     def url(self):
         """The web address."""
         return self.appliance.web_url
+
+    @property
+    def cookie(self):
+        """The name of the cookie of a login."""
+        scheme = self.url.partition(":")[0]
+        return cookie_name(self.appliance.web_server.web, scheme, "minris")
 
     def write(self, function, *arguments):
         """Run a core function in the store thread."""

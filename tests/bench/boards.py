@@ -36,7 +36,7 @@ def log_in(port, password):
     connection.request("POST", "/login", form, kind)
     answer = connection.getresponse()
     answer.read()
-    return re.search("minris=([^;]+)", answer.headers["Set-Cookie"])[1]
+    return re.search("minris-[^;]+", answer.headers["Set-Cookie"])[0]
 
 
 def get(port, cookie, path):
@@ -44,7 +44,7 @@ def get(port, cookie, path):
     connection = http.client.HTTPConnection(wire.HOST, port, timeout=20)
     connection.connect()
     begin = time.perf_counter()
-    asked = {"Cookie": f"minris={cookie}", "Accept-Encoding": "gzip"}
+    asked = {"Cookie": cookie, "Accept-Encoding": "gzip"}
     connection.request("GET", path, headers=asked)
     answer = connection.getresponse()
     first = time.perf_counter() - begin
@@ -63,7 +63,7 @@ async def fetch(port, cookie, mark):
     """The board's part for who has `mark`: the new mark."""
     reader, writer = await asyncio.open_connection(wire.HOST, port)
     lines = (f"GET /?part=board&have={mark} HTTP/1.1", f"Host: {wire.HOST}",
-             f"Cookie: minris={cookie}", "Accept-Encoding: gzip", "Connection: close")  # fmt: skip
+             f"Cookie: {cookie}", "Accept-Encoding: gzip", "Connection: close")  # fmt: skip
     writer.write("\r\n".join((*lines, "", "")).encode())
     answer = await reader.read()
     writer.close()
@@ -74,7 +74,7 @@ async def fetch(port, cookie, mark):
 async def look(port, cookie):
     """One open board."""
     reader, writer = await asyncio.open_connection(wire.HOST, port)
-    lines = ("GET /events HTTP/1.1", f"Host: {wire.HOST}", f"Cookie: minris={cookie}")
+    lines = ("GET /events HTTP/1.1", f"Host: {wire.HOST}", f"Cookie: {cookie}")
     writer.write("\r\n".join((*lines, "", "")).encode())
     mark = ""
     while line := await reader.readline():

@@ -1300,7 +1300,7 @@ class Desk:
             user = make_user(context, "anna", "desk", "blue-kettle-9")
             return open_session(context, user.id)
 
-        cookies = {"minris": appliance.write(logged_in)}
+        cookies = {appliance.cookie: appliance.write(logged_in)}
         self.client = httpx.Client(base_url=appliance.url, cookies=cookies, trust_env=False)
 
     def send(self, path, page, **fields):

@@ -890,7 +890,7 @@ def next_data(lines):
 def test_the_event_stream_needs_a_login(appliance):
     with calling(appliance) as client:
         assert client.get("/events").status_code == 401
-        client.cookies.set("minris", "guessed")
+        client.cookies.set(appliance.cookie, "guessed")
         assert client.get("/events").status_code == 401
 
 

@@ -643,7 +643,7 @@ def browser(appliance, role, language="en"):
         user = make_user(context, name, role, "blue-kettle-9")
         return open_session(context, user.id)
 
-    cookies = {"minris": appliance.write(logged_in)} if role else {}
+    cookies = {appliance.cookie: appliance.write(logged_in)} if role else {}
     headers = {"Accept-Language": language}
     return httpx.Client(base_url=appliance.url, cookies=cookies, headers=headers, trust_env=False)
 
@@ -1122,7 +1122,11 @@ def test_who_changed_a_device_is_kept(appliance, technologist):
 def test_one_click_in_a_browser_registers_who_tried(appliance):
     peers.run_echoscu(appliance.port, "MINRIS", "MG1")
     with browser(appliance, "technologist") as client, sync_playwright() as playwright:
-        cookie = {"name": "minris", "value": client.cookies["minris"], "url": appliance.url}
+        cookie = {
+            "name": appliance.cookie,
+            "value": client.cookies[appliance.cookie],
+            "url": appliance.url,
+        }
         chromium = playwright.chromium.launch(
             executable_path=peers.chromium(), args=["--no-sandbox"]
         )

@@ -1042,7 +1042,7 @@ def test_only_commands_of_this_box_are_run(appliance, who, command):
         secret = appliance.write(
             lambda: open_session(context, make_user(context, "console", "desk", "blue-kettle-9").id)
         )
-        headers["Cookie"] = f"minris={secret}"
+        headers["Cookie"] = f"{appliance.cookie}={secret}"
     given = {
         "import": {"name": "a.json", "content": ""},
         "user": {"name": "eve", "role": "admin", "password": "open-sesame", "delete": False},

@@ -704,7 +704,7 @@ def test_reception_mends_it_in_a_browser(appliance):
             executable_path=peers.chromium(), args=["--no-sandbox"]
         )
         visit = browser.new_context()
-        visit.add_cookies([{"name": "minris", "value": secret, "url": appliance.url}])
+        visit.add_cookies([{"name": appliance.cookie, "value": secret, "url": appliance.url}])
         page = visit.new_page()
         page.goto(f"{appliance.url}/why?q=Wang")
         page.get_by_role("button", name="Give the exam CT1").click()

@@ -81,7 +81,7 @@ def employ(appliance, client, role="desk"):
         user = User.create(name="anna", role=role, password=HASHED, created_at=context.stamp())
         return open_session(context, user.id)
 
-    client.cookies.set("minris", appliance.write(logged_in), domain="127.0.0.1", path="/")
+    client.cookies.set(appliance.cookie, appliance.write(logged_in), domain="127.0.0.1", path="/")
     return client
 
 
@@ -259,7 +259,7 @@ def test_each_login_has_a_secret_of_its_own(appliance):
     for _ in range(2):
         with visiting(appliance) as client:
             log_in(client, "admin", admin_password(appliance))
-            secrets.add(client.cookies["minris"])
+            secrets.add(client.cookies[appliance.cookie])
     assert len(secrets) == 2
     assert all(len(secret) >= 32 for secret in secrets)
 
@@ -283,7 +283,7 @@ def test_ten_wrong_passwords_slow_the_eleventh(appliance, guest):
     answer = log_in(guest, "admin", admin_password(appliance))
     assert answer.status_code == 429
     assert "wait 15 minutes" in words_of(answer)
-    assert "minris" not in guest.cookies
+    assert appliance.cookie not in guest.cookies
 
 
 def test_nine_wrong_passwords_are_forgiven(appliance, guest):
@@ -327,11 +327,11 @@ def test_a_slowed_login_is_not_slowed_for_ever(ctx):
 
 
 def test_logging_out_ends_the_login_itself(appliance, desk):
-    secret = desk.cookies["minris"]
+    secret = desk.cookies[appliance.cookie]
     answer = desk.post("/logout", data={"csrf": csrf_of(desk.get("/").text)})
     assert (answer.status_code, answer.headers["Location"]) == (303, "/login")
     with visiting(appliance) as thief:
-        thief.cookies.set("minris", secret)
+        thief.cookies.set(appliance.cookie, secret)
         assert thief.get("/").status_code == 303
 
 
@@ -425,7 +425,7 @@ def test_another_site_logs_nobody_in(appliance, guest, headers):
     form = {"name": "admin", "password": admin_password(appliance)}
     answer = guest.post("/login", data=form, headers=headers)
     assert answer.status_code == 403
-    assert "minris" not in guest.cookies
+    assert appliance.cookie not in guest.cookies
 
 
 def test_a_form_of_ours_is_taken_with_its_origin(appliance, desk):

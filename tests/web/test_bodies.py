@@ -43,7 +43,7 @@ def session(appliance):
     user = appliance.write(make_user, appliance.context(), "li.na", "admin", "very secret")
     secret = appliance.write(open_session, appliance.context(), user.id)
     with httpx.Client(base_url=appliance.url, trust_env=False) as browser:
-        browser.cookies.set("minris", secret)
+        browser.cookies.set(appliance.cookie, secret)
         yield browser
 
 

@@ -264,7 +264,7 @@ def test_a_session_is_of_no_use_to_another_origin(open_appliance):
     )
     secret = open_appliance.write(open_session, open_appliance.context(), user.id)
     with client(open_appliance) as door:  # noqa: F811
-        door.cookies.set("minris", secret)
+        door.cookies.set(open_appliance.cookie, secret)
         answer = door.post("/workitems", json=[workitem()], headers={**JSON, "Origin": VIEWER})
         assert answer.status_code == 403
         assert door.get("/workitems").json() == []

@@ -899,7 +899,8 @@ def cookie_of(house, role="admin"):
     """The cookie of a login."""
     with httpx.Client() as client:
         employ(house.appliance, client, role)
-        return f"minris={client.cookies['minris']}"
+        name = house.appliance.cookie
+        return f"{name}={client.cookies[name]}"
 
 
 def test_who_has_no_token_and_does_not_read_is_cut_off(monkeypatch, open_house):

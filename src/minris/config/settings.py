@@ -76,7 +76,8 @@ SETTINGS = setting_table(r"""
     web | port | 8080 | int 0 65535 | port to listen on (0: any free)
     web | tls_certificate | | text | certificate chain file of the pages (PEM); set it to serve them by https
     web | tls_key | | text | private key file (PEM)
-    web | public_url | | url | public URL if behind a reverse proxy
+    web | public_url | | url | public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris
+    web | hosts | | hosts | further names of this system; once these or public_url are set, requests for any other name are refused (421)
     web | trusted_proxies | | networks | addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller
     web | anonymous_loopback | no | bool | allow calls from 127.0.0.1 to /api and /dicom-web without a token
     web | session_hours | 12 | int 1 720 | hours until a login expires

@@ -136,16 +136,26 @@ def read_store_url(text: str) -> str:
 
 
 def read_public_url(text: str) -> str:
-    """An http or https URL, or empty."""
-    wrong = "is not an address such as https://ris.clinic.example"
+    """An http or https URL, with a path or without, or empty."""
+    wrong = "is not an address such as https://ris.clinic.example or https://clinic.example/minris"
     try:
         parts = urllib.parse.urlsplit(text)
         parts.port  # noqa: B018 - raises ValueError for a port that is none
     except ValueError:
         raise ValueError(wrong) from None
-    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+    path = re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?", parts.path)
+    plain = path and not (parts.query or parts.fragment or "@" in parts.netloc)
+    if text and not (parts.scheme in ("http", "https") and parts.hostname and plain):
         raise ValueError(wrong)
     return parts.geturl().rstrip("/")
+
+
+def read_hosts(text: str) -> tuple[str, ...]:
+    """Host names without a port, separated by commas."""
+    names = tuple(part.lower().strip("[]").rstrip(".") for part in _parts(text))
+    if not all(re.fullmatch(r"[\w.-]+|[\da-f:.]+", name) for name in names):
+        raise ValueError("is no list of host names such as ris.clinic.example, ris")
+    return names
 
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
@@ -228,6 +238,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "url": read_public_url,
     "origins": read_origins,
     "networks": read_networks,
+    "hosts": read_hosts,
     "evidence": read_evidence,
     "passed_on": read_passed_on,
     "ae_or_none": lambda text: read_ae_title(text) if text else "",

@@ -21,7 +21,7 @@ from minris.standard.dictionary import is_date
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.writer import Core
 from minris.web.answers import note_reason
-from minris.web.request import Web, enter
+from minris.web.request import Web, cookie_name, enter, is_secure, scheme_of
 
 LAYOUT = template("layout.html")
 SHARED_PART = template("parts.html")  # functions that the templates of pages call
@@ -120,6 +120,11 @@ def safe_path(path: str | None, default: str = "/") -> str:
     return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
+def quoted(path: str) -> str:
+    """Return path and query with what an address may not hold in it quoted; what is quoted stays."""
+    return urllib.parse.quote(path, safe="%/?&=#:;,@!$'()*+~[]")
+
+
 class Site:
     """What all requests share: table of pages, catalogues, cached boards, health."""
 
@@ -193,7 +198,7 @@ class PageRequest:
     @functools.cached_property
     def t(self) -> Translator:
         """The translator for the user's language."""
-        wanted = self.request.get_cookie("language") or ""
+        wanted = self.cookie("language")
         accepted = self.request.get_header("Accept-Language", "")
         known, default = self.site.catalogues, self.web.config.clinic.language
         language = choose_language(known, wanted, accepted, default)
@@ -220,7 +225,9 @@ class PageRequest:
 
     def came_from(self, default: str) -> str:
         """Return the page of this site that sent the form."""
-        return safe_path(self.request.get_header("Referer"), default)
+        path = safe_path(self.request.get_header("Referer"), default)
+        root = self.web.root
+        return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
     # The store and the clinic.
 
@@ -327,10 +334,10 @@ class PageRequest:
 
     def _told(self) -> str:
         """Return the message of the last action from its cookie, and delete that."""
-        text = self.request.get_cookie("told")
+        text = self.cookie("told")
         if not text:
             return ""
-        self.response.delete_cookie("told", path="/")
+        self.set_cookie("told", "", max_age=0)
         return urllib.parse.unquote(text)
 
     def tell(self, path: str, text: str) -> str:
@@ -341,7 +348,7 @@ class PageRequest:
     def redirect(self, path: str) -> str:
         """Answer 303, so that the back button sends nothing again."""
         self.response.status = 303
-        self.response.set_header("Location", path)
+        self.response.set_header("Location", quoted(path))
         return ""
 
     def again(self, refusal: Refusal) -> list[Problem]:
@@ -352,14 +359,20 @@ class PageRequest:
         words = detail if isinstance(detail, Message) else Message(detail)
         return list(refusal.problems) or [Problem(0, words)]
 
-    def set_cookie(self, name: str, value: str, **options: Any) -> None:
-        """Set a cookie for this site that scripts cannot read."""
-        secure = self.request.environ["wsgi.url_scheme"] == "https" or (
-            self.web.config.web.public_url.startswith("https")
+    def cookie(self, name: str) -> str:
+        """Return a cookie of this box, or an empty text."""
+        value: str = self.request.get_cookie(
+            cookie_name(self.web, scheme_of(self.request), name), ""
         )
+        return value
+
+    def set_cookie(self, name: str, value: str, max_age: int) -> None:
+        """Set a cookie of this box that scripts cannot read; with a max_age of 0 seconds, delete it."""
+        scheme = scheme_of(self.request)
         self.response.set_cookie(
-            name, value, path="/", httponly=True, samesite="lax", secure=secure, **options
-        )
+            cookie_name(self.web, scheme, name), value, path=self.web.root or "/", httponly=True,
+            samesite="lax", secure=is_secure(self.web, scheme), max_age=max_age,
+        )  # fmt: skip
 
     def csv(self, name: str, text: str) -> bytes:
         """Answer with a CSV file to download; a byte order mark tells spreadsheets it is UTF-8."""

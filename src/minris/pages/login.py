@@ -116,10 +116,10 @@ def post_login(p: PageRequest) -> str:
 
 def post_logout(p: PageRequest) -> str:
     """POST /logout: end the session."""
-    if cookie := p.request.get_cookie("minris"):
+    if cookie := p.cookie("minris"):
         p.web.unsaved.end(cookie)
         p.write(end_session, cookie)
-    p.response.delete_cookie("minris", path="/")
+    p.set_cookie("minris", "", max_age=0)
     return p.redirect("/login")
 
 
@@ -140,7 +140,7 @@ def post_password(p: PageRequest) -> str:
         proof = proof_of(p, name)
     except Refusal as refusal:
         return password_page(p, p.again(refusal))
-    cookie = p.request.get_cookie("minris") or ""
+    cookie = p.cookie("minris")
     try:
         keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
     except Refusal as refusal:

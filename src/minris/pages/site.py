@@ -202,6 +202,10 @@ def add_pages(app: Any, web: Web) -> None:
         return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
+        if error.status_code == 404 and (path := without_slash(app, bottle.request)):
+            bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
+            bottle.response.set_header("Location", path)
+            return ""
         if error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
@@ -215,6 +219,21 @@ def add_pages(app: Any, web: Web) -> None:
         return p.show(ERROR_PAGE, "That did not work", words=text)
 
     app.default_error_handler = failed
+
+
+def without_slash(app: Any, request: Any) -> str:
+    """Return path and query of a request without a last slash, if there is something; else ""."""
+    import bottle
+
+    raw: str = request.environ["asgi.scope"]["raw_path"].decode("ascii", "replace")
+    path = request.path.rstrip("/")
+    if not path or not raw.endswith("/"):
+        return ""
+    try:
+        app.match(request.environ | {"PATH_INFO": path})
+    except bottle.HTTPError:
+        return ""
+    return raw.rstrip("/") + (f"?{request.query_string}" if request.query_string else "")
 
 
 def build_app(web: Web) -> Any:

@@ -1,11 +1,15 @@
-"""Reverse proxies before us: who calls through one."""
+"""Reverse proxies before us: who calls, by which of our names, below which path."""
 
 import ipaddress
 import re
+import types
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
 from minris.config.values import Networks
+from minris.standard.status import HttpRefusal, Message
+from minris.web.request import header_of
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Headers = Iterable[tuple[bytes, bytes]]
@@ -28,6 +32,75 @@ def is_trusted(address: str, proxies: Networks) -> bool:
     """Whether an address is that of a trusted proxy."""
     found = read_address(address)
     return found is not None and any(found in network for network in proxies)
+
+
+class Entrance:
+    """The way of requests to us and of answers back.
+
+    names  host names of ours; empty: any
+    root   path of the public URL; requests may come with it or without
+    """
+
+    def __init__(self, web: types.SimpleNamespace) -> None:
+        public = urllib.parse.urlsplit(web.public_url)
+        self.proxies, self.root = web.trusted_proxies, public.path
+        self.names = {name for name in (public.hostname, *web.hosts) if name}
+
+    def take(self, scope: Any) -> None:
+        """Make of an ASGI scope what the caller has asked of us. Refuses 400, 421."""
+        look_through(scope, self.proxies)
+        self._check_host(scope)
+        root = self.root
+        if root and (scope["path"] == root or scope["path"].startswith(f"{root}/")):
+            raw = scope["raw_path"].removeprefix(root.encode())
+            scope["path"], scope["raw_path"] = scope["path"].removeprefix(root) or "/", raw or b"/"
+
+    def _check_host(self, scope: Any) -> None:
+        """Refuse (421) a name that is not ours, as of DNS rebinding (RFC 9110 7.4).
+
+        The address of the connection itself is ours: what a proxy sets by default, and probes
+        """
+        host = header_of(scope, b"host").decode("latin-1")
+        try:
+            name = (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            raise HttpRefusal(400, "The Host header is invalid") from None
+        if not self.names or not name or name in self.names or name in OF_THIS_COMPUTER:
+            return
+        here = read_address((scope["server"] or ("",))[0])
+        if not here or read_address(name) != here:
+            words = Message(
+                "This system is not called {host}: see [web] public_url and hosts", host=host
+            )
+            raise HttpRefusal(421, words)
+
+    def give(
+        self, headers: list[tuple[bytes, bytes]], content: bytes
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return an answer with the path of the public URL in each address of ours."""
+        if not self.root:
+            return headers, content
+        told = dict(headers)
+        html = told.get(b"content-type", b"").startswith(b"text/html")
+        if html and content and b"content-encoding" not in told:
+            content = below_path(self.root, content)
+            told[b"content-length"] = str(len(content)).encode()
+        if told.get(b"location", b"").startswith(b"/"):
+            told[b"location"] = self.root.encode() + told[b"location"]
+        changed = (b"content-length", b"location")
+        return [
+            (name, told[name] if name in changed else value) for name, value in headers
+        ], content
+
+
+def below_path(root: str, html: bytes) -> bytes:
+    """Return HTML whose addresses of ours are below the path of the public URL."""
+    return LINK.sub(rb"\1" + root.encode() + b"/", html) if root else html
+
+
+# where an address of ours may stand: what users have typed is escaped, and has no quotation mark
+LINK = re.compile(rb'(\s(?:href|src|action|formaction|data-part|data-find|data-root)=")/(?!/)')
+OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
 
 
 def parts_of(headers: Headers, name: bytes) -> list[str]:

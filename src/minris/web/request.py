@@ -23,12 +23,14 @@ from minris.ups.events import EVENT_CHANNELS
 class Box(Protocol):
     """What routes and pages need from the appliance.
 
-    control  the secret by which the command line proves itself
+    control   the secret by which the command line proves itself
+    web_port  the port of the pages
     """
 
     associations: AssociationServer
     backup_problem: str
     control: str
+    web_port: int
     commitments: Any  # these three are of this floor or above
     dimse: Any
     socket_delivery: Any
@@ -50,6 +52,7 @@ class Web:
     access   returns the current AccessRules
     writer   the store's only writer
     box      the appliance
+    root     path of the public URL
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Web:
         self.config, self.context, self.access = config, context, access
         self.writer, self.box = writer, box
         self.unsaved = Unsaved()
+        self.root = urllib.parse.urlsplit(config.web.public_url).path
 
     def write(self, core: Core, ctx: Context, *arguments: Any) -> Any:
         """Call a core function in the store thread and wait for its commit."""
@@ -125,7 +129,7 @@ def find_login(web: Web, request: Any) -> Login | None:
         return Login("console", "admin")
     if token := bearer_of(request):
         return web.read(find_token, token)
-    if cookie := request.get_cookie("minris"):
+    if cookie := request.get_cookie(cookie_name(web, scheme_of(request), "minris")):
         return web.session(cookie)
     open_here = web.config.web.anonymous_loopback
     if open_here and request.path.startswith(("/api/", "/dicom-web/")):
@@ -147,25 +151,58 @@ def host_of(request: Any) -> str:
     return host
 
 
-def site_of(address: str) -> str:
-    """Return host and port of a web address, empty if it is none."""
+def scheme_of(request: Any) -> str:
+    """Return `http` or `https`: of the connection, or as trusted proxies tell it."""
+    scheme: str = request.environ["wsgi.url_scheme"]
+    return scheme
+
+
+def is_secure(web: Web, scheme: str) -> bool:
+    """Whether browsers reach us by https."""
+    return scheme == "https" or web.config.web.public_url.startswith("https:")
+
+
+def cookie_name(web: Web, scheme: str, name: str) -> str:
+    """Return the name of a cookie of this box.
+
+    Cookies know no port, and another box may be at the next one, or below another path: the name
+    tells them apart (RFC 6265 8.5). Over https no other host may set it (RFC 6265bis 4.1.3).
+    """
+    public = urllib.parse.urlsplit(web.config.web.public_url)
+    place = f"{public.port or public.scheme}{public.path.replace('/', '.')}"
+    kind = ("__Secure-" if web.root else "__Host-") if is_secure(web, scheme) else ""
+    return f"{kind}{name}-{place if public.hostname else web.box.web_port}"
+
+
+def site_of(address: str) -> tuple[str, int] | None:
+    """Return host and port of a web address, None if it is none."""
     try:
         parts = urllib.parse.urlsplit(address)
-    except ValueError:
-        return ""
-    return parts.netloc if parts.scheme in ("http", "https") and parts.hostname else ""
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.hostname, port) if parts.hostname else None
 
 
 def check_origin(web: Web, request: Any) -> None:
     """Refuse (0124) a cross-site request of a browser."""
     origin = request.get_header("Origin")
     if origin and origin != "null":
-        site = site_of(origin)
-        if site and site in (request.get_header("Host"), site_of(web.config.web.public_url)):
+        site, scheme = site_of(origin), origin.partition(":")[0]
+        ours = f"{scheme}://{request.get_header('Host', '')}", web.config.web.public_url
+        if site and site in [site_of(address) for address in ours]:
             return
+        if site:
+            raise Refusal(Status.NOT_AUTHORIZED, Message(FROM_ANOTHER_SITE.key, site=origin))
     elif not origin and request.get_header("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return
     raise Refusal(Status.NOT_AUTHORIZED, Message("The request comes from another site"))
+
+
+FROM_ANOTHER_SITE = Message(
+    "The request comes from another site, {site}. "
+    "If that is this system behind a proxy: set [web] public_url"
+)
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:

@@ -26,7 +26,7 @@ from minris.web.bodies import (
     most_of_body,
     take_room,
 )
-from minris.web.proxies import is_trusted, look_through
+from minris.web.proxies import Entrance, is_trusted
 from minris.web.request import (
     BASE,
     SECURITY_HEADERS,
@@ -34,6 +34,7 @@ from minris.web.request import (
     RateLimit,
     Web,
     check_headers,
+    cookie_name,
     cookie_of,
     header_of,
     takes_gzip,
@@ -74,7 +75,7 @@ class WebServer:
 
     def __init__(self, web: Web, app: Any, changes: Changes, workers: int = 8) -> None:
         self.web, self.app, self.changes = web, app, changes
-        self.limits = web.config.web
+        self.limits, self.entrance = web.config.web, Entrance(web.config.web)
         self.workers = concurrent.futures.ThreadPoolExecutor(workers, "web")
         self.rate = RateLimit(self.limits.requests_per_second)
         self.intake = Intake(max(self.BODIES, 4 * self.limits.maximum_body))
@@ -87,7 +88,7 @@ class WebServer:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             peer = scope["client"]
-            look_through(scope, self.limits.trusted_proxies)
+            self.entrance.take(scope)
             if scope["client"] == peer:
                 await self._respond(scope, receive, send)
             else:
@@ -192,7 +193,8 @@ class WebServer:
             asked = scope["method"], route.rule if route else scope["path"]
             reason = environ.get("minris.reason", "")
             log_refused(*asked, environ["REMOTE_ADDR"], head["status"], reason)
-        headers, content = compressed(scope, head["status"], head["headers"], content)
+        headers, content = self.entrance.give(head["headers"], content)
+        headers, content = compressed(scope, head["status"], headers, content)
         return self._start(scope, head["status"], headers), content
 
     def _start(
@@ -254,7 +256,7 @@ class WebServer:
 
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
-        cookie = cookie_of(scope, "minris")
+        cookie = cookie_of(scope, cookie_name(self.web, scope["scheme"], "minris"))
         run = asyncio.get_running_loop().run_in_executor
         if not cookie or not await run(self.readers, self.web.session, cookie):
             raise HttpRefusal(401, "Log in first")
@@ -298,7 +300,7 @@ class WebServer:
 
         config = uvicorn.Config(
             self, lifespan="off", http="h11", log_config=None, access_log=False,
-            ws=functools.partial(EventSocket, self.web, self.rate, self.workers),
+            ws=functools.partial(EventSocket, self.web, self.rate, self.workers, self.entrance),
             server_header=False, proxy_headers=False,
             timeout_keep_alive=10, h11_max_incomplete_event_size=32768,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from minris.standard.dictionary import is_ae_title
 from minris.standard.status import HttpRefusal, Refusal
 from minris.standard.uids import UPS_PUSH
 from minris.web.answers import log_refused, refusal_reply
-from minris.web.proxies import look_through
+from minris.web.proxies import Entrance
 from minris.web.request import (
     BASE,
     BEARER,
@@ -68,11 +68,16 @@ class EventSocket(asyncio.Protocol):
     PONG_WITHIN, CLOSE_WITHIN = 15.0, 1.0  # seconds
 
     def __init__(
-        self, web: Web, rate: RateLimit, workers: concurrent.futures.Executor, **_: Any
+        self,
+        web: Web,
+        rate: RateLimit,
+        workers: concurrent.futures.Executor,
+        entrance: Entrance,
+        **_: Any,
     ) -> None:
         from wsproto import ConnectionType, WSConnection, events
 
-        self.web, self.rate, self.workers = web, rate, workers
+        self.web, self.rate, self.workers, self.entrance = web, rate, workers, entrance
         self.delivery = web.box.socket_delivery
         self.connection, self.frames = WSConnection(ConnectionType.SERVER), events
         self.ae_title, self.ctx = "", None
@@ -206,23 +211,20 @@ class EventSocket(asyncio.Protocol):
     # The handshake.
 
     async def _open(self, asked: Any) -> None:
-        secure = self.transport.get_extra_info("ssl_object")
-        scope = {"client": self.transport.get_extra_info("peername"), "http_version": "1.1",
-                 "headers": [(name.lower(), value) for name, value in asked.extra_headers],
-                 "scheme": "https" if secure else "http"}  # fmt: skip
-        look_through(scope, self.web.config.web.trusted_proxies)
-        address = (scope["client"] or ("",))[0]
+        scope = self._scope(asked)
         try:
+            self.entrance.take(scope)
+            address = (scope["client"] or ("",))[0]
             if not self.rate.allows(address, time.monotonic()):
                 raise HttpRefusal(429, "Too many requests")
             run = asyncio.get_running_loop().run_in_executor
             title, login = await run(self.workers, self._enter, asked, scope)
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._refuse(refusal, scope)
             return
         except Exception:  # answered, so that the client does not wait
             log.exception("WebSocket handshake failed")
-            self._refuse(HttpRefusal(500, "Internal error"))
+            self._refuse(HttpRefusal(500, "Internal error"), scope)
             return
         if self.transport.is_closing():
             return
@@ -234,11 +236,22 @@ class EventSocket(asyncio.Protocol):
         self.delivery.open(self)
         self.transport.resume_reading()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _scope(self, asked: Any) -> dict[str, Any]:
+        """Return a handshake in the form of ASGI."""
+        told = self.transport.get_extra_info
+        path, _, query = asked.target.partition("?")
+        headers = [(name.lower(), value) for name, value in asked.extra_headers]
+        return {
+            "client": told("peername"), "server": told("sockname"), "http_version": "1.1",
+            "scheme": "https" if told("ssl_object") else "http", "path": path,
+            "raw_path": path.encode("latin-1", "replace"), "query_string": query,
+            "headers": [(b"host", asked.host.encode("latin-1", "replace")), *headers],
+        }  # fmt: skip
+
+    def _refuse(self, refusal: Refusal, scope: Any) -> None:
         """Refuse a handshake with an HTTP code."""
-        reply = refusal_reply(refusal, "subscribe")
-        peer = self.transport.get_extra_info("peername") or ("", 0)
-        log_refused("GET", f"{BASE}/subscribers/…", peer[0], reply.http, refusal.reason)
+        reply, address = refusal_reply(refusal, "subscribe"), (scope["client"] or ("",))[0]
+        log_refused("GET", f"{BASE}/subscribers/…", address, reply.http, refusal.reason)
         headers = [*reply.pairs, *SECURITY_HEADERS]
         how = {"status_code": reply.http, "headers": headers, "has_body": True}
         for frame in (self.frames.RejectConnection(**how), self.frames.RejectData(data=reply.body)):
@@ -248,9 +261,9 @@ class EventSocket(asyncio.Protocol):
     def _enter(self, asked: Any, scope: Any) -> tuple[str, Login]:
         """Return AE title and login of a handshake. Refuses 400, 401, 403, 404, 503.
 
-        scope  what look_through has found, in the form of ASGI
+        scope  in the form of ASGI, as Entrance has left it
         """
-        path, _, query = asked.target.partition("?")
+        path = scope["path"]
         found = SOCKET_PATH.fullmatch(path.removeprefix(BASE)) if path.startswith(BASE) else None
         if not found:
             raise HttpRefusal(404, "There is no WebSocket here")
@@ -259,14 +272,14 @@ class EventSocket(asyncio.Protocol):
         title = urllib.parse.unquote(found[1]).strip()
         if not is_ae_title(title):
             raise HttpRefusal(400, "The last part of the path is not an AE title")
-        self.request = handshake_request(asked, path, query, scope)
+        self.request = handshake_request(asked, scope)
         login = speak_for(self.web, self.request, title)
         if is_told_by_dimse_alone(self.web, title):
             raise HttpRefusal(403, "The device of this AE title gets its events by DIMSE only")
         return title, login
 
 
-def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
+def handshake_request(asked: Any, scope: Any) -> Any:
     """Return a handshake as a request for find_login. Refuses 400."""
     import bottle
 
@@ -275,7 +288,7 @@ def handshake_request(asked: Any, path: str, query: str, scope: Any) -> Any:
     except UnicodeError:
         raise HttpRefusal(400, "The Host header is invalid") from None
     environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query,
+        "REQUEST_METHOD": "GET", "PATH_INFO": scope["path"], "QUERY_STRING": scope["query_string"],
         "REMOTE_ADDR": (scope["client"] or ("",))[0], "wsgi.url_scheme": scope["scheme"],
         "asgi.scope": scope,
         "HTTP_HOST": host, "wsgi.input": io.BytesIO(),

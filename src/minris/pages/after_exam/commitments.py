@@ -1,6 +1,7 @@
 """Storage commitment: which images are in the archive."""
 
 import datetime
+import urllib.parse
 from typing import Any
 
 from minris.access.context import archive_of
@@ -47,7 +48,9 @@ def commitments_page(p: PageRequest) -> str:
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
                  t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
-        link = "" if one.repeats else f"/commitment/{one.transaction_uid}"
+        link = (
+            "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
+        )
         asked.append(Row(cells, link, commitment_actions(t, one)))
     part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
                     "No machine has asked whether its images are safe.")  # fmt: skip

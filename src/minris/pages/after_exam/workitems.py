@@ -234,7 +234,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
-        watched=p.read(watchers_of, uid), patient_id=index.get("PatientID"),
+        watched=p.read(watchers_of, uid), patient_query=urllib.parse.urlencode({"q": index.get("PatientID")}),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from minris.pages.template import template
 from minris.recent import Recent
 from minris.standard.status import Message
 from minris.standard.worklist import STEP_STATES
+from minris.web.proxies import below_path
 from minris.web.request import Web, takes_gzip
 
 BOARD_PAGE = template("day/board.html")
@@ -140,8 +141,9 @@ class Boards:
             if key not in self.kept:
                 text = render_board(self.web, ctx, t, view)
                 content = text.encode()
+                sent = below_path(self.web.root, content)
                 mark = hashlib.sha256(content).hexdigest()[:16]
-                board = Rendered(text, gzip.compress(content, 5, mtime=0), mark)
+                board = Rendered(text, gzip.compress(sent, 5, mtime=0), mark)
                 self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
                 return board
             return self.kept[key]
