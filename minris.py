@@ -10334,6 +10334,17 @@ def leap(counter: str, by: int) -> int:
     return last
 
 
+def last_number(counter: str) -> int:
+    """The last number of a counter, 0 if it has not begun."""
+    row = database.execute_sql("SELECT last FROM counter WHERE name = ?", (counter,)).fetchone()
+    return row[0] if row else 0
+
+
+def leap_to(counter: str, number: int) -> None:
+    """Let a counter go on after a number, unless it is past that."""
+    leap(counter, max(0, number - last_number(counter)))
+
+
 def belongs_to_another(keyword: str, value: str) -> Refusal:
     """The refusal (0111) of another patient's identifier."""
     words = Message("{value} belongs to another patient", value=value)
@@ -16708,6 +16719,101 @@ class ArchiveWatch(Rounds):
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.delivery.numbers
+# Made identifiers are looked up in the archive before they are given.
+# ------------------------------------------------------------------------------------------------
+
+def wildcards(identifiers: Iterable[str]) -> list[str]:
+    """Patterns that match at least these identifiers, one for each length (PS3.4 C.2.2.2.4)."""
+    by_length: dict[int, list[str]] = {}
+    for one in identifiers:
+        by_length.setdefault(len(one), []).append(one)
+    return [
+        "".join(
+            letters[0] if len(set(letters)) == 1 else "?" for letters in zip(*some, strict=True)
+        )
+        for some in by_length.values()
+    ]
+
+
+class NumberWatch(Rounds):
+    """Lets a counter leap past the numbers that the archive has: those of a store that was lost.
+
+    It looks ahead, a block at a time, so that registration seldom waits for the archive.
+
+    ask  coroutine function (archive, keyword, patterns) returning identifiers; raises DeliveryError
+    how  as for Rounds
+    """
+
+    NAME, PAUSE, CALM = "look-up of numbers", 60.0, 1.0
+    BLOCK, AHEAD, MOST_QUERIES = 100, 20, 50
+    WAIT_S, PEACE_S = 2.0, 60.0  # how long registration waits, and then does not wait again
+
+    def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
+        super().__init__(*how)
+        self.ask = ask
+        self.free_to: dict[str, int] = {}  # by counter: the archive has no number up to this
+        self.peace_until = 0.0  # by the monotonic clock
+
+    def at_peace(self) -> bool:
+        """Whether the archive was away a moment ago."""
+        return time.monotonic() < self.peace_until
+
+    def be_at_peace(self, why: str) -> None:
+        """Ask the archive no more for a while."""
+        self.peace_until = time.monotonic() + self.PEACE_S
+        log.warning("new identifiers are not looked up in the archive: %s", why)
+
+    async def work(self, wait: bool = False) -> None:
+        """Look ahead."""
+        await self.clear(self.AHEAD)
+
+    async def clear(self, count: int) -> None:
+        """See to it that the archive has none of the next numbers, as many as these."""
+        ctx = self.context()
+        archive = archive_of(ctx)
+        if not archive or not archive.host or self.at_peace():
+            return
+        clinic = ctx.config.clinic
+        try:
+            for keyword, pattern in (("PatientID", clinic.patient_id_format),
+                                     ("AccessionNumber", clinic.accession_number_format)):  # fmt: skip
+                await self._clear(ctx, archive, keyword, pattern, count)
+        except DeliveryError as error:
+            self.be_at_peace(str(error))
+
+    async def _clear(
+        self, ctx: Context, archive: Device, keyword: str, pattern: str, count: int
+    ) -> None:
+        now = ctx.local_now()
+        counter = counter_name(pattern, now)
+        last = await self.read(last_number, counter)
+        if last + count <= self.free_to.get(counter, -1):
+            return
+        first, top, step = last + 1, last, 0  # from first to top, all are free
+        for _ in range(self.MOST_QUERIES):
+            if top >= first + count - 1:
+                break
+            end = (top + 1) // self.BLOCK * self.BLOCK + self.BLOCK - 1
+            block = {format_identifier(pattern, now, n): n for n in range(top + 1, end + 1)}
+            found = await self.ask(archive, keyword, wildcards(block))
+            taken = [block[one] for one in found if one in block]
+            top = end
+            if taken:
+                first = max(taken) + 1
+            if first > end:  # it is full up to there: look ever farther
+                first, step = first + step, max(self.BLOCK, 2 * step)
+                top = first - 1
+        if first - 1 > last:
+            log.warning("the archive has numbers that are not ours: one counter leaps by %d",
+                        first - 1 - last)  # fmt: skip
+            await self.write(leap_to, counter, first - 1)
+        if len(self.free_to) > 8:  # those of former days
+            self.free_to.clear()
+        self.free_to[counter] = top
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.delivery.sockets
 # Deliver events to open WebSockets.
 # ------------------------------------------------------------------------------------------------
@@ -16992,6 +17098,7 @@ class Box(Protocol):
 
     def alarms(self) -> list[Message]: ...
     def back_up(self) -> None: ...
+    def clear_numbers(self, count: int = 1) -> None: ...
     def health(self) -> Mapping[str, str]: ...
     def lights(self) -> list[tuple[Message, str, Message]]: ...
     def metrics(self) -> Mapping[str, float]: ...
@@ -17609,6 +17716,7 @@ def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
                 raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
         return stored
 
+    web.box.clear_numbers(len(items))
     return web.write(schedule_all, ctx)
 
 
@@ -17638,6 +17746,11 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
     """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
     return [web.write(change_step, ctx, "cancel", study, step, reason)]
+
+
+def numbers_in(content: bytes) -> int:
+    """Return how many identifiers of a kind a file may need."""
+    return min(1 + content.count(b"\n"), 2000)
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
@@ -17684,6 +17797,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
         arguments = json.loads(body_of(bottle.request))
         if "content" in arguments:
             arguments["content"] = base64.b64decode(arguments["content"])
+            web.box.clear_numbers(numbers_in(arguments["content"]))
         ctx = web.context(Actor("console", role="admin"))
 
         def run(ctx: Context) -> str:
@@ -19019,6 +19133,15 @@ class ArchiveSearch:
                     number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
                     counts[one.get("StudyInstanceUID")] = number
         return {study: counts[study] for study in studies if study in counts}
+
+    async def identifiers(self, archive: Device, keyword: str, patterns: Iterable[str]) -> set[str]:
+        """Return the values of a key of its studies that match patterns. Raises DeliveryError."""
+        found: set[str] = set()
+        async with self._asking(archive) as caller:
+            for pattern in patterns:
+                keys = {"StudyInstanceUID": "", keyword: pattern}
+                found |= {one.get(keyword) for one in await self._ask(caller, "STUDY", **keys)}
+        return found
 
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
@@ -24837,6 +24960,7 @@ def post_import(p: PageRequest) -> str:
     read_as = ReadAs("" if p.form("again") else encoding)
     try:
         if p.form("confirmed"):
+            p.web.box.clear_numbers(numbers_in(content))
             done = p.write(import_file, name, content, read_as)
             return p.tell("/import", t("{count} imported", count=done))
         lines, problems = p.write(preview_file, name, content, read_as)
@@ -25854,6 +25978,7 @@ def post_register(p: PageRequest) -> str:
     try:
         if problems:
             refuse_item(p.ctx, item, problems)
+        p.web.box.clear_numbers()
         p.write(register_once, item, same_id, not form["same_person"])
     except Refusal as refusal:
         return register_page(p, form, p.again(refusal))
@@ -27688,7 +27813,9 @@ class Appliance:
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
-        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery)
+        self.numbers = NumberWatch(search.identifiers, *how)
+        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery,
+                       self.numbers)  # fmt: skip
         self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -27729,6 +27856,16 @@ class Appliance:
         """Wake the delivery tasks; call it from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._wake_delivery)
+
+    def clear_numbers(self, count: int = 1) -> None:
+        """See to it that the archive has none of the next made numbers; not in the loop."""
+        if self.numbers.at_peace():
+            return
+        cleared = asyncio.run_coroutine_threadsafe(self.numbers.clear(count), self.loop)
+        try:
+            cleared.result(self.numbers.WAIT_S)
+        except TimeoutError:  # it goes on looking by itself
+            self.numbers.be_at_peace("it takes long to answer")
 
     def begin_marks(self) -> None:
         """Mark today's daily jobs of a new store as done; they first run tomorrow."""

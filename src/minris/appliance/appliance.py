@@ -43,6 +43,7 @@ from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
+from minris.delivery.numbers import NumberWatch
 from minris.delivery.receivers import Delivery, Lane
 from minris.delivery.sockets import SocketDelivery
 from minris.dimse.archive import ArchiveSearch
@@ -218,7 +219,9 @@ class Appliance:
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
-        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery)
+        self.numbers = NumberWatch(search.identifiers, *how)
+        self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery,
+                       self.numbers)  # fmt: skip
         self.tasks = [self.loop.create_task(rounds.run()) for rounds in self.rounds]
 
     async def read_async(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -259,6 +262,16 @@ class Appliance:
         """Wake the delivery tasks; call it from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._wake_delivery)
+
+    def clear_numbers(self, count: int = 1) -> None:
+        """See to it that the archive has none of the next made numbers; not in the loop."""
+        if self.numbers.at_peace():
+            return
+        cleared = asyncio.run_coroutine_threadsafe(self.numbers.clear(count), self.loop)
+        try:
+            cleared.result(self.numbers.WAIT_S)
+        except TimeoutError:  # it goes on looking by itself
+            self.numbers.be_at_peace("it takes long to answer")
 
     def begin_marks(self) -> None:
         """Mark today's daily jobs of a new store as done; they first run tomorrow."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from minris.config.ini import Config, Device
 from minris.dataset.elements import ElementIndex, Malformed, encode_text, encoded
@@ -63,6 +63,15 @@ class ArchiveSearch:
                     number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
                     counts[one.get("StudyInstanceUID")] = number
         return {study: counts[study] for study in studies if study in counts}
+
+    async def identifiers(self, archive: Device, keyword: str, patterns: Iterable[str]) -> set[str]:
+        """Return the values of a key of its studies that match patterns. Raises DeliveryError."""
+        found: set[str] = set()
+        async with self._asking(archive) as caller:
+            for pattern in patterns:
+                keys = {"StudyInstanceUID": "", keyword: pattern}
+                found |= {one.get(keyword) for one in await self._ask(caller, "STUDY", **keys)}
+        return found
 
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:

@@ -49,6 +49,17 @@ def leap(counter: str, by: int) -> int:
     return last
 
 
+def last_number(counter: str) -> int:
+    """The last number of a counter, 0 if it has not begun."""
+    row = database.execute_sql("SELECT last FROM counter WHERE name = ?", (counter,)).fetchone()
+    return row[0] if row else 0
+
+
+def leap_to(counter: str, number: int) -> None:
+    """Let a counter go on after a number, unless it is past that."""
+    leap(counter, max(0, number - last_number(counter)))
+
+
 def belongs_to_another(keyword: str, value: str) -> Refusal:
     """The refusal (0111) of another patient's identifier."""
     words = Message("{value} belongs to another patient", value=value)

@@ -34,6 +34,7 @@ def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
                 raise (numbered(refusal, number) if len(items) > 1 else refusal) from None
         return stored
 
+    web.box.clear_numbers(len(items))
     return web.write(schedule_all, ctx)
 
 
@@ -63,6 +64,11 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
     """DELETE /api/worklist/…: cancel the step; nothing is erased."""
     reason = request.query.getunicode("reason") or ""
     return [web.write(change_step, ctx, "cancel", study, step, reason)]
+
+
+def numbers_in(content: bytes) -> int:
+    """Return how many identifiers of a kind a file may need."""
+    return min(1 + content.count(b"\n"), 2000)
 
 
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
@@ -109,6 +115,7 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
         arguments = json.loads(body_of(bottle.request))
         if "content" in arguments:
             arguments["content"] = base64.b64decode(arguments["content"])
+            web.box.clear_numbers(numbers_in(arguments["content"]))
         ctx = web.context(Actor("console", role="admin"))
 
         def run(ctx: Context) -> str:

@@ -10,6 +10,7 @@ from minris.pages.frame import PageRequest, Row
 from minris.pages.template import template
 from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Refusal
+from minris.web.api import numbers_in
 
 IMPORT_PAGE = template("patients/import.html")
 
@@ -38,6 +39,7 @@ def post_import(p: PageRequest) -> str:
     read_as = ReadAs("" if p.form("again") else encoding)
     try:
         if p.form("confirmed"):
+            p.web.box.clear_numbers(numbers_in(content))
             done = p.write(import_file, name, content, read_as)
             return p.tell("/import", t("{count} imported", count=done))
         lines, problems = p.write(preview_file, name, content, read_as)

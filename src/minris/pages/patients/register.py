@@ -114,6 +114,7 @@ def post_register(p: PageRequest) -> str:
     try:
         if problems:
             refuse_item(p.ctx, item, problems)
+        p.web.box.clear_numbers()
         p.write(register_once, item, same_id, not form["same_person"])
     except Refusal as refusal:
         return register_page(p, form, p.again(refusal))
