@@ -6163,6 +6163,9 @@ def _forget(path: Path) -> None:
         beside(path, suffix).unlink(missing_ok=True)
 
 
+_WRITTEN_BY = f"INSERT OR REPLACE INTO mark VALUES ('version', '{__version__}')"
+
+
 def _create_store(path: Path) -> None:
     """Create a database; it gets its name last, so that an interruption leaves none."""
     new = beside(path, ".new")
@@ -6171,17 +6174,26 @@ def _create_store(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        script = f"BEGIN;{new_schema()}PRAGMA user_version={newest_schema()};COMMIT"
+        script = f"BEGIN;{new_schema()}{_WRITTEN_BY};PRAGMA user_version={newest_schema()};COMMIT"
         connection.executescript(script)
         connection.execute("PRAGMA journal_mode=WAL")  # now: a switch may be cut off as well
     os.replace(new, path)
 
 
-def _check_version(connection: sqlite3.Connection) -> int:
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     """The schema number of a database. Raises StoreError if this version does not support it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > newest_schema():
-        raise StoreError(f"the database is from a newer minris (schema {version})")
+        by = ""
+        with contextlib.suppress(sqlite3.Error):
+            sql = "SELECT ', ' || value FROM mark WHERE name = 'version'"
+            (by,) = connection.execute(sql).fetchone() or ("",)
+        words = (
+            f"{path} is from a newer minris{by} (schema {version});"
+            f" this is minris {__version__}, which knows schemas up to {newest_schema()}"
+        )
+        copies = [copy for copy in _copies_before_migrations(path) if copy[0] <= newest_schema()]
+        raise StoreError(words + (f". {copies[-1][1]} is the copy from before" if copies else ""))
     if version < BASELINE:
         raise StoreError(f"the database is from before the first release (schema {version})")
     return int(version)
@@ -6189,7 +6201,7 @@ def _check_version(connection: sqlite3.Connection) -> int:
 
 def _check_newest(connection: sqlite3.Connection, path: Path) -> None:
     """Raise StoreError for a database that has yet to be migrated, or of a newer version."""
-    version = _check_version(connection)
+    version = _check_version(connection, path)
     if version < newest_schema():
         raise StoreError(
             f"{path} has schema {version}, and this minris needs {newest_schema()}:"
@@ -6197,13 +6209,31 @@ def _check_newest(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Migrate a database to the newest schema, one transaction per migration."""
-    version = _check_version(connection)
+def _copies_before_migrations(path: Path) -> list[tuple[int, Path]]:
+    """The copies of a database from before it was migrated, by their schema."""
+    head = f"{path.name}.schema-"
+    found = (each for each in path.parent.glob(f"{head}*") if each.suffix != ".part")
+    numbered = ((each.name.removeprefix(head), each) for each in found)
+    return sorted((int(number), each) for number, each in numbered if number.isdecimal())
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, copy: bool = True) -> None:
+    """Migrate a database to the newest schema, one transaction per migration.
+
+    copy  lay a copy aside first; of the earlier ones only the last stays
+    """
+    version = _check_version(connection, path)
+    if copy and version < newest_schema():
+        aside = beside(path, f".schema-{version}")
+        backup_store(path, aside)
+        log.warning("%s is migrated to schema %d; as it was, it is kept as %s", path,
+                    newest_schema(), aside)  # fmt: skip
+        for _, older in _copies_before_migrations(path)[:-2]:
+            older.unlink()
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("database migrated to schema %d: %s", number, what)
-            script = f"BEGIN IMMEDIATE;{sql};PRAGMA user_version={number};COMMIT"
+            script = f"BEGIN IMMEDIATE;{sql};{_WRITTEN_BY};PRAGMA user_version={number};COMMIT"
             connection.executescript(script)
 
 
@@ -6283,7 +6313,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
     bind_store(path)
     with in_words(path), database.connection_context():
         if migrate:
-            _migrate(database.connection())
+            _migrate(database.connection(), path)
         _check_newest(database.connection(), path)
 
 
@@ -6329,7 +6359,7 @@ def _look_at(path: Path, why: StoreError) -> bool:
     store = Store(path, look=True)
     try:
         with store.connection_context():
-            version = _check_version(store.connection())
+            version = _check_version(store.connection(), path)
     except (sqlite3.Error, peewee.PeeweeException, StoreError):
         version = 0
     if version < newest_schema() and why.kind != "damaged":
@@ -6482,9 +6512,8 @@ def restore_store(
     backup_store(backup, new, path)
     try:
         with in_words(new), contextlib.closing(sqlite3.connect(new)) as connection:
-            _check_version(connection)
             connection.execute("PRAGMA journal_mode=WAL")
-            _migrate(connection)
+            _migrate(connection, backup, copy=False)
             with connection:
                 connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
         carry_over(new)

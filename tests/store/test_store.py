@@ -251,8 +251,51 @@ def test_what_a_store_of_the_first_release_holds_is_there_afterwards(released, p
     before = contents(released, kept)
     open_store(released)
     after = contents(released, kept)
-    untouched = before.keys() - moved - {"commitment", "undo_note"}
+    untouched = before.keys() - moved - {"commitment", "undo_note", "mark"}
     assert {name: before[name] for name in untouched} == {name: after[name] for name in untouched}
+
+
+def test_a_store_is_copied_before_it_is_migrated_and_the_copy_is_named(released, caplog):
+    before = contents(released)
+    open_store(released)
+    copy = released.with_name(f"{released.name}.schema-{BASELINE}")
+    assert contents(copy) == before
+    assert str(copy) in caplog.text
+    assert stat.S_IMODE(copy.stat().st_mode) & 0o077 == 0
+
+
+def test_a_store_of_this_version_is_not_copied(path):
+    open_store(path)
+    assert not list(path.parent.glob("*.schema-*"))
+
+
+def test_only_the_last_copies_stay(released):
+    for number in (9, 11, 12):
+        released.with_name(f"{released.name}.schema-{number}").touch()
+    open_store(released)
+    left = {file.name for file in released.parent.glob("*.schema-*")}
+    assert left == {f"{released.name}.schema-{number}" for number in (12, BASELINE)}
+
+
+def test_a_store_that_cannot_be_copied_is_not_migrated(released, monkeypatch):
+    def full(*_):
+        raise StoreError("there is no room")
+
+    monkeypatch.setattr("minris.store.sqlite.backup_store", full)
+    with pytest.raises(StoreError, match="no room"):
+        open_store(released)
+    with connect(released) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (BASELINE,)
+
+
+def test_an_older_program_says_which_version_wrote_the_store_and_where_its_copy_is(released):
+    open_store(released)
+    with connect(released) as connection:
+        connection.execute("UPDATE mark SET value = '7.3.1' WHERE name = 'version'")
+        connection.execute("PRAGMA user_version=999")
+    words = rf"newer minris, 7\.3\.1 \(schema 999\).*schema-{BASELINE} is the copy from before"
+    with pytest.raises(StoreError, match=words):
+        open_store(released)
 
 
 def told_from(released: Path, sql: str) -> list[tuple]:
